@@ -1,0 +1,94 @@
+"""Lowest status wins, over a grid with holes (rules R5, R6, R17). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.models import State, Status, Summary
+from celery_statemanager.records import FRACTION_UNIT, Column, JobRecord, Tally
+
+
+def absent(job: JobRecord, tag: str, task_index: int) -> State:
+    """Give the state of a cell that nobody wrote: not started or, in a cancelled job, CANCELLED."""
+    if job.cancelled is None:
+        return State(job.job_id, task_index, tag)
+    return State(job.job_id, task_index, tag, int(Status.CANCELLED), job.cancelled.reason)
+
+
+def lowest(states: Iterable[State]) -> State | None:
+    """Give the lowest state; ties go to the lowest row, then to the tag first in code-point order."""
+    return min(states, key=lambda state: (state.status, state.task_index, state.tag), default=None)
+
+
+def expected_tags(job: JobRecord, seen: Iterable[str]) -> list[str]:
+    """Give the tags that count in row and grid aggregates, in code-point order."""
+    return sorted(job.plan.tags if job.plan else seen)
+
+
+def expected_rows(job: JobRecord, tag: str) -> IndexSet:
+    """Give the rows expected under a tag: the planned ones, or all for an unplanned tag."""
+    planned = job.plan.columns.get(tag) if job.plan else None
+    return IndexSet(range(job.num_tasks)) if planned is None else planned
+
+
+def expects(job: JobRecord, tag: str, task_index: int) -> bool:
+    """Whether a cell counts in row and grid aggregates, once its tag has been seen."""
+    return job.plan is None or job.plan.expects(tag, task_index)
+
+
+def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
+    """Name the latches that fall now: those not yet decided whose condition the tally meets (rule R15).
+
+    Args:
+        expected: the number of cells expected in all.
+        tally: the sum over all expected columns.
+    """
+    settled = tally.pending == 0 if job.cancelled else tally.ended >= expected
+    met = {"success": tally.succeeded >= expected, "failure": tally.alarms > 0, "settled": settled}
+    return tuple(name for name, holds in met.items() if holds and job.latches[name].decided_at is None)
+
+
+def settled(job: JobRecord, columns: Sequence[Column]) -> bool:
+    """Whether every expected cell is final; for a job without a plan this may change again."""
+    if job.plan:
+        return job.settled
+    if job.cancelled:
+        return all(column.tally.pending == 0 for column in columns)
+    return bool(columns) and all(column.tally.ended >= column.expected for column in columns)
+
+
+def summarize(job: JobRecord, columns: Sequence[Column], indexes: bool) -> Summary:
+    """Sum columns up; in a cancelled job what was not started counts as failed.
+
+    Args:
+        indexes: whether the columns carry their index sets.
+    """
+    expected = sum(column.expected for column in columns)
+    total = Tally()
+    for column in columns:
+        total = total.plus(column.tally)
+    not_started = expected - total.running - total.finished - total.failed
+    gone = not_started if job.cancelled else 0
+    least = lowest(column.lowest for column in columns if column.lowest is not None)
+    done = total.finished * FRACTION_UNIT + total.progress
+    return Summary(
+        num_tasks=job.num_tasks,
+        expected=expected,
+        not_started=not_started - gone,
+        running=total.running,
+        finished=total.finished,
+        failed=total.failed + gone,
+        lowest=least or absent(job, "", 0),
+        fraction=done / (expected * FRACTION_UNIT) if expected else 0.0,
+        **(_index_sets(job, columns) if indexes else {}),
+    )
+
+
+def _index_sets(job: JobRecord, columns: Sequence[Column]) -> dict[str, IndexSet]:
+    failed, running, missing = (
+        IndexSet().union(*(getattr(column, kind) for column in columns)) for kind in ("failed", "running", "missing")
+    )
+    if job.cancelled:
+        failed, missing = failed.union(missing), IndexSet()
+    return {"failed_indexes": failed, "running_indexes": running, "missing_indexes": missing}

@@ -1,0 +1,72 @@
+"""Wait until every row of a tag has come this far (rule R8), or until a job has settled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+from celery_statemanager import aggregate
+from celery_statemanager.errors import SynchronizeFailed, SynchronizeTimeout
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.models import Scope, State
+from celery_statemanager.records import JobRecord, JobRef
+from celery_statemanager.stores.base import Store
+from celery_statemanager.subscription import NO_CELLS, Feed
+
+before_waiting: list[Callable[[], None]] = []
+"""Called whenever a barrier is about to block; the Celery floor warns from here inside a worker's task."""
+
+_SLICE = 3600.0
+
+
+def synchronize(
+    store: Store, ref: JobRef, tag: str, status: int, *, timeout: float | None = None, fail_fast: bool = True
+) -> list[State]:
+    """Return one state per expected row once each has at least ``status``.
+
+    Raises: SynchronizeFailed – a row is negative (unless ``fail_fast`` is False); SynchronizeTimeout; JobNotFound.
+    """
+    scope = Scope(tag=tag)
+    for _ in _changes(store, ref, scope, timeout):
+        least = store.lowest(ref, scope)
+        if least.status >= status:
+            return _rows(store, ref, scope)
+        if least.failed and fail_fast:
+            raise SynchronizeFailed(ref.key.job_id, tag, status, least)
+    states = _rows(store, ref, scope)
+    missing = IndexSet(state.task_index for state in states if state.status < status)
+    if not missing:
+        return states
+    raise SynchronizeTimeout(ref.key.job_id, tag, status, str(missing), states, timeout)
+
+
+def wait_settled(store: Store, ref: JobRef, timeout: float | None = None) -> bool:
+    """Return True once the job has settled, False if it had not after ``timeout`` seconds. Raises: JobNotFound."""
+    planned = store.survey(ref)[0].plan is not None
+    for _ in _changes(store, ref, NO_CELLS if planned else Scope(), timeout):
+        if aggregate.settled(*store.survey(ref)):
+            return True
+    return False
+
+
+def _changes(store: Store, ref: JobRef, scope: Scope, timeout: float | None) -> Iterator[None]:
+    """Yield at once, then after every change, until time runs out."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with closing(Feed(store, ref, scope)) as feed:
+        yield
+        for guard in before_waiting:
+            guard()
+        while deadline is None or time.monotonic() < deadline:
+            batch = feed.read(_SLICE if deadline is None else deadline - time.monotonic())
+            if not feed.connected:
+                continue
+            if batch.states or batch.job_changed or batch.resync:
+                yield
+
+
+def _rows(store: Store, ref: JobRef, scope: Scope) -> list[State]:
+    job: JobRecord = store.get_job(ref.key)
+    tag = scope.tag or ""
+    written = {state.task_index: state for state in store.list_states(ref, scope)}
+    return [written.get(row) or aggregate.absent(job, tag, row) for row in aggregate.expected_rows(job, tag)]

@@ -1,0 +1,125 @@
+"""A set of row indexes that prints compressed: ``"3,17-20"``. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from itertools import pairwise
+from typing import Any
+
+
+class IndexSet(AbstractSet[int]):
+    """An immutable set of indexes >= 0, kept as disjoint ascending ranges.
+
+    Costs memory and time per range, not per index, so that ten million rows in one range stay cheap.
+    """
+
+    __slots__ = ("_lows", "ranges")
+
+    def __init__(self, indexes: Iterable[int] = ()) -> None:
+        self.ranges: tuple[tuple[int, int], ...] = tuple(_ranges(indexes))
+        self._lows = [low for low, _ in self.ranges]
+
+    @classmethod
+    def from_ranges(cls, ranges: Iterable[tuple[int, int]]) -> IndexSet:
+        """Make a set of inclusive ``(low, high)`` pairs, given ascending and apart."""
+        made = cls()
+        made.ranges = tuple(ranges)
+        made._lows = [low for low, _ in made.ranges]
+        return made
+
+    @classmethod
+    def parse(cls, text: str) -> IndexSet:
+        """Read what ``str`` printed. Raises: ValueError."""
+        pairs = []
+        for part in filter(None, text.split(",")):
+            low, dash, high = part.partition("-")
+            pairs.append((int(low), int(high) if dash else int(low)))
+        if any(low > high or low < 0 for low, high in pairs) or any(a[1] >= b[0] for a, b in pairwise(pairs)):
+            raise ValueError(f"not an ascending index set like '3,17-20': {text!r}")
+        return cls.from_ranges(pairs)
+
+    def __contains__(self, index: object) -> bool:
+        if not isinstance(index, int):
+            return False
+        at = bisect_right(self._lows, index) - 1
+        return at >= 0 and index <= self.ranges[at][1]
+
+    def __iter__(self) -> Iterator[int]:
+        for low, high in self.ranges:
+            yield from range(low, high + 1)
+
+    def __len__(self) -> int:
+        return sum(high - low + 1 for low, high in self.ranges)
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges)
+
+    def __str__(self) -> str:
+        return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in self.ranges)
+
+    def __repr__(self) -> str:
+        return f"IndexSet({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, IndexSet):
+            return self.ranges == other.ranges
+        return super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return self._hash()
+
+    def __reduce__(self) -> Any:
+        return IndexSet.parse, (str(self),)
+
+    @property
+    def first(self) -> int:
+        """The lowest index. Raises: IndexError when empty."""
+        return self.ranges[0][0]
+
+    def union(self, *others: IndexSet) -> IndexSet:
+        """Give all indexes that are in this set or another."""
+        pairs = sorted(pair for each in (self, *others) for pair in each.ranges)
+        return IndexSet.from_ranges(_merged(pairs))
+
+    def without(self, other: IndexSet) -> IndexSet:
+        """Give the indexes that are in this set and not in the other."""
+        left: list[tuple[int, int]] = []
+        holes = iter((*other.ranges, (2**63, 2**63)))
+        hole = next(holes)
+        for start, high in self.ranges:
+            low = start
+            while hole[1] < low:
+                hole = next(holes)
+            while hole[0] <= high:
+                if low < hole[0]:
+                    left.append((low, hole[0] - 1))
+                low = hole[1] + 1
+                if low > high:
+                    break
+                hole = next(holes)
+            if low <= high:
+                left.append((low, high))
+        return IndexSet.from_ranges(left)
+
+
+def _ranges(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    if isinstance(indexes, IndexSet):
+        return iter(indexes.ranges)
+    if isinstance(indexes, range) and indexes.step == 1:
+        return iter([(indexes.start, indexes.stop - 1)] if indexes else [])
+    return _merged((index, index) for index in sorted(set(indexes)))
+
+
+def _merged(pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    low = high = None
+    for start, end in pairs:
+        if high is not None and start <= high + 1:
+            high = max(high, end)
+            continue
+        if low is not None and high is not None:
+            yield low, high
+        low, high = start, end
+    if low is not None and high is not None:
+        yield low, high

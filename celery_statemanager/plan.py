@@ -1,0 +1,101 @@
+"""Which cells a job expects: its rows and, per row, the tags in the order they run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.limits import check_index, check_name
+
+PlanSpec = Sequence[str] | Mapping[str, Iterable[int]]
+"""What a caller may give: tags for all rows, or a mapping tag → its row indexes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows with the same stages are kept together, so that a uniform job of any size is one entry.
+
+    Attributes:
+        shapes: ``(stages, rows)`` pairs; each row of the job is in exactly one.
+    """
+
+    shapes: tuple[tuple[tuple[str, ...], IndexSet], ...]
+
+    @classmethod
+    def of(cls, num_tasks: int, tags: PlanSpec) -> Plan:
+        """Make a plan from what a caller gave. Raises: TypeError, ValueError."""
+        if isinstance(tags, (str, bytes)):
+            raise TypeError(
+                f"tags is a sequence of names or a mapping tag -> indexes, not {tags!r}: write tags=({tags!r},)"
+            )
+        if isinstance(tags, Mapping):
+            return cls(tuple(_shapes(num_tasks, {check_name("tag", tag): rows for tag, rows in tags.items()})))
+        names = tuple(check_name("tag", tag) for tag in tags)
+        if not names:
+            raise ValueError("tags is empty: name at least one tag, or give None for a job without a plan")
+        if len(set(names)) < len(names):
+            raise ValueError(f"tags names a tag twice: {names!r}")
+        return cls(((names, IndexSet(range(num_tasks))),))
+
+    @cached_property
+    def columns(self) -> Mapping[str, IndexSet]:
+        """The rows expected under each tag, tags in the order they first run."""
+        rows: dict[str, list[IndexSet]] = {}
+        for stages, indexes in self.shapes:
+            for tag in stages:
+                rows.setdefault(tag, []).append(indexes)
+        return {tag: sets[0].union(*sets[1:]) for tag, sets in rows.items()}
+
+    @cached_property
+    def expected(self) -> int:
+        """The number of cells expected in all."""
+        return sum(len(stages) * len(rows) for stages, rows in self.shapes)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All planned tags, in the order they first run."""
+        return tuple(self.columns)
+
+    def expects(self, tag: str, task_index: int) -> bool:
+        """Whether the cell counts in row and grid aggregates."""
+        rows = self.columns.get(tag)
+        return rows is not None and task_index in rows
+
+    def stages(self, task_index: int) -> tuple[str, ...]:
+        """The tags of a row, in the order they run; empty for a row outside the plan."""
+        return next((stages for stages, rows in self.shapes if task_index in rows), ())
+
+    def after(self, tag: str, task_index: int) -> tuple[str, ...]:
+        """The tags of a row that run after one of its stages."""
+        stages = self.stages(task_index)
+        return stages[stages.index(tag) + 1 :] if tag in stages else ()
+
+
+def _shapes(num_tasks: int, columns: Mapping[str, Iterable[int]]) -> Iterable[tuple[tuple[str, ...], IndexSet]]:
+    sets = {tag: _rows(num_tasks, tag, rows) for tag, rows in columns.items()}
+    uncovered = IndexSet(range(num_tasks)).without(IndexSet().union(*sets.values()))
+    if uncovered:
+        raise ValueError(f"the plan names no tag for task {uncovered}: every row needs at least one")
+    cuts = sorted({edge for rows in sets.values() for low, high in rows.ranges for edge in (low, high + 1)})
+    shapes: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for low, end in pairwise(cuts):
+        stages = tuple(tag for tag, rows in sets.items() if low in rows)
+        if stages:
+            shapes.setdefault(stages, []).append((low, end - 1))
+    return [
+        (stages, IndexSet().union(*(IndexSet.from_ranges([pair]) for pair in pairs)))
+        for stages, pairs in shapes.items()
+    ]
+
+
+def _rows(num_tasks: int, tag: str, rows: Iterable[int]) -> IndexSet:
+    if isinstance(rows, (str, bytes)):
+        raise TypeError(f"the rows of tag {tag!r} are indexes, not {rows!r}")
+    if isinstance(rows, range) and rows and rows.step == 1:
+        check_index(rows.start, num_tasks)
+        check_index(rows.stop - 1, num_tasks)
+        return IndexSet(rows)
+    return IndexSet(check_index(row, num_tasks) for row in rows)

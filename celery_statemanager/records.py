@@ -1,0 +1,385 @@
+"""What stores keep and exchange with the floors above: jobs, cells, and the requests on them. Pure values.
+
+Times are integer microseconds since the epoch, UTC, from the store's clock. Payloads are JSON text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from enum import Enum
+from typing import NamedTuple
+
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.models import SCHEMA_VERSION, State, Status
+from celery_statemanager.plan import Plan
+
+CALLBACK_ROW = -1
+"""The row that holds the runs of a job's callbacks, one tag per latch; no reader of the grid sees it."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def to_datetime(microseconds: int) -> datetime:
+    """Give a record's time as an aware UTC datetime, exact to the microsecond."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+class JobKey(NamedTuple):
+    """The pair under which a job is kept."""
+
+    job_id: str
+    run_token: str | None = None
+
+
+class JobRef(NamedTuple):
+    """One incarnation of a job: what a write must name, so that a straggler never meets a successor."""
+
+    key: JobKey
+    incarnation: str
+
+
+class Delivery(NamedTuple):
+    """How late a message is among those of its cell: compared by replacements, then by retries."""
+
+    replacements: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Latch:
+    """One of a job's three once-only decisions, and the callback that waits for it.
+
+    Attributes:
+        callback: a task signature as JSON text; None when only the decision is wanted.
+        decided_at: when it fell; None until then.
+        published_at: when the callback's message was known to be sent; None until then.
+    """
+
+    callback: str | None = None
+    decided_at: int | None = None
+    published_at: int | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether the callback must still be published."""
+        return self.callback is not None and self.decided_at is not None and self.published_at is None
+
+
+LATCHES = ("success", "failure", "settled")
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """Who reads it learns why and since when a job is cancelled."""
+
+    reason: str | None
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """How far a job's messages were published.
+
+    Attributes:
+        published: rows whose message is known to be sent; they are sent in row order.
+        done: whether the publisher came to its end, well or not.
+        alive_until: until when the publisher is believed to live without another sign of it.
+    """
+
+    published: int
+    done: bool
+    alive_until: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job without its cells.
+
+    ``num_tasks``, ``plan``, ``incarnation`` and ``created_at`` never change; ``last_activity`` is the store's
+    (exact, or at most a minute old); everything else changes by compare-and-set on ``revision``.
+    """
+
+    job_id: str
+    run_token: str | None
+    incarnation: str
+    num_tasks: int
+    plan: Plan | None = None
+    latches: Mapping[str, Latch] = field(default_factory=lambda: dict.fromkeys(LATCHES, Latch()))
+    cancelled: Cancellation | None = None
+    submission: Submission | None = None
+    tombstoned_at: int | None = None
+    created_at: int = 0
+    last_activity: int = 0
+    revision: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> JobKey:
+        """The pair under which the job is kept."""
+        return JobKey(self.job_id, self.run_token)
+
+    @property
+    def ref(self) -> JobRef:
+        """This very incarnation of the job."""
+        return JobRef(self.key, self.incarnation)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the settled latch has fallen: the job is closed. Never true without a plan."""
+        return self.latches["settled"].decided_at is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether a sweep must look at it: a callback to publish or a submission not known to be done."""
+        unfinished = self.submission is not None and not self.submission.done
+        return unfinished or any(latch.due for latch in self.latches.values())
+
+    def with_latches(self, **latches: Latch) -> JobRecord:
+        """Give the record with some latches exchanged."""
+        return replace(self, latches={**self.latches, **latches})
+
+
+@dataclass(slots=True)
+class Cell:
+    """All that a store keeps of one cell. Treated as a value: changed only by ``dataclasses.replace``.
+
+    Attributes:
+        open: whether an attempt is open on it.
+        delivery: of the newest attempt or, after a retry was announced, of the one to come.
+        owner: the worker that runs the open attempt; None for a Manager, which holds no lease.
+        losses: how often an attempt was lost with its worker.
+        kept: the message to send again when the worker is lost; dropped when the cell ends.
+        blocked_by: the failed stage of the row that gave this never-begun cell its status.
+        began_at: when the open attempt began.
+    """
+
+    status: int = 0
+    message: str | None = None
+    payload: str | None = None
+    timestamp: int = 0
+    version: int = 0
+    event_id: str = ""
+    attempt: int = 0
+    open: bool = False
+    delivery: Delivery = Delivery()
+    owner: str | None = None
+    losses: int = 0
+    kept: str | None = None
+    blocked_by: str | None = None
+    began_at: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the status is an ending."""
+        return self.status < 0 or self.status == Status.FINISHED
+
+    @property
+    def final(self) -> bool:
+        """Whether the cell has ended: a terminal status and no open attempt."""
+        return self.terminal and not self.open
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the cell is not started and nobody is at it."""
+        return self.status == 0 and not self.open
+
+
+class When(Enum):
+    """What must hold for a write to be taken, beside its fence."""
+
+    ANY = "any"
+    OPEN = "open"
+    """The writer's attempt must still be open: what a task and its worker write."""
+    IDLE = "idle"
+    """No attempt may be open and the cell must not be final: what is known of a message that never began."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Begin:
+    """Take the next attempt of a cell.
+
+    Attributes:
+        supersedes: the open attempt known to be dead; its number must still be the cell's.
+        takes_over: begin whatever attempt is open (a Manager outside Celery).
+    """
+
+    tag: str
+    task_index: int
+    event_id: str
+    delivery: Delivery = Delivery()
+    owner: str | None = None
+    kept: str | None = None
+    message: str | None = None
+    supersedes: int | None = None
+    takes_over: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Write:
+    """Write one cell.
+
+    Attributes:
+        payload: JSON text; ignored when ``keeps_payload``.
+        progress: JSON text of a ``{"done": …, "total": …}`` to set in the payload that is kept.
+        attempt: the fence; None for a Manager that took no attempt.
+        begin: take an attempt in the same step, for one that could not begin earlier; needs no ``attempt``.
+        closes: close the attempt.
+        yields: the application's words stay: its negative status, written during the open attempt, and,
+            where this write has no message, its last one.
+        cascades: when the cell is final and negative afterwards, give the row's later stages its status.
+        losing: count a loss; the attempt's worker is gone.
+        next_delivery: the delivery that a retry announced.
+    """
+
+    tag: str
+    task_index: int
+    status: int
+    event_id: str
+    message: str | None = None
+    payload: str | None = None
+    keeps_payload: bool = False
+    progress: str | None = None
+    attempt: int | None = None
+    begin: Begin | None = None
+    when: When = When.ANY
+    closes: bool = False
+    yields: bool = False
+    cascades: bool = False
+    losing: bool = False
+    next_delivery: Delivery | None = None
+
+
+class Verdict(Enum):
+    """What became of a Begin."""
+
+    BEGUN = "begun"
+    FINISHED = "finished"
+    CLOSED = "closed"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class BeginReply:
+    """The verdict on a Begin and the cell as it is now (the other delivery's, for a duplicate).
+
+    ``decided`` names the latches that fell in the same step: vetoing the last running row of a cancelled
+    job settles it.
+    """
+
+    verdict: Verdict
+    cell: Cell
+    decided: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class WriteReply:
+    """The cell as it is now, whether this write changed it, and the latches that fell in the same step."""
+
+    cell: Cell
+    changed: bool = True
+    decided: tuple[str, ...] = ()
+
+
+class Tally(NamedTuple):
+    """Counts of one column's written cells; each changes by (new cell − old cell) in the cell's own step.
+
+    Attributes:
+        succeeded: final and FINISHED.
+        ended: final.
+        alarms: final and negative, but not CANCELLED.
+        pending: begun and not ended: an open attempt, or a status of work in progress.
+        progress: sum over running cells of their fraction, in units of ``1 / FRACTION_UNIT``.
+    """
+
+    running: int = 0
+    finished: int = 0
+    failed: int = 0
+    succeeded: int = 0
+    ended: int = 0
+    alarms: int = 0
+    pending: int = 0
+    progress: int = 0
+
+    def plus(self, other: Tally) -> Tally:
+        """Add field by field."""
+        return Tally(*map(int.__add__, self, other))
+
+    def minus(self, other: Tally) -> Tally:
+        """Subtract field by field."""
+        return Tally(*map(int.__sub__, self, other))
+
+
+FRACTION_UNIT = 10**8
+
+
+@dataclass(slots=True)
+class Column:
+    """One tag of a job as a survey found it.
+
+    Attributes:
+        expected: rows expected under the tag.
+        lowest: the lowest cell, absent ones counted; None only where no row is expected.
+        failed, running, missing: the rows in each class; None when not asked for.
+    """
+
+    tag: str
+    expected: int
+    tally: Tally
+    lowest: State | None
+    failed: IndexSet | None = None
+    running: IndexSet | None = None
+    missing: IndexSet | None = None
+
+
+@dataclass(slots=True)
+class WorkerRecord:
+    """What one worker process last said of itself.
+
+    Attributes:
+        body: JSON text, made and read by ``leases``: the attempts it runs, the rows it received.
+        renewed_at: when it said so.
+        lease_until: until when it counts as alive without saying more.
+    """
+
+    worker_id: str
+    body: str
+    renewed_at: int
+    lease_until: int
+
+
+@dataclass(slots=True)
+class OpenAttempt:
+    """An open attempt of a worker, as the sweep finds it."""
+
+    ref: JobRef
+    tag: str
+    task_index: int
+    cell: Cell
+
+
+@dataclass(slots=True)
+class Page:
+    """Some jobs, and where to go on; ``cursor`` is None at the end."""
+
+    jobs: list[JobRecord]
+    cursor: str | None
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a watch saw since it was last read.
+
+    Attributes:
+        states: the newest version of each cell that changed, older changes first.
+        job_changed: the job record may have changed (settled, cancelled, tombstoned).
+        resync: changes were missed; the reader must list the states again.
+    """
+
+    states: list[State]
+    job_changed: bool = False
+    resync: bool = False

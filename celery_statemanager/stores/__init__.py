@@ -1,0 +1,77 @@
+"""Where states are kept: ``open_store`` finds the store for a URL."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from importlib.metadata import entry_points
+from typing import Any
+
+from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.stores.base import Store, Watch
+
+__all__ = ["Store", "Watch", "masked", "open_store"]
+
+SCHEMES = {
+    "memory": "celery_statemanager.stores.memory:MemoryStore",
+    "sqlite": "celery_statemanager.stores.sqlite:SQLiteStore",
+}
+"""URL scheme → ``module:Class``; others come through the entry point group ``celery_statemanager.stores``."""
+
+EXTRAS: dict[str, str] = {}
+"""URL scheme → the extra that brings the client library it needs."""
+
+
+def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> Store:
+    """Give the store that a URL names; nothing is imported for the other schemes.
+
+    Args:
+        url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``.
+        timeout: seconds after which a call gives up with ``StoreUnavailable``.
+        options: handed to the store, which refuses what it does not know.
+
+    Raises: ConfigurationError – with the mend.
+    """
+    if not isinstance(url, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", url):
+        raise ConfigurationError(
+            f"a store is named by a URL like 'sqlite:///states.db' or 'memory://', not {masked(str(url))!r}"
+        )
+    scheme = url.partition("://")[0].lower()
+    try:
+        return _store_class(scheme, url).from_url(url, timeout=timeout, **options)
+    except TypeError as error:
+        raise ConfigurationError(f"cannot open {masked(url)}: {error}") from error
+
+
+def masked(url: str) -> str:
+    """Give a URL that may be shown: the password, and options that look secret, are starred."""
+    shown = re.sub(r"(://[^/@:]*):[^@]*@", r"\1:**@", url)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*)=[^&]*", r"\1=**", shown)
+
+
+def _store_class(scheme: str, url: str) -> type[Store]:
+    if scheme in SCHEMES:
+        return _load(scheme, url)
+    plugins = {point.name: point for point in entry_points(group="celery_statemanager.stores")}
+    if scheme in plugins:
+        found: type[Store] = plugins[scheme].load()
+        return found
+    known = sorted({*SCHEMES, *plugins})
+    near = difflib.get_close_matches(scheme, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigurationError(f"no store for scheme {scheme!r} in {masked(url)} (known: {', '.join(known)}){hint}")
+
+
+def _load(scheme: str, url: str) -> type[Store]:
+    module, _, name = SCHEMES[scheme].partition(":")
+    try:
+        found: type[Store] = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        if scheme not in EXTRAS:
+            raise
+        extra = EXTRAS[scheme]
+        raise ConfigurationError(
+            f'{masked(url)} needs a client library ({error}): pip install "celery-statemanager[{extra}]"'
+        ) from error
+    return found

@@ -1,0 +1,183 @@
+"""States in this process's memory: for tests, for eager runs, and as the plainest reading of the contract."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from celery_statemanager.errors import JobExists, JobNotFound
+from celery_statemanager.models import Scope, State
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    Column,
+    JobKey,
+    JobRecord,
+    JobRef,
+    OpenAttempt,
+    Page,
+    WorkerRecord,
+    Write,
+    WriteReply,
+)
+from celery_statemanager.stores import steps
+from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.forking import fork_aware
+from celery_statemanager.stores.memory_grid import Job, MemoryWatch
+
+_named: dict[str, MemoryStore] = {}
+_named_lock = threading.Lock()
+
+
+class MemoryStore(Store):
+    """A store that lives and dies with its process; a forked child goes on with a copy of its own.
+
+    Args:
+        clock: gives the time in seconds since the epoch.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._jobs: dict[JobKey, Job] = {}
+        self._workers: dict[str, WorkerRecord] = {}
+        fork_aware(self)
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float, **options: Any) -> MemoryStore:
+        name = url.partition("://")[2]
+        if not name:
+            return cls(**options)
+        with _named_lock:
+            if name not in _named:
+                _named[name] = cls(**options)
+            return _named[name]
+
+    def create_job(self, job: JobRecord) -> JobRecord:
+        with self._lock:
+            if job.key in self._jobs:
+                raise JobExists(*job.key)
+            now = self.now()
+            kept = replace(job, created_at=now, last_activity=now, revision=1)
+            self._jobs[job.key] = Job(kept, now)
+            return kept
+
+    def get_job(self, key: JobKey) -> JobRecord:
+        with self._lock:
+            return self._kept(key).snapshot()
+
+    def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
+        with self._lock:
+            return steps.update_job(self._transaction(job.ref), job)
+
+    def list_jobs(
+        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+    ) -> Page:
+        with self._lock:
+            records = [job.snapshot() for job in self._jobs.values()]
+        listed = sorted(
+            (_position(job), job)
+            for job in records
+            if (not due or job.due) and (idle_before is None or job.last_activity < idle_before)
+            if cursor is None or _position(job) > cursor
+        )
+        page = [job for _, job in listed[:limit]]
+        return Page(page, _position(page[-1]) if len(listed) > limit else None)
+
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+        with self._lock:
+            kept = self._incarnation(job.ref)
+            moved = kept.record.revision != job.revision or kept.last_activity != job.last_activity
+            if if_idle and moved:
+                return False
+            del self._jobs[job.key]
+            kept.delete()
+            return True
+
+    def purge(self, limit: int = 1_000) -> int:
+        return 0
+
+    def write(self, ref: JobRef, write: Write) -> WriteReply:
+        with self._lock:
+            return steps.write(self._transaction(ref), write)
+
+    def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
+        with self._lock:
+            return steps.begin(self._transaction(ref), begin)
+
+    def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
+        with self._lock:
+            return self._incarnation(ref).cell(tag, task_index)
+
+    def lowest(self, ref: JobRef, scope: Scope) -> State:
+        with self._lock:
+            return self._incarnation(ref).lowest(scope)
+
+    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+        with self._lock:
+            job = self._incarnation(ref)
+            tags = job.expected_tags() if tag is None else [tag]
+            return job.snapshot(), [job.survey(each, indexes=indexes) for each in tags]
+
+    def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
+        with self._lock:
+            states = list(self._incarnation(ref).states(scope))
+        return iter(sorted(states, key=lambda state: (state.timestamp, state.tag, state.task_index)))
+
+    def watch(self, ref: JobRef, scope: Scope) -> Watch:
+        with self._lock:
+            job = self._incarnation(ref)
+            watch = MemoryWatch(self._lock, job, scope)
+            job.watches.add(watch)
+            return watch
+
+    def put_worker(self, worker_id: str, body: str, lease: float) -> None:
+        with self._lock:
+            now = self.now()
+            self._workers[worker_id] = WorkerRecord(worker_id, body, now, now + round(lease * 1_000_000))
+
+    def list_workers(self) -> list[WorkerRecord]:
+        with self._lock:
+            return [replace(worker) for worker in self._workers.values()]
+
+    def drop_worker(self, worker_id: str) -> None:
+        with self._lock:
+            self._workers.pop(worker_id, None)
+
+    def list_open_attempts(self) -> Iterator[OpenAttempt]:
+        with self._lock:
+            return iter([attempt for job in self._jobs.values() for attempt in job.owned.values()])
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork(self) -> None:
+        self._lock.release()
+
+    def now(self) -> int:
+        return int(self._clock() * 1_000_000)
+
+    def _kept(self, key: JobKey) -> Job:
+        job = self._jobs.get(key)
+        if job is None:
+            raise JobNotFound(*key)
+        return job
+
+    def _incarnation(self, ref: JobRef) -> Job:
+        job = self._kept(ref.key)
+        if job.record.incarnation != ref.incarnation:
+            raise JobNotFound(*ref.key)
+        return job
+
+    def _transaction(self, ref: JobRef) -> Job:
+        job = self._incarnation(ref)
+        job.now = max(self.now(), job.now)
+        return job
+
+
+def _position(job: JobRecord) -> str:
+    return f"{job.created_at:020}{job.incarnation}"

@@ -1,0 +1,122 @@
+"""The atomic steps, written once over the few reads and writes that a store makes inside its own transaction.
+
+A store that computes in Python (memory, SQLite) gives a ``Transaction``; one that computes on its server (Redis)
+says the same in the server's language.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from celery_statemanager import aggregate
+from celery_statemanager.errors import BeginRefused, JobCancelled
+from celery_statemanager.records import Begin, BeginReply, Cell, JobRecord, Tally, Verdict, Write, WriteReply
+from celery_statemanager.transitions import begun, blocked, unblocked, written
+
+
+class Transaction(Protocol):
+    """One job inside a store's transaction.
+
+    Attributes:
+        now: the store's time, not before any earlier write of the job; microseconds.
+    """
+
+    now: int
+
+    @property
+    def job(self) -> JobRecord:
+        """The job as it is by now in this transaction."""
+
+    def cell(self, tag: str, task_index: int) -> Cell | None:
+        """Read a cell."""
+
+    def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
+        """Store a cell with all that is derived from it: tally, indexes, change feed."""
+
+    def total(self) -> Tally:
+        """Sum the tallies of the expected columns."""
+
+    def put_job(self, job: JobRecord) -> None:
+        """Store the changeable part of the job under its next revision."""
+
+
+def write(tx: Transaction, request: Write) -> WriteReply:
+    """Write one cell and all that follows from it."""
+    old = tx.cell(request.tag, request.task_index)
+    cell = old or Cell()
+    if cell.version and cell.event_id == request.event_id:
+        return WriteReply(cell, changed=False)
+    if request.begin is not None:
+        cell = _begun_late(tx, cell, request.begin, closes=request.closes)
+        request = replace(request, attempt=cell.attempt)
+    new = written(tx.job, cell, request, tx.now)
+    tx.put(request.tag, request.task_index, old, new)
+    if request.begin is not None:
+        _unblock(tx, request.tag, request.task_index, new.event_id)
+    if request.cascades and new.final and new.status < 0:
+        _block(tx, request.tag, request.task_index, new)
+    return WriteReply(new, decided=_decide(tx, request.tag, request.task_index, new))
+
+
+def begin(tx: Transaction, request: Begin) -> BeginReply:
+    """Take an attempt, or say why not."""
+    old = tx.cell(request.tag, request.task_index)
+    cell = old or Cell()
+    if cell.version and cell.event_id == request.event_id and cell.open:
+        return BeginReply(Verdict.BEGUN, cell)
+    verdict, new = begun(tx.job, cell, request, tx.now)
+    if new is cell:
+        return BeginReply(verdict, cell)
+    tx.put(request.tag, request.task_index, old, new)
+    if verdict is Verdict.BEGUN:
+        _unblock(tx, request.tag, request.task_index, request.event_id)
+    return BeginReply(verdict, new, _decide(tx, request.tag, request.task_index, new))
+
+
+def update_job(tx: Transaction, job: JobRecord) -> tuple[str, ...] | None:
+    """Replace the changeable part of a job, if nobody else did since it was read, and decide its latches."""
+    if job.revision != tx.job.revision:
+        return None
+    names = aggregate.decisions(job, job.plan.expected, tx.total()) if job.plan else ()
+    tx.put_job(_with_decided(job, names, tx.now))
+    return names
+
+
+def _begun_late(tx: Transaction, cell: Cell, request: Begin, *, closes: bool) -> Cell:
+    job = replace(tx.job, cancelled=None) if closes else tx.job  # what is done is done, cancelled or not
+    verdict, new = begun(job, cell, request, tx.now)
+    if verdict is Verdict.CANCELLED and job.cancelled:
+        raise JobCancelled(job.job_id, job.cancelled.reason)
+    if verdict is not Verdict.BEGUN:
+        raise BeginRefused(tx.job.job_id, request.tag, request.task_index, verdict.value)
+    return replace(new, version=cell.version)
+
+
+def _block(tx: Transaction, stage: str, task_index: int, failed: Cell) -> None:
+    for tag in tx.job.plan.after(stage, task_index) if tx.job.plan else ():
+        old = tx.cell(tag, task_index)
+        if old is None or old.waiting:
+            tx.put(tag, task_index, old, blocked(old or Cell(), failed, stage, failed.event_id, tx.now))
+
+
+def _unblock(tx: Transaction, stage: str, task_index: int, event_id: str) -> None:
+    for tag in tx.job.plan.after(stage, task_index) if tx.job.plan else ():
+        old = tx.cell(tag, task_index)
+        if old is not None and old.blocked_by == stage:
+            tx.put(tag, task_index, old, unblocked(old, event_id, tx.now))
+
+
+def _decide(tx: Transaction, tag: str, task_index: int, new: Cell) -> tuple[str, ...]:
+    """Decide the latches after a cell changed; only an ending can move one."""
+    job = tx.job
+    if job.plan is None or not new.final or not job.plan.expects(tag, task_index):
+        return ()
+    names = aggregate.decisions(job, job.plan.expected, tx.total())
+    if names:
+        tx.put_job(_with_decided(job, names, tx.now))
+    return names
+
+
+def _with_decided(job: JobRecord, names: tuple[str, ...], now: int) -> JobRecord:
+    return job.with_latches(**{name: replace(job.latches[name], decided_at=now) for name in names})

@@ -1,0 +1,198 @@
+"""Replay, then live: no version lost, none twice, whatever the connection does (rule R7)."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from celery_statemanager import aggregate
+from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable, SubscriptionLost
+from celery_statemanager.models import Scope, State, StateEvent
+from celery_statemanager.records import CALLBACK_ROW, Batch, JobRef
+from celery_statemanager.stores.base import Store
+
+logger = logging.getLogger(__name__)
+
+NO_CELLS = Scope(task_index=CALLBACK_ROW)
+"""A scope to watch the job record alone."""
+
+FIRST_DELAY = 1.0
+LONGEST_DELAY = 60.0
+PATIENCE = 300.0
+
+_SLICE = 3600.0
+
+
+class Feed:
+    """A watch that heals: after a lost connection it is made anew, and says that changes may be missing.
+
+    Args:
+        clock: seconds, monotonic; for tests.
+    """
+
+    def __init__(self, store: Store, ref: JobRef, scope: Scope, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._ref = ref
+        self._scope = scope
+        self._clock = clock
+        self._closed = threading.Event()
+        self._lost_at: float | None = None
+        self._delay = FIRST_DELAY
+        self._watch = store.watch(ref, scope)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last read reached the store."""
+        return self._lost_at is None
+
+    def read(self, timeout: float) -> Batch:
+        """Wait for changes; an empty batch after ``timeout`` seconds, or once closed.
+
+        Raises: JobNotFound – deleted; SubscriptionLost – what cannot heal, or did not within five minutes.
+        """
+        try:
+            if self._lost_at is not None:
+                return self._reconnect(timeout)
+            return self._watch.read(timeout)
+        except StoreUnavailable as error:
+            self.lose(error)
+            return Batch([])
+        except StoreError as error:
+            raise SubscriptionLost(self._ref.key.job_id, str(error)) from error
+
+    def close(self) -> None:
+        """Stop; a ``read`` under way returns."""
+        self._closed.set()
+        self._watch.close()
+
+    def _reconnect(self, timeout: float) -> Batch:
+        pause = self._delay * random.uniform(0.5, 1.0)
+        if self._closed.wait(min(pause, timeout)) or timeout < pause:
+            return Batch([])
+        self._delay = min(self._delay * 2, LONGEST_DELAY)
+        self._watch = self._store.watch(self._ref, self._scope)
+        self._lost_at, self._delay = None, FIRST_DELAY
+        logger.info("subscription to job %r is connected again", self._ref.key.job_id)
+        return Batch([], job_changed=True, resync=True)
+
+    def lose(self, error: StoreUnavailable) -> None:
+        """Take the connection for lost: the next reads make it anew. Raises: SubscriptionLost – tried for too long."""
+        now = self._clock()
+        if self._lost_at is None:
+            self._lost_at = now
+            self._watch.close()
+            logger.warning("subscription to job %r lost its connection, trying again: %s", self._ref.key.job_id, error)
+        elif now - self._lost_at > PATIENCE:
+            raise SubscriptionLost(self._ref.key.job_id, f"no connection for {PATIENCE:.0f} s: {error}") from error
+
+
+class Subscription:
+    """What exists, oldest first, then every change; an iterator and a context manager.
+
+    For one reading thread; ``close`` may come from any. It ends when closed, when the job is deleted or, if
+    asked, when the job has settled. A slow reader gets the newest version of a cell, never a backlog.
+    """
+
+    def __init__(self, store: Store, ref: JobRef, scope: Scope, *, until_settled: bool = False) -> None:
+        self._store = store
+        self._ref = ref
+        self._scope = scope
+        self._until_settled = self._must_check = until_settled
+        self._closed = self._ending = self._must_list = False
+        self._replaying = True
+        self._seen: dict[tuple[str, int], int] = {}
+        self._live: deque[State] = deque()
+        self._feed = Feed(store, ref, scope)
+        self._listing = store.list_states(ref, scope)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended: nothing more will come."""
+        return self._closed
+
+    @property
+    def connected(self) -> bool:
+        """Whether the store could be reached at the last try."""
+        return self._feed.connected
+
+    def get(self, timeout: float | None = None) -> StateEvent | None:
+        """Give the next event; None after ``timeout`` seconds, or once it has ended (see ``closed``).
+
+        Raises: SubscriptionLost.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._closed:
+            try:
+                event = self._next_known()
+                if event is not None:
+                    return event
+                if self._ending:
+                    self.close()
+                elif self._must_check and self._settled():
+                    self._ending = self._must_list = True
+                elif not self._receive(deadline):
+                    return None
+            except JobNotFound:
+                self.close()
+            except StoreUnavailable as error:
+                self._feed.lose(error)
+                self._ending, self._must_check = False, self._until_settled
+        return None
+
+    def close(self) -> None:
+        """End it; harmless when repeated."""
+        self._closed = True
+        self._feed.close()
+
+    def __iter__(self) -> Iterator[StateEvent]:
+        return self
+
+    def __next__(self) -> StateEvent:
+        event = self.get()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _next_known(self) -> StateEvent | None:
+        if self._must_list:
+            self._must_list = False
+            self._listing = self._store.list_states(self._ref, self._scope)
+        for state in self._listing:
+            if self._is_news(state):
+                return StateEvent(state, self._replaying)
+        self._replaying = False
+        while self._live:
+            state = self._live.popleft()
+            if self._is_news(state):
+                return StateEvent(state, replay=False)
+        return None
+
+    def _is_news(self, state: State) -> bool:
+        cell = (state.tag, state.task_index)
+        if state.version <= self._seen.get(cell, 0):
+            return False
+        self._seen[cell] = state.version
+        return True
+
+    def _settled(self) -> bool:
+        """Ask the store; what was written before the answer is listed once more by the caller."""
+        self._must_check = False
+        return aggregate.settled(*self._store.survey(self._ref))
+
+    def _receive(self, deadline: float | None) -> bool:
+        left = _SLICE if deadline is None else deadline - time.monotonic()
+        batch = self._feed.read(max(left, 0.0))
+        self._live.extend(batch.states)
+        self._must_list = batch.resync
+        self._must_check = self._until_settled and (batch.job_changed or bool(batch.states))
+        return left > 0 or bool(batch.states) or batch.resync

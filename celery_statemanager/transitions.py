@@ -1,0 +1,175 @@
+"""What one write or begin makes of one cell: fences, attempts, payloads. Pure; the heart of every atomic step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from celery_statemanager.errors import AttemptSuperseded, JobCancelled
+from celery_statemanager.models import Status, fraction_of
+from celery_statemanager.records import FRACTION_UNIT, Begin, Cell, Delivery, JobRecord, Tally, Verdict, When, Write
+
+
+def begun(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, Cell]:
+    """Judge a Begin; the cell given back differs from the old one only if it must be written."""
+    verdict = _verdict(job, cell, begin)
+    if verdict is Verdict.CANCELLED and job.cancelled and cell.status > 0 and not cell.final and not cell.open:
+        return verdict, _ended(cell, Status.CANCELLED, job.cancelled.reason, begin.event_id, now)
+    if verdict is not Verdict.BEGUN:
+        return verdict, cell
+    return verdict, replace(
+        cell,
+        status=int(Status.STARTED),
+        message=begin.message,
+        timestamp=now,
+        version=cell.version + 1,
+        event_id=begin.event_id,
+        attempt=cell.attempt + 1,
+        open=True,
+        delivery=begin.delivery,
+        owner=begin.owner,
+        kept=begin.kept,
+        blocked_by=None,
+        began_at=now,
+    )
+
+
+def _verdict(job: JobRecord, cell: Cell, begin: Begin) -> Verdict:
+    if cell.final and cell.status == Status.FINISHED:
+        return Verdict.FINISHED
+    if begin.task_index >= 0:
+        if job.settled:
+            return Verdict.CLOSED
+        if job.cancelled:
+            return Verdict.CANCELLED
+    if begin.takes_over or (cell.open and begin.supersedes == cell.attempt):
+        return Verdict.BEGUN
+    if begin.delivery < cell.delivery:
+        return Verdict.STALE
+    if cell.open and begin.delivery == cell.delivery:
+        return Verdict.DUPLICATE
+    return Verdict.BEGUN
+
+
+def written(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
+    """Give the cell after a write, or the very same object when the write is a repetition.
+
+    Raises: AttemptSuperseded, JobCancelled.
+    """
+    if cell.version and write.event_id == cell.event_id:
+        return cell
+    _fence(job, cell, write)
+    _refuse_if_cancelled(job, cell, write)
+    status, message = _last_word(job, cell, write)
+    still_open = cell.open and not write.closes
+    ends = not still_open and (status < 0 or status == Status.FINISHED)
+    return replace(
+        cell,
+        status=status,
+        message=message,
+        payload=_payload(cell, write, status),
+        timestamp=now,
+        version=cell.version + 1,
+        event_id=write.event_id,
+        open=still_open,
+        delivery=write.next_delivery or cell.delivery,
+        owner=cell.owner if still_open else None,
+        losses=cell.losses + write.losing,
+        kept=None if ends else cell.kept,
+        blocked_by=None,
+    )
+
+
+def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
+    refused = (
+        (write.attempt is not None and write.attempt != cell.attempt)
+        or (write.when is When.OPEN and not cell.open)
+        or (write.when is When.IDLE and (cell.open or cell.final))
+    )
+    if refused:
+        raise AttemptSuperseded(job.job_id, write.tag, write.task_index, write.attempt, cell.attempt)
+
+
+def _refuse_if_cancelled(job: JobRecord, cell: Cell, write: Write) -> None:
+    """A cancelled job takes only what ends a cell that was begun, and everything of its callbacks."""
+    if job.cancelled is None or write.task_index < 0 or write.closes:
+        return
+    ends_it = write.status < 0 or write.status == Status.FINISHED
+    if cell.waiting or not ends_it:
+        raise JobCancelled(job.job_id, job.cancelled.reason)
+
+
+def _last_word(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | None]:
+    if job.cancelled is not None and write.when is When.IDLE:
+        return int(Status.CANCELLED), job.cancelled.reason
+    if write.yields and cell.open and cell.status < 0:
+        return cell.status, cell.message
+    if write.yields and write.message is None:
+        return write.status, cell.message
+    return write.status, write.message
+
+
+def _payload(cell: Cell, write: Write, status: int) -> str | None:
+    if not write.keeps_payload:
+        return write.payload
+    completes = status == Status.FINISHED and cell.payload is not None and '"progress"' in cell.payload
+    if write.progress is None and not completes:
+        return cell.payload
+    payload: dict[str, Any] = json.loads(cell.payload) if cell.payload else {}
+    if write.progress is not None:
+        payload["progress"] = json.loads(write.progress)
+    progress = payload.get("progress")
+    if status == Status.FINISHED and isinstance(progress, dict) and "total" in progress and "done" in progress:
+        payload["progress"] = {**progress, "done": progress["total"]}
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+
+
+def _ended(cell: Cell, status: int, message: str | None, event_id: str, now: int) -> Cell:
+    return replace(
+        cell, status=int(status), message=message, timestamp=now, version=cell.version + 1, event_id=event_id, kept=None
+    )
+
+
+def blocked(cell: Cell, failed: Cell, stage: str, event_id: str, now: int) -> Cell:
+    """Give a later stage's never-begun cell the status of the stage that failed for good."""
+    message = f"not run: stage {stage!r} failed: {failed.message or failed.status}"
+    return replace(_ended(cell, failed.status, message, event_id, now), blocked_by=stage)
+
+
+def unblocked(cell: Cell, event_id: str, now: int) -> Cell:
+    """Take back what ``blocked`` gave: the failed stage has begun again."""
+    return replace(_ended(cell, Status.NOT_STARTED, None, event_id, now), blocked_by=None)
+
+
+def expect_retry(retries: int, replacements: int = 0) -> Delivery:
+    """Give the delivery that comes after one with this many retries."""
+    return Delivery(replacements, retries + 1)
+
+
+def tally_of(cell: Cell) -> Tally:
+    """Give what one cell adds to its column's tally."""
+    status, is_open = cell.status, cell.open
+    if status == 0:
+        return _OPEN_ZERO if is_open else _NOTHING
+    if status == Status.FINISHED:
+        return _OPEN_FINISHED if is_open else _FINISHED
+    if status < 0:
+        if is_open:
+            return _OPEN_FAILED
+        return _CANCELLED if status == Status.CANCELLED else _FAILED
+    return Tally(running=1, pending=1, progress=_progress(status, cell.payload))
+
+
+_NOTHING = Tally()
+_OPEN_ZERO = Tally(pending=1)
+_OPEN_FINISHED = Tally(finished=1, pending=1)
+_FINISHED = Tally(finished=1, succeeded=1, ended=1)
+_OPEN_FAILED = Tally(failed=1, pending=1)
+_CANCELLED = Tally(failed=1, ended=1)
+_FAILED = Tally(failed=1, ended=1, alarms=1)
+
+
+def _progress(status: int, payload: str | None) -> int:
+    progress = json.loads(payload).get("progress") if payload and '"progress"' in payload else None
+    return round((fraction_of(status, progress) or 0.0) * FRACTION_UNIT)
