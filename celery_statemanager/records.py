@@ -225,6 +225,8 @@ class Write:
         payload: JSON text; ignored when ``keeps_payload``.
         progress: JSON text of a ``{"done": …, "total": …}`` to set in the payload that is kept.
         attempt: the fence; None for a Manager that took no attempt.
+        held_by: the worker and delivery that must hold the open attempt: how a worker's main process, which
+            does not know the attempt's number, names it.
         begin: take an attempt in the same step, for one that could not begin earlier; needs no ``attempt``.
         closes: close the attempt.
         yields: the application's words stay: its negative status, written during the open attempt, and,
@@ -243,6 +245,7 @@ class Write:
     keeps_payload: bool = False
     progress: str | None = None
     attempt: int | None = None
+    held_by: tuple[str, Delivery] | None = None
     begin: Begin | None = None
     when: When = When.ANY
     closes: bool = False

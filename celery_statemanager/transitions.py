@@ -84,6 +84,7 @@ def written(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
 def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
     refused = (
         (write.attempt is not None and write.attempt != cell.attempt)
+        or (write.held_by is not None and write.held_by != (cell.owner, cell.delivery))
         or (write.when is When.OPEN and not cell.open)
         or (write.when is When.IDLE and (cell.open or cell.final))
     )

@@ -1,0 +1,1 @@
+"""Celery: the only floor, with ``cli``, that imports it."""

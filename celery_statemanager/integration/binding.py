@@ -1,0 +1,83 @@
+"""Which cell a message belongs to: one header key and the task id, both ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery.canvas import Signature
+
+from celery_statemanager.codec import compact
+from celery_statemanager.models import Scope
+from celery_statemanager.records import CALLBACK_ROW, Delivery, JobKey, JobRef
+
+HEADER = "statemanager"
+"""The header key that carries a binding, as JSON text."""
+
+TAG_HEADER = "statemanager_tag"
+"""The header key with which ``StateManager.tag`` marks a signature until it is submitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One cell of one incarnation of a job, as a message carries it.
+
+    Attributes:
+        task_index: the row; ``CALLBACK_ROW`` for a job's callback, whose tag is then its latch.
+        stage: the position in the member's chain.
+    """
+
+    ref: JobRef
+    task_index: int
+    tag: str
+    stage: int = 0
+
+    @property
+    def is_callback(self) -> bool:
+        """Whether it is a job's callback rather than a cell of the grid."""
+        return self.task_index == CALLBACK_ROW
+
+    @property
+    def scope(self) -> Scope:
+        """The cell, for readers."""
+        return Scope(self.tag, self.task_index)
+
+    @property
+    def celery_task_id(self) -> str:
+        """The id of every message for this cell: ASCII and short, whatever the names."""
+        incarnation = self.ref.incarnation
+        return f"{incarnation}.{self.tag}" if self.is_callback else f"{incarnation}.{self.task_index}.{self.stage}"
+
+    def to_header(self) -> str:
+        """Give the header value."""
+        return compact([*self.ref.key, self.ref.incarnation, self.task_index, self.tag, self.stage])
+
+    @classmethod
+    def from_header(cls, value: str) -> Binding:
+        """Read a header value. Raises: ValueError."""
+        job_id, run_token, incarnation, task_index, tag, stage = json.loads(value)
+        return cls(JobRef(JobKey(job_id, run_token), incarnation), task_index, tag, stage)
+
+    def bind(self, signature: Signature[Any]) -> Signature[Any]:
+        """Give a copy of a task signature that runs for this cell."""
+        bound = signature.clone()
+        headers = {**(bound.options.get("headers") or {}), HEADER: self.to_header()}
+        headers.pop(TAG_HEADER, None)
+        bound.options.update(headers=headers, task_id=self.celery_task_id)
+        return bound
+
+
+def binding_of(request: Any) -> Binding | None:
+    """Give the binding that a task request, or a message's header mapping, carries; None when it is untracked."""
+    value = request.get(HEADER)
+    if value is None:
+        headers = request.get("headers")
+        value = headers.get(HEADER) if isinstance(headers, Mapping) else None
+    return None if value is None else Binding.from_header(value)
+
+
+def delivery_of(request: Any) -> Delivery:
+    """Give the place of a request, or of a message's header mapping, among the deliveries of its cell."""
+    return Delivery(request.get("replaced_task_nesting") or 0, request.get("retries") or 0)

@@ -1,0 +1,47 @@
+"""A job's callbacks, published as tasks of their own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from celery.canvas import Signature
+from kombu.utils.json import dumps, loads
+
+from celery_statemanager.completion import publish_due
+from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef
+
+logger = logging.getLogger(__name__)
+
+
+def callback_to_json(name: str, signature: Any) -> str | None:
+    """Give a callback as the JSON text that is kept with the job. Raises: TypeError, ValueError."""
+    if signature is None:
+        return None
+    if not isinstance(signature, Signature) or signature.subtask_type is not None:
+        raise TypeError(f"on_{name} is one task signature like publish.s(), not {signature!r:.80}")
+    if "task_id" in signature.options:
+        raise ValueError(f"on_{name} may not have a task_id of its own: its id tells repeated messages apart")
+    try:
+        return str(dumps(dict(signature)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"on_{name} cannot be kept as JSON: {error}") from error
+
+
+def publish_decided(tracker: Tracker, ref: JobRef, decided: tuple[str, ...]) -> None:
+    """Publish the callbacks of latches that just fell; what fails stays due for the sweep."""
+    if not decided:
+        return
+    try:
+        publish_due(tracker.store, ref, lambda job, name, text: _send(tracker, job, name, text))
+    except Exception:
+        logger.exception("callbacks of job %r stay due", ref.key.job_id, extra={"job_id": ref.key.job_id})
+
+
+def _send(tracker: Tracker, job: JobRecord, name: str, text: str) -> None:
+    signature = Signature.from_dict(loads(text), app=tracker.app)
+    bound = Binding(job.ref, CALLBACK_ROW, name).bind(signature)
+    bound.apply_async(args=(job.job_id,))

@@ -1,0 +1,107 @@
+"""``StateManager(app)``: what an application holds of this package."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from celery import Celery, current_task
+from celery.canvas import Signature
+
+from celery_statemanager.integration import signals
+from celery_statemanager.integration.binding import TAG_HEADER
+from celery_statemanager.integration.installed import trackers
+from celery_statemanager.integration.job import Job
+from celery_statemanager.integration.run import run_of
+from celery_statemanager.integration.settings import Settings
+from celery_statemanager.integration.submit import submit
+from celery_statemanager.limits import check_name, check_optional
+from celery_statemanager.plan import PlanSpec
+from celery_statemanager.records import JobKey
+from celery_statemanager.stores import Store, open_store
+
+_installing = threading.Lock()
+
+
+class StateManager:
+    """Tracks the jobs of one Celery app.
+
+    Making it twice for one app gives the same object. Nothing is read or connected before it is needed.
+    """
+
+    app: Celery
+
+    def __new__(cls, app: Celery) -> StateManager:
+        """Give the app's StateManager, installing it at the first call."""
+        with _installing:
+            found = cls.installed(app)
+            if found is None:
+                found = super().__new__(cls)
+                found.app = app
+                trackers[app] = found
+                signals.connect()
+            return found
+
+    @classmethod
+    def installed(cls, app: Celery) -> StateManager | None:
+        """Give the app's StateManager if it was installed."""
+        found = trackers.get(app)
+        return found if isinstance(found, StateManager) else None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The app's settings. Raises: ConfigurationError."""
+        return Settings.of(self.app)
+
+    @cached_property
+    def store(self) -> Store:
+        """The store of the settings; survives forks. Raises: ConfigurationError."""
+        return open_store(
+            self.settings.store_url, timeout=self.settings.store_timeout, **self.settings.store_options
+        )
+
+    def submit(
+        self,
+        tasks: Iterable[Signature[Any]],
+        *,
+        job_id: str | None = None,
+        run_token: str | None = None,
+        tags: PlanSpec | None = None,
+        on_success: Signature[Any] | None = None,
+        on_failure: Signature[Any] | None = None,
+        on_settled: Signature[Any] | None = None,
+    ) -> Job:
+        """Create a job of N rows and publish one message for each; the job exists before the first is sent.
+
+        Args:
+            tasks: a list, generator or group of members. Member i is row i: a task signature, or a flat chain
+                of them whose tasks share the row, each under its own tag.
+            job_id: made up when not given.
+            tags: replaces the plan derived from the members, and must contain it.
+            on_success: sent once every expected cell is FINISHED for good; gets the job_id prepended.
+            on_failure: sent once the first cell has failed for good.
+            on_settled: sent once every expected cell has ended.
+
+        Raises: JobExists, SubmitFailed, TypeError, ValueError, StoreError.
+        """
+        callbacks = {"success": on_success, "failure": on_failure, "settled": on_settled}
+        return submit(self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks)
+
+    def job(self, job_id: str, run_token: str | None = None) -> Job:
+        """Give a job that was submitted before. Raises: JobNotFound, TypeError, ValueError, StoreError."""
+        key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
+        return Job(self, self.store.get_job(key))
+
+    def current_job(self) -> Job | None:
+        """Give the job whose task or callback runs here; None outside of tracked tasks."""
+        run = run_of(current_task)
+        return None if run is None else Job(self, self.store.get_job(run.binding.ref.key))
+
+    @staticmethod
+    def tag(signature: Signature[Any], tag: str) -> Signature[Any]:
+        """Give a copy of a task signature that runs under another tag than its task's own."""
+        tagged = signature.clone()
+        tagged.options["headers"] = {**(tagged.options.get("headers") or {}), TAG_HEADER: check_name("tag", tag)}
+        return tagged

@@ -1,0 +1,35 @@
+"""Which app is tracked by what: the look-up that lets signal handlers find their way without importing it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+from celery import Celery
+
+from celery_statemanager.integration.settings import Settings
+from celery_statemanager.stores import Store
+
+
+class Tracker(Protocol):
+    """What the handlers need of a ``StateManager``."""
+
+    @property
+    def app(self) -> Celery:
+        """The app that is tracked."""
+
+    @property
+    def settings(self) -> Settings:
+        """Its settings."""
+
+    @property
+    def store(self) -> Store:
+        """Its store."""
+
+
+trackers: weakref.WeakKeyDictionary[Celery, Tracker] = weakref.WeakKeyDictionary()
+
+
+def tracker_of(app: Celery) -> Tracker | None:
+    """Give the app's tracker; None for an app without one."""
+    return trackers.get(app)

@@ -1,0 +1,117 @@
+"""``Job``: a submitted job as the submitter, a callback or a web handler sees it."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+
+from celery_statemanager import barrier, completion
+from celery_statemanager.errors import WaitTimeout
+from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.callbacks import publish_decided
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.limits import check_message
+from celery_statemanager.manager import Manager
+from celery_statemanager.models import State, Summary
+from celery_statemanager.records import LATCHES, JobRecord
+from celery_statemanager.subscription import Subscription
+
+logger = logging.getLogger(__name__)
+
+_REVOKES = 10_000
+_REVOKES_AT_ONCE = 1_000
+
+
+class Job:
+    """One incarnation of a job, readable from any process that can open its store."""
+
+    def __init__(self, tracker: Tracker, record: JobRecord) -> None:
+        self._tracker = tracker
+        self._record = record
+
+    @property
+    def id(self) -> str:
+        """The name people see."""
+        return self._record.job_id
+
+    @property
+    def run_token(self) -> str | None:
+        """What tells this run from others of the same name."""
+        return self._record.run_token
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of rows."""
+        return self._record.num_tasks
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The planned tags, in the order they first run."""
+        return self.manager.tags
+
+    @cached_property
+    def manager(self) -> Manager:
+        """A read-only Manager of it."""
+        return Manager(self._tracker.store, self._record)
+
+    def get_state(self, tag: str | None = None, task_index: int | None = None) -> State:
+        """Give one cell, or the lowest cell of a column, a row or the grid; see ``Manager.get_state``."""
+        return self.manager.get_state(tag, task_index)
+
+    def list_states(self, tag: str | None = None, task_index: int | None = None) -> list[State]:
+        """Give the written cells; see ``Manager.list_states``."""
+        return self.manager.list_states(tag, task_index)
+
+    def summary(self, tag: str | None = None, *, indexes: bool = True) -> Summary:
+        """Give counts and index sets; see ``Manager.summary``."""
+        return self.manager.summary(tag, indexes=indexes)
+
+    def subscribe(
+        self, tag: str | None = None, task_index: int | None = None, *, until_settled: bool = False
+    ) -> Subscription:
+        """Follow its cells, replay then live; see ``Manager.subscribe``."""
+        return self.manager.subscribe(tag, task_index, until_settled=until_settled)
+
+    def wait(self, timeout: float | None = None) -> Summary:
+        """Block until every cell has ended, well or not, and give the summary.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Raises: WaitTimeout – it had not settled in time; JobNotFound; StoreError.
+        """
+        if barrier.wait_settled(self._tracker.store, self._record.ref, timeout):
+            return self.summary()
+        raise WaitTimeout(self.id, timeout or 0.0, self.summary())
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Cancel what has not begun, and stop what runs at its next state write.
+
+        Returns: False when the job has settled, or was cancelled before. Raises: JobNotFound, StoreError.
+        """
+        if not completion.cancel(self._tracker.store, self._record.ref, check_message(reason)):
+            return False
+        publish_decided(self._tracker, self._record.ref, LATCHES)
+        self._revoke()
+        return True
+
+    def delete(self) -> None:
+        """Delete the job and every state of it. Raises: JobNotFound, StoreError."""
+        self.manager.delete_job()
+
+    def _revoke(self) -> None:
+        """Spare the workers the messages of the first rows; a begin is vetoed with or without it."""
+        plan = self._record.plan
+        ids = []
+        for row in range(min(self.num_tasks, _REVOKES)):
+            for stage, tag in enumerate(plan.stages(row) if plan else ()):
+                ids.append(Binding(self._record.ref, row, tag, stage).celery_task_id)
+        try:
+            for start in range(0, len(ids), _REVOKES_AT_ONCE):
+                self._tracker.app.control.revoke(ids[start : start + _REVOKES_AT_ONCE])
+        except Exception as error:
+            logger.info("no revokes sent for job %r: %s", self.id, error, extra={"job_id": self.id})
+
+    def __repr__(self) -> str:
+        token = "" if self.run_token is None else f", run {self.run_token!r}"
+        return f"<Job {self.id!r}{token}, {self.num_tasks} tasks>"

@@ -1,0 +1,159 @@
+"""What may be submitted: members are checked, flattened and kept until they are published."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from celery import Celery, Task
+from celery.canvas import Signature, group
+from kombu.utils.json import dumps, loads
+
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.integration.binding import TAG_HEADER
+from celery_statemanager.limits import MAX_TASKS, check_name
+from celery_statemanager.plan import Plan, PlanSpec
+
+DEFAULT_TAG = "default"
+
+Stages = list[Signature[Any]]
+
+
+class Members(Protocol):
+    """The members of a job, each the list of its stages, readable again and again."""
+
+    def __iter__(self) -> Iterator[Stages]:
+        """Give the members in row order."""
+
+
+def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
+    """Read and check all members once; give them, the plan they make, and their number.
+
+    A list stays where it is; anything that can be read only once goes to a temporary file, so that memory
+    stays flat. Raises: TypeError, ValueError – naming the member.
+    """
+    if isinstance(tasks, group):
+        tasks = tasks.tasks
+    if isinstance(tasks, (str, bytes, dict)) or not isinstance(tasks, Iterable):
+        raise TypeError(f"submit takes a list, generator or group of signatures, not {tasks!r:.80}")
+    kept: _Listed | _Spooled = _Listed(app) if isinstance(tasks, (list, tuple)) else _Spooled(app)
+    shapes = _Shapes()
+    for row, member in enumerate(tasks):
+        if row >= MAX_TASKS:
+            raise ValueError(f"a job has at most {MAX_TASKS} members")
+        stages = _stages(row, member)
+        shapes.add(tuple(tag_of(app, stage) for stage in stages), row)
+        kept.add(row, stages)
+    if not shapes.rows:
+        raise ValueError("a job needs at least one member: the list of tasks is empty")
+    return kept, shapes.plan(), shapes.rows
+
+
+def tag_of(app: Celery, signature: Signature[Any]) -> str:
+    """Give the tag under which a task signature runs."""
+    given = (signature.options.get("headers") or {}).get(TAG_HEADER)
+    if given is None:
+        given = getattr(app.tasks.get(signature.task), "tag", None)
+    return DEFAULT_TAG if given is None else check_name("tag", given)
+
+
+def widened(derived: Plan, num_tasks: int, tags: PlanSpec | None) -> Plan:
+    """Give the plan of ``tags``, which must contain the derived one. Raises: TypeError, ValueError."""
+    if tags is None:
+        return derived
+    plan = Plan.of(num_tasks, tags)
+    for tag, rows in derived.columns.items():
+        missing = rows.without(plan.columns.get(tag, IndexSet()))
+        if missing:
+            raise ValueError(f"tags leaves out {tag!r} for task {missing}, whose member runs under it: add it to tags")
+    return plan
+
+
+def _stages(row: int, member: Any) -> Stages:
+    if isinstance(member, Task):
+        raise TypeError(f"member {row} is the task {member.name}, not a call of it: write {member.__name__}.s(…)")
+    if not isinstance(member, Signature):
+        raise TypeError(f"member {row} is a task signature or a chain of them, not {member!r:.80}")
+    parts = list(_flat(member))
+    if not parts:
+        raise ValueError(f"member {row} is an empty chain")
+    for part in parts:
+        if not isinstance(part, Signature) or part.subtask_type is not None:
+            kind = getattr(part, "subtask_type", None) or type(part).__name__
+            raise ValueError(f"member {row} holds a {kind}: a member is one task or a flat chain of tasks")
+        if "task_id" in part.options:
+            raise ValueError(f"member {row} ({part.task}) has a task_id of its own: leave it out, the job gives ids")
+    return parts
+
+
+def _flat(member: Any) -> Iterator[Any]:
+    if isinstance(member, Signature) and member.subtask_type == "chain":
+        for each in member.tasks:
+            yield from _flat(each)
+    else:
+        yield member
+
+
+class _Shapes:
+    """The plan of the members read so far; one entry for each run of rows with the same stages."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._ranges: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+
+    def add(self, stages: tuple[str, ...], row: int) -> None:
+        if len(set(stages)) < len(stages):
+            twice = next(tag for tag in stages if stages.count(tag) > 1)
+            raise ValueError(
+                f"member {row} runs twice under the tag {twice!r}: give one stage another, "
+                f'states.tag(sig, "second"), or set tag= on its task'
+            )
+        self.rows = row + 1
+        ranges = self._ranges.setdefault(stages, [])
+        if ranges and ranges[-1][1] == row - 1:
+            ranges[-1] = (ranges[-1][0], row)
+        else:
+            ranges.append((row, row))
+
+    def plan(self) -> Plan:
+        return Plan(tuple((stages, IndexSet.from_ranges(ranges)) for stages, ranges in self._ranges.items()))
+
+
+class _Listed:
+    """Members that the caller holds in memory anyway."""
+
+    def __init__(self, app: Celery) -> None:
+        self._members: list[Stages] = []
+
+    def add(self, row: int, stages: Stages) -> None:
+        self._members.append(stages)
+
+    def __iter__(self) -> Iterator[Stages]:
+        return iter(self._members)
+
+
+class _Spooled:
+    """Members of a generator, one JSON line each in a temporary file that goes with this object."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8", prefix="celery-statemanager-")  # noqa: SIM115
+
+    def add(self, row: int, stages: Stages) -> None:
+        try:
+            line = dumps([dict(stage) for stage in stages])
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"member {row} of the generator cannot be spooled as JSON ({error}): give a list instead"
+            ) from error
+        self._file.write(line + "\n")
+
+    def __iter__(self) -> Iterator[Stages]:
+        self._file.flush()
+        self._file.seek(0)
+        for line in self._file:
+            yield [Signature.from_dict(stage, app=self._app) for stage in loads(line)]
+
+    def __del__(self) -> None:
+        self._file.close()

@@ -1,0 +1,46 @@
+"""What a Celery outcome means as a status and a message. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Reject, Retry
+
+from celery_statemanager.errors import StateError
+from celery_statemanager.models import Status
+
+_BY_KIND = {
+    SoftTimeLimitExceeded: Status.TIMED_OUT,
+    TimeLimitExceeded: Status.TIMED_OUT,
+    WorkerLostError: Status.LOST,
+    Reject: Status.REJECTED,
+}
+
+
+def failure(error: BaseException) -> tuple[int, str]:
+    """Give the status and message of a task that raised."""
+    if isinstance(error, StateError):
+        return error.code, error.message
+    status = next((status for kind, status in _BY_KIND.items() if isinstance(error, kind)), Status.FAILED)
+    return int(status), describe(error)
+
+
+def describe(error: Any) -> str:
+    """Give an error as ``ValueError: text``."""
+    text = str(error)
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+def retry(reason: Any, retries: int, max_retries: int | None) -> str:
+    """Give the message of a cell that waits for a retry.
+
+    Args:
+        reason: the ``Retry`` that was raised.
+        retries: how many came before this one.
+    """
+    cause = reason.exc if isinstance(reason, Retry) and reason.exc is not None else None
+    of = "" if max_retries is None else f" of {max_retries}"
+    why = "" if cause is None else f": {cause if isinstance(cause, str) else describe(cause)}"
+    return f"retry {retries + 1}{of}{why}"

@@ -1,0 +1,179 @@
+"""One execution of a tracked task: its attempt, and every state write made for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Task
+
+from celery_statemanager import leases
+from celery_statemanager.codec import state_of
+from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StateManagerError
+from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
+from celery_statemanager.integration.callbacks import publish_decided
+from celery_statemanager.integration.installed import Tracker, tracker_of
+from celery_statemanager.integration.interrupts import interrupting
+from celery_statemanager.limits import check_name, readable
+from celery_statemanager.manager import Manager, new_event_id
+from celery_statemanager.models import State, Status
+from celery_statemanager.records import Begin, Delivery, Verdict, When, Write
+from celery_statemanager.retention import current
+
+logger = logging.getLogger(__name__)
+
+WORKER_ID = "STATEMANAGER_WORKER_ID"
+"""The environment variable in which a worker's main process names itself to its children, forked or spawned."""
+
+_ATTRIBUTE = "_statemanager_run"
+
+
+class Run:
+    """A tracked execution, kept on its task request from ``task_prerun`` to ``task_postrun``.
+
+    Attributes:
+        attempt: its number; None when the store could not be asked or refused it.
+        verdict: why it was refused; None when it was not.
+        replaced_by: the task to which this one gave its id and cell.
+        held_progress: the newest progress that was not written, as JSON text and message.
+        ended: whether its last state was written, by us or by whoever superseded it.
+    """
+
+    def __init__(self, tracker: Tracker, binding: Binding, delivery: Delivery, owner: str | None) -> None:
+        self.tracker = tracker
+        self.binding = binding
+        self.delivery = delivery
+        self.attempt: int | None = None
+        self.verdict: Verdict | None = None
+        self.ended = False
+        self.replaced_by: str | None = None
+        self.held_progress: tuple[str, str | None] | None = None
+        self._begin = Begin(
+            tag=binding.tag,
+            task_index=binding.task_index,
+            event_id=new_event_id(),
+            delivery=delivery,
+            owner=owner,
+        )
+        self._next_progress = 0.0
+
+    @property
+    def log_extra(self) -> dict[str, Any]:
+        """What every log line about it carries."""
+        binding = self.binding
+        return {"job_id": binding.ref.key.job_id, "task_index": binding.task_index, "tag": binding.tag}
+
+    @property
+    def refused(self) -> bool:
+        """Whether the body must not run."""
+        return self.verdict is not None
+
+    def begin(self) -> None:
+        """Take an attempt. Raises: StateManagerError."""
+        store = self.tracker.store
+        try:
+            reply = leases.begin(store, self.binding.ref, self._begin, self.binding.celery_task_id)
+        except JobNotFound:
+            self.verdict, self.ended = Verdict.CLOSED, True
+            return
+        if reply.verdict is Verdict.BEGUN:
+            self.attempt = reply.cell.attempt
+        else:
+            self.verdict, self.ended = reply.verdict, True
+            logger.info("not run: %s is %s", self.binding.celery_task_id, reply.verdict.value, extra=self.log_extra)
+        publish_decided(self.tracker, self.binding.ref, reply.decided)
+
+    def manager(self) -> Manager:
+        """Give a Manager of this row that writes this execution's cell as this execution. Raises: JobNotFound."""
+        return _RunManager(self)
+
+    def progress_is_due(self) -> bool:
+        """Whether enough time has passed since the last progress write."""
+        now = time.monotonic()
+        if now < self._next_progress:
+            return False
+        self._next_progress = now + self.tracker.settings.progress_interval
+        return True
+
+    def write(self, status: int, message: str | None, **kind: Any) -> State:
+        """Write this execution's cell. Raises: AttemptSuperseded, JobCancelled, JobNotFound, StoreError."""
+        binding = self.binding
+        request = Write(
+            tag=binding.tag,
+            task_index=binding.task_index,
+            status=status,
+            message=message,
+            event_id=kind.pop("event_id", None) or new_event_id(),
+            attempt=self.attempt,
+            begin=self._begin if self.attempt is None else None,
+            when=When.OPEN,
+            **kind,
+        )
+        reply = self.tracker.store.write(binding.ref, request)
+        self.attempt = reply.cell.attempt
+        publish_decided(self.tracker, binding.ref, reply.decided)
+        return state_of(binding.ref.key.job_id, binding.tag, binding.task_index, reply.cell)
+
+    def end(self, status: int, message: str | None = None, **kind: Any) -> None:
+        """Write the last state of this execution and close its attempt; what comes after it changes nothing."""
+        if self.ended:
+            return
+        self.ended = True
+        progress = self.held_progress[0] if self.held_progress else None
+        if self.held_progress and message is None:
+            message = self.held_progress[1]
+        text = None if message is None else readable(message)
+        kind = {"yields": True, "cascades": True, **kind}
+        self._guarded(lambda: self.write(status, text, keeps_payload=True, progress=progress, closes=True, **kind))
+
+    def pause(self, message: str, next_delivery: Delivery) -> None:
+        """Close the attempt without an ending: another delivery is to come."""
+        self.end(int(Status.STARTED), message, yields=False, cascades=False, next_delivery=next_delivery)
+
+    def _guarded(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
+            logger.info("state not written: %s", error, extra=self.log_extra)
+        except StateManagerError:
+            logger.exception("state not written: %s", self.binding.celery_task_id, extra=self.log_extra)
+
+
+class _RunManager(Manager):
+    """A Manager inside a task: under the task's own tag it is bound by the task's attempt and never ends it."""
+
+    def __init__(self, run: Run) -> None:
+        tracker, binding = run.tracker, run.binding
+        limit = tracker.settings.max_state_bytes
+        super().__init__(tracker.store, current(tracker.store, binding.ref), binding.task_index, max_state_bytes=limit)
+        self._run = run
+
+    def _write(self, tag: str, row: int, status: int, message: str | None, event_id: str | None, **kind: Any) -> State:
+        with interrupting():
+            if tag != self._run.binding.tag:
+                return super()._write(tag, row, status, message, event_id, **kind)
+            checked = None if event_id is None else check_name("event_id", event_id)
+            return self._run.write(status, message, event_id=checked, **kind)
+
+
+def start_run(task: Task[Any, Any]) -> Run | None:
+    """Begin tracking the execution that is about to start; None when its message is untracked."""
+    request = task.request
+    binding = binding_of(request)
+    tracker = None if binding is None else tracker_of(task.app)
+    if binding is None or tracker is None:
+        return None
+    owner = None if request.is_eager else os.environ.get(WORKER_ID)
+    run = Run(tracker, binding, delivery_of(request), owner)
+    setattr(request, _ATTRIBUTE, run)
+    run._guarded(run.begin)
+    return run
+
+
+def run_of(task: Any) -> Run | None:
+    """Give the run of a task's current execution; None when it is untracked or not in this process."""
+    request = task.request if task else None
+    return None if request is None else request.__dict__.get(_ATTRIBUTE)

@@ -1,0 +1,72 @@
+"""``statemanager_*`` keys of ``app.conf``, read once into one frozen value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from celery import Celery
+
+from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.limits import MAX_STATE_BYTES
+
+PREFIX = "statemanager_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``app.conf`` says; under ``namespace="CELERY"`` the keys are ``CELERY_STATEMANAGER_…``.
+
+    Attributes:
+        store_url: where states are kept; see ``open_store``.
+        store_timeout: seconds after which a store call gives up.
+        store_options: further options of ``open_store``.
+        lease: seconds for which a worker counts as alive without another sign of it.
+        sweep_interval: seconds between two looks for lost workers and unpublished callbacks.
+        on_lost: what becomes of an attempt whose worker is gone: ``auto``, ``mark`` or ``requeue``.
+        max_lost: losses after which a cell is LOST whatever the policy.
+        progress_interval: seconds between two progress writes of one task.
+        on_store_error: ``log`` lets a task go on when its own state write fails, ``raise`` does not.
+        max_state_bytes: limit of message and payload together, encoded.
+    """
+
+    store_url: str = "sqlite:///celery-statemanager.db"
+    store_timeout: float = 5.0
+    store_options: dict[str, Any] = field(default_factory=dict)
+    lease: float = 30.0
+    sweep_interval: float = 15.0
+    on_lost: str = "auto"
+    max_lost: int = 3
+    progress_interval: float = 1.0
+    on_store_error: str = "log"
+    max_state_bytes: int = MAX_STATE_BYTES
+
+    @classmethod
+    def of(cls, app: Celery) -> Settings:
+        """Read and check an app's settings. Raises: ConfigurationError – naming the key and the mend."""
+        given = {each.name: app.conf.get(PREFIX + each.name) for each in fields(cls)}
+        settings = cls(**{name: value for name, value in given.items() if value is not None})
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        for name in ("store_timeout", "lease", "sweep_interval", "max_lost", "max_state_bytes"):
+            self._number(name, above_zero=True)
+        self._number("progress_interval", above_zero=False)
+        self._choice("on_lost", ("auto", "mark", "requeue"))
+        self._choice("on_store_error", ("log", "raise"))
+        if not isinstance(self.store_url, str):
+            raise ConfigurationError(f"{PREFIX}store_url is a URL, not {self.store_url!r}")
+
+    def _number(self, name: str, *, above_zero: bool) -> None:
+        value = getattr(self, name)
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not valid or value < 0 or (above_zero and value == 0):
+            kind = "a number above 0" if above_zero else "a number, 0 or more"
+            raise ConfigurationError(f"{PREFIX}{name} is {kind}, not {value!r}")
+
+    def _choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ConfigurationError(f"{PREFIX}{name} is one of {', '.join(choices)}, not {value!r}")

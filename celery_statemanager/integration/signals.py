@@ -1,0 +1,118 @@
+"""One small handler per Celery signal, each making one state write.
+
+A handler finds the run that ``task_prerun`` left on the request: then it speaks for the process that runs the
+body. Without one it is the worker's main process that learnt of an outcome; it only enqueues (``worker``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import current_task, signals
+from celery.exceptions import Ignore, Reject
+from celery.utils.dispatch import Signal
+
+from celery_statemanager.errors import JobCancelled
+from celery_statemanager.integration import outcomes, worker
+from celery_statemanager.integration.binding import HEADER
+from celery_statemanager.integration.interrupts import TaskJobGone, TaskSuperseded
+from celery_statemanager.integration.run import Run, run_of, start_run
+from celery_statemanager.models import Status
+from celery_statemanager.records import Delivery
+
+
+def connect() -> None:
+    """Connect every handler; harmless when repeated."""
+    for signal, handler in _HANDLERS:
+        signal.connect(handler, weak=False, dispatch_uid=f"celery_statemanager.{handler.__name__}")
+
+
+def _on_prerun(task: Any = None, **_: Any) -> None:
+    start_run(task)
+
+
+def _on_success(sender: Any = None, **_: Any) -> None:
+    run = run_of(sender)
+    if run is not None:
+        run.end(int(Status.FINISHED))
+
+
+def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
+    run = run_of(sender)
+    status, message = outcomes.failure(exception)
+    if run is not None:
+        run.end(status, message)
+    else:
+        worker.report(sender.app, task_id, None, status, message, began=True)
+
+
+def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
+    run = run_of(sender)
+    if run is not None and reason is not None:
+        message = outcomes.retry(reason, request.retries or 0, sender.max_retries)
+        run.pause(message, Delivery(run.delivery.replacements, run.delivery.retries + 1))
+
+
+def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
+    run = run_of(task)
+    if run is None:
+        return
+    if state == "IGNORED":
+        _on_ignored(run, retval)
+    elif state == "REJECTED" and isinstance(retval, Reject):
+        if retval.requeue:
+            run.pause("requeued by the task", run.delivery)
+        else:
+            run.end(int(Status.REJECTED), f"rejected: {retval.reason}" if retval.reason else "rejected")
+
+
+def _on_ignored(run: Run, retval: Any) -> None:
+    if isinstance(retval, (TaskSuperseded, TaskJobGone)):
+        run.ended = True
+    elif isinstance(retval, JobCancelled):
+        run.end(int(Status.CANCELLED), retval.reason, yields=False)
+    elif run.replaced_by is not None:
+        run.pause(f"replaced by {run.replaced_by}", Delivery(run.delivery.replacements + 1, 0))
+    else:
+        reason = str(retval) if isinstance(retval, Ignore) else ""
+        run.end(int(Status.REJECTED), f"ignored: {reason}" if reason else "ignored")
+
+
+def _on_received(request: Any = None, **_: Any) -> None:
+    worker.remember(request)
+
+
+def _on_revoked(
+    sender: Any = None, request: Any = None, terminated: bool = False, expired: bool = False, **_: Any
+) -> None:
+    status, message = (Status.EXPIRED, "expired before it began") if expired else (Status.REVOKED, "revoked")
+    worker.report(sender.app, request.id, request, int(status), message, began=terminated)
+
+
+def _on_unknown(sender: Any = None, message: Any = None, name: str = "", id: str = "", **_: Any) -> None:
+    worker.report(
+        sender.app, id, message.headers, int(Status.REJECTED), f"the worker knows no task {name!r}", began=False
+    )
+
+
+def _on_publish(headers: Any = None, **_: Any) -> None:
+    """Give a message that takes the id of the running task its binding, where a retry or replace dropped it."""
+    run = run_of(current_task)
+    if run is not None and HEADER not in headers and headers.get("id") == run.binding.celery_task_id:
+        headers[HEADER] = run.binding.to_header()
+
+
+_HANDLERS: list[tuple[Signal, Any]] = [
+    (signals.before_task_publish, _on_publish),
+    (signals.task_received, _on_received),
+    (signals.task_prerun, _on_prerun),
+    (signals.task_success, _on_success),
+    (signals.task_failure, _on_failure),
+    (signals.task_retry, _on_retry),
+    (signals.task_postrun, _on_postrun),
+    (signals.task_revoked, _on_revoked),
+    (signals.task_unknown, _on_unknown),
+    (signals.worker_init, worker.on_init),
+    (signals.worker_ready, worker.on_ready),
+    (signals.worker_shutdown, worker.on_shutdown),
+]

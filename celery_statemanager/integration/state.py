@@ -1,0 +1,134 @@
+"""``self.state``: what a running task says of itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from celery import current_task
+
+from celery_statemanager.errors import StoreError
+from celery_statemanager.integration.interrupts import interrupting
+from celery_statemanager.integration.run import Run, run_of
+from celery_statemanager.limits import check_message, check_size, check_status, encode_payload
+from celery_statemanager.manager import Manager, percent, progress_json
+from celery_statemanager.models import State
+
+logger = logging.getLogger(__name__)
+
+
+class TaskState:
+    """The state of the execution that holds it; false, and every call does nothing, where nothing is tracked.
+
+    A write that is refused raises a Celery ``Ignore``: ``AttemptSuperseded`` when another attempt owns the cell,
+    ``JobCancelled``, ``JobNotFound``. A store that fails is logged, or raised, as ``statemanager_on_store_error``
+    says.
+    """
+
+    def __init__(self, run: Run | None) -> None:
+        self._run = None if run is None or run.binding.is_callback else run
+
+    def __bool__(self) -> bool:
+        return self._run is not None
+
+    @property
+    def job_id(self) -> str | None:
+        """The job's name."""
+        return self._run and self._run.binding.ref.key.job_id
+
+    @property
+    def task_index(self) -> int | None:
+        """The row."""
+        return self._run.binding.task_index if self._run else None
+
+    @property
+    def tag(self) -> str | None:
+        """The column."""
+        return self._run and self._run.binding.tag
+
+    @property
+    def attempt(self) -> int | None:
+        """The number of this execution; None until the store has given one."""
+        return self._run.attempt if self._run else None
+
+    @property
+    def num_tasks(self) -> int | None:
+        """The job's number of rows."""
+        return self.manager.num_tasks if self._run else None
+
+    @property
+    def manager(self) -> Manager:
+        """A Manager of the job, bound to this row; under this tag it writes as this execution does.
+
+        Raises: JobNotFound, StoreError; RuntimeError where nothing is tracked.
+        """
+        if self._run is None:
+            raise RuntimeError("this task runs outside of a job: self.state is false here, ask before using its manager")
+        with interrupting():
+            return self._run.manager()
+
+    def set(
+        self, status: int, message: str | None = None, payload: Mapping[str, Any] | None = None
+    ) -> State | None:
+        """Write a status at once; None where nothing is tracked. Raises: TypeError, ValueError, and as the class says."""
+        run = self._run
+        if run is None:
+            return None
+        status, text = check_status(status), encode_payload(payload)
+        check_size(check_message(message), text, run.tracker.settings.max_state_bytes)
+        run.held_progress = None
+        return self._written(run, status, message, payload=text)
+
+    def progress(self, done: float, total: float, message: str | None = None) -> State | None:
+        """Write ``done`` of ``total``; None where nothing is tracked, or when held back.
+
+        At most one a ``statemanager_progress_interval`` reaches the store; the last one always lands, at the
+        latest with the end of the task. Raises: TypeError, ValueError, and as the class says.
+        """
+        run = self._run
+        if run is None:
+            return None
+        status, text = percent(done, total), progress_json(done, total)
+        check_size(check_message(message), None, run.tracker.settings.max_state_bytes)
+        if not run.progress_is_due():
+            run.held_progress = (text, message)
+            return None
+        run.held_progress = None
+        return self._written(run, status, message, keeps_payload=True, progress=text)
+
+    def get(self) -> State | None:
+        """Read this cell; None where nothing is tracked. Raises: as the class says."""
+        run = self._run
+        if run is None:
+            return None
+        try:
+            with interrupting():
+                return run.tracker.store.lowest(run.binding.ref, run.binding.scope)
+        except StoreError:
+            return self._failed(run)
+
+    def synchronize(self, status: int, timeout: float | None = None) -> list[State] | None:
+        """Block until every row of this tag has at least ``status``; see ``Manager.synchronize``."""
+        if self._run is None:
+            return None
+        with interrupting():
+            return self.manager.synchronize(self._run.binding.tag, status, timeout)
+
+    def _written(self, run: Run, status: int, message: str | None, **kind: Any) -> State | None:
+        try:
+            with interrupting():
+                return run.write(status, message, **kind)
+        except StoreError:
+            return self._failed(run)
+
+    @staticmethod
+    def _failed(run: Run) -> None:
+        if run.tracker.settings.on_store_error == "raise":
+            raise  # noqa: PLE0704 - called while a StoreError is handled
+        logger.warning("the store failed; the task goes on", exc_info=True, extra=run.log_extra)
+
+
+def current_state() -> TaskState:
+    """Give the state of the task that runs here, in a plain function as in a task; false where nothing is tracked."""
+    return TaskState(run_of(current_task))

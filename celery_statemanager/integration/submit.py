@@ -1,0 +1,125 @@
+"""Create a job, then publish one message for each of its rows (rule R12)."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from celery.canvas import Signature, chain
+
+from celery_statemanager import completion
+from celery_statemanager.errors import SubmitFailed
+from celery_statemanager.integration import members
+from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.job import Job
+from celery_statemanager.integration.members import Members, Stages
+from celery_statemanager.limits import check_name
+from celery_statemanager.manager import new_job
+from celery_statemanager.plan import PlanSpec
+from celery_statemanager.records import LATCHES, JobRecord, Latch, Submission
+from celery_statemanager.retention import current
+
+logger = logging.getLogger(__name__)
+
+PUBLISHER_LEASE = 60.0
+"""Seconds for which a publisher is believed to live without another sign of it."""
+
+
+def submit(
+    tracker: Tracker,
+    tasks: Iterable[Any],
+    *,
+    job_id: str | None,
+    run_token: str | None,
+    tags: PlanSpec | None,
+    callbacks: Mapping[str, Signature[Any] | None],
+) -> Job:
+    """See ``StateManager.submit``."""
+    latches = {name: Latch(callback_to_json(name, signature)) for name, signature in callbacks.items()}
+    if job_id is not None:
+        check_name("job_id", job_id)
+    found, derived, num_tasks = members.read(tracker.app, tasks)
+    name = f"job-{secrets.token_hex(5)}" if job_id is None else job_id
+    record = new_job(name, num_tasks, run_token=run_token)
+    record = replace(record, plan=members.widened(derived, num_tasks, tags), latches=latches)
+    submission = Submission(published=0, done=False, alive_until=_alive_until(tracker))
+    record = tracker.store.create_job(replace(record, submission=submission))
+    job = Job(tracker, record)
+    publisher = _Publisher(tracker, record)
+    try:
+        publisher.publish(found)
+    except Exception as error:
+        publisher.give_up()
+        failed = SubmitFailed(name, publisher.published, num_tasks)
+        failed.job = job
+        raise failed from error
+    publisher.note(done=True)
+    return job
+
+
+class _Publisher:
+    """Sends a job's messages, leaving a sign of life in the job's record now and then."""
+
+    def __init__(self, tracker: Tracker, record: JobRecord) -> None:
+        self._tracker = tracker
+        self._record = record
+        self._next_note = time.monotonic() + PUBLISHER_LEASE / 3
+        self.published = 0
+
+    def publish(self, found: Members) -> None:
+        app = self._tracker.app
+        with app.producer_or_acquire() as producer:
+            for row, stages in enumerate(found):
+                self._send(row, stages, producer)
+                self.published = row + 1
+                if time.monotonic() > self._next_note:
+                    self.note(done=False)
+
+    def note(self, *, done: bool) -> None:
+        """Record how far publishing has come."""
+        submission = Submission(self.published, done, _alive_until(self._tracker))
+        self._next_note = time.monotonic() + PUBLISHER_LEASE / 3
+        decided = None
+        while decided is None:
+            job = current(self._tracker.store, self._record.ref)
+            decided = self._tracker.store.update_job(replace(job, submission=submission))
+
+    def give_up(self) -> None:
+        """Cancel the job: what was published is vetoed, what was not is never waited for."""
+        reason = f"submit failed after {self.published} of {self._record.num_tasks}"
+        try:
+            completion.cancel(self._tracker.store, self._record.ref, reason)
+            self.note(done=True)
+            publish_decided(self._tracker, self._record.ref, LATCHES)
+        except Exception:
+            logger.exception("job %r is left to the sweep", self._record.job_id)
+
+    def _send(self, row: int, stages: Stages, producer: Any) -> None:
+        bound = [
+            Binding(self._record.ref, row, members.tag_of(self._tracker.app, stage), number).bind(stage)
+            for number, stage in enumerate(stages)
+        ]
+        if self._tracker.app.conf.task_always_eager:
+            _run_inline(bound)
+        elif len(bound) == 1:
+            bound[0].apply_async(producer=producer, add_to_parent=False)
+        else:
+            chain(*bound, app=self._tracker.app).apply_async(producer=producer, add_to_parent=False)
+
+
+def _run_inline(stages: Stages) -> None:
+    """Run a member here and now; a stage that fails is a state of the job, not a failure to publish."""
+    try:
+        (chain(*stages) if len(stages) > 1 else stages[0]).apply_async()
+    except Exception:
+        logger.info("a member failed in eager mode", exc_info=True)
+
+
+def _alive_until(tracker: Tracker) -> int:
+    return tracker.store.now() + round(PUBLISHER_LEASE * 1_000_000)
