@@ -58,7 +58,7 @@ def settled(job: JobRecord, columns: Sequence[Column]) -> bool:
     return bool(columns) and all(column.tally.ended >= column.expected for column in columns)
 
 
-def summarize(job: JobRecord, columns: Sequence[Column], indexes: bool) -> Summary:
+def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Summary:
     """Sum columns up; in a cancelled job what was not started counts as failed.
 
     Args:

@@ -54,7 +54,7 @@ def tag_of(app: Celery, signature: Signature[Any]) -> str:
     """Give the tag under which a task signature runs."""
     given = (signature.options.get("headers") or {}).get(TAG_HEADER)
     if given is None:
-        given = getattr(app.tasks.get(signature.task), "tag", None)
+        given = getattr(app.tasks.get(signature.task or ""), "tag", None)
     return DEFAULT_TAG if given is None else check_name("tag", given)
 
 
@@ -89,7 +89,7 @@ def _stages(row: int, member: Any) -> Stages:
 
 def _flat(member: Any) -> Iterator[Any]:
     if isinstance(member, Signature) and member.subtask_type == "chain":
-        for each in member.tasks:
+        for each in member.kwargs["tasks"]:
             yield from _flat(each)
     else:
         yield member
