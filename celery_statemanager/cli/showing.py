@@ -70,7 +70,7 @@ def show_table(follower: Follower, outlet: Outlet) -> None:
 
 def show_live(follower: Follower, outlet: Outlet, console: Console) -> None:
     """Draw the job on the terminal, and leave a summary there."""
-    if follower.until is Until.NOW:
+    if follower.until is Until.NOW or (follower.until is Until.SETTLED and follower.job.settled):
         _show_once(follower, outlet)
         return
     from celery_statemanager.cli.rendering.live import LivePicture

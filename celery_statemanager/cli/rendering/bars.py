@@ -25,8 +25,9 @@ def tag_bar(counts: Counts, columns: int, glyphs: Glyphs) -> Line:
 
 def row_bar(fraction: float, columns: int, glyphs: Glyphs) -> Line:
     """Draw one running cell."""
-    full = int(fraction * columns + 1e-9)
-    drawn = [Span(glyphs.running * full, "busy"), Span(glyphs.rest * (columns - full), "dim")]
+    halves = int(fraction * columns * 2 + 1e-9)
+    done = glyphs.running * (halves // 2) + (glyphs.half if halves % 2 else "")
+    drawn = [Span(done, "busy"), Span(glyphs.rest * (columns - len(done)), "dim")]
     return [span for span in drawn if span.text]
 
 
@@ -54,7 +55,7 @@ def _ends(all_counts: list[Counts]) -> list[Line]:
         [
             Span(f" {percent(counts.fraction):>4}", "head"),
             Span("  " + right(each, wide)),
-            Span("  " + left(bad, far) if far else "", "bad"),
+            Span("  " + right(bad, far) if far else "", "bad"),
         ]
         for counts, each, bad in zip(all_counts, done, failed)
     ]

@@ -49,7 +49,7 @@ class Frame:
     def _cells(self, view: View, columns: int, room: int) -> list[Line]:
         """Share the room: failures get what running rows leave, and at least a third."""
         need = _block(len(view.board.running)), _block(len(view.board.failures))
-        second = min(need[1], max(room // 3, room - need[0]))
+        second = min(need[1], max(room // 3, room - need[0], min(room // 2, 3)))
         running = self._running(view, columns, min(need[0], room - second) - 1)
         failures = self._failures(view.board, columns, second - 1)
         return [line for block in (running, failures) if block for line in ([], *block)]

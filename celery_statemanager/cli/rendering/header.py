@@ -43,7 +43,10 @@ class View:
 def title(view: View, glyphs: Glyphs) -> Line:
     """Name the job and what of it is watched."""
     board = view.board
-    parts: list[Line] = [[Span(clean(board.job.job_id), "head")]]
+    parts: list[Line] = [
+        [Span(clean(board.job.job_id), "head")],
+        [Span(words.counted(board.job.num_tasks, "task"), "dim")],
+    ]
     if board.job.run_token is not None:
         parts.append([Span(f"run {clean(board.job.run_token)}", "dim")])
     if board.scope.tag is not None:
@@ -77,14 +80,15 @@ def condition(view: View, total: Counts, glyphs: Glyphs) -> Line:
     return [Span("running", "busy")] if total.passed or total.running else [Span("waiting", "dim")]
 
 
-def counts_line(total: Counts, glyphs: Glyphs) -> Line:
-    """Count the cells by class; every class keeps its place."""
-    classes = (("finished", "good"), ("running", "busy"), ("failed", "bad"), ("waiting", ""))
-    parts: list[Line] = []
-    for name, style in classes:
+def counts_line(total: Counts, glyphs: Glyphs, *, zeros: bool = True) -> Line:
+    """Count the cells by class, in one order; those of empty classes too, so that each keeps its place."""
+    finished = f"{words.number(total.finished)} of {words.number(total.expected)} finished"
+    parts: list[Line] = [[Span(finished, "good" if total.finished else "dim")]]
+    for name, style in (("running", "busy"), ("failed", "bad"), ("waiting", "")):
         value = getattr(total, name)
-        parts.append([Span(f"{words.number(value)} {name}", style if value else "dim")])
-    return [*joined(parts, f" {glyphs.dot} "), Span(f" of {words.number(total.expected)}", "dim")]
+        if value or zeros:
+            parts.append([Span(f"{words.number(value)} {name}", style if value else "dim")])
+    return joined(parts, f" {glyphs.dot} ")
 
 
 def notes(view: View, glyphs: Glyphs) -> list[Line]:

@@ -20,12 +20,17 @@ Line = list[Span]
 
 @dataclass(frozen=True)
 class Glyphs:
-    """The characters of a picture; the four of a bar differ where colour does not tell them apart."""
+    """The characters of a picture; the four of a bar differ where colour does not tell them apart.
+
+    Attributes:
+        half: half a column of a running bar; empty where there is none.
+    """
 
     finished: str
     running: str
     failed: str
     rest: str
+    half: str
     tick: str
     cross: str
     dot: str
@@ -33,9 +38,9 @@ class Glyphs:
     ellipsis: str
 
 
-COLOURED = Glyphs("━", "━", "━", "─", "✓", "✗", "·", "×", "…")
-PLAIN = Glyphs("█", "▓", "×", "·", "✓", "✗", "·", "×", "…")
-ASCII = Glyphs("#", "=", "x", ".", "ok", "x", "-", "x", "~")
+COLOURED = Glyphs("━", "━", "━", "─", "╸", "✓", "✗", "·", "×", "…")
+PLAIN = Glyphs("█", "▓", "×", "·", "▌", "✓", "✗", "·", "×", "…")
+ASCII = Glyphs("#", "=", "x", ".", "", "ok", "x", "-", "x", "~")
 
 
 def glyphs_for(encoding: str, *, colour: bool) -> Glyphs:
