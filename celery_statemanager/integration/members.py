@@ -43,6 +43,7 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
         if row >= MAX_TASKS:
             raise ValueError(f"a job has at most {MAX_TASKS} members")
         stages = _stages(row, member)
+        _check_arguments(app, row, stages)
         shapes.add(tuple(tag_of(app, stage) for stage in stages), row)
         kept.add(row, stages)
     if not shapes.rows:
@@ -85,6 +86,19 @@ def _stages(row: int, member: Any) -> Stages:
         if "task_id" in part.options:
             raise ValueError(f"member {row} ({part.task}) has a task_id of its own: leave it out, the job gives ids")
     return parts
+
+
+def _check_arguments(app: Celery, row: int, stages: Stages) -> None:
+    """Refuse what Celery would refuse to publish, or fail in the worker, before the job is created."""
+    for number, stage in enumerate(stages):
+        task = app.tasks.get(stage.task or "")
+        check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
+        if check is not None:
+            result_of_the_last = (None,) if number and not stage.immutable else ()
+            try:
+                check(*result_of_the_last, *(stage.args or ()), **(stage.kwargs or {}))
+            except TypeError as error:
+                raise TypeError(f"member {row}, task {stage.task}: {error}") from None
 
 
 def _flat(member: Any) -> Iterator[Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from workers import Worker  # noqa: E402
 
@@ -20,8 +21,6 @@ PATIENCE = 30.0
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("tracked")
-    for folder in ("queue", "control"):
-        (home / folder).mkdir()
     os.environ.update(
         TRACKED_HOME=str(home), TRACKED_BROKER="filesystem://", TRACKED_STORE=f"sqlite:///{home}/states.db"
     )
@@ -30,7 +29,9 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tracked(home):
-    return importlib.import_module("tracked")
+    module = importlib.import_module("tracked")
+    yield module
+    module.states.store.close()
 
 
 @pytest.fixture(scope="session")

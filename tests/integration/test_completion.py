@@ -147,9 +147,16 @@ def test_a_rerun_under_a_run_token_starts_clean(tracked, submit, key):
 
 
 def test_nothing_is_created_when_a_member_is_bad(tracked, key):
-    members = (member for member in [tracked.succeed.s(), chain(tracked.succeed.s(), tracked.count.s(key))])
+    members = (member for member in [tracked.succeed.s(), chain(tracked.succeed.s(), tracked.count.si(key))])
     with pytest.raises(ValueError, match="runs twice under the tag 'work'"):
         tracked.states.submit(members, job_id=key)
+    with pytest.raises(JobNotFound):
+        tracked.states.job(key)
+
+
+def test_arguments_that_do_not_fit_are_refused_before_the_job_is_created(tracked, key):
+    with pytest.raises(TypeError, match=r"member 1, task tracked.count: .*argument"):
+        tracked.states.submit([tracked.count.s(key), tracked.count.s()], job_id=key)
     with pytest.raises(JobNotFound):
         tracked.states.job(key)
 

@@ -44,7 +44,7 @@ def test_a_state_error_is_its_own_code(tracked, submit):
 
 
 def test_wrong_arguments_are_failed(tracked, submit):
-    status, message = ended(submit([tracked.app.signature("tracked.fail", args=(1, 2, 3))]))
+    status, message = ended(submit([tracked.one_argument.s(1, 2, 3)]))
     assert status == Status.FAILED
     assert message.startswith("TypeError: ")
 
@@ -122,7 +122,6 @@ def test_revoked_before_it_began(tracked, submit, pool, eventually):
     job = submit([tracked.succeed.s().set(countdown=3600)])
     task_id = f"{job.manager.ref.incarnation}.0.0"
     tracked.app.control.revoke(task_id)
-    tracked.app.control.revoke(task_id, terminate=True) if pool == "solo" else None
     assert eventually(lambda: revoked_or_resend(tracked, job, pool))
 
 

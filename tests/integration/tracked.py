@@ -6,6 +6,7 @@ from pathlib import Path
 from celery import Celery
 from celery.exceptions import Ignore, Reject
 
+from examples import broker
 from celery_statemanager import StateError, StateManager, StatefulTask, Status, current_state
 
 HOME = Path(os.environ["TRACKED_HOME"])
@@ -19,12 +20,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
 )
 if os.environ["TRACKED_BROKER"].startswith("filesystem"):
-    app.conf.broker_transport_options = {
-        "data_folder_in": str(HOME / "queue"),
-        "data_folder_out": str(HOME / "queue"),
-        "control_folder": str(HOME / "control"),
-        "polling_interval": 0.02,
-    }
+    app.conf.update(broker.settings(HOME))
 states = StateManager(app)
 
 
@@ -61,6 +57,11 @@ def fail(text="broken"):
     raise ValueError(text)
 
 
+@app.task(base=StatefulTask, tag="work", typing=False)
+def one_argument(value):
+    return value
+
+
 @app.task(base=StatefulTask, tag="work")
 def fail_with(code, message):
     raise StateError(code, message)
@@ -94,7 +95,7 @@ def give_up(how):
 @app.task(base=StatefulTask, bind=True, tag="work")
 def replaced(self, key):
     note(key, f"old {self.state.attempt}")
-    return self.replace(replacement.s(key))
+    return self.replace(replacement.s(key).set(queue=self.request.delivery_info["routing_key"]))
 
 
 @app.task(base=StatefulTask, bind=True, tag="other")

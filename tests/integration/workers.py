@@ -22,6 +22,7 @@ class Worker:
         self.process = subprocess.Popen(
             command,
             cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -34,7 +35,7 @@ class Worker:
             raise RuntimeError(f"no worker after {READY} s:\n{self.log.read_text()}")
 
     def _copy_log(self) -> None:
-        with self.log.open("w") as log:
+        with self.log.open("w") as log, self.process.stdout:
             for line in self.process.stdout:
                 log.write(line)
                 log.flush()
