@@ -80,8 +80,8 @@ def _stages(row: int, member: Any) -> Stages:
     if not parts:
         raise ValueError(f"member {row} is an empty chain")
     for part in parts:
-        if not isinstance(part, Signature) or part.subtask_type is not None:
-            kind = getattr(part, "subtask_type", None) or type(part).__name__
+        if not isinstance(part, Signature) or part.subtask_type is not None or part.task == "celery.chunks":
+            kind = getattr(part, "subtask_type", None) or getattr(part, "task", None) or type(part).__name__
             raise ValueError(f"member {row} holds a {kind}: a member is one task or a flat chain of tasks")
         if "task_id" in part.options:
             raise ValueError(f"member {row} ({part.task}) has a task_id of its own: leave it out, the job gives ids")
