@@ -10,7 +10,7 @@ from typing import NamedTuple
 from celery_statemanager import aggregate
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
-from celery_statemanager.records import JobRecord
+from celery_statemanager.records import FRACTION_UNIT, JobRecord
 
 CellKey = tuple[str, int]
 
@@ -68,6 +68,7 @@ class Column:
     Attributes:
         rows: those expected under the tag.
         counts: whether the tag counts for the job as a whole; an unplanned one does not.
+        work: sum over running cells of their fraction, in units of ``1 / FRACTION_UNIT``.
     """
 
     tag: str
@@ -76,7 +77,7 @@ class Column:
     finished: set[int] = field(default_factory=set)
     running: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
-    work: float = 0.0
+    work: int = 0
 
 
 class Board:
@@ -127,7 +128,7 @@ class Board:
         finished, running, failed = len(column.finished), len(column.running), len(column.failed)
         waiting = len(column.rows) - finished - running - failed
         gone = waiting if self.job.cancelled else 0
-        work = max(0.0, column.work) if column.running else 0.0
+        work = column.work / FRACTION_UNIT
         return Counts(len(column.rows), finished, running, failed + gone, waiting - gone, work)
 
     def total(self) -> Counts:
@@ -167,7 +168,7 @@ class Board:
         column.finished.discard(row)
         if row in column.running:
             column.running.discard(row)
-            column.work -= self.running[key].fraction or 0.0
+            column.work -= _units(self.running[key])
             if not runs_on:
                 del self.running[key]
         elif row in column.failed:
@@ -185,5 +186,9 @@ class Board:
     def _run(self, key: CellKey, column: Column, state: State) -> None:
         row = Row(*key, state.status, state.fraction, state.message or "", state.timestamp, state.attempt)
         column.running.add(key[1])
-        column.work += row.fraction or 0.0
+        column.work += _units(row)
         self.running[key] = row
+
+
+def _units(row: Row) -> int:
+    return round((row.fraction or 0.0) * FRACTION_UNIT)

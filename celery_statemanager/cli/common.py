@@ -89,7 +89,7 @@ def interruptible() -> Iterator[None]:
 def find_job(store: Store, job_id: str, run_token: str | None) -> JobRecord:
     """Give a job. Raises: JobNotFound, StoreError; ends the command where the names cannot be any job's."""
     try:
-        key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
+        key = JobKey(check_name("--job", job_id), check_optional("--run-token", run_token))
     except ValueError as error:
         fail(str(error), Exit.USAGE)
     return store.get_job(key)
@@ -106,9 +106,9 @@ def checked_task(job: JobRecord, task_index: int | None) -> int | None:
 def checked_tag(tag: str | None) -> str | None:
     """Accept a tag, known or not; end the command where it cannot be one."""
     try:
-        return check_optional("tag", tag)
+        return check_optional("--tag", tag)
     except ValueError as error:
-        fail(f"--{error}", Exit.USAGE)
+        fail(str(error), Exit.USAGE)
 
 
 def _open(app: Celery, url: str | None) -> Store:

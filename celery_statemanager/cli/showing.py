@@ -32,13 +32,14 @@ def choose(style: str | None, outlet: Outlet) -> Show:
         return show_json
     if style == "table":
         return show_table
-    console, why_not = _console(outlet)
-    if console is not None:
-        return lambda follower, outlet: show_live(follower, outlet, console)
-    if style is not None:
-        fail(f"--format live {why_not}", Exit.CONFIGURATION)
-    note(f"note: showing a table, bars {why_not}".replace(" needs ", " need "))
-    return show_table
+    if importlib.util.find_spec("rich") is None:
+        return _instead(style, Exit.CONFIGURATION, "bars need rich", INSTALL)
+    from celery_statemanager.cli.rendering.live import terminal
+
+    console = terminal(no_color=outlet.no_color)
+    if console is None:
+        return _instead(style, Exit.USAGE, "bars need a terminal that can move its cursor", "use --format table")
+    return lambda follower, outlet: show_live(follower, outlet, console)
 
 
 def show_json(follower: Follower, outlet: Outlet) -> None:
@@ -104,11 +105,9 @@ def _conclude(board: Board, follower: Follower, outlet: Outlet) -> None:
         outlet.line(line)
 
 
-def _console(outlet: Outlet) -> tuple[Console | None, str]:
-    """Give the terminal to draw on, or say what is in the way."""
-    if importlib.util.find_spec("rich") is None:
-        return None, f"needs rich: {INSTALL}"
-    from celery_statemanager.cli.rendering.live import terminal
-
-    console = terminal(no_color=outlet.no_color)
-    return console, "needs a terminal that can move its cursor: use --format table" if console is None else ""
+def _instead(style: str | None, code: Exit, why: str, mend: str) -> Show:
+    """Fall back to a table where live was not asked for by name."""
+    if style is not None:
+        fail(f"{why}: {mend}", code)
+    note(f"note: {why}: {mend if code is Exit.CONFIGURATION else 'showing a table'}")
+    return show_table

@@ -33,7 +33,7 @@ def row_bar(fraction: float, columns: int, glyphs: Glyphs) -> Line:
 
 def tag_lines(shown: list[tuple[Column, Counts]], columns: int, labels: int, glyphs: Glyphs) -> list[Line]:
     """Draw one line a tag: name, bar, percent, finished of expected, failed; numbers under each other."""
-    ends = _ends([counts for _, counts in shown])
+    ends = _ends(shown)
     room = columns - labels - width_of(ends[0]) - 4 if ends else 0
     bar = min(room, LONGEST) if room >= _SHORTEST else 0
     return [
@@ -41,24 +41,28 @@ def tag_lines(shown: list[tuple[Column, Counts]], columns: int, labels: int, gly
             Span(" " + left(clean(column.tag), labels, glyphs.ellipsis) + "  ", "" if column.counts else "dim"),
             *tag_bar(counts, bar, glyphs),
             *end,
-            *([] if column.counts else [Span("  not planned", "dim")]),
         ]
         for (column, counts), end in zip(shown, ends)
     ]
 
 
-def _ends(all_counts: list[Counts]) -> list[Line]:
-    done = [f"{number(counts.finished)}/{number(counts.expected)}" for counts in all_counts]
-    failed = [f"{number(counts.failed)} failed" if counts.failed else "" for counts in all_counts]
-    wide, far = max(map(width, done), default=0), max(map(width, failed), default=0)
+def _ends(shown: list[tuple[Column, Counts]]) -> list[Line]:
+    done = [f"{number(counts.finished)}/{number(counts.expected)}" for _, counts in shown]
+    remarks = [_remark(column, counts) for column, counts in shown]
+    wide, far = max(map(width, done), default=0), max(map(width, remarks), default=0)
     return [
         [
             Span(f" {percent(counts.fraction):>4}", "head"),
             Span("  " + right(each, wide)),
-            Span("  " + right(bad, far) if far else "", "bad"),
+            Span("  " + right(remark, far) if far else "", "bad" if counts.failed else "dim"),
         ]
-        for counts, each, bad in zip(all_counts, done, failed)
+        for (_, counts), each, remark in zip(shown, done, remarks)
     ]
+
+
+def _remark(column: Column, counts: Counts) -> str:
+    failed = f"{number(counts.failed)} failed" if counts.failed else ""
+    return ", ".join(filter(None, [failed, "" if column.counts else "not planned"]))
 
 
 def _segments(counts: Counts, columns: int) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from celery_statemanager.cli.rendering import words
 from celery_statemanager.cli.rendering.bars import tag_lines
 from celery_statemanager.cli.rendering.frame import WIDEST, label_width
 from celery_statemanager.cli.rendering.header import View, counts_line, notes, title
-from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, fit, left, width, width_of
+from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, left, width, width_of
 from celery_statemanager.indexset import IndexSet
 
 MOST_KINDS = 20
@@ -51,8 +51,10 @@ def _verdict(view: View, total: Counts, columns: int, glyphs: Glyphs) -> list[Li
 
 def _failed(board: Board, columns: int, glyphs: Glyphs) -> Iterator[Line]:
     """Tell each kind of failure with its rows, the most frequent first."""
-    kinds = [(failure, IndexSet(rows)) for failure, rows in board.failures.items()]
-    kinds = [*sorted(kinds, key=lambda kind: -len(kind[1])), *board.never_begun()]
+    rows_of = {failure: IndexSet(rows) for failure, rows in board.failures.items()}
+    for failure, rows in board.never_begun():
+        rows_of[failure] = rows_of.get(failure, IndexSet()).union(rows)
+    kinds = sorted(rows_of.items(), key=lambda kind: -len(kind[1]))
     told = kinds[:MOST_KINDS]
     names = [words.status(failure.status, None) for failure, _ in told]
     name_width = max(map(len, names), default=0)
@@ -62,7 +64,9 @@ def _failed(board: Board, columns: int, glyphs: Glyphs) -> Iterator[Line]:
             Span(f" {glyphs.cross} {name:<{name_width}}  ", "bad"),
             Span(left(clean(failure.tag), labels, glyphs.ellipsis), "dim"),
         ]
-        yield from _kind(head, _ranges(rows, glyphs), clean(failure.message), columns, glyphs)
+        yield from _kind(
+            head, words.ranges(rows, MOST_RANGES, glyphs.ellipsis), clean(failure.message), columns, glyphs
+        )
     hidden = kinds[MOST_KINDS:]
     if hidden:
         tasks = words.counted(sum(len(rows) for _, rows in hidden), "task")
@@ -80,9 +84,3 @@ def _kind(head: Line, ranges: str, message: str, columns: int, glyphs: Glyphs) -
     told = textwrap.wrap(message, room, max_lines=_MESSAGE_LINES, placeholder=f" {glyphs.ellipsis}")
     yield [*head, Span(rows[0])]
     yield from ([Span(" " * start + each)] for each in (*rows[1:], *told))
-
-
-def _ranges(rows: IndexSet, glyphs: Glyphs) -> str:
-    text = str(rows)
-    count = f" ({words.number(len(rows))})" if len(rows.ranges) > 1 or len(rows) > 2 else ""
-    return fit(text, MOST_RANGES, glyphs.ellipsis) + count

@@ -8,13 +8,14 @@ from celery_statemanager.cli.board import Board, CellKey, Column, Counts, Failur
 from celery_statemanager.cli.rendering import words
 from celery_statemanager.cli.rendering.bars import row_bar, tag_lines
 from celery_statemanager.cli.rendering.header import View, header
-from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, fit, left, right, width
+from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, left, right, width
 from celery_statemanager.indexset import IndexSet
 
 WIDEST = 110
 """Columns beyond which only messages go on: a number is read together with its label."""
 
 _MANY = 1_000
+_ROWS_WIDTH = 22
 _STALLED = 60.0
 
 
@@ -125,7 +126,7 @@ def index_width(board: Board) -> int:
 def failure_lines(board: Board, failures: list[Failure], columns: int, glyphs: Glyphs) -> list[Line]:
     """Give one line for each kind of failure: code, tag, rows, message."""
     names = [words.status(failure.status, None) for failure in failures]
-    rows = [rows_text(board.failures[failure], glyphs) for failure in failures]
+    rows = [_rows(board.failures[failure], glyphs) for failure in failures]
     name_width, row_width = max(map(len, names), default=0), max(map(width, rows), default=0)
     labels = label_width(board, min(columns, WIDEST)) if len(board.columns) > 1 else 0
     return [
@@ -139,15 +140,10 @@ def failure_lines(board: Board, failures: list[Failure], columns: int, glyphs: G
     ]
 
 
-def rows_text(rows: set[int], glyphs: Glyphs, columns: int = 20) -> str:
-    """Give rows as ranges; with their number where that would be long."""
+def _rows(rows: set[int], glyphs: Glyphs) -> str:
     if len(rows) > _MANY:
         return words.counted(len(rows), "task")
-    text = str(IndexSet(rows))
-    if len(text) <= columns:
-        return text
-    count = f" ({words.number(len(rows))})"
-    return fit(text, columns - len(count), glyphs.ellipsis) + count
+    return words.ranges(IndexSet(rows), _ROWS_WIDTH, glyphs.ellipsis)
 
 
 def _block(lines: int) -> int:

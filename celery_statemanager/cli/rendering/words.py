@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Status, status_name
-
-SHOWN_RANGES = 60
-"""Characters of an index set before it is cut."""
 
 
 def number(value: int) -> str:
@@ -53,6 +51,17 @@ def rate(per_second: float) -> str:
         if value >= 1 or unit == "h":
             return f"{value:,.0f}/{unit}" if value >= 10 else f"{value:.1f}/{unit}"
     raise AssertionError
+
+
+def ranges(rows: IndexSet, columns: int, ellipsis: str) -> str:
+    """Give rows as ranges, cut at a comma where there are too many; with their number where it is not plain."""
+    text = str(rows)
+    plain = len(rows.ranges) <= 1 and len(rows) <= 2
+    count = "" if plain else f" ({number(len(rows))})"
+    if len(text) + len(count) <= columns:
+        return text + count
+    kept = text[: max(columns - len(count) - len(ellipsis), 1)].rpartition(",")[0]
+    return f"{kept},{ellipsis}{count}" if kept else f"{ellipsis}{count}"
 
 
 def status(code: int, fraction: float | None) -> str:
