@@ -14,5 +14,6 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgut
 from celery_statemanager.testing.clock import FakeClock  # noqa: E402
 from celery_statemanager.testing.contract import StoreContract  # noqa: E402
 from celery_statemanager.testing.kit import Grid, StoreFactory  # noqa: E402
+from celery_statemanager.testing.wrapped import WrappedStore  # noqa: E402
 
-__all__ = ["FakeClock", "Grid", "StoreContract", "StoreFactory"]
+__all__ = ["FakeClock", "Grid", "StoreContract", "StoreFactory", "WrappedStore"]

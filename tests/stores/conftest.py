@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from celery_statemanager import open_store
+from celery_statemanager import Store, open_store
 from celery_statemanager.testing import StoreFactory
 
 
@@ -16,7 +16,6 @@ def memory(request: pytest.FixtureRequest) -> StoreFactory:
 
 
 def sqlite(request: pytest.FixtureRequest) -> StoreFactory:
-    pytest.importorskip("celery_statemanager.stores.sqlite")
     path: Path = request.getfixturevalue("tmp_path")
     url = f"sqlite:///{path / 'states.db'}"
     return StoreFactory(lambda **options: open_store(url, **options), url, takes_clock=True)
@@ -29,3 +28,10 @@ FACTORIES: dict[str, Callable[[pytest.FixtureRequest], StoreFactory]] = {"memory
 def store_factory(request: pytest.FixtureRequest) -> StoreFactory:
     """Give what makes the store asked for, and build no other."""
     return FACTORIES[request.param](request)
+
+
+@pytest.fixture
+def store(store_factory: StoreFactory) -> Iterator[Store]:
+    """Give an empty store."""
+    with store_factory.make() as store:
+        yield store
