@@ -6,8 +6,8 @@ from pathlib import Path
 from celery import Celery
 from celery.exceptions import Ignore, Reject
 
+from celery_statemanager import StateError, StatefulTask, StateManager, Status, current_state
 from examples import broker
-from celery_statemanager import StateError, StateManager, StatefulTask, Status, current_state
 
 HOME = Path(os.environ["TRACKED_HOME"])
 
