@@ -112,3 +112,13 @@ def test_what_the_store_counted_is_shown_until_all_is_read(written, cancelled):
     read = board_of(store, manager)
     read.loading = False
     assert board.total() == read.total()
+
+
+def test_a_row_alone_is_not_counted_by_the_store(job):
+    store = open_store("memory://")
+    manager = Manager.create(store, "job", num_tasks=5, tags=("a",), task_index=1)
+    manager.set_state("a", Status.FINISHED)
+    record, columns = store.survey(manager.ref)
+    board = Board(record, Scope(task_index=0))
+    board.survey(columns)
+    assert board.total() == Counts(1, 0, 0, 0, 1, 0.0)

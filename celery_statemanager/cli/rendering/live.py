@@ -73,7 +73,7 @@ class LivePicture:
     def view(self) -> View:
         """Give what is known now."""
         self.board.job = self.follower.job
-        if self.board.loading:
+        if self.board.loading or self.board.job.cancelled:
             return View(self.board, self.follower.now, self.follower.connected)
         total = self.board.total()
         self._pace.note(self.follower.now.timestamp(), total.passed)
