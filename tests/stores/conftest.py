@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from celery_statemanager import Store, open_store
 from celery_statemanager.testing import StoreFactory
+
+QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large)
+settings.register_profile("quick", max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
+settings.register_profile("full", max_examples=2000, stateful_step_count=80, deadline=None, suppress_health_check=QUIET)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def memory(request: pytest.FixtureRequest) -> StoreFactory:
@@ -35,3 +42,11 @@ def store(store_factory: StoreFactory) -> Iterator[Store]:
     """Give an empty store."""
     with store_factory.make() as store:
         yield store
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many examples the state machines ran."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        counts = dict(report.user_properties)
+        if report.when == "call" and "examples" in counts:
+            terminalreporter.write_line(f"{report.nodeid}: {counts['examples']} examples, {counts['steps']} steps")
