@@ -38,8 +38,9 @@ def main() -> int:
             return watched.returncode
         job.wait(PATIENCE)
         report = wait_for_report(job)
-    print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
-    print(f"\nDone in {time.monotonic() - started:.1f} s. Try next:")
+        print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
+        print(f"\nDone in {time.monotonic() - started:.1f} s. Stopping the worker …", flush=True)
+    print("Try next:")
     for command in next_steps(job.id):
         print(f"  {command}")
     return 1 if report["failed_shards"] else 0

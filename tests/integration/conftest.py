@@ -63,7 +63,13 @@ class Setting:
             self._workers[pool] = Worker(self.environment, pool, pool)
         return self._workers[pool]
 
+    def ask_to_stop(self):
+        """Let all workers stop at the same time: a warm shutdown takes some seconds on a polled broker."""
+        for worker in self._workers.values():
+            worker.process.terminate()
+
     def close(self):
+        self.ask_to_stop()
         for worker in self._workers.values():
             worker.stop()
         self.tracked.states.store.close()
@@ -92,6 +98,8 @@ def settings(tmp_path_factory):
             return made[name]
 
         yield get
+        for setting in made.values():
+            setting.ask_to_stop()
 
 
 @pytest.fixture(params=PLACES, ids="-".join, scope="session")
