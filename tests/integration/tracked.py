@@ -1,6 +1,8 @@
 """The app of the acceptance tests; workers and tests import it, configured by the environment."""
 
 import os
+import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -108,6 +110,24 @@ def replacement(self, key):
 @task(base=StatefulTask, bind=True, tag="work", soft_time_limit=1)
 def too_slow(self):
     wait_for("never", 30)
+
+
+@task(base=StatefulTask, tag="work", time_limit=1)
+def hang():
+    wait_for("never", 30)
+
+
+@task(base=StatefulTask, tag="work")
+def die(how):
+    if how == "exit":
+        sys.exit(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def wait_for_all(self, status):
+    self.state.set(status)
+    return len(self.state.synchronize(status, timeout=20))
 
 
 @task(tag="plain")
