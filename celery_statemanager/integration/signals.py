@@ -16,13 +16,12 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
-from celery_statemanager.integration import outcomes, worker
+from celery_statemanager.integration import outcomes, worker, worker_requests
 from celery_statemanager.integration.binding import HEADER
 from celery_statemanager.integration.interrupts import TaskJobGone, TaskSuperseded
 from celery_statemanager.integration.run import Run, run_of, start_run
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery
-
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def _on_ignored(run: Run, retval: Any) -> None:
 
 
 def _on_received(request: Any = None, **_: Any) -> None:
-    worker.remember(request)
+    worker_requests.remember(request)
 
 
 def _on_revoked(
