@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +18,7 @@ from celery_statemanager.integration import worker_requests
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.keeper import Keeper
+from celery_statemanager.integration.keeper import Lease, Periodic, keep_sweeping
 from celery_statemanager.limits import readable
 from celery_statemanager.manager import new_event_id
 from celery_statemanager.records import Delivery, When, Write, WriteReply
@@ -33,16 +35,22 @@ def on_ready(sender: Any = None, **_: Any) -> None:
     """Start keeping the lease, and sweeping."""
     tracker = tracker_of(sender.app)
     if tracker is not None:
-        keeper = Keeper(tracker, worker_requests.worker_id())
-        _keepers.append(keeper)
-        keeper.start()
+        worker_id = worker_requests.worker_id()
+        _kept_going.extend((Lease(tracker, worker_id).keep(), keep_sweeping(tracker, worker_id)))
+
+
+def on_beat(sender: Any = None, **_: Any) -> None:
+    """Sweep from beat, too: directly, not by a task that could wait on the queue whose workers died."""
+    tracker = tracker_of(sender.app)
+    if tracker is not None:
+        _kept_going.append(keep_sweeping(tracker, f"beat:{socket.gethostname()}:{os.getpid()}"))
 
 
 def on_shutdown(**_: Any) -> None:
     """Write what is left and give the lease back."""
     _writer.flush(timeout=10.0)
-    while _keepers:
-        _keepers.pop().stop()
+    while _kept_going:
+        _kept_going.pop().stop()
 
 
 def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *, began: bool) -> None:
@@ -121,4 +129,4 @@ class _Writer:
 
 
 _writer = _Writer()
-_keepers: list[Keeper] = []
+_kept_going: list[Periodic] = []
