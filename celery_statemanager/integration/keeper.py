@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 
 from celery_statemanager import leases
+from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.integration import kept, worker_requests
+from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.sweeper import sweep
 from celery_statemanager.leases import Received, Report, cell_name
@@ -85,7 +88,7 @@ class Lease:
     def _report(self) -> Report:
         running = [cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running()]
         previous, self._previous = self._previous, running
-        return Report(running, previous, (), self._received())
+        return Report(running, previous, backlog.cells(), self._received())
 
     def _received(self) -> list[Received]:
         policy = self._tracker.settings.on_lost
@@ -101,11 +104,21 @@ class Lease:
 
 
 def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
-    """Start sweeping whenever it is this holder's turn."""
-    interval = tracker.settings.sweep_interval
+    """Start sweeping whenever it is this holder's turn.
+
+    After the store has failed nobody is declared dead for one lease: the others could not renew theirs either.
+    """
+    interval, lease = tracker.settings.sweep_interval, tracker.settings.lease
+    trusted_from = time.monotonic()
 
     def sweep_in_turn() -> None:
-        if leases.take_turn(tracker.store, holder, 2 * interval):
-            sweep(tracker)
+        nonlocal trusted_from
+        try:
+            its_turn = leases.take_turn(tracker.store, holder, 2 * interval)
+            if its_turn and time.monotonic() >= trusted_from:
+                sweep(tracker)
+        except StoreUnavailable:
+            trusted_from = time.monotonic() + lease
+            raise
 
     return Periodic("sweep", sweep_in_turn, lambda: interval * random.uniform(*JITTER)).start()
