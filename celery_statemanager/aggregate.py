@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, Status, Summary
-from celery_statemanager.records import FRACTION_UNIT, Column, JobRecord, Tally
+from celery_statemanager.records import FRACTION_UNIT, Cell, Column, JobRecord, Tally
 
 
 def absent(job: JobRecord, tag: str, task_index: int) -> State:
@@ -14,6 +15,13 @@ def absent(job: JobRecord, tag: str, task_index: int) -> State:
     if job.cancelled is None:
         return State(job.job_id, task_index, tag)
     return State(job.job_id, task_index, tag, int(Status.CANCELLED), job.cancelled.reason)
+
+
+def as_read(job: JobRecord, cell: Cell, state: State) -> State:
+    """Give a written cell's state as readers see it: in a cancelled job, CANCELLED if it waits to be begun."""
+    if job.cancelled is None or not cell.waiting:
+        return state
+    return replace(state, status=int(Status.CANCELLED), message=job.cancelled.reason)
 
 
 def lowest(states: Iterable[State]) -> State | None:
@@ -58,7 +66,7 @@ def settled(job: JobRecord, columns: Sequence[Column]) -> bool:
     return bool(columns) and all(column.tally.ended >= column.expected for column in columns)
 
 
-def summarize(job: JobRecord, columns: Sequence[Column], indexes: bool) -> Summary:
+def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Summary:
     """Sum columns up; in a cancelled job what was not started counts as failed.
 
     Args:

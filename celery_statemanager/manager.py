@@ -203,7 +203,7 @@ class Manager:
         Raises: JobNotFound, TypeError, ValueError.
         """
         job, columns = self.store.survey(self.ref, check_optional("tag", tag), indexes=indexes)
-        return aggregate.summarize(job, columns, indexes)
+        return aggregate.summarize(job, columns, indexes=indexes)
 
     def subscribe(
         self, tag: str | None = None, task_index: int | None = None, *, until_settled: bool = False

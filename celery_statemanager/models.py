@@ -91,10 +91,17 @@ def fraction_of(status: int, progress: Any) -> float | None:
     if isinstance(progress, Mapping):
         done, total = _number(progress.get("done")), _number(progress.get("total"))
         if done is not None and total is not None and 0 <= done <= total and total > 0:
-            return done / total
+            return _share(done, total)
     if 2 <= status <= 100:
         return status / 100
     return 0.0 if status in (0, 1) else None
+
+
+def _share(done: float, total: float) -> float:
+    try:
+        return done / total
+    except OverflowError:  # a float of an integer beyond all floats
+        return 0.0
 
 
 def _number(value: Any) -> float | None:

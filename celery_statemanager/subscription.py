@@ -106,7 +106,7 @@ class Subscription:
         self._replaying = True
         self._seen: dict[tuple[str, int], int] = {}
         self._live: deque[State] = deque()
-        self._feed = Feed(store, ref, scope)
+        self._feed = Feed(store, ref, self._watched())
         self._listing = store.list_states(ref, scope)
 
     @property
@@ -173,9 +173,14 @@ class Subscription:
         self._replaying = False
         while self._live:
             state = self._live.popleft()
-            if self._is_news(state):
+            if self._scope.holds(state.tag, state.task_index) and self._is_news(state):
                 return StateEvent(state, replay=False)
         return None
+
+    def _watched(self) -> Scope:
+        """A job without a plan may settle by any cell, and no change of its record tells."""
+        planless = self._until_settled and self._store.get_job(self._ref.key).plan is None
+        return Scope() if planless else self._scope
 
     def _is_news(self, state: State) -> bool:
         cell = (state.tag, state.task_index)

@@ -58,9 +58,7 @@ class StateManager:
     @cached_property
     def store(self) -> Store:
         """The store of the settings; survives forks. Raises: ConfigurationError."""
-        return open_store(
-            self.settings.store_url, timeout=self.settings.store_timeout, **self.settings.store_options
-        )
+        return open_store(self.settings.store_url, timeout=self.settings.store_timeout, **self.settings.store_options)
 
     def submit(
         self,

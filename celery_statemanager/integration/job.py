@@ -109,7 +109,7 @@ class Job:
         try:
             for start in range(0, len(ids), _REVOKES_AT_ONCE):
                 self._tracker.app.control.revoke(ids[start : start + _REVOKES_AT_ONCE])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a courtesy, whatever the broker says
             logger.info("no revokes sent for job %r: %s", self.id, error, extra={"job_id": self.id})
 
     def __repr__(self) -> str:

@@ -43,6 +43,7 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
         if row >= MAX_TASKS:
             raise ValueError(f"a job has at most {MAX_TASKS} members")
         stages = _stages(row, member)
+        _check_arguments(app, row, stages)
         shapes.add(tuple(tag_of(app, stage) for stage in stages), row)
         kept.add(row, stages)
     if not shapes.rows:
@@ -54,7 +55,7 @@ def tag_of(app: Celery, signature: Signature[Any]) -> str:
     """Give the tag under which a task signature runs."""
     given = (signature.options.get("headers") or {}).get(TAG_HEADER)
     if given is None:
-        given = getattr(app.tasks.get(signature.task), "tag", None)
+        given = getattr(app.tasks.get(signature.task or ""), "tag", None)
     return DEFAULT_TAG if given is None else check_name("tag", given)
 
 
@@ -79,17 +80,30 @@ def _stages(row: int, member: Any) -> Stages:
     if not parts:
         raise ValueError(f"member {row} is an empty chain")
     for part in parts:
-        if not isinstance(part, Signature) or part.subtask_type is not None:
-            kind = getattr(part, "subtask_type", None) or type(part).__name__
+        if not isinstance(part, Signature) or part.subtask_type is not None or part.task == "celery.chunks":
+            kind = getattr(part, "subtask_type", None) or getattr(part, "task", None) or type(part).__name__
             raise ValueError(f"member {row} holds a {kind}: a member is one task or a flat chain of tasks")
         if "task_id" in part.options:
             raise ValueError(f"member {row} ({part.task}) has a task_id of its own: leave it out, the job gives ids")
     return parts
 
 
+def _check_arguments(app: Celery, row: int, stages: Stages) -> None:
+    """Refuse what Celery would refuse to publish, or fail in the worker, before the job is created."""
+    for number, stage in enumerate(stages):
+        task = app.tasks.get(stage.task or "")
+        check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
+        if check is not None:
+            result_of_the_last = (None,) if number and not stage.immutable else ()
+            try:
+                check(*result_of_the_last, *(stage.args or ()), **(stage.kwargs or {}))
+            except TypeError as error:
+                raise TypeError(f"member {row}, task {stage.task}: {error}") from None
+
+
 def _flat(member: Any) -> Iterator[Any]:
     if isinstance(member, Signature) and member.subtask_type == "chain":
-        for each in member.tasks:
+        for each in member.kwargs["tasks"]:
             yield from _flat(each)
     else:
         yield member

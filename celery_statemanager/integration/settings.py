@@ -23,9 +23,6 @@ class Settings:
         store_timeout: seconds after which a store call gives up.
         store_options: further options of ``open_store``.
         lease: seconds for which a worker counts as alive without another sign of it.
-        sweep_interval: seconds between two looks for lost workers and unpublished callbacks.
-        on_lost: what becomes of an attempt whose worker is gone: ``auto``, ``mark`` or ``requeue``.
-        max_lost: losses after which a cell is LOST whatever the policy.
         progress_interval: seconds between two progress writes of one task.
         on_store_error: ``log`` lets a task go on when its own state write fails, ``raise`` does not.
         max_state_bytes: limit of message and payload together, encoded.
@@ -35,9 +32,6 @@ class Settings:
     store_timeout: float = 5.0
     store_options: dict[str, Any] = field(default_factory=dict)
     lease: float = 30.0
-    sweep_interval: float = 15.0
-    on_lost: str = "auto"
-    max_lost: int = 3
     progress_interval: float = 1.0
     on_store_error: str = "log"
     max_state_bytes: int = MAX_STATE_BYTES
@@ -51,10 +45,9 @@ class Settings:
         return settings
 
     def _check(self) -> None:
-        for name in ("store_timeout", "lease", "sweep_interval", "max_lost", "max_state_bytes"):
+        for name in ("store_timeout", "lease", "max_state_bytes"):
             self._number(name, above_zero=True)
         self._number("progress_interval", above_zero=False)
-        self._choice("on_lost", ("auto", "mark", "requeue"))
         self._choice("on_store_error", ("log", "raise"))
         if not isinstance(self.store_url, str):
             raise ConfigurationError(f"{PREFIX}store_url is a URL, not {self.store_url!r}")

@@ -60,10 +60,11 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
     if state == "IGNORED":
         _on_ignored(run, retval)
     elif state == "REJECTED" and isinstance(retval, Reject):
-        if retval.requeue:
+        reason, requeue = (*retval.args, None, False)[:2]
+        if requeue:
             run.pause("requeued by the task", run.delivery)
         else:
-            run.end(int(Status.REJECTED), f"rejected: {retval.reason}" if retval.reason else "rejected")
+            run.end(int(Status.REJECTED), f"rejected: {reason}" if reason else "rejected")
 
 
 def _on_ignored(run: Run, retval: Any) -> None:
@@ -89,10 +90,9 @@ def _on_revoked(
     worker.report(sender.app, request.id, request, int(status), message, began=terminated)
 
 
-def _on_unknown(sender: Any = None, message: Any = None, name: str = "", id: str = "", **_: Any) -> None:
-    worker.report(
-        sender.app, id, message.headers, int(Status.REJECTED), f"the worker knows no task {name!r}", began=False
-    )
+def _on_unknown(sender: Any = None, message: Any = None, name: str = "", **kwargs: Any) -> None:
+    why = f"the worker knows no task {name!r}"
+    worker.report(sender.app, kwargs["id"], message.headers, int(Status.REJECTED), why, began=False)
 
 
 def _on_publish(headers: Any = None, **_: Any) -> None:

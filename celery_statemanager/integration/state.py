@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import current_task
@@ -35,7 +35,7 @@ class TaskState:
     @property
     def job_id(self) -> str | None:
         """The job's name."""
-        return self._run and self._run.binding.ref.key.job_id
+        return self._run.binding.ref.key.job_id if self._run else None
 
     @property
     def task_index(self) -> int | None:
@@ -45,7 +45,7 @@ class TaskState:
     @property
     def tag(self) -> str | None:
         """The column."""
-        return self._run and self._run.binding.tag
+        return self._run.binding.tag if self._run else None
 
     @property
     def attempt(self) -> int | None:
@@ -64,21 +64,24 @@ class TaskState:
         Raises: JobNotFound, StoreError; RuntimeError where nothing is tracked.
         """
         if self._run is None:
-            raise RuntimeError("this task runs outside of a job: self.state is false here, ask before using its manager")
+            raise RuntimeError(
+                "this task runs outside of a job: self.state is false here, ask before using its manager"
+            )
         with interrupting():
             return self._run.manager()
 
-    def set(
-        self, status: int, message: str | None = None, payload: Mapping[str, Any] | None = None
-    ) -> State | None:
-        """Write a status at once; None where nothing is tracked. Raises: TypeError, ValueError, and as the class says."""
+    def set(self, status: int, message: str | None = None, payload: Mapping[str, Any] | None = None) -> State | None:
+        """Write a status at once; None where nothing is tracked.
+
+        Raises: TypeError, ValueError, and as the class says.
+        """
         run = self._run
         if run is None:
             return None
         status, text = check_status(status), encode_payload(payload)
         check_size(check_message(message), text, run.tracker.settings.max_state_bytes)
         run.held_progress = None
-        return self._written(run, status, message, payload=text)
+        return _attempted(run, lambda: run.write(status, message, payload=text))
 
     def progress(self, done: float, total: float, message: str | None = None) -> State | None:
         """Write ``done`` of ``total``; None where nothing is tracked, or when held back.
@@ -95,18 +98,14 @@ class TaskState:
             run.held_progress = (text, message)
             return None
         run.held_progress = None
-        return self._written(run, status, message, keeps_payload=True, progress=text)
+        return _attempted(run, lambda: run.write(status, message, keeps_payload=True, progress=text))
 
     def get(self) -> State | None:
         """Read this cell; None where nothing is tracked. Raises: as the class says."""
         run = self._run
         if run is None:
             return None
-        try:
-            with interrupting():
-                return run.tracker.store.lowest(run.binding.ref, run.binding.scope)
-        except StoreError:
-            return self._failed(run)
+        return _attempted(run, lambda: run.tracker.store.lowest(run.binding.ref, run.binding.scope))
 
     def synchronize(self, status: int, timeout: float | None = None) -> list[State] | None:
         """Block until every row of this tag has at least ``status``; see ``Manager.synchronize``."""
@@ -115,18 +114,17 @@ class TaskState:
         with interrupting():
             return self.manager.synchronize(self._run.binding.tag, status, timeout)
 
-    def _written(self, run: Run, status: int, message: str | None, **kind: Any) -> State | None:
-        try:
-            with interrupting():
-                return run.write(status, message, **kind)
-        except StoreError:
-            return self._failed(run)
 
-    @staticmethod
-    def _failed(run: Run) -> None:
+def _attempted(run: Run, action: Callable[[], State]) -> State | None:
+    """Do what the store allows; a store that fails is the task's trouble only if the settings say so."""
+    try:
+        with interrupting():
+            return action()
+    except StoreError:
         if run.tracker.settings.on_store_error == "raise":
-            raise  # noqa: PLE0704 - called while a StoreError is handled
+            raise
         logger.warning("the store failed; the task goes on", exc_info=True, extra=run.log_extra)
+        return None
 
 
 def current_state() -> TaskState:

@@ -72,9 +72,7 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
         _writer.put(lambda: _write(tracker, binding, delivery, status, readable(message), began=began))
 
 
-def _write(
-    tracker: Tracker, binding: Binding, delivery: Delivery, status: int, message: str, *, began: bool
-) -> None:
+def _write(tracker: Tracker, binding: Binding, delivery: Delivery, status: int, message: str, *, began: bool) -> None:
     """Write the outcome over this worker's open attempt, else over a cell that nobody has open."""
     request = Write(
         tag=binding.tag,

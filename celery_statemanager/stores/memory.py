@@ -62,9 +62,9 @@ class MemoryStore(Store):
             if job.key in self._jobs:
                 raise JobExists(*job.key)
             now = self.now()
-            kept = replace(job, created_at=now, last_activity=now, revision=1)
+            kept = replace(job, latches=dict(job.latches), created_at=now, last_activity=now, revision=1)
             self._jobs[job.key] = Job(kept, now)
-            return kept
+            return self._jobs[job.key].snapshot()
 
     def get_job(self, key: JobKey) -> JobRecord:
         with self._lock:

@@ -40,7 +40,7 @@ class Job:
         return self.record
 
     def snapshot(self) -> JobRecord:
-        return replace(self.record, last_activity=self.last_activity)
+        return replace(self.record, latches=dict(self.record.latches), last_activity=self.last_activity)
 
     def cell(self, tag: str, task_index: int) -> Cell | None:
         if task_index < 0:
@@ -105,9 +105,9 @@ class Job:
 
     def state(self, tag: str, task_index: int) -> State:
         cell = self.cell(tag, task_index)
-        if cell is None or (cell.waiting and self.record.cancelled):
+        if cell is None:
             return aggregate.absent(self.record, tag, task_index)
-        return state_of(self.record.job_id, tag, task_index, cell)
+        return aggregate.as_read(self.record, cell, state_of(self.record.job_id, tag, task_index, cell))
 
     def _column(self, tag: str, *, keep: bool = True) -> _Column:
         column = self.columns.get(tag)
@@ -145,8 +145,8 @@ class _Column:
             self.tally = self.tally.plus(after).minus(before)
         if row in self.rows and (old is None or old.status != new.status):
             self._by_status.push(new.status, row, len(self.cells))
-            if new.status == 0:
-                self._waiting.push(0, row, len(self.cells))
+        if row in self.rows and new.waiting and not (old and old.waiting):
+            self._waiting.push(0, row, len(self.cells))
 
     def lowest(self) -> State | None:
         rows = {self._by_status.first(), self._unwritten_row()}

@@ -78,8 +78,16 @@ def update_job(tx: Transaction, job: JobRecord) -> tuple[str, ...] | None:
     """Replace the changeable part of a job, if nobody else did since it was read, and decide its latches."""
     if job.revision != tx.job.revision:
         return None
-    names = aggregate.decisions(job, job.plan.expected, tx.total()) if job.plan else ()
-    tx.put_job(_with_decided(job, names, tx.now))
+    changed = replace(
+        tx.job,
+        latches=dict(job.latches),
+        cancelled=job.cancelled,
+        submission=job.submission,
+        tombstoned_at=job.tombstoned_at,
+        schema_version=job.schema_version,
+    )
+    names = aggregate.decisions(changed, changed.plan.expected, tx.total()) if changed.plan else ()
+    tx.put_job(_with_decided(changed, names, tx.now))
     return names
 
 
@@ -90,7 +98,7 @@ def _begun_late(tx: Transaction, cell: Cell, request: Begin, *, closes: bool) ->
         raise JobCancelled(job.job_id, job.cancelled.reason)
     if verdict is not Verdict.BEGUN:
         raise BeginRefused(tx.job.job_id, request.tag, request.task_index, verdict.value)
-    return replace(new, version=cell.version)
+    return replace(new, version=cell.version, event_id=cell.event_id)  # one step, one version: the write's
 
 
 def _block(tx: Transaction, stage: str, task_index: int, failed: Cell) -> None:
@@ -108,9 +116,9 @@ def _unblock(tx: Transaction, stage: str, task_index: int, event_id: str) -> Non
 
 
 def _decide(tx: Transaction, tag: str, task_index: int, new: Cell) -> tuple[str, ...]:
-    """Decide the latches after a cell changed; only an ending can move one."""
+    """Decide the latches after a cell changed; only an ending can move one, or coming to rest if cancelled."""
     job = tx.job
-    if job.plan is None or not new.final or not job.plan.expects(tag, task_index):
+    if job.plan is None or not (new.final or job.cancelled) or not job.plan.expects(tag, task_index):
         return ()
     names = aggregate.decisions(job, job.plan.expected, tx.total())
     if names:

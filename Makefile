@@ -1,0 +1,70 @@
+# make demo    watch a real job from start to report, no server needed
+# make test    everything that can be proven in a few minutes
+# make check   lint, types, import directions
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+PYTHON ?= python3
+VENV   ?= .venv
+INPUT  ?=
+SHARDS ?= 16
+ARGS   ?=
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test test-full test-wheel check format clean help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(VENV)/.demo
+	@$(bin)/python -m examples.demo $(if $(INPUT),--input "$(INPUT)") --shards $(SHARDS) $(ARGS)
+
+test: $(VENV)/.test
+	$(bin)/python -m pytest $(ARGS)
+
+# every combination, and more examples from hypothesis: before a release
+test-full: $(VENV)/.test
+	HYPOTHESIS_PROFILE=full $(bin)/python -m pytest --full $(ARGS)
+
+# what users install, away from the checkout
+test-wheel: $(VENV)/.test
+	rm -rf build/wheel && $(bin)/python -m build --wheel --outdir build/wheel . > build-wheel.log 2>&1 || { cat build-wheel.log; exit 1; }
+	rm -f build-wheel.log
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
+	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[monitor]" --group dev
+	cp -r tests pyproject.toml build/wheel/
+	cd build/wheel && venv/bin/python -m pytest tests/unit tests/stores/test_contract.py tests/cli
+
+check: $(VENV)/.test
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+format: $(VENV)/.test
+	$(bin)/ruff check --fix --exit-zero
+	$(bin)/ruff format
+
+clean:
+	rm -rf $(VENV) .demo build dist
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, $$($(PYTHON) --version) was found: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "no virtual environment could be made: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV) …"
+	@$(pip) install -e ".[monitor]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV) …"
+	@$(pip) install -U "pip>=25.1"
+	@$(pip) install -e ".[monitor]" --group dev
+	@touch $@

@@ -1,0 +1,142 @@
+"""What all commands share: finding the store and the job, and telling trouble in one line with an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any, NoReturn, TypeVar
+
+import click
+from celery import Celery, _state
+from celery.bin.base import CeleryOption
+from celery.exceptions import CeleryCommandException
+
+from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreError, SubscriptionLost
+from celery_statemanager.integration.settings import PREFIX, Settings
+from celery_statemanager.limits import check_index, check_name, check_optional
+from celery_statemanager.records import JobKey, JobRecord
+from celery_statemanager.stores import Store, masked, open_store
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Exit(IntEnum):
+    """How a command ends; the numbers from 64 on are those of ``sysexits.h``."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NO_JOB = 66
+    UNAVAILABLE = 69
+    CONFIGURATION = 78
+    INTERRUPTED = 130
+
+
+def option(*names: str, group: str, **settings: Any) -> Callable[[Command], Command]:
+    """Declare an option under a heading of the help."""
+    return click.option(*names, cls=CeleryOption, help_group=group, **settings)
+
+
+def store_option(command: Command) -> Command:
+    """Declare ``--store``."""
+    told = f"URL of the store to read, in place of the app's {PREFIX}store_url. Needs no -A."
+    return option("--store", "store_url", metavar="URL", help=told, group="Store")(command)
+
+
+def fail(message: str, code: Exit) -> NoReturn:
+    """End the command with one line on stderr."""
+    raise CeleryCommandException(" ".join(message.split()), int(code))
+
+
+def note(message: str) -> None:
+    """Tell something on stderr and go on."""
+    click.echo(" ".join(message.split()), err=True)
+
+
+@contextmanager
+def opened_store(app: Celery, url: str | None) -> Iterator[Store]:
+    """Open the store of an app, or the one at ``url``, and tell its trouble."""
+    shown = "" if url is None else masked(url)
+    try:
+        shown = masked(url or _settings(app).store_url)
+        with _open(app, url) as store:
+            yield store
+    except JobNotFound as error:
+        fail(f"{error} ({shown}){_why_not(shown)}", Exit.NO_JOB)
+    except SubscriptionLost as error:
+        fail(str(error), Exit.UNAVAILABLE)
+    except StoreError as error:
+        fail(f"{error} ({shown})", Exit.UNAVAILABLE)
+    except ConfigurationError as error:
+        fail(str(error), Exit.CONFIGURATION)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End quietly on Ctrl-C, and when nobody reads the output any more."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(int(Exit.INTERRUPTED)) from None
+    except BrokenPipeError:
+        _discard_output()
+        raise click.exceptions.Exit(int(Exit.OK)) from None
+
+
+def find_job(store: Store, job_id: str, run_token: str | None) -> JobRecord:
+    """Give a job. Raises: JobNotFound, StoreError; ends the command where the names cannot be any job's."""
+    try:
+        key = JobKey(check_name("--job", job_id), check_optional("--run-token", run_token))
+    except ValueError as error:
+        fail(str(error), Exit.USAGE)
+    return store.get_job(key)
+
+
+def checked_task(job: JobRecord, task_index: int | None) -> int | None:
+    """Accept a row of the job; end the command where it has no such row."""
+    try:
+        return None if task_index is None else check_index(task_index, job.num_tasks)
+    except ValueError:
+        fail(f"--task is 0 … {job.num_tasks - 1} for job {job.job_id!r}, not {task_index}", Exit.USAGE)
+
+
+def checked_tag(tag: str | None) -> str | None:
+    """Accept a tag, known or not; end the command where it cannot be one."""
+    try:
+        return check_optional("--tag", tag)
+    except ValueError as error:
+        fail(str(error), Exit.USAGE)
+
+
+def _open(app: Celery, url: str | None) -> Store:
+    if url is not None:
+        return open_store(url)
+    from celery_statemanager.integration.extension import StateManager
+
+    states = StateManager.installed(app)
+    if states is not None:
+        return states.store
+    settings = _settings(app)
+    return open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
+
+
+def _settings(app: Celery) -> Settings:
+    nobodys = app is _state.default_app  # type: ignore[attr-defined]
+    if nobodys and app.conf.get(f"{PREFIX}store_url") is None:
+        fail("which app? write celery -A proj …, or name a store with --store URL", Exit.USAGE)
+    return Settings.of(app)
+
+
+def _why_not(shown: str) -> str:
+    return "; a memory store is seen by its own process only" if shown.startswith("memory:") else ""
+
+
+def _discard_output() -> None:
+    """Keep the interpreter's last flush from failing once more."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return

@@ -1,0 +1,1 @@
+"""What commands print: lines for programs, lines for people, and the live picture."""

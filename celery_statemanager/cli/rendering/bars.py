@@ -1,0 +1,79 @@
+"""Bars: a tag's with its four segments, a row's with one. Pure."""
+
+from __future__ import annotations
+
+from celery_statemanager.cli.board import Column, Counts
+from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, left, right, width, width_of
+from celery_statemanager.cli.rendering.words import number, percent
+
+LONGEST = 80
+_SHORTEST = 6
+
+
+def tag_bar(counts: Counts, columns: int, glyphs: Glyphs) -> Line:
+    """Draw a tag: finished, running weighted by how far they are, failed, the rest."""
+    finished, running, failed = _segments(counts, columns)
+    rest = columns - finished - running - failed
+    drawn = [
+        Span(glyphs.finished * finished, "good"),
+        Span(glyphs.running * running, "busy"),
+        Span(glyphs.failed * failed, "bad"),
+        Span(glyphs.rest * rest, "dim"),
+    ]
+    return [span for span in drawn if span.text]
+
+
+def row_bar(fraction: float, columns: int, glyphs: Glyphs) -> Line:
+    """Draw one running cell."""
+    halves = int(fraction * columns * 2 + 1e-9)
+    done = glyphs.running * (halves // 2) + (glyphs.half if halves % 2 else "")
+    drawn = [Span(done, "busy"), Span(glyphs.rest * (columns - len(done)), "dim")]
+    return [span for span in drawn if span.text]
+
+
+def tag_lines(shown: list[tuple[Column, Counts]], columns: int, labels: int, glyphs: Glyphs) -> list[Line]:
+    """Draw one line a tag: name, bar, percent, finished of expected, failed; numbers under each other."""
+    ends = _ends(shown)
+    room = columns - labels - width_of(ends[0]) - 4 if ends else 0
+    bar = min(room, LONGEST) if room >= _SHORTEST else 0
+    return [
+        [
+            Span(" " + left(clean(column.tag), labels, glyphs.ellipsis) + "  ", "" if column.counts else "dim"),
+            *tag_bar(counts, bar, glyphs),
+            *end,
+        ]
+        for (column, counts), end in zip(shown, ends)
+    ]
+
+
+def _ends(shown: list[tuple[Column, Counts]]) -> list[Line]:
+    done = [f"{number(counts.finished)}/{number(counts.expected)}" for _, counts in shown]
+    remarks = [_remark(column, counts) for column, counts in shown]
+    wide, far = max(map(width, done), default=0), max(map(width, remarks), default=0)
+    return [
+        [
+            Span(f" {percent(counts.fraction):>4}", "head"),
+            Span("  " + right(each, wide)),
+            Span("  " + right(remark, far) if far else "", "bad" if counts.failed else "dim"),
+        ]
+        for (_, counts), each, remark in zip(shown, done, remarks)
+    ]
+
+
+def _remark(column: Column, counts: Counts) -> str:
+    failed = f"{number(counts.failed)} failed" if counts.failed else ""
+    return ", ".join(filter(None, [failed, "" if column.counts else "not planned"]))
+
+
+def _segments(counts: Counts, columns: int) -> tuple[int, int, int]:
+    """Share the columns out: a failure is never too small to be seen, nor is the end reached before all is done."""
+    if not counts.expected or columns <= 0:
+        return 0, 0, 0
+    scale = columns / counts.expected
+    failed = max(1, int(counts.failed * scale)) if counts.failed else 0
+    passed = int((counts.finished + counts.failed) * scale + 1e-9)
+    finished = max(0, passed - failed)
+    if counts.finished + counts.failed >= counts.expected:
+        finished = columns - failed
+    running = int(counts.passed * scale + 1e-9) - finished - failed
+    return finished, max(0, min(running, columns - finished - failed)), failed

@@ -1,0 +1,71 @@
+"""Numbers, times and statuses as people read them. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.models import Status, status_name
+
+
+def number(value: int) -> str:
+    """Give ``12,312``."""
+    return f"{value:,}"
+
+
+def counted(value: int, noun: str) -> str:
+    """Give ``1 task`` and ``2 tasks``."""
+    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def percent(fraction: float) -> str:
+    """Give ``62%``, rounded down: 100% only when all is done."""
+    return f"{math.floor(100 * fraction + 1e-9)}%"
+
+
+def duration(seconds: float) -> str:
+    """Give ``42s``, ``2m 14s``, ``3h 05m``, ``5d 03h``."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d {whole % 86_400 // 3600:02}h"
+
+
+def age(seconds: float) -> str:
+    """Give a duration in one unit: ``now``, ``14s``, ``3m``, ``2h``, ``5d``."""
+    whole = int(seconds)
+    if whole < 1:
+        return "now"
+    size, unit = next(pair for pair in ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s")) if whole >= pair[0])
+    return f"{whole // size}{unit}"
+
+
+def rate(per_second: float) -> str:
+    """Give ``4.1/s``, ``25/min`` or ``3/h``."""
+    for scale, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        value = per_second * scale
+        if value >= 1 or unit == "h":
+            return f"{value:,.0f}/{unit}" if value >= 10 else f"{value:.1f}/{unit}"
+    raise AssertionError
+
+
+def ranges(rows: IndexSet, columns: int, ellipsis: str) -> str:
+    """Give rows as ranges, cut at a comma where there are too many; with their number where it is not plain."""
+    text = str(rows)
+    plain = len(rows.ranges) <= 1 and len(rows) <= 2
+    count = "" if plain else f" ({number(len(rows))})"
+    if len(text) + len(count) <= columns:
+        return text + count
+    kept = text[: max(columns - len(count) - len(ellipsis), 1)].rpartition(",")[0]
+    return f"{kept},{ellipsis}{count}" if kept else f"{ellipsis}{count}"
+
+
+def status(code: int, fraction: float | None) -> str:
+    """Give a status's name, its percent where it has one, else its number."""
+    if code < 0 or code in (Status.FINISHED, Status.NOT_STARTED) or not fraction:
+        return status_name(code)
+    return percent(fraction)

@@ -1,0 +1,107 @@
+"""One SQLite connection: opened, set up, its errors translated."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from importlib import resources
+
+from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
+from celery_statemanager.stores.sqlite.location import APPLICATION_ID, SCHEMA, check_identity
+
+WAL_BYTES = 16 * 2**20
+"""What is left of the write-ahead log after a reader had kept it from being reset."""
+
+_OLDEST = (3, 24, 0)
+_RETRY = 0.01
+
+_MENDS: tuple[tuple[str, type[StoreError], str], ...] = (
+    (
+        "is locked",
+        StoreUnavailable,
+        "another process held its lock for more than {timeout:g} s; a larger store timeout waits longer",
+    ),
+    ("disk is full", StoreUnavailable, "make room on its disk"),
+    ("disk I/O error", StoreUnavailable, "look at its disk and the system's log"),
+    ("unable to open", StoreUnavailable, "look whether its directory is still there, and at the limit of open files"),
+    ("readonly", StoreError, "give this user write access to the file and its directory"),
+    ("malformed", StoreError, "the file is damaged: restore it, or move it away and start anew"),
+    ("not a database", StoreError, "something else has overwritten the file: restore it, or move it away"),
+)
+
+
+def connect(path: str, timeout: float) -> sqlite3.Connection:
+    """Open the file, made on first use. Transactions are the caller's own affair.
+
+    Raises: sqlite3.Error, ConfigurationError.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST:
+        raise ConfigurationError(
+            f"SQLite {sqlite3.sqlite_version} is too old, 3.24 is needed: use a Python built with a newer one"
+        )
+    connection = sqlite3.connect(
+        path, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    try:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+        _patiently(lambda: _set_up(connection, path), timeout)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def translated(error: sqlite3.Error, path: str, timeout: float) -> StoreError:
+    """Give SQLite's error as ours, with the mend."""
+    text = str(error)
+    for part, kind, mend in _MENDS:
+        if part in text:
+            return kind(f"SQLite store {path}: {text}; {mend.format(timeout=timeout)}")
+    return StoreError(f"SQLite store {path}: {text or type(error).__name__}")
+
+
+def _patiently(action: Callable[[], None], timeout: float) -> None:
+    """Try again while others set the file up: SQLite gives up at once where two of them would wait for each other."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if "is locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+        time.sleep(_RETRY)
+
+
+def _set_up(connection: sqlite3.Connection, path: str) -> None:
+    if not _is_ours(connection, path):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if not _is_ours(connection, path):
+                _create(connection)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreError(f"SQLite store {path}: no write-ahead log is possible there (journal mode {mode!r})")
+
+
+def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application == APPLICATION_ID and version == SCHEMA:
+        return True
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    check_identity(path, application, version, empty=not tables)
+    return False
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    script = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+    for statement in script.split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")

@@ -1,0 +1,140 @@
+"""How a job is spelt as a row; jobs are parsed once and found again by their incarnation."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
+from celery_statemanager.errors import JobNotFound
+from celery_statemanager.plan import Plan
+from celery_statemanager.records import JobKey, JobRecord, JobRef, Page
+
+MOST_KNOWN = 512
+
+_SELECT = """
+SELECT j.id, j.touched, j.job_id, j.run_token, j.incarnation, j.num_tasks, j.control, j.created_at,
+  j.revision, j.schema_version,
+  coalesce((SELECT c.timestamp FROM cell c WHERE c.job = j.id ORDER BY c.seq DESC LIMIT 1), j.created_at) AS active
+FROM job j
+"""
+_INSERT = """
+INSERT INTO job
+  (job_id, run_token, incarnation, num_tasks, created_at, touched, due, revision, schema_version, control, plan)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_UPDATE = "UPDATE job SET control = ?, due = ?, revision = ?, schema_version = ? WHERE id = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A job and the number under which its cells are kept; the number is never used again."""
+
+    id: int
+    job: JobRecord
+
+
+class Jobs:
+    """Reads jobs; remembers what was parsed. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[JobRef, Known] = {}
+
+    def remembered(self, db: sqlite3.Connection, ref: JobRef) -> Known:
+        """Give a job that may be out of date, or gone. Raises: JobNotFound – if it is told at once."""
+        known = self._known.get(ref)
+        return known if known is not None else self.read(db, ref)
+
+    def current(self, db: sqlite3.Connection, ref: JobRef) -> Known:
+        """Give an incarnation as it is now, but for its last activity. Raises: JobNotFound."""
+        known = self.remembered(db, ref)
+        row = db.execute("SELECT revision FROM job WHERE id = ?", (known.id,)).fetchone()
+        if row is None:
+            raise JobNotFound(*ref.key)
+        return known if row[0] == known.job.revision else self.read(db, ref)
+
+    def read(self, db: sqlite3.Connection, ref: JobRef) -> Known:
+        """Give an incarnation as it is now. Raises: JobNotFound."""
+        known = self.get(db, ref.key)
+        if known.job.incarnation != ref.incarnation:
+            raise JobNotFound(*ref.key)
+        return known
+
+    def get(self, db: sqlite3.Connection, key: JobKey) -> Known:
+        """Give the job that is kept under a key now. Raises: JobNotFound."""
+        row = db.execute(f"{_SELECT} WHERE j.job_id = ? AND j.run_token = ?", _key(key)).fetchone()
+        if row is None:
+            raise JobNotFound(*key)
+        return self._parsed(db, row)
+
+    def page(
+        self, db: sqlite3.Connection, cursor: str | None, limit: int, *, due: bool, idle_before: int | None
+    ) -> Page:
+        """List jobs in the order of their creation or, the idle ones, of their last activity to the minute."""
+        by_time = idle_before is not None and not due
+        order = "j.touched, j.id" if by_time else "j.id"
+        terms, values = ["j.due = 1"] if due else [], []
+        if idle_before is not None:
+            terms += ["j.touched < ?", "active < ?"]
+            values += [idle_before, idle_before]
+        if cursor is not None:
+            terms.append("(j.touched, j.id) > (?, ?)" if by_time else "j.id > ?")
+            values += [int(part) for part in cursor.split(".")]
+        where = f"WHERE {' AND '.join(terms)}" if terms else ""
+        rows = db.execute(f"{_SELECT} {where} ORDER BY {order} LIMIT ?", (*values, limit + 1)).fetchall()
+        page = rows[:limit]
+        if not page:
+            return Page([], None)
+        last = f"{page[-1][1]}.{page[-1][0]}" if by_time else str(page[-1][0])
+        return Page([self._parsed(db, row).job for row in page], last if len(rows) > limit else None)
+
+    def _parsed(self, db: sqlite3.Connection, row: Sequence[Any]) -> Known:
+        number, _, job_id, run_token, incarnation, num_tasks, control, created_at, revision, schema, active = row
+        ref = JobRef(JobKey(job_id, run_token or None), incarnation)
+        known = self._known.get(ref)
+        if known is None or known.job.revision != revision:
+            job = JobRecord(
+                *ref.key,
+                incarnation,
+                num_tasks,
+                known.job.plan if known else _plan(db, number),
+                created_at=created_at,
+                revision=revision,
+                schema_version=schema,
+                **control_from_json(control),
+            )
+            known = self._remember(ref, Known(number, job))
+        return Known(number, replace(known.job, last_activity=active, latches=dict(known.job.latches)))
+
+    def _remember(self, ref: JobRef, known: Known) -> Known:
+        with self._lock:
+            self._known.pop(ref, None)
+            self._known[ref] = known
+            if len(self._known) > MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+        return known
+
+
+def insert(db: sqlite3.Connection, job: JobRecord) -> None:
+    """Keep a new job. Raises: sqlite3.IntegrityError – its key is taken."""
+    fixed = (*_key(job.key), job.incarnation, job.num_tasks, job.created_at, job.last_activity)
+    moving = (int(job.due), job.revision, job.schema_version, control_to_json(job))
+    db.execute(_INSERT, (*fixed, *moving, plan_to_json(job.plan)))
+
+
+def update(db: sqlite3.Connection, number: int, job: JobRecord) -> None:
+    """Store what may change of a job."""
+    db.execute(_UPDATE, (control_to_json(job), int(job.due), job.revision, job.schema_version, number))
+
+
+def _plan(db: sqlite3.Connection, number: int) -> Plan | None:
+    return plan_from_json(db.execute("SELECT plan FROM job WHERE id = ?", (number,)).fetchone()[0])
+
+
+def _key(key: JobKey) -> tuple[str, str]:
+    """Spell no run token as the empty text, which no run token is: NULLs would not be unique."""
+    return key.job_id, key.run_token or ""

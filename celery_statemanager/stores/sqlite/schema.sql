@@ -1,0 +1,86 @@
+-- One row per job that is kept. `touched` follows the last write of a cell by at most a minute.
+CREATE TABLE job (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  job_id TEXT NOT NULL,
+  run_token TEXT NOT NULL,
+  incarnation TEXT NOT NULL,
+  num_tasks INTEGER NOT NULL,
+  created_at INTEGER NOT NULL,
+  touched INTEGER NOT NULL,
+  due INTEGER NOT NULL,
+  revision INTEGER NOT NULL,
+  schema_version INTEGER NOT NULL,
+  control TEXT NOT NULL,
+  plan TEXT,
+  UNIQUE (job_id, run_token)
+);
+CREATE INDEX job_due ON job (due) WHERE due = 1;
+CREATE INDEX job_touched ON job (touched);
+
+-- One row per tag and kind of cell (see kinds.py), with the tally of a column's written cells.
+CREATE TABLE tag (
+  job INTEGER NOT NULL,
+  id INTEGER NOT NULL,
+  kind INTEGER NOT NULL,
+  running INTEGER NOT NULL DEFAULT 0,
+  finished INTEGER NOT NULL DEFAULT 0,
+  failed INTEGER NOT NULL DEFAULT 0,
+  succeeded INTEGER NOT NULL DEFAULT 0,
+  ended INTEGER NOT NULL DEFAULT 0,
+  alarms INTEGER NOT NULL DEFAULT 0,
+  pending INTEGER NOT NULL DEFAULT 0,
+  progress INTEGER NOT NULL DEFAULT 0,
+  name TEXT NOT NULL,
+  PRIMARY KEY (job, id)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX tag_name ON tag (job, kind, name);
+
+-- One row per written cell. `seq` numbers the changes of a job. What may be long stands last.
+CREATE TABLE cell (
+  job INTEGER NOT NULL,
+  tag INTEGER NOT NULL,
+  task_index INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  status INTEGER NOT NULL,
+  timestamp INTEGER NOT NULL,
+  version INTEGER NOT NULL,
+  event_id NOT NULL,
+  attempt INTEGER NOT NULL,
+  open INTEGER NOT NULL,
+  replacements INTEGER NOT NULL,
+  retries INTEGER NOT NULL,
+  losses INTEGER NOT NULL,
+  began_at INTEGER NOT NULL,
+  schema_version INTEGER NOT NULL,
+  owner TEXT,
+  blocked_by TEXT,
+  message TEXT,
+  payload TEXT,
+  kept TEXT,
+  PRIMARY KEY (job, tag, task_index)
+) WITHOUT ROWID;
+CREATE INDEX cell_seq ON cell (job, seq);
+CREATE INDEX cell_status ON cell (job, tag, status, task_index);
+CREATE INDEX cell_waiting ON cell (job, tag, task_index) WHERE status = 0 AND open = 0;
+CREATE INDEX cell_owned ON cell (job, tag, task_index) WHERE owner IS NOT NULL;
+
+-- The expected rows of a column that nobody has written, as inclusive ranges.
+CREATE TABLE gap (
+  job INTEGER NOT NULL,
+  tag INTEGER NOT NULL,
+  high INTEGER NOT NULL,
+  low INTEGER NOT NULL,
+  PRIMARY KEY (job, tag, high)
+) WITHOUT ROWID;
+
+-- Jobs that are deleted and whose rows still lie about.
+CREATE TABLE garbage (
+  job INTEGER PRIMARY KEY
+);
+
+CREATE TABLE worker (
+  worker_id TEXT PRIMARY KEY,
+  renewed_at INTEGER NOT NULL,
+  lease_until INTEGER NOT NULL,
+  body TEXT NOT NULL
+) WITHOUT ROWID;

@@ -1,0 +1,127 @@
+"""What readers ask of one job as of one moment: the lowest cell, the columns."""
+
+# ruff: noqa: S608 - what is put together are our own column names; every value is bound
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import replace
+
+from celery_statemanager import aggregate
+from celery_statemanager.codec import state_of
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.models import Scope, State, Status
+from celery_statemanager.records import Cell, Column, JobRecord, Tally
+from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of
+from celery_statemanager.stores.sqlite.jobs import Known
+from celery_statemanager.stores.sqlite.kinds import Kind, column_kind, kind_of
+
+_TAG = f"SELECT id, {', '.join(Tally._fields)} FROM tag WHERE job = ? AND kind = ? AND name = ?"
+_SEEN = "SELECT name FROM tag WHERE job = ? AND kind = ?"
+_CELL = f"""
+SELECT {SELECTED} FROM tag t JOIN cell c ON c.job = t.job AND c.tag = t.id
+WHERE t.job = ? AND t.kind = ? AND t.name = ? AND c.task_index = ?
+"""
+_LOWEST = f"""
+SELECT c.task_index, {SELECTED} FROM cell c INDEXED BY cell_status
+WHERE c.job = ? AND c.tag = ? ORDER BY c.status, c.task_index LIMIT 1
+"""
+_WAITING = """
+SELECT task_index FROM cell INDEXED BY cell_waiting
+WHERE job = ? AND tag = ? AND status = 0 AND open = 0 ORDER BY task_index LIMIT 1
+"""
+_ROWS = "SELECT task_index FROM cell INDEXED BY cell_status WHERE job = ? AND tag = ? AND status BETWEEN ? AND ?"
+_LOWEST_GAP = "SELECT low FROM gap WHERE job = ? AND tag = ? ORDER BY high LIMIT 1"
+_GAPS = "SELECT low, high FROM gap WHERE job = ? AND tag = ? ORDER BY high"
+
+
+class Snapshot:
+    """One job inside a read transaction; lives no longer than that."""
+
+    def __init__(self, db: sqlite3.Connection, known: Known) -> None:
+        self._db = db
+        self._id = known.id
+        self.job = known.job
+
+    def cell(self, tag: str, task_index: int) -> Cell | None:
+        """Read a cell of any kind."""
+        kind = kind_of(self.job, tag, task_index)
+        row = self._db.execute(_CELL, (self._id, kind, tag, task_index)).fetchone()
+        return cell_of(row) if row else None
+
+    def lowest(self, scope: Scope) -> State:
+        """Give the lowest cell of a scope, absent ones counted."""
+        tags = self._expected_tags() if scope.tag is None else [scope.tag]
+        row = scope.task_index
+        if row is None:
+            found: Iterable[State] = (self._lowest(tag) for tag in tags)
+        elif scope.tag is None:
+            found = (self._state(tag, row) for tag in tags if aggregate.expects(self.job, tag, row))
+        else:
+            found = [self._state(scope.tag, row)]
+        return aggregate.lowest(found) or aggregate.absent(self.job, scope.tag or "", row or 0)
+
+    def survey(self, tag: str | None, *, indexes: bool) -> list[Column]:
+        """Give the expected columns, or one column."""
+        tags = self._expected_tags() if tag is None else [tag]
+        return [self._column(each, indexes=indexes) for each in tags]
+
+    def _expected_tags(self) -> list[str]:
+        if self.job.plan:
+            return aggregate.expected_tags(self.job, ())
+        return aggregate.expected_tags(
+            self.job, (name for (name,) in self._db.execute(_SEEN, (self._id, Kind.EXPECTED)))
+        )
+
+    def _tally(self, tag: str) -> tuple[int | None, Tally]:
+        row = self._db.execute(_TAG, (self._id, column_kind(self.job, tag), tag)).fetchone()
+        return (row[0], Tally(*row[1:])) if row else (None, Tally())
+
+    def _column(self, tag: str, *, indexes: bool) -> Column:
+        number, tally = self._tally(tag)
+        rows = aggregate.expected_rows(self.job, tag)
+        column = Column(tag, len(rows), tally, self._lowest(tag))
+        if indexes and number is None:
+            column.failed, column.running, column.missing = IndexSet(), IndexSet(), rows
+        elif indexes and number is not None:
+            gaps = IndexSet.from_ranges(self._db.execute(_GAPS, (self._id, number)))
+            column.failed = self._rows(number, -(2**31), -1)
+            column.running = self._rows(number, 1, Status.FINISHED - 1)
+            column.missing = gaps.union(self._rows(number, 0, 0))
+        return column
+
+    def _rows(self, number: int, low: int, high: int) -> IndexSet:
+        return IndexSet(row for (row,) in self._db.execute(_ROWS, (self._id, number, low, high)))
+
+    def _lowest(self, tag: str) -> State:
+        number, _ = self._tally(tag)
+        if number is None:
+            return aggregate.absent(self.job, tag, aggregate.expected_rows(self.job, tag).first)
+        place = (self._id, number)
+        found = []
+        written = self._db.execute(_LOWEST, place).fetchone()
+        if written:
+            found.append(seen(self.job, tag, written[0], cell_of(written[1:])))
+        gap = self._db.execute(_LOWEST_GAP, place).fetchone()
+        if gap:
+            found.append(aggregate.absent(self.job, tag, gap[0]))
+        waiting = self._db.execute(_WAITING, place).fetchone() if self.job.cancelled else None
+        if waiting:
+            found.append(self._state(tag, waiting[0]))
+        lowest = aggregate.lowest(found)
+        assert lowest is not None
+        return lowest
+
+    def _state(self, tag: str, task_index: int) -> State:
+        return seen(self.job, tag, task_index, self.cell(tag, task_index))
+
+
+def seen(job: JobRecord, tag: str, task_index: int, cell: Cell | None) -> State:
+    """Give a cell as readers see it: in a cancelled job one that never began is CANCELLED."""
+    if cell is None:
+        return aggregate.absent(job, tag, task_index)
+    state = state_of(job.job_id, tag, task_index, cell)
+    if cell.waiting and job.cancelled:
+        return replace(state, status=int(Status.CANCELLED), message=job.cancelled.reason)
+    return state

@@ -1,0 +1,166 @@
+"""States in one SQLite file."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from celery_statemanager.errors import ConfigurationError, JobExists
+from celery_statemanager.models import Scope, State
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    Column,
+    JobKey,
+    JobRecord,
+    JobRef,
+    OpenAttempt,
+    Page,
+    WorkerRecord,
+    Write,
+    WriteReply,
+)
+from celery_statemanager.stores import steps
+from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.sqlite import attempts, garbage, jobs, listing
+from celery_statemanager.stores.sqlite.location import locate
+from celery_statemanager.stores.sqlite.pool import Pool
+from celery_statemanager.stores.sqlite.snapshot import Snapshot
+from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
+from celery_statemanager.stores.sqlite.watch import SQLiteWatch
+
+LONGEST_TIMEOUT = 86_400.0
+
+_PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
+
+
+class SQLiteStore(Store):
+    """States in a file of this machine, shared by any number of its processes. Connects on first use.
+
+    Args:
+        path: the file; see ``location.locate`` for what may be used.
+        timeout: seconds to wait for other writers.
+        clock: gives the time in seconds since the epoch.
+    """
+
+    def __init__(self, path: str, *, timeout: float = 5.0, clock: Callable[[], float] = time.time) -> None:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
+            raise ConfigurationError(f"a store's timeout is a number of seconds, not {timeout!r}")
+        self._clock = clock
+        self._jobs = jobs.Jobs()
+        self._pool = Pool(os.path.realpath(path), min(timeout, LONGEST_TIMEOUT))
+        weakref.finalize(self, self._pool.close)
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float, **options: Any) -> SQLiteStore:
+        return cls(locate(url), timeout=timeout, **options)
+
+    def create_job(self, job: JobRecord) -> JobRecord:
+        now = self.now()
+        kept = replace(job, created_at=now, last_activity=now, revision=1, latches=dict(job.latches))
+        with self._pool.writing() as db:
+            try:
+                jobs.insert(db, kept)
+            except sqlite3.IntegrityError:
+                raise JobExists(*job.key) from None
+        return kept
+
+    def get_job(self, key: JobKey) -> JobRecord:
+        with self._pool.reading() as db:
+            return self._jobs.get(db, key).job
+
+    def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
+        with self._changing(job.ref) as transaction:
+            return steps.update_job(transaction, job)
+
+    def list_jobs(
+        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+    ) -> Page:
+        with self._pool.reading() as db:
+            return self._jobs.page(db, cursor, limit, due=due, idle_before=idle_before)
+
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+        with self._pool.writing() as db:
+            kept = self._jobs.read(db, job.ref)
+            moved = (kept.job.revision, kept.job.last_activity) != (job.revision, job.last_activity)
+            if if_idle and moved:
+                return False
+            garbage.discard(db, kept.id)
+            return True
+
+    def purge(self, limit: int = 1_000) -> int:
+        with self._pool.writing() as db:
+            return garbage.purge(db, limit)
+
+    def write(self, ref: JobRef, write: Write) -> WriteReply:
+        with self._changing(ref, (write.tag, write.task_index)) as transaction:
+            return steps.write(transaction, write)
+
+    def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
+        with self._changing(ref, (begin.tag, begin.task_index)) as transaction:
+            return steps.begin(transaction, begin)
+
+    def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
+        with self._reading(ref) as snapshot:
+            return snapshot.cell(tag, task_index)
+
+    def lowest(self, ref: JobRef, scope: Scope) -> State:
+        with self._reading(ref) as snapshot:
+            return snapshot.lowest(scope)
+
+    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+        with self._pool.reading() as db:
+            snapshot = Snapshot(db, self._jobs.read(db, ref))
+            return snapshot.job, snapshot.survey(tag, indexes=indexes)
+
+    def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
+        return listing.list_states(self._pool, self._jobs, ref, scope)
+
+    def watch(self, ref: JobRef, scope: Scope) -> Watch:
+        watch = SQLiteWatch(self._pool, self._jobs, ref, scope)
+        self._pool.watches.add(watch)
+        return watch
+
+    def put_worker(self, worker_id: str, body: str, lease: float) -> None:
+        now = self.now()
+        with self._pool.writing() as db:
+            db.execute(_PUT_WORKER, (worker_id, body, now, now + round(lease * 1_000_000)))
+
+    def list_workers(self) -> list[WorkerRecord]:
+        with self._pool.connected() as db:
+            rows = db.execute("SELECT worker_id, body, renewed_at, lease_until FROM worker").fetchall()
+        return [WorkerRecord(*row) for row in rows]
+
+    def drop_worker(self, worker_id: str) -> None:
+        with self._pool.writing() as db:
+            db.execute("DELETE FROM worker WHERE worker_id = ?", (worker_id,))
+
+    def list_open_attempts(self) -> Iterator[OpenAttempt]:
+        return attempts.list_open(self._pool)
+
+    def now(self) -> int:
+        return int(self._clock() * 1_000_000)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {self._pool.path}>"
+
+    @contextmanager
+    def _changing(self, ref: JobRef, cell: tuple[str, int] | None = None) -> Iterator[SQLiteTransaction]:
+        with self._pool.writing() as db:
+            yield SQLiteTransaction(db, self._jobs, ref, self.now(), cell)
+
+    @contextmanager
+    def _reading(self, ref: JobRef) -> Iterator[Snapshot]:
+        with self._pool.reading() as db:
+            yield Snapshot(db, self._jobs.current(db, ref))

@@ -1,0 +1,168 @@
+"""One job inside a write transaction: what ``stores.steps`` works on."""
+
+# ruff: noqa: S608 - what is put together are our own column names; every value is bound
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from celery_statemanager import aggregate
+from celery_statemanager.errors import JobNotFound
+from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
+from celery_statemanager.stores.sqlite import jobs
+from celery_statemanager.stores.sqlite.cells import COLUMNS, SELECTED, cell_of, row_of
+from celery_statemanager.stores.sqlite.kinds import Kind, kind_of
+from celery_statemanager.transitions import tally_of
+
+TOUCH_EVERY = 60 * 1_000_000
+
+_TALLY = ", ".join(f"t.{name}" for name in Tally._fields)
+_READ = f"""
+SELECT j.revision, j.touched, n.seq, n.timestamp, t.id, {_TALLY}, {SELECTED}
+FROM job j
+LEFT JOIN cell n ON n.job = j.id AND n.seq = (SELECT max(seq) FROM cell WHERE job = j.id)
+LEFT JOIN tag t ON t.job = j.id AND t.kind = ? AND t.name = ?
+LEFT JOIN cell c ON c.job = j.id AND c.tag = t.id AND c.task_index = ?
+WHERE j.id = ?
+"""
+_READ_TAG = f"SELECT t.id, {_TALLY} FROM tag t WHERE t.job = ? AND t.kind = ? AND t.name = ?"
+_READ_CELL = f"SELECT {SELECTED} FROM cell c WHERE c.job = ? AND c.tag = ? AND c.task_index = ?"
+_TOTAL = f"SELECT {', '.join(f'ifnull(sum({name}), 0)' for name in Tally._fields)} FROM tag WHERE job = ? AND kind = ?"
+_INSERT_TAG = "INSERT INTO tag (job, id, kind, name) SELECT ?, ifnull(max(id), 0) + 1, ?, ? FROM tag WHERE job = ?"
+_INSERT_CELL = (
+    f"INSERT INTO cell (job, tag, task_index, seq, {', '.join(COLUMNS)}) VALUES (?, ?, ?, ?{', ?' * len(COLUMNS)})"
+)
+_GAP = "SELECT low, high FROM gap WHERE job = ? AND tag = ? AND high >= ? ORDER BY high LIMIT 1"
+
+
+class SQLiteTransaction:
+    """The ``steps.Transaction`` of one job; lives no longer than the write transaction of its connection.
+
+    Raises: JobNotFound.
+    """
+
+    def __init__(
+        self, db: sqlite3.Connection, known: jobs.Jobs, ref: JobRef, clock: int, cell: tuple[str, int] | None = None
+    ) -> None:
+        self._db = db
+        self._columns: dict[tuple[Kind, str], tuple[int, Tally]] = {}
+        self._cells: dict[tuple[str, int], Cell | None] = {}
+        found = known.remembered(db, ref)
+        self._id = found.id
+        kind, tag, row = (kind_of(found.job, *cell), *cell) if cell else (None, None, None)
+        read = db.execute(_READ, (kind, tag, row, self._id)).fetchone()
+        if read is None:
+            raise JobNotFound(*ref.key)
+        revision, self._touched, self._seq, newest = read[:4]
+        self._job = found.job if found.job.revision == revision else known.read(db, ref).job
+        self.now = max(clock, newest or 0, _last_said(self._job))
+        if kind is not None and tag is not None and read[4] is not None:
+            self._columns[kind, tag] = read[4], Tally(*read[5:13])
+        if tag is not None and row is not None:
+            self._cells[tag, row] = None if read[13] is None else cell_of(read[13:])
+
+    @property
+    def job(self) -> JobRecord:
+        return self._job
+
+    def cell(self, tag: str, task_index: int) -> Cell | None:
+        if (tag, task_index) not in self._cells:
+            column = self._column(kind_of(self._job, tag, task_index), tag)
+            row = column and self._db.execute(_READ_CELL, (self._id, column[0], task_index)).fetchone()
+            self._cells[tag, task_index] = cell_of(row) if row else None
+        return self._cells[tag, task_index]
+
+    def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
+        kind = kind_of(self._job, tag, task_index)
+        number, tally = self._column(kind, tag) or self._new_column(kind, tag)
+        self._seq = (self._seq or 0) + 1
+        place = (self._id, number, task_index)
+        if old is None:
+            self._db.execute(_INSERT_CELL, (*place, self._seq, *row_of(new)))
+        else:
+            self._update(place, row_of(old), row_of(new))
+        self._cells[tag, task_index] = new
+        if kind in (Kind.EXPECTED, Kind.EXTRA):
+            self._count(kind, tag, number, tally.plus(tally_of(new)).minus(tally_of(old) if old else Tally()))
+            if old is None:
+                self._split_gap(*place)
+        if self.now - self._touched >= TOUCH_EVERY:
+            self._touched = self.now
+            self._db.execute("UPDATE job SET touched = ? WHERE id = ?", (self.now, self._id))
+
+    def total(self) -> Tally:
+        return Tally(*self._db.execute(_TOTAL, (self._id, Kind.EXPECTED)).fetchone())
+
+    def put_job(self, job: JobRecord) -> None:
+        self._job = replace(
+            self._job,
+            latches=job.latches,
+            cancelled=job.cancelled,
+            submission=job.submission,
+            tombstoned_at=job.tombstoned_at,
+            schema_version=job.schema_version,
+            revision=self._job.revision + 1,
+        )
+        jobs.update(self._db, self._id, self._job)
+
+    def _column(self, kind: Kind, tag: str) -> tuple[int, Tally] | None:
+        if (kind, tag) not in self._columns:
+            row = self._db.execute(_READ_TAG, (self._id, kind, tag)).fetchone()
+            if row is None:
+                return None
+            self._columns[kind, tag] = row[0], Tally(*row[1:])
+        return self._columns[kind, tag]
+
+    def _new_column(self, kind: Kind, tag: str) -> tuple[int, Tally]:
+        self._db.execute(_INSERT_TAG, (self._id, kind, tag, self._id))
+        column = self._column(kind, tag)
+        assert column is not None
+        if kind in (Kind.EXPECTED, Kind.EXTRA):
+            ranges = aggregate.expected_rows(self._job, tag).ranges
+            self._db.executemany(
+                "INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)",
+                ((self._id, column[0], low, high) for low, high in ranges),
+            )
+        return column
+
+    def _update(self, place: tuple[int, int, int], old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
+        """Set only what differs: an index is rewritten as soon as one of its columns is named."""
+        changed = tuple(at for at in range(len(COLUMNS)) if old[at] != new[at])
+        self._db.execute(_update_cell(changed), (self._seq, *(new[at] for at in changed), *place))
+
+    def _count(self, kind: Kind, tag: str, number: int, tally: Tally) -> None:
+        old = self._columns[kind, tag][1]
+        if tally != old:
+            changed = tuple(at for at in range(len(tally)) if tally[at] != old[at])
+            self._db.execute(_update_tag(changed), (*(tally[at] for at in changed), self._id, number))
+            self._columns[kind, tag] = number, tally
+
+    def _split_gap(self, job: int, tag: int, row: int) -> None:
+        """Take a row out of the range it lies in, which goes by its upper end: the common case changes no key."""
+        low, high = self._db.execute(_GAP, (job, tag, row)).fetchone()
+        if row < high:
+            self._db.execute("UPDATE gap SET low = ? WHERE job = ? AND tag = ? AND high = ?", (row + 1, job, tag, high))
+        else:
+            self._db.execute("DELETE FROM gap WHERE job = ? AND tag = ? AND high = ?", (job, tag, high))
+        if low < row:
+            self._db.execute("INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)", (job, tag, low, row - 1))
+
+
+@cache
+def _update_cell(changed: tuple[int, ...]) -> str:
+    terms = "".join(f", {COLUMNS[at]} = ?" for at in changed)
+    return f"UPDATE cell SET seq = ?{terms} WHERE job = ? AND tag = ? AND task_index = ?"
+
+
+@cache
+def _update_tag(changed: tuple[int, ...]) -> str:
+    terms = ", ".join(f"{Tally._fields[at]} = ?" for at in changed)
+    return f"UPDATE tag SET {terms} WHERE job = ? AND id = ?"
+
+
+def _last_said(job: JobRecord) -> int:
+    """Give the newest time that the store itself has put on the job's record."""
+    return max(job.created_at, *(latch.decided_at or 0 for latch in job.latches.values()))

@@ -1,0 +1,76 @@
+"""Live changes of a job, found by polling a counter that SQLite keeps of everybody's commits."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from celery_statemanager.models import Scope
+from celery_statemanager.records import Batch, JobRef
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.sqlite.cells import cell_of
+from celery_statemanager.stores.sqlite.jobs import Jobs
+from celery_statemanager.stores.sqlite.listing import changed, newest_change
+from celery_statemanager.stores.sqlite.pool import Pool
+from celery_statemanager.stores.sqlite.snapshot import seen
+
+MOST_STATES = 1_000
+BUSY_PAUSE = 0.008
+IDLE_PAUSE = 0.022
+
+
+class SQLiteWatch(Watch):
+    """Holds no connection and no transaction between two looks; goes on in both processes after a fork."""
+
+    def __init__(self, pool: Pool, jobs: Jobs, ref: JobRef, scope: Scope) -> None:
+        self._pool = pool
+        self._jobs = jobs
+        self._ref = ref
+        self._scope = scope
+        self._closed = threading.Event()
+        self._beat = pool.beat()
+        with pool.reading() as db:
+            known = jobs.current(db, ref)
+            self._seq = newest_change(db, known.id)
+            self._revision = known.job.revision
+
+    def read(self, timeout: float) -> Batch:
+        deadline = time.monotonic() + timeout
+        pause, max_age = BUSY_PAUSE, 0.0
+        while not self._closed.is_set():
+            beat = self._pool.beat(max_age)
+            if beat != self._beat:
+                batch = self._look(beat)
+                if batch.states or batch.job_changed:
+                    return batch
+                pause = BUSY_PAUSE
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._closed.wait(min(pause, left))
+            max_age = BUSY_PAUSE / 2
+            pause = min(pause * 1.2, IDLE_PAUSE)
+        return Batch([])
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def after_fork(self) -> None:
+        """Take a new event in the child: the old one's lock may have been held by a thread that is no more."""
+        was_closed = self._closed.is_set()
+        self._closed = threading.Event()
+        if was_closed:
+            self._closed.set()
+
+    def _look(self, beat: tuple[int, int]) -> Batch:
+        with self._pool.reading() as db:
+            known = self._jobs.current(db, self._ref)
+            rows = changed(db, known.id, self._scope, self._seq, MOST_STATES)
+            complete = len(rows) < MOST_STATES
+            self._seq = newest_change(db, known.id) if complete else rows[-1][0]
+        if complete:
+            self._beat = beat
+        job_changed = known.job.revision != self._revision
+        self._revision = known.job.revision
+        states = [seen(known.job, tag, task_index, cell_of(cell)) for _, tag, task_index, _, *cell in rows]
+        return Batch(states, job_changed)

@@ -1,0 +1,178 @@
+"""Tombstones, deletion and incarnations (rule R10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from celery_statemanager.errors import JobNotFound
+from celery_statemanager.manager import Manager
+from celery_statemanager.models import Scope
+from celery_statemanager.records import Submission
+from celery_statemanager.stores.base import Store
+from celery_statemanager.testing.clock import FakeClock
+from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
+
+USES: dict[str, Callable[[Grid], object]] = {
+    "write": lambda grid: grid.write("a", 0, 5),
+    "write an unseen cell": lambda grid: grid.write("new", 1, 5),
+    "late begin": lambda grid: grid.write("a", 0, 5, begin=grid.request("a", 0)),
+    "begin": lambda grid: grid.begin("a", 1),
+    "get_cell": lambda grid: grid.store.get_cell(grid.ref, "a", 0),
+    "lowest cell": lambda grid: grid.lowest("a", 0),
+    "lowest": lambda grid: grid.lowest(),
+    "survey": lambda grid: grid.store.survey(grid.ref),
+    "survey a column": lambda grid: grid.store.survey(grid.ref, "a", indexes=True),
+    "list_states": lambda grid: grid.store.list_states(grid.ref, Scope()),
+    "watch": lambda grid: grid.store.watch(grid.ref, Scope()),
+}
+
+
+class DeletionContract:
+    """What holds when jobs go and come again."""
+
+    def test_a_tombstoned_job_is_readable_and_writable_and_keeps_its_mark(self, store: Store) -> None:
+        with Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",)) as manager:
+            manager.set_state("a", 5)
+            assert manager.tombstone_job() is True
+            assert manager.tombstone_job() is False
+            assert manager.get_state("a", 0).status == 5
+            manager.set_state("a", 6)
+            assert Manager.open(store, "job").get_state("a", 0).status == 6
+            job = store.get_job(manager.ref.key)
+            assert job.tombstoned_at is not None
+            assert [each.tombstoned_at for each in every_job(store)] == [job.tombstoned_at]
+
+    @pytest.mark.parametrize("use", USES.values(), ids=USES)
+    def test_a_deleted_job_is_not_found_by_any_use(self, store: Store, use: Callable[[Grid], object]) -> None:
+        grid = Grid.create(store, tags=("a",))
+        grid.write("a", 0, 5)
+        assert store.delete_job(grid.job)
+        with pytest.raises(JobNotFound):
+            use(grid)
+        purge(store)
+        with pytest.raises(JobNotFound):
+            use(grid)
+
+    @pytest.mark.parametrize("use", USES.values(), ids=USES)
+    def test_a_straggler_of_an_older_incarnation_does_not_meet_its_successor(
+        self, store: Store, use: Callable[[Grid], object]
+    ) -> None:
+        straggler = Grid.create(store)
+        straggler.write("a", 0, 5)
+        store.delete_job(straggler.job)
+        successor = Grid.create(store)
+        successor.write("a", 1, 7)
+        with pytest.raises(JobNotFound):
+            use(straggler)
+        purge(store)
+        assert successor.cell("a", 0).version == 0
+        assert [(state.tag, state.task_index, state.status) for state in successor.states()] == [("a", 1, 7)]
+        assert successor.lowest().status == 0
+
+    def test_a_manager_of_a_deleted_job_finds_none_whatever_it_does(self, store: Store) -> None:
+        manager = Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",))
+        manager.set_state("a", 5)
+        manager.delete_job()
+        Manager.create(store, "job", num_tasks=2)
+        for use in (
+            lambda: manager.set_state("a", 6),
+            lambda: manager.progress("a", 1, 2),
+            lambda: manager.begin("a"),
+            manager.get_state,
+            manager.list_states,
+            manager.summary,
+            manager.subscribe,
+            lambda: manager.synchronize("a", 1, timeout=0),
+            manager.tombstone_job,
+            manager.delete_job,
+        ):
+            with pytest.raises(JobNotFound):
+                use()
+        assert Manager.open(store, "job").list_states() == []
+
+    def test_incarnations_of_one_name_differ(self, store: Store) -> None:
+        seen = set()
+        for _ in range(5):
+            grid = Grid.create(store)
+            seen.add(grid.ref.incarnation)
+            grid.delete()
+        assert len(seen) == 5
+
+    def test_deleting_an_unknown_or_older_job_finds_none_and_spares_the_newer(self, store: Store) -> None:
+        old = Grid.create(store).job
+        store.delete_job(old)
+        with pytest.raises(JobNotFound):
+            store.delete_job(old)
+        new = Grid.create(store).job
+        with pytest.raises(JobNotFound):
+            store.delete_job(old)
+        assert store.get_job(new.key) == new
+
+    def test_a_job_is_deleted_if_idle_only_if_nothing_moved_since_it_was_read(
+        self, clocked_store: Store, clock: FakeClock
+    ) -> None:
+        grid = Grid.create(clocked_store)
+        old = grid.job
+        clock.advance(3600)
+        grid.write("a", 0, 5)
+        assert clocked_store.delete_job(old, if_idle=True) is False
+        old = grid.job
+        grid.tombstone()
+        assert clocked_store.delete_job(old, if_idle=True) is False
+        assert grid.cell("a", 0).status == 5
+        assert clocked_store.delete_job(grid.job, if_idle=True) is True
+        with pytest.raises(JobNotFound):
+            clocked_store.get_job(old.key)
+
+    def test_many_cells_are_gone_at_once_and_purged_in_portions(self, store: Store) -> None:
+        grid = Grid.create(store, 700, ("a", "b"))
+        for row in range(700):
+            grid.write("a", row, 5)
+            grid.write("other", row, 5)
+        assert store.delete_job(grid.job)
+        with pytest.raises(JobNotFound):
+            grid.states()
+        fresh = Grid.create(store, 700, ("a", "b"))
+        fresh.write("a", 1, 9)
+        assert fresh.manager().summary().running == 1
+        while store.purge(100):
+            fresh.write("a", 1, 9)
+        assert [(state.tag, state.task_index) for state in fresh.states()] == [("a", 1)]
+        assert store.purge() == 0
+
+    def test_a_deleted_job_leaves_no_open_attempts_and_nothing_due(self, store: Store) -> None:
+        grid = Grid.create(store, 2, ("a",), failure="call")
+        grid.begin("a", 0, owner="worker")
+        grid.run("a", 1, -1)
+        assert [job.job_id for job in every_job(store, due=True)] == ["job"]
+        grid.delete()
+        assert list(store.list_open_attempts()) == []
+        assert list(every_job(store, due=True)) == []
+        assert list(every_job(store)) == []
+
+    def test_runs_under_other_tokens_outlive_the_deleted_one(self, store: Store) -> None:
+        grids = [Grid.create(store, run_token=token) for token in (None, "1", "2")]
+        for grid in grids:
+            grid.write("a", 0, 5)
+        grids[1].delete()
+        assert [grid.state("a", 0).status for grid in (grids[0], grids[2])] == [5, 5]
+
+    def test_a_subscription_of_a_deleted_job_ends(self, store: Store) -> None:
+        manager = Manager.create(store, "job", num_tasks=1, task_index=0)
+        manager.set_state("a", 5)
+        with manager.subscribe() as events:
+            assert next(events).state.status == 5
+            manager.delete_job()
+            Manager.create(store, "job", num_tasks=1, task_index=0).set_state("a", 6)
+            assert events.get(PATIENCE) is None
+            assert events.closed
+
+    def test_a_submission_survives_what_happens_to_cells(self, store: Store) -> None:
+        grid = Grid.create(store, 1, ("a",))
+        grid.update(lambda job: replace(job, submission=Submission(0, done=False, alive_until=1)))
+        grid.run("a", 0)
+        assert grid.job.submission == Submission(0, done=False, alive_until=1)
+        assert grid.fallen == {"success", "settled"}

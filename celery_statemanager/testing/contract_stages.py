@@ -1,0 +1,153 @@
+"""Stages of a row: a failure for good blocks the later ones, its new attempt takes that back (rule R13)."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_statemanager.models import Scope, Status
+from celery_statemanager.records import Delivery
+from celery_statemanager.stores.base import Store
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, read_until, statuses
+
+STAGES = ("scan", "read", "save")
+
+
+class StageContract:
+    """What holds along a row's plan."""
+
+    @pytest.mark.parametrize("status", [FAILED, -42, Status.REVOKED, Status.LOST, Status.TIMED_OUT])
+    def test_a_failure_for_good_gives_later_stages_its_status_in_the_same_step(self, store: Store, status: int) -> None:
+        grid = Grid.create(store, 2, STAGES)
+        grid.run("scan", 0)
+        end = grid.run("read", 0, status, message="no such file").cell
+        blocked = grid.cell("save", 0)
+        assert (blocked.status, blocked.version, blocked.attempt, blocked.final) == (status, 1, 0, True)
+        assert blocked.message == "not run: stage 'read' failed: no such file"
+        assert (blocked.blocked_by, blocked.timestamp) == ("read", end.timestamp)
+        assert grid.state("save", 0).message == blocked.message
+        assert grid.cell("scan", 0).status == FINISHED
+        assert statuses(grid.states(row=1)) == {}
+
+    def test_a_failure_without_words_shows_its_code(self, store: Store) -> None:
+        grid = Grid.create(store, 2, STAGES)
+        grid.run("scan", 0, -42)
+        assert {grid.state(tag, 0).message for tag in STAGES[1:]} == {"not run: stage 'scan' failed: -42"}
+
+    def test_blocking_needs_a_final_negative_cell_and_a_write_that_cascades(self, store: Store) -> None:
+        grid = Grid.create(store, 4, STAGES)
+        grid.begin("scan", 0)
+        grid.write("scan", 0, FAILED, attempt=1, cascades=True)
+        grid.run("scan", 1, FAILED, cascades=False)
+        grid.run("scan", 2, FINISHED, cascades=True)
+        grid.begin("scan", 3)
+        grid.write("scan", 3, 5, attempt=1, closes=True, cascades=True)
+        assert {state.tag for state in grid.states()} == {"scan"}
+
+    def test_the_applications_word_that_stays_is_passed_on(self, store: Store) -> None:
+        grid = Grid.create(store, 1, STAGES)
+        grid.begin("scan", 0)
+        grid.write("scan", 0, -42, attempt=1, message="mine")
+        grid.end("scan", 0, FINISHED, cascades=True, yields=True)
+        assert (grid.state("save", 0).status, grid.state("read", 0).message) == (
+            -42,
+            "not run: stage 'scan' failed: mine",
+        )
+
+    def test_a_failure_that_no_attempt_made_blocks_too(self, store: Store) -> None:
+        grid = Grid.create(store, 1, STAGES)
+        grid.write("scan", 0, int(Status.EXPIRED), cascades=True)
+        assert [grid.state(tag, 0).status for tag in STAGES] == [Status.EXPIRED] * 3
+
+    def test_only_cells_that_nobody_began_are_blocked(self, store: Store) -> None:
+        grid = Grid.create(store, 1, ("scan", "read", "save", "done"))
+        grid.begin("read", 0)
+        grid.write("save", 0, 50, message="busy")
+        grid.write("done", 0, 0, payload='{"n":1}')
+        grid.run("scan", 0, FAILED)
+        assert statuses(grid.states()) == {("scan", 0): -1, ("read", 0): 1, ("save", 0): 50, ("done", 0): -1}
+        assert grid.cell("done", 0).version == 2
+        assert grid.cell("read", 0).version == 1
+
+    def test_a_stage_that_begins_again_frees_what_it_had_blocked(self, store: Store) -> None:
+        grid = Grid.create(store, 2, STAGES)
+        grid.write("save", 0, 0, payload='{"n":1}')
+        grid.run("scan", 0, FAILED)
+        grid.begin("scan", 0, delivery=Delivery(0, 1))
+        freed = grid.cell("save", 0)
+        assert (freed.status, freed.message, freed.version, freed.waiting) == (0, None, 3, True)
+        assert freed.payload == '{"n":1}'
+        assert freed.blocked_by is None
+        assert grid.cell("read", 0).version == 2
+        assert grid.lowest(row=0).tag == "read"
+        grid.end("scan", 0)
+        assert grid.run("read", 0).cell.version == 4
+
+    def test_a_begin_that_is_refused_frees_nothing(self, store: Store) -> None:
+        grid = Grid.create(store, 2, STAGES)
+        grid.begin("scan", 0, delivery=Delivery(0, 1))
+        grid.end("scan", 0, FAILED)
+        grid.begin("scan", 0)
+        assert grid.state("save", 0).status == FAILED
+
+    def test_a_stage_frees_only_what_it_blocked_itself(self, store: Store) -> None:
+        grid = Grid.create(store, 2, STAGES)
+        grid.run("read", 0, -5)
+        grid.run("scan", 0, -6)
+        assert grid.cell("save", 0).status == -5
+        grid.begin("scan", 0)
+        assert (grid.cell("save", 0).status, grid.cell("read", 0).status) == (-5, -5)
+        grid.begin("read", 0)
+        assert grid.cell("save", 0).status == 0
+
+    def test_a_blocked_cell_that_was_written_since_is_its_writers(self, store: Store) -> None:
+        grid = Grid.create(store, 2, STAGES)
+        grid.run("scan", 0, FAILED)
+        grid.write("read", 0, -9, message="mine")
+        grid.begin("save", 0)
+        grid.begin("scan", 0)
+        assert (grid.state("read", 0).status, grid.state("read", 0).message) == (-9, "mine")
+        assert (grid.state("save", 0).status, grid.cell("save", 0).version) == (1, 2)
+
+    def test_a_blocked_stage_may_begin_all_the_same(self, store: Store) -> None:
+        grid = Grid.create(store, 2, STAGES)
+        grid.run("scan", 0, FAILED)
+        reply = grid.begin("read", 0)
+        assert (reply.cell.status, reply.cell.message, reply.cell.blocked_by) == (1, None, None)
+
+    def test_rows_follow_their_own_stages(self, store: Store) -> None:
+        grid = Grid.create(store, 3, {"scan": [0, 1], "read": [0, 2], "save": [0, 1, 2]})
+        grid.run("scan", 1, FAILED)
+        grid.run("read", 2, -5)
+        expected = {("scan", 1): -1, ("save", 1): -1, ("read", 2): -5, ("save", 2): -5}
+        assert statuses(grid.states()) == expected
+
+    def test_without_a_plan_or_outside_of_it_nothing_is_blocked(self, store: Store) -> None:
+        free = Grid.create(store, 2, job_id="free")
+        free.write("save", 0, 0)
+        free.run("scan", 0, FAILED)
+        planned = Grid.create(store, 2, STAGES)
+        planned.run("other", 0, FAILED)
+        assert statuses(free.states()) == {("scan", 0): -1, ("save", 0): 0}
+        assert statuses(planned.states()) == {("other", 0): -1}
+
+    def test_readers_see_blocked_and_freed_cells_as_changes(self, store: Store) -> None:
+        grid = Grid.create(store, 1, STAGES)
+        watch = store.watch(grid.ref, Scope(tag="save"))
+        grid.run("scan", 0, FAILED)
+        batch = read_until(watch, lambda batch: bool(batch.states))
+        assert [(state.version, state.status) for state in batch.states] == [(1, FAILED)]
+        assert grid.fallen == {"failure", "settled"}
+        watch.close()
+        rerun = Grid.create(store, 2, STAGES, job_id="rerun")
+        rerun.run("scan", 0, FAILED)
+        watch = store.watch(rerun.ref, Scope(tag="save"))
+        rerun.begin("scan", 0)
+        batch = read_until(watch, lambda batch: bool(batch.states))
+        assert [(state.version, state.status, state.message) for state in batch.states] == [(2, 0, None)]
+        watch.close()
+
+    def test_each_blocked_cell_has_an_event_id(self, store: Store) -> None:
+        grid = Grid.create(store, 1, STAGES)
+        grid.run("scan", 0, FAILED, event_id="end")
+        assert grid.state("save", 0).event_id
+        assert grid.state("read", 0).event_id

@@ -1,0 +1,183 @@
+"""Subscriptions as users meet them (rule R7), and Managers shared by threads (rule R11)."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from celery_statemanager.manager import Manager
+from celery_statemanager.models import StateEvent
+from celery_statemanager.stores.base import Store
+from celery_statemanager.subscription import Subscription
+from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, PATIENCE, Grid
+
+
+def briefly(event: StateEvent | None) -> tuple[str, int, int, bool] | None:
+    """Give tag, row, version and replay of an event."""
+    return None if event is None else (event.state.tag, event.state.task_index, event.state.version, event.replay)
+
+
+def take(events: Subscription, count: int) -> list[tuple[str, int, int, bool] | None]:
+    """Take events; None stands for one that did not come in time."""
+    return [briefly(events.get(PATIENCE)) for _ in range(count)]
+
+
+class SubscriptionContract:
+    """What holds for subscriptions."""
+
+    def test_what_exists_is_replayed_oldest_first_then_changes_come_live(self, store: Store) -> None:
+        grid = Grid.create(store)
+        for tag, row in (("b", 2), ("a", 0), ("b", 2), ("a", 1)):
+            grid.write(tag, row, 5)
+        with grid.manager().subscribe() as events:
+            assert take(events, 3) == [("a", 0, 1, True), ("b", 2, 2, True), ("a", 1, 1, True)]
+            grid.write("a", 0, 6)
+            grid.write("c", 0, 6)
+            assert take(events, 2) == [("a", 0, 2, False), ("c", 0, 1, False)]
+            assert events.get(0.0) is None
+            assert not events.closed
+            assert events.connected
+
+    def test_a_write_before_the_first_event_is_taken_is_not_lost_or_doubled(self, store: Store) -> None:
+        grid = Grid.create(store)
+        grid.write("a", 0, 5)
+        with grid.manager().subscribe() as events:
+            grid.write("a", 0, 6)
+            grid.write("a", 1, 6)
+            got = [events.get(PATIENCE)]
+            while got[-1] is not None:
+                got.append(events.get(0.05))
+            versions = [(e.state.task_index, e.state.version) for e in got if e]
+        assert versions in ([(0, 1), (0, 2), (1, 1)], [(0, 2), (1, 1)])
+
+    @pytest.mark.parametrize(
+        ("scope", "expected"),
+        [
+            ({"tag": "a"}, {("a", 0), ("a", 1)}),
+            ({"task_index": 1}, {("a", 1), ("b", 1)}),
+            ({"tag": "b", "task_index": 0}, {("b", 0)}),
+        ],
+        ids=str,
+    )
+    def test_a_subscription_has_the_cells_of_its_scope(
+        self, store: Store, scope: dict[str, object], expected: set[tuple[str, int]]
+    ) -> None:
+        grid = Grid.create(store)
+        places = [(tag, row) for tag in "ab" for row in (0, 1)]
+        for place in places:
+            grid.write(*place, 5)
+        with grid.manager().subscribe(**scope) as events:  # type: ignore[arg-type]
+            replay = take(events, len(expected))
+            for place in places:
+                grid.write(*place, 6)
+            live = take(events, len(expected))
+        assert {event and event[:2] for event in replay} == {event and event[:2] for event in live} == expected
+
+    def test_a_slow_reader_gets_no_backlog(self, store: Store) -> None:
+        grid = Grid.create(store)
+        with grid.manager().subscribe() as events:
+            for status in range(1, 51):
+                grid.write("a", 0, status)
+            got: list[StateEvent] = []
+            while not got or got[-1].state.version < 50:
+                event = events.get(PATIENCE)
+                assert event is not None
+                got.append(event)
+            assert len(got) <= 2
+            assert events.get(0.0) is None
+
+    def test_it_ends_when_closed_from_another_thread(self, store: Store) -> None:
+        events = Grid.create(store).manager().subscribe()
+        got: list[list[StateEvent]] = []
+        reader = threading.Thread(target=lambda: got.append(list(events)))
+        reader.start()
+        events.close()
+        reader.join(PATIENCE)
+        assert got == [[]]
+        events.close()
+        assert list(events) == []
+
+    def test_it_ends_when_the_job_is_deleted_even_while_waiting(self, store: Store) -> None:
+        grid = Grid.create(store)
+        events = grid.manager().subscribe()
+        got: list[list[StateEvent]] = []
+        reader = threading.Thread(target=lambda: got.append(list(events)))
+        reader.start()
+        grid.delete()
+        reader.join(PATIENCE)
+        assert got == [[]]
+        assert events.closed
+
+    def test_until_settled_ends_after_the_last_version_of_every_cell(self, store: Store) -> None:
+        grid = Grid.create(store, 3, ("a", "b"))
+        grid.run("a", 0)
+        events = grid.manager().subscribe(until_settled=True)
+        for tag, row in (("b", 0), ("a", 1), ("b", 1), ("a", 2)):
+            grid.run(tag, row)
+        grid.write("other", 1, 7)
+        grid.run("b", 2, FAILED)
+        newest = {(e.state.tag, e.state.task_index): e.state for e in _to_the_end(events)}
+        assert events.closed
+        assert sorted(newest.values(), key=str) == sorted(grid.states(), key=str)
+
+    def test_until_settled_ends_at_once_for_a_job_that_has(self, store: Store) -> None:
+        grid = Grid.create(store, 1, ("a",))
+        grid.run("a", 0)
+        events = grid.manager().subscribe(until_settled=True)
+        assert [briefly(event) for event in _to_the_end(events)] == [("a", 0, 2, True)]
+
+    def test_until_settled_ends_for_a_cancelled_job(self, store: Store) -> None:
+        for tags in (("a",), None):
+            grid = Grid.create(store, 2, tags, job_id=f"job {tags}")
+            grid.begin("a", 0)
+            events = grid.manager().subscribe(until_settled=True)
+            assert take(events, 1) == [("a", 0, 1, True)]
+            grid.cancel()
+            grid.end("a", 0, CANCELLED)
+            assert [briefly(event) for event in _to_the_end(events)] == [("a", 0, 2, False)]
+
+    def test_until_settled_without_a_plan_ends_when_every_cell_seen_is_final(self, store: Store) -> None:
+        grid = Grid.create(store, 2)
+        events = grid.manager().subscribe(until_settled=True)
+        grid.write("a", 0, FINISHED)
+        assert take(events, 1) == [("a", 0, 1, False)]
+        assert events.get(0.05) is None
+        assert not events.closed
+        grid.run("a", 1, FAILED)
+        got = [briefly(event) for event in _to_the_end(events)]
+        assert got[-1] == ("a", 1, 2, False)
+
+    @pytest.mark.parametrize("tags", [None, ("a", "b")])
+    def test_until_settled_of_one_tag_ends_though_another_settles_the_job(
+        self, store: Store, tags: tuple[str, ...] | None
+    ) -> None:
+        grid = Grid.create(store, 1, tags)
+        grid.write("b", 0, 5)
+        events = grid.manager().subscribe("a", until_settled=True)
+        grid.write("a", 0, FINISHED)
+        assert take(events, 1) == [("a", 0, 1, False)]
+        assert events.get(0.05) is None
+        grid.write("b", 0, FINISHED)
+        assert _to_the_end(events) == []
+        assert events.closed
+
+    def test_threads_share_a_manager(self, store: Store) -> None:
+        manager = Manager.create(store, "job", num_tasks=1, task_index=0)
+        threads = [
+            threading.Thread(target=lambda tag=tag: [manager.set_state(tag, n) for n in range(1, 21)]) for tag in "abab"
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert [manager.get_state(tag, 0).version for tag in "ab"] == [40, 40]
+
+
+def _to_the_end(events: Subscription) -> list[StateEvent]:
+    done: list[list[StateEvent]] = []
+    thread = threading.Thread(target=lambda: done.append(list(events)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert done, f"still waiting after {PATIENCE} s"
+    return done[0]

@@ -1,0 +1,101 @@
+"""Worker records and open attempts: what the sweep goes by (rule R16)."""
+
+from __future__ import annotations
+
+import time
+
+from celery_statemanager.records import CALLBACK_ROW, OpenAttempt
+from celery_statemanager.stores.base import Store
+from celery_statemanager.testing.clock import FakeClock
+from celery_statemanager.testing.kit import PATIENCE, Grid
+
+
+class WorkerContract:
+    """What holds for worker records."""
+
+    def test_a_worker_record_is_kept_whole_and_leased_from_now(self, store: Store) -> None:
+        before = store.now()
+        store.put_worker("w 1@höst", '{"body":"☃"}', 30)
+        (record,) = store.list_workers()
+        assert (record.worker_id, record.body) == ("w 1@höst", '{"body":"☃"}')
+        assert before <= record.renewed_at <= store.now()
+        assert record.lease_until - record.renewed_at == 30_000_000
+
+    def test_a_renewal_replaces_the_record(self, store: Store) -> None:
+        store.put_worker("w", "one", 10)
+        (first,) = store.list_workers()
+        store.put_worker("w", "two", 20.5)
+        (second,) = store.list_workers()
+        assert second.body == "two"
+        assert second.renewed_at >= first.renewed_at
+        assert second.lease_until - second.renewed_at == 20_500_000
+
+    def test_dead_workers_are_listed_too_until_they_are_dropped(self, store: Store) -> None:
+        for worker in ("dead", "alive", "ended"):
+            store.put_worker(worker, worker, 60 if worker == "alive" else 0)
+        records = {record.worker_id: record for record in store.list_workers()}
+        assert {worker for worker, record in records.items() if record.lease_until > store.now()} == {"alive"}
+        assert len(records) == 3
+        for _ in range(2):
+            store.drop_worker("dead")
+        assert {record.worker_id for record in store.list_workers()} == {"alive", "ended"}
+
+    def test_a_lease_runs_out_by_the_stores_clock(self, store: Store) -> None:
+        store.put_worker("w", "", 0.05)
+        (record,) = store.list_workers()
+        deadline = time.monotonic() + PATIENCE
+        while store.now() < record.lease_until:
+            assert time.monotonic() < deadline
+        assert store.list_workers() == [record]
+
+    def test_a_lease_is_judged_by_the_given_clock(self, clocked_store: Store, clock: FakeClock) -> None:
+        clocked_store.put_worker("w", "", 30)
+        (record,) = clocked_store.list_workers()
+        assert record.renewed_at == clocked_store.now() == round(clock() * 1_000_000)
+        clock.advance(29)
+        assert record.lease_until > clocked_store.now()
+        clock.advance(2)
+        assert record.lease_until < clocked_store.now()
+
+    def test_worker_records_got_can_be_altered_without_harm(self, store: Store) -> None:
+        store.put_worker("w", "body", 10)
+        store.list_workers()[0].body = "bent"
+        assert store.list_workers()[0].body == "body"
+
+    def test_open_attempts_that_have_an_owner_are_listed(self, store: Store) -> None:
+        grids = [
+            Grid.create(store, 3, ("a",), job_id=name, run_token=token) for name, token in (("x", None), ("y", "1"))
+        ]
+        assert list(store.list_open_attempts()) == []
+        grids[0].begin("a", 0, owner="w1", kept="msg")
+        grids[0].begin("other", 2, owner="w1")
+        grids[1].begin("a", 1, owner="w2")
+        grids[1].begin("failure", CALLBACK_ROW, owner="w2")
+        grids[1].begin("a", 2)
+        found = sorted(store.list_open_attempts(), key=lambda each: (each.ref.key.job_id, each.tag))
+        assert found == [
+            OpenAttempt(grids[0].ref, "a", 0, grids[0].cell("a", 0)),
+            OpenAttempt(grids[0].ref, "other", 2, grids[0].cell("other", 2)),
+            OpenAttempt(grids[1].ref, "a", 1, grids[1].cell("a", 1)),
+            OpenAttempt(grids[1].ref, "failure", CALLBACK_ROW, grids[1].cell("failure", CALLBACK_ROW)),
+        ]
+
+    def test_an_attempt_is_listed_until_it_is_closed_or_taken_over(self, store: Store) -> None:
+        grid = Grid.create(store, 3, ("a",))
+        for row in range(3):
+            grid.begin("a", row, owner="w")
+        grid.write("a", 0, 50, attempt=1)
+        grid.end("a", 1)
+        grid.begin("a", 2, takes_over=True)
+        (found,) = store.list_open_attempts()
+        assert (found.task_index, found.cell) == (0, grid.cell("a", 0))
+        grid.begin("a", 0, supersedes=1, owner="w2")
+        assert [each.cell.owner for each in store.list_open_attempts()] == ["w2"]
+        grid.write("a", 0, 0, attempt=2, closes=True)
+        assert list(store.list_open_attempts()) == []
+
+    def test_many_open_attempts_are_all_listed(self, store: Store) -> None:
+        grid = Grid.create(store, 300)
+        for row in range(300):
+            grid.begin("a", row, owner=f"w{row % 7}")
+        assert sorted(each.task_index for each in store.list_open_attempts()) == list(range(300))

@@ -1,0 +1,186 @@
+"""Short spellings of what tests of stores do all the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from celery_statemanager.manager import Manager, new_event_id, new_job
+from celery_statemanager.models import Scope, State, Status
+from celery_statemanager.plan import PlanSpec
+from celery_statemanager.records import (
+    Batch,
+    Begin,
+    BeginReply,
+    Cancellation,
+    Cell,
+    JobRecord,
+    JobRef,
+    Latch,
+    Write,
+    WriteReply,
+)
+from celery_statemanager.stores.base import Store, Watch
+
+PATIENCE = 20.0
+"""Seconds after which a test stops waiting for what should happen at once."""
+
+FINISHED, FAILED, CANCELLED = int(Status.FINISHED), int(Status.FAILED), int(Status.CANCELLED)
+
+
+@dataclass(frozen=True)
+class StoreFactory:
+    """How the contract comes to the store under test.
+
+    Attributes:
+        make: gives a new store object on the same data at each call, and takes ``clock=`` if ``takes_clock``.
+        url: by which other processes reach the same data; None for data that live and die with one store
+            object, which spares the tests of sharing.
+        takes_clock: whether the store's time can be given by the test. A server's cannot.
+    """
+
+    make: Callable[..., Store]
+    url: str | None = None
+    takes_clock: bool = False
+
+
+class Grid:
+    """A job under test. Rows and tags come first, everything else as the records name it."""
+
+    def __init__(self, store: Store, ref: JobRef) -> None:
+        self.store = store
+        self.ref = ref
+
+    @classmethod
+    def create(
+        cls,
+        store: Store,
+        num_tasks: int = 3,
+        tags: PlanSpec | None = None,
+        job_id: str = "job",
+        run_token: str | None = None,
+        **callbacks: str,
+    ) -> Grid:
+        """Create a job; ``success=``, ``failure=`` and ``settled=`` name its callbacks."""
+        job = new_job(job_id, num_tasks, tags, run_token)
+        latches = {name: Latch(callback) for name, callback in callbacks.items()}
+        return cls(store, store.create_job(job.with_latches(**latches)).ref)
+
+    @property
+    def job(self) -> JobRecord:
+        """The job as it is now."""
+        return self.store.get_job(self.ref.key)
+
+    @property
+    def fallen(self) -> set[str]:
+        """The names of the latches that have fallen."""
+        return {name for name, latch in self.job.latches.items() if latch.decided_at is not None}
+
+    def seen_by(self, store: Store) -> Grid:
+        """Give the same job through another store object."""
+        return Grid(store, self.ref)
+
+    def manager(self, task_index: int | None = None) -> Manager:
+        """Open the job as users do."""
+        return Manager.open(self.store, self.ref.key.job_id, run_token=self.ref.key.run_token, task_index=task_index)
+
+    def write(self, tag: str, row: int, status: int, **fields: Any) -> WriteReply:
+        """Write a cell."""
+        fields.setdefault("event_id", new_event_id())
+        return self.store.write(self.ref, Write(tag=tag, task_index=row, status=status, **fields))
+
+    def begin(self, tag: str, row: int, **fields: Any) -> BeginReply:
+        """Ask for an attempt."""
+        return self.store.begin(self.ref, self.request(tag, row, **fields))
+
+    def request(self, tag: str, row: int, **fields: Any) -> Begin:
+        """Make a Begin, not yet sent."""
+        fields.setdefault("event_id", new_event_id())
+        return Begin(tag=tag, task_index=row, **fields)
+
+    def end(self, tag: str, row: int, status: int = FINISHED, **fields: Any) -> WriteReply:
+        """Close the open attempt as a task's end does: a failure blocks the row's later stages."""
+        fields = {"attempt": self.cell(tag, row).attempt, "cascades": status < 0, **fields}
+        return self.write(tag, row, status, closes=True, **fields)
+
+    def run(self, tag: str, row: int, status: int = FINISHED, **fields: Any) -> WriteReply:
+        """Begin and end."""
+        self.begin(tag, row)
+        return self.end(tag, row, status, **fields)
+
+    def cell(self, tag: str, row: int) -> Cell:
+        """Give what is kept of a cell; an empty one if it was never written."""
+        return self.store.get_cell(self.ref, tag, row) or Cell()
+
+    def state(self, tag: str, row: int) -> State:
+        """Give a cell as readers see it."""
+        return self.store.lowest(self.ref, Scope(tag, row))
+
+    def lowest(self, tag: str | None = None, row: int | None = None) -> State:
+        """Give the lowest cell of a scope."""
+        return self.store.lowest(self.ref, Scope(tag, row))
+
+    def states(self, tag: str | None = None, row: int | None = None) -> list[State]:
+        """List the written cells of a scope."""
+        return list(self.store.list_states(self.ref, Scope(tag, row)))
+
+    def update(self, change: Callable[[JobRecord], JobRecord]) -> tuple[str, ...]:
+        """Change the job record by compare-and-set, whoever else changes it."""
+        while True:
+            decided = self.store.update_job(change(self.job))
+            if decided is not None:
+                return decided
+
+    def cancel(self, reason: str | None = "user asked") -> tuple[str, ...]:
+        """Cancel the job; give the latches that fell."""
+        return self.update(lambda job: replace(job, cancelled=Cancellation(reason, self.store.now())))
+
+    def tombstone(self) -> None:
+        """Mark the job deleted."""
+        self.update(lambda job: replace(job, tombstoned_at=self.store.now()))
+
+    def delete(self) -> None:
+        """Delete the job and purge what it leaves."""
+        assert self.store.delete_job(self.job)
+        purge(self.store)
+
+
+def purge(store: Store, limit: int = 1_000) -> int:
+    """Purge to the end; give the number of rows."""
+    removed = 0
+    while count := store.purge(limit):
+        removed += count
+    return removed
+
+
+def every_job(store: Store, limit: int = 100, **filters: Any) -> Iterator[JobRecord]:
+    """List all jobs, page by page."""
+    cursor: str | None = None
+    while True:
+        page = store.list_jobs(cursor, limit, **filters)
+        assert len(page.jobs) <= limit
+        yield from page.jobs
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def read_until(watch: Watch, enough: Callable[[Batch], bool]) -> Batch:
+    """Read a watch until what came, taken together, is enough. Raises: AssertionError after ``PATIENCE``."""
+    deadline = time.monotonic() + PATIENCE
+    newest: dict[tuple[str, int], State] = {}
+    total = Batch([])
+    while not enough(total):
+        left = deadline - time.monotonic()
+        assert left > 0, f"the watch gave only {total} in {PATIENCE} s"
+        batch = watch.read(left)
+        newest.update({(state.tag, state.task_index): state for state in batch.states})
+        total = Batch(list(newest.values()), total.job_changed or batch.job_changed, total.resync or batch.resync)
+    return total
+
+
+def statuses(states: Iterable[State]) -> dict[tuple[str, int], int]:
+    """Give the status by tag and row."""
+    return {(state.tag, state.task_index): state.status for state in states}

@@ -1,0 +1,28 @@
+"""The app of the examples: a broker made of folders and a store made of one file, unless the environment says else.
+
+``BROKER_URL`` and ``STATEMANAGER_STORE_URL`` choose others; ``EXAMPLES_DIR`` is where the embedded ones live.
+"""
+
+import os
+from pathlib import Path
+
+from celery import Celery
+
+from celery_statemanager import StateManager
+from examples import broker
+
+HOME = Path(os.environ.get("EXAMPLES_DIR", ".demo")).resolve()
+HOME.mkdir(parents=True, exist_ok=True)
+
+app = Celery("examples", broker=os.environ.get("BROKER_URL"))
+app.conf.update(
+    statemanager_store_url=os.environ.get("STATEMANAGER_STORE_URL", f"sqlite:///{HOME / 'states.db'}"),
+    statemanager_progress_interval=0.2,
+    task_ignore_result=True,
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+)
+if "BROKER_URL" not in os.environ:
+    app.conf.update(broker.settings(HOME))
+
+states = StateManager(app)

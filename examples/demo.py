@@ -1,0 +1,106 @@
+"""``make demo``: a worker is started, a folder is audited before your eyes, and the worker is stopped."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from celery_statemanager.integration.job import Job
+from examples.app import HOME, app
+from examples.audit import audit, results
+from examples.report import lines
+
+CELERY = [sys.executable, "-m", "celery", "-A", "examples"]
+PATIENCE = 30.0
+
+
+def main() -> int:
+    """Run the demo; 0 when every shard is finished, 1 when some failed."""
+    options = parsed()
+    started = time.monotonic()
+    folder = options.input or sysconfig.get_paths()["stdlib"]
+    print(f"Auditing {folder} in {options.shards} shards: 2 stages each, one Celery worker, no server.\n", flush=True)
+    try:
+        job = audit(folder, options.shards)
+    except (OSError, ValueError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    with worker():
+        watched = subprocess.run([*CELERY, "monitor-state", "--job", job.id, *options.monitor], check=False)
+        if watched.returncode:
+            return watched.returncode
+        job.wait(PATIENCE)
+        report = wait_for_report(job)
+    print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
+    print(f"\nDone in {time.monotonic() - started:.1f} s. Try next:")
+    for command in next_steps(job.id):
+        print(f"  {command}")
+    return 1 if report["failed_shards"] else 0
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
+    parser.add_argument("--input", help="the folder to audit (default: this Python's standard library)")
+    parser.add_argument("--shards", type=int, default=16, help="rows of the job (default: 16)")
+    parser.add_argument("--format", choices=["live", "table", "json"], help="how to show it")
+    options = parser.parse_args()
+    options.monitor = ["--format", options.format] if options.format else [] if sys.stdout.isatty() else ["--format", "table"]
+    return options
+
+
+@contextmanager
+def worker() -> Iterator[None]:
+    """Run a Celery worker of two processes until the block ends."""
+    log = HOME / "worker.log"
+    with log.open("w") as output:
+        running = subprocess.Popen(
+            [*CELERY, "worker", "-c", "2", "-l", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            running.terminate()
+            try:
+                running.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+                running.wait()
+
+
+def wait_for_report(job: Job) -> dict:
+    """Wait for the callback's file: the callback is a task of its own and runs after the job has settled."""
+    path = results(job.id) / "report.json"
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            time.sleep(0.05)
+    raise SystemExit(f"demo: no report after {PATIENCE:.0f} s; the worker's log is {HOME / 'worker.log'}")
+
+
+def next_steps(job_id: str) -> list[str]:
+    """Give commands that show more of what was just recorded."""
+    home = os.path.relpath(HOME)
+    prefix = ".venv/bin/" if os.path.exists(".venv/bin/celery") else ""
+    return [
+        f"{prefix}celery -A examples monitor-state --job {job_id} --format json | tail -3",
+        f"{prefix}celery -A examples monitor-state --job {job_id} --tag hash --format table",
+        f"less {home}/worker.log",
+        "make demo INPUT=/some/folder SHARDS=40",
+    ]
+
+
+if __name__ == "__main__":
+    app.set_default()
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Jobs to look at, and ways to look at them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import uuid
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from celery_statemanager import Manager, State, Status, open_store
+from celery_statemanager.cli.board import Board
+from celery_statemanager.manager import new_job
+from celery_statemanager.models import Scope
+from celery_statemanager.records import Cancellation
+
+PATIENCE = 30.0
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
+BEGAN = NOW - timedelta(seconds=134)
+
+
+@pytest.fixture
+def url():
+    """The URL of a store of this test's own, in this process."""
+    return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def store(url):
+    return open_store(url)
+
+
+@pytest.fixture
+def write(store):
+    """Write cells of a job: rows of (task_index, tag, status, message)."""
+
+    def write(job_id, *cells):
+        for index, tag, status, message in cells:
+            Manager.open(store, job_id, task_index=index).set_state(tag, status, message)
+
+    return write
+
+
+@pytest.fixture
+def cancel():
+    def cancel(store, job_id, reason="user asked"):
+        job = Manager.open(store, job_id)
+        record = store.get_job(job.ref.key)
+        assert store.update_job(replace(record, cancelled=Cancellation(reason, store.now()))) is not None
+
+    return cancel
+
+
+def make_job(num_tasks=100, tags=("ingest", "export"), **changes):
+    job = new_job(changes.pop("job_id", "etl-42"), num_tasks, tags, changes.pop("run_token", None))
+    return replace(job, created_at=int(BEGAN.timestamp() * 1_000_000), **changes)
+
+
+@pytest.fixture
+def job():
+    return make_job
+
+
+def make_state(index, tag, status, message=None, *, progress=None, age=3.0, attempt=1):
+    payload = None if progress is None else {"progress": {"done": progress[0], "total": progress[1]}}
+    moment = NOW - timedelta(seconds=age)
+    return State("etl-42", index, tag, status, message, payload, moment, 1, "e", attempt)
+
+
+@pytest.fixture
+def state():
+    return make_state
+
+
+@pytest.fixture
+def busy_board():
+    """A job in the middle: some finished, many running, failures of several kinds."""
+
+    def busy_board(num_tasks=100, tags=("ingest", "export"), running=30, **changes):
+        board = Board(make_job(num_tasks, tags, **changes), Scope())
+        board.loading = False
+        for index in range(40):
+            board.apply(make_state(index, tags[0], Status.FINISHED))
+        for index in range(40, 40 + running):
+            board.apply(make_state(index, tags[0], 40, "Seite 4 von 10: 日本語 " + "x" * 300, progress=(4, 10)))
+        for index in (3, 17, 18, 19, 20):
+            board.apply(make_state(index, tags[-1], Status.FAILED, "ValueError: no such page"))
+        board.apply(make_state(22, tags[-1], Status.TIMED_OUT, "soft time limit\n\x1b[2Jexceeded"))
+        board.apply(make_state(23, tags[-1], -12))
+        return board
+
+    return busy_board
+
+
+class Watched:
+    """A monitor in a process of its own; its lines come with a deadline."""
+
+    def __init__(self, arguments, cwd, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "celery", *arguments],
+            cwd=cwd,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._lines = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self._lines.put(line.decode())
+        self._lines.put(None)
+
+    def line(self):
+        return self._lines.get(timeout=PATIENCE)
+
+    def rest(self):
+        found = []
+        while (line := self.line()) is not None:
+            found.append(line)
+        return found
+
+    def end(self):
+        """Wait for the end; give exit code and standard error."""
+        code = self.process.wait(PATIENCE)
+        return code, self.process.stderr.read().decode()
+
+    def clean_up(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A folder with an app, ``proj``, that keeps its states in ``states.db``."""
+    (tmp_path / "proj.py").write_text(
+        "from celery import Celery\n"
+        "app = Celery('proj', broker='memory://')\n"
+        "app.conf.statemanager_store_url = 'sqlite:///states.db'\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def kept(home):
+    """The store of ``proj``."""
+    with open_store(f"sqlite:///{home}/states.db") as store:
+        yield store
+
+
+@pytest.fixture
+def watched(home):
+    started = []
+
+    def watched(*arguments, app=True, **environment):
+        before = ["-A", "proj"] if app else []
+        started.append(Watched([*before, "monitor-state", *arguments], home, **environment))
+        return started[-1]
+
+    yield watched
+    for each in started:
+        each.clean_up()

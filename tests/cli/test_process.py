@@ -1,0 +1,213 @@
+"""The command as users run it: a process at the end of a pipe, or on a terminal."""
+
+import fcntl
+import json
+import os
+import pty
+import queue
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+
+import pytest
+
+from celery_statemanager import Manager, Status
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def running(kept):
+    """A job that goes on."""
+    Manager.create(kept, "etl-42", num_tasks=2, tags=("ingest",))
+    Manager.open(kept, "etl-42", task_index=0).progress("ingest", 4, 10, "page 4")
+    return "etl-42"
+
+
+def finish(store, job_id):
+    for index in range(2):
+        Manager.open(store, job_id, task_index=index).set_state("ingest", Status.FINISHED, "done")
+
+
+def test_replay_then_live_until_the_job_has_settled(kept, running, watched):
+    monitor = watched("--job", running)
+    first = json.loads(monitor.line())
+    assert (first["taskID"], first["status"], first["replay"]) == (0, 40, True)
+    finish(kept, running)
+    rest = [json.loads(line) for line in monitor.rest()]
+    assert [(each["taskID"], each["status"], each["replay"]) for each in rest] == [
+        (0, 2**31 - 1, False),
+        (1, 2**31 - 1, False),
+    ]
+    assert monitor.end() == (0, "")
+
+
+def test_no_app_is_needed_where_a_store_is_named(kept, running, watched):
+    monitor = watched("--job", running, "--no-follow", "--store", "sqlite:///states.db", app=False)
+    assert len(monitor.rest()) == 1
+    assert monitor.end() == (0, "")
+
+
+def test_without_app_or_store_it_says_what_to_write(watched):
+    monitor = watched("--job", "etl-42", app=False)
+    code, error = monitor.end()
+    assert code == 2
+    assert error == "Error: which app? write celery -A proj …, or name a store with --store URL\n"
+
+
+@pytest.mark.parametrize("style", ["json", "table"])
+def test_ctrl_c_ends_it_cleanly(running, watched, style):
+    monitor = watched("--job", running, "--format", style)
+    while "page 4" not in monitor.line():
+        pass
+    monitor.process.send_signal(signal.SIGINT)
+    code, error = monitor.end()
+    assert (code, error) == (130, "")
+    assert ("0 of 2 finished" in "".join(monitor.rest())) is (style == "table")
+
+
+def test_it_ends_quietly_when_nobody_reads_any_more(home, running):
+    """The job does not go on meanwhile: the closed pipe is found without writing to it."""
+    command = [sys.executable, "-m", "celery", "-A", "proj", "monitor-state", "--job", running]
+    with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert b"page 4" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr.read() == b""
+
+
+def test_text_that_an_encoding_cannot_say_does_not_end_it(kept, running, watched):
+    Manager.open(kept, running, task_index=1).set_state("ingest", 50, "größer ☃")
+    monitor = watched("--job", running, "--no-follow", "--format", "table", PYTHONIOENCODING="ascii")
+    assert "gr??er ?" in "".join(monitor.rest())
+    assert monitor.end() == (0, "")
+
+
+class Terminal:
+    """A monitor on a terminal of its own; what it draws comes with a deadline."""
+
+    def __init__(self, arguments, cwd, **environment):
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        unset = {"NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR"}
+        given = {name: value for name, value in os.environ.items() if name not in unset}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "proj", "monitor-state", *arguments],
+            cwd=cwd,
+            env={**given, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+        )
+        os.close(slave)
+        self._chunks = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.drawn = ""
+
+    def _read(self):
+        while True:
+            try:
+                chunk = os.read(self._master, 65_536)
+            except OSError:
+                chunk = b""
+            self._chunks.put(chunk)
+            if not chunk:
+                return
+
+    def wait_for(self, pattern):
+        """Wait until something was drawn since the last call; give all up to now."""
+        while not re.search(pattern, self.drawn):
+            chunk = self._chunks.get(timeout=PATIENCE)
+            assert chunk, f"ended without {pattern!r}: {self.drawn!r}"
+            self.drawn += chunk.decode(errors="replace")
+
+    def end(self):
+        """Wait for the end; give the exit code and what stays on the screen."""
+        while chunk := self._chunks.get(timeout=PATIENCE):
+            self.drawn += chunk.decode(errors="replace")
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        os.close(self._master)
+        return code, self.drawn.rpartition("\x1b[?1049l")[2]
+
+
+@pytest.fixture
+def terminal(home):
+    started = []
+
+    def terminal(*arguments, **environment):
+        started.append(Terminal(arguments, home, **environment))
+        return started[-1]
+
+    yield terminal
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait(PATIENCE)
+
+
+def test_a_terminal_gets_a_live_picture_and_keeps_the_summary(kept, running, terminal):
+    monitor = terminal("--job", running)
+    monitor.wait_for(r"page 4")
+    finish(kept, running)
+    code, left = monitor.end()
+    assert code == 0
+    assert "all finished" in left
+    assert "2 of 2 finished" in left
+    assert monitor.drawn.count("\x1b[?1049h") == 1
+    assert "\x1b[?25h" in monitor.drawn
+
+
+def test_ctrl_c_gives_the_terminal_back(running, terminal):
+    monitor = terminal("--job", running)
+    monitor.wait_for(r"page 4")
+    monitor.process.send_signal(signal.SIGINT)
+    code, left = monitor.end()
+    assert code == 130
+    assert "not settled" in left
+    assert "Traceback" not in left
+
+
+def test_being_terminated_gives_the_terminal_back(running, terminal):
+    monitor = terminal("--job", running)
+    monitor.wait_for(r"page 4")
+    monitor.process.terminate()
+    code, left = monitor.end()
+    assert code == 128 + signal.SIGTERM
+    assert "Traceback" not in left
+
+
+def test_a_settled_job_shows_its_summary_at_once(kept, running, terminal):
+    finish(kept, running)
+    monitor = terminal("--job", running)
+    code, left = monitor.end()
+    assert code == 0
+    assert "all finished" in left
+    assert "\x1b[?1049h" not in monitor.drawn
+
+
+def test_a_look_at_what_is_there_is_one_picture(running, terminal):
+    code, left = terminal("--job", running, "--no-follow").end()
+    assert code == 0
+    assert "page 4" in left
+    assert "\x1b[?1049h" not in left
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_colours_can_be_left_out(kept, running, terminal, environment):
+    finish(kept, running)
+    _, left = terminal("--job", running, **environment).end()
+    assert "2 of 2 finished" in left
+    assert not re.search(r"\x1b\[[0-9;]*m", left)
+
+
+def test_a_terminal_without_unicode_gets_ascii(running, terminal):
+    code, left = terminal("--job", running, "--no-follow", PYTHONIOENCODING="ascii").end()
+    assert code == 0
+    assert left.isascii()
+    assert "====" in left

@@ -1,0 +1,117 @@
+"""Text stays within its columns, whatever it is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering.text import (
+    ASCII,
+    COLOURED,
+    PLAIN,
+    Span,
+    clean,
+    cut,
+    fit,
+    glyphs_for,
+    left,
+    right,
+    sayable,
+    spread,
+    width,
+    width_of,
+)
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).map(clean)
+
+
+@given(texts, st.integers(0, 30))
+def test_fit_text_is_never_too_wide(text, columns):
+    assert width(fit(text, columns)) <= columns
+
+
+@given(texts, st.integers(0, 30))
+def test_padded_text_is_exactly_as_wide_as_asked(text, columns):
+    assert width(left(text, columns)) == width(right(text, columns)) == columns
+
+
+@given(st.lists(texts, max_size=5), st.integers(0, 30))
+def test_a_cut_line_is_never_too_wide(parts, columns):
+    assert width_of(cut([Span(part) for part in parts], columns)) <= columns
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve", "日本語", "e\u0301", "👩\u200d👩\u200d👧", "❤\ufe0f", "한글"])
+def test_widths_are_those_of_a_terminal(text):
+    assert width(clean(text)) == cell_len(clean(text))
+
+
+def test_clean_text_moves_no_cursor():
+    assert clean("a\nb\tc\x1b[2J\x07\u202ed") == "a b c[2Jd"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "colour", "expected"),
+    [("utf-8", True, COLOURED), ("utf-8", False, PLAIN), ("ascii", True, ASCII), ("latin-1", False, ASCII)],
+)
+def test_glyphs_are_those_that_the_encoding_can_say(encoding, colour, expected):
+    assert glyphs_for(encoding, colour=colour) is expected
+
+
+def test_an_unknown_encoding_gets_ascii():
+    assert glyphs_for("no-such-encoding", colour=True) is ASCII
+
+
+def test_what_cannot_be_said_is_a_question_mark():
+    assert sayable("Größe 日", "latin-1") == "Größe ?"
+
+
+def test_two_parts_that_do_not_fit_stand_under_each_other():
+    start, end = [Span("a" * 10)], [Span("b" * 10)]
+    assert len(spread(start, end, 21)) == 2
+    assert spread(start, end, 22) == [[*start, Span("  "), *end]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "0s"), (59.9, "59s"), (134, "2m 14s"), (3_900, "1h 05m"), (90_000, "1d 01h"), (-3, "0s")],
+)
+def test_durations(seconds, expected):
+    assert words.duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(-1, "now"), (0.4, "now"), (59, "59s"), (61, "1m"), (7200, "2h"), (200_000, "2d")]
+)
+def test_ages(seconds, expected):
+    assert words.age(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("per_second", "expected"), [(312, "312/s"), (4.12, "4.1/s"), (0.42, "25/min"), (0.001, "3.6/h")]
+)
+def test_rates(per_second, expected):
+    assert words.rate(per_second) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "fraction", "expected"),
+    [
+        (0, 0.0, "NOT_STARTED"),
+        (1, 0.0, "STARTED"),
+        (1, 0.01, "1%"),
+        (40, 0.4, "40%"),
+        (2_000, None, "2000"),
+        (2**31 - 1, 1.0, "FINISHED"),
+        (-5, None, "TIMED_OUT"),
+        (-12, 0.5, "-12"),
+    ],
+)
+def test_statuses(code, fraction, expected):
+    assert words.status(code, fraction) == expected
+
+
+def test_a_percentage_is_100_only_when_all_is_done():
+    assert words.percent(0.9999) == "99%"
+    assert words.percent(0.29) == "29%"
+    assert words.percent(1.0) == "100%"

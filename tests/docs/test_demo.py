@@ -1,0 +1,67 @@
+"""The demo, as a user runs it, on a small folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "audited"
+    (folder / "inner").mkdir(parents=True)
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"content {number % 3}")
+    (folder / "inner" / "large.bin").write_bytes(bytes(100_000))
+    return folder
+
+
+def demo(folder, home, *prefix):
+    command = [*prefix, sys.executable, "-m", "examples.demo", "--input", str(folder), "--shards", "4"]
+    environment = {**os.environ, "EXAMPLES_DIR": str(home)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+def report(home):
+    (path,) = home.glob("results/*/report.json")
+    return json.loads(path.read_text())
+
+
+def test_the_demo_audits_a_folder_from_start_to_report(folder, tmp_path):
+    done = demo(folder, tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert "7 files, 97.7 KiB in 4 shards" in done.stdout
+    assert "inner/large.bin" in done.stdout
+    found = report(tmp_path / "home")
+    assert sorted(len(each["paths"]) for each in found["duplicates"]) == [2, 2, 2]
+    assert found["bytes_by_type"] == {".bin": 100_000, ".txt": 54}
+
+
+def without_root_powers():
+    """Make file permissions count for root, too."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root reads every file: apt-get install util-linux for setpriv, or run as a user")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+def test_an_unreadable_file_is_a_failed_shard_with_its_reason(folder, tmp_path):
+    (folder / "3.txt").chmod(0)
+    done = demo(folder, tmp_path / "home", *without_root_powers())
+    assert done.returncode == 1, done.stderr
+    assert "PermissionError" in done.stdout
+    assert "without shards [3]" in done.stdout
+    assert report(tmp_path / "home")["failed_shards"] == [3]
+
+
+def test_a_folder_that_is_none_is_refused_in_one_line(tmp_path):
+    done = demo(tmp_path / "missing", tmp_path / "home")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("demo: ")

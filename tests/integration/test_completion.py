@@ -1,0 +1,171 @@
+"""Callbacks, deliveries, cancellation (rules R12, R14, R15, R17) with real workers."""
+
+import pytest
+from celery import chain, group
+
+from celery_statemanager import JobExists, JobNotFound, Status, SubmitFailed, WaitTimeout
+from celery_statemanager.integration.binding import Binding
+
+PATIENCE = 30
+
+
+def callbacks(tracked, job):
+    return sorted(tracked.notes(f"callback.{job.id}"))
+
+
+def test_success_callbacks_run_once_with_the_job_id(tracked, submit, eventually):
+    callback = tracked.callback
+    job = submit(
+        [tracked.succeed.s(i) for i in range(5)],
+        on_success=callback.s(),
+        on_failure=callback.s(),
+        on_settled=callback.si(),
+    )
+    job.wait(PATIENCE)
+    eventually(lambda: len(callbacks(tracked, job)) == 2)
+    assert callbacks(tracked, job) == ["settled [] False", f"success ['{job.id}'] False"]
+    record = job._tracker.store.get_job(job.manager.ref.key)
+    assert eventually(lambda: not job._tracker.store.get_job(record.key).due)
+
+
+def test_failure_callback_runs_once_for_many_failures(tracked, submit, eventually):
+    callback = tracked.callback
+    job = submit(
+        [tracked.fail.s() for _ in range(4)], on_success=callback.s(), on_failure=callback.s(), on_settled=callback.s()
+    )
+    assert job.wait(PATIENCE).failed == 4
+    eventually(lambda: len(callbacks(tracked, job)) == 2)
+    assert callbacks(tracked, job) == [f"failure ['{job.id}'] False", f"settled ['{job.id}'] False"]
+
+
+def test_a_callback_sent_again_does_not_run_again(tracked, submit, pool, key, eventually):
+    job = submit([tracked.succeed.s()], on_success=tracked.callback.s())
+    job.wait(PATIENCE)
+    eventually(lambda: callbacks(tracked, job))
+    bound = Binding(job.manager.ref, -1, "success").bind(tracked.callback.s(job.id).set(queue=pool))
+    bound.apply_async()
+    probe(tracked, submit, key)
+    assert len(callbacks(tracked, job)) == 1
+
+
+def probe(tracked, submit, key):
+    """Come back when the messages sent before have been looked at, in the order they were sent."""
+    submit([tracked.count.s(f"{key}.probe") for _ in range(4)]).wait(PATIENCE)
+
+
+def test_a_finished_cell_is_never_run_again(tracked, submit, pool, key):
+    job = submit([tracked.count.s(key), tracked.gate.s(key + "x")])
+    with job.subscribe("work", 0) as events:
+        while not (event := events.get(PATIENCE)).state.finished:
+            assert event
+    Binding(job.manager.ref, 0, "work").bind(tracked.count.s(key).set(queue=pool)).apply_async()
+    (tracked.HOME / f"{key}x.go").touch()
+    job.wait(PATIENCE)
+    probe(tracked, submit, key)
+    assert tracked.notes(key) == ["1"]
+
+
+def test_a_delivery_of_a_running_cell_is_dropped_while_its_worker_lives(tracked, submit, pool, key, eventually):
+    if pool == "solo":
+        pytest.skip("a solo worker cannot receive a second message while the first one runs")
+    job = submit([tracked.gate.s(key)])
+    eventually(lambda: tracked.notes(key))
+    worker_lists(tracked, job, eventually)
+    Binding(job.manager.ref, 0, "work").bind(tracked.gate.s(key).set(queue=pool)).apply_async()
+    probe(tracked, submit, key)
+    (tracked.HOME / f"{key}.go").touch()
+    job.wait(PATIENCE)
+    assert tracked.notes(key) == ["begun 1", "ended 1"]
+
+
+def worker_lists(tracked, job, eventually):
+    task_id = f"{job.manager.ref.incarnation}.0.0"
+    eventually(lambda: any(task_id in worker.body for worker in tracked.states.store.list_workers()))
+
+
+def test_once_settled_a_job_is_closed(tracked, submit, pool, key):
+    job = submit([tracked.fail.s()])
+    job.wait(PATIENCE)
+    Binding(job.manager.ref, 0, "work").bind(tracked.count.s(key).set(queue=pool)).apply_async()
+    probe(tracked, submit, key)
+    assert tracked.notes(key) == []
+    assert job.get_state().status == Status.FAILED
+
+
+def test_a_message_of_a_deleted_job_is_dropped(tracked, submit, pool, key):
+    job = submit([tracked.succeed.s()])
+    job.wait(PATIENCE)
+    ref = job.manager.ref
+    job.delete()
+    Binding(ref, 0, "work").bind(tracked.count.s(key).set(queue=pool)).apply_async()
+    probe(tracked, submit, key)
+    assert tracked.notes(key) == []
+    with pytest.raises(JobNotFound):
+        tracked.states.job(ref.key.job_id)
+
+
+def test_cancel_stops_a_running_task_at_its_next_write_and_vetoes_the_rest(tracked, submit, key, eventually):
+    waiting = [tracked.count.s(f"{key}.never").set(countdown=3600) for _ in range(3)]
+    job = submit(
+        [tracked.wait_for_cancel.s(key), *waiting], on_failure=tracked.callback.s(), on_settled=tracked.callback.s()
+    )
+    eventually(lambda: tracked.notes(key))
+    assert job.cancel("user asked") is True
+    assert job.cancel("again") is False
+    assert job.get_state("work", 3).message == "user asked"
+    (tracked.HOME / f"{key}.go").touch()
+    summary = job.wait(PATIENCE)
+    assert (summary.failed, summary.lowest.status) == (4, Status.CANCELLED)
+    eventually(lambda: callbacks(tracked, job))
+    assert callbacks(tracked, job) == [f"settled ['{job.id}'] False"]
+    assert tracked.notes(key) == ["running"]
+
+
+def test_wait_times_out_with_the_summary(tracked, submit):
+    job = submit([tracked.succeed.s().set(countdown=3600)])
+    with pytest.raises(WaitTimeout) as caught:
+        job.wait(0.05)
+    assert caught.value.summary.not_started == 1
+
+
+def test_generators_and_groups_are_members(tracked, pool):
+    app_submit = tracked.states.submit
+    generated = app_submit(tracked.succeed.s(i).set(queue=pool) for i in range(3))
+    grouped = app_submit(group(tracked.succeed.s(i).set(queue=pool) for i in range(3)))
+    assert generated.wait(PATIENCE).finished == grouped.wait(PATIENCE).finished == 3
+
+
+def test_a_rerun_under_a_run_token_starts_clean(tracked, submit, key):
+    first = submit([tracked.succeed.s()], job_id=key)
+    first.wait(PATIENCE)
+    with pytest.raises(JobExists):
+        submit([tracked.succeed.s()], job_id=key)
+    second = submit([tracked.count.s(key)], job_id=key, run_token="again")
+    second.wait(PATIENCE)
+    assert tracked.notes(key) == ["1"]
+    assert tracked.states.job(key, "again").summary().finished == 1
+
+
+def test_nothing_is_created_when_a_member_is_bad(tracked, key):
+    members = (member for member in [tracked.succeed.s(), chain(tracked.succeed.s(), tracked.count.si(key))])
+    with pytest.raises(ValueError, match="runs twice under the tag 'work'"):
+        tracked.states.submit(members, job_id=key)
+    with pytest.raises(JobNotFound):
+        tracked.states.job(key)
+
+
+def test_arguments_that_do_not_fit_are_refused_before_the_job_is_created(tracked, key):
+    with pytest.raises(TypeError, match=r"member 1, task tracked.count: .*argument"):
+        tracked.states.submit([tracked.count.s(key), tracked.count.s()], job_id=key)
+    with pytest.raises(JobNotFound):
+        tracked.states.job(key)
+
+
+def test_a_publish_that_breaks_off_cancels_the_job(tracked, pool, key):
+    members = [tracked.succeed.s().set(queue=pool), tracked.succeed.s(object()).set(queue=pool)]
+    with pytest.raises(SubmitFailed) as caught:
+        tracked.states.submit(members, job_id=key)
+    assert (caught.value.published, caught.value.total) == (1, 2)
+    job = caught.value.job
+    job.wait(PATIENCE)
+    assert job.get_state("work", 1).message == "submit failed after 1 of 2"

@@ -1,0 +1,242 @@
+"""Eager mode: the job runs inline, callbacks included, before submit returns. And the extension by itself."""
+
+import gc
+
+import pytest
+from celery import Celery, chain, shared_task
+
+from celery_statemanager import (
+    ConfigurationError,
+    JobNotFound,
+    StateError,
+    StateManager,
+    StatefulTask,
+    Status,
+    current_state,
+)
+from celery_statemanager.integration.settings import Settings
+
+
+def new_app(**settings):
+    return Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://", **settings)
+
+
+@pytest.fixture
+def app():
+    return new_app(statemanager_progress_interval=0.0)
+
+
+@pytest.fixture
+def states(app):
+    return StateManager(app)
+
+
+def test_a_job_and_its_callbacks_run_before_submit_returns(app, states):
+    called = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="a")
+    def first(self, value):
+        self.state.progress(1, 2, "half")
+        return value + 1
+
+    @app.task(shared=False, base=StatefulTask, tag="b")
+    def then(value):
+        current_state().set(50, payload={"value": value})
+
+    @app.task(shared=False, base=StatefulTask)
+    def done(job_id, word):
+        called.append((job_id, word, states.current_job().id))
+
+    job = states.submit([chain(first.s(i), then.s()) for i in range(3)], on_success=done.s("yes"), on_settled=done.s("too"))
+    assert sorted(called) == [(job.id, "too", job.id), (job.id, "yes", job.id)]
+    assert job.summary().fraction == 1.0
+    assert job.get_state("b", 2).payload == {"value": 3}
+    assert job.get_state("a", 0).payload == {"progress": {"done": 2, "total": 2}}
+    assert states.current_job() is None
+
+
+def test_a_failing_member_fails_its_row_and_no_other(app, states):
+    @app.task(shared=False, base=StatefulTask, tag="a")
+    def odd(value):
+        if value % 2:
+            raise StateError(-42, "odd")
+        return value
+
+    @app.task(shared=False, base=StatefulTask, tag="b")
+    def then(value): ...
+
+    job = states.submit(chain(odd.s(i), then.s()) for i in range(4))
+    assert [job.get_state(task_index=row).status for row in range(4)] == [Status.FINISHED, -42, Status.FINISHED, -42]
+    assert str(job.summary().failed_indexes) == "1,3"
+    assert job.get_state("b", 1).message == "not run: stage 'a' failed: odd"
+
+
+def test_retries_are_attempts(app, states):
+    seen = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True, autoretry_for=(OSError,), max_retries=3, default_retry_delay=0)
+    def flaky(self):
+        seen.append((self.state.attempt, self.state.get().status))
+        if len(seen) < 3:
+            raise OSError("again")
+
+    job = states.submit([flaky.s()])
+    assert seen == [(1, Status.STARTED), (2, Status.STARTED), (3, Status.STARTED)]
+    assert (job.get_state().status, job.get_state("default", 0).attempt) == (Status.FINISHED, 3)
+
+
+def test_payload_is_a_checkpoint_for_the_next_attempt(app, states):
+    found = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True, autoretry_for=(OSError,), max_retries=1, default_retry_delay=0)
+    def resuming(self):
+        found.append(self.state.get().payload)
+        self.state.set(10, payload={"row": 7})
+        if len(found) == 1:
+            raise OSError("again")
+
+    states.submit([resuming.s()])
+    assert found == [None, {"row": 7}]
+
+
+def test_held_back_progress_lands_with_the_end():
+    app = new_app(statemanager_progress_interval=3600.0)
+    states = StateManager(app)
+
+    @app.task(shared=False, base=StatefulTask, bind=True)
+    def steps(self, fail):
+        written = [self.state.progress(done, 10, f"step {done}") for done in (1, 2, 3)]
+        assert [state is not None for state in written] == [True, False, False]
+        if fail:
+            raise ValueError("broken")
+
+    job = states.submit([steps.s(fail=False), steps.s(fail=True)])
+    finished, failed = (job.get_state("default", row) for row in range(2))
+    assert (finished.version, finished.message, finished.payload) == (3, "step 3", {"progress": {"done": 10, "total": 10}})
+    assert (failed.status, failed.payload) == (Status.FAILED, {"progress": {"done": 3, "total": 10}})
+
+
+def test_the_same_extension_is_given_for_the_same_app(app, states):
+    assert StateManager(app) is states
+    assert StateManager.installed(app) is states
+    assert StateManager.installed(Celery("other", set_as_current=False)) is None
+
+
+def test_an_app_without_states_is_left_alone(states):
+    other = Celery("other", set_as_current=False, task_always_eager=True)
+
+    @other.task(shared=False, base=StatefulTask, bind=True)
+    def task(self):
+        return bool(self.state)
+
+    assert task.delay().get() is False
+    assert not current_state()
+
+
+def test_tag_marks_a_signature_and_leaves_no_trace_in_its_message(app, states):
+    headers = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="first")
+    def task(self, *args):
+        headers.append(self.request.headers)
+
+    marked = states.tag(task.s().set(headers={"mine": 1}), "second")
+    job = states.submit([chain(task.s(), marked)])
+    assert job.tags == ("first", "second")
+    assert [("statemanager_tag" in each, each.get("mine")) for each in headers] == [(False, None), (False, 1)]
+
+
+def test_a_plan_given_must_hold_what_the_members_run(app, states):
+    @app.task(shared=False, base=StatefulTask, tag="a")
+    def task(): ...
+
+    job = states.submit([task.s(), task.s()], tags=("a", "audit"))
+    assert (job.summary().expected, job.manager.get_state().status) == (4, Status.NOT_STARTED)
+    with pytest.raises(ValueError, match="tags leaves out 'a' for task 0"):
+        states.submit([task.s(), task.s()], tags={"a": [1], "b": [0]})
+
+
+@pytest.mark.parametrize(
+    ("member", "text"),
+    [
+        (lambda task: task, "write task.s"),
+        (lambda task: 7, "a task signature or a chain of them, not 7"),
+        (lambda task: task.s().set(task_id="mine"), "has a task_id of its own"),
+        (lambda task: task.chunks(zip(range(4)), 2), "holds a celery.chunks"),
+    ],
+)
+def test_what_is_no_member_is_refused_with_the_mend(app, states, member, text):
+    @app.task(shared=False)
+    def task(*args): ...
+
+    with pytest.raises((TypeError, ValueError), match=text):
+        states.submit([task.s(), member(task)])
+
+
+@pytest.mark.parametrize("callback", [7, "name", lambda task: None])
+def test_a_callback_is_one_task_signature(app, states, callback):
+    @app.task(shared=False)
+    def task(*args): ...
+
+    with pytest.raises(TypeError, match="on_success is one task signature"):
+        states.submit([task.s()], on_success=callback)
+    with pytest.raises(TypeError, match="on_settled is one task signature"):
+        states.submit([task.s()], on_settled=chain(task.s(), task.s()))
+
+
+def test_settings_are_read_plain_and_under_a_namespace():
+    class Config:
+        CELERY_STATEMANAGER_LEASE = 7
+        CELERY_STATEMANAGER_STORE_URL = "memory://"
+
+    namespaced = Celery("namespaced", set_as_current=False)
+    namespaced.config_from_object(Config, namespace="CELERY")
+    plain = Celery("plain", set_as_current=False, statemanager_lease=8)
+    assert (Settings.of(namespaced).lease, Settings.of(namespaced).store_url) == (7, "memory://")
+    assert (Settings.of(plain).lease, Settings.of(plain).progress_interval) == (8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lease", 0),
+        ("lease", "30"),
+        ("progress_interval", -1),
+        ("store_timeout", float("nan")),
+        ("on_store_error", "ignore"),
+        ("store_url", 5),
+        ("max_state_bytes", True),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(key, value):
+    with pytest.raises(ConfigurationError, match=f"statemanager_{key} is .*, not "):
+        Settings.of(Celery("bad", set_as_current=False, **{f"statemanager_{key}": value}))
+
+
+def test_the_extension_connects_nothing_by_itself(tmp_path):
+    app = Celery("lazy", set_as_current=False, statemanager_store_url=f"sqlite:///{tmp_path}/missing/states.db")
+    states = StateManager(app)
+    with pytest.raises(ConfigurationError):
+        states.job("any")
+
+
+def test_an_app_can_be_forgotten():
+    app = new_app()
+    StateManager(app)
+    del app
+    gc.collect()
+
+
+def test_unknown_jobs_are_not_found(states):
+    with pytest.raises(JobNotFound):
+        states.job("never")
+
+
+def test_a_shared_task_is_tracked_by_the_app_that_runs_it(app, states):
+    @shared_task(base=StatefulTask, bind=True, tag="shared")
+    def shared(self):
+        self.state.set(5, "from a shared task")
+
+    app.set_current()
+    job = states.submit([shared.s()])
+    assert job.get_state("shared", 0).message == "from a shared task"

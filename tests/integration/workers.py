@@ -1,0 +1,56 @@
+"""Real Celery workers in processes of their own."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+READY = 30.0
+
+
+class Worker:
+    """A worker of the ``tracked`` app, ready when made; stopped with all its children."""
+
+    def __init__(self, home: Path, pool: str, queue: str, *options: str, concurrency: int = 2) -> None:
+        self.log = home / f"{queue}.log"
+        command = [sys.executable, "-m", "celery", "-A", "tracked", "worker", "-P", pool, "-c", str(concurrency)]
+        command += ["-Q", queue, "-n", f"{queue}@test", "-l", "INFO"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *options]
+        self.process = subprocess.Popen(
+            command,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._ready = threading.Event()
+        threading.Thread(target=self._copy_log, daemon=True).start()
+        if not self._ready.wait(READY):
+            self.stop()
+            raise RuntimeError(f"no worker after {READY} s:\n{self.log.read_text()}")
+
+    def _copy_log(self) -> None:
+        with self.log.open("w") as log, self.process.stdout:
+            for line in self.process.stdout:
+                log.write(line)
+                log.flush()
+                if " ready." in line:
+                    self._ready.set()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
