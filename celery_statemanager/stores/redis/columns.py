@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from celery_statemanager.aggregate import absent, lowest
+from celery_statemanager.aggregate import absent, as_read, lowest
 from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State
@@ -16,11 +16,11 @@ from celery_statemanager.stores.redis.packing import unpack
 
 
 def seen_state(job: JobRecord, tag: str, row: int, packed: bytes | None) -> State:
-    """Give a cell as readers see it: what never began in a cancelled job is CANCELLED."""
-    cell = None if packed is None else cell_of(packed)
-    if cell is None or (cell.waiting and job.cancelled):
+    """Give a cell as readers see it."""
+    if packed is None:
         return absent(job, tag, row)
-    return state_of(job.job_id, tag, row, cell)
+    cell = cell_of(packed)
+    return as_read(job, cell, state_of(job.job_id, tag, row, cell))
 
 
 def column_of(job: JobRecord, tag: str, ranks: Ranks, found: Sequence[Any]) -> Column:

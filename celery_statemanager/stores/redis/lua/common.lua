@@ -89,6 +89,7 @@ local function read(place)
   for i, name in ipairs(CELL) do
     cell[name] = values[i] or nil
   end
+  cell.attempt = cell.attempt or 0
   return cell
 end
 
@@ -197,10 +198,11 @@ local function put(job, place, old, new)
   publish(job, "c", address)
 end
 
--- Ends a step that changed cells: decides the latches if an ending may have moved one; gives their names.
+-- Ends a step that changed cells: decides the latches if an ending may have moved one, or, of a cancelled job, a
+-- coming to rest; gives their names.
 local function finish(job, place, new)
   local decided = {}
-  if place.counts and is_final(new) then
+  if place.counts and (is_final(new) or job.cancelled_at) then
     decided = decide(job)
   end
   if #decided > 0 then
