@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from servers import RedisServer, running_cluster, running_redis
 
 from celery_statemanager import open_store
 from celery_statemanager.testing import StoreFactory
-from servers import RedisServer, running_cluster, running_redis
 
 
 def memory(request: pytest.FixtureRequest) -> StoreFactory:

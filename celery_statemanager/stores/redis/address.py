@@ -16,6 +16,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.stores import masked
 
 _OWN: dict[str, Callable[[str], Any]] = {"prefix": str, "stream_length": int, "timeout": float, "cluster": str}
 _REFUSED = {
@@ -45,27 +46,53 @@ class Address:
     @property
     def clustered(self) -> bool:
         """Whether it is a cluster."""
-        return self.scheme.endswith("+cluster") or self.own.get("cluster", "").lower() in ("1", "true", "yes")
+        return self.scheme.endswith("+cluster") or str(self.own.get("cluster")).lower() in ("1", "true", "yes")
+
+    @property
+    def service(self) -> str:
+        """The name by which sentinels know the server."""
+        return self.path.strip("/").partition("/")[0] or "mymaster"
+
+    @property
+    def database(self) -> str:
+        """The database's number, as it was written."""
+        path = self.path.strip("/")
+        if self.scheme == "redis+unix":
+            path = ""
+        elif self.scheme == "redis+sentinel":
+            path = path.partition("/")[2]
+        return path or str(self.client.get("db", 0))
 
 
 def parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
     """Take a URL and what else was given apart. Raises: ConfigurationError."""
     try:
-        parts = urlsplit(url)
-        own = {name: _OWN[name](value) for name, value in parse_qsl(parts.query) if name in _OWN}
-        own |= {name: options[name] for name in options if name in _OWN}
-        hosts = _hosts(parts.netloc.rpartition("@")[2], _PORTS.get(parts.scheme, 6379))
-        address = Address(parts.scheme, hosts, unquote(parts.path), own)
-        address.client = {
-            "socket_timeout": own.get("timeout", timeout),
-            "socket_connect_timeout": own.get("timeout", timeout),
-            **_client_options(parts, hosts),
-            **{name: value for name, value in options.items() if name not in _OWN},
-        }
+        address = _parse(url, timeout, options)
+        _check(address)
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"not a Redis URL that can be used: {error}") from None
-    _check(address)
+        why = str(error)  # what others wrote of a URL may show its password
+        known = isinstance(error, _UnusableError) or why.startswith("Invalid value for")
+        hint = why if known else "look at its host, port, database and options"
+        raise ConfigurationError(f"{masked(url)} cannot be used: {hint}") from None
     return address
+
+
+class _UnusableError(ValueError):
+    """Says what cannot be used of a URL, and nothing secret."""
+
+
+def _parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
+    parts = urlsplit(url)
+    own = {name: _OWN[name](value) for name, value in parse_qsl(parts.query) if name in _OWN}
+    own |= {name: options[name] for name in options if name in _OWN}
+    hosts = _hosts(parts.netloc.rpartition("@")[2], _PORTS.get(parts.scheme, 6379))
+    client = {
+        "socket_timeout": own.get("timeout", timeout),
+        "socket_connect_timeout": own.get("timeout", timeout),
+        **_client_options(parts, hosts),
+        **{name: value for name, value in options.items() if name not in _OWN},
+    }
+    return Address(parts.scheme, hosts, unquote(parts.path), own, client)
 
 
 def client_of(address: Address) -> Any:
@@ -75,9 +102,10 @@ def client_of(address: Address) -> Any:
         return _cluster(address, options)
     options["retry"] = _no_retry()
     if address.scheme == "redis+sentinel":
-        service, _, db = address.path.strip("/").partition("/")
-        sentinels = Sentinel(address.hosts, **{k: v for k, v in options.items() if k.startswith(("socket_", "ssl"))})
-        return sentinels.master_for(service or "mymaster", **{**options, "db": int(db or 0)})
+        sentinels: Any = Sentinel(
+            address.hosts, **{k: v for k, v in options.items() if k.startswith(("socket_", "ssl"))}
+        )
+        return sentinels.master_for(address.service, **{**options, "db": int(address.database)})
     pool = BlockingConnectionPool if "max_connections" in options else ConnectionPool
     if pool is BlockingConnectionPool:
         options["timeout"] = options["socket_timeout"]
@@ -95,12 +123,15 @@ def check_options(address: Address) -> None:
 
 
 def _cluster(address: Address, options: dict[str, Any]) -> Any:
-    tls = options.pop("connection_class", None) is redis.SSLConnection
-    retry = {"retry": _no_retry()} if int(redis.__version__.split(".")[0]) >= 6 else {"cluster_error_retry_attempts": 0}
+    if options.pop("connection_class", None) is redis.SSLConnection:
+        options["ssl"] = True
+    if int(redis.__version__.partition(".")[0]) >= 6:
+        options["retry"] = _no_retry()
+    else:
+        options["cluster_error_retry_attempts"] = 0
     for name in ("db", "host", "port"):
         options.pop(name, None)
-    nodes = [ClusterNode(host, port) for host, port in address.hosts]
-    return RedisCluster(startup_nodes=nodes, **options, **retry, **({"ssl": True} if tls else {}))
+    return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in address.hosts], **options)
 
 
 def _no_retry() -> Retry:
@@ -122,7 +153,7 @@ def _hosts(netloc: str, default_port: int) -> list[tuple[str, int]]:
     for each in netloc.split(","):
         match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(?::(\d+))?", each)
         if match is None or int(match[2] or 1) not in range(1, 65_536):
-            raise ValueError(f"{each!r} is not a host and a port like 'localhost:6379'")
+            raise _UnusableError("hosts and ports are written like localhost:6379")
         found.append((match[1] or "localhost", int(match[2] or default_port)))
     return found
 
@@ -130,15 +161,11 @@ def _hosts(netloc: str, default_port: int) -> list[tuple[str, int]]:
 def _check(address: Address) -> None:
     for name, why in _REFUSED.items():
         if name in address.client:
-            raise ConfigurationError(f"option {name!r} cannot be set: {why}")
+            raise _UnusableError(f"option {name!r} cannot be set, {why}")
     if re.search(r"[{}\s]", str(address.own.get("prefix", ""))):
-        raise ConfigurationError(f"prefix may not hold braces or blanks: {address.own['prefix']!r}")
-    if address.scheme == "redis+unix":
-        return
-    db = address.path.strip("/").rpartition("/")[2] if address.scheme == "redis+sentinel" else address.path.strip("/")
-    if address.scheme == "redis+sentinel" and "/" not in address.path.strip("/"):
-        db = ""
-    if db and not db.isdecimal():
-        raise ConfigurationError(f"the path of a Redis URL is a database number like /0, not {address.path!r}")
-    if address.clustered and int(db or address.client.get("db", 0)):
-        raise ConfigurationError("a Redis cluster has only database 0")
+        raise _UnusableError("the prefix may not hold braces or blanks")
+    db = address.database
+    if not db.isdecimal():
+        raise _UnusableError("a database is given by its number, like /0")
+    if address.clustered and int(db):
+        raise _UnusableError("a Redis cluster has only database 0")

@@ -26,7 +26,8 @@ HEAD = (
 
 ``control`` is what clients change whole, by compare-and-set; the times when latches fell stand apart, for scripts
 change them too. ``sequence`` is the number of the job's newest change. Besides there are ``plan``, read once per
-incarnation, and what only scripts need: ``expected`` cells, ``total`` tally, ``clock_at``, ``cancelled_at``, ``reason``.
+incarnation, and what only scripts need: ``expected`` cells, ``total`` tally, ``clock_at`` of the last update,
+``cancelled_at`` and ``reason``.
 """
 
 WITH_PLAN = (*HEAD, "plan")

@@ -100,7 +100,7 @@ class Registry:
         removed = 0
         for tag in self._server.call("HKEYS", keys.tallies):
             column = keys.column(tag.decode())
-            removed += self._server.call("HLEN", column[0])
+            removed += int(self._server.call("HLEN", column[0]))
             self._server.call("UNLINK", *column)
             self._server.call("HDEL", keys.tallies, tag)
             if removed >= limit:
@@ -111,8 +111,8 @@ class Registry:
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         """Write a worker's record."""
-        args = [worker_id, body, round(lease * 1_000_000)]
-        self._server.run(self._scripts.worker, [self.keys.workers], args)
+        microseconds = round(lease * 1_000_000)
+        self._server.run(self._scripts.worker, [self.keys.workers], [worker_id, body, microseconds])
 
     def workers(self) -> list[WorkerRecord]:
         """Read all workers' records."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from celery_statemanager.stores.redis.cells import CELL
 from celery_statemanager.stores.redis.jobs import HEAD
 
-_SHARING = ("write", "begin", "update")
+_PARTS = {"write": ("common", "attempts"), "begin": ("common", "attempts"), "update": ("common",)}
+"""What stands before a script's own text."""
 
 
 class Script(NamedTuple):
@@ -30,13 +31,12 @@ class Scripts:
 
     def __init__(self, stream_length: int) -> None:
         names = f"local CELL = {_table(CELL)}\nlocal HEAD = {_table(HEAD)}\nlocal EVENTS = {stream_length}\n"
-        common = _text("common")
 
         def load(name: str) -> Script:
-            source = names + (common if name in _SHARING else "") + _text(name)
+            source = names + "".join(map(_text, (*_PARTS.get(name, ()), name)))
             return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
-        self.write, self.begin, self.update = map(load, _SHARING)
+        self.write, self.begin, self.update = map(load, _PARTS)
         self.create, self.detach = load("create"), load("detach")
         self.cells, self.columns = load("cells"), load("columns")
         self.touch, self.rest, self.retire, self.worker = map(load, ("touch", "rest", "retire", "worker"))

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-
 from celery_statemanager.codec import state_of
 from celery_statemanager.errors import JobNotFound, StoreUnavailable
 from celery_statemanager.models import Scope, State
@@ -37,6 +36,7 @@ class RedisWatch(Watch):
         self._keys = layout.keys
         self._job = layout.job
         self._scope = scope
+        self._head = ("HMGET", self._keys.head, "incarnation", "sequence")
         self._closed = False
         self._reading = threading.Lock()
         self._connection = server.connection(self._keys.head, timeout + SLICE)
@@ -96,22 +96,22 @@ class RedisWatch(Watch):
 
     def _look_after_silence(self) -> Batch | None:
         """See whether the job still lives and its stream holds all that came; both may go without a word."""
-        newest, (head_says,) = self._ask(
-            ("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1), ("HMGET", self._keys.head, "sequence")
-        )
-        self._living()
+        head, newest = self._ask(self._head, ("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
+        sequence = self._sequence(head)
         kept = int(newest[0][0].partition(b"-")[0]) if newest else 0
-        if head_says is None or kept >= int(head_says):
+        if kept >= sequence:
             return None
-        self._cursor = int(head_says)
+        self._cursor = sequence
         return Batch([], job_changed=True, resync=True)
 
     def _living(self) -> int:
         """Give the number of the job's newest change. Raises: JobNotFound."""
-        ((incarnation, sequence),) = self._ask(("HMGET", self._keys.head, "incarnation", "sequence"))
-        if incarnation != self._job.incarnation.encode():
+        return self._sequence(*self._ask(self._head))
+
+    def _sequence(self, head: list[bytes]) -> int:
+        if head[0] != self._job.incarnation.encode():
             raise JobNotFound(*self._job.key)
-        return int(sequence)
+        return int(head[1])
 
     def _states(self, cells: Iterable[_Address]) -> list[State]:
         wanted = list(cells)
