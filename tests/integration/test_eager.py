@@ -47,7 +47,9 @@ def test_a_job_and_its_callbacks_run_before_submit_returns(app, states):
     def done(job_id, word):
         called.append((job_id, word, states.current_job().id))
 
-    job = states.submit([chain(first.s(i), then.s()) for i in range(3)], on_success=done.s("yes"), on_settled=done.s("too"))
+    job = states.submit(
+        [chain(first.s(i), then.s()) for i in range(3)], on_success=done.s("yes"), on_settled=done.s("too")
+    )
     assert sorted(called) == [(job.id, "too", job.id), (job.id, "yes", job.id)]
     assert job.summary().fraction == 1.0
     assert job.get_state("b", 2).payload == {"value": 3}
@@ -74,7 +76,9 @@ def test_a_failing_member_fails_its_row_and_no_other(app, states):
 def test_retries_are_attempts(app, states):
     seen = []
 
-    @app.task(shared=False, base=StatefulTask, bind=True, autoretry_for=(OSError,), max_retries=3, default_retry_delay=0)
+    @app.task(
+        shared=False, base=StatefulTask, bind=True, autoretry_for=(OSError,), max_retries=3, default_retry_delay=0
+    )
     def flaky(self):
         seen.append((self.state.attempt, self.state.get().status))
         if len(seen) < 3:
@@ -88,7 +92,9 @@ def test_retries_are_attempts(app, states):
 def test_payload_is_a_checkpoint_for_the_next_attempt(app, states):
     found = []
 
-    @app.task(shared=False, base=StatefulTask, bind=True, autoretry_for=(OSError,), max_retries=1, default_retry_delay=0)
+    @app.task(
+        shared=False, base=StatefulTask, bind=True, autoretry_for=(OSError,), max_retries=1, default_retry_delay=0
+    )
     def resuming(self):
         found.append(self.state.get().payload)
         self.state.set(10, payload={"row": 7})
@@ -112,7 +118,11 @@ def test_held_back_progress_lands_with_the_end():
 
     job = states.submit([steps.s(fail=False), steps.s(fail=True)])
     finished, failed = (job.get_state("default", row) for row in range(2))
-    assert (finished.version, finished.message, finished.payload) == (3, "step 3", {"progress": {"done": 10, "total": 10}})
+    assert (finished.version, finished.message, finished.payload) == (
+        3,
+        "step 3",
+        {"progress": {"done": 10, "total": 10}},
+    )
     assert (failed.status, failed.payload) == (Status.FAILED, {"progress": {"done": 3, "total": 10}})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -114,7 +115,8 @@ def client_of(address: Address) -> Any:
 
 def check_options(address: Address) -> None:
     """Refuse options that redis-py does not know, before anything is sent. Raises: ConfigurationError."""
-    made = {name: value for name, value in address.client.items() if name != "max_connections"}
+    apart = {"max_connections", *(inspect.signature(RedisCluster).parameters if address.clustered else ())}
+    made = {name: value for name, value in address.client.items() if name not in apart}
     kind = made.pop("connection_class", redis.Connection)
     try:
         kind(**made)

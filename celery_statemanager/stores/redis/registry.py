@@ -75,7 +75,7 @@ class Registry:
         while True:
             found = self._entries(listed, place, most, wanted)
             page = [each for each in found if (each[1], each[0]) > after]
-            if len(page) >= min(limit, 1) or len(found) < wanted:
+            if len(page) >= limit or len(found) < wanted:
                 return page[:limit]
             wanted *= 2  # that many share one microsecond
 

@@ -48,6 +48,11 @@ class Server:
                 client = self._client
         return client
 
+    @property
+    def clustered(self) -> bool:
+        """Whether it is a cluster."""
+        return hasattr(self.client, "get_node_from_key")
+
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run a script in one round trip, two if the server does not remember it."""
         with translated(self.shown):
@@ -74,7 +79,7 @@ class Server:
         """Give the time of the server that keeps a key, in microseconds."""
         with translated(self.shown):
             client = self.client
-            node = _node_of(client, key)
+            node = self._node_of(key)
             seconds, microseconds = client.time() if node is None else client.time(target_nodes=node)
         return int(seconds) * 1_000_000 + int(microseconds)
 
@@ -82,7 +87,8 @@ class Server:
         """Make a connection of its own to the server that keeps a key; it is connected, and the caller's to close."""
         with translated(self.shown):
             client = self.client
-            node = _node_of(client, key)
+            client.exists(key)  # a cluster's client learns so where the key has moved to
+            node = self._node_of(key)
             pool = (client if node is None else client.get_redis_connection(node)).connection_pool
             connection = pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": socket_timeout})
             connection.connect()
@@ -103,7 +109,6 @@ class Server:
         """Go on."""
         self._lock.release()
 
-
-def _node_of(client: Any, key: str) -> Any:
-    """Give the cluster node that keeps a key; None for a single server."""
-    return client.get_node_from_key(key) if hasattr(client, "get_node_from_key") else None
+    def _node_of(self, key: str) -> Any:
+        """Give the cluster node that keeps a key; None for a single server."""
+        return self.client.get_node_from_key(key) if self.clustered else None

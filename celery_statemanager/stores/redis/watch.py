@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from redis.exceptions import AskError
+
 from celery_statemanager.codec import state_of
 from celery_statemanager.errors import JobNotFound, StoreUnavailable
 from celery_statemanager.models import Scope, State
@@ -126,6 +128,10 @@ class RedisWatch(Watch):
         try:
             self._connection.send_packed_command(self._connection.pack_commands(commands))
             return [self._connection.read_response() for _ in commands]
+        except AskError as error:  # MOVED: the next watch finds where
+            if not self._server.clustered:
+                raise translate(error, self._server.shown) from error
+            raise StoreUnavailable(f"{self._server.shown} has moved the job to another node") from error
         except CLIENT_ERRORS as error:
             raise translate(error, self._server.shown) from error
         except (AttributeError, TypeError, ValueError) as error:
