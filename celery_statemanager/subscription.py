@@ -41,13 +41,15 @@ class Feed:
         self._clock = clock
         self._closed = threading.Event()
         self._lost_at: float | None = None
+        self._retry_at = 0.0
         self._delay = FIRST_DELAY
         self._watch = store.watch(ref, scope)
+        self._connected = True
 
     @property
     def connected(self) -> bool:
         """Whether the last read reached the store."""
-        return self._lost_at is None
+        return self._connected
 
     def read(self, timeout: float) -> Batch:
         """Wait for changes; an empty batch after ``timeout`` seconds, or once closed.
@@ -55,9 +57,11 @@ class Feed:
         Raises: JobNotFound – deleted; SubscriptionLost – what cannot heal, or did not within five minutes.
         """
         try:
-            if self._lost_at is not None:
+            if not self._connected:
                 return self._reconnect(timeout)
-            return self._watch.read(timeout)
+            batch = self._watch.read(timeout)
+            self._lost_at = None
+            return batch
         except StoreUnavailable as error:
             self.lose(error)
             return Batch([])
@@ -70,24 +74,29 @@ class Feed:
         self._watch.close()
 
     def _reconnect(self, timeout: float) -> Batch:
-        pause = self._delay * random.uniform(0.5, 1.0)
+        pause = max(self._retry_at - self._clock(), 0.0)
         if self._closed.wait(min(pause, timeout)) or timeout < pause:
             return Batch([])
-        self._delay = min(self._delay * 2, LONGEST_DELAY)
         self._watch = self._store.watch(self._ref, self._scope)
-        self._lost_at, self._delay = None, FIRST_DELAY
+        self._connected = True
+        if self._closed.is_set():  # meanwhile, by another thread, which knew only the old watch
+            self._watch.close()
         logger.info("subscription to job %r is connected again", self._ref.key.job_id)
         return Batch([], job_changed=True, resync=True)
 
     def lose(self, error: StoreUnavailable) -> None:
         """Take the connection for lost: the next reads make it anew. Raises: SubscriptionLost – tried for too long."""
         now = self._clock()
-        if self._lost_at is None:
-            self._lost_at = now
+        if self._connected:
+            self._connected = False
             self._watch.close()
+        if self._lost_at is None:
+            self._lost_at, self._delay = now, FIRST_DELAY
             logger.warning("subscription to job %r lost its connection, trying again: %s", self._ref.key.job_id, error)
         elif now - self._lost_at > PATIENCE:
             raise SubscriptionLost(self._ref.key.job_id, f"no connection for {PATIENCE:.0f} s: {error}") from error
+        self._retry_at = now + self._delay * random.uniform(0.5, 1.0)
+        self._delay = min(self._delay * 2, LONGEST_DELAY)
 
 
 class Subscription:
@@ -95,9 +104,20 @@ class Subscription:
 
     For one reading thread; ``close`` may come from any. It ends when closed, when the job is deleted or, if
     asked, when the job has settled. A slow reader gets the newest version of a cell, never a backlog.
+
+    Args:
+        clock: seconds, monotonic, for the pauses of ``Feed``; for tests.
     """
 
-    def __init__(self, store: Store, ref: JobRef, scope: Scope, *, until_settled: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ref: JobRef,
+        scope: Scope,
+        *,
+        until_settled: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._ref = ref
         self._scope = scope
@@ -106,8 +126,12 @@ class Subscription:
         self._replaying = True
         self._seen: dict[tuple[str, int], int] = {}
         self._live: deque[State] = deque()
-        self._feed = Feed(store, ref, self._watched())
-        self._listing = store.list_states(ref, scope)
+        self._feed = Feed(store, ref, self._watched(), clock)
+        try:
+            self._listing = store.list_states(ref, scope)
+        except BaseException:
+            self._feed.close()
+            raise
 
     @property
     def closed(self) -> bool:
@@ -125,23 +149,14 @@ class Subscription:
         Raises: SubscriptionLost.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._closed:
-            try:
-                event = self._next_known()
-                if event is not None:
-                    return event
-                if self._ending:
-                    self.close()
-                elif self._must_check and self._settled():
-                    self._ending = self._must_list = True
-                elif not self._receive(deadline):
-                    return None
-            except JobNotFound:
-                self.close()
-            except StoreUnavailable as error:
-                self._feed.lose(error)
-                self._ending, self._must_check = False, self._until_settled
-        return None
+        try:
+            return self._get(deadline)
+        except JobNotFound:
+            self.close()
+            return None
+        except SubscriptionLost:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End it; harmless when repeated."""
@@ -163,6 +178,25 @@ class Subscription:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _get(self, deadline: float | None) -> StateEvent | None:
+        while not self._closed:
+            try:
+                event = self._next_known()
+                if event is not None:
+                    return event
+                if self._ending:
+                    self.close()
+                elif self._must_check and self._settled():
+                    self._ending = self._must_list = True
+                elif not self._receive(deadline):
+                    return None
+            except StoreUnavailable as error:
+                self._feed.lose(error)
+                self._ending = self._must_check = False  # asked again once connected
+            except StoreError as error:
+                raise SubscriptionLost(self._ref.key.job_id, str(error)) from error
+        return None
+
     def _next_known(self) -> StateEvent | None:
         if self._must_list:
             self._must_list = False
@@ -170,7 +204,7 @@ class Subscription:
         for state in self._listing:
             if self._is_news(state):
                 return StateEvent(state, self._replaying)
-        self._replaying = False
+        self._replaying = self._replaying and not self._feed.connected
         while self._live:
             state = self._live.popleft()
             if self._scope.holds(state.tag, state.task_index) and self._is_news(state):

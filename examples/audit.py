@@ -59,7 +59,7 @@ def digest(self: Any, result: str) -> None:
     for each in found:
         each["sha256"] = sha256(Path(each["path"]))
         done += each["bytes"]
-        self.state.progress(min(done, total), total, os.path.basename(each["path"]))
+        self.state.progress(min(done, total), total, Path(each["path"]).name)
     Path(result).write_text(json.dumps(found), encoding="utf-8")
 
 

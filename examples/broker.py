@@ -6,7 +6,6 @@ tests on one machine; a message that a killed worker held is gone, as with Kombu
 """
 
 import fcntl
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ class Channel(filesystem.Channel):
 
     def _get(self, queue: str) -> Any:
         folder = Path(self.data_folder_in)
-        for name in sorted(os.listdir(folder)):
+        for name in sorted(each.name for each in folder.iterdir()):
             if name.partition(".")[2] == f"{queue}.msg":
                 taken = folder / f".taken-{name}"
                 try:

@@ -10,6 +10,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from celery_statemanager.integration.job import Job
 from examples.app import HOME, app
@@ -37,8 +38,9 @@ def main() -> int:
             return watched.returncode
         job.wait(PATIENCE)
         report = wait_for_report(job)
-    print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
-    print(f"\nDone in {time.monotonic() - started:.1f} s. Try next:")
+        print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
+        print(f"\nDone in {time.monotonic() - started:.1f} s. Stopping the worker …", flush=True)
+    print("Try next:")
     for command in next_steps(job.id):
         print(f"  {command}")
     return 1 if report["failed_shards"] else 0
@@ -51,7 +53,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shards", type=int, default=16, help="rows of the job (default: 16)")
     parser.add_argument("--format", choices=["live", "table", "json"], help="how to show it")
     options = parser.parse_args()
-    options.monitor = ["--format", options.format] if options.format else [] if sys.stdout.isatty() else ["--format", "table"]
+    shown_as = options.format or (None if sys.stdout.isatty() else "table")
+    options.monitor = ["--format", shown_as] if shown_as else []
     return options
 
 
@@ -92,7 +95,7 @@ def wait_for_report(job: Job) -> dict:
 def next_steps(job_id: str) -> list[str]:
     """Give commands that show more of what was just recorded."""
     home = os.path.relpath(HOME)
-    prefix = ".venv/bin/" if os.path.exists(".venv/bin/celery") else ""
+    prefix = ".venv/bin/" if Path(".venv/bin/celery").exists() else ""
     return [
         f"{prefix}celery -A examples monitor-state --job {job_id} --format json | tail -3",
         f"{prefix}celery -A examples monitor-state --job {job_id} --tag hash --format table",

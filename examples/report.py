@@ -11,7 +11,8 @@ TOP = 5
 
 def make_report(results: Path, shards: int, failed: Sequence[int] = ()) -> Path:
     """Merge the shards' files into ``report.json``, whole or, with failed shards, as far as it goes."""
-    entries = [each for path in sorted(results.glob("shard-*.json")) if shard_of(path) not in failed for each in load(path)]
+    whole = [path for path in sorted(results.glob("shard-*.json")) if shard_of(path) not in failed]
+    entries = [each for path in whole for each in load(path)]
     by_type: Counter[str] = Counter()
     by_content: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in entries:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from celery_statemanager import aggregate
+from celery_statemanager import aggregate, records
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.records import FRACTION_UNIT, JobRecord
@@ -102,6 +102,7 @@ class Board:
         self.last_write: datetime | None = None
         self.loading = True
         self._failed: dict[CellKey, Failure] = {}
+        self._surveyed: dict[str, Counts] = {}
         planned = job.plan.tags if job.plan else ()
         for tag in planned if scope.tag is None else (scope.tag,):
             self._column(tag)
@@ -123,13 +124,27 @@ class Board:
         elif state.status > 0:
             self._run(key, column, state)
 
+    def survey(self, columns: Iterable[records.Column]) -> None:
+        """Take over what the store counted: the truth about a large job until all its cells were read."""
+        if self.scope.task_index is not None:
+            return
+        self._surveyed = {each.tag: _counted(each) for each in columns}
+
     def counts(self, column: Column) -> Counts:
         """Count the expected cells under a tag; in a cancelled job what never began has failed."""
-        finished, running, failed = len(column.finished), len(column.running), len(column.failed)
-        waiting = len(column.rows) - finished - running - failed
+        counts = Counts(
+            len(column.rows),
+            len(column.finished),
+            len(column.running),
+            len(column.failed),
+            0,
+            column.work / FRACTION_UNIT,
+        )
+        if self.loading:
+            counts = self._surveyed.get(column.tag, counts)
+        waiting = counts.expected - counts.finished - counts.running - counts.failed
         gone = waiting if self.job.cancelled else 0
-        work = column.work / FRACTION_UNIT
-        return Counts(len(column.rows), finished, running, failed + gone, waiting - gone, work)
+        return counts._replace(failed=counts.failed + gone, waiting=waiting - gone)
 
     def total(self) -> Counts:
         """Count the expected cells of the job, or of what is watched of it."""
@@ -192,3 +207,9 @@ class Board:
 
 def _units(row: Row) -> int:
     return round((row.fraction or 0.0) * FRACTION_UNIT)
+
+
+def _counted(column: records.Column) -> Counts:
+    tally = column.tally
+    work = tally.progress / FRACTION_UNIT
+    return Counts(column.expected, tally.finished, tally.running, tally.failed, 0, work)

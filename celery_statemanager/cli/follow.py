@@ -11,7 +11,7 @@ from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound, StoreUnavailable
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope, StateEvent
-from celery_statemanager.records import JobRecord, to_datetime
+from celery_statemanager.records import Column, JobRecord, to_datetime
 from celery_statemanager.retention import current
 from celery_statemanager.stores import Store
 from celery_statemanager.subscription import Subscription
@@ -101,6 +101,11 @@ class Follower:
                 if event is None and self._at_rest():
                     break
         self._read_job()
+
+    def survey(self) -> list[Column]:
+        """Give what the store has counted, whatever the size of the job. Raises: JobNotFound, StoreError."""
+        self.job, columns = self.store.survey(self.job.ref, self.scope.tag)
+        return columns
 
     def failed(self) -> bool:
         """Whether any expected cell of the scope has failed or was cancelled. Raises: JobNotFound, StoreError."""

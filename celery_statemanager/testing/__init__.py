@@ -6,6 +6,8 @@ Needs pytest; the state machine needs hypothesis. Neither comes with this packag
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,5 +16,27 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgut
 from celery_statemanager.testing.clock import FakeClock  # noqa: E402
 from celery_statemanager.testing.contract import StoreContract  # noqa: E402
 from celery_statemanager.testing.kit import Grid, StoreFactory  # noqa: E402
+from celery_statemanager.testing.wrapped import WrappedStore  # noqa: E402
 
-__all__ = ["FakeClock", "Grid", "StoreContract", "StoreFactory"]
+if TYPE_CHECKING:
+    from celery_statemanager.stores.base import Store
+    from celery_statemanager.testing.machine import StoreMachine
+
+__all__ = ["FakeClock", "Grid", "StoreContract", "StoreFactory", "WrappedStore", "store_machine"]
+
+
+def store_machine(make_store: Callable[[], Store]) -> type[StoreMachine]:
+    """Give a hypothesis state machine for a store; run it by ``run_state_machine_as_test``.
+
+    Args:
+        make_store: called once an example; may open the same data again, for every example leaves it empty.
+
+    Raises: ImportError – hypothesis is not installed.
+    """
+    try:
+        import hypothesis  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"store_machine needs hypothesis ({error}): pip install hypothesis") from error
+    from celery_statemanager.testing.machine import machine_for
+
+    return machine_for(make_store)

@@ -189,7 +189,7 @@ class AggregateContract:
             if step == 200 and seed == 2:
                 grid.cancel()
             if step % 12 == 0 or step > 230:
-                _recount(grid, seen, tag, row)
+                _recount(grid, seen)
 
 
 def _do_anything(grid: Grid, dice: random.Random, tag: str, row: int) -> None:
@@ -204,26 +204,6 @@ def _do_anything(grid: Grid, dice: random.Random, tag: str, row: int) -> None:
         grid.write(tag, row, dice.choice(STATUSES), **fields)
 
 
-def _recount(grid: Grid, seen: set[str], tag: str, row: int) -> None:
+def _recount(grid: Grid, seen: set[str]) -> None:
     cells, states = naive.read_grid(grid, "abcz")
-    job = grid.job
-    places = naive.expected(job, seen)
-    _check_lowest(grid.lowest(), [states[place] for place in places])
-    _check_lowest(grid.lowest(row=row), [states[place] for place in places if place[1] == row])
-    columns = [place for place in places if place[0] == tag] or [(tag, each) for each in range(4)]
-    _check_lowest(grid.lowest(tag), [states[place] for place in columns])
-    for column in grid.store.survey(grid.ref)[1]:
-        assert column.tally == naive.tally(cells[place] for place in places if place[0] == column.tag)
-    if places:
-        naive.check_summary(grid.manager().summary(), states, places)
-        naive.check_summary(grid.manager().summary(indexes=False), states, places)
-    naive.check_summary(grid.manager().summary(tag), states, columns)
-    written = {place for place, cell in cells.items() if cell.version}
-    assert {(state.tag, state.task_index) for state in grid.states()} == written
-    assert all(state == states[state.tag, state.task_index] for state in grid.states())
-
-
-def _check_lowest(found: State, states: list[State]) -> None:
-    if states:
-        assert (found.status, found.task_index, found.tag) == naive.lowest(states)
-        assert found in states
+    naive.check_grid(grid, naive.expected(grid.job, seen), cells, states)

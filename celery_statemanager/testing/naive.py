@@ -48,17 +48,64 @@ def tally(cells: Iterable[Cell]) -> Tally:
     return Tally(**total)
 
 
+def check_grid(
+    grid: Grid,
+    places: list[tuple[str, int]],
+    cells: Mapping[tuple[str, int], Cell],
+    states: States,
+) -> None:
+    """Compare aggregates, tallies, summaries and lists with a recount of a job's cells.
+
+    Args:
+        places: the expected cells.
+        cells, states: every cell, as ``read_grid`` gave them.
+    """
+    _check_lowest(grid.lowest(), [states[place] for place in places])
+    for row in {row for _, row in states}:
+        _check_lowest(grid.lowest(row=row), [states[place] for place in places if place[1] == row])
+    job, columns = grid.store.survey(grid.ref)
+    assert job == grid.job
+    assert {column.tag for column in columns} == {tag for tag, _ in places}
+    for column in columns:
+        assert column.tally == tally(cells[place] for place in places if place[0] == column.tag)
+    for tag in {tag for tag, _ in states}:
+        inside = [place for place in places if place[0] == tag] or [place for place in states if place[0] == tag]
+        _check_lowest(grid.lowest(tag), [states[place] for place in inside])
+        check_summary(grid.manager().summary(tag), states, inside, cancelled=job.cancelled is not None)
+    for indexes in (True, False) if places else ():
+        summary = grid.manager().summary(indexes=indexes)
+        check_summary(summary, states, places, cancelled=job.cancelled is not None)
+    _check_lists(grid, cells, states)
+
+
+def _check_lowest(found: State, states: list[State]) -> None:
+    if states:
+        assert (found.status, found.task_index, found.tag) == lowest(states)
+        assert found in states
+
+
+def _check_lists(grid: Grid, cells: Mapping[tuple[str, int], Cell], states: States) -> None:
+    def ordered(places: Iterable[tuple[str, int]]) -> list[State]:
+        return [states[place] for place in sorted(places, key=lambda place: (cells[place].timestamp, *place))]
+
+    written = [place for place, cell in cells.items() if cell.version]
+    assert grid.states() == ordered(written)
+    for tag, row in cells:
+        assert grid.states(tag) == ordered(place for place in written if place[0] == tag)
+        assert grid.states(row=row) == ordered(place for place in written if place[1] == row)
+
+
 def _share(cell: Cell) -> float:
     payload = json.loads(cell.payload) if cell.payload else {}
     return fraction_of(cell.status, payload.get("progress")) or 0.0
 
 
-def check_summary(summary: Summary, states: States, rows_tags: Iterable[tuple[str, int]]) -> None:
-    """Compare a summary with a recount of what readers see."""
-    found = [states[place] for place in rows_tags]
-    failed = [state for state in found if state.failed]
+def check_summary(summary: Summary, states: States, places: Iterable[tuple[str, int]], *, cancelled: bool) -> None:
+    """Compare a summary with a recount of what readers see; in a cancelled job what is not started has failed."""
+    found = [states[place] for place in places]
+    failed = [state for state in found if state.failed or (cancelled and state.status == 0)]
     finished = [state for state in found if state.finished]
-    missing = [state for state in found if state.status == 0]
+    missing = [state for state in found if state.status == 0 and not cancelled]
     running = [state for state in found if not state.terminal and state.status != 0]
     assert summary.expected == len(found)
     counts = (summary.not_started, summary.running, summary.finished, summary.failed)

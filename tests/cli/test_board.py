@@ -95,3 +95,30 @@ def test_a_cancelled_job_tells_what_was_never_begun(job, state):
 
 def test_nothing_is_never_begun_in_a_job_that_goes_on(job):
     assert list(Board(job(), Scope()).never_begun()) == []
+
+
+@given(cells, st.booleans())
+def test_what_the_store_counted_is_shown_until_all_is_read(written, cancelled):
+    store = open_store("memory://")
+    manager = Manager.create(store, "job", num_tasks=5, tags=("a", "b"))
+    for index, tag, status in written:
+        Manager.open(store, "job", task_index=index).set_state(tag, status)
+    if cancelled:
+        record = store.get_job(manager.ref.key)
+        store.update_job(replace(record, cancelled=Cancellation("why", store.now())))
+    record, columns = store.survey(manager.ref)
+    board = Board(record, Scope())
+    board.survey(columns)
+    read = board_of(store, manager)
+    read.loading = False
+    assert board.total() == read.total()
+
+
+def test_a_row_alone_is_not_counted_by_the_store(job):
+    store = open_store("memory://")
+    manager = Manager.create(store, "job", num_tasks=5, tags=("a",), task_index=1)
+    manager.set_state("a", Status.FINISHED)
+    record, columns = store.survey(manager.ref)
+    board = Board(record, Scope(task_index=0))
+    board.survey(columns)
+    assert board.total() == Counts(1, 0, 0, 0, 1, 0.0)

@@ -70,6 +70,19 @@ def test_the_header_names_the_job_and_counts_its_cells(busy_board):
     assert re.fullmatch(r" 40 of 200 finished · 30 running · 7 failed · 123 waiting +4\.1/s · ETA 32s", lines[1])
 
 
+def test_the_header_names_what_is_watched_of_the_job(job):
+    assert "etl-42 · 100 tasks · tag export · task 3 " in picture(Board(job(), Scope("export", 3)))
+
+
+def test_the_header_says_when_it_is_over(job, state):
+    board = Board(job(1, None), Scope())
+    board.loading = False
+    board.apply(state(0, "ingest", Status.FINISHED))
+    assert "all done" in picture(board)
+    board.job = job(1, ("ingest",)).with_latches(settled=Latch(decided_at=board.job.created_at))
+    assert "settled · 0s" in picture(board)
+
+
 def test_there_is_a_bar_for_each_tag(busy_board):
     drawn = picture(busy_board())
     assert re.search(r"^ ingest  ━+─+  52%  40/100 *$", drawn, re.MULTILINE)
@@ -95,7 +108,7 @@ def test_failures_are_told_by_kind_with_their_rows(busy_board):
 
 
 def test_a_failure_is_seen_even_where_hardly_anything_fits(busy_board):
-    drawn = picture(busy_board(running=500), columns=80, rows=14)
+    drawn = picture(busy_board(running=500), columns=80, rows=9)
     assert "✗" in drawn
     assert "… and 2 more kinds of failure" in drawn
 
@@ -238,7 +251,7 @@ def test_the_summary_breaks_long_rows_and_messages(job, state):
     for index in range(0, 60, 2):
         board.apply(state(index, "ingest", -1, "word " * 40))
     drawn = shown(closing(View(board, NOW), 60, COLOURED))
-    assert "56, 58 (30)" in drawn
+    assert "56,58 (30)" in drawn
     assert drawn.count("word word") > 3
 
 

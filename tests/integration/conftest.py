@@ -1,58 +1,127 @@
-"""One app, one store and one worker per pool, shared by all acceptance tests."""
+"""One app, one store and one worker per pool for each setting of broker and store, shared by all acceptance tests."""
 
-import importlib
+import importlib.util
 import os
 import sys
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 
+from rabbitmq import running_rabbitmq  # noqa: E402
 from workers import Worker  # noqa: E402
 
-POOLS = ("prefork", "threads", "solo")
 PATIENCE = 30.0
 
+PLACES = [
+    ("folders-sqlite", "prefork"),
+    ("folders-sqlite", "threads"),
+    ("folders-sqlite", "solo"),
+    ("rabbitmq-sqlite", "prefork"),
+    ("rabbitmq-sqlite", "threads"),
+]
+
+
+class Servers:
+    """Servers of this test session, each started when first asked for."""
+
+    def __init__(self, stack):
+        self._stack = stack
+        self._running = {}
+
+    def url(self, kind, home):
+        if kind == "folders":
+            return "filesystem://"
+        if kind == "sqlite":
+            return f"sqlite:///{home}/states.db"
+        if kind not in self._running:
+            self._running[kind] = self._stack.enter_context({"rabbitmq": running_rabbitmq}[kind]())
+        return self._running[kind]
+
+
+class Setting:
+    """A broker and a store, the app that uses them, and its workers."""
+
+    def __init__(self, name, home, servers):
+        broker, store = name.split("-")
+        self.home = home
+        self.environment = {
+            "TRACKED_HOME": str(home),
+            "TRACKED_BROKER": servers.url(broker, home),
+            "TRACKED_STORE": servers.url(store, home),
+        }
+        self.tracked = load(self.environment)
+        self._workers = {}
+
+    def worker(self, pool):
+        if pool not in self._workers:
+            self._workers[pool] = Worker(self.environment, pool, pool)
+        return self._workers[pool]
+
+    def ask_to_stop(self):
+        """Let all workers stop at the same time: a warm shutdown takes some seconds on a polled broker."""
+        for worker in self._workers.values():
+            worker.process.terminate()
+
+    def close(self):
+        self.ask_to_stop()
+        for worker in self._workers.values():
+            worker.stop()
+        self.tracked.states.store.close()
+        self.tracked.app.close()
+
+
+def load(environment):
+    """Import the app of the tests for a setting, beside those of the others."""
+    os.environ.update(environment)
+    spec = importlib.util.spec_from_file_location("tracked", HERE / "tracked.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("tracked")
-    os.environ.update(
-        TRACKED_HOME=str(home), TRACKED_BROKER="filesystem://", TRACKED_STORE=f"sqlite:///{home}/states.db"
-    )
-    return home
+def settings(tmp_path_factory):
+    """Give settings by name."""
+    with ExitStack() as stack:
+        servers, made = Servers(stack), {}
+
+        def get(name):
+            if name not in made:
+                made[name] = Setting(name, tmp_path_factory.mktemp(name), servers)
+                stack.callback(made[name].close)
+            return made[name]
+
+        yield get
+        for setting in made.values():
+            setting.ask_to_stop()
 
 
-@pytest.fixture(scope="session")
-def tracked(home):
-    module = importlib.import_module("tracked")
-    yield module
-    module.states.store.close()
-
-
-@pytest.fixture(scope="session")
-def workers(home, tracked):
-    """Give workers by pool, each started when first asked for."""
-    started = {}
-
-    def get(pool):
-        if pool not in started:
-            started[pool] = Worker(home, pool, pool)
-        return started[pool]
-
-    yield get
-    for worker in started.values():
-        worker.stop()
-
-
-@pytest.fixture(params=POOLS)
-def pool(request, workers):
-    workers(request.param)
+@pytest.fixture(params=PLACES, ids="-".join, scope="session")
+def place(request):
+    """The setting and the pool under test."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def setting(place, settings):
+    return settings(place[0])
+
+
+@pytest.fixture(scope="session")
+def pool(place, setting):
+    setting.worker(place[1])
+    return place[1]
+
+
+@pytest.fixture(scope="session")
+def tracked(setting):
+    return setting.tracked
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from celery_statemanager import (
     ConfigurationError,
     JobNotFound,
     StateError,
-    StateManager,
     StatefulTask,
+    StateManager,
     Status,
     current_state,
 )

@@ -4,6 +4,7 @@ import pytest
 from celery import chain
 
 from celery_statemanager import Status
+from celery_statemanager.integration.binding import Binding
 
 PATIENCE = 30
 
@@ -118,23 +119,15 @@ def test_expired_before_it_began(tracked, submit, pool):
     assert ended(job) == (Status.EXPIRED, "expired before it began")
 
 
-def test_revoked_before_it_began(tracked, submit, pool, eventually):
+def test_revoked_before_it_began(tracked, submit, pool):
     job = submit([tracked.succeed.s().set(countdown=3600)])
-    task_id = f"{job.manager.ref.incarnation}.0.0"
-    tracked.app.control.revoke(task_id)
-    assert eventually(lambda: revoked_or_resend(tracked, job, pool))
-
-
-def revoked_or_resend(tracked, job, pool):
-    """A message with a countdown is looked at when its time comes: send it again, due now."""
-    state = job.get_state("work", 0)
-    if state.status == Status.REVOKED:
-        return True
-    from celery_statemanager.integration.binding import Binding
-
-    bound = Binding(job.manager.ref, 0, "work").bind(tracked.succeed.s().set(queue=pool))
-    bound.apply_async()
-    return job.wait(PATIENCE).failed == 1
+    binding = Binding(job.manager.ref, 0, "work")
+    told = tracked.app.control.revoke(
+        binding.celery_task_id, reply=True, timeout=PATIENCE, limit=1, destination=[f"{pool}@test"]
+    )
+    assert told
+    binding.bind(tracked.succeed.s().set(queue=pool)).apply_async()  # one with a countdown is looked at when it is due
+    assert ended(job) == (Status.REVOKED, "revoked")
 
 
 def test_a_soft_time_limit_is_timed_out(tracked, submit, pool):

@@ -1,13 +1,14 @@
 """The app of the acceptance tests; workers and tests import it, configured by the environment."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Ignore, Reject
 
+from celery_statemanager import StateError, StatefulTask, StateManager, Status, current_state
 from examples import broker
-from celery_statemanager import StateError, StateManager, StatefulTask, Status, current_state
 
 HOME = Path(os.environ["TRACKED_HOME"])
 
@@ -22,6 +23,7 @@ app.conf.update(
 if os.environ["TRACKED_BROKER"].startswith("filesystem"):
     app.conf.update(broker.settings(HOME))
 states = StateManager(app)
+task = partial(app.task, shared=False)
 
 
 def note(name, text=""):
@@ -35,92 +37,92 @@ def notes(name):
     return path.read_text().splitlines() if path.exists() else []
 
 
-@app.task(base=StatefulTask, bind=True, tag="work")
+@task(base=StatefulTask, bind=True, tag="work")
 def succeed(self, value=None):
     self.state.set(40, "half way", {"value": value})
     return value
 
 
-@app.task(base=StatefulTask, bind=True, tag="work")
+@task(base=StatefulTask, bind=True, tag="work")
 def count(self, key):
     note(key, self.state.attempt)
 
 
-@app.task(base=StatefulTask, bind=True, tag="work")
+@task(base=StatefulTask, bind=True, tag="work")
 def advance(self, total):
     for done in range(1, total + 1):
         self.state.progress(done, total, f"step {done}")
 
 
-@app.task(base=StatefulTask, tag="work")
+@task(base=StatefulTask, tag="work")
 def fail(text="broken"):
     raise ValueError(text)
 
 
-@app.task(base=StatefulTask, tag="work", typing=False)
+@task(base=StatefulTask, tag="work", typing=False)
 def one_argument(value):
     return value
 
 
-@app.task(base=StatefulTask, tag="work")
+@task(base=StatefulTask, tag="work")
 def fail_with(code, message):
     raise StateError(code, message)
 
 
-@app.task(base=StatefulTask, bind=True, tag="work", max_retries=3, default_retry_delay=0)
+@task(base=StatefulTask, bind=True, tag="work", max_retries=3, default_retry_delay=0)
 def retry_then_succeed(self, key, failures):
     note(key, self.state.attempt)
     if self.request.retries < failures:
         raise self.retry(exc=OSError("not yet"))
 
 
-@app.task(base=StatefulTask, bind=True, tag="work", autoretry_for=(Exception,), max_retries=2, default_retry_delay=0)
+@task(base=StatefulTask, bind=True, tag="work", autoretry_for=(Exception,), max_retries=2, default_retry_delay=0)
 def autoretry(self, key):
     note(key, self.state.attempt)
     raise OSError("always")
 
 
-@app.task(base=StatefulTask, bind=True, tag="work")
+@task(base=StatefulTask, bind=True, tag="work")
 def write_then(self, status, ending):
     self.state.set(status, "my own word")
     if ending == "raise":
         raise ValueError("after all")
 
 
-@app.task(base=StatefulTask, tag="work")
+@task(base=StatefulTask, tag="work")
 def give_up(how):
     raise {"ignore": Ignore("not mine"), "reject": Reject("unwanted", requeue=False)}[how]
 
 
-@app.task(base=StatefulTask, bind=True, tag="work")
+@task(base=StatefulTask, bind=True, tag="work")
 def replaced(self, key):
     note(key, f"old {self.state.attempt}")
     return self.replace(replacement.s(key).set(queue=self.request.delivery_info["routing_key"]))
 
 
-@app.task(base=StatefulTask, bind=True, tag="other")
+@task(base=StatefulTask, bind=True, tag="other")
 def replacement(self, key):
     note(key, f"new {self.state.attempt} {self.state.tag}")
 
 
-@app.task(base=StatefulTask, bind=True, tag="work", soft_time_limit=1)
+@task(base=StatefulTask, bind=True, tag="work", soft_time_limit=1)
 def too_slow(self):
     wait_for("never", 30)
 
 
-@app.task(tag="plain")
+@task(tag="plain")
 def plain(key):
     state = current_state()
     state.set(7, "from a plain function")
     note(key, state.task_index)
 
 
-@app.task(base=StatefulTask, bind=True, tag="second")
+@task(base=StatefulTask, bind=True, tag="second")
 def second(self, _):
     self.state.set(60)
 
 
-@app.task(base=StatefulTask, bind=True, tag="work", autoretry_for=(Exception,), max_retries=5, default_retry_delay=0)
+@task(base=StatefulTask, bind=True, tag="work", autoretry_for=(Exception,), max_retries=5, default_retry_delay=0)
 def wait_for_cancel(self, key):
     note(key, "running")
     wait_for(f"{key}.go", 30)
@@ -128,26 +130,26 @@ def wait_for_cancel(self, key):
     note(key, "not stopped")
 
 
-@app.task(base=StatefulTask, bind=True, tag="work")
+@task(base=StatefulTask, bind=True, tag="work")
 def gate(self, key):
     note(key, f"begun {self.state.attempt}")
     wait_for(f"{key}.go", 30)
     note(key, f"ended {self.state.attempt}")
 
 
-@app.task(base=StatefulTask, bind=True)
+@task(base=StatefulTask, bind=True)
 def callback(self, *args):
     job = states.current_job()
     note(f"callback.{job.id}", f"{self.request.id.partition('.')[2]} {list(args)} {bool(self.state)}")
 
 
-@app.task(base=StatefulTask, bind=True, tag="work")
+@task(base=StatefulTask, bind=True, tag="work")
 def finish_by_manager(self):
     self.state.manager.set_state("work", Status.FINISHED, "by hand")
     self.state.manager.set_state("extra", 5)
 
 
-@app.task(base=StatefulTask, bind=True, tag="work")
+@task(base=StatefulTask, bind=True, tag="work")
 def untracked_state(self, key):
     note(key, f"{bool(self.state)} {self.state.set(3)} {self.state.progress(1, 2)} {self.state.get()}")
 

@@ -14,15 +14,15 @@ READY = 30.0
 class Worker:
     """A worker of the ``tracked`` app, ready when made; stopped with all its children."""
 
-    def __init__(self, home: Path, pool: str, queue: str, *options: str, concurrency: int = 2) -> None:
-        self.log = home / f"{queue}.log"
+    def __init__(self, environment: dict[str, str], pool: str, queue: str, *options: str, concurrency: int = 2) -> None:
+        self.log = Path(environment["TRACKED_HOME"]) / f"{queue}.log"
         command = [sys.executable, "-m", "celery", "-A", "tracked", "worker", "-P", pool, "-c", str(concurrency)]
         command += ["-Q", queue, "-n", f"{queue}@test", "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *options]
         self.process = subprocess.Popen(
             command,
             cwd=Path(__file__).parent,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from servers import RedisServer, running_cluster, running_redis
 
-from celery_statemanager import open_store
+from celery_statemanager import Store, open_store
 from celery_statemanager.testing import StoreFactory
+
+QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large)
+settings.register_profile("quick", max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
+settings.register_profile("full", max_examples=2000, stateful_step_count=80, deadline=None, suppress_health_check=QUIET)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def memory(request: pytest.FixtureRequest) -> StoreFactory:
@@ -18,7 +25,6 @@ def memory(request: pytest.FixtureRequest) -> StoreFactory:
 
 
 def sqlite(request: pytest.FixtureRequest) -> StoreFactory:
-    pytest.importorskip("celery_statemanager.stores.sqlite")
     path: Path = request.getfixturevalue("tmp_path")
     url = f"sqlite:///{path / 'states.db'}"
     return StoreFactory(lambda **options: open_store(url, **options), url, takes_clock=True)
@@ -55,6 +61,13 @@ def store_factory(request: pytest.FixtureRequest) -> StoreFactory:
     return FACTORIES[request.param](request)
 
 
+@pytest.fixture
+def store(store_factory: StoreFactory) -> Iterator[Store]:
+    """Give an empty store."""
+    with store_factory.make() as store:
+        yield store
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     """Run a redis-server for all tests that do not hurt it."""
@@ -80,3 +93,11 @@ def leaves_no_keys(url: str, prefix: str) -> None:
         for worker in store.list_workers():
             store.drop_worker(worker.worker_id)
         assert list(store._server.client.scan_iter(f"{prefix}:*")) == []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many examples the state machines ran."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        counts = dict(report.user_properties)
+        if report.when == "call" and "examples" in counts:
+            terminalreporter.write_line(f"{report.nodeid}: {counts['examples']} examples, {counts['steps']} steps")

@@ -80,7 +80,7 @@ def _kind(head: Line, ranges: str, message: str, columns: int, glyphs: Glyphs) -
     if start + width(ranges) + 2 + width(message) <= columns:
         yield [*head, Span(f"{ranges}  {message}".rstrip())]
         return
-    rows = textwrap.wrap(ranges.replace(",", ", "), room) if width(ranges) > room else [ranges]
+    rows = [part.replace(", ", ",") for part in textwrap.wrap(ranges.replace(",", ", "), room)]
     told = textwrap.wrap(message, room, max_lines=_MESSAGE_LINES, placeholder=f" {glyphs.ellipsis}")
     yield [*head, Span(rows[0])]
     yield from ([Span(" " * start + each)] for each in (*rows[1:], *told))

@@ -14,6 +14,9 @@ from celery_statemanager.indexset import IndexSet
 WIDEST = 110
 """Columns beyond which only messages go on: a number is read together with its label."""
 
+_AIRY = 16
+"""Rows from which on there is room for blank lines and hints."""
+
 _MANY = 1_000
 _ROWS_WIDTH = 22
 _STALLED = 60.0
@@ -30,12 +33,11 @@ class Frame:
     def draw(self, view: View, columns: int, rows: int) -> list[Line]:
         """Give at most ``rows`` lines of at most ``columns`` columns."""
         body = min(columns, WIDEST)
+        gap: list[Line] = [[]] if rows >= _AIRY else []
         lines = header(view, body, self.glyphs)
-        lines += [[], *self._tags(view.board, body, max(1, (rows - len(lines) - 1) // 3))]
-        hint: list[Line] = (
-            [[], [Span(" Ctrl-C stops watching; the job goes on", "dim")]] if self._hints and rows >= 16 else []
-        )
-        lines += self._cells(view, columns, rows - len(lines) - len(hint))
+        lines += gap + self._tags(view.board, body, max(1, (rows - len(lines) - 1) // 3))
+        hint = [*gap, [Span(" Ctrl-C stops watching; the job goes on", "dim")]] if gap and self._hints else []
+        lines += self._cells(view, columns, rows - len(lines) - len(hint), gap)
         lines += hint
         return [cut(line, columns, self.glyphs.ellipsis) for line in lines[:rows]]
 
@@ -47,13 +49,14 @@ class Frame:
         lines = tag_lines(shown, columns, label_width(board, columns), self.glyphs)
         return [*lines, self._more(words.counted(hidden, "more tag"))] if hidden and room > 1 else lines
 
-    def _cells(self, view: View, columns: int, room: int) -> list[Line]:
+    def _cells(self, view: View, columns: int, room: int, gap: list[Line]) -> list[Line]:
         """Share the room: failures get what running rows leave, and at least a third."""
-        need = _block(len(view.board.running)), _block(len(view.board.failures))
-        second = min(need[1], max(room // 3, room - need[0], min(room // 2, 3)))
-        running = self._running(view, columns, min(need[0], room - second) - 1)
-        failures = self._failures(view.board, columns, second - 1)
-        return [line for block in (running, failures) if block for line in ([], *block)]
+        above = len(gap)
+        need = [len(kind) + above if kind else 0 for kind in (view.board.running, view.board.failures)]
+        second = min(need[1], max(room // 3, room - need[0], min(room // 2, 2 + above)))
+        running = self._running(view, columns, min(need[0], room - second) - above)
+        failures = self._failures(view.board, columns, second - above)
+        return [line for block in (running, failures) if block for line in (*gap, *block)]
 
     def _running(self, view: View, columns: int, room: int) -> list[Line]:
         board = view.board
@@ -144,11 +147,6 @@ def _rows(rows: set[int], glyphs: Glyphs) -> str:
     if len(rows) > _MANY:
         return words.counted(len(rows), "task")
     return words.ranges(IndexSet(rows), _ROWS_WIDTH, glyphs.ellipsis)
-
-
-def _block(lines: int) -> int:
-    """Count a blank line before some lines."""
-    return lines + 1 if lines else 0
 
 
 def _is_over(shown: tuple[Column, Counts]) -> bool:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console, Group
+from rich.control import Control
 from rich.live import Live
 from rich.text import Text
 
@@ -56,9 +57,10 @@ class LivePicture:
 
     def run(self) -> None:
         """Draw until there is no more to come. Raises: what the reader raised; KeyboardInterrupt."""
+        self.board.survey(self.follower.survey())
         reader = threading.Thread(target=self._read, name="monitor-reader", daemon=True)
         try:
-            with _undisturbed(), Live(console=self._console, screen=True, auto_refresh=False) as live:
+            with _undisturbed(), _screen(self._console) as live:
                 reader.start()
                 while not self._over:
                     self._gather()
@@ -71,7 +73,7 @@ class LivePicture:
     def view(self) -> View:
         """Give what is known now."""
         self.board.job = self.follower.job
-        if self.board.loading:
+        if self.board.loading or self.board.job.cancelled:
             return View(self.board, self.follower.now, self.follower.connected)
         total = self.board.total()
         self._pace.note(self.follower.now.timestamp(), total.passed)
@@ -142,6 +144,16 @@ def terminal(*, no_color: bool) -> Console | None:
     """Give the terminal to draw on; None where standard output is none, or a dumb one."""
     console = Console(no_color=no_color or None, highlight=False, markup=False, emoji=False)
     return console if console.is_terminal and not console.is_dumb_terminal else None
+
+
+@contextmanager
+def _screen(console: Console) -> Iterator[Live]:
+    """Take the whole terminal, and give it back as it was; tmux keeps what is not cleared if it was resized."""
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        try:
+            yield live
+        finally:
+            console.control(Control.home(), Control.clear())
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def list_open(pool: Pool) -> Iterator[OpenAttempt]:
     """Give every open attempt that has an owner, page by page."""
     place = (0, 0, 0)
     while True:
-        with pool.connected() as db:
+        with pool.reading() as db:
             rows = db.execute(_OWNED, place).fetchall()
         for row in rows:
             ref = JobRef(JobKey(row[3], row[4] or None), row[5])

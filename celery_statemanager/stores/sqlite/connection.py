@@ -10,6 +10,9 @@ from importlib import resources
 from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.stores.sqlite.location import APPLICATION_ID, SCHEMA, check_identity
 
+CHECKPOINT_PAGES = 4_000
+"""How many pages the write-ahead log takes until they are moved to the file, and both synchronised with the disk."""
+
 WAL_BYTES = 16 * 2**20
 """What is left of the write-ahead log after a reader had kept it from being reset."""
 
@@ -31,26 +34,35 @@ _MENDS: tuple[tuple[str, type[StoreError], str], ...] = (
 )
 
 
-def connect(path: str, timeout: float) -> sqlite3.Connection:
+def connect(path: str, timeout: float, *, waits: bool = True) -> sqlite3.Connection:
     """Open the file, made on first use. Transactions are the caller's own affair.
 
-    Raises: sqlite3.Error, ConfigurationError.
+    Args:
+        waits: whether its statements wait for locks themselves, up to ``timeout`` seconds.
+
+    Raises: sqlite3.Error, StoreError, ConfigurationError.
     """
     if sqlite3.sqlite_version_info < _OLDEST:
         raise ConfigurationError(
             f"SQLite {sqlite3.sqlite_version} is too old, 3.24 is needed: use a Python built with a newer one"
         )
     connection = sqlite3.connect(
-        path, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+        path, timeout=timeout if waits else 0.0, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     try:
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         _patiently(lambda: _set_up(connection, path), timeout)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether somebody else holds a lock: trying again may help."""
+    return "is locked" in str(error)
 
 
 def translated(error: sqlite3.Error, path: str, timeout: float) -> StoreError:
@@ -69,7 +81,7 @@ def _patiently(action: Callable[[], None], timeout: float) -> None:
         try:
             return action()
         except sqlite3.OperationalError as error:
-            if "is locked" not in str(error) or time.monotonic() >= deadline:
+            if not is_busy(error) or time.monotonic() >= deadline:
                 raise
         time.sleep(_RETRY)
 

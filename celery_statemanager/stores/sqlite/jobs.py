@@ -18,7 +18,9 @@ MOST_KNOWN = 512
 _SELECT = """
 SELECT j.id, j.touched, j.job_id, j.run_token, j.incarnation, j.num_tasks, j.control, j.created_at,
   j.revision, j.schema_version,
-  coalesce((SELECT c.timestamp FROM cell c WHERE c.job = j.id ORDER BY c.seq DESC LIMIT 1), j.created_at) AS active
+  coalesce((
+    SELECT c.timestamp FROM cell c INDEXED BY cell_seq WHERE c.job = j.id ORDER BY c.seq DESC LIMIT 1
+  ), j.created_at) AS active
 FROM job j
 """
 _INSERT = """
@@ -31,10 +33,16 @@ _UPDATE = "UPDATE job SET control = ?, due = ?, revision = ?, schema_version = ?
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A job and the number under which its cells are kept; the number is never used again."""
+    """A job.
+
+    Attributes:
+        id: the number under which its cells are kept; never used again.
+        said_at: the newest time that the store itself has put on the record.
+    """
 
     id: int
     job: JobRecord
+    said_at: int
 
 
 class Jobs:
@@ -53,9 +61,7 @@ class Jobs:
         """Give an incarnation as it is now, but for its last activity. Raises: JobNotFound."""
         known = self.remembered(db, ref)
         row = db.execute("SELECT revision FROM job WHERE id = ?", (known.id,)).fetchone()
-        if row is None:
-            raise JobNotFound(*ref.key)
-        return known if row[0] == known.job.revision else self.read(db, ref)
+        return known if row is not None and row[0] == known.job.revision else self.read(db, ref)
 
     def read(self, db: sqlite3.Connection, ref: JobRef) -> Known:
         """Give an incarnation as it is now. Raises: JobNotFound."""
@@ -84,8 +90,9 @@ class Jobs:
         if cursor is not None:
             terms.append("(j.touched, j.id) > (?, ?)" if by_time else "j.id > ?")
             values += [int(part) for part in cursor.split(".")]
+        index = "INDEXED BY job_touched" if by_time else "INDEXED BY job_due" if due else ""
         where = f"WHERE {' AND '.join(terms)}" if terms else ""
-        rows = db.execute(f"{_SELECT} {where} ORDER BY {order} LIMIT ?", (*values, limit + 1)).fetchall()
+        rows = db.execute(f"{_SELECT} {index} {where} ORDER BY {order} LIMIT ?", (*values, limit + 1)).fetchall()
         page = rows[:limit]
         if not page:
             return Page([], None)
@@ -96,6 +103,8 @@ class Jobs:
         number, _, job_id, run_token, incarnation, num_tasks, control, created_at, revision, schema, active = row
         ref = JobRef(JobKey(job_id, run_token or None), incarnation)
         known = self._known.get(ref)
+        if known is not None and known.id != number:
+            known = None
         if known is None or known.job.revision != revision:
             job = JobRecord(
                 *ref.key,
@@ -107,8 +116,8 @@ class Jobs:
                 schema_version=schema,
                 **control_from_json(control),
             )
-            known = self._remember(ref, Known(number, job))
-        return Known(number, replace(known.job, last_activity=active, latches=dict(known.job.latches)))
+            known = self._remember(ref, Known(number, job, _said_at(job)))
+        return replace(known, job=replace(known.job, last_activity=active, latches=dict(known.job.latches)))
 
     def _remember(self, ref: JobRef, known: Known) -> Known:
         with self._lock:
@@ -129,6 +138,10 @@ def insert(db: sqlite3.Connection, job: JobRecord) -> None:
 def update(db: sqlite3.Connection, number: int, job: JobRecord) -> None:
     """Store what may change of a job."""
     db.execute(_UPDATE, (control_to_json(job), int(job.due), job.revision, job.schema_version, number))
+
+
+def _said_at(job: JobRecord) -> int:
+    return max(job.created_at, *(latch.decided_at or 0 for latch in job.latches.values()))
 
 
 def _plan(db: sqlite3.Connection, number: int) -> Plan | None:

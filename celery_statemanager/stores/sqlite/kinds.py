@@ -20,6 +20,10 @@ class Kind(IntEnum):
     """In nothing: the plan knows the tag, but not for this row."""
 
 
+COUNTED = (Kind.EXPECTED, Kind.EXTRA)
+"""The kinds whose cells make up a column."""
+
+
 def kind_of(job: JobRecord, tag: str, task_index: int) -> Kind:
     """Give the kind of a cell."""
     if task_index < 0:

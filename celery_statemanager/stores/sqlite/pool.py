@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
+import random
 import sqlite3
 import threading
 import time
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from contextlib import suppress
+from typing import Any
 
 from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.sqlite.connection import connect, translated
+from celery_statemanager.stores.sqlite.connection import connect, is_busy, translated
 
 MOST_IDLE = 8
+LONGEST_PAUSE = 0.008
 
 
-class _Forked(Protocol):
-    def after_fork(self) -> None: ...
-
-
-class _Loan:
-    """A call under way in a thread; its connection is None until it is open."""
+class Loan:
+    """A connection in the hands of a call; None until it is open."""
 
     __slots__ = ("connection", "stale", "thread")
 
@@ -34,7 +29,7 @@ class _Loan:
         self.thread = threading.get_ident()
 
 
-_abandoned: list[_Loan] = []
+_abandoned: list[Loan] = []
 """Calls that were under way in other threads at a fork: the child must never close their connections."""
 
 
@@ -47,73 +42,22 @@ class Pool:
 
     def __init__(self, path: str, timeout: float) -> None:
         self.path = path
-        self._timeout = timeout
+        self.timeout = timeout
+        self.turn = threading.RLock()
         self._changed = threading.Condition()
-        self._idle: list[sqlite3.Connection] = []
-        self._loans: set[_Loan] = set()
+        self._idle: dict[bool, list[sqlite3.Connection]] = {False: [], True: []}
+        self._loans: set[Loan] = set()
         self._forking = False
         self._pid = os.getpid()
-        self._turn = threading.RLock()
-        self._pulse: sqlite3.Connection | None = None
-        self._pulses = 0
-        self._beat = (0, 0)
-        self._beat_at = 0.0
-        self.watches: weakref.WeakSet[_Forked] = weakref.WeakSet()
         fork_aware(self)
 
-    @contextmanager
-    def connected(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection for single statements."""
-        try:
-            loan = self._take()
-            try:
-                yield loan.connection
-            finally:
-                self._give(loan)
-        except sqlite3.Error as error:
-            raise translated(error, self.path, self._timeout) from error
-
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Reading:
         """Lend a connection that sees one moment."""
-        with self.connected() as connection:
-            connection.execute("BEGIN")
-            yield connection
+        return Reading(self)
 
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Writing:
         """Lend a connection that alone may write; what it did is committed unless an exception passes."""
-        if not self._turn.acquire(timeout=self._timeout):
-            raise StoreUnavailable(
-                f"SQLite store {self.path}: other threads of this process have been writing for {self._timeout:g} s; "
-                "a larger store timeout waits longer"
-            )
-        try:
-            with self.connected() as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("COMMIT")
-        finally:
-            self._turn.release()
-
-    def beat(self, max_age: float = 0.0) -> tuple[int, int]:
-        """Give a value that differs from an earlier one if any connection has committed in between.
-
-        Args:
-            max_age: seconds that the answer may be old, so that many watches cost little more than one.
-        """
-        try:
-            with self._changed:
-                if self._pulse is None:
-                    self._pulse, self._pulses = connect(self.path, self._timeout), self._pulses + 1
-                    self._beat_at = -math.inf
-                now = time.monotonic()
-                if now - self._beat_at >= max_age:
-                    self._beat = (self._pulses, self._pulse.execute("PRAGMA data_version").fetchone()[0])
-                    self._beat_at = now
-                return self._beat
-        except sqlite3.Error as error:
-            raise translated(error, self.path, self._timeout) from error
+        return Writing(self)
 
     def close(self) -> None:
         """Close this process's connections, those that are lent as soon as they come back."""
@@ -126,55 +70,155 @@ class Pool:
         self._changed.acquire()
         self._forking = True
         me = threading.get_ident()
-        self._changed.wait_for(lambda: all(loan.thread == me for loan in self._loans), self._timeout)
+        self._changed.wait_for(lambda: all(loan.thread == me for loan in self._loans), self.timeout)
         self._close_idle()
 
     def after_fork(self) -> None:
         if os.getpid() != self._pid:
             self._pid = os.getpid()
-            self._turn = threading.RLock()
+            self.turn = threading.RLock()
             _abandoned.extend(loan for loan in self._loans if loan.thread != threading.get_ident())
             self._loans.clear()
-            for watch in list(self.watches):
-                watch.after_fork()
         self._forking = False
         self._changed.notify_all()
         self._changed.release()
 
-    def _take(self) -> _Loan:
-        loan = _Loan()
+    def take(self, *, writes: bool) -> Loan:
+        """Lend a connection; one that writes does not itself wait for others. Raises: sqlite3.Error."""
+        loan = Loan()
         with self._changed:
-            self._changed.wait_for(lambda: not self._forking)
-            loan.connection = self._idle.pop() if self._idle else None
+            while self._forking:
+                self._changed.wait()
+            idle = self._idle[writes]
+            loan.connection = idle.pop() if idle else None
             self._loans.add(loan)
-        try:
-            loan.connection = loan.connection or connect(self.path, self._timeout)
-        except BaseException:
-            self._give(loan)
-            raise
+        if loan.connection is None:
+            try:
+                loan.connection = connect(self.path, self.timeout, waits=not writes)
+            except BaseException:
+                self.give(loan, writes=writes)
+                raise
         return loan
 
-    def _give(self, loan: _Loan) -> None:
+    def give(self, loan: Loan, *, writes: bool) -> None:
+        """Take a connection back."""
         connection = loan.connection
-        try:
-            if connection is not None and connection.in_transaction:
+        if connection is not None and connection.in_transaction:
+            with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            loan.stale = True
         with self._changed:
             self._loans.discard(loan)
-            if connection is not None and (loan.stale or len(self._idle) >= MOST_IDLE):
-                _close(connection)
-            elif connection is not None:
-                self._idle.append(connection)
-            self._changed.notify_all()
+            if connection is not None:
+                idle = self._idle[writes]
+                if loan.stale or len(idle) >= MOST_IDLE or connection.in_transaction:
+                    _close(connection)
+                else:
+                    idle.append(connection)
+            if self._forking:
+                self._changed.notify_all()
 
     def _close_idle(self) -> None:
-        while self._idle:
-            _close(self._idle.pop())
-        if self._pulse is not None:
-            _close(self._pulse)
-            self._pulse = None
+        for idle in self._idle.values():
+            while idle:
+                _close(idle.pop())
+
+
+class Reading:
+    """One moment of the file, by ``with``. Raises: StoreError."""
+
+    __slots__ = ("_loan", "_pool")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._loan: Loan | None = None
+
+    def __enter__(self) -> sqlite3.Connection:
+        pool = self._pool
+        try:
+            self._loan = pool.take(writes=False)
+            connection: sqlite3.Connection = self._loan.connection
+            connection.execute("BEGIN")
+        except BaseException as error:
+            self._end()
+            if isinstance(error, sqlite3.Error):
+                raise translated(error, pool.path, pool.timeout) from error
+            raise
+        return connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._end()
+        if isinstance(error, sqlite3.Error):
+            raise translated(error, self._pool.path, self._pool.timeout) from error
+
+    def _end(self) -> None:
+        if self._loan is not None:
+            self._pool.give(self._loan, writes=False)
+
+
+class Writing:
+    """A write transaction, by ``with``. Raises: StoreError.
+
+    The threads of a process queue up for their turn; between processes SQLite's lock is tried again and again,
+    at short random intervals: its own waiting grows to 100 ms a try, and starves some where many write.
+    """
+
+    __slots__ = ("_loan", "_pool", "_turn")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._turn = pool.turn
+        self._loan: Loan | None = None
+
+    def __enter__(self) -> sqlite3.Connection:
+        pool = self._pool
+        deadline = time.monotonic() + pool.timeout
+        if not self._turn.acquire(timeout=pool.timeout):
+            raise StoreUnavailable(
+                f"SQLite store {pool.path}: other threads of this process have been writing for {pool.timeout:g} s; "
+                "a larger store timeout waits longer"
+            )
+        try:
+            self._loan = pool.take(writes=True)
+            connection: sqlite3.Connection = self._loan.connection
+            _begin(connection, deadline)
+        except BaseException as error:
+            self._end()
+            if isinstance(error, sqlite3.Error):
+                raise translated(error, pool.path, pool.timeout) from error
+            raise
+        return connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None and self._loan is not None:
+                self._loan.connection.execute("COMMIT")
+        except sqlite3.Error as failure:
+            error = failure
+        finally:
+            self._end()
+        if isinstance(error, sqlite3.Error):
+            raise translated(error, self._pool.path, self._pool.timeout) from error
+
+    def _end(self) -> None:
+        try:
+            if self._loan is not None:
+                self._pool.give(self._loan, writes=True)
+        finally:
+            self._turn.release()
+
+
+def _begin(connection: sqlite3.Connection, deadline: float) -> None:
+    pause = LONGEST_PAUSE / 16
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(random.uniform(0.0, pause))
+        pause = min(pause * 2, LONGEST_PAUSE)
 
 
 def _close(connection: sqlite3.Connection) -> None:

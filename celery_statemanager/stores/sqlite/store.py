@@ -8,7 +8,6 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +32,7 @@ from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.sqlite import attempts, garbage, jobs, listing
 from celery_statemanager.stores.sqlite.location import locate
 from celery_statemanager.stores.sqlite.pool import Pool
+from celery_statemanager.stores.sqlite.pulse import Pulse
 from celery_statemanager.stores.sqlite.snapshot import Snapshot
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.stores.sqlite.watch import SQLiteWatch
@@ -56,8 +56,10 @@ class SQLiteStore(Store):
             raise ConfigurationError(f"a store's timeout is a number of seconds, not {timeout!r}")
         self._clock = clock
         self._jobs = jobs.Jobs()
-        self._pool = Pool(os.path.realpath(path), min(timeout, LONGEST_TIMEOUT))
-        weakref.finalize(self, self._pool.close)
+        self._path = os.path.realpath(path)
+        self._pool = Pool(self._path, min(timeout, LONGEST_TIMEOUT))
+        self._pulse = Pulse(self._path, min(timeout, LONGEST_TIMEOUT))
+        weakref.finalize(self, _close, self._pool, self._pulse)
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float, **options: Any) -> SQLiteStore:
@@ -78,8 +80,8 @@ class SQLiteStore(Store):
             return self._jobs.get(db, key).job
 
     def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
-        with self._changing(job.ref) as transaction:
-            return steps.update_job(transaction, job)
+        with self._pool.writing() as db:
+            return steps.update_job(SQLiteTransaction(db, self._jobs, job.ref, self.now()), job)
 
     def list_jobs(
         self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
@@ -101,20 +103,22 @@ class SQLiteStore(Store):
             return garbage.purge(db, limit)
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
-        with self._changing(ref, (write.tag, write.task_index)) as transaction:
+        with self._pool.writing() as db:
+            transaction = SQLiteTransaction(db, self._jobs, ref, self.now(), (write.tag, write.task_index))
             return steps.write(transaction, write)
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        with self._changing(ref, (begin.tag, begin.task_index)) as transaction:
+        with self._pool.writing() as db:
+            transaction = SQLiteTransaction(db, self._jobs, ref, self.now(), (begin.tag, begin.task_index))
             return steps.begin(transaction, begin)
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
-        with self._reading(ref) as snapshot:
-            return snapshot.cell(tag, task_index)
+        with self._pool.reading() as db:
+            return Snapshot(db, self._jobs.current(db, ref)).cell(tag, task_index)
 
     def lowest(self, ref: JobRef, scope: Scope) -> State:
-        with self._reading(ref) as snapshot:
-            return snapshot.lowest(scope)
+        with self._pool.reading() as db:
+            return Snapshot(db, self._jobs.current(db, ref)).lowest(scope)
 
     def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
         with self._pool.reading() as db:
@@ -125,9 +129,7 @@ class SQLiteStore(Store):
         return listing.list_states(self._pool, self._jobs, ref, scope)
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        watch = SQLiteWatch(self._pool, self._jobs, ref, scope)
-        self._pool.watches.add(watch)
-        return watch
+        return SQLiteWatch(self._pool, self._pulse, self._jobs, ref, scope)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         now = self.now()
@@ -135,7 +137,7 @@ class SQLiteStore(Store):
             db.execute(_PUT_WORKER, (worker_id, body, now, now + round(lease * 1_000_000)))
 
     def list_workers(self) -> list[WorkerRecord]:
-        with self._pool.connected() as db:
+        with self._pool.reading() as db:
             rows = db.execute("SELECT worker_id, body, renewed_at, lease_until FROM worker").fetchall()
         return [WorkerRecord(*row) for row in rows]
 
@@ -150,17 +152,12 @@ class SQLiteStore(Store):
         return int(self._clock() * 1_000_000)
 
     def close(self) -> None:
-        self._pool.close()
+        _close(self._pool, self._pulse)
 
     def __repr__(self) -> str:
-        return f"<SQLiteStore {self._pool.path}>"
+        return f"<SQLiteStore {self._path}>"
 
-    @contextmanager
-    def _changing(self, ref: JobRef, cell: tuple[str, int] | None = None) -> Iterator[SQLiteTransaction]:
-        with self._pool.writing() as db:
-            yield SQLiteTransaction(db, self._jobs, ref, self.now(), cell)
 
-    @contextmanager
-    def _reading(self, ref: JobRef) -> Iterator[Snapshot]:
-        with self._pool.reading() as db:
-            yield Snapshot(db, self._jobs.current(db, ref))
+def _close(pool: Pool, pulse: Pulse) -> None:
+    pulse.close()
+    pool.close()

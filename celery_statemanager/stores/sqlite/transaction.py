@@ -5,25 +5,29 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from celery_statemanager import aggregate
-from celery_statemanager.errors import JobNotFound
 from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
-from celery_statemanager.stores.sqlite import jobs
 from celery_statemanager.stores.sqlite.cells import COLUMNS, SELECTED, cell_of, row_of
-from celery_statemanager.stores.sqlite.kinds import Kind, kind_of
+from celery_statemanager.stores.sqlite.jobs import Jobs, Known, update
+from celery_statemanager.stores.sqlite.kinds import COUNTED, Kind, kind_of
 from celery_statemanager.transitions import tally_of
 
 TOUCH_EVERY = 60 * 1_000_000
+NOTHING = Tally()
 
+_CELL_AT = 5 + len(Tally._fields)
+_ALL = range(len(COLUMNS))
 _TALLY = ", ".join(f"t.{name}" for name in Tally._fields)
 _READ = f"""
-SELECT j.revision, j.touched, n.seq, n.timestamp, t.id, {_TALLY}, {SELECTED}
+SELECT j.revision, j.touched, ifnull(n.seq, 0), ifnull(n.timestamp, 0), t.id, {_TALLY}, {SELECTED}
 FROM job j
-LEFT JOIN cell n ON n.job = j.id AND n.seq = (SELECT max(seq) FROM cell WHERE job = j.id)
+LEFT JOIN cell n INDEXED BY cell_seq ON n.job = j.id
+  AND n.seq = (SELECT max(seq) FROM cell INDEXED BY cell_seq WHERE job = j.id)
 LEFT JOIN tag t ON t.job = j.id AND t.kind = ? AND t.name = ?
 LEFT JOIN cell c ON c.job = j.id AND c.tag = t.id AND c.task_index = ?
 WHERE j.id = ?
@@ -45,49 +49,45 @@ class SQLiteTransaction:
     """
 
     def __init__(
-        self, db: sqlite3.Connection, known: jobs.Jobs, ref: JobRef, clock: int, cell: tuple[str, int] | None = None
+        self, db: sqlite3.Connection, jobs: Jobs, ref: JobRef, clock: int, cell: tuple[str, int] | None = None
     ) -> None:
+        known, kind, read = _found(db, jobs.remembered(db, ref), cell)
+        if read is None or read[0] != known.job.revision:
+            known, kind, read = _found(db, jobs.read(db, ref), cell)
+        _, self._touched, self._seq, newest, number = read[:5]
         self._db = db
+        self._id = known.id
+        self._job = known.job
         self._columns: dict[tuple[Kind, str], tuple[int, Tally]] = {}
-        self._cells: dict[tuple[str, int], Cell | None] = {}
-        found = known.remembered(db, ref)
-        self._id = found.id
-        kind, tag, row = (kind_of(found.job, *cell), *cell) if cell else (None, None, None)
-        read = db.execute(_READ, (kind, tag, row, self._id)).fetchone()
-        if read is None:
-            raise JobNotFound(*ref.key)
-        revision, self._touched, self._seq, newest = read[:4]
-        self._job = found.job if found.job.revision == revision else known.read(db, ref).job
-        self.now = max(clock, newest or 0, _last_said(self._job))
-        if kind is not None and tag is not None and read[4] is not None:
-            self._columns[kind, tag] = read[4], Tally(*read[5:13])
-        if tag is not None and row is not None:
-            self._cells[tag, row] = None if read[13] is None else cell_of(read[13:])
+        self._rows: dict[tuple[str, int], Sequence[Any] | None] = {}
+        self.now = max(clock, newest, known.said_at)
+        if cell is not None and kind is not None:
+            self._rows[cell] = None if read[_CELL_AT] is None else read[_CELL_AT:]
+            if number is not None:
+                self._columns[kind, cell[0]] = number, Tally._make(read[5:_CELL_AT])
 
     @property
     def job(self) -> JobRecord:
         return self._job
 
     def cell(self, tag: str, task_index: int) -> Cell | None:
-        if (tag, task_index) not in self._cells:
-            column = self._column(kind_of(self._job, tag, task_index), tag)
-            row = column and self._db.execute(_READ_CELL, (self._id, column[0], task_index)).fetchone()
-            self._cells[tag, task_index] = cell_of(row) if row else None
-        return self._cells[tag, task_index]
+        row = self._row(tag, task_index)
+        return None if row is None else cell_of(row)
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
+        before, after = self._row(tag, task_index), row_of(new)
         kind = kind_of(self._job, tag, task_index)
         number, tally = self._column(kind, tag) or self._new_column(kind, tag)
-        self._seq = (self._seq or 0) + 1
         place = (self._id, number, task_index)
-        if old is None:
-            self._db.execute(_INSERT_CELL, (*place, self._seq, *row_of(new)))
+        self._seq += 1
+        if before is None:
+            self._db.execute(_INSERT_CELL, (*place, self._seq, *after))
         else:
-            self._update(place, row_of(old), row_of(new))
-        self._cells[tag, task_index] = new
-        if kind in (Kind.EXPECTED, Kind.EXTRA):
-            self._count(kind, tag, number, tally.plus(tally_of(new)).minus(tally_of(old) if old else Tally()))
-            if old is None:
+            self._update(place, before, after)
+        self._rows[tag, task_index] = after
+        if kind in COUNTED:
+            self._count(kind, tag, number, tally, tally_of(old) if old else NOTHING, tally_of(new))
+            if before is None:
                 self._split_gap(*place)
         if self.now - self._touched >= TOUCH_EVERY:
             self._touched = self.now
@@ -106,7 +106,14 @@ class SQLiteTransaction:
             schema_version=job.schema_version,
             revision=self._job.revision + 1,
         )
-        jobs.update(self._db, self._id, self._job)
+        update(self._db, self._id, self._job)
+
+    def _row(self, tag: str, task_index: int) -> Sequence[Any] | None:
+        if (tag, task_index) not in self._rows:
+            column = self._column(kind_of(self._job, tag, task_index), tag)
+            place = (self._id, column[0], task_index) if column else None
+            self._rows[tag, task_index] = self._db.execute(_READ_CELL, place).fetchone() if place else None
+        return self._rows[tag, task_index]
 
     def _column(self, kind: Kind, tag: str) -> tuple[int, Tally] | None:
         if (kind, tag) not in self._columns:
@@ -120,7 +127,7 @@ class SQLiteTransaction:
         self._db.execute(_INSERT_TAG, (self._id, kind, tag, self._id))
         column = self._column(kind, tag)
         assert column is not None
-        if kind in (Kind.EXPECTED, Kind.EXTRA):
+        if kind in COUNTED:
             ranges = aggregate.expected_rows(self._job, tag).ranges
             self._db.executemany(
                 "INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)",
@@ -128,17 +135,17 @@ class SQLiteTransaction:
             )
         return column
 
-    def _update(self, place: tuple[int, int, int], old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
+    def _update(self, place: tuple[int, int, int], old: Sequence[Any], new: Sequence[Any]) -> None:
         """Set only what differs: an index is rewritten as soon as one of its columns is named."""
-        changed = tuple(at for at in range(len(COLUMNS)) if old[at] != new[at])
-        self._db.execute(_update_cell(changed), (self._seq, *(new[at] for at in changed), *place))
+        changed = tuple([at for at in _ALL if old[at] != new[at]])
+        self._db.execute(_update_cell(changed), (self._seq, *[new[at] for at in changed], *place))
 
-    def _count(self, kind: Kind, tag: str, number: int, tally: Tally) -> None:
-        old = self._columns[kind, tag][1]
-        if tally != old:
-            changed = tuple(at for at in range(len(tally)) if tally[at] != old[at])
-            self._db.execute(_update_tag(changed), (*(tally[at] for at in changed), self._id, number))
-            self._columns[kind, tag] = number, tally
+    def _count(self, kind: Kind, tag: str, number: int, tally: Tally, old: Tally, new: Tally) -> None:
+        if old != new:
+            counted = tally.plus(new).minus(old)
+            changed = tuple([at for at, count in enumerate(counted) if count != tally[at]])
+            self._db.execute(_update_tag(changed), (*[counted[at] for at in changed], self._id, number))
+            self._columns[kind, tag] = number, counted
 
     def _split_gap(self, job: int, tag: int, row: int) -> None:
         """Take a row out of the range it lies in, which goes by its upper end: the common case changes no key."""
@@ -151,6 +158,11 @@ class SQLiteTransaction:
             self._db.execute("INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)", (job, tag, low, row - 1))
 
 
+def _found(db: sqlite3.Connection, known: Known, cell: tuple[str, int] | None) -> tuple[Known, Kind | None, Any]:
+    kind = kind_of(known.job, *cell) if cell else None
+    return known, kind, db.execute(_READ, (kind, *(cell or (None, None)), known.id)).fetchone()
+
+
 @cache
 def _update_cell(changed: tuple[int, ...]) -> str:
     terms = "".join(f", {COLUMNS[at]} = ?" for at in changed)
@@ -161,8 +173,3 @@ def _update_cell(changed: tuple[int, ...]) -> str:
 def _update_tag(changed: tuple[int, ...]) -> str:
     terms = ", ".join(f"{Tally._fields[at]} = ?" for at in changed)
     return f"UPDATE tag SET {terms} WHERE job = ? AND id = ?"
-
-
-def _last_said(job: JobRecord) -> int:
-    """Give the newest time that the store itself has put on the job's record."""
-    return max(job.created_at, *(latch.decided_at or 0 for latch in job.latches.values()))

@@ -12,6 +12,7 @@ from celery_statemanager.stores.sqlite.cells import cell_of
 from celery_statemanager.stores.sqlite.jobs import Jobs
 from celery_statemanager.stores.sqlite.listing import changed, newest_change
 from celery_statemanager.stores.sqlite.pool import Pool
+from celery_statemanager.stores.sqlite.pulse import Beat, Pulse
 from celery_statemanager.stores.sqlite.snapshot import seen
 
 MOST_STATES = 1_000
@@ -22,13 +23,15 @@ IDLE_PAUSE = 0.022
 class SQLiteWatch(Watch):
     """Holds no connection and no transaction between two looks; goes on in both processes after a fork."""
 
-    def __init__(self, pool: Pool, jobs: Jobs, ref: JobRef, scope: Scope) -> None:
+    def __init__(self, pool: Pool, pulse: Pulse, jobs: Jobs, ref: JobRef, scope: Scope) -> None:
         self._pool = pool
+        self._pulse = pulse
         self._jobs = jobs
         self._ref = ref
         self._scope = scope
         self._closed = threading.Event()
-        self._beat = pool.beat()
+        pulse.tell_of_forks(self)
+        self._beat = pulse.beat()
         with pool.reading() as db:
             known = jobs.current(db, ref)
             self._seq = newest_change(db, known.id)
@@ -38,7 +41,7 @@ class SQLiteWatch(Watch):
         deadline = time.monotonic() + timeout
         pause, max_age = BUSY_PAUSE, 0.0
         while not self._closed.is_set():
-            beat = self._pool.beat(max_age)
+            beat = self._pulse.beat(max_age)
             if beat != self._beat:
                 batch = self._look(beat)
                 if batch.states or batch.job_changed:
@@ -62,7 +65,7 @@ class SQLiteWatch(Watch):
         if was_closed:
             self._closed.set()
 
-    def _look(self, beat: tuple[int, int]) -> Batch:
+    def _look(self, beat: Beat) -> Batch:
         with self._pool.reading() as db:
             known = self._jobs.current(db, self._ref)
             rows = changed(db, known.id, self._scope, self._seq, MOST_STATES)

@@ -1,0 +1,287 @@
+"""A state machine that does to a store whatever its users may, and holds it against ``JobModel`` after every step."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from celery_statemanager.errors import JobExists, JobNotFound, StateManagerError
+from celery_statemanager.manager import new_event_id, new_job
+from celery_statemanager.models import Scope
+from celery_statemanager.records import Begin, Cell, Delivery, Write
+from celery_statemanager.stores.base import Store
+from celery_statemanager.subscription import Subscription
+from celery_statemanager.testing import naive
+from celery_statemanager.testing.kit import FINISHED, Grid, every_job
+from celery_statemanager.testing.model import JobModel, Place
+from celery_statemanager.testing.reader import Reader
+
+TAGS = ("a", "b", "c")
+PLANS: tuple[Any, ...] = (None, ("a", "b"), ("b", "a", "c"), {"a": [0, 1, 2], "b": [0, 2]}, {"c": [1, 2], "a": [0, 1]})
+STATUSES = (0, 1, 2, 50, 100, 5000, 2**31 - 2, FINISHED, FINISHED, FINISHED, -1, -1, -6, -7, -8, -(2**31))
+PROGRESS = '{"done":1,"total":4}'
+PAYLOADS = (None, '{"n":1}', f'{{"progress":{PROGRESS},"n":2}}', '{"progress":"odd"}')
+ROWS = 3
+
+places = st.tuples(st.sampled_from(TAGS), st.integers(0, ROWS - 1))
+deliveries = st.builds(Delivery, st.integers(0, 1), st.integers(0, 2))
+messages = st.sampled_from((None, "", "words", "wörds"))
+ways = st.sampled_from(({}, {}, {"takes_over": True}, {"supersedes": 1}, {"supersedes": 2}))
+owners = st.sampled_from((None, "w1", "w2"))
+scopes = st.builds(Scope, st.sampled_from((None, None, *TAGS)), st.sampled_from((None, None, 0, 1)))
+writes = st.fixed_dictionaries(
+    {"status": st.sampled_from(STATUSES), "message": messages},
+    optional={
+        "cascades": st.just(value=True),
+        "yields": st.just(value=True),
+        "losing": st.just(value=True),
+        "payload": st.sampled_from(PAYLOADS),
+        "keeps_payload": st.just(value=True),
+        "progress": st.just(PROGRESS),
+    },
+)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Use it through ``store_machine``."""
+
+    make_store: ClassVar[Any]
+    counts: ClassVar[Counter[str]]
+
+    jobs: Bundle[JobModel] = Bundle("jobs")
+    gone: Bundle[JobModel] = Bundle("gone")
+    readers: Bundle[Reader] = Bundle("readers")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = self.make_store()
+        self.kept: dict[str, JobModel] = {}
+        self.open: list[Reader] = []
+        self.touched: JobModel | None = None
+        self.counts["examples"] += 1
+
+    def teardown(self) -> None:
+        """Read all readers to the end, delete what is left and check that nothing is."""
+        for reader in self.open:
+            reader.drain()
+            reader.events.close()
+        for model in self.kept.values():
+            Grid(self.store, model.ref).delete()
+        assert list(every_job(self.store)) == []
+        assert list(self.store.list_open_attempts()) == []
+        self.store.close()
+
+    @initialize(target=jobs, plan=st.sampled_from(PLANS))
+    def first(self, plan: Any) -> Any:
+        """Start with a job."""
+        return self.create("job 0", plan)
+
+    @rule(target=jobs, name=st.sampled_from(("job 0", "job 1")), plan=st.sampled_from(PLANS))
+    def create_or_recreate(self, name: str, plan: Any) -> Any:
+        """Create a job where there is none of the name."""
+        return self.create(name, plan)
+
+    @rule(
+        model=jobs,
+        place=places,
+        fields=writes,
+        fence=st.sampled_from((None, None, 0, 0, 0, 1)),
+        repeats=st.sampled_from((True, False, False, False)),
+        closes=st.booleans(),
+        retry=st.none() | deliveries,
+    )
+    def write(
+        self,
+        model: JobModel,
+        place: Place,
+        fields: dict[str, Any],
+        fence: int | None,
+        repeats: bool,
+        closes: bool,
+        retry: Delivery | None,
+    ) -> None:
+        """Write a cell in any of the ways there are."""
+        cell = model.cell(place)
+        event_id = cell.event_id if repeats and cell.version else new_event_id()
+        attempt = None if fence is None else cell.attempt - fence
+        retry = retry if closes else None
+        self.send(model, place, event_id=event_id, attempt=attempt, closes=closes, next_delivery=retry, **fields)
+
+    @rule(model=jobs, place=places, fields=writes, delivery=deliveries, way=ways, owner=owners, closes=st.booleans())
+    def begin_late(
+        self,
+        model: JobModel,
+        place: Place,
+        fields: dict[str, Any],
+        delivery: Delivery,
+        way: dict[str, Any],
+        owner: str | None,
+        closes: bool,
+    ) -> None:
+        """Begin and write in one step."""
+        begin = Begin(tag=place[0], task_index=place[1], event_id=new_event_id(), delivery=delivery, owner=owner, **way)
+        self.send(model, place, event_id=new_event_id(), begin=begin, closes=closes, **fields)
+
+    @rule(model=jobs, place=places, delivery=deliveries, way=ways, owner=owners, message=messages)
+    def begin(
+        self,
+        model: JobModel,
+        place: Place,
+        delivery: Delivery,
+        way: dict[str, Any],
+        owner: str | None,
+        message: str | None,
+    ) -> None:
+        """Ask for an attempt."""
+        tag, row = place
+        request = Begin(
+            tag=tag, task_index=row, event_id=new_event_id(), delivery=delivery, owner=owner, message=message, **way
+        )
+        before = set(model.fallen)
+        reply = self.store.begin(model.ref, replace(request))
+        assert reply.verdict is model.begin(request)
+        assert set(reply.decided) == model.fallen - before
+        assert brief(reply.cell) == brief(model.cell(place))
+        self.touched = model
+
+    @rule(model=jobs, reason=messages)
+    def cancel(self, model: JobModel, reason: str | None) -> None:
+        """Cancel a job, if it was not."""
+        if not model.cancelled:
+            before = set(model.fallen)
+            model.cancel(reason)
+            assert set(Grid(self.store, model.ref).cancel(reason)) == model.fallen - before
+        self.touched = model
+
+    @rule(model=jobs)
+    def tombstone(self, model: JobModel) -> None:
+        """Mark a job deleted; nothing else changes."""
+        Grid(self.store, model.ref).tombstone()
+        model.tombstoned = True
+        self.touched = model
+
+    @rule(target=gone, model=consumes(jobs), purging=st.booleans())
+    def delete(self, model: JobModel, purging: bool) -> JobModel:
+        """Delete a job; its subscriptions end."""
+        assert self.store.delete_job(self.store.get_job(model.ref.key))
+        del self.kept[model.job.job_id]
+        self.touched = None
+        for reader in [reader for reader in self.open if reader.model is model]:
+            self.open.remove(reader)
+            reader.end()
+        if purging:
+            self.store.purge(2)
+        return model
+
+    @rule(model=gone, place=places)
+    def straggle(self, model: JobModel, place: Place) -> None:
+        """Do anything to a deleted job."""
+        grid = Grid(self.store, model.ref)
+        uses: tuple[Callable[[], object], ...] = (
+            lambda: grid.write(*place, 5),
+            lambda: grid.begin(*place, takes_over=True),
+            lambda: grid.state(*place),
+            lambda: grid.lowest(),
+            lambda: grid.states(),
+            lambda: self.store.survey(model.ref),
+            lambda: self.store.watch(model.ref, Scope()),
+            lambda: self.store.update_job(model.job),
+            lambda: self.store.delete_job(model.job),
+        )
+        for use in uses:
+            with pytest.raises(JobNotFound):
+                use()
+
+    @rule(target=readers, model=jobs, scope=scopes)
+    def subscribe(self, model: JobModel, scope: Scope) -> Reader:
+        """Open one more subscription."""
+        reader = Reader(model, scope, Subscription(self.store, model.ref, scope))
+        self.open.append(reader)
+        return reader
+
+    @rule(reader=readers)
+    def read_one(self, reader: Reader) -> None:
+        """Take one event of a subscription, if there is one."""
+        event = reader.events.get(0.0)
+        if event is not None:
+            reader.take(event)
+
+    @rule(reader=readers)
+    def read_all(self, reader: Reader) -> None:
+        """Read a subscription to its present end."""
+        if reader in self.open:
+            reader.drain()
+
+    @rule(reader=consumes(readers))
+    def unsubscribe(self, reader: Reader) -> None:
+        """Close a subscription."""
+        reader.events.close()
+        assert reader.events.get(0.0) is None
+        self.open = [each for each in self.open if each is not reader]
+
+    @invariant()
+    def agree(self) -> None:
+        """Whatever can be read of the job last touched is what the model says."""
+        self.counts["steps"] += 1
+        if self.touched is not None:
+            check(Grid(self.store, self.touched.ref), self.touched)
+            self.touched = None
+
+    def create(self, name: str, plan: Any) -> Any:
+        try:
+            made = self.store.create_job(new_job(name, ROWS, plan))
+        except JobExists:
+            assert name in self.kept
+            return multiple()
+        assert name not in self.kept
+        self.touched = self.kept[name] = JobModel(made)
+        return self.touched
+
+    def send(self, model: JobModel, place: Place, **fields: Any) -> None:
+        request = Write(tag=place[0], task_index=place[1], **fields)
+        before = set(model.fallen)
+        expected = model.write(request)
+        try:
+            reply = self.store.write(model.ref, replace(request))
+        except StateManagerError as error:
+            assert type(error).__name__ == expected
+        else:
+            assert expected == ("written" if reply.changed else "same")
+            assert set(reply.decided) == model.fallen - before
+            assert brief(reply.cell) == brief(model.cell(place))
+        self.touched = model
+
+
+def brief(cell: Cell) -> Cell:
+    """Give a cell without its times, its payload as a value."""
+    payload: Any = json.loads(cell.payload) if cell.payload else None
+    return replace(cell, timestamp=0, began_at=0, payload=payload)
+
+
+def check(grid: Grid, model: JobModel) -> None:
+    """Compare all that can be read of a job."""
+    job = grid.job
+    assert (job.cancelled is not None, job.tombstoned_at is not None) == (model.cancelled, model.tombstoned)
+    assert grid.fallen == model.fallen
+    cells, states = naive.read_grid(grid, TAGS)
+    for place, cell in cells.items():
+        assert brief(cell) == brief(model.cell(place))
+        assert (states[place].status, states[place].message) == model.reads(place)
+    naive.check_grid(grid, model.expected, cells, states)
+    owned = {(tag, row) for (tag, row), cell in model.cells.items() if cell.open and cell.owner}
+    found = [each for each in grid.store.list_open_attempts() if each.ref == grid.ref]
+    assert {(each.tag, each.task_index) for each in found} == owned
+    assert len(found) == len(owned)
+
+
+def machine_for(make_store: Callable[[], Store]) -> type[StoreMachine]:
+    """Give a machine of its own for a store, with its own counts."""
+    fields = {"make_store": staticmethod(make_store), "counts": Counter()}
+    return type("StoreMachine", (StoreMachine,), fields)
