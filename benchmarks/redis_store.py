@@ -2,8 +2,8 @@
 
     python benchmarks/redis_store.py redis://localhost:6379/0
 
-Prints medians of interleaved runs: a ``set_state`` against a ``SET`` of the same size, the time from a write to
-its subscriber against ``PUBLISH`` to ``get_message``, and the server's memory for a state.
+Prints medians of interleaved runs: a ``set_state`` against a ``SET`` of the same size and a Celery result, the time
+from a write to its subscriber against ``PUBLISH`` to ``get_message``, and the server's memory for a state.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import redis
+from celery import Celery
 
 from celery_statemanager import Manager, Status, open_store
 
@@ -28,14 +29,15 @@ def main(url: str) -> None:
     with open_store(url + "?prefix=benchmark") as store:
         job_id = f"benchmark {time.time_ns()}"
         manager = Manager.create(store, job_id, num_tasks=1, task_index=0, tags=("a",))
-        writes(client, manager)
+        writes(client, manager, url)
         latency(client, manager)
         manager.delete_job()
         memory(client, store)
 
 
-def writes(client: redis.Redis, manager: Manager) -> None:
-    """Compare writes."""
+def writes(client: redis.Redis, manager: Manager, url: str) -> None:
+    """Compare writes; the last one is what a Celery result costs."""
+    results = Celery(backend=url).backend
     statuses = iter(range(2, 10**9))
     value = b"x" * 80
     calls = {
@@ -43,6 +45,7 @@ def writes(client: redis.Redis, manager: Manager) -> None:
         "set_state": lambda: manager.set_state("a", next(statuses), MESSAGE),
         "set_state + payload": lambda: manager.set_state("a", next(statuses), MESSAGE, {"rows": 812}),
         "progress": lambda: manager.progress("a", 4, 10, MESSAGE),
+        "Celery store_result": lambda: results.store_result("benchmark", {"rows": 812}, "PROGRESS"),
     }
     medians = interleaved(calls)
     for name, median in medians.items():

@@ -46,6 +46,7 @@ _TEXTS = (
     (r"Cluster mode is not enabled|cluster support disabled", "SINGLE"),
     (r"certificate|SSL|TLS", "TLS"),
     (r"MISCONF", "MISCONF"),
+    (r"^(MOVED|ASK) \d", "CLUSTERED"),
 )
 
 _PASSING = re.compile(r"READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|\bBUSY\b|UNBLOCKED")

@@ -86,23 +86,21 @@ local function read(place)
     return nil
   end
   local cell, values = {}, cmsgpack.unpack(packed)
-  for i, name in ipairs(CELL) do
-    cell[name] = values[i] or nil
+  for i = 1, #values do
+    cell[CELL[i]] = values[i] or nil
   end
   cell.attempt = cell.attempt or 0
   return cell
 end
 
 local function pack(cell)
-  local values, last = {}, 0
-  for i, name in ipairs(CELL) do
-    values[i] = cell[name] or false
-    if values[i] and values[i] ~= 0 then
-      last = i
-    end
+  local last = #CELL
+  while (cell[CELL[last]] or 0) == 0 do
+    last = last - 1
   end
-  for i = #CELL, last + 1, -1 do
-    values[i] = nil
+  local values = {}
+  for i = 1, last do
+    values[i] = cell[CELL[i]] or false
   end
   return cmsgpack.pack(values)
 end
