@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import Task
@@ -13,6 +14,7 @@ from celery import Task
 from celery_statemanager import leases
 from celery_statemanager.codec import state_of
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StateManagerError
+from celery_statemanager.integration import kept, worker_requests
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
@@ -24,9 +26,6 @@ from celery_statemanager.records import Begin, Delivery, Verdict, When, Write
 from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
-
-WORKER_ID = "STATEMANAGER_WORKER_ID"
-"""The environment variable in which a worker's main process names itself to its children, forked or spawned."""
 
 _ATTRIBUTE = "_statemanager_run"
 
@@ -42,7 +41,9 @@ class Run:
         ended: whether its last state was written, by us or by whoever superseded it.
     """
 
-    def __init__(self, tracker: Tracker, binding: Binding, delivery: Delivery, owner: str | None) -> None:
+    def __init__(
+        self, tracker: Tracker, binding: Binding, delivery: Delivery, owner: str | None = None, kept: str | None = None
+    ) -> None:
         self.tracker = tracker
         self.binding = binding
         self.delivery = delivery
@@ -57,6 +58,7 @@ class Run:
             event_id=new_event_id(),
             delivery=delivery,
             owner=owner,
+            kept=kept,
         )
         self._next_progress = 0.0
 
@@ -73,9 +75,10 @@ class Run:
 
     def begin(self) -> None:
         """Take an attempt. Raises: StateManagerError."""
-        store = self.tracker.store
+        store, limit = self.tracker.store, self.tracker.settings.max_lost
+        runs_here = partial(worker_requests.runs_here, self.binding.celery_task_id)
         try:
-            reply = leases.begin(store, self.binding.ref, self._begin, self.binding.celery_task_id)
+            reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, runs_here=runs_here)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
             return
@@ -166,8 +169,9 @@ def start_run(task: Task[Any, Any]) -> Run | None:
     tracker = None if binding is None else tracker_of(task.app)
     if binding is None or tracker is None:
         return None
-    owner = None if request.is_eager else os.environ.get(WORKER_ID)
-    run = Run(tracker, binding, delivery_of(request), owner)
+    owner = None if request.is_eager else os.environ.get(worker_requests.WORKER_ID)
+    keeps = owner is not None and kept.requeues(task, tracker.settings.on_lost)
+    run = Run(tracker, binding, delivery_of(request), owner, kept.of_execution(task) if keeps else None)
     setattr(request, _ATTRIBUTE, run)
     run._guarded(run.begin)
     return run

@@ -6,25 +6,32 @@ body. Without one it is the worker's main process that learnt of an outcome; it 
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 from celery import current_task, signals
 from celery.exceptions import Ignore, Reject
 from celery.utils.dispatch import Signal
 
+from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
-from celery_statemanager.integration import outcomes, worker
+from celery_statemanager.integration import outcomes, worker, worker_requests
 from celery_statemanager.integration.binding import HEADER
 from celery_statemanager.integration.interrupts import TaskJobGone, TaskSuperseded
 from celery_statemanager.integration.run import Run, run_of, start_run
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery
 
+logger = logging.getLogger(__name__)
+
 
 def connect() -> None:
     """Connect every handler; harmless when repeated."""
     for signal, handler in _HANDLERS:
         signal.connect(handler, weak=False, dispatch_uid=f"celery_statemanager.{handler.__name__}")
+    if _warn_of_deadlock not in barrier.before_waiting:
+        barrier.before_waiting.append(_warn_of_deadlock)
 
 
 def _on_prerun(task: Any = None, **_: Any) -> None:
@@ -80,7 +87,7 @@ def _on_ignored(run: Run, retval: Any) -> None:
 
 
 def _on_received(request: Any = None, **_: Any) -> None:
-    worker.remember(request)
+    worker_requests.remember(request)
 
 
 def _on_revoked(
@@ -100,6 +107,19 @@ def _on_publish(headers: Any = None, **_: Any) -> None:
     run = run_of(current_task)
     if run is not None and HEADER not in headers and headers.get("id") == run.binding.celery_task_id:
         headers[HEADER] = run.binding.to_header()
+
+
+@cache
+def _blocking_in_a_task() -> None:
+    logger.warning(
+        "a task waits for others of its job: with fewer free worker slots than rows, those it waits for never begin; "
+        "use a chain, a callback, or one worker slot per row (told once per process)"
+    )
+
+
+def _warn_of_deadlock() -> None:
+    if current_task and not current_task.request.is_eager and not current_task.request.called_directly:
+        _blocking_in_a_task()
 
 
 _HANDLERS: list[tuple[Signal, Any]] = [

@@ -1,6 +1,8 @@
 """The app of the acceptance tests; workers and tests import it, configured by the environment."""
 
 import os
+import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +18,8 @@ app = Celery("tracked", broker=os.environ["TRACKED_BROKER"])
 app.conf.update(
     statemanager_store_url=os.environ["TRACKED_STORE"],
     statemanager_progress_interval=0.0,
+    statemanager_lease=6.0,
+    statemanager_sweep_interval=1.5,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
@@ -110,6 +114,24 @@ def too_slow(self):
     wait_for("never", 30)
 
 
+@task(base=StatefulTask, tag="work", time_limit=1)
+def hang():
+    wait_for("never", 30)
+
+
+@task(base=StatefulTask, tag="work")
+def die(how):
+    if how == "exit":
+        sys.exit(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def wait_for_all(self, status):
+    self.state.set(status)
+    return len(self.state.synchronize(status, timeout=20))
+
+
 @task(tag="plain")
 def plain(key):
     state = current_state()
@@ -135,6 +157,21 @@ def gate(self, key):
     note(key, f"begun {self.state.attempt}")
     wait_for(f"{key}.go", 30)
     note(key, f"ended {self.state.attempt}")
+
+
+@task(base=StatefulTask, bind=True, tag="work", acks_late=True)
+def late_gate(self, key):
+    note(key, f"begun {self.state.attempt}")
+    wait_for(f"{key}.go", 60)
+    note(key, f"ended {self.state.attempt}")
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def late_word(self, key):
+    note(key, f"begun {self.state.attempt}")
+    wait_for(f"{key}.go", 60)
+    self.state.set(50, "a zombie's word")
+    note(key, "not stopped")
 
 
 @task(base=StatefulTask, bind=True)
