@@ -84,8 +84,9 @@ class TestCosts:
             client.config_resetstat()
             assert grid.lowest(None, row).status == (0 if row is None else 5)
             assert calls(client)["evalsha"] == 1
-        grid.write("c", 0, -1)
-        assert grid.lowest().tag == grid.lowest(None, 0).tag == "c"
+        for tag, row in (("c", None), ("d", 0)):
+            grid.write(tag, 0, -ord(tag))
+            assert grid.lowest(None, row).tag == tag
 
     @pytest.mark.parametrize(("status", "limit"), [(40, 400), (int(Status.FINISHED), 250)])
     def test_a_state_takes_few_bytes_of_the_server(self, store, client, prefix, status, limit):
@@ -150,6 +151,27 @@ class TestKeys:
             assert other.list_jobs().jobs == []
 
 
+class TestActivity:
+    def test_a_job_is_deleted_if_idle_only_if_nothing_moved_since_it_was_read(self, store):
+        grid = Grid.create(store)
+        for move in (lambda: grid.write("a", 0, 5), grid.tombstone):
+            old = grid.job
+            move()
+            assert store.delete_job(old, if_idle=True) is False
+        assert grid.cell("a", 0).status == 5
+        assert store.delete_job(grid.job, if_idle=True) is True
+
+    def test_a_write_and_a_begin_end_idleness_and_a_tombstone_does_not(self, store):
+        grids = {name: Grid.create(store, job_id=name) for name in ("written", "begun", "marked", "idle")}
+        before = store.now()
+        grids["written"].write("a", 0, 5)
+        grids["begun"].begin("a", 0)
+        grids["marked"].tombstone()
+        idle = store.list_jobs(idle_before=before).jobs
+        assert {job.job_id for job in idle} == {"marked", "idle"}
+        assert grids["written"].job.last_activity >= before
+
+
 class TestRegistry:
     def test_a_quiet_job_is_no_longer_looked_at_until_it_is_touched(self, store, client, prefix, monkeypatch):
         live = f"{prefix}:{{*}}:live"
@@ -196,6 +218,14 @@ class TestRegistry:
         grid.delete()
         store._registry.touch(layout)
         assert list(client.scan_iter(f"{prefix}:*")) == []
+
+    def test_a_registry_that_was_lost_learns_of_living_jobs_again(self, store, client, prefix):
+        grid = Grid.create(store)
+        client.delete(*(f"{prefix}:{{*}}:{name}" for name in ("jobs", "active", "live")))
+        assert store.list_jobs().jobs == []
+        grid.begin("a", 0, owner="w")
+        assert [job.job_id for job in store.list_jobs().jobs] == ["job"]
+        assert [each.ref for each in store.list_open_attempts()] == [grid.ref]
 
     def test_pages_go_on_where_many_jobs_share_a_place(self, store, client, prefix):
         grids = [Grid.create(store, job_id=f"job {number}") for number in range(9)]

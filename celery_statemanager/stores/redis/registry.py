@@ -43,12 +43,17 @@ class Registry:
         """Note a job that is about to be created."""
         self._server.run(self._scripts.touch, self._lists, [entry_of(ref), "new"])
 
-    def touch(self, layout: Layout, what: str = "cell") -> None:
-        """Note that a job's cell (or ``"job"``, its record) is about to change, unless a short while ago."""
+    def touch(self, layout: Layout, what: str = "cell") -> bool:
+        """Note that a job's cell (or ``"job"``, its record) is about to change, unless a short while ago.
+
+        Returns: False if the job is not registered: it is gone, or the registry has lost it.
+        """
         now = time.monotonic()
-        if layout.touched_at is None or now - layout.touched_at > TOUCH_INTERVAL:
-            self._server.run(self._scripts.touch, self._lists, [entry_of(layout.job.ref), what])
-            layout.touched_at = now if what == "cell" else None
+        if layout.touched_at is not None and now - layout.touched_at <= TOUCH_INTERVAL:
+            return True
+        registered = self._server.run(self._scripts.touch, self._lists, [entry_of(layout.job.ref), what])
+        layout.touched_at = now if what == "cell" and registered else None
+        return bool(registered)
 
     def forget(self, ref: JobRef) -> None:
         """Take back ``register``: the job was not created."""

@@ -33,11 +33,12 @@ from celery_statemanager.stores.redis.address import check_options, client_of, p
 from celery_statemanager.stores.redis.cells import cell_of
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of, request_json
 from celery_statemanager.stores.redis.keys import JobKeys, head_key
+from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, scan, states_of
 from celery_statemanager.stores.redis.reader import Reader
 from celery_statemanager.stores.redis.registry import Registry, cursor_at
 from celery_statemanager.stores.redis.requests import begin_call, write_call
-from celery_statemanager.stores.redis.scripts import Scripts
+from celery_statemanager.stores.redis.scripts import Script, Scripts
 from celery_statemanager.stores.redis.server import Server
 from celery_statemanager.stores.redis.watch import RedisWatch
 
@@ -127,8 +128,7 @@ class RedisStore(Store):
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         layout = self._reader.layout(ref)
-        self._registry.touch(layout)
-        word, *rest = self._reader.run(self._scripts.write, ref, *write_call(layout, write))
+        word, *rest = self._step(self._scripts.write, layout, *write_call(layout, write))
         if word in (b"written", b"same"):
             return WriteReply(cell_of(rest[0]), word == b"written", _texts(rest[1:]))
         if word == b"superseded":
@@ -139,8 +139,7 @@ class RedisStore(Store):
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
         layout = self._reader.layout(ref)
-        self._registry.touch(layout)
-        word, packed, *names = self._reader.run(self._scripts.begin, ref, *begin_call(layout, begin))
+        word, packed, *names = self._step(self._scripts.begin, layout, *begin_call(layout, begin))
         return BeginReply(Verdict(word.decode()), cell_of(packed), _texts(names))
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
@@ -182,6 +181,14 @@ class RedisStore(Store):
 
     def close(self) -> None:
         self._server.close()
+
+    def _step(self, script: Script, layout: Layout, keys: list[str], args: list[str]) -> Any:
+        """Change a cell; the registry is told before, and once more if it has lost a job that lives."""
+        registered = self._registry.touch(layout)
+        reply = self._reader.run(script, layout.job.ref, keys, args)
+        if not registered:
+            self._registry.register(layout.job.ref)
+        return reply
 
 
 def _texts(names: Sequence[bytes]) -> tuple[str, ...]:
