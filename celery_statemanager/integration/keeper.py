@@ -1,69 +1,94 @@
-"""The threads of a worker's main process that keep its lease and sweep: no event loop or pool can hold them up."""
+"""The threads that keep a worker's lease and sweep: no event loop or pool can hold them up."""
 
 from __future__ import annotations
 
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 
 from celery_statemanager import leases
+from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.integration import kept, worker_requests
+from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.sweeper import sweep
 from celery_statemanager.leases import Received, Report, cell_name
 
 logger = logging.getLogger(__name__)
 
+JITTER = (0.8, 1.2)
 
-class Keeper:
-    """Renews one worker's record, and sweeps when it is this worker's turn, until stopped."""
+
+class Periodic:
+    """A daemon thread that does something again and again until it is stopped; what fails is logged.
+
+    Args:
+        pause: gives the seconds until the next time.
+        last: done once after it was stopped.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        action: Callable[[], object],
+        pause: Callable[[], float],
+        last: Callable[[], object] | None = None,
+    ) -> None:
+        self._name = name
+        self._action = action
+        self._pause = pause
+        self._last = last
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"statemanager-{name}", daemon=True)
+
+    def start(self) -> Periodic:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop the thread and wait for it, but not for ever."""
+        self._stopped.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._try(self._action)
+            self._stopped.wait(self._pause())
+        if self._last is not None:
+            self._try(self._last)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception:
+            logger.warning("%s failed; the next time may do", self._name, exc_info=True)
+
+
+class Lease:
+    """One worker's record, renewed with what it does at that moment."""
 
     def __init__(self, tracker: Tracker, worker_id: str) -> None:
         self._tracker = tracker
         self._worker_id = worker_id
-        self._stopped = threading.Event()
         self._previous: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._keep_lease, name="statemanager-lease", daemon=True),
-            threading.Thread(target=self._keep_sweeping, name="statemanager-sweep", daemon=True),
-        ]
 
-    def start(self) -> None:
-        """Start both threads."""
-        for thread in self._threads:
-            thread.start()
+    def keep(self) -> Periodic:
+        """Start renewing it; stopping gives it back."""
+        pause = self._tracker.settings.lease / leases.RENEWALS
+        give_back = lambda: self._tracker.store.drop_worker(self._worker_id)  # noqa: E731 - shorter than its name
+        return Periodic("lease", self.renew, lambda: pause, give_back).start()
 
-    def stop(self) -> None:
-        """Stop both threads and give the lease back."""
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join(timeout=5.0)
-
-    def _keep_lease(self) -> None:
-        lease = self._tracker.settings.lease
-        while True:
-            _tried(
-                lambda: leases.renew(self._tracker.store, self._worker_id, self._report(), lease), "lease not renewed"
-            )
-            if self._stopped.wait(lease / leases.RENEWALS):
-                break
-        _tried(lambda: self._tracker.store.drop_worker(self._worker_id), "lease not given back")
-
-    def _keep_sweeping(self) -> None:
-        interval = self._tracker.settings.sweep_interval
-        while not self._stopped.wait(interval * random.uniform(0.8, 1.2)):
-            _tried(self._sweep_in_turn, "not swept")
-
-    def _sweep_in_turn(self) -> None:
-        tracker = self._tracker
-        if leases.take_turn(tracker.store, self._worker_id, 2 * tracker.settings.sweep_interval):
-            sweep(tracker)
+    def renew(self) -> None:
+        """Write the record once. Raises: StoreError."""
+        leases.renew(self._tracker.store, self._worker_id, self._report(), self._tracker.settings.lease)
 
     def _report(self) -> Report:
         running = [cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running()]
         previous, self._previous = self._previous, running
-        return Report(running, previous, (), self._received())
+        return Report(running, previous, backlog.cells(), self._received())
 
     def _received(self) -> list[Received]:
         policy = self._tracker.settings.on_lost
@@ -78,8 +103,22 @@ class Keeper:
         ]
 
 
-def _tried(action: Callable[[], None], complaint: str) -> None:
-    try:
-        action()
-    except Exception:
-        logger.warning(complaint, exc_info=True)
+def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
+    """Start sweeping whenever it is this holder's turn.
+
+    After the store has failed nobody is declared dead for one lease: the others could not renew theirs either.
+    """
+    interval, lease = tracker.settings.sweep_interval, tracker.settings.lease
+    trusted_from = time.monotonic()
+
+    def sweep_in_turn() -> None:
+        nonlocal trusted_from
+        try:
+            its_turn = leases.take_turn(tracker.store, holder, 2 * interval)
+            if its_turn and time.monotonic() >= trusted_from:
+                sweep(tracker)
+        except StoreUnavailable:
+            trusted_from = time.monotonic() + lease
+            raise
+
+    return Periodic("sweep", sweep_in_turn, lambda: interval * random.uniform(*JITTER)).start()

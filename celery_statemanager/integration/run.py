@@ -13,8 +13,16 @@ from celery import Task
 
 from celery_statemanager import leases
 from celery_statemanager.codec import state_of
-from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StateManagerError
+from celery_statemanager.errors import (
+    AttemptSuperseded,
+    BeginRefused,
+    JobCancelled,
+    JobNotFound,
+    StateManagerError,
+    StoreUnavailable,
+)
 from celery_statemanager.integration import kept, worker_requests
+from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
@@ -130,17 +138,31 @@ class Run:
             message = self.held_progress[1]
         text = None if message is None else readable(message)
         kind = {"yields": True, "cascades": True, **kind}
-        self._guarded(lambda: self.write(status, text, keeps_payload=True, progress=progress, closes=True, **kind))
+        kind |= {"keeps_payload": True, "progress": progress, "closes": True, "event_id": new_event_id()}
+        self._guarded(lambda: backlog.now_or_later(self._key("end"), lambda: self.write(status, text, **kind)))
+
+    def say(self, status: int, message: str | None, **kind: Any) -> State | None:
+        """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
+        kind["event_id"] = new_event_id()
+        written: list[State] = []
+        backlog.now_or_later(self._key("word"), lambda: written.append(self.write(status, message, **kind)))
+        return written[0] if written else None
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
         """Close the attempt without an ending: another delivery is to come."""
         self.end(int(Status.STARTED), message, yields=False, cascades=False, next_delivery=next_delivery)
 
+    def _key(self, kind: str) -> tuple[str, str]:
+        return leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index), kind
+
     def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
+        except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
             logger.info("state not written: %s", error, extra=self.log_extra)
+        except StoreUnavailable as error:
+            backlog.suspect()
+            logger.warning("the attempt begins with its first write: %s", error, extra=self.log_extra)
         except StateManagerError:
             logger.exception("state not written: %s", self.binding.celery_task_id, extra=self.log_extra)
 
@@ -173,7 +195,8 @@ def start_run(task: Task[Any, Any]) -> Run | None:
     keeps = owner is not None and kept.requeues(task, tracker.settings.on_lost)
     run = Run(tracker, binding, delivery_of(request), owner, kept.of_execution(task) if keeps else None)
     setattr(request, _ATTRIBUTE, run)
-    run._guarded(run.begin)
+    if not backlog.store_is_down:
+        run._guarded(run.begin)
     return run
 
 

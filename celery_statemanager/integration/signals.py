@@ -135,4 +135,6 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.worker_init, worker.on_init),
     (signals.worker_ready, worker.on_ready),
     (signals.worker_shutdown, worker.on_shutdown),
+    (signals.worker_process_shutdown, worker.on_child_shutdown),
+    (signals.beat_init, worker.on_beat),
 ]

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ app.conf.update(
     statemanager_store_url=os.environ["TRACKED_STORE"],
     statemanager_progress_interval=0.0,
     statemanager_lease=6.0,
+    statemanager_store_timeout=1.0,
     statemanager_sweep_interval=1.5,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
@@ -174,6 +176,16 @@ def late_word(self, key):
     note(key, "not stopped")
 
 
+@task(base=StatefulTask, bind=True, tag="work")
+def work_through(self, key):
+    note(key, "begun")
+    wait_for(f"{key}.go", 60)
+    began = time.monotonic()
+    for step in range(1, 21):
+        self.state.progress(step, 20, f"step {step}")
+    note(key, f"{time.monotonic() - began:.3f}")
+
+
 @task(base=StatefulTask, bind=True)
 def callback(self, *args):
     job = states.current_job()
@@ -193,8 +205,6 @@ def untracked_state(self, key):
 
 def wait_for(name, seconds):
     """Block until the test has made a file: the work of a task that the test steers."""
-    import time
-
     deadline = time.monotonic() + seconds
     while not (HOME / name).exists():
         if time.monotonic() > deadline:

@@ -826,7 +826,7 @@ class TestWatching:
         watch = store.watch(Grid.create(store).ref, Scope())
         begun = time.thread_time()
         assert watch.read(1.0).states == []
-        assert time.thread_time() - begun < 0.05
+        assert time.thread_time() - begun < 0.2
 
     def test_writes_elsewhere_wake_no_reader(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
