@@ -16,10 +16,16 @@ __all__ = ["Store", "Watch", "masked", "open_store"]
 SCHEMES = {
     "memory": "celery_statemanager.stores.memory:MemoryStore",
     "sqlite": "celery_statemanager.stores.sqlite:SQLiteStore",
+    "redis": "celery_statemanager.stores.redis:RedisStore",
+    "rediss": "celery_statemanager.stores.redis:RedisStore",
+    "redis+unix": "celery_statemanager.stores.redis:RedisStore",
+    "redis+cluster": "celery_statemanager.stores.redis:RedisStore",
+    "rediss+cluster": "celery_statemanager.stores.redis:RedisStore",
+    "redis+sentinel": "celery_statemanager.stores.redis:RedisStore",
 }
 """URL scheme → ``module:Class``; others come through the entry point group ``celery_statemanager.stores``."""
 
-EXTRAS: dict[str, str] = {}
+EXTRAS: dict[str, str] = {scheme: "redis" for scheme in SCHEMES if scheme.startswith("redis")}
 """URL scheme → the extra that brings the client library it needs."""
 
 

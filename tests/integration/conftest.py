@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 
 from rabbitmq import running_rabbitmq  # noqa: E402
+from servers import running_redis  # noqa: E402
 from workers import Worker  # noqa: E402
 
 PATIENCE = 30.0
@@ -24,7 +25,18 @@ PLACES = [
     ("folders-sqlite", "solo"),
     ("rabbitmq-sqlite", "prefork"),
     ("rabbitmq-sqlite", "threads"),
+    ("redis-redis", "prefork"),
+    ("redis-redis", "threads"),
 ]
+
+
+@contextmanager
+def redis_url():
+    with running_redis() as server:
+        yield server.url
+
+
+STARTED = {"rabbitmq": running_rabbitmq, "redis": redis_url}
 
 
 class Servers:
@@ -40,7 +52,7 @@ class Servers:
         if kind == "sqlite":
             return f"sqlite:///{home}/states.db"
         if kind not in self._running:
-            self._running[kind] = self._stack.enter_context({"rabbitmq": running_rabbitmq}[kind]())
+            self._running[kind] = self._stack.enter_context(STARTED[kind]())
         return self._running[kind]
 
 
