@@ -40,6 +40,9 @@ local function begun(job, place, cell, begin, though_cancelled)
   new.status, new.message, new.timestamp, new.version = STARTED, begin.message, job.now, cell.version + 1
   new.event_id, new.attempt, new.open = begin.event_id, cell.attempt + 1, true
   new.replacements, new.retries = begin.delivery[1], begin.delivery[2]
+  if cell.open and cell.owner and begin.supersedes == cell.attempt then
+    new.losses = (cell.losses or 0) + 1
+  end
   new.owner, new.kept, new.blocked_by, new.began_at = begin.owner, begin.kept, nil, job.now
   return verdict, new
 end
