@@ -23,11 +23,25 @@ PLACES = [
     ("folders-sqlite", "prefork"),
     ("folders-sqlite", "threads"),
     ("folders-sqlite", "solo"),
-    ("rabbitmq-sqlite", "prefork"),
-    ("rabbitmq-sqlite", "threads"),
+    ("rabbitmq-redis", "prefork"),
+    ("rabbitmq-redis", "threads"),
     ("redis-redis", "prefork"),
     ("redis-redis", "threads"),
 ]
+"""Brokers, stores and pools that every acceptance test meets."""
+
+MORE_PLACES = [
+    ("rabbitmq-sqlite", "prefork"),
+    ("rabbitmq-sqlite", "threads"),
+    ("redis-sqlite", "prefork"),
+    ("redis-sqlite", "threads"),
+    ("rabbitmq-redis", "solo"),
+    ("redis-redis", "solo"),
+]
+"""Those that ``--full`` adds."""
+
+SLOW_PLACES = [("folders-sqlite", "prefork"), ("rabbitmq-redis", "prefork"), ("redis-redis", "threads")]
+"""Where tests that wait for a lease to end are run without ``--full``."""
 
 
 @contextmanager
@@ -114,10 +128,12 @@ def settings(tmp_path_factory):
             setting.ask_to_stop()
 
 
-@pytest.fixture(params=PLACES, ids="-".join, scope="session")
-def place(request):
-    """The setting and the pool under test."""
-    return request.param
+def pytest_generate_tests(metafunc):
+    """Give each test its places: all settings and pools that it shall meet."""
+    if "place" in metafunc.fixturenames:
+        usual = SLOW_PLACES if metafunc.definition.get_closest_marker("slow") else PLACES
+        places = PLACES + MORE_PLACES if metafunc.config.getoption("--full") else usual
+        metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from celery_statemanager.integration.sweeper import sweep
 from celery_statemanager.sweep import Swept
 
 PATIENCE = 40
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
