@@ -7,6 +7,7 @@ body. Without one it is the worker's main process that learnt of an outcome; it 
 from __future__ import annotations
 
 import logging
+import sys
 from functools import cache
 from typing import Any
 
@@ -64,7 +65,9 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
     run = run_of(task)
     if run is None:
         return
-    if state == "IGNORED":
+    if state is None:
+        _on_aborted(run, sys.exc_info()[1])
+    elif state == "IGNORED":
         _on_ignored(run, retval)
     elif state == "REJECTED" and isinstance(retval, Reject):
         reason, requeue = (*retval.args, None, False)[:2]
@@ -72,6 +75,12 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
             run.pause("requeued by the task", run.delivery)
         else:
             run.end(int(Status.REJECTED), f"rejected: {reason}" if reason else "rejected")
+
+
+def _on_aborted(run: Run, error: BaseException | None) -> None:
+    """Where eager mode propagates, Celery tells of an exception by no other signal; a process's end is not ours."""
+    if isinstance(error, Exception):
+        run.end(*outcomes.failure(error))
 
 
 def _on_ignored(run: Run, retval: Any) -> None:

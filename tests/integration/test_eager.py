@@ -73,6 +73,20 @@ def test_a_failing_member_fails_its_row_and_no_other(app, states):
     assert job.get_state("b", 1).message == "not run: stage 'a' failed: odd"
 
 
+def test_a_propagated_exception_fails_its_row_and_is_not_swallowed_by_others():
+    app = new_app(task_eager_propagates=True)
+    states = StateManager(app)
+
+    @app.task(shared=False, base=StatefulTask)
+    def broken(value):
+        if value == 1:
+            raise ValueError("broken")
+
+    job = states.submit(broken.s(value) for value in range(3))
+    assert (job.get_state("default", 1).status, job.get_state("default", 1).message) == (-1, "ValueError: broken")
+    assert (job.summary().finished, job.wait(1).failed) == (2, 1)
+
+
 def test_retries_are_attempts(app, states):
     seen = []
 

@@ -507,14 +507,16 @@ class TestForks:
                 grid.write("a", row, 5)
                 grid.lowest()
 
-        threads = [threading.Thread(target=hammer, args=(row,)) for row in range(2)]
+        threads = [threading.Thread(target=hammer, args=(row,), daemon=True) for row in range(2)]
         for thread in threads:
             thread.start()
-        for _ in range(20):
-            in_child(lambda: [grid.write("a", 2, 7) for _ in range(5)])
-        stop.set()
-        for thread in threads:
-            thread.join(PATIENCE)
+        try:
+            for _ in range(20):
+                in_child(lambda: [grid.write("a", 2, 7) for _ in range(5)])
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(PATIENCE)
         assert recount(path)["a", 2] == 100
 
     def test_a_fork_does_not_wait_for_ever_and_the_child_lets_the_strange_connection_be(self, path: Path) -> None:
@@ -528,7 +530,7 @@ class TestForks:
                 entered.set()
                 leave.wait(PATIENCE)
 
-        holder = threading.Thread(target=hold)
+        holder = threading.Thread(target=hold, daemon=True)
         holder.start()
         assert entered.wait(PATIENCE)
         in_child(lambda: grid.write("a", 0, 5))
@@ -544,10 +546,11 @@ class TestForks:
         watch = store.watch(grid.ref, Scope())
         versions: list[int] = []
         reader = threading.Thread(
+            daemon=True,
             target=lambda: versions.extend(
                 state.version
                 for state in read_until(watch, lambda batch: any(state.version == 20 for state in batch.states)).states
-            )
+            ),
         )
         reader.start()
         for _ in range(20):
