@@ -36,14 +36,17 @@ class Backlog:
         self._waiting: dict[Key, Action] = {}
         self._thread: threading.Thread | None = None
         self._suspect_until = 0.0
+        self._refused = False
 
     @property
     def store_is_down(self) -> bool:
         """Whether asking the store now would most likely only block."""
-        return bool(self._waiting) or time.monotonic() < self._suspect_until
+        return self._refused or time.monotonic() < self._suspect_until
 
     def cells(self) -> list[str]:
         """Name the cells whose writes wait."""
+        if not self._waiting:
+            return []
         with self._changed:
             return sorted({name for name, _ in self._waiting})
 
@@ -52,11 +55,15 @@ class Backlog:
         self._suspect_until = time.monotonic() + SUSPECT
 
     def now_or_later(self, key: Key, action: Action) -> None:
-        """Do it at once, or from the thread if the store is down. Raises: what ``action`` raises otherwise."""
-        if not self.store_is_down:
+        """Do it at once, or from the thread if the store is down or an earlier write of the cell still waits.
+
+        Raises: what ``action`` raises otherwise.
+        """
+        if not self.store_is_down and key[0] not in self.cells():
             try:
                 action()
             except StoreUnavailable:
+                self._refused = True
                 self.suspect()
             else:
                 return
@@ -88,6 +95,7 @@ class Backlog:
             try:
                 action()
             except StoreUnavailable as error:
+                self._refused = True
                 logger.warning("a state waits for the store, trying again: %s", error)
                 time.sleep(delay)
                 delay = min(delay * 2, LONGEST_DELAY)
@@ -96,7 +104,7 @@ class Backlog:
                 logger.info("state not written: %s", error)
             except Exception:
                 logger.exception("state not written: cell %s", key[0])
-            delay = FIRST_DELAY
+            delay, self._refused = FIRST_DELAY, False
             self._done(key, action)
 
     def _next(self) -> tuple[Key, Action]:
