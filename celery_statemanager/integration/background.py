@@ -104,7 +104,7 @@ class Backlog:
                 logger.info("state not written: %s", error)
             except Exception:
                 logger.exception("state not written: cell %s", key[0])
-            delay, self._refused = FIRST_DELAY, False
+            delay, self._refused, self._suspect_until = FIRST_DELAY, False, 0.0
             self._done(key, action)
 
     def _next(self) -> tuple[Key, Action]:

@@ -62,6 +62,15 @@ def test_what_fails_is_written_once_the_store_is_back_the_newest_of_each(backlog
     assert not backlog.store_is_down
 
 
+def test_a_store_that_took_a_write_is_asked_again_at_once(backlog, monkeypatch):
+    monkeypatch.setattr(background, "SUSPECT", 3600.0)
+    store = Store()
+    backlog.now_or_later(("cell", "end"), lambda: store.write("end"))
+    store.up.set()
+    backlog.flush(PATIENCE)
+    assert not backlog.store_is_down
+
+
 def test_a_write_that_is_refused_does_not_hold_up_the_others(backlog):
     done = []
 
