@@ -1,6 +1,7 @@
 """Eager mode: the job runs inline, callbacks included, before submit returns. And the extension by itself."""
 
 import gc
+import weakref
 
 import pytest
 from celery import Celery, chain, shared_task
@@ -247,8 +248,10 @@ def test_the_extension_connects_nothing_by_itself(tmp_path):
 def test_an_app_can_be_forgotten():
     app = new_app()
     StateManager(app)
+    seen = weakref.ref(app)
     del app
     gc.collect()
+    assert seen() is None
 
 
 def test_unknown_jobs_are_not_found(states):

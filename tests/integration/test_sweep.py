@@ -245,7 +245,7 @@ def test_beat_sweeps(tmp_path, eventually):
     store.put_worker("dead", Report().to_json(), 0)
     beat = subprocess.Popen([sys.executable, "-m", "celery", "-A", "beaten", "beat"], cwd=tmp_path, env=os.environ)
     try:
-        eventually(lambda: not leases.workers(store))
+        assert eventually(lambda: not leases.workers(store))
     finally:
         beat.terminate()
         beat.wait(20)
