@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +12,6 @@ from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, BeginReply, Cell, JobKey, JobRef, Verdict, When, WorkerRecord, Write
 from celery_statemanager.stores.base import Store
-
-logger = logging.getLogger(__name__)
 
 RENEWALS = 3
 """How often a worker renews its record within one lease."""

@@ -76,11 +76,6 @@ class Run:
         binding = self.binding
         return {"job_id": binding.ref.key.job_id, "task_index": binding.task_index, "tag": binding.tag}
 
-    @property
-    def refused(self) -> bool:
-        """Whether the body must not run."""
-        return self.verdict is not None
-
     def begin(self) -> None:
         """Take an attempt. Raises: StateManagerError."""
         store, limit = self.tracker.store, self.tracker.settings.max_lost

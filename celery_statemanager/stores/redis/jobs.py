@@ -55,11 +55,6 @@ def record_of(key: JobKey, head: Head, plan: Plan | None) -> JobRecord:
     )
 
 
-def sequence_of(head: Head) -> int:
-    """Give the number of the job's newest change."""
-    return int(head[HEAD.index("sequence")])
-
-
 def plan_of(head: Head) -> Plan | None:
     """Read the plan of a head that was read ``WITH_PLAN``."""
     packed = head[len(HEAD)]
