@@ -79,7 +79,7 @@ class Setting:
         self.environment = {
             "TRACKED_HOME": str(home),
             "TRACKED_BROKER": servers.url(broker, home),
-            "TRACKED_STORE": servers.url(store, home),
+            "TRACKED_STORE": servers.url(store, home) + (f"?prefix={name}" if store == "redis" else ""),
         }
         self.tracked = load(self.environment)
         self._workers = {}
