@@ -153,6 +153,7 @@ class JobModel:
 
 
 def _taken(cell: Cell, request: Begin) -> Cell:
+    from_the_dead = cell.open and cell.owner is not None and request.supersedes == cell.attempt
     return replace(
         cell,
         status=int(Status.STARTED),
@@ -161,6 +162,7 @@ def _taken(cell: Cell, request: Begin) -> Cell:
         open=True,
         delivery=request.delivery,
         owner=request.owner,
+        losses=cell.losses + int(from_the_dead),
         kept=request.kept,
         blocked_by=None,
     )

@@ -15,7 +15,7 @@ from celery_statemanager import Store, open_store
 from celery_statemanager.testing import StoreFactory
 
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large)
-settings.register_profile("quick", max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
+settings.register_profile("quick", max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
 settings.register_profile("full", max_examples=2000, stateful_step_count=80, deadline=None, suppress_health_check=QUIET)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
