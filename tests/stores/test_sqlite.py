@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -30,6 +31,7 @@ from celery_statemanager.stores.sqlite.cells import COLUMNS, cell_of
 from celery_statemanager.stores.sqlite.connection import translated
 from celery_statemanager.stores.sqlite.kinds import COUNTED, Kind
 from celery_statemanager.stores.sqlite.listing import PAGE
+from celery_statemanager.stores.sqlite.pool import abandoned
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.stores.sqlite.watch import MOST_STATES
 from celery_statemanager.testing.clock import FakeClock
@@ -533,7 +535,12 @@ class TestForks:
         holder = threading.Thread(target=hold, daemon=True)
         holder.start()
         assert entered.wait(PATIENCE)
-        in_child(lambda: grid.write("a", 0, 5))
+
+        def work() -> None:
+            assert len(abandoned) == 1
+            grid.write("a", 0, 5)
+
+        in_child(work)
         leave.set()
         holder.join(PATIENCE)
         assert grid.cell("a", 0).version == 1
@@ -557,6 +564,18 @@ class TestForks:
             in_child(lambda: (grid.write("a", 0, 5), watch.close()))
         reader.join(PATIENCE)
         assert versions[-1] == 20
+
+    def test_a_fork_behind_pythons_back_is_noticed_at_the_next_call(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        watch = store.watch(grid.ref, Scope())
+        grid.write("a", 0, 5)
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            seen = grid.write("a", 0, 6).cell.version == 2 and len(watch.read(PATIENCE).states) == 1
+            os._exit(0 if seen and len(abandoned) == 3 else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert grid.write("a", 0, 7).cell.version == 3
+        recount(path)
 
     def test_a_closed_watch_stays_closed_in_a_child(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())

@@ -13,7 +13,7 @@ from celery_statemanager.errors import JobNotFound
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import JobKey, JobRecord, JobRef, Page
 
-MOST_KNOWN = 512
+MOST_KNOWN = 128
 
 _SELECT = """
 SELECT j.id, j.touched, j.job_id, j.run_token, j.incarnation, j.num_tasks, j.control, j.created_at,

@@ -29,8 +29,8 @@ class Loan:
         self.thread = threading.get_ident()
 
 
-_abandoned: list[Loan] = []
-"""Calls that were under way in other threads at a fork: the child must never close their connections."""
+abandoned: list[sqlite3.Connection] = []
+"""Connections that were open, or in the hands of another thread, at a fork: the child must never close them."""
 
 
 class Pool:
@@ -75,10 +75,7 @@ class Pool:
 
     def after_fork(self) -> None:
         if os.getpid() != self._pid:
-            self._pid = os.getpid()
-            self.turn = threading.RLock()
-            _abandoned.extend(loan for loan in self._loans if loan.thread != threading.get_ident())
-            self._loans.clear()
+            self._abandon()
         self._forking = False
         self._changed.notify_all()
         self._changed.release()
@@ -87,6 +84,8 @@ class Pool:
         """Lend a connection; one that writes does not itself wait for others. Raises: sqlite3.Error."""
         loan = Loan()
         with self._changed:
+            if os.getpid() != self._pid:  # forked behind Python's back, as some web servers do
+                self._abandon()
             while self._forking:
                 self._changed.wait()
             idle = self._idle[writes]
@@ -116,6 +115,16 @@ class Pool:
                     idle.append(connection)
             if self._forking:
                 self._changed.notify_all()
+
+    def _abandon(self) -> None:
+        """Begin anew in a child."""
+        self._pid = os.getpid()
+        self.turn = threading.RLock()
+        strange = [loan.connection for loan in self._loans if loan.thread != threading.get_ident()]
+        abandoned.extend([*strange, *self._idle[False], *self._idle[True]])
+        for idle in self._idle.values():
+            idle.clear()
+        self._loans.clear()
 
     def _close_idle(self) -> None:
         for idle in self._idle.values():

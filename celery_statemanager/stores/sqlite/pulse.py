@@ -13,6 +13,7 @@ from typing import Protocol
 
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.sqlite.connection import connect, translated
+from celery_statemanager.stores.sqlite.pool import abandoned
 
 Beat = tuple[int, int]
 
@@ -80,13 +81,22 @@ class Pulse:
 
     def after_fork(self) -> None:
         if os.getpid() != self._pid:
-            self._pid = os.getpid()
-            for watch in list(self._watches):
-                watch.after_fork()
+            self._abandon()
         self._lock.release()
+
+    def _abandon(self) -> None:
+        """Begin anew in a child."""
+        self._pid = os.getpid()
+        if self._connection is not None:
+            abandoned.append(self._connection)
+            self._connection = None
+        for watch in list(self._watches):
+            watch.after_fork()
 
     def _taken(self) -> Beat:
         """Look; counters of two connections cannot be compared, so that each beat names its own."""
+        if os.getpid() != self._pid:
+            self._abandon()
         if self._connection is None:
             self._connection = connect(self._path, self._timeout)
             self._connections += 1

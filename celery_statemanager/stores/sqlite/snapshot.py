@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import replace
 
 from celery_statemanager import aggregate
 from celery_statemanager.codec import state_of
@@ -121,7 +120,4 @@ def seen(job: JobRecord, tag: str, task_index: int, cell: Cell | None) -> State:
     """Give a cell as readers see it: in a cancelled job one that never began is CANCELLED."""
     if cell is None:
         return aggregate.absent(job, tag, task_index)
-    state = state_of(job.job_id, tag, task_index, cell)
-    if cell.waiting and job.cancelled:
-        return replace(state, status=int(Status.CANCELLED), message=job.cancelled.reason)
-    return state
+    return aggregate.as_read(job, cell, state_of(job.job_id, tag, task_index, cell))

@@ -97,15 +97,7 @@ class SQLiteTransaction:
         return Tally(*self._db.execute(_TOTAL, (self._id, Kind.EXPECTED)).fetchone())
 
     def put_job(self, job: JobRecord) -> None:
-        self._job = replace(
-            self._job,
-            latches=job.latches,
-            cancelled=job.cancelled,
-            submission=job.submission,
-            tombstoned_at=job.tombstoned_at,
-            schema_version=job.schema_version,
-            revision=self._job.revision + 1,
-        )
+        self._job = replace(job, revision=self._job.revision + 1)
         update(self._db, self._id, self._job)
 
     def _row(self, tag: str, task_index: int) -> Sequence[Any] | None:
