@@ -26,14 +26,15 @@ from celery_statemanager.manager import Manager, new_event_id
 from celery_statemanager.models import Scope
 from celery_statemanager.records import CALLBACK_ROW, Cancellation, JobKey, JobRef, Tally, Write
 from celery_statemanager.stores import steps
-from celery_statemanager.stores.sqlite import SQLiteStore, location
+from celery_statemanager.stores.sqlite import SQLiteStore, connection, location
 from celery_statemanager.stores.sqlite.cells import COLUMNS, cell_of
 from celery_statemanager.stores.sqlite.connection import translated
+from celery_statemanager.stores.sqlite.jobs import MOST_KNOWN
 from celery_statemanager.stores.sqlite.kinds import COUNTED, Kind
 from celery_statemanager.stores.sqlite.listing import PAGE
 from celery_statemanager.stores.sqlite.pool import abandoned
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
-from celery_statemanager.stores.sqlite.watch import MOST_STATES
+from celery_statemanager.stores.sqlite.watch import MOST_STATES, SQLiteWatch
 from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, read_until
 from celery_statemanager.transitions import tally_of
@@ -237,6 +238,9 @@ class TestLocation:
         assert int.from_bytes(header[68:72], "big") == location.APPLICATION_ID
         assert int.from_bytes(header[60:64], "big") == location.SCHEMA
 
+    def test_a_store_is_known_by_its_file(self, path: Path) -> None:
+        assert repr(opened(path)) == f"<SQLiteStore {path}>"
+
     def test_unknown_options_and_odd_timeouts_are_refused(self, path: Path) -> None:
         with pytest.raises(ConfigurationError, match="colour"):
             opened(path, colour="red")
@@ -274,6 +278,10 @@ a line from the future
         with pytest.raises(ConfigurationError, match=rf"network file system \({kind}\).*local disk"):
             location.locate(f"sqlite:///{path}", lambda: mounts)
         assert location.locate(f"sqlite:///{path}", lambda: mounts.replace(kind, "btrfs")) == str(path)
+
+    def test_a_system_without_mountinfo_refuses_no_place(self, tmp_path: Path, path: Path) -> None:
+        assert location.read_mountinfo(tmp_path / "none") == ""
+        assert location.locate(f"sqlite:///{path}", lambda: "") == str(path)
 
     def test_a_link_is_judged_by_what_it_points_to(self, tmp_path: Path, path: Path) -> None:
         (tmp_path / "link.db").symlink_to(path)
@@ -383,6 +391,18 @@ class TestTrouble:
         store = opened(tmp_path / "gone" / "states.db")
         (tmp_path / "gone").rmdir()
         with pytest.raises(StoreUnavailable, match="directory is still there"):
+            store.list_jobs()
+
+    def test_a_file_without_a_log_is_refused(self) -> None:
+        with (
+            closing(sqlite3.connect(":memory:", isolation_level=None)) as db,
+            pytest.raises(StoreError, match="'memory'"),
+        ):
+            connection._set_up(db, "states.db")
+
+    def test_an_old_sqlite_is_refused(self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(connection, "_OLDEST", (99, 0, 0))
+        with pytest.raises(ConfigurationError, match=r"too old.*newer"):
             store.list_jobs()
 
     def test_an_error_of_no_known_kind_is_a_store_error(self) -> None:
@@ -577,6 +597,49 @@ class TestForks:
         assert grid.write("a", 0, 7).cell.version == 3
         recount(path)
 
+    def test_a_watch_that_another_thread_was_about_to_close_does_not_hang_the_child(self, store: SQLiteStore) -> None:
+        watch = store.watch(Grid.create(store).ref, Scope())
+        assert isinstance(watch, SQLiteWatch)
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with watch._closed._cond:
+                entered.set()
+                leave.wait(PATIENCE)
+
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        assert entered.wait(PATIENCE)
+        in_child(watch.close)
+        leave.set()
+        holder.join(PATIENCE)
+
+    def test_a_signal_that_breaks_the_wait_before_a_fork_leaves_the_store_usable(self, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with store._pool.reading():
+                entered.set()
+                leave.wait(PATIENCE)
+
+        def interrupt(*_: object) -> None:
+            raise InterruptedError
+
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        assert entered.wait(PATIENCE)
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            with pytest.raises(InterruptedError):
+                store._pool.before_fork()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        leave.set()
+        holder.join(PATIENCE)
+        assert grid.write("a", 0, 5).cell.version == 1
+
     def test_a_closed_watch_stays_closed_in_a_child(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         watch.close()
@@ -644,6 +707,19 @@ class TestSpelling:
         assert grid.write("a", 0, 5, event_id=event_id).cell.event_id == event_id
         assert grid.cell("a", 0).event_id == event_id
         assert grid.write("a", 0, 6, event_id=event_id).changed is False
+
+    @pytest.mark.parametrize("message", ["", "a\x00b", "ß\n☃", None])
+    def test_every_message_comes_back_as_it_was(self, store: SQLiteStore, message: str | None) -> None:
+        grid = Grid.create(store)
+        grid.write("a", 0, 5, message=message)
+        assert grid.state("a", 0).message == message
+
+    def test_more_jobs_than_are_remembered_do_no_harm(self, store: SQLiteStore) -> None:
+        grids = [Grid.create(store, job_id=f"job {number}", tags=("a",)) for number in range(MOST_KNOWN + 5)]
+        for version in (1, 2):
+            for grid in grids:
+                assert grid.write("a", 0, 5).cell.version == version
+        assert len(store._jobs._known) == MOST_KNOWN
 
     def test_strays_and_extras_are_kept_apart_from_the_column(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 4, {"a": [0, 1], "b": [2, 3]})
@@ -887,6 +963,17 @@ class TestWatching:
         path.write_bytes(b"no database any more " * 999)
         with pytest.raises(StoreError, match="overwritten"):
             watch.read(PATIENCE)
+
+    def test_a_poll_that_failed_is_made_on_a_new_connection(self, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        watch = store.watch(grid.ref, Scope())
+        polled = store._pulse._connection
+        assert polled is not None
+        polled.close()
+        with pytest.raises(StoreError):
+            watch.read(0)
+        grid.write("a", 0, 5)
+        assert len(watch.read(0).states) == 1
 
     def test_a_cell_that_never_began_is_seen_as_cancelled_in_a_cancelled_job(self, store: SQLiteStore) -> None:
         grid = Grid.create(store, 2, ("a",))

@@ -31,10 +31,10 @@ _MAGIC = b"SQLite format 3\x00"
 _EXAMPLE = "write sqlite:///states.db for a file in the working directory, sqlite:////var/lib/states.db for another"
 
 
-def read_mountinfo() -> str:
+def read_mountinfo(file: Path = Path("/proc/self/mountinfo")) -> str:
     """Give the system's list of mounts; empty where there is none to read."""
     try:
-        return Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        return file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return ""
 

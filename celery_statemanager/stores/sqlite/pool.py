@@ -70,7 +70,12 @@ class Pool:
         self._changed.acquire()
         self._forking = True
         me = threading.get_ident()
-        self._changed.wait_for(lambda: all(loan.thread == me for loan in self._loans), self.timeout)
+        try:
+            self._changed.wait_for(lambda: all(loan.thread == me for loan in self._loans), self.timeout)
+        except BaseException:  # of a signal handler: Python forks all the same, and calls no after_fork
+            self._forking = False
+            self._changed.release()
+            raise
         self._close_idle()
 
     def after_fork(self) -> None:

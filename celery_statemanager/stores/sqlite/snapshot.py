@@ -98,19 +98,15 @@ class Snapshot:
         if number is None:
             return aggregate.absent(self.job, tag, aggregate.expected_rows(self.job, tag).first)
         place = (self._id, number)
-        found = []
-        written = self._db.execute(_LOWEST, place).fetchone()
-        if written:
-            found.append(seen(self.job, tag, written[0], cell_of(written[1:])))
+        row, *cell = self._db.execute(_LOWEST, place).fetchone()
+        found = [seen(self.job, tag, row, cell_of(cell))]
         gap = self._db.execute(_LOWEST_GAP, place).fetchone()
         if gap:
             found.append(aggregate.absent(self.job, tag, gap[0]))
         waiting = self._db.execute(_WAITING, place).fetchone() if self.job.cancelled else None
         if waiting:
             found.append(self._state(tag, waiting[0]))
-        lowest = aggregate.lowest(found)
-        assert lowest is not None
-        return lowest
+        return aggregate.lowest(found) or found[0]
 
     def _state(self, tag: str, task_index: int) -> State:
         return seen(self.job, tag, task_index, self.cell(tag, task_index))
