@@ -38,7 +38,7 @@ class IndexSet(AbstractSet[int]):
             pairs.append((int(low), int(high) if dash else int(low)))
         if any(low > high or low < 0 for low, high in pairs) or any(a[1] >= b[0] for a, b in pairwise(pairs)):
             raise ValueError(f"not an ascending index set like '3,17-20': {text!r}")
-        return cls.from_ranges(pairs)
+        return cls.from_ranges(_merged(pairs))
 
     def __contains__(self, index: object) -> bool:
         if not isinstance(index, int):

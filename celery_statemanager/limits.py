@@ -10,6 +10,9 @@ from typing import Any
 MAX_NAME = 200
 MAX_TASKS = 10_000_000
 MAX_STATE_BYTES = 65_536
+MAX_DEPTH = 200
+"""Levels of a payload; far from what Python reads back only where its stack is nearly empty."""
+
 INT32 = range(-(2**31), 2**31)
 
 
@@ -26,7 +29,7 @@ def check_name(kind: str, value: Any) -> str:
         bad = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs")), None)
         if bad is not None:
             raise ValueError(f"{kind} may not hold the character {bad!r}: {value[:60]!r}")
-    return value
+    return str.__str__(value)  # no enum, whose own text is another
 
 
 def check_num_tasks(value: Any) -> int:
@@ -66,10 +69,10 @@ def encode_payload(payload: Any) -> str | None:
     if not isinstance(payload, Mapping):
         raise TypeError(f"payload is a JSON object (a dict), not {_shown(payload)}")
     try:
-        _check_keys(payload)
+        _check_nesting(payload, MAX_DEPTH)
         text = json.dumps(dict(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except RecursionError:
-        raise ValueError("payload is nested too deeply, or holds itself") from None
+        raise ValueError(_TOO_DEEP) from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"payload is not JSON: {error}") from None
     _encoded("payload", text)
@@ -92,6 +95,9 @@ def readable(text: str, limit: int = 2_000) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
+_TOO_DEEP = f"payload is nested too deeply (more than {MAX_DEPTH} levels), or holds itself"
+
+
 def _integer(kind: str, value: Any, allowed: range) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{kind} is an int, not {_shown(value)}")
@@ -101,15 +107,17 @@ def _integer(kind: str, value: Any, allowed: range) -> int:
     return number
 
 
-def _check_keys(value: Any) -> None:
+def _check_nesting(value: Any, levels: int) -> None:
+    if not isinstance(value, (Mapping, list, tuple)):
+        return
+    if not levels:
+        raise RecursionError
     if isinstance(value, Mapping):
-        for key, inner in value.items():
+        for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"keys are texts, not {_shown(key)}")
-            _check_keys(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _check_keys(inner)
+    for inner in value.values() if isinstance(value, Mapping) else value:
+        _check_nesting(inner, levels - 1)
 
 
 def _encoded(kind: str, text: str) -> bytes:

@@ -7,6 +7,7 @@ import secrets
 import uuid
 import weakref
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from celery_statemanager import aggregate, barrier
@@ -33,11 +34,10 @@ from celery_statemanager.subscription import Subscription
 
 def new_job(job_id: str, num_tasks: int, tags: PlanSpec | None = None, run_token: str | None = None) -> JobRecord:
     """Check what a caller gave for a job and make its record, not yet stored. Raises: TypeError, ValueError."""
-    check_name("job_id", job_id)
-    check_optional("run_token", run_token)
-    check_num_tasks(num_tasks)
-    plan = None if tags is None else Plan.of(num_tasks, tags)
-    return JobRecord(job_id, run_token, secrets.token_hex(8), int(num_tasks), plan)
+    key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
+    rows = check_num_tasks(num_tasks)
+    plan = None if tags is None else Plan.of(rows, tags)
+    return JobRecord(*key, secrets.token_hex(8), rows, plan)
 
 
 def percent(done: float, total: float) -> int:
@@ -45,11 +45,11 @@ def percent(done: float, total: float) -> int:
     for name, value in (("done", done), ("total", total)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} is a number, not {type(value).__name__} {value!r:.60}")
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is a finite number, not {value!r}")
     if not 0 <= done <= total or total <= 0:
         raise ValueError(f"progress is 0 <= done <= total and total > 0, not {done!r} of {total!r}")
-    return max(1, math.floor(100 * done / total))
+    return max(1, math.floor(100 * Fraction(done) / Fraction(total)))
 
 
 def progress_json(done: float, total: float) -> str:
@@ -172,8 +172,8 @@ class Manager:
         status ends the attempt. Raises: BeginRefused – finished, or the job is closed; JobCancelled;
         ReadOnlyManager; JobNotFound.
         """
-        row = self._own_row(None)
-        begin = Begin(tag=check_name("tag", tag), task_index=row, event_id=new_event_id(), takes_over=True)
+        row, tag = self._own_row(None), check_name("tag", tag)
+        begin = Begin(tag=tag, task_index=row, event_id=new_event_id(), takes_over=True)
         reply = self.store.begin(self.ref, begin)
         if reply.verdict is Verdict.CANCELLED:
             cancelled = self.store.get_job(self.ref.key).cancelled
@@ -227,10 +227,8 @@ class Manager:
 
         Raises: SynchronizeTimeout – with ``.states`` and ``.missing``; SynchronizeFailed; JobNotFound.
         """
-        check_name("tag", tag)
-        return barrier.synchronize(
-            self.store, self.ref, tag, check_status(status), timeout=timeout, fail_fast=fail_fast
-        )
+        tag, status = check_name("tag", tag), check_status(status)
+        return barrier.synchronize(self.store, self.ref, tag, status, timeout=timeout, fail_fast=fail_fast)
 
     def tombstone_job(self) -> bool:
         """Mark the job deleted: hidden from listings, still readable and writable.
@@ -259,7 +257,8 @@ class Manager:
         return f"<Manager of job {self.job_id!r}, {row} of {self.num_tasks}>"
 
     def _write(self, tag: str, row: int, status: int, message: str | None, event_id: str | None, **kind: Any) -> State:
-        attempt = self._attempts.get(check_name("tag", tag))
+        tag = check_name("tag", tag)
+        attempt = self._attempts.get(tag)
         closes = attempt is not None and (status < 0 or status == Status.FINISHED)
         request = Write(
             tag=tag,

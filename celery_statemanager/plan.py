@@ -27,7 +27,7 @@ class Plan:
     @classmethod
     def of(cls, num_tasks: int, tags: PlanSpec) -> Plan:
         """Make a plan from what a caller gave. Raises: TypeError, ValueError."""
-        if isinstance(tags, (str, bytes)):
+        if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
             raise TypeError(
                 f"tags is a sequence of names or a mapping tag -> indexes, not {tags!r}: write tags=({tags!r},)"
             )
@@ -92,7 +92,7 @@ def _shapes(num_tasks: int, columns: Mapping[str, Iterable[int]]) -> Iterable[tu
 
 
 def _rows(num_tasks: int, tag: str, rows: Iterable[int]) -> IndexSet:
-    if isinstance(rows, (str, bytes)):
+    if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
         raise TypeError(f"the rows of tag {tag!r} are indexes, not {rows!r}")
     if isinstance(rows, range) and rows and rows.step == 1:
         check_index(rows.start, num_tasks)

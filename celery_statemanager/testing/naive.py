@@ -63,6 +63,7 @@ def check_grid(
     _check_lowest(grid.lowest(), [states[place] for place in places])
     for row in {row for _, row in states}:
         _check_lowest(grid.lowest(row=row), [states[place] for place in places if place[1] == row])
+    manager = grid.manager()
     job, columns = grid.store.survey(grid.ref)
     assert job == grid.job
     assert {column.tag for column in columns} == {tag for tag, _ in places}
@@ -71,9 +72,9 @@ def check_grid(
     for tag in {tag for tag, _ in states}:
         inside = [place for place in places if place[0] == tag] or [place for place in states if place[0] == tag]
         _check_lowest(grid.lowest(tag), [states[place] for place in inside])
-        check_summary(grid.manager().summary(tag), states, inside, cancelled=job.cancelled is not None)
+        check_summary(manager.summary(tag), states, inside, cancelled=job.cancelled is not None)
     for indexes in (True, False) if places else ():
-        summary = grid.manager().summary(indexes=indexes)
+        summary = manager.summary(indexes=indexes)
         check_summary(summary, states, places, cancelled=job.cancelled is not None)
     _check_lists(grid, cells, states)
 
@@ -90,8 +91,9 @@ def _check_lists(grid: Grid, cells: Mapping[tuple[str, int], Cell], states: Stat
 
     written = [place for place, cell in cells.items() if cell.version]
     assert grid.states() == ordered(written)
-    for tag, row in cells:
+    for tag in {tag for tag, _ in cells}:
         assert grid.states(tag) == ordered(place for place in written if place[0] == tag)
+    for row in {row for _, row in cells}:
         assert grid.states(row=row) == ordered(place for place in written if place[1] == row)
 
 

@@ -1,0 +1,109 @@
+"""Plans: which cells a job expects, and in which order a row's stages run."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_statemanager import IndexSet
+from celery_statemanager.codec import plan_from_json, plan_to_json
+from celery_statemanager.plan import Plan
+
+
+def test_a_sequence_is_the_stages_of_every_row() -> None:
+    plan = Plan.of(5, ["scan", "read"])
+    assert plan.tags == ("scan", "read")
+    assert plan.expected == 10
+    assert plan.columns == {"scan": range(5), "read": range(5)} or dict(plan.columns) == {
+        "scan": IndexSet(range(5)),
+        "read": IndexSet(range(5)),
+    }
+    assert plan.stages(4) == ("scan", "read")
+    assert plan.stages(5) == ()
+    assert plan.after("scan", 0) == ("read",)
+    assert plan.after("read", 0) == plan.after("other", 0) == ()
+    assert plan.expects("scan", 4)
+    assert not plan.expects("scan", 5)
+    assert not plan.expects("other", 0)
+
+
+def test_a_mapping_gives_each_tag_its_rows_and_each_row_its_stages() -> None:
+    plan = Plan.of(4, {"scan": [0, 1], "read": range(4), "save": {0, 3}})
+    assert plan.tags == ("scan", "read", "save")
+    assert plan.expected == 8
+    assert [plan.stages(row) for row in range(4)] == [
+        ("scan", "read", "save"),
+        ("scan", "read"),
+        ("read",),
+        ("read", "save"),
+    ]
+    assert plan.after("scan", 0) == ("read", "save")
+    assert plan.after("scan", 3) == ()
+    assert {tag: str(rows) for tag, rows in plan.columns.items()} == {"scan": "0-1", "read": "0-3", "save": "0,3"}
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.sets(st.integers(0, 9)), min_size=1))
+def test_a_mapping_means_what_it_says(columns: dict[str, set[int]]) -> None:
+    covered = set().union(*columns.values()) == set(range(10))
+    try:
+        plan = Plan.of(10, columns)
+    except ValueError:
+        assert not covered
+        return
+    assert covered
+    for tag, rows in columns.items():
+        assert {row for row in range(12) if plan.expects(tag, row)} == rows
+    for row in range(10):
+        assert plan.stages(row) == tuple(tag for tag, rows in columns.items() if row in rows)
+    assert plan.expected == sum(map(len, columns.values()))
+    assert set(plan.tags) == {tag for tag, rows in columns.items() if rows}
+    assert sum(len(rows) for _, rows in plan.shapes) == 10
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+def test_a_uniform_plan_of_any_size_is_one_entry() -> None:
+    for tags in (("a", "b"), {"a": range(10_000_000), "b": range(10_000_000)}):
+        plan = Plan.of(10_000_000, tags)
+        assert len(plan.shapes) == 1
+        assert plan.expected == 20_000_000
+        assert plan.stages(9_999_999) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("tags", "kind", "text"),
+    [
+        ("scan", TypeError, r"write tags=\('scan',\)"),
+        (b"scan", TypeError, "sequence of names or a mapping"),
+        (5, TypeError, "sequence of names or a mapping"),
+        (True, TypeError, "sequence of names or a mapping"),
+        ((), ValueError, "name at least one tag"),
+        ({}, ValueError, "names no tag for task 0-2"),
+        (("a", "a"), ValueError, "twice"),
+        (("a", ""), ValueError, "1 to 200 characters"),
+        (("a", "b\n"), ValueError, "may not hold"),
+        (("a", 3), TypeError, "tag is a text, not int 3"),
+        ({"a": [0, 1]}, ValueError, "names no tag for task 2: every row"),
+        ({"a": [0, 1, 3], "b": range(3)}, ValueError, "task_index is 0 … 2, not 3"),
+        ({"a": [-1, 0, 1, 2]}, ValueError, "not -1"),
+        ({"a": range(4)}, ValueError, "not 3"),
+        ({"a": range(-1, 3)}, ValueError, "not -1"),
+        ({"a": "012"}, TypeError, "are indexes, not '012'"),
+        ({"a": 5}, TypeError, "are indexes, not 5"),
+        ({"a": [True, 0, 2]}, TypeError, "task_index is an int, not bool True"),
+        ({"a": [0.0, 1, 2]}, TypeError, "not float 0.0"),
+        ({3: range(3)}, TypeError, "tag is a text"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_plan_is_refused_with_the_mend(tags: Any, kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        Plan.of(3, tags)
+
+
+def test_a_tag_without_rows_is_not_planned() -> None:
+    assert Plan.of(2, {"a": [0, 1], "b": []}).tags == ("a",)
