@@ -14,12 +14,13 @@ from celery_statemanager.stores.base import Store, Watch
 __all__ = ["Store", "Watch", "masked", "open_store"]
 
 SCHEMES = {
+    "firestore": "celery_statemanager.stores.firestore:FirestoreStore",
     "memory": "celery_statemanager.stores.memory:MemoryStore",
     "sqlite": "celery_statemanager.stores.sqlite:SQLiteStore",
 }
 """URL scheme → ``module:Class``; others come through the entry point group ``celery_statemanager.stores``."""
 
-EXTRAS: dict[str, str] = {}
+EXTRAS = {"firestore": "firestore"}
 """URL scheme → the extra that brings the client library it needs."""
 
 
@@ -27,7 +28,8 @@ def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> Store:
     """Give the store that a URL names; nothing is imported for the other schemes.
 
     Args:
-        url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``.
+        url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
+            ``firestore://project/collection?database=id``.
         timeout: seconds after which a call gives up with ``StoreUnavailable``.
         options: handed to the store, which refuses what it does not know.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from emulator import running
 from hypothesis import HealthCheck, settings
 
 from celery_statemanager import Store, open_store
@@ -28,13 +31,43 @@ def sqlite(request: pytest.FixtureRequest) -> StoreFactory:
     return StoreFactory(lambda **options: open_store(url, **options), url, takes_clock=True)
 
 
-FACTORIES: dict[str, Callable[[pytest.FixtureRequest], StoreFactory]] = {"memory": memory, "sqlite": sqlite}
+def firestore(request: pytest.FixtureRequest) -> StoreFactory:
+    """Give each test a project of its own: the emulator makes it on the fly, apart from all others."""
+    request.getfixturevalue("firestore_emulator")
+    url = f"firestore://test-{uuid.uuid4().hex[:8]}-{next(_numbers)}"
+    return StoreFactory(lambda **options: open_store(url, **options), url)
+
+
+FACTORIES: dict[str, Callable[[pytest.FixtureRequest], StoreFactory]] = {
+    "memory": memory,
+    "sqlite": sqlite,
+    "firestore": firestore,
+}
+_numbers = itertools.count()
 
 
 @pytest.fixture(params=FACTORIES)
 def store_factory(request: pytest.FixtureRequest) -> StoreFactory:
     """Give what makes the store asked for, and build no other."""
     return FACTORIES[request.param](request)
+
+
+@pytest.fixture(scope="session")
+def emulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the address of an emulator that no test hurts: the environment's, or one of our own."""
+    given = os.environ.get("FIRESTORE_EMULATOR_HOST")
+    if given:
+        yield given
+        return
+    with running(tmp_path_factory.mktemp("firestore")) as emulator:
+        yield emulator.host
+
+
+@pytest.fixture
+def firestore_emulator(emulator_process: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Point the client libraries at the emulator."""
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator_process)
+    return emulator_process
 
 
 @pytest.fixture

@@ -1,0 +1,260 @@
+"""One write or begin: computed here from what is known of its documents, done by one commit that holds only if it is.
+
+The normal write knows its cell from its own last write and reads nothing. Whatever does not end in a commit, an error
+or a repetition, is believed only after the documents were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from celery_statemanager.errors import StateManagerError, StoreError
+from celery_statemanager.records import BeginReply, Cell, JobRecord, JobRef, Tally, WriteReply
+from celery_statemanager.stores.firestore import requests, tallies
+from celery_statemanager.stores.firestore.database import Database, Got
+from celery_statemanager.stores.firestore.deadline import Deadline
+from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, KnownJob, cell_fields, cell_of
+from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
+from celery_statemanager.stores.firestore.trouble import Refused, Transient
+from celery_statemanager.stores.firestore.values import Moment, microseconds
+
+Place = tuple[str, int]
+Reply = TypeVar("Reply", WriteReply, BeginReply)
+
+NOW = -1
+"""Stands for the server's time until the commit's answer tells it."""
+UNDECIDED = Tally(pending=1)
+"""A sum from which no latch falls: latches are decided after the commit."""
+MOST_CELLS = 20_000
+
+
+@dataclass
+class View:
+    """What is known of the documents of a step.
+
+    Attributes:
+        fresh: they were read for this step; else they are as this process last saw them, or thought missing.
+        transaction: holds the job as it was read until the commit.
+    """
+
+    job: KnownJob
+    cells: dict[Place, Known]
+    fresh: bool
+    transaction: bytes = b""
+
+
+@dataclass
+class Done:
+    """A step that was committed: the cells it changed, and where it left what it was about."""
+
+    job: KnownJob
+    puts: dict[Place, tuple[Cell | None, Cell]]
+
+
+@dataclass
+class StepTransaction:
+    """The ``steps.Transaction`` of one try."""
+
+    view: View
+    primary: Place
+    read: Callable[[View, Place], Known]
+    puts: dict[Place, tuple[Cell | None, Cell]] = field(default_factory=dict)
+    now: int = NOW
+
+    @property
+    def job(self) -> JobRecord:
+        return self.view.job.job
+
+    def cell(self, tag: str, task_index: int) -> Cell | None:
+        place = tag, task_index
+        if place in self.puts:
+            return self.puts[place][1]
+        known = self.view.cells.get(place)
+        if known is None:
+            # Not yet seen, a later stage of the row: if its earlier stage was never written, nothing of it was
+            # blocked; and what is written to it holds only if it is missing indeed.
+            first = self.view.cells[self.primary]
+            assume = first.cell is None or not self.view.fresh
+            known = self.view.cells[place] = Known() if assume else self.read(self.view, place)
+        return known.cell
+
+    def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
+        before = self.puts[tag, task_index][0] if (tag, task_index) in self.puts else old
+        self.puts[tag, task_index] = before, new
+
+    def total(self) -> Tally:
+        return UNDECIDED
+
+    def put_job(self, job: JobRecord) -> None:
+        raise AssertionError("latches are decided after the commit")
+
+    @property
+    def reopens(self) -> bool:
+        """Whether an expected cell that had ended has not any more: who decides a latch meanwhile must see it."""
+        return any(
+            old is not None and old.final and not new.final and tallies.is_expected(self.job, *place)
+            for place, (old, new) in self.puts.items()
+        )
+
+
+class Steps:
+    """Runs atomic steps. Remembers the cells that this process wrote."""
+
+    def __init__(self, database: Database, jobs: Jobs) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._cells: dict[tuple[JobRef, str, int], Known] = {}
+
+    def run(
+        self,
+        ref: JobRef,
+        place: Place,
+        work: Callable[[StepTransaction], Reply],
+        deadline: Deadline,
+        *,
+        exact: bool,
+    ) -> tuple[Reply, Done | None]:
+        """Do a step; with what it changed, or None if nothing.
+
+        Args:
+            exact: hold the job as it is now until the step is done; else take it as it was a moment ago.
+        """
+        operation = new_operation()
+        view = self._remembered(ref, place, exact=exact) or self._read(ref, [place], deadline, exact=exact)
+        last: tuple[StepTransaction, Reply] | None = None
+        while True:
+            if last is not None and operation in view.cells[place].operations:
+                return self._recovered(ref, view, *last)
+            tx = StepTransaction(view, place, lambda view, place: self._read_more(ref, view, place, deadline))
+            try:
+                reply = work(tx)
+            except StoreError:
+                raise
+            except StateManagerError:
+                if view.fresh:
+                    self._let_go(view, deadline)
+                    raise
+                view = self._read(ref, view.cells, deadline, exact=exact)
+                continue
+            if not tx.puts:
+                if view.fresh:
+                    self._let_go(view, deadline)
+                    return reply, None
+                view = self._read(ref, view.cells, deadline, exact=exact)
+                continue
+            last = tx, reply
+            try:
+                return self._commit(ref, tx, reply, operation, deadline)
+            except Refused as error:
+                deadline.pause(Transient(str(error))) if view.fresh else None
+            except Transient as error:
+                deadline.pause(error)
+            view = self._read(ref, view.cells, deadline, exact=exact)
+
+    def forget(self, ref: JobRef) -> None:
+        """Know nothing of a job's cells any more."""
+        for key in [key for key in self._cells if key[0] == ref]:
+            self._cells.pop(key, None)
+
+    def _remembered(self, ref: JobRef, place: Place, *, exact: bool) -> View | None:
+        job = None if exact else self._jobs.recent(ref)
+        if job is None:
+            return None
+        return View(job, {place: self._cells.get((ref, *place)) or Known()}, fresh=False)
+
+    def _read(self, ref: JobRef, places: Any, deadline: Deadline, *, exact: bool) -> View:
+        names = self._database.names
+        cells = {names.cell(ref, *place): place for place in places}
+        job_name = names.job(ref.key)
+        got = self._database.get([job_name, *cells], deadline, begins=exact)
+        try:
+            job = self._jobs.checked(ref, self._jobs.read(ref.key, got.documents.get(job_name)))
+        except StateManagerError:
+            if got.transaction:
+                self._database.rollback(got.transaction, deadline)
+            raise
+        known = {place: known_of(ref, got, name) for name, place in cells.items()}
+        return View(job, known, fresh=True, transaction=got.transaction)
+
+    def _read_more(self, ref: JobRef, view: View, place: Place, deadline: Deadline) -> Known:
+        name = self._database.names.cell(ref, *place)
+        return known_of(ref, self._database.get([name], deadline, transaction=view.transaction), name)
+
+    def _let_go(self, view: View, deadline: Deadline) -> None:
+        if view.transaction:
+            self._database.rollback(view.transaction, deadline)
+
+    def _commit(
+        self, ref: JobRef, tx: StepTransaction, reply: Reply, operation: str, deadline: Deadline
+    ) -> tuple[Reply, Done]:
+        rings = {place: [*tx.view.cells[place].operations, operation][-REMEMBERED:] for place in tx.puts}
+        writes = [self._cell_write(ref, tx, place, rings[place]) for place in tx.puts]
+        answer = self._database.commit([*writes, *self._other_writes(ref, tx)], deadline, tx.view.transaction)
+        now = int(microseconds(answer.write_results[0].transform_results[0].timestamp_value))
+        done = Done(tx.view.job, {})
+        for (place, (old, new)), result in zip(tx.puts.items(), answer.write_results):
+            cell = timed(new, now)
+            done.puts[place] = old, cell
+            self._remember(ref, place, Known(cell, result.update_time, rings[place]))
+        if tx.reopens:
+            tx.view.job.at = 0.0
+        reply.cell = timed(reply.cell, now)
+        return reply, done
+
+    def _cell_write(self, ref: JobRef, tx: StepTransaction, place: Place, ring: list[str]) -> Any:
+        new = tx.puts[place][1]
+        collection = self._database.names.address.collection
+        fields = cell_fields(tx.job, *place, new, collection=collection)
+        fields["operations"] = ring
+        times = ["timestamp"]
+        if new.began_at == NOW:
+            times.append("beganAt")
+        else:
+            fields["beganAt"] = Moment(new.began_at) if new.began_at else None
+        return requests.put(self._database.names.cell(ref, *place), fields, tx.view.cells[place].stamp, times)
+
+    def _other_writes(self, ref: JobRef, tx: StepTransaction) -> list[Any]:
+        if tx.view.job.foreign:
+            return []
+        names, job = self._database.names, tx.job
+        changes = tallies.changes(job, ((place, *pair) for place, pair in tx.puts.items()))
+        writes = [
+            requests.add(names.tally(ref, tag, shard), tallies.fields_of(job, tag), change._asdict())
+            for (tag, shard), change in changes.items()
+        ]
+        if job.plan and tx.reopens:
+            writes.append(requests.touch(names.job(ref.key), {"reopened": new_operation()}, tx.view.job.stamp))
+        return writes
+
+    def _remember(self, ref: JobRef, place: Place, known: Known) -> None:
+        while len(self._cells) >= MOST_CELLS:
+            self._cells.pop(next(iter(self._cells)), None)
+        self._cells[(ref, *place)] = known
+
+    def _recovered(self, ref: JobRef, view: View, tx: StepTransaction, reply: Reply) -> tuple[Reply, Done]:
+        """Give the reply of a step whose commit was done though its answer was lost."""
+        primary = view.cells[tx.primary]
+        self._remember(ref, tx.primary, primary)
+        now = primary.cell.timestamp if primary.cell else 0
+        done = Done(view.job, {place: (old, timed(new, now)) for place, (old, new) in tx.puts.items()})
+        reply.cell = timed(reply.cell, now)
+        return reply, done
+
+
+def known_of(ref: JobRef, got: Got, name: str) -> Known:
+    """Take a cell's document that was read; one of an older incarnation is only there to be written over."""
+    document = got.documents.get(name)
+    if document is None:
+        return Known()
+    if (document.fields.get("incarnation") or "") != ref.incarnation:
+        return Known(None, document.stamp)
+    return Known(cell_of(document.fields), document.stamp, document.fields.get("operations") or [])
+
+
+def timed(cell: Cell, now: int) -> Cell:
+    """Give a cell with the server's time where it was not known."""
+    if cell.timestamp != NOW:
+        return cell
+    return replace(cell, timestamp=now, began_at=now if cell.began_at == NOW else cell.began_at)

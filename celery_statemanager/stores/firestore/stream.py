@@ -1,0 +1,157 @@
+"""One stream of Firestore's Listen call, read by a thread of its own and opened anew when it breaks.
+
+Not ``Query.on_snapshot``: it reconnects without a pause, dies silently of a filter mismatch, tells nobody that it is
+disconnected and sorts all documents at each change (design.md). This one keeps no documents: whatever the server sends
+again is told from news by its update time.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from google.cloud.firestore_v1.types import firestore
+
+from celery_statemanager.errors import StoreError
+from celery_statemanager.stores.firestore.client import Connection
+from celery_statemanager.stores.firestore.trouble import FINAL, TRANSIENT, Transient, translated
+
+SILENCE = 120.0
+"""Seconds without any message after which a stream counts as dead; the service sends a sign of life every 30."""
+PAUSE = 0.2
+
+_RESET, _REMOVED, _CURRENT, _NO_CHANGE = 4, 2, 3, 0
+_types = firestore.TargetChange.TargetChangeType
+assert (_types.RESET, _types.REMOVE, _types.CURRENT, _types.NO_CHANGE) == (_RESET, _REMOVED, _CURRENT, _NO_CHANGE)
+
+
+class Snapshot:
+    """What changed up to a moment: documents written since the one before, by name; names of deleted ones."""
+
+    def __init__(self) -> None:
+        self.changed: dict[str, Any] = {}
+        self.deleted: set[str] = set()
+        self.missed = False
+
+
+class Stream:
+    """Reads a stream until it is closed or cannot be healed.
+
+    Args:
+        targets: gives the requests that open it for what changed since a moment.
+        since: that moment.
+        take: gets each snapshot and its moment, in the reading thread.
+        lost: is told at last that it ended, and why; a ``Transient`` after the second failure in a row.
+        again: is called after it was opened anew; may raise StoreError.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        targets: Callable[[Any], list[Any]],
+        since: Any,
+        take: Callable[[Snapshot, Any], None],
+        lost: Callable[[StoreError], None],
+        again: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._targets = targets
+        self._since = since
+        self._take, self._lost, self._again = take, lost, again
+        self._closed = threading.Event()
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._call: Any = None
+        self._alive_at = time.monotonic()
+        self._healthy = True
+        self._thread = threading.Thread(target=self._run, name="firestore-listen", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it; returns at once."""
+        self._closed.set()
+        self._hang_up()
+
+    def watch_over(self) -> None:
+        """Break a stream that has been silent for too long; it is then opened anew."""
+        if time.monotonic() - self._alive_at > SILENCE:
+            self._alive_at = time.monotonic()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._requests.put(None)
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            trouble = self._read_one()
+            if self._closed.is_set():
+                return
+            if trouble is not None and not (isinstance(trouble, Transient) and self._healthy):
+                self._lost(trouble)
+                return
+            self._healthy = False
+            self._closed.wait(PAUSE * random.uniform(0.5, 1.0))
+            try:
+                self._again()
+            except StoreError as error:
+                self._lost(error)
+                return
+
+    def _read_one(self) -> StoreError | None:
+        """Read one stream to its end; give what ended it, None if the server did without a word."""
+        self._requests = queue.SimpleQueue()
+        for request in self._targets(self._since):
+            self._requests.put(request)
+        try:
+            self._call = self._connection.listen(iter(self._requests.get, None))
+            if self._closed.is_set():
+                self._call.cancel()
+            for snapshot, moment in self._snapshots(self._call):
+                self._since = moment
+                self._healthy = True
+                self._take(snapshot, moment)
+        except (*TRANSIENT, *FINAL) as error:
+            return translated(error, self._connection.address)
+        except StoreError as error:
+            return error
+        finally:
+            self._requests.put(None)
+        return None
+
+    def _snapshots(self, responses: Any) -> Iterator[tuple[Snapshot, Any]]:
+        snapshot, current = Snapshot(), False
+        base = nanoseconds(self._since)
+        for wrapped in responses:
+            self._alive_at = time.monotonic()
+            response = type(wrapped).pb(wrapped)
+            kind = response.WhichOneof("response_type")
+            if kind == "document_change":
+                document = response.document_change.document
+                if nanoseconds(document.update_time) > base:
+                    snapshot.changed[document.name] = document
+            elif kind in {"document_delete", "document_remove"}:
+                snapshot.deleted.add(getattr(response, kind).document)
+            elif kind == "filter":
+                snapshot.missed = snapshot.missed or current
+            elif kind == "target_change":
+                change = response.target_change
+                if change.target_change_type == _REMOVED:
+                    raise StoreError(f"{self._connection.address} ended a listener: {change.cause.message}")
+                if change.target_change_type == _RESET:
+                    snapshot = Snapshot()
+                current = current or change.target_change_type == _CURRENT
+                complete = change.target_change_type == _NO_CHANGE and not change.target_ids
+                if complete and change.HasField("read_time") and current:
+                    yield snapshot, change.read_time
+                    snapshot, base = Snapshot(), nanoseconds(change.read_time)
+
+
+def nanoseconds(stamp: Any) -> int:
+    """Give a timestamp as one number."""
+    return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)
