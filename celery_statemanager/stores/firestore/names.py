@@ -22,10 +22,10 @@ def job_id_of(key: JobKey) -> str:
 
     Raises: StoreError – a name alone is longer than an id may be.
     """
-    job = _fitting("job_id", _encoded(key.job_id))
+    job = _fitting("job_id", _escaped(key.job_id))
     if key.run_token is None:
-        return job
-    joined = f"{job}{_RERUN}{_fitting('run_token', _encoded(key.run_token))}"
+        return _fitting("job_id", _whole(job))
+    joined = _whole(f"{job}{_RERUN}{_fitting('run_token', _escaped(key.run_token))}")
     if len(joined.encode()) <= LONGEST_ID:
         return joined
     return _HASHED + hashlib.sha256(joined.encode()).hexdigest()
@@ -42,15 +42,15 @@ def place_of(cell_id: str) -> tuple[str, int]:
     return unquote(tag), int(row)
 
 
-def _encoded(name: str) -> str:
-    """Encode what may not be a whole id: ``.``, ``..`` and ``__x__``; and what may not be part of one."""
-    escaped = _escaped(name)
+def _whole(escaped: str) -> str:
+    """Encode what may not be a whole id: ``.``, ``..`` and ``__x__``."""
     if escaped in {".", ".."} or re.fullmatch(r"__.*__", escaped, re.DOTALL):
         return f"%{ord(escaped[0]):02X}{escaped[1:]}"
     return escaped
 
 
 def _escaped(name: str) -> str:
+    """Encode what may not be part of an id, and what the encoding itself uses."""
     return name.replace("%", "%25").replace("/", "%2F")
 
 
@@ -89,4 +89,4 @@ class Names:
 
     def worker(self, worker_id: str) -> str:
         """A worker's record."""
-        return f"{self.workers}/{_fitting('worker_id', _encoded(worker_id))}"
+        return f"{self.workers}/{_fitting('worker_id', _whole(_escaped(worker_id)))}"
