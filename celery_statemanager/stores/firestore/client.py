@@ -107,7 +107,7 @@ class Connection:
         with self._lock:
             client, self._client = self._client, None
         if client is not None and self._pid == os.getpid():
-            client.transport.close()
+            client.transport.close()  # type: ignore[no-untyped-call]
 
     def before_fork(self) -> None:
         self._lock.acquire()

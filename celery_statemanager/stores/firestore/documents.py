@@ -158,5 +158,3 @@ def cell_of(fields: Mapping[str, Any]) -> Cell:
         began_at=int(fields.get("beganAt") or 0),
         schema_version=int(fields.get("schemaVersion") or SCHEMA_VERSION),
     )
-
-

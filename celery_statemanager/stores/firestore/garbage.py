@@ -58,9 +58,9 @@ def _leftovers(database: Database, note: Found) -> Iterator[Any]:
     """Give, for each place where a job leaves documents, what finds some of them."""
     parent, incarnation = f"{database.names.jobs}/{note.fields['job']}", note.fields["incarnation"]
     if not incarnation:  # another program's job: its cells are those without an incarnation
-        yield lambda limit: [
-            each for each in database.pages(parent, "states") if "incarnation" not in each.fields
-        ][:limit]
+        yield lambda limit: [each for each in database.pages(parent, "states") if "incarnation" not in each.fields][
+            :limit
+        ]
         return
     run = f"{parent}/runs/{incarnation}"
     yield lambda limit: _names(database, parent, "states", limit, ("incarnation", "==", incarnation))

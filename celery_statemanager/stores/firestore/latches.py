@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound
-from celery_statemanager.records import JobRef, Tally
+from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.deadline import Deadline
@@ -29,13 +29,20 @@ class Latches:
         self._database = database
         self._jobs = jobs
 
-    def after(self, ref: JobRef, place: Place, done: Done | None, deadline: Deadline) -> tuple[str, ...]:
-        """Decide what a step has made true; () where the job was deleted meanwhile."""
-        if done is None or not _may_decide(done, place):
+    def after(self, ref: JobRef, place: Place, cell: Cell, done: Done | None) -> tuple[str, ...]:
+        """Decide what a step has made true, or one before it that was cut off; () if the job was deleted meanwhile.
+
+        Args:
+            cell: the cell as it is after the step.
+            done: what the step changed; None for a repetition or a refusal.
+        """
+        known = self._jobs.recent(ref) if done is None else done.job
+        if known is None or not _may_decide(known.job, place, cell) or (done is None and known.job.settled):
             return ()
-        alarms = [new for at, (_, new) in done.puts.items() if tallies.is_expected(done.job.job, *at)]
+        changed = {place: cell} if done is None else {at: new for at, (_, new) in done.puts.items()}
+        alarm = any(tally_of(new).alarms for at, new in changed.items() if tallies.is_expected(known.job, *at))
         try:
-            return self.decide(ref, None, deadline, alarm=any(tally_of(new).alarms for new in alarms))
+            return self.decide(ref, None, self._database.deadline(), alarm=alarm)
         except JobNotFound:
             return ()
 
@@ -49,6 +56,7 @@ class Latches:
             alarm: one of its cells has failed for good.
         """
         operation = new_operation()
+        names: tuple[str, ...] = ()
         while True:
             if known is None:
                 known = self._jobs.current(ref, deadline)
@@ -80,10 +88,8 @@ class Latches:
         return Tally()._replace(**sums)
 
 
-def _may_decide(done: Done, place: Place) -> bool:
+def _may_decide(job: JobRecord, place: Place, cell: Cell) -> bool:
     """Whether a cell has ended, or come to rest as a cancelled job waits for."""
-    job = done.job.job
-    if job.plan is None or place not in done.puts or not job.plan.expects(*place):
+    if job.plan is None or not job.plan.expects(*place):
         return False
-    new = done.puts[place][1]
-    return new.final or not tally_of(new).pending
+    return cell.final or not tally_of(cell).pending

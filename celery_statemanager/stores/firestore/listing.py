@@ -12,7 +12,6 @@ from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, OpenAtt
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import cell_of, job_of
-from celery_statemanager.stores.firestore.jobs import Jobs
 from celery_statemanager.stores.firestore.names import cell_id_of
 from celery_statemanager.stores.firestore.requests import Reference
 from celery_statemanager.stores.firestore.values import Moment
@@ -78,7 +77,7 @@ def _values(database: Database, cursor: list[Any]) -> tuple[Any, ...]:
     return (*map(Moment, activity), Reference(f"{database.names.jobs}/{last}"))
 
 
-def open_attempts(database: Database, jobs: Jobs) -> Iterator[OpenAttempt]:
+def open_attempts(database: Database) -> Iterator[OpenAttempt]:
     """Give the open attempts of workers; those that deleted jobs left behind are passed over."""
     collection = database.names.address.collection
     structured = requests.select("states", ("held", "==", collection), everywhere=True)

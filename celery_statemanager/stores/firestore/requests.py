@@ -84,9 +84,7 @@ def rollback(database: str, transaction: bytes) -> Any:
     return firestore.RollbackRequest(database=database, transaction=transaction)
 
 
-def get(
-    database: str, names: Iterable[str], *, at: Any = None, transaction: bytes = b"", begins: bool = False
-) -> Any:
+def get(database: str, names: Iterable[str], *, at: Any = None, transaction: bytes = b"", begins: bool = False) -> Any:
     """Read documents by name, as of one moment."""
     made = firestore.BatchGetDocumentsRequest.pb()(database=database, documents=list(names))
     if at is not None:
@@ -187,4 +185,3 @@ def listen(database: str, target: int, *, query_in: tuple[str, Any] | None, name
         made.add_target.documents.documents.extend(names)
     made.add_target.read_time.CopyFrom(since)
     return firestore.ListenRequest.wrap(made)
-

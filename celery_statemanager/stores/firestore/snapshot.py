@@ -10,7 +10,7 @@ from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.records import Cell, Column, JobRecord, JobRef
-from celery_statemanager.stores.firestore import requests, tallies
+from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found, Got
 from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.documents import cell_of, column_of

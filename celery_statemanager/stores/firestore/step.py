@@ -136,21 +136,15 @@ class Steps:
                 if view.fresh:
                     self._let_go(view, deadline)
                     raise
-                view = self._read(ref, view.cells, deadline, exact=exact)
-                continue
-            if not tx.puts:
-                if view.fresh:
+            else:
+                if not tx.puts and view.fresh:
                     self._let_go(view, deadline)
                     return reply, None
-                view = self._read(ref, view.cells, deadline, exact=exact)
-                continue
-            last = tx, reply
-            try:
-                return self._commit(ref, tx, reply, operation, deadline)
-            except Refused as error:
-                deadline.pause(Transient(str(error))) if view.fresh else None
-            except Transient as error:
-                deadline.pause(error)
+                if tx.puts:
+                    last = tx, reply
+                    done = self._try(ref, tx, reply, operation, deadline)
+                    if done is not None:
+                        return reply, done
             view = self._read(ref, view.cells, deadline, exact=exact)
 
     def forget(self, ref: JobRef) -> None:
@@ -186,22 +180,40 @@ class Steps:
         if view.transaction:
             self._database.rollback(view.transaction, deadline)
 
+    def _try(
+        self, ref: JobRef, tx: StepTransaction, reply: WriteReply | BeginReply, operation: str, deadline: Deadline
+    ) -> Done | None:
+        """Commit; None if that did not hold or its answer was lost: read again."""
+        try:
+            return self._commit(ref, tx, reply, operation, deadline)
+        except Refused as error:
+            if tx.view.fresh:  # somebody writes the same cell
+                deadline.pause(Transient(str(error)))
+        except Transient as error:
+            deadline.pause(error)
+        except StoreError:
+            self._let_go(tx.view, deadline)
+            raise
+        return None
+
     def _commit(
-        self, ref: JobRef, tx: StepTransaction, reply: Reply, operation: str, deadline: Deadline
-    ) -> tuple[Reply, Done]:
+        self, ref: JobRef, tx: StepTransaction, reply: WriteReply | BeginReply, operation: str, deadline: Deadline
+    ) -> Done:
+        rings: dict[Place, list[str]]
         rings = {place: [*tx.view.cells[place].operations, operation][-REMEMBERED:] for place in tx.puts}
         writes = [self._cell_write(ref, tx, place, rings[place]) for place in tx.puts]
         answer = self._database.commit([*writes, *self._other_writes(ref, tx)], deadline, tx.view.transaction)
         now = int(microseconds(answer.write_results[0].transform_results[0].timestamp_value))
         done = Done(tx.view.job, {})
-        for (place, (old, new)), result in zip(tx.puts.items(), answer.write_results):
+        for place, result in zip(tx.puts, answer.write_results):
+            old, new = tx.puts[place]
             cell = timed(new, now)
             done.puts[place] = old, cell
             self._remember(ref, place, Known(cell, result.update_time, rings[place]))
         if tx.reopens:
             tx.view.job.at = 0.0
         reply.cell = timed(reply.cell, now)
-        return reply, done
+        return done
 
     def _cell_write(self, ref: JobRef, tx: StepTransaction, place: Place, ring: list[str]) -> Any:
         new = tx.puts[place][1]

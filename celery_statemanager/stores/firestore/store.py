@@ -126,14 +126,14 @@ class FirestoreStore(Store):
         reply, done = self._steps.run(
             ref, place, lambda tx: steps.write(tx, write), deadline, exact=write.begin is not None
         )
-        reply.decided = self._latches.after(ref, place, done, deadline)
+        reply.decided = self._latches.after(ref, place, reply.cell, done)
         self._activity.note(ref, done)
         return reply
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
         place, deadline = (begin.tag, begin.task_index), self._database.deadline()
         reply, done = self._steps.run(ref, place, lambda tx: steps.begin(tx, begin), deadline, exact=True)
-        reply.decided = self._latches.after(ref, place, done, deadline)
+        reply.decided = self._latches.after(ref, place, reply.cell, done)
         self._activity.note(ref, done)
         return reply
 
@@ -177,7 +177,7 @@ class FirestoreStore(Store):
         workers.drop(self._database, worker_id)
 
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
-        return listing.open_attempts(self._database, self._jobs)
+        return listing.open_attempts(self._database)
 
     def now(self) -> int:
         return self._database.now()

@@ -101,7 +101,7 @@ def is_native(value: Any, depth: int = 0) -> bool:
 
 
 def _is_key(key: str) -> bool:
-    return 0 < len(key) and len(key.encode()) < _LONGEST_KEY and not re.fullmatch(r"__.*__", key, re.DOTALL)
+    return len(key) > 0 and len(key.encode()) < _LONGEST_KEY and not re.fullmatch(r"__.*__", key, re.DOTALL)
 
 
 def payload_fields(payload: str | None) -> dict[str, Any]:

@@ -1,0 +1,255 @@
+"""The Firestore store when calls are lost, the server is away or what is asked for cannot be."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from emulator import free_port, running
+from firestore_kit import Spy
+
+from celery_statemanager import ConfigurationError, Manager, StoreError, StoreUnavailable, open_store
+from celery_statemanager.models import Scope
+from celery_statemanager.records import Cancellation
+from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, read_until
+
+CODES = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+]
+RUNS = int(os.environ.get("FAULT_RUNS", "8"))
+"""How often each operation loses its answer, each way."""
+
+
+@pytest.fixture
+def spy() -> Spy:
+    return Spy()
+
+
+@pytest.fixture
+def address(firestore_emulator: str) -> Address:
+    return Address(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def store(address: Address, spy: Spy) -> Iterator[FirestoreStore]:
+    with spy.store(address) as store:
+        yield store
+
+
+def lose_commits(spy: Spy, when: str, code: grpc.StatusCode, times: int = 1) -> None:
+    """Lose the next commits, before they are done or after."""
+    left = [times]
+
+    def fault(method: str, request: Any) -> tuple[str, grpc.StatusCode] | None:
+        if method != "Commit" or not left[0]:
+            return None
+        left[0] -= 1
+        return when, code
+
+    spy.fault = fault
+
+
+def create(grid: Grid, run: int) -> None:
+    made = Grid.create(grid.store, 2, ("a",), job_id=f"job {run}")
+    assert (made.job.revision, made.job.num_tasks) == (1, 2)
+
+
+def first_write(grid: Grid, run: int) -> None:
+    assert grid.write("a", run, 5).cell.version == 1
+    assert grid.cell("a", run).version == 1
+
+
+def next_write(grid: Grid, run: int) -> None:
+    before = grid.cell("n", 0)
+    cell = grid.write("n", 0, 5, message=str(run)).cell
+    assert cell == grid.cell("n", 0)
+    assert cell.version == before.version + 1
+
+
+def begin(grid: Grid, run: int) -> None:
+    cell = grid.begin("b", run, owner="w").cell
+    assert (cell, cell.attempt, cell.version) == (grid.cell("b", run), 1, 1)
+
+
+def complete(grid: Grid, run: int) -> None:
+    made = Grid.create(grid.store, 1, ("a",), job_id=f"complete {run}")
+    assert set(made.write("a", 0, FINISHED).decided) == {"success", "settled"}
+    assert (made.cell("a", 0).version, made.fallen) == (1, {"success", "settled"})
+    assert made.job.revision == 2
+
+
+def fail(grid: Grid, run: int) -> None:
+    made = Grid.create(grid.store, 2, ("a", "b"), job_id=f"fail {run}")
+    assert made.write("a", 0, FAILED, cascades=True).decided == ("failure",)
+    assert [state.version for state in made.states()] == [1, 1]
+    assert made.manager().summary(indexes=False).failed == 2
+
+
+def cancel(grid: Grid, run: int) -> None:
+    made = Grid.create(grid.store, 1, ("a",), job_id=f"cancel {run}")
+    job = made.job
+    decided = grid.store.update_job(replace(job, cancelled=Cancellation("enough", 1)))
+    assert decided == ("settled",)
+    assert (made.fallen, made.job.revision) == ({"settled"}, 3)
+
+
+def delete(grid: Grid, run: int) -> None:
+    made = Grid.create(grid.store, 1, ("a",), job_id=f"delete {run}")
+    assert grid.store.delete_job(made.job) is True
+    assert made.ref.key not in [job.key for job in grid.store.list_jobs(limit=1_000).jobs]
+
+
+OPERATIONS = [create, first_write, next_write, begin, complete, fail, cancel, delete]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+def test_an_operation_whose_answer_is_lost_is_done_exactly_once(
+    store: FirestoreStore, spy: Spy, operation: Any, when: str
+) -> None:
+    grid = Grid.create(store, 1_000, ("a", "b"), job_id="faults")
+    for run in range(RUNS):
+        lose_commits(spy, when, CODES[run % len(CODES)], times=1 + run % 3)
+        operation(grid, run)
+
+
+@pytest.mark.timeout(300)
+def test_many_writers_that_lose_calls_leave_exact_versions_and_one_claim(address: Address) -> None:
+    rounds = max(2, RUNS // 4)
+    for _ in range(rounds):
+        job_id = uuid.uuid4().hex
+        with Spy().store(address) as quiet:
+            grid = Grid.create(quiet, 12, ("a",), job_id=job_id)
+            decided: list[str] = []
+            threads = [threading.Thread(target=_finish_rows, args=(address, grid, part, decided)) for part in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(120)
+            assert sorted(decided) == ["settled", "success"]
+            assert {state.version for state in grid.states()} == {6}
+            assert quiet.get_cell(grid.ref, "shared", 0) is not None
+            assert grid.cell("shared", 0).version == 12
+            assert grid.manager().summary(indexes=False).finished == 12
+
+
+def _finish_rows(address: Address, grid: Grid, part: int, decided: list[str]) -> None:
+    spy, dice = Spy(), random.Random()
+
+    def fault(method: str, request: Any) -> tuple[str, grpc.StatusCode] | None:
+        return (dice.choice(["before", "after"]), dice.choice(CODES)) if dice.random() < 0.3 else None
+
+    spy.fault = fault
+    with spy.store(address, timeout=30) as store:
+        mine = grid.seen_by(store)
+        for row in range(part, 12, 4):
+            mine.begin("a", row, owner=f"w{part}")
+            for status in range(2, 6):
+                mine.write("a", row, status, attempt=1)
+            mine.write("shared", 0, 5)
+            decided += mine.write("a", row, FINISHED, attempt=1, closes=True).decided
+
+
+def test_a_dead_server_costs_no_more_than_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{free_port()}")
+    with open_store("firestore://test-down", timeout=1.0) as store:
+        for use in (
+            lambda: Manager.create(store, "job", num_tasks=1),
+            lambda: Manager.open(store, "job"),
+            lambda: store.put_worker("w", "", 1),
+            store.now,
+        ):
+            since = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="gave up after 1 s") as down:
+                use()
+            assert time.monotonic() - since < 3
+            assert down.value.__cause__ is not None
+
+
+def test_no_credentials_are_told_with_the_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FIRESTORE_EMULATOR_HOST", raising=False)
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "CLOUDSDK_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    since = time.monotonic()
+    with open_store("firestore://some-project") as store, pytest.raises(StoreError, match="gcloud auth"):
+        Manager.open(store, "job")
+    assert time.monotonic() - since < 10
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("firestore://", "project"),
+        ("firestore://BadProject", "lower-case"),
+        ("firestore://p/a/b", "collection"),
+        ("firestore://p/__x__", "collection"),
+        ("firestore://p?database=BAD", "database"),
+        ("firestore://p?databse=x", "option"),
+    ],
+)
+def test_a_bad_url_is_told_without_connecting(url: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        open_store(url)
+
+
+def test_urls_name_collection_and_database() -> None:
+    assert repr(open_store("firestore://my-project")) == "<FirestoreStore firestore://my-project/jobs>"
+    assert repr(open_store("firestore://my-project/etl?database=other")) == (
+        "<FirestoreStore firestore://my-project/etl?database=other>"
+    )
+
+
+def test_what_is_too_large_for_a_document_is_told_before_it_is_sent(store: FirestoreStore, spy: Spy) -> None:
+    grid = Grid.create(store, 1)
+    spy.clear()
+    with pytest.raises(StoreError, match="Firestore allows 1000000"):
+        grid.write("a", 0, 5, message="x" * 1_000_001)
+    with pytest.raises(StoreError, match="Firestore allows 1500"):
+        grid.write("x" * 1_501, 0, 5)
+    assert spy.calls["Commit"] == 0
+
+
+def test_a_listener_goes_through_an_outage_and_costs_next_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path) as emulator:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator.host)
+        with open_store("firestore://test-outage", timeout=2.0) as store:
+            grid = Grid.create(store, 3)
+            watch = store.watch(grid.ref, Scope())
+            grid.write("a", 0, 5)
+            read_until(watch, lambda batch: bool(batch.states))
+            threads, cpu = threading.active_count(), time.process_time()
+            emulator.stop()
+            with pytest.raises(StoreUnavailable):
+                read_until(watch, lambda batch: False)
+            watch.close()
+            deadline = time.monotonic() + 4
+            while time.monotonic() < deadline:
+                with pytest.raises(StoreUnavailable):
+                    store.watch(grid.ref, Scope())
+            assert time.process_time() - cpu < 2
+            assert threading.active_count() <= threads + 2
+            emulator.start()
+            again = Grid.create(store, 3)
+            watch = store.watch(again.ref, Scope())
+            again.write("a", 1, 6)
+            batch = read_until(watch, lambda batch: bool(batch.states))
+            assert [(state.task_index, state.status) for state in batch.states] == [(1, 6)]
+            watch.close()
