@@ -44,6 +44,15 @@ class Lost(grpc.RpcError, grpc.Call):
     def cancel(self) -> bool:
         return False
 
+    def result(self, timeout: float | None = None) -> None:
+        raise self
+
+    def __iter__(self) -> Lost:
+        return self
+
+    def __next__(self) -> None:
+        raise self
+
     def add_callback(self, callback: Callable[[], None]) -> bool:
         return False
 
@@ -90,7 +99,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
                 answer.exception()
             else:
                 list(answer)
-        raise Lost(code)
+        return Lost(code)
 
     def client(self, address: Address) -> FirestoreClient:
         channel = grpc.intercept_channel(grpc_channel(address), self)

@@ -18,10 +18,9 @@ from emulator import free_port, running
 from firestore_kit import Spy
 
 from celery_statemanager import ConfigurationError, Manager, StoreError, StoreUnavailable, open_store
-from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation
 from celery_statemanager.stores.firestore import Address, FirestoreStore
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, read_until
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
 CODES = [
     grpc.StatusCode.UNAVAILABLE,
@@ -141,7 +140,7 @@ def test_many_writers_that_lose_calls_leave_exact_versions_and_one_claim(address
             for thread in threads:
                 thread.join(120)
             assert sorted(decided) == ["settled", "success"]
-            assert {state.version for state in grid.states()} == {6}
+            assert {state.version for state in grid.states("a")} == {6}
             assert quiet.get_cell(grid.ref, "shared", 0) is not None
             assert grid.cell("shared", 0).version == 12
             assert grid.manager().summary(indexes=False).finished == 12
@@ -225,31 +224,32 @@ def test_what_is_too_large_for_a_document_is_told_before_it_is_sent(store: Fires
     assert spy.calls["Commit"] == 0
 
 
-def test_a_listener_goes_through_an_outage_and_costs_next_to_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_subscription_goes_through_an_outage_told_and_at_next_to_no_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
     with running(tmp_path) as emulator:
         monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator.host)
-        with open_store("firestore://test-outage", timeout=2.0) as store:
+        with open_store("firestore://test-outage", timeout=10.0) as store:
             grid = Grid.create(store, 3)
-            watch = store.watch(grid.ref, Scope())
-            grid.write("a", 0, 5)
-            read_until(watch, lambda batch: bool(batch.states))
-            threads, cpu = threading.active_count(), time.process_time()
-            emulator.stop()
-            with pytest.raises(StoreUnavailable):
-                read_until(watch, lambda batch: False)
-            watch.close()
-            deadline = time.monotonic() + 4
-            while time.monotonic() < deadline:
-                with pytest.raises(StoreUnavailable):
-                    store.watch(grid.ref, Scope())
-            assert time.process_time() - cpu < 2
-            assert threading.active_count() <= threads + 2
-            emulator.start()
+            with grid.manager().subscribe() as events:
+                grid.write("a", 0, 5)
+                assert events.get(20) is not None
+                threads, cpu = threading.active_count(), time.process_time()
+                store._connection.timeout = 1.0
+                emulator.stop()
+                assert events.get(8) is None
+                used, more = time.process_time() - cpu, threading.active_count() - threads
+                record_property("outage", f"{used:.2f} s of CPU, {more} more threads")
+                assert (events.connected, events.closed) == (False, False)
+                assert used < 2
+                assert more <= 2
+                store._connection.timeout = 10.0
+                emulator.start()
+                assert events.get(30) is None  # the emulator has forgotten the job
+                assert events.closed
             again = Grid.create(store, 3)
-            watch = store.watch(again.ref, Scope())
-            again.write("a", 1, 6)
-            batch = read_until(watch, lambda batch: bool(batch.states))
-            assert [(state.task_index, state.status) for state in batch.states] == [(1, 6)]
-            watch.close()
+            with again.manager().subscribe() as events:
+                again.write("a", 1, 6)
+                event = events.get(20)
+                assert event is not None
+                assert (event.state.task_index, event.state.status) == (1, 6)

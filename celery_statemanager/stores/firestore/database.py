@@ -31,11 +31,10 @@ class Found(NamedTuple):
 
 
 class Got(NamedTuple):
-    """What a read of several documents gave, the moment it is as of, and its transaction."""
+    """What a read of several documents gave, and the moment it is as of."""
 
     documents: dict[str, Found]
     at: Any
-    transaction: bytes
 
 
 def found(document: Any) -> Found:
@@ -61,23 +60,14 @@ class Database:
         """Give the time that one call of the store may take."""
         return self.connection.deadline()
 
-    def get(
-        self,
-        names: Iterable[str],
-        deadline: Deadline,
-        *,
-        at: Any = None,
-        transaction: bytes = b"",
-        begins: bool = False,
-    ) -> Got:
+    def get(self, names: Iterable[str], deadline: Deadline, *, at: Any = None) -> Got:
         """Read documents as of one moment; missing ones are left out."""
-        request = requests.get(self.path, dict.fromkeys(names), at=at, transaction=transaction, begins=begins)
+        request = requests.get(self.path, dict.fromkeys(names), at=at)
         answers = self.connection.read("batch_get_documents", request, deadline)
         there = [answer.found for answer in answers if answer.HasField("found")]
         moment = max((answer.read_time for answer in answers), key=_nanoseconds)
-        begun = next((answer.transaction for answer in answers if answer.transaction), b"")
         self.clock.learn(microseconds(moment))
-        return Got({each.name: found(each) for each in there}, moment, begun)
+        return Got({each.name: found(each) for each in there}, moment)
 
     def query(self, parent: str, structured: Any, deadline: Deadline, *, at: Any = None) -> list[Found]:
         """Run a query to its end."""
@@ -111,10 +101,10 @@ class Database:
         fields = answer.result.aggregate_fields
         return {alias: int(decode(fields[alias]) or 0) for alias in fields}
 
-    def commit(self, writes: Sequence[Any], deadline: Deadline, transaction: bytes = b"") -> Any:
+    def commit(self, writes: Sequence[Any], deadline: Deadline) -> Any:
         """Do all of it or nothing, in one try. Raises: Refused, Transient, StoreError."""
         check_sizes(writes)
-        answer = self.connection.once("commit", requests.commit(self.path, writes, transaction), deadline)
+        answer = self.connection.once("commit", requests.commit(self.path, writes), deadline)
         answer = type(answer).pb(answer)
         self.clock.learn(microseconds(answer.commit_time))
         self.committed = max(self.committed, _nanoseconds(answer.commit_time))
@@ -123,13 +113,6 @@ class Database:
     def insist(self, writes: Sequence[Any], deadline: Deadline) -> Any:
         """Do what may be done twice, until it is done. Raises: Refused, StoreUnavailable, StoreError."""
         return deadline.insist(lambda: self.commit(writes, deadline))
-
-    def rollback(self, transaction: bytes, deadline: Deadline) -> None:
-        """Let go of what a transaction has read; without it others would wait until it expires."""
-        try:
-            self.connection.once("rollback", requests.rollback(self.path, transaction), deadline)
-        except StoreError:
-            return  # it expires
 
     def now(self) -> int:
         """Give the server's time, asking for it only if no answer has told it yet."""

@@ -2,7 +2,7 @@
 
 Why that is exact. A cell that ends is counted in its own commit, so whoever asks last finds all counted. A cell that
 had ended and begins again writes the job's document in its own commit, so a decision that was computed before does not
-hold. Cancelling writes the job first and asks then; a begin holds the job as it read it until it is committed.
+hold. Cancelling writes the job first and asks then; a begin writes its cell first and then looks at the job.
 """
 
 from __future__ import annotations

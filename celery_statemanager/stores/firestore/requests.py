@@ -73,26 +73,16 @@ def as_of(stamp: Any) -> Any:
     return Precondition(exists=False) if stamp is None else Precondition(update_time=stamp)
 
 
-def commit(database: str, writes: Sequence[Any], transaction: bytes = b"") -> Any:
+def commit(database: str, writes: Sequence[Any]) -> Any:
     """Do all of it or nothing."""
-    pb = firestore.CommitRequest.pb()
-    return firestore.CommitRequest.wrap(pb(database=database, writes=writes, transaction=transaction))
+    return firestore.CommitRequest.wrap(firestore.CommitRequest.pb()(database=database, writes=writes))
 
 
-def rollback(database: str, transaction: bytes) -> Any:
-    """Let go of what a transaction has read."""
-    return firestore.RollbackRequest(database=database, transaction=transaction)
-
-
-def get(database: str, names: Iterable[str], *, at: Any = None, transaction: bytes = b"", begins: bool = False) -> Any:
+def get(database: str, names: Iterable[str], *, at: Any = None) -> Any:
     """Read documents by name, as of one moment."""
     made = firestore.BatchGetDocumentsRequest.pb()(database=database, documents=list(names))
     if at is not None:
         made.read_time.CopyFrom(at)
-    elif transaction:
-        made.transaction = transaction
-    elif begins:
-        made.new_transaction.read_write.SetInParent()
     return firestore.BatchGetDocumentsRequest.wrap(made)
 
 

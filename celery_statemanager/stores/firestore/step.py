@@ -6,7 +6,7 @@ or a repetition, is believed only after the documents were read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -36,13 +36,11 @@ class View:
 
     Attributes:
         fresh: they were read for this step; else they are as this process last saw them, or thought missing.
-        transaction: holds the job as it was read until the commit.
     """
 
     job: KnownJob
     cells: dict[Place, Known]
     fresh: bool
-    transaction: bytes = b""
 
 
 @dataclass
@@ -59,7 +57,7 @@ class StepTransaction:
 
     view: View
     primary: Place
-    read: Callable[[View, Place], Known]
+    read: Callable[[Place], Known] | None
     puts: dict[Place, tuple[Cell | None, Cell]] = field(default_factory=dict)
     now: int = NOW
 
@@ -73,11 +71,10 @@ class StepTransaction:
             return self.puts[place][1]
         known = self.view.cells.get(place)
         if known is None:
-            # Not yet seen, a later stage of the row: if its earlier stage was never written, nothing of it was
-            # blocked; and what is written to it holds only if it is missing indeed.
-            first = self.view.cells[self.primary]
-            assume = first.cell is None or not self.view.fresh
-            known = self.view.cells[place] = Known() if assume else self.read(self.view, place)
+            # A later stage of the row. What is written to it holds only if it is as was thought; but whether a begin
+            # frees it must be known, unless its earlier stage was never written: then nothing of it was blocked.
+            thought = self.read is None or self.view.cells[self.primary].cell is None
+            known = self.view.cells[place] = Known() if self.read is None or thought else self.read(place)
         return known.cell
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
@@ -114,71 +111,60 @@ class Steps:
         work: Callable[[StepTransaction], Reply],
         deadline: Deadline,
         *,
-        exact: bool,
+        begins: bool,
     ) -> tuple[Reply, Done | None]:
         """Do a step; with what it changed, or None if nothing.
 
         Args:
-            exact: hold the job as it is now until the step is done; else take it as it was a moment ago.
+            begins: it takes an attempt, which may free later stages.
         """
         operation = new_operation()
-        view = self._remembered(ref, place, exact=exact) or self._read(ref, [place], deadline, exact=exact)
+        read = (lambda place: self._read_cell(ref, place, deadline)) if begins else None
+        view = self._remembered(ref, place) or self._read(ref, [place], deadline)
         last: tuple[StepTransaction, Reply] | None = None
         while True:
             if last is not None and operation in view.cells[place].operations:
                 return self._recovered(ref, view, *last)
-            tx = StepTransaction(view, place, lambda view, place: self._read_more(ref, view, place, deadline))
+            tx = StepTransaction(view, place, read)
             try:
                 reply = work(tx)
             except StoreError:
                 raise
             except StateManagerError:
                 if view.fresh:
-                    self._let_go(view, deadline)
                     raise
             else:
                 if not tx.puts and view.fresh:
-                    self._let_go(view, deadline)
                     return reply, None
                 if tx.puts:
                     last = tx, reply
                     done = self._try(ref, tx, reply, operation, deadline)
                     if done is not None:
                         return reply, done
-            view = self._read(ref, view.cells, deadline, exact=exact)
+            view = self._read(ref, view.cells, deadline)
 
     def forget(self, ref: JobRef) -> None:
         """Know nothing of a job's cells any more."""
         for key in [key for key in self._cells if key[0] == ref]:
             self._cells.pop(key, None)
 
-    def _remembered(self, ref: JobRef, place: Place, *, exact: bool) -> View | None:
-        job = None if exact else self._jobs.recent(ref)
+    def _remembered(self, ref: JobRef, place: Place) -> View | None:
+        job = self._jobs.recent(ref)
         if job is None:
             return None
         return View(job, {place: self._cells.get((ref, *place)) or Known()}, fresh=False)
 
-    def _read(self, ref: JobRef, places: Any, deadline: Deadline, *, exact: bool) -> View:
+    def _read(self, ref: JobRef, places: Iterable[Place], deadline: Deadline) -> View:
         names = self._database.names
         cells = {names.cell(ref, *place): place for place in places}
         job_name = names.job(ref.key)
-        got = self._database.get([job_name, *cells], deadline, begins=exact)
-        try:
-            job = self._jobs.checked(ref, self._jobs.read(ref.key, got.documents.get(job_name)))
-        except StateManagerError:
-            if got.transaction:
-                self._database.rollback(got.transaction, deadline)
-            raise
-        known = {place: known_of(ref, got, name) for name, place in cells.items()}
-        return View(job, known, fresh=True, transaction=got.transaction)
+        got = self._database.get([job_name, *cells], deadline)
+        job = self._jobs.checked(ref, self._jobs.read(ref.key, got.documents.get(job_name)))
+        return View(job, {place: known_of(ref, got, name) for name, place in cells.items()}, fresh=True)
 
-    def _read_more(self, ref: JobRef, view: View, place: Place, deadline: Deadline) -> Known:
+    def _read_cell(self, ref: JobRef, place: Place, deadline: Deadline) -> Known:
         name = self._database.names.cell(ref, *place)
-        return known_of(ref, self._database.get([name], deadline, transaction=view.transaction), name)
-
-    def _let_go(self, view: View, deadline: Deadline) -> None:
-        if view.transaction:
-            self._database.rollback(view.transaction, deadline)
+        return known_of(ref, self._database.get([name], deadline), name)
 
     def _try(
         self, ref: JobRef, tx: StepTransaction, reply: WriteReply | BeginReply, operation: str, deadline: Deadline
@@ -191,9 +177,6 @@ class Steps:
                 deadline.pause(Transient(str(error)))
         except Transient as error:
             deadline.pause(error)
-        except StoreError:
-            self._let_go(tx.view, deadline)
-            raise
         return None
 
     def _commit(
@@ -202,7 +185,7 @@ class Steps:
         rings: dict[Place, list[str]]
         rings = {place: [*tx.view.cells[place].operations, operation][-REMEMBERED:] for place in tx.puts}
         writes = [self._cell_write(ref, tx, place, rings[place]) for place in tx.puts]
-        answer = self._database.commit([*writes, *self._other_writes(ref, tx)], deadline, tx.view.transaction)
+        answer = self._database.commit([*writes, *self._other_writes(ref, tx)], deadline)
         now = int(microseconds(answer.write_results[0].transform_results[0].timestamp_value))
         done = Done(tx.view.job, {})
         for place, result in zip(tx.puts, answer.write_results):

@@ -1,8 +1,8 @@
 """One stream of Firestore's Listen call, read by a thread of its own and opened anew when it breaks.
 
 Not ``Query.on_snapshot``: it reconnects without a pause, dies silently of a filter mismatch, tells nobody that it is
-disconnected and sorts all documents at each change (design.md). This one keeps no documents: whatever the server sends
-again is told from news by its update time.
+disconnected and sorts all documents at each change (design.md). This one keeps no documents, only when those that
+changed lately did: so it tells what the server sends again from news.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.cloud.firestore_v1.types import firestore
+from google.protobuf import timestamp_pb2
 
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.client import Connection
@@ -23,6 +24,8 @@ from celery_statemanager.stores.firestore.trouble import FINAL, TRANSIENT, Trans
 SILENCE = 120.0
 """Seconds without any message after which a stream counts as dead; the service sends a sign of life every 30."""
 PAUSE = 0.2
+LATE = 30_000_000_000
+"""Nanoseconds by which a change may come after a moment that was said to be complete: the emulator does so."""
 
 _RESET, _REMOVED, _CURRENT, _NO_CHANGE = 4, 2, 3, 0
 _types = firestore.TargetChange.TargetChangeType
@@ -36,6 +39,33 @@ class Snapshot:
         self.changed: dict[str, Any] = {}
         self.deleted: set[str] = set()
         self.missed = False
+
+
+class News:
+    """Knows which changes a stream has brought.
+
+    Attributes:
+        since: the moment from which on a stream that is opened anew must tell.
+    """
+
+    def __init__(self, since: Any) -> None:
+        self.since = since
+        self._seen: dict[str, int] = {}
+
+    def is_new(self, document: Any) -> bool:
+        """Whether a document comes as it has not come before."""
+        written = nanoseconds(document.update_time)
+        if written <= max(nanoseconds(self.since), self._seen.get(document.name, 0)):
+            return False
+        self._seen[document.name] = written
+        return True
+
+    def complete(self, moment: Any) -> None:
+        """Take note that all up to a moment has come, and forget what is long past."""
+        past = nanoseconds(moment) - LATE
+        if past - nanoseconds(self.since) > LATE:
+            self.since = timestamp_pb2.Timestamp(seconds=past // 10**9, nanos=past % 10**9 // 1_000 * 1_000)
+            self._seen = {name: written for name, written in self._seen.items() if written > past}
 
 
 class Stream:
@@ -60,7 +90,7 @@ class Stream:
     ) -> None:
         self._connection = connection
         self._targets = targets
-        self._since = since
+        self._news = News(since)
         self._take, self._lost, self._again = take, lost, again
         self._closed = threading.Event()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -106,14 +136,13 @@ class Stream:
     def _read_one(self) -> StoreError | None:
         """Read one stream to its end; give what ended it, None if the server did without a word."""
         self._requests = queue.SimpleQueue()
-        for request in self._targets(self._since):
+        for request in self._targets(self._news.since):
             self._requests.put(request)
         try:
             self._call = self._connection.listen(iter(self._requests.get, None))
             if self._closed.is_set():
                 self._call.cancel()
             for snapshot, moment in self._snapshots(self._call):
-                self._since = moment
                 self._healthy = True
                 self._take(snapshot, moment)
         except (*TRANSIENT, *FINAL) as error:
@@ -126,14 +155,13 @@ class Stream:
 
     def _snapshots(self, responses: Any) -> Iterator[tuple[Snapshot, Any]]:
         snapshot, current = Snapshot(), False
-        base = nanoseconds(self._since)
         for wrapped in responses:
             self._alive_at = time.monotonic()
             response = type(wrapped).pb(wrapped)
             kind = response.WhichOneof("response_type")
             if kind == "document_change":
                 document = response.document_change.document
-                if nanoseconds(document.update_time) > base:
+                if self._news.is_new(document):
                     snapshot.changed[document.name] = document
             elif kind in {"document_delete", "document_remove"}:
                 snapshot.deleted.add(getattr(response, kind).document)
@@ -143,13 +171,12 @@ class Stream:
                 change = response.target_change
                 if change.target_change_type == _REMOVED:
                     raise StoreError(f"{self._connection.address} ended a listener: {change.cause.message}")
-                if change.target_change_type == _RESET:
-                    snapshot = Snapshot()
                 current = current or change.target_change_type == _CURRENT
                 complete = change.target_change_type == _NO_CHANGE and not change.target_ids
                 if complete and change.HasField("read_time") and current:
                     yield snapshot, change.read_time
-                    snapshot, base = Snapshot(), nanoseconds(change.read_time)
+                    snapshot = Snapshot()
+                    self._news.complete(change.read_time)
 
 
 def nanoseconds(stamp: Any) -> int:

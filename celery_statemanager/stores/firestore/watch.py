@@ -13,6 +13,7 @@ from celery_statemanager.records import Batch, JobRef
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, found
+from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.documents import KnownJob
 from celery_statemanager.stores.firestore.jobs import Jobs
 from celery_statemanager.stores.firestore.listing import cell_in, filters_of
@@ -21,7 +22,11 @@ from celery_statemanager.stores.firestore.stream import Snapshot, Stream, nanose
 
 CATCH_UP = 0.1
 """Seconds that a read with news waits for the stream to show what this process itself has committed before."""
+SETTLED = 50_000_000
+"""Nanoseconds; a moment that is complete for so long shows that what was committed before is not of this scope."""
 LOOK_AFTER = 30.0
+LOOK_FOR = 2.0
+"""Seconds in which a job must be read after its stream broke; else the reader is told."""
 
 
 class FirestoreWatch(Watch):
@@ -40,6 +45,7 @@ class FirestoreWatch(Watch):
         known = jobs.checked(ref, jobs.read(ref.key, got.documents.get(self._name)))
         self._job = known.job
         self._since = got.at
+        self._complete = 0
         self._open()
 
     def read(self, timeout: float) -> Batch:
@@ -78,7 +84,10 @@ class FirestoreWatch(Watch):
         """Wait a moment for what this process wrote itself: a slow reader gets its newest version, not each."""
         committed = self._database.committed
         enough = min(deadline, time.monotonic() + CATCH_UP)
-        while self._states and not self._closed and nanoseconds(self._since) < committed:
+        while self._states and not self._closed:
+            delivered = max(written for written, _ in self._states.values())
+            if delivered >= committed or self._complete > committed + SETTLED:
+                return
             left = enough - time.monotonic()
             if left <= 0 or self._trouble or self._gone:
                 return
@@ -113,7 +122,7 @@ class FirestoreWatch(Watch):
 
     def _take(self, snapshot: Snapshot, moment: Any) -> None:
         with self._changed:
-            self._since = moment
+            self._complete = nanoseconds(moment)
             self._resync = self._resync or snapshot.missed
             if self._name in snapshot.deleted:
                 self._gone = True
@@ -145,7 +154,7 @@ class FirestoreWatch(Watch):
     def _check(self) -> None:
         """See after a broken stream whether the job is still there: a stream since a moment may not tell."""
         try:
-            known: KnownJob = self._jobs.current(self._ref, self._database.deadline())
+            known: KnownJob = self._jobs.current(self._ref, Deadline(min(self._database.connection.timeout, LOOK_FOR)))
         except JobNotFound:
             with self._changed:
                 self._gone = True
