@@ -83,6 +83,10 @@ class IndexSet(AbstractSet[int]):
         pairs = sorted(pair for each in (self, *others) for pair in each.ranges)
         return IndexSet.from_ranges(_merged(pairs))
 
+    def within(self, other: IndexSet) -> IndexSet:
+        """Give the indexes that are in this set and in the other."""
+        return self.without(self.without(other))
+
     def without(self, other: IndexSet) -> IndexSet:
         """Give the indexes that are in this set and not in the other."""
         left: list[tuple[int, int]] = []

@@ -3,36 +3,150 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from celery_statemanager.codec import compact
-from celery_statemanager.records import Begin, BeginReply, JobRef, Verdict
+from celery_statemanager.errors import AttemptSuperseded, JobCancelled
+from celery_statemanager.models import Status
+from celery_statemanager.records import Begin, BeginReply, Cell, JobKey, JobRef, Verdict, When, WorkerRecord, Write
 from celery_statemanager.stores.base import Store
 
+RENEWALS = 3
+"""How often a worker renews its record within one lease."""
 
-def renew(store: Store, worker_id: str, running: Iterable[str], lease: float) -> None:
-    """Say in one write that a worker lives for ``lease`` more seconds and runs these Celery task ids."""
-    store.put_worker(worker_id, compact({"running": sorted(running)}), lease)
-
-
-def runs(store: Store, worker_id: str, celery_task_id: str) -> bool:
-    """Whether a worker, by its live record, runs a message of this id."""
-    now = store.now()
-    record = next((each for each in store.list_workers() if each.worker_id == worker_id), None)
-    return record is not None and record.lease_until > now and celery_task_id in json.loads(record.body)["running"]
+SWEEPER = "~sweeper"
+"""The name under which the process whose turn it is to sweep is kept among the workers."""
 
 
-def begin(store: Store, ref: JobRef, request: Begin, celery_task_id: str) -> BeginReply:
-    """Take an attempt; a duplicate takes it only from an attempt that no live worker lists.
+def cell_name(ref: JobRef, tag: str, task_index: int) -> str:
+    """Give a cell as worker records spell it."""
+    return f"{ref.incarnation}.{task_index}.{tag}"
 
-    An attempt of the asking worker itself is left to that worker's own word: its record is only as fresh as
-    its last renewal.
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A row that a worker has received and not begun.
+
+    Attributes:
+        message: what is sent again should the worker die; None where its task's policy is to mark it.
+    """
+
+    ref: JobRef
+    tag: str
+    task_index: int
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker says of itself at a renewal.
+
+    Attributes:
+        running: names of the cells whose attempts it runs; ``previous``: those of the renewal before.
+        pending: names of the cells whose writes it still holds, because the store failed.
+    """
+
+    running: Sequence[str] = ()
+    previous: Sequence[str] = ()
+    pending: Sequence[str] = ()
+    received: Sequence[Received] = ()
+
+    def lists(self, name: str) -> bool:
+        """Whether an attempt on this cell is accounted for."""
+        return name in self.running or name in self.previous or name in self.pending
+
+    def to_json(self) -> str:
+        """Give the body of a worker record."""
+        received = [
+            [*each.ref.key, each.ref.incarnation, each.tag, each.task_index, each.message] for each in self.received
+        ]
+        return compact(
+            {"running": [*self.running], "previous": [*self.previous], "pending": [*self.pending], "received": received}
+        )
+
+    @classmethod
+    def of(cls, record: WorkerRecord) -> Report:
+        """Read the body of a worker record."""
+        body: dict[str, Any] = json.loads(record.body)
+        received = [
+            Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message)
+            for job_id, run_token, incarnation, tag, row, message in body["received"]
+        ]
+        return cls(body["running"], body["previous"], body["pending"], received)
+
+
+def workers(store: Store) -> dict[str, WorkerRecord]:
+    """Give all worker records by id, those of dead workers too."""
+    return {each.worker_id: each for each in store.list_workers() if each.worker_id != SWEEPER}
+
+
+def begin(
+    store: Store,
+    ref: JobRef,
+    request: Begin,
+    *,
+    max_lost: int,
+    runs_here: Callable[[], bool | None] = lambda: None,
+) -> BeginReply:
+    """Take an attempt; a duplicate takes it only from an attempt that no live worker accounts for.
+
+    Args:
+        max_lost: losses at which the cell is LOST rather than begun again.
+        runs_here: what the asking process knows by itself of the open attempt, if it is its worker's own: whether
+            it still runs; None where it cannot tell.
     """
     reply = store.begin(ref, request)
     if reply.verdict is not Verdict.DUPLICATE:
         return reply
-    owner = reply.cell.owner
-    if owner is not None and runs(store, owner, celery_task_id):
+    cell = reply.cell
+    own = runs_here() if cell.owner is not None and cell.owner == request.owner else None
+    lives = _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)) if own is None else own
+    if lives:
         return reply
-    return store.begin(ref, replace(request, supersedes=reply.cell.attempt))
+    if cell.owner is not None and cell.losses + 1 >= max_lost:
+        mark_lost(store, ref, request.tag, request.task_index, cell, request.event_id)
+        return replace(reply, verdict=Verdict.CLOSED)
+    return store.begin(ref, replace(request, supersedes=cell.attempt))
+
+
+def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str) -> tuple[str, ...]:
+    """End an open attempt whose worker is gone as LOST; give the latches that fell."""
+    times = "" if cell.losses == 0 else f", for the {cell.losses + 1}. time"
+    lost = Write(
+        tag=tag,
+        task_index=task_index,
+        status=int(Status.LOST),
+        message=f"lost with its worker {cell.owner}{times}",
+        event_id=event_id,
+        keeps_payload=True,
+        attempt=cell.attempt,
+        when=When.OPEN,
+        closes=True,
+        cascades=True,
+        losing=True,
+    )
+    try:
+        return store.write(ref, lost).decided
+    except (AttemptSuperseded, JobCancelled):
+        return ()
+
+
+def take_turn(store: Store, holder: str, seconds: float) -> bool:
+    """Whether it is this holder's turn to sweep, for so many seconds; two at once would do no harm."""
+    turn = next((each for each in store.list_workers() if each.worker_id == SWEEPER), None)
+    if turn is not None and turn.body != holder and turn.lease_until > store.now():
+        return False
+    store.put_worker(SWEEPER, holder, seconds)
+    return True
+
+
+def renew(store: Store, worker_id: str, report: Report, lease: float) -> None:
+    """Say in one write what a worker does, and that it lives for ``lease`` more seconds."""
+    store.put_worker(worker_id, report.to_json(), lease)
+
+
+def _accounted_for(store: Store, cell: Cell, name: str) -> bool:
+    record = None if cell.owner is None else workers(store).get(cell.owner)
+    return record is not None and record.lease_until > store.now() and Report.of(record).lists(name)

@@ -202,7 +202,7 @@ class Begin:
     """Take the next attempt of a cell.
 
     Attributes:
-        supersedes: the open attempt known to be dead; its number must still be the cell's.
+        supersedes: the open attempt known to be dead; its number must still be the cell's. Counts as a loss.
         takes_over: begin whatever attempt is open (a Manager outside Celery).
     """
 

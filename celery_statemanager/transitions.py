@@ -8,7 +8,7 @@ from typing import Any
 
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.models import Status, fraction_of
-from celery_statemanager.records import FRACTION_UNIT, Begin, Cell, Delivery, JobRecord, Tally, Verdict, When, Write
+from celery_statemanager.records import FRACTION_UNIT, Begin, Cell, JobRecord, Tally, Verdict, When, Write
 
 
 def begun(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, Cell]:
@@ -29,6 +29,7 @@ def begun(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, 
         open=True,
         delivery=begin.delivery,
         owner=begin.owner,
+        losses=cell.losses + (cell.open and cell.owner is not None and begin.supersedes == cell.attempt),
         kept=begin.kept,
         blocked_by=None,
         began_at=now,
@@ -141,11 +142,6 @@ def blocked(cell: Cell, failed: Cell, stage: str, event_id: str, now: int) -> Ce
 def unblocked(cell: Cell, event_id: str, now: int) -> Cell:
     """Take back what ``blocked`` gave: the failed stage has begun again."""
     return replace(_ended(cell, Status.NOT_STARTED, None, event_id, now), blocked_by=None)
-
-
-def expect_retry(retries: int, replacements: int = 0) -> Delivery:
-    """Give the delivery that comes after one with this many retries."""
-    return Delivery(replacements, retries + 1)
 
 
 def tally_of(cell: Cell) -> Tally:

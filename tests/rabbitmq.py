@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from servers import free_port
 
 PROGRAM = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 PATIENCE = 60
@@ -72,10 +72,3 @@ def _environment(home: Path) -> tuple[int, dict[str, str]]:
         "RABBITMQ_CONF_ENV_FILE": str(home / "none"),
         "RABBITMQ_SERVER_START_ARGS": "-setcookie test",
     }
-
-
-def free_port() -> int:
-    """Give a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -12,7 +12,7 @@ from celery.canvas import Signature
 
 from celery_statemanager.integration import signals
 from celery_statemanager.integration.binding import TAG_HEADER
-from celery_statemanager.integration.installed import trackers
+from celery_statemanager.integration.installed import install, tracker_of
 from celery_statemanager.integration.job import Job
 from celery_statemanager.integration.run import run_of
 from celery_statemanager.integration.settings import Settings
@@ -40,14 +40,14 @@ class StateManager:
             if found is None:
                 found = super().__new__(cls)
                 found.app = app
-                trackers[app] = found
+                install(app, found)
                 signals.connect()
             return found
 
     @classmethod
     def installed(cls, app: Celery) -> StateManager | None:
         """Give the app's StateManager if it was installed."""
-        found = trackers.get(app)
+        found = tracker_of(app)
         return found if isinstance(found, StateManager) else None
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Protocol
 
 from celery import Celery
@@ -27,9 +26,14 @@ class Tracker(Protocol):
         """Its store."""
 
 
-trackers: weakref.WeakKeyDictionary[Celery, Tracker] = weakref.WeakKeyDictionary()
+_ATTRIBUTE = "_celery_statemanager"
+
+
+def install(app: Celery, tracker: Tracker) -> None:
+    """Hang a tracker on its app, with which it goes."""
+    setattr(app, _ATTRIBUTE, tracker)
 
 
 def tracker_of(app: Celery) -> Tracker | None:
     """Give the app's tracker; None for an app without one."""
-    return trackers.get(app)
+    return getattr(app, _ATTRIBUTE, None)

@@ -6,13 +6,23 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import Task
 
 from celery_statemanager import leases
 from celery_statemanager.codec import state_of
-from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StateManagerError
+from celery_statemanager.errors import (
+    AttemptSuperseded,
+    BeginRefused,
+    JobCancelled,
+    JobNotFound,
+    StateManagerError,
+    StoreUnavailable,
+)
+from celery_statemanager.integration import kept, worker_requests
+from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
@@ -24,9 +34,6 @@ from celery_statemanager.records import Begin, Delivery, Verdict, When, Write
 from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
-
-WORKER_ID = "STATEMANAGER_WORKER_ID"
-"""The environment variable in which a worker's main process names itself to its children, forked or spawned."""
 
 _ATTRIBUTE = "_statemanager_run"
 
@@ -42,7 +49,9 @@ class Run:
         ended: whether its last state was written, by us or by whoever superseded it.
     """
 
-    def __init__(self, tracker: Tracker, binding: Binding, delivery: Delivery, owner: str | None) -> None:
+    def __init__(
+        self, tracker: Tracker, binding: Binding, delivery: Delivery, owner: str | None = None, kept: str | None = None
+    ) -> None:
         self.tracker = tracker
         self.binding = binding
         self.delivery = delivery
@@ -57,6 +66,7 @@ class Run:
             event_id=new_event_id(),
             delivery=delivery,
             owner=owner,
+            kept=kept,
         )
         self._next_progress = 0.0
 
@@ -66,16 +76,12 @@ class Run:
         binding = self.binding
         return {"job_id": binding.ref.key.job_id, "task_index": binding.task_index, "tag": binding.tag}
 
-    @property
-    def refused(self) -> bool:
-        """Whether the body must not run."""
-        return self.verdict is not None
-
     def begin(self) -> None:
         """Take an attempt. Raises: StateManagerError."""
-        store = self.tracker.store
+        store, limit = self.tracker.store, self.tracker.settings.max_lost
+        runs_here = partial(worker_requests.runs_here, self.binding.celery_task_id)
         try:
-            reply = leases.begin(store, self.binding.ref, self._begin, self.binding.celery_task_id)
+            reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, runs_here=runs_here)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
             return
@@ -127,17 +133,31 @@ class Run:
             message = self.held_progress[1]
         text = None if message is None else readable(message)
         kind = {"yields": True, "cascades": True, **kind}
-        self._guarded(lambda: self.write(status, text, keeps_payload=True, progress=progress, closes=True, **kind))
+        kind |= {"keeps_payload": True, "progress": progress, "closes": True, "event_id": new_event_id()}
+        self._guarded(lambda: backlog.now_or_later(self._key("end"), lambda: self.write(status, text, **kind)))
+
+    def say(self, status: int, message: str | None, **kind: Any) -> State | None:
+        """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
+        kind["event_id"] = new_event_id()
+        written: list[State] = []
+        backlog.now_or_later(self._key("word"), lambda: written.append(self.write(status, message, **kind)))
+        return written[0] if written else None
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
         """Close the attempt without an ending: another delivery is to come."""
         self.end(int(Status.STARTED), message, yields=False, cascades=False, next_delivery=next_delivery)
 
+    def _key(self, kind: str) -> tuple[str, str]:
+        return leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index), kind
+
     def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
+        except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
             logger.info("state not written: %s", error, extra=self.log_extra)
+        except StoreUnavailable as error:
+            backlog.suspect()
+            logger.warning("the attempt begins with its first write: %s", error, extra=self.log_extra)
         except StateManagerError:
             logger.exception("state not written: %s", self.binding.celery_task_id, extra=self.log_extra)
 
@@ -166,10 +186,12 @@ def start_run(task: Task[Any, Any]) -> Run | None:
     tracker = None if binding is None else tracker_of(task.app)
     if binding is None or tracker is None:
         return None
-    owner = None if request.is_eager else os.environ.get(WORKER_ID)
-    run = Run(tracker, binding, delivery_of(request), owner)
+    owner = None if request.is_eager else os.environ.get(worker_requests.WORKER_ID)
+    keeps = owner is not None and kept.requeues(task, tracker.settings.on_lost)
+    run = Run(tracker, binding, delivery_of(request), owner, kept.of_execution(task) if keeps else None)
     setattr(request, _ATTRIBUTE, run)
-    run._guarded(run.begin)
+    if not backlog.store_is_down:
+        run._guarded(run.begin)
     return run
 
 

@@ -12,6 +12,7 @@ from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.limits import MAX_STATE_BYTES
 
 PREFIX = "statemanager_"
+POLICIES = ("auto", "mark", "requeue")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Settings:
         store_timeout: seconds after which a store call gives up.
         store_options: further options of ``open_store``.
         lease: seconds for which a worker counts as alive without another sign of it.
+        sweep_interval: seconds between two looks for lost workers and unpublished callbacks.
+        on_lost: what becomes of an attempt whose worker is gone: ``mark`` it LOST, ``requeue`` its message, or
+            ``auto``: requeue where the task is ``acks_late``, since its author says that it may run twice.
+        max_lost: losses at which a cell is LOST whatever the policy.
         progress_interval: seconds between two progress writes of one task.
         on_store_error: ``log`` lets a task go on when its own state write fails, ``raise`` does not.
         max_state_bytes: limit of message and payload together, encoded.
@@ -32,6 +37,9 @@ class Settings:
     store_timeout: float = 5.0
     store_options: dict[str, Any] = field(default_factory=dict)
     lease: float = 30.0
+    sweep_interval: float = 15.0
+    on_lost: str = "auto"
+    max_lost: int = 3
     progress_interval: float = 1.0
     on_store_error: str = "log"
     max_state_bytes: int = MAX_STATE_BYTES
@@ -45,9 +53,10 @@ class Settings:
         return settings
 
     def _check(self) -> None:
-        for name in ("store_timeout", "lease", "max_state_bytes"):
+        for name in ("store_timeout", "lease", "sweep_interval", "max_lost", "max_state_bytes"):
             self._number(name, above_zero=True)
         self._number("progress_interval", above_zero=False)
+        self._choice("on_lost", POLICIES)
         self._choice("on_store_error", ("log", "raise"))
         if not isinstance(self.store_url, str):
             raise ConfigurationError(f"{PREFIX}store_url is a URL, not {self.store_url!r}")

@@ -6,25 +6,33 @@ body. Without one it is the worker's main process that learnt of an outcome; it 
 
 from __future__ import annotations
 
+import logging
+import sys
+from functools import cache
 from typing import Any
 
 from celery import current_task, signals
 from celery.exceptions import Ignore, Reject
 from celery.utils.dispatch import Signal
 
+from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
-from celery_statemanager.integration import outcomes, worker
+from celery_statemanager.integration import outcomes, worker, worker_requests
 from celery_statemanager.integration.binding import HEADER
 from celery_statemanager.integration.interrupts import TaskJobGone, TaskSuperseded
 from celery_statemanager.integration.run import Run, run_of, start_run
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery
 
+logger = logging.getLogger(__name__)
+
 
 def connect() -> None:
     """Connect every handler; harmless when repeated."""
     for signal, handler in _HANDLERS:
         signal.connect(handler, weak=False, dispatch_uid=f"celery_statemanager.{handler.__name__}")
+    if _warn_of_deadlock not in barrier.before_waiting:
+        barrier.before_waiting.append(_warn_of_deadlock)
 
 
 def _on_prerun(task: Any = None, **_: Any) -> None:
@@ -57,7 +65,9 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
     run = run_of(task)
     if run is None:
         return
-    if state == "IGNORED":
+    if state is None:
+        _on_aborted(run, sys.exc_info()[1])
+    elif state == "IGNORED":
         _on_ignored(run, retval)
     elif state == "REJECTED" and isinstance(retval, Reject):
         reason, requeue = (*retval.args, None, False)[:2]
@@ -65,6 +75,12 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
             run.pause("requeued by the task", run.delivery)
         else:
             run.end(int(Status.REJECTED), f"rejected: {reason}" if reason else "rejected")
+
+
+def _on_aborted(run: Run, error: BaseException | None) -> None:
+    """Where eager mode propagates, Celery tells of an exception by no other signal; a process's end is not ours."""
+    if isinstance(error, Exception):
+        run.end(*outcomes.failure(error))
 
 
 def _on_ignored(run: Run, retval: Any) -> None:
@@ -80,7 +96,7 @@ def _on_ignored(run: Run, retval: Any) -> None:
 
 
 def _on_received(request: Any = None, **_: Any) -> None:
-    worker.remember(request)
+    worker_requests.remember(request)
 
 
 def _on_revoked(
@@ -102,6 +118,19 @@ def _on_publish(headers: Any = None, **_: Any) -> None:
         headers[HEADER] = run.binding.to_header()
 
 
+@cache
+def _blocking_in_a_task() -> None:
+    logger.warning(
+        "a task waits for others of its job: with fewer free worker slots than rows, those it waits for never begin; "
+        "use a chain, a callback, or one worker slot per row (told once per process)"
+    )
+
+
+def _warn_of_deadlock() -> None:
+    if current_task and not current_task.request.is_eager and not current_task.request.called_directly:
+        _blocking_in_a_task()
+
+
 _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.before_task_publish, _on_publish),
     (signals.task_received, _on_received),
@@ -115,4 +144,6 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.worker_init, worker.on_init),
     (signals.worker_ready, worker.on_ready),
     (signals.worker_shutdown, worker.on_shutdown),
+    (signals.worker_process_shutdown, worker.on_child_shutdown),
+    (signals.beat_init, worker.on_beat),
 ]

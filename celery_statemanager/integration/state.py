@@ -22,8 +22,8 @@ class TaskState:
     """The state of the execution that holds it; false, and every call does nothing, where nothing is tracked.
 
     A write that is refused raises a Celery ``Ignore``: ``AttemptSuperseded`` when another attempt owns the cell,
-    ``JobCancelled``, ``JobNotFound``. A store that fails is logged, or raised, as ``statemanager_on_store_error``
-    says.
+    ``JobCancelled``, ``JobNotFound``. While the store is down, writes return None and are made later, the newest
+    of each cell, unless ``statemanager_on_store_error`` is ``"raise"``.
     """
 
     def __init__(self, run: Run | None) -> None:
@@ -81,7 +81,7 @@ class TaskState:
         status, text = check_status(status), encode_payload(payload)
         check_size(check_message(message), text, run.tracker.settings.max_state_bytes)
         run.held_progress = None
-        return _attempted(run, lambda: run.write(status, message, payload=text))
+        return _said(run, status, message, payload=text)
 
     def progress(self, done: float, total: float, message: str | None = None) -> State | None:
         """Write ``done`` of ``total``; None where nothing is tracked, or when held back.
@@ -98,7 +98,7 @@ class TaskState:
             run.held_progress = (text, message)
             return None
         run.held_progress = None
-        return _attempted(run, lambda: run.write(status, message, keeps_payload=True, progress=text))
+        return _said(run, status, message, keeps_payload=True, progress=text)
 
     def get(self) -> State | None:
         """Read this cell; None where nothing is tracked. Raises: as the class says."""
@@ -115,7 +115,7 @@ class TaskState:
             return self.manager.synchronize(self._run.binding.tag, status, timeout)
 
 
-def _attempted(run: Run, action: Callable[[], State]) -> State | None:
+def _attempted(run: Run, action: Callable[[], State | None]) -> State | None:
     """Do what the store allows; a store that fails is the task's trouble only if the settings say so."""
     try:
         with interrupting():
@@ -125,6 +125,13 @@ def _attempted(run: Run, action: Callable[[], State]) -> State | None:
             raise
         logger.warning("the store failed; the task goes on", exc_info=True, extra=run.log_extra)
         return None
+
+
+def _said(run: Run, status: int, message: str | None, **kind: Any) -> State | None:
+    """Write what the task says; a store that is down takes it later, or fails the task if the settings say so."""
+    if run.tracker.settings.on_store_error == "raise":
+        return _attempted(run, lambda: run.write(status, message, **kind))
+    return _attempted(run, lambda: run.say(status, message, **kind))
 
 
 def current_state() -> TaskState:

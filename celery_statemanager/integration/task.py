@@ -21,10 +21,12 @@ class StatefulTask(Task):  # type: ignore[type-arg]
 
     Attributes:
         tag: the column under which it runs; ``"default"`` when not given.
+        on_lost: what becomes of it when its worker is gone, ``mark`` or ``requeue``; the setting when not given.
     """
 
     abstract = True
     tag: str | None = None
+    on_lost: str | None = None
 
     @property
     def state(self) -> TaskState:

@@ -17,10 +17,16 @@ SCHEMES = {
     "firestore": "celery_statemanager.stores.firestore:FirestoreStore",
     "memory": "celery_statemanager.stores.memory:MemoryStore",
     "sqlite": "celery_statemanager.stores.sqlite:SQLiteStore",
+    "redis": "celery_statemanager.stores.redis:RedisStore",
+    "rediss": "celery_statemanager.stores.redis:RedisStore",
+    "redis+unix": "celery_statemanager.stores.redis:RedisStore",
+    "redis+cluster": "celery_statemanager.stores.redis:RedisStore",
+    "rediss+cluster": "celery_statemanager.stores.redis:RedisStore",
+    "redis+sentinel": "celery_statemanager.stores.redis:RedisStore",
 }
 """URL scheme → ``module:Class``; others come through the entry point group ``celery_statemanager.stores``."""
 
-EXTRAS = {"firestore": "firestore"}
+EXTRAS = {"firestore": "firestore", **{scheme: "redis" for scheme in SCHEMES if scheme.startswith("redis")}}
 """URL scheme → the extra that brings the client library it needs."""
 
 

@@ -96,6 +96,14 @@ class AttemptContract:
         assert (grid.cell("a", 0).attempt, grid.cell("a", 0).owner) == (2, "new")
         assert grid.begin("a", 0, supersedes=1).verdict is DUPLICATE
 
+    def test_an_attempt_that_a_worker_lost_is_counted_by_the_one_that_supersedes_it(self, store: Store) -> None:
+        grid = Grid.create(store)
+        grid.begin("a", 0, owner="w1")
+        assert grid.begin("a", 0, supersedes=1, owner="w2").cell.losses == 1
+        assert grid.begin("a", 0, delivery=Delivery(0, 1), owner="w3").cell.losses == 1
+        assert grid.begin("a", 0, supersedes=3, delivery=Delivery(0, 1)).cell.losses == 2
+        assert grid.begin("a", 0, supersedes=4, delivery=Delivery(0, 1)).cell.losses == 2, "a Manager is never lost"
+
     def test_a_manager_takes_over_whatever_is_open(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, delivery=Delivery(5, 5), owner="w")

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 
 from rabbitmq import running_rabbitmq  # noqa: E402
+from servers import running_redis  # noqa: E402
 from workers import Worker  # noqa: E402
 
 PATIENCE = 30.0
@@ -22,9 +23,34 @@ PLACES = [
     ("folders-sqlite", "prefork"),
     ("folders-sqlite", "threads"),
     ("folders-sqlite", "solo"),
+    ("rabbitmq-redis", "prefork"),
+    ("rabbitmq-redis", "threads"),
+    ("redis-redis", "prefork"),
+    ("redis-redis", "threads"),
+]
+"""Brokers, stores and pools that every acceptance test meets."""
+
+MORE_PLACES = [
     ("rabbitmq-sqlite", "prefork"),
     ("rabbitmq-sqlite", "threads"),
+    ("redis-sqlite", "prefork"),
+    ("redis-sqlite", "threads"),
+    ("rabbitmq-redis", "solo"),
+    ("redis-redis", "solo"),
 ]
+"""Those that ``--full`` adds."""
+
+SLOW_PLACES = [("folders-sqlite", "prefork"), ("rabbitmq-redis", "prefork"), ("redis-redis", "threads")]
+"""Where tests that wait for a lease to end are run without ``--full``."""
+
+
+@contextmanager
+def redis_url():
+    with running_redis() as server:
+        yield server.url
+
+
+STARTED = {"rabbitmq": running_rabbitmq, "redis": redis_url}
 
 
 class Servers:
@@ -40,7 +66,7 @@ class Servers:
         if kind == "sqlite":
             return f"sqlite:///{home}/states.db"
         if kind not in self._running:
-            self._running[kind] = self._stack.enter_context({"rabbitmq": running_rabbitmq}[kind]())
+            self._running[kind] = self._stack.enter_context(STARTED[kind]())
         return self._running[kind]
 
 
@@ -102,10 +128,12 @@ def settings(tmp_path_factory):
             setting.ask_to_stop()
 
 
-@pytest.fixture(params=PLACES, ids="-".join, scope="session")
-def place(request):
-    """The setting and the pool under test."""
-    return request.param
+def pytest_generate_tests(metafunc):
+    """Give each test its places: all settings and pools that it shall meet."""
+    if "place" in metafunc.fixturenames:
+        usual = SLOW_PLACES if metafunc.definition.get_closest_marker("slow") else PLACES
+        places = PLACES + MORE_PLACES if metafunc.config.getoption("--full") else usual
+        metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 
 @pytest.fixture(scope="session")

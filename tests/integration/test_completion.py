@@ -5,6 +5,7 @@ from celery import chain, group
 
 from celery_statemanager import JobExists, JobNotFound, Status, SubmitFailed, WaitTimeout
 from celery_statemanager.integration.binding import Binding
+from celery_statemanager.leases import cell_name
 
 PATIENCE = 30
 
@@ -79,8 +80,8 @@ def test_a_delivery_of_a_running_cell_is_dropped_while_its_worker_lives(tracked,
 
 
 def worker_lists(tracked, job, eventually):
-    task_id = f"{job.manager.ref.incarnation}.0.0"
-    eventually(lambda: any(task_id in worker.body for worker in tracked.states.store.list_workers()))
+    name = cell_name(job.manager.ref, "work", 0)
+    eventually(lambda: any(name in worker.body for worker in tracked.states.store.list_workers()))
 
 
 def test_once_settled_a_job_is_closed(tracked, submit, pool, key):

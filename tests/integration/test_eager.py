@@ -1,6 +1,7 @@
 """Eager mode: the job runs inline, callbacks included, before submit returns. And the extension by itself."""
 
 import gc
+import weakref
 
 import pytest
 from celery import Celery, chain, shared_task
@@ -71,6 +72,20 @@ def test_a_failing_member_fails_its_row_and_no_other(app, states):
     assert [job.get_state(task_index=row).status for row in range(4)] == [Status.FINISHED, -42, Status.FINISHED, -42]
     assert str(job.summary().failed_indexes) == "1,3"
     assert job.get_state("b", 1).message == "not run: stage 'a' failed: odd"
+
+
+def test_a_propagated_exception_fails_its_row_and_is_not_swallowed_by_others():
+    app = new_app(task_eager_propagates=True)
+    states = StateManager(app)
+
+    @app.task(shared=False, base=StatefulTask)
+    def broken(value):
+        if value == 1:
+            raise ValueError("broken")
+
+    job = states.submit(broken.s(value) for value in range(3))
+    assert (job.get_state("default", 1).status, job.get_state("default", 1).message) == (-1, "ValueError: broken")
+    assert (job.summary().finished, job.wait(1).failed) == (2, 1)
 
 
 def test_retries_are_attempts(app, states):
@@ -233,8 +248,10 @@ def test_the_extension_connects_nothing_by_itself(tmp_path):
 def test_an_app_can_be_forgotten():
     app = new_app()
     StateManager(app)
+    seen = weakref.ref(app)
     del app
     gc.collect()
+    assert seen() is None
 
 
 def test_unknown_jobs_are_not_found(states):

@@ -136,6 +136,36 @@ def test_a_soft_time_limit_is_timed_out(tracked, submit, pool):
     assert ended(submit([tracked.too_slow.s()])) == (Status.TIMED_OUT, "SoftTimeLimitExceeded: SoftTimeLimitExceeded()")
 
 
+def test_what_only_the_main_process_sees(tracked, submit, pool, key, eventually):
+    if pool != "prefork":
+        pytest.skip("only the prefork pool has children to limit and to lose")
+    job = submit([tracked.hang.s(), tracked.die.s("kill"), tracked.die.s("exit"), tracked.gate.s(key)])
+    assert ended_cell(job, 0) == (Status.TIMED_OUT, "TimeLimitExceeded: TimeLimitExceeded(1,)")
+    assert ended_cell(job, 1)[0] == Status.LOST
+    assert ended_cell(job, 2)[0] == Status.LOST
+    eventually(lambda: tracked.notes(key))
+    tracked.app.control.revoke(Binding(job.manager.ref, 3, "work").celery_task_id, terminate=True)
+    assert ended(job, 3) == (Status.REVOKED, "revoked")
+    assert job.get_state("work", 3).attempt == 1
+
+
+def ended_cell(job, task_index):
+    with job.subscribe("work", task_index) as events:
+        for event in iter(lambda: events.get(PATIENCE), None):
+            if event.state.terminal:
+                return event.state.status, event.state.message
+    return None
+
+
+def test_a_barrier_inside_a_task_holds_until_all_are_there_and_warns(tracked, submit, setting, pool, key, eventually):
+    if pool == "solo":
+        pytest.skip("a solo worker runs one task at a time: a barrier there never opens")
+    job = submit([tracked.wait_for_all.s(30), tracked.gate.s(key)])
+    eventually(lambda: "those it waits for never begin" in setting.worker(pool).log.read_text())
+    (tracked.HOME / f"{key}.go").touch()
+    assert job.wait(PATIENCE).finished == 2
+
+
 def test_untracked_runs_touch_no_store(tracked, pool, key, eventually):
     tracked.untracked_state.apply_async(args=(key,), queue=pool)
     assert eventually(lambda: tracked.notes(key)) == ["False None None None"]

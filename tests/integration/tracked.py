@@ -1,6 +1,9 @@
 """The app of the acceptance tests; workers and tests import it, configured by the environment."""
 
 import os
+import signal
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +19,9 @@ app = Celery("tracked", broker=os.environ["TRACKED_BROKER"])
 app.conf.update(
     statemanager_store_url=os.environ["TRACKED_STORE"],
     statemanager_progress_interval=0.0,
+    statemanager_lease=6.0,
+    statemanager_store_timeout=1.0,
+    statemanager_sweep_interval=1.5,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
@@ -110,6 +116,24 @@ def too_slow(self):
     wait_for("never", 30)
 
 
+@task(base=StatefulTask, tag="work", time_limit=1)
+def hang():
+    wait_for("never", 30)
+
+
+@task(base=StatefulTask, tag="work")
+def die(how):
+    if how == "exit":
+        sys.exit(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def wait_for_all(self, status):
+    self.state.set(status)
+    return len(self.state.synchronize(status, timeout=20))
+
+
 @task(tag="plain")
 def plain(key):
     state = current_state()
@@ -137,6 +161,31 @@ def gate(self, key):
     note(key, f"ended {self.state.attempt}")
 
 
+@task(base=StatefulTask, bind=True, tag="work", acks_late=True)
+def late_gate(self, key):
+    note(key, f"begun {self.state.attempt}")
+    wait_for(f"{key}.go", 60)
+    note(key, f"ended {self.state.attempt}")
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def late_word(self, key):
+    note(key, f"begun {self.state.attempt}")
+    wait_for(f"{key}.go", 60)
+    self.state.set(50, "a zombie's word")
+    note(key, "not stopped")
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def work_through(self, key):
+    note(key, "begun")
+    wait_for(f"{key}.go", 60)
+    began = time.monotonic()
+    for step in range(1, 21):
+        self.state.progress(step, 20, f"step {step}")
+    note(key, f"{time.monotonic() - began:.3f}")
+
+
 @task(base=StatefulTask, bind=True)
 def callback(self, *args):
     job = states.current_job()
@@ -156,8 +205,6 @@ def untracked_state(self, key):
 
 def wait_for(name, seconds):
     """Block until the test has made a file: the work of a task that the test steers."""
-    import time
-
     deadline = time.monotonic() + seconds
     while not (HOME / name).exists():
         if time.monotonic() > deadline:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from emulator import running
 from hypothesis import HealthCheck, settings
+from servers import RedisServer, running_cluster, running_redis
 
 from celery_statemanager import Store, open_store
 from celery_statemanager.testing import StoreFactory
@@ -38,10 +39,28 @@ def firestore(request: pytest.FixtureRequest) -> StoreFactory:
     return StoreFactory(lambda **options: open_store(url, **options), url)
 
 
+def redis(request: pytest.FixtureRequest) -> StoreFactory:
+    return _redis(request, request.getfixturevalue("redis_server").url)
+
+
+def redis_cluster(request: pytest.FixtureRequest) -> StoreFactory:
+    return _redis(request, request.getfixturevalue("redis_nodes")[0].url + "?cluster=true")
+
+
+def _redis(request: pytest.FixtureRequest, url: str) -> StoreFactory:
+    """Give each test a prefix of its own, and see afterwards that deleted jobs leave no key behind."""
+    prefix = f"test-{next(_numbers)}"
+    url += f"{'&' if '?' in url else '?'}prefix={prefix}"
+    request.addfinalizer(lambda: leaves_no_keys(url, prefix))
+    return StoreFactory(lambda **options: open_store(url, **options), url)
+
+
 FACTORIES: dict[str, Callable[[pytest.FixtureRequest], StoreFactory]] = {
     "memory": memory,
     "sqlite": sqlite,
     "firestore": firestore,
+    "redis": redis,
+    "redis-cluster": redis_cluster,
 }
 _numbers = itertools.count()
 
@@ -75,6 +94,33 @@ def store(store_factory: StoreFactory) -> Iterator[Store]:
     """Give an empty store."""
     with store_factory.make() as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """Run a redis-server for all tests that do not hurt it."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_nodes() -> Iterator[list[RedisServer]]:
+    """Run a Redis cluster of three nodes for all tests that do not hurt it."""
+    with running_cluster() as servers:
+        yield servers
+
+
+def leaves_no_keys(url: str, prefix: str) -> None:
+    """Delete every job and worker of a store; then no key of its prefix is left."""
+    with open_store(url) as store:
+        while jobs := store.list_jobs().jobs:
+            for job in jobs:
+                store.delete_job(job)
+        while store.purge():
+            pass
+        for worker in store.list_workers():
+            store.drop_worker(worker.worker_id)
+        assert list(store._server.client.scan_iter(f"{prefix}:*")) == []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

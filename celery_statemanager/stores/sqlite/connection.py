@@ -50,9 +50,6 @@ def connect(path: str, timeout: float, *, waits: bool = True) -> sqlite3.Connect
         path, timeout=timeout if waits else 0.0, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     try:
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         _patiently(lambda: _set_up(connection, path), timeout)
     except BaseException:
         connection.close()
@@ -75,7 +72,7 @@ def translated(error: sqlite3.Error, path: str, timeout: float) -> StoreError:
 
 
 def _patiently(action: Callable[[], None], timeout: float) -> None:
-    """Try again while others set the file up: SQLite gives up at once where two of them would wait for each other."""
+    """Try again while others set the file up or close it: SQLite itself does not wait for every lock of theirs."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -87,6 +84,9 @@ def _patiently(action: Callable[[], None], timeout: float) -> None:
 
 
 def _set_up(connection: sqlite3.Connection, path: str) -> None:
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     if not _is_ours(connection, path):
         connection.execute("BEGIN IMMEDIATE")
         try:

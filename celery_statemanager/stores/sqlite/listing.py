@@ -26,12 +26,12 @@ _ROW = f"c.seq, t.name, c.task_index, c.timestamp, {SELECTED}"
 _CHANGED = f"""
 SELECT {_ROW} FROM cell c INDEXED BY cell_seq CROSS JOIN tag t ON t.job = c.job AND t.id = c.tag
 WHERE c.job = ? AND c.seq > ? AND t.kind <> {Kind.CALLBACK:d}
-  AND (?3 IS NULL OR t.name = ?3) AND (?4 IS NULL OR c.task_index = ?4)
-ORDER BY c.seq LIMIT ?5
+  AND t.name = ifnull(?, t.name) AND c.task_index = ifnull(?, c.task_index)
+ORDER BY c.seq LIMIT ?
 """
 _IN_ROW = f"""
 SELECT {_ROW} FROM tag t CROSS JOIN cell c ON c.job = t.job AND c.tag = t.id
-WHERE t.job = ?1 AND t.kind <> {Kind.CALLBACK:d} AND (?2 IS NULL OR t.name = ?2) AND c.task_index = ?3
+WHERE t.job = ? AND t.kind <> {Kind.CALLBACK:d} AND t.name = ifnull(?, t.name) AND c.task_index = ?
 ORDER BY c.seq
 """
 

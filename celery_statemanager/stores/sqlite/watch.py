@@ -17,7 +17,7 @@ from celery_statemanager.stores.sqlite.snapshot import seen
 
 MOST_STATES = 1_000
 BUSY_PAUSE = 0.008
-IDLE_PAUSE = 0.022
+IDLE_PAUSE = 0.024
 
 
 class SQLiteWatch(Watch):

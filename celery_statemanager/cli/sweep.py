@@ -1,0 +1,53 @@
+"""``celery -A proj sweep-state``: look once for what died without a word."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+from celery.bin.base import CeleryCommand, handle_preload_options
+
+from celery_statemanager.cli.common import interruptible, opened_store, option
+from celery_statemanager.integration.extension import StateManager
+from celery_statemanager.integration.sweeper import sweep
+
+_HELP = """Look once for lost workers, unpublished callbacks and dead publishers, and mend what is found.
+
+Every worker and beat do this by themselves; run it where neither runs, or
+where you do not want to wait.
+
+\b
+Examples:
+  celery -A proj sweep-state
+  celery -A proj sweep-state --format json
+
+\b
+Exit status:
+    0  swept, whether or not anything was found
+    2  wrong use
+   69  the store cannot be reached
+   78  the store's URL or a setting is wrong
+"""
+
+_WORDS = {
+    "marked": "attempts marked LOST",
+    "requeued": "messages sent again",
+    "callbacks": "jobs whose callbacks were published",
+    "submissions": "jobs cancelled whose publisher died",
+    "workers": "dead workers forgotten",
+}
+
+
+@click.command("sweep-state", cls=CeleryCommand, help=_HELP, short_help="Mend what dead workers left behind.")
+@option("--format", "style", type=click.Choice(["table", "json"]), default="table", help="How to tell.", group="Output")
+@click.pass_context
+@handle_preload_options
+def sweep_state(ctx: click.Context, /, style: str) -> None:
+    """Sweep once."""
+    with interruptible(), opened_store(ctx.obj.app, None):
+        swept = asdict(sweep(StateManager(ctx.obj.app)))
+        if style == "json":
+            click.echo(json.dumps(swept))
+        else:
+            click.echo("\n".join(f"{count:>6}  {_WORDS[name]}" for name, count in swept.items()))

@@ -1,0 +1,73 @@
+"""``celery -A proj why-state JOB``: why is it not done, and what happens next."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import click
+from celery.bin.base import CeleryCommand, handle_preload_options
+
+from celery_statemanager.cli.common import find_job, interruptible, opened_store, option, store_option
+from celery_statemanager.explain import Reason, explain
+from celery_statemanager.records import JobRecord
+
+WIDTH = 80
+
+_HELP = """Say why a job is not done: which tasks, on which worker, and what happens next.
+
+\b
+Examples:
+  celery -A proj why-state etl-42
+  celery -A proj why-state etl-42 --format json | jq -r 'select(.code == "lost").rows'
+  celery why-state etl-42 --store sqlite:///states.db
+
+\b
+Exit status:
+    0  told, whether or not the job is done
+    2  wrong use
+   66  no such job
+   69  the store cannot be reached
+   78  the store's URL or a setting is wrong
+"""
+
+
+@click.command("why-state", cls=CeleryCommand, help=_HELP, short_help="Say why a job is not done.")
+@click.argument("job_id", metavar="JOB")
+@option("--run-token", metavar="R", help="Which run, for a job that was created with one.", group="Which job")
+@option("--format", "style", type=click.Choice(["table", "json"]), default="table", help="How to tell.", group="Output")
+@store_option
+@click.pass_context
+@handle_preload_options
+def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: str, store_url: str | None) -> None:
+    """Explain a job."""
+    with interruptible(), opened_store(ctx.obj.app, store_url) as store:
+        job = find_job(store, job_id, run_token)
+        reasons = explain(store, job)
+        if style == "json":
+            for each in reasons:
+                click.echo(json.dumps(_wire(each), ensure_ascii=False))
+        else:
+            click.echo(f"{job_id}: {_verdict(store.get_job(job.key), reasons)}")
+            for each in reasons:
+                click.echo(_line(each))
+
+
+def _wire(reason: Reason) -> dict[str, str | None]:
+    rows = None if reason.rows is None else str(reason.rows)
+    return {"tag": reason.tag, "taskIDs": rows, "code": reason.code, "text": reason.text}
+
+
+def _verdict(job: JobRecord, reasons: list[Reason]) -> str:
+    cancelled = f"cancelled ({job.cancelled.reason or 'no reason given'}), " if job.cancelled else ""
+    if job.settled:
+        return f"{cancelled}settled" + (", but a callback has not ended well:" if reasons else ", nothing is open")
+    if not reasons:
+        return f"{cancelled}not settled, and nothing is open: it has no plan, or ends this moment"
+    count = sum(len(each.rows or ()) for each in reasons)
+    return f"{cancelled}not settled, {count} cell{'s' if count > 1 else ''} open:"
+
+
+def _line(reason: Reason) -> str:
+    where = f"on_{reason.tag}" if reason.rows is None else f"{reason.tag}  {reason.rows}"
+    return textwrap.fill(f"{where}: {reason.text}", WIDTH, initial_indent="  ", subsequent_indent="      ")

@@ -1,0 +1,164 @@
+"""Why a job is not done: a sentence for each range of open cells, and what will happen next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from celery_statemanager import leases
+from celery_statemanager.codec import state_of
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.leases import Report, cell_name
+from celery_statemanager.models import Status, status_name
+from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, WorkerRecord
+from celery_statemanager.stores.base import Store
+
+MOST_CELLS = 1_000
+"""Cells in progress that are looked at one by one; more are told by their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why some rows of a column, or a callback, are not done.
+
+    Attributes:
+        rows: None for a callback, whose latch is then the tag.
+        code: one word for programs: ``unpublished``, ``queued``, ``received``, ``waits``, ``running``, ``lost``,
+            ``retrying``, ``written``, ``callback``, ``more``.
+        text: a sentence for people.
+    """
+
+    tag: str
+    rows: IndexSet | None
+    code: str
+    text: str
+
+
+def explain(store: Store, job: JobRecord) -> list[Reason]:
+    """Give the reasons why a job has not settled, or its callbacks have not run. Raises: JobNotFound."""
+    job, columns = store.survey(job.ref, indexes=True)
+    told = _Told(store, job)
+    reasons = [] if job.cancelled else [each for column in columns for each in told.missing(column, columns)]
+    for column in columns:
+        reasons += told.in_progress(column)
+    return _merged(reasons) + list(told.callbacks())
+
+
+class _Told:
+    """What is known of a job's cells and of the workers, as of one moment."""
+
+    def __init__(self, store: Store, job: JobRecord) -> None:
+        self._store = store
+        self._job = job
+        self._now = store.now()
+        self._workers = leases.workers(store)
+        self._received = {
+            (each.tag, each.task_index): worker.worker_id
+            for worker in self._workers.values()
+            if worker.lease_until > self._now
+            for each in Report.of(worker).received
+            if each.ref == job.ref
+        }
+
+    def missing(self, column: Column, columns: list[Column]) -> Iterator[Reason]:
+        """Tell of the rows that never began."""
+        left = column.missing or IndexSet()
+        submission = self._job.submission
+        if submission is not None and not submission.done:
+            unsent = IndexSet(range(submission.published, self._job.num_tasks))
+            unpublished, left = left.within(unsent), left.without(unsent)
+            alive = submission.alive_until > self._now
+            fate = (
+                "being published" if alive else "never published: its publisher is gone, the next sweep cancels the job"
+            )
+            yield from _some(column.tag, unpublished, "unpublished", fate)
+        for earlier in columns:
+            unfinished = (earlier.missing or IndexSet()).union(earlier.running or IndexSet())
+            held_up = left.within(self._rows_with(earlier.tag, column.tag)).within(unfinished)
+            yield from _some(column.tag, held_up, "waits", f"waits for stage {earlier.tag!r} of its row")
+            left = left.without(held_up)
+        received = IndexSet(row for tag, row in self._received if tag == column.tag)
+        held = left.within(received)
+        yield from _some(column.tag, held, "received", "received by a worker, which has not begun it")
+        text = "in the queue: no live worker has received it"
+        yield from _some(column.tag, left.without(held), "queued", text)
+
+    def in_progress(self, column: Column) -> Iterator[Reason]:
+        """Tell of the rows that have begun and not ended."""
+        rows = column.running or IndexSet()
+        for number, row in enumerate(rows):
+            if number == MOST_CELLS:
+                rest = IndexSet([*rows][MOST_CELLS:])
+                yield Reason(column.tag, rest, "more", f"{len(rest)} more in progress")
+                return
+            cell = self._store.get_cell(self._job.ref, column.tag, row)
+            if cell is not None and not cell.final:
+                yield Reason(column.tag, IndexSet([row]), *self._cell(column.tag, row, cell))
+
+    def callbacks(self) -> Iterator[Reason]:
+        """Tell of callbacks whose latch has fallen and that have not run to their end."""
+        for name, latch in self._job.latches.items():
+            if latch.callback is None or latch.decided_at is None:
+                continue
+            cell = self._store.get_cell(self._job.ref, name, CALLBACK_ROW)
+            age = self._age(latch.decided_at)
+            if latch.due and cell is None:
+                yield Reason(name, None, "callback", f"decided {age} ago, not published: the next sweep does")
+            elif cell is None:
+                yield Reason(name, None, "callback", f"decided {age} ago, published, not begun")
+            elif not cell.final:
+                yield Reason(name, None, "callback", self._cell(name, CALLBACK_ROW, cell)[1])
+            elif cell.status != Status.FINISHED:
+                yield Reason(name, None, "callback", f"ended {status_name(cell.status)}: {cell.message}")
+
+    def _rows_with(self, earlier: str, later: str) -> IndexSet:
+        """Give the rows that run one stage before the other."""
+        shapes = self._job.plan.shapes if self._job.plan else ()
+        return IndexSet().union(
+            *(
+                rows
+                for stages, rows in shapes
+                if {earlier, later} <= {*stages} and stages.index(earlier) < stages.index(later)
+            )
+        )
+
+    def _cell(self, tag: str, row: int, cell: Cell) -> tuple[str, str]:
+        state = state_of(self._job.job_id, tag, row, cell)
+        wrote = f"last write {self._age(cell.timestamp)} ago"
+        if not cell.open:
+            if cell.attempt:
+                return "retrying", f"waits for its next delivery: {state.message or 'started'}, {wrote}"
+            return "written", f"written by a Manager, {wrote}"
+        attempt = f"attempt {cell.attempt}"
+        if cell.owner is None:
+            return "running", f"{attempt} of a Manager or an eager run, {wrote}"
+        worker = self._workers.get(cell.owner)
+        host, _, pid = cell.owner.rpartition(":")[0].partition(":")
+        where = f"on {host}, worker pid {pid}, {attempt}, {wrote}"
+        if worker is not None and worker.lease_until > self._now and self._listed(worker, tag, row, cell):
+            return "running", f"running {where}, lease for {self._age(2 * self._now - worker.lease_until)} more"
+        fate = "its message is sent again" if cell.kept else "it is marked LOST"
+        return "lost", f"lost {where}: its worker is gone or has forgotten it, the next sweep acts: {fate}"
+
+    def _listed(self, worker: WorkerRecord, tag: str, row: int, cell: Cell) -> bool:
+        return cell.began_at > worker.renewed_at or Report.of(worker).lists(cell_name(self._job.ref, tag, row))
+
+    def _age(self, moment: int) -> str:
+        seconds = max(0, (self._now - moment) // 1_000_000)
+        if seconds < 120:
+            return f"{seconds} s"
+        return f"{seconds // 60} min" if seconds < 7_200 else f"{seconds // 3_600} h"
+
+
+def _some(tag: str, rows: IndexSet, code: str, text: str) -> Iterator[Reason]:
+    if rows:
+        yield Reason(tag, rows, code, text)
+
+
+def _merged(reasons: Iterable[Reason]) -> list[Reason]:
+    """Put rows together that have the same reason."""
+    found: dict[tuple[str, str, str], IndexSet] = {}
+    for each in reasons:
+        key = (each.tag, each.code, each.text)
+        found[key] = found.get(key, IndexSet()).union(each.rows or IndexSet())
+    return [Reason(tag, rows, code, text) for (tag, code, text), rows in found.items()]

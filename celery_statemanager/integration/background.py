@@ -1,0 +1,124 @@
+"""State writes that the store would not take at once: written from one thread until it does (rule R18)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+MOST = 10_000
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 2.0
+SUSPECT = 2.0
+"""Seconds for which a store that just failed is not asked again by a task itself."""
+
+Key = tuple[str, str]
+"""The cell's name, and which of its writes: of each only the newest is kept."""
+
+Action = Callable[[], object]
+
+
+class Backlog:
+    """The writes of one process that wait for its store; thread-safe, empty in a forked child."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as a forked child must: what waits is the parent's, and so is the thread."""
+        self._changed = threading.Condition()
+        self._waiting: dict[Key, Action] = {}
+        self._thread: threading.Thread | None = None
+        self._suspect_until = 0.0
+        self._refused = False
+
+    @property
+    def store_is_down(self) -> bool:
+        """Whether asking the store now would most likely only block."""
+        return self._refused or time.monotonic() < self._suspect_until
+
+    def cells(self) -> list[str]:
+        """Name the cells whose writes wait."""
+        if not self._waiting:
+            return []
+        with self._changed:
+            return sorted({name for name, _ in self._waiting})
+
+    def suspect(self) -> None:
+        """Note that the store has just failed."""
+        self._suspect_until = time.monotonic() + SUSPECT
+
+    def now_or_later(self, key: Key, action: Action) -> None:
+        """Do it at once, or from the thread if the store is down or an earlier write of the cell still waits.
+
+        Raises: what ``action`` raises otherwise.
+        """
+        if not self.store_is_down and key[0] not in self.cells():
+            try:
+                action()
+            except StoreUnavailable:
+                self._refused = True
+                self.suspect()
+            else:
+                return
+        self.put(key, action)
+
+    def put(self, key: Key, action: Action) -> None:
+        """Do it from the thread, in place of an older one under the same key."""
+        with self._changed:
+            if key not in self._waiting and len(self._waiting) >= MOST:
+                oldest = next(iter(self._waiting))
+                del self._waiting[oldest]
+                logger.error("too many states wait for the store: that of cell %s is lost", oldest[0])
+            self._waiting[key] = action
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="statemanager-backlog", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> None:
+        """Wait until nothing waits, for at most ``timeout`` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._waiting, timeout):
+                logger.error("the store did not come back: the states of %d cells are lost", len(self._waiting))
+
+    def _run(self) -> None:
+        delay = FIRST_DELAY
+        while True:
+            key, action = self._next()
+            try:
+                action()
+            except StoreUnavailable as error:
+                self._refused = True
+                logger.warning("a state waits for the store, trying again: %s", error)
+                time.sleep(delay)
+                delay = min(delay * 2, LONGEST_DELAY)
+                continue
+            except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
+                logger.info("state not written: %s", error)
+            except Exception:
+                logger.exception("state not written: cell %s", key[0])
+            delay, self._refused, self._suspect_until = FIRST_DELAY, False, 0.0
+            self._done(key, action)
+
+    def _next(self) -> tuple[Key, Action]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            return next(iter(self._waiting.items()))
+
+    def _done(self, key: Key, action: Action) -> None:
+        with self._changed:
+            if self._waiting.get(key) is action:
+                del self._waiting[key]
+            self._changed.notify_all()
+
+
+backlog = Backlog()
+
+os.register_at_fork(after_in_child=backlog.forget)

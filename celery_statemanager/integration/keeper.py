@@ -1,0 +1,124 @@
+"""The threads that keep a worker's lease and sweep: no event loop or pool can hold them up."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from celery_statemanager import leases
+from celery_statemanager.errors import StoreUnavailable
+from celery_statemanager.integration import kept, worker_requests
+from celery_statemanager.integration.background import backlog
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.leases import Received, Report, cell_name
+
+logger = logging.getLogger(__name__)
+
+JITTER = (0.8, 1.2)
+
+
+class Periodic:
+    """A daemon thread that does something again and again until it is stopped; what fails is logged.
+
+    Args:
+        pause: gives the seconds until the next time.
+        last: done once after it was stopped.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        action: Callable[[], object],
+        pause: Callable[[], float],
+        last: Callable[[], object] | None = None,
+    ) -> None:
+        self._name = name
+        self._action = action
+        self._pause = pause
+        self._last = last
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"statemanager-{name}", daemon=True)
+
+    def start(self) -> Periodic:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop the thread and wait for it, but not for ever."""
+        self._stopped.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._try(self._action)
+            self._stopped.wait(self._pause())
+        if self._last is not None:
+            self._try(self._last)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception:
+            logger.warning("%s failed; the next time may do", self._name, exc_info=True)
+
+
+class Lease:
+    """One worker's record, renewed with what it does at that moment."""
+
+    def __init__(self, tracker: Tracker, worker_id: str) -> None:
+        self._tracker = tracker
+        self._worker_id = worker_id
+        self._previous: list[str] = []
+
+    def keep(self) -> Periodic:
+        """Start renewing it; stopping gives it back."""
+        pause = self._tracker.settings.lease / leases.RENEWALS
+        give_back = lambda: self._tracker.store.drop_worker(self._worker_id)  # noqa: E731 - shorter than its name
+        return Periodic("lease", self.renew, lambda: pause, give_back).start()
+
+    def renew(self) -> None:
+        """Write the record once. Raises: StoreError."""
+        leases.renew(self._tracker.store, self._worker_id, self._report(), self._tracker.settings.lease)
+
+    def _report(self) -> Report:
+        running = [cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running()]
+        previous, self._previous = self._previous, running
+        return Report(running, previous, backlog.cells(), self._received())
+
+    def _received(self) -> list[Received]:
+        policy = self._tracker.settings.on_lost
+        return [
+            Received(
+                binding.ref,
+                binding.tag,
+                binding.task_index,
+                kept.of_message(request.message) if kept.requeues(request.task, policy) else None,
+            )
+            for request, binding in worker_requests.received()
+        ]
+
+
+def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
+    """Start sweeping whenever it is this holder's turn.
+
+    After the store has failed nobody is declared dead for one lease: the others could not renew theirs either.
+    """
+    interval, lease = tracker.settings.sweep_interval, tracker.settings.lease
+    trusted_from = time.monotonic()
+
+    def sweep_in_turn() -> None:
+        nonlocal trusted_from
+        try:
+            its_turn = leases.take_turn(tracker.store, holder, 2 * interval)
+            if its_turn and time.monotonic() >= trusted_from:
+                sweep(tracker)
+        except StoreUnavailable:
+            trusted_from = time.monotonic() + lease
+            raise
+
+    return Periodic("sweep", sweep_in_turn, lambda: interval * random.uniform(*JITTER)).start()

@@ -1,0 +1,128 @@
+"""Cells as they are kept: packed, and a payload's progress apart from the rest, so that scripts need no JSON of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from celery_statemanager.codec import compact
+from celery_statemanager.models import fraction_of
+from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery
+from celery_statemanager.stores.redis.packing import unpack
+
+CELL = (
+    "timestamp",
+    "status",
+    "version",
+    "event_id",
+    "attempt",
+    "open",
+    "message",
+    "payload",
+    "progress",
+    "share",
+    "full",
+    "done",
+    "replacements",
+    "retries",
+    "owner",
+    "began_at",
+    "losses",
+    "kept",
+    "blocked_by",
+    "schema",
+)
+"""The fields of a packed cell, in order; what is missing at the end is empty. New ones go to the end.
+
+``timestamp`` comes first, so that cells are sorted without being unpacked.
+
+``payload`` is without its ``progress``, which stands apart as JSON text with its ``share`` as it is and, in
+``full``, once done; ``done`` says that it counts as done: ``payload_of`` writes it so.
+"""
+
+_BEYOND_PERCENT = 1_000
+
+
+class Payload(NamedTuple):
+    """A payload in two parts, and what its progress amounts to in units of ``1 / FRACTION_UNIT``, if anything."""
+
+    rest: str | None
+    progress: str | None = None
+    share: int | None = None
+    full: int | None = None
+
+
+def split(payload: str | None) -> Payload:
+    """Part a payload from its progress."""
+    if payload is None or '"progress"' not in payload:
+        return Payload(payload)
+    parts = json.loads(payload)
+    if "progress" not in parts:
+        return Payload(payload)
+    progress = parts.pop("progress")
+    return Payload(compact(parts) if parts else None, *_weighed(progress))
+
+
+def progress_parts(progress: str) -> Payload:
+    """Give a progress alone."""
+    return Payload(None, *_weighed(json.loads(progress)))
+
+
+def payload_of(rest: str | None, progress: str | None, done: bool) -> str | None:
+    """Join what ``split`` parted."""
+    if progress is None:
+        return rest
+    if done:
+        progress = compact(_completed(json.loads(progress)))
+    head = "{" if rest in (None, "{}") else f"{rest[:-1]}," if rest else ""
+    return f'{head}"progress":{progress}}}'
+
+
+def cell_of(packed: bytes) -> Cell:
+    """Read a packed cell."""
+    values = unpack(packed)
+    values += [False] * (len(CELL) - len(values))
+    (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done) = values[:12]
+    replacements, retries, owner, began_at, losses, kept, blocked_by, schema = values[12:20]
+    return Cell(
+        status=int(status),
+        message=_text(message),
+        payload=payload_of(_text(rest), _text(progress), done),
+        timestamp=int(timestamp),
+        version=int(version),
+        event_id=event_id or "",
+        attempt=int(attempt),
+        open=is_open,
+        delivery=Delivery(int(replacements), int(retries)),
+        owner=_text(owner),
+        losses=int(losses),
+        kept=_text(kept),
+        blocked_by=_text(blocked_by),
+        began_at=int(began_at),
+        schema_version=int(schema) or 1,
+    )
+
+
+def stamp_of(packed: bytes) -> bytes:
+    """Give what sorts packed cells by their timestamp."""
+    start = 3 if packed[0] == 0xDC else 1
+    return packed[start : start + 9]
+
+
+def _text(value: Any) -> str | None:
+    return None if value is False else value
+
+
+def _weighed(progress: Any) -> tuple[str, int | None, int | None]:
+    return compact(progress), _units(progress), _units(_completed(progress))
+
+
+def _units(progress: Any) -> int | None:
+    share = fraction_of(_BEYOND_PERCENT, progress)
+    return None if share is None else round(share * FRACTION_UNIT)
+
+
+def _completed(progress: Any) -> Any:
+    if isinstance(progress, dict) and "total" in progress and "done" in progress:
+        return {**progress, "done": progress["total"]}
+    return progress

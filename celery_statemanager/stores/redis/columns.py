@@ -1,0 +1,39 @@
+"""What ``columns.lua`` and ``cells.lua`` found, as states and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from celery_statemanager.aggregate import absent, as_read, lowest
+from celery_statemanager.codec import state_of
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.models import State
+from celery_statemanager.records import Column, JobRecord, Tally
+from celery_statemanager.stores.redis.cells import cell_of
+from celery_statemanager.stores.redis.layout import Ranks
+from celery_statemanager.stores.redis.packing import unpack
+
+
+def seen_state(job: JobRecord, tag: str, row: int, packed: bytes | None) -> State:
+    """Give a cell as readers see it."""
+    if packed is None:
+        return absent(job, tag, row)
+    cell = cell_of(packed)
+    return as_read(job, cell, state_of(job.job_id, tag, row, cell))
+
+
+def column_of(job: JobRecord, tag: str, ranks: Ranks, found: Sequence[Any]) -> Column:
+    """Read one column of a reply."""
+    *counts, unwritten = unpack(found[0]) if found[0] else [0] * 9
+    cells = found[1]
+    states = [
+        seen_state(job, tag, int(row), packed) for row, packed in zip(cells[::2], cells[1::2]) if packed is not None
+    ]
+    if unwritten < len(ranks):
+        states.append(absent(job, tag, ranks.row(unwritten)))
+    column = Column(tag, len(ranks), Tally(*counts), lowest(states))
+    if len(found) > 2:
+        failed, running, zero = (IndexSet(map(int, rows)) for rows in found[2:5])
+        column.failed, column.running, column.missing = failed, running, zero.union(ranks.unset(found[5] or b""))
+    return column

@@ -1,0 +1,99 @@
+"""What redis-py raises, as the two kinds of trouble a store knows, in one line that says the mend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import exceptions
+
+from celery_statemanager.errors import StoreError, StoreUnavailable
+
+CLIENT_ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
+
+_REFUSALS = {
+    "OOM": "is full: raise its maxmemory or delete jobs, nothing was written",
+    "PASSWORD": "refused the user name or password: put the right ones into the URL",
+    "NOPERM": "does not permit the user what a store needs: EVALSHA, EVAL and commands on hashes, sets and streams",
+    "WRONGTYPE": "keeps other data under this prefix: choose another one with ?prefix=",
+    "UNKNOWN": "does not know a command that is needed: at least Redis 5 is, with EVAL and streams enabled",
+    "DATABASE": "has no database of this number",
+    "FOREIGN": "is not a Redis server, or expects TLS: check host and port, or use rediss://",
+    "CLUSTERED": "is part of a cluster: use redis+cluster:// or ?cluster=true",
+    "SINGLE": "is not part of a cluster: leave cluster out of the URL",
+    "TLS": "does not agree on TLS: check the certificates, or use redis://",
+    "MISCONF": "takes no writes because it cannot save to its disk",
+}
+
+_CLASSES: dict[type[Exception], str] = {
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.AuthenticationError: "PASSWORD",
+    exceptions.AuthenticationWrongNumberOfArgsError: "PASSWORD",
+    exceptions.AuthorizationError: "NOPERM",
+    exceptions.NoPermissionError: "NOPERM",
+    exceptions.InvalidResponse: "FOREIGN",
+}
+
+_TEXTS = (
+    (r"\bOOM\b", "OOM"),
+    (r"NOAUTH|WRONGPASS|invalid username-password|invalid password|Authentication required", "PASSWORD"),
+    (r"NOPERM", "NOPERM"),
+    (r"WRONGTYPE", "WRONGTYPE"),
+    (r"unknown command|Unknown Redis command|attempt to index global 'cmsgpack'", "UNKNOWN"),
+    (r"DB index|invalid DB|SELECT is not allowed in cluster", "DATABASE"),
+    (r"Protocol Error", "FOREIGN"),
+    (r"Cluster mode is not enabled|cluster support disabled", "SINGLE"),
+    (r"certificate|SSL|TLS", "TLS"),
+    (r"MISCONF", "MISCONF"),
+    (r"^(MOVED|ASK) \d", "CLUSTERED"),
+)
+
+_PASSING = re.compile(r"READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|\bBUSY\b|UNBLOCKED")
+
+_UNAVAILABLE: tuple[type[Exception], ...] = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.ClusterError,
+    exceptions.TryAgainError,
+    exceptions.RedisClusterException,
+    OSError,
+)
+
+
+@contextmanager
+def translated(shown: str) -> Iterator[None]:
+    """Raise what redis-py raises as StoreError or StoreUnavailable.
+
+    Args:
+        shown: the server's URL as it may be printed.
+    """
+    try:
+        yield
+    except CLIENT_ERRORS as error:
+        raise translate(error, shown) from error
+
+
+def translate(error: Exception, shown: str) -> StoreError:
+    """Give the store's error for a client's error."""
+    code = _code(error)
+    if code is not None:
+        return StoreError(f"{shown} {_REFUSALS[code]} ({_first_line(error)})")
+    if isinstance(error, _UNAVAILABLE) or _PASSING.search(str(error)):
+        return StoreUnavailable(f"{shown} cannot be reached or does not answer now ({_first_line(error)})")
+    return StoreError(f"{shown} refused a call ({_first_line(error)})")
+
+
+def _code(error: Exception) -> str | None:
+    for kind, code in _CLASSES.items():
+        if isinstance(error, kind):
+            return code
+    if isinstance(error, exceptions.AskError):
+        return "CLUSTERED"
+    return next((code for pattern, code in _TEXTS if re.search(pattern, str(error))), None)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -1,0 +1,95 @@
+"""Job records as they are kept: the fields of a job's head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
+from celery_statemanager.plan import Plan
+from celery_statemanager.records import LATCHES, JobKey, JobRecord
+
+HEAD = (
+    "incarnation",
+    "num_tasks",
+    "created_at",
+    "active_at",
+    "revision",
+    "schema",
+    "control",
+    *LATCHES,
+    "sequence",
+)
+"""The fields of a head that readers get, in order.
+
+``control`` is what clients change whole, by compare-and-set; the times when latches fell stand apart, for scripts
+change them too. ``sequence`` is the number of the job's newest change. Besides there are ``plan``, read once per
+incarnation, and what only scripts need: ``expected`` cells, ``total`` tally, ``clock_at`` of the last update,
+``cancelled_at`` and ``reason``.
+"""
+
+WITH_PLAN = (*HEAD, "plan")
+
+Head = Sequence[Any]
+
+
+def record_of(key: JobKey, head: Head, plan: Plan | None) -> JobRecord:
+    """Read a head."""
+    fields = dict(zip(HEAD, head))
+    control = control_from_json(fields["control"].decode())
+    latches = {name: replace(latch, decided_at=_number(fields[name])) for name, latch in control.pop("latches").items()}
+    return JobRecord(
+        job_id=key.job_id,
+        run_token=key.run_token,
+        incarnation=fields["incarnation"].decode(),
+        num_tasks=int(fields["num_tasks"]),
+        plan=plan,
+        latches=latches,
+        created_at=int(fields["created_at"]),
+        last_activity=int(fields["active_at"]),
+        revision=int(fields["revision"]),
+        schema_version=int(fields["schema"]),
+        **control,
+    )
+
+
+def plan_of(head: Head) -> Plan | None:
+    """Read the plan of a head that was read ``WITH_PLAN``."""
+    packed = head[len(HEAD)]
+    return None if packed is None else plan_from_json(packed.decode())
+
+
+def fields_of(job: JobRecord) -> list[str | int]:
+    """Give the names and values of a new job's head, less what the server gives."""
+    fields: dict[str, str | int | None] = {
+        "num_tasks": job.num_tasks,
+        "plan": plan_to_json(job.plan),
+        "expected": job.plan.expected if job.plan else None,
+        "control": control_to_json(job),
+        **changes_of(job),
+    }
+    return [part for name, value in fields.items() if value is not None for part in (name, value)]
+
+
+def changes_of(job: JobRecord) -> dict[str, str | int | None]:
+    """Give the changeable fields that scripts read."""
+    return {
+        "schema": job.schema_version,
+        "cancelled_at": job.cancelled.at if job.cancelled else None,
+        "reason": job.cancelled.reason if job.cancelled else None,
+        **{name: latch.decided_at for name, latch in job.latches.items()},
+    }
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def request_json(request: dict[str, Any]) -> str:
+    """Give a request to a script as JSON text; what is None or False is left out."""
+    return _encode({name: value for name, value in request.items() if value is not None and value is not False})
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

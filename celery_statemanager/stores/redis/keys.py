@@ -1,0 +1,72 @@
+"""The names of all keys. Those of one job share a hash tag, so that a cluster keeps them together. Pure."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+from celery_statemanager.records import JobKey, JobRef
+
+_SPECIAL = re.compile(r"[%{}:* ]")
+
+
+class JobKeys:
+    """The keys of one incarnation.
+
+    Attributes:
+        head: the job's record; the one key that a later incarnation will use again. It decides who lives.
+        tallies, open, stream, callbacks: see lua/common.lua.
+    """
+
+    def __init__(self, prefix: str, ref: JobRef) -> None:
+        self.head = head_key(prefix, ref.key)
+        self._base = f"{self.head}:{ref.incarnation}"
+        self.tallies, self.open, self.stream, self.callbacks = (
+            f"{self._base}:{name}" for name in ("tallies", "open", "stream", "callbacks")
+        )
+
+    def cells(self, tag: str) -> str:
+        """Name the hash of a column's cells."""
+        return f"{self._base}:cells:{tag}"
+
+    def cell(self, tag: str, row: int) -> tuple[str, str | int]:
+        """Name a cell's hash and its field there."""
+        return (self.callbacks, tag) if row < 0 else (self.cells(tag), row)
+
+    def column(self, tag: str) -> tuple[str, str, str]:
+        """Name a column's cells, its order by status and its bitmap of written ranks."""
+        return self.cells(tag), f"{self._base}:low:{tag}", f"{self._base}:written:{tag}"
+
+
+class RegistryKeys:
+    """What is kept about all jobs and workers. No job's hash tag is ``*``."""
+
+    def __init__(self, prefix: str) -> None:
+        self.jobs, self.active, self.live, self.trash, self.workers = (
+            f"{prefix}:{{*}}:{name}" for name in ("jobs", "active", "live", "trash", "workers")
+        )
+
+
+def head_key(prefix: str, key: JobKey) -> str:
+    """Name the key that holds whichever incarnation of a job lives."""
+    return f"{prefix}:{{{_quoted(key)}}}"
+
+
+def entry_of(ref: JobRef) -> str:
+    """Name a job in the registry."""
+    return f"{_quoted(ref.key)} {ref.incarnation}"
+
+
+def ref_of(entry: bytes) -> JobRef:
+    """Read what ``entry_of`` wrote."""
+    quoted, _, incarnation = entry.decode().partition(" ")
+    job_id, colon, run_token = quoted.partition(":")
+    return JobRef(JobKey(unquote(job_id), unquote(run_token) if colon else None), incarnation)
+
+
+def _quoted(key: JobKey) -> str:
+    return ":".join(_SPECIAL.sub(_escape, name) for name in key if name is not None)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"%{ord(match[0]):02X}"

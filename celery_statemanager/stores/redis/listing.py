@@ -1,0 +1,108 @@
+"""Lists that take more than one round trip: cells of a job, and open attempts of all jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from celery_statemanager.models import Scope, State
+from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
+from celery_statemanager.stores.redis.cells import cell_of, stamp_of
+from celery_statemanager.stores.redis.columns import seen_state
+from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
+from celery_statemanager.stores.redis.keys import JobKeys, head_key, ref_of
+from celery_statemanager.stores.redis.layout import Layout
+from celery_statemanager.stores.redis.registry import REST_AFTER, Entry, Registry
+from celery_statemanager.stores.redis.server import Server
+
+_AT_ONCE = 1_000
+_JOBS_AT_ONCE = 100
+
+
+class Found(NamedTuple):
+    """A cell as it is kept; they sort as lists of states do."""
+
+    stamp: bytes
+    tag: str
+    row: int
+    packed: bytes
+
+
+def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
+    """Give the written cells of a scope in order, each at least as new as when this was called."""
+    keys = layout.keys
+    tags = [scope.tag] if scope.tag is not None else [tag.decode() for tag in server.call("HKEYS", keys.tallies)]
+    if scope.task_index is None:
+        found = [(tag, row, packed) for tag in tags for row, packed in _column(server, keys.cells(tag)).items()]
+    else:
+        row = str(scope.task_index).encode()
+        cells = server.call_all(("HGET", keys.cells(tag), row) for tag in tags)
+        found = [(tag, row, packed) for tag, packed in zip(tags, cells) if packed is not None]
+    return sorted(Found(stamp_of(packed), tag, int(row), packed) for tag, row, packed in found)
+
+
+def states_of(job: JobRecord, found: list[Found]) -> Iterator[State]:
+    """Unpack cells one by one as they are asked for."""
+    return (seen_state(job, each.tag, each.row, each.packed) for each in found)
+
+
+def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry]) -> Iterator[JobRecord]:
+    """Give the jobs of registry entries, less those that are gone."""
+    refs = [ref_of(entry) for entry, _ in entries]
+    heads = server.call_all(("HMGET", head_key(prefix, ref.key), *WITH_PLAN) for ref in refs)
+    for (entry, _), ref, head in zip(entries, refs, heads):
+        if head[0] == ref.incarnation.encode():
+            yield record_of(ref.key, head, plan_of(head))
+        else:
+            registry.heal(entry)
+
+
+def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> Iterator[OpenAttempt]:
+    """Give the open attempts of live jobs, and take jobs that are quiet out of the live ones.
+
+    Args:
+        now: the registry's time in microseconds.
+    """
+    entries = registry.live()
+    quiet_since = now - REST_AFTER * 1_000_000
+    while some := list(islice(entries, _JOBS_AT_ONCE)):
+        for entry, job, addresses in _look(server, prefix, some):
+            if job is None:
+                registry.heal(entry[0])
+            elif addresses:
+                yield from _attempts(server, prefix, job.ref, addresses)
+            elif not job.due and entry[1] < quiet_since:
+                registry.rest(entry[0])
+
+
+def _column(server: Server, key: str) -> dict[bytes, bytes]:
+    cells: dict[bytes, bytes] = {}
+    cursor = 0
+    while True:
+        cursor, some = server.call("HSCAN", key, cursor, "COUNT", _AT_ONCE)
+        cells.update(some)
+        if not cursor:
+            return cells
+
+
+def _look(
+    server: Server, prefix: str, entries: list[Entry]
+) -> Iterator[tuple[Entry, JobRecord | None, Iterable[bytes]]]:
+    refs = [ref_of(entry) for entry, _ in entries]
+    keys = [JobKeys(prefix, ref) for ref in refs]
+    commands = (command for each in keys for command in (("HMGET", each.head, *HEAD), ("SMEMBERS", each.open)))
+    replies = server.call_all(commands)
+    for entry, ref, head, addresses in zip(entries, refs, replies[::2], replies[1::2]):
+        alive = head[0] == ref.incarnation.encode()
+        yield entry, record_of(ref.key, head, None) if alive else None, addresses
+
+
+def _attempts(server: Server, prefix: str, ref: JobRef, addresses: Iterable[bytes]) -> Iterator[OpenAttempt]:
+    keys = JobKeys(prefix, ref)
+    places = [(tag, int(row)) for row, _, tag in (address.decode().partition(" ") for address in addresses)]
+    wanted = (("HGET", *keys.cell(tag, row)) for tag, row in places)
+    for (tag, row), packed in zip(places, server.call_all(wanted)):
+        cell = packed and cell_of(packed)
+        if cell and cell.open and cell.owner is not None:
+            yield OpenAttempt(ref, tag, row, cell)

@@ -1,0 +1,143 @@
+"""What is kept across jobs: which there are, which are at work, which are to be purged; and the workers' records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from celery_statemanager.records import JobRef, WorkerRecord
+from celery_statemanager.stores.redis.keys import JobKeys, RegistryKeys, entry_of, ref_of
+from celery_statemanager.stores.redis.layout import Layout
+from celery_statemanager.stores.redis.packing import unpack
+from celery_statemanager.stores.redis.scripts import Scripts
+from celery_statemanager.stores.redis.server import Server
+
+TOUCH_INTERVAL = 60.0
+"""Seconds during which a process does not say again that a job is at work."""
+
+REST_AFTER = 600.0
+"""Seconds after its last touch when a job that is found quiet is no longer looked at by sweeps."""
+
+HEAL_AFTER = 3600.0
+"""Seconds after which a registered job without a head was not just being created: its maker or deleter died."""
+
+Entry = tuple[bytes, float]
+"""A job's name in the registry, and its place in a list."""
+
+
+class Registry:
+    """Keys of their own slot: each is told before the job itself is changed, and is never ahead of it for long.
+
+    A job is *live* from a touch until a sweep finds it quiet: nothing due, no attempt open, not touched for a
+    while. Whatever happens to a job, a touch came at most a minute earlier; so sweeps need not look at others.
+    """
+
+    def __init__(self, server: Server, scripts: Scripts, prefix: str) -> None:
+        self._server = server
+        self._scripts = scripts
+        self._prefix = prefix
+        self.keys = RegistryKeys(prefix)
+        self._lists = [self.keys.jobs, self.keys.active, self.keys.live]
+
+    def register(self, ref: JobRef) -> None:
+        """Note a job that is about to be created."""
+        self._server.run(self._scripts.touch, self._lists, [entry_of(ref), "new"])
+
+    def touch(self, layout: Layout, what: str = "cell") -> bool:
+        """Note that a job's cell (or ``"job"``, its record) is about to change, unless a short while ago.
+
+        Returns: False if the job is not registered: it is gone, or the registry has lost it.
+        """
+        now = time.monotonic()
+        if layout.touched_at is not None and now - layout.touched_at <= TOUCH_INTERVAL:
+            return True
+        registered = self._server.run(self._scripts.touch, self._lists, [entry_of(layout.job.ref), what])
+        layout.touched_at = now if what == "cell" and registered else None
+        return bool(registered)
+
+    def forget(self, ref: JobRef) -> None:
+        """Take back ``register``: the job was not created."""
+        self._retire(entry_of(ref), "forget", "")
+
+    def trash(self, ref: JobRef) -> None:
+        """Note a job that was detached, for purging."""
+        self._retire(entry_of(ref), "trash", "")
+
+    def heal(self, entry: bytes) -> None:
+        """Purge what is left of a registered job that has no head, if it is old enough not to be just being made."""
+        self._retire(entry, "trash", int(HEAL_AFTER * 1_000_000))
+
+    def rest(self, entry: bytes) -> None:
+        """Take a job that was found quiet out of the live ones."""
+        self._server.run(self._scripts.rest, [self.keys.live], [entry, int(REST_AFTER * 1_000_000)])
+
+    def page(self, listed: str, cursor: str | None, limit: int, before: int | None = None) -> list[Entry]:
+        """Give entries of a list after a cursor, by place and name."""
+        place, _, name = (cursor or "0 ").partition(" ")
+        after = (float(place), name.encode())
+        most = "+inf" if before is None else f"({before}"
+        wanted = limit + 1
+        while True:
+            found = self._entries(listed, place, most, wanted)
+            page = [each for each in found if (each[1], each[0]) > after]
+            if len(page) >= limit or len(found) < wanted:
+                return page[:limit]
+            wanted *= 2  # that many share one microsecond
+
+    def live(self) -> Iterator[Entry]:
+        """Give the jobs that sweeps must look at."""
+        cursor: str | None = None
+        while page := self.page(self.keys.live, cursor, 500):
+            yield from page
+            cursor = cursor_at(page[-1])
+
+    def purge(self, limit: int) -> int:
+        """Remove leftovers of about ``limit`` cells; give their number, and one for each job that is gone for good."""
+        removed = 0
+        for entry in self._server.call("SRANDMEMBER", self.keys.trash, limit):
+            removed += self._purge_job(entry, limit - removed)
+            if removed >= limit:
+                break
+        return removed
+
+    def _purge_job(self, entry: bytes, limit: int) -> int:
+        keys = JobKeys(self._prefix, ref_of(entry))
+        removed = 0
+        for tag in self._server.call("HKEYS", keys.tallies):
+            column = keys.column(tag.decode())
+            removed += int(self._server.call("HLEN", column[0]))
+            self._server.call("UNLINK", *column)
+            self._server.call("HDEL", keys.tallies, tag)
+            if removed >= limit:
+                return removed
+        self._server.call("UNLINK", keys.tallies, keys.open, keys.stream, keys.callbacks)
+        self._server.call("SREM", self.keys.trash, entry)
+        return removed + 1
+
+    def put_worker(self, worker_id: str, body: str, lease: float) -> None:
+        """Write a worker's record."""
+        microseconds = round(lease * 1_000_000)
+        self._server.run(self._scripts.worker, [self.keys.workers], [worker_id, body, microseconds])
+
+    def workers(self) -> list[WorkerRecord]:
+        """Read all workers' records."""
+        found = self._server.call("HGETALL", self.keys.workers)
+        return [WorkerRecord(worker.decode(), *unpack(packed)) for worker, packed in found.items()]
+
+    def drop_worker(self, worker_id: str) -> None:
+        """Forget a worker."""
+        self._server.call("HDEL", self.keys.workers, worker_id)
+
+    def _retire(self, entry: str | bytes, kind: str, age: str | int) -> None:
+        self._server.run(self._scripts.retire, [*self._lists, self.keys.trash], [entry, kind, age])
+
+    def _entries(self, listed: str, least: str, most: str, count: int) -> list[Entry]:
+        found = self._server.call("ZRANGEBYSCORE", listed, least, most, "WITHSCORES", "LIMIT", 0, count)
+        if found and not isinstance(found[0], (list, tuple)):
+            found = list(zip(found[::2], found[1::2]))
+        return [(entry, float(place)) for entry, place in found]
+
+
+def cursor_at(entry: Entry) -> str:
+    """Give where a list goes on after an entry."""
+    return f"{entry[1]:.0f} {entry[0].decode()}"

@@ -1,0 +1,114 @@
+"""The way to the server: one client, made at the first call; every call's errors translated."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.stores.redis.errors import translated
+from celery_statemanager.stores.redis.scripts import Script
+
+
+class Server:
+    """Shared by threads. Its client's pools notice a fork by themselves.
+
+    Args:
+        make: gives a redis-py client.
+        shown: the server's URL as it may be printed.
+    """
+
+    def __init__(self, make: Callable[[], Any], shown: str) -> None:
+        self.shown = shown
+        self._make = make
+        self._client: Any = None
+        self._owned = True
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, client: Any) -> Server:
+        """Wrap a client that is somebody else's: it is never closed. Raises: ConfigurationError."""
+        if client.get_encoder().decode_responses:
+            raise ConfigurationError("a store needs a Redis client that gives bytes: decode_responses=False")
+        server = cls(lambda: client, type(client).__name__)
+        server._owned = False
+        return server
+
+    @property
+    def client(self) -> Any:
+        """The client; a cluster's is connected when it is made."""
+        client = self._client
+        if client is None:
+            with self._lock:
+                if self._client is None:
+                    self._client = self._make()
+                client = self._client
+        return client
+
+    @property
+    def clustered(self) -> bool:
+        """Whether it is a cluster."""
+        return hasattr(self.client, "get_node_from_key")
+
+    def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        """Run a script in one round trip, two if the server does not remember it."""
+        with translated(self.shown):
+            client = self.client
+            try:
+                return client.execute_command("EVALSHA", script.digest, len(keys), *keys, *args)
+            except NoScriptError:
+                return client.execute_command("EVAL", script.source, len(keys), *keys, *args)
+
+    def call(self, *command: Any) -> Any:
+        """Send one command that names its key second."""
+        with translated(self.shown):
+            return self.client.execute_command(*command)
+
+    def call_all(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
+        """Send many commands together, in no transaction; each names one key."""
+        with translated(self.shown):
+            pipeline = self.client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(pipeline.execute())
+
+    def time_at(self, key: str) -> int:
+        """Give the time of the server that keeps a key, in microseconds."""
+        with translated(self.shown):
+            client = self.client
+            node = self._node_of(key)
+            seconds, microseconds = client.time() if node is None else client.time(target_nodes=node)
+        return int(seconds) * 1_000_000 + int(microseconds)
+
+    def connection(self, key: str, socket_timeout: float) -> Any:
+        """Make a connection of its own to the server that keeps a key; it is connected, and the caller's to close."""
+        with translated(self.shown):
+            client = self.client
+            client.exists(key)  # a cluster's client learns so where the key has moved to
+            node = self._node_of(key)
+            pool = (client if node is None else client.get_redis_connection(node)).connection_pool
+            connection = pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": socket_timeout})
+            connection.connect()
+            return connection
+
+    def close(self) -> None:
+        """Close the client; the next call makes another."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None and self._owned:
+            client.close()
+
+    def before_fork(self) -> None:
+        """Wait until no other thread makes the client."""
+        self._lock.acquire()
+
+    def after_fork(self) -> None:
+        """Go on."""
+        self._lock.release()
+
+    def _node_of(self, key: str) -> Any:
+        """Give the cluster node that keeps a key; None for a single server."""
+        return self.client.get_node_from_key(key) if self.clustered else None

@@ -1,0 +1,170 @@
+"""Find what died without a word, and mend it: attempts, received rows, callbacks, submissions (rules R12, R15, R16)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+from celery_statemanager import completion, leases
+from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StateManagerError
+from celery_statemanager.leases import Report
+from celery_statemanager.manager import new_event_id
+from celery_statemanager.models import Status
+from celery_statemanager.records import LATCHES, JobRecord, JobRef, OpenAttempt, When, WorkerRecord, Write
+from celery_statemanager.retention import current
+from celery_statemanager.stores.base import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Hands(Protocol):
+    """What a sweep does outside of the store."""
+
+    def resend(self, message: str) -> None:
+        """Publish a kept message once more."""
+
+    def publish(self, ref: JobRef, decided: tuple[str, ...]) -> None:
+        """Publish the callbacks of latches that have fallen."""
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep did, in numbers."""
+
+    marked: int = 0
+    requeued: int = 0
+    callbacks: int = 0
+    submissions: int = 0
+    workers: int = 0
+
+    def __bool__(self) -> bool:
+        return any((self.marked, self.requeued, self.callbacks, self.submissions))
+
+
+class Sweep:
+    """One look at a whole store. Acts by compare-and-set on what it saw, so two at once do no harm.
+
+    Args:
+        lease: seconds for which workers are believed to live; judged by the store's clock.
+        max_lost: losses at which a cell is LOST whatever its policy.
+    """
+
+    def __init__(self, store: Store, hands: Hands, *, lease: float, max_lost: int) -> None:
+        self._store = store
+        self._hands = hands
+        self._lease = round(lease * 1_000_000)
+        self._max_lost = max_lost
+        self._swept = Swept()
+
+    def run(self) -> Swept:
+        """Look once. What fails for one job is logged and does not keep it from the others. Raises: StoreError."""
+        known = leases.workers(self._store)
+        now = self._store.now()
+        for attempt in list(self._store.list_open_attempts()):
+            if self._is_lost(attempt, known.get(attempt.cell.owner or ""), now):
+                self._guarded(partial(self._lose, attempt), attempt.ref)
+        for worker in known.values():
+            if worker.lease_until <= now:
+                self._bury(worker)
+        self._look_at_due_jobs(now)
+        return self._swept
+
+    def _is_lost(self, attempt: OpenAttempt, worker: WorkerRecord | None, now: int) -> bool:
+        began_at = attempt.cell.began_at
+        if worker is None:
+            return began_at < now - self._lease
+        if worker.lease_until <= now:
+            return began_at <= worker.lease_until or began_at < now - self._lease
+        listed = Report.of(worker).lists(leases.cell_name(attempt.ref, attempt.tag, attempt.task_index))
+        return not listed and began_at < worker.renewed_at - self._lease // leases.RENEWALS
+
+    def _lose(self, attempt: OpenAttempt) -> None:
+        cell = attempt.cell
+        if cell.kept is None or cell.losses + 1 >= self._max_lost:
+            decided = leases.mark_lost(self._store, attempt.ref, attempt.tag, attempt.task_index, cell, new_event_id())
+            self._swept.marked += 1
+            self._hands.publish(attempt.ref, decided)
+            return
+        self._hands.resend(cell.kept)
+        self._swept.requeued += 1
+        waiting = Write(
+            tag=attempt.tag,
+            task_index=attempt.task_index,
+            status=int(Status.STARTED),
+            message=f"sent again: its worker {cell.owner} is gone",
+            event_id=new_event_id(),
+            keeps_payload=True,
+            attempt=cell.attempt,
+            when=When.OPEN,
+            closes=True,
+            losing=True,
+        )
+        self._store.write(attempt.ref, waiting)
+
+    def _bury(self, worker: WorkerRecord) -> None:
+        """Mend what a dead worker had received and not begun, then forget it."""
+        for row in Report.of(worker).received:
+            self._guarded(partial(self._mend, row, worker.worker_id), row.ref)
+        self._store.drop_worker(worker.worker_id)
+        self._swept.workers += 1
+
+    def _mend(self, row: leases.Received, worker_id: str) -> None:
+        cell = self._store.get_cell(row.ref, row.tag, row.task_index)
+        if cell is not None and not cell.waiting:
+            return
+        if row.message is not None:
+            self._hands.resend(row.message)
+            self._swept.requeued += 1
+            return
+        lost = Write(
+            tag=row.tag,
+            task_index=row.task_index,
+            status=int(Status.LOST),
+            message=f"lost with its worker {worker_id} before it began",
+            event_id=new_event_id(),
+            keeps_payload=True,
+            when=When.IDLE,
+            cascades=True,
+            losing=True,
+        )
+        self._hands.publish(row.ref, self._store.write(row.ref, lost).decided)
+        self._swept.marked += 1
+
+    def _look_at_due_jobs(self, now: int) -> None:
+        cursor: str | None = None
+        while True:
+            page = self._store.list_jobs(cursor, due=True)
+            for job in page.jobs:
+                self._guarded(partial(self._mend_job, job, now), job.ref)
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+
+    def _mend_job(self, job: JobRecord, now: int) -> None:
+        grace = now - self._lease // leases.RENEWALS
+        if any(latch.due and (latch.decided_at or 0) < grace for latch in job.latches.values()):
+            self._hands.publish(job.ref, LATCHES)
+            self._swept.callbacks += 1
+        submission = job.submission
+        if submission is not None and not submission.done and submission.alive_until < now:
+            reason = f"submit failed after {submission.published} of {job.num_tasks}: its publisher is gone"
+            completion.cancel(self._store, job.ref, reason)
+            fresh = current(self._store, job.ref)
+            if fresh.submission is not None:
+                self._store.update_job(replace(fresh, submission=replace(fresh.submission, done=True)))
+            self._hands.publish(job.ref, LATCHES)
+            self._swept.submissions += 1
+
+    @staticmethod
+    def _guarded(action: Callable[[], None], ref: JobRef) -> None:
+        try:
+            action()
+        except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
+            logger.info("sweep: %s", error)
+        except StateManagerError:
+            raise
+        except Exception:
+            logger.exception("sweep: job %r is left for the next one", ref.key.job_id, extra={"job_id": ref.key.job_id})

@@ -1,0 +1,117 @@
+"""Workers that die without a word (rule R16): killed for real, found by the sweep of another."""
+
+import os
+import signal
+
+import pytest
+from workers import Worker
+
+from celery_statemanager import Status, leases
+from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.sweep import Swept
+
+PATIENCE = 40
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def victim(setting, place):
+    """A worker of this test's own, on a queue of its own."""
+    started = []
+
+    def start(queue, *options, pool=None):
+        started.append(Worker(setting.environment, pool or place[1], queue, *options))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        if worker.process.poll() is None:
+            worker.kill()
+
+
+def state_when(job, condition, task_index=0):
+    with job.subscribe("work", task_index) as events:
+        for event in iter(lambda: events.get(PATIENCE), None):
+            if condition(event.state):
+                return event.state
+    raise AssertionError(f"never: {job.list_states()}")
+
+
+def test_an_attempt_of_a_killed_worker_is_lost(tracked, setting, pool, victim, key, eventually):
+    worker = victim(key)
+    job = tracked.states.submit([tracked.gate.s(key).set(queue=key)], on_failure=tracked.callback.s().set(queue=pool))
+    eventually(lambda: tracked.notes(key))
+    worker.kill()
+    lost = state_when(job, lambda state: state.terminal)
+    assert (lost.status, lost.attempt) == (Status.LOST, 1)
+    assert lost.message.startswith("lost with its worker ")
+    eventually(lambda: tracked.notes(f"callback.{job.id}"))
+
+
+def test_an_acks_late_attempt_of_a_killed_worker_is_run_again(tracked, setting, pool, victim, key, eventually):
+    worker = victim(key)
+    job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
+    eventually(lambda: tracked.notes(key))
+    worker.kill()
+    (tracked.HOME / f"{key}.go").touch()
+    victim(key)
+    assert job.wait(PATIENCE).finished == 1
+    assert tracked.notes(key) == ["begun 1", "begun 2", "ended 2"]
+    assert tracked.states.store.get_cell(job.manager.ref, "work", 0).losses == 1
+
+
+def test_rows_that_a_killed_worker_had_received_are_run(tracked, setting, pool, victim, key, eventually):
+    if pool == "solo":
+        pytest.skip("a solo worker that runs a task receives nothing meanwhile")
+    worker = victim(key, "--prefetch-multiplier=3")
+    rows = 6
+    job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key) for _ in range(rows)])
+    eventually(lambda: tracked.notes(key))
+    first = eventually(lambda: holding(tracked, key))
+    eventually(lambda: (now := holding(tracked, key)) and now[0] > first[0] and now[1:] == first[1:])
+    worker.kill()
+    (tracked.HOME / f"{key}.go").touch()
+    victim(key)
+    assert job.wait(PATIENCE).finished == rows
+
+
+def holding(tracked, key):
+    """When the victim last said what it holds, and what; the same twice: nothing was received since unsaid.
+
+    A row that was is gone with a broker made of folders.
+    """
+    for record in leases.workers(tracked.states.store).values():
+        report = leases.Report.of(record)
+        if report.running and any(key in (each.message or "") for each in report.received):
+            return record.renewed_at, sorted(report.running), sorted(each.task_index for each in report.received)
+    return None
+
+
+def test_a_stopped_worker_that_comes_back_is_refused(tracked, setting, pool, victim, key, eventually):
+    worker = victim(key, pool="solo")
+    job = tracked.states.submit([tracked.late_word.s(key).set(queue=key)])
+    eventually(lambda: tracked.notes(key))
+    worker.process.send_signal(signal.SIGSTOP)
+    lost = state_when(job, lambda state: state.terminal)
+    assert lost.status == Status.LOST
+    (tracked.HOME / f"{key}.go").touch()
+    os.kill(worker.process.pid, signal.SIGCONT)
+    eventually(lambda: "Task tracked.late_word" in worker.log.read_text().split("received")[-1])
+    assert tracked.notes(key) == ["begun 1"]
+    assert job.get_state("work", 0).message == lost.message
+
+
+def test_a_callback_that_was_decided_and_not_published_is_published(tracked, submit, pool, key, eventually):
+    job = submit([tracked.succeed.s()], on_settled=tracked.callback.s())
+    job.wait(PATIENCE)
+    eventually(lambda: not tracked.states.store.get_job(job.manager.ref.key).due)
+    assert len(tracked.notes(f"callback.{job.id}")) <= 1
+    swept = sweep(tracked.states)
+    assert isinstance(swept, Swept)
+
+
+def test_a_clean_stop_leaves_no_record(tracked, setting, pool, victim, key):
+    before = {each.worker_id for each in tracked.states.store.list_workers()}
+    worker = victim(key)
+    worker.stop()
+    assert {each.worker_id for each in tracked.states.store.list_workers()} <= before

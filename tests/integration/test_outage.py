@@ -1,0 +1,60 @@
+"""The store goes away in mid-job (rule R18): tasks do their work, their states arrive later."""
+
+import sqlite3
+
+import pytest
+
+from celery_statemanager import Status
+
+PATIENCE = 40
+
+
+@pytest.fixture
+def outage(tracked, place):
+    """Keep all others from writing to the store, for real, as long as a block lasts."""
+    if not place[0].endswith("sqlite"):
+        pytest.skip("this outage is a lock on a SQLite file")
+    path = tracked.app.conf.statemanager_store_url.removeprefix("sqlite:///")
+    connection = sqlite3.connect(path, isolation_level=None, timeout=20)
+    yield lambda: Lock(connection)
+    connection.close()
+
+
+class Lock:
+    def __init__(self, connection):
+        self._connection = connection
+
+    def __enter__(self):
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, *exc):
+        self._connection.execute("ROLLBACK")
+
+
+def test_a_task_works_on_while_the_store_is_down_and_its_states_arrive_later(tracked, submit, key, outage, eventually):
+    job = submit([tracked.work_through.s(key)], on_success=tracked.callback.s().set(queue="nobody"))
+    eventually(lambda: tracked.notes(key))
+    with outage():
+        (tracked.HOME / f"{key}.go").touch()
+        eventually(lambda: len(tracked.notes(key)) == 2)
+        blocked = float(tracked.notes(key)[1])
+        assert job.get_state("work", 0).status == Status.STARTED
+    assert blocked < 3.0, "20 progress writes waited for the store once, not 20 times"
+    assert job.wait(PATIENCE).finished == 1
+    state = job.get_state("work", 0)
+    assert (state.attempt, state.message, state.payload) == (1, "step 20", {"progress": {"done": 20, "total": 20}})
+
+
+def test_an_attempt_that_could_not_begin_takes_its_number_with_its_first_write(
+    tracked, submit, pool, key, outage, eventually
+):
+    if pool == "solo":
+        pytest.skip("a solo worker cannot be held by a task and begin another")
+    job = submit([tracked.gate.s(key), tracked.count.s(key + "x").set(countdown=1.0)])
+    eventually(lambda: tracked.notes(key))
+    with outage():
+        assert eventually(lambda: tracked.notes(key + "x")) == ["None"]
+        (tracked.HOME / f"{key}.go").touch()
+    assert job.wait(PATIENCE).finished == 2
+    assert job.get_state("work", 1).attempt == 1
+    assert tracked.notes(key + "x") == ["None"]

@@ -1,0 +1,251 @@
+"""The sweep by hand, over windows that are forced: what it finds, and what it leaves alone."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from celery import Celery
+
+from celery_statemanager import StatefulTask, Status, leases
+from celery_statemanager.integration.kept import requeues
+from celery_statemanager.leases import Received, Report
+from celery_statemanager.manager import new_event_id, new_job
+from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict
+from celery_statemanager.stores import open_store
+from celery_statemanager.sweep import Sweep
+from celery_statemanager.testing import FakeClock
+
+LEASE = 30.0
+
+
+class Hands:
+    """Notes what a sweep would publish."""
+
+    def __init__(self):
+        self.resent = []
+        self.published = []
+
+    def resend(self, message):
+        self.resent.append(message)
+
+    def publish(self, ref, decided):
+        self.published.append(decided)
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock, tmp_path):
+    return open_store(f"sqlite:///{tmp_path}/states.db", clock=clock)
+
+
+@pytest.fixture
+def hands():
+    return Hands()
+
+
+@pytest.fixture
+def sweep(store, hands):
+    return lambda: Sweep(store, hands, lease=LEASE, max_lost=3).run()
+
+
+@pytest.fixture
+def job(store):
+    callback = Latch("{}")
+    latches = {"success": callback, "failure": callback, "settled": callback}
+    return store.create_job(replace(new_job("swept", 3, ("a", "b")), latches=latches))
+
+
+def begin(store, job, row=0, owner="w1", kept=None):
+    request = Begin(tag="a", task_index=row, event_id=new_event_id(), owner=owner, kept=kept)
+    return leases.begin(store, job.ref, request, max_lost=3)
+
+
+def name(job, row=0):
+    return leases.cell_name(job.ref, "a", row)
+
+
+def test_an_attempt_that_its_live_worker_lists_is_left_alone(store, job, clock, sweep):
+    begin(store, job)
+    for _ in range(10):
+        clock.advance(LEASE / 3)
+        leases.renew(store, "w1", Report([name(job)]), LEASE)
+        assert not sweep()
+    assert store.get_cell(job.ref, "a", 0).open
+
+
+@pytest.mark.parametrize("report", [Report(previous=["NAME"]), Report(pending=["NAME"])])
+def test_an_attempt_that_ran_a_moment_ago_or_waits_to_be_written_is_left_alone(store, job, clock, sweep, report):
+    begin(store, job)
+    clock.advance(LEASE)
+    listing = json.loads(report.to_json().replace("NAME", name(job)))
+    leases.renew(store, "w1", Report(**listing), LEASE)
+    assert not sweep()
+
+
+def test_an_attempt_that_its_live_worker_has_forgotten_is_lost(store, job, clock, sweep, hands):
+    begin(store, job)
+    clock.advance(LEASE / 2)
+    leases.renew(store, "w1", Report(), LEASE)
+    assert sweep().marked == 1
+    cell = store.get_cell(job.ref, "a", 0)
+    assert (cell.status, cell.open, cell.losses) == (Status.LOST, False, 1)
+    assert store.get_cell(job.ref, "b", 0).message == f"not run: stage 'a' failed: {cell.message}"
+    assert hands.published == [("failure",)]
+
+
+def test_an_attempt_of_a_dead_worker_is_lost_and_the_worker_forgotten(store, job, clock, sweep):
+    leases.renew(store, "w1", Report(), LEASE)
+    begin(store, job)
+    clock.advance(LEASE - 1)
+    assert not sweep()
+    clock.advance(2)
+    swept = sweep()
+    assert (swept.marked, swept.workers) == (1, 1)
+    assert leases.workers(store) == {}
+
+
+def test_an_attempt_of_a_worker_without_a_record_gets_one_lease(store, job, clock, sweep):
+    begin(store, job)
+    clock.advance(LEASE - 1)
+    assert not sweep()
+    clock.advance(2)
+    assert sweep().marked == 1
+
+
+def test_an_attempt_without_owner_is_never_lost(store, job, clock, sweep):
+    begin(store, job, owner=None)
+    clock.advance(1e6)
+    assert not sweep()
+
+
+def test_a_kept_message_is_sent_again_until_it_was_lost_too_often(store, job, clock, sweep, hands):
+    for losses in (1, 2, 3):
+        reply = begin(store, job, kept="message")
+        assert (reply.verdict, reply.cell.attempt) == (Verdict.BEGUN, losses)
+        clock.advance(LEASE + 1)
+        sweep()
+        assert store.get_cell(job.ref, "a", 0).losses == losses
+    assert hands.resent == ["message", "message"]
+    assert store.get_cell(job.ref, "a", 0).status == Status.LOST
+    assert "for the 3. time" in store.get_cell(job.ref, "a", 0).message
+
+
+def test_a_delivery_that_begins_over_a_dead_attempt_counts_the_loss(store, job, clock):
+    begin(store, job)
+    assert begin(store, job, owner="w2").cell.losses == 1
+    assert begin(store, job, owner="w3").cell.losses == 2
+    assert begin(store, job, owner="w4").verdict is Verdict.CLOSED
+    assert store.get_cell(job.ref, "a", 0).status == Status.LOST
+
+
+def test_a_delivery_of_a_retry_is_no_loss(store, job):
+    begin(store, job)
+    later = Begin(tag="a", task_index=0, event_id=new_event_id(), delivery=Delivery(0, 1), owner="w1")
+    assert store.begin(job.ref, later).cell.losses == 0
+
+
+def test_received_rows_of_a_dead_worker_are_sent_again_or_marked(store, job, clock, sweep, hands):
+    begin(store, job, row=2, owner=None)
+    rows = [
+        Received(job.ref, "a", 0, "message"),
+        Received(job.ref, "a", 1, None),
+        Received(job.ref, "a", 2, "begun since"),
+    ]
+    leases.renew(store, "w1", Report(received=rows), LEASE)
+    clock.advance(LEASE + 1)
+    swept = sweep()
+    assert (swept.requeued, swept.marked, hands.resent) == (1, 1, ["message"])
+    assert store.get_cell(job.ref, "a", 0) is None
+    assert store.get_cell(job.ref, "a", 1).status == Status.LOST
+
+
+def test_a_callback_that_was_not_published_is_due_after_a_moment(store, job, clock, sweep, hands):
+    leases.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id())
+    assert not sweep()
+    clock.advance(LEASE)
+    assert sweep().callbacks == 1
+    assert hands.published == [("success", "failure", "settled")]
+
+
+def test_a_job_whose_publisher_died_is_cancelled(store, job, clock, sweep):
+    publishing = Submission(published=1, done=False, alive_until=store.now() + 60_000_000)
+    other = store.create_job(replace(new_job("half", 3, ("a",)), submission=publishing))
+    assert not sweep()
+    clock.advance(61)
+    assert sweep().submissions == 1
+    fresh = store.get_job(other.key)
+    assert fresh.cancelled.reason == "submit failed after 1 of 3: its publisher is gone"
+    assert fresh.settled
+    assert not sweep()
+
+
+def test_sweepers_take_turns(store, clock):
+    assert leases.take_turn(store, "w1", 30.0)
+    assert not leases.take_turn(store, "w2", 30.0)
+    assert leases.take_turn(store, "w1", 30.0)
+    clock.advance(31)
+    assert leases.take_turn(store, "w2", 30.0)
+    assert leases.workers(store) == {}
+
+
+@pytest.mark.parametrize(
+    ("own", "setting", "late", "expected"),
+    [
+        (None, "auto", True, True),
+        (None, "auto", False, False),
+        (None, "requeue", False, True),
+        (None, "mark", True, False),
+        ("mark", "requeue", True, False),
+        ("requeue", "mark", False, True),
+    ],
+)
+def test_the_policy_is_the_tasks_own_else_the_settings(own, setting, late, expected):
+    app = Celery("policy", set_as_current=False)
+
+    @app.task(shared=False, base=StatefulTask, acks_late=late, on_lost=own)
+    def task(): ...
+
+    assert requeues(task, setting) is expected
+
+
+def test_the_command_tells_what_it_mended(tmp_path):
+    (tmp_path / "swept.py").write_text(
+        "from celery import Celery\nfrom celery_statemanager import StateManager\n"
+        f"app = Celery('swept', statemanager_store_url='sqlite:///{tmp_path}/states.db')\nStateManager(app)\n"
+    )
+    command = [sys.executable, "-m", "celery", "-A", "swept", "sweep-state"]
+
+    def run(*options):
+        return subprocess.run(
+            [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        )
+
+    assert json.loads(run("--format", "json").stdout) == dict.fromkeys(
+        ("marked", "requeued", "callbacks", "submissions", "workers"), 0
+    )
+    assert "0  attempts marked LOST" in run().stdout
+
+
+def test_beat_sweeps(tmp_path, eventually):
+    """A real beat process, no worker: a dead worker's record is gone soon after."""
+    url = f"sqlite:///{tmp_path}/states.db"
+    (tmp_path / "beaten.py").write_text(
+        "from celery import Celery\nfrom celery_statemanager import StateManager\n"
+        f"app = Celery('beaten', broker='memory://', statemanager_store_url={url!r}, statemanager_sweep_interval=0.1)\n"
+        "StateManager(app)\n"
+    )
+    store = open_store(url)
+    store.put_worker("dead", Report().to_json(), 0)
+    beat = subprocess.Popen([sys.executable, "-m", "celery", "-A", "beaten", "beat"], cwd=tmp_path, env=os.environ)
+    try:
+        assert eventually(lambda: not leases.workers(store))
+    finally:
+        beat.terminate()
+        beat.wait(20)

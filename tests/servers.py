@@ -1,0 +1,131 @@
+"""Real servers for tests: started on free ports in directories of their own, stopped by their process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+PATIENCE = 20.0
+"""Seconds after which a server that should be there is given up."""
+
+
+def require(program: str, package: str) -> str:
+    """Give the path of a program; without it skip, or fail where CI says that everything must be there."""
+    path = shutil.which(program)
+    if path is None:
+        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        complain(f"{program} is not installed: apt-get install {package}")
+    return str(path)
+
+
+def free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Ask again and again until it holds. Raises: AssertionError after ``PATIENCE``."""
+    deadline = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {PATIENCE} s"
+        pause.wait(0.02)
+
+
+class RedisServer:
+    """One redis-server process, restartable on its port and directory.
+
+    Args:
+        options: settings as in redis.conf, by name with ``_`` for ``-``.
+    """
+
+    def __init__(self, directory: Path, **options: object) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.options = {"save": "", "appendonly": "no", "bind": "127.0.0.1", **options}
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self, **options: object) -> redis.Redis:
+        return redis.Redis(port=self.port, **options)  # type: ignore[arg-type]
+
+    def start(self) -> RedisServer:
+        command = [require("redis-server", "redis-server"), "--port", str(self.port), "--dir", str(self.directory)]
+        for name, value in self.options.items():
+            command += [f"--{name.replace('_', '-')}", *(str(value).split() if value else [""])]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        ready, lines = threading.Event(), []
+        threading.Thread(target=self._follow, args=(self.process, ready, lines), daemon=True).start()
+        if not ready.wait(PATIENCE) or self.process.poll() is not None:
+            raise AssertionError("redis-server did not start:\n" + "".join(lines))
+        return self
+
+    def stop(self, *, kill: bool = False) -> None:
+        if self.process is not None:
+            (self.process.kill if kill else self.process.terminate)()
+            self.process.wait(PATIENCE)
+            self.process = None
+
+    def _follow(self, process: subprocess.Popen[str], ready: threading.Event, lines: list[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout as output:
+            for line in output:
+                lines.append(line)
+                if "Ready to accept connections" in line:
+                    ready.set()
+        ready.set()
+
+
+@contextmanager
+def running_redis(**options: object) -> Iterator[RedisServer]:
+    """Run a redis-server of one's own."""
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
+        server = RedisServer(Path(directory), **options)
+        try:
+            yield server.start()
+        finally:
+            server.stop()
+
+
+@contextmanager
+def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
+    """Run a Redis cluster of one's own, all its slots served."""
+    with tempfile.TemporaryDirectory(prefix="redis-cluster-") as directory:
+        servers = []
+        try:
+            for number in range(nodes):
+                home = Path(directory, str(number))
+                home.mkdir()
+                options = {"cluster_enabled": "yes", "cluster_port": free_port(), "cluster_node_timeout": 2000}
+                servers.append(RedisServer(home, **options).start())
+            _join(servers)
+            yield servers
+        finally:
+            for server in servers:
+                server.stop()
+
+
+def _join(servers: list[RedisServer]) -> None:
+    addresses = [f"127.0.0.1:{server.port}" for server in servers]
+    command = [require("redis-cli", "redis-tools"), "--cluster", "create", *addresses, "--cluster-yes"]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    for server in servers:
+        with server.client() as client:
+            wait_for(lambda client=client: client.cluster("INFO")["cluster_state"] == "ok", "the cluster")

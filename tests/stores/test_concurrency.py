@@ -1,0 +1,303 @@
+"""Many writers at once: exact versions, one attempt, latches that fall once; and forks (rules R2, R11, R14, R15)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import pytest
+
+from celery_statemanager import JobExists, JobNotFound, Manager, Store, open_store
+from celery_statemanager.records import LATCHES, Verdict
+from celery_statemanager.testing import Grid, StoreFactory, load
+from celery_statemanager.testing.kit import every_job, purge
+
+THREADS = 8
+TIMES = 20
+SAME = [("a", 0), ("b", 1)]
+PLACES = [(tag, row) for tag in "abc" for row in range(8)]
+
+both_start_methods = pytest.mark.parametrize("start_method", ["fork", "spawn"])
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@pytest.fixture
+def store(store_factory: StoreFactory) -> Iterator[Store]:
+    """Give an empty store that is patient with a busy machine."""
+    with store_factory.make(timeout=load.PATIENCE) as store:
+        yield store
+
+
+@pytest.fixture
+def url(store_factory: StoreFactory) -> str:
+    if store_factory.url is None:
+        pytest.skip("its data live and die with one store object")
+    return store_factory.url
+
+
+def check_versions(grid: Grid, done: Iterable[tuple[tuple[str, int], int]], expected: int) -> None:
+    """Every version from 1 to ``expected`` was given once, for each cell, and the last one stands."""
+    done = list(done)
+    for place in {place for place, _ in done}:
+        assert sorted(version for each, version in done if each == place) == list(range(1, expected + 1))
+        assert grid.cell(*place).version == expected
+
+
+def test_threads_writing_the_same_cells_get_every_version_once(store: Store) -> None:
+    grid = Grid.create(store)
+    parts = load.in_threads(THREADS, lambda _: load.write_cells(store, grid.ref, SAME, TIMES))
+    check_versions(grid, chain.from_iterable(parts), THREADS * TIMES)
+
+
+def test_threads_writing_different_cells_keep_the_tally_exact(store: Store) -> None:
+    grid = Grid.create(store, 8, ("a", "b", "c"))
+    parts = load.in_threads(THREADS, lambda row: load.write_cells(store, grid.ref, [("a", row), ("b", row)], TIMES))
+    check_versions(grid, chain.from_iterable(parts), TIMES)
+    summary = grid.manager().summary(indexes=False)
+    assert (summary.running, summary.not_started) == (16, 8)
+    assert summary.fraction == pytest.approx(sum(state.fraction or 0 for state in grid.states()) / 24)
+
+
+def test_one_of_many_threads_begins_a_cell_and_the_others_are_duplicates(store: Store) -> None:
+    grid = Grid.create(store)
+    for place in SAME:
+        verdicts = Counter(load.in_threads(THREADS, lambda _, place=place: load.begin_cell(store, grid.ref, place)))
+        assert verdicts == {Verdict.BEGUN: 1, Verdict.DUPLICATE: THREADS - 1}
+        assert grid.cell(*place).attempt == 1
+    assert len(list(store.list_open_attempts())) == len(SAME)
+
+
+def test_each_latch_falls_once_though_threads_end_the_last_cells_at_once(store: Store) -> None:
+    for number in range(5):
+        grid = Grid.create(store, THREADS, ("a",), job_id=f"job {number}")
+        parts = load.in_threads(THREADS, lambda row, grid=grid: load.end_cells(store, grid.ref, [("a", row)]))
+        assert sorted(chain.from_iterable(parts)) == ["settled", "success"]
+        assert grid.fallen == {"success", "settled"}
+
+
+def test_a_compare_and_set_is_won_by_one_thread_at_a_time(store: Store) -> None:
+    grid = Grid.create(store)
+
+    def count(_: int) -> None:
+        for _ in range(10):
+            grid.update(lambda job: replace(job, schema_version=job.schema_version + 1))
+
+    before = grid.job.schema_version
+    load.in_threads(THREADS, count)
+    assert grid.job.schema_version == before + 10 * THREADS
+
+
+def test_one_of_many_threads_creates_a_job(store: Store) -> None:
+    def create(number: int) -> int | None:
+        try:
+            return Grid.create(store, number + 1).job.num_tasks
+        except JobExists:
+            return None
+
+    (winner,) = filter(None, load.in_threads(THREADS, create))
+    assert Manager.open(store, "job").num_tasks == winner
+
+
+def test_cancelling_amid_endings_settles_once(store: Store) -> None:
+    for number in range(5):
+        grid = Grid.create(store, THREADS, ("a",), job_id=f"job {number}")
+        for row in range(1, THREADS):
+            grid.begin("a", row)
+
+        def act(row: int, grid: Grid = grid) -> tuple[str, ...]:
+            return grid.cancel() if row == 0 else grid.end("a", row).decided
+
+        assert Counter(chain.from_iterable(load.in_threads(THREADS, act))) == {"settled": 1}
+
+
+def test_writers_of_a_deleted_job_stop_and_leave_nothing(store: Store) -> None:
+    grid = Grid.create(store, THREADS)
+    writing = threading.Barrier(THREADS)  # all have written before the job goes
+
+    def act(row: int) -> bool:
+        if row == 0:
+            writing.wait(load.PATIENCE)
+            grid.delete()
+            return True
+        grid.write("a", row, 5)
+        writing.wait(load.PATIENCE)
+        try:
+            while True:
+                grid.write("a", row, 5)
+        except JobNotFound:
+            return True
+
+    assert all(load.in_threads(THREADS, act))
+    purge(store)
+    assert list(every_job(store)) == []
+    assert Grid.create(store).states() == []
+
+
+def test_a_reader_amid_writers_sees_rising_versions_and_every_last_one(store: Store) -> None:
+    grid = Grid.create(store, THREADS)
+    seen: dict[tuple[str, int], list[int]] = {}
+    with grid.manager().subscribe() as events:
+        writers = threading.Thread(
+            target=lambda: load.in_threads(
+                4, lambda row: load.write_cells(store, grid.ref, [("a", row), ("a", 7)], TIMES)
+            )
+        )
+        writers.start()
+        expected = {("a", row): TIMES for row in range(4)} | {("a", 7): 4 * TIMES}
+        while {place: versions[-1] for place, versions in seen.items()} != expected:
+            event = events.get(load.PATIENCE)
+            assert event is not None
+            seen.setdefault((event.state.tag, event.state.task_index), []).append(event.state.version)
+        writers.join(load.PATIENCE)
+        assert events.get(0.0) is None
+    assert all(versions == sorted(set(versions)) for versions in seen.values())
+
+
+@both_start_methods
+def test_processes_writing_the_same_cells_get_every_version_once(store: Store, url: str, start_method: str) -> None:
+    grid = Grid.create(store)
+    grid.states()
+    parts = load.in_processes(start_method, load.write_cells_by_url, *[(url, grid.ref, SAME, TIMES, 2)] * 3)
+    check_versions(grid, chain.from_iterable(parts), 3 * 2 * TIMES)
+
+
+def test_processes_open_and_close_the_store_while_others_do(store_factory: StoreFactory, url: str) -> None:
+    with open_store(url) as first:
+        grid = Grid.create(first)
+    parts = load.in_processes("fork", load.reopen_and_write, *[(url, grid.ref, SAME, TIMES)] * 4)
+    with open_store(url) as last:
+        check_versions(grid.seen_by(last), chain.from_iterable(parts), 4 * TIMES)
+
+
+@both_start_methods
+def test_processes_begin_each_cell_once(store: Store, url: str, start_method: str) -> None:
+    grid = Grid.create(store, 8)
+    parts = load.in_processes(start_method, load.begin_cells_by_url, *[(url, grid.ref, PLACES)] * 3)
+    for verdicts in zip(*parts):
+        assert Counter(verdicts) == {Verdict.BEGUN: 1, Verdict.DUPLICATE: 2}
+    assert {grid.cell(*place).attempt for place in PLACES} == {1}
+    assert len(list(store.list_open_attempts())) == len(PLACES)
+
+
+@both_start_methods
+def test_each_latch_falls_once_though_processes_end_the_cells(store: Store, url: str, start_method: str) -> None:
+    grid = Grid.create(store, 8, ("a", "b", "c"), success="call", settled="call")
+    shares = [(url, grid.ref, PLACES[number::3]) for number in range(3)]
+    parts = load.in_processes(start_method, load.end_cells_by_url, *shares)
+    assert sorted(chain.from_iterable(parts)) == ["settled", "success"]
+    assert {name for name in LATCHES if grid.job.latches[name].due} == {"success", "settled"}
+    assert grid.manager().summary(indexes=False).finished == len(PLACES)
+
+
+def forked(act: Callable[[], Any]) -> Any:
+    """Call in a forked child and give the result. Raises: AssertionError with the child's error."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            sender.send((True, act()))
+        except BaseException as error:
+            sender.send((False, repr(error)))
+            raise
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    try:
+        assert receiver.poll(load.PATIENCE), "the child did not answer"
+        worked, result = receiver.recv()
+        assert worked, result
+        child.join(load.PATIENCE)
+        assert child.exitcode == 0
+        return result
+    finally:
+        child.kill()
+
+
+def use(manager: Manager) -> tuple[int, int]:
+    """Do a bit of everything; give the process and the version written."""
+    manager.set_state("a", 5)
+    state = manager.progress("a", 1, 2)
+    assert manager.get_state("a", manager.task_index).version == state.version
+    assert manager.summary().running >= 1
+    manager.begin("b")
+    manager.set_state("b", 7)
+    with manager.subscribe(task_index=manager.task_index) as events:
+        assert events.get(load.PATIENCE) is not None
+    return os.getpid(), state.version
+
+
+def test_what_was_made_and_used_before_a_fork_works_after_it_in_parent_and_child(store: Store) -> None:
+    manager = Manager.create(store, "job", num_tasks=2, task_index=0)
+    assert use(manager) == (os.getpid(), 2)
+    child, version = forked(lambda: use(manager))
+    assert (child != os.getpid(), version) == (True, 4)
+    assert use(manager)[0] == os.getpid()
+    assert forked(lambda: forked(lambda: use(manager)))[0] != os.getpid()
+    use(manager)
+
+
+def test_what_a_child_writes_is_seen_by_its_parent_and_the_other_way(store: Store, url: str) -> None:
+    manager = Manager.create(store, "job", num_tasks=2, task_index=0)
+    versions = [use(manager)[1]]
+    for _ in range(3):
+        versions.append(forked(lambda: use(manager))[1])
+        versions.append(use(manager)[1])
+    assert versions == [2, 4, 6, 8, 10, 12, 14]
+
+
+def test_what_was_made_but_not_used_before_a_fork_works_after_it(store_factory: StoreFactory, url: str) -> None:
+    with open_store(url) as store:
+        Grid.create(store, 2)
+    fresh = store_factory.make()
+    manager = forked(lambda: use(Manager.open(fresh, "job", task_index=0)))
+    assert manager[1] == 2
+    assert use(Manager.open(fresh, "job", task_index=0))[1] == 4
+    fresh.close()
+
+
+def test_a_subscription_outlives_a_fork_in_the_parent(store: Store) -> None:
+    manager = Manager.create(store, "job", num_tasks=2, task_index=0)
+    manager.set_state("a", 1)
+    with manager.subscribe() as events:
+        assert next(events).state.version == 1
+        forked(lambda: use(Manager.open(store, "job", task_index=1)))
+        manager.set_state("a", 2)
+        event = events.get(load.PATIENCE)
+        while event is not None and event.state.task_index == 1:
+            event = events.get(load.PATIENCE)
+        assert event is not None
+        assert event.state.version == 2
+
+
+def test_a_closed_store_opens_again_before_and_after_a_fork(store: Store) -> None:
+    manager = Manager.create(store, "job", num_tasks=2, task_index=0)
+    use(manager)
+    store.close()
+    assert forked(lambda: use(manager))[1] == 4
+    store.close()
+    use(manager)
+
+
+def test_many_children_of_one_used_store_write_exactly(store: Store, url: str) -> None:
+    manager = Manager.create(store, "job", num_tasks=2, task_index=0)
+    manager.set_state("a", 1)
+    context = multiprocessing.get_context("fork")
+
+    def write() -> None:
+        for _ in range(TIMES):
+            manager.set_state("a", 5)
+
+    children = [context.Process(target=write) for _ in range(4)]
+    for child in children:
+        child.start()
+    write()
+    for child in children:
+        child.join(load.PATIENCE)
+    assert [child.exitcode for child in children] == [0] * 4
+    assert manager.get_state("a", 0).version == 1 + 5 * TIMES

@@ -1,0 +1,394 @@
+"""What a Redis that is wrong, full, foreign or gone does to its users: one clear error, and nothing half done."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from contextlib import closing, contextmanager
+
+import pytest
+from redis import exceptions
+from servers import RedisServer, free_port, require, running_cluster, running_redis, wait_for
+
+from celery_statemanager import ConfigurationError, JobNotFound, StoreError, StoreUnavailable, open_store
+from celery_statemanager.models import Scope
+from celery_statemanager.records import JobKey
+from celery_statemanager.stores.redis.errors import translate
+from celery_statemanager.stores.redis.keys import JobKeys
+from celery_statemanager.testing import Grid
+from celery_statemanager.testing.kit import PATIENCE, purge, read_until
+
+SECRET = "hunter2"
+
+
+@contextmanager
+def refused(match: str):
+    """Expect a StoreError that waiting will not heal."""
+    with pytest.raises(StoreError, match=match) as caught:
+        yield
+    assert not isinstance(caught.value, StoreUnavailable)
+    assert caught.value.__cause__ is not None
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def answering(reply: bytes | None):
+    """Listen on a port and give every caller this reply; None says nothing at all."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        kept = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    caller, _ = listener.accept()
+                except OSError:
+                    return
+                kept.append(caller)
+                if reply is not None:
+                    caller.sendall(reply)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        for caller in kept:
+            caller.close()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"redis://:{SECRET}@localhost:port/0",
+            f"redis://:{SECRET}@localhost/db",
+            f"redis://:{SECRET}@localhost:70000/0",
+            f"redis://:{SECRET}@localhost/0?socket_timeout=soon",
+            f"redis://:{SECRET}@localhost/0?no_such_option=1",
+            f"redis://:{SECRET}@localhost/0?decode_responses=1",
+            f"redis://:{SECRET}@localhost/0?retry_on_timeout=1",
+            f"redis://:{SECRET}@localhost/0?prefix={{a}}",
+            f"redis://:{SECRET}@localhost/1?cluster=true",
+            f"redis+cluster://:{SECRET}@localhost/0?no_such_option=1",
+            f"redis+sentinel://:{SECRET}@localhost/service/db",
+            f"redis://:{SECRET}@[::1/0",
+            f"redis://:12/{SECRET}@localhost/0",
+            f"rediss://:{SECRET}@localhost/0?ssl_no_such=1",
+            f"redis://:{SECRET}@localhost?stream_length=long",
+            f"reddis://:{SECRET}@localhost",
+        ],
+    )
+    def test_a_url_that_cannot_be_used_is_refused_before_anything_is_sent(self, url):
+        with pytest.raises(ConfigurationError) as caught:
+            open_store(url)
+        assert SECRET not in str(caught.value)
+
+    def test_a_missing_database_is_named(self, redis_server):
+        with open_store(f"redis://127.0.0.1:{redis_server.port}/99") as store, refused("no database"):
+            store.now()
+
+    @pytest.mark.parametrize("reply", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+    def test_a_port_that_is_not_redis_is_told(self, reply):
+        with answering(reply) as port, open_store(f"redis://:{SECRET}@127.0.0.1:{port}") as store:
+            with refused("not a Redis server"):
+                store.now()
+
+    def test_a_port_that_says_nothing_holds_nobody_up(self):
+        with answering(None) as port, open_store(f"redis://:{SECRET}@127.0.0.1:{port}", timeout=0.3) as store:
+            start = time.monotonic()
+            with pytest.raises(StoreUnavailable) as caught:
+                store.now()
+            assert time.monotonic() - start < 2
+            assert SECRET not in str(caught.value)
+
+    def test_a_closed_port_is_unavailable(self):
+        with open_store("redis://127.0.0.1:1") as store:
+            for use in (
+                store.now,
+                store.list_workers,
+                lambda: store.get_job(JobKey("job")),
+                store.list_jobs,
+                lambda: Grid.create(store),
+            ):
+                with pytest.raises(StoreUnavailable, match=":1 cannot be reached"):
+                    use()
+
+    def test_a_cluster_of_one_server_that_is_none_is_told(self, redis_server):
+        with open_store(redis_server.url + "?cluster=true") as store, refused("cluster"):
+            store.now()
+
+    def test_a_cluster_node_taken_for_a_single_server_is_told(self, redis_nodes):
+        with open_store(redis_nodes[0].url) as store, refused("cluster=true"):
+            for number in range(50):
+                Grid.create(store, job_id=f"job {number}")
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    with running_redis(requirepass="right") as server:
+        yield server
+
+
+class TestPasswords:
+    @pytest.mark.parametrize("login", ["", f":{SECRET}@", f"nobody:{SECRET}@"])
+    def test_a_wrong_password_is_refused_and_not_shown(self, guarded, login):
+        with open_store(f"redis://{login}127.0.0.1:{guarded.port}/0") as store, refused("user name or password"):
+            store.now()
+
+    def test_a_right_password_is_taken(self, guarded):
+        with open_store(f"redis://:right@127.0.0.1:{guarded.port}/0") as store:
+            assert Grid.create(store).write("a", 0, 5).cell.version == 1
+            assert "right" not in repr(store._server.shown)
+
+    def test_a_user_who_may_too_little_is_told(self, guarded):
+        with guarded.client(password="right") as client:
+            client.acl_setuser("reader", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], categories=["+@read"])
+        with open_store(f"redis://reader:{SECRET}@127.0.0.1:{guarded.port}/0") as store, refused("does not permit"):
+            Grid.create(store)
+
+
+class TestTrouble:
+    @pytest.fixture
+    def server(self):
+        with running_redis() as server:
+            yield server
+
+    @pytest.fixture
+    def store(self, server):
+        with open_store(server.url) as store:
+            yield store
+
+    def test_a_full_server_refuses_a_step_wholly(self, server, store):
+        grid = Grid.create(store, 3, ("a", "b"))
+        grid.begin("a", 0, owner="w")
+        steps = [
+            lambda: grid.write("a", 1, 5),
+            lambda: grid.end("a", 0, -1),
+            lambda: grid.begin("a", 2, owner="w"),
+            grid.cancel,
+            lambda: store.put_worker("w", "{}", 1.0),
+            lambda: Grid.create(store, job_id="other"),
+        ]
+        with server.client() as client:
+            dump = {key: client.dump(key) for key in client.scan_iter()}
+            client.config_set("maxmemory", 1)
+            for step in steps:
+                with refused("is full"):
+                    step()
+            assert {key: client.dump(key) for key in client.scan_iter()} == dump
+            assert grid.lowest().status == 0
+            assert len(grid.states()) == 1
+            assert store.delete_job(grid.job)
+            purge(store)
+            client.config_set("maxmemory", 0)
+            assert list(client.scan_iter()) == []
+        assert Grid.create(store).write("a", 0, 5).cell.version == 1
+
+    def test_a_replica_is_unavailable_for_writes_and_comes_back(self, server, store):
+        grid = Grid.create(store, 1, ("a",))
+        with server.client() as client:
+            client.replicaof("127.0.0.1", 1)
+            with pytest.raises(StoreUnavailable, match="read only"):
+                grid.write("a", 0, 5)
+            assert grid.lowest("a").status == 0
+            client.config_set("replica-serve-stale-data", "no")
+            with pytest.raises(StoreUnavailable):
+                grid.lowest("a")
+            client.replicaof("NO", "ONE")
+        assert grid.write("a", 0, 5).cell.version == 1
+
+    def test_other_data_under_the_prefix_is_told(self, server, store):
+        with server.client() as client:
+            client.set("statemanager:{job}", "mine")
+        with refused("another one with"):
+            Grid.create(store)
+
+    def test_a_server_too_old_is_told_and_keeps_nothing_of_a_job(self):
+        with running_redis(rename_command="XADD ''") as server, open_store(server.url) as store:
+            with refused("at least Redis 5"):
+                Grid.create(store)
+            with pytest.raises(JobNotFound):
+                store.get_job(JobKey("job"))
+
+    def test_a_restarted_server_without_data_has_no_jobs(self, server, store):
+        grid = Grid.create(store)
+        server.stop(kill=True)
+        with pytest.raises(StoreUnavailable):
+            grid.write("a", 0, 5)
+        server.start()
+        with pytest.raises(JobNotFound):
+            grid.write("a", 0, 5)
+        assert store.list_jobs().jobs == []
+        assert Grid.create(store).write("a", 0, 5).cell.version == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (exceptions.BusyLoadingError("Redis is loading the dataset in memory"), StoreUnavailable),
+        (exceptions.ResponseError("LOADING Redis is loading"), StoreUnavailable),
+        (exceptions.MasterDownError("MASTERDOWN Link with MASTER is down"), StoreUnavailable),
+        (exceptions.ClusterDownError("CLUSTERDOWN The cluster is down"), StoreUnavailable),
+        (exceptions.TryAgainError("TRYAGAIN Multiple keys request during rehashing of slot"), StoreUnavailable),
+        (exceptions.SlotNotCoveredError("Slot not covered by the cluster."), StoreUnavailable),
+        (exceptions.ResponseError("BUSY Redis is busy running a script."), StoreUnavailable),
+        (exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."), StoreUnavailable),
+        (
+            exceptions.ResponseError("Error running script (call to f_0): @user_script:1: -READONLY You can't"),
+            StoreUnavailable,
+        ),
+        (exceptions.TimeoutError("Timeout reading from socket"), StoreUnavailable),
+        (OSError(104, "Connection reset by peer"), StoreUnavailable),
+        (exceptions.ResponseError("Error running script: @user_script:1: -OOM command not allowed"), StoreError),
+        (exceptions.ResponseError("NOAUTH Authentication required."), StoreError),
+        (exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"), StoreError),
+        (exceptions.MovedError("866 127.0.0.1:7001"), StoreError),
+        (exceptions.ResponseError("something new"), StoreError),
+        (exceptions.ResponseError(""), StoreError),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_passes_is_unavailable_and_what_stays_is_refused(error, kind):
+    assert type(translate(error, "redis://x")) is kind
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with running_cluster() as servers:
+        yield servers
+
+
+class TestCluster:
+    @pytest.fixture
+    def store(self, nodes):
+        with open_store(f"redis+cluster://127.0.0.1:{nodes[0].port}", timeout=2.0) as store:
+            yield store
+
+    def test_a_job_whose_slot_has_moved_is_followed(self, nodes, store):
+        grid = Grid.create(store, 2, ("a",), job_id="moving")
+        grid.write("a", 0, 5)
+        watch = store.watch(grid.ref, Scope())
+        with grid.manager().subscribe() as events:
+            assert events.get(PATIENCE).state.status == 5
+            _move(nodes, store, JobKeys("statemanager", grid.ref).head)
+            assert grid.write("a", 0, 6).cell.version == 2
+            assert grid.lowest("a", 0).status == 6
+            with pytest.raises(StoreUnavailable):
+                read_until(watch, lambda batch: False)
+            assert events.get(PATIENCE).state.status == 6
+        watch.close()
+
+    def test_a_dead_node_is_unavailable_and_holds_nobody_up(self, nodes, store):
+        grids = [Grid.create(store, job_id=f"job {number}") for number in range(12)]
+        nodes[2].stop(kill=True)
+        outcomes = set()
+        for grid in grids:
+            start = time.monotonic()
+            try:
+                grid.write("a", 0, 5)
+                outcomes.add("written")
+            except StoreUnavailable:
+                outcomes.add("unavailable")
+            assert time.monotonic() - start < 10
+        assert "unavailable" in outcomes
+        nodes[2].start()
+        with nodes[0].client() as client:
+            wait_for(lambda: client.cluster("INFO")["cluster_state"] == "ok", "the cluster")
+        fresh = Grid.create(store, job_id="after")
+        assert fresh.write("a", 0, 5).cell.version == 1
+
+
+def _move(nodes: list[RedisServer], store, key: str) -> None:
+    """Move a key's slot with all its keys to another node, as an operator does."""
+    cluster = store._server.client
+    slot = cluster.keyslot(key)
+    by_port = {node.port: node for node in nodes}
+    source = by_port[cluster.get_node_from_key(key).port]
+    target = next(node for node in nodes if node is not source)
+    with source.client() as leaving, target.client() as taking:
+        ids = {client: client.execute_command("CLUSTER MYID").decode() for client in (leaving, taking)}
+        taking.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[leaving])
+        leaving.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[taking])
+        keys = leaving.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+        leaving.migrate("127.0.0.1", target.port, keys, 0, 5000)
+        for node in nodes:
+            with node.client() as client:
+                client.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[taking])
+
+
+def test_a_unix_socket_is_a_way_to_the_server():
+    with running_redis(unixsocket="redis.sock") as server:
+        with open_store(f"redis+unix://{server.directory}/redis.sock?db=1") as store:
+            assert Grid.create(store).write("a", 0, 5).cell.version == 1
+        with server.client(db=1) as client:
+            assert client.dbsize() > 0
+
+
+def test_a_server_behind_sentinels_is_found(tmp_path):
+    with running_redis() as server:
+        config = tmp_path / "sentinel.conf"
+        watcher = RedisServer(tmp_path)
+        config.write_text(f"port {watcher.port}\nbind 127.0.0.1\nsentinel monitor mine 127.0.0.1 {server.port} 1\n")
+        command = [require("redis-server", "redis-server"), str(config), "--sentinel"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as sentinel:
+            try:
+                with watcher.client() as client:
+                    wait_for(lambda: _answers(client), "the sentinel")
+                with open_store(f"redis+sentinel://127.0.0.1:{watcher.port}/mine/0") as store:
+                    grid = Grid.create(store)
+                    watch = store.watch(grid.ref, Scope())
+                    grid.write("a", 0, 5)
+                    assert watch.read(PATIENCE).states[0].status == 5
+                    watch.close()
+            finally:
+                sentinel.terminate()
+
+
+def _answers(client) -> bool:
+    try:
+        return bool(client.ping())
+    except exceptions.ConnectionError:
+        return False
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed: apt-get install openssl")
+def test_tls_is_spoken_and_distrusted_certificates_are_told(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        "-days",
+        "2",
+    ]
+    subprocess.run(
+        [*made, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
+    )
+    options = {
+        "tls_cert_file": certificate,
+        "tls_key_file": key,
+        "tls_ca_cert_file": certificate,
+        "tls_auth_clients": "no",
+    }
+    with running_redis(tls_port=free_port(), **options) as server:
+        url = f"rediss://127.0.0.1:{server.options['tls_port']}/0"
+        with open_store(f"{url}?ssl_ca_certs={certificate}") as store:
+            grid = Grid.create(store)
+            watch = store.watch(grid.ref, Scope())
+            reading = threading.Thread(target=watch.read, args=(60.0,))
+            reading.start()
+            watch.close()
+            reading.join(PATIENCE)
+            assert not reading.is_alive()
+        with open_store(url) as store, refused("TLS"):
+            store.now()
+        with open_store(f"redis://127.0.0.1:{server.options['tls_port']}") as store, pytest.raises(StoreError):
+            store.now()

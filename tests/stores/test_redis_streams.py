@@ -1,0 +1,216 @@
+"""Watches and subscriptions over Redis: nothing lost across trimmed streams, cut connections and restarts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from servers import running_redis
+
+from celery_statemanager import JobNotFound, StoreUnavailable, open_store
+from celery_statemanager.manager import new_event_id
+from celery_statemanager.models import Scope
+from celery_statemanager.stores.redis.keys import JobKeys
+from celery_statemanager.testing import Grid
+from celery_statemanager.testing.kit import PATIENCE, read_until, statuses
+
+
+@pytest.fixture
+def client(redis_server):
+    with redis_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def prefix():
+    return f"stream-{new_event_id()}"
+
+
+@pytest.fixture
+def store(redis_server, prefix):
+    with open_store(redis_server.url, prefix=prefix, stream_length=100) as store:
+        yield store
+
+
+def connections(client) -> int:
+    return len(client.client_list())
+
+
+def test_a_trimmed_stream_means_read_again(store):
+    grid = Grid.create(store, 2, ("a",))
+    watch = store.watch(grid.ref, Scope())
+    for status in range(2, 1_000):
+        grid.write("a", 0, status)
+    batch = watch.read(PATIENCE)
+    assert batch.resync
+    assert statuses(batch.states) == {("a", 0): 999}
+    grid.write("a", 1, 5)
+    batch = read_until(watch, lambda batch: ("a", 1) in statuses(batch.states))
+    assert not batch.resync
+    watch.close()
+
+
+def test_a_reader_ten_thousand_events_behind_gets_every_last_version_once(redis_server, prefix):
+    with open_store(redis_server.url, prefix=prefix) as store:
+        grid = Grid.create(store, 20, ("a",))
+        with grid.manager().subscribe() as events:
+            for status in range(2, 552):
+                for row in range(20):
+                    grid.write("a", row, status)
+            got = {}
+            while len(got) < 20 or set(got.values()) != {551}:
+                event = events.get(PATIENCE)
+                assert event is not None
+                assert event.state.status > got.get(event.state.task_index, 0)
+                got[event.state.task_index] = event.state.status
+            assert events.get(0.1) is None
+
+
+def test_a_silent_loss_of_the_stream_is_noticed(store, client, prefix):
+    grid = Grid.create(store)
+    watch = store.watch(grid.ref, Scope())
+    client.delete(JobKeys(prefix, grid.ref).stream)
+    grid.write("a", 0, 5)
+    grid.write("a", 0, 6)
+    assert read_until(watch, lambda batch: bool(batch.states)).states[0].status == 6
+    grid.write("a", 0, 7)
+    client.delete(JobKeys(prefix, grid.ref).stream)
+    batch = read_until(watch, lambda batch: batch.resync)
+    assert batch.job_changed
+    grid.write("a", 0, 8)
+    batch = read_until(watch, lambda batch: bool(batch.states))
+    assert (batch.resync, batch.states[0].status) == (False, 8)
+    watch.close()
+
+
+def test_a_job_deleted_and_purged_between_two_reads_is_noticed(store):
+    grid = Grid.create(store)
+    watch = store.watch(grid.ref, Scope())
+    grid.delete()
+    with pytest.raises(JobNotFound):
+        watch.read(PATIENCE)
+    watch.close()
+
+
+def test_a_watch_holds_one_connection_and_gives_it_back(store, client):
+    grid = Grid.create(store)
+    before = connections(client)
+    watch = store.watch(grid.ref, Scope())
+    assert connections(client) == before + 1
+    watch.close()
+    watch.close()
+    assert connections(client) == before
+    assert watch.read(PATIENCE).states == []
+
+
+def test_a_watch_of_no_job_leaves_no_connection(store, client):
+    grid = Grid.create(store)
+    store._reader.layout(grid.ref)
+    store.delete_job(grid.job)
+    before = connections(client)
+    with pytest.raises(JobNotFound):
+        store.watch(grid.ref, Scope())
+    assert connections(client) == before
+
+
+def test_closing_ends_a_read_under_way_at_once(store, client):
+    grid = Grid.create(store)
+    before = connections(client)
+    watch = store.watch(grid.ref, Scope())
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(watch.read, 60.0)
+        _until_blocked(client)
+        start = time.monotonic()
+        watch.close()
+        assert reading.result(PATIENCE).states == []
+        assert time.monotonic() - start < 0.5
+    assert connections(client) <= before
+
+
+def test_a_silent_watch_blocks_and_does_not_poll(store, client):
+    grid = Grid.create(store)
+    watch = store.watch(grid.ref, Scope())
+    client.config_resetstat()
+    assert watch.read(2.5).states == []
+    stats = client.info("commandstats")
+    assert stats["cmdstat_xread"]["calls"] <= 4
+    watch.close()
+
+
+def test_changes_of_other_rows_do_not_end_a_read(store):
+    grid = Grid.create(store)
+    watch = store.watch(grid.ref, Scope("a", 1))
+    grid.write("a", 0, 5)
+    grid.write("b", 1, 5)
+    assert watch.read(0.05).states == []
+    grid.write("a", 1, 6)
+    assert statuses(watch.read(PATIENCE).states) == {("a", 1): 6}
+    watch.close()
+
+
+def test_a_killed_connection_is_unavailable_to_a_watch_and_heals_in_a_subscription(store, client):
+    grid = Grid.create(store, 1, ("a",))
+    watch = store.watch(grid.ref, Scope())
+    with grid.manager().subscribe() as events, ThreadPoolExecutor() as pool:
+        reading = pool.submit(watch.read, 60.0)
+        _until_blocked(client)
+        client.client_kill_filter(_type="normal", skipme=True)
+        with pytest.raises(StoreUnavailable):
+            reading.result(PATIENCE)
+        grid.write("a", 0, 5)
+        assert events.get(PATIENCE).state.status == 5
+    watch.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"appendonly": "yes", "appendfsync": "always"}], ids=["empty", "with its data"]
+)
+def test_a_subscription_outlives_a_killed_server_with_its_data_and_ends_without(options):
+    with running_redis(**options) as server, open_store(server.url) as store:
+        grid = Grid.create(store, 2, ("a",))
+        grid.write("a", 0, 5)
+        with grid.manager().subscribe() as events:
+            assert events.get(PATIENCE).state.status == 5
+            server.stop(kill=True)
+            with pytest.raises(StoreUnavailable, match="cannot be reached"):
+                grid.write("a", 1, 6)
+            assert events.get(0.1) is None
+            assert not events.closed
+            server.start()
+            if options:
+                assert grid.write("a", 1, 7).cell.version == 1
+                event = events.get(PATIENCE)
+                assert (event.state.task_index, event.state.status, event.replay) == (1, 7, False)
+                assert events.get(1.5) is None
+            else:
+                with pytest.raises(JobNotFound):
+                    grid.write("a", 1, 7)
+                assert events.get(PATIENCE) is None
+                assert events.closed
+
+
+def test_writers_and_readers_in_threads_miss_and_double_nothing(store):
+    grid = Grid.create(store, 4, ("a",))
+    with grid.manager().subscribe() as events:
+        writers = [
+            threading.Thread(target=lambda row=row: [grid.write("a", row, n) for n in range(2, 200)])
+            for row in range(4)
+        ]
+        for writer in writers:
+            writer.start()
+        seen: dict[int, int] = {}
+        while any(seen.get(row) != 198 for row in range(4)):
+            event = events.get(PATIENCE)
+            assert event is not None
+            assert event.state.version > seen.get(event.state.task_index, 0)
+            seen[event.state.task_index] = event.state.version
+        for writer in writers:
+            writer.join()
+
+
+def _until_blocked(client) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not any("b" in each["flags"] for each in client.client_list()):
+        assert time.monotonic() < deadline

@@ -1,0 +1,140 @@
+"""Why a job is not done, in one sentence for each range of rows."""
+
+from dataclasses import replace
+
+import pytest
+
+from celery_statemanager import Status, leases
+from celery_statemanager.explain import explain
+from celery_statemanager.leases import Received, Report, cell_name
+from celery_statemanager.manager import Manager, new_event_id, new_job
+from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Submission, Write
+from celery_statemanager.stores.memory import MemoryStore
+from celery_statemanager.testing import FakeClock
+
+WORKER = "pod-3:4711:ab12"
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock):
+    return MemoryStore(clock)
+
+
+@pytest.fixture
+def job(store):
+    return store.create_job(
+        replace(new_job("why", 4, ("scan", "hash")), latches={**new_job("x", 1).latches, "settled": Latch("{}")})
+    )
+
+
+def told(store, job):
+    return [
+        (each.tag, None if each.rows is None else str(each.rows), each.code, each.text) for each in explain(store, job)
+    ]
+
+
+def begin(store, job, tag, row, owner=WORKER, **kind):
+    store.begin(job.ref, Begin(tag=tag, task_index=row, event_id=new_event_id(), owner=owner, **kind))
+
+
+def test_rows_in_the_queue_and_rows_behind_a_stage(store, job):
+    assert told(store, job) == [
+        ("hash", "0-3", "waits", "waits for stage 'scan' of its row"),
+        ("scan", "0-3", "queued", "in the queue: no live worker has received it"),
+    ]
+
+
+def test_rows_that_a_worker_has_received(store, job):
+    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
+    assert ("scan", "2", "received", "received by a worker, which has not begun it") in told(store, job)
+    assert ("scan", "0-1,3", "queued", "in the queue: no live worker has received it") in told(store, job)
+
+
+def test_a_running_row_tells_worker_attempt_and_age(store, job, clock):
+    begin(store, job, "scan", 1)
+    clock.advance(94)
+    leases.renew(store, WORKER, Report([cell_name(job.ref, "scan", 1)]), 30.0)
+    clock.advance(9)
+    expected = "running on pod-3, worker pid 4711, attempt 1, last write 103 s ago, lease for 21 s more"
+    assert ("scan", "1", "running", expected) in told(store, job)
+
+
+@pytest.mark.parametrize(("kept", "fate"), [(None, "it is marked LOST"), ("message", "its message is sent again")])
+def test_a_lost_row_tells_what_the_sweep_will_do(store, job, clock, kept, fate):
+    begin(store, job, "scan", 1, kept=kept)
+    clock.advance(600)
+    text = f"lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is gone or has forgotten it, the next sweep acts: {fate}"
+    assert ("scan", "1", "lost", text) in told(store, job)
+
+
+def test_a_row_that_waits_for_a_retry(store, job):
+    begin(store, job, "scan", 1)
+    pause = Write(
+        tag="scan",
+        task_index=1,
+        status=1,
+        message="retry 1 of 3: OSError: no",
+        event_id=new_event_id(),
+        attempt=1,
+        closes=True,
+        next_delivery=Delivery(0, 1),
+    )
+    store.write(job.ref, pause)
+    assert (
+        "scan",
+        "1",
+        "retrying",
+        "waits for its next delivery: retry 1 of 3: OSError: no, last write 0 s ago",
+    ) in told(store, job)
+
+
+def test_a_manager_and_its_attempt(store, job):
+    Manager.open(store, "why", task_index=0).set_state("scan", 5)
+    Manager.open(store, "why", task_index=1).begin("scan")
+    assert ("scan", "0", "written", "written by a Manager, last write 0 s ago") in told(store, job)
+    assert ("scan", "1", "running", "attempt 1 of a Manager or an eager run, last write 0 s ago") in told(store, job)
+
+
+def test_a_publisher_at_work_and_a_dead_one(store, clock):
+    publishing = Submission(published=1, done=False, alive_until=store.now() + 60_000_000)
+    job = store.create_job(replace(new_job("half", 3, ("a",)), submission=publishing))
+    assert ("a", "1-2", "unpublished", "being published") in told(store, job)
+    clock.advance(61)
+    assert told(store, job)[0][3] == "never published: its publisher is gone, the next sweep cancels the job"
+
+
+def test_callbacks_from_decision_to_end(store, job, clock):
+    for row in range(4):
+        for tag in ("scan", "hash"):
+            Manager.open(store, "why", task_index=row).set_state(tag, Status.FINISHED)
+    clock.advance(5)
+    assert told(store, job) == [("settled", None, "callback", "decided 5 s ago, not published: the next sweep does")]
+    fresh = store.get_job(job.key)
+    latches = {**fresh.latches, "settled": replace(fresh.latches["settled"], published_at=store.now())}
+    store.update_job(replace(fresh, latches=latches))
+    assert told(store, job) == [("settled", None, "callback", "decided 5 s ago, published, not begun")]
+    begin(store, job, "settled", CALLBACK_ROW)
+    leases.renew(store, WORKER, Report([cell_name(job.ref, "settled", CALLBACK_ROW)]), 30.0)
+    assert told(store, job)[0][3].startswith("running on pod-3")
+    failed = Write(
+        tag="settled",
+        task_index=CALLBACK_ROW,
+        status=-1,
+        message="ValueError: no",
+        event_id=new_event_id(),
+        attempt=1,
+        closes=True,
+    )
+    store.write(job.ref, failed)
+    assert told(store, job) == [("settled", None, "callback", "ended FAILED: ValueError: no")]
+
+
+def test_nothing_is_open_in_a_settled_job(store):
+    job = Manager.create(store, "done", num_tasks=1, task_index=0, tags=("a",))
+    job.set_state("a", Status.FINISHED)
+    assert explain(store, store.get_job(job.ref.key)) == []
