@@ -8,7 +8,7 @@ from celery_statemanager.errors import StoreError
 from celery_statemanager.records import JobRef
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database
-from celery_statemanager.stores.firestore.step import Done
+from celery_statemanager.stores.firestore.view import Done
 
 EVERY = 45_000_000
 """Microseconds; contract: at most a minute old."""

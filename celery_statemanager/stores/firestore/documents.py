@@ -46,8 +46,12 @@ class KnownJob:
         return not self.job.incarnation
 
 
-def job_fields(job: JobRecord, operations: list[str]) -> dict[str, Any]:
-    """Give a job's document."""
+def job_fields(job: JobRecord, operations: list[str], check_after: int) -> dict[str, Any]:
+    """Give a job's document.
+
+    Args:
+        check_after: when somebody is to see whether its latches were decided, while they may be open.
+    """
     fields = {
         "jobID": job.job_id,
         "numTasks": job.num_tasks,
@@ -64,6 +68,8 @@ def job_fields(job: JobRecord, operations: list[str]) -> dict[str, Any]:
         "revision": job.revision,
         "operations": operations[-REMEMBERED:],
     }
+    if job.plan is not None and not job.settled:
+        fields["checkAfter"] = Moment(check_after)
     if not job.incarnation:  # another program's: leave it its own look
         del fields["incarnation"]
     return fields

@@ -9,6 +9,7 @@ from dataclasses import replace
 from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.stores.firestore import requests
+from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.documents import KnownJob, job_fields, job_of
@@ -18,6 +19,8 @@ from celery_statemanager.stores.firestore.values import microseconds
 REMEMBERED_FOR = 5.0
 """Seconds for which a write takes a job as it was last seen by this process."""
 MOST_REMEMBERED = 1_000
+CHECK_AFTER = 60_000_000
+"""Microseconds after which it is seen to that a job's latches were decided."""
 
 
 def new_operation() -> str:
@@ -65,9 +68,7 @@ class Jobs:
     def remember(self, known: KnownJob, key: JobKey | None = None) -> KnownJob:
         """Keep a job as it is seen now."""
         known.at = time.monotonic()
-        while len(self._known) >= MOST_REMEMBERED:
-            self._known.pop(next(iter(self._known)), None)
-        self._known[key or known.job.key] = known
+        remember(self._known, key or known.job.key, known, MOST_REMEMBERED)
         return known
 
     def forget(self, key: JobKey) -> None:
@@ -79,7 +80,7 @@ class Jobs:
         deadline, operations = self._database.deadline(), [new_operation()]
         name = self._database.names.job(job.key)
         kept = replace(job, revision=1, latches=dict(job.latches))
-        fields = job_fields(kept, operations)
+        fields = job_fields(kept, operations, self._check_after())
         del fields["createdAt"], fields["lastActivity"]
         while True:
             try:
@@ -108,7 +109,9 @@ class Jobs:
         operations = [*known.operations, operation]
         kept = replace(job, revision=known.job.revision + 1, latches=dict(job.latches))
         name = self._database.names.job(kept.key)
-        (result,) = self._database.commit(
-            [requests.put(name, job_fields(kept, operations), known.stamp)], deadline
-        ).write_results
+        fields = job_fields(kept, operations, self._check_after())
+        (result,) = self._database.commit([requests.put(name, fields, known.stamp)], deadline).write_results
         return self.remember(KnownJob(kept, result.update_time, operations))
+
+    def _check_after(self) -> int:
+        return self._database.now() + CHECK_AFTER

@@ -17,8 +17,8 @@ from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.documents import KnownJob
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
-from celery_statemanager.stores.firestore.step import Done, Place
 from celery_statemanager.stores.firestore.trouble import Refused, Transient
+from celery_statemanager.stores.firestore.view import Done, Place
 from celery_statemanager.transitions import tally_of
 
 

@@ -14,8 +14,8 @@ from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found, Got
 from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.documents import cell_of, column_of
-from celery_statemanager.stores.firestore.step import known_of
 from celery_statemanager.stores.firestore.tallies import Counts
+from celery_statemanager.stores.firestore.view import known_of
 
 _HALVES = Counts._fields[:5], Counts._fields[5:]
 """A query sums five fields at most."""

@@ -7,93 +7,23 @@ or a repetition, is believed only after the documents were read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from celery_statemanager.errors import StateManagerError, StoreError
-from celery_statemanager.records import BeginReply, Cell, JobRecord, JobRef, Tally, WriteReply
+from celery_statemanager.records import BeginReply, JobRef, WriteReply
 from celery_statemanager.stores.firestore import requests, tallies
-from celery_statemanager.stores.firestore.database import Database, Got
+from celery_statemanager.stores.firestore.bounded import remember
+from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.deadline import Deadline
-from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, KnownJob, cell_fields, cell_of
+from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, cell_fields
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
 from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.values import Moment, microseconds
+from celery_statemanager.stores.firestore.view import NOW, Done, Place, StepTransaction, View, known_of, timed
 
-Place = tuple[str, int]
 Reply = TypeVar("Reply", WriteReply, BeginReply)
 
-NOW = -1
-"""Stands for the server's time until the commit's answer tells it."""
-UNDECIDED = Tally(pending=1)
-"""A sum from which no latch falls: latches are decided after the commit."""
 MOST_CELLS = 20_000
-
-
-@dataclass
-class View:
-    """What is known of the documents of a step.
-
-    Attributes:
-        fresh: they were read for this step; else they are as this process last saw them, or thought missing.
-    """
-
-    job: KnownJob
-    cells: dict[Place, Known]
-    fresh: bool
-
-
-@dataclass
-class Done:
-    """A step that was committed: the cells it changed, and where it left what it was about."""
-
-    job: KnownJob
-    puts: dict[Place, tuple[Cell | None, Cell]]
-
-
-@dataclass
-class StepTransaction:
-    """The ``steps.Transaction`` of one try."""
-
-    view: View
-    primary: Place
-    read: Callable[[Place], Known] | None
-    puts: dict[Place, tuple[Cell | None, Cell]] = field(default_factory=dict)
-    now: int = NOW
-
-    @property
-    def job(self) -> JobRecord:
-        return self.view.job.job
-
-    def cell(self, tag: str, task_index: int) -> Cell | None:
-        place = tag, task_index
-        if place in self.puts:
-            return self.puts[place][1]
-        known = self.view.cells.get(place)
-        if known is None:
-            # A later stage of the row. What is written to it holds only if it is as was thought; but whether a begin
-            # frees it must be known, unless its earlier stage was never written: then nothing of it was blocked.
-            thought = self.read is None or self.view.cells[self.primary].cell is None
-            known = self.view.cells[place] = Known() if self.read is None or thought else self.read(place)
-        return known.cell
-
-    def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
-        before = self.puts[tag, task_index][0] if (tag, task_index) in self.puts else old
-        self.puts[tag, task_index] = before, new
-
-    def total(self) -> Tally:
-        return UNDECIDED
-
-    def put_job(self, job: JobRecord) -> None:
-        raise AssertionError("latches are decided after the commit")
-
-    @property
-    def reopens(self) -> bool:
-        """Whether an expected cell that had ended has not any more: who decides a latch meanwhile must see it."""
-        return any(
-            old is not None and old.final and not new.final and tallies.is_expected(self.job, *place)
-            for place, (old, new) in self.puts.items()
-        )
 
 
 class Steps:
@@ -145,7 +75,7 @@ class Steps:
 
     def forget(self, ref: JobRef) -> None:
         """Know nothing of a job's cells any more."""
-        for key in [key for key in self._cells if key[0] == ref]:
+        for key in [key for key in list(self._cells) if key[0] == ref]:
             self._cells.pop(key, None)
 
     def _remembered(self, ref: JobRef, place: Place) -> View | None:
@@ -224,9 +154,7 @@ class Steps:
         return writes
 
     def _remember(self, ref: JobRef, place: Place, known: Known) -> None:
-        while len(self._cells) >= MOST_CELLS:
-            self._cells.pop(next(iter(self._cells)), None)
-        self._cells[(ref, *place)] = known
+        remember(self._cells, (ref, *place), known, MOST_CELLS)
 
     def _recovered(self, ref: JobRef, view: View, tx: StepTransaction, reply: Reply) -> tuple[Reply, Done]:
         """Give the reply of a step whose commit was done though its answer was lost."""
@@ -236,20 +164,3 @@ class Steps:
         done = Done(view.job, {place: (old, timed(new, now)) for place, (old, new) in tx.puts.items()})
         reply.cell = timed(reply.cell, now)
         return reply, done
-
-
-def known_of(ref: JobRef, got: Got, name: str) -> Known:
-    """Take a cell's document that was read; one of an older incarnation is only there to be written over."""
-    document = got.documents.get(name)
-    if document is None:
-        return Known()
-    if (document.fields.get("incarnation") or "") != ref.incarnation:
-        return Known(None, document.stamp)
-    return Known(cell_of(document.fields), document.stamp, document.fields.get("operations") or [])
-
-
-def timed(cell: Cell, now: int) -> Cell:
-    """Give a cell with the server's time where it was not known."""
-    if cell.timestamp != NOW:
-        return cell
-    return replace(cell, timestamp=now, began_at=now if cell.began_at == NOW else cell.began_at)

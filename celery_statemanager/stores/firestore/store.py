@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from celery_statemanager.errors import ConfigurationError, JobCancelled, JobNotFound
-from celery_statemanager.models import Scope, State, Status
+from celery_statemanager.errors import ConfigurationError, JobNotFound
+from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
     BeginReply,
@@ -20,27 +20,27 @@ from celery_statemanager.records import (
     JobRef,
     OpenAttempt,
     Page,
-    Verdict,
     WorkerRecord,
     Write,
     WriteReply,
 )
-from celery_statemanager.stores import steps
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.stores.firestore import garbage, grid, listing, workers
-from celery_statemanager.stores.firestore.activity import Activity
+from celery_statemanager.stores.firestore import garbage, grid, listing, overdue, workers
 from celery_statemanager.stores.firestore.address import Address
+from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.client import ClientFactory, Connection, grpc_client
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import Names
 from celery_statemanager.stores.firestore.snapshot import Snapshot, as_read, read_cell
-from celery_statemanager.stores.firestore.step import Done, Steps
+from celery_statemanager.stores.firestore.step import Steps
 from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
+from celery_statemanager.stores.firestore.writer import Writer
 
 LONGEST_TIMEOUT = 3_600.0
+MOST_FLOORS = 1_000
 
 
 class FirestoreStore(Store):
@@ -60,7 +60,7 @@ class FirestoreStore(Store):
         self._jobs = Jobs(self._database)
         self._steps = Steps(self._database, self._jobs)
         self._latches = Latches(self._database, self._jobs)
-        self._activity = Activity(self._database)
+        self._writer = Writer(self._database, self._jobs, self._steps, self._latches)
         self._floors: dict[JobRef, dict[str, int]] = {}
         weakref.finalize(self, Connection.close, self._connection)
 
@@ -93,6 +93,8 @@ class FirestoreStore(Store):
     def list_jobs(
         self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
     ) -> Page:
+        if due and cursor is None:
+            overdue.look(self._database, self._jobs, self._latches)
         return listing.page(self._database, cursor, limit, due=due, idle_before=idle_before)
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
@@ -123,23 +125,10 @@ class FirestoreStore(Store):
         return garbage.purge(self._database, limit)
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
-        reply, done = self._write(ref, write)
-        if done is not None and write.begin is not None and not write.closes:
-            ended = self._ended_meanwhile(ref, done)
-            if ended is not None:
-                self._take_back(ref, write.begin, reply.cell, ended)
-                raise JobCancelled(ended.job_id, ended.cancelled.reason if ended.cancelled else None)
-        return reply
+        return self._writer.write(ref, write)
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        place, deadline = (begin.tag, begin.task_index), self._database.deadline()
-        reply, done = self._steps.run(ref, place, lambda tx: steps.begin(tx, begin), deadline, begins=True)
-        ended = None if done is None else self._ended_meanwhile(ref, done)
-        if ended is not None and reply.verdict is Verdict.BEGUN:
-            return self._take_back(ref, begin, reply.cell, ended)
-        reply.decided = self._latches.after(ref, place, reply.cell, done)
-        self._activity.note(ref, done)
-        return reply
+        return self._writer.begin(ref, begin)
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
         job, name = self._names.job(ref.key), self._names.cell(ref, tag, task_index)
@@ -192,40 +181,6 @@ class FirestoreStore(Store):
     def __repr__(self) -> str:
         return f"<FirestoreStore {self._connection.address}>"
 
-    def _write(self, ref: JobRef, write: Write) -> tuple[WriteReply, Done | None]:
-        place, deadline = (write.tag, write.task_index), self._database.deadline()
-        begins = write.begin is not None
-        reply, done = self._steps.run(ref, place, lambda tx: steps.write(tx, write), deadline, begins=begins)
-        reply.decided = self._latches.after(ref, place, reply.cell, done)
-        self._activity.note(ref, done)
-        return reply, done
-
-    def _ended_meanwhile(self, ref: JobRef, done: Done) -> JobRecord | None:
-        """Give the job if it takes no begins, though it did when the step that began was computed.
-
-        Whoever cancels writes the job and then counts what is open; whoever begins writes the cell and then looks at
-        the job: one of them sees the other. Raises: JobNotFound.
-        """
-        job = self._jobs.current(ref, self._database.deadline()).job
-        before = done.job.job
-        ended = (job.cancelled and not before.cancelled) or (job.settled and not before.settled)
-        return job if ended and all(row >= 0 for _, row in done.puts) else None
-
-    def _take_back(self, ref: JobRef, begin: Begin, cell: Cell, job: JobRecord) -> BeginReply:
-        """End an attempt that began when its job had been cancelled; nothing was run."""
-        end = Write(
-            tag=begin.tag,
-            task_index=begin.task_index,
-            status=int(Status.CANCELLED),
-            event_id=f"{begin.event_id}-taken-back",
-            message=job.cancelled.reason if job.cancelled else None,
-            attempt=cell.attempt,
-            keeps_payload=True,
-            closes=True,
-        )
-        reply, _ = self._write(ref, end)
-        return BeginReply(Verdict.CANCELLED if job.cancelled else Verdict.CLOSED, reply.cell, reply.decided)
-
     def _read(self, ref: JobRef) -> tuple[JobRecord, Any]:
         """Read a job and the moment of it, at which the rest is read too."""
         name = self._names.job(ref.key)
@@ -234,9 +189,8 @@ class FirestoreStore(Store):
         return _copy(known.job), got.at
 
     def _snapshot(self, job: JobRecord, at: Any) -> Snapshot:
-        while len(self._floors) > 1_000:
-            self._floors.pop(next(iter(self._floors)), None)
-        floors = self._floors.setdefault(job.ref, {})
+        floors = self._floors.get(job.ref, {})
+        remember(self._floors, job.ref, floors, MOST_FLOORS)
         return Snapshot(self._database, job, at, floors, self._database.deadline())
 
     def _cells(self, job: JobRecord, scope: Scope, at: Any) -> grid.Cells:

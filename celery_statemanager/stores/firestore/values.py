@@ -12,6 +12,9 @@ from typing import Any
 
 from google.cloud.firestore_v1.types import document
 
+from celery_statemanager.codec import rfc3339
+from celery_statemanager.records import to_datetime
+
 Value = document.Value.pb()
 Document = document.Document.pb()
 
@@ -118,4 +121,13 @@ def payload_of(fields: Mapping[str, Any]) -> str | None:
     if text is not None:
         return str(text)
     value = fields.get("payload")
-    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return None if value is None else json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def _plain(value: Any) -> Any:
+    """Spell the timestamps that another writer put in a payload as text."""
+    if isinstance(value, Moment):
+        return rfc3339(to_datetime(value))
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
