@@ -1,6 +1,10 @@
 # make demo    watch a real job from start to report, no server needed
 # make test    everything that can be proven in a few minutes
 # make check   lint, types, import directions
+# make firestore-init PROJECT_ID= REGION=   enable the API, create the database
+# make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
+# make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
+# make test-firestore                       test the Firestore store, on FIRESTORE_EMULATOR_HOST if that is set
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -10,11 +14,14 @@ VENV   ?= .venv
 INPUT  ?=
 SHARDS ?= 16
 ARGS   ?=
+HOST_PORT ?= localhost:8787
+DATABASE  ?= (default)
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-full test-wheel check format clean help
+.PHONY: demo test test-full test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
+  test-firestore
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -48,6 +55,23 @@ check: $(VENV)/.test
 format: $(VENV)/.test
 	$(bin)/ruff check --fix --exit-zero
 	$(bin)/ruff format
+
+firestore-init:
+	@test -n "$(PROJECT_ID)" -a -n "$(REGION)" || { echo "usage: make firestore-init PROJECT_ID=my-project REGION=europe-west1" >&2; exit 2; }
+	@scripts/firestore_enable.sh "$(PROJECT_ID)" "$(REGION)" "$(DATABASE)"
+
+firestore-indexes:
+	@test -n "$(PROJECT_ID)" || { echo "usage: make firestore-indexes PROJECT_ID=my-project [DATABASE=id]" >&2; exit 2; }
+	@scripts/firestore_apply_indexes.sh "$(PROJECT_ID)" "$(DATABASE)"
+
+firestore-emulator:
+	@command -v gcloud > /dev/null || { echo "gcloud is not installed: https://cloud.google.com/sdk/docs/install" >&2; exit 1; }
+	@command -v java > /dev/null || { echo "Java is not installed: apt-get install default-jre-headless" >&2; exit 1; }
+	@echo "export FIRESTORE_EMULATOR_HOST=$(HOST_PORT)"
+	@exec gcloud emulators firestore start --host-port=$(HOST_PORT)
+
+test-firestore: $(VENV)/.test
+	$(bin)/python -m pytest tests/stores -k firestore $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist

@@ -14,6 +14,7 @@ from celery_statemanager.stores.base import Store, Watch
 __all__ = ["Store", "Watch", "masked", "open_store"]
 
 SCHEMES = {
+    "firestore": "celery_statemanager.stores.firestore:FirestoreStore",
     "memory": "celery_statemanager.stores.memory:MemoryStore",
     "sqlite": "celery_statemanager.stores.sqlite:SQLiteStore",
     "redis": "celery_statemanager.stores.redis:RedisStore",
@@ -25,7 +26,7 @@ SCHEMES = {
 }
 """URL scheme → ``module:Class``; others come through the entry point group ``celery_statemanager.stores``."""
 
-EXTRAS: dict[str, str] = {scheme: "redis" for scheme in SCHEMES if scheme.startswith("redis")}
+EXTRAS = {"firestore": "firestore", **{scheme: "redis" for scheme in SCHEMES if scheme.startswith("redis")}}
 """URL scheme → the extra that brings the client library it needs."""
 
 
@@ -33,7 +34,8 @@ def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> Store:
     """Give the store that a URL names; nothing is imported for the other schemes.
 
     Args:
-        url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``.
+        url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
+            ``firestore://project/collection?database=id``.
         timeout: seconds after which a call gives up with ``StoreUnavailable``.
         options: handed to the store, which refuses what it does not know.
 

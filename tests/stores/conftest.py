@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from emulator import running
 from hypothesis import HealthCheck, settings
 from servers import RedisServer, running_cluster, running_redis
 
@@ -30,6 +32,13 @@ def sqlite(request: pytest.FixtureRequest) -> StoreFactory:
     return StoreFactory(lambda **options: open_store(url, **options), url, takes_clock=True)
 
 
+def firestore(request: pytest.FixtureRequest) -> StoreFactory:
+    """Give each test a project of its own: the emulator makes it on the fly, apart from all others."""
+    request.getfixturevalue("firestore_emulator")
+    url = f"firestore://test-{uuid.uuid4().hex[:8]}-{next(_numbers)}"
+    return StoreFactory(lambda **options: open_store(url, **options), url)
+
+
 def redis(request: pytest.FixtureRequest) -> StoreFactory:
     return _redis(request, request.getfixturevalue("redis_server").url)
 
@@ -49,6 +58,7 @@ def _redis(request: pytest.FixtureRequest, url: str) -> StoreFactory:
 FACTORIES: dict[str, Callable[[pytest.FixtureRequest], StoreFactory]] = {
     "memory": memory,
     "sqlite": sqlite,
+    "firestore": firestore,
     "redis": redis,
     "redis-cluster": redis_cluster,
 }
@@ -59,6 +69,24 @@ _numbers = itertools.count()
 def store_factory(request: pytest.FixtureRequest) -> StoreFactory:
     """Give what makes the store asked for, and build no other."""
     return FACTORIES[request.param](request)
+
+
+@pytest.fixture(scope="session")
+def emulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the address of an emulator that no test hurts: the environment's, or one of our own."""
+    given = os.environ.get("FIRESTORE_EMULATOR_HOST")
+    if given:
+        yield given
+        return
+    with running(tmp_path_factory.mktemp("firestore")) as emulator:
+        yield emulator.host
+
+
+@pytest.fixture
+def firestore_emulator(emulator_process: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Point the client libraries at the emulator."""
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator_process)
+    return emulator_process
 
 
 @pytest.fixture

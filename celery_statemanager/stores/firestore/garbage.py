@@ -1,0 +1,82 @@
+"""Deleted jobs: gone with their one document, their other documents removed bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery_statemanager.records import JobRecord
+from celery_statemanager.stores.firestore import requests
+from celery_statemanager.stores.firestore.database import Database, Found
+from celery_statemanager.stores.firestore.documents import KnownJob
+from celery_statemanager.stores.firestore.trouble import Refused
+
+MOST_AT_ONCE = 400
+GRACE = 60_000_000
+"""Microseconds for which what a straggler may still leave behind is looked for."""
+
+
+def discard(database: Database, known: KnownJob) -> list[Any]:
+    """Give the writes that make a job gone: its document, and a note of what it leaves."""
+    job = known.job
+    note = {"job": database.names.job(job.key).rpartition("/")[2], "incarnation": job.incarnation}
+    return [
+        requests.delete(database.names.job(job.key), known.stamp),
+        requests.stamp_time(_note(database, job), note, "deletedAt"),
+    ]
+
+
+def _note(database: Database, job: JobRecord) -> str:
+    return f"{database.names.garbage}/{job.incarnation or database.names.job(job.key).rpartition('/')[2]}"
+
+
+def purge(database: Database, limit: int) -> int:
+    """Remove up to about ``limit`` documents of discarded jobs; give their number."""
+    removed = 0
+    collection = database.names.garbage.rpartition("/")[2]
+    for note in database.pages(database.names.address.root, collection):
+        found = _purge_job(database, note, limit - removed)
+        removed += found
+        if removed >= limit:
+            break
+        if not found and database.now() - int(note.fields["deletedAt"]) > GRACE:
+            database.insist([requests.delete(note.name)], database.deadline())
+    return removed
+
+
+def _purge_job(database: Database, note: Found, limit: int) -> int:
+    removed = 0
+    for names in _leftovers(database, note):
+        while removed < limit and (found := names(min(MOST_AT_ONCE, limit - removed))):
+            removed += _delete(database, found)
+        if removed >= limit:
+            break
+    return removed
+
+
+def _leftovers(database: Database, note: Found) -> Iterator[Any]:
+    """Give, for each place where a job leaves documents, what finds some of them."""
+    parent, incarnation = f"{database.names.jobs}/{note.fields['job']}", note.fields["incarnation"]
+    if not incarnation:  # another program's job: its cells are those without an incarnation
+        yield lambda limit: [each for each in database.pages(parent, "states") if "incarnation" not in each.fields][
+            :limit
+        ]
+        return
+    run = f"{parent}/runs/{incarnation}"
+    yield lambda limit: _names(database, parent, "states", limit, ("incarnation", "==", incarnation))
+    yield lambda limit: _names(database, run, "states", limit)
+    yield lambda limit: _names(database, run, "tallies", limit)
+
+
+def _names(database: Database, parent: str, collection: str, limit: int, *filters: requests.Filter) -> list[Found]:
+    structured = requests.select(collection, *filters, limit=limit, fields=())
+    return database.query(parent, structured, database.deadline())
+
+
+def _delete(database: Database, found: list[Found]) -> int:
+    """Delete documents unless a successor has written over one meanwhile: then it is not ours any more."""
+    try:
+        database.insist([requests.delete(each.name, each.stamp) for each in found], database.deadline())
+    except Refused:
+        return 0 if len(found) == 1 else sum(_delete(database, [each]) for each in found)
+    return len(found)

@@ -1,0 +1,117 @@
+"""Job documents: found, remembered for a moment, created, replaced by compare-and-set."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import replace
+
+from celery_statemanager.errors import JobExists, JobNotFound
+from celery_statemanager.records import JobKey, JobRecord, JobRef
+from celery_statemanager.stores.firestore import requests
+from celery_statemanager.stores.firestore.bounded import remember
+from celery_statemanager.stores.firestore.database import Database, Found
+from celery_statemanager.stores.firestore.deadline import Deadline
+from celery_statemanager.stores.firestore.documents import KnownJob, job_fields, job_of
+from celery_statemanager.stores.firestore.trouble import Refused, Transient
+from celery_statemanager.stores.firestore.values import microseconds
+
+REMEMBERED_FOR = 5.0
+"""Seconds for which a write takes a job as it was last seen by this process."""
+MOST_REMEMBERED = 1_000
+CHECK_AFTER = 60_000_000
+"""Microseconds after which it is seen to that a job's latches were decided."""
+
+
+def new_operation() -> str:
+    """Give a name for one atomic step, by which it is known again when its answer was lost."""
+    return secrets.token_urlsafe(9)
+
+
+class Jobs:
+    """The jobs of a database. What is remembered is only used by writes, whose readers are told so in design.md."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[JobKey, KnownJob] = {}
+
+    def get(self, key: JobKey, deadline: Deadline) -> KnownJob:
+        """Read a job. Raises: JobNotFound."""
+        name = self._database.names.job(key)
+        return self.read(key, self._database.get([name], deadline).documents.get(name))
+
+    def current(self, ref: JobRef, deadline: Deadline) -> KnownJob:
+        """Read this very incarnation. Raises: JobNotFound."""
+        return self.checked(ref, self.get(ref.key, deadline))
+
+    def read(self, key: JobKey, document: Found | None) -> KnownJob:
+        """Take a job's document that was read. Raises: JobNotFound – there is none, or it is no job's."""
+        job = None if document is None else job_of(document.fields, key.job_id)
+        if document is None or job is None:
+            self.forget(key)
+            raise JobNotFound(*key)
+        return self.remember(KnownJob(job, document.stamp, document.fields.get("operations") or []), key)
+
+    def checked(self, ref: JobRef, known: KnownJob) -> KnownJob:
+        """Accept a job if it is this incarnation. Raises: JobNotFound."""
+        if known.job.incarnation != ref.incarnation:
+            raise JobNotFound(*ref.key)
+        return known
+
+    def recent(self, ref: JobRef) -> KnownJob | None:
+        """Give the job as it was seen a moment ago; None if it was not."""
+        known = self._known.get(ref.key)
+        if known is None or known.job.incarnation != ref.incarnation:
+            return None
+        return known if time.monotonic() - known.at < REMEMBERED_FOR else None
+
+    def remember(self, known: KnownJob, key: JobKey | None = None) -> KnownJob:
+        """Keep a job as it is seen now."""
+        known.at = time.monotonic()
+        remember(self._known, key or known.job.key, known, MOST_REMEMBERED)
+        return known
+
+    def forget(self, key: JobKey) -> None:
+        """Know nothing of a job any more."""
+        self._known.pop(key, None)
+
+    def create(self, job: JobRecord) -> JobRecord:
+        """Create a job. Raises: JobExists."""
+        deadline, operations = self._database.deadline(), [new_operation()]
+        name = self._database.names.job(job.key)
+        kept = replace(job, revision=1, latches=dict(job.latches))
+        fields = job_fields(kept, operations, self._check_after())
+        del fields["createdAt"], fields["lastActivity"]
+        while True:
+            try:
+                answer = self._database.commit(
+                    [requests.put(name, fields, None, ("createdAt", "lastActivity"))], deadline
+                )
+            except Refused:
+                pass
+            except Transient as error:
+                deadline.pause(error)
+            else:
+                (result,) = answer.write_results
+                now = int(microseconds(result.transform_results[0].timestamp_value))
+                kept = replace(kept, created_at=now, last_activity=now)
+                return self.remember(KnownJob(kept, result.update_time, operations)).job
+            try:
+                found = self.get(job.key, deadline)
+            except JobNotFound:
+                continue
+            if found.job.incarnation != job.incarnation:
+                raise JobExists(*job.key)
+            return found.job
+
+    def replace(self, known: KnownJob, job: JobRecord, operation: str, deadline: Deadline) -> KnownJob:
+        """Write a job's document under its next revision, if it is still as it was read. Raises: Refused, Transient."""
+        operations = [*known.operations, operation]
+        kept = replace(job, revision=known.job.revision + 1, latches=dict(job.latches))
+        name = self._database.names.job(kept.key)
+        fields = job_fields(kept, operations, self._check_after())
+        (result,) = self._database.commit([requests.put(name, fields, known.stamp)], deadline).write_results
+        return self.remember(KnownJob(kept, result.update_time, operations))
+
+    def _check_after(self) -> int:
+        return self._database.now() + CHECK_AFTER

@@ -1,0 +1,87 @@
+"""Tallies of columns, kept in shards: they alter in the commit of the cell, and one query sums them at any size.
+
+A row always counts in the same shard. A job of up to ``SHARDS`` rows has a shard a row, so that no two writers meet
+in one document; a larger one spreads its rows evenly. A sum over all shards of a column is billed as one read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from celery_statemanager import aggregate
+from celery_statemanager.records import Cell, JobRecord, Tally
+from celery_statemanager.transitions import tally_of
+
+SHARDS = 500
+"""Fewer than the 1,000 index entries that a sum may read for the price of one document."""
+
+
+class Counts(NamedTuple):
+    """What a shard keeps: ``Tally`` without progress, which changes with every write, and the cells ever written."""
+
+    running: int = 0
+    finished: int = 0
+    failed: int = 0
+    succeeded: int = 0
+    ended: int = 0
+    alarms: int = 0
+    pending: int = 0
+    written: int = 0
+
+    def plus(self, other: Counts) -> Counts:
+        """Add field by field."""
+        return Counts(*map(int.__add__, self, other))
+
+    def minus(self, other: Counts) -> Counts:
+        """Subtract field by field."""
+        return Counts(*map(int.__sub__, self, other))
+
+    def tally(self, progress: int = 0) -> Tally:
+        """Give the tally."""
+        return Tally(*self[:7], progress)
+
+
+DECISIVE = ("succeeded", "ended", "alarms", "pending")
+"""What the latches are decided by."""
+
+
+def is_counted(job: JobRecord, tag: str, task_index: int) -> bool:
+    """Whether a cell counts in its column: not a callback's, nor one of a planned tag outside of its rows."""
+    if task_index < 0:
+        return False
+    rows = job.plan.columns.get(tag) if job.plan else None
+    return rows is None or task_index in rows
+
+
+def is_expected(job: JobRecord, tag: str, task_index: int) -> bool:
+    """Whether a cell counts in rows and the grid."""
+    return task_index >= 0 and aggregate.expects(job, tag, task_index)
+
+
+def shard_of(job: JobRecord, task_index: int) -> int:
+    """Give the shard in which a row counts."""
+    return task_index % min(job.num_tasks, SHARDS)
+
+
+def counts_of(cell: Cell | None) -> Counts:
+    """Give what a cell adds."""
+    return Counts() if cell is None else Counts(*tally_of(cell)[:7], 1)
+
+
+def changes(
+    job: JobRecord, puts: Iterable[tuple[tuple[str, int], Cell | None, Cell]]
+) -> Mapping[tuple[str, int], Counts]:
+    """Give by tag and shard what cells that alter add to the tallies."""
+    found: dict[tuple[str, int], Counts] = {}
+    for (tag, row), old, new in puts:
+        change = counts_of(new).minus(counts_of(old))
+        if any(change) and is_counted(job, tag, row):
+            place = tag, shard_of(job, row)
+            found[place] = found.get(place, Counts()).plus(change)
+    return found
+
+
+def fields_of(job: JobRecord, tag: str) -> dict[str, Any]:
+    """Give the fields of a shard that are no counts."""
+    return {"tag": tag, "expected": job.plan is None or tag in job.plan.columns}

@@ -1,0 +1,133 @@
+"""Firestore values and Python values. Pure.
+
+The protocol buffer classes are used bare: their proto-plus wrappers cost more time than the rest of a write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from google.cloud.firestore_v1.types import document
+
+from celery_statemanager.codec import rfc3339
+from celery_statemanager.records import to_datetime
+
+Value = document.Value.pb()
+Document = document.Document.pb()
+
+_INT64 = range(-(2**63), 2**63)
+_DEEPEST = 18
+_LONGEST_KEY = 1_500
+
+
+class Moment(int):
+    """Microseconds since the epoch that are kept as a timestamp."""
+
+
+def encode(value: Any) -> Any:
+    """Give a Firestore value; what it cannot hold was refused by ``is_native`` before."""
+    if value is None:
+        return Value(null_value=0)
+    if isinstance(value, bool):
+        return Value(boolean_value=value)
+    if isinstance(value, Moment):
+        made = Value()
+        made.timestamp_value.seconds, rest = divmod(value, 1_000_000)
+        made.timestamp_value.nanos = rest * 1_000
+        return made
+    if isinstance(value, int):
+        return Value(integer_value=int(value))
+    if isinstance(value, float):
+        return Value(double_value=value)
+    if isinstance(value, str):
+        return Value(string_value=value)
+    made = Value()
+    if isinstance(value, Mapping):
+        made.map_value.SetInParent()
+        for key, inner in value.items():
+            made.map_value.fields[key].CopyFrom(encode(inner))
+    else:
+        made.array_value.SetInParent()
+        made.array_value.values.extend(encode(inner) for inner in value)
+    return made
+
+
+def decode(value: Any) -> Any:
+    """Read a Firestore value; keys of maps come in code-point order, timestamps as ``Moment``."""
+    kind = value.WhichOneof("value_type")
+    if kind in {None, "null_value"}:
+        return None
+    if kind == "timestamp_value":
+        return microseconds(value.timestamp_value)
+    if kind == "map_value":
+        return decoded(value.map_value.fields)
+    if kind == "array_value":
+        return [decode(inner) for inner in value.array_value.values]
+    return getattr(value, kind)
+
+
+def encoded(name: str, fields: Mapping[str, Any]) -> Any:
+    """Give a document."""
+    made = Document(name=name)
+    for key, value in fields.items():
+        made.fields[key].CopyFrom(encode(value))
+    return made
+
+
+def decoded(fields: Any) -> dict[str, Any]:
+    """Read the fields of a document or a map."""
+    return {key: decode(fields[key]) for key in sorted(fields)}
+
+
+def microseconds(stamp: Any) -> Moment:
+    """Read a protocol buffer timestamp."""
+    return Moment(stamp.seconds * 1_000_000 + stamp.nanos // 1_000)
+
+
+def is_native(value: Any, depth: int = 0) -> bool:
+    """Whether Firestore holds a JSON value as it is.
+
+    Not: arrays in arrays, integers beyond 64 bits, empty or reserved or very long keys, deep nesting.
+    """
+    if isinstance(value, bool) or value is None or isinstance(value, (float, str)):
+        return True
+    if isinstance(value, int):
+        return value in _INT64
+    if depth >= _DEEPEST:
+        return False
+    if isinstance(value, list):
+        return all(not isinstance(inner, list) and is_native(inner, depth + 1) for inner in value)
+    return all(_is_key(key) and is_native(inner, depth + 1) for key, inner in value.items())
+
+
+def _is_key(key: str) -> bool:
+    return len(key) > 0 and len(key.encode()) < _LONGEST_KEY and not re.fullmatch(r"__.*__", key, re.DOTALL)
+
+
+def payload_fields(payload: str | None) -> dict[str, Any]:
+    """Give the fields of a payload: a native map or, where Firestore cannot hold it, its text in ``payloadJSON``."""
+    if payload is None:
+        return {"payload": None}
+    value = json.loads(payload)
+    return {"payload": value} if is_native(value) else {"payload": None, "payloadJSON": payload}
+
+
+def payload_of(fields: Mapping[str, Any]) -> str | None:
+    """Read what ``payload_fields`` gave, or a map that another writer made."""
+    text = fields.get("payloadJSON")
+    if text is not None:
+        return str(text)
+    value = fields.get("payload")
+    return None if value is None else json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def _plain(value: Any) -> Any:
+    """Spell the timestamps that another writer put in a payload as text."""
+    if isinstance(value, Moment):
+        return rfc3339(to_datetime(value))
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,166 @@
+"""Live changes of a job: what its stream brought, the newest version of each cell, until it is read."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+from celery_statemanager.errors import JobNotFound, StoreError
+from celery_statemanager.models import Scope, State
+from celery_statemanager.records import Batch, JobRef
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.firestore import requests
+from celery_statemanager.stores.firestore.database import Database, found
+from celery_statemanager.stores.firestore.deadline import Deadline
+from celery_statemanager.stores.firestore.documents import KnownJob
+from celery_statemanager.stores.firestore.jobs import Jobs
+from celery_statemanager.stores.firestore.listing import cell_in, filters_of
+from celery_statemanager.stores.firestore.snapshot import as_read
+from celery_statemanager.stores.firestore.stream import Snapshot, Stream, nanoseconds
+
+CATCH_UP = 0.1
+"""Seconds that a read with news waits for the stream to show what this process itself has committed before."""
+SETTLED = 50_000_000
+"""Nanoseconds; a moment that is complete for so long shows that what was committed before is not of this scope."""
+LOOK_AFTER = 30.0
+LOOK_FOR = 2.0
+"""Seconds in which a job must be read after its stream broke; else the reader is told."""
+
+
+class FirestoreWatch(Watch):
+    """Reads one stream of Firestore's; after a fork, the child's first read opens one of its own."""
+
+    def __init__(self, database: Database, jobs: Jobs, ref: JobRef, scope: Scope) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._ref = ref
+        self._scope = scope
+        self._name = database.names.job(ref.key)
+        self._states: dict[tuple[str, int], tuple[int, State]] = {}
+        self._job_changed = self._resync = self._gone = self._closed = False
+        self._trouble: StoreError | None = None
+        got = database.get([self._name], database.deadline())
+        known = jobs.checked(ref, jobs.read(ref.key, got.documents.get(self._name)))
+        self._job = known.job
+        self._since = got.at
+        self._complete = 0
+        self._open()
+
+    def read(self, timeout: float) -> Batch:
+        deadline = time.monotonic() + timeout
+        if self._pid != os.getpid() and not self._closed:
+            self._open()
+        with self._changed:
+            while not self._ready():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, LOOK_AFTER))
+                self._stream.watch_over()
+            self._catch_up(deadline)
+            return self._taken()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._pid == os.getpid():
+            self._stream.close()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _open(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._stream = Stream(
+            self._database.connection, self._targets, self._since, self._take, self._lose, self._check
+        )
+
+    def _ready(self) -> bool:
+        news = self._states or self._job_changed or self._resync
+        return bool(news or self._gone or self._closed or self._trouble)
+
+    def _catch_up(self, deadline: float) -> None:
+        """Wait a moment for what this process wrote itself: a slow reader gets its newest version, not each."""
+        committed = self._database.committed
+        enough = min(deadline, time.monotonic() + CATCH_UP)
+        while self._states and not self._closed:
+            delivered = max(written for written, _ in self._states.values())
+            if delivered >= committed or self._complete > committed + SETTLED:
+                return
+            left = enough - time.monotonic()
+            if left <= 0 or self._trouble or self._gone:
+                return
+            self._changed.wait(left)
+
+    def _taken(self) -> Batch:
+        if self._gone:
+            raise JobNotFound(*self._ref.key)
+        ordered = sorted(self._states.values(), key=lambda pair: pair[0])
+        batch = Batch([state for _, state in ordered], self._job_changed, self._resync)
+        if self._trouble is not None and not self._closed and not self._ready_to_tell(batch):
+            raise self._trouble
+        self._states, self._job_changed, self._resync = {}, False, False
+        return batch if not self._closed else Batch([])
+
+    @staticmethod
+    def _ready_to_tell(batch: Batch) -> bool:
+        return bool(batch.states or batch.job_changed or batch.resync)
+
+    def _targets(self, since: Any) -> list[Any]:
+        names, path = self._database.names, self._database.path
+        documents, scope = [self._name], self._scope
+        made = []
+        if scope.task_index is None or scope.task_index >= 0:
+            if scope.tag is not None and scope.task_index is not None:
+                documents.append(names.cell(self._ref, scope.tag, scope.task_index))
+            else:
+                query = requests.select("states", *filters_of(self._name, scope))
+                made.append(requests.listen(path, 1, query_in=(self._name, query), names=(), since=since))
+        made.append(requests.listen(path, 2, query_in=None, names=documents, since=since))
+        return made
+
+    def _take(self, snapshot: Snapshot, moment: Any) -> None:
+        with self._changed:
+            self._complete = nanoseconds(moment)
+            self._resync = self._resync or snapshot.missed
+            if self._name in snapshot.deleted:
+                self._gone = True
+            if self._name in snapshot.changed:
+                self._take_job(snapshot.changed.pop(self._name))
+            for document in snapshot.changed.values():
+                self._take_cell(document)
+            self._changed.notify_all()
+
+    def _take_job(self, document: Any) -> None:
+        try:
+            known = self._jobs.read(self._ref.key, found(document))
+            self._job = self._jobs.checked(self._ref, known).job
+        except JobNotFound:
+            self._gone = True
+        self._job_changed = True
+
+    def _take_cell(self, document: Any) -> None:
+        cell = cell_in(found(document), self._ref.incarnation)
+        if cell is not None and self._scope.holds(*cell[:2]) and cell[1] >= 0:
+            tag, row, kept = cell
+            self._states[tag, row] = nanoseconds(document.update_time), as_read(self._job, tag, row, kept)
+
+    def _lose(self, error: StoreError) -> None:
+        with self._changed:
+            self._trouble = error
+            self._changed.notify_all()
+
+    def _check(self) -> None:
+        """See after a broken stream whether the job is still there: a stream since a moment may not tell."""
+        try:
+            known: KnownJob = self._jobs.current(self._ref, Deadline(min(self._database.connection.timeout, LOOK_FOR)))
+        except JobNotFound:
+            with self._changed:
+                self._gone = True
+                self._changed.notify_all()
+            return
+        with self._changed:
+            self._job_changed = self._job_changed or known.job != self._job
+            self._job = known.job
+            self._changed.notify_all()

@@ -1,0 +1,120 @@
+"""The real Firestore emulator for tests: started on a free port, stopped with its process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.cloud.firestore_v1.services.firestore import FirestoreClient
+from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
+from google.cloud.firestore_v1.types import firestore
+
+PATIENCE = 60.0
+"""Seconds after which an emulator that should be there is given up."""
+
+MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
+JAR = Path("platform", "cloud-firestore-emulator", "cloud-firestore-emulator.jar")
+HELP = (
+    "the Firestore emulator is not installed: it needs Java and the Google Cloud CLI, then "
+    "`gcloud components install cloud-firestore-emulator` (or apt-get install google-cloud-cli-firestore-emulator)"
+)
+
+
+def missing(what: str) -> None:
+    """Skip or, where CI says that everything must be there, fail."""
+    complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    complain(f"{what}: {HELP}")
+
+
+def jar() -> Path:
+    """Find the emulator's jar in the SDK that ``gcloud`` belongs to."""
+    if shutil.which("java") is None:
+        missing("no java")
+    gcloud = shutil.which("gcloud")
+    if gcloud is None:
+        missing("no gcloud")
+    asked = [str(gcloud), "info", "--format=value(installation.sdk_root)"]
+    root = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
+    found = Path(root) / JAR
+    if not found.is_file():
+        missing(f"no {found}")
+    return found
+
+
+def free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Emulator:
+    """One emulator process, restartable on its port; a restart forgets everything."""
+
+    def __init__(self, log: Path) -> None:
+        self.port = free_port()
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> Emulator:
+        command = ["java", "-Duser.language=en", "-cp", str(jar()), MAIN, "--host", "127.0.0.1"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port)], stdout=log, stderr=log, start_new_session=True
+            )
+        pause, deadline = threading.Event(), time.monotonic() + PATIENCE
+        while not self.answers():
+            assert self.process.poll() is None, f"the emulator did not start:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"the emulator did not answer:\n{self.log.read_text()}"
+            pause.wait(0.05)
+        self.warm_up()
+        return self
+
+    def warm_up(self) -> None:
+        """Make one call: on a busy machine the first takes longer than a store's timeout."""
+        with grpc.insecure_channel(self.host) as channel:
+            client = FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
+            database = "projects/warm-up/databases/(default)"
+            get = firestore.BatchGetDocumentsRequest(database=database, documents=[f"{database}/documents/a/b"])
+            list(client.batch_get_documents(get, retry=None, timeout=PATIENCE))
+            write = {"update": {"name": f"{database}/documents/a/b"}}
+            client.commit(firestore.CommitRequest(database=database, writes=[write]), retry=None, timeout=PATIENCE)
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, sign)
+            self.process.wait(PATIENCE)
+            self.process = None
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.host}/", timeout=1) as answer:
+                return answer.read().strip() == b"Ok"
+        except OSError:
+            return False
+
+
+@contextlib.contextmanager
+def running(directory: Path) -> Iterator[Emulator]:
+    """Run an emulator of one's own."""
+    emulator = Emulator(directory / "emulator.log")
+    try:
+        yield emulator.start()
+    finally:
+        emulator.stop()

@@ -1,0 +1,139 @@
+"""What tests of the Firestore store share: a client that counts and loses calls, and documents as they lie there."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from google.cloud.firestore_v1.services.firestore import FirestoreClient
+from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
+from google.cloud.firestore_v1.types import firestore
+
+from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore.client import grpc_channel
+from celery_statemanager.stores.firestore.values import decoded, encoded
+
+
+class Lost(grpc.RpcError, grpc.Call):
+    """An error as gRPC gives it."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__()
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "injected by a test"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+    initial_metadata = trailing_metadata
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> None:
+        return None
+
+    def cancel(self) -> bool:
+        return False
+
+    def result(self, timeout: float | None = None) -> None:
+        raise self
+
+    def __iter__(self) -> Lost:
+        return self
+
+    def __next__(self) -> None:
+        raise self
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        return False
+
+
+class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Counts calls by method, and documents written; ``fault`` may lose a call before or after it was done."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.writes = 0
+        self.requests: list[Any] = []
+        self.fault: Callable[[str, Any], tuple[str, grpc.StatusCode] | None] = lambda method, request: None
+        self.lock = threading.Lock()
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.requests.clear()
+        self.writes = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.calls.values())
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return self._pass(continuation, details, request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return self._pass(continuation, details, request)
+
+    def _pass(self, continuation: Any, details: Any, request: Any) -> Any:
+        method = details.method.rpartition("/")[2]
+        with self.lock:
+            self.calls[method] += 1
+            self.requests.append(request)
+            if method == "Commit":
+                self.writes += len(request.writes)
+            fault = self.fault(method, request)
+        if fault is None:
+            return continuation(details, request)
+        when, code = fault
+        if when == "after":
+            answer = continuation(details, request)
+            if method == "Commit":
+                answer.exception()
+            else:
+                list(answer)
+        return Lost(code)
+
+    def client(self, address: Address) -> FirestoreClient:
+        channel = grpc.intercept_channel(grpc_channel(address), self)
+        return FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
+
+    def store(self, address: Address, timeout: float = 10.0) -> FirestoreStore:
+        return FirestoreStore(address, timeout=timeout, make_client=self.client)
+
+
+class Documents:
+    """The documents of an address as any client sees them."""
+
+    def __init__(self, store: FirestoreStore) -> None:
+        self.store = store
+        self.address = store._connection.address
+
+    @property
+    def client(self) -> FirestoreClient:
+        return self.store._connection.client()
+
+    def name(self, path: str) -> str:
+        return f"{self.address.root}/{path}"
+
+    def put(self, path: str, **fields: Any) -> None:
+        write = {"update": encoded(self.name(path), fields)}
+        request = firestore.CommitRequest.pb()(database=self.address.database_path, writes=[write])
+        self.client.commit(firestore.CommitRequest.wrap(request), retry=None, timeout=10)
+
+    def get(self, path: str) -> dict[str, Any]:
+        request = firestore.GetDocumentRequest(name=self.name(path))
+        answer = self.client.get_document(request, retry=None, timeout=10)
+        return decoded(type(answer).pb(answer).fields)
+
+    def ids(self, collection: str) -> list[str]:
+        parent, _, last = self.name(collection).rpartition("/")
+        request = firestore.ListDocumentsRequest(parent=parent, collection_id=last)
+        return [each.name.rpartition("/")[2] for each in self.client.list_documents(request, retry=None, timeout=10)]

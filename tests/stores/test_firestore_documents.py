@@ -1,0 +1,187 @@
+"""Documents as the Go module writes and reads them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from firestore_kit import Documents
+
+from celery_statemanager import JobNotFound, Manager, Status, StoreError
+from celery_statemanager.models import State
+from celery_statemanager.records import JobKey, to_datetime
+from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore.names import cell_id_of, job_id_of, place_of
+from celery_statemanager.stores.firestore.values import Moment
+from celery_statemanager.testing.kit import Grid, purge
+
+STAMP = 1_700_000_000_123_000
+
+
+@pytest.fixture
+def store(firestore_emulator: str) -> Iterator[FirestoreStore]:
+    with FirestoreStore(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+        yield store
+
+
+@pytest.fixture
+def documents(store: FirestoreStore) -> Documents:
+    return Documents(store)
+
+
+def test_a_job_lies_where_the_go_module_looks_with_its_field_names(store: FirestoreStore, documents: Documents) -> None:
+    with Manager.create(store, "load-42", num_tasks=3, task_index=1, tags=("extract", "load")) as manager:
+        state = manager.set_state("extract", 40, "page 4 of 10", {"rows": 812, "tables": ["a", "b"]}, event_id="e1")
+        job, cell = documents.get("jobs/load-42"), documents.get("jobs/load-42/states/extract:1")
+        seeds = {name: job[name] for name in ("jobID", "numTasks", "deleted", "schemaVersion")}
+        assert seeds == {"jobID": "load-42", "numTasks": 3, "deleted": False, "schemaVersion": 1}
+        names = ("jobID", "taskID", "tag", "status", "message", "version", "eventID", "payload", "schemaVersion")
+        assert {name: cell[name] for name in names} == {
+            "jobID": "load-42",
+            "taskID": 1,
+            "tag": "extract",
+            "status": 40,
+            "message": "page 4 of 10",
+            "version": 1,
+            "eventID": "e1",
+            "payload": {"rows": 812, "tables": ["a", "b"]},
+            "schemaVersion": 1,
+        }
+        assert isinstance(cell["timestamp"], Moment)
+        assert to_datetime(cell["timestamp"]) == state.timestamp
+        assert documents.ids("jobs") == ["load-42"]
+        assert documents.ids("jobs/load-42/states") == ["extract:1"]
+        manager.tombstone_job()
+        assert documents.get("jobs/load-42")["deleted"] is True
+
+
+def go_job(documents: Documents, job_id: str = "go", num_tasks: int = 3) -> None:
+    documents.put(f"jobs/{job_id}", numTasks=num_tasks, deleted=False, schemaVersion=1)
+
+
+def go_state(documents: Documents, tag: str, row: int, status: int, version: int = 1, job_id: str = "go") -> None:
+    documents.put(
+        f"jobs/{job_id}/states/{tag}:{row}",
+        jobID=job_id,
+        taskID=row,
+        tag=tag,
+        status=status,
+        message=f"{tag} {row}",
+        timestamp=Moment(STAMP + row * 1_000),
+        version=version,
+        eventID=f"{tag}-{row}-{version}",
+        payload={"rows": row},
+        schemaVersion=1,
+    )
+
+
+def test_a_job_of_the_go_module_can_be_read(store: FirestoreStore, documents: Documents) -> None:
+    go_job(documents)
+    go_state(documents, "extract", 0, 50)
+    go_state(documents, "extract", 2, Status.FINISHED, version=7)
+    manager = Manager.open(store, "go")
+    assert (manager.num_tasks, manager.tags) == (3, ())
+    expected = State(
+        "go", 2, "extract", Status.FINISHED, "extract 2", {"rows": 2}, to_datetime(STAMP + 2_000), 7, "extract-2-7"
+    )
+    assert manager.get_state("extract", 2) == expected
+    assert manager.list_states() == [manager.get_state("extract", 0), expected]
+    assert manager.get_state() == manager.get_state("extract") == State("go", 1, "extract")
+    go_state(documents, "extract", 1, -5)
+    assert manager.get_state().status == -5
+    summary = manager.summary()
+    assert (summary.expected, summary.running, summary.finished, summary.failed) == (3, 1, 1, 1)
+    assert manager.summary(indexes=False).failed == 1
+    assert [job.job_id for job in store.list_jobs().jobs] == ["go"]
+
+
+def test_a_job_of_the_go_module_can_be_written_and_watched(store: FirestoreStore, documents: Documents) -> None:
+    go_job(documents)
+    go_state(documents, "extract", 0, 50, version=4)
+    with Manager.open(store, "go", task_index=0) as manager, manager.subscribe() as events:
+        assert next(events).state.version == 4
+        assert manager.set_state("extract", 60).version == 5
+        assert next(events).state.version == 5
+        go_state(documents, "extract", 0, 70, version=6)
+        assert next(events).state.status == 70
+        assert manager.set_state("extract", 80).version == 7
+        assert "incarnation" not in documents.get("jobs/go/states/extract:0")
+        assert manager.tombstone_job()
+        assert documents.get("jobs/go") | {"numTasks": 3, "deleted": True} == documents.get("jobs/go")
+
+
+def test_a_job_of_the_go_module_can_be_deleted(store: FirestoreStore, documents: Documents) -> None:
+    go_job(documents)
+    for row in range(3):
+        go_state(documents, "extract", row, 50)
+    store.delete_job(store.get_job(JobKey("go")))
+    with pytest.raises(JobNotFound):
+        Manager.open(store, "go")
+    assert purge(store, 2) == 3
+    assert documents.ids("jobs/go/states") == []
+
+
+def test_a_document_that_is_no_job_is_passed_over(store: FirestoreStore, documents: Documents) -> None:
+    documents.put("jobs/other", words="none of ours")
+    Grid.create(store)
+    assert [job.job_id for job in store.list_jobs().jobs] == ["job"]
+    with pytest.raises(JobNotFound):
+        store.get_job(JobKey("other"))
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (JobKey("etl-42"), "etl-42"),
+        (JobKey("a:b c"), "a:b c"),
+        (JobKey("a/b"), "a%2Fb"),
+        (JobKey("50%"), "50%25"),
+        (JobKey("."), "%2E"),
+        (JobKey(".."), "%2E."),
+        (JobKey("__x__"), "%5F_x__"),
+        (JobKey("etl", "2026"), "etl%+2026"),
+        (JobKey("__", "__"), "%5F_%+__"),
+    ],
+    ids=str,
+)
+def test_plain_names_give_plain_ids_and_others_are_encoded(key: JobKey, expected: str) -> None:
+    assert job_id_of(key) == expected
+
+
+@pytest.mark.parametrize("tag", ["a", "a:b", "a/b", "%2F", "ß" * 200, "__", "😀"])
+def test_a_cells_id_can_be_read_back(tag: str) -> None:
+    assert place_of(cell_id_of(tag, 7)) == (tag, 7)
+
+
+def test_a_name_too_long_for_an_id_is_told_and_a_pair_is_hashed() -> None:
+    assert len(job_id_of(JobKey("😀" * 200, "😀" * 200)).encode()) <= 1_500
+    for tell in (lambda: job_id_of(JobKey("x" * 1_501)), lambda: cell_id_of("ß" * 750, 1)):
+        with pytest.raises(StoreError, match="Firestore allows 1500"):
+            tell()
+
+
+def test_cells_of_an_older_incarnation_stay_invisible_and_are_purged(
+    store: FirestoreStore, documents: Documents
+) -> None:
+    old = Grid.create(store, 2, ("a", "b"))
+    old.write("a", 0, 5)
+    old.write("b", 1, 5)
+    store.delete_job(old.job)
+    new = Grid.create(store, 2, ("a", "b"))
+    assert sorted(documents.ids("jobs/job/states")) == ["a:0", "b:1"]
+    assert (new.states(), new.lowest().version, new.manager().summary().not_started) == ([], 0, 4)
+    assert new.write("a", 0, 7).cell.version == 1
+    purge(store)
+    assert documents.ids("jobs/job/states") == ["a:0"]
+    assert [state.status for state in new.states()] == [7]
+
+
+def test_a_payload_that_firestore_cannot_hold_goes_whole_as_text(store: FirestoreStore, documents: Documents) -> None:
+    with Manager.create(store, "job", num_tasks=1, task_index=0) as manager:
+        manager.set_state("a", 5, payload={"grid": [[1]]})
+        cell = documents.get("jobs/job/states/a:0")
+        assert (cell["payload"], cell["payloadJSON"]) == (None, '{"grid":[[1]]}')
+        manager.set_state("a", 5, payload={"grid": [1]})
+        cell = documents.get("jobs/job/states/a:0")
+        assert (cell["payload"], cell.get("payloadJSON")) == ({"grid": [1]}, None)

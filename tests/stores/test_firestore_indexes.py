@@ -1,0 +1,127 @@
+"""firestore.indexes.json against the queries that the store really sends: the emulator enforces no index."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from firestore_kit import Spy
+
+from celery_statemanager.models import Scope
+from celery_statemanager.stores.firestore import Address
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job
+
+FILE = Path(__file__).parents[2] / "firestore.indexes.json"
+EQUAL = 5
+Index = tuple[str, tuple[str, ...]]
+
+
+@pytest.fixture(scope="module")
+def declared() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(FILE.read_text())
+    return found
+
+
+@pytest.fixture
+def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
+    """Give every query, with the fields it sums, of a run that calls every method in every way that matters."""
+    spy = Spy()
+    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+        for tags in (("a", "b"), None):
+            grid = Grid.create(store, 5, tags, job_id=f"job {tags}", failure="call")
+            grid.begin("a", 0, owner="w")
+            grid.write("a", 0, 50, attempt=1)
+            grid.write("a", 1, FINISHED)
+            grid.run("a", 2, FAILED)
+            grid.write("a", 3, 0)
+            for _ in range(2):
+                for scope in (Scope(), Scope("a"), Scope(task_index=1), Scope("a", 1)):
+                    store.lowest(grid.ref, scope)
+                    list(store.list_states(grid.ref, scope))
+                    store.watch(grid.ref, scope).close()
+                for indexes in (True, False):
+                    store.survey(grid.ref, indexes=indexes)
+                    store.survey(grid.ref, "a", indexes=indexes)
+                if grid.job.cancelled is None:
+                    grid.cancel()
+            low = Grid.create(store, 5, tags, job_id=f"low {tags}")
+            low.write("a", 0, 5)
+            low.lowest("a")
+        for due in (True, False):
+            for idle in (None, store.now() + 1):
+                list(every_job(store, 1, due=due, idle_before=idle))
+        assert list(store.list_open_attempts())
+        for job in list(every_job(store)):
+            store.delete_job(job)
+        store.purge()
+        store.list_workers()
+    return [found for request in spy.requests if (found := query_of(request)) is not None]
+
+
+def query_of(request: Any) -> tuple[Any, tuple[str, ...]] | None:
+    pb = type(request).pb(request)
+    if hasattr(pb, "structured_aggregation_query"):
+        inner = pb.structured_aggregation_query
+        return inner.structured_query, tuple(
+            one.sum.field.field_path for one in inner.aggregations if one.HasField("sum")
+        )
+    return (pb.structured_query, ()) if hasattr(pb, "structured_query") else None
+
+
+def fields_of(query: Any, sums: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Give the fields compared for equality, and those that must follow in order."""
+    filters = [each.field_filter for each in query.where.composite_filter.filters]
+    equal = [each.field.field_path for each in filters if each.op == EQUAL]
+    ordered = [each.field.field_path for each in query.order_by]
+    ordered += [each.field.field_path for each in filters if each.op != EQUAL]
+    rest = dict.fromkeys([*ordered, *sums])
+    return equal, [path for path in rest if path != "__name__" and path not in equal]
+
+
+def collection_of(query: Any) -> str:
+    name = query.from_[0].collection_id
+    return str(name)
+
+
+def test_the_composite_indexes_are_exactly_those_that_the_queries_need(
+    queries: list[tuple[Any, tuple[str, ...]]], declared: dict[str, Any]
+) -> None:
+    """Equality alone is served by merging single fields; any other pair of fields needs an index of its own."""
+    needed: set[Index] = set()
+    for query, sums in queries:
+        equal, rest = fields_of(query, sums)
+        if len(equal) + len(rest) > 1 and rest:
+            needed.add((collection_of(query), (*equal, *rest)))
+    found = {
+        (each["collectionGroup"], tuple(field["fieldPath"] for field in each["fields"])) for each in declared["indexes"]
+    }
+    assert found == needed
+    assert len(declared["indexes"]) == len(found)
+
+
+def test_no_field_is_exempt_that_a_query_needs_alone_and_groups_have_their_index(
+    queries: list[tuple[Any, tuple[str, ...]]], declared: dict[str, Any]
+) -> None:
+    overrides = {(each["collectionGroup"], each["fieldPath"]): each["indexes"] for each in declared["fieldOverrides"]}
+    everywhere: set[tuple[str, str]] = set()
+    for query, sums in queries:
+        equal, rest = fields_of(query, sums)
+        alone = equal if not rest else rest if not equal and len(rest) == 1 else []
+        for path in alone:
+            place = collection_of(query), path
+            if query.from_[0].all_descendants:
+                everywhere.add(place)
+            else:
+                assert place not in overrides, f"{place} is exempt and queried by {query}"
+    assert everywhere == {place for place, indexes in overrides.items() if indexes}
+
+
+def test_what_grows_or_rises_is_exempt(declared: dict[str, Any]) -> None:
+    exempt = {
+        (each["collectionGroup"], each["fieldPath"]) for each in declared["fieldOverrides"] if not each["indexes"]
+    }
+    assert {("states", path) for path in ("payload", "message", "timestamp", "kept")} <= exempt
+    assert ("jobs", "plan") in exempt

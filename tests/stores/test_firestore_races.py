@@ -1,0 +1,174 @@
+"""What several processes do at once to jobs in Firestore, played by stores that share nothing but the documents."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from firestore_kit import Documents, Spy
+
+from celery_statemanager import JobCancelled, JobNotFound, StoreUnavailable
+from celery_statemanager.records import Verdict
+from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, overdue
+from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, purge
+
+
+@pytest.fixture
+def address(firestore_emulator: str) -> Address:
+    return Address(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def store(address: Address) -> Iterator[FirestoreStore]:
+    with FirestoreStore(address) as store:
+        yield store
+
+
+@pytest.fixture
+def spy() -> Spy:
+    return Spy()
+
+
+@pytest.fixture
+def other(address: Address, spy: Spy) -> Iterator[FirestoreStore]:
+    """Give what another process has: it knows nothing of what the first one does."""
+    with spy.store(address) as other:
+        yield other
+
+
+def test_an_attempt_that_began_after_a_cancellation_it_could_not_know_of_is_ended_before_it_runs(
+    store: FirestoreStore, other: FirestoreStore
+) -> None:
+    grid = Grid.create(store, 2, ("a", "b"))
+    elsewhere = grid.seen_by(other)
+    assert elsewhere.job.cancelled is None
+    assert grid.cancel("enough") == ("settled",)
+    reply = elsewhere.begin("a", 0, owner="w")
+    assert reply.verdict is Verdict.CANCELLED
+    assert (reply.cell.status, reply.cell.message, reply.cell.final) == (CANCELLED, "enough", True)
+    assert list(store.list_open_attempts()) == []
+    assert elsewhere.begin("a", 1).verdict is Verdict.CLOSED
+    assert grid.cell("a", 1).version == 0
+
+
+def test_a_late_begin_after_an_unknown_cancellation_is_taken_back(store: FirestoreStore, other: FirestoreStore) -> None:
+    grid = Grid.create(store, 2, ("a", "b"))
+    elsewhere = grid.seen_by(other)
+    assert elsewhere.job.cancelled is None
+    grid.cancel("enough")
+    with pytest.raises(JobCancelled, match="enough"):
+        elsewhere.write("a", 0, 50, begin=elsewhere.request("a", 0, owner="w"))
+    assert (grid.cell("a", 0).status, grid.cell("a", 0).open) == (CANCELLED, False)
+
+
+def test_the_end_of_the_last_open_cell_settles_a_job_cancelled_elsewhere(
+    store: FirestoreStore, other: FirestoreStore
+) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    elsewhere = grid.seen_by(other)
+    elsewhere.begin("a", 0)
+    assert grid.cancel() == ()
+    assert elsewhere.end("a", 0).decided == ("settled",)
+    assert grid.fallen == {"settled"}
+
+
+def test_a_cancellation_reaches_a_writer_elsewhere_once_it_looks_again(
+    store: FirestoreStore, other: FirestoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    elsewhere = grid.seen_by(other)
+    elsewhere.begin("a", 0)
+    grid.cancel("enough")
+    assert elsewhere.write("a", 0, 50, attempt=1).cell.version == 2
+    monkeypatch.setattr(jobs, "REMEMBERED_FOR", 0.0)
+    with pytest.raises(JobCancelled, match="enough"):
+        elsewhere.write("a", 0, 51, attempt=1)
+
+
+def test_what_a_straggler_writes_after_a_deletion_it_could_not_know_of_is_seen_by_nobody_and_collected(
+    address: Address, store: FirestoreStore, other: FirestoreStore
+) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    elsewhere = grid.seen_by(other)
+    elsewhere.write("a", 0, 5)
+    store.delete_job(grid.job)
+    purge(store)
+    elsewhere.write("a", 1, 5)
+    with pytest.raises(JobNotFound):
+        elsewhere.begin("a", 0)
+    successor = Grid.create(store, 2, ("a",))
+    assert (successor.states(), successor.manager().summary().not_started) == ([], 2)
+    assert successor.write("a", 1, 6).cell.version == 1
+    purge(store)
+    assert Documents(store).ids("jobs/job/states") == ["a:1"]
+    with pytest.raises(JobNotFound):
+        elsewhere.end("a", 1, attempt=None)
+
+
+def test_a_cell_that_begins_again_while_its_job_is_decided_is_not_overlooked(
+    store: FirestoreStore, other: FirestoreStore, spy: Spy
+) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    grid.run("a", 0, FAILED)
+    grid.begin("a", 1)
+    elsewhere = grid.seen_by(other)
+    begun: list[Verdict] = []
+
+    def begin_again_before_the_claim(method: str, request: Any) -> None:
+        names = [write.update.name for write in getattr(request, "writes", ())]
+        if method == "Commit" and names and names[0].endswith("/jobs/job") and not begun:
+            begun.append(grid.begin("a", 0).verdict)
+
+    spy.lock = type("NoLock", (), {"__enter__": lambda self: None, "__exit__": lambda self, *exc: None})()
+    spy.fault = begin_again_before_the_claim
+    assert elsewhere.end("a", 1).decided == ()
+    assert begun == [Verdict.BEGUN]
+    assert grid.fallen == {"failure"}
+    assert set(grid.end("a", 0).decided) == {"success", "settled"}
+
+
+def test_the_claim_of_a_decider_that_died_is_made_by_the_next_who_looks(
+    store: FirestoreStore, other: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
+    monkeypatch.setattr(overdue, "FIRST", -1_000_000)
+    ways = {
+        "repetition": lambda grid: grid.write("a", 0, FINISHED, event_id="end"),
+        "delivery": lambda grid: grid.begin("a", 0),
+        "change": lambda grid: grid.tombstone(),
+        "sweep": lambda grid: list(every_job(store, due=True)),
+    }
+    for way, look in ways.items():
+        grid = Grid.create(store, 1, ("a",), job_id=way)
+        elsewhere = grid.seen_by(other)
+        elsewhere.begin("a", 0)
+        other._connection.timeout = 0.3
+
+        def lose_claims(method: str, request: Any, way: str = way) -> tuple[str, grpc.StatusCode] | None:
+            names = [write.update.name for write in getattr(request, "writes", ())]
+            return ("before", grpc.StatusCode.UNAVAILABLE) if names and names[0].endswith(f"/jobs/{way}") else None
+
+        spy.fault = lose_claims
+        with pytest.raises(StoreUnavailable):
+            elsewhere.end("a", 0, event_id="end")
+        assert (grid.cell("a", 0).status, grid.fallen) == (FINISHED, set())
+        look(grid)
+        assert grid.fallen == {"success", "settled"}
+        spy.fault = lambda method, request: None
+        other._connection.timeout = 10.0
+
+
+def test_looks_at_jobs_that_run_are_few_and_far_between(
+    store: FirestoreStore, other: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
+    for number in range(3):
+        Grid.create(store, 1, ("a",), job_id=f"job {number}")
+    list(every_job(other, due=True))
+    assert spy.calls["RunAggregationQuery"] == 3
+    spy.clear()
+    list(every_job(other, due=True))
+    assert (spy.calls["RunAggregationQuery"], spy.calls["Commit"]) == (0, 0)

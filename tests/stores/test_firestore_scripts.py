@@ -1,0 +1,144 @@
+"""The scripts that set up a Firestore project, run against a gcloud that only takes notes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
+WANTED = json.loads((ROOT / "firestore.indexes.json").read_text())
+
+STUB = """#!/usr/bin/env bash
+echo "$*" >>"$NOTES/calls"
+case "$*" in
+  *"databases describe"*) test -e "$NOTES/database" ;;
+  *"composite list"*) cat "$NOTES/composite" 2>/dev/null || echo '[]' ;;
+  *"fields list"*) cat "$NOTES/fields" 2>/dev/null || echo '[]' ;;
+esac
+"""
+
+
+class Gcloud:
+    """Notes its calls in a folder, and says of the project what lies there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        program = folder / "bin" / "gcloud"
+        program.parent.mkdir()
+        program.write_text(STUB)
+        program.chmod(0o755)
+        self.environment = {**os.environ, "NOTES": str(folder), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+    def run(self, *command: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        calls = self.folder / "calls"
+        calls.unlink(missing_ok=True)
+        done = subprocess.run(
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        return done, calls.read_text().splitlines() if calls.exists() else []
+
+    def has_all(self) -> None:
+        base = "projects/p/databases/(default)/collectionGroups"
+        composite = [
+            {
+                "name": f"{base}/{each['collectionGroup']}/indexes/x{number}",
+                "fields": [*each["fields"], {"fieldPath": "__name__"}],
+            }
+            for number, each in enumerate(WANTED["indexes"])
+        ]
+        fields = [
+            {
+                "name": f"{base}/{each['collectionGroup']}/fields/{each['fieldPath']}",
+                "indexConfig": {"indexes": each["indexes"]} if each["indexes"] else {},
+            }
+            for each in WANTED["fieldOverrides"]
+        ]
+        (self.folder / "composite").write_text(json.dumps(composite))
+        (self.folder / "fields").write_text(json.dumps(fields))
+
+
+@pytest.fixture
+def gcloud(tmp_path: Path) -> Gcloud:
+    return Gcloud(tmp_path)
+
+
+def test_the_database_is_created_once(gcloud: Gcloud) -> None:
+    done, calls = gcloud.run("make", "firestore-init", "PROJECT_ID=p-1", "REGION=eur3")
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == "services enable firestore.googleapis.com --project=p-1 --quiet"
+    assert calls[-1].startswith("firestore databases create --database=(default) --location=eur3")
+    (gcloud.folder / "database").touch()
+    done, calls = gcloud.run("make", "firestore-init", "PROJECT_ID=p-1", "REGION=eur3")
+    assert done.returncode == 0, done.stderr
+    assert not [call for call in calls if "create" in call]
+
+
+def test_indexes_that_are_missing_are_created_and_no_others(gcloud: Gcloud) -> None:
+    done, calls = gcloud.run("make", "firestore-indexes", "PROJECT_ID=p-1")
+    assert done.returncode == 0, done.stderr
+    created = [call for call in calls if "composite create" in call]
+    updated = [call for call in calls if "fields update" in call]
+    assert (len(created), len(updated)) == (len(WANTED["indexes"]), len(WANTED["fieldOverrides"]))
+    assert (
+        "firestore indexes composite create --collection-group=states --query-scope=collection "
+        "--field-config=field-path=column,order=ascending --field-config=field-path=taskID,order=ascending "
+        "--project=p-1 --database=(default) --quiet --async"
+    ) in created
+    assert any("fields update payload --collection-group=states --disable-indexes" in call for call in updated)
+    group = "fields update held --collection-group=states --index=order=ascending,query-scope=collection-group"
+    assert any(group in call for call in updated)
+    gcloud.has_all()
+    done, calls = gcloud.run("make", "firestore-indexes", "PROJECT_ID=p-1")
+    assert done.returncode == 0, done.stderr
+    assert [call for call in calls if " list " not in call] == []
+
+
+def test_another_collection_has_indexes_of_its_own(gcloud: Gcloud) -> None:
+    gcloud.has_all()
+    done, calls = gcloud.run(str(SCRIPTS / "firestore_apply_indexes.sh"), "p-1", "other", "etl")
+    assert done.returncode == 0, done.stderr
+    created = [call for call in calls if "composite create" in call]
+    assert len(created) == 1
+    assert "--collection-group=etl " in created[0]
+    assert "--database=other" in created[0]
+
+
+@pytest.mark.parametrize("target", ["firestore-init", "firestore-indexes"])
+def test_what_is_missing_is_named(gcloud: Gcloud, target: str) -> None:
+    done, calls = gcloud.run("make", target)
+    assert (done.returncode != 0, calls) == (True, [])
+    assert "PROJECT_ID" in done.stderr
+
+
+def test_a_missing_gcloud_is_told(gcloud: Gcloud) -> None:
+    shutil.rmtree(gcloud.folder / "bin")
+    bash = str(shutil.which("bash"))
+    gcloud.environment["PATH"] = ""
+    for script in ("firestore_enable.sh", "firestore_apply_indexes.sh"):
+        done = subprocess.run(
+            [bash, "-c", f"dirname() {{ echo scripts; }}; set -- p r; . scripts/{script}"],
+            env={"PATH": str(gcloud.folder)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert "gcloud is not installed" in done.stderr
+
+
+def test_the_scripts_are_clean() -> None:
+    shellcheck = shutil.which("shellcheck") or shutil.which(str(ROOT / ".venv" / "bin" / "shellcheck"))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: apt-get install shellcheck")
+    done = subprocess.run(
+        [shellcheck, *map(str, SCRIPTS.glob("firestore_*.sh"))], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout
