@@ -3,3 +3,13 @@
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every combination, not only those that differ")
+    parser.addoption("--firestore", action="store_true", help="run the Firestore store, too: minutes on its emulator")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave Firestore to ``make test-firestore`` and ``make test-full``."""
+    if config.getoption("--firestore") or config.getoption("--full"):
+        return
+    left_out = [item for item in items if "firestore" in item.nodeid]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if "firestore" not in item.nodeid]

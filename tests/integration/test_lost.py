@@ -61,8 +61,8 @@ def test_an_acks_late_attempt_of_a_killed_worker_is_run_again(tracked, setting, 
 
 
 def test_rows_that_a_killed_worker_had_received_are_run(tracked, setting, pool, victim, key, eventually):
-    if pool == "solo":
-        pytest.skip("a solo worker that runs a task receives nothing meanwhile")
+    if pool != "prefork":
+        pytest.skip("only the prefork pool holds messages for long that it has not begun")
     worker = victim(key, "--prefetch-multiplier=3")
     rows = 6
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key) for _ in range(rows)])
