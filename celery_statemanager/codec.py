@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -59,7 +60,7 @@ def state_from_wire(wire: Mapping[str, Any]) -> State:
         int(wire["status"]),
         wire.get("message"),
         wire.get("payload"),
-        datetime.fromisoformat(stamp.replace("Z", "+00:00")) if stamp else None,
+        from_rfc3339(stamp) if stamp else None,
         int(wire.get("version", 0)),
         wire.get("eventID"),
         int(wire.get("attempt", 0)),
@@ -75,6 +76,20 @@ def event_to_wire(event: StateEvent) -> dict[str, Any]:
 def rfc3339(moment: datetime) -> str:
     """Give an aware datetime in UTC with microseconds and ``Z``."""
     return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def from_rfc3339(text: str) -> datetime:
+    """Read a moment in any offset and of any precision, as Go writes it, to the microsecond. Raises: ValueError."""
+    found = _MOMENT.fullmatch(text)
+    if found is None:
+        raise ValueError(f"not a moment like '2026-01-31T12:00:00.5Z': {text!r}")
+    seconds, fraction, offset = found.groups()
+    moment = datetime.fromisoformat(seconds + (offset if offset not in ("Z", "z") else "+00:00"))
+    return moment.replace(microsecond=int((fraction or "")[:6].ljust(6, "0"))).astimezone(timezone.utc)
+
+
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+"""Seconds, fraction, offset. Python 3.10 reads three digits or six of a fraction, and Go writes what it needs."""
 
 
 def compact(value: Any) -> str:

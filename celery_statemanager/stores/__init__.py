@@ -54,7 +54,7 @@ def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> Store:
 
 def masked(url: str) -> str:
     """Give a URL that may be shown: the password, and options that look secret, are starred."""
-    shown = re.sub(r"(://[^/@:]*):[^@]*@", r"\1:**@", url)
+    shown = re.sub(r"((?:^(?!\w[\w+.\-]*://)|//)[^/@:]*):.*@", r"\1:**@", url)  # to the last @: passwords may hold one
     return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*)=[^&]*", r"\1=**", shown)
 
 

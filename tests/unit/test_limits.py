@@ -268,8 +268,7 @@ def test_percent_is_floored(done: int, total: int) -> None:
 )
 def test_progress_that_is_none_is_refused(done: Any, total: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        percent(done, total)
-        progress_json(done, total)
+        (percent(done, total), progress_json(done, total))
 
 
 def test_a_new_job_is_checked_and_has_an_incarnation_of_its_own() -> None:

@@ -1,0 +1,91 @@
+"""What importing costs, and which names there are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import celery_statemanager
+
+HEAVY = ("celery", "kombu", "redis", "google", "click", "sqlite3", "pytest", "hypothesis", "rich", "asyncio")
+
+USE = """
+from celery_statemanager import Manager, open_store
+manager = Manager.create(open_store("memory://"), "job", num_tasks=1, task_index=0, tags=("a",))
+manager.begin("a")
+manager.progress("a", 1, 2)
+manager.set_state("a", 2**31 - 1)
+assert len(list(manager.subscribe(until_settled=True))) == 1
+manager.synchronize("a", 2)
+assert manager.summary().finished == 1
+"""
+
+READ_ALL = """
+import celery_statemanager
+celery_names = {"StateManager", "StatefulTask", "Job", "current_state"}
+for name in set(celery_statemanager.__all__) - celery_names:
+    getattr(celery_statemanager, name)
+"""
+
+
+def loaded_by(code: str) -> list[str]:
+    """Give the heavy modules that some code loads in a new process."""
+    ask = f"{code}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ask], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return eval(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import celery_statemanager",
+        "from celery_statemanager import Manager, State, StateEvent, Status, Summary, open_store, Store, IndexSet",
+        USE,
+        READ_ALL,
+    ],
+)
+def test_the_core_loads_neither_celery_nor_a_stores_client(code: str) -> None:
+    assert loaded_by(code) == []
+
+
+def test_the_testing_package_loads_pytest_and_no_celery() -> None:
+    assert loaded_by("import celery_statemanager.testing") == ["pytest"]
+
+
+def test_sqlite_is_loaded_for_sqlite_only(tmp_path) -> None:
+    code = f"import celery_statemanager as c; c.open_store('sqlite:///{tmp_path}/x.db')"
+    assert "redis" not in loaded_by(code)
+    assert "celery" not in loaded_by(code)
+
+
+def test_the_celery_names_resolve_lazily() -> None:
+    assert celery_statemanager.StateManager.__name__ == "StateManager"
+    assert celery_statemanager.current_state.__name__ == "current_state"
+    with pytest.raises(AttributeError, match="no attribute 'StateManger'"):
+        _ = celery_statemanager.StateManger
+
+
+@pytest.mark.parametrize("name", celery_statemanager.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(celery_statemanager, name) is not None
+
+
+def test_it_knows_its_version() -> None:
+    assert celery_statemanager.__version__[0].isdigit()
+
+
+def test_without_hypothesis_the_state_machine_says_what_it_needs() -> None:
+    code = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "from celery_statemanager.testing import store_machine\n"
+        "try: store_machine(lambda: None)\n"
+        "except ImportError as error: assert 'pip install hypothesis' in str(error), error\n"
+        "else: raise SystemExit('no error')\n"
+        "del sys.modules['hypothesis']"
+    )
+    assert loaded_by(code) == ["pytest"]
