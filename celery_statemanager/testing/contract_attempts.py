@@ -183,6 +183,16 @@ class AttemptContract:
         cell = grid.end("a", 0, FAILED).cell
         assert (cell.owner, cell.kept) == (None, None)
 
+    def test_a_write_may_name_its_attempt_by_worker_and_delivery(self, store: Store) -> None:
+        grid = Grid.create(store)
+        grid.begin("a", 0, owner="w", delivery=RETRY)
+        for holder in (("other", RETRY), ("w", Delivery()), ("w", Delivery(1, 0))):
+            with pytest.raises(AttemptSuperseded):
+                grid.write("a", 0, 5, held_by=holder)
+        assert grid.write("a", 0, FAILED, held_by=("w", RETRY), when=When.OPEN, closes=True).cell.final
+        with pytest.raises(AttemptSuperseded):
+            grid.write("a", 0, 5, held_by=("w", RETRY))
+
     def test_a_write_may_demand_that_the_attempt_is_still_open(self, store: Store) -> None:
         grid = Grid.create(store)
         with pytest.raises(AttemptSuperseded):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,38 +14,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from celery_statemanager.errors import JobExists, JobNotFound, StateManagerError
 from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, Cell, Delivery, Write
+from celery_statemanager.records import Begin, Delivery, Write
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
-from celery_statemanager.testing import naive
-from celery_statemanager.testing.kit import FINISHED, Grid, every_job
-from celery_statemanager.testing.model import JobModel, Place
+from celery_statemanager.testing.agreement import check_agreement
+from celery_statemanager.testing.drawn import PLANS, ROWS, deliveries, messages, owners, places, scopes, ways, writes
+from celery_statemanager.testing.kit import Grid, every_job
+from celery_statemanager.testing.model import JobModel, Place, brief
 from celery_statemanager.testing.reader import Reader
-
-TAGS = ("a", "b", "c")
-PLANS: tuple[Any, ...] = (None, ("a", "b"), ("b", "a", "c"), {"a": [0, 1, 2], "b": [0, 2]}, {"c": [1, 2], "a": [0, 1]})
-STATUSES = (0, 1, 2, 50, 100, 5000, 2**31 - 2, FINISHED, FINISHED, FINISHED, -1, -1, -6, -7, -8, -(2**31))
-PROGRESS = '{"done":1,"total":4}'
-PAYLOADS = (None, '{"n":1}', f'{{"progress":{PROGRESS},"n":2}}', '{"progress":"odd"}')
-ROWS = 3
-
-places = st.tuples(st.sampled_from(TAGS), st.integers(0, ROWS - 1))
-deliveries = st.builds(Delivery, st.integers(0, 1), st.integers(0, 2))
-messages = st.sampled_from((None, "", "words", "wörds"))
-ways = st.sampled_from(({}, {}, {"takes_over": True}, {"supersedes": 1}, {"supersedes": 2}))
-owners = st.sampled_from((None, "w1", "w2"))
-scopes = st.builds(Scope, st.sampled_from((None, None, *TAGS)), st.sampled_from((None, None, 0, 1)))
-writes = st.fixed_dictionaries(
-    {"status": st.sampled_from(STATUSES), "message": messages},
-    optional={
-        "cascades": st.just(value=True),
-        "yields": st.just(value=True),
-        "losing": st.just(value=True),
-        "payload": st.sampled_from(PAYLOADS),
-        "keeps_payload": st.just(value=True),
-        "progress": st.just(PROGRESS),
-    },
-)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -231,7 +206,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Whatever can be read of the job last touched is what the model says."""
         self.counts["steps"] += 1
         if self.touched is not None:
-            check(Grid(self.store, self.touched.ref), self.touched)
+            check_agreement(Grid(self.store, self.touched.ref), self.touched)
             self.touched = None
 
     def create(self, name: str, plan: Any) -> Any:
@@ -257,28 +232,6 @@ class StoreMachine(RuleBasedStateMachine):
             assert set(reply.decided) == model.fallen - before
             assert brief(reply.cell) == brief(model.cell(place))
         self.touched = model
-
-
-def brief(cell: Cell) -> Cell:
-    """Give a cell without its times, its payload as a value."""
-    payload: Any = json.loads(cell.payload) if cell.payload else None
-    return replace(cell, timestamp=0, began_at=0, payload=payload)
-
-
-def check(grid: Grid, model: JobModel) -> None:
-    """Compare all that can be read of a job."""
-    job = grid.job
-    assert (job.cancelled is not None, job.tombstoned_at is not None) == (model.cancelled, model.tombstoned)
-    assert grid.fallen == model.fallen
-    cells, states = naive.read_grid(grid, TAGS)
-    for place, cell in cells.items():
-        assert brief(cell) == brief(model.cell(place))
-        assert (states[place].status, states[place].message) == model.reads(place)
-    naive.check_grid(grid, model.expected, cells, states)
-    owned = {(tag, row) for (tag, row), cell in model.cells.items() if cell.open and cell.owner}
-    found = [each for each in grid.store.list_open_attempts() if each.ref == grid.ref]
-    assert {(each.tag, each.task_index) for each in found} == owned
-    assert len(found) == len(owned)
 
 
 def machine_for(make_store: Callable[[], Store]) -> type[StoreMachine]:

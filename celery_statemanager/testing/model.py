@@ -198,3 +198,9 @@ def _merged(kept: str | None, request: Write, status: int) -> str | None:
     if status == FINISHED and isinstance(progress, dict) and progress.keys() >= {"done", "total"}:
         payload = {**(payload or {}), "progress": {**progress, "done": progress["total"]}}
     return None if payload is None else json.dumps(payload)
+
+
+def brief(cell: Cell) -> Cell:
+    """Give a cell without its times, its payload as a value."""
+    payload: Any = json.loads(cell.payload) if cell.payload else None
+    return replace(cell, timestamp=0, began_at=0, payload=payload)

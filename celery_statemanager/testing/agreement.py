@@ -1,0 +1,24 @@
+"""What can be read of a job, held against its model."""
+
+from __future__ import annotations
+
+from celery_statemanager.testing.drawn import TAGS
+from celery_statemanager.testing.kit import Grid
+from celery_statemanager.testing.model import JobModel, brief
+from celery_statemanager.testing.naive import check_grid, read_grid
+
+
+def check_agreement(grid: Grid, model: JobModel) -> None:
+    """Compare all that can be read of a job."""
+    job = grid.job
+    assert (job.cancelled is not None, job.tombstoned_at is not None) == (model.cancelled, model.tombstoned)
+    assert grid.fallen == model.fallen
+    cells, states = read_grid(grid, TAGS)
+    for place, cell in cells.items():
+        assert brief(cell) == brief(model.cell(place))
+        assert (states[place].status, states[place].message) == model.reads(place)
+    check_grid(grid, model.expected, cells, states)
+    owned = {(tag, row) for (tag, row), cell in model.cells.items() if cell.open and cell.owner}
+    found = [each for each in grid.store.list_open_attempts() if each.ref == grid.ref]
+    assert {(each.tag, each.task_index) for each in found} == owned
+    assert len(found) == len(owned)

@@ -1,0 +1,36 @@
+"""What the state machine draws from: few names, few rows, every kind of status, so that things meet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from celery_statemanager.models import Scope
+from celery_statemanager.records import Delivery
+from celery_statemanager.testing.kit import FINISHED
+
+TAGS = ("a", "b", "c")
+PLANS: tuple[Any, ...] = (None, ("a", "b"), ("b", "a", "c"), {"a": [0, 1, 2], "b": [0, 2]}, {"c": [1, 2], "a": [0, 1]})
+STATUSES = (0, 1, 2, 50, 100, 5000, 2**31 - 2, FINISHED, FINISHED, FINISHED, -1, -1, -6, -7, -8, -(2**31))
+PROGRESS = '{"done":1,"total":4}'
+PAYLOADS = (None, '{"n":1}', f'{{"progress":{PROGRESS},"n":2}}', '{"progress":"odd"}')
+ROWS = 3
+
+places = st.tuples(st.sampled_from(TAGS), st.integers(0, ROWS - 1))
+deliveries = st.builds(Delivery, st.integers(0, 1), st.integers(0, 2))
+messages = st.sampled_from((None, "", "words", "wörds"))
+ways = st.sampled_from(({}, {}, {"takes_over": True}, {"supersedes": 1}, {"supersedes": 2}))
+owners = st.sampled_from((None, "w1", "w2"))
+scopes = st.builds(Scope, st.sampled_from((None, None, *TAGS)), st.sampled_from((None, None, 0, 1)))
+writes = st.fixed_dictionaries(
+    {"status": st.sampled_from(STATUSES), "message": messages},
+    optional={
+        "cascades": st.just(value=True),
+        "yields": st.just(value=True),
+        "losing": st.just(value=True),
+        "payload": st.sampled_from(PAYLOADS),
+        "keeps_payload": st.just(value=True),
+        "progress": st.just(PROGRESS),
+    },
+)

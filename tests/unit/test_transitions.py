@@ -1,0 +1,273 @@
+"""The decision tables of begins and writes, line by line; stores are held against the same by their contract."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from celery_statemanager import AttemptSuperseded, JobCancelled, Status
+from celery_statemanager.manager import new_job
+from celery_statemanager.records import (
+    CALLBACK_ROW,
+    FRACTION_UNIT,
+    Begin,
+    Cancellation,
+    Cell,
+    Delivery,
+    Latch,
+    Tally,
+    Verdict,
+    When,
+    Write,
+)
+from celery_statemanager.transitions import begun, blocked, tally_of, unblocked, written
+
+JOB = new_job("job", 3, ("a", "b"))
+CANCELLED_JOB = replace(JOB, cancelled=Cancellation("why", 1))
+SETTLED_JOB = JOB.with_latches(settled=Latch(None, 1))
+BOTH = replace(SETTLED_JOB, cancelled=Cancellation("why", 1))
+FINISHED, FAILED, CANCELLED = int(Status.FINISHED), int(Status.FAILED), int(Status.CANCELLED)
+
+NEW = Cell()
+ZERO = Cell(0, version=1, event_id="z")
+RUNNING = Cell(
+    1, version=2, event_id="r", attempt=2, open=True, delivery=Delivery(1, 1), owner="w", kept="m", began_at=9
+)
+RETRYING = Cell(1, version=3, event_id="t", attempt=2, delivery=Delivery(1, 2), kept="m")
+SAID_DONE = replace(RUNNING, status=FINISHED)
+SAID_BAD = replace(RUNNING, status=-42, message="mine")
+DONE = Cell(FINISHED, version=4, event_id="d", attempt=2, delivery=Delivery(1, 1))
+BAD = Cell(FAILED, version=4, event_id="b", attempt=2, delivery=Delivery(1, 1))
+BLOCKED = Cell(FAILED, version=1, event_id="x", blocked_by="z")
+HALFWAY = Cell(50, version=1, event_id="h")
+
+EARLIER, EQUAL, LATER = Delivery(1, 0), Delivery(1, 1), Delivery(1, 2)
+
+BEGINS: list[tuple[Any, Cell, dict[str, Any], Verdict]] = [
+    (JOB, NEW, {}, Verdict.BEGUN),
+    (JOB, ZERO, {}, Verdict.BEGUN),
+    (JOB, HALFWAY, {}, Verdict.BEGUN),
+    (JOB, BLOCKED, {}, Verdict.BEGUN),
+    (JOB, RUNNING, {"delivery": EARLIER}, Verdict.STALE),
+    (JOB, RUNNING, {"delivery": Delivery(0, 9)}, Verdict.STALE),
+    (JOB, RUNNING, {"delivery": EQUAL}, Verdict.DUPLICATE),
+    (JOB, RUNNING, {"delivery": LATER}, Verdict.BEGUN),
+    (JOB, RUNNING, {"delivery": Delivery(2, 0)}, Verdict.BEGUN),
+    (JOB, RUNNING, {"delivery": EQUAL, "supersedes": 1}, Verdict.DUPLICATE),
+    (JOB, RUNNING, {"delivery": EQUAL, "supersedes": 2}, Verdict.BEGUN),
+    (JOB, RUNNING, {"delivery": EARLIER, "supersedes": 2}, Verdict.BEGUN),
+    (JOB, RUNNING, {"takes_over": True}, Verdict.BEGUN),
+    (JOB, SAID_DONE, {"delivery": EQUAL}, Verdict.DUPLICATE),
+    (JOB, SAID_DONE, {"delivery": LATER}, Verdict.BEGUN),
+    (JOB, SAID_BAD, {"delivery": EQUAL}, Verdict.DUPLICATE),
+    (JOB, RETRYING, {"delivery": EQUAL}, Verdict.STALE),
+    (JOB, RETRYING, {"delivery": EQUAL, "supersedes": 2}, Verdict.STALE),
+    (JOB, RETRYING, {"delivery": LATER}, Verdict.BEGUN),
+    (JOB, BAD, {"delivery": EARLIER}, Verdict.STALE),
+    (JOB, BAD, {"delivery": EQUAL}, Verdict.BEGUN),
+    (JOB, DONE, {"delivery": LATER}, Verdict.FINISHED),
+    (JOB, DONE, {"takes_over": True}, Verdict.FINISHED),
+    (JOB, DONE, {"supersedes": 2}, Verdict.FINISHED),
+    (SETTLED_JOB, NEW, {}, Verdict.CLOSED),
+    (SETTLED_JOB, BAD, {"takes_over": True}, Verdict.CLOSED),
+    (SETTLED_JOB, RUNNING, {"delivery": LATER}, Verdict.CLOSED),
+    (SETTLED_JOB, DONE, {}, Verdict.FINISHED),
+    (SETTLED_JOB, NEW, {"task_index": CALLBACK_ROW}, Verdict.BEGUN),
+    (SETTLED_JOB, DONE, {"task_index": CALLBACK_ROW}, Verdict.FINISHED),
+    (CANCELLED_JOB, NEW, {}, Verdict.CANCELLED),
+    (CANCELLED_JOB, RUNNING, {"takes_over": True}, Verdict.CANCELLED),
+    (CANCELLED_JOB, RUNNING, {"delivery": LATER}, Verdict.CANCELLED),
+    (CANCELLED_JOB, BAD, {"delivery": LATER}, Verdict.CANCELLED),
+    (CANCELLED_JOB, RETRYING, {"delivery": LATER}, Verdict.CANCELLED),
+    (CANCELLED_JOB, DONE, {}, Verdict.FINISHED),
+    (CANCELLED_JOB, NEW, {"task_index": CALLBACK_ROW}, Verdict.BEGUN),
+    (BOTH, NEW, {}, Verdict.CLOSED),
+]
+
+
+def begin(**fields: Any) -> Begin:
+    return Begin(**{"tag": "a", "task_index": 0, "event_id": "new", **fields})
+
+
+def write(status: int, **fields: Any) -> Write:
+    return Write(**{"tag": "a", "task_index": 0, "event_id": "new", "status": status, **fields})
+
+
+@pytest.mark.parametrize(("job", "cell", "fields", "verdict"), BEGINS)
+def test_a_begin_is_judged(job: Any, cell: Cell, fields: dict[str, Any], verdict: Verdict) -> None:
+    found, after = begun(job, cell, begin(**fields), 7)
+    assert found is verdict
+    ends = job.cancelled and not job.settled and cell is RETRYING
+    assert (after is cell) == (verdict is not Verdict.BEGUN and not ends)
+
+
+def test_what_begins_is_a_new_attempt_that_keeps_payload_and_losses() -> None:
+    old = replace(RUNNING, payload='{"n":1}', losses=1, message="old")
+    request = begin(delivery=LATER, owner="w2", kept="m2", message="retry 2")
+    assert begun(JOB, old, request, 77)[1] == Cell(
+        1, "retry 2", '{"n":1}', 77, 3, "new", 3, True, LATER, "w2", 1, "m2", None, 77
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "fields", "losses"),
+    [
+        (RUNNING, {"supersedes": 2}, 1),
+        (RUNNING, {"delivery": LATER}, 0),
+        (RUNNING, {"takes_over": True}, 0),
+        (replace(RUNNING, owner=None), {"supersedes": 2}, 0),
+        (RETRYING, {"supersedes": 2, "delivery": LATER}, 0),
+    ],
+)
+def test_superseding_a_workers_attempt_counts_as_its_loss(cell: Cell, fields: dict[str, Any], losses: int) -> None:
+    assert begun(JOB, cell, begin(**fields), 7)[1].losses == losses
+
+
+def test_a_retry_vetoed_by_cancellation_ends_as_cancelled() -> None:
+    _, cell = begun(CANCELLED_JOB, RETRYING, begin(delivery=LATER), 7)
+    assert cell == replace(RETRYING, status=CANCELLED, message="why", timestamp=7, version=4, event_id="new", kept=None)
+
+
+REFUSED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
+    (JOB, NEW, {"attempt": 1}, AttemptSuperseded),
+    (JOB, RUNNING, {"attempt": 1}, AttemptSuperseded),
+    (JOB, RUNNING, {"attempt": 3}, AttemptSuperseded),
+    (JOB, DONE, {"attempt": 1}, AttemptSuperseded),
+    (JOB, RUNNING, {"held_by": ("other", EQUAL)}, AttemptSuperseded),
+    (JOB, RUNNING, {"held_by": ("w", LATER)}, AttemptSuperseded),
+    (JOB, RETRYING, {"held_by": ("w", LATER)}, AttemptSuperseded),
+    (JOB, NEW, {"when": When.OPEN}, AttemptSuperseded),
+    (JOB, RETRYING, {"when": When.OPEN}, AttemptSuperseded),
+    (JOB, DONE, {"when": When.OPEN, "attempt": 2}, AttemptSuperseded),
+    (JOB, RUNNING, {"when": When.IDLE}, AttemptSuperseded),
+    (JOB, SAID_DONE, {"when": When.IDLE}, AttemptSuperseded),
+    (JOB, DONE, {"when": When.IDLE}, AttemptSuperseded),
+    (JOB, BAD, {"when": When.IDLE}, AttemptSuperseded),
+    (CANCELLED_JOB, NEW, {"status": FINISHED}, JobCancelled),
+    (CANCELLED_JOB, NEW, {"status": 5}, JobCancelled),
+    (CANCELLED_JOB, ZERO, {"status": FAILED}, JobCancelled),
+    (CANCELLED_JOB, NEW, {"status": FAILED, "when": When.IDLE}, JobCancelled),
+    (CANCELLED_JOB, RUNNING, {"status": 5}, JobCancelled),
+    (CANCELLED_JOB, RUNNING, {"status": 0}, JobCancelled),
+    (CANCELLED_JOB, HALFWAY, {"status": 60}, JobCancelled),
+    (CANCELLED_JOB, DONE, {"status": 5}, JobCancelled),
+    (CANCELLED_JOB, RUNNING, {"status": 5, "attempt": 1}, AttemptSuperseded),
+]
+
+TAKEN: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
+    (JOB, NEW, {}, {"status": 5, "version": 1, "open": False}),
+    (JOB, RUNNING, {"attempt": 2}, {"open": True, "owner": "w", "kept": "m", "attempt": 2, "began_at": 9}),
+    (JOB, RUNNING, {"held_by": ("w", EQUAL)}, {"status": 5}),
+    (JOB, RUNNING, {"closes": True}, {"open": False, "owner": None, "kept": "m", "status": 5}),
+    (JOB, RUNNING, {"closes": True, "status": FINISHED}, {"open": False, "owner": None, "kept": None}),
+    (JOB, RUNNING, {"closes": True, "status": FAILED}, {"kept": None, "status": FAILED}),
+    (JOB, RUNNING, {"status": FINISHED}, {"open": True, "kept": "m"}),
+    (JOB, RUNNING, {"closes": True, "status": 1, "next_delivery": LATER}, {"delivery": LATER, "open": False}),
+    (JOB, RUNNING, {"next_delivery": Delivery()}, {"delivery": Delivery()}),
+    (JOB, RUNNING, {"losing": True}, {"losses": 1}),
+    (JOB, DONE, {"attempt": 2}, {"status": 5, "open": False}),
+    (JOB, BLOCKED, {}, {"blocked_by": None}),
+    (JOB, NEW, {"when": When.IDLE, "status": FAILED}, {"status": FAILED}),
+    (JOB, RETRYING, {"when": When.IDLE, "status": FAILED}, {"status": FAILED, "kept": None}),
+    (JOB, SAID_BAD, {"yields": True, "closes": True, "status": FINISHED}, {"status": -42, "message": "mine"}),
+    (JOB, SAID_BAD, {"yields": True, "status": FAILED, "message": "theirs"}, {"status": -42, "message": "mine"}),
+    (JOB, SAID_BAD, {"closes": True, "status": FINISHED}, {"status": FINISHED, "message": None}),
+    (JOB, SAID_DONE, {"yields": True, "status": FAILED, "message": "theirs"}, {"status": FAILED, "message": "theirs"}),
+    (JOB, BAD, {"yields": True, "status": FINISHED}, {"status": FINISHED}),
+    (JOB, replace(RUNNING, message="page 5"), {"yields": True, "status": FINISHED}, {"message": "page 5"}),
+    (JOB, replace(RUNNING, message="page 5"), {"yields": True, "message": "end"}, {"message": "end"}),
+    (JOB, replace(RUNNING, message="page 5"), {}, {"message": None}),
+    (CANCELLED_JOB, RUNNING, {"status": FINISHED}, {"status": FINISHED}),
+    (CANCELLED_JOB, RUNNING, {"status": 5, "closes": True}, {"status": 5, "open": False}),
+    (CANCELLED_JOB, NEW, {"status": FAILED, "closes": True}, {"status": FAILED}),
+    (CANCELLED_JOB, HALFWAY, {"status": -9}, {"status": -9}),
+    (CANCELLED_JOB, RETRYING, {"status": FAILED, "when": When.IDLE}, {"status": CANCELLED, "message": "why"}),
+    (CANCELLED_JOB, NEW, {"status": 5, "task_index": CALLBACK_ROW}, {"status": 5}),
+    (SETTLED_JOB, DONE, {"status": 5}, {"status": 5}),
+]
+
+
+@pytest.mark.parametrize(("job", "cell", "fields", "kind"), REFUSED)
+def test_a_write_is_refused(job: Any, cell: Cell, fields: dict[str, Any], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        written(job, cell, write(**{"status": 5, **fields}), 7)
+
+
+@pytest.mark.parametrize(("job", "cell", "fields", "expected"), TAKEN)
+def test_a_write_is_taken(job: Any, cell: Cell, fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    after = written(job, cell, write(**{"status": 5, **fields}), 7)
+    assert {name: getattr(after, name) for name in expected} == expected
+    assert (after.version, after.timestamp, after.event_id) == (cell.version + 1, 7, "new")
+
+
+@pytest.mark.parametrize("job", [JOB, CANCELLED_JOB, SETTLED_JOB])
+def test_a_repetition_is_the_same_cell_whatever_it_asks(job: Any) -> None:
+    for cell in (ZERO, RUNNING, RETRYING, DONE, BAD, HALFWAY):
+        request = write(99, event_id=cell.event_id, attempt=77, when=When.OPEN, closes=True)
+        assert written(job, cell, request, 7) is cell
+
+
+def test_a_cell_never_written_repeats_nothing() -> None:
+    assert written(JOB, NEW, write(5, event_id=""), 7).version == 1
+
+
+def test_a_blocked_cell_says_which_stage_failed_and_is_freed_whole() -> None:
+    cell = replace(ZERO, payload='{"n":1}', attempt=1)
+    gone = blocked(cell, replace(BAD, message="no file"), "scan", "end", 7)
+    assert gone == replace(
+        cell,
+        status=FAILED,
+        message="not run: stage 'scan' failed: no file",
+        timestamp=7,
+        version=2,
+        event_id="end",
+        blocked_by="scan",
+    )
+    assert unblocked(gone, "again", 8) == replace(cell, message=None, timestamp=8, version=3, event_id="again")
+
+
+TALLIES = [
+    (NEW, Tally()),
+    (ZERO, Tally()),
+    (replace(RUNNING, status=0), Tally(pending=1)),
+    (RUNNING, Tally(running=1, pending=1)),
+    (RETRYING, Tally(running=1, pending=1)),
+    (HALFWAY, Tally(running=1, pending=1, progress=FRACTION_UNIT // 2)),
+    (replace(HALFWAY, status=101), Tally(running=1, pending=1)),
+    (replace(HALFWAY, status=2**31 - 2), Tally(running=1, pending=1)),
+    (SAID_DONE, Tally(finished=1, pending=1)),
+    (DONE, Tally(finished=1, succeeded=1, ended=1)),
+    (SAID_BAD, Tally(failed=1, pending=1)),
+    (BAD, Tally(failed=1, ended=1, alarms=1)),
+    (BLOCKED, Tally(failed=1, ended=1, alarms=1)),
+    (replace(BAD, status=CANCELLED), Tally(failed=1, ended=1)),
+    (replace(SAID_BAD, status=CANCELLED), Tally(failed=1, pending=1)),
+    (replace(BAD, status=-(2**31)), Tally(failed=1, ended=1, alarms=1)),
+]
+PROGRESSES = [
+    ('{"progress":{"done":1,"total":4}}', 0.25),
+    ('{"progress":{"done":4,"total":4}}', 1.0),
+    ('{"progress":{"done":5,"total":4}}', 0.5),
+    ('{"progress":{"done":0,"total":0}}', 0.5),
+    ('{"progress":{"done":-1,"total":4}}', 0.5),
+    ('{"progress":{"done":true,"total":4}}', 0.5),
+    ('{"progress":{"done":"1","total":4}}', 0.5),
+    ('{"progress":[1,4]}', 0.5),
+    ('{"progress":null}', 0.5),
+    ('{"other":"\\"progress\\""}', 0.5),
+    ('{"progress":{"done":0.5,"total":1' + "0" * 400 + "}}", 0.0),
+]
+
+
+@pytest.mark.parametrize(("cell", "expected"), TALLIES)
+def test_a_cell_counts_in_its_classes(cell: Cell, expected: Tally) -> None:
+    assert tally_of(cell) == expected
+    assert Tally().plus(expected).plus(expected).minus(expected) == expected
+
+
+@pytest.mark.parametrize(("payload", "share"), PROGRESSES)
+def test_a_running_cell_counts_its_progress(payload: str, share: float) -> None:
+    assert tally_of(replace(HALFWAY, payload=payload)).progress == round(share * FRACTION_UNIT)
+    assert tally_of(replace(DONE, payload=payload)).progress == 0
