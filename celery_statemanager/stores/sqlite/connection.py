@@ -102,7 +102,7 @@ def _set_up(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
-    # tables first: another process may set the file up between these looks, and tables without our mark are a stranger's
+    # tables first: another process may set the file up between these looks; tables without our mark are a stranger's
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
