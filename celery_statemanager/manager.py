@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
-import uuid
 import weakref
 from collections.abc import Mapping
 from fractions import Fraction
@@ -24,7 +24,7 @@ from celery_statemanager.limits import (
     check_status,
     encode_payload,
 )
-from celery_statemanager.models import Scope, State, Status, Summary
+from celery_statemanager.models import FINISHED, Scope, State, Summary
 from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.records import Begin, JobKey, JobRecord, JobRef, Verdict, Write
 from celery_statemanager.retention import delete_job, tombstone_job
@@ -259,7 +259,7 @@ class Manager:
     def _write(self, tag: str, row: int, status: int, message: str | None, event_id: str | None, **kind: Any) -> State:
         tag = check_name("tag", tag)
         attempt = self._attempts.get(tag)
-        closes = attempt is not None and (status < 0 or status == Status.FINISHED)
+        closes = attempt is not None and (status < 0 or status == FINISHED)
         request = Write(
             tag=tag,
             task_index=row,
@@ -289,4 +289,4 @@ class Manager:
 
 def new_event_id() -> str:
     """Make an event id for a write whose caller gave none."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
