@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import weakref
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from celery_statemanager import aggregate, barrier
@@ -37,7 +35,7 @@ def new_job(job_id: str, num_tasks: int, tags: PlanSpec | None = None, run_token
     key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
     rows = check_num_tasks(num_tasks)
     plan = None if tags is None else Plan.of(rows, tags)
-    return JobRecord(*key, secrets.token_hex(8), rows, plan)
+    return JobRecord(*key, os.urandom(8).hex(), rows, plan)
 
 
 def percent(done: float, total: float) -> int:
@@ -49,6 +47,10 @@ def percent(done: float, total: float) -> int:
             raise ValueError(f"{name} is a finite number, not {value!r}")
     if not 0 <= done <= total or total <= 0:
         raise ValueError(f"progress is 0 <= done <= total and total > 0, not {done!r} of {total!r}")
+    if isinstance(done, int) and isinstance(total, int):
+        return max(1, 100 * done // total)
+    from fractions import Fraction  # exact where a quotient of floats is not
+
     return max(1, math.floor(100 * Fraction(done) / Fraction(total)))
 
 
