@@ -10,6 +10,7 @@ one in the place of the store that the settings made::
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.testing.wrapped import WrappedStore
 
 T = TypeVar("T")
+
+_TURN = 0.05
+"""Seconds between two looks whether a watch may speak again."""
 
 Action = Callable[[object], None]
 """What happens at a point: it gets what the method gave, None before the call; it may raise, kill or wait."""
@@ -125,15 +129,27 @@ class _FaultyWatch(Watch):
         self._refuse_if_down = refuse_if_down
         self._silent = silent
         self._missed = False
+        self._closed = False
 
     def read(self, timeout: float) -> Batch:
-        self._refuse_if_down()
-        batch = self._inner.read(timeout)
-        if self._silent():
+        deadline = time.monotonic() + timeout
+        while True:
+            self._refuse_if_down()
+            left = max(0.0, deadline - time.monotonic())
+            batch = self._inner.read(self._patience(left))
+            if not self._silent():
+                missed, self._missed = self._missed, False
+                return Batch(batch.states, batch.job_changed or missed, batch.resync or missed)
             self._missed = self._missed or bool(batch.states) or batch.job_changed or batch.resync
-            return Batch([])
-        missed, self._missed = self._missed, False
-        return Batch(batch.states, batch.job_changed or missed, batch.resync or missed)
+            if not left or self._closed:
+                return Batch([])
 
     def close(self) -> None:
+        self._closed = True
         self._inner.close()
+
+    def _patience(self, left: float) -> float:
+        """Wait in short turns while silent, to notice its end, and not at all with something to tell."""
+        if self._silent():
+            return min(left, _TURN)
+        return 0.0 if self._missed else left

@@ -12,6 +12,7 @@ from celery import Celery
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.models import Scope
+from celery_statemanager.records import Batch
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid, Proxy, processes
 from celery_statemanager.testing.celery import published
@@ -77,7 +78,7 @@ def test_dropped_notifications_are_made_up_for_by_reading_again(store, grid):
             with closing(store.inner.watch(grid.ref, Scope())) as witness:
                 grid.write("a", 0, 8)
                 assert read_until(witness, lambda batch: batch.states)
-            assert watch.read(0.2).states == []
+            assert watch.read(0.2) == Batch([])
         assert read_until(watch, lambda batch: batch.resync)
 
 
@@ -155,7 +156,9 @@ def test_a_proxy_to_nobody_resets():
 @pytest.fixture
 def parent():
     """Give a process that has a child of its own."""
-    code = "import subprocess,sys; child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); child.wait()"
+    code = (
+        "import subprocess,sys; child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); child.wait()"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     yield process, int(process.stdout.readline())
     processes.kill(process.pid)
