@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER of 0 s: closing resets the connection, as a server that dies does."""
+"""SO_LINGER of 0 s: closing resets the connection."""
 
 _CHUNK = 65_536
 
@@ -72,19 +72,21 @@ class Proxy:
             except OSError:
                 return
             try:
-                pair = _Pair(client, None if self._refusing else socket.create_connection(self._server, 5))
+                server = None if self._refusing else socket.create_connection(self._server, 5)
             except OSError:
-                pair = _Pair(client, None)
-            self._start(pair)
+                server = None
+            self._start(_Pair(client, server))
 
     def _start(self, pair: _Pair) -> None:
-        with self._lock:
-            self._pairs = {each for each in self._pairs if each.lives}
-            if self._refusing or not pair.lives:
-                pair.reset()
-                return
-            self._pairs.add(pair)
+        if not pair.lives:
+            pair.reset()
+            return
         threading.Thread(target=pair.run, name="proxy-pair", daemon=True).start()
+        with self._lock:
+            self._pairs = {pair, *(each for each in self._pairs if each.lives)}
+            refused = self._refusing
+        if refused:
+            pair.reset()
 
 
 class _Pair:
@@ -106,15 +108,15 @@ class _Pair:
         self._close()
 
     def reset(self) -> None:
-        """End both connections at once, without a farewell."""
-        self.lives = False
+        """End both connections at once, whatever is under way, as a server that dies does."""
         for end in self._ends:
             with suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closes
-        if len(self._ends) == 1:
+                if self.lives:
+                    end.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closes
+        if not self.lives:
             self._close()
+        self.lives = False
 
     @staticmethod
     def _hand_on(selector: selectors.BaseSelector) -> bool:
