@@ -28,11 +28,13 @@ class Hands:
         self.resent = []
         self.published = []
 
-    def resend(self, message):
+    def resend(self, ref, message):
         self.resent.append(message)
+        return True
 
     def publish(self, ref, decided):
         self.published.append(decided)
+        return len(decided)
 
 
 @pytest.fixture
