@@ -117,7 +117,7 @@ class Sweep:
 
     def _mend(self, row: leases.Received, worker_id: str) -> bool:
         cell = self._store.get_cell(row.ref, row.tag, row.task_index)
-        if cell is not None and not cell.waiting:
+        if cell is not None and (cell.open or cell.final or row.delivery < cell.delivery):
             return True
         if row.message is not None:
             resent = self._hands.resend(row.ref, row.message)
