@@ -46,7 +46,9 @@ _WORDS = {
 def sweep_state(ctx: click.Context, /, style: str) -> None:
     """Sweep once."""
     with interruptible(), opened_store(ctx.obj.app, None):
-        swept = asdict(sweep(StateManager(ctx.obj.app)))
+        app = ctx.obj.app
+        app.loader.import_default_modules()  # as workers and beat do: a sweep sends only messages of tasks it knows
+        swept = asdict(sweep(StateManager(app)))
         if style == "json":
             click.echo(json.dumps(swept))
         else:

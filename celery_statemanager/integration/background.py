@@ -6,9 +6,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreUnavailable
+from celery_statemanager.integration import pending
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,14 @@ Action = Callable[[], object]
 
 
 class Backlog:
-    """The writes of one process that wait for its store; thread-safe, empty in a forked child."""
+    """The writes of one process that wait for its store; thread-safe, empty in a forked child.
 
-    def __init__(self) -> None:
+    Args:
+        tell: told the names of the cells whose writes wait, whenever they change.
+    """
+
+    def __init__(self, tell: Callable[[Sequence[str]], None] = lambda _: None) -> None:
+        self._tell = tell
         self.forget()
 
     def forget(self) -> None:
@@ -37,6 +43,7 @@ class Backlog:
         self._thread: threading.Thread | None = None
         self._suspect_until = 0.0
         self._refused = False
+        self._tell(())
 
     @property
     def store_is_down(self) -> bool:
@@ -48,7 +55,7 @@ class Backlog:
         if not self._waiting:
             return []
         with self._changed:
-            return sorted({name for name, _ in self._waiting})
+            return self._names()
 
     def suspect(self) -> None:
         """Note that the store has just failed."""
@@ -72,11 +79,12 @@ class Backlog:
     def put(self, key: Key, action: Action) -> None:
         """Do it from the thread, in place of an older one under the same key."""
         with self._changed:
-            if key not in self._waiting and len(self._waiting) >= MOST:
-                oldest = next(iter(self._waiting))
-                del self._waiting[oldest]
-                logger.error("too many states wait for the store: that of cell %s is lost", oldest[0])
-            self._waiting[key] = action
+            if key in self._waiting:
+                self._waiting[key] = action
+            else:
+                self._make_room()
+                self._waiting[key] = action
+                self._tell(self._names())
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="statemanager-backlog", daemon=True)
                 self._thread.start()
@@ -87,6 +95,15 @@ class Backlog:
         with self._changed:
             if not self._changed.wait_for(lambda: not self._waiting, timeout):
                 logger.error("the store did not come back: the states of %d cells are lost", len(self._waiting))
+
+    def _names(self) -> list[str]:
+        return sorted({name for name, _ in self._waiting})
+
+    def _make_room(self) -> None:
+        if len(self._waiting) >= MOST:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            logger.error("too many states wait for the store: that of cell %s is lost", oldest[0])
 
     def _run(self) -> None:
         delay = FIRST_DELAY
@@ -116,9 +133,10 @@ class Backlog:
         with self._changed:
             if self._waiting.get(key) is action:
                 del self._waiting[key]
+                self._tell(self._names())
             self._changed.notify_all()
 
 
-backlog = Backlog()
+backlog = Backlog(pending.tell)
 
 os.register_at_fork(after_in_child=backlog.forget)

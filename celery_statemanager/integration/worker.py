@@ -11,7 +11,7 @@ from celery import Celery
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.integration import worker_requests
+from celery_statemanager.integration import pending, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
@@ -52,6 +52,7 @@ def on_shutdown(**_: Any) -> None:
     backlog.flush(LAST_CHANCE)
     while _kept_going:
         _kept_going.pop().stop()
+    pending.close()
 
 
 def on_child_shutdown(**_: Any) -> None:

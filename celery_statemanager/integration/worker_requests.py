@@ -34,6 +34,11 @@ def worker_id() -> str:
     return os.environ.get(WORKER_ID, "")
 
 
+def is_child() -> bool:
+    """Whether this process is one that a worker's main process made to run bodies."""
+    return bool(worker_id()) and os.getpid() != _main_pid
+
+
 def remember(request: Any) -> None:
     """Keep a received message findable by its id, for as long as the worker holds it."""
     if binding_of(request.request_dict) is not None:
