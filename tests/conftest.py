@@ -1,4 +1,12 @@
-"""What all tests share: how much is run."""
+"""What all tests share: how much is run, and the emulator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from emulator import running
 
 
 def pytest_addoption(parser):
@@ -13,3 +21,14 @@ def pytest_collection_modifyitems(config, items):
     left_out = [item for item in items if "firestore" in item.nodeid]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if "firestore" not in item.nodeid]
+
+
+@pytest.fixture(scope="session")
+def emulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the address of an emulator that no test hurts: the environment's, or one of our own."""
+    given = os.environ.get("FIRESTORE_EMULATOR_HOST")
+    if given:
+        yield given
+        return
+    with running(tmp_path_factory.mktemp("firestore")) as emulator:
+        yield emulator.host

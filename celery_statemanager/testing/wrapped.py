@@ -93,3 +93,6 @@ class WrappedStore(Store):
 
     def now(self) -> int:
         return self.inner.now()
+
+    def expect_forks(self) -> None:
+        self.inner.expect_forks()
