@@ -19,6 +19,9 @@ DATABASE  ?= (default)
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
+# as many processes as there are cores; tests that share servers and workers stay together
+beside := pytest -n auto --dist loadgroup
+pytest := $(bin)/python -m $(beside)
 
 .PHONY: demo test test-full test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
   test-firestore
@@ -30,11 +33,11 @@ demo: $(VENV)/.demo
 	@$(bin)/python -m examples.demo $(if $(INPUT),--input "$(INPUT)") --shards $(SHARDS) $(ARGS)
 
 test: $(VENV)/.test
-	$(bin)/python -m pytest $(ARGS)
+	$(pytest) $(ARGS)
 
 # every combination, and more examples from hypothesis: before a release
 test-full: $(VENV)/.test
-	HYPOTHESIS_PROFILE=full $(bin)/python -m pytest --full $(ARGS)
+	HYPOTHESIS_PROFILE=full $(pytest) --full $(ARGS)
 
 # what users install, away from the checkout
 test-wheel: $(VENV)/.test
@@ -44,7 +47,7 @@ test-wheel: $(VENV)/.test
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[monitor]" --group dev
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && venv/bin/python -m pytest tests/unit tests/stores/test_contract.py tests/cli
+	cd build/wheel && venv/bin/python -m $(beside) tests/unit tests/stores/test_contract.py tests/cli
 
 check: $(VENV)/.test
 	$(bin)/ruff check
