@@ -1,6 +1,12 @@
-"""What all tests share: how much is run, and what is run side by side."""
+"""What all tests share: how much is run, what is run side by side, and the Firestore emulator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
 
 import pytest
+from emulator import running
 
 
 def pytest_addoption(parser):
@@ -24,7 +30,17 @@ def pytest_collection_modifyitems(config, items):
 
 def _group(item):
     """Name the servers and workers that a test uses: each of these sets is started once, by one process."""
+    shared = next((name for name in ("firestore", "redis-cluster") if name in item.nodeid), None)
     place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
-    if place:
-        return place[0]
-    return next((name for name in ("firestore", "redis-cluster") if name in item.nodeid), None)
+    return shared or (place[0] if place else None)
+
+
+@pytest.fixture(scope="session")
+def emulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the address of an emulator that no test hurts: the environment's, or one of our own."""
+    given = os.environ.get("FIRESTORE_EMULATOR_HOST")
+    if given:
+        yield given
+        return
+    with running(tmp_path_factory.mktemp("firestore")) as emulator:
+        yield emulator.host

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from celery import Celery
+from celery.concurrency import get_implementation
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
@@ -27,9 +28,20 @@ LAST_CHANCE = 10.0
 _kept_going: list[Periodic] = []
 
 
-def on_init(**_: Any) -> None:
-    """Name this worker before its children are made."""
+def on_init(sender: Any = None, **_: Any) -> None:
+    """Name this worker, and warn its store, before its children are made."""
     worker_requests.name_worker()
+    tracker = tracker_of(sender.app)
+    if tracker is not None and _forks(sender):
+        tracker.store.expect_forks()
+
+
+def _forks(worker: Any) -> bool:
+    """Whether a worker's pool makes children, and new ones as they are recycled or killed."""
+    from celery.concurrency.prefork import TaskPool  # where it is needed: a submitter pays for nothing of a pool's
+
+    pool = get_implementation(worker.pool_cls)
+    return isinstance(pool, type) and issubclass(pool, TaskPool)
 
 
 def on_ready(sender: Any = None, **_: Any) -> None:

@@ -190,6 +190,13 @@ class Store(ABC):
     def now(self) -> int:
         """Give the store's time, in microseconds since the epoch."""
 
+    def expect_forks(self) -> None:  # noqa: B027 - most stores survive forks as they are
+        """Be told that this process will go on to fork, while threads of it are inside calls.
+
+        From now on it keeps nothing that could harm its children; calls may become slower. Children are not
+        bound by it.
+        """
+
     def close(self) -> None:  # noqa: B027 - a store may have nothing to let go of
         """Let go of connections of this process; the store may be used again and will reconnect."""
 

@@ -99,3 +99,6 @@ class WrappedStore(Store):
 
     def now(self) -> int:
         return self.calling("now", lambda: self.inner.now())
+
+    def expect_forks(self) -> None:
+        self.calling("expect_forks", lambda: self.inner.expect_forks())
