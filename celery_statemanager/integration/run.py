@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Task
@@ -50,7 +49,14 @@ class Run:
     """
 
     def __init__(
-        self, tracker: Tracker, binding: Binding, delivery: Delivery, owner: str | None = None, kept: str | None = None
+        self,
+        tracker: Tracker,
+        binding: Binding,
+        delivery: Delivery,
+        owner: str | None = None,
+        kept: str | None = None,
+        *,
+        alone_since: float | None = None,
     ) -> None:
         self.tracker = tracker
         self.binding = binding
@@ -68,6 +74,7 @@ class Run:
             owner=owner,
             kept=kept,
         )
+        self._alone_since = alone_since
         self._next_progress = 0.0
 
     @property
@@ -79,9 +86,8 @@ class Run:
     def begin(self) -> None:
         """Take an attempt. Raises: StateManagerError."""
         store, limit = self.tracker.store, self.tracker.settings.max_lost
-        runs_here = partial(worker_requests.runs_here, self.binding.celery_task_id)
         try:
-            reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, runs_here=runs_here)
+            reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
             return
@@ -188,7 +194,9 @@ def start_run(task: Task[Any, Any]) -> Run | None:
         return None
     owner = None if request.is_eager else os.environ.get(worker_requests.WORKER_ID)
     keeps = owner is not None and kept.requeues(task, tracker.settings.on_lost)
-    run = Run(tracker, binding, delivery_of(request), owner, kept.of_execution(task) if keeps else None)
+    message = kept.of_execution(task) if keeps else None
+    received: Mapping[str, Any] = request.delivery_info or {}
+    run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(worker_requests.ALONE))
     setattr(request, _ATTRIBUTE, run)
     if not backlog.store_is_down:
         run._guarded(run.begin)
