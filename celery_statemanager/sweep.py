@@ -163,7 +163,7 @@ class Sweep:
         try:
             action()
         except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
-            logger.info("sweep: %s", error)
+            logger.info("sweep: %s", error, extra={"job_id": ref.key.job_id})
         except StateManagerError:
             raise
         except Exception:

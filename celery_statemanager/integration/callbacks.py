@@ -44,3 +44,4 @@ def _send(tracker: Tracker, job: JobRecord, name: str, text: str) -> None:
     signature = Signature.from_dict(loads(text), app=tracker.app)
     bound = Binding(job.ref, CALLBACK_ROW, name).bind(signature)
     bound.apply_async(args=(job.job_id,))
+    tracker.metrics.published(name)

@@ -73,7 +73,9 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
         delivery = delivery_of(source)
         key = (leases.cell_name(binding.ref, binding.tag, binding.task_index), "outcome")
         text, event_id = readable(message), new_event_id()
-        backlog.put(key, lambda: _write(tracker, binding, delivery, status, text, event_id, began=began))
+        backlog.put(
+            key, lambda: _write(tracker, binding, delivery, status, text, event_id, began=began), binding.log_extra
+        )
 
 
 def _write(

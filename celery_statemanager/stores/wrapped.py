@@ -1,4 +1,4 @@
-"""A store that hands every call on to another: to pause, count or fail some of them."""
+"""A store that hands every call on to another: to measure some of them or, in tests, to pause or fail them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from celery_statemanager.stores.base import Store, Watch
 
 
 class WrappedStore(Store):
-    """Subclass it and override what the test is about.
+    """Subclass it and override what you are about.
 
     Args:
         inner: the store that does the work; closed by whoever made it.
@@ -37,6 +37,9 @@ class WrappedStore(Store):
     @classmethod
     def from_url(cls, url: str, *, timeout: float, **options: Any) -> Store:
         raise ConfigurationError("a wrapped store has no URL: give it the store to wrap")
+
+    def require(self) -> None:
+        self.inner.require()
 
     def create_job(self, job: JobRecord) -> JobRecord:
         return self.inner.create_job(job)
