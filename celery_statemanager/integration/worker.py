@@ -137,7 +137,7 @@ class _Told:
 
     def later(self, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
-        backlog.put((name, "outcome"), action)
+        backlog.put((name, "outcome"), action, self.binding.log_extra)
 
     def close(self, request: Write) -> WriteReply | None:
         """Write over this worker's open attempt; None if there is none, or it may be that of a later delivery."""

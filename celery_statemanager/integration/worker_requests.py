@@ -39,7 +39,8 @@ def worker_id() -> str:
 
 def is_child() -> bool:
     """Whether this process is one that a worker's main process made to run bodies."""
-    return bool(worker_id()) and os.getpid() != _main_pid
+    _, pid, _ = worker_id().rsplit(":", 2) if worker_id() else ("", str(os.getpid()), "")
+    return pid != str(os.getpid())
 
 
 def remember(request: Any) -> None:
