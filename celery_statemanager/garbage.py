@@ -96,7 +96,7 @@ def collect_garbage(
     tombstone_age: str | float | timedelta,
     delete_age: str | float | timedelta,
     dry_run: bool = False,
-    tell: Tell = lambda job, what: None,
+    tell: Tell | None = None,
 ) -> Collected:
     """Hide jobs that are idle, delete those that have been for longer, revive the hidden ones that were written to.
 
@@ -118,11 +118,11 @@ def collect_garbage(
 class _Collection:
     """What is found in a store, and the report on it."""
 
-    def __init__(self, store: Store, ages: Ages, tell: Tell) -> None:
+    def __init__(self, store: Store, ages: Ages, tell: Tell | None) -> None:
         self.store = store
         self.report = Collected()
         self._ages = ages
-        self._tell = tell
+        self._tell = tell or (lambda job, what: None)  # noqa: ARG005 - nobody listens
         self._now = store.now()
 
     def revivable(self) -> Iterator[JobRecord]:
