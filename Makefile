@@ -5,6 +5,7 @@
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
 # make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
+# make gc PROJECT_ID= TOMBSTONE_AGE= DELETE_AGE= ARGS=--dry-run   collect garbage in Firestore; URL= for another store
 # make test-firestore                       test the Firestore store, on FIRESTORE_EMULATOR_HOST if that is set
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -16,6 +17,9 @@ INPUT  ?=
 SHARDS ?= 16
 ARGS   ?=
 CELERY ?= 5.6.2
+TOMBSTONE_AGE ?= 30d
+DELETE_AGE    ?= 90d
+URL       ?= $(if $(PROJECT_ID),firestore://$(PROJECT_ID))
 HOST_PORT ?= localhost:8787
 DATABASE  ?= (default)
 
@@ -25,7 +29,7 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-celery test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
+.PHONY: demo test test-full test-celery test-wheel check format clean help firestore-init firestore-indexes firestore-emulator gc \
   test-firestore
 
 help:
@@ -85,6 +89,10 @@ firestore-emulator:
 	@command -v java > /dev/null || { echo "Java is not installed: apt-get install default-jre-headless" >&2; exit 1; }
 	@echo "export FIRESTORE_EMULATOR_HOST=$(HOST_PORT)"
 	@exec gcloud emulators firestore start --host-port=$(HOST_PORT)
+
+gc: $(VENV)/.test
+	@test -n "$(URL)" || { echo "usage: make gc PROJECT_ID=my-project [TOMBSTONE_AGE=30d] [DELETE_AGE=90d] [ARGS=--dry-run]" >&2; exit 2; }
+	@$(bin)/celery gc-state --store "$(URL)" --tombstone-age "$(TOMBSTONE_AGE)" --delete-age "$(DELETE_AGE)" $(ARGS)
 
 test-firestore: $(VENV)/.test
 	$(bin)/python -m pytest tests/stores --firestore -k firestore $(ARGS)

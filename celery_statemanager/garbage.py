@@ -1,4 +1,4 @@
-"""Garbage collection: jobs that nobody has written to for long are hidden, later deleted; revived if written to (R10)."""
+"""Garbage collection (rule R10): idle jobs are hidden, deleted when idle for longer, and revived when written to."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ def collect_garbage(
     Raises: ConfigurationError, StoreError.
     """
     collection = _Collection(store, Ages.of(tombstone_age, delete_age), tell)
-    (_Rehearsal(collection) if dry_run else _Collector(collection)).run()
+    if dry_run:
+        _rehearse(collection)
+    else:
+        _Collector(collection).run()
     return collection.report
 
 
@@ -173,17 +176,11 @@ class _Collection:
         return None
 
 
-class _Rehearsal:
-    """Says what would be done."""
-
-    def __init__(self, collection: _Collection) -> None:
-        self._collection = collection
-
-    def run(self) -> None:
-        for job in self._collection.revivable():
-            self._collection.did(job, Act.REVIVED)
-        for job, act in self._collection.collectable():
-            self._collection.did(job, act)
+def _rehearse(collection: _Collection) -> None:
+    for job in collection.revivable():
+        collection.did(job, Act.REVIVED)
+    for job, act in collection.collectable():
+        collection.did(job, act)
 
 
 class _Collector:
