@@ -22,7 +22,7 @@ from chaos.places import Place
 ROWS = 16
 PATIENCE = 60.0
 STUCK = 10.0
-"""Seconds without any change after which messages that nobody holds are taken to be stuck in, or lost by, the broker."""
+"""Seconds without any change after which messages that nobody holds count as stuck in the broker or lost by it."""
 
 
 @dataclass
