@@ -1,5 +1,6 @@
 # make demo    watch a real job from start to report, no server needed
 # make test    everything that can be proven in a few minutes
+# make test-celery CELERY=5.6.2   the acceptance tests with another Celery
 # make chaos ROUNDS= SEED=   random trouble, and what must hold after it
 # make check   lint, types, import directions
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
@@ -18,13 +19,17 @@ ROUNDS ?= 10
 SEED   ?= 1
 CHAOS_PLACES ?= folders-sqlite redis-redis rabbitmq-redis redis-firestore
 ARGS   ?=
+CELERY ?= 5.6.2
 HOST_PORT ?= localhost:8787
 DATABASE  ?= (default)
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
+# as many processes as there are cores; tests that share servers and workers stay together
+beside := pytest -n auto --dist loadgroup
+pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-wheel chaos check format clean help firestore-init firestore-indexes firestore-emulator \
+.PHONY: demo test test-full test-celery test-wheel chaos check format clean help firestore-init firestore-indexes firestore-emulator \
   test-firestore
 
 help:
@@ -34,11 +39,22 @@ demo: $(VENV)/.demo
 	@$(bin)/python -m examples.demo $(if $(INPUT),--input "$(INPUT)") --shards $(SHARDS) $(ARGS)
 
 test: $(VENV)/.test
-	$(bin)/python -m pytest $(ARGS)
+	$(pytest) $(ARGS)
 
 # every combination, and more examples from hypothesis: before a release
 test-full: $(VENV)/.test
-	HYPOTHESIS_PROFILE=full $(bin)/python -m pytest --full $(ARGS)
+	HYPOTHESIS_PROFILE=full $(pytest) --full $(ARGS)
+
+# the lowest that is supported, or any other
+test-celery: build/celery-$(CELERY)/.test
+	build/celery-$(CELERY)/bin/python -m pytest tests/integration $(ARGS)
+
+build/celery-$(CELERY)/.test: pyproject.toml
+	@echo "Installing Celery $(CELERY) into $(@D) …"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -e . "celery==$(CELERY)" --group dev
+	@touch $@
 
 # what users install, away from the checkout
 test-wheel: $(VENV)/.test
@@ -48,7 +64,7 @@ test-wheel: $(VENV)/.test
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[monitor]" --group dev
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && venv/bin/python -m pytest tests/unit tests/stores/test_contract.py tests/cli
+	cd build/wheel && venv/bin/python -m $(beside) tests/unit tests/stores/test_contract.py tests/cli
 
 chaos: $(VENV)/.test
 	@bad=0; for place in $(CHAOS_PLACES); do \

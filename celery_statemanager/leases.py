@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,22 +103,21 @@ def begin(
     request: Begin,
     *,
     max_lost: int,
-    runs_here: Callable[[], bool | None] = lambda: None,
+    alone_since: float | None = None,
 ) -> BeginReply:
     """Take an attempt; a duplicate takes it only from an attempt that no live worker accounts for.
 
     Args:
         max_lost: losses at which the cell is LOST rather than begun again.
-        runs_here: what the asking process knows by itself of the open attempt, if it is its worker's own: whether
-            it still runs; None where it cannot tell.
+        alone_since: monotonic time at which the asking worker ran nothing for this cell: what it began before is dead.
     """
     reply = store.begin(ref, request)
     if reply.verdict is not Verdict.DUPLICATE:
         return reply
     cell = reply.cell
-    own = runs_here() if cell.owner is not None and cell.owner == request.owner else None
-    lives = _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)) if own is None else own
-    if lives:
+    own = alone_since if cell.owner is not None and cell.owner == request.owner else None
+    ended = own is not None and cell.began_at < store.now() - (time.monotonic() - own) * 1_000_000
+    if not ended and _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)):
         return reply
     if cell.owner is not None and cell.losses + 1 >= max_lost:
         mark_lost(store, ref, request.tag, request.task_index, cell, request.event_id)
@@ -162,5 +162,9 @@ def renew(store: Store, worker_id: str, report: Report, lease: float) -> None:
 
 
 def _accounted_for(store: Store, cell: Cell, name: str) -> bool:
+    """Whether a live worker lists an attempt, or has hardly had the time to."""
     record = None if cell.owner is None else workers(store).get(cell.owner)
-    return record is not None and record.lease_until > store.now() and Report.of(record).lists(name)
+    if record is None or record.lease_until <= store.now():
+        return False
+    renewal = (record.lease_until - record.renewed_at) // RENEWALS
+    return cell.began_at >= record.renewed_at - renewal or Report.of(record).lists(name)

@@ -168,7 +168,7 @@ class Sweep:
         try:
             return action() is not False
         except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
-            logger.info("sweep: %s", error)
+            logger.info("sweep: %s", error, extra={"job_id": ref.key.job_id})
             return True
         except StateManagerError:
             raise

@@ -13,7 +13,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager.stores.firestore import Address, FirestoreStore
-from celery_statemanager.stores.firestore.client import grpc_channel
+from celery_statemanager.stores.firestore.transports import Transport, grpc_channel
 from celery_statemanager.stores.firestore.values import decoded, encoded
 
 
@@ -101,7 +101,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
                 list(answer)
         return Lost(code)
 
-    def client(self, address: Address) -> FirestoreClient:
+    def client(self, address: Address, transport: Transport) -> FirestoreClient:
         channel = grpc.intercept_channel(grpc_channel(address), self)
         return FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
 

@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreUnavailable
 from celery_statemanager.integration import pending
@@ -24,6 +25,9 @@ Key = tuple[str, str]
 
 Action = Callable[[], object]
 
+About = Mapping[str, Any]
+"""What log lines about a write carry: its job, row and tag."""
+
 
 class Backlog:
     """The writes of one process that wait for its store; thread-safe, empty in a forked child.
@@ -39,7 +43,7 @@ class Backlog:
     def forget(self) -> None:
         """Begin anew, as a forked child must: what waits is the parent's, and so is the thread."""
         self._changed = threading.Condition()
-        self._waiting: dict[Key, Action] = {}
+        self._waiting: dict[Key, tuple[Action, About | None]] = {}
         self._thread: threading.Thread | None = None
         self._suspect_until = 0.0
         self._refused = False
@@ -61,7 +65,7 @@ class Backlog:
         """Note that the store has just failed."""
         self._suspect_until = time.monotonic() + SUSPECT
 
-    def now_or_later(self, key: Key, action: Action) -> None:
+    def now_or_later(self, key: Key, action: Action, about: About | None = None) -> None:
         """Do it at once, or from the thread if the store is down or an earlier write of the cell still waits.
 
         Raises: what ``action`` raises otherwise.
@@ -74,16 +78,16 @@ class Backlog:
                 self.suspect()
             else:
                 return
-        self.put(key, action)
+        self.put(key, action, about)
 
-    def put(self, key: Key, action: Action) -> None:
+    def put(self, key: Key, action: Action, about: About | None = None) -> None:
         """Do it from the thread, in place of an older one under the same key."""
         with self._changed:
             if key in self._waiting:
-                self._waiting[key] = action
+                self._waiting[key] = action, about
             else:
                 self._make_room()
-                self._waiting[key] = action
+                self._waiting[key] = action, about
                 self._tell(self._names())
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="statemanager-backlog", daemon=True)
@@ -102,36 +106,37 @@ class Backlog:
     def _make_room(self) -> None:
         if len(self._waiting) >= MOST:
             oldest = next(iter(self._waiting))
-            del self._waiting[oldest]
-            logger.error("too many states wait for the store: that of cell %s is lost", oldest[0])
+            _, about = self._waiting.pop(oldest)
+            logger.error("too many states wait for the store: that of cell %s is lost", oldest[0], extra=about)
 
     def _run(self) -> None:
         delay = FIRST_DELAY
         while True:
-            key, action = self._next()
+            key, action, about = self._next()
             try:
                 action()
             except StoreUnavailable as error:
                 self._refused = True
-                logger.warning("a state waits for the store, trying again: %s", error)
+                logger.warning("a state waits for the store, trying again: %s", error, extra=about)
                 time.sleep(delay)
                 delay = min(delay * 2, LONGEST_DELAY)
                 continue
             except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
-                logger.info("state not written: %s", error)
+                logger.info("state not written: %s", error, extra=about)
             except Exception:
-                logger.exception("state not written: cell %s", key[0])
+                logger.exception("state not written: cell %s", key[0], extra=about)
             delay, self._refused, self._suspect_until = FIRST_DELAY, False, 0.0
             self._done(key, action)
 
-    def _next(self) -> tuple[Key, Action]:
+    def _next(self) -> tuple[Key, Action, About | None]:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting)
-            return next(iter(self._waiting.items()))
+            key, (action, about) = next(iter(self._waiting.items()))
+            return key, action, about
 
     def _done(self, key: Key, action: Action) -> None:
         with self._changed:
-            if self._waiting.get(key) is action:
+            if key in self._waiting and self._waiting[key][0] is action:
                 del self._waiting[key]
                 self._tell(self._names())
             self._changed.notify_all()

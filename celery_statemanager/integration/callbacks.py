@@ -49,6 +49,7 @@ def publish_decided(
         if not may_send(str(signature.task)):
             return False
         Binding(job.ref, CALLBACK_ROW, name).bind(signature).apply_async(args=(job.job_id,))
+        tracker.metrics.published(name)
         return True
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from functools import lru_cache, partial
 
 from celery_statemanager.integration import kept
@@ -50,7 +51,9 @@ def _tell_once(app: str | None, ref: JobRef, task: str) -> None:
 def sweep(tracker: Tracker) -> Swept:
     """Look once for what died without a word, and mend it. Raises: StoreError."""
     settings = tracker.settings
+    began = time.perf_counter()
     swept = Sweep(tracker.store, _Hands(tracker), lease=settings.lease, max_lost=settings.max_lost).run()
+    tracker.metrics.swept(time.perf_counter() - began)
     if swept:
         logger.info("swept: %s", swept)
     return swept

@@ -21,7 +21,7 @@ from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Batch, JobRef
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.testing.wrapped import WrappedStore
+from celery_statemanager.stores.wrapped import WrappedStore
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from celery_statemanager.testing import StoreFactory, store_machine
 
-MOST_EXAMPLES = {"firestore": 12}
-"""Where a step's recount is some hundred calls over a network."""
+MOST_EXAMPLES = {"firestore": 12, "redis-cluster": 20}
+"""Where a step's recount is some hundred calls over a network, or the store differs from another by its client alone."""
 
 
 @pytest.mark.timeout(3600)

@@ -1,4 +1,4 @@
-"""A store that hands every call on to another: to pause, count or fail some of them."""
+"""A store that hands every call on to another: to measure some of them or, in tests, to pause or fail them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class WrappedStore(Store):
-    """Subclass it and override what the test is about: one method, or ``calling`` for all of them.
+    """Subclass it and override what you are about: one method, or ``calling`` for all of them.
 
     Args:
         inner: the store that does the work; closed by whoever made it.
@@ -43,6 +43,9 @@ class WrappedStore(Store):
     def calling(self, method: str, call: Callable[[], T]) -> T:
         """Do what a method was called for. Raises: what the inner store raises."""
         return call()
+
+    def require(self) -> None:
+        self.calling("require", lambda: self.inner.require())
 
     def create_job(self, job: JobRecord) -> JobRecord:
         return self.calling("create_job", lambda: self.inner.create_job(job))
@@ -99,3 +102,6 @@ class WrappedStore(Store):
 
     def now(self) -> int:
         return self.calling("now", lambda: self.inner.now())
+
+    def expect_forks(self) -> None:
+        self.calling("expect_forks", lambda: self.inner.expect_forks())
