@@ -124,12 +124,13 @@ class _Trust:
     def __init__(self, lease: float, interval: float) -> None:
         self._lease = lease
         self._stood_still = lease + interval
-        self._anew()
+        self._asked = time.time()
+        self._since = self._two_renewals_from_now()
 
     def holds(self) -> bool:
         """Whether it does now; asked at each turn."""
         if time.time() - self._asked > self._stood_still:
-            self._anew()
+            self._since = self._two_renewals_from_now()
         self._asked = time.time()
         return time.monotonic() >= self._since
 
@@ -137,9 +138,8 @@ class _Trust:
         """Note that the store has failed."""
         self._since = time.monotonic() + self._lease
 
-    def _anew(self) -> None:
-        self._since = time.monotonic() + 2 * self._lease / leases.RENEWALS
-        self._asked = time.time()
+    def _two_renewals_from_now(self) -> float:
+        return time.monotonic() + 2 * self._lease / leases.RENEWALS
 
 
 def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
