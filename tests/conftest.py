@@ -16,16 +16,22 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leave Firestore to ``make test-firestore`` and ``make test-full``; keep together what shares servers."""
-    if not (config.getoption("--firestore") or config.getoption("--full")):
-        left_out = [item for item in items if "firestore" in item.nodeid]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if "firestore" not in item.nodeid]
+    """Leave out what was not asked for; keep together what shares servers."""
+    left_out = [item for item in items if not _asked_for(item, config.getoption)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     for item in items:
         group = _group(item)
         if group:
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "integration" not in item.nodeid)
+
+
+def _asked_for(item, option):
+    """Whether a test is run: most of Firestore's is left to ``make test-firestore``, what takes minutes to --full."""
+    if option("--full"):
+        return True
+    return not item.get_closest_marker("full") and (option("--firestore") or "firestore" not in item.nodeid)
 
 
 def _group(item):
