@@ -1,5 +1,6 @@
 # make demo    watch a real job from start to report, no server needed
 # make test    everything that can be proven in a few minutes
+# make test-celery CELERY=5.6.2   the acceptance tests with another Celery
 # make check   lint, types, import directions
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
@@ -14,6 +15,7 @@ VENV   ?= .venv
 INPUT  ?=
 SHARDS ?= 16
 ARGS   ?=
+CELERY ?= 5.6.2
 HOST_PORT ?= localhost:8787
 DATABASE  ?= (default)
 
@@ -23,7 +25,7 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
+.PHONY: demo test test-full test-celery test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
   test-firestore
 
 help:
@@ -38,6 +40,17 @@ test: $(VENV)/.test
 # every combination, and more examples from hypothesis: before a release
 test-full: $(VENV)/.test
 	HYPOTHESIS_PROFILE=full $(pytest) --full $(ARGS)
+
+# the lowest that is supported, or any other
+test-celery: build/celery-$(CELERY)/.test
+	build/celery-$(CELERY)/bin/python -m pytest tests/integration $(ARGS)
+
+build/celery-$(CELERY)/.test: pyproject.toml
+	@echo "Installing Celery $(CELERY) into $(@D) …"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -e . "celery==$(CELERY)" --group dev
+	@touch $@
 
 # what users install, away from the checkout
 test-wheel: $(VENV)/.test

@@ -70,6 +70,13 @@ class Store(ABC):
         Raises: ConfigurationError.
         """
 
+    def require(self) -> None:  # noqa: B027 - most stores have nothing of their own to make
+        """Say so if nothing is kept here yet and the first call would make the store itself, such as a file.
+
+        For whoever only reads, and may have mistyped the address. Connects to nothing.
+        Raises: ConfigurationError.
+        """
+
     @abstractmethod
     def create_job(self, job: JobRecord) -> JobRecord:
         """Keep a new job under ``job.key`` and give it back with times and revision set.

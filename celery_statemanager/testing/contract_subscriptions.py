@@ -60,7 +60,6 @@ class SubscriptionContract:
             ({"task_index": 1}, {("a", 1), ("b", 1)}),
             ({"tag": "b", "task_index": 0}, {("b", 0)}),
         ],
-        ids=str,
     )
     def test_a_subscription_has_the_cells_of_its_scope(
         self, store: Store, scope: dict[str, object], expected: set[tuple[str, int]]

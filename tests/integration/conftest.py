@@ -27,6 +27,8 @@ PLACES = [
     ("rabbitmq-redis", "threads"),
     ("redis-redis", "prefork"),
     ("redis-redis", "threads"),
+    ("folders-sqlite", "gevent"),
+    ("redis-redis", "gevent"),
 ]
 """Brokers, stores and pools that every acceptance test meets."""
 

@@ -7,7 +7,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+import bodies
 from celery import Celery
+from celery.backends.filesystem import FilesystemBackend
 from celery.exceptions import Ignore, Reject
 
 from celery_statemanager import StateError, StatefulTask, StateManager, Status, current_state
@@ -41,6 +43,47 @@ def note(name, text=""):
 def notes(name):
     path = HOME / name
     return path.read_text().splitlines() if path.exists() else []
+
+
+class Trace:
+    """What the executions of one task leave behind."""
+
+    def __init__(self, key):
+        self.key = key
+        self.is_first = len(notes(key)) == 1
+
+    def wait(self):
+        wait_for(f"{self.key}.go", 60)
+
+
+class Acting(StatefulTask):
+    abstract = True
+    max_retries = 2
+    default_retry_delay = 0
+    tag = "work"
+
+    def before_start(self, task_id, args, kwargs):
+        super().before_start(task_id, args, kwargs)
+        if args[0] == "not_start":
+            raise OSError("not ready")
+
+
+def act(self, body, key):
+    """Do what the function of that name in ``bodies`` does."""
+    note(key, f"begun {self.state.attempt}")
+    return getattr(bodies, body)(self, Trace(key))
+
+
+def acting(name, **options):
+    return task(act, name=name, base=Acting, bind=True, **options)
+
+
+act_early = acting("act_early")
+act_late = acting("act_late", acks_late=True)
+act_again = acting("act_again", acks_late=True, acks_on_failure_or_timeout=False, reject_on_worker_lost=True)
+act_retried = acting("act_retried", retry_on_worker_lost=True, default_retry_delay=1)
+act_autoretried = acting("act_autoretried", autoretry_for=(Exception,))
+act_stored = acting("act_stored", ignore_result=False, backend=FilesystemBackend(app=app, url=f"file://{HOME}"))
 
 
 @task(base=StatefulTask, bind=True, tag="work")
