@@ -7,17 +7,20 @@ from collections.abc import Iterator
 
 import pytest
 from emulator import running
+from selection import asked_for
 
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every combination, not only those that differ")
-    parser.addoption("--firestore", action="store_true", help="run the Firestore store, too: minutes on its emulator")
+    parser.addoption(
+        "--firestore", action="store_true", help="run all of Firestore, not only its heart: minutes on its emulator"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Leave out what was not asked for; keep together what shares servers."""
-    left_out = [item for item in items if not _asked_for(item, config.getoption)]
+    left_out = [item for item in items if not asked_for(item, config.getoption)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
     for item in items:
@@ -25,13 +28,6 @@ def pytest_collection_modifyitems(config, items):
         if group:
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "integration" not in item.nodeid)
-
-
-def _asked_for(item, option):
-    """Whether a test is run: most of Firestore's is left to ``make test-firestore``, what takes minutes to --full."""
-    if option("--full"):
-        return True
-    return not item.get_closest_marker("full") and (option("--firestore") or "firestore" not in item.nodeid)
 
 
 def _group(item):

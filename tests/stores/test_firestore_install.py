@@ -57,7 +57,7 @@ class Installer:
 def installer(tmp_path: Path) -> Iterator[Installer]:
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "served"))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield Installer(tmp_path, f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
 
