@@ -16,7 +16,6 @@ HEART = {
     "test_job_and_token_are_a_pair_not_a_joined_name",
     "test_a_straggler_of_an_older_incarnation_does_not_meet_its_successor",
     "test_threads_share_a_manager",
-    "test_what_was_made_and_used_before_a_fork_works_after_it_in_parent_and_child",
     "test_each_latch_falls_once_though_threads_end_the_last_cells_at_once",
     "test_a_failure_for_good_gives_later_stages_its_status_in_the_same_step",
     "test_writes_of_an_older_attempt_are_refused",
