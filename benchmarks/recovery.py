@@ -2,10 +2,9 @@
 
     PYTHONPATH=tests:. python -m benchmarks.recovery [cases NAME …]
 
-Each case: a Redis of its own, two prefork workers, eight tasks of 1 s that are acked late; the worker that runs the
-first two is killed with its children while it runs both. Printed: seconds from the kill until the last task that it held has begun again,
-and until what follows the job (callback, chord body) has run. A case that has not come to its end after ``CAP`` is
-given up.
+Each case: a Redis of its own, two prefork workers, eight tasks of 1 s that are acked late; a worker is killed with its
+children while it runs two of them. Printed: seconds from the kill until the last of the two has begun again, and until
+what follows the job (callback, chord body) has run. A case that has not come to its end after ``CAP`` is given up.
 """
 
 from __future__ import annotations
