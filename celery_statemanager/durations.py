@@ -1,4 +1,7 @@
-"""Lengths of time as Go writes them, and days, weeks and months besides: ``1h30m``, ``72h``, ``30d``, ``4w``, ``1mo``."""
+"""Lengths of time as Go writes them, and days, weeks and months besides: ``1h30m``, ``72h``, ``30d``, ``4w``, ``1mo``.
+
+All are given in seconds, exact to the microsecond.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,12 @@ _UNITS = {
 """Microseconds. A month is 30 days, ``m`` a minute."""
 
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(mo|ms|us|µs|μs|[wdhms])", re.ASCII)
+_LONGEST = 36_500 * _UNITS["d"]
 _EXAMPLE = "write one like 30d, 4w, 1mo (30 days), 72h or 1h30m"
 
 
-def parse_duration(text: str) -> timedelta:
-    """Read a length of time above 0; its parts add up, in any order. Raises: ValueError – with the mend."""
+def parse_duration(text: str) -> float:
+    """Read a length of time above 0 as seconds; its parts add up, in any order. Raises: ValueError – with the mend."""
     rest, total = text.strip(), Fraction(0)
     at = 0
     while at < len(rest):
@@ -37,7 +41,7 @@ def parse_duration(text: str) -> timedelta:
     return _checked(total, text)
 
 
-def to_duration(value: Any) -> timedelta:
+def to_duration(value: Any) -> float:
     """Take a length of time in any form a setting has: text, seconds, a timedelta. Raises: TypeError, ValueError."""
     if isinstance(value, str):
         return parse_duration(value)
@@ -50,9 +54,9 @@ def to_duration(value: Any) -> timedelta:
     return _checked(Fraction(value) * 1_000_000, value)
 
 
-def format_duration(length: timedelta) -> str:
+def format_duration(seconds: float) -> str:
     """Give what ``parse_duration`` reads as the same length, in days and smaller units: ``30d``, ``1d12h``."""
-    left = length // timedelta(microseconds=1)
+    left = round(seconds * 1_000_000)
     parts = []
     for unit, size in _UNITS.items():
         if unit not in ("mo", "w"):
@@ -61,14 +65,13 @@ def format_duration(length: timedelta) -> str:
     return "".join(parts) or "0s"
 
 
-def _checked(microseconds: Fraction, given: Any) -> timedelta:
-    try:
-        length = timedelta(microseconds=round(microseconds))
-    except OverflowError:
-        raise ValueError(f"too long a time: {given!r:.60}; at most {timedelta.max.days}d") from None
-    if length <= timedelta():
+def _checked(microseconds: Fraction, given: Any) -> float:
+    length = round(microseconds)
+    if length <= 0:
         raise ValueError(f"a length of time is above 0, not {given!r:.60}; {_EXAMPLE}")
-    return length
+    if length > _LONGEST:
+        raise ValueError(f"too long a time: {given!r:.60}; at most {_LONGEST // _UNITS['d']}d")
+    return length / 1_000_000
 
 
 def _why(text: str, at: int) -> str:

@@ -32,7 +32,7 @@ MICROSECOND = timedelta(microseconds=1)
     ],
 )
 def test_a_text_is_read(text, expected):
-    assert parse_duration(text) == expected
+    assert parse_duration(text) == expected.total_seconds()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_is_none_is_refused_with_the_mend(text, why):
 
 @pytest.mark.parametrize("value", ["36h", 129_600, 129_600.0, timedelta(hours=36)])
 def test_settings_take_texts_seconds_and_timedeltas(value):
-    assert to_duration(value) == timedelta(hours=36)
+    assert to_duration(value) == 36 * 3600
 
 
 @pytest.mark.parametrize("value", [0, -1, timedelta(), float("nan"), float("inf"), 1e300])
@@ -77,17 +77,17 @@ def test_other_things_are_refused(value):
 
 @pytest.mark.parametrize(("length", "text"), [(timedelta(days=30), "30d"), (timedelta(hours=36), "1d12h")])
 def test_lengths_are_written_as_people_do(length, text):
-    assert format_duration(length) == text
+    assert format_duration(length.total_seconds()) == text
 
 
 @given(st.timedeltas(min_value=MICROSECOND, max_value=timedelta(days=10_000)))
 def test_what_is_written_is_read_as_the_same(length):
-    assert parse_duration(format_duration(length)) == length
+    assert parse_duration(format_duration(length.total_seconds())) == length.total_seconds()
 
 
 @given(st.text(max_size=20))
 def test_any_text_is_read_or_refused_and_never_anything_else(text):
     try:
-        assert parse_duration(text) > timedelta()
+        assert parse_duration(text) > 0
     except ValueError:
         return
