@@ -290,7 +290,9 @@ def test_every_command_has_a_help_with_examples_and_exit_codes():
     from importlib.metadata import entry_points
 
     ours = [each for each in entry_points(group="celery.commands") if each.value.startswith("celery_statemanager.")]
-    assert {"monitor-state", "list-state", "show-state", "why-state", "delete-state", "sweep-state"} <= {each.name for each in ours}
+    assert {"monitor-state", "list-state", "show-state", "why-state", "delete-state", "sweep-state"} <= {
+        each.name for each in ours
+    }
     for each in ours:
         text = CliRunner().invoke(celery_command.commands[each.name], ["--help"], terminal_width=80).stdout
         assert f"  celery -A proj {each.name}" in text
