@@ -99,7 +99,7 @@ firestore-emulator:
 	@exec gcloud emulators firestore start --host-port=$(HOST_PORT)
 
 test-firestore: $(VENV)/.test
-	$(bin)/python -m pytest tests/stores --firestore -k firestore $(ARGS)
+	$(bin)/python -m pytest tests/stores tests/integration --firestore -k firestore $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist

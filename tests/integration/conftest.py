@@ -87,6 +87,8 @@ class Setting:
             "TRACKED_BROKER": servers.url(broker, home),
             "TRACKED_STORE": servers.url(store, home) + (f"?prefix={name}" if store == "redis" else ""),
         }
+        if store == "firestore":
+            self.environment["TRACKED_STORE_TIMEOUT"] = "5"  # an emulator shares the machine with what it serves
         self.tracked = load(self.environment)
         self._workers = {}
 
