@@ -1,5 +1,6 @@
 # make demo    watch a real job from start to report, no server needed
 # make test    everything that can be proven in a few minutes
+# make bench   what tracking costs, side by side with what it replaces; make bench-quick within two minutes
 # make check   lint, types, import directions
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
@@ -20,7 +21,7 @@ DATABASE  ?= (default)
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-full test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
+.PHONY: demo bench bench-quick test test-full test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
   test-firestore
 
 help:
@@ -35,6 +36,13 @@ test: $(VENV)/.test
 # every combination, and more examples from hypothesis: before a release
 test-full: $(VENV)/.test
 	HYPOTHESIS_PROFILE=full $(bin)/python -m pytest --full $(ARGS)
+
+bench: $(VENV)/.bench
+	$(bin)/python -m benchmarks --json benchmarks/results.json
+	$(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png
+
+bench-quick: $(VENV)/.bench
+	$(bin)/python -m benchmarks --scale quick --json build/bench-quick.json
 
 # what users install, away from the checkout
 test-wheel: $(VENV)/.test
@@ -91,4 +99,8 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) …"
 	@$(pip) install -U "pip>=25.1"
 	@$(pip) install -e ".[monitor]" --group dev
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.test
+	@$(pip) install --group bench
 	@touch $@

@@ -17,7 +17,7 @@ PATIENCE = 120
 
 def measure(scale: Scale) -> Iterator[Figure]:
     """Run each in turns on one worker, prefork -c 2, everything in one Redis."""
-    num_tasks = scale(20, 1_000, 2_000)
+    num_tasks = scale(20, 500, 2_000)
     with running_redis() as server, running_worker(server, "prefork", 2, "celery"):
         ways = _ways(server, num_tasks)
         found = medians(in_turns({name: ways[name] for name in ("chord", "tracked")}, scale(1, 3, 9)))

@@ -25,7 +25,7 @@ SECONDS = 86_400
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.million")
-    for name, default in (("tasks", 1_000_000), ("jobs", 100), ("writers", 3)):
+    for name, default in (("tasks", 1_000_000), ("jobs", 100), ("writers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     with running_redis() as server, server.client() as client:
@@ -85,7 +85,9 @@ def _check(url: str, jobs: int, size: int) -> None:
             assert job.settled, number
 
 
-def _print(before: dict[str, Any], after: dict[str, Any], stats: dict[str, Any], empty: int, tasks: int, seconds: float) -> None:
+def _print(
+    before: dict[str, Any], after: dict[str, Any], stats: dict[str, Any], empty: int, tasks: int, seconds: float
+) -> None:
     def grown(name: str) -> float:
         return float(after[name]) - float(before[name])
 

@@ -35,9 +35,7 @@ READS: dict[str, Callable[[Manager], object]] = {
 }
 
 
-def reading_costs(
-    kind: str, sizes: list[int], call: Callable[[Manager], object], rounds: int
-) -> dict[int, float]:
+def reading_costs(kind: str, sizes: list[int], call: Callable[[Manager], object], rounds: int) -> dict[int, float]:
     """Give the median in seconds of a read, by number of tasks."""
     with opened(kind) as store:
         managers = {str(size): filled(store, size) for size in sizes}

@@ -15,7 +15,9 @@ from tests.servers import RedisServer
 
 
 @contextlib.contextmanager
-def running_worker(server: RedisServer, pool: str, concurrency: int, queue: str, **environment: str) -> Iterator[Worker]:
+def running_worker(
+    server: RedisServer, pool: str, concurrency: int, queue: str, **environment: str
+) -> Iterator[Worker]:
     """Run a worker of the app that takes one queue."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         settings = {"TRACKED_HOME": home, "BENCHMARK_REDIS": _base(server), **environment}

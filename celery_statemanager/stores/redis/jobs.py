@@ -84,4 +84,3 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
 
 def _number(value: Any) -> int | None:
     return None if value is None else int(value)
-
