@@ -29,7 +29,8 @@ def main(path: str) -> None:
 
 
 def _panels() -> dict[str, dict[str, dict[int, float]]]:
-    found = {what: {kind: reading_costs(kind, SIZES, call, ROUNDS) for kind in KINDS} for what, call in READS.items()}
+    reading = {kind: reading_costs(kind, SIZES, ROUNDS) for kind in KINDS}
+    found = {what: {kind: reading[kind][what] for kind in KINDS} for what in READS}
     return {**found, "end of a task, completion included": {kind: ending_costs(kind, SIZES, ROUNDS) for kind in KINDS}}
 
 
