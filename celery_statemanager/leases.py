@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from celery_statemanager.codec import compact
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.models import Status
-from celery_statemanager.records import Begin, BeginReply, Cell, JobKey, JobRef, Verdict, When, WorkerRecord, Write
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    Delivery,
+    JobKey,
+    JobRef,
+    Verdict,
+    When,
+    WorkerRecord,
+    Write,
+)
 from celery_statemanager.stores.base import Store
 
 RENEWALS = 3
@@ -31,12 +43,14 @@ class Received:
 
     Attributes:
         message: what is sent again should the worker die; None where its task's policy is to mark it.
+        delivery: its place among the deliveries of its cell.
     """
 
     ref: JobRef
     tag: str
     task_index: int
     message: str | None
+    delivery: Delivery = Delivery()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,8 @@ class Report:
     def to_json(self) -> str:
         """Give the body of a worker record."""
         received = [
-            [*each.ref.key, each.ref.incarnation, each.tag, each.task_index, each.message] for each in self.received
+            [*each.ref.key, each.ref.incarnation, each.tag, each.task_index, each.message, each.delivery]
+            for each in self.received
         ]
         return compact(
             {"running": [*self.running], "previous": [*self.previous], "pending": [*self.pending], "received": received}
@@ -71,8 +86,8 @@ class Report:
         """Read the body of a worker record."""
         body: dict[str, Any] = json.loads(record.body)
         received = [
-            Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message)
-            for job_id, run_token, incarnation, tag, row, message in body["received"]
+            Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message, Delivery(*delivery))
+            for job_id, run_token, incarnation, tag, row, message, delivery in body["received"]
         ]
         return cls(body["running"], body["previous"], body["pending"], received)
 
@@ -88,22 +103,21 @@ def begin(
     request: Begin,
     *,
     max_lost: int,
-    runs_here: Callable[[], bool | None] = lambda: None,
+    alone_since: float | None = None,
 ) -> BeginReply:
     """Take an attempt; a duplicate takes it only from an attempt that no live worker accounts for.
 
     Args:
         max_lost: losses at which the cell is LOST rather than begun again.
-        runs_here: what the asking process knows by itself of the open attempt, if it is its worker's own: whether
-            it still runs; None where it cannot tell.
+        alone_since: monotonic time at which the asking worker ran nothing for this cell: what it began before is dead.
     """
     reply = store.begin(ref, request)
     if reply.verdict is not Verdict.DUPLICATE:
         return reply
     cell = reply.cell
-    own = runs_here() if cell.owner is not None and cell.owner == request.owner else None
-    lives = _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)) if own is None else own
-    if lives:
+    own = alone_since if cell.owner is not None and cell.owner == request.owner else None
+    ended = own is not None and cell.began_at < store.now() - (time.monotonic() - own) * 1_000_000
+    if not ended and _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)):
         return reply
     if cell.owner is not None and cell.losses + 1 >= max_lost:
         mark_lost(store, ref, request.tag, request.task_index, cell, request.event_id)
@@ -148,5 +162,9 @@ def renew(store: Store, worker_id: str, report: Report, lease: float) -> None:
 
 
 def _accounted_for(store: Store, cell: Cell, name: str) -> bool:
+    """Whether a live worker lists an attempt, or has hardly had the time to."""
     record = None if cell.owner is None else workers(store).get(cell.owner)
-    return record is not None and record.lease_until > store.now() and Report.of(record).lists(name)
+    if record is None or record.lease_until <= store.now():
+        return False
+    renewal = (record.lease_until - record.renewed_at) // RENEWALS
+    return cell.began_at >= record.renewed_at - renewal or Report.of(record).lists(name)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery import Task
 from celery.exceptions import Reject, Retry
+from celery.utils.serialization import UnpickleableExceptionWrapper
 
 from celery_statemanager.errors import StateError
 from celery_statemanager.models import Status
@@ -26,10 +28,27 @@ def failure(error: BaseException) -> tuple[int, str]:
     return int(status), describe(error)
 
 
+def is_requeued(task: Task[Any, Any], error: BaseException) -> bool:
+    """Whether Celery gives the message of a hard-limited task back to the broker: it will run again."""
+    acks = getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout)
+    return isinstance(error, TimeLimitExceeded) and task.acks_late and not acks
+
+
+def rejection(reason: Any, *, in_vain: bool) -> str:
+    """Give the message of a ``Reject``.
+
+    Args:
+        in_vain: a requeue was asked for, of a message that is acknowledged already.
+    """
+    text = f"rejected: {reason}" if reason else "rejected"
+    return f"{text}; not requeued: only a message acked late can be" if in_vain else text
+
+
 def describe(error: Any) -> str:
     """Give an error as ``ValueError: text``."""
-    text = str(error)
-    name = type(error).__name__
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, UnpickleableExceptionWrapper):
+        name, text = error.exc_cls_name or name, ", ".join(map(str, error.exc_args or ()))
     return f"{name}: {text}" if text else name
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Task
@@ -50,7 +49,14 @@ class Run:
     """
 
     def __init__(
-        self, tracker: Tracker, binding: Binding, delivery: Delivery, owner: str | None = None, kept: str | None = None
+        self,
+        tracker: Tracker,
+        binding: Binding,
+        delivery: Delivery,
+        owner: str | None = None,
+        kept: str | None = None,
+        *,
+        alone_since: float | None = None,
     ) -> None:
         self.tracker = tracker
         self.binding = binding
@@ -68,20 +74,19 @@ class Run:
             owner=owner,
             kept=kept,
         )
+        self._alone_since = alone_since
         self._next_progress = 0.0
 
     @property
     def log_extra(self) -> dict[str, Any]:
         """What every log line about it carries."""
-        binding = self.binding
-        return {"job_id": binding.ref.key.job_id, "task_index": binding.task_index, "tag": binding.tag}
+        return self.binding.log_extra
 
     def begin(self) -> None:
         """Take an attempt. Raises: StateManagerError."""
         store, limit = self.tracker.store, self.tracker.settings.max_lost
-        runs_here = partial(worker_requests.runs_here, self.binding.celery_task_id)
         try:
-            reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, runs_here=runs_here)
+            reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
             return
@@ -134,21 +139,22 @@ class Run:
         text = None if message is None else readable(message)
         kind = {"yields": True, "cascades": True, **kind}
         kind |= {"keeps_payload": True, "progress": progress, "closes": True, "event_id": new_event_id()}
-        self._guarded(lambda: backlog.now_or_later(self._key("end"), lambda: self.write(status, text, **kind)))
+        self._guarded(lambda: self._soon("end", lambda: self.write(status, text, **kind)))
 
     def say(self, status: int, message: str | None, **kind: Any) -> State | None:
         """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
         kind["event_id"] = new_event_id()
         written: list[State] = []
-        backlog.now_or_later(self._key("word"), lambda: written.append(self.write(status, message, **kind)))
+        self._soon("word", lambda: written.append(self.write(status, message, **kind)))
         return written[0] if written else None
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
         """Close the attempt without an ending: another delivery is to come."""
         self.end(int(Status.STARTED), message, yields=False, cascades=False, next_delivery=next_delivery)
 
-    def _key(self, kind: str) -> tuple[str, str]:
-        return leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index), kind
+    def _soon(self, kind: str, action: Callable[[], object]) -> None:
+        name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
+        backlog.now_or_later((name, kind), action, self.log_extra)
 
     def _guarded(self, action: Callable[[], object]) -> None:
         try:
@@ -188,7 +194,9 @@ def start_run(task: Task[Any, Any]) -> Run | None:
         return None
     owner = None if request.is_eager else os.environ.get(worker_requests.WORKER_ID)
     keeps = owner is not None and kept.requeues(task, tracker.settings.on_lost)
-    run = Run(tracker, binding, delivery_of(request), owner, kept.of_execution(task) if keeps else None)
+    message = kept.of_execution(task) if keeps else None
+    received: Mapping[str, Any] = request.delivery_info or {}
+    run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(worker_requests.ALONE))
     setattr(request, _ATTRIBUTE, run)
     if not backlog.store_is_down:
         run._guarded(run.begin)

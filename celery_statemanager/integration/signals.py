@@ -50,15 +50,21 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
     status, message = outcomes.failure(exception)
     if run is not None:
         run.end(status, message)
+    elif outcomes.is_requeued(sender, exception):
+        worker.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
     else:
         worker.report(sender.app, task_id, None, status, message, began=True)
 
 
 def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
+    if reason is None:  # a shutdown stopped it: whether it will run again is not known
+        return
     run = run_of(sender)
-    if run is not None and reason is not None:
-        message = outcomes.retry(reason, request.retries or 0, sender.max_retries)
+    message = outcomes.retry(reason, request.retries or 0, sender.max_retries)
+    if run is not None:
         run.pause(message, Delivery(run.delivery.replacements, run.delivery.retries + 1))
+    else:
+        worker.report_pause(sender.app, request.id, request, message, more_retries=1)
 
 
 def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
@@ -71,16 +77,18 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
         _on_ignored(run, retval)
     elif state == "REJECTED" and isinstance(retval, Reject):
         reason, requeue = (*retval.args, None, False)[:2]
-        if requeue:
+        if requeue and task.acks_late and not task.request.is_eager:
             run.pause("requeued by the task", run.delivery)
         else:
-            run.end(int(Status.REJECTED), f"rejected: {reason}" if reason else "rejected")
+            run.end(int(Status.REJECTED), outcomes.rejection(reason, in_vain=bool(requeue)))
 
 
 def _on_aborted(run: Run, error: BaseException | None) -> None:
-    """Where eager mode propagates, Celery tells of an exception by no other signal; a process's end is not ours."""
+    """Where eager mode propagates, Celery tells of an exception by no other signal; an exit is for the sweep."""
     if isinstance(error, Exception):
         run.end(*outcomes.failure(error))
+    else:
+        worker_requests.forget(run.binding.celery_task_id)
 
 
 def _on_ignored(run: Run, retval: Any) -> None:
@@ -111,6 +119,13 @@ def _on_unknown(sender: Any = None, message: Any = None, name: str = "", **kwarg
     worker.report(sender.app, kwargs["id"], message.headers, int(Status.REJECTED), why, began=False)
 
 
+def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: Any) -> None:
+    """Report a message that the worker cannot read: of no task, or in a format that it does not accept."""
+    headers = message.headers or {}
+    why = "refused by the worker" if exc is None else f"refused by the worker: {outcomes.describe(exc)}"
+    worker.report(sender.app, headers.get("id", ""), headers, int(Status.REJECTED), why, began=False)
+
+
 def _on_publish(headers: Any = None, **_: Any) -> None:
     """Give a message that takes the id of the running task its binding, where a retry or replace dropped it."""
     run = run_of(current_task)
@@ -120,9 +135,11 @@ def _on_publish(headers: Any = None, **_: Any) -> None:
 
 @cache
 def _blocking_in_a_task() -> None:
+    run = run_of(current_task)
     logger.warning(
         "a task waits for others of its job: with fewer free worker slots than rows, those it waits for never begin; "
-        "use a chain, a callback, or one worker slot per row (told once per process)"
+        "use a chain, a callback, or one worker slot per row (told once per process)",
+        extra=run.log_extra if run else None,
     )
 
 
@@ -141,6 +158,7 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.task_postrun, _on_postrun),
     (signals.task_revoked, _on_revoked),
     (signals.task_unknown, _on_unknown),
+    (signals.task_rejected, _on_rejected),
     (signals.worker_init, worker.on_init),
     (signals.worker_ready, worker.on_ready),
     (signals.worker_shutdown, worker.on_shutdown),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Celery
+from celery.concurrency import get_implementation
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.integration import worker_requests
+from celery_statemanager.integration import pending, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
@@ -19,6 +21,7 @@ from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.keeper import Lease, Periodic, keep_sweeping
 from celery_statemanager.limits import readable
 from celery_statemanager.manager import new_event_id
+from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery, When, Write, WriteReply
 
 LAST_CHANCE = 10.0
@@ -27,9 +30,20 @@ LAST_CHANCE = 10.0
 _kept_going: list[Periodic] = []
 
 
-def on_init(**_: Any) -> None:
-    """Name this worker before its children are made."""
+def on_init(sender: Any = None, **_: Any) -> None:
+    """Name this worker, and warn its store, before its children are made."""
     worker_requests.name_worker()
+    tracker = tracker_of(sender.app)
+    if tracker is not None and _forks(sender):
+        tracker.store.expect_forks()
+
+
+def _forks(worker: Any) -> bool:
+    """Whether a worker's pool makes children, and new ones as they are recycled or killed."""
+    from celery.concurrency.prefork import TaskPool  # where it is needed: a submitter pays for nothing of a pool's
+
+    pool = get_implementation(worker.pool_cls)
+    return isinstance(pool, type) and issubclass(pool, TaskPool)
 
 
 def on_ready(sender: Any = None, **_: Any) -> None:
@@ -52,6 +66,7 @@ def on_shutdown(**_: Any) -> None:
     backlog.flush(LAST_CHANCE)
     while _kept_going:
         _kept_going.pop().stop()
+    pending.close()
 
 
 def on_child_shutdown(**_: Any) -> None:
@@ -66,40 +81,79 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
         carrier: what holds the message's headers; None to go by the id alone.
         began: whether the body had begun, as far as Celery tells.
     """
-    tracker = tracker_of(app)
-    source = carrier if carrier is not None and binding_of(carrier) else worker_requests.find(task_id)
-    binding = binding_of(source) if source else None
-    if tracker is not None and binding is not None:
-        delivery = delivery_of(source)
-        key = (leases.cell_name(binding.ref, binding.tag, binding.task_index), "outcome")
-        text, event_id = readable(message), new_event_id()
-        backlog.put(key, lambda: _write(tracker, binding, delivery, status, text, event_id, began=began))
+    told = _Told.of(app, task_id, carrier)
+    if told is not None:
+        outcome = told.write(status, message)
+        told.later(lambda: (told.close(outcome) if began else None) or told.settle(outcome))
 
 
-def _write(
-    tracker: Tracker, binding: Binding, delivery: Delivery, status: int, message: str, event_id: str, *, began: bool
-) -> None:
-    """Write the outcome over this worker's open attempt, else over a cell that nobody has open."""
-    request = Write(
-        tag=binding.tag,
-        task_index=binding.task_index,
-        status=status,
-        message=message,
-        event_id=event_id,
-        keeps_payload=True,
-        cascades=True,
-        when=When.IDLE,
-    )
-    reply = (_close(tracker, binding, delivery, request) if began else None) or tracker.store.write(
-        binding.ref, request
-    )
-    publish_decided(tracker, binding.ref, reply.decided)
+def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_retries: int) -> None:
+    """Write, in the background, that an attempt is over and another delivery is to come.
+
+    Args:
+        carrier: as for ``report``.
+        more_retries: by how many retries that delivery is ahead of this one.
+    """
+    told = _Told.of(app, task_id, carrier)
+    if told is not None:
+        coming = Delivery(told.delivery.replacements, told.delivery.retries + more_retries)
+        pause = replace(told.write(int(Status.STARTED), message), next_delivery=coming, cascades=False)
+        told.later(lambda: told.close(pause))
 
 
-def _close(tracker: Tracker, binding: Binding, delivery: Delivery, request: Write) -> WriteReply | None:
-    holder = (worker_requests.worker_id(), delivery)
-    closing = replace(request, when=When.OPEN, held_by=holder, closes=True, yields=True)
-    try:
-        return tracker.store.write(binding.ref, closing)
-    except AttemptSuperseded:
-        return None
+@dataclass(frozen=True)
+class _Told:
+    """A message of whose end the main process was told.
+
+    Attributes:
+        request: the worker's request object, if it still has one.
+    """
+
+    tracker: Tracker
+    binding: Binding
+    delivery: Delivery
+    request: Any
+
+    @classmethod
+    def of(cls, app: Celery, task_id: str, carrier: Any) -> _Told | None:
+        tracker, request = tracker_of(app), worker_requests.find(task_id)
+        held = None if request is None else request.request_dict
+        source = carrier if carrier is not None and binding_of(carrier) else held
+        binding = binding_of(source) if source else None
+        if tracker is None or binding is None:
+            return None
+        return cls(tracker, binding, delivery_of(source), request)
+
+    def write(self, status: int, message: str) -> Write:
+        return Write(
+            tag=self.binding.tag,
+            task_index=self.binding.task_index,
+            status=status,
+            message=readable(message),
+            event_id=new_event_id(),
+            keeps_payload=True,
+            cascades=True,
+        )
+
+    def later(self, action: Callable[[], object]) -> None:
+        name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
+        backlog.put((name, "outcome"), action, self.binding.log_extra)
+
+    def close(self, request: Write) -> WriteReply | None:
+        """Write over this worker's open attempt; None if there is none, or it may be that of a later delivery."""
+        if worker_requests.find(self.binding.celery_task_id) not in {None, self.request}:
+            return None
+        holder = (worker_requests.worker_id(), self.delivery)
+        try:
+            return self._put(replace(request, when=When.OPEN, held_by=holder, closes=True, yields=True))
+        except AttemptSuperseded:
+            return None
+
+    def settle(self, request: Write) -> WriteReply:
+        """Write over a cell that nobody has open. Raises: AttemptSuperseded."""
+        return self._put(replace(request, when=When.IDLE))
+
+    def _put(self, request: Write) -> WriteReply:
+        reply = self.tracker.store.write(self.binding.ref, request)
+        publish_decided(self.tracker, self.binding.ref, reply.decided)
+        return reply

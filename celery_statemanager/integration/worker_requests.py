@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -19,14 +20,16 @@ WORKER_ID = "STATEMANAGER_WORKER_ID"
 _received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Celery task id → the worker's request object: some outcomes come without their headers."""
 
-_main_pid = 0
+_forgotten: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Requests that Celery takes for running though their bodies are gone: a ``sys.exit`` outside of prefork."""
+
+ALONE = "statemanager_alone"
+"""In the ``delivery_info`` of a message: when it was received, monotonic, if no body of its id ran here then."""
 
 
 def name_worker() -> None:
     """Name this worker; called in its main process, before its children are made."""
-    global _main_pid  # noqa: PLW0603 - one process is one worker
-    _main_pid = os.getpid()
-    os.environ[WORKER_ID] = f"{socket.gethostname()}:{_main_pid}:{secrets.token_hex(4)}"
+    os.environ[WORKER_ID] = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 def worker_id() -> str:
@@ -34,28 +37,37 @@ def worker_id() -> str:
     return os.environ.get(WORKER_ID, "")
 
 
+def is_child() -> bool:
+    """Whether this process is one that a worker's main process made to run bodies."""
+    _, pid, _ = worker_id().rsplit(":", 2) if worker_id() else ("", str(os.getpid()), "")
+    return pid != str(os.getpid())
+
+
 def remember(request: Any) -> None:
     """Keep a received message findable by its id, for as long as the worker holds it."""
-    if binding_of(request.request_dict) is not None:
-        _received[request.id] = request
+    if binding_of(request.request_dict) is None:
+        return
+    last = _received.get(request.id)
+    if last is not None and last.time_start is None:  # it waits, for its time or for a process
+        last.delivery_info.pop(ALONE, None)
+    elif not any(each.id == request.id and each not in _forgotten for each in _copied(worker_state.active_requests)):
+        request.delivery_info[ALONE] = time.monotonic()
+    _received[request.id] = request
 
 
 def find(task_id: str) -> Any | None:
-    """Give the headers of a message that this worker holds."""
-    request = _received.get(task_id)
-    return None if request is None else request.request_dict
+    """Give the newest message of an id that this worker holds."""
+    return _received.get(task_id)
 
 
-def runs_here(task_id: str) -> bool | None:
-    """Whether another message of this id runs in this very process; None where the bodies run in others."""
-    if os.getpid() != _main_pid:
-        return None
-    return len([each for each in _copied(worker_state.active_requests) if each.id == task_id]) > 1
+def forget(task_id: str) -> None:
+    """Note that the body of a running message is gone, though Celery will not say so."""
+    _forgotten.update(each for each in _copied(worker_state.active_requests) if each.id == task_id)
 
 
 def running() -> list[Binding]:
     """Give the cells whose bodies run in this worker."""
-    return [binding for _, binding in _bound(worker_state.active_requests)]
+    return [binding for request, binding in _bound(worker_state.active_requests) if request not in _forgotten]
 
 
 def received() -> list[tuple[Any, Binding]]:

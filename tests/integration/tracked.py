@@ -7,7 +7,10 @@ import time
 from functools import partial
 from pathlib import Path
 
+import bodies
+import windows
 from celery import Celery
+from celery.backends.filesystem import FilesystemBackend
 from celery.exceptions import Ignore, Reject
 
 from celery_statemanager import StateError, StatefulTask, StateManager, Status, current_state
@@ -20,7 +23,7 @@ app.conf.update(
     statemanager_store_url=os.environ["TRACKED_STORE"],
     statemanager_progress_interval=0.0,
     statemanager_lease=6.0,
-    statemanager_store_timeout=1.0,
+    statemanager_store_timeout=float(os.environ.get("TRACKED_STORE_TIMEOUT", "1")),
     statemanager_sweep_interval=1.5,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
@@ -29,6 +32,8 @@ app.conf.update(
 if os.environ["TRACKED_BROKER"].startswith("filesystem"):
     app.conf.update(broker.settings(HOME))
 states = StateManager(app)
+if "TRACKED_FAULT" in os.environ:
+    windows.lay(os.environ["TRACKED_FAULT"], states, HOME)
 task = partial(app.task, shared=False)
 
 
@@ -41,6 +46,47 @@ def note(name, text=""):
 def notes(name):
     path = HOME / name
     return path.read_text().splitlines() if path.exists() else []
+
+
+class Trace:
+    """What the executions of one task leave behind."""
+
+    def __init__(self, key):
+        self.key = key
+        self.is_first = len(notes(key)) == 1
+
+    def wait(self):
+        wait_for(f"{self.key}.go", 60)
+
+
+class Acting(StatefulTask):
+    abstract = True
+    max_retries = 2
+    default_retry_delay = 0
+    tag = "work"
+
+    def before_start(self, task_id, args, kwargs):
+        super().before_start(task_id, args, kwargs)
+        if args[0] == "not_start":
+            raise OSError("not ready")
+
+
+def act(self, body, key):
+    """Do what the function of that name in ``bodies`` does."""
+    note(key, f"begun {self.state.attempt}")
+    return getattr(bodies, body)(self, Trace(key))
+
+
+def acting(name, **options):
+    return task(act, name=name, base=Acting, bind=True, **options)
+
+
+act_early = acting("act_early")
+act_late = acting("act_late", acks_late=True)
+act_again = acting("act_again", acks_late=True, acks_on_failure_or_timeout=False, reject_on_worker_lost=True)
+act_retried = acting("act_retried", retry_on_worker_lost=True, default_retry_delay=1)
+act_autoretried = acting("act_autoretried", autoretry_for=(Exception,))
+act_stored = acting("act_stored", ignore_result=False, backend=FilesystemBackend(app=app, url=f"file://{HOME}"))
 
 
 @task(base=StatefulTask, bind=True, tag="work")
@@ -190,6 +236,19 @@ def work_through(self, key):
 def callback(self, *args):
     job = states.current_job()
     note(f"callback.{job.id}", f"{self.request.id.partition('.')[2]} {list(args)} {bool(self.state)}")
+
+
+@task(base=StatefulTask, bind=True)
+def failing_callback(self, job_id):
+    note(f"callback.{job_id}", self.request.id.partition(".")[2])
+    raise ValueError("callback broken")
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def fail_at_first(self, key):
+    note(key, self.state.attempt)
+    if self.state.attempt == 1:
+        raise ValueError("broken at first")
 
 
 @task(base=StatefulTask, bind=True, tag="work")
