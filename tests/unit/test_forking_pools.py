@@ -26,7 +26,6 @@ def test_a_worker_that_forks_tells_its_store_before_it_does(
     pool: object, forks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(worker_requests.WORKER_ID, "")
-    monkeypatch.setattr(worker_requests, "_main_pid", 0)
     app = Celery("forking", broker="memory://", set_as_current=False)
     with open_store("memory://") as inner:
         states = StateManager(app)
