@@ -1,6 +1,7 @@
 # make demo    watch a real job from start to report, no server needed
 # make test    everything that can be proven in a few minutes
 # make test-celery CELERY=5.6.2   the acceptance tests with another Celery
+# make chaos ROUNDS= SEED=   random trouble, and what must hold after it
 # make check   lint, types, import directions
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
@@ -14,6 +15,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 INPUT  ?=
 SHARDS ?= 16
+ROUNDS ?= 10
+SEED   ?= 1
+CHAOS_PLACES ?= folders-sqlite redis-redis rabbitmq-redis redis-firestore
 ARGS   ?=
 CELERY ?= 5.6.2
 HOST_PORT ?= localhost:8787
@@ -25,7 +29,7 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-celery test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
+.PHONY: demo test test-full test-celery test-wheel chaos check format clean help firestore-init firestore-indexes firestore-emulator \
   test-firestore
 
 help:
@@ -61,6 +65,10 @@ test-wheel: $(VENV)/.test
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[monitor]" --group dev
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && venv/bin/python -m $(beside) tests/unit tests/stores/test_contract.py tests/cli
+
+chaos: $(VENV)/.test
+	@bad=0; for place in $(CHAOS_PLACES); do \
+	  PYTHONPATH=tests:. $(bin)/python -m chaos --place $$place --rounds $(ROUNDS) --seed $(SEED) || bad=1; done; exit $$bad
 
 check: $(VENV)/.test
 	$(bin)/ruff check

@@ -39,11 +39,16 @@ class Place:
 
 
 @contextmanager
-def place(name: str) -> Iterator[Place]:
-    """Start the servers of a place, named broker-store."""
+def place(name: str, keep: Path | None = None) -> Iterator[Place]:
+    """Start the servers of a place, named broker-store.
+
+    Args:
+        keep: where logs and notes are kept; a temporary folder if not given.
+    """
     broker, store = name.split("-")
     with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
+        home = keep or Path(stack.enter_context(tempfile.TemporaryDirectory("", "chaos-", ignore_cleanup_errors=True)))
+        home.mkdir(parents=True, exist_ok=True)
         made = Place(home, {"CHAOS_HOME": str(home)}, {"CHAOS_HOME": str(home)})
         _BROKERS[broker](made, stack)
         _STORES[store](made, stack)

@@ -19,6 +19,9 @@ ALLOWED = {
 """How a row may end, by its task."""
 
 REQUEUED = {"sturdy", "fickle", "doomed"}
+UNASKED = "None"
+"""The attempt of a body that ran because the store was away and could not veto it: its words are refused later."""
+
 SLACK = 0.05
 """Seconds by which a note may be older than what it tells of."""
 
@@ -45,11 +48,11 @@ def _of_row(cell: Cell, task: str, row: int, notes: list[list[str]], max_lost: i
         yield "is LOST and never was"
     mine = [(float(when), what, attempt) for when, what, number, attempt in _rows(notes) if int(number) == row]
     ended = [attempt for _, what, attempt in mine if what == "ended"]
-    if cell.status == Status.FINISHED and str(cell.attempt) not in ended and "None" not in ended:
+    if cell.status == Status.FINISHED and not {*ended} & {str(cell.attempt), UNASKED}:
         yield f"is FINISHED at attempt {cell.attempt}, but its body ended in {ended}"
-    late = [when for when, what, _ in mine if what == "begun" and when > cell.timestamp / 1e6 + SLACK]
-    if cell.status == Status.FINISHED and late:
-        yield "ran again after it was FINISHED"
+    again = [attempt for when, what, attempt in mine if what == "begun" and when > cell.timestamp / 1e6 + SLACK]
+    if cell.status == Status.FINISHED and {*again} - {UNASKED}:
+        yield f"ran again, as attempt {again}, after it was FINISHED"
 
 
 def _rows(notes: list[list[str]]) -> Iterator[list[str]]:

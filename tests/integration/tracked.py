@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import bodies
+import windows
 from celery import Celery
 from celery.backends.filesystem import FilesystemBackend
 from celery.exceptions import Ignore, Reject
@@ -31,6 +32,8 @@ app.conf.update(
 if os.environ["TRACKED_BROKER"].startswith("filesystem"):
     app.conf.update(broker.settings(HOME))
 states = StateManager(app)
+if "TRACKED_FAULT" in os.environ:
+    windows.lay(os.environ["TRACKED_FAULT"], states, HOME)
 task = partial(app.task, shared=False)
 
 
@@ -233,6 +236,19 @@ def work_through(self, key):
 def callback(self, *args):
     job = states.current_job()
     note(f"callback.{job.id}", f"{self.request.id.partition('.')[2]} {list(args)} {bool(self.state)}")
+
+
+@task(base=StatefulTask, bind=True)
+def failing_callback(self, job_id):
+    note(f"callback.{job_id}", self.request.id.partition(".")[2])
+    raise ValueError("callback broken")
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def fail_at_first(self, key):
+    note(key, self.state.attempt)
+    if self.state.attempt == 1:
+        raise ValueError("broken at first")
 
 
 @task(base=StatefulTask, bind=True, tag="work")

@@ -97,7 +97,7 @@ class RedisStore(Store):
         layout = self._reader.layout(job.ref)
         self._registry.touch(layout, "job")
         keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream]
-        args = [pack({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
+        args: list[str | bytes] = [pack({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
         word, *names = self._reader.run(self._scripts.update, job.ref, keys, args)
         return None if word == b"moved" else _texts(names)
 
