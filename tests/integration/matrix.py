@@ -13,7 +13,7 @@ import celery
 from celery_statemanager import Status
 
 POOLS = ("prefork", "threads", "solo", "gevent", "eager")
-NO_SWEEP = 5.0
+WORKERS = "prefork threads solo gevent"
 BEFORE_5_7 = tuple(map(int, celery.__version__.split(".")[:2])) < (5, 7)
 
 
@@ -23,7 +23,8 @@ class Ends(NamedTuple):
     Attributes:
         message: a pattern for the whole of it.
         attempt: of how many.
-        writes: its version: nothing that came doubled or late may have changed it.
+        writes: its version at the most: what comes doubled or late changes nothing. Fewer, where the next delivery
+            begins before the one that announced it has ended.
     """
 
     status: int
@@ -46,6 +47,7 @@ class Outcome:
         ends: how it ends by pool; a pool that is not there cannot have it.
         options: of the signature.
         act: what the test does meanwhile, a method of ``Stage``.
+        fate: what becomes of the worker, a method of ``Fate``: it then has one of its own, and a successor.
         older: how it ends before Celery 5.7, where that differs.
     """
 
@@ -55,6 +57,7 @@ class Outcome:
     ends: Mapping[str, Ends]
     options: Mapping[str, Any] = field(default_factory=dict)
     act: str | None = None
+    fate: str | None = None
     older: Mapping[str, Ends] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -75,6 +78,8 @@ def only(pools: str, status: int, message: str | None, attempt: int = 1, writes:
     return {pool: Ends(status, message, attempt, writes) for pool in pools.split()}
 
 
+LOST = "lost with its worker .*"
+EXITED = "(WorkerLostError|SystemExit): .*"
 DONE = int(Status.FINISHED)
 
 OUTCOMES = [
@@ -85,7 +90,12 @@ OUTCOMES = [
     ),
     Outcome("raises `StateError`", "act_early", "fail_with_a_code", same(-42, "disk full")),
     Outcome("`before_start` raises", "act_early", "not_start", same(Status.FAILED, "OSError: not ready")),
-    Outcome("its result cannot be encoded", "act_stored", "give_an_object", same(Status.FAILED, "EncodeError: .*")),
+    Outcome(
+        "its result cannot be encoded",
+        "act_stored",
+        "give_an_object",
+        same(Status.FAILED, "EncodeError: .*", but=only("eager", DONE, None)),
+    ),
     Outcome("wrote -50, returns", "act_early", "say_negative", same(-50, "my own word", writes=3)),
     Outcome("wrote -50, raises", "act_early", "say_negative_and_fail", same(-50, "my own word", writes=3)),
     Outcome(
@@ -93,6 +103,12 @@ OUTCOMES = [
     ),
     Outcome("retries twice, returns", "act_early", "retry_twice", same(DONE, None, 3, 6)),
     Outcome("retries with a delay, returns", "act_early", "retry_later", same(DONE, None, 2, 4)),
+    Outcome(
+        "retries, and the retry begins first",
+        "act_early",
+        "retry_ahead",
+        only("prefork threads gevent", DONE, None, 2, 3),
+    ),
     Outcome(
         "runs out of retries", "act_early", "retry_for_ever", same(Status.FAILED, "MaxRetriesExceededError: .*", 3, 6)
     ),
@@ -105,7 +121,12 @@ OUTCOMES = [
     Outcome("`autoretry_for` runs out", "act_autoretried", "fail", same(Status.FAILED, "ValueError: broken", 3, 6)),
     Outcome("raises `Ignore`", "act_early", "ignore", same(Status.REJECTED, "ignored: not mine")),
     Outcome("raises `Reject(requeue=False)`", "act_early", "reject", same(Status.REJECTED, "rejected: unwanted")),
-    Outcome("raises `Reject(requeue=True)`, acked late", "act_late", "requeue_first", same(DONE, None, 2, 4)),
+    Outcome(
+        "raises `Reject(requeue=True)`, acked late",
+        "act_late",
+        "requeue_first",
+        same(DONE, None, 2, 4, but=only("eager", Status.REJECTED, "rejected: .*")),
+    ),
     Outcome(
         "raises `Reject(requeue=True)`, acked early", "act_early", "requeue", same(Status.REJECTED, "rejected: .*")
     ),
@@ -114,28 +135,28 @@ OUTCOMES = [
         "soft time limit",
         "act_early",
         "take_too_long",
-        only("prefork", Status.TIMED_OUT, "SoftTimeLimitExceeded: .*") | only("threads solo gevent eager", DONE, None),
+        only("prefork", Status.TIMED_OUT, "SoftTimeLimitExceeded: .*") | only("threads solo gevent", DONE, None),
         {"soft_time_limit": 1},
     ),
     Outcome(
         "soft time limit, caught",
         "act_early",
         "catch_the_limit",
-        only("prefork", DONE, "cut short", writes=3) | only("threads solo gevent eager", DONE, None),
+        only("prefork", DONE, "cut short", writes=3) | only("threads solo gevent", DONE, None),
         {"soft_time_limit": 1},
     ),
     Outcome(
         "hard time limit",
         "act_early",
         "take_too_long",
-        only("prefork gevent", Status.TIMED_OUT, "TimeLimitExceeded: .*") | only("threads solo eager", DONE, None),
+        only("prefork gevent", Status.TIMED_OUT, "TimeLimitExceeded: .*") | only("threads solo", DONE, None),
         {"time_limit": 1},
     ),
     Outcome(
         "hard time limit, not acked on it",
         "act_again",
         "take_too_long",
-        only("prefork gevent", DONE, None, 2, 4) | only("threads solo eager", DONE, None),
+        only("prefork gevent", DONE, None, 2, 4) | only("threads solo", DONE, None),
         {"time_limit": 1},
     ),
     Outcome("process killed", "act_early", "be_killed_first", only("prefork", Status.LOST, "WorkerLostError: .*")),
@@ -157,14 +178,13 @@ OUTCOMES = [
         "`sys.exit`",
         "act_early",
         "exit_first",
-        only("prefork", Status.LOST, "WorkerLostError: .*")
-        | only("threads gevent", Status.LOST, "lost with its worker .*"),
+        only("prefork", Status.LOST, EXITED) | only("threads gevent", Status.LOST, LOST),
     ),
     Outcome(
         "`sys.exit`, acked late",
         "act_late",
         "exit_first",
-        only("prefork", Status.LOST, "WorkerLostError: .*") | only("threads gevent", DONE, None, 2, 4),
+        only("prefork", Status.LOST, EXITED),
     ),
     Outcome(
         "revoked before it is received",
@@ -229,4 +249,39 @@ OUTCOMES = [
         only("prefork threads solo gevent", Status.REJECTED, "refused by the worker: ContentDisallowed: .*", 0, 1),
         {"serializer": "pickle"},
     ),
+    Outcome(
+        "raises `MemoryError`",
+        "act_early",
+        "run_out_of_memory",
+        only(WORKERS, Status.FAILED, "MemoryError: none left"),
+        fate="by_itself",
+    ),
+    Outcome("`sys.exit`, in solo", "act_early", "exit_first", only("solo", Status.LOST, LOST), fate="by_itself"),
+    Outcome(
+        "`sys.exit`, acked late, not in prefork",
+        "act_late",
+        "exit_first",
+        only("threads solo gevent", DONE, None, 2, 4),
+        fate="by_itself",
+    ),
+    Outcome("worker: warm shutdown (SIGTERM)", "act_early", "wait", only(WORKERS, DONE, None), fate="warm"),
+    Outcome("worker: soft shutdown, ends in time", "act_early", "wait", only(WORKERS, DONE, None), fate="soft"),
+    Outcome(
+        "worker: soft shutdown, too slow", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="soft_end"
+    ),
+    Outcome(
+        "worker: soft shutdown, too slow, acked late",
+        "act_late",
+        "wait_first",
+        only(WORKERS, DONE, None, 2, 3),
+        fate="soft_end",
+    ),
+    Outcome(
+        "worker: cold shutdown (SIGQUIT)", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="cold"
+    ),
+    Outcome(
+        "worker: cold shutdown, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 3), fate="cold"
+    ),
+    Outcome("worker: killed", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="killed"),
+    Outcome("worker: killed, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 4), fate="killed"),
 ]

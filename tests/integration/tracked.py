@@ -26,10 +26,15 @@ app.conf.update(
     statemanager_sweep_interval=1.5,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
+    worker_lost_wait=1.0,
+    worker_soft_shutdown_timeout=float(os.environ.get("TRACKED_SOFT_SHUTDOWN", "0")),
     broker_connection_retry_on_startup=True,
 )
 if os.environ["TRACKED_BROKER"].startswith("filesystem"):
     app.conf.update(broker.settings(HOME))
+if "TRACKED_VISIBILITY" in os.environ:
+    options = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+    app.conf.broker_transport_options = {"visibility_timeout": int(os.environ["TRACKED_VISIBILITY"]), **options}
 states = StateManager(app)
 task = partial(app.task, shared=False)
 
@@ -55,6 +60,9 @@ class Trace:
     def wait(self):
         wait_for(f"{self.key}.go", 60)
 
+    def touch(self, suffix):
+        (HOME / f"{self.key}.{suffix}").touch()
+
 
 class Acting(StatefulTask):
     abstract = True
@@ -66,6 +74,10 @@ class Acting(StatefulTask):
         super().before_start(task_id, args, kwargs)
         if args[0] == "not_start":
             raise OSError("not ready")
+
+    def on_retry(self, exc, task_id, args, kwargs, einfo):
+        if args[0] == "retry_ahead":
+            wait_for(f"{args[1]}.ahead", 30)
 
 
 def act(self, body, key):
