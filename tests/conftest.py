@@ -7,9 +7,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave Firestore to ``make test-firestore`` and ``make test-full``."""
-    if config.getoption("--firestore") or config.getoption("--full"):
+    """Leave Firestore to ``make test-firestore``, and it and what takes long to ``make test-full``."""
+    if config.getoption("--full"):
         return
-    left_out = [item for item in items if "firestore" in item.nodeid]
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if not config.getoption("--firestore"):
+        left_out += [item for item in items if "firestore" in item.nodeid]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if "firestore" not in item.nodeid]
+    items[:] = [item for item in items if item not in left_out]

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
@@ -146,6 +147,19 @@ def victim(setting, place):
         worker.kill()
 
 
+@pytest.fixture
+def cut(tracked):
+    """Close every connection to the broker, which has a database of its own."""
+
+    def cut():
+        with redis.Redis.from_url(tracked.app.conf.broker_url.removesuffix("1") + "0") as client:
+            for each in client.client_list():
+                if each["db"] == "1":
+                    client.client_kill_filter(_id=each["id"])
+
+    return cut
+
+
 @pytest.fixture(scope="session")
 def eager(tmp_path_factory):
     """Give the app in eager mode, on a store in memory."""
@@ -158,11 +172,12 @@ def eager(tmp_path_factory):
 def pytest_generate_tests(metafunc):
     """Give each test its places: all settings and pools that it shall meet."""
     own = metafunc.definition.get_closest_marker("places")
-    if "place" in metafunc.fixturenames and own:
-        metafunc.parametrize("place", own.args, ids="-".join, scope="session")
+    full = metafunc.config.getoption("--full")
+    if own:
+        metafunc.parametrize("place", own.args if full else own.args[:1], ids="-".join, scope="session")
     elif "place" in metafunc.fixturenames:
         usual = SLOW_PLACES if metafunc.definition.get_closest_marker("slow") else PLACES
-        places = PLACES + MORE_PLACES if metafunc.config.getoption("--full") else usual
+        places = PLACES + MORE_PLACES if full else usual
         metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 

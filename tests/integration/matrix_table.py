@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from matrix import OUTCOMES, POOLS, Outcome
+from matrix import POOLS, Outcome
+from matrix_rows import OUTCOMES
 
 DESIGN = Path(__file__).parents[2] / "design.md"
 BEGIN, END = "<!-- matrix:begin -->\n", "<!-- matrix:end -->\n"

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from matrix import OUTCOMES
+from matrix_rows import OUTCOMES
 from matrix_table import shown, table
 from workers import Worker
 

@@ -1,8 +1,6 @@
 """The app of the acceptance tests; workers and tests import it, configured by the environment."""
 
 import os
-import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -10,7 +8,6 @@ from pathlib import Path
 import bodies
 from celery import Celery
 from celery.backends.filesystem import FilesystemBackend
-from celery.exceptions import Ignore, Reject
 
 from celery_statemanager import StateError, StatefulTask, StateManager, Status, current_state
 from examples import broker
@@ -130,31 +127,6 @@ def fail_with(code, message):
     raise StateError(code, message)
 
 
-@task(base=StatefulTask, bind=True, tag="work", max_retries=3, default_retry_delay=0)
-def retry_then_succeed(self, key, failures):
-    note(key, self.state.attempt)
-    if self.request.retries < failures:
-        raise self.retry(exc=OSError("not yet"))
-
-
-@task(base=StatefulTask, bind=True, tag="work", autoretry_for=(Exception,), max_retries=2, default_retry_delay=0)
-def autoretry(self, key):
-    note(key, self.state.attempt)
-    raise OSError("always")
-
-
-@task(base=StatefulTask, bind=True, tag="work")
-def write_then(self, status, ending):
-    self.state.set(status, "my own word")
-    if ending == "raise":
-        raise ValueError("after all")
-
-
-@task(base=StatefulTask, tag="work")
-def give_up(how):
-    raise {"ignore": Ignore("not mine"), "reject": Reject("unwanted", requeue=False)}[how]
-
-
 @task(base=StatefulTask, bind=True, tag="work")
 def replaced(self, key):
     note(key, f"old {self.state.attempt}")
@@ -164,23 +136,6 @@ def replaced(self, key):
 @task(base=StatefulTask, bind=True, tag="other")
 def replacement(self, key):
     note(key, f"new {self.state.attempt} {self.state.tag}")
-
-
-@task(base=StatefulTask, bind=True, tag="work", soft_time_limit=1)
-def too_slow(self):
-    wait_for("never", 30)
-
-
-@task(base=StatefulTask, tag="work", time_limit=1)
-def hang():
-    wait_for("never", 30)
-
-
-@task(base=StatefulTask, tag="work")
-def die(how):
-    if how == "exit":
-        sys.exit(3)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @task(base=StatefulTask, bind=True, tag="work")
