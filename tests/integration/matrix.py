@@ -25,7 +25,7 @@ class Ends(NamedTuple):
         message: a pattern for the whole of it.
         attempt: of how many.
         writes: its version at the most: what comes doubled or late changes nothing. Fewer, where the next delivery
-            begins before the one that announced it has ended.
+            begins before the one that announced it has ended, or before the sweep sends it again.
     """
 
     status: int

@@ -34,6 +34,7 @@ OUTCOMES = [
         "act_early",
         "retry_ahead",
         only("prefork threads gevent", DONE, None, 2, 3),
+        fate="by_itself",
     ),
     Outcome(
         "runs out of retries", "act_early", "retry_for_ever", same(Status.FAILED, "MaxRetriesExceededError: .*", 3, 6)
@@ -90,7 +91,7 @@ OUTCOMES = [
         "process killed, acked late", "act_late", "be_killed_first", only("prefork", Status.LOST, "WorkerLostError: .*")
     ),
     Outcome(
-        "process killed, `reject_on_worker_lost`", "act_again", "be_killed_first", only("prefork", DONE, None, 2, 3)
+        "process killed, `reject_on_worker_lost`", "act_again", "be_killed_first", only("prefork", DONE, None, 2, 4)
     ),
     Outcome(
         "process killed, `retry_on_worker_lost`",
@@ -199,14 +200,14 @@ OUTCOMES = [
         "worker: soft shutdown, too slow, acked late",
         "act_late",
         "wait_first",
-        only(WORKERS, DONE, None, 2, 3),
+        only(WORKERS, DONE, None, 2, 4),
         fate="soft_end",
     ),
     Outcome(
         "worker: cold shutdown (SIGQUIT)", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="cold"
     ),
     Outcome(
-        "worker: cold shutdown, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 3), fate="cold"
+        "worker: cold shutdown, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 4), fate="cold"
     ),
     Outcome("worker: killed", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="killed"),
     Outcome("worker: killed, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 4), fate="killed"),
