@@ -192,22 +192,32 @@ OUTCOMES = [
         fate="by_itself",
     ),
     Outcome("worker: warm shutdown (SIGTERM)", "act_early", "wait", only(WORKERS, DONE, None), fate="warm"),
-    Outcome("worker: soft shutdown, ends in time", "act_early", "wait", only(WORKERS, DONE, None), fate="soft"),
     Outcome(
-        "worker: soft shutdown, too slow", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="soft_end"
+        "worker: soft shutdown, ends in time",
+        "act_early",
+        "wait",
+        only("prefork threads gevent", DONE, None),
+        fate="soft",
+    ),
+    Outcome(
+        "worker: soft shutdown, too slow",
+        "act_early",
+        "wait_first",
+        only("prefork", Status.LOST, LOST),
+        fate="soft_end",
     ),
     Outcome(
         "worker: soft shutdown, too slow, acked late",
         "act_late",
         "wait_first",
-        only(WORKERS, DONE, None, 2, 4),
+        only("prefork", DONE, None, 2, 4),
         fate="soft_end",
     ),
     Outcome(
-        "worker: cold shutdown (SIGQUIT)", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="cold"
+        "worker: cold shutdown (SIGQUIT)", "act_early", "wait_first", only("prefork", Status.LOST, LOST), fate="cold"
     ),
     Outcome(
-        "worker: cold shutdown, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 4), fate="cold"
+        "worker: cold shutdown, acked late", "act_late", "wait_first", only("prefork", DONE, None, 2, 4), fate="cold"
     ),
     Outcome("worker: killed", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="killed"),
     Outcome("worker: killed, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 4), fate="killed"),

@@ -4,6 +4,7 @@ import re
 import signal
 import time
 from contextlib import suppress
+from subprocess import TimeoutExpired
 
 import pytest
 from matrix_rows import OUTCOMES
@@ -69,7 +70,7 @@ class Fate:
     def __init__(self, setting, pool, queue, name, outcomes):
         self.name = name
         soft = {"TRACKED_SOFT_SHUTDOWN": SOFT_SHUTDOWN} if name.startswith("soft") else {}
-        self.worker = Worker({**setting.environment, **soft}, pool, queue, concurrency=len(outcomes))
+        self.worker = Worker({**setting.environment, **soft}, pool, queue, concurrency=len(outcomes) + 1)
         self.stage = Stage(setting.tracked, pool, queue, outcomes, queue)
 
     def befall(self):
@@ -112,16 +113,17 @@ def fates(setting, pool):
     played = [
         Fate(setting, pool, f"{pool}-{number}", name, outcomes) for number, (name, outcomes) in enumerate(grouped(pool))
     ]
-    for fate in played:
-        fate.befall()
-    for fate in played:
-        if fate.name != "by_itself":
-            fate.worker.process.wait(PATIENCE)
-    successor = Worker(setting.environment, pool, ",".join(fate.stage.queue for fate in played))
-    with suppress(AssertionError, TimeoutError):
+    workers = [fate.worker for fate in played]
+    with suppress(AssertionError, TimeoutError, TimeoutExpired):  # each test says what became of its row
+        for fate in played:
+            fate.befall()
+        for fate in played:
+            if fate.name != "by_itself":
+                fate.worker.process.wait(PATIENCE)
+        workers.append(Worker(setting.environment, pool, ",".join(fate.stage.queue for fate in played)))
         for fate in played:
             fate.stage.job.wait(PATIENCE)
-    for worker in (successor, *(fate.worker for fate in played)):
+    for worker in workers:
         worker.kill()
     return {each.what: (fate.stage.job, row) for fate in played for row, each in enumerate(fate.stage.outcomes)}
 

@@ -68,14 +68,14 @@ def test_what_waits_for_the_store_is_written_before_the_worker_goes(tracked, vic
     assert renewals(tracked, job) is None
 
 
-@pytest.mark.places(*REDIS, ("rabbitmq-redis", "prefork"), ("rabbitmq-redis", "threads"))
+@pytest.mark.places(("redis1-redis", "prefork"), ("rabbitmq-redis", "prefork"))
 def test_what_a_cold_shutdown_gives_back_begins_elsewhere_at_once(tracked, victim, key, eventually):
     """Its redelivery is not taken for a duplicate of what the stopped worker ran."""
     worker = victim(key)
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
     eventually(lambda: renewals(tracked, job))
-    victim(key)
+    victim(f"{key},another")
     worker.process.send_signal(signal.SIGQUIT)
     eventually(lambda: len(tracked.notes(key)) == 2)
     (tracked.HOME / f"{key}.go").touch()
