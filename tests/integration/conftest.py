@@ -29,7 +29,6 @@ PLACES = [
     ("redis-redis", "prefork"),
     ("redis-redis", "threads"),
     ("folders-sqlite", "gevent"),
-    ("redis-redis", "gevent"),
 ]
 """Brokers, stores and pools that every acceptance test meets."""
 
@@ -40,6 +39,7 @@ MORE_PLACES = [
     ("redis-sqlite", "threads"),
     ("rabbitmq-redis", "solo"),
     ("redis-redis", "solo"),
+    ("redis-redis", "gevent"),
 ]
 """Those that ``--full`` adds."""
 
@@ -174,7 +174,9 @@ def pytest_generate_tests(metafunc):
     own = metafunc.definition.get_closest_marker("places")
     full = metafunc.config.getoption("--full")
     if own:
-        metafunc.parametrize("place", own.args if full else own.args[:1], ids="-".join, scope="session")
+        metafunc.parametrize(
+            "place", own.args if full else own.args[: own.kwargs.get("usual", 1)], ids="-".join, scope="session"
+        )
     elif "place" in metafunc.fixturenames:
         usual = SLOW_PLACES if metafunc.definition.get_closest_marker("slow") else PLACES
         places = PLACES + MORE_PLACES if full else usual
