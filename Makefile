@@ -1,7 +1,10 @@
 # make demo    watch a real job from start to report, no server needed
 # make test    everything that can be proven in a few minutes
 # make test-celery CELERY=5.6.2   the acceptance tests with another Celery
+# make chaos ROUNDS= SEED=   random trouble, and what must hold after it
+# make bench   what tracking costs, side by side with what it replaces; make bench-quick within two minutes
 # make check   lint, types, import directions
+# make docs    write the README's table of settings
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
 # make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
@@ -15,6 +18,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 INPUT  ?=
 SHARDS ?= 16
+ROUNDS ?= 10
+SEED   ?= 1
+CHAOS_PLACES ?= folders-sqlite redis-redis rabbitmq-redis redis-firestore
 ARGS   ?=
 CELERY ?= 5.6.2
 TOMBSTONE_AGE ?= 30d
@@ -29,8 +35,8 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-celery test-wheel check format clean help firestore-init firestore-indexes firestore-emulator gc \
-  test-firestore
+.PHONY: demo bench bench-quick test test-full test-celery test-wheel test-firestore chaos check docs format clean help \
+  firestore-init firestore-indexes firestore-emulator gc
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -56,6 +62,13 @@ build/celery-$(CELERY)/.test: pyproject.toml
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -e . "celery==$(CELERY)" --group dev
 	@touch $@
 
+bench: $(VENV)/.bench
+	$(bin)/python -m benchmarks --json benchmarks/results.json
+	$(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png
+
+bench-quick: $(VENV)/.bench
+	$(bin)/python -m benchmarks --scale quick --json build/bench-quick.json
+
 # what users install, away from the checkout
 test-wheel: $(VENV)/.test
 	rm -rf build/wheel && $(bin)/python -m build --wheel --outdir build/wheel . > build-wheel.log 2>&1 || { cat build-wheel.log; exit 1; }
@@ -66,11 +79,18 @@ test-wheel: $(VENV)/.test
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && venv/bin/python -m $(beside) tests/unit tests/stores/test_contract.py tests/cli
 
+chaos: $(VENV)/.test
+	@bad=0; for place in $(CHAOS_PLACES); do \
+	  PYTHONPATH=tests:. $(bin)/python -m chaos --place $$place --rounds $(ROUNDS) --seed $(SEED) || bad=1; done; exit $$bad
+
 check: $(VENV)/.test
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+docs: $(VENV)/.test
+	$(bin)/python scripts/document_settings.py
 
 format: $(VENV)/.test
 	$(bin)/ruff check --fix --exit-zero
@@ -95,7 +115,7 @@ gc: $(VENV)/.test
 	@$(bin)/celery gc-state --store "$(URL)" --tombstone-age "$(TOMBSTONE_AGE)" --delete-age "$(DELETE_AGE)" $(ARGS)
 
 test-firestore: $(VENV)/.test
-	$(bin)/python -m pytest tests/stores --firestore -k firestore $(ARGS)
+	$(bin)/python -m pytest tests/stores tests/integration --firestore -k firestore $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist
@@ -115,4 +135,8 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) …"
 	@$(pip) install -U "pip>=25.1"
 	@$(pip) install -e ".[monitor]" --group dev
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.test
+	@$(pip) install --group bench
 	@touch $@

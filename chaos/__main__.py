@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from chaos import run
 from chaos.crew import Crew
@@ -18,9 +19,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--first", type=int, default=1, help="number of the first round: to repeat one")
+    parser.add_argument("--keep", type=Path, help="a folder for logs and notes, to look into afterwards")
     given = parser.parse_args()
     bad = 0
-    with place(given.place) as where:
+    with place(given.place, given.keep) as where:
         load(where)
         crew = Crew(where, given.pool)
         try:
@@ -35,11 +37,12 @@ def main() -> int:
 
 def _tell(given: argparse.Namespace, number: int, outcome: run.Outcome) -> bool:
     verdict = "BAD" if outcome.findings else "good"
-    resent = f", {outcome.resent} messages stuck in the broker" if outcome.resent else ""
+    stuck = f", {outcome.stuck} messages stuck in the broker" if outcome.stuck else ""
+    untold = f", {outcome.untold} rows killed before the store was back" if outcome.untold else ""
     events = ", ".join(outcome.events)
     print(
         f"{verdict} {outcome.seconds:5.1f} s  --place {given.place} --pool {given.pool} --seed {given.seed} "
-        f"--first {number} --rounds 1: {events}{resent}",
+        f"--first {number} --rounds 1: {events}{stuck}{untold}",
         flush=True,
     )
     for finding in outcome.findings:

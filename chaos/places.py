@@ -39,12 +39,18 @@ class Place:
 
 
 @contextmanager
-def place(name: str) -> Iterator[Place]:
-    """Start the servers of a place, named broker-store."""
+def place(name: str, keep: Path | None = None) -> Iterator[Place]:
+    """Start the servers of a place, named broker-store.
+
+    Args:
+        keep: where logs and notes are kept; a temporary folder if not given.
+    """
     broker, store = name.split("-")
     with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
-        made = Place(home, {"CHAOS_HOME": str(home)}, {"CHAOS_HOME": str(home)})
+        home = keep or Path(stack.enter_context(tempfile.TemporaryDirectory("", "chaos-", ignore_cleanup_errors=True)))
+        home.mkdir(parents=True, exist_ok=True)
+        near, far = ({"CHAOS_HOME": str(home), "CHAOS_TIMEOUT": seconds} for seconds in ("20", "2"))
+        made = Place(home, near, far)
         _BROKERS[broker](made, stack)
         _STORES[store](made, stack)
         yield made

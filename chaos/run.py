@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from celery.canvas import Signature
 
+from celery_statemanager import State
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.job import Job
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord
@@ -18,11 +22,15 @@ from celery_statemanager.testing.celery import Published, published
 from chaos import trouble, verdict
 from chaos.crew import Crew
 from chaos.places import Place
+from chaos.verdict import UNASKED
 
 ROWS = 16
 PATIENCE = 60.0
+LAST = 5.0
+"""Seconds in which a subscriber must have seen the end of a job that has settled."""
+
 STUCK = 10.0
-"""Seconds without any change after which messages that nobody holds are taken to be stuck in, or lost by, the broker."""
+"""Seconds without any change after which messages that nobody holds count as stuck in the broker or lost by it."""
 
 
 @dataclass
@@ -30,12 +38,14 @@ class Outcome:
     """What became of a round.
 
     Attributes:
-        resent: messages that were stuck in the broker or lost by it, and sent again by hand.
+        stuck: messages that were stuck in the broker or lost by it, and sent again by hand.
+        untold: the same of bodies that ran while the store was away, in a worker that was killed before it was back.
     """
 
     events: list[str]
     seconds: float
-    resent: int
+    stuck: int
+    untold: int
     findings: list[str]
 
 
@@ -54,26 +64,41 @@ def play(place: Place, crew: Crew, seed: str) -> Outcome:
     done = {f"on_{latch}": app.finish.s() for latch in ("success", "failure", "settled")}
     with published(app.app) as messages:
         job = app.states.submit(members, **done)
-    told = trouble.happen(events)
-    crew.muster()
-    resent = _wait(app.states.store, job, messages, app.finish.s(), lambda: app.notes(job.id))
+    with _watched(job) as states:
+        told = trouble.happen(events)
+        crew.muster()
+        resent = _wait(app.states.store, job, messages, app.finish.s(), lambda: app.notes(job.id))
     limit = app.states.settings.max_lost
     found = verdict.findings(app.states.store, job, kinds, app.notes(job.id), limit)
+    found += verdict.of_stream(app.states.store, job, states)
     found += [f"left behind: {process}" for process in crew.left_behind()]
-    return Outcome(told, time.monotonic() - began, resent, found)
+    return Outcome(told, time.monotonic() - began, resent["stuck"], resent["untold"], found)
+
+
+@contextmanager
+def _watched(job: Job) -> Iterator[list[State]]:
+    """Note what a subscriber sees until the job has settled, or the block ends."""
+    seen: list[State] = []
+    with job.subscribe(until_settled=True) as events:
+        reader = threading.Thread(target=lambda: seen.extend(event.state for event in events), daemon=True)
+        reader.start()
+        yield seen
+        reader.join(LAST)
 
 
 def _wait(
     store: Store, job: Job, messages: list[Published], callback: Signature[Any], notes: Callable[[], list[list[str]]]
-) -> int:
-    """Wait until the job and its callbacks are done; send again what the broker gives nobody. Give their number."""
-    resent, deadline, last, since = 0, time.monotonic() + PATIENCE, None, time.monotonic()
+) -> Counter[str]:
+    """Wait until the job and its callbacks are done; send again what nobody has any more. Count why."""
+    resent: Counter[str] = Counter()
+    deadline, last, since = time.monotonic() + PATIENCE, None, time.monotonic()
     while not _done(store, job) and time.monotonic() < deadline:
         now = (len(notes()), job.summary(indexes=False))
         if now != last:
             last, since = now, time.monotonic()
         elif time.monotonic() - since > STUCK:
-            resent += _resend(store, job, messages, callback)
+            untold = {int(note[2]) for note in notes() if note[1] == "begun" and note[3] == UNASKED}
+            resent.update(_resend(store, job, messages, callback, untold))
             since = time.monotonic()
         time.sleep(0.1)
     return resent
@@ -90,16 +115,17 @@ def _callbacks(store: Store, record: JobRecord) -> list[tuple[str, Cell]]:
     return [(name, store.get_cell(record.ref, name, CALLBACK_ROW) or Cell()) for name in decided]
 
 
-def _resend(store: Store, job: Job, messages: list[Published], callback: Signature[Any]) -> int:
-    """Send what no worker has any more: the first message of a row, its retry, or a callback's."""
-    record, sent = store.get_job(job.manager.ref.key), 0
+def _resend(
+    store: Store, job: Job, messages: list[Published], callback: Signature[Any], untold: set[int]
+) -> Iterator[str]:
+    """Send what no worker has any more: the first message of a row, its retry, or a callback's. Give the reasons."""
+    record = store.get_job(job.manager.ref.key)
     for row, message in enumerate(messages):
         cell = store.get_cell(record.ref, "work", row) or Cell()
         if not (cell.open or cell.final):
             replace(message, headers={**message.headers, "retries": cell.delivery.retries}).redeliver()
-            sent += 1
+            yield "untold" if row in untold else "stuck"
     for name, cell in _callbacks(store, record):
         if not (record.latches[name].due or cell.open or cell.final):
             Binding(record.ref, CALLBACK_ROW, name).bind(callback).apply_async(args=(job.id,))
-            sent += 1
-    return sent
+            yield "stuck"

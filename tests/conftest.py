@@ -7,20 +7,22 @@ from collections.abc import Iterator
 
 import pytest
 from emulator import running
+from selection import asked_for
 
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every combination, not only those that differ")
-    parser.addoption("--firestore", action="store_true", help="run the Firestore store, too: minutes on its emulator")
+    parser.addoption(
+        "--firestore", action="store_true", help="run all of Firestore, not only its heart: minutes on its emulator"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leave Firestore to ``make test-firestore`` and ``make test-full``; keep together what shares servers."""
-    if not (config.getoption("--firestore") or config.getoption("--full")):
-        left_out = [item for item in items if "firestore" in item.nodeid]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if "firestore" not in item.nodeid]
+    """Leave out what was not asked for; keep together what shares servers."""
+    left_out = [item for item in items if not asked_for(item, config.getoption)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     for item in items:
         group = _group(item)
         if group:

@@ -39,11 +39,13 @@ __all__ = [
 ]
 
 
-def store_machine(make_store: Callable[[], Store]) -> type[StoreMachine]:
+def store_machine(make_store: Callable[[], Store], recount_every: int = 1) -> type[StoreMachine]:
     """Give a hypothesis state machine for a store; run it by ``run_state_machine_as_test``.
 
     Args:
         make_store: called once an example; may open the same data again, for every example leaves it empty.
+        recount_every: steps after which all that can be read of the jobs is compared: some hundred calls. What a
+            step itself answers is compared always.
 
     Raises: ImportError – hypothesis is not installed.
     """
@@ -53,4 +55,4 @@ def store_machine(make_store: Callable[[], Store]) -> type[StoreMachine]:
         raise ImportError(f"store_machine needs hypothesis ({error}): pip install hypothesis") from error
     from celery_statemanager.testing.machine import machine_for
 
-    return machine_for(make_store)
+    return machine_for(make_store, recount_every)

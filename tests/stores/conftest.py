@@ -38,6 +38,8 @@ def firestore(request: pytest.FixtureRequest) -> StoreFactory:
 
 
 def firestore_rest(request: pytest.FixtureRequest) -> StoreFactory:
+    if "two_different_names" in request.node.name:
+        pytest.skip("the emulator takes a colon in a document's name for the end of the URL, even if it is escaped")
     request.getfixturevalue("monkeypatch").setattr(poll, "EVERY", 0.05)
     return _firestore(request, transport="rest")
 

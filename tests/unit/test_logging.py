@@ -16,6 +16,7 @@ from celery_statemanager.testing import WrappedStore
 
 ABOUT_NO_JOB = {
     "%s failed; the next time may do",
+    "%s failed; the next time may do: %s",
     "swept: %s",
     "the store did not come back: the states of %d cells are lost",
 }

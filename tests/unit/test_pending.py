@@ -16,7 +16,6 @@ PATIENCE = 20
 def main_process(monkeypatch, tmp_path):
     """Be a worker's main process, with folders of its own."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(worker_requests, "_main_pid", 0)
     monkeypatch.setenv(worker_requests.WORKER_ID, "")
     worker_requests.name_worker()
     return tmp_path

@@ -33,28 +33,36 @@ class RestClient:
         self._base = base
 
     def commit(self, request: Any, **options: Any) -> Any:
-        return self._call(f"{request.database}/documents:commit", request, firestore.CommitResponse, **options)[0]
+        return self._call(f"{request.database}/documents", "commit", request, firestore.CommitResponse, **options)[0]
 
     def batch_get_documents(self, request: Any, **options: Any) -> Any:
-        path = f"{request.database}/documents:batchGet"
-        return self._call(path, request, firestore.BatchGetDocumentsResponse, **options)
+        path = f"{request.database}/documents"
+        return self._call(path, "batchGet", request, firestore.BatchGetDocumentsResponse, **options)
 
     def run_query(self, request: Any, **options: Any) -> Any:
-        return self._call(f"{request.parent}:runQuery", request, firestore.RunQueryResponse, **options)
+        return self._call(request.parent, "runQuery", request, firestore.RunQueryResponse, **options)
 
     def run_aggregation_query(self, request: Any, **options: Any) -> Any:
-        path = f"{request.parent}:runAggregationQuery"
-        return self._call(path, request, firestore.RunAggregationQueryResponse, **options)
+        kind = firestore.RunAggregationQueryResponse
+        return self._call(request.parent, "runAggregationQuery", request, kind, **options)
 
     def listen(self, requests: Any, **options: Any) -> Any:
         raise exceptions.MethodNotImplemented("streams cannot be had over REST")  # type: ignore[no-untyped-call]
 
     def _call(
-        self, path: str, request: Any, kind: Any, *, timeout: float, metadata: Metadata = (), retry: None = None
+        self,
+        path: str,
+        verb: str,
+        request: Any,
+        kind: Any,
+        *,
+        timeout: float,
+        metadata: Metadata = (),
+        retry: None = None,
     ) -> list[Any]:
         """Give the responses; a call that is not streamed has one. Raises: GoogleAPICallError, RequestException."""
         answer = self.transport.post(
-            f"{self._base}/v1/{quote(path)}",
+            f"{self._base}/v1/{quote(path)}:{verb}",
             json=json_format.MessageToDict(type(request).pb(request)),
             headers=dict(metadata),
             timeout=timeout,

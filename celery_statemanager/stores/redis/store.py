@@ -97,7 +97,7 @@ class RedisStore(Store):
         layout = self._reader.layout(job.ref)
         self._registry.touch(layout, "job" if job.tombstoned_at is None else "tomb")
         keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream]
-        args = [pack({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
+        args: list[str | bytes] = [pack({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
         word, *names = self._reader.run(self._scripts.update, job.ref, keys, args)
         return None if word == b"moved" else _texts(names)
 
@@ -174,6 +174,9 @@ class RedisStore(Store):
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self._registry.put_worker(worker_id, body, lease)
+
+    def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        return self._registry.worker(worker_id)
 
     def list_workers(self) -> list[WorkerRecord]:
         return self._registry.workers()
