@@ -1,7 +1,7 @@
 """What garbage collection costs: many small jobs, and one of many states. Time, calls to the store, memory.
 
-    python -m benchmarks.collect                                        memory and SQLite
-    python -m benchmarks.collect redis://localhost:6379/0 --jobs 10000 --states 100000
+python -m benchmarks.collect                                        memory and SQLite
+python -m benchmarks.collect redis://localhost:6379/0 --jobs 10000 --states 100000
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from celery_statemanager import leases
 from celery_statemanager.durations import format_duration, to_duration
 from celery_statemanager.errors import ConfigurationError, JobNotFound
 from celery_statemanager.records import JobRecord
-from celery_statemanager.retention import current
+from celery_statemanager.retention import current, is_newer
 from celery_statemanager.stores.base import Store
 
 PURGED_AT_ONCE = 10_000
@@ -36,6 +36,8 @@ class Skip(str, Enum):
     """A callback of it is still to be published."""
     PUBLISHING = "publishing"
     """Its publisher lives and has not come to its end."""
+    NEWER = "newer"
+    """Only a newer release understands it."""
     CHANGED = "changed"
     """It was written to, or changed, or deleted by another, at this very moment."""
 
@@ -166,6 +168,8 @@ class _Collection:
         return self._now - job.last_activity > age
 
     def _spared(self, job: JobRecord, held: set[str]) -> Skip | None:
+        if is_newer(job):
+            return Skip.NEWER
         if job.incarnation in held:
             return Skip.RUNNING
         if has_callback_to_publish(job):

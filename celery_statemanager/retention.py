@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from celery_statemanager.errors import JobNotFound
-from celery_statemanager.records import JobRecord, JobRef
+from celery_statemanager.errors import ConfigurationError, JobNotFound
+from celery_statemanager.models import SCHEMA_VERSION
+from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.stores.base import Store
+
+
+def find_job(store: Store, key: JobKey) -> JobRecord:
+    """Give the job of a name. Raises: JobNotFound; ConfigurationError – a newer release has written it."""
+    job = store.get_job(key)
+    if is_newer(job):
+        raise ConfigurationError(
+            f"job {job.job_id!r} was written by a newer release (schema {job.schema_version}, this one knows "
+            f"{SCHEMA_VERSION}): upgrade celery-statemanager here"
+        )
+    return job
+
+
+def is_newer(job: JobRecord) -> bool:
+    """Whether only a newer release understands a job; other programs number their schemas themselves."""
+    return job.incarnation != "" and job.schema_version > SCHEMA_VERSION
 
 
 def current(store: Store, ref: JobRef) -> JobRecord:

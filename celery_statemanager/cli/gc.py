@@ -63,6 +63,7 @@ _REASONS = {
     Skip.RUNNING: "spared: a live worker runs one of its tasks",
     Skip.CALLBACK: "spared: a callback is still to be published",
     Skip.PUBLISHING: "spared: it is being published",
+    Skip.NEWER: "spared: written by a newer release",
     Skip.CHANGED: "spared: changed at this very moment",
 }
 
