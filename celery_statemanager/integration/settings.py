@@ -11,8 +11,8 @@ from celery import Celery
 from celery.schedules import BaseSchedule
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.garbage import Ages
 from celery_statemanager.limits import MAX_STATE_BYTES
+from celery_statemanager.retention import Ages
 
 PREFIX = "statemanager_"
 POLICIES = ("auto", "mark", "requeue")
