@@ -149,7 +149,7 @@ def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, 
 
 def take_turn(store: Store, holder: str, seconds: float) -> bool:
     """Whether it is this holder's turn to sweep, for so many seconds; two at once would do no harm."""
-    turn = next((each for each in store.list_workers() if each.worker_id == SWEEPER), None)
+    turn = store.get_worker(SWEEPER)
     if turn is not None and turn.body != holder and turn.lease_until > store.now():
         return False
     store.put_worker(SWEEPER, holder, seconds)
@@ -163,7 +163,7 @@ def renew(store: Store, worker_id: str, report: Report, lease: float) -> None:
 
 def _accounted_for(store: Store, cell: Cell, name: str) -> bool:
     """Whether a live worker lists an attempt, or has hardly had the time to."""
-    record = None if cell.owner is None else workers(store).get(cell.owner)
+    record = None if cell.owner is None else store.get_worker(cell.owner)
     if record is None or record.lease_until <= store.now():
         return False
     renewal = (record.lease_until - record.renewed_at) // RENEWALS

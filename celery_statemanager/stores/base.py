@@ -182,6 +182,10 @@ class Store(ABC):
         """Write a worker's record, whole; it is alive for ``lease`` seconds from now. 0 ends it now."""
 
     @abstractmethod
+    def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        """Give one worker's record, alive or dead; None when there is none. The cost does not grow with the others."""
+
+    @abstractmethod
     def list_workers(self) -> list[WorkerRecord]:
         """Give all worker records, those of dead workers too; judge their leases by ``now``."""
 

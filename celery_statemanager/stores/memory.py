@@ -140,6 +140,11 @@ class MemoryStore(Store):
             now = self.now()
             self._workers[worker_id] = WorkerRecord(worker_id, body, now, now + round(lease * 1_000_000))
 
+    def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        with self._lock:
+            worker = self._workers.get(worker_id)
+            return None if worker is None else replace(worker)
+
     def list_workers(self) -> list[WorkerRecord]:
         with self._lock:
             return [replace(worker) for worker in self._workers.values()]

@@ -91,6 +91,9 @@ class WrappedStore(Store):
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self.calling("put_worker", lambda: self.inner.put_worker(worker_id, body, lease))
 
+    def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        return self.calling("get_worker", lambda: self.inner.get_worker(worker_id))
+
     def list_workers(self) -> list[WorkerRecord]:
         return self.calling("list_workers", lambda: self.inner.list_workers())
 

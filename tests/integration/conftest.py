@@ -185,6 +185,21 @@ def route(signature, queue):
 
 
 @pytest.fixture
+def hired():
+    """Start workers of a test's own; none is left."""
+    started = []
+
+    def hire(environment, pool, queue, *options):
+        started.append(Worker(environment, pool, queue, *options))
+        return started[-1]
+
+    yield hire
+    for worker in started:
+        if worker.process.poll() is None:
+            worker.kill()
+
+
+@pytest.fixture
 def eventually():
     """Wait until something the test cannot be told of holds; give what it gave."""
 

@@ -174,6 +174,9 @@ class FirestoreStore(Store):
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         workers.put(self._database, worker_id, body, lease)
 
+    def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        return workers.one(self._database, worker_id)
+
     def list_workers(self) -> list[WorkerRecord]:
         return workers.every(self._database)
 

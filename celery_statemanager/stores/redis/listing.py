@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
 
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
@@ -20,13 +19,8 @@ _AT_ONCE = 1_000
 _JOBS_AT_ONCE = 100
 
 
-class Found(NamedTuple):
-    """A cell as it is kept; they sort as lists of states do."""
-
-    stamp: bytes
-    tag: str
-    row: int
-    packed: bytes
+Found = tuple[bytes, str, int, bytes]
+"""A cell's stamp, tag, row, and how it is kept; they sort as lists of states do."""
 
 
 def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
@@ -39,12 +33,12 @@ def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
         row = str(scope.task_index).encode()
         cells = server.call_all(("HGET", keys.cells(tag), row) for tag in tags)
         found = [(tag, row, packed) for tag, packed in zip(tags, cells) if packed is not None]
-    return sorted(Found(stamp_of(packed), tag, int(row), packed) for tag, row, packed in found)
+    return sorted((stamp_of(packed), tag, int(row), packed) for tag, row, packed in found)
 
 
 def states_of(job: JobRecord, found: list[Found]) -> Iterator[State]:
     """Unpack cells one by one as they are asked for."""
-    return (seen_state(job, each.tag, each.row, each.packed) for each in found)
+    return (seen_state(job, tag, row, packed) for _, tag, row, packed in found)
 
 
 def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry]) -> Iterator[JobRecord]:

@@ -119,6 +119,11 @@ class Registry:
         microseconds = round(lease * 1_000_000)
         self._server.run(self._scripts.worker, [self.keys.workers], [worker_id, body, microseconds])
 
+    def worker(self, worker_id: str) -> WorkerRecord | None:
+        """Read one worker's record."""
+        packed = self._server.call("HGET", self.keys.workers, worker_id)
+        return None if packed is None else WorkerRecord(worker_id, *unpack(packed))
+
     def workers(self) -> list[WorkerRecord]:
         """Read all workers' records."""
         found = self._server.call("HGETALL", self.keys.workers)

@@ -168,6 +168,9 @@ class RedisStore(Store):
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self._registry.put_worker(worker_id, body, lease)
 
+    def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        return self._registry.worker(worker_id)
+
     def list_workers(self) -> list[WorkerRecord]:
         return self._registry.workers()
 
