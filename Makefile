@@ -1,7 +1,9 @@
 # make demo    watch a real job from start to report, no server needed
 # make test    everything that can be proven in a few minutes
 # make test-celery CELERY=5.6.2   the acceptance tests with another Celery
+# make chaos ROUNDS= SEED=   random trouble, and what must hold after it
 # make check   lint, types, import directions
+# make docs    write the README's table of settings
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
 # make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
@@ -14,6 +16,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 INPUT  ?=
 SHARDS ?= 16
+ROUNDS ?= 10
+SEED   ?= 1
+CHAOS_PLACES ?= folders-sqlite redis-redis rabbitmq-redis redis-firestore
 ARGS   ?=
 CELERY ?= 5.6.2
 HOST_PORT ?= localhost:8787
@@ -21,8 +26,11 @@ DATABASE  ?= (default)
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
+# as many processes as there are cores; tests that share servers and workers stay together
+beside := pytest -n auto --dist loadgroup
+pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-celery test-wheel check format clean help firestore-init firestore-indexes firestore-emulator \
+.PHONY: demo test test-full test-celery test-wheel chaos check docs format clean help firestore-init firestore-indexes firestore-emulator \
   test-firestore
 
 help:
@@ -32,11 +40,11 @@ demo: $(VENV)/.demo
 	@$(bin)/python -m examples.demo $(if $(INPUT),--input "$(INPUT)") --shards $(SHARDS) $(ARGS)
 
 test: $(VENV)/.test
-	$(bin)/python -m pytest $(ARGS)
+	$(pytest) $(ARGS)
 
 # every combination, and more examples from hypothesis: before a release
 test-full: $(VENV)/.test
-	HYPOTHESIS_PROFILE=full $(bin)/python -m pytest --full $(ARGS)
+	HYPOTHESIS_PROFILE=full $(pytest) --full $(ARGS)
 
 # the lowest that is supported, or any other
 test-celery: build/celery-$(CELERY)/.test
@@ -57,13 +65,20 @@ test-wheel: $(VENV)/.test
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[monitor]" --group dev
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && venv/bin/python -m pytest tests/unit tests/stores/test_contract.py tests/cli
+	cd build/wheel && venv/bin/python -m $(beside) tests/unit tests/stores/test_contract.py tests/cli
+
+chaos: $(VENV)/.test
+	@bad=0; for place in $(CHAOS_PLACES); do \
+	  PYTHONPATH=tests:. $(bin)/python -m chaos --place $$place --rounds $(ROUNDS) --seed $(SEED) || bad=1; done; exit $$bad
 
 check: $(VENV)/.test
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+docs: $(VENV)/.test
+	$(bin)/python scripts/document_settings.py
 
 format: $(VENV)/.test
 	$(bin)/ruff check --fix --exit-zero
@@ -84,7 +99,7 @@ firestore-emulator:
 	@exec gcloud emulators firestore start --host-port=$(HOST_PORT)
 
 test-firestore: $(VENV)/.test
-	$(bin)/python -m pytest tests/stores --firestore -k firestore $(ARGS)
+	$(bin)/python -m pytest tests/stores tests/integration --firestore -k firestore $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist

@@ -1,40 +1,39 @@
-"""Live and lasting state of a job's N Celery tasks."""
+"""Live and lasting state of a job's N Celery tasks. Every name is loaded at its first use."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from celery_statemanager.errors import (
-    AttemptSuperseded,
-    BeginRefused,
-    ConfigurationError,
-    JobCancelled,
-    JobExists,
-    JobNotFound,
-    ReadOnlyManager,
-    StateError,
-    StateManagerError,
-    StoreError,
-    StoreUnavailable,
-    SubmitFailed,
-    SubscriptionLost,
-    SynchronizeFailed,
-    SynchronizeTimeout,
-    TaskMismatch,
-    WaitTimeout,
-)
-from celery_statemanager.indexset import IndexSet
-from celery_statemanager.manager import Manager
-from celery_statemanager.models import State, StateEvent, Status, Summary
-from celery_statemanager.stores import open_store
-from celery_statemanager.stores.base import Store
-from celery_statemanager.subscription import Subscription
-
 if TYPE_CHECKING:
+    from celery_statemanager.errors import (
+        AttemptSuperseded,
+        BeginRefused,
+        ConfigurationError,
+        JobCancelled,
+        JobExists,
+        JobNotFound,
+        ReadOnlyManager,
+        StateError,
+        StateManagerError,
+        StoreError,
+        StoreUnavailable,
+        SubmitFailed,
+        SubscriptionLost,
+        SynchronizeFailed,
+        SynchronizeTimeout,
+        TaskMismatch,
+        WaitTimeout,
+    )
+    from celery_statemanager.indexset import IndexSet
     from celery_statemanager.integration.extension import StateManager
     from celery_statemanager.integration.job import Job
     from celery_statemanager.integration.task import StatefulTask, current_state
+    from celery_statemanager.manager import Manager
+    from celery_statemanager.models import State, StateEvent, Status, Summary
+    from celery_statemanager.stores import open_store
+    from celery_statemanager.stores.base import Store
+    from celery_statemanager.subscription import Subscription
 
 __all__ = (
     # Core
@@ -47,12 +46,22 @@ __all__ = (
     "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
 )  # fmt: skip
 
-_CELERY_NAMES = {
-    "StateManager": "celery_statemanager.integration.extension",
-    "StatefulTask": "celery_statemanager.integration.task",
-    "Job": "celery_statemanager.integration.job",
-    "current_state": "celery_statemanager.integration.task",
+_ELSEWHERE = {
+    "IndexSet": "indexset",
+    "Job": "integration.job",
+    "Manager": "manager",
+    "State": "models",
+    "StateEvent": "models",
+    "StateManager": "integration.extension",
+    "StatefulTask": "integration.task",
+    "Status": "models",
+    "Store": "stores.base",
+    "Subscription": "subscription",
+    "Summary": "models",
+    "current_state": "integration.task",
+    "open_store": "stores",
 }
+"""The module of each public name that is not an error."""
 
 
 def __getattr__(name: str) -> Any:
@@ -60,6 +69,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("celery-statemanager")
-    if name in _CELERY_NAMES:
-        return getattr(importlib.import_module(_CELERY_NAMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, 'errors')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import State, StateEvent
+from celery_statemanager.models import State, StateEvent, Summary
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import LATCHES, Cancellation, Cell, JobRecord, Latch, Submission, to_datetime
 
@@ -71,6 +71,45 @@ def state_from_wire(wire: Mapping[str, Any]) -> State:
 def event_to_wire(event: StateEvent) -> dict[str, Any]:
     """Give a delivery of a subscription as a JSON object."""
     return {**state_to_wire(event.state), "replay": event.replay}
+
+
+def job_to_wire(job: JobRecord) -> dict[str, Any]:
+    """Give a job without its cells as a JSON object."""
+    return {
+        "jobID": job.job_id,
+        "runToken": job.run_token,
+        "numTasks": job.num_tasks,
+        "deleted": job.tombstoned_at is not None,
+        "settled": job.settled,
+        "createdAt": moment_to_wire(job.created_at),
+        "lastActivity": moment_to_wire(job.last_activity),
+        "cancelled": job.cancelled and {"reason": job.cancelled.reason, "at": moment_to_wire(job.cancelled.at)},
+        "schemaVersion": job.schema_version,
+    }
+
+
+def summary_to_wire(summary: Summary) -> dict[str, Any]:
+    """Give a summary as a JSON object; index sets are compressed (``"3,17-20"``) and left out where not asked for."""
+    sets = {
+        "failedIDs": summary.failed_indexes,
+        "runningIDs": summary.running_indexes,
+        "missingIDs": summary.missing_indexes,
+    }
+    return {
+        "status": int(summary.lowest.status),
+        "fraction": round(summary.fraction, 6),
+        "expected": summary.expected,
+        "notStarted": summary.not_started,
+        "running": summary.running,
+        "finished": summary.finished,
+        "failed": summary.failed,
+        **{name: str(rows) for name, rows in sets.items() if rows is not None},
+    }
+
+
+def moment_to_wire(microseconds: int | None) -> str | None:
+    """Give a record's time as text; None stays None."""
+    return None if microseconds is None else rfc3339(to_datetime(microseconds))
 
 
 def rfc3339(moment: datetime) -> str:

@@ -9,22 +9,24 @@ from celery_statemanager.records import Cancellation, JobRecord, JobRef
 from celery_statemanager.retention import current
 from celery_statemanager.stores.base import Store
 
-Send = Callable[[JobRecord, str, str], None]
-"""Publishes a callback: the job, the latch's name and the signature as JSON text."""
+Send = Callable[[JobRecord, str, str], bool]
+"""Publishes a callback: the job, the latch's name and the signature as JSON text. False leaves it to others."""
 
 
-def publish_due(store: Store, ref: JobRef, send: Send) -> None:
+def publish_due(store: Store, ref: JobRef, send: Send) -> int:
     """Publish every callback whose latch has fallen, each recorded before and marked after.
 
     A crash between sending and marking sends it again, under the same task id. Whoever meets the same due
-    callback at the same time sends it too: at least once, one id. Raises: what ``send`` raises; the callback
-    then stays due. JobNotFound.
+    callback at the same time sends it too: at least once, one id.
+
+    Returns: how many were published. Raises: what ``send`` raises; the callback then stays due. JobNotFound.
     """
-    job = current(store, ref)
+    job, published = current(store, ref), 0
     for name, latch in job.latches.items():
-        if latch.due and latch.callback is not None:
-            send(job, name, latch.callback)
+        if latch.due and latch.callback is not None and send(job, name, latch.callback):
             _mark_published(store, ref, name)
+            published += 1
+    return published
 
 
 def _mark_published(store: Store, ref: JobRef, name: str) -> None:

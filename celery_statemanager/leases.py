@@ -11,7 +11,18 @@ from typing import Any
 from celery_statemanager.codec import compact
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.models import Status
-from celery_statemanager.records import Begin, BeginReply, Cell, JobKey, JobRef, Verdict, When, WorkerRecord, Write
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    Delivery,
+    JobKey,
+    JobRef,
+    Verdict,
+    When,
+    WorkerRecord,
+    Write,
+)
 from celery_statemanager.stores.base import Store
 
 RENEWALS = 3
@@ -32,12 +43,14 @@ class Received:
 
     Attributes:
         message: what is sent again should the worker die; None where its task's policy is to mark it.
+        delivery: its place among the deliveries of its cell.
     """
 
     ref: JobRef
     tag: str
     task_index: int
     message: str | None
+    delivery: Delivery = Delivery()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +74,8 @@ class Report:
     def to_json(self) -> str:
         """Give the body of a worker record."""
         received = [
-            [*each.ref.key, each.ref.incarnation, each.tag, each.task_index, each.message] for each in self.received
+            [*each.ref.key, each.ref.incarnation, each.tag, each.task_index, each.message, each.delivery]
+            for each in self.received
         ]
         return compact(
             {"running": [*self.running], "previous": [*self.previous], "pending": [*self.pending], "received": received}
@@ -72,8 +86,8 @@ class Report:
         """Read the body of a worker record."""
         body: dict[str, Any] = json.loads(record.body)
         received = [
-            Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message)
-            for job_id, run_token, incarnation, tag, row, message in body["received"]
+            Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message, Delivery(*delivery))
+            for job_id, run_token, incarnation, tag, row, message, delivery in body["received"]
         ]
         return cls(body["running"], body["previous"], body["pending"], received)
 

@@ -81,7 +81,7 @@ def encode_payload(payload: Any) -> str | None:
 
 def check_size(message: str | None, payload: str | None, limit: int) -> None:
     """Accept message and payload text of at most ``limit`` bytes together. Raises: ValueError."""
-    size = sum(len(text) if text.isascii() else len(text.encode()) for text in (message, payload) if text)
+    size = (_size(message) if message else 0) + (_size(payload) if payload else 0)
     if size > limit:
         raise ValueError(
             f"message and payload take {size} bytes together, the limit is {limit} (statemanager_max_state_bytes): "
@@ -118,6 +118,10 @@ def _check_nesting(value: Any, levels: int) -> None:
                 raise TypeError(f"keys are texts, not {_shown(key)}")
     for inner in value.values() if isinstance(value, Mapping) else value:
         _check_nesting(inner, levels - 1)
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _encoded(kind: str, text: str) -> bytes:

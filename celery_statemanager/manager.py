@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import secrets
-import uuid
+import os
 import weakref
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from celery_statemanager import aggregate, barrier
@@ -24,7 +22,7 @@ from celery_statemanager.limits import (
     check_status,
     encode_payload,
 )
-from celery_statemanager.models import Scope, State, Status, Summary
+from celery_statemanager.models import FINISHED, Scope, State, Summary
 from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.records import Begin, JobKey, JobRecord, JobRef, Verdict, Write
 from celery_statemanager.retention import delete_job, tombstone_job
@@ -37,7 +35,7 @@ def new_job(job_id: str, num_tasks: int, tags: PlanSpec | None = None, run_token
     key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
     rows = check_num_tasks(num_tasks)
     plan = None if tags is None else Plan.of(rows, tags)
-    return JobRecord(*key, secrets.token_hex(8), rows, plan)
+    return JobRecord(*key, os.urandom(8).hex(), rows, plan)
 
 
 def percent(done: float, total: float) -> int:
@@ -49,6 +47,10 @@ def percent(done: float, total: float) -> int:
             raise ValueError(f"{name} is a finite number, not {value!r}")
     if not 0 <= done <= total or total <= 0:
         raise ValueError(f"progress is 0 <= done <= total and total > 0, not {done!r} of {total!r}")
+    if isinstance(done, int) and isinstance(total, int):
+        return max(1, 100 * done // total)
+    from fractions import Fraction  # exact where a quotient of floats is not
+
     return max(1, math.floor(100 * Fraction(done) / Fraction(total)))
 
 
@@ -259,7 +261,7 @@ class Manager:
     def _write(self, tag: str, row: int, status: int, message: str | None, event_id: str | None, **kind: Any) -> State:
         tag = check_name("tag", tag)
         attempt = self._attempts.get(tag)
-        closes = attempt is not None and (status < 0 or status == Status.FINISHED)
+        closes = attempt is not None and (status < 0 or status == FINISHED)
         request = Write(
             tag=tag,
             task_index=row,
@@ -289,4 +291,4 @@ class Manager:
 
 def new_event_id() -> str:
     """Make an event id for a write whose caller gave none."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import SCHEMA_VERSION, State, Status
+from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State
 from celery_statemanager.plan import Plan
 
 CALLBACK_ROW = -1
@@ -174,7 +174,7 @@ class Cell:
     @property
     def terminal(self) -> bool:
         """Whether the status is an ending."""
-        return self.status < 0 or self.status == Status.FINISHED
+        return self.status < 0 or self.status == FINISHED
 
     @property
     def final(self) -> bool:
@@ -315,6 +315,10 @@ class Tally(NamedTuple):
     def minus(self, other: Tally) -> Tally:
         """Subtract field by field."""
         return Tally(*map(int.__sub__, self, other))
+
+    def moved(self, old: Tally, new: Tally) -> Tally:
+        """Give a column's tally after one cell, that added ``old``, adds ``new``."""
+        return Tally._make([count - before + after for count, before, after in zip(self, old, new)])
 
 
 FRACTION_UNIT = 10**8

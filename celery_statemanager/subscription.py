@@ -81,7 +81,8 @@ class Feed:
         self._connected = True
         if self._closed.is_set():  # meanwhile, by another thread, which knew only the old watch
             self._watch.close()
-        logger.info("subscription to job %r is connected again", self._ref.key.job_id)
+        job_id = self._ref.key.job_id
+        logger.info("subscription to job %r is connected again", job_id, extra={"job_id": job_id})
         return Batch([], job_changed=True, resync=True)
 
     def lose(self, error: StoreUnavailable) -> None:
@@ -92,7 +93,9 @@ class Feed:
             self._watch.close()
         if self._lost_at is None:
             self._lost_at, self._delay = now, FIRST_DELAY
-            logger.warning("subscription to job %r lost its connection, trying again: %s", self._ref.key.job_id, error)
+            job_id = self._ref.key.job_id
+            lost = "subscription to job %r lost its connection, trying again: %s"
+            logger.warning(lost, job_id, error, extra={"job_id": job_id})
         elif now - self._lost_at > PATIENCE:
             raise SubscriptionLost(self._ref.key.job_id, f"no connection for {PATIENCE:.0f} s: {error}") from error
         self._retry_at = now + self._delay * random.uniform(0.5, 1.0)

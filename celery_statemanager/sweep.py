@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class Hands(Protocol):
-    """What a sweep does outside of the store."""
+    """What a sweep does outside of the store. What is another app's is left to that app's sweep."""
 
-    def resend(self, message: str) -> None:
-        """Publish a kept message once more."""
+    def resend(self, ref: JobRef, message: str) -> bool:
+        """Publish a kept message once more; False if that is left to another app. Raises: what the broker raises."""
 
-    def publish(self, ref: JobRef, decided: tuple[str, ...]) -> None:
-        """Publish the callbacks of latches that have fallen."""
+    def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
+        """Publish the callbacks of latches that have fallen; give how many were."""
 
 
 @dataclass(slots=True)
@@ -88,7 +88,8 @@ class Sweep:
             self._swept.marked += 1
             self._hands.publish(attempt.ref, decided)
             return
-        self._hands.resend(cell.kept)
+        if not self._hands.resend(attempt.ref, cell.kept):
+            return
         self._swept.requeued += 1
         waiting = Write(
             tag=attempt.tag,
@@ -105,20 +106,23 @@ class Sweep:
         self._store.write(attempt.ref, waiting)
 
     def _bury(self, worker: WorkerRecord) -> None:
-        """Mend what a dead worker had received and not begun, then forget it."""
-        for row in Report.of(worker).received:
-            self._guarded(partial(self._mend, row, worker.worker_id), row.ref)
-        self._store.drop_worker(worker.worker_id)
-        self._swept.workers += 1
+        """Mend what a dead worker had received and not begun, then forget it, or all of it but what could not be."""
+        received = Report.of(worker).received
+        left = [row for row in received if not self._guarded(partial(self._mend, row, worker.worker_id), row.ref)]
+        if not left:
+            self._store.drop_worker(worker.worker_id)
+            self._swept.workers += 1
+        elif len(left) < len(received):
+            self._store.put_worker(worker.worker_id, Report(received=left).to_json(), 0)
 
-    def _mend(self, row: leases.Received, worker_id: str) -> None:
+    def _mend(self, row: leases.Received, worker_id: str) -> bool:
         cell = self._store.get_cell(row.ref, row.tag, row.task_index)
-        if cell is not None and not cell.waiting:
-            return
+        if cell is not None and (cell.open or cell.final or row.delivery < cell.delivery):
+            return True
         if row.message is not None:
-            self._hands.resend(row.message)
-            self._swept.requeued += 1
-            return
+            resent = self._hands.resend(row.ref, row.message)
+            self._swept.requeued += resent
+            return resent
         lost = Write(
             tag=row.tag,
             task_index=row.task_index,
@@ -132,6 +136,7 @@ class Sweep:
         )
         self._hands.publish(row.ref, self._store.write(row.ref, lost).decided)
         self._swept.marked += 1
+        return True
 
     def _look_at_due_jobs(self, now: int) -> None:
         cursor: str | None = None
@@ -146,8 +151,7 @@ class Sweep:
     def _mend_job(self, job: JobRecord, now: int) -> None:
         grace = now - self._lease // leases.RENEWALS
         if any(latch.due and (latch.decided_at or 0) < grace for latch in job.latches.values()):
-            self._hands.publish(job.ref, LATCHES)
-            self._swept.callbacks += 1
+            self._swept.callbacks += self._hands.publish(job.ref, LATCHES) > 0
         submission = job.submission
         if submission is not None and not submission.done and submission.alive_until < now:
             reason = f"submit failed after {submission.published} of {job.num_tasks}: its publisher is gone"
@@ -159,12 +163,15 @@ class Sweep:
             self._swept.submissions += 1
 
     @staticmethod
-    def _guarded(action: Callable[[], None], ref: JobRef) -> None:
+    def _guarded(action: Callable[[], bool | None], ref: JobRef) -> bool:
+        """Do something for a job; whether nothing of it is left to do."""
         try:
-            action()
+            return action() is not False
         except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
-            logger.info("sweep: %s", error)
+            logger.info("sweep: %s", error, extra={"job_id": ref.key.job_id})
+            return True
         except StateManagerError:
             raise
         except Exception:
             logger.exception("sweep: job %r is left for the next one", ref.key.job_id, extra={"job_id": ref.key.job_id})
+            return False

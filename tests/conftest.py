@@ -1,17 +1,48 @@
-"""What all tests share: how much is run."""
+"""What all tests share: how much is run, what is run side by side, and the Firestore emulator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from emulator import running
+from selection import asked_for
 
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every combination, not only those that differ")
-    parser.addoption("--firestore", action="store_true", help="run the Firestore store, too: minutes on its emulator")
+    parser.addoption(
+        "--firestore", action="store_true", help="run all of Firestore, not only its heart: minutes on its emulator"
+    )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leave Firestore to ``make test-firestore``, and it and what takes long to ``make test-full``."""
-    if config.getoption("--full"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("full")]
-    if not config.getoption("--firestore"):
-        left_out += [item for item in items if "firestore" in item.nodeid]
+    """Leave out what was not asked for; keep together what shares servers."""
+    left_out = [item for item in items if not asked_for(item, config.getoption)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+    for item in items:
+        group = _group(item)
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "integration" not in item.nodeid)
+
+
+def _group(item):
+    """Name the servers and workers that a test uses: each of these sets is started once, by one process."""
+    shared = next((name for name in ("firestore", "redis-cluster") if name in item.nodeid), None)
+    place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
+    return shared or (place[0] if place else None)
+
+
+@pytest.fixture(scope="session")
+def emulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the address of an emulator that no test hurts: the environment's, or one of our own."""
+    given = os.environ.get("FIRESTORE_EMULATOR_HOST")
+    if given:
+        yield given
+        return
+    with running(tmp_path_factory.mktemp("firestore")) as emulator:
+        yield emulator.host

@@ -12,7 +12,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from zipfile import ZipFile
 
 import grpc
 import pytest
@@ -25,9 +27,10 @@ PATIENCE = 60.0
 
 MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 JAR = Path("platform", "cloud-firestore-emulator", "cloud-firestore-emulator.jar")
+INSTALLED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "celery-statemanager")
 HELP = (
-    "the Firestore emulator is not installed: it needs Java and the Google Cloud CLI, then "
-    "`gcloud components install cloud-firestore-emulator` (or apt-get install google-cloud-cli-firestore-emulator)"
+    "the Firestore emulator is not installed: it needs Java (apt-get install default-jre-headless), and "
+    "scripts/firestore_emulator_install.sh or `gcloud components install cloud-firestore-emulator`"
 )
 
 
@@ -37,19 +40,27 @@ def missing(what: str) -> None:
     complain(f"{what}: {HELP}")
 
 
-def jar() -> Path:
-    """Find the emulator's jar in the SDK that ``gcloud`` belongs to."""
+@cache
+def command() -> tuple[str, ...]:
+    """Give what runs the emulator, but for its options: the jar of the SDK that ``gcloud`` belongs to, or our own."""
     if shutil.which("java") is None:
         missing("no java")
+    found = next((jar for jar in _jars() if jar.is_file()), None)
+    if found is None:
+        missing("no jar")
+    java = ("java", "-Duser.language=en")
+    with ZipFile(str(found)) as jar:
+        runs = b"Main-Class:" in jar.read("META-INF/MANIFEST.MF")
+    return (*java, "-jar", str(found)) if runs else (*java, "-cp", str(found), MAIN)
+
+
+def _jars() -> Iterator[Path]:
     gcloud = shutil.which("gcloud")
-    if gcloud is None:
-        missing("no gcloud")
-    asked = [str(gcloud), "info", "--format=value(installation.sdk_root)"]
-    root = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
-    found = Path(root) / JAR
-    if not found.is_file():
-        missing(f"no {found}")
-    return found
+    if gcloud is not None:
+        asked = [str(gcloud), "info", "--format=value(installation.sdk_root)"]
+        root = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
+        yield Path(root) / JAR
+    yield from sorted(INSTALLED.glob("cloud-firestore-emulator-*.jar"), reverse=True)
 
 
 def free_port() -> int:
@@ -72,11 +83,9 @@ class Emulator:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> Emulator:
-        command = ["java", "-Duser.language=en", "-cp", str(jar()), MAIN, "--host", "127.0.0.1"]
+        options = ("--host", "127.0.0.1", "--port", str(self.port))
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--port", str(self.port)], stdout=log, stderr=log, start_new_session=True
-            )
+            self.process = subprocess.Popen([*command(), *options], stdout=log, stderr=log, start_new_session=True)
         pause, deadline = threading.Event(), time.monotonic() + PATIENCE
         while not self.answers():
             assert self.process.poll() is None, f"the emulator did not start:\n{self.log.read_text()}"

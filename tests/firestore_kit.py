@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -13,7 +13,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager.stores.firestore import Address, FirestoreStore
-from celery_statemanager.stores.firestore.client import grpc_channel
+from celery_statemanager.stores.firestore.transports import Transport, grpc_channel
 from celery_statemanager.stores.firestore.values import decoded, encoded
 
 
@@ -57,14 +57,35 @@ class Lost(grpc.RpcError, grpc.Call):
         return False
 
 
-class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Counts calls by method, and documents written; ``fault`` may lose a call before or after it was done."""
+class Altered:
+    """A stream's call whose messages pass through a generator."""
+
+    def __init__(self, call: Any, alter: Callable[[Any], Iterator[Any]]) -> None:
+        self._call = call
+        self._messages = alter(call)
+
+    def __iter__(self) -> Altered:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._messages)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
+    """Counts calls by method, and documents written.
+
+    ``fault`` may lose a call before or after it was done; ``alter`` is what messages of Listen pass through.
+    """
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.writes = 0
         self.requests: list[Any] = []
         self.fault: Callable[[str, Any], tuple[str, grpc.StatusCode] | None] = lambda method, request: None
+        self.alter: Callable[[Any], Iterator[Any]] = iter
         self.lock = threading.Lock()
 
     def clear(self) -> None:
@@ -81,6 +102,10 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         return self._pass(continuation, details, request)
+
+    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        answer = self._pass(continuation, details, requests)
+        return answer if isinstance(answer, Lost) else Altered(answer, lambda call: self.alter(call))
 
     def _pass(self, continuation: Any, details: Any, request: Any) -> Any:
         method = details.method.rpartition("/")[2]
@@ -101,7 +126,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
                 list(answer)
         return Lost(code)
 
-    def client(self, address: Address) -> FirestoreClient:
+    def client(self, address: Address, transport: Transport) -> FirestoreClient:
         channel = grpc.intercept_channel(grpc_channel(address), self)
         return FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from celery_statemanager import aggregate, records
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import Scope, State, Status
+from celery_statemanager.models import Scope, State, Status, Summary
 from celery_statemanager.records import FRACTION_UNIT, JobRecord
 
 CellKey = tuple[str, int]
@@ -44,6 +44,13 @@ class Counts(NamedTuple):
     failed: int = 0
     waiting: int = 0
     work: float = 0.0
+
+    @classmethod
+    def of(cls, summary: Summary) -> Counts:
+        """Give the counts of a summary."""
+        work = summary.fraction * summary.expected - summary.finished
+        classes = (summary.finished, summary.running, summary.failed, summary.not_started)
+        return cls(summary.expected, *classes, max(0.0, work))
 
     @property
     def fraction(self) -> float:

@@ -1,4 +1,8 @@
-"""What all commands share: finding the store and the job, and telling trouble in one line with an exit code."""
+"""What all commands share: finding the store and the job, and telling trouble in one line with an exit code.
+
+Every command tells people in a table and programs in JSON (``--format``), colours only what a terminal shows, and
+ends with a code of ``Exit``, which its ``--help`` lists.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +50,24 @@ def store_option(command: Command) -> Command:
     return option("--store", "store_url", metavar="URL", help=told, group="Store")(command)
 
 
+def job_argument(command: Command) -> Command:
+    """Declare the job that a command is about."""
+    return click.argument("job_id", metavar="JOB")(command)
+
+
+def run_option(command: Command) -> Command:
+    """Declare ``--run-token``."""
+    told = "Which run, for a job that was created with one."
+    return option("--run-token", metavar="R", help=told, group="Which job")(command)
+
+
+def format_option(command: Command) -> Command:
+    """Declare ``--format`` of a command that tells what it has to tell and ends."""
+    styles = click.Choice(["table", "json"], case_sensitive=False)
+    told = "table, the default, for people; json for programs."
+    return option("--format", "style", type=styles, default="table", help=told, group="Output")(command)
+
+
 def fail(message: str, code: Exit) -> NoReturn:
     """End the command with one line on stderr."""
     raise CeleryCommandException(" ".join(message.split()), int(code))
@@ -58,11 +80,12 @@ def note(message: str) -> None:
 
 @contextmanager
 def opened_store(app: Celery, url: str | None) -> Iterator[Store]:
-    """Open the store of an app, or the one at ``url``, and tell its trouble."""
+    """Open the store of an app, or the one at ``url``, and tell its trouble; none is made where none is."""
     shown = "" if url is None else masked(url)
     try:
         shown = masked(url or _settings(app).store_url)
         with _open(app, url) as store:
+            store.require()
             yield store
     except JobNotFound as error:
         fail(f"{error} ({shown}){_why_not(shown)}", Exit.NO_JOB)

@@ -17,6 +17,7 @@ from celery_statemanager.cli.common import (
     note,
     opened_store,
     option,
+    run_option,
     store_option,
 )
 from celery_statemanager.cli.follow import Follower, Until
@@ -36,7 +37,7 @@ Examples:
   celery -A proj monitor-state --job etl-42
   celery -A proj monitor-state --job etl-42 --tag export --format table
   celery -A proj monitor-state --job etl-42 --exit-status && deploy
-  celery -A proj monitor-state --job etl-42 --format json | jq 'select(.status < 0)'
+  celery -A proj monitor-state --job etl-42 --format json | jq .status
   celery monitor-state --store sqlite:///states.db --job etl-42 --no-follow
 
 \b
@@ -46,14 +47,14 @@ Exit status:
     2  wrong use
    66  no such job, or it was deleted meanwhile
    69  the store cannot be reached
-   78  the store's URL or a setting is wrong
+   78  the store's URL or a setting is wrong, or its file is not there
   130  ended by Ctrl-C; the job goes on
 """
 
 
 @click.command("monitor-state", cls=CeleryCommand, help=_HELP, short_help="Watch a job's tasks live.")
 @option("--job", "job_id", metavar="ID", required=True, help="The job to watch.", group=_JOB)
-@option("--run-token", metavar="R", help="Which run, for a job that was created with one.", group=_JOB)
+@run_option
 @option("--tag", metavar="T", help="Only the cells under this tag.", group=_JOB)
 @option("--task", "task_index", metavar="N", type=int, help="Only the cells of this task index.", group=_JOB)
 @option(

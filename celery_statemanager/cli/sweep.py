@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
-from celery_statemanager.cli.common import interruptible, opened_store, option
+from celery_statemanager.cli.common import format_option, interruptible, opened_store
+from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.text import Span
+from celery_statemanager.codec import compact
 from celery_statemanager.integration.extension import StateManager
 from celery_statemanager.integration.sweeper import sweep
 
@@ -27,7 +29,7 @@ Exit status:
     0  swept, whether or not anything was found
     2  wrong use
    69  the store cannot be reached
-   78  the store's URL or a setting is wrong
+   78  the store's URL or a setting is wrong, or its file is not there
 """
 
 _WORDS = {
@@ -40,14 +42,18 @@ _WORDS = {
 
 
 @click.command("sweep-state", cls=CeleryCommand, help=_HELP, short_help="Mend what dead workers left behind.")
-@option("--format", "style", type=click.Choice(["table", "json"]), default="table", help="How to tell.", group="Output")
+@format_option
 @click.pass_context
 @handle_preload_options
 def sweep_state(ctx: click.Context, /, style: str) -> None:
     """Sweep once."""
     with interruptible(), opened_store(ctx.obj.app, None):
-        swept = asdict(sweep(StateManager(ctx.obj.app)))
+        outlet = Outlet(no_color=ctx.obj.no_color)
+        app = ctx.obj.app
+        app.loader.import_default_modules()  # as workers and beat do: a sweep sends only messages of tasks it knows
+        swept = asdict(sweep(StateManager(app)))
         if style == "json":
-            click.echo(json.dumps(swept))
-        else:
-            click.echo("\n".join(f"{count:>6}  {_WORDS[name]}" for name, count in swept.items()))
+            outlet.record(compact(swept))
+            return
+        for kind, count in swept.items():
+            outlet.line([Span(f"{count:>6}  {_WORDS[kind]}", "" if count else "dim")])

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
-from celery_statemanager.cli.common import find_job, interruptible, opened_store, option, store_option
+from celery_statemanager.cli.common import (
+    find_job,
+    format_option,
+    interruptible,
+    job_argument,
+    opened_store,
+    run_option,
+    store_option,
+)
+from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.text import Line, Span, clean
+from celery_statemanager.codec import compact
 from celery_statemanager.explain import Reason, explain
 from celery_statemanager.records import JobRecord
 
-WIDTH = 80
+WIDEST = 110
+"""Columns beyond which a sentence is hard to read."""
 
 _HELP = """Say why a job is not done: which tasks, on which worker, and what happens next.
 
 \b
 Examples:
   celery -A proj why-state etl-42
-  celery -A proj why-state etl-42 --format json | jq -r 'select(.code == "lost").rows'
+  celery -A proj why-state etl-42 --format json | jq -r .text
   celery why-state etl-42 --store sqlite:///states.db
 
 \b
@@ -28,29 +39,31 @@ Exit status:
     2  wrong use
    66  no such job
    69  the store cannot be reached
-   78  the store's URL or a setting is wrong
+   78  the store's URL or a setting is wrong, or its file is not there
 """
 
 
 @click.command("why-state", cls=CeleryCommand, help=_HELP, short_help="Say why a job is not done.")
-@click.argument("job_id", metavar="JOB")
-@option("--run-token", metavar="R", help="Which run, for a job that was created with one.", group="Which job")
-@option("--format", "style", type=click.Choice(["table", "json"]), default="table", help="How to tell.", group="Output")
+@job_argument
+@run_option
+@format_option
 @store_option
 @click.pass_context
 @handle_preload_options
 def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: str, store_url: str | None) -> None:
     """Explain a job."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
+        outlet = Outlet(no_color=ctx.obj.no_color)
         job = find_job(store, job_id, run_token)
         reasons = explain(store, job)
         if style == "json":
             for each in reasons:
-                click.echo(json.dumps(_wire(each), ensure_ascii=False))
-        else:
-            click.echo(f"{job_id}: {_verdict(store.get_job(job.key), reasons)}")
-            for each in reasons:
-                click.echo(_line(each))
+                outlet.record(compact(_wire(each)))
+            return
+        outlet.line([Span(clean(job_id), "head"), Span(f": {_verdict(store.get_job(job.key), reasons)}")])
+        for each in reasons:
+            for line in _lines(each, outlet.size.columns):
+                outlet.line(line)
 
 
 def _wire(reason: Reason) -> dict[str, str | None]:
@@ -59,7 +72,7 @@ def _wire(reason: Reason) -> dict[str, str | None]:
 
 
 def _verdict(job: JobRecord, reasons: list[Reason]) -> str:
-    cancelled = f"cancelled ({job.cancelled.reason or 'no reason given'}), " if job.cancelled else ""
+    cancelled = f"cancelled ({clean(job.cancelled.reason or 'no reason given')}), " if job.cancelled else ""
     if job.settled:
         return f"{cancelled}settled" + (", but a callback has not ended well:" if reasons else ", nothing is open")
     if not reasons:
@@ -68,6 +81,10 @@ def _verdict(job: JobRecord, reasons: list[Reason]) -> str:
     return f"{cancelled}not settled, {count} cell{'s' if count > 1 else ''} open:"
 
 
-def _line(reason: Reason) -> str:
-    where = f"on_{reason.tag}" if reason.rows is None else f"{reason.tag}  {reason.rows}"
-    return textwrap.fill(f"{where}: {reason.text}", WIDTH, initial_indent="  ", subsequent_indent="      ")
+def _lines(reason: Reason, columns: int) -> list[Line]:
+    where = f"on_{reason.tag}" if reason.rows is None else f"{clean(reason.tag)}  {reason.rows}"
+    style = "bad" if reason.code == "lost" else ""
+    told = textwrap.wrap(
+        f"{where}: {clean(reason.text)}", min(columns, WIDEST), initial_indent="  ", subsequent_indent="      "
+    )
+    return [[Span(each, style)] for each in told]

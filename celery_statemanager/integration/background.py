@@ -6,9 +6,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreUnavailable
+from celery_statemanager.integration import pending
 
 logger = logging.getLogger(__name__)
 
@@ -23,20 +25,29 @@ Key = tuple[str, str]
 
 Action = Callable[[], object]
 
+About = Mapping[str, Any]
+"""What log lines about a write carry: its job, row and tag."""
+
 
 class Backlog:
-    """The writes of one process that wait for its store; thread-safe, empty in a forked child."""
+    """The writes of one process that wait for its store; thread-safe, empty in a forked child.
 
-    def __init__(self) -> None:
+    Args:
+        tell: told the names of the cells whose writes wait, whenever they change.
+    """
+
+    def __init__(self, tell: Callable[[Sequence[str]], None] = lambda _: None) -> None:
+        self._tell = tell
         self.forget()
 
     def forget(self) -> None:
         """Begin anew, as a forked child must: what waits is the parent's, and so is the thread."""
         self._changed = threading.Condition()
-        self._waiting: dict[Key, Action] = {}
+        self._waiting: dict[Key, tuple[Action, About | None]] = {}
         self._thread: threading.Thread | None = None
         self._suspect_until = 0.0
         self._refused = False
+        self._tell(())
 
     @property
     def store_is_down(self) -> bool:
@@ -48,13 +59,13 @@ class Backlog:
         if not self._waiting:
             return []
         with self._changed:
-            return sorted({name for name, _ in self._waiting})
+            return self._names()
 
     def suspect(self) -> None:
         """Note that the store has just failed."""
         self._suspect_until = time.monotonic() + SUSPECT
 
-    def now_or_later(self, key: Key, action: Action) -> None:
+    def now_or_later(self, key: Key, action: Action, about: About | None = None) -> None:
         """Do it at once, or from the thread if the store is down or an earlier write of the cell still waits.
 
         Raises: what ``action`` raises otherwise.
@@ -67,16 +78,17 @@ class Backlog:
                 self.suspect()
             else:
                 return
-        self.put(key, action)
+        self.put(key, action, about)
 
-    def put(self, key: Key, action: Action) -> None:
+    def put(self, key: Key, action: Action, about: About | None = None) -> None:
         """Do it from the thread, in place of an older one under the same key."""
         with self._changed:
-            if key not in self._waiting and len(self._waiting) >= MOST:
-                oldest = next(iter(self._waiting))
-                del self._waiting[oldest]
-                logger.error("too many states wait for the store: that of cell %s is lost", oldest[0])
-            self._waiting[key] = action
+            if key in self._waiting:
+                self._waiting[key] = action, about
+            else:
+                self._make_room()
+                self._waiting[key] = action, about
+                self._tell(self._names())
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="statemanager-backlog", daemon=True)
                 self._thread.start()
@@ -88,37 +100,48 @@ class Backlog:
             if not self._changed.wait_for(lambda: not self._waiting, timeout):
                 logger.error("the store did not come back: the states of %d cells are lost", len(self._waiting))
 
+    def _names(self) -> list[str]:
+        return sorted({name for name, _ in self._waiting})
+
+    def _make_room(self) -> None:
+        if len(self._waiting) >= MOST:
+            oldest = next(iter(self._waiting))
+            _, about = self._waiting.pop(oldest)
+            logger.error("too many states wait for the store: that of cell %s is lost", oldest[0], extra=about)
+
     def _run(self) -> None:
         delay = FIRST_DELAY
         while True:
-            key, action = self._next()
+            key, action, about = self._next()
             try:
                 action()
             except StoreUnavailable as error:
                 self._refused = True
-                logger.warning("a state waits for the store, trying again: %s", error)
+                logger.warning("a state waits for the store, trying again: %s", error, extra=about)
                 time.sleep(delay)
                 delay = min(delay * 2, LONGEST_DELAY)
                 continue
             except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
-                logger.info("state not written: %s", error)
+                logger.info("state not written: %s", error, extra=about)
             except Exception:
-                logger.exception("state not written: cell %s", key[0])
+                logger.exception("state not written: cell %s", key[0], extra=about)
             delay, self._refused, self._suspect_until = FIRST_DELAY, False, 0.0
             self._done(key, action)
 
-    def _next(self) -> tuple[Key, Action]:
+    def _next(self) -> tuple[Key, Action, About | None]:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting)
-            return next(iter(self._waiting.items()))
+            key, (action, about) = next(iter(self._waiting.items()))
+            return key, action, about
 
     def _done(self, key: Key, action: Action) -> None:
         with self._changed:
-            if self._waiting.get(key) is action:
+            if key in self._waiting and self._waiting[key][0] is action:
                 del self._waiting[key]
+                self._tell(self._names())
             self._changed.notify_all()
 
 
-backlog = Backlog()
+backlog = Backlog(pending.tell)
 
 os.register_at_fork(after_in_child=backlog.forget)

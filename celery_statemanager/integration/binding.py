@@ -45,6 +45,11 @@ class Binding:
         return Scope(self.tag, self.task_index)
 
     @property
+    def log_extra(self) -> dict[str, Any]:
+        """What every log line about it carries."""
+        return {"job_id": self.ref.key.job_id, "task_index": self.task_index, "tag": self.tag}
+
+    @property
     def celery_task_id(self) -> str:
         """The id of every message for this cell: ASCII and short, whatever the names."""
         incarnation = self.ref.incarnation

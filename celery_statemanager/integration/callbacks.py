@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery.canvas import Signature
@@ -30,17 +31,29 @@ def callback_to_json(name: str, signature: Any) -> str | None:
         raise TypeError(f"on_{name} cannot be kept as JSON: {error}") from error
 
 
-def publish_decided(tracker: Tracker, ref: JobRef, decided: tuple[str, ...]) -> None:
-    """Publish the callbacks of latches that just fell; what fails stays due for the sweep."""
+def publish_decided(
+    tracker: Tracker, ref: JobRef, decided: tuple[str, ...], may_send: Callable[[str], bool] = lambda _: True
+) -> int:
+    """Publish the callbacks of latches that just fell; what fails stays due for the sweep.
+
+    Args:
+        may_send: whether a task's message may be sent by this app; what may not stays due.
+
+    Returns: how many were published.
+    """
     if not decided:
-        return
+        return 0
+
+    def send(job: JobRecord, name: str, text: str) -> bool:
+        signature = Signature.from_dict(loads(text), app=tracker.app)
+        if not may_send(str(signature.task)):
+            return False
+        Binding(job.ref, CALLBACK_ROW, name).bind(signature).apply_async(args=(job.job_id,))
+        tracker.metrics.published(name)
+        return True
+
     try:
-        publish_due(tracker.store, ref, lambda job, name, text: _send(tracker, job, name, text))
+        return publish_due(tracker.store, ref, send)
     except Exception:
         logger.exception("callbacks of job %r stay due", ref.key.job_id, extra={"job_id": ref.key.job_id})
-
-
-def _send(tracker: Tracker, job: JobRecord, name: str, text: str) -> None:
-    signature = Signature.from_dict(loads(text), app=tracker.app)
-    bound = Binding(job.ref, CALLBACK_ROW, name).bind(signature)
-    bound.apply_async(args=(job.job_id,))
+        return 0

@@ -14,10 +14,12 @@ from celery_statemanager.integration import signals
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import install, tracker_of
 from celery_statemanager.integration.job import Job
+from celery_statemanager.integration.measuring import find_metrics
 from celery_statemanager.integration.run import run_of
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submit import submit
 from celery_statemanager.limits import check_name, check_optional
+from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import JobKey
 from celery_statemanager.stores import Store, open_store
@@ -58,7 +60,14 @@ class StateManager:
     @cached_property
     def store(self) -> Store:
         """The store of the settings; survives forks. Raises: ConfigurationError."""
-        return open_store(self.settings.store_url, timeout=self.settings.store_timeout, **self.settings.store_options)
+        settings = self.settings
+        store = open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
+        return self.metrics.measured(store)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What measures the app's store, callbacks and sweeps. Raises: ConfigurationError."""
+        return find_metrics(wanted=self.settings.metrics)
 
     def submit(
         self,

@@ -7,6 +7,7 @@ from typing import Protocol
 from celery import Celery
 
 from celery_statemanager.integration.settings import Settings
+from celery_statemanager.metrics import Metrics
 from celery_statemanager.stores import Store
 
 
@@ -24,6 +25,10 @@ class Tracker(Protocol):
     @property
     def store(self) -> Store:
         """Its store."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What measures it."""
 
 
 _ATTRIBUTE = "_celery_statemanager"

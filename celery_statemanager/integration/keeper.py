@@ -10,15 +10,19 @@ from collections.abc import Callable
 
 from celery_statemanager import leases
 from celery_statemanager.errors import StoreUnavailable
-from celery_statemanager.integration import kept, worker_requests
+from celery_statemanager.integration import kept, pending, worker_requests
 from celery_statemanager.integration.background import backlog
+from celery_statemanager.integration.binding import delivery_of
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.sweeper import sweep
 from celery_statemanager.leases import Received, Report, cell_name
 
 logger = logging.getLogger(__name__)
 
-JITTER = (0.8, 1.2)
+JITTER = (0.6, 1.0)
+
+AFTER_FAILURE = 2.0
+"""Seconds until the next try of what has failed, if it would not come sooner."""
 
 
 class Periodic:
@@ -55,16 +59,21 @@ class Periodic:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            self._try(self._action)
-            self._stopped.wait(self._pause())
+            done = self._try(self._action)
+            self._stopped.wait(self._pause() if done else min(self._pause(), AFTER_FAILURE))
         if self._last is not None:
             self._try(self._last)
 
-    def _try(self, action: Callable[[], object]) -> None:
+    def _try(self, action: Callable[[], object]) -> bool:
         try:
             action()
+        except StoreUnavailable as error:
+            logger.warning("%s failed; the next time may do: %s", self._name, error)
         except Exception:
             logger.warning("%s failed; the next time may do", self._name, exc_info=True)
+        else:
+            return True
+        return False
 
 
 class Lease:
@@ -73,7 +82,8 @@ class Lease:
     def __init__(self, tracker: Tracker, worker_id: str) -> None:
         self._tracker = tracker
         self._worker_id = worker_id
-        self._previous: list[str] = []
+        self._unsaid: set[str] = set()
+        """What ran since the last renewal that was taken, and at it."""
 
     def keep(self) -> Periodic:
         """Start renewing it; stopping gives it back."""
@@ -83,12 +93,12 @@ class Lease:
 
     def renew(self) -> None:
         """Write the record once. Raises: StoreError."""
-        leases.renew(self._tracker.store, self._worker_id, self._report(), self._tracker.settings.lease)
-
-    def _report(self) -> Report:
         running = [cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running()]
-        previous, self._previous = self._previous, running
-        return Report(running, previous, backlog.cells(), self._received())
+        before = self._unsaid.difference(running)
+        self._unsaid.update(running)
+        report = Report(running, sorted(before), [*backlog.cells(), *pending.told()], self._received())
+        leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
+        self._unsaid = set(running)
 
     def _received(self) -> list[Received]:
         policy = self._tracker.settings.on_lost
@@ -98,27 +108,52 @@ class Lease:
                 binding.tag,
                 binding.task_index,
                 kept.of_message(request.message) if kept.requeues(request.task, policy) else None,
+                delivery_of(request.request_dict),
             )
             for request, binding in worker_requests.received()
         ]
 
 
-def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
-    """Start sweeping whenever it is this holder's turn.
+class _Trust:
+    """Whether a lease that has run out says that its worker is dead, and not that nobody could renew.
 
-    After the store has failed nobody is declared dead for one lease: the others could not renew theirs either.
+    After the store has failed it says nothing for one lease: the others could not renew theirs either. Who has just
+    started, or stood still with its machine, cannot know and waits for two renewals.
     """
-    interval, lease = tracker.settings.sweep_interval, tracker.settings.lease
-    trusted_from = time.monotonic()
+
+    def __init__(self, lease: float, interval: float) -> None:
+        self._lease = lease
+        self._stood_still = lease + interval
+        self._asked = time.time()
+        self._since = self._two_renewals_from_now()
+
+    def holds(self) -> bool:
+        """Whether it does now; asked at each turn."""
+        if time.time() - self._asked > self._stood_still:
+            self._since = self._two_renewals_from_now()
+        self._asked = time.time()
+        return time.monotonic() >= self._since
+
+    def lose(self) -> None:
+        """Note that the store has failed."""
+        self._since = time.monotonic() + self._lease
+
+    def _two_renewals_from_now(self) -> float:
+        return time.monotonic() + 2 * self._lease / leases.RENEWALS
+
+
+def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
+    """Start sweeping whenever it is this holder's turn."""
+    interval = tracker.settings.sweep_interval
+    trust = _Trust(tracker.settings.lease, interval)
 
     def sweep_in_turn() -> None:
-        nonlocal trusted_from
+        trusted = trust.holds()
         try:
-            its_turn = leases.take_turn(tracker.store, holder, 2 * interval)
-            if its_turn and time.monotonic() >= trusted_from:
+            if leases.take_turn(tracker.store, holder, interval) and trusted:
                 sweep(tracker)
         except StoreUnavailable:
-            trusted_from = time.monotonic() + lease
+            trust.lose()
             raise
 
     return Periodic("sweep", sweep_in_turn, lambda: interval * random.uniform(*JITTER)).start()

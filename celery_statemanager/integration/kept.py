@@ -37,6 +37,12 @@ def of_message(message: Any) -> str | None:
     return _text({"body": body, "publish": {**properties, **where, **encoding, "headers": dict(message.headers)}})
 
 
+def task_of(text: str) -> str:
+    """Name the task of a kept message."""
+    kept = loads(text)
+    return str(kept["signature"]["task"] if "signature" in kept else kept["publish"]["headers"]["task"])
+
+
 def resend(app: Celery, text: str) -> None:
     """Publish a kept message once more. Raises: what the broker raises."""
     kept = loads(text)

@@ -80,8 +80,7 @@ class Run:
     @property
     def log_extra(self) -> dict[str, Any]:
         """What every log line about it carries."""
-        binding = self.binding
-        return {"job_id": binding.ref.key.job_id, "task_index": binding.task_index, "tag": binding.tag}
+        return self.binding.log_extra
 
     def begin(self) -> None:
         """Take an attempt. Raises: StateManagerError."""
@@ -140,21 +139,22 @@ class Run:
         text = None if message is None else readable(message)
         kind = {"yields": True, "cascades": True, **kind}
         kind |= {"keeps_payload": True, "progress": progress, "closes": True, "event_id": new_event_id()}
-        self._guarded(lambda: backlog.now_or_later(self._key("end"), lambda: self.write(status, text, **kind)))
+        self._guarded(lambda: self._soon("end", lambda: self.write(status, text, **kind)))
 
     def say(self, status: int, message: str | None, **kind: Any) -> State | None:
         """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
         kind["event_id"] = new_event_id()
         written: list[State] = []
-        backlog.now_or_later(self._key("word"), lambda: written.append(self.write(status, message, **kind)))
+        self._soon("word", lambda: written.append(self.write(status, message, **kind)))
         return written[0] if written else None
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
         """Close the attempt without an ending: another delivery is to come."""
         self.end(int(Status.STARTED), message, yields=False, cascades=False, next_delivery=next_delivery)
 
-    def _key(self, kind: str) -> tuple[str, str]:
-        return leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index), kind
+    def _soon(self, kind: str, action: Callable[[], object]) -> None:
+        name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
+        backlog.now_or_later((name, kind), action, self.log_extra)
 
     def _guarded(self, action: Callable[[], object]) -> None:
         try:

@@ -20,17 +20,20 @@ class Settings:
     """What ``app.conf`` says; under ``namespace="CELERY"`` the keys are ``CELERY_STATEMANAGER_…``.
 
     Attributes:
-        store_url: where states are kept; see ``open_store``.
+        store_url: where states are kept; a relative path is the process's own folder: workers and submitters must
+            agree.
         store_timeout: seconds after which a store call gives up.
         store_options: further options of ``open_store``.
         lease: seconds for which a worker counts as alive without another sign of it.
         sweep_interval: seconds between two looks for lost workers and unpublished callbacks.
         on_lost: what becomes of an attempt whose worker is gone: ``mark`` it LOST, ``requeue`` its message, or
             ``auto``: requeue where the task is ``acks_late``, since its author says that it may run twice.
-        max_lost: losses at which a cell is LOST whatever the policy.
-        progress_interval: seconds between two progress writes of one task.
-        on_store_error: ``log`` lets a task go on when its own state write fails, ``raise`` does not.
+        max_lost: losses with a worker at which a cell is LOST whatever the policy.
+        progress_interval: seconds between two progress writes of one task; 0 writes all.
+        on_store_error: ``log`` lets a task go on while the store is down, its states are written later; ``raise``
+            makes a failing write of ``self.state`` the task's failure.
         max_state_bytes: limit of message and payload together, encoded.
+        metrics: whether to measure with OpenTelemetry, where ``opentelemetry-api`` is installed.
     """
 
     store_url: str = "sqlite:///celery-statemanager.db"
@@ -43,6 +46,7 @@ class Settings:
     progress_interval: float = 1.0
     on_store_error: str = "log"
     max_state_bytes: int = MAX_STATE_BYTES
+    metrics: bool = True
 
     @classmethod
     def of(cls, app: Celery) -> Settings:
@@ -58,6 +62,7 @@ class Settings:
         self._number("progress_interval", above_zero=False)
         self._choice("on_lost", POLICIES)
         self._choice("on_store_error", ("log", "raise"))
+        self._choice("metrics", (True, False))
         if not isinstance(self.store_url, str):
             raise ConfigurationError(f"{PREFIX}store_url is a URL, not {self.store_url!r}")
 
@@ -68,7 +73,7 @@ class Settings:
             kind = "a number above 0" if above_zero else "a number, 0 or more"
             raise ConfigurationError(f"{PREFIX}{name} is {kind}, not {value!r}")
 
-    def _choice(self, name: str, choices: tuple[str, ...]) -> None:
+    def _choice(self, name: str, choices: tuple[object, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
-            raise ConfigurationError(f"{PREFIX}{name} is one of {', '.join(choices)}, not {value!r}")
+            raise ConfigurationError(f"{PREFIX}{name} is one of {', '.join(map(str, choices))}, not {value!r}")

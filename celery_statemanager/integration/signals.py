@@ -135,9 +135,11 @@ def _on_publish(headers: Any = None, **_: Any) -> None:
 
 @cache
 def _blocking_in_a_task() -> None:
+    run = run_of(current_task)
     logger.warning(
         "a task waits for others of its job: with fewer free worker slots than rows, those it waits for never begin; "
-        "use a chain, a callback, or one worker slot per row (told once per process)"
+        "use a chain, a callback, or one worker slot per row (told once per process)",
+        extra=run.log_extra if run else None,
     )
 
 

@@ -98,7 +98,8 @@ class _Publisher:
             self.note(done=True)
             publish_decided(self._tracker, self._record.ref, LATCHES)
         except Exception:
-            logger.exception("job %r is left to the sweep", self._record.job_id)
+            job_id = self._record.job_id
+            logger.exception("job %r is left to the sweep", job_id, extra={"job_id": job_id})
 
     def _send(self, row: int, stages: Stages, producer: Any) -> None:
         bound = [
@@ -106,19 +107,19 @@ class _Publisher:
             for number, stage in enumerate(stages)
         ]
         if self._tracker.app.conf.task_always_eager:
-            _run_inline(bound)
+            _run_inline(bound, {"job_id": self._record.job_id, "task_index": row})
         elif len(bound) == 1:
             bound[0].apply_async(producer=producer, add_to_parent=False)
         else:
             chain(*bound, app=self._tracker.app).apply_async(producer=producer, add_to_parent=False)
 
 
-def _run_inline(stages: Stages) -> None:
+def _run_inline(stages: Stages, about: dict[str, Any]) -> None:
     """Run a member here and now; a stage that fails is a state of the job, not a failure to publish."""
     try:
         (chain(*stages) if len(stages) > 1 else stages[0]).apply_async()
     except Exception:
-        logger.info("a member failed in eager mode", exc_info=True)
+        logger.info("a member failed in eager mode", exc_info=True, extra=about)
 
 
 def _alive_until(tracker: Tracker) -> int:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Celery
+from celery.concurrency import get_implementation
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.integration import worker_requests
+from celery_statemanager.integration import pending, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
@@ -30,9 +31,20 @@ LAST_CHANCE = 10.0
 _kept_going: list[Periodic] = []
 
 
-def on_init(**_: Any) -> None:
-    """Name this worker before its children are made."""
+def on_init(sender: Any = None, **_: Any) -> None:
+    """Name this worker, and warn its store, before its children are made."""
     worker_requests.name_worker()
+    tracker = tracker_of(sender.app)
+    if tracker is not None and _forks(sender):
+        tracker.store.expect_forks()
+
+
+def _forks(worker: Any) -> bool:
+    """Whether a worker's pool makes children, and new ones as they are recycled or killed."""
+    from celery.concurrency.prefork import TaskPool  # where it is needed: a submitter pays for nothing of a pool's
+
+    pool = get_implementation(worker.pool_cls)
+    return isinstance(pool, type) and issubclass(pool, TaskPool)
 
 
 def on_ready(sender: Any = None, **_: Any) -> None:
@@ -56,6 +68,7 @@ def on_shutdown(**_: Any) -> None:
     backlog.flush(LAST_CHANCE)
     while _kept_going:
         _kept_going.pop().stop()
+    pending.close()
 
 
 def on_child_shutdown(**_: Any) -> None:
@@ -126,7 +139,7 @@ class _Told:
 
     def later(self, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
-        backlog.put((name, "outcome"), action)
+        backlog.put((name, "outcome"), action, self.binding.log_extra)
 
     def close(self, request: Write) -> WriteReply | None:
         """Write over this worker's open attempt; None if there is none, or it may be that of a later delivery."""

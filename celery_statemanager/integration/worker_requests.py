@@ -37,6 +37,12 @@ def worker_id() -> str:
     return os.environ.get(WORKER_ID, "")
 
 
+def is_child() -> bool:
+    """Whether this process is one that a worker's main process made to run bodies."""
+    _, pid, _ = worker_id().rsplit(":", 2) if worker_id() else ("", str(os.getpid()), "")
+    return pid != str(os.getpid())
+
+
 def remember(request: Any) -> None:
     """Keep a received message findable by its id, for as long as the worker holds it."""
     if binding_of(request.request_dict) is None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
-from importlib.metadata import entry_points
 from typing import Any
 
 from celery_statemanager.errors import ConfigurationError
@@ -61,10 +59,14 @@ def masked(url: str) -> str:
 def _store_class(scheme: str, url: str) -> type[Store]:
     if scheme in SCHEMES:
         return _load(scheme, url)
+    from importlib.metadata import entry_points  # half of what this package takes to be imported
+
     plugins = {point.name: point for point in entry_points(group="celery_statemanager.stores")}
     if scheme in plugins:
         found: type[Store] = plugins[scheme].load()
         return found
+    import difflib
+
     known = sorted({*SCHEMES, *plugins})
     near = difflib.get_close_matches(scheme, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -70,6 +70,13 @@ class Store(ABC):
         Raises: ConfigurationError.
         """
 
+    def require(self) -> None:  # noqa: B027 - most stores have nothing of their own to make
+        """Say so if nothing is kept here yet and the first call would make the store itself, such as a file.
+
+        For whoever only reads, and may have mistyped the address. Connects to nothing.
+        Raises: ConfigurationError.
+        """
+
     @abstractmethod
     def create_job(self, job: JobRecord) -> JobRecord:
         """Keep a new job under ``job.key`` and give it back with times and revision set.
@@ -189,6 +196,13 @@ class Store(ABC):
     @abstractmethod
     def now(self) -> int:
         """Give the store's time, in microseconds since the epoch."""
+
+    def expect_forks(self) -> None:  # noqa: B027 - most stores survive forks as they are
+        """Be told that this process will go on to fork, while threads of it are inside calls.
+
+        From now on it keeps nothing that could harm its children; calls may become slower. Children are not
+        bound by it.
+        """
 
     def close(self) -> None:  # noqa: B027 - a store may have nothing to let go of
         """Let go of connections of this process; the store may be used again and will reconnect."""

@@ -50,13 +50,14 @@ class Job:
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
         self.last_activity = self.now
-        self._note_owner(tag, task_index, new)
+        self._note_owner(tag, task_index, old, new)
         if task_index < 0:
             self.callbacks[tag] = new
             return
         self._column(tag).put(task_index, old, new)
-        for watch in self.watches:
-            watch.offer(tag, task_index, new)
+        if self.watches:  # seldom, and a weak set is slow to walk
+            for watch in self.watches:
+                watch.offer(tag, task_index, new)
 
     def total(self) -> Tally:
         columns = (self.columns.get(tag) for tag in self.expected_tags())
@@ -117,10 +118,10 @@ class Job:
                 self.columns[tag] = column
         return column
 
-    def _note_owner(self, tag: str, task_index: int, cell: Cell) -> None:
-        if cell.open and cell.owner is not None:
-            self.owned[tag, task_index] = OpenAttempt(self.record.ref, tag, task_index, cell)
-        else:
+    def _note_owner(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
+        if new.open and new.owner is not None:
+            self.owned[tag, task_index] = OpenAttempt(self.record.ref, tag, task_index, new)
+        elif old is not None and old.owner is not None:
             self.owned.pop((tag, task_index), None)
 
 
@@ -140,12 +141,14 @@ class _Column:
 
     def put(self, row: int, old: Cell | None, new: Cell) -> None:
         self.cells[row] = new
-        before, after = tally_of(old) if old else Tally(), tally_of(new)
-        if before != after and row in self.rows:
-            self.tally = self.tally.plus(after).minus(before)
-        if row in self.rows and (old is None or old.status != new.status):
+        if row not in self.rows:
+            return
+        before, after = tally_of(old), tally_of(new)
+        if before != after:
+            self.tally = self.tally.moved(before, after)
+        if old is None or old.status != new.status:
             self._by_status.push(new.status, row, len(self.cells))
-        if row in self.rows and new.waiting and not (old and old.waiting):
+        if new.status == 0 and new.waiting and not (old and old.waiting):
             self._waiting.push(0, row, len(self.cells))
 
     def lowest(self) -> State | None:

@@ -49,7 +49,6 @@ class WatchContract:
             (Scope(task_index=1), {("a", 1), ("b", 1)}),
             (Scope("b", 0), {("b", 0)}),
         ],
-        ids=str,
     )
     def test_a_watch_sees_the_cells_of_its_scope_only(
         self, store: Store, scope: Scope, expected: set[tuple[str, int]]

@@ -28,6 +28,7 @@ class StoreMachine(RuleBasedStateMachine):
     """Use it through ``store_machine``."""
 
     make_store: ClassVar[Any]
+    recount_every: ClassVar[int]
     counts: ClassVar[Counter[str]]
 
     jobs: Bundle[JobModel] = Bundle("jobs")
@@ -39,11 +40,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = self.make_store()
         self.kept: dict[str, JobModel] = {}
         self.open: list[Reader] = []
-        self.touched: JobModel | None = None
+        self.touched: set[str] = set()
+        self.steps = 0
         self.counts["examples"] += 1
 
     def teardown(self) -> None:
         """Read all readers to the end, delete what is left and check that nothing is."""
+        self.recount()
         for reader in self.open:
             reader.drain()
             reader.events.close()
@@ -124,7 +127,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert reply.verdict is model.begin(request)
         assert set(reply.decided) == model.fallen - before
         assert brief(reply.cell) == brief(model.cell(place))
-        self.touched = model
+        self.touched.add(model.job.job_id)
 
     @rule(model=jobs, reason=messages)
     def cancel(self, model: JobModel, reason: str | None) -> None:
@@ -133,21 +136,21 @@ class StoreMachine(RuleBasedStateMachine):
             before = set(model.fallen)
             model.cancel(reason)
             assert set(Grid(self.store, model.ref).cancel(reason)) == model.fallen - before
-        self.touched = model
+        self.touched.add(model.job.job_id)
 
     @rule(model=jobs)
     def tombstone(self, model: JobModel) -> None:
         """Mark a job deleted; nothing else changes."""
         Grid(self.store, model.ref).tombstone()
         model.tombstoned = True
-        self.touched = model
+        self.touched.add(model.job.job_id)
 
     @rule(target=gone, model=consumes(jobs), purging=st.booleans())
     def delete(self, model: JobModel, purging: bool) -> JobModel:
         """Delete a job; its subscriptions end."""
         assert self.store.delete_job(self.store.get_job(model.ref.key))
         del self.kept[model.job.job_id]
-        self.touched = None
+        self.touched.discard(model.job.job_id)
         for reader in [reader for reader in self.open if reader.model is model]:
             self.open.remove(reader)
             reader.end()
@@ -203,11 +206,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        """Whatever can be read of the job last touched is what the model says."""
+        """Whatever can be read of the jobs touched is what the model says."""
         self.counts["steps"] += 1
-        if self.touched is not None:
-            check_agreement(Grid(self.store, self.touched.ref), self.touched)
-            self.touched = None
+        self.steps += 1
+        if self.steps % self.recount_every == 0:
+            self.recount()
+
+    def recount(self) -> None:
+        while self.touched:
+            model = self.kept[self.touched.pop()]
+            check_agreement(Grid(self.store, model.ref), model)
 
     def create(self, name: str, plan: Any) -> Any:
         try:
@@ -216,8 +224,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert name in self.kept
             return multiple()
         assert name not in self.kept
-        self.touched = self.kept[name] = JobModel(made)
-        return self.touched
+        self.kept[name] = JobModel(made)
+        self.touched.add(name)
+        return self.kept[name]
 
     def send(self, model: JobModel, place: Place, **fields: Any) -> None:
         request = Write(tag=place[0], task_index=place[1], **fields)
@@ -231,10 +240,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert expected == ("written" if reply.changed else "same")
             assert set(reply.decided) == model.fallen - before
             assert brief(reply.cell) == brief(model.cell(place))
-        self.touched = model
+        self.touched.add(model.job.job_id)
 
 
-def machine_for(make_store: Callable[[], Store]) -> type[StoreMachine]:
+def machine_for(make_store: Callable[[], Store], recount_every: int) -> type[StoreMachine]:
     """Give a machine of its own for a store, with its own counts."""
-    fields = {"make_store": staticmethod(make_store), "counts": Counter()}
+    fields = {"make_store": staticmethod(make_store), "recount_every": recount_every, "counts": Counter()}
     return type("StoreMachine", (StoreMachine,), fields)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import queue
+import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import uuid
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pytest
+from celery import Celery
+from celery.bin.celery import celery as celery_command
+from click.testing import CliRunner
 
 from celery_statemanager import Manager, State, Status, open_store
 from celery_statemanager.cli.board import Board
@@ -33,6 +42,36 @@ def url():
 @pytest.fixture
 def store(url):
     return open_store(url)
+
+
+@pytest.fixture
+def app(url):
+    app = Celery(f"app-{uuid.uuid4().hex}", broker="memory://", set_as_current=False)
+    app.conf.statemanager_store_url = url
+    return app
+
+
+@pytest.fixture
+def command(app):
+    """Run a command by its name; give its result."""
+
+    def command(name, *arguments, app=app):
+        obj = SimpleNamespace(app=app, no_color=False)
+        return CliRunner().invoke(celery_command.commands[name], arguments, obj=obj)
+
+    return command
+
+
+@pytest.fixture
+def error_of():
+    """Give the one line of an error."""
+
+    def error_of(result):
+        assert result.stdout == ""
+        assert len(result.stderr.splitlines()) == 1
+        return result.stderr.removeprefix("Error: ").rstrip("\n")
+
+    return error_of
 
 
 @pytest.fixture
@@ -170,3 +209,70 @@ def watched(home):
     yield watched
     for each in started:
         each.clean_up()
+
+
+class Terminal:
+    """A command on a terminal of its own; what it draws comes with a deadline."""
+
+    def __init__(self, arguments, cwd, **environment):
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        unset = {"NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR"}
+        given = {name: value for name, value in os.environ.items() if name not in unset}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "proj", *arguments],
+            cwd=cwd,
+            env={**given, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+        )
+        os.close(slave)
+        self._chunks = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.drawn = ""
+
+    def _read(self):
+        while True:
+            try:
+                chunk = os.read(self._master, 65_536)
+            except OSError:
+                chunk = b""
+            self._chunks.put(chunk)
+            if not chunk:
+                return
+
+    def wait_for(self, pattern):
+        """Wait until something was drawn since the last call; give all up to now."""
+        while not re.search(pattern, self.drawn):
+            chunk = self._chunks.get(timeout=PATIENCE)
+            assert chunk, f"ended without {pattern!r}: {self.drawn!r}"
+            self.drawn += chunk.decode(errors="replace")
+
+    def type(self, keys):
+        os.write(self._master, keys.encode())
+
+    def end(self):
+        """Wait for the end; give the exit code and what stays on the screen."""
+        while chunk := self._chunks.get(timeout=PATIENCE):
+            self.drawn += chunk.decode(errors="replace")
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        os.close(self._master)
+        return code, self.drawn.rpartition("\x1b[?1049l")[2]
+
+
+@pytest.fixture
+def terminal(home):
+    started = []
+
+    def terminal(*arguments, command="monitor-state", **environment):
+        started.append(Terminal([command, *arguments], home, **environment))
+        return started[-1]
+
+    yield terminal
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait(PATIENCE)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import uuid
-from types import SimpleNamespace
 
 import pytest
 from celery import Celery
@@ -18,19 +16,11 @@ FIELDS = {"jobID", "tag", "taskID", "version", "status", "message", "timestamp",
 
 
 @pytest.fixture
-def app(url):
-    app = Celery(f"app-{uuid.uuid4().hex}", broker="memory://", set_as_current=False)
-    app.conf.statemanager_store_url = url
-    return app
-
-
-@pytest.fixture
-def run(app):
-    """Run the command; give its result."""
+def run(app, command):
+    """Run ``monitor-state``; give its result."""
 
     def run(*arguments, app=app):
-        obj = SimpleNamespace(app=app, no_color=False)
-        return CliRunner().invoke(celery_command.commands["monitor-state"], arguments, obj=obj)
+        return command("monitor-state", *arguments, app=app)
 
     return run
 
@@ -42,13 +32,6 @@ def settled(store, write):
     write("etl-42", (0, "ingest", 40, "page 4"), (0, "ingest", Status.FINISHED, "done"))
     write("etl-42", (1, "ingest", -5, "too slow"), (2, "ingest", Status.FINISHED, "größer ☃"))
     return "etl-42"
-
-
-def error_of(result):
-    """Give the one line of the error."""
-    assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    return result.stderr.removeprefix("Error: ").rstrip("\n")
 
 
 def test_it_is_found_by_celery():
@@ -137,21 +120,21 @@ def test_a_tombstoned_job_is_told(run, store, settled):
     assert "marked deleted" in run("--job", settled, "--format", "table").stdout
 
 
-def test_an_unknown_job(run, url):
+def test_an_unknown_job(run, url, error_of):
     result = run("--job", "nope")
     assert result.exit_code == 66
     assert error_of(result).startswith("no job 'nope' in this store")
     assert url in result.stderr
 
 
-def test_an_unknown_run(run, settled):
+def test_an_unknown_run(run, settled, error_of):
     result = run("--job", settled, "--run-token", "other")
     assert result.exit_code == 66
     assert "run token 'other'" in error_of(result)
 
 
 @pytest.mark.parametrize("task", ["-1", "3"])
-def test_a_task_out_of_range(run, settled, task):
+def test_a_task_out_of_range(run, settled, task, error_of):
     result = run("--job", settled, "--task", task)
     assert result.exit_code == 2
     assert error_of(result) == f"--task is 0 … 2 for job 'etl-42', not {task}"
@@ -166,7 +149,7 @@ def test_a_task_out_of_range(run, settled, task):
         (["--job", "etl-42", "--tag", ""], "--tag has 1 to 200 characters"),
     ],
 )
-def test_names_that_cannot_be(run, settled, arguments, start):
+def test_names_that_cannot_be(run, settled, arguments, start, error_of):
     result = run(*arguments)
     assert result.exit_code == 2
     assert error_of(result).startswith(start)
@@ -190,21 +173,21 @@ def test_a_mistyped_tag_is_told(run, settled):
         ("sqlite:////no/such/folder/states.db", "/no/such/folder"),
     ],
 )
-def test_a_bad_store_url(run, bad, text):
+def test_a_bad_store_url(run, bad, text, error_of):
     result = run("--job", "job", "--store", bad)
     assert result.exit_code == 78
     assert text in error_of(result)
     assert "hunter2" not in result.stderr
 
 
-def test_a_bad_setting(run, app):
+def test_a_bad_setting(run, app, error_of):
     app.conf.statemanager_store_timeout = -1
     result = run("--job", "job")
     assert result.exit_code == 78
     assert "statemanager_store_timeout" in error_of(result)
 
 
-def test_a_store_out_of_reach(run, monkeypatch, store):
+def test_a_store_out_of_reach(run, monkeypatch, store, error_of):
     def unreachable(key):
         raise common.StoreError("cannot reach the store:\nno route")
 
@@ -214,7 +197,7 @@ def test_a_store_out_of_reach(run, monkeypatch, store):
     assert error_of(result).startswith("cannot reach the store: no route (memory://")
 
 
-def test_a_subscription_that_cannot_heal(run, monkeypatch, store, settled):
+def test_a_subscription_that_cannot_heal(run, monkeypatch, store, settled, error_of):
     def refused(ref, scope):
         raise common.SubscriptionLost(settled, "password changed")
 
@@ -224,7 +207,7 @@ def test_a_subscription_that_cannot_heal(run, monkeypatch, store, settled):
     assert "password changed" in error_of(result)
 
 
-def test_a_memory_store_of_another_process(run):
+def test_a_memory_store_of_another_process(run, error_of):
     result = run("--job", "job", "--store", "memory://")
     assert result.exit_code == 66
     assert "seen by its own process only" in error_of(result)
@@ -237,7 +220,7 @@ def test_an_installed_app_gives_its_own_store(run, app, settled):
     assert run("--job", settled).exit_code == 0
 
 
-def test_without_an_app_there_is_no_store(run, monkeypatch, settled, url):
+def test_without_an_app_there_is_no_store(run, monkeypatch, settled, url, error_of):
     nobodys = Celery("default", set_as_current=False)
     monkeypatch.setattr(common._state, "default_app", nobodys)
     result = run("--job", settled, app=nobodys)
@@ -246,13 +229,13 @@ def test_without_an_app_there_is_no_store(run, monkeypatch, settled, url):
     assert run("--job", settled, "--store", url, app=nobodys).exit_code == 0
 
 
-def test_live_needs_a_terminal(run, settled):
+def test_live_needs_a_terminal(run, settled, error_of):
     result = run("--job", settled, "--format", "live")
     assert result.exit_code == 2
     assert error_of(result) == "bars need a terminal that can move its cursor: use --format table"
 
 
-def test_live_needs_rich(run, monkeypatch, settled):
+def test_live_needs_rich(run, monkeypatch, settled, error_of):
     monkeypatch.setattr(showing.importlib.util, "find_spec", lambda name: None)
     result = run("--job", settled, "--format", "live")
     assert result.exit_code == 78
@@ -281,3 +264,38 @@ def test_nothing_is_shown_of_a_job_deleted_meanwhile(run, store, monkeypatch):
     monkeypatch.setattr(store, "watch", deleted_then)
     result = run("--job", "job")
     assert result.exit_code == 66
+
+
+READING = [("monitor-state", "--job", "job"), ("list-state",), ("show-state", "job"), ("why-state", "job")]
+
+
+@pytest.mark.parametrize("words", [*READING, ("delete-state", "job", "--yes")], ids=lambda words: words[0])
+def test_a_file_that_is_not_there_is_told_and_not_made(command, tmp_path, error_of, words):
+    path = tmp_path / "mistyped.db"
+    result = command(*words, "--store", f"sqlite:///{path}")
+    assert result.exit_code == 78
+    assert error_of(result).startswith(f"there is no file {path}: nothing was kept there yet")
+    assert not path.exists()
+
+
+def test_a_sweep_in_the_wrong_directory_is_told(command, app, tmp_path, error_of):
+    app.conf.statemanager_store_url = f"sqlite:///{tmp_path}/states.db"
+    result = command("sweep-state")
+    assert result.exit_code == 78
+    assert "there is no file" in error_of(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_has_a_help_with_examples_and_exit_codes():
+    from importlib.metadata import entry_points
+
+    ours = [each for each in entry_points(group="celery.commands") if each.value.startswith("celery_statemanager.")]
+    assert {"monitor-state", "list-state", "show-state", "why-state", "delete-state", "sweep-state"} <= {
+        each.name for each in ours
+    }
+    for each in ours:
+        text = CliRunner().invoke(celery_command.commands[each.name], ["--help"], terminal_width=80).stdout
+        assert f"  celery -A proj {each.name}" in text
+        assert "Exit status:" in text
+        assert "--format" in text
+        assert max(map(len, text.splitlines())) <= 80

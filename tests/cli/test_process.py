@@ -1,17 +1,10 @@
 """The command as users run it: a process at the end of a pipe, or on a terminal."""
 
-import fcntl
 import json
-import os
-import pty
-import queue
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import threading
 
 import pytest
 
@@ -85,70 +78,6 @@ def test_text_that_an_encoding_cannot_say_does_not_end_it(kept, running, watched
     monitor = watched("--job", running, "--no-follow", "--format", "table", PYTHONIOENCODING="ascii")
     assert "gr??er ?" in "".join(monitor.rest())
     assert monitor.end() == (0, "")
-
-
-class Terminal:
-    """A monitor on a terminal of its own; what it draws comes with a deadline."""
-
-    def __init__(self, arguments, cwd, **environment):
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        unset = {"NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR"}
-        given = {name: value for name, value in os.environ.items() if name not in unset}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "proj", "monitor-state", *arguments],
-            cwd=cwd,
-            env={**given, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-        )
-        os.close(slave)
-        self._chunks = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.drawn = ""
-
-    def _read(self):
-        while True:
-            try:
-                chunk = os.read(self._master, 65_536)
-            except OSError:
-                chunk = b""
-            self._chunks.put(chunk)
-            if not chunk:
-                return
-
-    def wait_for(self, pattern):
-        """Wait until something was drawn since the last call; give all up to now."""
-        while not re.search(pattern, self.drawn):
-            chunk = self._chunks.get(timeout=PATIENCE)
-            assert chunk, f"ended without {pattern!r}: {self.drawn!r}"
-            self.drawn += chunk.decode(errors="replace")
-
-    def end(self):
-        """Wait for the end; give the exit code and what stays on the screen."""
-        while chunk := self._chunks.get(timeout=PATIENCE):
-            self.drawn += chunk.decode(errors="replace")
-        code = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        os.close(self._master)
-        return code, self.drawn.rpartition("\x1b[?1049l")[2]
-
-
-@pytest.fixture
-def terminal(home):
-    started = []
-
-    def terminal(*arguments, **environment):
-        started.append(Terminal(arguments, home, **environment))
-        return started[-1]
-
-    yield terminal
-    for each in started:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.wait(PATIENCE)
 
 
 def test_a_terminal_gets_a_live_picture_and_keeps_the_summary(kept, running, terminal):

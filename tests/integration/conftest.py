@@ -59,13 +59,17 @@ STARTED = {"rabbitmq": running_rabbitmq, "redis": redis_url}
 class Servers:
     """Servers of this test session, each started when first asked for."""
 
-    def __init__(self, stack):
+    def __init__(self, stack, start_emulator):
         self._stack = stack
+        self._start_emulator = start_emulator
         self._running = {}
 
     def url(self, kind, home):
         if kind == "folders":
             return "filesystem://"
+        if kind == "firestore":
+            os.environ["FIRESTORE_EMULATOR_HOST"] = self._start_emulator()
+            return f"firestore://test-{uuid.uuid4().hex[:12]}"
         if kind == "sqlite":
             return f"sqlite:///{home}/states.db"
         if kind == "redis1":
@@ -86,6 +90,8 @@ class Setting:
             "TRACKED_BROKER": servers.url(broker, home),
             "TRACKED_STORE": servers.url(store, home) + (f"?prefix={name}" if store == "redis" else ""),
         }
+        if store == "firestore":
+            self.environment["TRACKED_STORE_TIMEOUT"] = "5"  # an emulator shares the machine with what it serves
         self.tracked = load(self.environment)
         self._workers = {}
 
@@ -117,10 +123,10 @@ def load(environment):
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory):
+def settings(request, tmp_path_factory):
     """Give settings by name."""
     with ExitStack() as stack:
-        servers, made = Servers(stack), {}
+        servers, made = Servers(stack, lambda: request.getfixturevalue("emulator_process")), {}
 
         def get(name):
             if name not in made:
@@ -221,6 +227,21 @@ def route(signature, queue):
     for each in signature.kwargs["tasks"] if signature.subtask_type == "chain" else [signature]:
         each.options.setdefault("queue", queue)
     return signature
+
+
+@pytest.fixture
+def hired():
+    """Start workers of a test's own; none is left."""
+    started = []
+
+    def hire(environment, pool, queue, *options):
+        started.append(Worker(environment, pool, queue, *options))
+        return started[-1]
+
+    yield hire
+    for worker in started:
+        if worker.process.poll() is None:
+            worker.kill()
 
 
 @pytest.fixture

@@ -122,6 +122,26 @@ def test_cancel_stops_a_running_task_at_its_next_write_and_vetoes_the_rest(track
     assert tracked.notes(key) == ["running"]
 
 
+@pytest.mark.slow
+def test_cancel_in_mid_job_ends_what_runs_and_what_waits_and_leaves_what_is_done(
+    tracked, submit, pool, key, eventually
+):
+    if pool == "solo":
+        pytest.skip("a solo worker cannot be held by one row and run another")
+    members = [tracked.succeed.s(0), tracked.late_word.s(key), *(tracked.count.s(f"{key}.never") for _ in range(5))]
+    held = [member.set(countdown=3600) if row > 1 else member for row, member in enumerate(members)]
+    job = submit(held, on_success=tracked.callback.s(), on_settled=tracked.callback.s())
+    eventually(lambda: tracked.notes(key) and job.summary().finished == 1)
+    assert job.cancel("enough") is True
+    (tracked.HOME / f"{key}.go").touch()
+    summary = job.wait(PATIENCE)
+    assert (summary.finished, summary.failed) == (1, 6)
+    assert {job.get_state("work", row).status for row in range(1, 7)} == {Status.CANCELLED}
+    eventually(lambda: callbacks(tracked, job))
+    assert callbacks(tracked, job) == [f"settled ['{job.id}'] False"]
+    assert (tracked.notes(key), tracked.notes(f"{key}.never")) == (["begun 1"], [])
+
+
 def test_wait_times_out_with_the_summary(tracked, submit):
     job = submit([tracked.succeed.s().set(countdown=3600)])
     with pytest.raises(WaitTimeout) as caught:

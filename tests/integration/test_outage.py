@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from celery_statemanager import Status
+from celery_statemanager import Status, leases
 
 PATIENCE = 40
 
@@ -58,3 +58,31 @@ def test_an_attempt_that_could_not_begin_takes_its_number_with_its_first_write(
     assert job.wait(PATIENCE).finished == 2
     assert job.get_state("work", 1).attempt == 1
     assert tracked.notes(key + "x") == ["None"]
+
+
+@pytest.mark.slow
+def test_the_sweep_leaves_what_waits_in_a_workers_children(place, setting, tracked, pool, hired, key, eventually):
+    if place != ("folders-sqlite", "prefork"):
+        pytest.skip("one store and the pool that has children")
+    cut_off = tracked.HOME / "cut-off"
+    hired({**setting.environment, "TRACKED_FAULT": "child_cut_off"}, "prefork", key)
+    job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
+    eventually(lambda: tracked.notes(key))
+    cut_off.touch()
+    (tracked.HOME / f"{key}.go").touch()
+    eventually(lambda: tracked.notes(key) == ["begun 1", "ended 1"])
+    owner = tracked.states.store.get_cell(job.manager.ref, "work", 0).owner
+    for _ in range(4):
+        renewed(tracked, owner, eventually)
+    assert tracked.states.store.get_cell(job.manager.ref, "work", 0).open
+    cut_off.unlink()
+    assert job.wait(PATIENCE).finished == 1
+    cell = tracked.states.store.get_cell(job.manager.ref, "work", 0)
+    assert (cell.attempt, cell.losses) == (1, 0)
+    assert tracked.notes(key) == ["begun 1", "ended 1"]
+
+
+def renewed(tracked, owner, eventually):
+    """Wait for the next renewal of a worker's lease."""
+    last = leases.workers(tracked.states.store)[owner].renewed_at
+    eventually(lambda: leases.workers(tracked.states.store)[owner].renewed_at > last)

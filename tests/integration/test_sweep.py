@@ -13,7 +13,7 @@ from celery_statemanager import StatefulTask, Status, leases
 from celery_statemanager.integration.kept import requeues
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.manager import new_event_id, new_job
-from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict
+from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict, Write
 from celery_statemanager.stores import open_store
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import FakeClock
@@ -28,11 +28,13 @@ class Hands:
         self.resent = []
         self.published = []
 
-    def resend(self, message):
+    def resend(self, ref, message):
         self.resent.append(message)
+        return True
 
     def publish(self, ref, decided):
         self.published.append(decided)
+        return len(decided)
 
 
 @pytest.fixture
@@ -166,6 +168,23 @@ def test_received_rows_of_a_dead_worker_are_sent_again_or_marked(store, job, clo
     assert store.get_cell(job.ref, "a", 1).status == Status.LOST
 
 
+def test_the_retry_that_a_dead_worker_had_received_is_sent_again_or_marked(store, job, clock, sweep, hands):
+    for row in (0, 1, 2):
+        cell = begin(store, job, row=row).cell
+        pause = {"status": 1, "closes": True, "next_delivery": Delivery(0, 1)}
+        store.write(job.ref, Write(tag="a", task_index=row, event_id=new_event_id(), attempt=cell.attempt, **pause))
+    rows = [
+        Received(job.ref, "a", 0, "the retry", Delivery(0, 1)),
+        Received(job.ref, "a", 1, None, Delivery(0, 1)),
+        Received(job.ref, "a", 2, None, Delivery(0, 0)),
+    ]
+    leases.renew(store, "w2", Report(received=rows), LEASE)
+    clock.advance(LEASE + 1)
+    sweep()
+    assert hands.resent == ["the retry"]
+    assert [store.get_cell(job.ref, "a", row).status for row in (0, 1, 2)] == [1, Status.LOST, 1]
+
+
 def test_a_callback_that_was_not_published_is_due_after_a_moment(store, job, clock, sweep, hands):
     leases.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id())
     assert not sweep()
@@ -216,10 +235,13 @@ def test_the_policy_is_the_tasks_own_else_the_settings(own, setting, late, expec
 
 
 def test_the_command_tells_what_it_mended(tmp_path):
+    url = f"sqlite:///{tmp_path}/states.db"
     (tmp_path / "swept.py").write_text(
         "from celery import Celery\nfrom celery_statemanager import StateManager\n"
-        f"app = Celery('swept', statemanager_store_url='sqlite:///{tmp_path}/states.db')\nStateManager(app)\n"
+        f"app = Celery('swept', statemanager_store_url={url!r})\nStateManager(app)\n"
     )
+    with open_store(url) as store:
+        store.put_worker("dead", Report().to_json(), 0)
     command = [sys.executable, "-m", "celery", "-A", "swept", "sweep-state"]
 
     def run(*options):
@@ -227,9 +249,8 @@ def test_the_command_tells_what_it_mended(tmp_path):
             [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
         )
 
-    assert json.loads(run("--format", "json").stdout) == dict.fromkeys(
-        ("marked", "requeued", "callbacks", "submissions", "workers"), 0
-    )
+    nothing_else = dict.fromkeys(("marked", "requeued", "callbacks", "submissions"), 0)
+    assert json.loads(run("--format", "json").stdout) == {**nothing_else, "workers": 1}
     assert "0  attempts marked LOST" in run().stdout
 
 
@@ -238,7 +259,8 @@ def test_beat_sweeps(tmp_path, eventually):
     url = f"sqlite:///{tmp_path}/states.db"
     (tmp_path / "beaten.py").write_text(
         "from celery import Celery\nfrom celery_statemanager import StateManager\n"
-        f"app = Celery('beaten', broker='memory://', statemanager_store_url={url!r}, statemanager_sweep_interval=0.1)\n"
+        f"app = Celery('beaten', broker='memory://', statemanager_store_url={url!r}, statemanager_sweep_interval=0.1,\n"
+        "    statemanager_lease=1.0)\n"
         "StateManager(app)\n"
     )
     store = open_store(url)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import bodies
+import windows
 from celery import Celery
 from celery.backends.filesystem import FilesystemBackend
 
@@ -19,7 +20,7 @@ app.conf.update(
     statemanager_store_url=os.environ["TRACKED_STORE"],
     statemanager_progress_interval=0.0,
     statemanager_lease=6.0,
-    statemanager_store_timeout=1.0,
+    statemanager_store_timeout=float(os.environ.get("TRACKED_STORE_TIMEOUT", "1")),
     statemanager_sweep_interval=1.5,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
@@ -33,6 +34,8 @@ if "TRACKED_VISIBILITY" in os.environ:
     options = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     app.conf.broker_transport_options = {"visibility_timeout": int(os.environ["TRACKED_VISIBILITY"]), **options}
 states = StateManager(app)
+if "TRACKED_FAULT" in os.environ:
+    windows.lay(os.environ["TRACKED_FAULT"], states, HOME)
 task = partial(app.task, shared=False)
 
 
@@ -200,6 +203,19 @@ def work_through(self, key):
 def callback(self, *args):
     job = states.current_job()
     note(f"callback.{job.id}", f"{self.request.id.partition('.')[2]} {list(args)} {bool(self.state)}")
+
+
+@task(base=StatefulTask, bind=True)
+def failing_callback(self, job_id):
+    note(f"callback.{job_id}", self.request.id.partition(".")[2])
+    raise ValueError("callback broken")
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def fail_at_first(self, key):
+    note(key, self.state.attempt)
+    if self.state.attempt == 1:
+        raise ValueError("broken at first")
 
 
 @task(base=StatefulTask, bind=True, tag="work")

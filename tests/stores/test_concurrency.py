@@ -7,6 +7,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -301,3 +302,23 @@ def test_many_children_of_one_used_store_write_exactly(store: Store, url: str) -
         child.join(load.PATIENCE)
     assert [child.exitcode for child in children] == [0] * 4
     assert manager.get_state("a", 0).version == 1 + 5 * TIMES
+
+
+def test_who_expects_forks_may_be_inside_a_call_when_they_happen(store: Store, url: str) -> None:
+    store.expect_forks()
+    manager = Manager.create(store, "job", num_tasks=3, task_index=0)
+    stopped = threading.Event()
+
+    def write(row: int) -> int:
+        with Manager.open(store, "job", task_index=row) as own:
+            while not stopped.is_set():
+                version = own.set_state("a", 5).version
+        return version
+
+    with ThreadPoolExecutor() as threads:
+        written = [threads.submit(write, row) for row in (1, 2)]
+        try:
+            assert [forked(lambda: use(manager))[1] for _ in range(4)] == [2, 4, 6, 8]
+        finally:
+            stopped.set()
+    assert [manager.get_state("a", row).version for row in (1, 2)] == [each.result() for each in written]

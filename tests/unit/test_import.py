@@ -9,7 +9,20 @@ import pytest
 
 import celery_statemanager
 
-HEAVY = ("celery", "kombu", "redis", "google", "click", "sqlite3", "pytest", "hypothesis", "rich", "asyncio")
+HEAVY = (
+    "celery",
+    "kombu",
+    "redis",
+    "google",
+    "click",
+    "sqlite3",
+    "pytest",
+    "hypothesis",
+    "rich",
+    "asyncio",
+    "opentelemetry",
+    "msgpack",
+)
 
 USE = """
 from celery_statemanager import Manager, open_store

@@ -38,7 +38,7 @@ def test_other_texts_are_refused_as_names(name: str) -> None:
     str(refused.value).encode()
 
 
-@pytest.mark.parametrize("name", [None, 7, 7.5, True, b"a", ["a"], object()], ids=repr)
+@pytest.mark.parametrize("name", [None, 7, 7.5, True, b"a", ["a"], ...], ids=repr)
 def test_what_is_no_text_is_refused_as_a_name(name: Any) -> None:
     with pytest.raises(TypeError, match="tag is a text, not"):
         limits.check_name("tag", name)

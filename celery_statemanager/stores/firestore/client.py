@@ -5,58 +5,23 @@ The generated client is used bare: no retries of its own, for they last minutes 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import grpc
-from google.auth import default as default_credentials
-from google.auth import exceptions as auth_errors
-from google.cloud.firestore_v1.services.firestore import FirestoreClient
-from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
-
-from celery_statemanager.errors import StoreError
-from celery_statemanager.stores.firestore.address import Address, emulator
+from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.clock import ServerClock
 from celery_statemanager.stores.firestore.deadline import Deadline
+from celery_statemanager.stores.firestore.transports import Client, ClientFactory, Transport
 from celery_statemanager.stores.firestore.trouble import FINAL, TRANSIENT, translated
 from celery_statemanager.stores.forking import fork_aware
 
-ClientFactory = Callable[[Address], FirestoreClient]
-"""Makes a client in the process that will use it. Another transport is another factory."""
+STREAM_TRIES = 4
+"""Streams that may fail, the server answering between them, before a process that never read one stops trying."""
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-_SCOPES = ("https://www.googleapis.com/auth/datastore",)
 _abandoned: list[object] = []
-
-
-def grpc_channel(address: Address) -> grpc.Channel:
-    """Open a channel to the emulator, if the environment names one, else to the service. Raises: StoreError."""
-    host = emulator()
-    if host is not None:
-        return grpc.insecure_channel(host, options=_OPTIONS)
-    try:
-        credentials, _ = default_credentials(scopes=_SCOPES)
-    except auth_errors.DefaultCredentialsError as error:
-        raise StoreError(
-            f"no credentials for {address}: run `gcloud auth application-default login`, set "
-            "GOOGLE_APPLICATION_CREDENTIALS to a key file, or set FIRESTORE_EMULATOR_HOST to use an emulator"
-        ) from error
-    channel: grpc.Channel = FirestoreGrpcTransport.create_channel(credentials=credentials, options=_OPTIONS)
-    return channel
-
-
-def grpc_client(address: Address) -> FirestoreClient:
-    """Make a client over gRPC. Raises: StoreError."""
-    return FirestoreClient(transport=FirestoreGrpcTransport(channel=grpc_channel(address)))
 
 
 class Connection:
@@ -65,13 +30,15 @@ class Connection:
     What a child inherits is neither used nor closed there: either may hang in gRPC.
     """
 
-    def __init__(self, address: Address, timeout: float, make_client: ClientFactory) -> None:
+    def __init__(self, address: Address, timeout: float, transport: Transport, make_client: ClientFactory) -> None:
         self.address = address
         self.timeout = timeout
         self.clock = ServerClock()
+        self._chosen = self._transport = transport
         self._make_client = make_client
         self._lock = threading.Lock()
-        self._client: FirestoreClient | None = None
+        self._client: Client | None = None
+        self._streams_left: float = STREAM_TRIES
         self._pid = os.getpid()
         self._metadata = (("google-cloud-resource-prefix", address.database_path),)
         fork_aware(self)
@@ -102,12 +69,30 @@ class Connection:
         """Open a stream of changes; an iterator that can be cancelled. Raises: what its transport raises."""
         return self.client().listen(iter(requests), retry=None, timeout=None, metadata=self._metadata)
 
+    @property
+    def streams(self) -> bool:
+        """Whether streams of changes can be had, as far as is known."""
+        return self._transport == "grpc" and self._streams_left > 0
+
+    def stream_works(self) -> None:
+        """Take note that a stream has brought a message: none will be given up in this process."""
+        self._streams_left = math.inf
+
+    def stream_failed(self) -> None:
+        """Take note that a stream broke while the server answered other calls."""
+        self._streams_left -= 1
+
+    def expect_forks(self) -> None:
+        """Keep to REST in this process: a fork beside gRPC's threads may hang the child. Children are free again."""
+        self.close()
+        self._transport = "rest"
+
     def close(self) -> None:
         """Let go of the connection of this process; the next call makes a new one."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None and self._pid == os.getpid():
-            client.transport.close()  # type: ignore[no-untyped-call]
+            client.transport.close()
 
     def before_fork(self) -> None:
         self._lock.acquire()
@@ -117,13 +102,14 @@ class Connection:
             self._pid = os.getpid()
             _abandoned.append(self._client)  # kept for ever: its destructor is gRPC's code too
             self._client = None
+            self._transport, self._streams_left = self._chosen, STREAM_TRIES
         self._lock.release()
 
-    def client(self) -> FirestoreClient:
+    def client(self) -> Client:
         """Give this process's client. Raises: StoreError."""
         with self._lock:
             if self._client is None:
-                self._client = self._make_client(self.address)
+                self._client = self._make_client(self.address, self._transport)
             return self._client
 
     def _read(self, method: str, request: Any, deadline: Deadline) -> list[Any]:

@@ -65,7 +65,7 @@ class Database:
         request = requests.get(self.path, dict.fromkeys(names), at=at)
         answers = self.connection.read("batch_get_documents", request, deadline)
         there = [answer.found for answer in answers if answer.HasField("found")]
-        moment = max((answer.read_time for answer in answers), key=_nanoseconds)
+        moment = max((answer.read_time for answer in answers), key=nanoseconds)
         self.clock.learn(microseconds(moment))
         return Got({each.name: found(each) for each in there}, moment)
 
@@ -107,7 +107,7 @@ class Database:
         answer = self.connection.once("commit", requests.commit(self.path, writes), deadline)
         answer = type(answer).pb(answer)
         self.clock.learn(microseconds(answer.commit_time))
-        self.committed = max(self.committed, _nanoseconds(answer.commit_time))
+        self.committed = max(self.committed, nanoseconds(answer.commit_time))
         return answer
 
     def insist(self, writes: Sequence[Any], deadline: Deadline) -> Any:
@@ -132,5 +132,6 @@ def check_sizes(writes: Iterable[Any]) -> None:
             )
 
 
-def _nanoseconds(stamp: Any) -> int:
+def nanoseconds(stamp: Any) -> int:
+    """Give a timestamp as one number."""
     return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)

@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from celery_statemanager.errors import ConfigurationError, JobNotFound
 from celery_statemanager.models import Scope, State
@@ -28,13 +28,14 @@ from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.firestore import garbage, grid, listing, overdue, workers
 from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.bounded import remember
-from celery_statemanager.stores.firestore.client import ClientFactory, Connection, grpc_client
+from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import Names
 from celery_statemanager.stores.firestore.snapshot import Snapshot, as_read, read_cell
 from celery_statemanager.stores.firestore.step import Steps
+from celery_statemanager.stores.firestore.transports import ClientFactory, Transport, make_client
 from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.stores.firestore.writer import Writer
@@ -48,13 +49,23 @@ class FirestoreStore(Store):
 
     Args:
         timeout: seconds after which a call gives up, all its tries together.
+        transport: "rest" where gRPC does not get through; watches then poll.
         make_client: makes the client of a process when it first needs one.
     """
 
-    def __init__(self, address: Address, *, timeout: float = 5.0, make_client: ClientFactory = grpc_client) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        timeout: float = 5.0,
+        transport: Transport = "grpc",
+        make_client: ClientFactory = make_client,
+    ) -> None:
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
             raise ConfigurationError(f"a store's timeout is a number of seconds, not {timeout!r}")
-        self._connection = Connection(address.checked(), min(timeout, LONGEST_TIMEOUT), make_client)
+        if transport not in get_args(Transport):
+            raise ConfigurationError(f"Firestore's transport is 'grpc' or 'rest', not {transport!r}")
+        self._connection = Connection(address.checked(), min(timeout, LONGEST_TIMEOUT), transport, make_client)
         self._names = Names(address)
         self._database = Database(self._connection, self._names)
         self._jobs = Jobs(self._database)
@@ -174,6 +185,9 @@ class FirestoreStore(Store):
 
     def now(self) -> int:
         return self._database.now()
+
+    def expect_forks(self) -> None:
+        self._connection.expect_forks()
 
     def close(self) -> None:
         self._connection.close()

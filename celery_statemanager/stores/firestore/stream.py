@@ -15,57 +15,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.cloud.firestore_v1.types import firestore
-from google.protobuf import timestamp_pb2
 
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.client import Connection
+from celery_statemanager.stores.firestore.database import found
+from celery_statemanager.stores.firestore.news import News, Snapshot
 from celery_statemanager.stores.firestore.trouble import FINAL, TRANSIENT, Transient, translated
 
 SILENCE = 120.0
 """Seconds without any message after which a stream counts as dead; the service sends a sign of life every 30."""
+FIRST_SILENCE = 20.0
+"""The same before the first message, which comes at once: a proxy may hold it back for ever."""
 PAUSE = 0.2
-LATE = 30_000_000_000
-"""Nanoseconds by which a change may come after a moment that was said to be complete: the emulator does so."""
-
 _RESET, _REMOVED, _CURRENT, _NO_CHANGE = 4, 2, 3, 0
 _types = firestore.TargetChange.TargetChangeType
 assert (_types.RESET, _types.REMOVE, _types.CURRENT, _types.NO_CHANGE) == (_RESET, _REMOVED, _CURRENT, _NO_CHANGE)
-
-
-class Snapshot:
-    """What changed up to a moment: documents written since the one before, by name; names of deleted ones."""
-
-    def __init__(self) -> None:
-        self.changed: dict[str, Any] = {}
-        self.deleted: set[str] = set()
-        self.missed = False
-
-
-class News:
-    """Knows which changes a stream has brought.
-
-    Attributes:
-        since: the moment from which on a stream that is opened anew must tell.
-    """
-
-    def __init__(self, since: Any) -> None:
-        self.since = since
-        self._seen: dict[str, int] = {}
-
-    def is_new(self, document: Any) -> bool:
-        """Whether a document comes as it has not come before."""
-        written = nanoseconds(document.update_time)
-        if written <= max(nanoseconds(self.since), self._seen.get(document.name, 0)):
-            return False
-        self._seen[document.name] = written
-        return True
-
-    def complete(self, moment: Any) -> None:
-        """Take note that all up to a moment has come, and forget what is long past."""
-        past = nanoseconds(moment) - LATE
-        if past - nanoseconds(self.since) > LATE:
-            self.since = timestamp_pb2.Timestamp(seconds=past // 10**9, nanos=past % 10**9 // 1_000 * 1_000)
-            self._seen = {name: written for name, written in self._seen.items() if written > past}
 
 
 class Stream:
@@ -95,7 +59,7 @@ class Stream:
         self._closed = threading.Event()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._call: Any = None
-        self._alive_at = time.monotonic()
+        self._alive_at, self._silence = time.monotonic(), FIRST_SILENCE
         self._healthy = True
         self._thread = threading.Thread(target=self._run, name="firestore-listen", daemon=True)
         self._thread.start()
@@ -107,7 +71,7 @@ class Stream:
 
     def watch_over(self) -> None:
         """Break a stream that has been silent for too long; it is then opened anew."""
-        if time.monotonic() - self._alive_at > SILENCE:
+        if time.monotonic() - self._alive_at > self._silence:
             self._alive_at = time.monotonic()
             self._hang_up()
 
@@ -123,6 +87,7 @@ class Stream:
             if self._closed.is_set():
                 return
             if trouble is not None and not (isinstance(trouble, Transient) and self._healthy):
+                self._connection.stream_failed()
                 self._lost(trouble)
                 return
             self._healthy = False
@@ -132,6 +97,7 @@ class Stream:
             except StoreError as error:
                 self._lost(error)
                 return
+            self._connection.stream_failed()
 
     def _read_one(self) -> StoreError | None:
         """Read one stream to its end; give what ended it, None if the server did without a word."""
@@ -156,13 +122,14 @@ class Stream:
     def _snapshots(self, responses: Any) -> Iterator[tuple[Snapshot, Any]]:
         snapshot, current = Snapshot(), False
         for wrapped in responses:
-            self._alive_at = time.monotonic()
+            self._alive_at, self._silence = time.monotonic(), SILENCE
+            self._connection.stream_works()
             response = type(wrapped).pb(wrapped)
             kind = response.WhichOneof("response_type")
             if kind == "document_change":
                 document = response.document_change.document
-                if self._news.is_new(document):
-                    snapshot.changed[document.name] = document
+                if self._news.is_new(document.name, document.update_time):
+                    snapshot.changed[document.name] = found(document)
             elif kind in {"document_delete", "document_remove"}:
                 snapshot.deleted.add(getattr(response, kind).document)
             elif kind == "filter":
@@ -177,8 +144,3 @@ class Stream:
                     yield snapshot, change.read_time
                     snapshot = Snapshot()
                     self._news.complete(change.read_time)
-
-
-def nanoseconds(stamp: Any) -> int:
-    """Give a timestamp as one number."""
-    return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)

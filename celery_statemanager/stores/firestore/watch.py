@@ -11,14 +11,16 @@ from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Batch, JobRef
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.firestore import requests
-from celery_statemanager.stores.firestore.database import Database, found
+from celery_statemanager.stores.firestore.database import Database, Found, nanoseconds
 from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.documents import KnownJob
 from celery_statemanager.stores.firestore.jobs import Jobs
-from celery_statemanager.stores.firestore.listing import cell_in, filters_of
+from celery_statemanager.stores.firestore.listing import cell_in
+from celery_statemanager.stores.firestore.news import Snapshot
+from celery_statemanager.stores.firestore.poll import Poll
 from celery_statemanager.stores.firestore.snapshot import as_read
-from celery_statemanager.stores.firestore.stream import Snapshot, Stream, nanoseconds
+from celery_statemanager.stores.firestore.stream import Stream
+from celery_statemanager.stores.firestore.target import Target
 
 CATCH_UP = 0.1
 """Seconds that a read with news waits for the stream to show what this process itself has committed before."""
@@ -30,19 +32,19 @@ LOOK_FOR = 2.0
 
 
 class FirestoreWatch(Watch):
-    """Reads one stream of Firestore's; after a fork, the child's first read opens one of its own."""
+    """Reads one stream of Firestore's, or polls; after a fork, the child's first read opens its own."""
 
     def __init__(self, database: Database, jobs: Jobs, ref: JobRef, scope: Scope) -> None:
         self._database = database
         self._jobs = jobs
         self._ref = ref
         self._scope = scope
-        self._name = database.names.job(ref.key)
+        self._target = Target(database, ref, scope)
         self._states: dict[tuple[str, int], tuple[int, State]] = {}
         self._job_changed = self._resync = self._gone = self._closed = False
         self._trouble: StoreError | None = None
-        got = database.get([self._name], database.deadline())
-        known = jobs.checked(ref, jobs.read(ref.key, got.documents.get(self._name)))
+        got = database.get([self._target.job], database.deadline())
+        known = jobs.checked(ref, jobs.read(ref.key, got.documents.get(self._target.job)))
         self._job = known.job
         self._since = got.at
         self._complete = 0
@@ -58,23 +60,27 @@ class FirestoreWatch(Watch):
                 if left <= 0:
                     break
                 self._changed.wait(min(left, LOOK_AFTER))
-                self._stream.watch_over()
+                self._source.watch_over()
             self._catch_up(deadline)
             return self._taken()
 
     def close(self) -> None:
         self._closed = True
         if self._pid == os.getpid():
-            self._stream.close()
+            self._source.close()
             with self._changed:
                 self._changed.notify_all()
 
     def _open(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._stream = Stream(
-            self._database.connection, self._targets, self._since, self._take, self._lose, self._check
-        )
+        connection = self._database.connection
+        if connection.streams:
+            self._source: Stream | Poll = Stream(
+                connection, self._target.requests, self._since, self._take, self._lose, self._check
+            )
+        else:
+            self._source = Poll(self._target, self._since, self._take, self._lose)
 
     def _ready(self) -> bool:
         news = self._states or self._job_changed or self._resync
@@ -107,44 +113,31 @@ class FirestoreWatch(Watch):
     def _ready_to_tell(batch: Batch) -> bool:
         return bool(batch.states or batch.job_changed or batch.resync)
 
-    def _targets(self, since: Any) -> list[Any]:
-        names, path = self._database.names, self._database.path
-        documents, scope = [self._name], self._scope
-        made = []
-        if scope.task_index is None or scope.task_index >= 0:
-            if scope.tag is not None and scope.task_index is not None:
-                documents.append(names.cell(self._ref, scope.tag, scope.task_index))
-            else:
-                query = requests.select("states", *filters_of(self._name, scope))
-                made.append(requests.listen(path, 1, query_in=(self._name, query), names=(), since=since))
-        made.append(requests.listen(path, 2, query_in=None, names=documents, since=since))
-        return made
-
     def _take(self, snapshot: Snapshot, moment: Any) -> None:
         with self._changed:
             self._complete = nanoseconds(moment)
             self._resync = self._resync or snapshot.missed
-            if self._name in snapshot.deleted:
+            if self._target.job in snapshot.deleted:
                 self._gone = True
-            if self._name in snapshot.changed:
-                self._take_job(snapshot.changed.pop(self._name))
+            if self._target.job in snapshot.changed:
+                self._take_job(snapshot.changed.pop(self._target.job))
             for document in snapshot.changed.values():
                 self._take_cell(document)
             self._changed.notify_all()
 
-    def _take_job(self, document: Any) -> None:
+    def _take_job(self, document: Found) -> None:
         try:
-            known = self._jobs.read(self._ref.key, found(document))
+            known = self._jobs.read(self._ref.key, document)
             self._job = self._jobs.checked(self._ref, known).job
         except JobNotFound:
             self._gone = True
         self._job_changed = True
 
-    def _take_cell(self, document: Any) -> None:
-        cell = cell_in(found(document), self._ref.incarnation)
+    def _take_cell(self, document: Found) -> None:
+        cell = cell_in(document, self._ref.incarnation)
         if cell is not None and self._scope.holds(*cell[:2]) and cell[1] >= 0:
             tag, row, kept = cell
-            self._states[tag, row] = nanoseconds(document.update_time), as_read(self._job, tag, row, kept)
+            self._states[tag, row] = nanoseconds(document.stamp), as_read(self._job, tag, row, kept)
 
     def _lose(self, error: StoreError) -> None:
         with self._changed:

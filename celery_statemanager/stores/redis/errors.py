@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from redis import exceptions
 
@@ -62,17 +60,24 @@ _UNAVAILABLE: tuple[type[Exception], ...] = (
 )
 
 
-@contextmanager
-def translated(shown: str) -> Iterator[None]:
-    """Raise what redis-py raises as StoreError or StoreUnavailable.
+class translated:  # noqa: N801 - used like a function
+    """Raises what redis-py raises as StoreError or StoreUnavailable, by ``with``.
 
     Args:
         shown: the server's URL as it may be printed.
     """
-    try:
-        yield
-    except CLIENT_ERRORS as error:
-        raise translate(error, shown) from error
+
+    __slots__ = ("_shown",)
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, CLIENT_ERRORS):
+            raise translate(error, self._shown) from error
 
 
 def translate(error: Exception, shown: str) -> StoreError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -85,11 +84,3 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
 
 def _number(value: Any) -> int | None:
     return None if value is None else int(value)
-
-
-def request_json(request: dict[str, Any]) -> str:
-    """Give a request to a script as JSON text; what is None or False is left out."""
-    return _encode({name: value for name, value in request.items() if value is not None and value is not False})
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -65,6 +65,7 @@ class Layout:
         self.touched_at: float | None = None
         self._planned = {tag: Ranks(rows) for tag, rows in job.plan.columns.items()} if job.plan else {}
         self._all = Ranks(IndexSet(range(job.num_tasks)))
+        self._columns: dict[str, tuple[str, str, str]] = {}
 
     @property
     def planned(self) -> bool:
@@ -90,7 +91,10 @@ class Layout:
             _, low, written = self.keys.column(tag)
             return (self.keys.callbacks, low, written), (tag, row, -1, False)
         counts = self.planned and self.expects(tag, row)
-        return self.keys.column(tag), (tag, row, self.ranks(tag).rank(row), counts)
+        column = self._columns.get(tag)
+        if column is None:
+            column = self._columns[tag] = self.keys.column(tag)
+        return column, (tag, row, self.ranks(tag).rank(row), counts)
 
 
 def _clear_bits(bitmap: bytes, size: int) -> Iterator[tuple[int, int]]:

@@ -31,7 +31,7 @@ class Reader:
         self._scripts = scripts
         self._layouts: dict[JobRef, Layout] = {}
 
-    def run(self, script: Script, ref: JobRef, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+    def run(self, script: Script, ref: JobRef, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run a script on a job. Raises: JobNotFound."""
         reply = self.server.run(script, keys, [ref.incarnation, *args])
         if reply[0] == b"gone":

@@ -7,10 +7,10 @@ from typing import Any
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import Begin, When, Write
 from celery_statemanager.stores.redis.cells import Payload, progress_parts, split
-from celery_statemanager.stores.redis.jobs import request_json
 from celery_statemanager.stores.redis.layout import Layout
+from celery_statemanager.stores.redis.packing import pack
 
-Call = tuple[list[str], list[str]]
+Call = tuple[list[str], list[str | bytes]]
 """Keys and arguments."""
 
 
@@ -18,7 +18,7 @@ def begin_call(layout: Layout, begin: Begin) -> Call:
     """Ask for an attempt."""
     keys, places = _places(layout, begin.tag, begin.task_index, row_too=True)
     request = {"places": places, "schema": _schema(), **_begin(begin)}
-    return keys, [request_json(request)]
+    return keys, [pack(request)]
 
 
 def write_call(layout: Layout, write: Write) -> Call:
@@ -48,7 +48,7 @@ def write_call(layout: Layout, write: Write) -> Call:
     }
     if write.held_by is not None:
         request["holder"], request["held"] = write.held_by
-    return keys, [request_json(request), payload.rest or ""]
+    return keys, [pack(request), payload.rest or ""]
 
 
 def _payload(write: Write) -> Payload:

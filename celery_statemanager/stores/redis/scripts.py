@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from importlib.resources import files
 from typing import NamedTuple
 
 from celery_statemanager.stores.redis.cells import CELL
 from celery_statemanager.stores.redis.jobs import HEAD
 
-_PARTS = {"write": ("common", "attempts"), "begin": ("common", "attempts"), "update": ("common",)}
-"""What stands before a script's own text."""
+_PARTS: dict[str, tuple[str, ...]] = {
+    "write": ("EVENTS", "FIELDS", "common", "attempts"),
+    "begin": ("EVENTS", "FIELDS", "common", "attempts"),
+    "update": ("EVENTS", "FIELDS", "common"),
+    "create": ("EVENTS",),
+    "cells": ("HEAD",),
+    "columns": ("HEAD",),
+}
+"""What stands before a script's own text: other texts, and lines that are made here."""
 
 
 class Script(NamedTuple):
@@ -30,21 +36,21 @@ class Scripts:
     """
 
     def __init__(self, stream_length: int) -> None:
-        names = f"local CELL = {_table(CELL)}\nlocal HEAD = {_table(HEAD)}\nlocal EVENTS = {stream_length}\n"
+        made = {
+            "EVENTS": f'local EVENTS = "{stream_length}"\n',
+            "FIELDS": f"local {', '.join(CELL).upper()} = {', '.join(str(at) for at, _ in enumerate(CELL, 1))}\n",
+            "HEAD": f"local HEAD = {{{', '.join(map(json.dumps, HEAD))}}}\n",
+        }
 
         def load(name: str) -> Script:
-            source = names + "".join(map(_text, (*_PARTS.get(name, ()), name)))
+            source = "".join(made.get(part) or _text(part) for part in (*_PARTS.get(name, ()), name))
             return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
-        self.write, self.begin, self.update = map(load, _PARTS)
-        self.create, self.detach = load("create"), load("detach")
-        self.cells, self.columns = load("cells"), load("columns")
+        self.write, self.begin, self.update = map(load, ("write", "begin", "update"))
+        self.create, self.detach = map(load, ("create", "detach"))
+        self.cells, self.columns = map(load, ("cells", "columns"))
         self.touch, self.rest, self.retire, self.worker = map(load, ("touch", "rest", "retire", "worker"))
 
 
 def _text(name: str) -> str:
     return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-
-
-def _table(names: Iterable[str]) -> str:
-    return "{" + ", ".join(map(json.dumps, names)) + "}"

@@ -6,15 +6,20 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from redis.connection import ConnectionPool
 from redis.exceptions import NoScriptError
 
 from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.stores.redis.connections import Connections
 from celery_statemanager.stores.redis.errors import translated
 from celery_statemanager.stores.redis.scripts import Script
 
 
 class Server:
-    """Shared by threads. Its client's pools notice a fork by themselves.
+    """Shared by threads. Connections notice a fork by themselves.
+
+    Scripts have connections of their own, unless somebody said which or how many there shall be: a client that was
+    given, ``max_connections``, sentinels, a cluster.
 
     Args:
         make: gives a redis-py client.
@@ -25,6 +30,7 @@ class Server:
         self.shown = shown
         self._make = make
         self._client: Any = None
+        self._connections: Connections | None = None
         self._owned = True
         self._lock = threading.Lock()
 
@@ -44,7 +50,10 @@ class Server:
         if client is None:
             with self._lock:
                 if self._client is None:
-                    self._client = self._make()
+                    made = self._make()
+                    if self._owned and type(getattr(made, "connection_pool", None)) is ConnectionPool:
+                        self._connections = Connections(made.connection_pool)
+                    self._client = made
                 client = self._client
         return client
 
@@ -56,11 +65,11 @@ class Server:
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run a script in one round trip, two if the server does not remember it."""
         with translated(self.shown):
-            client = self.client
+            send = self.client.execute_command if self._connections is None else self._connections.ask
             try:
-                return client.execute_command("EVALSHA", script.digest, len(keys), *keys, *args)
+                return send("EVALSHA", script.digest, len(keys), *keys, *args)
             except NoScriptError:
-                return client.execute_command("EVAL", script.source, len(keys), *keys, *args)
+                return send("EVAL", script.source, len(keys), *keys, *args)
 
     def call(self, *command: Any) -> Any:
         """Send one command that names its key second."""
@@ -98,6 +107,9 @@ class Server:
         """Close the client; the next call makes another."""
         with self._lock:
             client, self._client = self._client, None
+            connections, self._connections = self._connections, None
+        if connections is not None:
+            connections.close()
         if client is not None and self._owned:
             client.close()
 

@@ -31,10 +31,11 @@ from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.redis.address import check_options, client_of, parse
 from celery_statemanager.stores.redis.cells import cell_of
-from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of, request_json
+from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, head_key
 from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, scan, states_of
+from celery_statemanager.stores.redis.packing import pack
 from celery_statemanager.stores.redis.reader import Reader
 from celery_statemanager.stores.redis.registry import Registry, cursor_at
 from celery_statemanager.stores.redis.requests import begin_call, write_call
@@ -96,7 +97,7 @@ class RedisStore(Store):
         layout = self._reader.layout(job.ref)
         self._registry.touch(layout, "job")
         keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream]
-        args = [request_json({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
+        args: list[str | bytes] = [pack({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
         word, *names = self._reader.run(self._scripts.update, job.ref, keys, args)
         return None if word == b"moved" else _texts(names)
 
@@ -182,7 +183,7 @@ class RedisStore(Store):
     def close(self) -> None:
         self._server.close()
 
-    def _step(self, script: Script, layout: Layout, keys: list[str], args: list[str]) -> Any:
+    def _step(self, script: Script, layout: Layout, keys: list[str], args: list[str | bytes]) -> Any:
         """Change a cell; the registry is told before, and once more if it has lost a job that lives."""
         registered = self._registry.touch(layout)
         reply = self._reader.run(script, layout.job.ref, keys, args)

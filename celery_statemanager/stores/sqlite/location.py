@@ -54,6 +54,15 @@ def locate(url: str, mountinfo: Callable[[], str] = read_mountinfo) -> str:
     return str(path)
 
 
+def require(path: str) -> None:
+    """Accept a file that is there. Raises: ConfigurationError."""
+    if not Path(path).exists():
+        raise ConfigurationError(
+            f"there is no file {path}: nothing was kept there yet; look at the path (a relative one begins at the "
+            "working directory), or let a worker or a submitter make it"
+        )
+
+
 def file_system(path: str, mountinfo: str) -> str | None:
     """Give the type of the file system a path lies on: that of the longest mount point above it."""
     best, found = "", None

@@ -30,7 +30,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.sqlite import attempts, garbage, jobs, listing
-from celery_statemanager.stores.sqlite.location import locate
+from celery_statemanager.stores.sqlite.location import locate, require
 from celery_statemanager.stores.sqlite.pool import Pool
 from celery_statemanager.stores.sqlite.pulse import Pulse
 from celery_statemanager.stores.sqlite.snapshot import Snapshot
@@ -64,6 +64,9 @@ class SQLiteStore(Store):
     @classmethod
     def from_url(cls, url: str, *, timeout: float, **options: Any) -> SQLiteStore:
         return cls(locate(url), timeout=timeout, **options)
+
+    def require(self) -> None:
+        require(self._path)
 
     def create_job(self, job: JobRecord) -> JobRecord:
         now = self.now()

@@ -18,7 +18,6 @@ from celery_statemanager.stores.sqlite.kinds import COUNTED, Kind, kind_of
 from celery_statemanager.transitions import tally_of
 
 TOUCH_EVERY = 60 * 1_000_000
-NOTHING = Tally()
 
 _CELL_AT = 5 + len(Tally._fields)
 _ALL = range(len(COLUMNS))
@@ -86,7 +85,7 @@ class SQLiteTransaction:
             self._update(place, before, after)
         self._rows[tag, task_index] = after
         if kind in COUNTED:
-            self._count(kind, tag, number, tally, tally_of(old) if old else NOTHING, tally_of(new))
+            self._count(kind, tag, number, tally, tally_of(old), tally_of(new))
             if before is None:
                 self._split_gap(*place)
         if self.now - self._touched >= TOUCH_EVERY:
@@ -134,7 +133,7 @@ class SQLiteTransaction:
 
     def _count(self, kind: Kind, tag: str, number: int, tally: Tally, old: Tally, new: Tally) -> None:
         if old != new:
-            counted = tally.plus(new).minus(old)
+            counted = tally.moved(old, new)
             changed = tuple([at for at, count in enumerate(counted) if count != tally[at]])
             self._db.execute(_update_tag(changed), (*[counted[at] for at in changed], self._id, number))
             self._columns[kind, tag] = number, counted

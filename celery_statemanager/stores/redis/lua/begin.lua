@@ -8,19 +8,19 @@ local job = open_job(ARGV[1])
 if not job then
   return { "gone" }
 end
-local request = cjson.decode(ARGV[2])
-local places = places_of(request)
-local old = read(places[1])
-if old and old.event_id == request.event_id and old.open then
+local request = cmsgpack.unpack(ARGV[2])
+local place = place_of(request, 1)
+local old = read(place)
+if old and old[EVENT_ID] == request.event_id and old[OPEN] then
   return { "begun", pack(old) }
 end
 local cell = old or new_cell(request.schema)
-local verdict, new = begun(job, places[1], cell, request)
+local verdict, new = begun(job, place, cell, request)
 if not new then
   return { verdict, pack(cell) }
 end
-put(job, places[1], old, new)
+local kept = put(job, place, old, new)
 if verdict == "begun" then
-  unblock(job, places, request.event_id)
+  unblock(job, request, place.tag, request.event_id)
 end
-return { verdict, pack(new), unpack(finish(job, places[1], new)) }
+return { verdict, kept, unpack(finish(job, place, new)) }

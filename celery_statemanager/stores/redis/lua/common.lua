@@ -6,39 +6,42 @@
 -- KEYS[3]  open     set: "row tag" of each open attempt that has an owner
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each place of the request: the cell itself, then the row's later stages
---          cells    hash: row -> packed cell (CELL names the fields); of callbacks: tag -> packed cell
+--          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of callbacks: tag -> packed cell
 --          low      zset: row in seven digits -> status, 0.5 for a 0 with an open attempt; FINISHED is left out
 --          written  bitmap: one bit per expected row, by its rank among them
 --
 -- ARGV[1]  incarnation
--- ARGV[2]  request  JSON, made by requests.py; what is absent is nil or false
+-- ARGV[2]  request  packed map, made by requests.py; what is absent is nil or false
 --
 -- Every step asks first and writes after: an error leaves nothing half done. Its first write is one that a full
 -- server refuses (HSET), and then the whole step.
--- Generated before this text: CELL, HEAD (names, in order), EVENTS (length of the stream, approximate).
+-- Generated before this text: TIMESTAMP, STATUS, ... SCHEMA, the places of a cell's fields (cells.CELL), and EVENTS,
+-- the length of the stream, approximate. A cell's empty fields are false or missing.
 
 local FINISHED, CANCELLED = 2147483647, -7
 local SUCCEEDED, ENDED, ALARMS, PENDING, UNWRITTEN = 4, 5, 6, 7, 9
-local LATCHES = { "success", "failure", "settled" }
-local ASKED = {
-  "incarnation", "expected", "active_at", "clock_at", "revision", "sequence", "total",
-  "cancelled_at", "reason", "success", "failure", "settled",
-}
 
 local function open_job(incarnation)
-  local values = redis.call("HMGET", KEYS[1], unpack(ASKED))
+  local values = redis.call(
+    "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "revision", "sequence", "total",
+    "cancelled_at", "reason", "success", "failure", "settled"
+  )
   if values[1] ~= incarnation then
     return nil
   end
-  local job = {}
-  for i, name in ipairs(ASKED) do
-    job[name] = values[i] or nil
-  end
   local time = redis.call("TIME")
-  job.now = math.max(time[1] * 1000000 + time[2], tonumber(job.active_at), tonumber(job.clock_at or 0))
-  job.expected, job.revision, job.sequence = tonumber(job.expected), tonumber(job.revision), tonumber(job.sequence)
-  job.total = cmsgpack.unpack(job.total)
-  return job
+  return {
+    expected = tonumber(values[2]),
+    now = math.max(time[1] * 1000000 + time[2], values[3], values[4] or 0),
+    revision = tonumber(values[5]),
+    sequence = tonumber(values[6]),
+    total = cmsgpack.unpack(values[7]),
+    cancelled_at = values[8],
+    reason = values[9],
+    success = values[10],
+    failure = values[11],
+    settled = values[12],
+  }
 end
 
 local function publish(job, field, value)
@@ -60,7 +63,7 @@ local function decide(job)
   if job.cancelled_at then
     met.settled = total[PENDING] == 0
   end
-  for _, name in ipairs(LATCHES) do
+  for _, name in ipairs({ "success", "failure", "settled" }) do
     if met[name] and not job[name] then
       decided[#decided + 1] = name
       redis.call("HSET", KEYS[1], name, job.now)
@@ -69,15 +72,13 @@ local function decide(job)
   return decided
 end
 
-local function places_of(request)
-  local places = {}
-  for i, each in ipairs(request.places) do
-    local place = { tag = each[1], row = each[2], rank = each[3], counts = each[4] }
-    place.cells, place.low, place.written = KEYS[3 * i + 2], KEYS[3 * i + 3], KEYS[3 * i + 4]
-    place.field = place.row < 0 and place.tag or place.row
-    places[i] = place
-  end
-  return places
+-- The request's i-th cell: 1 is the one that is asked for, those after it are the row's later stages.
+local function place_of(request, i)
+  local tag, row, rank, counts = unpack(request.places[i])
+  return {
+    tag = tag, row = row, rank = rank, counts = counts, field = row < 0 and tag or row,
+    cells = KEYS[3 * i + 2], low = KEYS[3 * i + 3], written = KEYS[3 * i + 4],
+  }
 end
 
 local function read(place)
@@ -85,49 +86,44 @@ local function read(place)
   if not packed then
     return nil
   end
-  local cell, values = {}, cmsgpack.unpack(packed)
-  for i = 1, #values do
-    cell[CELL[i]] = values[i] or nil
-  end
-  cell.attempt = cell.attempt or 0
+  local cell = cmsgpack.unpack(packed)
+  cell[ATTEMPT] = cell[ATTEMPT] or 0
   return cell
 end
 
 local function pack(cell)
-  local last = #CELL
-  while (cell[CELL[last]] or 0) == 0 do
+  local last = SCHEMA
+  while (cell[last] or 0) == 0 do
     last = last - 1
   end
-  local values = {}
+  local values = { unpack(cell, 1, last) }
   for i = 1, last do
-    values[i] = cell[CELL[i]] or false
+    values[i] = values[i] or false
   end
   return cmsgpack.pack(values)
 end
 
 local function new_cell(schema)
-  return { status = 0, timestamp = 0, version = 0, event_id = "", attempt = 0, schema = schema }
+  local cell = { 0, 0, 0, "", 0 }
+  cell[SCHEMA] = schema
+  return cell
 end
 
 local function copy(cell)
-  local made = {}
-  for name, value in pairs(cell) do
-    made[name] = value
-  end
-  return made
+  return { unpack(cell, 1, SCHEMA) }
 end
 
 local function is_final(cell)
-  return not cell.open and (cell.status < 0 or cell.status == FINISHED)
+  return not cell[OPEN] and (cell[STATUS] < 0 or cell[STATUS] == FINISHED)
 end
 
 local function is_waiting(cell)
-  return cell.status == 0 and not cell.open
+  return cell[STATUS] == 0 and not cell[OPEN]
 end
 
 -- transitions.tally_of, in the order of KEYS[2]
 local function tally_of(cell)
-  local status, closed = cell.status, cell.open and 0 or 1
+  local status, closed = cell[STATUS], cell[OPEN] and 0 or 1
   if status == 0 then
     return { 0, 0, 0, 0, 0, 0, 1 - closed, 0 }
   elseif status == FINISHED then
@@ -136,20 +132,22 @@ local function tally_of(cell)
     return { 0, 0, 1, 0, closed, status == CANCELLED and 0 or closed, 1 - closed, 0 }
   end
   local by_status = status >= 2 and status <= 100 and status * 1000000 or 0
-  return { 1, 0, 0, 0, 0, 0, 1, cell.share or by_status }
+  return { 1, 0, 0, 0, 0, 0, 1, cell[SHARE] or by_status }
 end
 
 local function score_of(cell)
-  return cell.status == 0 and cell.open and 0.5 or cell.status
+  return cell[STATUS] == 0 and cell[OPEN] and 0.5 or cell[STATUS]
 end
 
 local function count(job, place, tally, old, new)
   local after, before = tally_of(new), old and tally_of(old)
   for i = 1, 8 do
     local change = after[i] - (before and before[i] or 0)
-    tally[i] = tally[i] + change
-    if place.counts then
-      job.total[i] = job.total[i] + change
+    if change ~= 0 then
+      tally[i] = tally[i] + change
+      if place.counts then
+        job.total[i] = job.total[i] + change
+      end
     end
   end
 end
@@ -172,16 +170,18 @@ local function rank(place, tally, old, new)
 end
 
 -- Stores a cell with all that is derived from it: open attempts, tally, lowest, written rows, stream.
+-- Gives the cell as it is kept.
 local function put(job, place, old, new)
-  redis.call("HSET", place.cells, place.field, pack(new))
+  local kept = pack(new)
+  redis.call("HSET", place.cells, place.field, kept)
   local address = place.row .. " " .. place.tag
-  if new.open and new.owner then
+  if new[OPEN] and new[OWNER] then
     redis.call("SADD", KEYS[3], address)
-  elseif old and old.open and old.owner then
+  elseif old and old[OPEN] and old[OWNER] then
     redis.call("SREM", KEYS[3], address)
   end
   if place.row < 0 then
-    return
+    return kept
   end
   local packed = redis.call("HGET", KEYS[2], place.tag)
   local tally = packed and cmsgpack.unpack(packed) or { 0, 0, 0, 0, 0, 0, 0, 0, 0 }
@@ -194,6 +194,7 @@ local function put(job, place, old, new)
     redis.call("HSET", KEYS[2], place.tag, recount)
   end
   publish(job, "c", address)
+  return kept
 end
 
 -- Ends a step that changed cells: decides the latches if an ending may have moved one, or, of a cancelled job, a
@@ -204,17 +205,17 @@ local function finish(job, place, new)
     decided = decide(job)
   end
   if #decided > 0 then
-    job.revision = job.revision + 1
     publish(job, "j", "")
+    redis.call("HSET", KEYS[1], "revision", job.revision + 1)
   end
   local total = cmsgpack.pack(job.total)
-  redis.call("HSET", KEYS[1], "active_at", job.now, "revision", job.revision, "sequence", job.sequence, "total", total)
+  redis.call("HSET", KEYS[1], "active_at", job.now, "sequence", job.sequence, "total", total)
   return decided
 end
 
 local function ended(job, cell, status, message, event_id)
   local new = copy(cell)
-  new.status, new.message, new.timestamp, new.version = status, message, job.now, cell.version + 1
-  new.event_id, new.kept = event_id, nil
+  new[STATUS], new[MESSAGE], new[TIMESTAMP], new[VERSION] = status, message, job.now, cell[VERSION] + 1
+  new[EVENT_ID], new[KEPT] = event_id, nil
   return new
 end

@@ -3,7 +3,7 @@
 -- KEYS     1 head, 2 and 3 not used, 4 stream
 -- ARGV[1]  incarnation
 -- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, success, failure, settled (when decided,
---          microseconds); JSON, what is absent is cleared
+--          microseconds); a packed map, what is absent is cleared
 -- ARGV[3]  control: the parts that only clients read, JSON
 -- Gives {"gone"}, {"moved"}, or {"updated", names of the latches that fell ...}.
 
@@ -11,7 +11,7 @@ local job = open_job(ARGV[1])
 if not job then
   return { "gone" }
 end
-local request = cjson.decode(ARGV[2])
+local request = cmsgpack.unpack(ARGV[2])
 if request.revision ~= job.revision then
   return { "moved" }
 end

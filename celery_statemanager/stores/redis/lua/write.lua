@@ -13,16 +13,15 @@ local job = open_job(ARGV[1])
 if not job then
   return { "gone" }
 end
-local request = cjson.decode(ARGV[2])
-local places = places_of(request)
-local place = places[1]
+local request = cmsgpack.unpack(ARGV[2])
+local place = place_of(request, 1)
 
 local function is_fenced_off(cell)
   local held = request.held
-  return (request.attempt and request.attempt ~= cell.attempt)
-    or (held and (request.holder ~= cell.owner or compare(held[1], held[2], cell) ~= 0))
-    or (request.when == "open" and not cell.open)
-    or (request.when == "idle" and (cell.open or is_final(cell)))
+  return (request.attempt and request.attempt ~= cell[ATTEMPT])
+    or (held and (request.holder ~= cell[OWNER] or compare(held[1], held[2], cell) ~= 0))
+    or (request.when == "open" and not cell[OPEN])
+    or (request.when == "idle" and (cell[OPEN] or is_final(cell)))
 end
 
 -- A cancelled job takes only what ends a cell that was begun, and everything of its callbacks.
@@ -36,42 +35,42 @@ end
 local function last_word(cell)
   if job.cancelled_at and request.when == "idle" then
     return CANCELLED, job.reason
-  elseif request.yields and cell.open and cell.status < 0 then
-    return cell.status, cell.message
+  elseif request.yields and cell[OPEN] and cell[STATUS] < 0 then
+    return cell[STATUS], cell[MESSAGE]
   elseif request.yields and not request.message then
-    return request.status, cell.message
+    return request.status, cell[MESSAGE]
   end
   return request.status, request.message
 end
 
 local function set_payload(new)
   if not request.keeps_payload then
-    new.payload = ARGV[3] ~= "" and ARGV[3] or nil
+    new[PAYLOAD] = ARGV[3] ~= "" and ARGV[3] or nil
   end
   if request.progress or not request.keeps_payload then
-    new.progress, new.share, new.full, new.done = request.progress, request.share, request.full, nil
+    new[PROGRESS], new[SHARE], new[FULL], new[DONE] = request.progress, request.share, request.full, nil
   end
-  if request.keeps_payload and new.status == FINISHED and new.progress then
-    new.share, new.done = new.full, true
+  if request.keeps_payload and new[STATUS] == FINISHED and new[PROGRESS] then
+    new[SHARE], new[DONE] = new[FULL], true
   end
 end
 
 local function written(cell)
   local new = copy(cell)
-  new.status, new.message = last_word(cell)
-  new.timestamp, new.version, new.event_id = job.now, cell.version + 1, request.event_id
-  new.blocked_by, new.open = nil, cell.open and not request.closes
-  if not new.open then
-    new.owner = nil
+  new[STATUS], new[MESSAGE] = last_word(cell)
+  new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, request.event_id
+  new[BLOCKED_BY], new[OPEN] = nil, cell[OPEN] and not request.closes
+  if not new[OPEN] then
+    new[OWNER] = nil
   end
   if is_final(new) then
-    new.kept = nil
+    new[KEPT] = nil
   end
   if request.next_delivery then
-    new.replacements, new.retries = request.next_delivery[1], request.next_delivery[2]
+    new[REPLACEMENTS], new[RETRIES] = request.next_delivery[1], request.next_delivery[2]
   end
   if request.losing then
-    new.losses = (cell.losses or 0) + 1
+    new[LOSSES] = (cell[LOSSES] or 0) + 1
   end
   set_payload(new)
   return new
@@ -79,20 +78,21 @@ end
 
 -- Gives the later stages of the row that nobody has begun the status of this one, which failed for good.
 local function block(failed)
-  local message = failed.message and failed.message ~= "" and failed.message or failed.status
-  for i = 2, #places do
-    local old = read(places[i])
+  local message = failed[MESSAGE] and failed[MESSAGE] ~= "" and failed[MESSAGE] or failed[STATUS]
+  for i = 2, #request.places do
+    local later = place_of(request, i)
+    local old = read(later)
     if not old or is_waiting(old) then
       local cell = old or new_cell(request.schema)
-      local new = ended(job, cell, failed.status, request.not_run .. message, request.event_id)
-      new.blocked_by = place.tag
-      put(job, places[i], old, new)
+      local new = ended(job, cell, failed[STATUS], request.not_run .. message, request.event_id)
+      new[BLOCKED_BY] = place.tag
+      put(job, later, old, new)
     end
   end
 end
 
 local old = read(place)
-if old and old.event_id == request.event_id then
+if old and old[EVENT_ID] == request.event_id then
   return { "same", pack(old) }
 end
 local cell = old or new_cell(request.schema)
@@ -103,20 +103,20 @@ if request.begin then
   elseif verdict ~= "begun" then
     return { "refused", verdict }
   end
-  begun_cell.version = cell.version -- one step, one version: the write's
-  cell, request.attempt = begun_cell, begun_cell.attempt
+  begun_cell[VERSION] = cell[VERSION] -- one step, one version: the write's
+  cell, request.attempt = begun_cell, begun_cell[ATTEMPT]
 end
 if is_fenced_off(cell) then
-  return { "superseded", cell.attempt }
+  return { "superseded", cell[ATTEMPT] }
 elseif is_refused_as_cancelled(cell) then
   return { "cancelled", job.reason or false }
 end
 local new = written(cell)
-put(job, place, old, new)
+local kept = put(job, place, old, new)
 if request.begin then
-  unblock(job, places, request.event_id)
+  unblock(job, request, place.tag, request.event_id)
 end
-if request.cascades and is_final(new) and new.status < 0 then
+if request.cascades and is_final(new) and new[STATUS] < 0 then
   block(new)
 end
-return { "written", pack(new), unpack(finish(job, place, new)) }
+return { "written", kept, unpack(finish(job, place, new)) }

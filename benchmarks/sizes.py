@@ -1,0 +1,92 @@
+"""What must not grow with a job: reading its aggregates, and ending one of its tasks."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+from benchmarks.filling import TAG, filled
+from benchmarks.harness import Figure, Scale, alternate
+from celery_statemanager import Manager, Status, Store, open_store
+from celery_statemanager.records import Begin, When, Write
+from tests.servers import running_redis
+
+SMALL = 100
+KINDS = ("memory", "SQLite", "Redis")
+
+
+def measure(scale: Scale) -> Iterator[Figure]:
+    """Compare each size with the smallest, store by store."""
+    readers = [SMALL, *scale((300,), (10_000,), (10_000, 1_000_000))]
+    for kind in KINDS:
+        for what, call in READS.items():
+            yield from _compared(f"{kind} {what}", reading_costs(kind, readers, call, scale(5, 300, 1_000)), 2.0)
+    ending = [SMALL, scale(300, 10_000, 100_000)]
+    for kind in KINDS:
+        yield from _compared(f"{kind} end of a task", ending_costs(kind, ending, scale(5, 500, 2_000)), 1.2)
+
+
+READS: dict[str, Callable[[Manager], object]] = {
+    "get_state()": lambda manager: manager.get_state(),
+    "summary(indexes=False)": lambda manager: manager.summary(indexes=False),
+}
+
+
+def reading_costs(kind: str, sizes: list[int], call: Callable[[Manager], object], rounds: int) -> dict[int, float]:
+    """Give the median in seconds of a read, by number of tasks."""
+    with opened(kind) as store:
+        managers = {str(size): filled(store, size) for size in sizes}
+        calls = {name: lambda manager=manager: call(manager) for name, manager in managers.items()}
+        return {int(name): median for name, median in alternate(calls, rounds).items()}
+
+
+def ending_costs(kind: str, sizes: list[int], rounds: int) -> dict[int, float]:
+    """Give the median in seconds of a task's last write, its job's latches looked at, by number of tasks.
+
+    It fails each time, for a finished one never begins again; and one that runs stays, or the job would be closed.
+    """
+    with opened(kind) as store:
+        jobs = [(size, filled(store, size).ref) for size in sizes]
+        times: dict[int, list[float]] = {size: [] for size in sizes}
+        for number in range(rounds):
+            for size, ref in jobs:
+                row = number * 10 % (size - 10)
+                place = {"tag": TAG, "task_index": row}
+                begun = store.begin(ref, Begin(**place, event_id=f"b{number}", owner="w", takes_over=True))
+                attempt = begun.cell.attempt
+                end = Write(**place, status=int(Status.FAILED), event_id=f"e{number}", attempt=attempt, **_LAST)
+                start = time.perf_counter()
+                store.write(ref, end)
+                times[size].append(time.perf_counter() - start)
+    return {size: statistics.median(each) for size, each in times.items()}
+
+
+_LAST = {"when": When.OPEN, "closes": True, "yields": True, "cascades": True, "keeps_payload": True}
+"""How a task's last write is made."""
+
+
+class opened(ExitStack):  # noqa: N801 - used like a function
+    """Open a store of a kind with all that it needs, by ``with``."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def __enter__(self) -> Store:
+        super().__enter__()
+        urls = {
+            "memory": lambda: "memory://",
+            "SQLite": lambda: f"sqlite:///{self.enter_context(tempfile.TemporaryDirectory())}/states.db",
+            "Redis": lambda: self.enter_context(running_redis()).url,
+        }
+        return self.enter_context(open_store(urls[self._kind](), timeout=60.0))
+
+
+def _compared(what: str, costs: dict[int, float], limit: float) -> Iterator[Figure]:
+    base = costs[SMALL] * 1e6
+    for size, cost in costs.items():
+        if size != SMALL:
+            yield Figure(f"{what}, {size:,} tasks", f"itself at {SMALL}", cost * 1e6, base, "µs", limit)

@@ -1,0 +1,37 @@
+"""What a state without payload takes of a server's memory or of a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.filling import filled
+from benchmarks.harness import Figure, Scale
+from celery_statemanager import open_store
+from tests.servers import running_redis
+
+
+def measure(scale: Scale) -> Iterator[Figure]:
+    """Weigh a whole job, less what the same store weighs without it."""
+    num_tasks = scale(1_000, 10_000, 100_000)
+    yield Figure("Redis memory per state", "-", in_redis(num_tasks), None, "B", 400, "alone")
+    yield Figure("SQLite file per state", "-", in_sqlite(num_tasks), None, "B", 300, "alone")
+
+
+def in_redis(num_tasks: int) -> float:
+    """Give bytes of the server's memory, all keys of the job counted."""
+    with running_redis() as server, server.client() as client, open_store(server.url) as store:
+        filled(store, num_tasks)
+        return sum(client.memory_usage(key, samples=0) for key in client.scan_iter()) / num_tasks
+
+
+def in_sqlite(num_tasks: int) -> float:
+    """Give bytes of the file, the log moved into it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "states.db")
+        with open_store(f"sqlite:///{path}") as store:
+            store.list_workers()  # makes the file
+            empty = path.stat().st_size
+            filled(store, num_tasks)
+        return (path.stat().st_size - empty) / num_tasks

@@ -1,0 +1,107 @@
+"""A store that hands every call on to another: to measure some of them or, in tests, to pause or fail them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.models import Scope, State
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    Column,
+    JobKey,
+    JobRecord,
+    JobRef,
+    OpenAttempt,
+    Page,
+    WorkerRecord,
+    Write,
+    WriteReply,
+)
+from celery_statemanager.stores.base import Store, Watch
+
+T = TypeVar("T")
+
+
+class WrappedStore(Store):
+    """Subclass it and override what you are about: one method, or ``calling`` for all of them.
+
+    Args:
+        inner: the store that does the work; closed by whoever made it.
+    """
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float, **options: Any) -> Store:
+        raise ConfigurationError("a wrapped store has no URL: give it the store to wrap")
+
+    def calling(self, method: str, call: Callable[[], T]) -> T:
+        """Do what a method was called for. Raises: what the inner store raises."""
+        return call()
+
+    def require(self) -> None:
+        self.calling("require", lambda: self.inner.require())
+
+    def create_job(self, job: JobRecord) -> JobRecord:
+        return self.calling("create_job", lambda: self.inner.create_job(job))
+
+    def get_job(self, key: JobKey) -> JobRecord:
+        return self.calling("get_job", lambda: self.inner.get_job(key))
+
+    def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
+        return self.calling("update_job", lambda: self.inner.update_job(job))
+
+    def list_jobs(
+        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+    ) -> Page:
+        return self.calling("list_jobs", lambda: self.inner.list_jobs(cursor, limit, due=due, idle_before=idle_before))
+
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+        return self.calling("delete_job", lambda: self.inner.delete_job(job, if_idle=if_idle))
+
+    def purge(self, limit: int = 1_000) -> int:
+        return self.calling("purge", lambda: self.inner.purge(limit))
+
+    def write(self, ref: JobRef, write: Write) -> WriteReply:
+        return self.calling("write", lambda: self.inner.write(ref, write))
+
+    def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
+        return self.calling("begin", lambda: self.inner.begin(ref, begin))
+
+    def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
+        return self.calling("get_cell", lambda: self.inner.get_cell(ref, tag, task_index))
+
+    def lowest(self, ref: JobRef, scope: Scope) -> State:
+        return self.calling("lowest", lambda: self.inner.lowest(ref, scope))
+
+    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+        return self.calling("survey", lambda: self.inner.survey(ref, tag, indexes=indexes))
+
+    def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
+        return self.calling("list_states", lambda: self.inner.list_states(ref, scope))
+
+    def watch(self, ref: JobRef, scope: Scope) -> Watch:
+        return self.calling("watch", lambda: self.inner.watch(ref, scope))
+
+    def put_worker(self, worker_id: str, body: str, lease: float) -> None:
+        self.calling("put_worker", lambda: self.inner.put_worker(worker_id, body, lease))
+
+    def list_workers(self) -> list[WorkerRecord]:
+        return self.calling("list_workers", lambda: self.inner.list_workers())
+
+    def drop_worker(self, worker_id: str) -> None:
+        self.calling("drop_worker", lambda: self.inner.drop_worker(worker_id))
+
+    def list_open_attempts(self) -> Iterator[OpenAttempt]:
+        return self.calling("list_open_attempts", lambda: self.inner.list_open_attempts())
+
+    def now(self) -> int:
+        return self.calling("now", lambda: self.inner.now())
+
+    def expect_forks(self) -> None:
+        self.calling("expect_forks", lambda: self.inner.expect_forks())

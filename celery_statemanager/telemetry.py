@@ -1,0 +1,141 @@
+"""OpenTelemetry metrics: measured at the store, where everything passes. The only module that imports the API.
+
+Attributes are few and fixed: no job, tag, task or worker is ever among them. Where and how measures are exported is
+the application's affair: until it sets a meter provider, the API drops them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from opentelemetry.metrics import MeterProvider, get_meter_provider
+
+from celery_statemanager import __version__
+from celery_statemanager.errors import StateManagerError, StoreError, StoreUnavailable
+from celery_statemanager.metrics import Metrics
+from celery_statemanager.models import Scope, Status
+from celery_statemanager.records import Batch, Begin, BeginReply, JobRef, Verdict, Write, WriteReply
+from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.wrapped import WrappedStore
+
+Reply = TypeVar("Reply", WriteReply, BeginReply)
+
+BUCKETS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]
+"""Seconds: from a write in memory to the default of ``statemanager_store_timeout``."""
+
+
+_CLASSES = {int(status): status.name.lower() for status in Status}
+
+
+class OpenTelemetry(Metrics):
+    """Instruments of one provider.
+
+    Args:
+        provider: None for the application's, also if it is set later.
+    """
+
+    def __init__(self, provider: MeterProvider | None = None) -> None:
+        meter = (provider or get_meter_provider()).get_meter("celery_statemanager", __version__)
+        self.states = meter.create_counter("statemanager.states", "{state}", "states written, by class")
+        self.writes = meter.create_histogram(
+            "statemanager.write.duration",
+            "s",
+            "time a write or begin takes in the store, by outcome",
+            explicit_bucket_boundaries_advisory=BUCKETS,
+        )
+        self.watches = meter.create_up_down_counter("statemanager.subscriptions", "{subscription}", "open ones")
+        self.sweeps = meter.create_histogram("statemanager.sweep.duration", "s", "time a sweep takes")
+        self.lost = meter.create_counter("statemanager.lost", "{attempt}", "attempts lost with their worker, by fate")
+        self.callbacks = meter.create_counter("statemanager.callbacks", "{message}", "callbacks published, by latch")
+
+    def measured(self, store: Store) -> Store:
+        return MeasuredStore(store, self)
+
+    def swept(self, seconds: float) -> None:
+        self.sweeps.record(seconds)
+
+    def published(self, latch: str) -> None:
+        self.callbacks.add(1, {"latch": latch})
+
+
+class MeasuredStore(WrappedStore):
+    """Hands every call on, and measures those that write or watch."""
+
+    def __init__(self, inner: Store, instruments: OpenTelemetry) -> None:
+        super().__init__(inner)
+        self._instruments = instruments
+
+    def write(self, ref: JobRef, write: Write) -> WriteReply:
+        reply = self._timed("write", lambda: self.inner.write(ref, write))
+        if reply.changed:
+            self._count(reply.cell.status)
+            if write.losing:
+                self._lose("marked" if reply.cell.status == Status.LOST else "requeued")
+        return reply
+
+    def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
+        reply = self._timed("begin", lambda: self.inner.begin(ref, begin))
+        if reply.verdict is Verdict.BEGUN:
+            self._count(reply.cell.status)
+            if begin.supersedes is not None:
+                self._lose("taken over")
+        return reply
+
+    def watch(self, ref: JobRef, scope: Scope) -> Watch:
+        return _MeasuredWatch(self.inner.watch(ref, scope), self._instruments)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def _timed(self, operation: str, call: Callable[[], Reply]) -> Reply:
+        began, outcome = time.perf_counter(), "done"
+        try:
+            return call()
+        except Exception as error:
+            outcome = outcome_of(error)
+            raise
+        finally:
+            attributes = {"operation": operation, "outcome": outcome}
+            self._instruments.writes.record(time.perf_counter() - began, attributes)
+
+    def _count(self, status: int) -> None:
+        self._instruments.states.add(1, {"class": class_of(status)})
+
+    def _lose(self, fate: str) -> None:
+        self._instruments.lost.add(1, {"fate": fate})
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+
+class _MeasuredWatch(Watch):
+    """Counts as open from its making to its first ``close``."""
+
+    def __init__(self, inner: Watch, instruments: OpenTelemetry) -> None:
+        self._inner = inner
+        self._open: list[Any] = [instruments.watches]
+        instruments.watches.add(1)
+
+    def read(self, timeout: float) -> Batch:
+        return self._inner.read(timeout)
+
+    def close(self) -> None:
+        self._inner.close()
+        try:
+            self._open.pop().add(-1)  # one pop of two threads at once succeeds
+        except IndexError:
+            return
+
+
+def class_of(status: int) -> str:
+    """Give one of a dozen words for a status: its name, ``running`` for progress, ``error`` for the application's."""
+    return _CLASSES.get(status) or ("running" if status > 0 else "error")
+
+
+def outcome_of(error: Exception) -> str:
+    """Give one of three words for what a call raised."""
+    if isinstance(error, StoreUnavailable):
+        return "unavailable"
+    return "refused" if isinstance(error, StateManagerError) and not isinstance(error, StoreError) else "error"

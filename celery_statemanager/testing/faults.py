@@ -1,0 +1,155 @@
+"""A store that fails on purpose: responses lost, notifications dropped, away for a while, stopped at a point.
+
+``FaultyStore`` wraps any store, so the faults meet an application exactly where the real ones do. In a worker, put
+one in the place of the store that the settings made::
+
+    states = StateManager(app)
+    states.store = FaultyStore(states.store, down=Path("/tmp/store-is-down").exists)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from celery_statemanager.errors import StoreUnavailable
+from celery_statemanager.models import Scope
+from celery_statemanager.records import Batch, JobRef
+from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.wrapped import WrappedStore
+
+T = TypeVar("T")
+
+_TURN = 0.05
+"""Seconds between two looks whether a watch may speak again."""
+
+Action = Callable[[object], None]
+"""What happens at a point: it gets what the method gave, None before the call; it may raise, kill or wait."""
+
+
+@dataclass(slots=True)
+class _Point:
+    action: Action
+    after: bool
+    left: int
+
+
+class FaultyStore(WrappedStore):
+    """Hands calls on to a store, except where it was told to fail. Thread-safe.
+
+    Args:
+        inner: the store that does the work; closed by whoever made it.
+        down: asked at each call: whether the store is away now. A file's ``exists`` lets a test switch the stores
+            of other processes.
+    """
+
+    def __init__(self, inner: Store, down: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(inner)
+        self._switched = down
+        self._down = threading.Event()
+        self._silent = threading.Event()
+        self._lock = threading.Lock()
+        self._points: dict[str, deque[_Point]] = {}
+
+    def at(self, method: str, action: Action, *, after: bool = False, times: int = 1) -> None:
+        """Do something at the next calls of a method: wait there, kill the process, raise.
+
+        Args:
+            action: gets what the method gave, or None before the call.
+            after: once the store has done it, rather than before.
+        """
+        with self._lock:
+            self._points.setdefault(method, deque()).append(_Point(action, after, times))
+
+    def lose_response(self, method: str, *, applied: bool, times: int = 1) -> None:
+        """Let the next calls of a method raise ``StoreUnavailable``, done all the same if ``applied``."""
+
+        def lose(_: object) -> None:
+            raise StoreUnavailable(f"a fault injected by a test: the response to {method} was lost")
+
+        self.at(method, lose, after=applied, times=times)
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Be down for as long as the block lasts: calls and watches raise ``StoreUnavailable``."""
+        self._down.set()
+        try:
+            yield
+        finally:
+            self._down.clear()
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Drop what watches would tell for as long as the block lasts; then they say that changes were missed."""
+        self._silent.set()
+        try:
+            yield
+        finally:
+            self._silent.clear()
+
+    def calling(self, method: str, call: Callable[[], T]) -> T:
+        self._refuse_if_down()
+        point = self._next(method)
+        if point is not None and not point.after:
+            point.action(None)
+        result = call()
+        if point is not None and point.after:
+            point.action(result)
+        return result
+
+    def watch(self, ref: JobRef, scope: Scope) -> Watch:
+        return _FaultyWatch(super().watch(ref, scope), self._refuse_if_down, self._silent.is_set)
+
+    def _next(self, method: str) -> _Point | None:
+        with self._lock:
+            points = self._points.get(method)
+            if not points:
+                return None
+            point = points[0]
+            point.left -= 1
+            if not point.left:
+                points.popleft()
+            return point
+
+    def _refuse_if_down(self) -> None:
+        if self._down.is_set() or self._switched():
+            raise StoreUnavailable("a fault injected by a test: the store is down")
+
+
+class _FaultyWatch(Watch):
+    """A watch that breaks with its store, and keeps silent when told to."""
+
+    def __init__(self, inner: Watch, refuse_if_down: Callable[[], None], silent: Callable[[], bool]) -> None:
+        self._inner = inner
+        self._refuse_if_down = refuse_if_down
+        self._silent = silent
+        self._missed = False
+        self._closed = False
+
+    def read(self, timeout: float) -> Batch:
+        deadline = time.monotonic() + timeout
+        while True:
+            self._refuse_if_down()
+            left = max(0.0, deadline - time.monotonic())
+            batch = self._inner.read(self._patience(left))
+            if not self._silent():
+                missed, self._missed = self._missed, False
+                return Batch(batch.states, batch.job_changed or missed, batch.resync or missed)
+            self._missed = self._missed or bool(batch.states) or batch.job_changed or batch.resync
+            if not left or self._closed:
+                return Batch([])
+
+    def close(self) -> None:
+        self._closed = True
+        self._inner.close()
+
+    def _patience(self, left: float) -> float:
+        """Wait in short turns while silent, to notice its end, and not at all with something to tell."""
+        if self._silent():
+            return min(left, _TURN)
+        return 0.0 if self._missed else left

@@ -1,0 +1,34 @@
+"""``python -m examples.submit FOLDER --job ID``: submit the audit of a folder.
+
+An earlier job of that name is deleted.
+"""
+
+import argparse
+import contextlib
+import sys
+
+from celery_statemanager import JobNotFound
+from examples.app import states
+from examples.audit import audit
+
+
+def main() -> int:
+    """Submit the audit; 2 where the folder cannot be audited."""
+    parser = argparse.ArgumentParser(prog="submit", description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--job", required=True, help="the job's id")
+    parser.add_argument("--shards", type=int, default=16, help="rows of the job (default: 16)")
+    options = parser.parse_args()
+    with contextlib.suppress(JobNotFound):
+        states.job(options.job).delete()
+    try:
+        job = audit(options.folder, options.shards, options.job)
+    except (OSError, ValueError) as error:
+        print(f"submit: {error}", file=sys.stderr)
+        return 2
+    print(f"submitted {job.id}: {options.folder} in {job.num_tasks} shards")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

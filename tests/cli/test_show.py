@@ -1,0 +1,141 @@
+"""``show-state``: everything about one job."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from celery_statemanager import Manager, Status
+from celery_statemanager.cli.rendering.text import width
+from celery_statemanager.manager import new_event_id, new_job
+from celery_statemanager.records import CALLBACK_ROW, Latch, Submission, Write
+
+FINISHED = int(Status.FINISHED)
+
+
+@pytest.fixture
+def run(command):
+    def run(*arguments):
+        return command("show-state", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def shown(run):
+    """Give the JSON object of a job."""
+
+    def shown(*arguments):
+        result = run(*arguments, "--format", "json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return shown
+
+
+@pytest.fixture
+def etl(store, write):
+    """A job with everything: two tags, failures of both, callbacks, a submission."""
+    job = new_job("etl-42", 10, ("ingest", "export")).with_latches(
+        success=Latch('{"task": "proj.publish"}'), failure=Latch('{"task": "proj.alert"}')
+    )
+    store.create_job(replace(job, submission=Submission(7, done=False, alive_until=0)))
+    write("etl-42", *((row, "ingest", FINISHED, None) for row in range(4)), (4, "ingest", 40, "page 4"))
+    write("etl-42", (9, "ingest", -5, "too slow"), (3, "export", -1, "no\x1b[2J such page"))
+    return "etl-42"
+
+
+def run_callback(store, job_id, latch, status, message=None):
+    ref = Manager.open(store, job_id).ref
+    store.write(ref, Write(tag=latch, task_index=CALLBACK_ROW, status=status, event_id=new_event_id(), message=message))
+
+
+def test_the_whole_of_a_job_as_json(etl, shown):
+    told = shown(etl)
+    assert (told["jobID"], told["phase"], told["status"], told["numTasks"]) == ("etl-42", "failing", -5, 10)
+    assert list(told["tags"]) == ["ingest", "export"]
+    assert told["tags"]["ingest"]["failedIDs"] == "9"
+    assert told["tags"]["export"]["missingIDs"] == "0-2,4-9"
+    assert told["submission"] == {"published": 7, "done": False, "aliveUntil": "1970-01-01T00:00:00.000000Z"}
+    assert told["callbacks"]["failure"]["task"] == "proj.alert"
+    assert told["callbacks"]["failure"]["decidedAt"] is not None
+    assert told["callbacks"]["success"] == {
+        "task": "proj.publish",
+        "decidedAt": None,
+        "publishedAt": None,
+        "state": None,
+    }
+
+
+def test_failed_rows_come_first_then_running_ones(etl, shown):
+    states = shown(etl)["states"]
+    assert [(each["tag"], each["taskID"], each["status"]) for each in states] == [
+        ("ingest", 9, -5),
+        ("export", 3, -1),
+        ("ingest", 4, 40),
+    ]
+
+
+def test_the_limit_bounds_the_rows_and_tells_how_many_are_left(etl, run, shown):
+    told = shown(etl, "--limit", "1")
+    assert (len(told["states"]), told["statesHidden"]) == (1, 2)
+    assert "and 2 more, failed or running" in run(etl, "--limit", "1").stdout
+    assert shown(etl, "--limit", "0")["states"] == []
+
+
+def test_the_page_for_people(etl, run):
+    result = run(etl)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "etl-42 · 10 tasks · failing"
+    assert max(map(width, lines)) <= 80
+    for part in (
+        "4 of 20 finished · 1 running · 2 failed · 13 waiting",
+        "submitted   7 of 10 messages, its publisher is gone",
+        "on_success  proj.publish  not decided yet",
+        "on_failure  proj.alert    decided",
+        "not published yet",
+        "TIMED_OUT    too slow",
+    ):
+        assert part in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_what_became_of_a_callback(store, etl, run, shown):
+    run_callback(store, etl, "failure", -1, "OSError: no mail today")
+    assert "now, FAILED: OSError: no mail today" in run(etl).stdout
+    assert shown(etl)["callbacks"]["failure"]["state"]["status"] == -1
+
+
+def test_a_callback_that_will_not_be_called(store, run, write):
+    store.create_job(new_job("job", 1, ("a",)).with_latches(success=Latch('{"task": "proj.publish"}')))
+    write("job", (0, "a", -1, "boom"))
+    text = run("job").stdout
+    assert "on_success  proj.publish  will not be called" in text
+    assert "on_settled  -             decided" in text
+
+
+def test_a_cancelled_job(store, etl, run, shown, cancel):
+    cancel(store, etl, "user asked")
+    assert shown(etl)["cancelled"]["reason"] == "user asked"
+    text = run(etl).stdout
+    assert ": user asked" in text
+    assert "cancelled" in text.splitlines()[0]
+
+
+def test_a_job_without_a_plan_that_is_marked_deleted(store, run):
+    Manager.create(store, "job", num_tasks=3).tombstone_job()
+    text = run("job").stdout
+    assert text.startswith("job (deleted) · 3 tasks · waiting\n")
+    assert "hidden from lists, collected later" in text
+    assert "none: every row is expected under every tag seen" in text
+
+
+def test_the_run_token_chooses_the_run(store, etl, shown):
+    store.create_job(new_job(etl, 3, ("x",), "r2"))
+    assert shown(etl, "--run-token", "r2")["numTasks"] == 3
+
+
+def test_an_unknown_job(run, error_of):
+    result = run("nope")
+    assert result.exit_code == 66
+    assert error_of(result).startswith("no job 'nope' in this store")

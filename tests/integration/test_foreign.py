@@ -1,0 +1,143 @@
+"""Two apps on one store: each mends what it can, and leaves the other's messages to the other."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+from celery import Celery
+from servers import running_redis
+
+from celery_statemanager import StatefulTask, StateManager, Status
+from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.callbacks import callback_to_json
+from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.leases import Received, Report, renew, workers
+from celery_statemanager.manager import new_event_id, new_job
+from celery_statemanager.records import Begin, Latch
+from celery_statemanager.stores import open_store
+from celery_statemanager.testing import FakeClock, Proxy
+from celery_statemanager.testing.celery import published
+
+LEASE = 30.0
+
+
+class Shop:
+    """An app with a task of its own."""
+
+    def __init__(self, name, store, broker="memory://"):
+        self.app = Celery(name, broker=broker, set_as_current=False)
+        self.app.conf.statemanager_lease = LEASE
+        self.states = StateManager(self.app)
+        self.states.store = store
+
+        def work(): ...
+
+        self.task = self.app.task(base=StatefulTask, shared=False, name=f"{name}.work")(work)
+        self.app.finalize()
+
+    def sweep(self):
+        """Give what a sweep counted, and the tasks whose messages it sent."""
+        with published(self.app) as messages:
+            return sweep(self.states), [message.task for message in messages]
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock, tmp_path):
+    with open_store(f"sqlite:///{tmp_path}/states.db", clock=clock) as store:
+        yield store
+
+
+@pytest.fixture
+def ours(store):
+    return Shop("ours", store)
+
+
+@pytest.fixture
+def theirs(store):
+    return Shop("theirs", store)
+
+
+def job_of(shop, store):
+    callback = Latch(callback_to_json("settled", shop.task.si()))
+    latches = {"success": Latch(), "failure": Latch(), "settled": callback}
+    return store.create_job(replace(new_job("a job", 1, ("work",)), latches=latches))
+
+
+def kept_message(shop, job):
+    bound = Binding(job.ref, 0, "work").bind(shop.task.s())
+    return json.dumps({"signature": dict(bound)})
+
+
+def begin(store, job, kept=None):
+    request = Begin(tag="work", task_index=0, event_id=new_event_id(), owner="dead", kept=kept)
+    return store.begin(job.ref, request)
+
+
+def test_a_lost_message_is_sent_again_only_by_an_app_that_has_its_task(store, clock, ours, theirs, caplog):
+    job = job_of(ours, store)
+    begin(store, job, kept_message(ours, job))
+    clock.advance(LEASE + 1)
+    with caplog.at_level(logging.WARNING):
+        assert not theirs.sweep()[0]
+        assert theirs.sweep() == theirs.sweep()
+    told = [record.getMessage() for record in caplog.records if "a job" in record.getMessage()]
+    assert len(told) == 1
+    assert "no task 'ours.work'" in told[0]
+    assert "statemanager_store_url" in told[0]
+    assert store.get_cell(job.ref, "work", 0).open
+    swept, sent = ours.sweep()
+    assert (swept.requeued, sent) == (1, ["ours.work"])
+
+
+def test_a_due_callback_is_published_only_by_an_app_that_has_its_task(store, clock, ours, theirs):
+    job = job_of(ours, store)
+    begin(store, job)
+    clock.advance(LEASE + 1)
+    swept, sent = theirs.sweep()
+    assert (swept.marked, sent) == (1, [])
+    assert store.get_cell(job.ref, "work", 0).status == Status.LOST
+    assert store.get_job(job.key).due
+    clock.advance(LEASE)
+    swept, sent = theirs.sweep()
+    assert (swept.callbacks, sent) == (0, [])
+    swept, sent = ours.sweep()
+    assert (swept.callbacks, sent) == (1, ["ours.work"])
+    assert not store.get_job(job.key).due
+
+
+def test_the_rows_that_a_dead_worker_had_received_wait_for_their_own_app(store, clock, ours, theirs):
+    own = job_of(ours, store)
+    other = store.create_job(new_job("another job", 1, ("work",)))
+    rows = [Received(job.ref, "work", 0, kept_message(shop, job)) for shop, job in ((ours, own), (theirs, other))]
+    renew(store, "dead", Report(received=rows), LEASE)
+    clock.advance(LEASE + 1)
+    assert theirs.sweep()[1] == ["theirs.work"]
+    assert theirs.sweep()[1] == []
+    assert ours.sweep()[1] == ["ours.work"]
+    assert workers(store) == {}
+
+
+@pytest.fixture
+def broker():
+    with running_redis() as server, Proxy("127.0.0.1", server.port) as proxy:
+        yield proxy
+
+
+def test_rows_that_a_dead_worker_had_received_wait_while_the_broker_is_away(store, clock, broker):
+    shop = Shop("ours", store, f"redis://127.0.0.1:{broker.port}/0")
+    shop.app.conf.task_publish_retry = False
+    job = job_of(shop, store)
+    renew(store, "dead", Report(received=[Received(job.ref, "work", 0, kept_message(shop, job))]), LEASE)
+    clock.advance(LEASE + 1)
+    with broker.down():
+        assert shop.sweep()[1] == []
+    assert "dead" in workers(store)
+    assert shop.sweep()[1] == ["ours.work"]
+    assert workers(store) == {}
+    shop.app.close()

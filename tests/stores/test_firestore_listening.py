@@ -1,0 +1,176 @@
+"""How the Firestore store learns of changes: its stream at size and in trouble, and polling in its place."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from firestore_kit import Documents, Spy
+from google.cloud.firestore_v1.types import firestore, write
+
+from celery_statemanager import StoreUnavailable
+from celery_statemanager.models import Scope
+from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests
+from celery_statemanager.stores.firestore.client import STREAM_TRIES
+from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
+
+ROWS = 5_000
+AT_ONCE = 400
+CURRENT = firestore.TargetChange.TargetChangeType.CURRENT
+
+
+@pytest.fixture
+def spy() -> Spy:
+    return Spy()
+
+
+@pytest.fixture
+def address(firestore_emulator: str) -> Address:
+    return Address(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def store(address: Address, spy: Spy) -> Iterator[FirestoreStore]:
+    with spy.store(address) as store:
+        yield store
+
+
+def fill(store: FirestoreStore, grid: Grid) -> None:
+    """Write every row of a column as its first one is, many in a commit."""
+    grid.write("a", 0, 5)
+    path = "jobs/job/states/a:"
+    fields = Documents(store).get(f"{path}0")
+    for first in range(1, ROWS, AT_ONCE):
+        rows = range(first, min(first + AT_ONCE, ROWS))
+        name = f"{store._connection.address.root}/{path}"
+        writes = [requests.put(f"{name}{row}", {**fields, "taskID": row}, None, ["timestamp"]) for row in rows]
+        store._database.commit(writes, store._database.deadline())
+
+
+def test_five_thousand_states_arrive_at_a_bounded_cost(store: FirestoreStore, record_property: Any) -> None:
+    grid = Grid.create(store, ROWS, ("a",))
+    watch = store.watch(grid.ref, Scope("a"))
+    threads, cpu = threading.active_count(), time.process_time()
+    fill(store, grid)
+    assert len(read_until(watch, lambda batch: len(batch.states) == ROWS).states) == ROWS
+    for row in range(10):
+        grid.write("a", row, 6)
+    batch = read_until(
+        watch, lambda batch: {(row, 6) for row in range(10)} <= {(s.task_index, s.status) for s in batch.states}
+    )
+    assert len(batch.states) == 10, "what has not changed is not told again, though the emulator sends it"
+    used = time.process_time() - cpu
+    record_property("listener", f"{used:.1f} s of CPU")
+    assert used < 20
+    assert threading.active_count() <= threads + 1
+    watch.close()
+
+
+class Mismatch:
+    """Takes the changes of one document out of a stream, and has the stream say so later, as Firestore would."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._missed = self._told = False
+
+    def __call__(self, messages: Any) -> Iterator[Any]:
+        current = False
+        for message in messages:
+            change = type(message).pb(message)
+            if change.document_change.document.name.endswith(self._name):
+                self._missed = current
+                continue
+            current = current or change.target_change.target_change_type == CURRENT
+            if self._missed and not self._told and change.HasField("document_change"):
+                self._told = True
+                yield firestore.ListenResponse(filter=write.ExistenceFilter(target_id=1, count=9))
+            yield message
+
+
+def test_a_filter_mismatch_makes_a_subscriber_read_again_and_loses_nothing(store: FirestoreStore, spy: Spy) -> None:
+    grid = Grid.create(store, 3, ("a",))
+    spy.alter = Mismatch("a:1")
+    with grid.manager().subscribe() as events:
+        grid.write("a", 0, 4)
+        assert events.get(PATIENCE) is not None
+        grid.write("a", 1, 5)
+        grid.write("a", 1, 6)
+        grid.write("a", 2, 7)
+        got = {}
+        while got.get(1) != 2 or got.get(2) != 1:
+            event = events.get(PATIENCE)
+            assert event is not None, f"only {got} came"
+            assert got.get(event.state.task_index, 0) < event.state.version
+            got[event.state.task_index] = event.state.version
+        assert spy.calls["Listen"] == 1
+
+
+def test_where_streams_never_open_a_watch_polls(
+    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poll, "EVERY", 0.05)
+    spy.fault = lambda method, request: ("before", grpc.StatusCode.UNIMPLEMENTED) if method == "Listen" else None
+    grid = Grid.create(store, 3, ("a",))
+    with grid.manager().subscribe() as events:
+        assert events.get(0.5) is None
+        grid.write("a", 1, 5)
+        event = events.get(PATIENCE)
+        assert event is not None
+        assert (event.state.task_index, event.state.status) == (1, 5)
+        assert events.connected
+        grid.write("a", 1, 6)
+        assert events.get(PATIENCE).state.status == 6
+        assert spy.calls["Listen"] == STREAM_TRIES
+        grid.delete()
+        assert events.get(PATIENCE) is None
+        assert events.closed
+
+
+def test_who_has_read_a_stream_goes_on_trying_streams(store: FirestoreStore, spy: Spy) -> None:
+    grid = Grid.create(store, 3, ("a",))
+    watch = store.watch(grid.ref, Scope())
+    grid.write("a", 1, 5)
+    read_until(watch, lambda batch: bool(batch.states))
+    watch.close()
+    spy.fault = lambda method, request: ("before", grpc.StatusCode.UNAVAILABLE) if method == "Listen" else None
+    for _ in range(STREAM_TRIES):
+        watch = store.watch(grid.ref, Scope())
+        with pytest.raises(StoreUnavailable):
+            watch.read(PATIENCE)
+    spy.fault = lambda method, request: None
+    spy.clear()
+    watch = store.watch(grid.ref, Scope())
+    grid.write("a", 1, 6)
+    read_until(watch, lambda batch: bool(batch.states))
+    watch.close()
+    assert spy.calls["Listen"] == 1
+
+
+def test_a_poll_reads_no_more_than_it_may(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poll, "EVERY", 0.01)
+    monkeypatch.setattr(poll, "DOCUMENTS_A_SECOND", 10.0)
+    with FirestoreStore(address, timeout=10.0, transport="rest") as store:
+        grid = Grid.create(store, 3, ("a",))
+        for row in range(3):
+            grid.write("a", row, 5)
+        watch = store.watch(grid.ref, Scope())
+        looks: list[int] = []
+        monkeypatch.setattr(poll.Poll, "_look", counted(poll.Poll._look, looks))
+        began = time.monotonic()
+        while len(looks) < 4:
+            watch.read(0.1)
+        assert sum(looks[:-1]) / 10.0 <= time.monotonic() - began
+        watch.close()
+
+
+def counted(look: Any, looks: list[int]) -> Any:
+    def look_and_count(self: poll.Poll) -> int:
+        looks.append(look(self))
+        return looks[-1]
+
+    return look_and_count

@@ -1,0 +1,92 @@
+"""Log lines say which job, row and tag they are about, as fields that a log search can use."""
+
+import ast
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+
+import celery_statemanager
+from celery_statemanager import Manager, Status, StoreUnavailable, open_store
+from celery_statemanager.integration.background import Backlog
+from celery_statemanager.integration.binding import Binding
+from celery_statemanager.manager import new_job
+from celery_statemanager.testing import WrappedStore
+
+ABOUT_NO_JOB = {
+    "%s failed; the next time may do",
+    "%s failed; the next time may do: %s",
+    "swept: %s",
+    "the store did not come back: the states of %d cells are lost",
+}
+"""What is said of a worker, a store or a process as a whole."""
+
+PACKAGE = Path(celery_statemanager.__file__).parent
+
+
+def log_calls():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                on = node.func.value
+                if isinstance(on, ast.Name) and on.id == "logger" and node.func.attr in dir(logging.Logger):
+                    yield path, node
+
+
+CALLS = [
+    pytest.param(call, id=f"{path.relative_to(PACKAGE)}:{call.lineno}")
+    for path, call in log_calls()
+    if call.func.attr in ("debug", "info", "warning", "error", "exception")
+]
+
+
+def test_there_are_calls_to_look_at():
+    assert len(CALLS) > 15
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_each_call_carries_its_fields_or_is_about_no_job(call):
+    text = call.args[0].value if isinstance(call.args[0], ast.Constant) else ""
+    assert text in ABOUT_NO_JOB or "extra" in {each.arg for each in call.keywords}
+
+
+def test_the_fields_of_a_cell():
+    job = new_job("etl-42", 3, ("a",))
+    assert Binding(job.ref, 2, "a").log_extra == {"job_id": "etl-42", "task_index": 2, "tag": "a"}
+
+
+def test_a_state_that_waits_for_the_store_is_told_with_its_cell(caplog):
+    backlog, tried = Backlog(), threading.Event()
+
+    def write():
+        if not tried.is_set():
+            tried.set()
+            raise StoreUnavailable("down")
+
+    with caplog.at_level(logging.WARNING, "celery_statemanager"):
+        backlog.put(("cell", "end"), write, {"job_id": "etl-42", "task_index": 3, "tag": "a"})
+        backlog.flush(10)
+    (record,) = caplog.records
+    assert (record.job_id, record.task_index, record.tag) == ("etl-42", 3, "a")
+
+
+def test_a_subscription_that_lost_its_connection_names_its_job(caplog):
+    class Fragile(WrappedStore):
+        def watch(self, ref, scope):
+            watch = super().watch(ref, scope)
+
+            def lost(timeout):
+                watch.read = type(watch).read.__get__(watch)
+                raise StoreUnavailable("gone")
+
+            watch.read = lost
+            return watch
+
+    store = Fragile(open_store("memory://"))
+    manager = Manager.create(store, "etl-42", num_tasks=1, task_index=0)
+    manager.set_state("a", Status.FINISHED)
+    with caplog.at_level(logging.WARNING, "celery_statemanager"), manager.subscribe() as events:
+        assert events.get(timeout=1).replay
+        assert events.get(timeout=0) is None
+    assert [record.job_id for record in caplog.records] == ["etl-42"]

@@ -1,0 +1,74 @@
+"""What waits in a worker's children is told to its main process, as long as they live."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from celery_statemanager.integration import pending, worker_requests
+from celery_statemanager.integration.background import Backlog
+
+PATIENCE = 20
+
+
+@pytest.fixture
+def main_process(monkeypatch, tmp_path):
+    """Be a worker's main process, with folders of its own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv(worker_requests.WORKER_ID, "")
+    worker_requests.name_worker()
+    return tmp_path
+
+
+@pytest.fixture
+def child(main_process):
+    """Give a child that tells what it reads, a line a time."""
+    code = "import sys\nfrom celery_statemanager.integration.pending import tell\n"
+    code += "for line in sys.stdin:\n    tell(line.split())\n    print('told', flush=True)\n"
+    environment = {**os.environ, "TMPDIR": str(main_process)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+    def say(text):
+        process.stdin.write(f"{text}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "told\n"
+
+    yield process, say
+    process.communicate(timeout=PATIENCE)
+
+
+def test_the_main_process_hears_what_waits_in_its_children(child):
+    _, say = child
+    assert pending.told() == []
+    say("b a")
+    assert pending.told() == ["a", "b"]
+    say("a")
+    assert pending.told() == ["a"]
+    say("")
+    assert pending.told() == []
+
+
+def test_a_child_that_is_killed_takes_its_word_with_it(child, main_process):
+    process, say = child
+    say("a")
+    process.kill()
+    process.wait(PATIENCE)
+    assert pending.told() == []
+    pending.close()
+    assert list(main_process.iterdir()) == []
+
+
+def test_the_main_process_itself_writes_no_file(main_process):
+    pending.tell(["a"])
+    assert list(main_process.iterdir()) == []
+
+
+def test_a_backlog_tells_what_waits_until_it_is_written():
+    heard = []
+    backlog = Backlog(heard.append)
+    backlog.put(("cell", "end"), lambda: None)
+    backlog.flush(PATIENCE)
+    assert [list(names) for names in heard] == [[], ["cell"], []]

@@ -1,0 +1,218 @@
+"""What is measured, under which few attributes; and that nothing is loaded where nothing measures."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from celery_statemanager import AttemptSuperseded, Manager, Status, Store, StoreError, StoreUnavailable, open_store
+from celery_statemanager.integration.measuring import find_metrics
+from celery_statemanager.manager import new_event_id
+from celery_statemanager.metrics import Metrics
+from celery_statemanager.records import Begin, Verdict, When, Write
+from celery_statemanager.telemetry import OpenTelemetry, class_of, outcome_of
+from celery_statemanager.testing import WrappedStore
+
+FINISHED = int(Status.FINISHED)
+
+
+@pytest.fixture
+def reader():
+    return InMemoryMetricReader()
+
+
+@pytest.fixture
+def metrics(reader):
+    return OpenTelemetry(MeterProvider([reader], shutdown_on_exit=False))
+
+
+@pytest.fixture
+def store(metrics):
+    return metrics.measured(open_store("memory://"))
+
+
+@pytest.fixture
+def read(reader):
+    """Give a metric's points: attributes, as a tuple of their values, and the sum or count."""
+
+    def read(name):
+        data = reader.get_metrics_data()
+        found = {}
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics if data else ():
+            if metric.name == f"statemanager.{name}":
+                for point in metric.data.data_points:
+                    found[tuple(point.attributes.values())] = getattr(point, "count", None) or point.value
+        return found
+
+    return read
+
+
+def test_states_are_counted_by_class(store, read):
+    managers = [Manager.create(store, "job", num_tasks=9, tags=("a",), task_index=0)]
+    managers += [Manager.open(store, "job", task_index=row) for row in range(1, 9)]
+    for manager, status in zip(managers, (0, 1, 40, 5_000, FINISHED, -1, -5, -42, -43)):
+        manager.set_state("a", status)
+    assert read("states") == {
+        ("not_started",): 1,
+        ("started",): 1,
+        ("running",): 2,
+        ("finished",): 1,
+        ("failed",): 1,
+        ("timed_out",): 1,
+        ("error",): 2,
+    }
+
+
+def test_a_write_that_changes_nothing_is_no_state(store, read):
+    manager = Manager.create(store, "job", num_tasks=1, tags=("a",), task_index=0)
+    for _ in range(3):
+        manager.set_state("a", 5, event_id="same")
+    assert read("states") == {("running",): 1}
+    assert read("write.duration") == {("write", "done"): 3}
+
+
+def test_writes_and_begins_are_timed_by_outcome(store, read):
+    manager = Manager.create(store, "job", num_tasks=1, tags=("a",), task_index=0)
+    manager.begin("a")
+    Manager.open(store, "job", task_index=0).begin("a")
+    with pytest.raises(AttemptSuperseded):
+        manager.set_state("a", 5)
+    assert read("write.duration") == {("begin", "done"): 2, ("write", "refused"): 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (StoreUnavailable("down"), "unavailable"),
+        (StoreError("full"), "error"),
+        (OSError(), "error"),
+        (AttemptSuperseded("job", "a", 0, 1, 2), "refused"),
+    ],
+)
+def test_what_a_call_raised_is_one_of_three_words(error, outcome):
+    assert outcome_of(error) == outcome
+
+
+def test_open_subscriptions_are_counted(store, read):
+    manager = Manager.create(store, "job", num_tasks=1, tags=("a",))
+    first, second = manager.subscribe(), manager.subscribe()
+    assert read("subscriptions") == {(): 2}
+    first.close()
+    first.close()
+    assert read("subscriptions") == {(): 1}
+    second.close()
+    assert read("subscriptions") == {(): 0}
+
+
+def test_attempts_lost_with_their_worker_are_counted_by_fate(store, read):
+    ref = Manager.create(store, "job", num_tasks=3, tags=("a",)).ref
+
+    def begin(row, **options):
+        event_id = new_event_id()
+        reply = store.begin(ref, Begin(tag="a", task_index=row, event_id=event_id, owner="w", **options))
+        assert reply.verdict is Verdict.BEGUN
+        return reply.cell.attempt
+
+    def lose(row, status):
+        attempt = begin(row)
+        write = Write(tag="a", task_index=row, status=status, event_id=new_event_id(), attempt=attempt)
+        write.when, write.closes, write.losing = When.OPEN, True, True
+        store.write(ref, write)
+
+    lose(0, int(Status.LOST))
+    lose(1, int(Status.STARTED))
+    begin(2, supersedes=begin(2))
+    assert read("lost") == {("marked",): 1, ("requeued",): 1, ("taken over",): 1}
+
+
+def test_attributes_are_bounded():
+    assert len({class_of(status) for status in range(-1_000, 1_000)} | {class_of(FINISHED)}) == 12
+
+
+def test_nothing_measures_where_nothing_is_wanted_or_installed(monkeypatch):
+    assert type(find_metrics(wanted=True)) is OpenTelemetry
+    assert type(find_metrics(wanted=False)) is Metrics
+    monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)
+    monkeypatch.delitem(sys.modules, "celery_statemanager.telemetry")
+    assert type(find_metrics(wanted=True)) is Metrics
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert type(find_metrics(wanted=True)) is Metrics
+    store = open_store("memory://")
+    assert Metrics().measured(store) is store
+
+
+def test_a_wrapped_store_hands_every_call_on():
+    public = {name for name, member in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
+    assert public - set(vars(WrappedStore)) <= {"close"}
+
+
+def test_closing_a_measured_store_lets_its_connections_go(metrics):
+    class Closing(WrappedStore):
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    inner = Closing(open_store("memory://"))
+    metrics.measured(inner).close()
+    assert inner.closed
+
+
+APP = """
+import sys
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from celery import Celery
+from celery_statemanager import StateManager, StatefulTask
+from celery_statemanager.integration.sweeper import sweep
+
+app = Celery(broker="memory://")
+app.conf.update(task_always_eager=True, statemanager_store_url="memory://", statemanager_metrics=METRICS)
+states = StateManager(app)
+
+@app.task(base=StatefulTask, tag="resize")
+def resize(path): ...
+
+@app.task
+def publish(job_id): ...
+
+reader = InMemoryMetricReader()
+metrics.set_meter_provider(MeterProvider([reader]))
+job = states.submit([resize.s("a"), resize.s("b")], on_success=publish.s())
+assert job.summary().finished == 2
+sweep(states)
+data = reader.get_metrics_data()
+for metric in data.resource_metrics[0].scope_metrics[0].metrics if data else ():
+    for point in metric.data.data_points:
+        print(metric.name, dict(point.attributes), getattr(point, "value", None) or point.count)
+print("loaded", "celery_statemanager.telemetry" in sys.modules)
+"""
+
+
+def measured_by(setting):
+    script = APP.replace("METRICS", setting)
+    run = [sys.executable, "-W", "error", "-c", script]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_an_app_is_measured_where_it_is_installed_whenever_the_provider_is_set():
+    lines = measured_by("True")
+    assert "statemanager.states {'class': 'finished'} 3" in lines  # two rows and the callback
+    assert "statemanager.callbacks {'latch': 'success'} 1" in lines
+    assert "statemanager.sweep.duration {} 1" in lines
+    assert any(
+        line.startswith("statemanager.write.duration {'operation': 'begin', 'outcome': 'done'}") for line in lines
+    )
+
+
+def test_a_setting_switches_it_off():
+    assert measured_by("False") == ["loaded False"]
