@@ -26,11 +26,12 @@ def renewals(tracked, job):
     ("how", "loses_broker"),
     [
         ("warm", False),
-        pytest.param("warm", True, marks=pytest.mark.full),
-        pytest.param("soft", False, marks=pytest.mark.full),
-        pytest.param("soft", True, marks=pytest.mark.full),
+        ("warm", True),
+        ("soft", False),
+        ("soft", True),
     ],
 )
+@pytest.mark.full
 def test_a_worker_that_stops_keeps_the_lease_of_what_it_still_runs(tracked, victim, key, eventually, how, loses_broker):
     worker = victim(key, TRACKED_SOFT_SHUTDOWN="60")
     job = tracked.states.submit([tracked.gate.s(key).set(queue=key)])
