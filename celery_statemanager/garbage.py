@@ -1,4 +1,4 @@
-"""Garbage collection: jobs that nobody has written to for long are hidden, later deleted; revived if written to (R10)."""
+"""Garbage collection: jobs that nobody has written to for long are hidden, then deleted; a write revives them (R10)."""
 
 from __future__ import annotations
 
