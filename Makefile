@@ -2,7 +2,9 @@
 # make test    everything that can be proven in a few minutes
 # make test-celery CELERY=5.6.2   the acceptance tests with another Celery
 # make chaos ROUNDS= SEED=   random trouble, and what must hold after it
+# make bench   what tracking costs, side by side with what it replaces; make bench-quick within two minutes
 # make check   lint, types, import directions
+# make docs    write the README's table of settings
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
 # make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
@@ -29,8 +31,8 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-celery test-wheel chaos check format clean help firestore-init firestore-indexes firestore-emulator \
-  test-firestore
+.PHONY: demo bench bench-quick test test-full test-celery test-wheel test-firestore chaos check docs format clean help \
+  firestore-init firestore-indexes firestore-emulator
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -56,6 +58,13 @@ build/celery-$(CELERY)/.test: pyproject.toml
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -e . "celery==$(CELERY)" --group dev
 	@touch $@
 
+bench: $(VENV)/.bench
+	$(bin)/python -m benchmarks --json benchmarks/results.json
+	$(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png
+
+bench-quick: $(VENV)/.bench
+	$(bin)/python -m benchmarks --scale quick --json build/bench-quick.json
+
 # what users install, away from the checkout
 test-wheel: $(VENV)/.test
 	rm -rf build/wheel && $(bin)/python -m build --wheel --outdir build/wheel . > build-wheel.log 2>&1 || { cat build-wheel.log; exit 1; }
@@ -75,6 +84,9 @@ check: $(VENV)/.test
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+docs: $(VENV)/.test
+	$(bin)/python scripts/document_settings.py
 
 format: $(VENV)/.test
 	$(bin)/ruff check --fix --exit-zero
@@ -115,4 +127,8 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) …"
 	@$(pip) install -U "pip>=25.1"
 	@$(pip) install -e ".[monitor]" --group dev
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.test
+	@$(pip) install --group bench
 	@touch $@
