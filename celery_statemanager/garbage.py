@@ -1,4 +1,4 @@
-"""Garbage collection: jobs that nobody has written to for long are hidden, then deleted; a write revives them (R10)."""
+"""Garbage collection (rule R10): idle jobs are hidden, deleted when idle for longer, and revived when written to."""
 
 from __future__ import annotations
 
