@@ -3,6 +3,7 @@
 # make test-celery CELERY=5.6.2   the acceptance tests with another Celery
 # make chaos ROUNDS= SEED=   random trouble, and what must hold after it
 # make check   lint, types, import directions
+# make docs    write the README's table of settings
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
 # make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
@@ -29,7 +30,7 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-celery test-wheel chaos check format clean help firestore-init firestore-indexes firestore-emulator \
+.PHONY: demo test test-full test-celery test-wheel chaos check docs format clean help firestore-init firestore-indexes firestore-emulator \
   test-firestore
 
 help:
@@ -75,6 +76,9 @@ check: $(VENV)/.test
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+docs: $(VENV)/.test
+	$(bin)/python scripts/document_settings.py
 
 format: $(VENV)/.test
 	$(bin)/ruff check --fix --exit-zero

@@ -20,16 +20,18 @@ class Settings:
     """What ``app.conf`` says; under ``namespace="CELERY"`` the keys are ``CELERY_STATEMANAGER_…``.
 
     Attributes:
-        store_url: where states are kept; see ``open_store``.
+        store_url: where states are kept; a relative path is the process's own folder: workers and submitters must
+            agree.
         store_timeout: seconds after which a store call gives up.
         store_options: further options of ``open_store``.
         lease: seconds for which a worker counts as alive without another sign of it.
         sweep_interval: seconds between two looks for lost workers and unpublished callbacks.
         on_lost: what becomes of an attempt whose worker is gone: ``mark`` it LOST, ``requeue`` its message, or
             ``auto``: requeue where the task is ``acks_late``, since its author says that it may run twice.
-        max_lost: losses at which a cell is LOST whatever the policy.
-        progress_interval: seconds between two progress writes of one task.
-        on_store_error: ``log`` lets a task go on when its own state write fails, ``raise`` does not.
+        max_lost: losses with a worker at which a cell is LOST whatever the policy.
+        progress_interval: seconds between two progress writes of one task; 0 writes all.
+        on_store_error: ``log`` lets a task go on while the store is down, its states are written later; ``raise``
+            makes a failing write of ``self.state`` the task's failure.
         max_state_bytes: limit of message and payload together, encoded.
         metrics: whether to measure with OpenTelemetry, where ``opentelemetry-api`` is installed.
     """

@@ -27,6 +27,10 @@ class JobContract:
         assert store.get_job(JobKey("etl", "run 1")) == made
         assert (made.num_tasks, made.plan and made.plan.tags) == (4, ("a", "b"))
 
+    def test_a_store_that_keeps_a_job_is_there_for_readers(self, store: Store) -> None:
+        store.create_job(new_job("etl", 1))
+        store.require()
+
     def test_a_job_of_a_taken_name_is_refused_tombstoned_or_not(self, store: Store) -> None:
         grid = Grid.create(store)
         with pytest.raises(JobExists):
