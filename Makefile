@@ -2,6 +2,7 @@
 # make test    everything that can be proven in a few minutes
 # make test-celery CELERY=5.6.2   the acceptance tests with another Celery
 # make chaos ROUNDS= SEED=   random trouble, and what must hold after it
+# make bench   what tracking costs, side by side with what it replaces; make bench-quick within two minutes
 # make check   lint, types, import directions
 # make docs    write the README's table of settings
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
@@ -30,8 +31,8 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo test test-full test-celery test-wheel chaos check docs format clean help firestore-init firestore-indexes firestore-emulator \
-  test-firestore
+.PHONY: demo bench bench-quick test test-full test-celery test-wheel test-firestore chaos check docs format clean help \
+  firestore-init firestore-indexes firestore-emulator
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -56,6 +57,13 @@ build/celery-$(CELERY)/.test: pyproject.toml
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -e . "celery==$(CELERY)" --group dev
 	@touch $@
+
+bench: $(VENV)/.bench
+	$(bin)/python -m benchmarks --json benchmarks/results.json
+	$(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png
+
+bench-quick: $(VENV)/.bench
+	$(bin)/python -m benchmarks --scale quick --json build/bench-quick.json
 
 # what users install, away from the checkout
 test-wheel: $(VENV)/.test
@@ -119,4 +127,8 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) …"
 	@$(pip) install -U "pip>=25.1"
 	@$(pip) install -e ".[monitor]" --group dev
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.test
+	@$(pip) install --group bench
 	@touch $@

@@ -32,6 +32,7 @@ def main() -> None:
     print(f"\n{report.HEADING}")
     figures = list(_run(names, scale))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         report.write_json(options.json, scale.name, figures)
 
 

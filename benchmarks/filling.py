@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from itertools import islice
 
 from celery_statemanager import Manager, Status, Store
-from celery_statemanager.records import JobRef, Write
+from celery_statemanager.records import Begin, JobRef, Write
 from celery_statemanager.stores import steps
+from celery_statemanager.stores.redis import RedisStore
+from celery_statemanager.stores.redis.requests import begin_call, write_call
+from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 
 TAG = "work"
 _AT_ONCE = 5_000
@@ -17,6 +20,8 @@ def filled(store: Store, num_tasks: int, job_id: str | None = None) -> Manager:
     """Make a job whose cells are all written, one in ten of them still running; give a reader of it."""
     manager = Manager.create(store, job_id or f"job of {num_tasks}", num_tasks=num_tasks, tags=(TAG,))
     fill = _WAYS.get(type(store).__name__, _one_by_one)
+    if isinstance(store, RedisStore):
+        load_scripts(store)
     writes = (_write(row) for row in range(num_tasks))
     while some := list(islice(writes, _AT_ONCE)):
         fill(store, manager.ref, some)
@@ -33,27 +38,29 @@ def _one_by_one(store: Store, ref: JobRef, writes: list[Write]) -> None:
         store.write(ref, write)
 
 
-def _pipelined(store: Store, ref: JobRef, writes: list[Write]) -> None:
-    from celery_statemanager.stores.redis.requests import write_call
-
-    layout, script = store._reader.layout(ref), store._scripts.write
-    store.write(ref, writes[0])  # from here on the server knows the script
-    store._server.call_all(_commands(layout, script.digest, ref, writes, write_call))
+def load_scripts(store: RedisStore) -> None:
+    """Let the server remember what ``send_all`` calls."""
+    for script in (store._scripts.begin, store._scripts.write):
+        store._server.call("SCRIPT", "LOAD", script.source)
 
 
-def _commands(layout: object, digest: str, ref: JobRef, writes: list[Write], call: Callable) -> Iterator[list]:
-    for write in writes:
-        keys, args = call(layout, write)
-        yield ["EVALSHA", digest, len(keys), *keys, ref.incarnation, *args]
+def send_all(store: RedisStore, ref: JobRef, requests: Sequence[Begin | Write]) -> None:
+    """Send many steps of one kind together; raises what the first that failed was answered."""
+    layout = store._reader.layout(ref)
+    begins = isinstance(requests[0], Begin)
+    script, call = (store._scripts.begin, begin_call) if begins else (store._scripts.write, write_call)
+    calls = [call(layout, each) for each in requests]
+    for word, *_ in store._server.call_all(
+        ["EVALSHA", script.digest, len(keys), *keys, ref.incarnation, *args] for keys, args in calls
+    ):
+        assert word in (b"begun", b"written", b"same"), word
 
 
 def _in_one_transaction(store: Store, ref: JobRef, writes: list[Write]) -> None:
-    from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
-
     with store._pool.writing() as db:
         for write in writes:
             place = (write.tag, write.task_index)
             steps.write(SQLiteTransaction(db, store._jobs, ref, store.now(), place), write)
 
 
-_WAYS = {"RedisStore": _pipelined, "SQLiteStore": _in_one_transaction}
+_WAYS = {"RedisStore": send_all, "SQLiteStore": _in_one_transaction}

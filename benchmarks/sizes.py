@@ -22,8 +22,8 @@ def measure(scale: Scale) -> Iterator[Figure]:
     """Compare each size with the smallest, store by store."""
     readers = [SMALL, *scale((300,), (10_000,), (10_000, 1_000_000))]
     for kind in KINDS:
-        for what, call in READS.items():
-            yield from _compared(f"{kind} {what}", reading_costs(kind, readers, call, scale(5, 300, 1_000)), 2.0)
+        for what, costs in reading_costs(kind, readers, scale(5, 300, 1_000)).items():
+            yield from _compared(f"{kind} {what}", costs, 2.0)
     ending = [SMALL, scale(300, 10_000, 100_000)]
     for kind in KINDS:
         yield from _compared(f"{kind} end of a task", ending_costs(kind, ending, scale(5, 500, 2_000)), 1.2)
@@ -35,12 +35,11 @@ READS: dict[str, Callable[[Manager], object]] = {
 }
 
 
-def reading_costs(kind: str, sizes: list[int], call: Callable[[Manager], object], rounds: int) -> dict[int, float]:
-    """Give the median in seconds of a read, by number of tasks."""
+def reading_costs(kind: str, sizes: list[int], rounds: int) -> dict[str, dict[int, float]]:
+    """Give the median in seconds of each read, by number of tasks."""
     with opened(kind) as store:
         managers = {str(size): filled(store, size) for size in sizes}
-        calls = {name: lambda manager=manager: call(manager) for name, manager in managers.items()}
-        return {int(name): median for name, median in alternate(calls, rounds).items()}
+        return {what: _medians(managers, call, rounds) for what, call in READS.items()}
 
 
 def ending_costs(kind: str, sizes: list[int], rounds: int) -> dict[int, float]:
@@ -83,6 +82,11 @@ class opened(ExitStack):  # noqa: N801 - used like a function
             "Redis": lambda: self.enter_context(running_redis()).url,
         }
         return self.enter_context(open_store(urls[self._kind](), timeout=60.0))
+
+
+def _medians(managers: dict[str, Manager], read: Callable[[Manager], object], rounds: int) -> dict[int, float]:
+    calls = {size: lambda manager=manager: read(manager) for size, manager in managers.items()}
+    return {int(size): median for size, median in alternate(calls, rounds).items()}
 
 
 def _compared(what: str, costs: dict[int, float], limit: float) -> Iterator[Figure]:

@@ -97,6 +97,19 @@ def workers(store: Store) -> dict[str, WorkerRecord]:
     return {each.worker_id: each for each in store.list_workers() if each.worker_id != SWEEPER}
 
 
+def jobs_at_work(store: Store) -> set[str]:
+    """Give the incarnations of the jobs that a live worker is at: it runs, has received or still writes a cell."""
+    now = store.now()
+    alive = {each.worker_id: Report.of(each) for each in workers(store).values() if each.lease_until > now}
+    found = (
+        {each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive} if alive else set()
+    )
+    for report in alive.values():
+        found.update(name.partition(".")[0] for name in (*report.running, *report.previous, *report.pending))
+        found.update(row.ref.incarnation for row in report.received)
+    return found
+
+
 def begin(
     store: Store,
     ref: JobRef,
@@ -149,7 +162,7 @@ def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, 
 
 def take_turn(store: Store, holder: str, seconds: float) -> bool:
     """Whether it is this holder's turn to sweep, for so many seconds; two at once would do no harm."""
-    turn = next((each for each in store.list_workers() if each.worker_id == SWEEPER), None)
+    turn = store.get_worker(SWEEPER)
     if turn is not None and turn.body != holder and turn.lease_until > store.now():
         return False
     store.put_worker(SWEEPER, holder, seconds)
@@ -163,7 +176,7 @@ def renew(store: Store, worker_id: str, report: Report, lease: float) -> None:
 
 def _accounted_for(store: Store, cell: Cell, name: str) -> bool:
     """Whether a live worker lists an attempt, or has hardly had the time to."""
-    record = None if cell.owner is None else workers(store).get(cell.owner)
+    record = None if cell.owner is None else store.get_worker(cell.owner)
     if record is None or record.lease_until <= store.now():
         return False
     renewal = (record.lease_until - record.renewed_at) // RENEWALS

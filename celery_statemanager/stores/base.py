@@ -106,12 +106,14 @@ class Store(ABC):
         limit: int = 100,
         *,
         due: bool = False,
+        tombstoned: bool = False,
         idle_before: int | None = None,
     ) -> Page:
         """List jobs in an order of the store's, a page at a time. A job created meanwhile may be missing.
 
         Args:
             due: only jobs with ``JobRecord.due``. The cost does not grow with the other jobs.
+            tombstoned: only jobs with ``JobRecord.tombstoned_at``; likewise.
             idle_before: only jobs whose last activity is earlier; likewise.
         """
 
@@ -180,6 +182,10 @@ class Store(ABC):
     @abstractmethod
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         """Write a worker's record, whole; it is alive for ``lease`` seconds from now. 0 ends it now."""
+
+    @abstractmethod
+    def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        """Give one worker's record, alive or dead; None when there is none. The cost does not grow with the others."""
 
     @abstractmethod
     def list_workers(self) -> list[WorkerRecord]:

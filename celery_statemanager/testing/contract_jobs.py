@@ -159,6 +159,19 @@ class JobContract:
         grids[3].delete()
         assert [job.job_id for job in every_job(store, due=True)] == ["job 5"]
 
+    def test_jobs_marked_deleted_are_listed_while_they_are_and_only_those(self, store: Store) -> None:
+        grids = [Grid.create(store, job_id=f"job {number}") for number in range(7)]
+        for grid in grids[1:5]:
+            grid.tombstone()
+        marked = sorted(job.job_id for job in every_job(store, 2, tombstoned=True))
+        assert marked == ["job 1", "job 2", "job 3", "job 4"]
+        grids[2].update(lambda job: replace(job, tombstoned_at=None))
+        grids[3].delete()
+        grids[4].write("a", 0, 5)
+        assert sorted(job.job_id for job in every_job(store, tombstoned=True)) == ["job 1", "job 4"]
+        grids[2].tombstone()
+        assert sorted(job.job_id for job in every_job(store, tombstoned=True)) == ["job 1", "job 2", "job 4"]
+
     def test_idle_jobs_are_those_whose_last_activity_is_earlier(self, store: Store) -> None:
         jobs = [Grid.create(store, job_id=f"job {number}").job for number in range(5)]
         assert not list(every_job(store, idle_before=jobs[0].last_activity))

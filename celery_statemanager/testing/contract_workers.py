@@ -40,6 +40,15 @@ class WorkerContract:
             store.drop_worker("dead")
         assert {record.worker_id for record in store.list_workers()} == {"alive", "ended"}
 
+    def test_one_record_is_got_by_its_name_alone(self, store: Store) -> None:
+        assert store.get_worker("w 1@höst") is None
+        for worker in ("w 1@höst", "w", "~other"):
+            store.put_worker(worker, f"body of {worker}", 30)
+        records = {record.worker_id: record for record in store.list_workers()}
+        assert {worker: store.get_worker(worker) for worker in records} == records
+        store.drop_worker("w")
+        assert store.get_worker("w") is None
+
     def test_a_lease_runs_out_by_the_stores_clock(self, store: Store) -> None:
         store.put_worker("w", "", 0.05)
         (record,) = store.list_workers()

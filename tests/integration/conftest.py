@@ -28,7 +28,6 @@ PLACES = [
     ("redis-redis", "prefork"),
     ("redis-redis", "threads"),
     ("folders-sqlite", "gevent"),
-    ("redis-redis", "gevent"),
 ]
 """Brokers, stores and pools that every acceptance test meets."""
 
@@ -39,6 +38,7 @@ MORE_PLACES = [
     ("redis-sqlite", "threads"),
     ("rabbitmq-redis", "solo"),
     ("redis-redis", "solo"),
+    ("redis-redis", "gevent"),
 ]
 """Those that ``--full`` adds."""
 
@@ -71,6 +71,8 @@ class Servers:
             return f"firestore://test-{uuid.uuid4().hex[:12]}"
         if kind == "sqlite":
             return f"sqlite:///{home}/states.db"
+        if kind == "redis1":
+            return self.url("redis", home).removesuffix("0") + "1"
         if kind not in self._running:
             self._running[kind] = self._stack.enter_context(STARTED[kind]())
         return self._running[kind]
@@ -136,11 +138,37 @@ def settings(request, tmp_path_factory):
             setting.ask_to_stop()
 
 
+@pytest.fixture
+def victim(setting, place):
+    """Start workers of a test's own, on a queue of their own; what is left of them is killed."""
+    started = []
+
+    def start(queue, *options, pool=None, **environment):
+        started.append(Worker({**setting.environment, **environment}, pool or place[1], queue, *options))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+@pytest.fixture(scope="session")
+def eager(tmp_path_factory):
+    """Give the app in eager mode, on a store in memory."""
+    home = tmp_path_factory.mktemp("eager")
+    tracked = load({"TRACKED_HOME": str(home), "TRACKED_BROKER": "memory://", "TRACKED_STORE": "memory://"})
+    tracked.app.conf.task_always_eager = True
+    return tracked
+
+
 def pytest_generate_tests(metafunc):
     """Give each test its places: all settings and pools that it shall meet."""
     if "place" in metafunc.fixturenames:
-        usual = SLOW_PLACES if metafunc.definition.get_closest_marker("slow") else PLACES
-        places = PLACES + MORE_PLACES if metafunc.config.getoption("--full") else usual
+        own = metafunc.definition.get_closest_marker("places")
+        places = list(own.args) if own else PLACES + MORE_PLACES
+        if not metafunc.config.getoption("--full"):
+            slow = metafunc.definition.get_closest_marker("slow")
+            places = places[: own.kwargs.get("usual", 1)] if own else SLOW_PLACES if slow else PLACES
         metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 

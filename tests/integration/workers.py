@@ -12,12 +12,21 @@ READY = 30.0
 
 
 class Worker:
-    """A worker of the ``tracked`` app, ready when made; stopped with all its children."""
+    """A worker of an app, ready when made; stopped with all its children."""
 
-    def __init__(self, environment: dict[str, str], pool: str, queue: str, *options: str, concurrency: int = 2) -> None:
-        self.log = Path(environment["TRACKED_HOME"]) / f"{queue}.log"
-        command = [sys.executable, "-m", "celery", "-A", "tracked", "worker", "-P", pool, "-c", str(concurrency)]
-        command += ["-Q", queue, "-n", f"{queue}@test", "-l", "INFO"]
+    def __init__(
+        self,
+        environment: dict[str, str],
+        pool: str,
+        queue: str,
+        *options: str,
+        concurrency: int = 2,
+        app: str = "tracked",
+    ) -> None:
+        name = queue.replace(",", "-and-")
+        self.log = Path(environment["TRACKED_HOME"]) / f"{name}.log"
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool, "-c", str(concurrency)]
+        command += ["-Q", queue, "-n", f"{name}@test", "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *options]
         self.process = subprocess.Popen(
             command,
@@ -52,5 +61,6 @@ class Worker:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)

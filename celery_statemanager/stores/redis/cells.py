@@ -6,8 +6,8 @@ import json
 from typing import Any, NamedTuple
 
 from celery_statemanager.codec import compact
-from celery_statemanager.models import fraction_of
-from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery
+from celery_statemanager.models import State, fraction_of
+from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, to_datetime
 from celery_statemanager.stores.redis.packing import unpack
 
 CELL = (
@@ -80,8 +80,7 @@ def payload_of(rest: str | None, progress: str | None, done: bool) -> str | None
 
 def cell_of(packed: bytes) -> Cell:
     """Read a packed cell."""
-    values = unpack(packed)
-    values += [False] * (len(CELL) - len(values))
+    values = _values(packed)
     (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done) = values[:12]
     replacements, retries, owner, began_at, losses, kept, blocked_by, schema = values[12:20]
     return Cell(
@@ -103,10 +102,38 @@ def cell_of(packed: bytes) -> Cell:
     )
 
 
+def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:
+    """Read of a packed cell what readers see, without a ``Cell`` on the way: lists are long."""
+    values = _values(packed)
+    (timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done) = values[:12]
+    payload = payload_of(_text(rest), _text(progress), done) if rest or progress else None
+    return State(
+        job_id,
+        row,
+        tag,
+        int(status),
+        _text(message),
+        json.loads(payload) if payload else None,
+        to_datetime(int(timestamp)),
+        int(version),
+        event_id or None,
+        int(attempt),
+        int(values[-1]) or 1,
+    )
+
+
 def stamp_of(packed: bytes) -> bytes:
     """Give what sorts packed cells by their timestamp."""
     start = 3 if packed[0] == 0xDC else 1
     return packed[start : start + 9]
+
+
+def _values(packed: bytes) -> list[Any]:
+    values = unpack(packed)
+    return values + _EMPTY[len(values) :]
+
+
+_EMPTY = [False] * len(CELL)
 
 
 def _text(value: Any) -> str | None:

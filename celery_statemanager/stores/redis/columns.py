@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery_statemanager.aggregate import absent, as_read, lowest
-from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State
 from celery_statemanager.records import Column, JobRecord, Tally
-from celery_statemanager.stores.redis.cells import cell_of
+from celery_statemanager.stores.redis.cells import cell_of, state_of
 from celery_statemanager.stores.redis.layout import Ranks
 from celery_statemanager.stores.redis.packing import unpack
 
@@ -19,8 +18,8 @@ def seen_state(job: JobRecord, tag: str, row: int, packed: bytes | None) -> Stat
     """Give a cell as readers see it."""
     if packed is None:
         return absent(job, tag, row)
-    cell = cell_of(packed)
-    return as_read(job, cell, state_of(job.job_id, tag, row, cell))
+    state = state_of(job.job_id, tag, row, packed)
+    return state if job.cancelled is None else as_read(job, cell_of(packed), state)
 
 
 def column_of(job: JobRecord, tag: str, ranks: Ranks, found: Sequence[Any]) -> Column:

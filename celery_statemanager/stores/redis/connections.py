@@ -11,6 +11,9 @@ from redis.exceptions import ResponseError
 
 from celery_statemanager.stores.redis.errors import CLIENT_ERRORS
 
+MOST_IDLE = 32
+"""Connections that are kept for later calls: a thousand threads that call now and then need no thousand of them."""
+
 
 class Connections:
     """A stack of connections like those of a client's pool, shared by threads.
@@ -61,7 +64,7 @@ class Connections:
             return connection  # connects by itself where it must
 
     def _give(self, connection: Any) -> None:
-        if self._closed:
+        if self._closed or len(self._idle) >= MOST_IDLE:
             connection.disconnect()
         else:
             self._idle.append(connection)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
 
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
 from celery_statemanager.stores.redis.cells import cell_of, stamp_of
 from celery_statemanager.stores.redis.columns import seen_state
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
-from celery_statemanager.stores.redis.keys import JobKeys, head_key, ref_of
+from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key, ref_of
 from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.registry import REST_AFTER, Entry, Registry
 from celery_statemanager.stores.redis.server import Server
@@ -20,13 +19,8 @@ _AT_ONCE = 1_000
 _JOBS_AT_ONCE = 100
 
 
-class Found(NamedTuple):
-    """A cell as it is kept; they sort as lists of states do."""
-
-    stamp: bytes
-    tag: str
-    row: int
-    packed: bytes
+Found = tuple[bytes, str, int, bytes]
+"""A cell's stamp, tag, row, and how it is kept; they sort as lists of states do."""
 
 
 def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
@@ -39,12 +33,12 @@ def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
         row = str(scope.task_index).encode()
         cells = server.call_all(("HGET", keys.cells(tag), row) for tag in tags)
         found = [(tag, row, packed) for tag, packed in zip(tags, cells) if packed is not None]
-    return sorted(Found(stamp_of(packed), tag, int(row), packed) for tag, row, packed in found)
+    return sorted((stamp_of(packed), tag, int(row), packed) for tag, row, packed in found)
 
 
 def states_of(job: JobRecord, found: list[Found]) -> Iterator[State]:
     """Unpack cells one by one as they are asked for."""
-    return (seen_state(job, each.tag, each.row, each.packed) for each in found)
+    return (seen_state(job, tag, row, packed) for _, tag, row, packed in found)
 
 
 def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry]) -> Iterator[JobRecord]:
@@ -56,6 +50,13 @@ def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry
             yield record_of(ref.key, head, plan_of(head))
         else:
             registry.heal(entry)
+
+
+def rid_of_revived(registry: Registry, jobs: Iterable[JobRecord]) -> None:
+    """Take jobs without a mark out of the tombstoned ones."""
+    for job in jobs:
+        if job.tombstoned_at is None:
+            registry.revive(entry_of(job.ref))
 
 
 def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> Iterator[OpenAttempt]:

@@ -9,9 +9,8 @@ import msgpack
 
 def pack(value: dict[str, Any]) -> bytes:
     """Pack a request for ``cmsgpack.unpack``; what is None or False is left out."""
-    packed: bytes = msgpack.packb(
-        {name: part for name, part in value.items() if part is not None and part is not False}
-    )
+    given = {name: part for name, part in value.items() if part is not None and part is not False}
+    packed: bytes = msgpack.packb(given)
     return packed
 
 

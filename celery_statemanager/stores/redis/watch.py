@@ -11,12 +11,11 @@ from typing import Any
 
 from redis.exceptions import AskError
 
-from celery_statemanager.codec import state_of
 from celery_statemanager.errors import JobNotFound, StoreUnavailable
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Batch
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.redis.cells import cell_of
+from celery_statemanager.stores.redis.cells import state_of
 from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate
 from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.server import Server
@@ -121,7 +120,7 @@ class RedisWatch(Watch):
             return []
         packed = self._ask(*(("HGET", self._keys.cells(tag), row) for tag, row in wanted))
         found = zip(wanted, packed)
-        return [state_of(self._job.job_id, tag, row, cell_of(cell)) for (tag, row), cell in found if cell is not None]
+        return [state_of(self._job.job_id, tag, row, cell) for (tag, row), cell in found if cell is not None]
 
     def _ask(self, *commands: tuple[Any, ...]) -> list[Any]:
         """Send commands together and read their replies; a connection that failed is not used again."""

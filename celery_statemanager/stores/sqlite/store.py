@@ -39,6 +39,7 @@ from celery_statemanager.stores.sqlite.watch import SQLiteWatch
 
 LONGEST_TIMEOUT = 86_400.0
 
+_WORKERS = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
 _PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
 
 
@@ -87,10 +88,16 @@ class SQLiteStore(Store):
             return steps.update_job(SQLiteTransaction(db, self._jobs, job.ref, self.now()), job)
 
     def list_jobs(
-        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+        self,
+        cursor: str | None = None,
+        limit: int = 100,
+        *,
+        due: bool = False,
+        tombstoned: bool = False,
+        idle_before: int | None = None,
     ) -> Page:
         with self._pool.reading() as db:
-            return self._jobs.page(db, cursor, limit, due=due, idle_before=idle_before)
+            return self._jobs.page(db, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
         with self._pool.writing() as db:
@@ -139,9 +146,14 @@ class SQLiteStore(Store):
         with self._pool.writing() as db:
             db.execute(_PUT_WORKER, (worker_id, body, now, now + round(lease * 1_000_000)))
 
+    def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        with self._pool.reading() as db:
+            row = db.execute(f"{_WORKERS} WHERE worker_id = ?", (worker_id,)).fetchone()
+        return None if row is None else WorkerRecord(*row)
+
     def list_workers(self) -> list[WorkerRecord]:
         with self._pool.reading() as db:
-            rows = db.execute("SELECT worker_id, body, renewed_at, lease_until FROM worker").fetchall()
+            rows = db.execute(_WORKERS).fetchall()
         return [WorkerRecord(*row) for row in rows]
 
     def drop_worker(self, worker_id: str) -> None:

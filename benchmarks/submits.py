@@ -1,0 +1,56 @@
+"""Publishing many tasks: how fast, and in how much memory, each time in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+from benchmarks.harness import Figure, Scale, in_turns, medians
+from tests.servers import RedisServer, running_redis
+
+_PROGRAM = """
+import resource, sys, time
+from benchmarks.app import app, states, plain, tracked
+way, number = sys.argv[1], int(sys.argv[2])
+members = (tracked.s() for _ in range(number))
+app.connection_for_write().ensure_connection()
+states.store.now()
+start = time.perf_counter()
+if way == "submit":
+    states.submit(members)
+else:
+    with app.producer_or_acquire() as producer:
+        for _ in range(number):
+            plain.apply_async(producer=producer)
+seconds = time.perf_counter() - start
+print(number / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def measure(scale: Scale) -> Iterator[Figure]:
+    """Compare with a loop of ``apply_async``, and memory with that of a tenth of the tasks."""
+    number = scale(200, 10_000, 100_000)
+    with running_redis() as server:
+        ways = {way: _publishing(server, way, scale(200, 5_000, 20_000)) for way in ("loop", "submit")}
+        rates = medians({way: [rate for rate, _ in each] for way, each in in_turns(ways, scale(1, 3, 5)).items()})
+        _, few = _publishing(server, "submit", number // 10)()
+        _, many = _publishing(server, "submit", number)()
+    ours, peer = rates["submit"], rates["loop"]
+    yield Figure("submit", "loop of apply_async", ours, peer, "/s", 0.8, at_least=True)
+    yield Figure(f"submit of {number:,}, peak memory", f"of {number // 10:,}", many, few, "MiB", 10, "above")
+
+
+def _publishing(server: RedisServer, way: str, number: int) -> Callable[[], tuple[float, float]]:
+    environment = {**os.environ, "BENCHMARK_REDIS": f"redis://127.0.0.1:{server.port}"}
+    command = [sys.executable, "-c", _PROGRAM, way, str(number)]
+
+    def publish() -> tuple[float, float]:
+        with server.client() as client:
+            client.flushall()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        rate, megabytes = map(float, done.stdout.split())
+        return rate, megabytes
+
+    return publish

@@ -1,0 +1,26 @@
+"""The benchmarks run: each figure is measured, at sizes too small to mean anything."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("modules", ["writes sizes streams space imports", "jobs untracked submits in_flight"])
+def test_every_figure_is_measured(modules, tmp_path, request):
+    if "jobs" in modules and not request.config.getoption("--full"):
+        pytest.skip("starts five workers: --full")
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--json", str(results), *modules.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(results.read_text())
+    assert len(found["figures"]) >= len(modules.split())
+    for figure in found["figures"]:
+        assert figure["ours"] > 0, figure
+        assert figure["what"][:52] in done.stdout
+    assert found["machine"]["python"] == sys.version.split()[0]

@@ -1,0 +1,111 @@
+"""The connections on which scripts are sent: used again, never after a failure, never across a fork."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+import redis
+
+from celery_statemanager.stores.redis.connections import MOST_IDLE, Connections
+
+
+class InterruptedByTestError(Exception):
+    pass
+
+
+@pytest.fixture
+def client(redis_server):
+    with redis_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def connections(client):
+    made = Connections(client.connection_pool)
+    yield made
+    made.close()
+
+
+def ours(connections):
+    """Give the server's number of the connection that the next call will take."""
+    return connections.ask("CLIENT", "ID")
+
+
+def test_one_after_the_other_use_one_connection_also_after_a_refusal(connections):
+    number = ours(connections)
+    with pytest.raises(redis.ResponseError, match="unknown command"):
+        connections.ask("NONSENSE")
+    assert ours(connections) == number
+
+
+def test_one_that_the_server_has_closed_is_noticed_before_sending(connections, client):
+    number = ours(connections)
+    client.execute_command("CLIENT", "KILL", "ID", number)
+    assert connections.ask("ECHO", "x") == b"x"
+    assert ours(connections) != number
+
+
+def test_an_interrupted_calls_reply_is_nobody_elses(connections, client):
+    number = ours(connections)
+
+    def interrupt(*_):
+        client.lpush("late", "reply")
+        raise InterruptedByTestError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptedByTestError):
+            connections.ask("BLPOP", "late", 10)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        client.delete("late")
+    assert connections.ask("ECHO", "x") == b"x"
+    assert ours(connections) != number
+
+
+def test_a_child_takes_none_of_its_parents(connections):
+    number = ours(connections)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writing, str(ours(connections)).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(reading, 20)) != number
+    assert ours(connections) == number
+
+
+def test_no_more_are_kept_than_are_of_use(connections, client):
+    callers = MOST_IDLE + 8
+    threads = [threading.Thread(target=connections.ask, args=("BLPOP", f"go {n}", 20)) for n in range(callers)]
+    before = len(client.client_list())
+    for thread in threads:
+        thread.start()
+    pause = threading.Event()
+    while client.info("clients")["blocked_clients"] < callers:
+        pause.wait(0.01)
+    for number in range(callers):
+        client.rpush(f"go {number}", "x")
+    for thread in threads:
+        thread.join()
+    while len(client.client_list()) > before + MOST_IDLE:
+        pause.wait(0.01)
+    assert len(client.client_list()) == before + MOST_IDLE
+
+
+def test_closed_means_that_none_is_kept(connections, client):
+    ours(connections)
+    before = len(client.client_list())
+    connections.close()
+    pause = threading.Event()
+    while len(client.client_list()) >= before:
+        pause.wait(0.01)
+    connections.ask("ECHO", "x")
+    while len(client.client_list()) >= before:
+        pause.wait(0.01)
