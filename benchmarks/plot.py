@@ -1,4 +1,4 @@
-"""Draws what reads and ends cost against the size of the job: ``python -m benchmarks.plot cost-by-size.png [largest]``."""
+"""Draws costs against the size of the job: ``python -m benchmarks.plot cost-by-size.png [largest]``."""
 
 from __future__ import annotations
 
