@@ -4,6 +4,7 @@
 # make chaos ROUNDS= SEED=   random trouble, and what must hold after it
 # make bench   what tracking costs, side by side with what it replaces; make bench-quick within two minutes
 # make check   lint, types, import directions
+# make docs    write the README's table of settings
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
 # make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
@@ -30,8 +31,8 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo bench bench-quick test test-full test-celery test-wheel chaos check format clean help firestore-init firestore-indexes firestore-emulator \
-  test-firestore
+.PHONY: demo bench bench-quick test test-full test-celery test-wheel test-firestore chaos check docs format clean help \
+  firestore-init firestore-indexes firestore-emulator
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -83,6 +84,9 @@ check: $(VENV)/.test
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+docs: $(VENV)/.test
+	$(bin)/python scripts/document_settings.py
 
 format: $(VENV)/.test
 	$(bin)/ruff check --fix --exit-zero

@@ -1,11 +1,10 @@
 """How long a job stands still after SIGKILL: this package beside Celery's own redelivery and chord.
 
-    PYTHONPATH=tests:. python -m benchmarks.recovery
+    PYTHONPATH=tests:. python -m benchmarks.recovery [cases NAME …]
 
-Each case: a Redis of its own, two prefork workers, eight tasks of 1 s that are acked late; the worker that runs the
-first is killed with its children. Printed: seconds from the kill until the last task that it held has begun again,
-and until what follows the job (callback, chord body) has run. A case that has not come to its end after ``CAP`` is
-given up.
+Each case: a Redis of its own, two prefork workers, eight tasks of 1 s that are acked late; a worker is killed with its
+children while it runs two of them. Printed: seconds from the kill until the last of the two has begun again, and until
+what follows the job (callback, chord body) has run. A case that has not come to its end after ``CAP`` is given up.
 """
 
 from __future__ import annotations
@@ -16,64 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from celery import Celery, chord
+from celery import chord
 
-from celery_statemanager import StatefulTask, StateManager
+from benchmarks.recovery_app import HOME, after, notes, plain, states, tracked
 from celery_statemanager.testing import processes
 
-HOME = Path(os.environ.get("RECOVERY_HOME", "/nonexistent"))
-REDIS = os.environ.get("RECOVERY_REDIS", "redis://127.0.0.1:1")
-VISIBILITY = os.environ.get("RECOVERY_VISIBILITY", "")
-LEASE, INTERVAL = os.environ.get("RECOVERY_LEASE", "30 15").split()
 TASKS = 8
 CAP = 150.0
 REPEATS = 3
-
-app = Celery("recovery", broker=f"{REDIS}/0", backend=f"{REDIS}/1")
-app.conf.update(
-    statemanager_store_url=f"{REDIS}/2",
-    statemanager_lease=float(LEASE),
-    statemanager_sweep_interval=float(INTERVAL),
-    worker_prefetch_multiplier=1,
-    broker_transport_options={"visibility_timeout": float(VISIBILITY)} if VISIBILITY else {},
-)
-states = StateManager(app)
-
-
-def note(text: str) -> None:
-    """Leave a line: when, in which worker, what."""
-    with (HOME / "notes").open("a") as file:
-        file.write(f"{time.time()} {os.getppid()} {text}\n")
-
-
-def notes(what: str) -> list[tuple[float, int, str]]:
-    """Give the lines that begin so."""
-    path = HOME / "notes"
-    lines = [line.split(maxsplit=2) for line in path.read_text().splitlines()] if path.exists() else []
-    return [(float(when), int(pid), text) for when, pid, text in lines if text.startswith(what)]
-
-
-@app.task(acks_late=True)
-def plain(row: int) -> None:
-    """Run for a second."""
-    note(f"begun {row}")
-    time.sleep(1)
-
-
-@app.task(base=StatefulTask, acks_late=True, tag="work")
-def tracked(row: int) -> None:
-    """Run for a second."""
-    note(f"begun {row}")
-    time.sleep(1)
-
-
-@app.task
-def after(*_: Any) -> None:
-    """Follow the job."""
-    note("after")
 
 
 def submit_plain() -> None:
@@ -99,11 +50,10 @@ def measure(kind: str) -> tuple[float, float]:
     workers = [_worker(number) for number in range(2)]
     try:
         {"plain": submit_plain, "tracked": submit_tracked}[kind]()
-        _, pid, _ = until(lambda: notes("begun"), 30)[0]
-        victim = next(worker for worker in workers if worker.pid == pid)
+        victim = until(lambda: next((each for each in workers if len(_begun_by(each)) == 2), None), 30)
         processes.kill(victim.pid)
         killed = time.time()
-        held = {text for when, pid, text in notes("begun") if pid == victim.pid and when > killed - 1}
+        held = _begun_by(victim)
         again = until(lambda: _again(held, killed), CAP)
         done = until(lambda: notes("after"), max(0.0, killed + CAP - time.time()))
         return (again or float("inf")) - killed, (done[0][0] if done else float("inf")) - killed
@@ -111,6 +61,10 @@ def measure(kind: str) -> tuple[float, float]:
         for worker in workers:
             processes.kill(worker.pid)
             worker.wait()
+
+
+def _begun_by(worker: subprocess.Popen[bytes]) -> set[str]:
+    return {text for _, pid, text in notes("begun") if pid == worker.pid}
 
 
 def _again(held: set[str], killed: float) -> float | None:
@@ -128,7 +82,18 @@ def until(probe: Callable[[], Any], seconds: float) -> Any:
 
 
 def _worker(number: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "celery", "-A", "benchmarks.recovery", "worker", "-c", "2", "-n", f"{number}@here"]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "benchmarks.recovery_app",
+        "worker",
+        "-c",
+        "2",
+        "-n",
+        f"{number}@here",
+    ]
     log = HOME / f"{number}.log"
     with log.open("wb") as output:
         worker = subprocess.Popen([*command, "-l", "INFO"], stdout=output, stderr=subprocess.STDOUT)
@@ -140,7 +105,8 @@ def main() -> None:
     """Measure each case in processes of its own and print."""
     from servers import running_redis
 
-    for name, (kind, more) in CASES.items():
+    wanted = sys.argv[2:] or [*CASES]
+    for name, (kind, more) in ((name, CASES[name]) for name in wanted):
         times = []
         for _ in range(1 if "1 h" in name else REPEATS):
             with running_redis() as server, tempfile.TemporaryDirectory() as home:
@@ -153,7 +119,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] and sys.argv[1] != "cases":
         print(*measure(sys.argv[1]))
     else:
         main()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TaskMismatch,
         WaitTimeout,
     )
+    from celery_statemanager.garbage import collect_garbage
     from celery_statemanager.indexset import IndexSet
     from celery_statemanager.integration.extension import StateManager
     from celery_statemanager.integration.job import Job
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = (
     # Core
     "Manager", "State", "StateEvent", "Status", "Summary", "IndexSet", "Subscription", "Store", "open_store",
+    "collect_garbage",
     # Celery
     "StateManager", "StatefulTask", "Job", "current_state",
     # Errors
@@ -58,6 +60,7 @@ _ELSEWHERE = {
     "Store": "stores.base",
     "Subscription": "subscription",
     "Summary": "models",
+    "collect_garbage": "garbage",
     "current_state": "integration.task",
     "open_store": "stores",
 }

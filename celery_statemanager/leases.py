@@ -97,6 +97,19 @@ def workers(store: Store) -> dict[str, WorkerRecord]:
     return {each.worker_id: each for each in store.list_workers() if each.worker_id != SWEEPER}
 
 
+def jobs_at_work(store: Store) -> set[str]:
+    """Give the incarnations of the jobs that a live worker is at: it runs, has received or still writes a cell."""
+    now = store.now()
+    alive = {each.worker_id: Report.of(each) for each in workers(store).values() if each.lease_until > now}
+    found = (
+        {each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive} if alive else set()
+    )
+    for report in alive.values():
+        found.update(name.partition(".")[0] for name in (*report.running, *report.previous, *report.pending))
+        found.update(row.ref.incarnation for row in report.received)
+    return found
+
+
 def begin(
     store: Store,
     ref: JobRef,

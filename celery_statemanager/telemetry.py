@@ -26,6 +26,9 @@ BUCKETS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 """Seconds: from a write in memory to the default of ``statemanager_store_timeout``."""
 
 
+_CLASSES = {int(status): status.name.lower() for status in Status}
+
+
 class OpenTelemetry(Metrics):
     """Instruments of one provider.
 
@@ -128,10 +131,7 @@ class _MeasuredWatch(Watch):
 
 def class_of(status: int) -> str:
     """Give one of a dozen words for a status: its name, ``running`` for progress, ``error`` for the application's."""
-    try:
-        return Status(status).name.lower()
-    except ValueError:
-        return "running" if status > 0 else "error"
+    return _CLASSES.get(status) or ("running" if status > 0 else "error")
 
 
 def outcome_of(error: Exception) -> str:

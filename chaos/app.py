@@ -16,7 +16,7 @@ app.conf.update(
     statemanager_store_url=os.environ["CHAOS_STORE"],
     statemanager_lease=3.0,
     statemanager_sweep_interval=0.7,
-    statemanager_store_timeout=2.0,
+    statemanager_store_timeout=float(os.environ["CHAOS_TIMEOUT"]),
     statemanager_progress_interval=0.0,
     task_ignore_result=True,
     task_default_queue="chaos",

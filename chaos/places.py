@@ -49,7 +49,8 @@ def place(name: str, keep: Path | None = None) -> Iterator[Place]:
     with ExitStack() as stack:
         home = keep or Path(stack.enter_context(tempfile.TemporaryDirectory("", "chaos-", ignore_cleanup_errors=True)))
         home.mkdir(parents=True, exist_ok=True)
-        made = Place(home, {"CHAOS_HOME": str(home)}, {"CHAOS_HOME": str(home)})
+        near, far = ({"CHAOS_HOME": str(home), "CHAOS_TIMEOUT": seconds} for seconds in ("20", "2"))
+        made = Place(home, near, far)
         _BROKERS[broker](made, stack)
         _STORES[store](made, stack)
         yield made

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from celery.canvas import Signature
 
+from celery_statemanager import State
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.job import Job
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord
@@ -23,6 +26,9 @@ from chaos.verdict import UNASKED
 
 ROWS = 16
 PATIENCE = 60.0
+LAST = 5.0
+"""Seconds in which a subscriber must have seen the end of a job that has settled."""
+
 STUCK = 10.0
 """Seconds without any change after which messages that nobody holds count as stuck in the broker or lost by it."""
 
@@ -58,13 +64,26 @@ def play(place: Place, crew: Crew, seed: str) -> Outcome:
     done = {f"on_{latch}": app.finish.s() for latch in ("success", "failure", "settled")}
     with published(app.app) as messages:
         job = app.states.submit(members, **done)
-    told = trouble.happen(events)
-    crew.muster()
-    resent = _wait(app.states.store, job, messages, app.finish.s(), lambda: app.notes(job.id))
+    with _watched(job) as states:
+        told = trouble.happen(events)
+        crew.muster()
+        resent = _wait(app.states.store, job, messages, app.finish.s(), lambda: app.notes(job.id))
     limit = app.states.settings.max_lost
     found = verdict.findings(app.states.store, job, kinds, app.notes(job.id), limit)
+    found += verdict.of_stream(app.states.store, job, states)
     found += [f"left behind: {process}" for process in crew.left_behind()]
     return Outcome(told, time.monotonic() - began, resent["stuck"], resent["untold"], found)
+
+
+@contextmanager
+def _watched(job: Job) -> Iterator[list[State]]:
+    """Note what a subscriber sees until the job has settled, or the block ends."""
+    seen: list[State] = []
+    with job.subscribe(until_settled=True) as events:
+        reader = threading.Thread(target=lambda: seen.extend(event.state for event in events), daemon=True)
+        reader.start()
+        yield seen
+        reader.join(LAST)
 
 
 def _wait(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from celery_statemanager import Status
+from celery_statemanager import State, Status
 from celery_statemanager.integration.job import Job
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord
 from celery_statemanager.stores import Store
@@ -21,9 +21,6 @@ ALLOWED = {
 REQUEUED = {"sturdy", "fickle", "doomed"}
 UNASKED = "None"
 """The attempt of a body that ran because the store was away and could not veto it: its words are refused later."""
-
-SLACK = 0.05
-"""Seconds by which a note may be older than what it tells of."""
 
 
 def findings(store: Store, job: Job, tasks: list[str], notes: list[list[str]], max_lost: int) -> list[str]:
@@ -46,17 +43,22 @@ def _of_row(cell: Cell, task: str, row: int, notes: list[list[str]], max_lost: i
         yield f"was given up after {cell.losses} losses"
     if cell.status == Status.LOST and not cell.losses:
         yield "is LOST and never was"
-    mine = [(float(when), what, attempt) for when, what, number, attempt in _rows(notes) if int(number) == row]
-    ended = [attempt for _, what, attempt in mine if what == "ended"]
+    ended = [note[3] for note in notes if note[1] == "ended" and int(note[2]) == row]
     if cell.status == Status.FINISHED and not {*ended} & {str(cell.attempt), UNASKED}:
         yield f"is FINISHED at attempt {cell.attempt}, but its body ended in {ended}"
-    again = [attempt for when, what, attempt in mine if what == "begun" and when > cell.timestamp / 1e6 + SLACK]
-    if cell.status == Status.FINISHED and {*again} - {UNASKED}:
-        yield f"ran again, as attempt {again}, after it was FINISHED"
 
 
-def _rows(notes: list[list[str]]) -> Iterator[list[str]]:
-    return (note for note in notes if note[1] in {"begun", "ended"})
+def of_stream(store: Store, job: Job, states: list[State]) -> Iterator[str]:
+    """Look at what a subscriber saw: each cell's versions rise to its last one, and FINISHED is the end."""
+    for row in range(job.num_tasks):
+        mine = [state for state in states if state.task_index == row]
+        versions = [state.version for state in mine]
+        cell = store.get_cell(job.manager.ref, "work", row) or Cell()
+        if versions != sorted({*versions}) or versions[-1:] != [cell.version][: cell.version]:
+            yield f"row {row}: a subscriber saw the versions {versions} of {cell.version}"
+        done = next((state for state in mine if state.finished), None)
+        if done is not None and done.version != cell.version:
+            yield f"row {row} was FINISHED at attempt {done.attempt} and went on to attempt {cell.attempt}"
 
 
 def _of_callbacks(store: Store, record: JobRecord, tasks: list[str], notes: list[list[str]]) -> Iterator[str]:

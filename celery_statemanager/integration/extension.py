@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery, current_task
 from celery.canvas import Signature
 
-from celery_statemanager.integration import signals
+from celery_statemanager.integration import beat, signals
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import install, tracker_of
 from celery_statemanager.integration.job import Job
@@ -43,6 +43,7 @@ class StateManager:
                 found = super().__new__(cls)
                 found.app = app
                 install(app, found)
+                beat.install(found)
                 signals.connect()
             return found
 

@@ -114,23 +114,46 @@ class Lease:
         ]
 
 
-def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
-    """Start sweeping whenever it is this holder's turn.
+class _Trust:
+    """Whether a lease that has run out says that its worker is dead, and not that nobody could renew.
 
-    After the store has failed nobody is declared dead for one lease: the others could not renew theirs either. Who
-    has just started cannot know whether it had, and waits for two renewals.
+    After the store has failed it says nothing for one lease: the others could not renew theirs either. Who has just
+    started, or stood still with its machine, cannot know and waits for two renewals.
     """
-    interval, lease = tracker.settings.sweep_interval, tracker.settings.lease
-    trusted_from = time.monotonic() + 2 * lease / leases.RENEWALS
+
+    def __init__(self, lease: float, interval: float) -> None:
+        self._lease = lease
+        self._stood_still = lease + interval
+        self._asked = time.time()
+        self._since = self._two_renewals_from_now()
+
+    def holds(self) -> bool:
+        """Whether it does now; asked at each turn."""
+        if time.time() - self._asked > self._stood_still:
+            self._since = self._two_renewals_from_now()
+        self._asked = time.time()
+        return time.monotonic() >= self._since
+
+    def lose(self) -> None:
+        """Note that the store has failed."""
+        self._since = time.monotonic() + self._lease
+
+    def _two_renewals_from_now(self) -> float:
+        return time.monotonic() + 2 * self._lease / leases.RENEWALS
+
+
+def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
+    """Start sweeping whenever it is this holder's turn."""
+    interval = tracker.settings.sweep_interval
+    trust = _Trust(tracker.settings.lease, interval)
 
     def sweep_in_turn() -> None:
-        nonlocal trusted_from
+        trusted = trust.holds()
         try:
-            its_turn = leases.take_turn(tracker.store, holder, interval)
-            if its_turn and time.monotonic() >= trusted_from:
+            if leases.take_turn(tracker.store, holder, interval) and trusted:
                 sweep(tracker)
         except StoreUnavailable:
-            trusted_from = time.monotonic() + lease
+            trust.lose()
             raise
 
     return Periodic("sweep", sweep_in_turn, lambda: interval * random.uniform(*JITTER)).start()

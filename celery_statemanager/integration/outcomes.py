@@ -12,10 +12,11 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 from celery_statemanager.errors import StateError
 from celery_statemanager.models import Status
 
-_BY_KIND = {
+_BY_KIND: dict[type[BaseException], Status] = {
     SoftTimeLimitExceeded: Status.TIMED_OUT,
     TimeLimitExceeded: Status.TIMED_OUT,
     WorkerLostError: Status.LOST,
+    SystemExit: Status.LOST,
     Reject: Status.REJECTED,
 }
 
@@ -38,10 +39,10 @@ def rejection(reason: Any, *, in_vain: bool) -> str:
     """Give the message of a ``Reject``.
 
     Args:
-        in_vain: a requeue was asked for, of a message that is acknowledged already.
+        in_vain: a requeue was asked for, where the message is acknowledged already, or there was none.
     """
     text = f"rejected: {reason}" if reason else "rejected"
-    return f"{text}; not requeued: only a message acked late can be" if in_vain else text
+    return f"{text}; not requeued: no message is left to give back" if in_vain else text
 
 
 def describe(error: Any) -> str:

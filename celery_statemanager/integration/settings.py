@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery
+from celery.schedules import BaseSchedule
 
 from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.garbage import Ages
 from celery_statemanager.limits import MAX_STATE_BYTES
 
 PREFIX = "statemanager_"
@@ -20,17 +23,23 @@ class Settings:
     """What ``app.conf`` says; under ``namespace="CELERY"`` the keys are ``CELERY_STATEMANAGER_…``.
 
     Attributes:
-        store_url: where states are kept; see ``open_store``.
+        store_url: where states are kept; a relative path is the process's own folder: workers and submitters must
+            agree.
         store_timeout: seconds after which a store call gives up.
         store_options: further options of ``open_store``.
         lease: seconds for which a worker counts as alive without another sign of it.
         sweep_interval: seconds between two looks for lost workers and unpublished callbacks.
         on_lost: what becomes of an attempt whose worker is gone: ``mark`` it LOST, ``requeue`` its message, or
             ``auto``: requeue where the task is ``acks_late``, since its author says that it may run twice.
-        max_lost: losses at which a cell is LOST whatever the policy.
-        progress_interval: seconds between two progress writes of one task.
-        on_store_error: ``log`` lets a task go on when its own state write fails, ``raise`` does not.
+        max_lost: losses with a worker at which a cell is LOST whatever the policy.
+        progress_interval: seconds between two progress writes of one task; 0 writes all.
+        on_store_error: ``log`` lets a task go on while the store is down, its states are written later; ``raise``
+            makes a failing write of ``self.state`` the task's failure.
         max_state_bytes: limit of message and payload together, encoded.
+        gc_schedule: when beat has garbage collected: seconds, a timedelta or a crontab; None for never.
+        gc_tombstone_age, gc_delete_age: how long a job is idle until it is hidden, and until it is deleted: a text such
+            as ``30d``, seconds or a timedelta; None where neither beat nor a command without ages is to collect.
+        sweep_schedule: when beat has a worker sweep, beside what beat and every worker do by themselves.
         metrics: whether to measure with OpenTelemetry, where ``opentelemetry-api`` is installed.
     """
 
@@ -44,6 +53,10 @@ class Settings:
     progress_interval: float = 1.0
     on_store_error: str = "log"
     max_state_bytes: int = MAX_STATE_BYTES
+    gc_schedule: Any = None
+    gc_tombstone_age: Any = None
+    gc_delete_age: Any = None
+    sweep_schedule: Any = None
     metrics: bool = True
 
     @classmethod
@@ -61,6 +74,9 @@ class Settings:
         self._choice("on_lost", POLICIES)
         self._choice("on_store_error", ("log", "raise"))
         self._choice("metrics", (True, False))
+        for name in ("gc_schedule", "sweep_schedule"):
+            self._schedule(name)
+        self._ages()
         if not isinstance(self.store_url, str):
             raise ConfigurationError(f"{PREFIX}store_url is a URL, not {self.store_url!r}")
 
@@ -70,6 +86,29 @@ class Settings:
         if not valid or value < 0 or (above_zero and value == 0):
             kind = "a number above 0" if above_zero else "a number, 0 or more"
             raise ConfigurationError(f"{PREFIX}{name} is {kind}, not {value!r}")
+
+    def _schedule(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, (int, float, timedelta)):
+            seconds = value.total_seconds() if isinstance(value, timedelta) else value
+            valid = not isinstance(value, bool) and math.isfinite(seconds) and seconds > 0
+        else:
+            valid = value is None or isinstance(value, BaseSchedule)
+        if not valid:
+            raise ConfigurationError(
+                f"{PREFIX}{name} is a number of seconds above 0, a timedelta or a crontab, not {value!r}"
+            )
+
+    def _ages(self) -> None:
+        given = (self.gc_tombstone_age, self.gc_delete_age)
+        if given == (None, None) and self.gc_schedule is None:
+            return
+        if None in given:
+            raise ConfigurationError(
+                f"{PREFIX}gc_tombstone_age and {PREFIX}gc_delete_age go together, and with {PREFIX}gc_schedule: "
+                f"say both, such as '30d' and '90d'; they are {given[0]!r} and {given[1]!r}"
+            )
+        Ages.of(*given)
 
     def _choice(self, name: str, choices: tuple[object, ...]) -> None:
         value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def on_ready(sender: Any = None, **_: Any) -> None:
     if tracker is not None:
         worker_id = worker_requests.worker_id()
         _kept_going.extend((Lease(tracker, worker_id).keep(), keep_sweeping(tracker, worker_id)))
+        atexit.register(on_shutdown)  # of a cold shutdown Celery tells nobody
 
 
 def on_beat(sender: Any = None, **_: Any) -> None:

@@ -106,12 +106,14 @@ class Store(ABC):
         limit: int = 100,
         *,
         due: bool = False,
+        tombstoned: bool = False,
         idle_before: int | None = None,
     ) -> Page:
         """List jobs in an order of the store's, a page at a time. A job created meanwhile may be missing.
 
         Args:
             due: only jobs with ``JobRecord.due``. The cost does not grow with the other jobs.
+            tombstoned: only jobs with ``JobRecord.tombstoned_at``; likewise.
             idle_before: only jobs whose last activity is earlier; likewise.
         """
 

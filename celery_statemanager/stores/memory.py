@@ -75,15 +75,21 @@ class MemoryStore(Store):
             return steps.update_job(self._transaction(job.ref), job)
 
     def list_jobs(
-        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+        self,
+        cursor: str | None = None,
+        limit: int = 100,
+        *,
+        due: bool = False,
+        tombstoned: bool = False,
+        idle_before: int | None = None,
     ) -> Page:
         with self._lock:
             records = [job.snapshot() for job in self._jobs.values()]
         listed = sorted(
             (_position(job), job)
             for job in records
-            if (not due or job.due) and (idle_before is None or job.last_activity < idle_before)
-            if cursor is None or _position(job) > cursor
+            if (not due or job.due) and (not tombstoned or job.tombstoned_at is not None)
+            if (idle_before is None or job.last_activity < idle_before) and (cursor is None or _position(job) > cursor)
         )
         page = [job for _, job in listed[:limit]]
         return Page(page, _position(page[-1]) if len(listed) > limit else None)

@@ -57,9 +57,16 @@ class WrappedStore(Store):
         return self.calling("update_job", lambda: self.inner.update_job(job))
 
     def list_jobs(
-        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+        self,
+        cursor: str | None = None,
+        limit: int = 100,
+        *,
+        due: bool = False,
+        tombstoned: bool = False,
+        idle_before: int | None = None,
     ) -> Page:
-        return self.calling("list_jobs", lambda: self.inner.list_jobs(cursor, limit, due=due, idle_before=idle_before))
+        only: dict[str, Any] = {"due": due, "tombstoned": tombstoned, "idle_before": idle_before}
+        return self.calling("list_jobs", lambda: self.inner.list_jobs(cursor, limit, **only))
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
         return self.calling("delete_job", lambda: self.inner.delete_job(job, if_idle=if_idle))

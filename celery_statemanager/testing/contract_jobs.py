@@ -27,6 +27,10 @@ class JobContract:
         assert store.get_job(JobKey("etl", "run 1")) == made
         assert (made.num_tasks, made.plan and made.plan.tags) == (4, ("a", "b"))
 
+    def test_a_store_that_keeps_a_job_is_there_for_readers(self, store: Store) -> None:
+        store.create_job(new_job("etl", 1))
+        store.require()
+
     def test_a_job_of_a_taken_name_is_refused_tombstoned_or_not(self, store: Store) -> None:
         grid = Grid.create(store)
         with pytest.raises(JobExists):
@@ -154,6 +158,19 @@ class JobContract:
         assert sorted(job.job_id for job in every_job(store, due=True)) == ["job 3", "job 5"]
         grids[3].delete()
         assert [job.job_id for job in every_job(store, due=True)] == ["job 5"]
+
+    def test_jobs_marked_deleted_are_listed_while_they_are_and_only_those(self, store: Store) -> None:
+        grids = [Grid.create(store, job_id=f"job {number}") for number in range(7)]
+        for grid in grids[1:5]:
+            grid.tombstone()
+        marked = sorted(job.job_id for job in every_job(store, 2, tombstoned=True))
+        assert marked == ["job 1", "job 2", "job 3", "job 4"]
+        grids[2].update(lambda job: replace(job, tombstoned_at=None))
+        grids[3].delete()
+        grids[4].write("a", 0, 5)
+        assert sorted(job.job_id for job in every_job(store, tombstoned=True)) == ["job 1", "job 4"]
+        grids[2].tombstone()
+        assert sorted(job.job_id for job in every_job(store, tombstoned=True)) == ["job 1", "job 2", "job 4"]
 
     def test_idle_jobs_are_those_whose_last_activity_is_earlier(self, store: Store) -> None:
         jobs = [Grid.create(store, job_id=f"job {number}").job for number in range(5)]

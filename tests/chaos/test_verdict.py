@@ -9,7 +9,7 @@ from celery_statemanager.records import CALLBACK_ROW, Latch
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import FAILED, FINISHED
-from chaos.verdict import findings
+from chaos.verdict import findings, of_stream
 
 BODY = [["1.0", "begun", "0", "1"], ["2.0", "ended", "0", "1"]]
 CALLED = [["3.0", "callback-ended", "success"], ["3.0", "callback-ended", "settled"]]
@@ -31,8 +31,11 @@ def ended(grid, status=FINISHED, **fields):
 
 
 def found(grid, notes, task="sturdy"):
-    job = SimpleNamespace(manager=SimpleNamespace(ref=grid.ref))
-    return findings(grid.store, job, [task], notes, max_lost=3)
+    return findings(grid.store, job_of(grid), [task], notes, max_lost=3)
+
+
+def job_of(grid):
+    return SimpleNamespace(manager=SimpleNamespace(ref=grid.ref), num_tasks=1)
 
 
 def test_a_job_that_went_well(grid):
@@ -54,12 +57,6 @@ def test_a_row_that_is_not_done(grid):
         (FINISHED, {}, [], "row 0 (sturdy): is FINISHED at attempt 1, but its body ended in []"),
         (FAILED, {}, BODY, "row 0 (sturdy): ended -1: None"),
         (int(Status.LOST), {"losing": True}, [], "row 0 (sturdy): was given up after 1 losses"),
-        (
-            FINISHED,
-            {},
-            [*BODY, ["9e9", "begun", "0", "2"]],
-            "row 0 (sturdy): ran again, as attempt ['2'], after it was FINISHED",
-        ),
         (FINISHED, {}, [*BODY, *CALLED, CALLED[0]], "callback success ran to its end 2 times, lost 0 times"),
         (FAILED, {}, [*BODY, *CALLED], "callback success ran, though not all rows are FINISHED"),
     ],
@@ -73,3 +70,20 @@ def test_a_callback_that_did_not_run(grid):
     grid.begin("work", 0, owner="w")
     grid.end("work", 0)
     assert "callback success ended 0, open False: None" in found(grid, BODY)
+
+
+def test_what_a_subscriber_saw(grid):
+    states = [grid.begin("work", 0, owner="w") and grid.state("work", 0), grid.end("work", 0) and grid.state("work", 0)]
+    assert list(of_stream(grid.store, job_of(grid), states)) == []
+    assert list(of_stream(grid.store, job_of(grid), states[:1])) == ["row 0: a subscriber saw the versions [1] of 2"]
+    assert list(of_stream(grid.store, job_of(grid), states[::-1])) == [
+        "row 0: a subscriber saw the versions [2, 1] of 2"
+    ]
+
+
+def test_a_finished_row_that_went_on(grid):
+    finished = [grid.run("work", 0) and grid.state("work", 0)]
+    grid.manager(0).set_state("work", 5)
+    states = [*finished, grid.state("work", 0)]
+    (finding,) = of_stream(grid.store, job_of(grid), states)
+    assert finding.startswith("row 0 was FINISHED at attempt 1 and went on")

@@ -266,7 +266,7 @@ def test_nothing_is_shown_of_a_job_deleted_meanwhile(run, store, monkeypatch):
     assert result.exit_code == 66
 
 
-READING = [("monitor-state", "--job", "job"), ("show-state", "job"), ("why-state", "job")]
+READING = [("monitor-state", "--job", "job"), ("list-state",), ("show-state", "job"), ("why-state", "job")]
 
 
 @pytest.mark.parametrize("words", [*READING, ("delete-state", "job", "--yes")], ids=lambda words: words[0])
@@ -290,7 +290,9 @@ def test_every_command_has_a_help_with_examples_and_exit_codes():
     from importlib.metadata import entry_points
 
     ours = [each for each in entry_points(group="celery.commands") if each.value.startswith("celery_statemanager.")]
-    assert {"monitor-state", "show-state", "why-state", "delete-state", "sweep-state"} <= {each.name for each in ours}
+    assert {"monitor-state", "list-state", "show-state", "why-state", "delete-state", "sweep-state"} <= {
+        each.name for each in ours
+    }
     for each in ours:
         text = CliRunner().invoke(celery_command.commands[each.name], ["--help"], terminal_width=80).stdout
         assert f"  celery -A proj {each.name}" in text

@@ -1,28 +1,58 @@
-"""Every Python block of the README runs, in order, in one namespace."""
+"""What the documents say runs: every Python block, every command line, every message, every link."""
 
+import logging
 import re
+import shlex
+import subprocess
+import sys
+import uuid
 from pathlib import Path
+
+import click
+import pytest
+from celery.bin.celery import celery as celery_command
+
+from celery_statemanager import State, errors
 
 ROOT = Path(__file__).parents[2]
 EAGER = {"task_always_eager": True, "statemanager_store_url": "memory://"}
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
-def blocks():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_every_block_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
+
+
+def run(page, names):
+    """Run a page's Python blocks in order; one that makes an app of its own keeps it to itself."""
+    done_before = page == "README.md"  # its first block, by the fixture
+    for number, block in enumerate(blocks(page, "python")[done_before:], 1 + done_before):
+        own_app = block.startswith("app = Celery(")
+        exec(compile(block, f"{page} block {number}", "exec"), {**names} if own_app else names)
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """The README's first block, run: what all other blocks may use."""
     monkeypatch.chdir(tmp_path)
-    names = {}
-    first, *others = blocks()
-    exec(compile(first, "README.md", "exec"), names)
+    names = {"__name__": f"readme_{uuid.uuid4().hex}"}  # tasks are named by it, and remembered by Celery
+    exec(compile(blocks("README.md", "python")[0], "README.md block 1", "exec"), names)
     names["app"].conf.update(EAGER)
+    return names
+
+
+def test_the_first_block_is_met_within_thirty_lines_and_works(names, capsys):
+    assert text_of("README.md").index("```python") < len("\n".join(text_of("README.md").splitlines()[:30]))
     job = names["start"](["a", "b"])
     assert capsys.readouterr().out == f"all done: {job.id}\n"
-    for number, block in enumerate(others, 2):
-        own_app = block.startswith("app = Celery(")
-        exec(compile(block, f"README.md block {number}", "exec"), {**names} if own_app else names)
+
+
+def test_every_block_of_the_readme_runs(names, capsys):
+    run("README.md", names)
     job = names["run"](["a", "b"])
     assert job.summary().finished == 2
     names["follow"](job.id)
@@ -32,10 +62,101 @@ def test_every_block_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert names["Manager"].open(names["store"], "etl-42").summary("ingest").finished == 1
 
 
-def test_settings_are_documented_as_they_are():
-    from dataclasses import fields
+def test_every_block_of_coming_from_runs(names, capsys):
+    run("docs/coming-from.md", names)
+    out = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"job-\w+ 2", out[0])
+    assert out[1] == "3"
+    job = names["start"](["a"])
+    assert names["progress_view"](None, job.id) == {"percent": 100, "message": "a", "failed": 0}
 
-    from celery_statemanager.integration.settings import Settings
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"`statemanager_(\w+)` \|", text)) == {each.name for each in fields(Settings)}
+def test_every_block_of_operating_runs(names):
+    run("docs/operating.md", names)
+    record = logging.makeLogRecord({"msg": "lost", "job_id": "etl-42", "tag": "ingest", "task_index": 3})
+    assert names["Cell"]().format(record) == "etl-42/ingest/3 lost"
+    assert names["Cell"]().format(logging.makeLogRecord({"msg": "swept"})) == "swept"
+
+
+def test_no_page_has_blocks_that_nobody_runs():
+    run_here = {"README.md", "docs/coming-from.md", "docs/operating.md"}
+    assert {page for page in PAGES if blocks(page, "python")} == run_here
+
+
+COMMANDS = [
+    pytest.param(line.removeprefix("$ ").partition("  #")[0].strip(), id=f"{page}-{number}")
+    for page in PAGES
+    for number, line in enumerate("".join(blocks(page, "console")).splitlines())
+    if line.startswith("$ ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_line_is_one_that_would_be_taken(line):
+    words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
+    if words[0] == "celery":
+        words = words[3:] if words[1] == "-A" else words[1:]
+        command = celery_command.commands[words[0]]
+        assert isinstance(command.make_context(words[0], words[1:], resilient_parsing=False), click.Context)
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif words[:2] == ["pip", "install"]:
+        extras = re.search(r"\[([\w,]+)\]", line)
+        known = re.search(r"optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
+        assert all(re.search(rf"^{extra} = ", known, re.MULTILINE) for extra in extras[1].split(","))
+    elif words[:2] == ["docker", "compose"]:
+        compose = (ROOT / "docker-compose.yml").read_text()
+        assert f"profiles: [{words[3]}]" in compose
+    else:
+        assert words[0] == "git"
+
+
+def test_every_link_leads_to_a_file():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text_of(page)):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+FAILED = State("etl-42", 3, "ingest", -1, "disk full")
+MESSAGES = [
+    errors.JobNotFound("etl-42"),
+    errors.JobExists("etl-42"),
+    errors.AttemptSuperseded("etl-42", "ingest", 3, 1, 2),
+    errors.BeginRefused("etl-42", "ingest", 3, "closed"),
+    errors.JobCancelled("etl-42", "user asked"),
+    errors.TaskMismatch("etl-42", 3, 5),
+    errors.ReadOnlyManager("etl-42"),
+    errors.SubmitFailed("etl-42", 12, 100),
+    errors.SynchronizeTimeout("etl-42", "ingest", 10, "3,17-20", (), 60),
+    errors.SynchronizeFailed("etl-42", "ingest", 10, FAILED),
+    errors.WaitTimeout("etl-42", 60),
+    errors.SubscriptionLost("etl-42", "no connection for 300 s: connection refused"),
+]
+
+
+def test_the_faq_quotes_messages_as_they_are():
+    quoted = re.findall(r"^    (.+)$", text_of("docs/faq.md"), re.MULTILINE)
+    assert sorted(quoted) == sorted(map(str, MESSAGES))
+
+
+def test_the_faq_has_every_error_that_is_raised():
+    headings = " ".join(re.findall(r"^### (.+)$", text_of("docs/faq.md"), re.MULTILINE))
+    raised_by_users, bases = {"StateError"}, {"StateManagerError", "StoreError"}
+    named = {name for name, each in vars(errors).items() if isinstance(each, type) and not name.startswith("_")}
+    missing = {name for name in named - raised_by_users - bases if name not in headings}
+    assert not {name for name in missing if issubclass(getattr(errors, name), errors.StateManagerError)}
+
+
+def test_the_table_of_settings_is_current():
+    script = ROOT / "scripts" / "document_settings.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], check=False, timeout=60)
+    assert done.returncode == 0, "make docs"
+
+
+def test_the_table_of_metrics_is_current():
+    from opentelemetry.sdk.metrics import MeterProvider
+
+    from celery_statemanager.telemetry import OpenTelemetry
+
+    made = {instrument.name for instrument in vars(OpenTelemetry(MeterProvider(shutdown_on_exit=False))).values()}
+    assert set(re.findall(r"^\| `(statemanager\.[\w.]+)` \|", text_of("docs/operating.md"), re.MULTILINE)) == made

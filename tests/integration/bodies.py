@@ -74,6 +74,13 @@ def retry_for_ever_with_a_cause(task, trace):
     raise task.retry(exc=OSError("never"), countdown=0)
 
 
+def retry_ahead(task, trace):
+    """Retry, and be run again before this execution has ended."""
+    if trace.is_first:
+        raise task.retry(countdown=0)
+    trace.touch("ahead")
+
+
 def ignore(task, trace):
     raise Ignore("not mine")
 
@@ -92,7 +99,7 @@ def requeue(task, trace):
 
 
 def replace(task, trace):
-    if task.request.replaced_task_nesting == 0:
+    if trace.is_first:
         queue = (task.request.delivery_info or {}).get("routing_key")
         return task.replace(task.s("replace", trace.key).set(queue=queue))
     return None

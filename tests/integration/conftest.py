@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
@@ -28,7 +29,6 @@ PLACES = [
     ("redis-redis", "prefork"),
     ("redis-redis", "threads"),
     ("folders-sqlite", "gevent"),
-    ("redis-redis", "gevent"),
 ]
 """Brokers, stores and pools that every acceptance test meets."""
 
@@ -39,6 +39,7 @@ MORE_PLACES = [
     ("redis-sqlite", "threads"),
     ("rabbitmq-redis", "solo"),
     ("redis-redis", "solo"),
+    ("redis-redis", "gevent"),
 ]
 """Those that ``--full`` adds."""
 
@@ -71,6 +72,8 @@ class Servers:
             return f"firestore://test-{uuid.uuid4().hex[:12]}"
         if kind == "sqlite":
             return f"sqlite:///{home}/states.db"
+        if kind == "redis1":
+            return self.url("redis", home).removesuffix("0") + "1"
         if kind not in self._running:
             self._running[kind] = self._stack.enter_context(STARTED[kind]())
         return self._running[kind]
@@ -136,11 +139,53 @@ def settings(request, tmp_path_factory):
             setting.ask_to_stop()
 
 
+@pytest.fixture
+def victim(setting, place):
+    """Start workers of a test's own, on a queue of their own; what is left of them is killed."""
+    started = []
+
+    def start(queue, *options, pool=None, **environment):
+        started.append(Worker({**setting.environment, **environment}, pool or place[1], queue, *options))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+@pytest.fixture
+def cut(tracked):
+    """Close every connection to the broker, which has a database of its own."""
+
+    def cut():
+        with redis.Redis.from_url(tracked.app.conf.broker_url.removesuffix("1") + "0") as client:
+            for each in client.client_list():
+                if each["db"] == "1":
+                    client.client_kill_filter(_id=each["id"])
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def eager(tmp_path_factory):
+    """Give the app in eager mode, on a store in memory."""
+    home = tmp_path_factory.mktemp("eager")
+    tracked = load({"TRACKED_HOME": str(home), "TRACKED_BROKER": "memory://", "TRACKED_STORE": "memory://"})
+    tracked.app.conf.task_always_eager = True
+    return tracked
+
+
 def pytest_generate_tests(metafunc):
     """Give each test its places: all settings and pools that it shall meet."""
-    if "place" in metafunc.fixturenames:
+    own = metafunc.definition.get_closest_marker("places")
+    full = metafunc.config.getoption("--full")
+    if own:
+        metafunc.parametrize(
+            "place", own.args if full else own.args[: own.kwargs.get("usual", 1)], ids="-".join, scope="session"
+        )
+    elif "place" in metafunc.fixturenames:
         usual = SLOW_PLACES if metafunc.definition.get_closest_marker("slow") else PLACES
-        places = PLACES + MORE_PLACES if metafunc.config.getoption("--full") else usual
+        places = PLACES + MORE_PLACES if full else usual
         metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 
@@ -182,6 +227,21 @@ def route(signature, queue):
     for each in signature.kwargs["tasks"] if signature.subtask_type == "chain" else [signature]:
         each.options.setdefault("queue", queue)
     return signature
+
+
+@pytest.fixture
+def hired():
+    """Start workers of a test's own; none is left."""
+    started = []
+
+    def hire(environment, pool, queue, *options):
+        started.append(Worker(environment, pool, queue, *options))
+        return started[-1]
+
+    yield hire
+    for worker in started:
+        if worker.process.poll() is None:
+            worker.kill()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""The matrix of outcomes: what a cell ends with, by what happens to its task and in which pool. One table for
-the tests that play it (``test_matrix``) and for design.md, which shows it.
+"""The matrix of outcomes: what a cell ends with, by what happens to its task and in which pool.
+
+One table (``matrix_rows``) for the tests that play it (``test_matrix``) and for design.md, which shows it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import celery
 from celery_statemanager import Status
 
 POOLS = ("prefork", "threads", "solo", "gevent", "eager")
-NO_SWEEP = 5.0
+WORKERS = "prefork threads solo gevent"
 BEFORE_5_7 = tuple(map(int, celery.__version__.split(".")[:2])) < (5, 7)
 
 
@@ -23,7 +24,8 @@ class Ends(NamedTuple):
     Attributes:
         message: a pattern for the whole of it.
         attempt: of how many.
-        writes: its version: nothing that came doubled or late may have changed it.
+        writes: its version at the most: what comes doubled or late changes nothing. Fewer, where the next delivery
+            begins before the one that announced it has ended, or before the sweep sends it again.
     """
 
     status: int
@@ -33,7 +35,7 @@ class Ends(NamedTuple):
 
     def __str__(self) -> str:
         name = Status(self.status).name if self.status in set(Status) else str(self.status)
-        return name if self.attempt == 1 else f"{name}, attempt {self.attempt}"
+        return name if self.attempt < 2 else f"{name}, attempt {self.attempt}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Outcome:
         ends: how it ends by pool; a pool that is not there cannot have it.
         options: of the signature.
         act: what the test does meanwhile, a method of ``Stage``.
+        fate: what becomes of the worker, a method of ``Fate``: it then has one of its own, and a successor.
         older: how it ends before Celery 5.7, where that differs.
     """
 
@@ -55,6 +58,7 @@ class Outcome:
     ends: Mapping[str, Ends]
     options: Mapping[str, Any] = field(default_factory=dict)
     act: str | None = None
+    fate: str | None = None
     older: Mapping[str, Ends] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -73,160 +77,3 @@ def same(status: int, message: str | None, attempt: int = 1, writes: int = 2, *,
 def only(pools: str, status: int, message: str | None, attempt: int = 1, writes: int = 2) -> dict[str, Ends]:
     """Give the ending in the pools named."""
     return {pool: Ends(status, message, attempt, writes) for pool in pools.split()}
-
-
-DONE = int(Status.FINISHED)
-
-OUTCOMES = [
-    Outcome("returns", "act_early", "succeed", same(DONE, "half way", writes=3)),
-    Outcome("raises", "act_early", "fail", same(Status.FAILED, "ValueError: broken")),
-    Outcome(
-        "raises what cannot be pickled", "act_early", "fail_unpicklable", same(Status.FAILED, "Unpicklable: broken, .*")
-    ),
-    Outcome("raises `StateError`", "act_early", "fail_with_a_code", same(-42, "disk full")),
-    Outcome("`before_start` raises", "act_early", "not_start", same(Status.FAILED, "OSError: not ready")),
-    Outcome("its result cannot be encoded", "act_stored", "give_an_object", same(Status.FAILED, "EncodeError: .*")),
-    Outcome("wrote -50, returns", "act_early", "say_negative", same(-50, "my own word", writes=3)),
-    Outcome("wrote -50, raises", "act_early", "say_negative_and_fail", same(-50, "my own word", writes=3)),
-    Outcome(
-        "wrote FINISHED, raises", "act_early", "finish_and_fail", same(Status.FAILED, "ValueError: broken", writes=3)
-    ),
-    Outcome("retries twice, returns", "act_early", "retry_twice", same(DONE, None, 3, 6)),
-    Outcome("retries with a delay, returns", "act_early", "retry_later", same(DONE, None, 2, 4)),
-    Outcome(
-        "runs out of retries", "act_early", "retry_for_ever", same(Status.FAILED, "MaxRetriesExceededError: .*", 3, 6)
-    ),
-    Outcome(
-        "runs out of retries with a cause",
-        "act_early",
-        "retry_for_ever_with_a_cause",
-        same(Status.FAILED, "OSError: never", 3, 6),
-    ),
-    Outcome("`autoretry_for` runs out", "act_autoretried", "fail", same(Status.FAILED, "ValueError: broken", 3, 6)),
-    Outcome("raises `Ignore`", "act_early", "ignore", same(Status.REJECTED, "ignored: not mine")),
-    Outcome("raises `Reject(requeue=False)`", "act_early", "reject", same(Status.REJECTED, "rejected: unwanted")),
-    Outcome("raises `Reject(requeue=True)`, acked late", "act_late", "requeue_first", same(DONE, None, 2, 4)),
-    Outcome(
-        "raises `Reject(requeue=True)`, acked early", "act_early", "requeue", same(Status.REJECTED, "rejected: .*")
-    ),
-    Outcome("`self.replace`", "act_early", "replace", same(DONE, None, 2, 4)),
-    Outcome(
-        "soft time limit",
-        "act_early",
-        "take_too_long",
-        only("prefork", Status.TIMED_OUT, "SoftTimeLimitExceeded: .*") | only("threads solo gevent eager", DONE, None),
-        {"soft_time_limit": 1},
-    ),
-    Outcome(
-        "soft time limit, caught",
-        "act_early",
-        "catch_the_limit",
-        only("prefork", DONE, "cut short", writes=3) | only("threads solo gevent eager", DONE, None),
-        {"soft_time_limit": 1},
-    ),
-    Outcome(
-        "hard time limit",
-        "act_early",
-        "take_too_long",
-        only("prefork gevent", Status.TIMED_OUT, "TimeLimitExceeded: .*") | only("threads solo eager", DONE, None),
-        {"time_limit": 1},
-    ),
-    Outcome(
-        "hard time limit, not acked on it",
-        "act_again",
-        "take_too_long",
-        only("prefork gevent", DONE, None, 2, 4) | only("threads solo eager", DONE, None),
-        {"time_limit": 1},
-    ),
-    Outcome("process killed", "act_early", "be_killed_first", only("prefork", Status.LOST, "WorkerLostError: .*")),
-    Outcome(
-        "process killed, acked late", "act_late", "be_killed_first", only("prefork", Status.LOST, "WorkerLostError: .*")
-    ),
-    Outcome(
-        "process killed, `reject_on_worker_lost`", "act_again", "be_killed_first", only("prefork", DONE, None, 2, 3)
-    ),
-    Outcome(
-        "process killed, `retry_on_worker_lost`",
-        "act_retried",
-        "be_killed_first",
-        only("prefork", DONE, None, 2, 4),
-        older=only("prefork", Status.LOST, "WorkerLostError: .*"),
-    ),
-    Outcome("`os._exit`", "act_early", "exit_at_once_first", only("prefork", Status.LOST, "WorkerLostError: .*")),
-    Outcome(
-        "`sys.exit`",
-        "act_early",
-        "exit_first",
-        only("prefork", Status.LOST, "WorkerLostError: .*")
-        | only("threads gevent", Status.LOST, "lost with its worker .*"),
-    ),
-    Outcome(
-        "`sys.exit`, acked late",
-        "act_late",
-        "exit_first",
-        only("prefork", Status.LOST, "WorkerLostError: .*") | only("threads gevent", DONE, None, 2, 4),
-    ),
-    Outcome(
-        "revoked before it is received",
-        "act_early",
-        "succeed",
-        only("prefork threads solo gevent", Status.REVOKED, "revoked", 0, 1),
-        act="revoke_and_send",
-    ),
-    Outcome(
-        "revoked after it is received",
-        "act_early",
-        "succeed",
-        only("prefork threads solo gevent", Status.REVOKED, "revoked", 0, 1),
-        {"countdown": 3},
-        act="revoke",
-    ),
-    Outcome(
-        "revoked with `terminate` while it runs",
-        "act_early",
-        "wait",
-        only("prefork gevent", Status.REVOKED, "revoked") | only("threads solo", DONE, None),
-        act="terminate",
-    ),
-    Outcome(
-        "revoked with SIGKILL while it runs, acked late",
-        "act_late",
-        "wait",
-        only("prefork", Status.REVOKED, "revoked"),
-        act="terminate_by_kill",
-    ),
-    Outcome(
-        "expired before it is received",
-        "act_early",
-        "succeed",
-        only("prefork threads solo gevent", Status.EXPIRED, "expired before it began", 0, 1),
-        {"expires": -1},
-    ),
-    Outcome(
-        "expired after it is received",
-        "act_early",
-        "succeed",
-        only("prefork threads solo gevent", Status.EXPIRED, "expired before it began", 0, 1),
-        {"countdown": 1, "expires": 0.5},
-    ),
-    Outcome(
-        "unknown task",
-        "act_unknown",
-        "succeed",
-        only("prefork threads solo gevent", Status.REJECTED, "the worker knows no task 'act_unknown'", 0, 1),
-    ),
-    Outcome(
-        "a message that is no task's",
-        "act_early",
-        "succeed",
-        only("prefork threads solo gevent", Status.REJECTED, "refused by the worker: .*", 0, 1),
-        {"headers": {"eta": "at no time"}},
-    ),
-    Outcome(
-        "arguments in a format that is not accepted",
-        "act_early",
-        "succeed",
-        only("prefork threads solo gevent", Status.REJECTED, "refused by the worker: ContentDisallowed: .*", 0, 1),
-        {"serializer": "pickle"},
-    ),
-]

@@ -83,12 +83,13 @@ def test_children_come_and_go_and_every_cell_is_right(setting, worker, eventuall
             renewed.add(lease(store))
             assert not processes.use_grpc(processes.main)
     eventually(lambda: len(tracked.notes(f"callback.{job.id}")) == 2)
-    ends = Counter((state.status, state.attempt) for state in job.list_states())
-    assert ends == {
-        (Status.FINISHED, 1): tasks - hanging - dying,
-        (Status.TIMED_OUT, 1): hanging,
-        (Status.LOST, 1): dying,
+    states = job.list_states()
+    assert Counter(state.status for state in states) == {
+        Status.FINISHED: tasks - hanging - dying,
+        Status.TIMED_OUT: hanging,
+        Status.LOST: dying,
     }
+    assert all(state.attempt == 1 or state.status == Status.TIMED_OUT for state in states)  # killed before it began
     assert sorted(line.split()[0] for line in tracked.notes(f"callback.{job.id}")) == ["failure", "settled"]
     assert len(renewed) > 2
     assert len(seen) >= tasks / TASKS_A_CHILD / 2, "children were not recycled"

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import pytest
 from conftest import load
 from servers import running_redis
-from workers import Worker
 
 from celery_statemanager import Status
 
@@ -46,13 +45,13 @@ def sqlite_store(home):
 
 
 @pytest.mark.parametrize("kind", [redis_store, sqlite_store])
-def test_half_a_minute_without_a_store(kind, tmp_path, request, key, eventually):
+def test_half_a_minute_without_a_store(kind, tmp_path, request, hired, key, eventually):
     if not request.config.getoption("--full"):
         pytest.skip("with --full")
     with kind(tmp_path) as (url, away):
         environment = {"TRACKED_HOME": str(tmp_path), "TRACKED_BROKER": "filesystem://", "TRACKED_STORE": url}
         own = load(environment)
-        worker = Worker(environment, "prefork", "celery")
+        worker = hired(environment, "prefork", "celery")
         rows = [f"{key}-{row}" for row in range(4)]
         job = own.states.submit([own.late_gate.s(row) for row in rows], on_success=own.callback.s())
         eventually(lambda: own.notes(rows[0]) and own.notes(rows[1]))

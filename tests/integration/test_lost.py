@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-from workers import Worker
 
 from celery_statemanager import Status, leases
 from celery_statemanager.integration.sweeper import sweep
@@ -12,21 +11,6 @@ from celery_statemanager.sweep import Swept
 
 PATIENCE = 40
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def victim(setting, place):
-    """A worker of this test's own, on a queue of its own."""
-    started = []
-
-    def start(queue, *options, pool=None):
-        started.append(Worker(setting.environment, pool or place[1], queue, *options))
-        return started[-1]
-
-    yield start
-    for worker in started:
-        if worker.process.poll() is None:
-            worker.kill()
 
 
 def state_when(job, condition, task_index=0):

@@ -3,7 +3,6 @@
 import sqlite3
 
 import pytest
-from workers import Worker
 
 from celery_statemanager import Status, leases
 
@@ -62,11 +61,11 @@ def test_an_attempt_that_could_not_begin_takes_its_number_with_its_first_write(
 
 
 @pytest.mark.slow
-def test_the_sweep_leaves_what_waits_in_a_workers_children(place, setting, tracked, pool, key, eventually):
+def test_the_sweep_leaves_what_waits_in_a_workers_children(place, setting, tracked, pool, hired, key, eventually):
     if place != ("folders-sqlite", "prefork"):
         pytest.skip("one store and the pool that has children")
     cut_off = tracked.HOME / "cut-off"
-    worker = Worker({**setting.environment, "TRACKED_FAULT": "child_cut_off"}, "prefork", key)
+    hired({**setting.environment, "TRACKED_FAULT": "child_cut_off"}, "prefork", key)
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
     cut_off.touch()
@@ -81,7 +80,6 @@ def test_the_sweep_leaves_what_waits_in_a_workers_children(place, setting, track
     cell = tracked.states.store.get_cell(job.manager.ref, "work", 0)
     assert (cell.attempt, cell.losses) == (1, 0)
     assert tracked.notes(key) == ["begun 1", "ended 1"]
-    worker.stop()
 
 
 def renewed(tracked, owner, eventually):

@@ -1,10 +1,9 @@
-"""What state a cell ends with, by pool (rule R13): real workers, real processes."""
+"""What a cell shows of an execution (rule R13), beside how it ends: that is in ``test_matrix``."""
 
 import pytest
 from celery import chain
 
 from celery_statemanager import Status
-from celery_statemanager.integration.binding import Binding
 
 PATIENCE = 30
 
@@ -36,49 +35,10 @@ def test_progress_ends_at_its_total(tracked, submit):
     assert job.get_state("work", 0).payload == {"progress": {"done": 4, "total": 4}}
 
 
-def test_an_exception_is_failed_with_its_text(tracked, submit):
-    assert ended(submit([tracked.fail.s("broken")])) == (Status.FAILED, "ValueError: broken")
-
-
-def test_a_state_error_is_its_own_code(tracked, submit):
-    assert ended(submit([tracked.fail_with.s(-42, "disk full")])) == (-42, "disk full")
-
-
 def test_wrong_arguments_are_failed(tracked, submit):
     status, message = ended(submit([tracked.one_argument.s(1, 2, 3)]))
     assert status == Status.FAILED
     assert message.startswith("TypeError: ")
-
-
-def test_a_retry_goes_back_to_started_and_the_next_begin_is_counted(tracked, submit, key):
-    job = submit([tracked.retry_then_succeed.s(key, 2)])
-    assert ended(job)[0] == Status.FINISHED
-    assert tracked.notes(key) == ["1", "2", "3"]
-    assert job.get_state("work", 0).attempt == 3
-
-
-def test_exhausted_retries_are_failed_with_the_first_cause(tracked, submit, key):
-    assert ended(submit([tracked.autoretry.s(key)])) == (Status.FAILED, "OSError: always")
-    assert tracked.notes(key) == ["1", "2", "3"]
-
-
-def test_a_negative_status_of_the_application_survives_its_return(tracked, submit):
-    assert ended(submit([tracked.write_then.s(-50, "return")])) == (-50, "my own word")
-
-
-def test_a_negative_status_of_the_application_survives_an_exception(tracked, submit):
-    assert ended(submit([tracked.write_then.s(-50, "raise")])) == (-50, "my own word")
-
-
-def test_a_body_that_wrote_finished_and_raised_is_failed(tracked, submit):
-    job = submit([tracked.write_then.s(int(Status.FINISHED), "raise")])
-    assert ended(job) == (Status.FAILED, "ValueError: after all")
-
-
-def test_ignore_and_reject_are_rejected(tracked, submit):
-    job = submit([tracked.give_up.s("ignore"), tracked.give_up.s("reject")])
-    assert ended(job, 0) == (Status.REJECTED, "ignored: not mine")
-    assert ended(job, 1) == (Status.REJECTED, "rejected: unwanted")
 
 
 def test_a_replacement_takes_over_the_cell(tracked, submit, key):
@@ -110,51 +70,6 @@ def test_a_manager_of_a_task_is_bound_by_its_attempt(tracked, submit):
     job = submit([tracked.finish_by_manager.s()])
     assert ended(job) == (Status.FINISHED, "by hand")
     assert job.get_state("extra", 0).status == 5
-
-
-def test_expired_before_it_began(tracked, submit, pool):
-    if pool == "threads":
-        pytest.skip("the threads pool hands a message to its executor at once: it never expires there")
-    job = submit([tracked.succeed.s().set(expires=-1)])
-    assert ended(job) == (Status.EXPIRED, "expired before it began")
-
-
-def test_revoked_before_it_began(tracked, submit, pool):
-    job = submit([tracked.succeed.s().set(countdown=3600)])
-    binding = Binding(job.manager.ref, 0, "work")
-    told = tracked.app.control.revoke(
-        binding.celery_task_id, reply=True, timeout=PATIENCE, limit=1, destination=[f"{pool}@test"]
-    )
-    assert told
-    binding.bind(tracked.succeed.s().set(queue=pool)).apply_async()  # one with a countdown is looked at when it is due
-    assert ended(job) == (Status.REVOKED, "revoked")
-
-
-def test_a_soft_time_limit_is_timed_out(tracked, submit, pool):
-    if pool != "prefork":
-        pytest.skip("only the prefork pool has soft time limits")
-    assert ended(submit([tracked.too_slow.s()])) == (Status.TIMED_OUT, "SoftTimeLimitExceeded: SoftTimeLimitExceeded()")
-
-
-def test_what_only_the_main_process_sees(tracked, submit, pool, key, eventually):
-    if pool != "prefork":
-        pytest.skip("only the prefork pool has children to limit and to lose")
-    job = submit([tracked.hang.s(), tracked.die.s("kill"), tracked.die.s("exit"), tracked.gate.s(key)])
-    assert ended_cell(job, 0) == (Status.TIMED_OUT, "TimeLimitExceeded: TimeLimitExceeded(1,)")
-    assert ended_cell(job, 1)[0] == Status.LOST
-    assert ended_cell(job, 2)[0] == Status.LOST
-    eventually(lambda: tracked.notes(key))
-    tracked.app.control.revoke(Binding(job.manager.ref, 3, "work").celery_task_id, terminate=True)
-    assert ended(job, 3) == (Status.REVOKED, "revoked")
-    assert job.get_state("work", 3).attempt == 1
-
-
-def ended_cell(job, task_index):
-    with job.subscribe("work", task_index) as events:
-        for event in iter(lambda: events.get(PATIENCE), None):
-            if event.state.terminal:
-                return event.state.status, event.state.message
-    return None
 
 
 def test_a_barrier_inside_a_task_holds_until_all_are_there_and_warns(tracked, submit, setting, pool, key, eventually):

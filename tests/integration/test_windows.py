@@ -3,7 +3,6 @@
 import pytest
 from conftest import load
 from servers import running_redis
-from workers import Worker
 
 from celery_statemanager import Status
 from celery_statemanager.records import CALLBACK_ROW
@@ -13,21 +12,6 @@ from celery_statemanager.testing.celery import published
 PATIENCE = 40
 WINDOWS = ["after_deciding", "after_publishing"]
 USUAL = {("folders-sqlite", "after_deciding"), ("redis-redis", "after_publishing")}
-
-
-@pytest.fixture
-def workers(setting):
-    """Start workers of this test's own; none is left."""
-    started = []
-
-    def start(queue, *options, pool="solo", **more):
-        started.append(Worker({**setting.environment, **more}, pool, queue, *options))
-        return started[-1]
-
-    yield start
-    for worker in started:
-        if worker.process.poll() is None:
-            worker.kill()
 
 
 def ran(tracked, job):
@@ -48,18 +32,18 @@ def effective_once(tracked, job, eventually, *latches):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_worker_that_dies_in_the_window(window, place, request, tracked, pool, workers, key, eventually):
+def test_a_worker_that_dies_in_the_window(window, place, request, setting, tracked, pool, hired, key, eventually):
     if (place[0], window) not in USUAL and not request.config.getoption("--full"):
         pytest.skip("with --full")
     done = tracked.callback.s().set(queue=pool)
-    victim = workers(key, TRACKED_FAULT=window)
+    victim = hired({**setting.environment, "TRACKED_FAULT": window}, "solo", key)
     job = tracked.states.submit([tracked.succeed.s(0).set(queue=key)], on_success=done)
     assert victim.process.wait(PATIENCE) == -9
     assert tracked.states.store.get_job(job.manager.ref.key).due or window == "after_publishing"
     effective_once(tracked, job, eventually, "success")
 
 
-def test_the_broker_is_down_when_the_last_task_ends(settings, key, eventually):
+def test_the_broker_is_down_when_the_last_task_ends(settings, hired, key, eventually):
     """The worker is alone with its store: another one's sweep would publish into another broker."""
     environment = settings("redis-redis").environment
     store = environment["TRACKED_STORE"].replace("prefix=", f"prefix={key}-")
@@ -67,14 +51,14 @@ def test_the_broker_is_down_when_the_last_task_ends(settings, key, eventually):
         near, far = (f"redis://127.0.0.1:{port}/0" for port in (server.port, proxy.port))
         own = load({**environment, "TRACKED_STORE": store, "TRACKED_BROKER": near})
         job = own.states.submit([own.gate.s(key)], on_success=own.callback.s())
-        worker = Worker({**environment, "TRACKED_STORE": store, "TRACKED_BROKER": far}, "solo", "celery")
+        worker = hired({**environment, "TRACKED_STORE": store, "TRACKED_BROKER": far}, "solo", "celery")
         eventually(lambda: own.notes(key))
         with proxy.down():
             (own.HOME / f"{key}.go").touch()
             eventually(lambda: "stay due" in worker.log.read_text())
             assert own.states.store.get_job(job.manager.ref.key).due
         effective_once(own, job, eventually, "success")
-        worker.stop()
+        worker.kill()
         own.states.store.close()
         own.app.close()
 

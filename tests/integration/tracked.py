@@ -1,8 +1,6 @@
 """The app of the acceptance tests; workers and tests import it, configured by the environment."""
 
 import os
-import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,7 +9,6 @@ import bodies
 import windows
 from celery import Celery
 from celery.backends.filesystem import FilesystemBackend
-from celery.exceptions import Ignore, Reject
 
 from celery_statemanager import StateError, StatefulTask, StateManager, Status, current_state
 from examples import broker
@@ -27,10 +24,15 @@ app.conf.update(
     statemanager_sweep_interval=1.5,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
+    worker_lost_wait=1.0,
+    worker_soft_shutdown_timeout=float(os.environ.get("TRACKED_SOFT_SHUTDOWN", "0")),
     broker_connection_retry_on_startup=True,
 )
 if os.environ["TRACKED_BROKER"].startswith("filesystem"):
     app.conf.update(broker.settings(HOME))
+if "TRACKED_VISIBILITY" in os.environ:
+    options = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+    app.conf.broker_transport_options = {"visibility_timeout": int(os.environ["TRACKED_VISIBILITY"]), **options}
 states = StateManager(app)
 if "TRACKED_FAULT" in os.environ:
     windows.lay(os.environ["TRACKED_FAULT"], states, HOME)
@@ -58,6 +60,9 @@ class Trace:
     def wait(self):
         wait_for(f"{self.key}.go", 60)
 
+    def touch(self, suffix):
+        (HOME / f"{self.key}.{suffix}").touch()
+
 
 class Acting(StatefulTask):
     abstract = True
@@ -69,6 +74,10 @@ class Acting(StatefulTask):
         super().before_start(task_id, args, kwargs)
         if args[0] == "not_start":
             raise OSError("not ready")
+
+    def on_retry(self, exc, task_id, args, kwargs, einfo):
+        if args[0] == "retry_ahead":
+            wait_for(f"{args[1]}.ahead", 30)
 
 
 def act(self, body, key):
@@ -121,31 +130,6 @@ def fail_with(code, message):
     raise StateError(code, message)
 
 
-@task(base=StatefulTask, bind=True, tag="work", max_retries=3, default_retry_delay=0)
-def retry_then_succeed(self, key, failures):
-    note(key, self.state.attempt)
-    if self.request.retries < failures:
-        raise self.retry(exc=OSError("not yet"))
-
-
-@task(base=StatefulTask, bind=True, tag="work", autoretry_for=(Exception,), max_retries=2, default_retry_delay=0)
-def autoretry(self, key):
-    note(key, self.state.attempt)
-    raise OSError("always")
-
-
-@task(base=StatefulTask, bind=True, tag="work")
-def write_then(self, status, ending):
-    self.state.set(status, "my own word")
-    if ending == "raise":
-        raise ValueError("after all")
-
-
-@task(base=StatefulTask, tag="work")
-def give_up(how):
-    raise {"ignore": Ignore("not mine"), "reject": Reject("unwanted", requeue=False)}[how]
-
-
 @task(base=StatefulTask, bind=True, tag="work")
 def replaced(self, key):
     note(key, f"old {self.state.attempt}")
@@ -155,23 +139,6 @@ def replaced(self, key):
 @task(base=StatefulTask, bind=True, tag="other")
 def replacement(self, key):
     note(key, f"new {self.state.attempt} {self.state.tag}")
-
-
-@task(base=StatefulTask, bind=True, tag="work", soft_time_limit=1)
-def too_slow(self):
-    wait_for("never", 30)
-
-
-@task(base=StatefulTask, tag="work", time_limit=1)
-def hang():
-    wait_for("never", 30)
-
-
-@task(base=StatefulTask, tag="work")
-def die(how):
-    if how == "exit":
-        sys.exit(3)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @task(base=StatefulTask, bind=True, tag="work")

@@ -23,9 +23,10 @@ class Worker:
         concurrency: int = 2,
         app: str = "tracked",
     ) -> None:
-        self.log = Path(environment["TRACKED_HOME"]) / f"{queue}.log"
+        name = queue.replace(",", "-and-")
+        self.log = Path(environment["TRACKED_HOME"]) / f"{name}.log"
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool, "-c", str(concurrency)]
-        command += ["-Q", queue, "-n", f"{queue}@test", "-l", "INFO"]
+        command += ["-Q", queue, "-n", f"{name}@test", "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *options]
         self.process = subprocess.Popen(
             command,
@@ -60,5 +61,6 @@ class Worker:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)

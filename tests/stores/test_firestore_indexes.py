@@ -53,6 +53,7 @@ def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
         for due in (True, False):
             for idle in (None, store.now() + 1):
                 list(every_job(store, 1, due=due, idle_before=idle))
+        assert not list(every_job(store, 1, tombstoned=True))
         assert list(store.list_open_attempts())
         for job in list(every_job(store)):
             store.delete_job(job)

@@ -7,11 +7,13 @@ from typing import Any
 
 from celery_statemanager.records import JobRecord
 from celery_statemanager.stores.firestore import requests
+from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import KnownJob
 from celery_statemanager.stores.firestore.trouble import Refused
 
 MOST_AT_ONCE = 400
+MOST_EMPTIED = 20_000
 GRACE = 60_000_000
 """Microseconds for which what a straggler may still leave behind is looked for."""
 
@@ -30,16 +32,24 @@ def _note(database: Database, job: JobRecord) -> str:
     return f"{database.names.garbage}/{job.incarnation or database.names.job(job.key).rpartition('/')[2]}"
 
 
-def purge(database: Database, limit: int) -> int:
-    """Remove up to about ``limit`` documents of discarded jobs; give their number."""
+def purge(database: Database, emptied: dict[str, bool], limit: int) -> int:
+    """Remove up to about ``limit`` documents of discarded jobs; give their number.
+
+    Args:
+        emptied: the notes of which this process has found nothing left; it looks once more before it drops them.
+    """
     removed = 0
     collection = database.names.garbage.rpartition("/")[2]
     for note in database.pages(database.names.address.root, collection):
+        over = database.now() - int(note.fields["deletedAt"]) > GRACE
+        if note.name in emptied and not over:
+            continue
         found = _purge_job(database, note, limit - removed)
         removed += found
         if removed >= limit:
             break
-        if not found and database.now() - int(note.fields["deletedAt"]) > GRACE:
+        remember(emptied, note.name, True, MOST_EMPTIED)
+        if not found and over:
             database.insist([requests.delete(note.name)], database.deadline())
     return removed
 

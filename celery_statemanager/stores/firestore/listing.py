@@ -52,9 +52,11 @@ def cell_in(document: Found, incarnation: str) -> tuple[str, int, Cell] | None:
     return tag, row, cell_of(fields)
 
 
-def page(database: Database, cursor: str | None, limit: int, *, due: bool, idle_before: int | None) -> Page:
+def page(
+    database: Database, cursor: str | None, limit: int, *, due: bool, tombstoned: bool, idle_before: int | None
+) -> Page:
     """List jobs by their documents' names or, if idle ones are asked for, by their last activity."""
-    filters: list[requests.Filter] = [("due", "==", True)] if due else []
+    filters: list[requests.Filter] = [("due", "==", True)] * due + [("deleted", "==", True)] * tombstoned
     order: tuple[str, ...] = ("__name__",)
     if idle_before is not None:
         filters.append(("lastActivity", "<", Moment(idle_before)))

@@ -73,6 +73,7 @@ class FirestoreStore(Store):
         self._latches = Latches(self._database, self._jobs)
         self._writer = Writer(self._database, self._jobs, self._steps, self._latches)
         self._floors: dict[JobRef, dict[str, int]] = {}
+        self._emptied: dict[str, bool] = {}
         weakref.finalize(self, Connection.close, self._connection)
 
     @classmethod
@@ -102,11 +103,17 @@ class FirestoreStore(Store):
             return self._latches.decide(job.ref, known, deadline)
 
     def list_jobs(
-        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+        self,
+        cursor: str | None = None,
+        limit: int = 100,
+        *,
+        due: bool = False,
+        tombstoned: bool = False,
+        idle_before: int | None = None,
     ) -> Page:
         if due and cursor is None:
             overdue.look(self._database, self._jobs, self._latches)
-        return listing.page(self._database, cursor, limit, due=due, idle_before=idle_before)
+        return listing.page(self._database, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
         deadline = self._database.deadline()
@@ -133,7 +140,7 @@ class FirestoreStore(Store):
             return True
 
     def purge(self, limit: int = 1_000) -> int:
-        return garbage.purge(self._database, limit)
+        return garbage.purge(self._database, self._emptied, limit)
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         return self._writer.write(ref, write)

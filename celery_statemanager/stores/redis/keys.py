@@ -42,8 +42,8 @@ class RegistryKeys:
     """What is kept about all jobs and workers. No job's hash tag is ``*``."""
 
     def __init__(self, prefix: str) -> None:
-        self.jobs, self.active, self.live, self.trash, self.workers = (
-            f"{prefix}:{{*}}:{name}" for name in ("jobs", "active", "live", "trash", "workers")
+        self.jobs, self.active, self.live, self.tombs, self.trash, self.workers = (
+            f"{prefix}:{{*}}:{name}" for name in ("jobs", "active", "live", "tombs", "trash", "workers")
         )
 
 

@@ -10,7 +10,7 @@ from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
 from celery_statemanager.stores.redis.cells import cell_of, stamp_of
 from celery_statemanager.stores.redis.columns import seen_state
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
-from celery_statemanager.stores.redis.keys import JobKeys, head_key, ref_of
+from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key, ref_of
 from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.registry import REST_AFTER, Entry, Registry
 from celery_statemanager.stores.redis.server import Server
@@ -50,6 +50,13 @@ def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry
             yield record_of(ref.key, head, plan_of(head))
         else:
             registry.heal(entry)
+
+
+def rid_of_revived(registry: Registry, jobs: Iterable[JobRecord]) -> None:
+    """Take jobs without a mark out of the tombstoned ones."""
+    for job in jobs:
+        if job.tombstoned_at is None:
+            registry.revive(entry_of(job.ref))
 
 
 def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> Iterator[OpenAttempt]:

@@ -37,7 +37,7 @@ class Registry:
         self._scripts = scripts
         self._prefix = prefix
         self.keys = RegistryKeys(prefix)
-        self._lists = [self.keys.jobs, self.keys.active, self.keys.live]
+        self._lists = [self.keys.jobs, self.keys.active, self.keys.live, self.keys.tombs]
 
     def register(self, ref: JobRef) -> None:
         """Note a job that is about to be created."""
@@ -46,10 +46,13 @@ class Registry:
     def touch(self, layout: Layout, what: str = "cell") -> bool:
         """Note that a job's cell (or ``"job"``, its record) is about to change, unless a short while ago.
 
+        Args:
+            what: ``"tomb"`` for a record that is about to be marked deleted, or still is.
+
         Returns: False if the job is not registered: it is gone, or the registry has lost it.
         """
         now = time.monotonic()
-        if layout.touched_at is not None and now - layout.touched_at <= TOUCH_INTERVAL:
+        if what != "tomb" and layout.touched_at is not None and now - layout.touched_at <= TOUCH_INTERVAL:
             return True
         registered = self._server.run(self._scripts.touch, self._lists, [entry_of(layout.job.ref), what])
         layout.touched_at = now if what == "cell" and registered else None
@@ -71,6 +74,10 @@ class Registry:
         """Take a job that was found quiet out of the live ones."""
         self._server.run(self._scripts.rest, [self.keys.live], [entry, int(REST_AFTER * 1_000_000)])
 
+    def revive(self, entry: str) -> None:
+        """Take a job that was found unmarked out of the tombstoned ones."""
+        self._server.run(self._scripts.rest, [self.keys.tombs], [entry, int(REST_AFTER * 1_000_000)])
+
     def page(self, listed: str, cursor: str | None, limit: int, before: int | None = None) -> list[Entry]:
         """Give entries of a list after a cursor, by place and name."""
         place, _, name = (cursor or "0 ").partition(" ")
@@ -83,6 +90,14 @@ class Registry:
             if len(page) >= limit or len(found) < wanted:
                 return page[:limit]
             wanted *= 2  # that many share one microsecond
+
+    def listed(
+        self, cursor: str | None, limit: int, *, due: bool, tombstoned: bool, idle_before: int | None
+    ) -> list[Entry]:
+        """Give a page of the shortest list that holds every job asked for, and others."""
+        if due or tombstoned:
+            return self.page(self.keys.live if due else self.keys.tombs, cursor, limit)
+        return self.page(self.keys.jobs if idle_before is None else self.keys.active, cursor, limit, idle_before)
 
     def live(self) -> Iterator[Entry]:
         """Give the jobs that sweeps must look at."""

@@ -34,7 +34,7 @@ from celery_statemanager.stores.redis.cells import cell_of
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, head_key
 from celery_statemanager.stores.redis.layout import Layout
-from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, scan, states_of
+from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, rid_of_revived, scan, states_of
 from celery_statemanager.stores.redis.packing import pack
 from celery_statemanager.stores.redis.reader import Reader
 from celery_statemanager.stores.redis.registry import Registry, cursor_at
@@ -95,24 +95,31 @@ class RedisStore(Store):
 
     def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
         layout = self._reader.layout(job.ref)
-        self._registry.touch(layout, "job")
+        self._registry.touch(layout, "job" if job.tombstoned_at is None else "tomb")
         keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream]
         args: list[str | bytes] = [pack({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
         word, *names = self._reader.run(self._scripts.update, job.ref, keys, args)
         return None if word == b"moved" else _texts(names)
 
     def list_jobs(
-        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+        self,
+        cursor: str | None = None,
+        limit: int = 100,
+        *,
+        due: bool = False,
+        tombstoned: bool = False,
+        idle_before: int | None = None,
     ) -> Page:
-        keys = self._registry.keys
-        if due or idle_before is None:
-            page = self._registry.page(keys.live if due else keys.jobs, cursor, limit)
-        else:
-            page = self._registry.page(keys.active, cursor, limit, idle_before)
+        page = self._registry.listed(cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
+        found = list(jobs_at(self._server, self._registry, self._prefix, page))
+        if tombstoned:
+            rid_of_revived(self._registry, found)
         jobs = [
             job
-            for job in jobs_at(self._server, self._registry, self._prefix, page)
-            if (not due or job.due) and (idle_before is None or job.last_activity < idle_before)
+            for job in found
+            if (not due or job.due)
+            and (not tombstoned or job.tombstoned_at is not None)
+            and (idle_before is None or job.last_activity < idle_before)
         ]
         return Page(jobs, cursor_at(page[-1]) if page and len(page) == limit else None)
 

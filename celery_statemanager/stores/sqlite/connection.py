@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
-from importlib import resources
 
 from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
+from celery_statemanager.stores.sqlite.layout import bring_up_to_date
 from celery_statemanager.stores.sqlite.location import APPLICATION_ID, SCHEMA, check_identity
 
 CHECKPOINT_PAGES = 4_000
@@ -91,7 +91,7 @@ def _set_up(connection: sqlite3.Connection, path: str) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
             if not _is_ours(connection, path):
-                _create(connection)
+                bring_up_to_date(connection)
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
@@ -110,11 +110,3 @@ def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
         return True
     check_identity(path, application, version, empty=not tables)
     return False
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    script = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
-    for statement in script.split(";\n"):
-        connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA}")

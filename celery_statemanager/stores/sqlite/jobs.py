@@ -25,10 +25,11 @@ FROM job j
 """
 _INSERT = """
 INSERT INTO job
-  (job_id, run_token, incarnation, num_tasks, created_at, touched, due, revision, schema_version, control, plan)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  (job_id, run_token, incarnation, num_tasks, created_at, touched, due, tombstoned, revision, schema_version, control,
+  plan)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_UPDATE = "UPDATE job SET control = ?, due = ?, revision = ?, schema_version = ? WHERE id = ?"
+_UPDATE = "UPDATE job SET control = ?, due = ?, tombstoned = ?, revision = ?, schema_version = ? WHERE id = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +79,28 @@ class Jobs:
         return self._parsed(db, row)
 
     def page(
-        self, db: sqlite3.Connection, cursor: str | None, limit: int, *, due: bool, idle_before: int | None
+        self,
+        db: sqlite3.Connection,
+        cursor: str | None,
+        limit: int,
+        *,
+        due: bool,
+        tombstoned: bool,
+        idle_before: int | None,
     ) -> Page:
         """List jobs in the order of their creation or, the idle ones, of their last activity to the minute."""
-        by_time = idle_before is not None and not due
+        by_time = idle_before is not None and not due and not tombstoned
         order = "j.touched, j.id" if by_time else "j.id"
-        terms, values = ["j.due = 1"] if due else [], []
+        terms = ["j.due = 1"] * due + ["j.tombstoned = 1"] * tombstoned
+        values: list[int] = []
         if idle_before is not None:
             terms += ["j.touched < ?", "active < ?"]
             values += [idle_before, idle_before]
         if cursor is not None:
             terms.append("(j.touched, j.id) > (?, ?)" if by_time else "j.id > ?")
             values += [int(part) for part in cursor.split(".")]
-        index = "INDEXED BY job_touched" if by_time else "INDEXED BY job_due" if due else ""
+        index = "job_touched" if by_time else "job_due" if due else "job_tombstoned" if tombstoned else ""
+        index = index and f"INDEXED BY {index}"
         where = f"WHERE {' AND '.join(terms)}" if terms else ""
         rows = db.execute(f"{_SELECT} {index} {where} ORDER BY {order} LIMIT ?", (*values, limit + 1)).fetchall()
         page = rows[:limit]
@@ -131,13 +141,18 @@ class Jobs:
 def insert(db: sqlite3.Connection, job: JobRecord) -> None:
     """Keep a new job. Raises: sqlite3.IntegrityError – its key is taken."""
     fixed = (*_key(job.key), job.incarnation, job.num_tasks, job.created_at, job.last_activity)
-    moving = (int(job.due), job.revision, job.schema_version, control_to_json(job))
+    moving = (*_marks(job), job.revision, job.schema_version, control_to_json(job))
     db.execute(_INSERT, (*fixed, *moving, plan_to_json(job.plan)))
 
 
 def update(db: sqlite3.Connection, number: int, job: JobRecord) -> None:
     """Store what may change of a job."""
-    db.execute(_UPDATE, (control_to_json(job), int(job.due), job.revision, job.schema_version, number))
+    db.execute(_UPDATE, (control_to_json(job), *_marks(job), job.revision, job.schema_version, number))
+
+
+def _marks(job: JobRecord) -> tuple[int, int]:
+    """Give what lists of jobs ask for."""
+    return int(job.due), int(job.tombstoned_at is not None)
 
 
 def _said_at(job: JobRecord) -> int:

@@ -8,6 +8,7 @@ CREATE TABLE job (
   created_at INTEGER NOT NULL,
   touched INTEGER NOT NULL,
   due INTEGER NOT NULL,
+  tombstoned INTEGER NOT NULL,
   revision INTEGER NOT NULL,
   schema_version INTEGER NOT NULL,
   control TEXT NOT NULL,
@@ -16,6 +17,7 @@ CREATE TABLE job (
 );
 CREATE INDEX job_due ON job (due) WHERE due = 1;
 CREATE INDEX job_touched ON job (touched);
+CREATE INDEX job_tombstoned ON job (tombstoned) WHERE tombstoned = 1;
 
 -- One row per tag and kind of cell (see kinds.py), with the tally of a column's written cells.
 CREATE TABLE tag (

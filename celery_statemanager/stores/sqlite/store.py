@@ -88,10 +88,16 @@ class SQLiteStore(Store):
             return steps.update_job(SQLiteTransaction(db, self._jobs, job.ref, self.now()), job)
 
     def list_jobs(
-        self, cursor: str | None = None, limit: int = 100, *, due: bool = False, idle_before: int | None = None
+        self,
+        cursor: str | None = None,
+        limit: int = 100,
+        *,
+        due: bool = False,
+        tombstoned: bool = False,
+        idle_before: int | None = None,
     ) -> Page:
         with self._pool.reading() as db:
-            return self._jobs.page(db, cursor, limit, due=due, idle_before=idle_before)
+            return self._jobs.page(db, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
         with self._pool.writing() as db:

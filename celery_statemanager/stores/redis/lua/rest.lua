@@ -1,8 +1,8 @@
--- Takes a quiet job out of the live ones, unless it was touched a short while ago.
+-- Takes a job out of a list that it was found not to belong in, unless it was put there a short while ago.
 --
--- KEYS[1]  live (see touch.lua)
+-- KEYS[1]  live or tombs (see touch.lua)
 -- ARGV[1]  entry
--- ARGV[2]  how long ago its last touch must be, microseconds
+-- ARGV[2]  how long ago that must be, microseconds
 
 local time = redis.call("TIME")
 local touched = redis.call("ZSCORE", KEYS[1], ARGV[1])

@@ -1,6 +1,6 @@
 -- Takes a job out of the registry and, unless nothing of it was ever kept, marks its leftovers for purging.
 --
--- KEYS     1 jobs, 2 active, 3 live (see touch.lua), 4 trash (set of entries)
+-- KEYS     1 jobs, 2 active, 3 live, 4 tombs (see touch.lua), 5 trash (set of entries)
 -- ARGV[1]  entry
 -- ARGV[2]  "trash", or "forget" if there are no leftovers
 -- ARGV[3]  how long ago it must have been registered, microseconds; empty for any time
@@ -13,10 +13,10 @@ if ARGV[3] ~= "" and registered then
   end
 end
 -- Removing comes first: a full server takes what grows only after it.
-for i = 1, 3 do
+for i = 1, 4 do
   redis.call("ZREM", KEYS[i], ARGV[1])
 end
 if ARGV[2] == "trash" then
-  redis.call("SADD", KEYS[4], ARGV[1])
+  redis.call("SADD", KEYS[5], ARGV[1])
 end
 return 1

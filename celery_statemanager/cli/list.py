@@ -1,0 +1,109 @@
+"""``celery -A proj list-state``: which jobs there are, and how far each has got."""
+
+from __future__ import annotations
+
+import click
+from celery.bin.base import CeleryCommand, handle_preload_options
+
+from celery_statemanager.cli.ages import AGE
+from celery_statemanager.cli.common import (
+    format_option,
+    interruptible,
+    note,
+    opened_store,
+    option,
+    store_option,
+)
+from celery_statemanager.cli.rendering.jobs import job_table
+from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.codec import compact, job_to_wire, summary_to_wire
+from celery_statemanager.overview import Overview, Phase, Wanted, list_overviews
+from celery_statemanager.records import to_datetime
+from celery_statemanager.stores import Store
+
+_WHICH = "Which jobs"
+_PHASES = [each.value for each in Phase]
+_HELP = """List jobs, the last written first: status, share done, cells finished and failed, age of the last write.
+
+TEXT chooses jobs whose id contains it, in upper or lower case. An age is like
+90s, 1h30m, 30d, 4w or 1mo (30 days), counted from the last write.
+
+\b
+The status of a job:
+  waiting    nothing has begun      finished   every cell is FINISHED
+  running    some cells have        failed     all have ended, some failed
+  failing    and some have failed   cancelled  it was cancelled
+
+\b
+Examples:
+  celery -A proj list-state
+  celery -A proj list-state etl --status failing --status failed
+  celery -A proj list-state --older-than 30d --limit 1000
+  celery -A proj list-state --newer-than 1h --format json | jq -r .jobID
+  celery list-state --store sqlite:///states.db
+
+\b
+Exit status:
+    0  listed, be it nothing
+    2  wrong use
+   69  the store cannot be reached
+   78  the store's URL or a setting is wrong, or its file is not there
+"""
+
+
+@click.command("list-state", cls=CeleryCommand, help=_HELP, short_help="List jobs and how far they are.")
+@click.argument("text", metavar="[TEXT]", default="")
+@option("--older-than", type=AGE, help="Only jobs last written longer ago.", group=_WHICH)
+@option("--newer-than", type=AGE, help="Only jobs written since.", group=_WHICH)
+@option("--status", "phases", type=click.Choice(_PHASES), multiple=True, help="Only these; repeatable.", group=_WHICH)
+@option("--all", "everything", is_flag=True, help="Also jobs marked deleted.", group=_WHICH)
+@option(
+    "--limit", type=click.IntRange(1), metavar="N", default=50, show_default="50", help="At most so many.", group=_WHICH
+)
+@format_option
+@store_option
+@click.pass_context
+@handle_preload_options
+def list_state(
+    ctx: click.Context,
+    /,
+    text: str,
+    older_than: int | None,
+    newer_than: int | None,
+    phases: tuple[str, ...],
+    everything: bool,
+    limit: int,
+    style: str,
+    store_url: str | None,
+) -> None:
+    """List jobs."""
+    with interruptible(), opened_store(ctx.obj.app, store_url) as store:
+        outlet = Outlet(no_color=ctx.obj.no_color)
+        now = store.now()
+        wanted = Wanted(
+            text,
+            None if older_than is None else now - older_than,
+            None if newer_than is None else now - newer_than,
+            frozenset(map(Phase, phases)),
+            tombstoned=everything,
+        )
+        listed, total = list_overviews(store, wanted, limit)
+        if style == "json":
+            for each in listed:
+                outlet.record(compact(_wire(each)))
+        else:
+            _show(store, listed, outlet)
+        if total > limit:
+            note(f"note: {limit} of {total} jobs; --limit {total} lists them all")
+
+
+def _show(store: Store, listed: list[Overview], outlet: Outlet) -> None:
+    if not listed:
+        note("no such jobs")
+        return
+    for line in job_table(listed, to_datetime(store.now()), outlet.size.columns, outlet.glyphs):
+        outlet.line(line)
+
+
+def _wire(each: Overview) -> dict[str, object]:
+    return {**job_to_wire(each.job), "phase": each.phase.value, **summary_to_wire(each.summary)}

@@ -1,0 +1,73 @@
+"""What beat has workers do from time to time: tasks known by their names, and entries of its schedule from settings.
+
+Beat and every worker also sweep by themselves (``keeper``); a task alone could wait on the queue whose workers died.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from celery.signals import import_modules
+
+from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.garbage import collect_garbage
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.settings import PREFIX
+from celery_statemanager.integration.sweeper import sweep
+
+logger = logging.getLogger(__name__)
+
+COLLECT = "celery_statemanager.collect_garbage"
+SWEEP = "celery_statemanager.sweep"
+
+LONGEST_WAIT = 3_600.0
+"""Seconds after which a message that no worker took is dropped: the next one comes soon."""
+
+
+def install(tracker: Tracker) -> None:
+    """Register the tasks with the app, and have their entries put into its schedule before beat reads it."""
+    register = partial(tracker.app.task, ignore_result=True, shared=False)
+
+    @register(name=COLLECT)
+    def collect() -> dict[str, Any]:
+        return _collect(tracker)
+
+    @register(name=SWEEP)
+    def sweep_once() -> dict[str, Any]:
+        return asdict(sweep(tracker))
+
+    import_modules.connect(lambda **_: add_entries(tracker), sender=tracker.app, weak=False)
+
+
+def add_entries(tracker: Tracker) -> None:
+    """Put the entries that the settings ask for beside the app's own; one of the same name stays as it is."""
+    conf, settings = tracker.app.conf, tracker.settings
+    wanted = {COLLECT: settings.gc_schedule, SWEEP: settings.sweep_schedule}
+    entries = {task: _entry(task, when) for task, when in wanted.items() if when is not None}
+    if entries:
+        conf.beat_schedule = {**entries, **(conf.beat_schedule or {})}
+
+
+def _entry(task: str, when: Any) -> dict[str, Any]:
+    """Give an entry whose message is dropped where the next one comes before it is taken."""
+    seconds = when.total_seconds() if isinstance(when, timedelta) else when
+    expires = min(seconds, LONGEST_WAIT) if isinstance(seconds, (int, float)) else LONGEST_WAIT
+    return {"task": task, "schedule": when, "options": {"expires": expires}}
+
+
+def _collect(tracker: Tracker) -> dict[str, Any]:
+    settings = tracker.settings
+    if settings.gc_tombstone_age is None:
+        raise ConfigurationError(
+            f"{COLLECT} needs ages: set {PREFIX}gc_tombstone_age and {PREFIX}gc_delete_age, such as '30d' and '90d'"
+        )
+    collected = collect_garbage(
+        tracker.store, tombstone_age=settings.gc_tombstone_age, delete_age=settings.gc_delete_age
+    )
+    if collected:
+        logger.info("garbage collected: %s", collected)
+    return asdict(collected)

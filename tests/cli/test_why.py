@@ -1,0 +1,68 @@
+"""``why-state``: sentences that fit, and nothing in them that moves a cursor."""
+
+import json
+
+import pytest
+
+from celery_statemanager import Manager, Status
+from celery_statemanager.manager import new_event_id
+from celery_statemanager.records import Begin
+
+
+@pytest.fixture
+def run(command):
+    def run(*arguments):
+        return command("why-state", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def etl(store):
+    """A job with rows queued, running for nobody, written by a Manager, and one that waits for a stage."""
+    manager = Manager.create(store, "etl-42", num_tasks=4, tags=("ingest", "export"), task_index=0)
+    manager.set_state("ingest", Status.FINISHED)
+    store.begin(manager.ref, Begin(tag="ingest", task_index=1, event_id=new_event_id(), owner="pod-\x1b[2J3:4711:ab"))
+    Manager.open(store, "etl-42", task_index=2).set_state("ingest", 40, "page 4")
+    return "etl-42"
+
+
+def test_a_sentence_for_each_range_of_open_rows(etl, run):
+    result = run(etl)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "etl-42: not settled, 7 cells open:"
+    assert "  ingest  3: in the queue: no live worker has received it" in lines
+    assert any(line.startswith("  ingest  1: lost on pod-[2J3, worker pid 4711, attempt 1") for line in lines)
+    assert any(line.startswith("  ingest  2: written by a Manager") for line in lines)
+    assert "\x1b" not in result.stdout
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_same_for_programs(etl, run):
+    told = [json.loads(line) for line in run(etl, "--format", "json").stdout.splitlines()]
+    assert {(each["tag"], each["taskIDs"], each["code"]) for each in told} >= {
+        ("ingest", "3", "queued"),
+        ("ingest", "1", "lost"),
+        ("ingest", "2", "written"),
+        ("export", "1-3", "waits"),
+    }
+
+
+def test_a_job_that_is_done(store, run, write):
+    Manager.create(store, "job", num_tasks=1, tags=("a",))
+    write("job", (0, "a", Status.FINISHED, None))
+    assert run("job").stdout == "job: settled, nothing is open\n"
+
+
+def test_a_cancelled_job_says_why(store, run, cancel, write):
+    Manager.create(store, "job", num_tasks=2, tags=("a",))
+    write("job", (0, "a", 40, None))
+    cancel(store, "job", "user\x1b[2J asked")
+    assert run("job").stdout.startswith("job: cancelled (user[2J asked), not settled, 1 cell open:\n")
+
+
+def test_an_unknown_job(run, error_of):
+    result = run("nope")
+    assert result.exit_code == 66
+    assert error_of(result).startswith("no job 'nope' in this store")

@@ -1,0 +1,52 @@
+"""The matrix of outcomes as design.md shows it; run as a script, it writes it there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from matrix import POOLS, Outcome
+from matrix_rows import OUTCOMES
+
+DESIGN = Path(__file__).parents[2] / "design.md"
+BEGIN, END = "<!-- matrix:begin -->\n", "<!-- matrix:end -->\n"
+
+
+def table() -> str:
+    """Give the matrix in Markdown, for the newest Celery, with what differs before 5.7."""
+    lines = [f"| what happens | {' | '.join(POOLS)} | message |", "|---" * (len(POOLS) + 2) + "|"]
+    return "\n".join([*lines, *map(_line, OUTCOMES)]) + "\n"
+
+
+def _line(outcome: Outcome) -> str:
+    cells = [_cell(outcome, pool) for pool in POOLS]
+    messages = {ends.message: None for ends in outcome.ends.values() if ends.message}
+    shown = " or ".join(f"`{_plain(message)}`" for message in messages)
+    return f"| {outcome.what} | {' | '.join(cells)} | {shown} |"
+
+
+def _cell(outcome: Outcome, pool: str) -> str:
+    ends, older = outcome.ends.get(pool), outcome.older.get(pool)
+    if ends is None:
+        return "–"
+    return str(ends) if older is None or str(older) == str(ends) else f"{ends} (before 5.7: {older})"
+
+
+def _plain(pattern: str) -> str:
+    """Give a pattern as a reader would write it."""
+    return re.sub(r"\((\w+)\|\w+\)", r"\1", pattern).replace(".*", "…")
+
+
+def shown() -> str:
+    """Give what design.md holds."""
+    return DESIGN.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def write() -> None:
+    """Put the table into design.md."""
+    before, _, rest = DESIGN.read_text().partition(BEGIN)
+    DESIGN.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,38 @@
+"""The same message more than once (rule R14): whatever the broker does, one execution counts."""
+
+import pytest
+
+PATIENCE = 40
+PREFORK, THREADS, GEVENT = (("redis1-redis", pool) for pool in ("prefork", "threads", "gevent"))
+
+
+def received_again(worker, job):
+    """Whether a worker has got the message of row 0 a second time, and dropped it."""
+    celery_id = f"{job.manager.ref.incarnation}.0.0"
+    log = worker.log.read_text()
+    return log.count(f"[{celery_id}] received") == 2 and f"not run: {celery_id} is duplicate" in log
+
+
+def check_one_run(tracked, job, key):
+    (tracked.HOME / f"{key}.go").touch()
+    assert job.wait(PATIENCE).finished == 1
+    assert tracked.notes(key) == ["begun 1", "ended 1"]
+    assert job.get_state("work", 0).version == 2
+
+
+@pytest.mark.places(PREFORK, THREADS)
+def test_a_task_longer_than_the_visibility_timeout_runs_once(tracked, victim, key, eventually):
+    worker = victim(key, TRACKED_VISIBILITY="2")
+    job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
+    eventually(lambda: received_again(worker, job))
+    check_one_run(tracked, job, key)
+
+
+@pytest.mark.places(PREFORK, GEVENT)
+def test_a_task_whose_worker_loses_its_broker_runs_once(tracked, victim, key, cut, eventually):
+    worker = victim(key)
+    job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
+    eventually(lambda: tracked.notes(key))
+    cut()
+    eventually(lambda: received_again(worker, job))
+    check_one_run(tracked, job, key)

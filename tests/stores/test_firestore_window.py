@@ -1,0 +1,59 @@
+"""The window that only Firestore has: a process is killed after its last cell's write and before the decision."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+
+import pytest
+
+from celery_statemanager import open_store
+from celery_statemanager.stores.firestore import jobs, overdue
+from celery_statemanager.sweep import Sweep
+from celery_statemanager.testing.kit import FINISHED, Grid
+
+WRITER = """
+import os, signal, sys
+from celery_statemanager.records import JobKey
+from celery_statemanager.stores import open_store
+from celery_statemanager.stores.firestore.latches import Latches
+from celery_statemanager.testing import Grid
+
+store = open_store(sys.argv[1], timeout=20)
+grid = Grid(store, store.get_job(JobKey("job")).ref)
+grid.begin("a", 0)
+Latches.decide = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+grid.end("a", 0)
+"""
+
+
+class Hands:
+    """Notes which jobs' callbacks a sweep would publish."""
+
+    def __init__(self) -> None:
+        self.published: list[str] = []
+
+    def resend(self, ref: object, message: str) -> bool:
+        return False
+
+    def publish(self, ref: tuple[tuple[str, str | None], str], decided: tuple[str, ...]) -> int:
+        self.published.append(ref[0][0])
+        return 1
+
+
+def test_a_decision_that_was_never_made_is_made_by_the_sweep(
+    firestore_emulator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
+    monkeypatch.setattr(overdue, "FIRST", -1_000_000)
+    url = f"firestore://test-{uuid.uuid4().hex[:12]}"
+    with open_store(url, timeout=20) as store:
+        grid = Grid.create(store, 1, ("a",), success="{}")
+        killed = subprocess.run([sys.executable, "-c", WRITER, url], timeout=60, check=False)
+        assert (killed.returncode, grid.cell("a", 0).status, grid.fallen) == (-9, FINISHED, set())
+        hands = Hands()
+        for _ in range(2):  # one look decides, and what was decided a moment ago is left to its decider
+            Sweep(store, hands, lease=0.001, max_lost=3).run()
+        assert grid.fallen == {"success", "settled"}
+        assert hands.published == ["job"]

@@ -1,0 +1,336 @@
+"""Garbage collection on every store, with whatever may happen between any two of its steps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from celery_statemanager import ConfigurationError, JobNotFound, Store, collect_garbage, garbage
+from celery_statemanager.garbage import Act, Collected, Skip
+from celery_statemanager.leases import Received, Report, cell_name
+from celery_statemanager.records import JobRecord, Submission
+from celery_statemanager.testing import FakeClock, StoreFactory, WrappedStore
+from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
+
+HOUR = 3600.0
+AT_ONCE = {"tombstone_age": 0.002, "delete_age": 0.004}
+HIDE = {"tombstone_age": 0.002, "delete_age": HOUR}
+LATER = {"tombstone_age": HOUR, "delete_age": 2 * HOUR}
+
+
+@pytest.fixture(autouse=True)
+def exact_activity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Firestore tell each write: what is up to 45 s old says nothing of jobs that live for milliseconds."""
+    if "firestore" in request.node.name:
+        from celery_statemanager.stores.firestore import activity
+
+        monkeypatch.setattr(activity, "EVERY", 0)
+
+
+class Between(WrappedStore):
+    """Does something before one of the calls that are made to it."""
+
+    def __init__(self, inner: Store, number: int, action: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self.left = number
+        self.action = action
+
+    def calling(self, method: str, call: Callable[[], Any]) -> Any:
+        if self.left == 0:
+            self.action()
+        self.left -= 1
+        return call()
+
+
+def idle(store: Store, *grids: Grid) -> None:
+    """Wait until jobs are idle by the ages of these tests."""
+    deadline = time.monotonic() + PATIENCE
+    while any(store.now() - grid.job.last_activity <= 5_000 for grid in grids):
+        assert time.monotonic() < deadline
+
+
+def exists(grid: Grid) -> bool:
+    try:
+        return grid.job.incarnation == grid.ref.incarnation
+    except JobNotFound:
+        return False
+
+
+def an_idle_job(store: Store, name: str = "job", **callbacks: str) -> Grid:
+    grid = Grid.create(store, 2, ("a",), job_id=name, **callbacks)
+    grid.write("a", 0, 5)
+    idle(store, grid)
+    return grid
+
+
+def at_every_step(
+    store: Store,
+    ages: dict[str, float],
+    action: Callable[[Grid], object],
+    check: Callable[[Grid, Collected], object],
+    **callbacks: str,
+) -> None:
+    """Collect a new idle job again and again, acting on it before each call to the store but the first.
+
+    That one asks for the time by which the job is judged; what is written before it is idle by then.
+    """
+    for number in range(1, 100):
+        grid = an_idle_job(store, f"job {number}", **callbacks)
+        between = Between(store, number, lambda grid=grid: action(grid) if exists(grid) else None)
+        report = collect_garbage(between, **ages)
+        if between.left >= 0:
+            assert number > 4
+            return
+        check(grid, report)
+        if exists(grid):
+            grid.delete()
+    raise AssertionError("no end of steps")
+
+
+def test_an_idle_job_is_hidden_then_deleted_and_nothing_is_left(store: Store) -> None:
+    grid = an_idle_job(store)
+    assert collect_garbage(store, **LATER) == Collected()
+    told: list[tuple[str, object]] = []
+    report = collect_garbage(store, **HIDE, tell=lambda job, what: told.append((job.job_id, what)))
+    assert report == Collected(scanned=1, tombstoned=1)
+    assert told == [("job", Act.TOMBSTONED)]
+    assert grid.state("a", 0).status == 5
+    assert collect_garbage(store, **HIDE) == Collected(scanned=1)
+    report = collect_garbage(store, **AT_ONCE)
+    assert (report.deleted, report.tombstoned, report.revived, report.skipped) == (1, 0, 0, {})
+    assert not exists(grid)
+    assert purge(store) == 0
+
+
+@pytest.mark.parametrize("tags", [("a",), None])
+def test_settled_jobs_and_jobs_without_a_plan_are_deleted_though_never_hidden(store: Store, tags: Any) -> None:
+    grid = Grid.create(store, 1, tags)
+    grid.run("a", 0)
+    idle(store, grid)
+    assert collect_garbage(store, **AT_ONCE).deleted == 1
+    assert not exists(grid)
+
+
+def test_a_hidden_job_that_is_written_to_is_revived(store: Store) -> None:
+    alive, asleep = an_idle_job(store, "alive"), an_idle_job(store, "asleep")
+    assert collect_garbage(store, **HIDE).tombstoned == 2
+    alive.write("a", 1, 6)
+    assert collect_garbage(store, **LATER) == Collected(scanned=2, revived=1)
+    assert alive.job.tombstoned_at is None
+    assert asleep.job.tombstoned_at is not None
+
+
+def test_a_dry_run_writes_nothing_and_tells_what_would_be_done(store: Store) -> None:
+    grids = {name: an_idle_job(store, name) for name in ("revive", "hide")}
+    collect_garbage(store, **HIDE)
+    grids["hide"].update(lambda job: replace(job, tombstoned_at=None))
+    grids["revive"].write("a", 1, 6)
+
+    class ReadOnly(WrappedStore):
+        def calling(self, method: str, call: Callable[[], Any]) -> Any:
+            assert method in {"list_jobs", "list_workers", "list_open_attempts", "now", "get_job"}, method
+            return call()
+
+    before = list(every_job(store))
+    assert collect_garbage(ReadOnly(store), **LATER, dry_run=True).revived == 1
+    idle(store, *grids.values())
+    report = collect_garbage(ReadOnly(store), **HIDE, dry_run=True)
+    assert (report.tombstoned, report.deleted) == (1, 0)
+    assert collect_garbage(ReadOnly(store), **AT_ONCE, dry_run=True).deleted == 2
+    assert list(every_job(store)) == before
+
+
+@pytest.mark.parametrize("ages", [HIDE, AT_ONCE], ids=["hide", "delete"])
+def test_a_job_written_to_between_any_two_steps_is_there_and_seen_after_the_next_run(
+    store: Store, ages: dict[str, float]
+) -> None:
+    written: set[Grid] = set()
+
+    def write(grid: Grid) -> None:
+        grid.write("a", 1, 7)
+        written.add(grid)
+
+    def check(grid: Grid, _: Collected) -> None:
+        if grid in written:
+            collect_garbage(store, **LATER)
+            assert grid.state("a", 1).status == 7
+            assert grid.job.tombstoned_at is None
+
+    at_every_step(store, ages, write, check)
+    assert len(written) > 4
+
+
+def test_a_callback_that_falls_due_between_any_two_steps_keeps_the_job(store: Store) -> None:
+    finished: set[Grid] = set()
+
+    def finish(grid: Grid) -> None:
+        grid.run("a", 0)
+        grid.run("a", 1)
+        finished.add(grid)
+
+    def check(grid: Grid, _: Collected) -> None:
+        if grid in finished:
+            assert grid.job.latches["success"].due
+            idle(store, grid)
+            assert collect_garbage(store, **AT_ONCE).skipped == {Skip.CALLBACK.value: 1}
+
+    at_every_step(store, AT_ONCE, finish, check, success="call")
+    assert len(finished) > 4
+
+
+def test_another_run_between_any_two_steps_does_no_harm(store: Store) -> None:
+    other: list[Collected] = []
+
+    def check(grid: Grid, report: Collected) -> None:
+        assert not exists(grid)
+        assert report.deleted + sum(each.deleted for each in other) == 1
+        other.clear()
+
+    at_every_step(store, AT_ONCE, lambda _: other.append(collect_garbage(store, **AT_ONCE)), check)
+    assert purge(store) == 0
+
+
+def test_a_run_that_is_cut_off_anywhere_is_done_by_the_next(store: Store) -> None:
+    class CutOffError(Exception):
+        pass
+
+    def cut_off(_: Grid) -> None:
+        raise CutOffError
+
+    for number in range(100):
+        grid = an_idle_job(store, f"job {number}")
+        between = Between(store, number, lambda grid=grid: cut_off(grid))
+        try:
+            collect_garbage(between, **AT_ONCE)
+        except CutOffError:
+            collect_garbage(store, **AT_ONCE)
+        assert not exists(grid)
+        assert purge(store) == 0
+        if between.left >= 0:
+            return
+
+
+def _running(grid: Grid) -> Report:
+    return Report(running=[cell_name(grid.ref, "a", 1)])
+
+
+def _received(grid: Grid) -> Report:
+    return Report(received=[Received(grid.ref, "a", 1, None)])
+
+
+def _nothing(grid: Grid) -> Report:
+    grid.begin("a", 1, owner="w1")
+    return Report()
+
+
+@pytest.mark.parametrize("report_of", [_running, _received, _nothing])
+def test_a_job_that_a_live_worker_is_at_is_spared_until_the_worker_is_dead(
+    store: Store, report_of: Callable[[Grid], Report]
+) -> None:
+    grid = an_idle_job(store)
+    report = report_of(grid)
+    idle(store, grid)
+    store.put_worker("w1", report.to_json(), HOUR)
+    assert collect_garbage(store, **AT_ONCE).skipped == {Skip.RUNNING.value: 1}
+    assert grid.job.tombstoned_at is None
+    store.put_worker("w1", report.to_json(), 0)
+    assert collect_garbage(store, **AT_ONCE).deleted == 1
+
+
+def test_a_job_that_is_being_published_is_spared_until_its_publisher_is_dead(store: Store) -> None:
+    grid = an_idle_job(store)
+
+    def publishing(until: int) -> Callable[[JobRecord], JobRecord]:
+        return lambda job: replace(job, submission=Submission(1, done=False, alive_until=until))
+
+    grid.update(publishing(store.now() + 60_000_000))
+    assert collect_garbage(store, **AT_ONCE).skipped == {Skip.PUBLISHING.value: 1}
+    grid.update(publishing(1))
+    assert collect_garbage(store, **AT_ONCE).deleted == 1
+
+
+def test_many_jobs_are_looked_at_page_by_page(store: Store) -> None:
+    grids = [Grid.create(store, 1, job_id=f"job {number}") for number in range(120)]
+    idle(store, *grids[-1:])
+    assert collect_garbage(store, **HIDE).tombstoned == 120
+    assert collect_garbage(store, **AT_ONCE).deleted == 120
+    assert list(every_job(store)) == []
+
+
+def test_ages_are_counted_from_the_last_write_by_the_stores_clock(store_factory: StoreFactory) -> None:
+    if not store_factory.takes_clock:
+        pytest.skip("its clock is the server's")
+    clock = FakeClock()
+    with store_factory.make(clock=clock) as store:
+        grid = Grid.create(store, 1)
+        clock.advance(20 * 86_400)
+        grid.write("a", 0, 5)
+        clock.advance(29 * 86_400)
+        assert not collect_garbage(store, tombstone_age="30d", delete_age="90d")
+        clock.advance(2 * 86_400)
+        assert collect_garbage(store, tombstone_age="30d", delete_age="90d").tombstoned == 1
+        clock.advance(58 * 86_400)
+        assert not collect_garbage(store, tombstone_age="30d", delete_age="90d")
+        clock.advance(2 * 86_400)
+        assert collect_garbage(store, tombstone_age="30d", delete_age="90d").deleted == 1
+
+
+@pytest.mark.parametrize(
+    ("ages", "words"),
+    [
+        (("30d", "30d"), "the delete age (30d) must be longer than the tombstone age (30d)"),
+        (("4w", 3600), "the delete age (1h) must be longer than the tombstone age (28d)"),
+        (("30", "90d"), "tombstone age: not a length of time: '30' (no unit after 30)"),
+        (("30d", None), "delete age: a length of time is a text, seconds or a timedelta, not None"),
+    ],
+)
+def test_ages_that_make_no_sense_are_refused_in_words(ages: tuple[Any, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        collect_garbage(WrappedStore(None), tombstone_age=ages[0], delete_age=ages[1])  # type: ignore[arg-type]
+    assert str(raised.value).startswith(words)
+
+
+CHILD = """
+import sys
+from celery_statemanager import collect_garbage, garbage, open_store
+from celery_statemanager.testing import WrappedStore
+
+class Telling(WrappedStore):
+    def purge(self, limit):
+        removed = super().purge(limit)
+        print(removed, flush=True)
+        return removed
+
+garbage.PURGED_AT_ONCE = 50
+collect_garbage(Telling(open_store(sys.argv[1])), tombstone_age=0.002, delete_age=0.004)
+"""
+
+
+def test_a_killed_process_leaves_only_what_the_next_run_removes(store: Store, store_factory: StoreFactory) -> None:
+    if store_factory.url is None:
+        pytest.skip("its data live and die with one store object")
+    grid = Grid.create(store, 400)
+    for row in range(400):
+        for tag in ("a", "b", "c") if "firestore" not in store_factory.url else ("a",):
+            grid.write(tag, row, 5)
+    idle(store, grid)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, store_factory.url], stdout=subprocess.PIPE)
+    assert [int(child.stdout.readline()) > 0 for _ in range(2)] == [False, True]  # nothing of old, then of the job
+    child.kill()
+    child.communicate(timeout=PATIENCE)
+    assert not exists(grid)
+    successor = Grid.create(store, 400)
+    successor.write("a", 3, 6)
+    collect_garbage(store, **LATER)
+    assert purge(store) == 0
+    assert [state.status for state in successor.states()] == [6]
+
+
+def test_one_call_removes_a_bounded_number_of_rows() -> None:
+    assert garbage.PURGED_AT_ONCE <= 10_000

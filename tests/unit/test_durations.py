@@ -1,0 +1,93 @@
+"""Lengths of time, as people and Go write them."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_statemanager.durations import format_duration, parse_duration, to_duration
+
+MICROSECOND = timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("72h", timedelta(hours=72)),
+        ("1h30m", timedelta(hours=1.5)),
+        ("1.5h", timedelta(hours=1.5)),
+        (".5h", timedelta(minutes=30)),
+        ("30d", timedelta(days=30)),
+        ("4w", timedelta(weeks=4)),
+        ("1mo", timedelta(days=30)),
+        ("1mo1m", timedelta(days=30, minutes=1)),
+        ("1d12h", timedelta(days=1.5)),
+        ("30m1h", timedelta(hours=1.5)),
+        ("2h45m30.5s", timedelta(hours=2, minutes=45, seconds=30.5)),
+        ("250ms", timedelta(seconds=0.25)),
+        ("7us", 7 * MICROSECOND),
+        ("7µs", 7 * MICROSECOND),
+        (" 90d\n", timedelta(days=90)),
+    ],
+)
+def test_a_text_is_read(text, expected):
+    assert parse_duration(text) == expected.total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("30", "no unit after 30"),
+        ("1h30", "no unit after 30"),
+        ("30x", "at '30x'"),
+        ("1h bad", "at ' bad'"),
+        ("-3d", "at '-3d'"),
+        ("d", "at 'd'"),
+        ("٣d", "at '٣d'"),
+        ("1M", "at '1M'"),
+        ("", "above 0"),
+        ("0d", "above 0"),
+        ("0.0000001s", "above 0"),
+        ("9999999999d", "too long"),
+    ],
+)
+def test_what_is_none_is_refused_with_the_mend(text, why):
+    with pytest.raises(ValueError, match=why) as raised:
+        parse_duration(text)
+    assert "30d" in str(raised.value) or "too long" in str(raised.value)
+
+
+@pytest.mark.parametrize("value", ["36h", 129_600, 129_600.0, timedelta(hours=36)])
+def test_settings_take_texts_seconds_and_timedeltas(value):
+    assert to_duration(value) == 36 * 3600
+
+
+@pytest.mark.parametrize("value", [0, -1, timedelta(), float("nan"), float("inf"), 1e300])
+def test_numbers_that_are_no_length_are_refused(value):
+    with pytest.raises(ValueError):
+        to_duration(value)
+
+
+@pytest.mark.parametrize("value", [True, None, b"30d", [30]])
+def test_other_things_are_refused(value):
+    with pytest.raises(TypeError, match="text, seconds or a timedelta"):
+        to_duration(value)
+
+
+@pytest.mark.parametrize(("length", "text"), [(timedelta(days=30), "30d"), (timedelta(hours=36), "1d12h")])
+def test_lengths_are_written_as_people_do(length, text):
+    assert format_duration(length.total_seconds()) == text
+
+
+@given(st.timedeltas(min_value=MICROSECOND, max_value=timedelta(days=10_000)))
+def test_what_is_written_is_read_as_the_same(length):
+    assert parse_duration(format_duration(length.total_seconds())) == length.total_seconds()
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_read_or_refused_and_never_anything_else(text):
+    try:
+        assert parse_duration(text) > 0
+    except ValueError:
+        return
