@@ -32,7 +32,7 @@ def the_app(server: RedisServer) -> ModuleType:
     """Import the app for a server, anew for another one."""
     os.environ["BENCHMARK_REDIS"] = _base(server)
     module = importlib.import_module("benchmarks.app")
-    return module if module.URL == _base(server) else importlib.reload(module)
+    return module if _base(server) == module.URL else importlib.reload(module)
 
 
 def cpu_seconds(pid: int) -> float:
