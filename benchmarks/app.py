@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 
 import redis
 from celery import Celery
@@ -19,36 +20,37 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
 )
 states = StateManager(app) if os.environ.get("BENCHMARK_TRACKED", "yes") == "yes" else None
+task = partial(app.task, shared=False)  # the module may be loaded again, for another server
 
 
-@app.task
+@task
 def with_result() -> None:
     """Do nothing, and keep the result: what a chord needs."""
 
 
-@app.task(ignore_result=True)
+@task(ignore_result=True)
 def plain() -> None:
     """Do nothing."""
 
 
-@app.task(base=StatefulTask, ignore_result=True, tag="work")
+@task(base=StatefulTask, ignore_result=True, tag="work")
 def tracked() -> None:
     """Do nothing in a job."""
 
 
-@app.task(ignore_result=True)
+@task(ignore_result=True)
 def ended(*_: object) -> None:
     """Say that all have ended."""
     _client().rpush("ended", "x")
 
 
-@app.task(ignore_result=True)
+@task(ignore_result=True)
 def plain_hold() -> None:
     """Stay until told to go."""
     _hold()
 
 
-@app.task(base=StatefulTask, ignore_result=True, tag="work")
+@task(base=StatefulTask, ignore_result=True, tag="work")
 def tracked_hold() -> None:
     """Stay until told to go, in a job."""
     _hold()

@@ -1,4 +1,4 @@
-"""Draws what reads and ends cost against the size of the job: ``python -m benchmarks.plot cost-by-size.png``."""
+"""Draws costs against the size of the job: ``python -m benchmarks.plot cost-by-size.png [largest]``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from matplotlib import pyplot as plt
 
 from benchmarks.sizes import KINDS, READS, ending_costs, reading_costs
 
-SIZES = [100, 1_000, 10_000, 100_000]
+SIZES = (100, 1_000, 10_000, 100_000)
 ROUNDS = 500
 
 
-def main(path: str) -> None:
+def main(path: str, largest: str = "100000") -> None:
     """Measure every store at every size and write the picture."""
+    sizes = [size for size in SIZES if size <= int(largest)]
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
-    for panel, (title, costs) in zip(panels, _panels().items()):
+    for panel, (title, costs) in zip(panels, _panels(sizes).items()):
         for kind, by_size in costs.items():
             panel.plot(list(by_size), [cost * 1e6 for cost in by_size.values()], marker="o", label=kind)
         panel.set(xscale="log", yscale="log", ylim=(1, 10_000), title=title, xlabel="tasks in the job")
@@ -28,10 +29,10 @@ def main(path: str) -> None:
     figure.savefig(path, dpi=100)
 
 
-def _panels() -> dict[str, dict[str, dict[int, float]]]:
-    reading = {kind: reading_costs(kind, SIZES, ROUNDS) for kind in KINDS}
+def _panels(sizes: list[int]) -> dict[str, dict[str, dict[int, float]]]:
+    reading = {kind: reading_costs(kind, sizes, ROUNDS) for kind in KINDS}
     found = {what: {kind: reading[kind][what] for kind in KINDS} for what in READS}
-    return {**found, "end of a task, completion included": {kind: ending_costs(kind, SIZES, ROUNDS) for kind in KINDS}}
+    return {**found, "end of a task, completion included": {kind: ending_costs(kind, sizes, ROUNDS) for kind in KINDS}}
 
 
 if __name__ == "__main__":

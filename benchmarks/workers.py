@@ -29,9 +29,10 @@ def running_worker(
 
 
 def the_app(server: RedisServer) -> ModuleType:
-    """Import the app for a server; for one server a process."""
+    """Import the app for a server, anew for another one."""
     os.environ["BENCHMARK_REDIS"] = _base(server)
-    return importlib.import_module("benchmarks.app")
+    module = importlib.import_module("benchmarks.app")
+    return module if _base(server) == module.URL else importlib.reload(module)
 
 
 def cpu_seconds(pid: int) -> float:

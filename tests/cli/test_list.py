@@ -173,3 +173,10 @@ def test_the_table_keeps_to_its_width_and_shows_every_number(store, columns):
     assert max(map(width, lines)) <= columns
     assert all("0/20,000,000" in line and "waiting" in line for line in lines[1:])
     assert "\x1b" not in "".join(lines)
+
+
+def test_a_terminal_sees_colours(kept, terminal):
+    Manager.create(kept, "etl-42", num_tasks=1, tags=("a",), task_index=0).set_state("a", FINISHED)
+    code, left = terminal(command="list-state").end()
+    assert code == 0
+    assert re.search(r"etl-42\s+\x1b\[32mfinished", left)

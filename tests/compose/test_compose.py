@@ -82,6 +82,8 @@ def test_the_audit_on_redis(up, tmp_path):
     assert "6 of 6 finished" in said
 
 
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_the_audit_on_the_firestore_emulator(up, tmp_path):
     require("gcloud", "google-cloud-cli")
     said = audited(up("firestore"), tmp_path)

@@ -65,7 +65,8 @@ class Server:
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run a script in one round trip, two if the server does not remember it."""
         with translated(self.shown):
-            send = self.client.execute_command if self._connections is None else self._connections.ask
+            connections = self._connections  # another thread may close the store
+            send = self.client.execute_command if connections is None else connections.ask
             try:
                 return send("EVALSHA", script.digest, len(keys), *keys, *args)
             except NoScriptError:

@@ -1,0 +1,33 @@
+"""Jobs at a glance, over every store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from celery_statemanager import Manager, Status, Store
+from celery_statemanager.overview import Phase, Wanted, list_overviews, overview
+from celery_statemanager.records import Cancellation
+
+ENDS = {"finished": Status.FINISHED, "failed": Status.FAILED}
+
+
+def test_each_job_is_in_its_phase_and_the_last_written_comes_first(store: Store) -> None:
+    for name in ("cancelled", "waiting", "running", "failing", "finished", "failed"):
+        manager = Manager.create(store, name, num_tasks=2, tags=("b", "a"), task_index=1)
+        if name in ("running", "failing"):
+            manager.set_state("a", 40 if name == "running" else Status.FAILED)
+        for row in (0, 1) if name in ENDS else ():
+            for tag in ("a", "b"):
+                Manager.open(store, name, task_index=row).set_state(tag, ENDS[name])
+    job = Manager.open(store, "cancelled").ref
+    store.update_job(replace(store.get_job(job.key), cancelled=Cancellation("why", store.now())))
+    found, total = list_overviews(store, Wanted(), 9)
+    assert {each.job.job_id for each in found} == {phase.value for phase in Phase}
+    assert all(each.phase.value == each.job.job_id for each in found)
+    assert total == 6
+    times = [each.job.last_activity for each in found]
+    assert times == sorted(times, reverse=True)
+    assert list_overviews(store, Wanted(phases=frozenset({Phase.FAILING})), 9)[1] == 1
+    shown = overview(store, Manager.open(store, "failing").ref, indexes=True)
+    assert list(shown.tags) == ["b", "a"]
+    assert str(shown.tags["a"].failed_indexes) == "1"
