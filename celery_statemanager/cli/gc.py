@@ -41,7 +41,7 @@ and {PREFIX}gc_delete_age. Beat can do this: {PREFIX}gc_schedule.
 Examples:
   celery -A proj gc-state --tombstone-age 30d --delete-age 90d --dry-run
   celery -A proj gc-state --tombstone-age 30d --delete-age 90d
-  celery gc-state --tombstone-age 1w --delete-age 1mo --store sqlite:///states.db
+  celery -A proj gc-state --store sqlite:///old.db --dry-run
 
 \b
 Exit status:

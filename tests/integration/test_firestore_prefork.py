@@ -67,9 +67,10 @@ def lease(store) -> int:
     [pytest.param(120, 1, 1, id="short"), pytest.param(2_000, 10, 10, id="long", marks=pytest.mark.full)],
 )
 @pytest.mark.timeout(900)
-def test_children_come_and_go_and_every_cell_is_right(setting, worker, eventually, tasks, hanging, dying):
+def test_children_come_and_go_and_every_cell_is_right(setting, worker, eventually, key, tasks, hanging, dying):
     tracked, store, processes = setting.tracked, setting.tracked.states.store, Processes(worker.process.pid)
-    bodies = [tracked.hang.s()] * hanging + [tracked.die.s("kill")] * dying
+    bodies = [tracked.act_early.s("take_too_long", f"{key}.{each}").set(time_limit=1) for each in range(hanging)]
+    bodies += [tracked.act_early.s("be_killed_first", f"{key}-{each}") for each in range(dying)]
     bodies += [tracked.succeed.s(row) for row in range(tasks - len(bodies))]
     spread = [bodies[row * 7 % tasks].clone().set(queue="recycled") for row in range(tasks)]
     callback = tracked.callback.s().set(queue="recycled")
