@@ -1,4 +1,4 @@
-"""Garbage collection: jobs that nobody has written to for long are hidden, later deleted; revived if written to (R10)."""
+"""Garbage collection (rule R10): idle jobs are hidden, deleted when idle for longer, and revived when written to."""
 
 from __future__ import annotations
 

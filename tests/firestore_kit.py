@@ -104,8 +104,12 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
         return self._pass(continuation, details, request)
 
     def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
-        answer = self._pass(continuation, details, requests)
-        return answer if isinstance(answer, Lost) else Altered(answer, lambda call: self.alter(call))
+        with self.lock:
+            self.calls["Listen"] += 1
+            fault = self.fault("Listen", requests)
+        if fault is not None:
+            return Lost(fault[1])
+        return Altered(continuation(details, requests), lambda call: self.alter(call))
 
     def _pass(self, continuation: Any, details: Any, request: Any) -> Any:
         method = details.method.rpartition("/")[2]

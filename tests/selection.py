@@ -37,7 +37,7 @@ def asked_for(item: pytest.Function, option: Callable[[str], bool]) -> bool:
     """Whether a test is run."""
     if option("--full"):
         return True
-    if item.get_closest_marker("full"):
+    if item.get_closest_marker("full") or (item.get_closest_marker("firestore") and not option("--firestore")):
         return False
     factory = item.callspec.params.get("store_factory") if hasattr(item, "callspec") else None
     if factory == "firestore-rest":

@@ -103,6 +103,15 @@ def running_redis(**options: object) -> Iterator[RedisServer]:
             server.stop()
 
 
+def cut_connections(url: str) -> None:
+    """Close every connection to one database of a Redis server, as a broken network does."""
+    with redis.Redis.from_url(url) as client:
+        database, me = str(client.connection_pool.connection_kwargs["db"]), str(client.client_id())
+        for each in client.client_list():
+            if each["db"] == database and each["id"] != me:
+                client.client_kill_filter(_id=each["id"])
+
+
 @contextmanager
 def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
     """Run a Redis cluster of one's own, all its slots served."""

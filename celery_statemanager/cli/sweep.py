@@ -17,7 +17,8 @@ from celery_statemanager.integration.sweeper import sweep
 _HELP = """Look once for lost workers, unpublished callbacks and dead publishers, and mend what is found.
 
 Every worker and beat do this by themselves; run it where neither runs, or
-where you do not want to wait.
+where you do not want to wait. It believes the leases that it finds: after the
+store was away, give workers one lease to renew theirs.
 
 \b
 Examples:

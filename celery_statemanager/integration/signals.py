@@ -126,11 +126,16 @@ def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: 
     worker.report(sender.app, headers.get("id", ""), headers, int(Status.REJECTED), why, began=False)
 
 
-def _on_publish(headers: Any = None, **_: Any) -> None:
-    """Give a message that takes the id of the running task its binding, where a retry or replace dropped it."""
+def _on_publish(headers: Any = None, properties: Any = None, **_: Any) -> None:
+    """Give a message that takes the id of the running task its binding, where a retry or replace dropped it.
+
+    A tracked one expires in the worker, which tells; a broker that is told when (RabbitMQ) drops it in silence.
+    """
     run = run_of(current_task)
     if run is not None and HEADER not in headers and headers.get("id") == run.binding.celery_task_id:
         headers[HEADER] = run.binding.to_header()
+    if HEADER in headers and properties:
+        properties.pop("expiration", None)
 
 
 @cache

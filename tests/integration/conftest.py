@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import redis
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
@@ -153,19 +152,6 @@ def victim(setting, place):
         worker.kill()
 
 
-@pytest.fixture
-def cut(tracked):
-    """Close every connection to the broker, which has a database of its own."""
-
-    def cut():
-        with redis.Redis.from_url(tracked.app.conf.broker_url.removesuffix("1") + "0") as client:
-            for each in client.client_list():
-                if each["db"] == "1":
-                    client.client_kill_filter(_id=each["id"])
-
-    return cut
-
-
 @pytest.fixture(scope="session")
 def eager(tmp_path_factory):
     """Give the app in eager mode, on a store in memory."""
@@ -177,15 +163,12 @@ def eager(tmp_path_factory):
 
 def pytest_generate_tests(metafunc):
     """Give each test its places: all settings and pools that it shall meet."""
-    own = metafunc.definition.get_closest_marker("places")
-    full = metafunc.config.getoption("--full")
-    if own:
-        metafunc.parametrize(
-            "place", own.args if full else own.args[: own.kwargs.get("usual", 1)], ids="-".join, scope="session"
-        )
-    elif "place" in metafunc.fixturenames:
-        usual = SLOW_PLACES if metafunc.definition.get_closest_marker("slow") else PLACES
-        places = PLACES + MORE_PLACES if full else usual
+    if "place" in metafunc.fixturenames:
+        own = metafunc.definition.get_closest_marker("places")
+        places = list(own.args) if own else PLACES + MORE_PLACES
+        if not metafunc.config.getoption("--full"):
+            slow = metafunc.definition.get_closest_marker("slow")
+            places = places[: own.kwargs.get("usual", 1)] if own else SLOW_PLACES if slow else PLACES
         metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 

@@ -64,7 +64,7 @@ def lease(store) -> int:
 
 @pytest.mark.parametrize(
     ("tasks", "hanging", "dying"),
-    [pytest.param(200, 1, 1, id="short"), pytest.param(2_000, 10, 10, id="long", marks=pytest.mark.full)],
+    [pytest.param(120, 1, 1, id="short"), pytest.param(2_000, 10, 10, id="long", marks=pytest.mark.full)],
 )
 @pytest.mark.timeout(900)
 def test_children_come_and_go_and_every_cell_is_right(setting, worker, eventually, tasks, hanging, dying):

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
-from celery import Celery
+from celery import Celery, signature
 from servers import running_redis
 
 from celery_statemanager import StatefulTask, StateManager, Status
@@ -14,7 +16,7 @@ from celery_statemanager.integration.callbacks import callback_to_json
 from celery_statemanager.integration.sweeper import sweep
 from celery_statemanager.leases import Received, Report, renew, workers
 from celery_statemanager.manager import new_event_id, new_job
-from celery_statemanager.records import Begin, Latch
+from celery_statemanager.records import Begin, Latch, Write
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FakeClock, Proxy
 from celery_statemanager.testing.celery import published
@@ -141,3 +143,27 @@ def test_rows_that_a_dead_worker_had_received_wait_while_the_broker_is_away(stor
     assert shop.sweep()[1] == ["ours.work"]
     assert workers(store) == {}
     shop.app.close()
+
+
+def test_the_command_knows_the_tasks_of_the_modules_that_its_app_includes(tmp_path):
+    url = f"sqlite:///{tmp_path}/states.db"
+    (tmp_path / "included.py").write_text("from swept import app\n@app.task\ndef work(): ...\n")
+    (tmp_path / "swept.py").write_text(
+        "from celery import Celery\nfrom celery_statemanager import StateManager\n"
+        f"app = Celery('swept', broker='memory://', include=['included'], statemanager_store_url={url!r})\n"
+        "app.conf.statemanager_lease = 0.01\nStateManager(app)\n"
+    )
+    with open_store(url) as store:
+        latches = {
+            "success": Latch(),
+            "failure": Latch(),
+            "settled": Latch(callback_to_json("settled", signature("included.work", immutable=True))),
+        }
+        job = store.create_job(replace(new_job("a job", 1, ("work",)), latches=latches))
+        begin(store, job)
+        store.write(job.ref, Write(tag="work", task_index=0, status=-1, event_id="end", attempt=1, closes=True))
+        assert store.get_job(job.key).due
+        command = [sys.executable, "-m", "celery", "-A", "swept", "sweep-state", "--format", "json"]
+        told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(told.stdout)["callbacks"] == 1
+        assert not store.get_job(job.key).due

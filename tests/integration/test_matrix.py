@@ -18,8 +18,8 @@ SOFT_SHUTDOWN = "2"
 PLACES = [
     ("redis-redis", "prefork"),
     ("folders-sqlite", "gevent"),
-    ("folders-sqlite", "solo"),
     ("rabbitmq-redis", "threads"),
+    ("folders-sqlite", "solo"),
     ("folders-sqlite", "prefork"),
     ("folders-sqlite", "threads"),
     ("rabbitmq-redis", "prefork"),
@@ -149,7 +149,7 @@ def grouped(pool):
     return [(name, outcomes) for (name, _), outcomes in groups.items()]
 
 
-@pytest.mark.places(*PLACES, usual=4)
+@pytest.mark.places(*PLACES, usual=3)
 @pytest.mark.parametrize("outcome", [each for each in OUTCOMES if not each.fate], ids=str)
 def test_what_a_cell_ends_with(outcome, stage, pool):
     if outcome.ending(pool) is None:
@@ -157,6 +157,7 @@ def test_what_a_cell_ends_with(outcome, stage, pool):
     check(outcome.ending(pool), stage.job.get_state("work", stage.outcomes.index(outcome)))
 
 
+@pytest.mark.full
 @pytest.mark.places(*PLACES)
 @pytest.mark.parametrize("outcome", [each for each in OUTCOMES if each.fate], ids=str)
 def test_what_a_cell_ends_with_when_its_worker_does(outcome, fates, pool):

@@ -4,6 +4,7 @@ import signal
 import sqlite3
 
 import pytest
+from servers import cut_connections
 
 from celery_statemanager import leases
 from celery_statemanager.leases import cell_name
@@ -25,21 +26,20 @@ def renewals(tracked, job):
     ("how", "loses_broker"),
     [
         ("warm", False),
-        pytest.param("warm", True, marks=pytest.mark.full),
-        pytest.param("soft", False, marks=pytest.mark.full),
-        pytest.param("soft", True, marks=pytest.mark.full),
+        ("warm", True),
+        ("soft", False),
+        ("soft", True),
     ],
 )
-def test_a_worker_that_stops_keeps_the_lease_of_what_it_still_runs(
-    tracked, victim, key, cut, eventually, how, loses_broker
-):
+@pytest.mark.full
+def test_a_worker_that_stops_keeps_the_lease_of_what_it_still_runs(tracked, victim, key, eventually, how, loses_broker):
     worker = victim(key, TRACKED_SOFT_SHUTDOWN="60")
     job = tracked.states.submit([tracked.gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
     worker.process.send_signal(signal.SIGTERM if how == "warm" else signal.SIGQUIT)
     eventually(lambda: {"warm": "Warm shutdown", "soft": "Initiating Soft Shutdown"}[how] in worker.log.read_text())
     if loses_broker:
-        cut()
+        cut_connections(tracked.app.conf.broker_url)
     last = eventually(lambda: renewals(tracked, job))
     for _ in range(2):
         last = eventually(lambda last=last: (now := renewals(tracked, job)) != last and now)

@@ -239,6 +239,7 @@ def test_what_is_too_large_for_a_document_is_told_before_it_is_sent(store: Fires
     assert spy.calls["Commit"] == 0
 
 
+@pytest.mark.firestore
 def test_a_subscription_goes_through_an_outage_told_and_at_next_to_no_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
