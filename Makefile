@@ -8,6 +8,7 @@
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
 # make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
+# make gc PROJECT_ID= TOMBSTONE_AGE= DELETE_AGE= ARGS=--dry-run   collect garbage in Firestore; URL= for another store
 # make test-firestore                       test the Firestore store, on FIRESTORE_EMULATOR_HOST if that is set
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -22,6 +23,9 @@ SEED   ?= 1
 CHAOS_PLACES ?= folders-sqlite redis-redis rabbitmq-redis redis-firestore
 ARGS   ?=
 CELERY ?= 5.6.2
+TOMBSTONE_AGE ?= 30d
+DELETE_AGE    ?= 90d
+URL       ?= $(if $(PROJECT_ID),firestore://$(PROJECT_ID))
 HOST_PORT ?= localhost:8787
 DATABASE  ?= (default)
 
@@ -32,7 +36,7 @@ beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
 .PHONY: demo bench bench-quick test test-full test-celery test-wheel test-firestore chaos check docs format clean help \
-  firestore-init firestore-indexes firestore-emulator
+  firestore-init firestore-indexes firestore-emulator gc
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -105,6 +109,10 @@ firestore-emulator:
 	@command -v java > /dev/null || { echo "Java is not installed: apt-get install default-jre-headless" >&2; exit 1; }
 	@echo "export FIRESTORE_EMULATOR_HOST=$(HOST_PORT)"
 	@exec gcloud emulators firestore start --host-port=$(HOST_PORT)
+
+gc: $(VENV)/.test
+	@test -n "$(URL)" || { echo "usage: make gc PROJECT_ID=my-project [TOMBSTONE_AGE=30d] [DELETE_AGE=90d] [ARGS=--dry-run]" >&2; exit 2; }
+	@$(bin)/celery gc-state --store "$(URL)" --tombstone-age "$(TOMBSTONE_AGE)" --delete-age "$(DELETE_AGE)" $(ARGS)
 
 test-firestore: $(VENV)/.test
 	$(bin)/python -m pytest tests/stores tests/integration --firestore -k firestore $(ARGS)

@@ -9,10 +9,9 @@ from enum import Enum
 from typing import Any
 
 from celery_statemanager import leases
-from celery_statemanager.durations import format_duration, to_duration
-from celery_statemanager.errors import ConfigurationError, JobNotFound
+from celery_statemanager.errors import JobNotFound
 from celery_statemanager.records import JobRecord
-from celery_statemanager.retention import current
+from celery_statemanager.retention import Ages, current, is_newer
 from celery_statemanager.stores.base import Store
 
 PURGED_AT_ONCE = 10_000
@@ -36,6 +35,8 @@ class Skip(str, Enum):
     """A callback of it is still to be published."""
     PUBLISHING = "publishing"
     """Its publisher lives and has not come to its end."""
+    NEWER = "newer"
+    """Only a newer release understands it."""
     CHANGED = "changed"
     """It was written to, or changed, or deleted by another, at this very moment."""
 
@@ -65,31 +66,6 @@ Tell = Callable[[JobRecord, "Act | Skip"], object]
 """Is told of each job that something is done to, or that is spared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ages:
-    """How long a job is idle, in microseconds, until it is hidden and until it is deleted."""
-
-    tombstone: int
-    delete: int
-
-    @classmethod
-    def of(cls, tombstone_age: Any, delete_age: Any) -> Ages:
-        """Check two ages: texts such as ``30d``, seconds or timedeltas. Raises: ConfigurationError – with the mend."""
-        read = {}
-        for name, value in (("tombstone age", tombstone_age), ("delete age", delete_age)):
-            try:
-                read[name] = to_duration(value)
-            except (TypeError, ValueError) as error:
-                raise ConfigurationError(f"{name}: {error}") from None
-        tombstone, delete = read.values()
-        if delete <= tombstone:
-            raise ConfigurationError(
-                f"the delete age ({format_duration(delete)}) must be longer than the tombstone age "
-                f"({format_duration(tombstone)}): a job is hidden first and deleted later, such as after 30d and 90d"
-            )
-        return cls(round(tombstone * 1_000_000), round(delete * 1_000_000))
-
-
 def collect_garbage(
     store: Store,
     *,
@@ -111,19 +87,26 @@ def collect_garbage(
     Raises: ConfigurationError, StoreError.
     """
     collection = _Collection(store, Ages.of(tombstone_age, delete_age), tell)
-    (_Rehearsal(collection) if dry_run else _Collector(collection)).run()
+    if dry_run:
+        _rehearse(collection)
+    else:
+        _Collector(collection).run()
     return collection.report
 
 
 class _Collection:
-    """What is found in a store, and the report on it."""
+    """What is found in a store, and the report on it.
+
+    Attributes:
+        now: the store's time when it began, by which all jobs are judged.
+    """
 
     def __init__(self, store: Store, ages: Ages, tell: Tell | None) -> None:
         self.store = store
         self.report = Collected()
         self._ages = ages
         self._tell = tell or (lambda job, what: None)  # noqa: ARG005 - nobody listens
-        self._now = store.now()
+        self.now = store.now()
 
     def revivable(self) -> Iterator[JobRecord]:
         """Give the hidden jobs that were written to since, and are not idle again."""
@@ -135,7 +118,7 @@ class _Collection:
 
     def collectable(self) -> Iterator[tuple[JobRecord, Act]]:
         """Give the idle jobs that nothing holds, and what is to become of each."""
-        for page in _pages(self.store, idle_before=self._now - self._ages.tombstone):
+        for page in _pages(self.store, idle_before=self.now - self._ages.tombstone):
             held: set[str] | None = None
             for job in page:
                 self.report.scanned += job.tombstoned_at is None
@@ -160,30 +143,26 @@ class _Collection:
         self._tell(job, reason)
 
     def _idle_for(self, job: JobRecord, age: int) -> bool:
-        return self._now - job.last_activity > age
+        return self.now - job.last_activity > age
 
     def _spared(self, job: JobRecord, held: set[str]) -> Skip | None:
+        if is_newer(job):
+            return Skip.NEWER
         if job.incarnation in held:
             return Skip.RUNNING
         if has_callback_to_publish(job):
             return Skip.CALLBACK
         submission = job.submission
-        if submission is not None and not submission.done and submission.alive_until > self._now:
+        if submission is not None and not submission.done and submission.alive_until > self.now:
             return Skip.PUBLISHING
         return None
 
 
-class _Rehearsal:
-    """Says what would be done."""
-
-    def __init__(self, collection: _Collection) -> None:
-        self._collection = collection
-
-    def run(self) -> None:
-        for job in self._collection.revivable():
-            self._collection.did(job, Act.REVIVED)
-        for job, act in self._collection.collectable():
-            self._collection.did(job, act)
+def _rehearse(collection: _Collection) -> None:
+    for job in collection.revivable():
+        collection.did(job, Act.REVIVED)
+    for job, act in collection.collectable():
+        collection.did(job, act)
 
 
 class _Collector:
@@ -226,8 +205,11 @@ class _Collector:
         return None if self._store.delete_job(marked, if_idle=True) else Skip.CHANGED
 
     def _marked(self, job: JobRecord) -> JobRecord | Skip:
-        """Mark a job deleted, and take that back if it was written to before the mark, or has a latch fall by it."""
-        if self._store.update_job(replace(job, tombstoned_at=self._store.now())) is None:
+        """Mark a job deleted, and take that back if it was written to before the mark, or has a latch fall by it.
+
+        The mark bears the time of the judgement: should this be cut off, the next run sees that the write came later.
+        """
+        if self._store.update_job(replace(job, tombstoned_at=self._collection.now)) is None:
             return Skip.CHANGED
         marked = current(self._store, job.ref)
         if marked.last_activity == job.last_activity and not has_callback_to_publish(marked):

@@ -28,6 +28,9 @@ from celery_statemanager.stores.base import Store
 RENEWALS = 3
 """How often a worker renews its record within one lease."""
 
+LOOKS = 30
+"""How often within one lease a worker looks whether its record lists what it has received, and renews it if not."""
+
 SWEEPER = "~sweeper"
 """The name under which the process whose turn it is to sweep is kept among the workers."""
 

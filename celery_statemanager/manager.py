@@ -25,7 +25,7 @@ from celery_statemanager.limits import (
 from celery_statemanager.models import FINISHED, Scope, State, Summary
 from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.records import Begin, JobKey, JobRecord, JobRef, Verdict, Write
-from celery_statemanager.retention import delete_job, tombstone_job
+from celery_statemanager.retention import delete_job, find_job, tombstone_job
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
 
@@ -112,9 +112,9 @@ class Manager:
         run_token: str | None = None,
         max_state_bytes: int = MAX_STATE_BYTES,
     ) -> Manager:
-        """Open a job. Raises: JobNotFound, TypeError, ValueError, StoreError."""
+        """Open a job. Raises: JobNotFound, ConfigurationError, TypeError, ValueError, StoreError."""
         key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
-        return cls(store, store.get_job(key), task_index, max_state_bytes=max_state_bytes)
+        return cls(store, find_job(store, key), task_index, max_state_bytes=max_state_bytes)
 
     @property
     def job_id(self) -> str:

@@ -1,12 +1,56 @@
-"""Tombstones and deletion: plain functions over any store (rule R10)."""
+"""Tombstones and deletion, and after what time: plain functions over any store (rule R10)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
-from celery_statemanager.errors import JobNotFound
-from celery_statemanager.records import JobRecord, JobRef
+from celery_statemanager.durations import format_duration, to_duration
+from celery_statemanager.errors import ConfigurationError, JobNotFound
+from celery_statemanager.models import SCHEMA_VERSION
+from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.stores.base import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """How long a job is idle, in microseconds, until it is hidden and until it is deleted."""
+
+    tombstone: int
+    delete: int
+
+    @classmethod
+    def of(cls, tombstone_age: Any, delete_age: Any) -> Ages:
+        """Check two ages: texts such as ``30d``, seconds or timedeltas. Raises: ConfigurationError – with the mend."""
+        read = {}
+        for name, value in (("tombstone age", tombstone_age), ("delete age", delete_age)):
+            try:
+                read[name] = to_duration(value)
+            except (TypeError, ValueError) as error:
+                raise ConfigurationError(f"{name}: {error}") from None
+        tombstone, delete = read.values()
+        if delete <= tombstone:
+            raise ConfigurationError(
+                f"the delete age ({format_duration(delete)}) must be longer than the tombstone age "
+                f"({format_duration(tombstone)}): a job is hidden first and deleted later, such as after 30d and 90d"
+            )
+        return cls(round(tombstone * 1_000_000), round(delete * 1_000_000))
+
+
+def find_job(store: Store, key: JobKey) -> JobRecord:
+    """Give the job of a name. Raises: JobNotFound; ConfigurationError – a newer release has written it."""
+    job = store.get_job(key)
+    if is_newer(job):
+        raise ConfigurationError(
+            f"job {job.job_id!r} was written by a newer release (schema {job.schema_version}, this one knows "
+            f"{SCHEMA_VERSION}): upgrade celery-statemanager here"
+        )
+    return job
+
+
+def is_newer(job: JobRecord) -> bool:
+    """Whether only a newer release understands a job; other programs number their schemas themselves."""
+    return job.incarnation != "" and job.schema_version > SCHEMA_VERSION
 
 
 def current(store: Store, ref: JobRef) -> JobRecord:

@@ -18,6 +18,7 @@ from celery import Celery, _state
 from celery.bin.base import CeleryOption
 from celery.exceptions import CeleryCommandException
 
+from celery_statemanager import retention
 from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreError, SubscriptionLost
 from celery_statemanager.integration.settings import PREFIX, Settings
 from celery_statemanager.limits import check_index, check_name, check_optional
@@ -115,7 +116,7 @@ def find_job(store: Store, job_id: str, run_token: str | None) -> JobRecord:
         key = JobKey(check_name("--job", job_id), check_optional("--run-token", run_token))
     except ValueError as error:
         fail(str(error), Exit.USAGE)
-    return store.get_job(key)
+    return retention.find_job(store, key)
 
 
 def checked_task(job: JobRecord, task_index: int | None) -> int | None:

@@ -23,9 +23,10 @@ from celery_statemanager.cli.rendering.lines import Outlet
 from celery_statemanager.cli.rendering.text import Line, Span, cut
 from celery_statemanager.codec import compact, rfc3339
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.garbage import Act, Ages, Collected, Skip, collect_garbage
+from celery_statemanager.garbage import Act, Collected, Skip, collect_garbage
 from celery_statemanager.integration.settings import PREFIX, Settings
 from celery_statemanager.records import JobRecord, to_datetime
+from celery_statemanager.retention import Ages
 
 _HELP = f"""Collect garbage: hide jobs that are idle, delete those that have been for longer.
 
@@ -63,6 +64,7 @@ _REASONS = {
     Skip.RUNNING: "spared: a live worker runs one of its tasks",
     Skip.CALLBACK: "spared: a callback is still to be published",
     Skip.PUBLISHING: "spared: it is being published",
+    Skip.NEWER: "spared: written by a newer release",
     Skip.CHANGED: "spared: changed at this very moment",
 }
 

@@ -6,6 +6,7 @@ Beat and every worker also sweep by themselves (``keeper``); a task alone could 
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -40,11 +41,14 @@ def install(tracker: Tracker) -> None:
     def sweep_once() -> dict[str, Any]:
         return asdict(sweep(tracker))
 
-    import_modules.connect(lambda **_: add_entries(tracker), sender=tracker.app, weak=False)
+    mine = weakref.ref(tracker)  # a signal must not keep an app alive
+    import_modules.connect(lambda **_: _add_entries(mine()), sender=tracker.app, weak=False)
 
 
-def add_entries(tracker: Tracker) -> None:
+def _add_entries(tracker: Tracker | None) -> None:
     """Put the entries that the settings ask for beside the app's own; one of the same name stays as it is."""
+    if tracker is None:
+        return
     conf, settings = tracker.app.conf, tracker.settings
     wanted = {COLLECT: settings.gc_schedule, SWEEP: settings.sweep_schedule}
     entries = {task: _entry(task, when) for task, when in wanted.items() if when is not None}

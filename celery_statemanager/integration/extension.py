@@ -22,6 +22,7 @@ from celery_statemanager.limits import check_name, check_optional
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import JobKey
+from celery_statemanager.retention import find_job
 from celery_statemanager.stores import Store, open_store
 
 _installing = threading.Lock()
@@ -100,7 +101,7 @@ class StateManager:
     def job(self, job_id: str, run_token: str | None = None) -> Job:
         """Give a job that was submitted before. Raises: JobNotFound, TypeError, ValueError, StoreError."""
         key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
-        return Job(self, self.store.get_job(key))
+        return Job(self, find_job(self.store, key))
 
     def current_job(self) -> Job | None:
         """Give the job whose task or callback runs here; None outside of tracked tasks."""

@@ -7,15 +7,17 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from celery_statemanager import leases
 from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.integration import kept, pending, worker_requests
 from celery_statemanager.integration.background import backlog
-from celery_statemanager.integration.binding import delivery_of
+from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.sweeper import sweep
 from celery_statemanager.leases import Received, Report, cell_name
+from celery_statemanager.records import Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -82,25 +84,42 @@ class Lease:
     def __init__(self, tracker: Tracker, worker_id: str) -> None:
         self._tracker = tracker
         self._worker_id = worker_id
+        self._due = 0.0
         self._unsaid: set[str] = set()
-        """What ran since the last renewal that was taken, and at it."""
+        """What ran since the last renewal that was due and taken, and at it."""
+        self._listed: set[tuple[str, Delivery]] = set()
+        """The received messages that the record lists."""
 
     def keep(self) -> Periodic:
         """Start renewing it; stopping gives it back."""
-        pause = self._tracker.settings.lease / leases.RENEWALS
+        often = self._tracker.settings.lease / leases.LOOKS
         give_back = lambda: self._tracker.store.drop_worker(self._worker_id)  # noqa: E731 - shorter than its name
-        return Periodic("lease", self.renew, lambda: pause, give_back).start()
+        return Periodic("lease", self.renew_where_needed, lambda: often, give_back).start()
+
+    def renew_where_needed(self) -> None:
+        """Renew it if it is time, or if it lacks a message that was received since. Raises: StoreError."""
+        if time.monotonic() >= self._due:
+            self.renew()
+        elif not self._listed.issuperset(_name(*each) for each in worker_requests.received()):
+            self._write()
 
     def renew(self) -> None:
-        """Write the record once. Raises: StoreError."""
+        """Write the record, and forget what ended before the last renewal. Raises: StoreError."""
+        running = self._write()
+        self._unsaid = set(running)
+        self._due = time.monotonic() + self._tracker.settings.lease / leases.RENEWALS
+
+    def _write(self) -> list[str]:
         running = [cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running()]
         before = self._unsaid.difference(running)
         self._unsaid.update(running)
-        report = Report(running, sorted(before), [*backlog.cells(), *pending.told()], self._received())
+        received = worker_requests.received()
+        report = Report(running, sorted(before), [*backlog.cells(), *pending.told()], self._report(received))
         leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
-        self._unsaid = set(running)
+        self._listed = {_name(*each) for each in received}
+        return running
 
-    def _received(self) -> list[Received]:
+    def _report(self, received: list[tuple[Any, Binding]]) -> list[Received]:
         policy = self._tracker.settings.on_lost
         return [
             Received(
@@ -110,8 +129,12 @@ class Lease:
                 kept.of_message(request.message) if kept.requeues(request.task, policy) else None,
                 delivery_of(request.request_dict),
             )
-            for request, binding in worker_requests.received()
+            for request, binding in received
         ]
+
+
+def _name(request: Any, binding: Binding) -> tuple[str, Delivery]:
+    return binding.celery_task_id, delivery_of(request.request_dict)
 
 
 class _Trust:

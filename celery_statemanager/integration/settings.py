@@ -11,8 +11,8 @@ from celery import Celery
 from celery.schedules import BaseSchedule
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.garbage import Ages
 from celery_statemanager.limits import MAX_STATE_BYTES
+from celery_statemanager.retention import Ages
 
 PREFIX = "statemanager_"
 POLICIES = ("auto", "mark", "requeue")
@@ -37,8 +37,8 @@ class Settings:
             makes a failing write of ``self.state`` the task's failure.
         max_state_bytes: limit of message and payload together, encoded.
         gc_schedule: when beat has garbage collected: seconds, a timedelta or a crontab; None for never.
-        gc_tombstone_age, gc_delete_age: how long a job is idle until it is hidden, and until it is deleted: a text such
-            as ``30d``, seconds or a timedelta; None where neither beat nor a command without ages is to collect.
+        gc_tombstone_age: how long a job is idle until it is hidden: a text such as ``30d``, seconds or a timedelta.
+        gc_delete_age: how long a job is idle until it is deleted; longer, and set together with the other.
         sweep_schedule: when beat has a worker sweep, beside what beat and every worker do by themselves.
         metrics: whether to measure with OpenTelemetry, where ``opentelemetry-api`` is installed.
     """

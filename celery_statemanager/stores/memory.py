@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,15 +85,19 @@ class MemoryStore(Store):
         idle_before: int | None = None,
     ) -> Page:
         with self._lock:
-            records = [job.snapshot() for job in self._jobs.values()]
-        listed = sorted(
-            (_position(job), job)
-            for job in records
-            if (not due or job.due) and (not tombstoned or job.tombstoned_at is not None)
-            if (idle_before is None or job.last_activity < idle_before) and (cursor is None or _position(job) > cursor)
-        )
-        page = [job for _, job in listed[:limit]]
-        return Page(page, _position(page[-1]) if len(listed) > limit else None)
+            listed = heapq.nsmallest(
+                limit + 1,
+                (
+                    (_position(job.record), job)
+                    for job in self._jobs.values()
+                    if (not due or job.record.due) and (not tombstoned or job.record.tombstoned_at is not None)
+                    if idle_before is None or job.last_activity < idle_before
+                    if cursor is None or _position(job.record) > cursor
+                ),
+                key=lambda each: each[0],
+            )
+            page = [job.snapshot() for _, job in listed[:limit]]
+        return Page(page, listed[limit - 1][0] if len(listed) > limit else None)
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
         with self._lock:

@@ -1,7 +1,9 @@
 """Entries of beat's schedule from settings, and a real beat with a real worker."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from datetime import timedelta
 
 import pytest
@@ -50,6 +52,12 @@ def test_entries_stand_beside_the_apps_own_whose_name_wins():
     entries = schedule_of(app)
     assert {name: entries[name] for name in own} == own
     assert SWEEP in entries
+
+
+def test_an_app_goes_when_nobody_holds_it():
+    app = weakref.ref(app_with())
+    gc.collect()
+    assert app() is None
 
 
 def test_settings_under_a_namespace():

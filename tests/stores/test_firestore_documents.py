@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from firestore_kit import Documents
 
-from celery_statemanager import JobNotFound, Manager, Status, StoreError
+from celery_statemanager import JobNotFound, Manager, Status, StoreError, collect_garbage
 from celery_statemanager.models import State
 from celery_statemanager.records import JobKey, to_datetime
 from celery_statemanager.stores.firestore import Address, FirestoreStore
@@ -120,6 +120,16 @@ def test_a_job_of_the_go_module_can_be_deleted(store: FirestoreStore, documents:
         Manager.open(store, "go")
     assert purge(store, 2) == 3
     assert documents.ids("jobs/go/states") == []
+
+
+def test_a_job_of_the_go_module_is_not_collected_for_its_last_write_is_not_known(
+    store: FirestoreStore, documents: Documents
+) -> None:
+    go_job(documents)
+    go_state(documents, "extract", 0, 50)
+    assert Manager.open(store, "go").tombstone_job()
+    assert collect_garbage(store, tombstone_age=0.001, delete_age=0.002).deleted == 0
+    assert Manager.open(store, "go").get_state("extract", 0).status == 50
 
 
 def test_a_document_that_is_no_job_is_passed_over(store: FirestoreStore, documents: Documents) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from celery_statemanager import ConfigurationError, JobNotFound, Store, collect_garbage, garbage
+from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, collect_garbage, garbage
 from celery_statemanager.garbage import Act, Collected, Skip
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import JobRecord, Submission
@@ -253,6 +253,14 @@ def test_a_job_that_is_being_published_is_spared_until_its_publisher_is_dead(sto
     assert collect_garbage(store, **AT_ONCE).skipped == {Skip.PUBLISHING.value: 1}
     grid.update(publishing(1))
     assert collect_garbage(store, **AT_ONCE).deleted == 1
+
+
+def test_a_job_of_a_newer_release_is_spared_and_told_in_words_when_it_is_opened(store: Store) -> None:
+    grid = an_idle_job(store)
+    grid.update(lambda job: replace(job, schema_version=job.schema_version + 1))
+    assert collect_garbage(store, **AT_ONCE).skipped == {Skip.NEWER.value: 1}
+    with pytest.raises(ConfigurationError, match=r"newer release \(schema 2, this one knows 1\): upgrade"):
+        Manager.open(store, "job")
 
 
 def test_many_jobs_are_looked_at_page_by_page(store: Store) -> None:

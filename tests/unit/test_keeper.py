@@ -90,3 +90,45 @@ def test_what_ran_at_a_renewal_that_failed_is_not_forgotten(tracker, monkeypatch
     after = renewed()
     assert (after.running, sorted(after.previous)) == ([], sorted(names))
     assert renewed().previous == []
+
+
+def test_a_message_that_the_record_does_not_list_renews_it_before_its_time(tracker, monkeypatch):
+    grid = Grid.create(tracker.store, 2, ("a",))
+    held = []
+    monkeypatch.setattr(worker_requests, "received", lambda: list(held))
+    lease = Lease(tracker, "w")
+
+    def rows_after_a_look():
+        lease.renew_where_needed()
+        record = leases.workers(tracker.store)["w"]
+        return [row.task_index for row in Report.of(record).received], record.renewed_at
+
+    def receive(row, retries):
+        request = SimpleNamespace(request_dict={"retries": retries}, task=SimpleNamespace(on_lost="mark"))
+        held.append((request, Binding(grid.ref, row, "a")))
+
+    first = rows_after_a_look()
+    assert rows_after_a_look() == first
+    receive(0, 0)
+    second = rows_after_a_look()
+    assert second[0] == [0]
+    assert rows_after_a_look() == second
+    held.clear()
+    assert rows_after_a_look() == second
+    receive(0, 1)
+    assert rows_after_a_look()[1] > second[1]
+
+
+def test_a_renewal_before_its_time_forgets_nothing_that_ran(tracker, monkeypatch):
+    """Who has just ended is listed until the renewal after the next: the store may not have its end yet."""
+    grid = Grid.create(tracker.store, 1, ("a",))
+    lease = Lease(tracker, "w")
+    monkeypatch.setattr(worker_requests, "running", lambda: [Binding(grid.ref, 0, "a")])
+    lease.renew()
+    monkeypatch.setattr(worker_requests, "running", list)
+    for retries in range(3):
+        request = SimpleNamespace(request_dict={"retries": retries}, task=SimpleNamespace(on_lost="mark"))
+        received = [(request, Binding(grid.ref, 0, "a"))]
+        monkeypatch.setattr(worker_requests, "received", received.copy)
+        lease.renew_where_needed()
+        assert Report.of(leases.workers(tracker.store)["w"]).previous == [cell_name(grid.ref, "a", 0)]

@@ -70,8 +70,9 @@ def job_fields(job: JobRecord, operations: list[str], check_after: int) -> dict[
     }
     if job.plan is not None and not job.settled:
         fields["checkAfter"] = Moment(check_after)
-    if not job.incarnation:  # another program's: leave it its own look
-        del fields["incarnation"]
+    if not job.incarnation:  # another program's: leave it its own look, and do not make up times
+        for unknown in ("incarnation", "createdAt", "lastActivity"):
+            del fields[unknown]
     return fields
 
 

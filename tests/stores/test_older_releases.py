@@ -1,0 +1,109 @@
+"""Data that older releases made: opened, read, written on, collected. One file in ``fixtures`` for each of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import running_redis
+
+from celery_statemanager import Manager, Store, collect_garbage, open_store
+from celery_statemanager.records import CALLBACK_ROW, JobKey
+from celery_statemanager.stores.sqlite.location import SCHEMA
+from celery_statemanager.testing.kit import FINISHED, Grid, every_job, purge
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+DUMPS = sorted(FIXTURES.glob("*-*"))
+
+
+def restored_sqlite(dump: Path, home: Path) -> str:
+    path = home / "states.db"
+    db = sqlite3.connect(path)
+    db.executescript(dump.read_text())
+    db.close()
+    return f"sqlite:///{path}"
+
+
+def restore_redis(dump: Path, server) -> None:
+    """Send the commands of a dump; values are in base 64."""
+    with server.client() as client:
+        for line in dump.read_text().splitlines():
+            command, key, *rest = json.loads(line)
+            plain = {"ZADD": (0,), "XADD": (0, *range(1, len(rest), 2))}.get(command, ())
+            client.execute_command(
+                command, key, *(each if at in plain else base64.b64decode(each) for at, each in enumerate(rest))
+            )
+
+
+@pytest.fixture(params=DUMPS, ids=[dump.stem for dump in DUMPS])
+def old_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Give a store as an older release left it."""
+    dump: Path = request.param
+    if dump.name.startswith("sqlite"):
+        with open_store(restored_sqlite(dump, tmp_path)) as store:
+            yield store
+        return
+    with running_redis() as server:
+        restore_redis(dump, server)
+        with open_store(server.url) as store:
+            yield store
+
+
+def test_what_was_written_is_read(old_store: Store) -> None:
+    manager = Manager.open(old_store, "etl-42")
+    summary = manager.summary()
+    assert (summary.expected, summary.finished, summary.running, summary.failed) == (6, 1, 1, 2)
+    assert str(summary.missing_indexes) == "2"
+    page = manager.get_state("load", 0)
+    assert (page.status, page.message, page.version) == (40, "page 4 of 10", 2)
+    assert page.payload == {"progress": {"done": 4, "total": 10}, "rows": 812}
+    assert manager.get_state("load", 1).message == "not run: stage 'scan' failed: ValueError: no such page"
+    assert [job.job_id for job in every_job(old_store, due=True)] == ["etl-42"]
+    (attempt,) = old_store.list_open_attempts()
+    assert (attempt.cell.owner, attempt.cell.kept) == ("w1", '{"m": 1}')
+
+
+def test_what_was_begun_is_gone_on_with(old_store: Store) -> None:
+    grid = Grid(old_store, old_store.get_job(JobKey("etl-42")).ref)
+    grid.write("load", 0, FINISHED, attempt=1, closes=True, keeps_payload=True)
+    assert grid.state("load", 0).payload == {"progress": {"done": 10, "total": 10}, "rows": 812}
+    grid.run("scan", 2)
+    grid.run("load", 2)
+    assert grid.fallen == {"failure", "settled"}
+    grid.run("failure", CALLBACK_ROW)
+
+
+def test_old_jobs_are_collected(old_store: Store) -> None:
+    report = collect_garbage(old_store, tombstone_age=0.001, delete_age=0.002)
+    assert (report.deleted, report.skipped) == (1, {"callback": 1})
+    assert [job.job_id for job in every_job(old_store)] == ["etl-42"]
+    assert purge(old_store) == 0
+
+
+def test_an_old_file_has_the_layout_of_a_new_one(tmp_path: Path) -> None:
+    """Whatever way led to it: a column or an index that only new files have would be missed where it matters."""
+
+    def layout(url: str) -> dict[str, list[str]]:
+        with open_store(url) as store:
+            list(every_job(store))
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as db:
+            assert db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
+            tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL")]
+            found = {name: sorted(row[1] for row in db.execute(f"PRAGMA table_info({name})")) for name in tables}
+        db.close()
+        return found
+
+    new = layout(f"sqlite:///{tmp_path}/new.db")
+    for number, dump in enumerate(FIXTURES.glob("sqlite-*")):
+        home = tmp_path / str(number)
+        home.mkdir()
+        assert layout(restored_sqlite(dump, home)) == new
+
+
+def test_jobs_that_an_older_release_hid_are_listed_as_such(tmp_path: Path) -> None:
+    with open_store(restored_sqlite(FIXTURES / "sqlite-0.1.0.sql", tmp_path)) as store:
+        assert [job.key for job in every_job(store, tombstoned=True)] == [JobKey("old", "r 1")]
