@@ -18,6 +18,9 @@ app = Celery("examples", broker=os.environ.get("BROKER_URL"))
 app.conf.update(
     statemanager_store_url=os.environ.get("STATEMANAGER_STORE_URL", f"sqlite:///{HOME / 'states.db'}"),
     statemanager_progress_interval=0.2,
+    statemanager_gc_schedule=3600.0,  # by beat, each hour
+    statemanager_gc_tombstone_age="7d",
+    statemanager_gc_delete_age="30d",
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
