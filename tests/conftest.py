@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 
 def _group(item):
     """Name the servers and workers that a test uses: each of these sets is started once, by one process."""
-    shared = next((name for name in ("firestore", "redis-cluster") if name in item.nodeid), None)
+    shared = next((name for name in ("firestore", "redis-cluster", "test_size") if name in item.nodeid), None)
     place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
     return shared or (place[0] if place else None)
 

@@ -1,0 +1,164 @@
+"""Neither a connection nor its locks cross a fork."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from sqlite_kit import forked, in_child, open_files, opened, recount
+
+from celery_statemanager.models import Scope
+from celery_statemanager.stores.sqlite import SQLiteStore
+from celery_statemanager.stores.sqlite.pool import abandoned
+from celery_statemanager.stores.sqlite.watch import SQLiteWatch
+from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
+
+
+class TestForks:
+    def test_no_connection_crosses_a_fork(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        watch = store.watch(grid.ref, Scope())
+
+        def work() -> None:
+            assert open_files(path) == 0
+            for _ in range(50):
+                grid.write("a", 0, 5)
+            assert len(read_until(watch, lambda batch: bool(batch.states)).states) == 1
+
+        wait = forked(work)
+        assert open_files(path) == 0
+        for _ in range(50):
+            grid.write("a", 0, 6)
+        wait()
+        assert grid.cell("a", 0).version == 100
+        assert read_until(watch, lambda batch: batch.states[-1:] != [] and batch.states[-1].version == 100)
+        recount(path)
+
+    def test_a_fork_waits_for_calls_under_way_and_both_sides_go_on(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store, 4)
+        stop = threading.Event()
+
+        def hammer(row: int) -> None:
+            while not stop.is_set():
+                grid.write("a", row, 5)
+                grid.lowest()
+
+        threads = [threading.Thread(target=hammer, args=(row,), daemon=True) for row in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(20):
+                in_child(lambda: [grid.write("a", 2, 7) for _ in range(5)])
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(PATIENCE)
+        assert recount(path)["a", 2] == 100
+
+    def test_a_fork_does_not_wait_for_ever_and_the_child_lets_the_strange_connection_be(self, path: Path) -> None:
+        store = opened(path, timeout=0.05)
+        grid = Grid.create(store)
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with store._pool.reading() as db:
+                db.execute("SELECT count(*) FROM job").fetchone()
+                entered.set()
+                leave.wait(PATIENCE)
+
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        assert entered.wait(PATIENCE)
+
+        def work() -> None:
+            assert len(abandoned) == 1
+            grid.write("a", 0, 5)
+
+        in_child(work)
+        leave.set()
+        holder.join(PATIENCE)
+        assert grid.cell("a", 0).version == 1
+        store.close()
+
+    def test_a_watch_under_way_survives_forks_in_the_parent_and_can_be_closed_in_the_child(
+        self, store: SQLiteStore
+    ) -> None:
+        grid = Grid.create(store)
+        watch = store.watch(grid.ref, Scope())
+        versions: list[int] = []
+        reader = threading.Thread(
+            daemon=True,
+            target=lambda: versions.extend(
+                state.version
+                for state in read_until(watch, lambda batch: any(state.version == 20 for state in batch.states)).states
+            ),
+        )
+        reader.start()
+        for _ in range(20):
+            in_child(lambda: (grid.write("a", 0, 5), watch.close()))
+        reader.join(PATIENCE)
+        assert versions[-1] == 20
+
+    def test_a_fork_behind_pythons_back_is_noticed_at_the_next_call(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        watch = store.watch(grid.ref, Scope())
+        grid.write("a", 0, 5)
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            seen = grid.write("a", 0, 6).cell.version == 2 and len(watch.read(PATIENCE).states) == 1
+            os._exit(0 if seen and len(abandoned) == 3 else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert grid.write("a", 0, 7).cell.version == 3
+        recount(path)
+
+    def test_a_watch_that_another_thread_was_about_to_close_does_not_hang_the_child(self, store: SQLiteStore) -> None:
+        watch = store.watch(Grid.create(store).ref, Scope())
+        assert isinstance(watch, SQLiteWatch)
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with watch._closed._cond:
+                entered.set()
+                leave.wait(PATIENCE)
+
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        assert entered.wait(PATIENCE)
+        in_child(watch.close)
+        leave.set()
+        holder.join(PATIENCE)
+
+    def test_a_signal_that_breaks_the_wait_before_a_fork_leaves_the_store_usable(self, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with store._pool.reading():
+                entered.set()
+                leave.wait(PATIENCE)
+
+        def interrupt(*_: object) -> None:
+            raise InterruptedError
+
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        assert entered.wait(PATIENCE)
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            with pytest.raises(InterruptedError):
+                store._pool.before_fork()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        leave.set()
+        holder.join(PATIENCE)
+        assert grid.write("a", 0, 5).cell.version == 1
+
+    def test_a_closed_watch_stays_closed_in_a_child(self, store: SQLiteStore) -> None:
+        watch = store.watch(Grid.create(store).ref, Scope())
+        watch.close()
+        in_child(lambda: watch.read(600))

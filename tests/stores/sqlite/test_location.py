@@ -1,0 +1,169 @@
+"""Where the file is, and what is no place for one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from sqlite_kit import in_child, opened, raw
+
+from celery_statemanager import open_store
+from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.manager import Manager
+from celery_statemanager.stores.sqlite import location
+
+
+class TestLocation:
+    def test_a_relative_path_is_made_absolute_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir(tmp_path)
+        with open_store("sqlite:///states.db") as store:
+            monkeypatch.chdir(elsewhere)
+            Manager.create(store, "job", num_tasks=1)
+        assert (tmp_path / "states.db").exists()
+        assert not list(elsewhere.iterdir())
+
+    def test_opening_connects_to_nothing_and_makes_nothing(self, path: Path) -> None:
+        opened(path)
+        assert not list(path.parent.iterdir())
+
+    @pytest.mark.parametrize(
+        ("url", "words"),
+        [
+            ("sqlite://", "names no file"),
+            ("sqlite:///", "names no file"),
+            ("sqlite://states.db", "names no file; write sqlite:///states.db"),
+            ("sqlite:///dir/", "names no file"),
+            ("sqlite:///:memory:", "memory://"),
+            ("sqlite://:memory:", "memory://"),
+            ("sqlite:///states.db?mode=ro", "without options"),
+            ("sqlite:///{tmp}", "is a directory; name a file"),
+            ("sqlite:///{tmp}/none/states.db", "no directory .*/none; make it first: mkdir -p"),
+            ("sqlite:///{tmp}/text", "no SQLite database"),
+            ("sqlite:///{tmp}/short", "no SQLite database"),
+            ("sqlite:///{tmp}/text/states.db", "no directory"),
+            ("sqlite:///{tmp}/fifo", "not a regular file"),
+            ("sqlite:///{tmp}/" + "x" * 300, "name too long"),
+            ("sqlite:///{tmp}/foreign.db", "another application"),
+            ("sqlite:///{tmp}/marked.db", r"another application \(application_id 0x7, ours is 0x"),
+            ("sqlite:///{tmp}/newer.db", r"newer release \(schema 99, this one knows 2\): upgrade"),
+        ],
+    )
+    def test_what_cannot_be_used_is_told_at_open_and_nothing_is_made(
+        self, tmp_path: Path, url: str, words: str
+    ) -> None:
+        (tmp_path / "text").write_text("no database, but longer than the header of one " * 9)
+        (tmp_path / "short").write_bytes(b"SQLite format 3\x00")
+        os.mkfifo(tmp_path / "fifo")
+        for name, script in {
+            "foreign.db": "CREATE TABLE person (name)",
+            "marked.db": "PRAGMA application_id = 7",
+            "newer.db": f"PRAGMA application_id = {location.APPLICATION_ID}; PRAGMA user_version = 99",
+        }.items():
+            with raw(tmp_path / name) as db:
+                db.executescript(script)
+        before = sorted(tmp_path.iterdir())
+        url = url.format(tmp=tmp_path)
+        with pytest.raises(ConfigurationError, match=f"(?i){words}") as refused:
+            open_store(url)
+        assert url.partition("?")[0] in str(refused.value) or "/" in str(refused.value)
+        assert sorted(tmp_path.iterdir()) == before
+
+    @pytest.mark.parametrize("sealed", ["directory", "file"])
+    def test_a_place_without_access_is_told_at_open(self, tmp_path: Path, path: Path, sealed: str) -> None:
+        path.write_bytes(b"")
+        (path if sealed == "file" else tmp_path).chmod(0o444 if sealed == "file" else 0o555)
+
+        def work() -> None:
+            if os.getuid() == 0:
+                for above in tmp_path.parents:
+                    if above.stat().st_uid == 0 and above != Path("/"):
+                        above.chmod(0o755)
+                tmp_path.chmod(0o555 if sealed == "directory" else 0o777)
+                os.setuid(65534)
+            with pytest.raises(ConfigurationError, match=f"{tmp_path}.*(write access|change its mode)"):
+                opened(path)
+
+        modes = {above: above.stat().st_mode for above in tmp_path.parents}
+        try:
+            in_child(work)
+        finally:
+            for above, mode in modes.items():
+                if above.stat().st_mode != mode:
+                    above.chmod(mode)
+            tmp_path.chmod(0o755)
+
+    @pytest.mark.parametrize("content", [b"", None])
+    def test_an_empty_file_and_an_empty_database_are_taken(self, path: Path, content: bytes | None) -> None:
+        if content is None:
+            with raw(path) as db:
+                db.execute("PRAGMA user_version = 3")
+        else:
+            path.write_bytes(content)
+        with opened(path) as store:
+            assert Manager.create(store, "job", num_tasks=1).get_state().status == 0
+
+    def test_another_applications_tables_behind_an_unwritten_log_are_found_at_the_first_call(self, path: Path) -> None:
+        with raw(path) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("CREATE TABLE person (name)")
+            with opened(path) as store, pytest.raises(ConfigurationError, match="another application"):
+                store.list_jobs()
+
+    def test_the_file_bears_our_mark_before_the_log_is_moved_into_it(self, path: Path) -> None:
+        with opened(path) as store:
+            Manager.create(store, "job", num_tasks=1)
+            header = path.read_bytes()[:108]
+        assert int.from_bytes(header[68:72], "big") == location.APPLICATION_ID
+        assert int.from_bytes(header[60:64], "big") == location.SCHEMA
+
+    def test_a_store_is_known_by_its_file(self, path: Path) -> None:
+        assert repr(opened(path)) == f"<SQLiteStore {path}>"
+
+    def test_unknown_options_and_odd_timeouts_are_refused(self, path: Path) -> None:
+        with pytest.raises(ConfigurationError, match="colour"):
+            opened(path, colour="red")
+        for timeout in (-1, float("nan"), float("inf"), True, "5"):
+            with pytest.raises(ConfigurationError, match="number of seconds"):
+                opened(path, timeout=timeout)
+
+    MOUNTS = r"""22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw
+31 22 0:27 / /home rw - autofs systemd-1 rw
+32 31 0:45 / /home rw,relatime shared:2 master:9 - nfs4 server:/home rw
+33 32 8:1 / /home/ann/local rw - xfs /dev/sda1 rw
+34 22 0:50 / /mnt/my\040share rw - cifs //server/share rw
+35 22 0:51 / /proc rw - proc proc rw
+a line from the future
+"""
+
+    @pytest.mark.parametrize(
+        ("path", "kind"),
+        [
+            ("/srv/states.db", "ext4"),
+            ("/home/ann/states.db", "nfs4"),
+            ("/home/ann/local/states.db", "xfs"),
+            ("/home/ann/localhost/states.db", "nfs4"),
+            ("/homestead/states.db", "ext4"),
+            ("/mnt/my share/deep/states.db", "cifs"),
+        ],
+    )
+    def test_the_longest_mount_point_above_a_file_tells_its_file_system(self, path: str, kind: str) -> None:
+        assert location.file_system(path, self.MOUNTS) == kind
+        assert location.file_system(path, "") is None
+
+    @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "afs", "fuse.sshfs"])
+    def test_a_network_file_system_is_refused_by_name(self, path: Path, kind: str) -> None:
+        mounts = f"22 1 254:1 / / rw - ext4 /dev/root rw\n40 22 0:50 / {path.parent} rw - {kind} there rw"
+        with pytest.raises(ConfigurationError, match=rf"network file system \({kind}\).*local disk"):
+            location.locate(f"sqlite:///{path}", lambda: mounts)
+        assert location.locate(f"sqlite:///{path}", lambda: mounts.replace(kind, "btrfs")) == str(path)
+
+    def test_a_system_without_mountinfo_refuses_no_place(self, tmp_path: Path, path: Path) -> None:
+        assert location.read_mountinfo(tmp_path / "none") == ""
+        assert location.locate(f"sqlite:///{path}", lambda: "") == str(path)
+
+    def test_a_link_is_judged_by_what_it_points_to(self, tmp_path: Path, path: Path) -> None:
+        (tmp_path / "link.db").symlink_to(path)
+        assert location.locate(f"sqlite:///{tmp_path}/link.db") == str(path)

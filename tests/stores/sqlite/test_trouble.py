@@ -1,0 +1,137 @@
+"""Files that are damaged, locked, gone or not ours."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlite_kit import in_child, opened, raw, recount
+
+from celery_statemanager.errors import AttemptSuperseded, ConfigurationError, StoreError, StoreUnavailable
+from celery_statemanager.stores.sqlite import SQLiteStore, connection
+from celery_statemanager.stores.sqlite.connection import translated
+from celery_statemanager.testing.kit import PATIENCE, Grid
+
+
+class TestTrouble:
+    def test_a_lock_held_by_others_is_unavailable_after_the_timeout(self, path: Path) -> None:
+        store = opened(path, timeout=0.05)
+        grid = Grid.create(store)
+        with raw(path) as db:
+            db.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable, match=rf"{path}.*locked.*0\.05 s; a larger store timeout") as refused:
+                grid.write("a", 0, 5)
+            assert isinstance(refused.value.__cause__, sqlite3.OperationalError)
+            assert grid.lowest().status == 0
+            db.execute("ROLLBACK")
+        assert grid.write("a", 0, 5).cell.version == 1
+        store.close()
+
+    def test_a_thread_that_writes_too_long_keeps_the_others_out(self, path: Path) -> None:
+        store = opened(path, timeout=0.05)
+        grid = Grid.create(store)
+        entered, leave = threading.Event(), threading.Event()
+
+        def clock() -> float:
+            entered.set()
+            assert leave.wait(PATIENCE)
+            return 1.0
+
+        slow = threading.Thread(target=lambda: (setattr(store, "_clock", clock), grid.write("a", 0, 5)))
+        slow.start()
+        assert entered.wait(PATIENCE)
+        with pytest.raises(StoreUnavailable, match="other threads"):
+            store.drop_worker("nobody")
+        leave.set()
+        slow.join(PATIENCE)
+        assert grid.cell("a", 0).version == 1
+        store.close()
+
+    def test_a_writer_that_is_kept_waiting_gets_its_turn(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        with raw(path, check_same_thread=False) as db:
+            db.execute("BEGIN IMMEDIATE")
+            release = threading.Timer(0.1, db.execute, ("ROLLBACK",))
+            release.start()
+            assert grid.write("a", 0, 5).cell.version == 1
+            release.join()
+
+    def test_what_raises_changes_nothing(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        with pytest.raises(AttemptSuperseded):
+            grid.write("new", 0, 5, attempt=9)
+        with raw(path) as db:
+            assert db.execute("SELECT count(*) FROM tag").fetchone() == (0,)
+        assert recount(path) == {}
+
+    def test_a_damaged_file_is_a_store_error(self, path: Path) -> None:
+        with opened(path) as store:
+            grid = Grid.create(store)
+            grid.write("a", 0, 5)
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (size - 4096))
+        with opened(path) as store, pytest.raises(StoreError, match="damaged: restore it") as refused:
+            grid.seen_by(store).write("a", 0, 6)
+        assert not isinstance(refused.value, StoreUnavailable)
+        assert isinstance(refused.value.__cause__, sqlite3.DatabaseError)
+
+    def test_a_file_that_may_not_grow_is_unavailable_and_whole_afterwards(self, path: Path, store: SQLiteStore) -> None:
+        import resource
+
+        grid = Grid.create(store)
+
+        def work() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+            grow = (grid.write("a", row % 3, 5, message="x" * 5_000) for row in range(100_000))
+            with pytest.raises(StoreUnavailable, match="disk"):
+                list(grow)
+
+        in_child(work)
+        assert grid.write("b", 0, 5).cell.version == 1
+        recount(path)
+
+    def test_a_full_database_is_unavailable(self, path: Path) -> None:
+        with raw(path) as db:
+            db.execute("PRAGMA max_page_count = 2")
+            with pytest.raises(sqlite3.OperationalError) as full:
+                db.executescript("CREATE TABLE a (b); CREATE TABLE c (d); CREATE TABLE e (f)")
+        error = translated(full.value, "states.db", 5)
+        assert isinstance(error, StoreUnavailable)
+        assert "make room" in str(error)
+
+    def test_a_file_that_became_read_only_is_a_store_error(self, path: Path) -> None:
+        with raw(path) as db:
+            db.execute("CREATE TABLE a (b)")
+            db.execute("PRAGMA query_only = 1")
+            with pytest.raises(sqlite3.OperationalError) as denied:
+                db.execute("INSERT INTO a VALUES (1)")
+        error = translated(denied.value, "states.db", 5)
+        assert type(error) is StoreError
+        assert "write access" in str(error)
+
+    def test_a_vanished_directory_is_unavailable(self, tmp_path: Path) -> None:
+        (tmp_path / "gone").mkdir()
+        store = opened(tmp_path / "gone" / "states.db")
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(StoreUnavailable, match="directory is still there"):
+            store.list_jobs()
+
+    def test_a_file_without_a_log_is_refused(self) -> None:
+        with (
+            closing(sqlite3.connect(":memory:", isolation_level=None)) as db,
+            pytest.raises(StoreError, match="'memory'"),
+        ):
+            connection._set_up(db, "states.db")
+
+    def test_an_old_sqlite_is_refused(self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(connection, "_OLDEST", (99, 0, 0))
+        with pytest.raises(ConfigurationError, match=r"too old.*newer"):
+            store.list_jobs()
+
+    def test_an_error_of_no_known_kind_is_a_store_error(self) -> None:
+        assert "no such table: x" in str(translated(sqlite3.OperationalError("no such table: x"), "states.db", 5))

@@ -1,0 +1,98 @@
+"""Changes seen by polling, and what that costs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlite_kit import fill, in_child, open_files, opened
+
+from celery_statemanager.errors import JobNotFound, StoreError
+from celery_statemanager.models import Scope
+from celery_statemanager.records import Cancellation
+from celery_statemanager.stores.sqlite import SQLiteStore
+from celery_statemanager.stores.sqlite.watch import MOST_STATES
+from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
+
+
+class TestWatching:
+    def test_changes_are_read_soon_and_each_version_last(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        watch = store.watch(grid.ref, Scope())
+        delays = []
+        with opened(path) as other:
+            for number in range(1, 31):
+                write = threading.Timer(0.03, grid.seen_by(other).write, ("a", 0, 5))
+                write.start()
+                batch = read_until(watch, lambda batch, number=number: number in [s.version for s in batch.states])  # type: ignore[misc]
+                stamp = batch.states[-1].timestamp
+                assert stamp is not None
+                delays.append(time.time() - stamp.timestamp())
+                write.join()
+        assert sorted(delays)[len(delays) // 4] < 0.03
+
+    def test_an_idle_watch_costs_next_to_nothing(self, store: SQLiteStore) -> None:
+        watch = store.watch(Grid.create(store).ref, Scope())
+        begun = time.thread_time()
+        assert watch.read(1.0).states == []
+        assert time.thread_time() - begun < 0.2
+
+    def test_writes_elsewhere_wake_no_reader(self, store: SQLiteStore) -> None:
+        watch = store.watch(Grid.create(store).ref, Scope())
+        Grid.create(store, job_id="other").write("a", 0, 5)
+        store.put_worker("w", "{}", 5)
+        batch = watch.read(0.05)
+        assert (batch.states, batch.job_changed) == ([], False)
+
+    def test_more_changes_than_one_batch_holds_come_in_several(self, store: SQLiteStore) -> None:
+        rows = 2 * MOST_STATES + 500
+        grid = Grid.create(store, rows)
+        watch = store.watch(grid.ref, Scope("a"))
+        fill(store, grid.ref, rows)
+        sizes = [len(watch.read(PATIENCE).states) for _ in range(3)]
+        assert sizes == [MOST_STATES, MOST_STATES, 500]
+        assert watch.read(0).states == []
+
+    def test_many_watches_share_one_connection(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        watches = [store.watch(grid.ref, Scope()) for _ in range(50)]
+        grid.write("a", 0, 5)
+        assert [len(watch.read(PATIENCE).states) for watch in watches] == [1] * 50
+        assert open_files(path) <= 8
+
+    def test_a_watch_of_a_deleted_job_finds_none_once_it_looks(self, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        watch = store.watch(grid.ref, Scope())
+        in_child(grid.delete)
+        with pytest.raises(JobNotFound):
+            watch.read(PATIENCE)
+
+    def test_a_watch_of_a_damaged_store_says_so(self, path: Path) -> None:
+        store = opened(path)
+        watch = store.watch(Grid.create(store).ref, Scope())
+        store.close()
+        path.write_bytes(b"no database any more " * 999)
+        with pytest.raises(StoreError, match="overwritten"):
+            watch.read(PATIENCE)
+
+    def test_a_poll_that_failed_is_made_on_a_new_connection(self, store: SQLiteStore) -> None:
+        grid = Grid.create(store)
+        watch = store.watch(grid.ref, Scope())
+        polled = store._pulse._connection
+        assert polled is not None
+        polled.close()
+        with pytest.raises(StoreError):
+            watch.read(0)
+        grid.write("a", 0, 5)
+        assert len(watch.read(0).states) == 1
+
+    def test_a_cell_that_never_began_is_seen_as_cancelled_in_a_cancelled_job(self, store: SQLiteStore) -> None:
+        grid = Grid.create(store, 2, ("a",))
+        watch = store.watch(grid.ref, Scope())
+        grid.write("a", 0, 0)
+        grid.update(lambda job: replace(job, cancelled=Cancellation("no more", 1)))
+        batch = read_until(watch, lambda batch: batch.job_changed and bool(batch.states))
+        assert batch.states[-1:] in ([grid.state("a", 0)], [replace(grid.state("a", 0), status=0, message=None)])
