@@ -52,8 +52,8 @@ def _add_entries(tracker: Tracker | None) -> None:
     conf, settings = tracker.app.conf, tracker.settings
     wanted = {COLLECT: settings.gc_schedule, SWEEP: settings.sweep_schedule}
     entries = {task: _entry(task, when) for task, when in wanted.items() if when is not None}
-    if entries:
-        conf.beat_schedule = {**entries, **(conf.beat_schedule or {})}
+    for task, entry in entries.items():
+        conf.beat_schedule.setdefault(task, entry)  # in place, as Celery does: 5.6 cannot replace a namespaced setting
 
 
 def _entry(task: str, when: Any) -> dict[str, Any]:

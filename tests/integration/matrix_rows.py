@@ -78,6 +78,7 @@ OUTCOMES = [
         "take_too_long",
         only("prefork gevent", Status.TIMED_OUT, "TimeLimitExceeded: .*") | only("threads solo", DONE, None),
         {"time_limit": 1},
+        older=only("gevent", Status.LOST, LOST),
     ),
     Outcome(
         "hard time limit, not acked on it",
