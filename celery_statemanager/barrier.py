@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
+from typing import TypeVar
 
 from celery_statemanager import aggregate
-from celery_statemanager.errors import SynchronizeFailed, SynchronizeTimeout
+from celery_statemanager.errors import StoreUnavailable, SynchronizeFailed, SynchronizeTimeout
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import JobRecord, JobRef
@@ -16,6 +17,8 @@ from celery_statemanager.subscription import NO_CELLS, Feed
 
 before_waiting: list[Callable[[], None]] = []
 """Called whenever a barrier is about to block; the Celery floor warns from here inside a worker's task."""
+
+Answer = TypeVar("Answer")
 
 _SLICE = 3600.0
 
@@ -28,41 +31,57 @@ def synchronize(
     Raises: SynchronizeFailed – a row is negative (unless ``fail_fast`` is False); SynchronizeTimeout; JobNotFound.
     """
     scope = Scope(tag=tag)
-    for _ in _changes(store, ref, scope, timeout):
+
+    def rows_once_reached() -> list[State] | None:
         least = store.lowest(ref, scope)
         if least.status >= status:
             return _rows(store, ref, scope)
         if least.failed and fail_fast:
             raise SynchronizeFailed(ref.key.job_id, tag, status, least)
-    states = _rows(store, ref, scope)
-    missing = IndexSet(state.task_index for state in states if state.status < status)
-    if not missing:
-        return states
-    raise SynchronizeTimeout(ref.key.job_id, tag, status, str(missing), states, timeout)
+        return None
+
+    states = _until(rows_once_reached, store, ref, scope, timeout)
+    if states is None:
+        states = _rows(store, ref, scope)
+        missing = IndexSet(state.task_index for state in states if state.status < status)
+        if missing:
+            raise SynchronizeTimeout(ref.key.job_id, tag, status, str(missing), states, timeout)
+    return states
 
 
 def wait_settled(store: Store, ref: JobRef, timeout: float | None = None) -> bool:
     """Return True once the job has settled, False if it had not after ``timeout`` seconds. Raises: JobNotFound."""
     planned = store.survey(ref)[0].plan is not None
-    for _ in _changes(store, ref, NO_CELLS if planned else Scope(), timeout):
-        if aggregate.settled(*store.survey(ref)):
-            return True
-    return False
+    has_settled = lambda: aggregate.settled(*store.survey(ref)) or None  # noqa: E731 - shorter than its name
+    return _until(has_settled, store, ref, NO_CELLS if planned else Scope(), timeout) is True
 
 
-def _changes(store: Store, ref: JobRef, scope: Scope, timeout: float | None) -> Iterator[None]:
-    """Yield at once, then after every change, until time runs out."""
+def _until(
+    ask: Callable[[], Answer | None], store: Store, ref: JobRef, scope: Scope, timeout: float | None
+) -> Answer | None:
+    """Ask at once, then after every change, until there is an answer; None once time has run out.
+
+    A store that fails meanwhile is asked again when it is back. Raises: SubscriptionLost – it does not come back.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     with closing(Feed(store, ref, scope)) as feed:
-        yield
-        for guard in before_waiting:
-            guard()
-        while deadline is None or time.monotonic() < deadline:
+        answer = _asked(feed, ask)
+        if answer is None:
+            for guard in before_waiting:
+                guard()
+        while answer is None and (deadline is None or time.monotonic() < deadline):
             batch = feed.read(_SLICE if deadline is None else deadline - time.monotonic())
-            if not feed.connected:
-                continue
-            if batch.states or batch.job_changed or batch.resync:
-                yield
+            if feed.connected and (batch.states or batch.job_changed or batch.resync):
+                answer = _asked(feed, ask)
+        return answer
+
+
+def _asked(feed: Feed, ask: Callable[[], Answer | None]) -> Answer | None:
+    try:
+        return ask()
+    except StoreUnavailable as error:
+        feed.lose(error)
+        return None
 
 
 def _rows(store: Store, ref: JobRef, scope: Scope) -> list[State]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from celery_statemanager import JobNotFound, Manager, SynchronizeFailed, SynchronizeTimeout, barrier, open_store
+from celery_statemanager import (
+    JobNotFound,
+    Manager,
+    StoreUnavailable,
+    SynchronizeFailed,
+    SynchronizeTimeout,
+    barrier,
+    open_store,
+)
 from celery_statemanager.models import Scope
 from celery_statemanager.records import JobRef
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.testing import Grid, WrappedStore
+from celery_statemanager.testing import FaultyStore, Grid, WrappedStore
 from celery_statemanager.testing.kit import FAILED, FINISHED
 
 DEADLINE = 20.0
@@ -126,6 +134,37 @@ def test_a_barrier_of_a_deleted_job_finds_none(store: Counting) -> None:
         barrier.synchronize(store, grid.ref, "a", 10)
     with pytest.raises(JobNotFound):
         barrier.wait_settled(store, grid.ref)
+
+
+@pytest.mark.parametrize(
+    ("method", "looks", "wait"),
+    [
+        ("lowest", 1, lambda store, ref: barrier.synchronize(store, ref, "a", FINISHED, timeout=DEADLINE)),
+        ("survey", 2, lambda store, ref: barrier.wait_settled(store, ref, timeout=DEADLINE)),
+    ],
+    ids=["synchronize", "wait"],
+)
+def test_a_store_that_fails_while_it_is_waited_for_is_asked_again(
+    store: Counting, in_background: list[threading.Thread], method: str, looks: int, wait: Callable
+) -> None:
+    grid, faulty = Grid.create(store, 1, ("a",)), FaultyStore(store)
+    looked, failed = threading.Semaphore(0), threading.Event()
+
+    def fail(_: object) -> None:
+        failed.set()
+        raise StoreUnavailable("away for a moment")
+
+    def end_the_row() -> None:
+        for _ in range(looks):
+            assert looked.acquire(timeout=DEADLINE)
+        grid.run("a", 0)
+
+    faulty.at(method, lambda _: looked.release(), after=True, times=looks)
+    faulty.at(method, fail)
+    in_background.append(threading.Thread(target=end_the_row))
+    in_background[0].start()
+    assert wait(faulty, grid.ref)
+    assert failed.is_set()
 
 
 @pytest.mark.parametrize(
