@@ -9,14 +9,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import State, StateEvent, Summary
+from celery_statemanager.models import State, StateEvent, Summary, state_from_fields
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import LATCHES, Cancellation, Cell, JobRecord, Latch, Submission, to_datetime
 
 
 def state_of(job_id: str, tag: str, task_index: int, cell: Cell) -> State:
     """Give a stored cell as the state that readers see."""
-    return State(
+    return state_from_fields(
         job_id,
         task_index,
         tag,

@@ -165,7 +165,7 @@ class Manager:
         row = self._own_row(None)
         status = percent(done, total)
         check_size(check_message(message), None, self._max_state_bytes)
-        return self._write(tag, row, status, message, event_id, keeps_payload=True, progress=progress_json(done, total))
+        return self._write(tag, row, status, message, event_id, progress=progress_json(done, total))
 
     def begin(self, tag: str) -> int:
         """Take the next attempt of this row under a tag, whatever attempt was open; give its number.
@@ -258,7 +258,17 @@ class Manager:
         row = "read-only" if self.task_index is None else f"task {self.task_index}"
         return f"<Manager of job {self.job_id!r}, {row} of {self.num_tasks}>"
 
-    def _write(self, tag: str, row: int, status: int, message: str | None, event_id: str | None, **kind: Any) -> State:
+    def _write(
+        self,
+        tag: str,
+        row: int,
+        status: int,
+        message: str | None,
+        event_id: str | None,
+        *,
+        payload: str | None = None,
+        progress: str | None = None,
+    ) -> State:
         tag = check_name("tag", tag)
         attempt = self._attempts.get(tag)
         closes = attempt is not None and (status < 0 or status == FINISHED)
@@ -268,9 +278,11 @@ class Manager:
             status=status,
             message=message,
             event_id=new_event_id() if event_id is None else check_name("event_id", event_id),
+            payload=payload,
+            keeps_payload=progress is not None,
+            progress=progress,
             attempt=attempt,
             closes=closes,
-            **kind,
         )
         return state_of(self.job_id, tag, row, self.store.write(self.ref, request).cell)
 

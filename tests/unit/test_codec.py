@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from dataclasses import FrozenInstanceError, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -144,6 +147,16 @@ def test_a_cell_is_read_as_a_state() -> None:
     expected = State("j", 3, "t", 40, "words", {"n": [1]}, NOON, 7, "e1", 2)
     assert state_of("j", "t", 3, cell) == expected
     assert state_of("j", "t", 3, Cell()) == State("j", 3, "t")
+
+
+def test_a_state_that_was_read_is_a_state_in_every_way() -> None:
+    state = state_of("j", "t", 3, Cell(40, "words", None, 1_769_860_800_123_456, 7, "e1", 2))
+    made = State("j", 3, "t", 40, "words", None, NOON, 7, "e1", 2)
+    assert (type(state), hash(state), repr(state)) == (State, hash(made), repr(made))
+    assert replace(state, status=50) == replace(made, status=50)
+    assert pickle.loads(pickle.dumps(state)) == copy.copy(state) == made
+    with pytest.raises(FrozenInstanceError):
+        state.status = 50  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 from celery_statemanager.codec import compact
-from celery_statemanager.models import State, fraction_of
+from celery_statemanager.models import State, fraction_of, state_from_fields
 from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, to_datetime
 from celery_statemanager.stores.redis.packing import unpack
 
@@ -107,7 +107,7 @@ def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:
     values = _values(packed)
     (timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done) = values[:12]
     payload = payload_of(_text(rest), _text(progress), done) if rest or progress else None
-    return State(
+    return state_from_fields(
         job_id,
         row,
         tag,
