@@ -78,4 +78,4 @@ def _why(text: str, at: int) -> str:
     number = re.compile(r"[\d.]+", re.ASCII).match(text, at)
     if number and number.end() == len(text):
         return f" (no unit after {number[0]})"
-    return f" at {text[at:][:20]!r}"
+    return f" at {text[at:][:20]!r}" if at else ""

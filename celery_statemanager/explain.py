@@ -23,8 +23,8 @@ class Reason:
 
     Attributes:
         rows: None for a callback, whose latch is then the tag.
-        code: one word for programs: ``unpublished``, ``queued``, ``received``, ``waits``, ``running``, ``lost``,
-            ``retrying``, ``written``, ``callback``, ``more``.
+        code: one word for programs: ``unpublished``, ``unwritten``, ``queued``, ``received``, ``waits``, ``running``,
+            ``lost``, ``retrying``, ``written``, ``callback``, ``more``.
         text: a sentence for people.
     """
 
@@ -64,7 +64,10 @@ class _Told:
         """Tell of the rows that never began."""
         left = column.missing or IndexSet()
         submission = self._job.submission
-        if submission is not None and not submission.done:
+        if submission is None:
+            yield from _some(column.tag, left, "unwritten", "never written; no task was submitted for it")
+            return
+        if not submission.done:
             unsent = IndexSet(range(submission.published, self._job.num_tasks))
             unpublished, left = left.within(unsent), left.without(unsent)
             alive = submission.alive_until > self._now

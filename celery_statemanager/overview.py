@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.models import Summary
-from celery_statemanager.records import Column, JobRecord, JobRef
+from celery_statemanager.records import Column, JobKey, JobRecord, JobRef
 from celery_statemanager.stores.base import Store
 
 
@@ -104,6 +106,20 @@ def list_overviews(store: Store, wanted: Wanted, limit: int) -> tuple[list[Overv
     newest = heapq.nlargest(limit, counted(), key=lambda job: (job.last_activity, job.created_at))
     found = (_still_there(store, job.ref) for job in newest)
     return [each for each in found if each is not None], total
+
+
+def look_alikes(store: Store, key: JobKey, among: int = 1_000) -> list[JobKey]:
+    """Give the runs of a name that are there or, where there are none, the names that look most like it; five at most.
+
+    Args:
+        among: records that are read at most.
+
+    Raises: StoreError.
+    """
+    found = [job.key for job in islice(_records(store, None), among)]
+    runs = [each for each in found if each.job_id == key.job_id]
+    names = difflib.get_close_matches(key.job_id, {each.job_id for each in found}, 3, 0.8)
+    return (runs or [each for name in names for each in found if each.job_id == name])[:5]
 
 
 def _phase(job: JobRecord, summary: Summary, *, over: bool) -> Phase:

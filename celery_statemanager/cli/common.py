@@ -7,6 +7,7 @@ ends with a code of ``Exit``, which its ``--help`` lists.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from celery_statemanager import retention
 from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreError, SubscriptionLost
 from celery_statemanager.integration.settings import PREFIX, Settings
 from celery_statemanager.limits import check_index, check_name, check_optional
+from celery_statemanager.overview import look_alikes
 from celery_statemanager.records import JobKey, JobRecord
 from celery_statemanager.stores import Store, masked, open_store
 
@@ -87,13 +89,14 @@ def opened_store(app: Celery, url: str | None) -> Iterator[Store]:
         shown = masked(url or _settings(app).store_url)
         with _open(app, url) as store:
             store.require()
-            yield store
-    except JobNotFound as error:
-        fail(f"{error} ({shown}){_why_not(shown)}", Exit.NO_JOB)
+            try:
+                yield store
+            except JobNotFound as error:
+                fail(f"{error} ({shown}){_why_not(shown)}{_others(store, JobKey(*error.args))}", Exit.NO_JOB)
     except SubscriptionLost as error:
         fail(str(error), Exit.UNAVAILABLE)
     except StoreError as error:
-        fail(f"{error} ({shown})", Exit.UNAVAILABLE)
+        fail(f"{error}" if shown in str(error) else f"{error} ({shown})", Exit.UNAVAILABLE)
     except ConfigurationError as error:
         fail(str(error), Exit.CONFIGURATION)
 
@@ -156,6 +159,17 @@ def _settings(app: Celery) -> Settings:
 
 def _why_not(shown: str) -> str:
     return "; a memory store is seen by its own process only" if shown.startswith("memory:") else ""
+
+
+def _others(store: Store, wanted: JobKey) -> str:
+    """Give the end of a sentence that names what may have been meant."""
+    found = look_alikes(store, wanted)
+    if not found:
+        return ""
+    if found[0].job_id != wanted.job_id:
+        return f"; did you mean {' or '.join(dict.fromkeys(repr(each.job_id) for each in found))}?"
+    tokens = [f"--run-token {shlex.quote(each.run_token)}" for each in found if each.run_token is not None]
+    return f"; there is {' or '.join([*(['one without --run-token'] if len(tokens) < len(found) else []), *tokens])}"
 
 
 def _discard_output() -> None:

@@ -56,7 +56,7 @@ Exit status:
 @click.command("delete-state", cls=CeleryCommand, help=_HELP, short_help="Delete a job and all its states.")
 @job_argument
 @run_option
-@option("--yes", is_flag=True, help="Do not ask.", group="Output")
+@option("--yes", is_flag=True, help="Do not ask.", group="Whether to ask")
 @format_option
 @store_option
 @click.pass_context

@@ -13,14 +13,15 @@ from celery_statemanager.cli.common import (
     fail,
     format_option,
     interruptible,
+    note,
     opened_store,
     option,
     store_option,
 )
 from celery_statemanager.cli.rendering import words
-from celery_statemanager.cli.rendering.jobs import name
+from celery_statemanager.cli.rendering.jobs import SHORTEST, name
 from celery_statemanager.cli.rendering.lines import Outlet
-from celery_statemanager.cli.rendering.text import Line, Span, cut
+from celery_statemanager.cli.rendering.text import Line, Span, cut, fit
 from celery_statemanager.codec import compact, rfc3339
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.garbage import Act, Collected, Skip, collect_garbage
@@ -52,12 +53,19 @@ Exit status:
   130  ended by Ctrl-C; the next run goes on
 """
 
-_WORDS = {
+_DONE = {
     "scanned": "idle or hidden jobs looked at",
     "tombstoned": "hidden",
     "revived": "shown again",
     "deleted": "deleted",
     "purged": "states and other rows of deleted jobs removed",
+}
+
+_REHEARSED = {
+    "scanned": "idle or hidden jobs looked at",
+    "tombstoned": "would be hidden",
+    "revived": "would be shown again",
+    "deleted": "would be deleted",
 }
 
 _REASONS = {
@@ -133,21 +141,23 @@ class _Teller:
             self._outlet.record(compact(told))
             return
         text = _WOULD[what] if isinstance(what, Act) else _REASONS[what]
-        age = words.age((self._now - job.last_activity) / 1_000_000)
-        self._line([Span(f"{text}: {name(job, self._outlet.glyphs)}, idle for {age}")])
+        idle = f", idle for {words.duration((self._now - job.last_activity) / 1_000_000)}"
+        glyphs = self._outlet.glyphs
+        room = self._outlet.size.columns - len(text) - 2 - len(idle)
+        self._line([Span(f"{text}: {fit(name(job, glyphs), max(room, SHORTEST), glyphs.ellipsis)}{idle}")])
 
     def report(self, report: Collected, *, dry_run: bool) -> None:
         """Tell the numbers."""
         if self._as_json:
             self._outlet.record(compact({**asdict(report), "dryRun": dry_run}))
             return
-        would = " (nothing was written)" if dry_run else ""
-        for kind, told in _WORDS.items():
+        for kind, told in (_REHEARSED if dry_run else _DONE).items():
             count = getattr(report, kind)
-            said = would if kind in set(Act) else ""
-            self._line([Span(f"{count:>6}  {told}{said}", "" if count else "dim")])
+            self._line([Span(f"{count:>6}  {told}", "" if count else "dim")])
         for reason, count in report.skipped.items():
             self._line([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
+        if dry_run:
+            note("note: nothing was written")
 
     def _line(self, line: Line) -> None:
         self._outlet.line(cut(line, self._outlet.size.columns, self._outlet.glyphs.ellipsis))

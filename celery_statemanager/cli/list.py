@@ -58,7 +58,7 @@ Exit status:
 @option("--status", "phases", type=click.Choice(_PHASES), multiple=True, help="Only these; repeatable.", group=_WHICH)
 @option("--all", "everything", is_flag=True, help="Also jobs marked deleted.", group=_WHICH)
 @option(
-    "--limit", type=click.IntRange(1), metavar="N", default=50, show_default="50", help="At most so many.", group=_WHICH
+    "--limit", type=click.IntRange(1), metavar="N", default=50, show_default=True, help="At most so many.", group=_WHICH
 )
 @format_option
 @store_option
@@ -92,14 +92,14 @@ def list_state(
             for each in listed:
                 outlet.record(compact(_wire(each)))
         else:
-            _show(store, listed, outlet)
+            _show(store, listed, outlet, chosen=wanted != Wanted())
         if total > limit:
             note(f"note: {limit} of {total} jobs; --limit {total} lists them all")
 
 
-def _show(store: Store, listed: list[Overview], outlet: Outlet) -> None:
+def _show(store: Store, listed: list[Overview], outlet: Outlet, *, chosen: bool) -> None:
     if not listed:
-        note("no such jobs")
+        note("no such jobs" if chosen else "no jobs yet")
         return
     for line in job_table(listed, to_datetime(store.now()), outlet.size.columns, outlet.glyphs):
         outlet.line(line)

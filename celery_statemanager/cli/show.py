@@ -55,7 +55,7 @@ Exit status:
     type=click.IntRange(0),
     metavar="N",
     default=20,
-    show_default="20",
+    show_default=True,
     help="At most so many rows.",
     group="Output",
 )

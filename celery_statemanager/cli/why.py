@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
@@ -16,14 +14,22 @@ from celery_statemanager.cli.common import (
     run_option,
     store_option,
 )
+from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering.jobs import name
 from celery_statemanager.cli.rendering.lines import Outlet
-from celery_statemanager.cli.rendering.text import Line, Span, clean
+from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, fit, width, wrapped
 from celery_statemanager.codec import compact
 from celery_statemanager.explain import Reason, explain
 from celery_statemanager.records import JobRecord
 
 WIDEST = 110
 """Columns beyond which a sentence is hard to read."""
+
+MOST_LINES = 6
+MOST_RANGES = 200
+"""Characters of ranges shown for one reason; ``--format json`` has all."""
+
+_INDENT = "      "
 
 _HELP = """Say why a job is not done: which tasks, on which worker, and what happens next.
 
@@ -60,9 +66,11 @@ def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: 
             for each in reasons:
                 outlet.record(compact(_wire(each)))
             return
-        outlet.line([Span(clean(job_id), "head"), Span(f": {_verdict(store.get_job(job.key), reasons)}")])
+        columns, glyphs = outlet.size.columns, outlet.glyphs
+        for line in _headline(store.get_job(job.key), reasons, columns, glyphs):
+            outlet.line(line)
         for each in reasons:
-            for line in _lines(each, outlet.size.columns):
+            for line in _lines(each, columns, glyphs):
                 outlet.line(line)
 
 
@@ -78,13 +86,26 @@ def _verdict(job: JobRecord, reasons: list[Reason]) -> str:
     if not reasons:
         return f"{cancelled}not settled, and nothing is open: it has no plan, or ends this moment"
     count = sum(len(each.rows or ()) for each in reasons)
-    return f"{cancelled}not settled, {count} cell{'s' if count > 1 else ''} open:"
+    return f"{cancelled}not settled, {words.counted(count, 'cell')} open:"
 
 
-def _lines(reason: Reason, columns: int) -> list[Line]:
-    where = f"on_{reason.tag}" if reason.rows is None else f"{clean(reason.tag)}  {reason.rows}"
-    style = "bad" if reason.code == "lost" else ""
-    told = textwrap.wrap(
-        f"{where}: {clean(reason.text)}", min(columns, WIDEST), initial_indent="  ", subsequent_indent="      "
-    )
-    return [[Span(each, style)] for each in told]
+def _headline(job: JobRecord, reasons: list[Reason], columns: int, glyphs: Glyphs) -> list[Line]:
+    """Give name and verdict, the verdict below the name where both do not fit."""
+    named, verdict = name(job, glyphs), _verdict(job, reasons)
+    if width(named) + 2 + width(verdict) <= columns:
+        return [[Span(named, "head"), Span(f": {verdict}")]]
+    return [[Span(fit(named, columns, glyphs.ellipsis), "head")], *_broken(verdict, "", columns, glyphs)]
+
+
+def _lines(reason: Reason, columns: int, glyphs: Glyphs) -> list[Line]:
+    if reason.rows is None:
+        where = f"on_{reason.tag}"
+    else:
+        tag = fit(clean(reason.tag), columns // 2, glyphs.ellipsis)
+        where = f"{tag}  {words.ranges(reason.rows, MOST_RANGES, glyphs.ellipsis)}"
+    return _broken(f"{where}: {clean(reason.text)}", "bad" if reason.code == "lost" else "", columns, glyphs)
+
+
+def _broken(text: str, style: str, columns: int, glyphs: Glyphs) -> list[Line]:
+    first, *others = wrapped(text, min(columns, WIDEST) - len(_INDENT), MOST_LINES, glyphs.ellipsis)
+    return [[Span(f"  {first}", style)], *([Span(_INDENT + each, style)] for each in others)]

@@ -131,6 +131,15 @@ def test_an_unknown_run(run, settled, error_of):
     result = run("--job", settled, "--run-token", "other")
     assert result.exit_code == 66
     assert "run token 'other'" in error_of(result)
+    assert result.stderr.endswith("; there is one without --run-token\n")
+
+
+def test_runs_and_names_that_may_be_meant(run, store, error_of):
+    for token in ("monday", "the 2nd"):
+        Manager.create(store, "report", num_tasks=1, run_token=token)
+    told = error_of(run("--job", "report"))
+    assert told.endswith(("; there is --run-token monday or --run-token 'the 2nd'", "'the 2nd' or --run-token monday"))
+    assert error_of(run("--job", "raport")).endswith("; did you mean 'report'?")
 
 
 @pytest.mark.parametrize("task", ["-1", "3"])

@@ -15,6 +15,7 @@ from celery_statemanager.cli.rendering.bars import tag_bar
 from celery_statemanager.cli.rendering.closing import closing
 from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View
+from celery_statemanager.cli.rendering.lines import Table
 from celery_statemanager.cli.rendering.text import ASCII, COLOURED, PLAIN, plain, width_of
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation, Latch
@@ -253,6 +254,20 @@ def test_the_summary_breaks_long_rows_and_messages(job, state):
     drawn = shown(closing(View(board, NOW), 60, COLOURED))
     assert "56,58 (30)" in drawn
     assert drawn.count("word word") > 3
+
+
+def test_the_summary_parts_a_long_tag_from_its_rows_and_keeps_wide_messages_whole(job, state):
+    board = Board(job(3, ("t" * 90, "u" * 90)), Scope())
+    board.apply(state(1, "t" * 90, -9, "日" * 60))
+    drawn = shown(closing(View(board, NOW), 80, COLOURED))
+    assert re.search(r"✗ -9  t+…  1\n", drawn)
+    assert drawn.count("日") == 60
+
+
+def test_a_table_gives_wide_tags_their_columns(job, state):
+    table = Table(job(3, ("取り込み", "書き出し")), 80, COLOURED)
+    assert "取り込み  40%" in plain(table.row(state(1, "取り込み", 40)))
+    assert width_of(table.head()) == width_of(table.row(state(1, "取り込み", 40, "message")))
 
 
 def test_the_summary_tells_at_most_so_many_kinds(boards):

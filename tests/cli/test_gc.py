@@ -43,9 +43,11 @@ def test_it_hides_then_deletes_and_counts(run, idle):
 
 def test_a_dry_run_tells_each_job_and_leaves_it(run, idle):
     before = list(every_job(idle))
-    text = run(*DELETE, "--dry-run").stdout
-    assert "would delete: etl-42, idle for now" in text
-    assert "     2  deleted (nothing was written)\n" in text
+    result = run(*DELETE, "--dry-run")
+    text = result.stdout
+    assert result.stderr == "note: nothing was written\n"
+    assert "would delete: etl-42, idle for 0s" in text
+    assert "     2  would be deleted\n" in text
     *jobs, report = map(json.loads, run(*HIDE, "--dry-run", "--format", "json").stdout.splitlines())
     assert [(job["jobID"], job["action"]) for job in jobs] == [("etl-42", "tombstoned"), ("a-name", "tombstoned")]
     assert (report["tombstoned"], report["dryRun"]) == (2, True)
@@ -57,7 +59,9 @@ def test_lines_fit_80_columns(run, store):
     now = store.now()
     while store.now() - now < 5_000:
         pass
-    assert max(map(len, run(*HIDE, "--dry-run").stdout.splitlines())) <= 80
+    first, *others = run(*HIDE, "--dry-run").stdout.splitlines()
+    assert max(map(len, [first, *others])) <= 80
+    assert first.endswith("…, idle for 0s")
 
 
 def test_the_ages_of_the_settings_hold_where_none_is_given(run, app, idle):

@@ -21,6 +21,7 @@ from celery_statemanager.cli.rendering.text import (
     spread,
     width,
     width_of,
+    wrapped,
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).map(clean)
@@ -34,6 +35,22 @@ def test_fit_text_is_never_too_wide(text, columns):
 @given(texts, st.integers(0, 30))
 def test_padded_text_is_exactly_as_wide_as_asked(text, columns):
     assert width(left(text, columns)) == width(right(text, columns)) == columns
+
+
+@given(texts, st.integers(2, 30), st.integers(1, 5))
+def test_wrapped_text_fits_and_loses_nothing_but_blanks_before_its_last_line(text, columns, most):
+    lines = wrapped(text, columns, most)
+    assert len(lines) <= most
+    assert max(map(width, lines)) <= columns
+    whole = "".join(lines).replace(" ", "").removesuffix("…")
+    assert "".join(text.split()).replace(" ", "").startswith(whole) or text.strip().replace(" ", "").startswith(whole)
+
+
+def test_text_is_wrapped_at_blanks_and_after_commas():
+    assert wrapped("a page was lost", 10, 9) == ["a page was", "lost"]
+    assert wrapped("1-3,17-20,31", 8, 9) == ["1-3,", "17-20,31"]
+    assert wrapped("日本語日本語", 7, 9) == ["日本語", "日本語"]
+    assert wrapped("one two three four", 5, 2) == ["one", "two …"]
 
 
 @given(st.lists(texts, max_size=5), st.integers(0, 30))

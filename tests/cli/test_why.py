@@ -1,12 +1,14 @@
 """``why-state``: sentences that fit, and nothing in them that moves a cursor."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from celery_statemanager import Manager, Status
-from celery_statemanager.manager import new_event_id
-from celery_statemanager.records import Begin
+from celery_statemanager.cli.rendering.text import width
+from celery_statemanager.manager import new_event_id, new_job
+from celery_statemanager.records import Begin, Submission
 
 
 @pytest.fixture
@@ -20,7 +22,10 @@ def run(command):
 @pytest.fixture
 def etl(store):
     """A job with rows queued, running for nobody, written by a Manager, and one that waits for a stage."""
-    manager = Manager.create(store, "etl-42", num_tasks=4, tags=("ingest", "export"), task_index=0)
+    job = store.create_job(
+        replace(new_job("etl-42", 4, ("ingest", "export")), submission=Submission(4, done=True, alive_until=0))
+    )
+    manager = Manager.open(store, job.job_id, task_index=0)
     manager.set_state("ingest", Status.FINISHED)
     store.begin(manager.ref, Begin(tag="ingest", task_index=1, event_id=new_event_id(), owner="pod-\x1b[2J3:4711:ab"))
     Manager.open(store, "etl-42", task_index=2).set_state("ingest", 40, "page 4")
@@ -47,6 +52,19 @@ def test_the_same_for_programs(etl, run):
         ("ingest", "2", "written"),
         ("export", "1-3", "waits"),
     }
+
+
+@pytest.mark.parametrize(("job_id", "tag"), [("x" * 200, "t" * 200), ("夜間" * 100, "取り込み🎉" * 40)])
+def test_long_and_wide_names_fit_80_columns(store, run, job_id, tag):
+    Manager.create(store, job_id, num_tasks=20_001, tags=(tag,))
+    for row in range(0, 200, 2):
+        Manager.open(store, job_id, task_index=row).set_state(tag, Status.FINISHED)
+    name, verdict, first, *others = run(job_id).stdout.splitlines()
+    assert max(map(width, (name, verdict, first, *others))) <= 80
+    assert name.endswith("…")
+    assert verdict == "  not settled, 19,901 cells open:"
+    assert "…  1,3,5,7,9," in first
+    assert others[-1].endswith("…): never written; no task was submitted for it") or "(19,901)" in others[-1]
 
 
 def test_a_job_that_is_done(store, run, write):

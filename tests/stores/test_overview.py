@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from celery_statemanager import Manager, Status, Store
-from celery_statemanager.overview import Phase, Wanted, list_overviews, overview
-from celery_statemanager.records import Cancellation
+from celery_statemanager.overview import Phase, Wanted, list_overviews, look_alikes, overview
+from celery_statemanager.records import Cancellation, JobKey
 
 ENDS = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
@@ -31,3 +31,13 @@ def test_each_job_is_in_its_phase_and_the_last_written_comes_first(store: Store)
     shown = overview(store, Manager.open(store, "failing").ref, indexes=True)
     assert list(shown.tags) == ["b", "a"]
     assert str(shown.tags["a"].failed_indexes) == "1"
+
+
+def test_who_asks_for_a_job_that_is_not_there_is_told_what_may_be_meant(store: Store) -> None:
+    Manager.create(store, "etl-42", num_tasks=1)
+    for token in ("monday", "tuesday"):
+        Manager.create(store, "report", num_tasks=1, run_token=token)
+    assert look_alikes(store, JobKey("etl-24")) == [JobKey("etl-42")]
+    assert set(look_alikes(store, JobKey("report"))) == {JobKey("report", "monday"), JobKey("report", "tuesday")}
+    assert look_alikes(store, JobKey("etl-42", "monday")) == [JobKey("etl-42")]
+    assert look_alikes(store, JobKey("something else")) == []

@@ -27,9 +27,8 @@ def store(clock):
 
 @pytest.fixture
 def job(store):
-    return store.create_job(
-        replace(new_job("why", 4, ("scan", "hash")), latches={**new_job("x", 1).latches, "settled": Latch("{}")})
-    )
+    submitted = replace(new_job("why", 4, ("scan", "hash")), submission=Submission(4, done=True, alive_until=0))
+    return store.create_job(submitted.with_latches(settled=Latch("{}")))
 
 
 def told(store, job):
@@ -47,6 +46,12 @@ def test_rows_in_the_queue_and_rows_behind_a_stage(store, job):
         ("hash", "0-3", "waits", "waits for stage 'scan' of its row"),
         ("scan", "0-3", "queued", "in the queue: no live worker has received it"),
     ]
+
+
+def test_rows_of_a_job_that_was_not_submitted(store):
+    job = store.create_job(new_job("managers", 4, ("scan", "hash")))
+    text = "never written; no task was submitted for it"
+    assert told(store, job) == [("hash", "0-3", "unwritten", text), ("scan", "0-3", "unwritten", text)]
 
 
 def test_rows_that_a_worker_has_received(store, job):

@@ -27,7 +27,7 @@ class Callback:
     """One of a job's latches, and what became of the callback that waits for it.
 
     Attributes:
-        task: the callback's name; None where only the decision is wanted.
+        task: the callback's name; None where there is none, and only the decision falls.
         cell: its run; None until it began.
     """
 
@@ -80,6 +80,9 @@ def _facts(card: Card, glyphs: Glyphs) -> Iterator[Line]:
     yield [_label("cells"), *counts_line(Counts.of(card.overview.summary), glyphs)]
     yield _moment(card, "created", job.created_at)
     yield _moment(card, "last write", job.last_activity)
+    failed = job.latches["failure"].decided_at
+    if failed is not None and not card.callbacks["failure"].task:
+        yield [*_moment(card, "failing", failed), Span(": the first cell failed for good")]
     settled = job.latches["settled"].decided_at
     if settled is not None:
         yield [*_moment(card, "settled", settled), Span(f", after {words.duration((settled - job.created_at) / 1e6)}")]
@@ -113,14 +116,11 @@ def _tags(card: Card, columns: int, glyphs: Glyphs) -> list[Line]:
 
 
 def _callbacks(card: Card) -> Iterator[Line]:
-    told = {latch: each for latch, each in card.callbacks.items() if each.task or each.latch.decided_at}
-    wide = max((width(clean(each.task or "-")) for each in told.values()), default=1)
+    told = {latch: each for latch, each in card.callbacks.items() if each.task}
+    wide = max((width(clean(each.task)) for each in told.values() if each.task), default=1)
     for latch, each in told.items():
-        yield [
-            _label(f"on_{latch}"),
-            Span(left(clean(each.task or "-"), min(wide, 30)) + "  ", "" if each.task else "dim"),
-            *_fate(card, latch, each),
-        ]
+        task = left(clean(each.task or ""), min(wide, 30))
+        yield [_label(f"on_{latch}"), Span(f"{task}  "), *_fate(card, latch, each)]
 
 
 def _fate(card: Card, latch: str, each: Callback) -> Line:
@@ -129,8 +129,6 @@ def _fate(card: Card, latch: str, each: Callback) -> Line:
         settled = card.overview.job.settled and latch != "settled"
         return [Span("will not be called" if settled else "not decided yet", "dim")]
     ago = f"decided {_ago(card, decided)}"
-    if each.task is None:
-        return [Span(ago, "dim")]
     if each.cell is None:
         return [Span(f"{ago}, {'not published yet' if each.latch.due else 'published, not begun'}", "busy")]
     message = f": {clean(each.cell.message)}" if each.cell.message else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 
 from celery_statemanager.cli.board import Board, Counts
@@ -10,7 +9,7 @@ from celery_statemanager.cli.rendering import words
 from celery_statemanager.cli.rendering.bars import tag_lines
 from celery_statemanager.cli.rendering.frame import WIDEST, label_width
 from celery_statemanager.cli.rendering.header import View, counts_line, notes, title
-from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, left, width, width_of
+from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, left, width, width_of, wrapped
 from celery_statemanager.indexset import IndexSet
 
 MOST_KINDS = 20
@@ -58,11 +57,11 @@ def _failed(board: Board, columns: int, glyphs: Glyphs) -> Iterator[Line]:
     told = kinds[:MOST_KINDS]
     names = [words.status(failure.status, None) for failure, _ in told]
     name_width = max(map(len, names), default=0)
-    labels = label_width(board, min(columns, WIDEST)) + 2 if len(board.columns) > 1 else 0
+    labels = label_width(board, min(columns, WIDEST)) if len(board.columns) > 1 else 0
     for (failure, rows), name in zip(told, names):
         head = [
             Span(f" {glyphs.cross} {name:<{name_width}}  ", "bad"),
-            Span(left(clean(failure.tag), labels, glyphs.ellipsis), "dim"),
+            Span(left(clean(failure.tag), labels, glyphs.ellipsis) + "  " if labels else "", "dim"),
         ]
         yield from _kind(
             head, words.ranges(rows, MOST_RANGES, glyphs.ellipsis), clean(failure.message), columns, glyphs
@@ -80,7 +79,7 @@ def _kind(head: Line, ranges: str, message: str, columns: int, glyphs: Glyphs) -
     if start + width(ranges) + 2 + width(message) <= columns:
         yield [*head, Span(f"{ranges}  {message}".rstrip())]
         return
-    rows = [part.replace(", ", ",") for part in textwrap.wrap(ranges.replace(",", ", "), room)]
-    told = textwrap.wrap(message, room, max_lines=_MESSAGE_LINES, placeholder=f" {glyphs.ellipsis}")
+    rows = wrapped(ranges, room, MOST_RANGES)
+    told = wrapped(message, room, _MESSAGE_LINES, glyphs.ellipsis)
     yield [*head, Span(rows[0])]
-    yield from ([Span(" " * start + each)] for each in (*rows[1:], *told))
+    yield from ([Span(" " * start + each)] for each in (*rows[1:], *told) if each)

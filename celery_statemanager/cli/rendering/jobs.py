@@ -20,7 +20,8 @@ PHASE_STYLES = {
 }
 
 _HEAD = ("STATUS", "DONE", "FINISHED", "FAILED", "LAST WRITE")
-_SHORTEST = 12
+SHORTEST = 12
+"""Columns that a job's name has at least."""
 
 
 def job_table(listed: Sequence[Overview], now: datetime, columns: int, glyphs: Glyphs) -> list[Line]:
@@ -28,7 +29,7 @@ def job_table(listed: Sequence[Overview], now: datetime, columns: int, glyphs: G
     rows = [_cells(each, now) for each in listed]
     widths = [max(map(len, column)) for column in zip(_HEAD, *rows)]
     names = [name(each.job, glyphs) for each in listed]
-    room = max(_SHORTEST, columns - sum(widths) - 2 * len(widths))
+    room = max(SHORTEST, columns - sum(widths) - 2 * len(widths))
     wide = min(room, max([3, *map(width, names)]))
     head: Line = [Span("  ".join([left("JOB", wide), *_aligned(_HEAD, widths)]), "dim")]
     lines = [head]

@@ -11,7 +11,18 @@ from datetime import datetime, timezone
 import click
 
 from celery_statemanager.cli.rendering import words
-from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, glyphs_for, left, plain, sayable
+from celery_statemanager.cli.rendering.text import (
+    Glyphs,
+    Line,
+    Span,
+    clean,
+    cut,
+    glyphs_for,
+    left,
+    plain,
+    sayable,
+    width,
+)
 from celery_statemanager.codec import compact, event_to_wire
 from celery_statemanager.models import State, StateEvent
 from celery_statemanager.records import JobRecord, to_datetime
@@ -72,7 +83,7 @@ class Table:
         self.columns = columns
         self._glyphs = glyphs
         self._index = max(4, len(str(job.num_tasks - 1)))
-        planned = max((len(tag) for tag in job.plan.tags), default=0) if job.plan else 12
+        planned = max((width(clean(tag)) for tag in job.plan.tags), default=0) if job.plan else 12
         self._tag = min(max(planned, 3), 20, max(8, columns // 5))
         today = datetime.now(timezone.utc).astimezone().date()
         self._time = "%H:%M:%S" if to_datetime(job.created_at).astimezone().date() == today else "%m-%d %H:%M:%S"

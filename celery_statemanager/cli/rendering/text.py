@@ -94,6 +94,19 @@ def right(text: str, columns: int, ellipsis: str = "…") -> str:
     return " " * (columns - width(cut)) + cut
 
 
+def wrapped(text: str, columns: int, most: int, ellipsis: str = "…") -> list[str]:
+    """Break text into lines, after blanks and commas where there are any; at most so many, the last one cut."""
+    lines: list[str] = []
+    rest = text.strip()
+    while len(lines) < most - 1 and width(rest) > columns:
+        head = _head(rest, columns)
+        end = len(head) if rest[len(head)] == " " else max(head.rfind(" "), head.rfind(",") + 1)
+        at = end if end > 0 else max(len(head), 1)
+        lines.append(rest[:at].rstrip())
+        rest = rest[at:].lstrip()
+    return [*lines, fit(rest, columns, ellipsis)]
+
+
 def width_of(line: Iterable[Span]) -> int:
     """Count the columns of a line."""
     return sum(width(span.text) for span in line)
