@@ -264,6 +264,10 @@ class SubmitFailed(StateManagerError):
         self.total = total
         self.job: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the job, which holds a store, behind."""
+        return type(self), self.args
+
     def __str__(self) -> str:
         return (
             f"submit of job {self.job_id!r} failed after {self.published} of {self.total} messages; "

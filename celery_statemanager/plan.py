@@ -73,6 +73,23 @@ class Plan:
         stages = self.stages(task_index)
         return stages[stages.index(tag) + 1 :] if tag in stages else ()
 
+    def in_order_of(self, other: Plan) -> Plan:
+        """Give this plan with the stages of another, which it contains, in the order in which they run there."""
+        return Plan(
+            tuple(
+                (_reordered(stages, ordered), both)
+                for stages, rows in self.shapes
+                for ordered, others in other.shapes
+                if (both := rows.within(others))
+            )
+        )
+
+
+def _reordered(stages: tuple[str, ...], ordered: tuple[str, ...]) -> tuple[str, ...]:
+    """Put the ordered ones, all of which are among the stages, into the places that they have there together."""
+    turn = iter(ordered)
+    return tuple(next(turn) if tag in ordered else tag for tag in stages)
+
 
 def _shapes(num_tasks: int, columns: Mapping[str, Iterable[int]]) -> Iterable[tuple[tuple[str, ...], IndexSet]]:
     sets = {tag: _rows(num_tasks, tag, rows) for tag, rows in columns.items()}

@@ -12,6 +12,7 @@ from kombu.utils.json import dumps, loads
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration.binding import TAG_HEADER
+from celery_statemanager.integration.canvas import as_signature, members_of, parts_of
 from celery_statemanager.limits import MAX_TASKS, check_name
 from celery_statemanager.plan import Plan, PlanSpec
 
@@ -33,8 +34,9 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
     A list stays where it is; anything that can be read only once goes to a temporary file, so that memory
     stays flat. Raises: TypeError, ValueError – naming the member.
     """
+    tasks = as_signature(app, tasks)
     if isinstance(tasks, group):
-        tasks = tasks.tasks
+        tasks = members_of(tasks)
     if isinstance(tasks, (str, bytes, dict)) or not isinstance(tasks, Iterable):
         raise TypeError(f"submit takes a list, generator or group of signatures, not {tasks!r:.80}")
     kept: _Listed | _Spooled = _Listed(app) if isinstance(tasks, (list, tuple)) else _Spooled(app)
@@ -42,7 +44,7 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
     for row, member in enumerate(tasks):
         if row >= MAX_TASKS:
             raise ValueError(f"a job has at most {MAX_TASKS} members")
-        stages = _stages(row, member)
+        stages = _stages(row, as_signature(app, member))
         _check_arguments(app, row, stages)
         shapes.add(tuple(tag_of(app, stage) for stage in stages), row)
         kept.add(row, stages)
@@ -60,7 +62,10 @@ def tag_of(app: Celery, signature: Signature[Any]) -> str:
 
 
 def widened(derived: Plan, num_tasks: int, tags: PlanSpec | None) -> Plan:
-    """Give the plan of ``tags``, which must contain the derived one. Raises: TypeError, ValueError."""
+    """Give the plan of ``tags``, which must contain the derived one and keeps the order in which its stages run.
+
+    Raises: TypeError, ValueError.
+    """
     if tags is None:
         return derived
     plan = Plan.of(num_tasks, tags)
@@ -68,7 +73,7 @@ def widened(derived: Plan, num_tasks: int, tags: PlanSpec | None) -> Plan:
         missing = rows.without(plan.columns.get(tag, IndexSet()))
         if missing:
             raise ValueError(f"tags leaves out {tag!r} for task {missing}, whose member runs under it: add it to tags")
-    return plan
+    return plan.in_order_of(derived)
 
 
 def _stages(row: int, member: Any) -> Stages:
@@ -76,7 +81,7 @@ def _stages(row: int, member: Any) -> Stages:
         raise TypeError(f"member {row} is the task {member.name}, not a call of it: write {member.__name__}.s(…)")
     if not isinstance(member, Signature):
         raise TypeError(f"member {row} is a task signature or a chain of them, not {member!r:.80}")
-    parts = list(_flat(member))
+    parts = list(parts_of(member))
     if not parts:
         raise ValueError(f"member {row} is an empty chain")
     for part in parts:
@@ -99,14 +104,6 @@ def _check_arguments(app: Celery, row: int, stages: Stages) -> None:
                 check(*result_of_the_last, *(stage.args or ()), **(stage.kwargs or {}))
             except TypeError as error:
                 raise TypeError(f"member {row}, task {stage.task}: {error}") from None
-
-
-def _flat(member: Any) -> Iterator[Any]:
-    if isinstance(member, Signature) and member.subtask_type == "chain":
-        for each in member.kwargs["tasks"]:
-            yield from _flat(each)
-    else:
-        yield member
 
 
 class _Shapes:

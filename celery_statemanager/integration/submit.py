@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from celery.canvas import Signature, chain
+from celery.canvas import Signature, chain, maybe_signature
 
 from celery_statemanager import completion
 from celery_statemanager.errors import SubmitFailed
@@ -41,7 +41,7 @@ def submit(
     callbacks: Mapping[str, Signature[Any] | None],
 ) -> Job:
     """See ``StateManager.submit``."""
-    latches = {name: Latch(callback_to_json(name, signature)) for name, signature in callbacks.items()}
+    latches = {name: Latch(callback_to_json(tracker.app, name, signature)) for name, signature in callbacks.items()}
     if job_id is not None:
         check_name("job_id", job_id)
     found, derived, num_tasks = members.read(tracker.app, tasks)
@@ -102,16 +102,17 @@ class _Publisher:
             logger.exception("job %r is left to the sweep", job_id, extra={"job_id": job_id})
 
     def _send(self, row: int, stages: Stages, producer: Any) -> None:
-        bound = [
-            Binding(self._record.ref, row, members.tag_of(self._tracker.app, stage), number).bind(stage)
+        app = self._tracker.app
+        bound: list[Any] = [  # with the app, which a signature by name lacks
+            maybe_signature(Binding(self._record.ref, row, members.tag_of(app, stage), number).bind(stage), app=app)
             for number, stage in enumerate(stages)
         ]
-        if self._tracker.app.conf.task_always_eager:
+        if app.conf.task_always_eager:
             _run_inline(bound, {"job_id": self._record.job_id, "task_index": row})
         elif len(bound) == 1:
             bound[0].apply_async(producer=producer, add_to_parent=False)
         else:
-            chain(*bound, app=self._tracker.app).apply_async(producer=producer, add_to_parent=False)
+            chain(*bound, app=app).apply_async(producer=producer, add_to_parent=False)
 
 
 def _run_inline(stages: Stages, about: dict[str, Any]) -> None:

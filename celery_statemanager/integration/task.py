@@ -9,8 +9,10 @@ from celery import Task
 from celery.canvas import Signature
 from celery.exceptions import Ignore
 
+from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration.binding import HEADER
 from celery_statemanager.integration.run import run_of
+from celery_statemanager.integration.settings import POLICIES
 from celery_statemanager.integration.state import TaskState, current_state
 
 __all__ = ["StatefulTask", "TaskState", "current_state"]
@@ -21,12 +23,18 @@ class StatefulTask(Task):  # type: ignore[type-arg]
 
     Attributes:
         tag: the column under which it runs; ``"default"`` when not given.
-        on_lost: what becomes of it when its worker is gone, ``mark`` or ``requeue``; the setting when not given.
+        on_lost: ``mark``, ``requeue`` or ``auto``, should its worker be gone; the setting when not given.
     """
 
     abstract = True
     tag: str | None = None
     on_lost: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a policy that does not exist, where it is written. Raises: ConfigurationError."""
+        super().__init_subclass__(**kwargs)
+        if cls.on_lost not in {None, *POLICIES}:
+            raise ConfigurationError(f"on_lost of a task is one of {', '.join(POLICIES)}, not {cls.on_lost!r}")
 
     @property
     def state(self) -> TaskState:

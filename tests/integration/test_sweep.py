@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from celery import Celery
 
-from celery_statemanager import StatefulTask, Status, leases
+from celery_statemanager import ConfigurationError, StatefulTask, Status, leases
 from celery_statemanager.integration.kept import requeues
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.manager import new_event_id, new_job
@@ -232,6 +232,16 @@ def test_the_policy_is_the_tasks_own_else_the_settings(own, setting, late, expec
     def task(): ...
 
     assert requeues(task, setting) is expected
+
+
+def test_a_policy_that_does_not_exist_is_refused_where_it_is_written():
+    app = Celery("policy", set_as_current=False)
+
+    @app.task(shared=False, base=StatefulTask, on_lost="reqeue")
+    def task(): ...
+
+    with pytest.raises(ConfigurationError, match="on_lost of a task is one of auto, mark, requeue, not 'reqeue'"):
+        task.s()
 
 
 def test_the_command_tells_what_it_mended(tmp_path):

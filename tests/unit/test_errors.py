@@ -6,6 +6,7 @@ import builtins
 import copy
 import inspect
 import pickle
+import threading
 
 import pytest
 
@@ -102,6 +103,14 @@ def test_what_they_carry_can_be_asked() -> None:
     failed = errors.SynchronizeFailed("etl", "scan", 10, STATE)
     assert failed.state is STATE
     assert errors.SubmitFailed("etl", 3, 7).job is None
+
+
+def test_a_submit_that_failed_travels_without_its_job() -> None:
+    """The job holds a store, and a store locks and connections."""
+    error = errors.SubmitFailed("etl", 3, 7)
+    error.job = threading.Lock()
+    found = pickle.loads(pickle.dumps(error))
+    assert (found.published, found.total, found.job) == (3, 7, None)
 
 
 def _attributes(error: Exception) -> dict[str, object]:
