@@ -1,14 +1,17 @@
 """Entries of beat's schedule from settings, and a real beat with a real worker."""
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
+from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
 from celery import Celery
 from celery.schedules import crontab
+from servers import running_redis
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, StateManager, open_store
 from celery_statemanager.integration.beat import COLLECT, SWEEP
@@ -87,28 +90,93 @@ def test_settings_that_make_no_sense_keep_beat_from_starting(conf, words):
         schedule_of(app_with(**conf))
 
 
-def test_a_real_beat_has_a_real_worker_collect_garbage(tmp_path, eventually):
-    url = f"sqlite:///{tmp_path}/states.db"
-    folder = {name: str(tmp_path) for name in ("data_folder_in", "data_folder_out", "control_folder")}
-    (tmp_path / "tracked.py").write_text(
-        "from celery import Celery\nfrom celery_statemanager import StateManager\n"
-        f"app = Celery('tracked', broker='filesystem://', broker_transport_options={folder!r},\n"
-        f"    statemanager_store_url={url!r}, statemanager_gc_schedule=0.5, statemanager_gc_tombstone_age='1ms',\n"
-        "    statemanager_gc_delete_age='2ms')\n"
-        "StateManager(app)\n"
-    )
-    with open_store(url) as store:
-        job = Manager.create(store, "old", num_tasks=1)
-        celery = [sys.executable, "-m", "celery", "-A", "tracked"]
-        worker = [*celery, "worker", "-P", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-        started = [subprocess.Popen(command, cwd=tmp_path) for command in (worker, [*celery, "beat"])]
-        try:
-            eventually(lambda: gone(job))
-        finally:
-            for process in started:
-                process.terminate()
-            for process in started:
-                process.wait(20)
+@pytest.mark.parametrize("later", ["attribute", "update", "periodic task"])
+def test_a_schedule_that_is_set_after_the_entries_were_asked_for_stands_beside_them(later):
+    app = Celery("beaten", set_as_current=False)
+    conf = {"STATEMANAGER_GC_SCHEDULE": 60, "STATEMANAGER_GC_TOMBSTONE_AGE": "30d", "STATEMANAGER_GC_DELETE_AGE": "90d"}
+    app.config_from_object({f"CELERY_{name}": value for name, value in conf.items()}, namespace="CELERY")
+    StateManager(app)
+    mine = {"mine": {"task": "mine", "schedule": 1}}
+    if later == "attribute":
+        app.conf.beat_schedule = mine
+    elif later == "update":
+        app.conf.update(beat_schedule=mine)
+    else:
+        app.add_periodic_task(1, app.signature("mine"), name="mine")
+    assert set(schedule_of(app)) == {"mine", COLLECT}
+
+
+APP = """
+import pathlib
+from celery import Celery
+from celery_statemanager import StateManager
+
+app = Celery("tracked", broker="filesystem://", broker_transport_options={folder!r})
+app.conf.update(
+    statemanager_store_url={url!r},
+    statemanager_gc_schedule=1,
+    statemanager_gc_tombstone_age="1ms",
+    statemanager_gc_delete_age="2ms",
+    redbeat_redis_url={redis!r},
+)
+StateManager(app)
+
+@app.task
+def mine():
+    pathlib.Path("mine").touch()
+
+app.conf.beat_schedule = {{"mine": {{"task": "tracked.mine", "schedule": 1}}}}
+"""
+
+SITE = """
+SECRET_KEY = "of a test"
+INSTALLED_APPS = ["django_celery_beat"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.db"}}
+USE_TZ = True
+"""
+
+SCHEDULERS = {
+    "celery": "celery.beat.PersistentScheduler",
+    "redbeat": "redbeat.RedBeatScheduler",
+    "django": "django_celery_beat.schedulers:DatabaseScheduler",
+}
+
+
+@pytest.fixture
+def beaten(tmp_path):
+    """Run beat with a scheduler, and a worker, until the test ends; give the store."""
+    with ExitStack() as stack:
+
+        def start(scheduler):
+            redis = stack.enter_context(running_redis()).url if scheduler == "redbeat" else None
+            url = f"sqlite:///{tmp_path}/states.db"
+            folder = {name: str(tmp_path) for name in ("data_folder_in", "data_folder_out", "control_folder")}
+            (tmp_path / "tracked.py").write_text(APP.format(folder=folder, url=url, redis=redis))
+            environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+            if scheduler == "django":
+                (tmp_path / "site_settings.py").write_text(SITE)
+                environment["DJANGO_SETTINGS_MODULE"] = "site_settings"
+                migrate = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
+                subprocess.run(migrate, cwd=tmp_path, env=environment, check=True, timeout=60)
+            celery = [sys.executable, "-m", "celery", "-A", "tracked"]
+            for command in (
+                ["worker", "-P", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"],
+                ["beat", "--max-interval", "1", "--scheduler", SCHEDULERS[scheduler]],
+            ):
+                process = subprocess.Popen([*celery, *command], cwd=tmp_path, env=environment)
+                stack.callback(process.wait, 20)
+                stack.callback(process.terminate)
+            return stack.enter_context(open_store(url))
+
+        yield start
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_real_beat_has_a_real_worker_collect_garbage(scheduler, beaten, tmp_path, eventually):
+    store = beaten(scheduler)
+    job = Manager.create(store, "old", num_tasks=1)
+    eventually(lambda: gone(job))
+    eventually((tmp_path / "mine").exists)
 
 
 def gone(manager):
