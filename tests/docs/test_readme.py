@@ -7,9 +7,11 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
+from celery import Celery
 from celery.bin.celery import celery as celery_command
 
 from celery_statemanager import State, errors
@@ -97,7 +99,8 @@ def test_every_command_line_is_one_that_would_be_taken(line):
     if words[0] == "celery":
         words = words[3:] if words[1] == "-A" else words[1:]
         command = celery_command.commands[words[0]]
-        assert isinstance(command.make_context(words[0], words[1:], resilient_parsing=False), click.Context)
+        obj = SimpleNamespace(app=Celery("shop", set_as_current=False), no_color=False)
+        assert isinstance(command.make_context(words[0], words[1:], obj=obj), click.Context)
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[:2] == ["pip", "install"]:
