@@ -60,7 +60,7 @@ def _in_one_transaction(store: Store, ref: JobRef, writes: list[Write]) -> None:
     with store._pool.writing() as db:
         for write in writes:
             place = (write.tag, write.task_index)
-            steps.write(SQLiteTransaction(db, store._jobs, ref, store.now(), place), write)
+            steps.write(SQLiteTransaction.read(db, store._jobs, ref, store.now(), place), write)
 
 
 _WAYS = {"RedisStore": send_all, "SQLiteStore": _in_one_transaction}

@@ -108,7 +108,7 @@ def fill(store: SQLiteStore, ref: JobRef, rows: int) -> None:
     with store._pool.writing() as db:
         for row in range(rows):
             request = Write(tag="a", task_index=row, status=2 + row % 90, event_id=new_event_id(), message=f"row {row}")
-            steps.write(SQLiteTransaction(db, store._jobs, ref, store.now(), ("a", row)), request)
+            steps.write(SQLiteTransaction.read(db, store._jobs, ref, store.now(), ("a", row)), request)
 
 
 def path_of(grid: Grid) -> Path:

@@ -74,7 +74,7 @@ def row_of(cell: Cell) -> tuple[Any, ...]:
         cell.status,
         cell.timestamp,
         cell.version,
-        _packed(cell.event_id),
+        event_of(cell),
         cell.attempt,
         int(cell.open),
         cell.delivery.replacements,
@@ -90,8 +90,9 @@ def row_of(cell: Cell) -> tuple[Any, ...]:
     )
 
 
-def _packed(event_id: str) -> str | bytes:
+def event_of(cell: Cell) -> str | bytes:
     """Halve the event ids that this library makes: 32 lower-case hex digits become 16 bytes."""
+    event_id = cell.event_id
     if len(event_id) == 32:
         try:
             packed = bytes.fromhex(event_id)

@@ -53,6 +53,10 @@ class Jobs:
         self._lock = threading.Lock()
         self._known: dict[JobRef, Known] = {}
 
+    def known(self, ref: JobRef) -> Known | None:
+        """Give a job that may be out of date, or gone, if it was parsed before."""
+        return self._known.get(ref)
+
     def remembered(self, db: sqlite3.Connection, ref: JobRef) -> Known:
         """Give a job that may be out of date, or gone. Raises: JobNotFound – if it is told at once."""
         known = self._known.get(ref)

@@ -8,26 +8,13 @@ import sqlite3
 import threading
 import time
 from contextlib import suppress
-from typing import Any
 
-from celery_statemanager.errors import StoreUnavailable
+from celery_statemanager.errors import StoreError, StoreUnavailable
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.sqlite.connection import connect, is_busy, translated
 
 MOST_IDLE = 8
 LONGEST_PAUSE = 0.008
-
-
-class Loan:
-    """A connection in the hands of a call; None until it is open."""
-
-    __slots__ = ("connection", "stale", "thread")
-
-    def __init__(self) -> None:
-        self.connection: Any = None
-        self.stale = False
-        self.thread = threading.get_ident()
-
 
 abandoned: list[sqlite3.Connection] = []
 """Connections that were open, or in the hands of another thread, at a fork: the child must never close them."""
@@ -44,7 +31,8 @@ class Pool:
         self.path = path
         self.timeout = timeout
         self.turn = threading.RLock()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._idle: dict[bool, list[sqlite3.Connection]] = {False: [], True: []}
         self._loans: set[Loan] = set()
         self._forking = False
@@ -61,7 +49,7 @@ class Pool:
 
     def close(self) -> None:
         """Close this process's connections, those that are lent as soon as they come back."""
-        with self._changed:
+        with self._lock:
             for loan in self._loans:
                 loan.stale = True
             self._close_idle()
@@ -85,35 +73,30 @@ class Pool:
         self._changed.notify_all()
         self._changed.release()
 
-    def take(self, *, writes: bool) -> Loan:
+    def take(self, loan: Loan) -> sqlite3.Connection:
         """Lend a connection; one that writes does not itself wait for others. Raises: sqlite3.Error."""
-        loan = Loan()
-        with self._changed:
+        with self._lock:
             if os.getpid() != self._pid:  # forked behind Python's back, as some web servers do
                 self._abandon()
             while self._forking:
                 self._changed.wait()
-            idle = self._idle[writes]
+            idle = self._idle[loan.writes]
             loan.connection = idle.pop() if idle else None
             self._loans.add(loan)
         if loan.connection is None:
-            try:
-                loan.connection = connect(self.path, self.timeout, waits=not writes)
-            except BaseException:
-                self.give(loan, writes=writes)
-                raise
-        return loan
+            loan.connection = connect(self.path, self.timeout, waits=not loan.writes)
+        return loan.connection
 
-    def give(self, loan: Loan, *, writes: bool) -> None:
-        """Take a connection back."""
+    def give(self, loan: Loan) -> None:
+        """Take a connection back, if it was ever lent."""
         connection = loan.connection
         if connection is not None and connection.in_transaction:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-        with self._changed:
+        with self._lock:
             self._loans.discard(loan)
             if connection is not None:
-                idle = self._idle[writes]
+                idle = self._idle[loan.writes]
                 if loan.stale or len(idle) >= MOST_IDLE or connection.in_transaction:
                     _close(connection)
                 else:
@@ -125,7 +108,8 @@ class Pool:
         """Begin anew in a child."""
         self._pid = os.getpid()
         self.turn = threading.RLock()
-        strange = [loan.connection for loan in self._loans if loan.thread != threading.get_ident()]
+        me = threading.get_ident()
+        strange = [loan.connection for loan in self._loans if loan.connection is not None and loan.thread != me]
         abandoned.extend([*strange, *self._idle[False], *self._idle[True]])
         for idle in self._idle.values():
             idle.clear()
@@ -137,86 +121,90 @@ class Pool:
                 _close(idle.pop())
 
 
-class Reading:
-    """One moment of the file, by ``with``. Raises: StoreError."""
+class Loan:
+    """A connection in the hands of a call, by ``with``; None until it is open. Raises: StoreError."""
 
-    __slots__ = ("_loan", "_pool")
+    __slots__ = ("connection", "pool", "stale", "thread")
+
+    writes = False
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._loan: Loan | None = None
+        self.pool = pool
+        self.connection: sqlite3.Connection | None = None
+        self.stale = False
+        self.thread = threading.get_ident()
+
+    def translated(self, error: sqlite3.Error) -> StoreError:
+        """Give SQLite's error as ours."""
+        return translated(error, self.pool.path, self.pool.timeout)
+
+
+class Reading(Loan):
+    """One moment of the file."""
+
+    __slots__ = ()
 
     def __enter__(self) -> sqlite3.Connection:
-        pool = self._pool
         try:
-            self._loan = pool.take(writes=False)
-            connection: sqlite3.Connection = self._loan.connection
+            connection = self.pool.take(self)
             connection.execute("BEGIN")
         except BaseException as error:
-            self._end()
+            self.pool.give(self)
             if isinstance(error, sqlite3.Error):
-                raise translated(error, pool.path, pool.timeout) from error
+                raise self.translated(error) from error
             raise
         return connection
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._end()
+        self.pool.give(self)
         if isinstance(error, sqlite3.Error):
-            raise translated(error, self._pool.path, self._pool.timeout) from error
-
-    def _end(self) -> None:
-        if self._loan is not None:
-            self._pool.give(self._loan, writes=False)
+            raise self.translated(error) from error
 
 
-class Writing:
-    """A write transaction, by ``with``. Raises: StoreError.
+class Writing(Loan):
+    """A write transaction.
 
     The threads of a process queue up for their turn; between processes SQLite's lock is tried again and again,
     at short random intervals: its own waiting grows to 100 ms a try, and starves some where many write.
     """
 
-    __slots__ = ("_loan", "_pool", "_turn")
+    __slots__ = ("_turn",)
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._turn = pool.turn
-        self._loan: Loan | None = None
+    writes = True
 
     def __enter__(self) -> sqlite3.Connection:
-        pool = self._pool
+        pool = self.pool
         deadline = time.monotonic() + pool.timeout
+        self._turn = pool.turn
         if not self._turn.acquire(timeout=pool.timeout):
             raise StoreUnavailable(
                 f"SQLite store {pool.path}: other threads of this process have been writing for {pool.timeout:g} s; "
                 "a larger store timeout waits longer"
             )
         try:
-            self._loan = pool.take(writes=True)
-            connection: sqlite3.Connection = self._loan.connection
+            connection = pool.take(self)
             _begin(connection, deadline)
         except BaseException as error:
             self._end()
             if isinstance(error, sqlite3.Error):
-                raise translated(error, pool.path, pool.timeout) from error
+                raise self.translated(error) from error
             raise
         return connection
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            if error is None and self._loan is not None:
-                self._loan.connection.execute("COMMIT")
+            if error is None and self.connection is not None:
+                self.connection.execute("COMMIT")
         except sqlite3.Error as failure:
             error = failure
         finally:
             self._end()
         if isinstance(error, sqlite3.Error):
-            raise translated(error, self._pool.path, self._pool.timeout) from error
+            raise self.translated(error) from error
 
     def _end(self) -> None:
         try:
-            if self._loan is not None:
-                self._pool.give(self._loan, writes=True)
+            self.pool.give(self)
         finally:
             self._turn.release()
 

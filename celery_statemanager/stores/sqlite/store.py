@@ -33,6 +33,7 @@ from celery_statemanager.stores.sqlite import attempts, garbage, jobs, listing
 from celery_statemanager.stores.sqlite.location import locate, require
 from celery_statemanager.stores.sqlite.pool import Pool
 from celery_statemanager.stores.sqlite.pulse import Pulse
+from celery_statemanager.stores.sqlite.recent import Recent
 from celery_statemanager.stores.sqlite.snapshot import Snapshot
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.stores.sqlite.watch import SQLiteWatch
@@ -57,6 +58,7 @@ class SQLiteStore(Store):
             raise ConfigurationError(f"a store's timeout is a number of seconds, not {timeout!r}")
         self._clock = clock
         self._jobs = jobs.Jobs()
+        self._recent = Recent(self._jobs)
         self._path = os.path.realpath(path)
         self._pool = Pool(self._path, min(timeout, LONGEST_TIMEOUT))
         self._pulse = Pulse(self._path, min(timeout, LONGEST_TIMEOUT))
@@ -85,7 +87,7 @@ class SQLiteStore(Store):
 
     def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
         with self._pool.writing() as db:
-            return steps.update_job(SQLiteTransaction(db, self._jobs, job.ref, self.now()), job)
+            return steps.update_job(SQLiteTransaction.read(db, self._jobs, job.ref, self.now()), job)
 
     def list_jobs(
         self,
@@ -114,13 +116,13 @@ class SQLiteStore(Store):
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         with self._pool.writing() as db:
-            transaction = SQLiteTransaction(db, self._jobs, ref, self.now(), (write.tag, write.task_index))
-            return steps.write(transaction, write)
+            place = (write.tag, write.task_index)
+            return self._recent.step(db, ref, place, self.now(), lambda transaction: steps.write(transaction, write))
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
         with self._pool.writing() as db:
-            transaction = SQLiteTransaction(db, self._jobs, ref, self.now(), (begin.tag, begin.task_index))
-            return steps.begin(transaction, begin)
+            place = (begin.tag, begin.task_index)
+            return self._recent.step(db, ref, place, self.now(), lambda transaction: steps.begin(transaction, begin))
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
         with self._pool.reading() as db:

@@ -7,136 +7,179 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any
+from operator import sub
+from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
-from celery_statemanager.stores.sqlite.cells import COLUMNS, SELECTED, cell_of, row_of
+from celery_statemanager.stores.sqlite.cells import COLUMNS, SELECTED, cell_of, event_of, row_of
 from celery_statemanager.stores.sqlite.jobs import Jobs, Known, update
 from celery_statemanager.stores.sqlite.kinds import COUNTED, Kind, kind_of
 from celery_statemanager.transitions import tally_of
 
 TOUCH_EVERY = 60 * 1_000_000
 
-_CELL_AT = 5 + len(Tally._fields)
-_ALL = range(len(COLUMNS))
-_TALLY = ", ".join(f"t.{name}" for name in Tally._fields)
+Place = tuple[str, int]
+"""A tag and a task_index."""
+
+_NEWEST = "SELECT {} FROM cell INDEXED BY cell_seq WHERE job = {} ORDER BY seq DESC LIMIT 1"
 _READ = f"""
-SELECT j.revision, j.touched, ifnull(n.seq, 0), ifnull(n.timestamp, 0), t.id, {_TALLY}, {SELECTED}
+SELECT j.revision, j.touched, ifnull(({_NEWEST.format("timestamp", "j.id")}), 0), t.id, {SELECTED}
 FROM job j
-LEFT JOIN cell n INDEXED BY cell_seq ON n.job = j.id
-  AND n.seq = (SELECT max(seq) FROM cell INDEXED BY cell_seq WHERE job = j.id)
 LEFT JOIN tag t ON t.job = j.id AND t.kind = ? AND t.name = ?
 LEFT JOIN cell c ON c.job = j.id AND c.tag = t.id AND c.task_index = ?
 WHERE j.id = ?
 """
-_READ_TAG = f"SELECT t.id, {_TALLY} FROM tag t WHERE t.job = ? AND t.kind = ? AND t.name = ?"
-_READ_CELL = f"SELECT {SELECTED} FROM cell c WHERE c.job = ? AND c.tag = ? AND c.task_index = ?"
+_READ_SPOT = f"""
+SELECT t.id, {SELECTED} FROM tag t LEFT JOIN cell c ON c.job = t.job AND c.tag = t.id AND c.task_index = ?
+WHERE t.job = ? AND t.kind = ? AND t.name = ?
+"""
 _TOTAL = f"SELECT {', '.join(f'ifnull(sum({name}), 0)' for name in Tally._fields)} FROM tag WHERE job = ? AND kind = ?"
-_INSERT_TAG = "INSERT INTO tag (job, id, kind, name) SELECT ?, ifnull(max(id), 0) + 1, ?, ? FROM tag WHERE job = ?"
-_INSERT_CELL = (
-    f"INSERT INTO cell (job, tag, task_index, seq, {', '.join(COLUMNS)}) VALUES (?, ?, ?, ?{', ?' * len(COLUMNS)})"
-)
+_NEW_COLUMN = "SELECT ifnull(max(id), 0) + 1 FROM tag WHERE job = ?"
+_COUNT = f"UPDATE tag SET {', '.join(f'{name} = {name} + ?' for name in Tally._fields)} WHERE job = ? AND id = ?"
 _GAP = "SELECT low, high FROM gap WHERE job = ? AND tag = ? AND high >= ? ORDER BY high LIMIT 1"
+
+_KEY = ("job", "tag", "task_index")
+_BOUND = {
+    name: f"?{number}" for number, name in enumerate((*_KEY, *COLUMNS, "old version", "old event", "revision"), 1)
+}
+_NEXT_SEQ = f"ifnull(({_NEWEST.format('seq', _BOUND['job'])}), 0) + 1"
+_INSERT_CELL = f"""
+INSERT INTO cell (seq, {", ".join((*_KEY, *COLUMNS))})
+VALUES ({_NEXT_SEQ}, {", ".join(_BOUND[name] for name in (*_KEY, *COLUMNS))})
+"""
+
+
+def _update_cell(*unchanged: str) -> str:
+    """Give the statement that sets a cell, if it and its job are as supposed and no later change has been made."""
+    terms = "".join(f", {name} = {_BOUND[name]}" for name in COLUMNS if name not in unchanged)
+    return f"""
+    UPDATE cell SET seq = {_NEXT_SEQ}{terms}
+    WHERE {" AND ".join(f"{name} = {_BOUND[name]}" for name in _KEY)}
+      AND version = {_BOUND["old version"]} AND event_id = {_BOUND["old event"]}
+      AND EXISTS (SELECT 1 FROM job WHERE id = {_BOUND["job"]} AND revision = {_BOUND["revision"]})
+      AND ({_NEWEST.format("timestamp", _BOUND["job"])}) <= {_BOUND["timestamp"]}
+    """
+
+
+_UPDATE_CELL = {
+    (False, False): _update_cell(),
+    (True, False): _update_cell("status"),
+    (False, True): _update_cell("open", "owner"),
+    (True, True): _update_cell("status", "open", "owner"),
+}
+"""By whether the status and the holder stay as they were: an index is rewritten as soon as a column of it is named."""
+
+
+class Outdated(Exception):
+    """What a transaction supposed is no longer so. It has changed nothing."""
+
+
+class Spot(NamedTuple):
+    """A place in the file, and what is there: no column before its first cell is written."""
+
+    kind: Kind
+    column: int | None
+    cell: Cell | None
 
 
 class SQLiteTransaction:
     """The ``steps.Transaction`` of one job; lives no longer than the write transaction of its connection.
 
-    Raises: JobNotFound.
+    Args:
+        known: the job as it is supposed to be: the first ``put`` makes sure, or raises ``Outdated``.
+        touched: when the job's row was last told of changes.
+        now: the time, no earlier than any change that is known of.
+        spots: what is supposed of cells, likewise.
     """
 
-    def __init__(
-        self, db: sqlite3.Connection, jobs: Jobs, ref: JobRef, clock: int, cell: tuple[str, int] | None = None
-    ) -> None:
-        known, kind, read = _found(db, jobs.remembered(db, ref), cell)
-        if read is None or read[0] != known.job.revision:
-            known, kind, read = _found(db, jobs.read(db, ref), cell)
-        _, self._touched, self._seq, newest, number = read[:5]
+    def __init__(self, db: sqlite3.Connection, known: Known, touched: int, now: int, spots: dict[Place, Spot]) -> None:
+        self.now = now
+        self.touched = touched
+        self.changed = False
         self._db = db
-        self._id = known.id
+        self.id = known.id
         self._job = known.job
-        self._columns: dict[tuple[Kind, str], tuple[int, Tally]] = {}
-        self._rows: dict[tuple[str, int], Sequence[Any] | None] = {}
-        self.now = max(clock, newest, known.said_at)
-        if cell is not None and kind is not None:
-            self._rows[cell] = None if read[_CELL_AT] is None else read[_CELL_AT:]
-            if number is not None:
-                self._columns[kind, cell[0]] = number, Tally._make(read[5:_CELL_AT])
+        self._spots = spots
+
+    @classmethod
+    def read(
+        cls, db: sqlite3.Connection, jobs: Jobs, ref: JobRef, clock: int, place: Place | None = None
+    ) -> SQLiteTransaction:
+        """Make one of what is read: the job as it is now, and a cell. Raises: JobNotFound."""
+        known = jobs.remembered(db, ref)
+        row = _found(db, known, place)
+        if row is None or row[0] != known.job.revision:
+            known = jobs.read(db, ref)
+            row = _found(db, known, place)
+        _, touched, newest, *spot = row
+        spots = {} if place is None else {place: _spot(kind_of(known.job, *place), spot)}
+        return cls(db, known, touched, max(clock, newest, known.said_at), spots)
 
     @property
     def job(self) -> JobRecord:
         return self._job
 
     def cell(self, tag: str, task_index: int) -> Cell | None:
-        row = self._row(tag, task_index)
-        return None if row is None else cell_of(row)
+        return self.spot((tag, task_index)).cell
+
+    def spot(self, place: Place) -> Spot:
+        """Give a place with what is there, read if it was not yet."""
+        spot = self._spots.get(place)
+        if spot is None:
+            tag, task_index = place
+            kind = kind_of(self._job, tag, task_index)
+            row = self._db.execute(_READ_SPOT, (task_index, self.id, kind, tag)).fetchone()
+            spot = self._spots[place] = Spot(kind, None, None) if row is None else _spot(kind, row)
+        return spot
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
-        before, after = self._row(tag, task_index), row_of(new)
-        kind = kind_of(self._job, tag, task_index)
-        number, tally = self._column(kind, tag) or self._new_column(kind, tag)
-        place = (self._id, number, task_index)
-        self._seq += 1
-        if before is None:
-            self._db.execute(_INSERT_CELL, (*place, self._seq, *after))
+        kind, column, _ = self.spot((tag, task_index))
+        if column is None:
+            column = self._new_column(kind, tag)
+        key = (self.id, column, task_index)
+        if old is None:
+            self._db.execute(_INSERT_CELL, (*key, *row_of(new)))
         else:
-            self._update(place, before, after)
-        self._rows[tag, task_index] = after
+            self._update(key, old, new)
+        self.changed = True
+        self._spots[tag, task_index] = Spot(kind, column, new)
         if kind in COUNTED:
-            self._count(kind, tag, number, tally, tally_of(old), tally_of(new))
-            if before is None:
-                self._split_gap(*place)
-        if self.now - self._touched >= TOUCH_EVERY:
-            self._touched = self.now
-            self._db.execute("UPDATE job SET touched = ? WHERE id = ?", (self.now, self._id))
+            self._count(column, tally_of(old), tally_of(new))
+            if old is None:
+                self._split_gap(*key)
+        if self.now - self.touched >= TOUCH_EVERY:
+            self.touched = self.now
+            self._db.execute("UPDATE job SET touched = ? WHERE id = ?", (self.now, self.id))
 
     def total(self) -> Tally:
-        return Tally(*self._db.execute(_TOTAL, (self._id, Kind.EXPECTED)).fetchone())
+        return Tally(*self._db.execute(_TOTAL, (self.id, Kind.EXPECTED)).fetchone())
 
     def put_job(self, job: JobRecord) -> None:
         self._job = replace(job, revision=self._job.revision + 1)
-        update(self._db, self._id, self._job)
+        update(self._db, self.id, self._job)
 
-    def _row(self, tag: str, task_index: int) -> Sequence[Any] | None:
-        if (tag, task_index) not in self._rows:
-            column = self._column(kind_of(self._job, tag, task_index), tag)
-            place = (self._id, column[0], task_index) if column else None
-            self._rows[tag, task_index] = self._db.execute(_READ_CELL, place).fetchone() if place else None
-        return self._rows[tag, task_index]
-
-    def _column(self, kind: Kind, tag: str) -> tuple[int, Tally] | None:
-        if (kind, tag) not in self._columns:
-            row = self._db.execute(_READ_TAG, (self._id, kind, tag)).fetchone()
-            if row is None:
-                return None
-            self._columns[kind, tag] = row[0], Tally(*row[1:])
-        return self._columns[kind, tag]
-
-    def _new_column(self, kind: Kind, tag: str) -> tuple[int, Tally]:
-        self._db.execute(_INSERT_TAG, (self._id, kind, tag, self._id))
-        column = self._column(kind, tag)
-        assert column is not None
+    def _new_column(self, kind: Kind, tag: str) -> int:
+        column: int = self._db.execute(_NEW_COLUMN, (self.id,)).fetchone()[0]
+        self._db.execute("INSERT INTO tag (job, id, kind, name) VALUES (?, ?, ?, ?)", (self.id, column, kind, tag))
         if kind in COUNTED:
             ranges = aggregate.expected_rows(self._job, tag).ranges
             self._db.executemany(
                 "INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)",
-                ((self._id, column[0], low, high) for low, high in ranges),
+                ((self.id, column, low, high) for low, high in ranges),
             )
         return column
 
-    def _update(self, place: tuple[int, int, int], old: Sequence[Any], new: Sequence[Any]) -> None:
-        """Set only what differs: an index is rewritten as soon as one of its columns is named."""
-        changed = tuple([at for at in _ALL if old[at] != new[at]])
-        self._db.execute(_update_cell(changed), (self._seq, *[new[at] for at in changed], *place))
+    def _update(self, key: tuple[int, int, int], old: Cell, new: Cell) -> None:
+        same_holder = old.open == new.open and old.owner == new.owner
+        statement = _UPDATE_CELL[old.status == new.status, same_holder]
+        supposed = (old.version, event_of(old), self._job.revision)
+        if self._db.execute(statement, (*key, *row_of(new), *supposed)).rowcount == 0:
+            raise Outdated
 
-    def _count(self, kind: Kind, tag: str, number: int, tally: Tally, old: Tally, new: Tally) -> None:
+    def _count(self, column: int, old: Tally, new: Tally) -> None:
         if old != new:
-            counted = tally.moved(old, new)
-            changed = tuple([at for at, count in enumerate(counted) if count != tally[at]])
-            self._db.execute(_update_tag(changed), (*[counted[at] for at in changed], self._id, number))
-            self._columns[kind, tag] = number, counted
+            self._db.execute(_COUNT, (*map(sub, new, old), self.id, column))
 
     def _split_gap(self, job: int, tag: int, row: int) -> None:
         """Take a row out of the range it lies in, which goes by its upper end: the common case changes no key."""
@@ -149,18 +192,12 @@ class SQLiteTransaction:
             self._db.execute("INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)", (job, tag, low, row - 1))
 
 
-def _found(db: sqlite3.Connection, known: Known, cell: tuple[str, int] | None) -> tuple[Known, Kind | None, Any]:
-    kind = kind_of(known.job, *cell) if cell else None
-    return known, kind, db.execute(_READ, (kind, *(cell or (None, None)), known.id)).fetchone()
+def _found(db: sqlite3.Connection, known: Known, place: Place | None) -> Sequence[Any]:
+    kind = kind_of(known.job, *place) if place else None
+    row: Sequence[Any] = db.execute(_READ, (kind, *(place or (None, None)), known.id)).fetchone()
+    return row
 
 
-@cache
-def _update_cell(changed: tuple[int, ...]) -> str:
-    terms = "".join(f", {COLUMNS[at]} = ?" for at in changed)
-    return f"UPDATE cell SET seq = ?{terms} WHERE job = ? AND tag = ? AND task_index = ?"
-
-
-@cache
-def _update_tag(changed: tuple[int, ...]) -> str:
-    terms = ", ".join(f"{Tally._fields[at]} = ?" for at in changed)
-    return f"UPDATE tag SET {terms} WHERE job = ? AND id = ?"
+def _spot(kind: Kind, row: Sequence[Any]) -> Spot:
+    column, *cell = row
+    return Spot(kind, column, None if cell[0] is None else cell_of(cell))

@@ -1,0 +1,68 @@
+"""Cells as this process wrote them last, so that who writes one again need not read it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import TypeVar
+
+from celery_statemanager.errors import StateManagerError
+from celery_statemanager.records import JobRef
+from celery_statemanager.stores.sqlite.jobs import Jobs
+from celery_statemanager.stores.sqlite.transaction import Outdated, Place, Spot, SQLiteTransaction
+
+MOST_RECENT = 128
+
+T = TypeVar("T")
+
+
+class Recent:
+    """What was written last is supposed to be so still, and the write itself proves it or changes nothing.
+
+    Whatever else would come of it (a refusal, a repetition) is found by reading. So nothing here need be true: not
+    what was rolled back, nor what others have written since. For the thread whose turn it is to write.
+    """
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._written: dict[tuple[int, Place], tuple[Spot, int]] = {}
+
+    def step(
+        self, db: sqlite3.Connection, ref: JobRef, place: Place, clock: int, step: Callable[[SQLiteTransaction], T]
+    ) -> T:
+        """Make a step that begins with this cell. Raises: JobNotFound, and what the step raises."""
+        transaction = self._recalled(db, ref, place, clock)
+        reply = None if transaction is None else _proven(transaction, step)
+        if transaction is None or reply is None:
+            transaction = SQLiteTransaction.read(db, self._jobs, ref, clock, place)
+            reply = step(transaction)
+        self._keep(place, transaction)
+        return reply
+
+    def _recalled(self, db: sqlite3.Connection, ref: JobRef, place: Place, clock: int) -> SQLiteTransaction | None:
+        known = self._jobs.known(ref)
+        written = self._written.pop((known.id, place), None) if known else None
+        if known is None or written is None:
+            return None
+        spot, touched = written
+        now = max(clock, known.said_at, spot.cell.timestamp if spot.cell else 0)
+        return SQLiteTransaction(db, known, touched, now, {place: spot})
+
+    def _keep(self, place: Place, transaction: SQLiteTransaction) -> None:
+        """Remember a cell that may soon be written again: one that has not ended."""
+        spot = transaction.spot(place)
+        if spot.cell is not None and not spot.cell.final:
+            self._written[transaction.id, place] = spot, transaction.touched
+            if len(self._written) > MOST_RECENT:
+                del self._written[next(iter(self._written))]
+
+
+def _proven(transaction: SQLiteTransaction, step: Callable[[SQLiteTransaction], T]) -> T | None:
+    """Make a step; None where nothing came of it that is certain."""
+    try:
+        reply = step(transaction)
+    except (Outdated, StateManagerError):
+        if transaction.changed:
+            raise
+        return None
+    return reply if transaction.changed else None

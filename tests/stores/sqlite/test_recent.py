@@ -1,0 +1,121 @@
+"""What a process remembers of the cells it wrote is never taken for the truth, whoever has written since."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlite_kit import opened, recount
+
+from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StoreError
+from celery_statemanager.stores.sqlite import SQLiteStore
+from celery_statemanager.stores.sqlite.recent import MOST_RECENT
+from celery_statemanager.testing.clock import FakeClock
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
+
+PLAN = ("a", "b")
+
+
+@pytest.fixture
+def ours(store: SQLiteStore) -> Grid:
+    """Give a job one of whose cells this store has written last."""
+    grid = Grid.create(store, 4, PLAN)
+    grid.begin("a", 0)
+    grid.write("a", 0, 5, message="first")
+    return grid
+
+
+@pytest.fixture
+def theirs(path: Path, ours: Grid) -> Iterator[Grid]:
+    """Give the same job to somebody with a memory of its own."""
+    with opened(path) as other:
+        yield ours.seen_by(other)
+
+
+class TestRecent:
+    def test_a_write_goes_on_from_what_others_wrote(self, path: Path, ours: Grid, theirs: Grid) -> None:
+        for version in range(3, 13, 2):
+            assert theirs.write("a", 0, 6, payload=f'{{"n":{version}}}').cell.version == version
+            mine = ours.write("a", 0, 7, keeps_payload=True).cell
+            assert (mine.version, mine.payload) == (version + 1, f'{{"n":{version}}}')
+        recount(path)
+
+    def test_a_fence_is_judged_by_the_attempt_that_others_took(self, path: Path, ours: Grid, theirs: Grid) -> None:
+        second = theirs.begin("a", 0, takes_over=True).cell
+        assert ours.write("a", 0, 8, attempt=second.attempt).cell.attempt == second.attempt
+        third = theirs.begin("a", 0, takes_over=True).cell
+        with pytest.raises(AttemptSuperseded):
+            ours.write("a", 0, 9, attempt=second.attempt)
+        assert ours.write("a", 0, 9, attempt=third.attempt).changed
+        recount(path)
+
+    def test_a_repetition_is_one_only_while_nobody_else_has_written(self, ours: Grid, theirs: Grid) -> None:
+        first = ours.write("a", 0, 5, event_id="mine").cell
+        assert ours.write("a", 0, 5, event_id="mine").changed is False
+        theirs.write("a", 0, 6)
+        again = ours.write("a", 0, 5, event_id="mine")
+        assert (again.changed, again.cell.version) == (True, first.version + 2)
+
+    def test_a_cell_that_others_finished_is_not_begun(self, ours: Grid, theirs: Grid) -> None:
+        theirs.end("a", 0, FINISHED)
+        assert ours.begin("a", 0).verdict.value == "finished"
+
+    def test_a_job_that_others_cancelled_takes_no_more_progress(self, ours: Grid, theirs: Grid) -> None:
+        theirs.cancel()
+        with pytest.raises(JobCancelled):
+            ours.write("a", 0, 6)
+
+    def test_a_job_that_others_deleted_is_gone_though_another_has_its_name(self, ours: Grid, theirs: Grid) -> None:
+        theirs.delete()
+        with pytest.raises(JobNotFound):
+            ours.write("a", 0, 6)
+        Grid.create(theirs.store, 4, PLAN)
+        with pytest.raises(JobNotFound):
+            ours.write("a", 0, 6)
+
+    def test_later_stages_are_read_afresh(self, path: Path, ours: Grid, theirs: Grid) -> None:
+        ours.end("a", 0, FAILED)
+        ours.begin("a", 0)
+        assert theirs.run("b", 0).cell.version == 4
+        ours.end("a", 0, FAILED)
+        assert ours.cell("b", 0).status == FINISHED
+        recount(path)
+
+    def test_no_time_is_earlier_than_what_others_wrote_by_a_clock_ahead_of_ours(self, path: Path) -> None:
+        clock, ahead = FakeClock(), FakeClock()
+        ahead.advance(3600)
+        with opened(path, clock=clock) as store, opened(path, clock=ahead) as other:
+            ours = Grid.create(store, 4, PLAN)
+            ours.write("a", 0, 5)
+            newest = ours.seen_by(other).write("b", 3, 5).cell.timestamp
+            assert ours.write("a", 0, 6).cell.timestamp == newest
+        recount(path)
+
+    def test_what_was_rolled_back_is_not_gone_on_from(self, path: Path, ours: Grid) -> None:
+        store = ours.store
+        assert isinstance(store, SQLiteStore)
+        with pytest.raises(StoreError, match="not authorized"), store._pool.writing() as db:
+            db.set_authorizer(_no_commit)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="not authorized"):
+                ours.write("a", 0, 6)
+            with pytest.raises(StoreError, match="not authorized"):
+                ours.write("b", 1, 6)
+        store.close()
+        assert [ours.write(tag, row, 7).cell.version for tag, row in (("a", 0), ("b", 1))] == [3, 1]
+        recount(path)
+
+    def test_more_cells_than_are_remembered_do_no_harm(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store, MOST_RECENT + 5)
+        for version in (1, 2, 3):
+            for row in range(MOST_RECENT + 5):
+                assert grid.write("a", row, 5).cell.version == version
+        assert len(store._recent._written) == MOST_RECENT
+        recount(path)
+
+
+def _no_commit(action: int, operation: str | None, *_: object) -> int:
+    denied = action == sqlite3.SQLITE_TRANSACTION and operation == "COMMIT"
+    return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
