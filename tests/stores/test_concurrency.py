@@ -276,6 +276,44 @@ def test_a_subscription_outlives_a_fork_in_the_parent(store: Store) -> None:
         assert event.state.version == 2
 
 
+def test_a_subscription_goes_on_in_parent_and_child_after_a_fork(
+    store: Store, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = Manager.create(store, "job", num_tasks=1, task_index=0)
+    manager.set_state("a", 1)
+    with manager.subscribe() as events:
+        assert next(events).state.version == 1
+
+        def read_on() -> int:
+            manager.set_state("a", 2)
+            event = events.get(load.PATIENCE)
+            manager.close()
+            assert event is not None
+            return event.state.version
+
+        assert forked(read_on) == 2
+        event = events.get(load.PATIENCE)
+        assert event is not None
+        assert event.state.version == 2
+        manager.set_state("a", 3)
+        event = events.get(load.PATIENCE)
+        assert event is not None
+        assert event.state.version == 3
+    assert caplog.messages == []
+
+
+def test_a_child_that_closes_its_manager_disturbs_nobody(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    manager = Manager.create(store, "job", num_tasks=1, task_index=0)
+    with manager.subscribe() as events:
+        assert events.get(0) is None
+        forked(manager.close)
+        manager.set_state("a", 1)
+        event = events.get(load.PATIENCE)
+        assert event is not None
+        assert event.state.version == 1
+    assert caplog.messages == []
+
+
 def test_a_closed_store_opens_again_before_and_after_a_fork(store: Store) -> None:
     manager = Manager.create(store, "job", num_tasks=2, task_index=0)
     use(manager)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -30,7 +31,10 @@ _Address = tuple[str, int]
 
 
 class RedisWatch(Watch):
-    """Reads addresses of changed cells and then those cells as they are by now: never a backlog of versions."""
+    """Reads addresses of changed cells and then those cells as they are by now: never a backlog of versions.
+
+    After a fork, the child's first read makes a connection of its own.
+    """
 
     def __init__(self, server: Server, layout: Layout, scope: Scope, timeout: float) -> None:
         self._server = server
@@ -39,8 +43,8 @@ class RedisWatch(Watch):
         self._scope = scope
         self._head = ("HMGET", self._keys.head, "incarnation", "sequence")
         self._closed = False
-        self._reading = threading.Lock()
-        self._connection = server.connection(self._keys.head, timeout + SLICE)
+        self._socket_timeout = timeout + SLICE
+        self._connect()
         try:
             self._cursor = self._living()
         except BaseException:
@@ -49,6 +53,8 @@ class RedisWatch(Watch):
 
     def read(self, timeout: float) -> Batch:
         deadline = time.monotonic() + timeout
+        if self._pid != os.getpid() and not self._closed:
+            self._connect()
         with self._reading:
             while not self._closed:
                 left = deadline - time.monotonic()
@@ -66,7 +72,7 @@ class RedisWatch(Watch):
     def close(self) -> None:
         self._closed = True
         raw = getattr(self._connection, "_sock", None)
-        if raw is not None:
+        if raw is not None and self._pid == os.getpid():  # a parent goes on reading there
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(raw, socket.SHUT_RDWR)
         if self._reading.acquire(blocking=False):
@@ -74,6 +80,11 @@ class RedisWatch(Watch):
                 self._connection.disconnect()
             finally:
                 self._reading.release()
+
+    def _connect(self) -> None:
+        self._connection = self._server.connection(self._keys.head, self._socket_timeout)
+        self._reading = threading.Lock()  # a parent's thread may hold the old one
+        self._pid = os.getpid()
 
     def _read(self, seconds: float) -> Batch | None:
         """Read once; None when nothing came."""
