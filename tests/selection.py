@@ -12,6 +12,7 @@ HEART = {
     "test_ties_go_to_the_lowest_row_then_to_the_tag_first_in_code_points",
     "test_a_summary_counts_cells_and_names_rows",
     "test_what_exists_is_replayed_oldest_first_then_changes_come_live",
+    "test_one_that_is_forgotten_leaves_no_thread",
     "test_a_barrier_waits_for_the_slowest_row",
     "test_job_and_token_are_a_pair_not_a_joined_name",
     "test_a_straggler_of_an_older_incarnation_does_not_meet_its_successor",
@@ -23,7 +24,7 @@ HEART = {
     "test_open_attempts_that_have_an_owner_are_listed",
     "test_a_cancelled_job_settles_with_the_end_of_the_last_pending_cell",
 }
-"""Of the tests that run over every store, one for each rule: these meet Firestore in ``make test``."""
+"""Of the tests that run over every store, one for each rule and resource: these meet Firestore in ``make test``."""
 
 HEART_OVER_REST = {
     "test_writes_of_an_older_attempt_are_refused",

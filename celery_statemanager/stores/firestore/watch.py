@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakMethod
 
 from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.models import Scope, State
@@ -32,7 +34,10 @@ LOOK_FOR = 2.0
 
 
 class FirestoreWatch(Watch):
-    """Reads one stream of Firestore's, or polls; after a fork, the child's first read opens its own."""
+    """Reads one stream of Firestore's, or polls; after a fork, the child's first read opens its own.
+
+    The thread of the stream does not keep the watch alive: one that is forgotten ends its stream.
+    """
 
     def __init__(self, database: Database, jobs: Jobs, ref: JobRef, scope: Scope) -> None:
         self._database = database
@@ -71,16 +76,19 @@ class FirestoreWatch(Watch):
             with self._changed:
                 self._changed.notify_all()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_source"):
+            self.close()
+
     def _open(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
         connection = self._database.connection
+        take, lose, check = _weakly(self._take), _weakly(self._lose), _weakly(self._check)
         if connection.streams:
-            self._source: Stream | Poll = Stream(
-                connection, self._target.requests, self._since, self._take, self._lose, self._check
-            )
+            self._source: Stream | Poll = Stream(connection, self._target.requests, self._since, take, lose, check)
         else:
-            self._source = Poll(self._target, self._since, self._take, self._lose)
+            self._source = Poll(self._target, self._since, take, lose)
 
     def _ready(self) -> bool:
         news = self._states or self._job_changed or self._resync
@@ -157,3 +165,15 @@ class FirestoreWatch(Watch):
             self._job_changed = self._job_changed or known.job != self._job
             self._job = known.job
             self._changed.notify_all()
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Give what calls a method for as long as its object lives."""
+    found = WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        alive = found()
+        if alive is not None:
+            alive(*args)
+
+    return call
