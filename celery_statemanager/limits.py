@@ -1,8 +1,9 @@
-"""What may be stored (rule R9). Every check runs before anything is sent. Pure."""
+"""What may be stored (rule R9) and asked. Every check runs before anything is sent. Pure."""
 
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,9 @@ MAX_TASKS = 10_000_000
 MAX_STATE_BYTES = 65_536
 MAX_DEPTH = 200
 """Levels of a payload; far from what Python reads back only where its stack is nearly empty."""
+
+LONGEST_WAIT = 1e9
+"""Seconds; whoever waits longer waits for ever, as clocks of systems do not reach as far."""
 
 INT32 = range(-(2**31), 2**31)
 
@@ -50,6 +54,21 @@ def check_status(value: Any) -> int:
 def check_optional(kind: str, value: Any) -> str | None:
     """Accept a name or None. Raises: TypeError, ValueError."""
     return None if value is None else check_name(kind, value)
+
+
+def check_timeout(value: Any) -> float | None:
+    """Accept seconds to wait, or None for ever; time that was up before is 0. Raises: TypeError, ValueError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"timeout is a number of seconds or None, not {_shown(value)}")
+    if value > LONGEST_WAIT:
+        return None
+    if value < 0:
+        return 0.0
+    if math.isnan(value):
+        raise ValueError(f"timeout is a number of seconds or None, not {value!r}")
+    return float(value)
 
 
 def check_message(value: Any) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from celery_statemanager.limits import (
     check_optional,
     check_size,
     check_status,
+    check_timeout,
     encode_payload,
 )
 from celery_statemanager.models import FINISHED, Scope, State, Summary
@@ -76,6 +78,7 @@ class Manager:
         self._max_state_bytes = max_state_bytes
         self._attempts: dict[str, int] = {}
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._lock = threading.Lock()
 
     @classmethod
     def create(
@@ -196,7 +199,7 @@ class Manager:
         """Give the written cells by (timestamp, tag, task_index). Raises: JobNotFound, TypeError, ValueError."""
         return list(self.store.list_states(self.ref, self._scope(tag, task_index)))
 
-    def summary(self, tag: str | None = None, *, indexes: bool = True) -> Summary:
+    def summary(self, tag: str | None = None, indexes: bool = True) -> Summary:
         """Give counts of cells and sets of rows by class.
 
         Args:
@@ -208,14 +211,15 @@ class Manager:
         return aggregate.summarize(job, columns, indexes=indexes)
 
     def subscribe(
-        self, tag: str | None = None, task_index: int | None = None, *, until_settled: bool = False
+        self, tag: str | None = None, task_index: int | None = None, until_settled: bool = False
     ) -> Subscription:
         """Follow the written cells: what exists, oldest first, then changes as they come.
 
         Registered when it returns. Raises: JobNotFound, TypeError, ValueError, StoreError.
         """
         subscription = Subscription(self.store, self.ref, self._scope(tag, task_index), until_settled=until_settled)
-        self._subscriptions.add(subscription)
+        with self._lock:
+            self._subscriptions.add(subscription)
         return subscription
 
     def synchronize(
@@ -227,9 +231,10 @@ class Manager:
             timeout: seconds; None waits for ever.
             fail_fast: raise as soon as a row is negative, rather than wait for it to recover.
 
-        Raises: SynchronizeTimeout – with ``.states`` and ``.missing``; SynchronizeFailed; JobNotFound.
+        Raises: SynchronizeTimeout – with ``.states`` and ``.missing``; SynchronizeFailed; JobNotFound; TypeError;
+            ValueError.
         """
-        tag, status = check_name("tag", tag), check_status(status)
+        tag, status, timeout = check_name("tag", tag), check_status(status), check_timeout(timeout)
         return barrier.synchronize(self.store, self.ref, tag, status, timeout=timeout, fail_fast=fail_fast)
 
     def tombstone_job(self) -> bool:
@@ -245,7 +250,9 @@ class Manager:
 
     def close(self) -> None:
         """End this Manager's subscriptions; the store stays open."""
-        for subscription in list(self._subscriptions):
+        with self._lock:
+            open_ones = list(self._subscriptions)
+        for subscription in open_ones:
             subscription.close()
 
     def __enter__(self) -> Manager:

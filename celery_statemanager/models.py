@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import datetime
 from enum import IntEnum
 from typing import Any
@@ -57,9 +57,9 @@ class State:
     job_id: str
     task_index: int
     tag: str
-    status: int = Status.NOT_STARTED
+    status: int = 0
     message: str | None = None
-    payload: Mapping[str, Any] | None = None
+    payload: Mapping[str, Any] | None = field(default=None, hash=False)  # a dict has no hash, and a state has one
     timestamp: datetime | None = None
     version: int = 0
     event_id: str | None = None
@@ -88,7 +88,7 @@ class State:
         return fraction_of(self.status, progress)
 
 
-_Draft: Any = make_dataclass("_Draft", [field.name for field in fields(State)], slots=True)
+_Draft: Any = make_dataclass("_Draft", [each.name for each in fields(State)], slots=True)
 
 
 def state_from_fields(*values: Any) -> State:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable, SubscriptionLost
+from celery_statemanager.limits import check_timeout
 from celery_statemanager.models import Scope, State, StateEvent
 from celery_statemanager.records import CALLBACK_ROW, Batch, JobRef
 from celery_statemanager.stores.base import Store
@@ -149,9 +150,10 @@ class Subscription:
     def get(self, timeout: float | None = None) -> StateEvent | None:
         """Give the next event; None after ``timeout`` seconds, or once it has ended (see ``closed``).
 
-        Raises: SubscriptionLost.
+        Raises: SubscriptionLost, TypeError, ValueError.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        seconds = check_timeout(timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
         try:
             return self._get(deadline)
         except JobNotFound:

@@ -10,7 +10,7 @@ from celery_statemanager.errors import WaitTimeout
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.limits import check_message
+from celery_statemanager.limits import check_message, check_timeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State, Summary
 from celery_statemanager.records import LATCHES, JobRecord
@@ -62,12 +62,12 @@ class Job:
         """Give the written cells; see ``Manager.list_states``."""
         return self.manager.list_states(tag, task_index)
 
-    def summary(self, tag: str | None = None, *, indexes: bool = True) -> Summary:
+    def summary(self, tag: str | None = None, indexes: bool = True) -> Summary:
         """Give counts and index sets; see ``Manager.summary``."""
         return self.manager.summary(tag, indexes=indexes)
 
     def subscribe(
-        self, tag: str | None = None, task_index: int | None = None, *, until_settled: bool = False
+        self, tag: str | None = None, task_index: int | None = None, until_settled: bool = False
     ) -> Subscription:
         """Follow its cells, replay then live; see ``Manager.subscribe``."""
         return self.manager.subscribe(tag, task_index, until_settled=until_settled)
@@ -78,11 +78,12 @@ class Job:
         Args:
             timeout: seconds; None waits for ever.
 
-        Raises: WaitTimeout – it had not settled in time; JobNotFound; StoreError.
+        Raises: WaitTimeout – it had not settled in time; JobNotFound; StoreError; TypeError; ValueError.
         """
-        if barrier.wait_settled(self._tracker.store, self._record.ref, timeout):
+        seconds = check_timeout(timeout)
+        if barrier.wait_settled(self._tracker.store, self._record.ref, seconds):
             return self.summary()
-        raise WaitTimeout(self.id, timeout or 0.0, self.summary())
+        raise WaitTimeout(self.id, seconds or 0.0, self.summary())
 
     def cancel(self, reason: str | None = None) -> bool:
         """Cancel what has not begun, and stop what runs at its next state write.

@@ -1,0 +1,113 @@
+"""Managers and jobs as callers hold them: their parameters, their subscriptions shared by threads, their patience."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from celery_statemanager import Job, Manager, State, SynchronizeTimeout, open_store
+from celery_statemanager.testing.kit import PATIENCE
+
+TIMES = 10_000
+
+
+@pytest.fixture
+def manager() -> Manager:
+    return Manager.create(open_store("memory://"), "job", num_tasks=2, task_index=0, tags=("a",))
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Let threads take turns as often as they can."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (Manager.set_state, ["tag", "status", "message", "payload"]),
+        (Manager.progress, ["tag", "done", "total", "message"]),
+        (Manager.get_state, ["tag", "task_index"]),
+        (Manager.list_states, ["tag", "task_index"]),
+        (Manager.summary, ["tag", "indexes"]),
+        (Manager.subscribe, ["tag", "task_index", "until_settled"]),
+        (Manager.synchronize, ["tag", "status", "timeout"]),
+        (Job.summary, ["tag", "indexes"]),
+        (Job.subscribe, ["tag", "task_index", "until_settled"]),
+        (Job.wait, ["timeout"]),
+        (Job.cancel, ["reason"]),
+    ],
+)
+def test_what_is_documented_in_order_may_be_given_in_order(method: Callable[..., object], expected: list[str]) -> None:
+    _, *given = inspect.signature(method).parameters.values()
+    assert [each.name for each in given if each.kind is each.POSITIONAL_OR_KEYWORD] == expected
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_a_manager_may_be_closed_while_another_thread_subscribes(manager: Manager) -> None:
+    subscribed = threading.Event()
+    trouble: list[BaseException] = []
+
+    def subscribe() -> None:
+        kept = [manager.subscribe() for _ in range(TIMES)]
+        subscribed.set()
+        kept.clear()
+
+    def close() -> None:
+        try:
+            while not subscribed.is_set():
+                manager.close()
+        except RuntimeError as error:
+            trouble.append(error)
+
+    threads = [threading.Thread(target=each) for each in (subscribe, close, close)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert trouble == []
+
+
+@pytest.mark.parametrize("timeout", [True, "5", b"5", [5], float("nan")])
+def test_a_timeout_that_is_no_number_is_refused(manager: Manager, timeout: float) -> None:
+    with manager.subscribe() as events:
+        for wait in (lambda: manager.synchronize("a", 1, timeout), lambda: events.get(timeout)):
+            with pytest.raises((TypeError, ValueError), match="timeout is a number of seconds or None, not"):
+                wait()
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 10**400], ids=["inf", "1e300", "10**400"])
+def test_a_timeout_beyond_all_clocks_is_for_ever(manager: Manager, timeout: float) -> None:
+    with manager.subscribe() as events:
+        manager.set_state("a", 5)
+        assert events.get(timeout) is not None
+        waiter = threading.Thread(target=manager.synchronize, args=("a", 5, timeout))
+        waiter.start()
+        Manager.open(manager.store, "job", task_index=1).set_state("a", 5)
+        waiter.join(PATIENCE)
+        assert not waiter.is_alive()
+
+
+def test_time_that_is_up_already_is_enough_for_a_look(manager: Manager) -> None:
+    with pytest.raises(SynchronizeTimeout) as late:
+        manager.synchronize("a", 5, timeout=-1)
+    assert late.value.missing == "0-1"
+    with manager.subscribe() as events:
+        assert events.get(-1) is None
+
+
+def test_a_state_can_be_an_element_of_a_set(manager: Manager) -> None:
+    written = manager.set_state("a", 5, payload={"rows": 3})
+    assert {written, manager.get_state("a", 0)} == {written}
+    assert len({written, State("job", 1, "a")}) == 2
+
+
+def test_a_status_is_a_plain_number_whether_written_or_not(manager: Manager) -> None:
+    assert type(manager.get_state("a", 0).status) is type(manager.set_state("a", 0).status) is int
