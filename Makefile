@@ -1,5 +1,6 @@
 # make demo    watch a real job from start to report, no server needed
 # make test    everything that can be proven in a few minutes
+# make test-core PYTHON=python3.13 VENV=build/python-3.13   what needs no server, with another Python
 # make test-celery CELERY=5.6.2   the acceptance tests with another Celery
 # make chaos ROUNDS= SEED=   random trouble, and what must hold after it
 # make bench   what tracking costs, side by side with what it replaces; make bench-quick within two minutes
@@ -35,7 +36,7 @@ pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
-.PHONY: demo bench bench-quick test test-full test-celery test-wheel test-firestore chaos check docs format clean help \
+.PHONY: demo bench bench-quick test test-full test-core test-celery test-wheel test-firestore chaos check docs format clean help \
   firestore-init firestore-indexes firestore-emulator gc
 
 help:
@@ -50,6 +51,10 @@ test: $(VENV)/.test
 # every combination, and more examples from hypothesis: before a release
 test-full: $(VENV)/.test
 	HYPOTHESIS_PROFILE=full $(pytest) --full $(ARGS)
+
+# what needs no server
+test-core: $(VENV)/.test
+	$(pytest) tests/unit tests/stores/test_contract.py tests/stores/sqlite tests/cli -k "not redis and not firestore" $(ARGS)
 
 # the lowest that is supported, or any other
 test-celery: build/celery-$(CELERY)/.test
