@@ -13,6 +13,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore.rpc import GrpcClient
 from celery_statemanager.stores.firestore.transports import Transport, grpc_channel
 from celery_statemanager.stores.firestore.values import decoded, encoded
 
@@ -130,9 +131,8 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
                 list(answer)
         return Lost(code)
 
-    def client(self, address: Address, transport: Transport) -> FirestoreClient:
-        channel = grpc.intercept_channel(grpc_channel(address), self)
-        return FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
+    def client(self, address: Address, transport: Transport) -> GrpcClient:
+        return GrpcClient(grpc.intercept_channel(grpc_channel(address), self))
 
     def store(self, address: Address, timeout: float = 10.0) -> FirestoreStore:
         return FirestoreStore(address, timeout=timeout, make_client=self.client)
@@ -142,12 +142,8 @@ class Documents:
     """The documents of an address as any client sees them."""
 
     def __init__(self, store: FirestoreStore) -> None:
-        self.store = store
         self.address = store._connection.address
-
-    @property
-    def client(self) -> FirestoreClient:
-        return self.store._connection.client()
+        self.client = FirestoreClient(transport=FirestoreGrpcTransport(channel=grpc_channel(self.address)))
 
     def name(self, path: str) -> str:
         return f"{self.address.root}/{path}"

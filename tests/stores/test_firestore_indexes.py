@@ -63,13 +63,12 @@ def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
 
 
 def query_of(request: Any) -> tuple[Any, tuple[str, ...]] | None:
-    pb = type(request).pb(request)
-    if hasattr(pb, "structured_aggregation_query"):
-        inner = pb.structured_aggregation_query
+    if hasattr(request, "structured_aggregation_query"):
+        inner = request.structured_aggregation_query
         return inner.structured_query, tuple(
             one.sum.field.field_path for one in inner.aggregations if one.HasField("sum")
         )
-    return (pb.structured_query, ()) if hasattr(pb, "structured_query") else None
+    return (request.structured_query, ()) if hasattr(request, "structured_query") else None
 
 
 def fields_of(query: Any, sums: tuple[str, ...]) -> tuple[list[str], list[str]]:

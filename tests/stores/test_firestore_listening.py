@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 import pytest
 from firestore_kit import Documents, Spy
-from google.cloud.firestore_v1.types import firestore, write
+from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.models import Scope
-from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests
+from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests, stream, watch
 from celery_statemanager.stores.firestore.client import STREAM_TRIES
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
@@ -83,14 +83,13 @@ class Mismatch:
     def __call__(self, messages: Any) -> Iterator[Any]:
         current = False
         for message in messages:
-            change = type(message).pb(message)
-            if change.document_change.document.name.endswith(self._name):
+            if message.document_change.document.name.endswith(self._name):
                 self._missed = current
                 continue
-            current = current or change.target_change.target_change_type == CURRENT
-            if self._missed and not self._told and change.HasField("document_change"):
+            current = current or message.target_change.target_change_type == CURRENT
+            if self._missed and not self._told and message.HasField("document_change"):
                 self._told = True
-                yield firestore.ListenResponse(filter=write.ExistenceFilter(target_id=1, count=9))
+                yield firestore.ListenResponse.pb()(filter={"target_id": 1, "count": 9})
             yield message
 
 
@@ -110,6 +109,37 @@ def test_a_filter_mismatch_makes_a_subscriber_read_again_and_loses_nothing(store
             assert got.get(event.state.task_index, 0) < event.state.version
             got[event.state.task_index] = event.state.version
         assert spy.calls["Listen"] == 1
+
+
+class Silence:
+    """Holds back all that one stream brings after so many messages, as a dead connection or a proxy would."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+        self._fell = False
+
+    def __call__(self, messages: Any) -> Iterator[Any]:
+        falls, self._fell = not self._fell, True
+        for number, message in enumerate(messages):
+            if not falls or number < self._after:
+                yield message
+
+
+@pytest.mark.parametrize(("limit", "after"), [("FIRST_SILENCE", 0), ("SILENCE", 4)])
+def test_a_stream_that_is_silent_for_too_long_is_opened_anew_and_loses_nothing(
+    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch, limit: str, after: int
+) -> None:
+    monkeypatch.setattr(stream, limit, 0.5)
+    monkeypatch.setattr(watch, "LOOK_AFTER", 0.1)
+    spy.alter = Silence(after)
+    grid = Grid.create(store, 3, ("a",))
+    with grid.manager().subscribe() as events:
+        grid.write("a", 1, 5)
+        event = events.get(PATIENCE)
+        assert event is not None
+        assert (event.state.task_index, event.state.status) == (1, 5)
+        assert events.connected
+    assert spy.calls["Listen"] > 1
 
 
 def test_where_streams_never_open_a_watch_polls(

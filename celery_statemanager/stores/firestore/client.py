@@ -1,6 +1,6 @@
 """Connections to Firestore: made on first use, one per process, and calls with an end.
 
-The generated client is used bare: no retries of its own, for they last minutes and repeat what must not be repeated.
+No call is repeated here but reads: the client library would, for minutes, and what must not be repeated too.
 """
 
 from __future__ import annotations
@@ -50,24 +50,22 @@ class Connection:
     def once(self, method: str, request: Any, deadline: Deadline) -> Any:
         """Make one call. Raises: StoreError; Transient – it may or may not have been done."""
         try:
-            return getattr(self.client(), method)(
-                request, retry=None, timeout=deadline.for_a_call(), metadata=self._metadata
-            )
+            return getattr(self.client(), method)(request, timeout=deadline.for_a_call(), metadata=self._metadata)
         except TRANSIENT as error:
             raise translated(error, self.address) from error
         except FINAL as error:
             raise translated(error, self.address) from error
 
     def read(self, method: str, request: Any, deadline: Deadline) -> list[Any]:
-        """Make a call that changes nothing, and read its stream; again while it fails and there is time.
+        """Make a call that changes nothing, and give its responses; again while it fails and there is time.
 
         Raises: StoreUnavailable, StoreError.
         """
-        return deadline.insist(lambda: self._read(method, request, deadline))
+        return deadline.insist(lambda: self.once(method, request, deadline))
 
     def listen(self, requests: Iterable[Any]) -> Any:
         """Open a stream of changes; an iterator that can be cancelled. Raises: what its transport raises."""
-        return self.client().listen(iter(requests), retry=None, timeout=None, metadata=self._metadata)
+        return self.client().listen(iter(requests), metadata=self._metadata)
 
     @property
     def streams(self) -> bool:
@@ -92,7 +90,7 @@ class Connection:
         with self._lock:
             client, self._client = self._client, None
         if client is not None and self._pid == os.getpid():
-            client.transport.close()
+            client.close()
 
     def before_fork(self) -> None:
         self._lock.acquire()
@@ -111,12 +109,3 @@ class Connection:
             if self._client is None:
                 self._client = self._make_client(self.address, self._transport)
             return self._client
-
-    def _read(self, method: str, request: Any, deadline: Deadline) -> list[Any]:
-        stream = self.once(method, request, deadline)
-        try:
-            return [type(response).pb(response) for response in stream]
-        except TRANSIENT as error:
-            raise translated(error, self.address) from error
-        except FINAL as error:
-            raise translated(error, self.address) from error

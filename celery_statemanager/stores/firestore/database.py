@@ -105,7 +105,6 @@ class Database:
         """Do all of it or nothing, in one try. Raises: Refused, Transient, StoreError."""
         check_sizes(writes)
         answer = self.connection.once("commit", requests.commit(self.path, writes), deadline)
-        answer = type(answer).pb(answer)
         self.clock.learn(microseconds(answer.commit_time))
         self.committed = max(self.committed, nanoseconds(answer.commit_time))
         return answer

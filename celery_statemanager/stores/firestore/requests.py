@@ -75,7 +75,7 @@ def as_of(stamp: Any) -> Any:
 
 def commit(database: str, writes: Sequence[Any]) -> Any:
     """Do all of it or nothing."""
-    return firestore.CommitRequest.wrap(firestore.CommitRequest.pb()(database=database, writes=writes))
+    return firestore.CommitRequest.pb()(database=database, writes=writes)
 
 
 def get(database: str, names: Iterable[str], *, at: Any = None) -> Any:
@@ -83,7 +83,7 @@ def get(database: str, names: Iterable[str], *, at: Any = None) -> Any:
     made = firestore.BatchGetDocumentsRequest.pb()(database=database, documents=list(names))
     if at is not None:
         made.read_time.CopyFrom(at)
-    return firestore.BatchGetDocumentsRequest.wrap(made)
+    return made
 
 
 def select(
@@ -147,7 +147,7 @@ def run(parent: str, structured: Any, *, at: Any = None) -> Any:
     made = firestore.RunQueryRequest.pb()(parent=parent, structured_query=structured)
     if at is not None:
         made.read_time.CopyFrom(at)
-    return firestore.RunQueryRequest.wrap(made)
+    return made
 
 
 def aggregate(parent: str, structured: Any, sums: Iterable[str] = (), *, count: bool = False, at: Any = None) -> Any:
@@ -161,7 +161,7 @@ def aggregate(parent: str, structured: Any, sums: Iterable[str] = (), *, count: 
         made.structured_aggregation_query.aggregations.add(alias="count").count.SetInParent()
     if at is not None:
         made.read_time.CopyFrom(at)
-    return firestore.RunAggregationQueryRequest.wrap(made)
+    return made
 
 
 def listen(database: str, target: int, *, query_in: tuple[str, Any] | None, names: Iterable[str], since: Any) -> Any:
@@ -174,4 +174,4 @@ def listen(database: str, target: int, *, query_in: tuple[str, Any] | None, name
     else:
         made.add_target.documents.documents.extend(names)
     made.add_target.read_time.CopyFrom(since)
-    return firestore.ListenRequest.wrap(made)
+    return made

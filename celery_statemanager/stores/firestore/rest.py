@@ -6,7 +6,6 @@ contended alike, puts document names into URLs unescaped, and cannot read the em
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -15,13 +14,13 @@ from google.api_core import exceptions
 from google.cloud.firestore_v1.types import firestore
 from google.protobuf import json_format
 
-SERVICE = "https://firestore.googleapis.com"
+from celery_statemanager.stores.firestore.rpc import Metadata
 
-Metadata = Sequence[tuple[str, str]]
+SERVICE = "https://firestore.googleapis.com"
 
 
 class RestClient:
-    """Stands in for the generated client: the same names, requests, responses and errors.
+    """Stands in for ``GrpcClient``: the same names, requests, responses and errors.
 
     Args:
         session: a ``requests`` session that signs what it sends.
@@ -29,7 +28,7 @@ class RestClient:
     """
 
     def __init__(self, session: Any, base: str) -> None:
-        self.transport = session
+        self._session = session
         self._base = base
 
     def commit(self, request: Any, **options: Any) -> Any:
@@ -49,6 +48,10 @@ class RestClient:
     def listen(self, requests: Any, **options: Any) -> Any:
         raise exceptions.MethodNotImplemented("streams cannot be had over REST")  # type: ignore[no-untyped-call]
 
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._session.close()
+
     def _call(
         self,
         path: str,
@@ -58,12 +61,11 @@ class RestClient:
         *,
         timeout: float,
         metadata: Metadata = (),
-        retry: None = None,
     ) -> list[Any]:
         """Give the responses; a call that is not streamed has one. Raises: GoogleAPICallError, RequestException."""
-        answer = self.transport.post(
+        answer = self._session.post(
             f"{self._base}/v1/{quote(path)}:{verb}",
-            json=json_format.MessageToDict(type(request).pb(request)),
+            json=json_format.MessageToDict(request),
             headers=dict(metadata),
             timeout=timeout,
             max_allowed_time=timeout,
@@ -71,7 +73,7 @@ class RestClient:
         made = _list(answer)
         for each in made:
             _raise_for(each, answer.status_code)
-        return [kind.wrap(json_format.ParseDict(each, kind.pb()(), ignore_unknown_fields=True)) for each in made]
+        return [json_format.ParseDict(each, kind.pb()(), ignore_unknown_fields=True) for each in made]
 
 
 def _list(answer: Any) -> list[Any]:

@@ -121,10 +121,9 @@ class Stream:
 
     def _snapshots(self, responses: Any) -> Iterator[tuple[Snapshot, Any]]:
         snapshot, current = Snapshot(), False
-        for wrapped in responses:
+        for response in responses:
             self._alive_at, self._silence = time.monotonic(), SILENCE
             self._connection.stream_works()
-            response = type(wrapped).pb(wrapped)
             kind = response.WhichOneof("response_type")
             if kind == "document_change":
                 document = response.document_change.document

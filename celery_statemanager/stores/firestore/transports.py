@@ -10,15 +10,15 @@ from google.auth import default as default_credentials
 from google.auth import exceptions as auth_errors
 from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import AuthorizedSession
-from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.address import Address, emulator
 from celery_statemanager.stores.firestore.rest import SERVICE, RestClient
+from celery_statemanager.stores.firestore.rpc import GrpcClient
 
 Transport = Literal["grpc", "rest"]
-Client = FirestoreClient | RestClient
+Client = GrpcClient | RestClient
 ClientFactory = Callable[[Address, Transport], Client]
 """Makes a client in the process that will use it."""
 
@@ -37,7 +37,7 @@ def make_client(address: Address, transport: Transport) -> Client:
     """Make a client of the emulator, if the environment names one, else of the service. Raises: StoreError."""
     if transport == "rest":
         return rest_client(address)
-    return FirestoreClient(transport=FirestoreGrpcTransport(channel=grpc_channel(address)))
+    return GrpcClient(grpc_channel(address))
 
 
 def grpc_channel(address: Address) -> grpc.Channel:

@@ -29,30 +29,40 @@ class Moment(int):
 
 def encode(value: Any) -> Any:
     """Give a Firestore value; what it cannot hold was refused by ``is_native`` before."""
+    made = Value()
+    _fill(made, value)
+    return made
+
+
+def _fill(made: Any, value: Any) -> None:
+    """Set a new value in its place: to make it elsewhere and copy it takes twice as long."""
     if value is None:
-        return Value(null_value=0)
-    if isinstance(value, bool):
-        return Value(boolean_value=value)
-    if isinstance(value, Moment):
-        made = Value()
+        made.null_value = 0
+    elif isinstance(value, bool):
+        made.boolean_value = value
+    elif isinstance(value, Moment):
         made.timestamp_value.seconds, rest = divmod(value, 1_000_000)
         made.timestamp_value.nanos = rest * 1_000
-        return made
-    if isinstance(value, int):
-        return Value(integer_value=int(value))
-    if isinstance(value, float):
-        return Value(double_value=value)
-    if isinstance(value, str):
-        return Value(string_value=value)
-    made = Value()
-    if isinstance(value, Mapping):
-        made.map_value.SetInParent()
-        for key, inner in value.items():
-            made.map_value.fields[key].CopyFrom(encode(inner))
+    elif isinstance(value, int):
+        made.integer_value = value
+    elif isinstance(value, float):
+        made.double_value = value
+    elif isinstance(value, str):
+        made.string_value = value
+    elif isinstance(value, Mapping):
+        _fill_fields(made.map_value, value)
     else:
         made.array_value.SetInParent()
-        made.array_value.values.extend(encode(inner) for inner in value)
-    return made
+        for inner in value:
+            _fill(made.array_value.values.add(), inner)
+
+
+def _fill_fields(made: Any, value: Mapping[str, Any]) -> None:
+    """Set the fields of a map or a document."""
+    made.SetInParent()
+    fields = made.fields
+    for key, inner in value.items():
+        _fill(fields[key], inner)
 
 
 def decode(value: Any) -> Any:
@@ -72,8 +82,7 @@ def decode(value: Any) -> Any:
 def encoded(name: str, fields: Mapping[str, Any]) -> Any:
     """Give a document."""
     made = Document(name=name)
-    for key, value in fields.items():
-        made.fields[key].CopyFrom(encode(value))
+    _fill_fields(made, fields)
     return made
 
 
