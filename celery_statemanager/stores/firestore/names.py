@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from urllib.parse import unquote
 
 from celery_statemanager.errors import StoreError
@@ -13,10 +14,14 @@ from celery_statemanager.stores.firestore.address import Address
 LONGEST_ID = 1_500
 """Bytes of an id, Firestore's limit."""
 
+MOST_IDS = 10_000
+"""Ids of jobs and cells that are not made again at each write."""
+
 _RERUN = "%+"
 _HASHED = "%#"
 
 
+@lru_cache(MOST_IDS)
 def job_id_of(key: JobKey) -> str:
     """Give a job's document id; a rerun has one of its own, ``JOB%+TOKEN``.
 
@@ -31,6 +36,7 @@ def job_id_of(key: JobKey) -> str:
     return _HASHED + hashlib.sha256(joined.encode()).hexdigest()
 
 
+@lru_cache(MOST_IDS)
 def cell_id_of(tag: str, task_index: int) -> str:
     """Give a cell's document id, ``{tag}:{taskID}``; the last colon parts them, so a tag may hold others."""
     return _fitting("tag", f"{_escaped(tag)}:{task_index}")

@@ -36,7 +36,9 @@ def encode(value: Any) -> Any:
 
 def _fill(made: Any, value: Any) -> None:
     """Set a new value in its place: to make it elsewhere and copy it takes twice as long."""
-    if value is None:
+    if isinstance(value, str):
+        made.string_value = value
+    elif value is None:
         made.null_value = 0
     elif isinstance(value, bool):
         made.boolean_value = value
@@ -47,14 +49,12 @@ def _fill(made: Any, value: Any) -> None:
         made.integer_value = value
     elif isinstance(value, float):
         made.double_value = value
-    elif isinstance(value, str):
-        made.string_value = value
-    elif isinstance(value, Mapping):
-        _fill_fields(made.map_value, value)
-    else:
+    elif isinstance(value, (list, tuple)):
         made.array_value.SetInParent()
         for inner in value:
             _fill(made.array_value.values.add(), inner)
+    else:
+        _fill_fields(made.map_value, value)
 
 
 def _fill_fields(made: Any, value: Mapping[str, Any]) -> None:
