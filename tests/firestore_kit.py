@@ -76,14 +76,15 @@ class Altered:
 
 
 class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
-    """Counts calls by method, and documents written.
+    """Counts calls by method, and documents read and written, as Firestore bills them.
 
     ``fault`` may lose a call before or after it was done; ``alter`` is what messages of Listen pass through.
     """
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.writes = 0
+        self.reads = self.writes = 0
+        self.lost = 0
         self.requests: list[Any] = []
         self.fault: Callable[[str, Any], tuple[str, grpc.StatusCode] | None] = lambda method, request: None
         self.alter: Callable[[Any], Iterator[Any]] = iter
@@ -92,7 +93,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
     def clear(self) -> None:
         self.calls.clear()
         self.requests.clear()
-        self.writes = 0
+        self.reads = self.writes = 0
 
     @property
     def total(self) -> int:
@@ -102,7 +103,16 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
         return self._pass(continuation, details, request)
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        return self._pass(continuation, details, request)
+        return Altered(self._pass(continuation, details, request), self._reading)
+
+    def _reading(self, messages: Any) -> Iterator[Any]:
+        """Count what a stream brings: a document, found or missing, and a sum or an empty answer as one."""
+        read = 0
+        for message in messages:
+            kinds = {field.name for field, _ in message.ListFields()}
+            read += bool(kinds & {"document", "found", "missing"})
+            yield message
+        self.reads += max(read, 1)
 
     def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
         with self.lock:
@@ -123,6 +133,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
         if fault is None:
             return continuation(details, request)
         when, code = fault
+        self.lost += 1
         if when == "after":
             answer = continuation(details, request)
             if method == "Commit":

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import random
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 
+import grpc
 import pytest
 from firestore_kit import Spy
 
+from celery_statemanager import AttemptSuperseded
 from celery_statemanager.models import Scope
-from celery_statemanager.stores.firestore import Address, FirestoreStore
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
+from celery_statemanager.records import Delivery, Verdict
+from celery_statemanager.stores.firestore import Address, FirestoreStore, activity, jobs
+from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid
 
 SUM = "RunAggregationQuery"
 
@@ -27,11 +32,11 @@ def store(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
         yield store
 
 
-def cost(spy: Spy) -> tuple[dict[str, int], int]:
-    """Give the calls since the last time by method, and how many documents they wrote."""
-    calls, writes = dict(Counter(spy.calls)), spy.writes
+def cost(spy: Spy) -> tuple[dict[str, int], int, int]:
+    """Give the calls since the last time by method, and how many documents they read and wrote."""
+    calls, reads, writes = dict(Counter(spy.calls)), spy.reads, spy.writes
     spy.clear()
-    return calls, writes
+    return calls, reads, writes
 
 
 def test_nothing_is_sent_before_the_first_use(spy: Spy) -> None:
@@ -43,10 +48,10 @@ def test_a_write_is_one_commit_and_reads_nothing(store: FirestoreStore, spy: Spy
     grid = Grid.create(store, 100_000, ("a",))
     spy.clear()
     grid.write("a", 7, 5, message="first", payload='{"n":1}')
-    assert cost(spy) == ({"Commit": 1}, 2)
+    assert cost(spy) == ({"Commit": 1}, 0, 2)
     for status in range(6, 26):
         grid.write("a", 7, status, message="next", payload='{"n":2}')
-        assert cost(spy) == ({"Commit": 1}, 1)
+        assert cost(spy) == ({"Commit": 1}, 0, 1)
 
 
 def test_the_job_document_is_not_written_by_writes_begins_and_ends(store: FirestoreStore, spy: Spy) -> None:
@@ -66,15 +71,15 @@ def test_a_life_of_a_task_costs_the_same_at_any_size(store: FirestoreStore, spy:
         grid = Grid.create(store, rows, ("a", "b"), job_id=f"job {rows}")
         spy.clear()
         grid.begin("a", 1, owner="w")
-        assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 2)
+        assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 1, 2)
         grid.write("a", 1, 50, attempt=1)
-        assert cost(spy) == ({"Commit": 1}, 1)
+        assert cost(spy) == ({"Commit": 1}, 0, 1)
         grid.write("a", 1, FINISHED, attempt=1, closes=True)
-        assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2)
+        assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 2)
         grid.begin("a", 2, owner="w")
         spy.clear()
         grid.write("a", 2, FAILED, attempt=1, closes=True, cascades=True)  # also blocks b, and decides failure
-        assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 5)
+        assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 2, 5)
 
 
 def test_completion_is_decided_by_one_sum_and_one_compare_and_set(store: FirestoreStore, spy: Spy) -> None:
@@ -84,7 +89,7 @@ def test_completion_is_decided_by_one_sum_and_one_compare_and_set(store: Firesto
     spy.clear()
     reply = grid.write("a", 1, FINISHED, attempt=1, closes=True)
     assert set(reply.decided) == {"success", "settled"}
-    assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 3)
+    assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 2, 3)
 
 
 def test_aggregates_read_a_constant_number_of_documents(store: FirestoreStore, spy: Spy) -> None:
@@ -92,12 +97,11 @@ def test_aggregates_read_a_constant_number_of_documents(store: FirestoreStore, s
     grid.write("a", 499_999, -3)
     spy.clear()
     assert grid.lowest("a").task_index == 499_999
-    assert cost(spy) == ({"BatchGetDocuments": 1, "RunQuery": 1}, 0)
+    assert cost(spy) == ({"BatchGetDocuments": 1, "RunQuery": 1}, 2, 0)
     grid.manager().summary(indexes=False)
-    spy.calls.pop("BatchGetDocuments")
-    assert cost(spy) == ({"RunQuery": 2, SUM: 4}, 0)
+    assert cost(spy) == ({"BatchGetDocuments": 2, "RunQuery": 2, SUM: 4}, 8, 0)
     grid.state("a", 4)
-    assert cost(spy) == ({"BatchGetDocuments": 1}, 0)
+    assert cost(spy) == ({"BatchGetDocuments": 1}, 2, 0)
 
 
 def test_the_lowest_missing_cell_is_found_within_two_and_log2_n_counts(store: FirestoreStore, spy: Spy) -> None:
@@ -119,17 +123,139 @@ def test_the_lowest_missing_cell_is_found_within_two_and_log2_n_counts(store: Fi
     assert spy.calls[SUM] <= 2 + 19
 
 
+@pytest.mark.firestore
+@pytest.mark.timeout(600)
+def test_a_full_grid_costs_a_reader_the_same_at_any_size(store: FirestoreStore, spy: Spy) -> None:
+    for rows in (100, 1_000, 10_000):
+        grid = Grid.create(store, rows, ("a",), job_id=f"job {rows}")
+        missing = rows * 2 // 3
+        for row in range(rows):
+            if row != missing:
+                grid.write("a", row, 50)
+        manager = grid.manager()
+        spy.clear()
+        assert manager.get_state().task_index == missing
+        assert spy.calls[SUM] <= 2 + math.log2(rows)
+        grid.write("a", missing, 50)
+        spy.clear()
+        assert manager.get_state().status == 50
+        assert cost(spy) == ({"BatchGetDocuments": 1, "RunQuery": 1, SUM: 1}, 3, 0)
+        assert manager.summary(indexes=False).running == rows
+        assert cost(spy) == ({"BatchGetDocuments": 1, "RunQuery": 1, SUM: 3}, 5, 0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 100])
+def test_a_missing_cell_is_found_wherever_it_is_by_who_knows_nothing(
+    store: FirestoreStore, spy: Spy, rows: int
+) -> None:
+    grid = Grid.create(store, rows, ("a",))
+    dice = random.Random(rows)
+    left = list(range(rows))
+    dice.shuffle(left)
+    while left:
+        with spy.store(store._connection.address) as newcomer:
+            spy.clear()
+            assert grid.seen_by(newcomer).lowest("a").task_index == min(left)
+            assert spy.calls[SUM] <= 2 + math.log2(rows)
+        grid.write("a", left.pop(), 5)
+    assert grid.lowest("a").status == 5
+
+
+def test_what_is_refused_or_repeated_costs_a_look_at_job_and_cell(store: FirestoreStore, spy: Spy) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    grid.run("a", 0)
+    grid.write("a", 1, 5, event_id="same")
+    for retries in (1, 2):
+        grid.begin("a", 1, delivery=Delivery(0, retries))
+    grid.write("a", 1, 6, attempt=2, event_id="same")
+    spy.clear()
+    assert grid.begin("a", 0).verdict is not Verdict.BEGUN  # and looks whether what ended it was decided
+    assert cost(spy) == ({"BatchGetDocuments": 2, SUM: 1}, 4, 0)
+    grid.write("a", 1, 6, attempt=2, event_id="same")
+    assert cost(spy) == ({"BatchGetDocuments": 1}, 2, 0)
+    with pytest.raises(AttemptSuperseded):
+        grid.write("a", 1, 7, attempt=1)
+    assert cost(spy) == ({"BatchGetDocuments": 1}, 2, 0)
+
+
+@pytest.mark.parametrize(("when", "commits"), [("before", 2), ("after", 1)])
+def test_a_lost_answer_costs_a_look_and_what_was_not_done(
+    store: FirestoreStore, spy: Spy, when: str, commits: int
+) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    grid.write("a", 1, 5)
+    spy.clear()
+    lost = iter([(when, grpc.StatusCode.UNAVAILABLE)])
+    spy.fault = lambda method, request: next(lost, None)
+    assert grid.write("a", 1, 6).cell.version == 2
+    assert cost(spy) == ({"Commit": commits, "BatchGetDocuments": 1}, 2, commits)
+
+
+def test_a_lost_race_costs_a_look_and_the_write_again(store: FirestoreStore, spy: Spy) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    grid.write("a", 1, 5)
+    with FirestoreStore(store._connection.address) as other:
+        grid.seen_by(other).write("a", 1, 6)
+    spy.clear()
+    assert grid.write("a", 1, 7).cell.version == 3
+    assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1}, 2, 2)
+
+
+def test_the_first_writes_of_a_process_read_the_job_once(store: FirestoreStore, spy: Spy) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    with spy.store(store._connection.address) as newcomer:
+        spy.clear()
+        elsewhere = grid.seen_by(newcomer)
+        elsewhere.write("a", 0, 5)
+        elsewhere.write("a", 1, 5)
+        assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1}, 2, 4)
+
+
+def test_a_look_whether_a_running_job_was_decided(
+    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
+    Grid.create(store, 2, ("a",))
+    spy.clear()
+    assert store.list_jobs(due=True).jobs == []
+    calls, reads, writes = cost(spy)
+    assert calls == {"RunQuery": 2, "BatchGetDocuments": 2, SUM: 1, "Commit": 1}
+    assert (reads, writes) == (4 + 1, 1), "one of them for the empty list that was asked for"
+
+
+def test_a_subscription_reads_the_job_and_what_exists(store: FirestoreStore, spy: Spy) -> None:
+    grid = Grid.create(store, 3, ("a",))
+    for row in range(3):
+        grid.write("a", row, 5)
+    manager = grid.manager()
+    spy.clear()
+    with manager.subscribe() as events:
+        for _ in range(3):
+            assert events.get(PATIENCE).replay
+        spy.calls.pop("Listen", None)
+        assert cost(spy) == ({"BatchGetDocuments": 2, "RunQuery": 1}, 5, 0)
+
+
+def test_an_idle_mark_is_one_write(store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid.create(store, 3, ("a",))
+    grid.write("a", 0, 5)
+    monkeypatch.setattr(activity, "EVERY", -1)
+    spy.clear()
+    grid.write("a", 0, 6)
+    assert cost(spy) == ({"Commit": 2}, 0, 2)
+
+
 def test_deleting_is_one_read_and_one_commit(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store)
     job = grid.job
     spy.clear()
     store.delete_job(job)
-    assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 2)
+    assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 1, 2)
 
 
 def test_a_worker_record_is_one_write(store: FirestoreStore, spy: Spy) -> None:
     store.put_worker("w", "body", 30)
-    assert cost(spy) == ({"Commit": 1}, 1)
+    assert cost(spy) == ({"Commit": 1}, 0, 1)
 
 
 def test_a_list_reads_its_documents_in_pages(store: FirestoreStore, spy: Spy) -> None:
@@ -138,4 +264,4 @@ def test_a_list_reads_its_documents_in_pages(store: FirestoreStore, spy: Spy) ->
         grid.write("a", row, 5)
     spy.clear()
     assert len(list(store.list_states(grid.ref, Scope()))) == 310
-    assert cost(spy) == ({"BatchGetDocuments": 1, "RunQuery": 2}, 0)
+    assert cost(spy) == ({"BatchGetDocuments": 1, "RunQuery": 2}, 311, 0)
