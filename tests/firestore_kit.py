@@ -21,15 +21,16 @@ from celery_statemanager.stores.firestore.values import decoded, encoded
 class Lost(grpc.RpcError, grpc.Call):
     """An error as gRPC gives it."""
 
-    def __init__(self, code: grpc.StatusCode) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str = "injected by a test") -> None:
         super().__init__()
         self._code = code
+        self._details = details
 
     def code(self) -> grpc.StatusCode:
         return self._code
 
     def details(self) -> str:
-        return "injected by a test"
+        return self._details
 
     def trailing_metadata(self) -> tuple[()]:
         return ()
@@ -78,7 +79,7 @@ class Altered:
 class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
     """Counts calls by method, and documents read and written, as Firestore bills them.
 
-    ``fault`` may lose a call before or after it was done; ``alter`` is what messages of Listen pass through.
+    ``fault`` may lose a call before or after it was done, with a code and what the server says; ``alter`` is what messages of Listen pass through.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
         self.reads = self.writes = 0
         self.lost = 0
         self.requests: list[Any] = []
-        self.fault: Callable[[str, Any], tuple[str, grpc.StatusCode] | None] = lambda method, request: None
+        self.fault: Callable[[str, Any], tuple[Any, ...] | None] = lambda method, request: None
         self.alter: Callable[[Any], Iterator[Any]] = iter
         self.lock = threading.Lock()
 
@@ -119,7 +120,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
             self.calls["Listen"] += 1
             fault = self.fault("Listen", requests)
         if fault is not None:
-            return Lost(fault[1])
+            return Lost(*fault[1:])
         return Altered(continuation(details, requests), lambda call: self.alter(call))
 
     def _pass(self, continuation: Any, details: Any, request: Any) -> Any:
@@ -132,7 +133,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
             fault = self.fault(method, request)
         if fault is None:
             return continuation(details, request)
-        when, code = fault
+        when, *error = fault
         self.lost += 1
         if when == "after":
             answer = continuation(details, request)
@@ -140,7 +141,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
                 answer.exception()
             else:
                 list(answer)
-        return Lost(code)
+        return Lost(*error)
 
     def client(self, address: Address, transport: Transport) -> GrpcClient:
         return GrpcClient(grpc.intercept_channel(grpc_channel(address), self))

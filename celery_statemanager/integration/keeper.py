@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_statemanager import leases
-from celery_statemanager.errors import StoreUnavailable
+from celery_statemanager.errors import StoreError, StoreUnavailable
 from celery_statemanager.integration import kept, pending, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, delivery_of
@@ -25,6 +25,9 @@ JITTER = (0.6, 1.0)
 
 AFTER_FAILURE = 2.0
 """Seconds until the next try of what has failed, if it would not come sooner."""
+
+TOLD_EVERY = 60.0
+"""Seconds until trouble that has not changed is logged again."""
 
 
 class Periodic:
@@ -46,6 +49,7 @@ class Periodic:
         self._action = action
         self._pause = pause
         self._last = last
+        self._told, self._silent_until = "", 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"statemanager-{name}", daemon=True)
 
@@ -69,13 +73,24 @@ class Periodic:
     def _try(self, action: Callable[[], object]) -> bool:
         try:
             action()
-        except StoreUnavailable as error:
+        except Exception as error:  # noqa: BLE001 - the thread goes on whatever happens
+            self._tell(error)
+            return False
+        if self._told:
+            logger.warning("%s works again", self._name)
+            self._told = ""
+        return True
+
+    def _tell(self, error: Exception) -> None:
+        """Log a failure; the same one again only after a while."""
+        said = f"{type(error).__name__}: {error}"
+        if said == self._told and time.monotonic() < self._silent_until:
+            return
+        self._told, self._silent_until = said, time.monotonic() + TOLD_EVERY
+        if isinstance(error, StoreError):
             logger.warning("%s failed; the next time may do: %s", self._name, error)
-        except Exception:
-            logger.warning("%s failed; the next time may do", self._name, exc_info=True)
         else:
-            return True
-        return False
+            logger.warning("%s failed; the next time may do", self._name, exc_info=error)
 
 
 class Lease:

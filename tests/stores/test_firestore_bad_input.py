@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from emulator import free_port
 from firestore_kit import Spy
@@ -41,6 +47,66 @@ def test_a_dead_server_costs_no_more_than_the_timeout(monkeypatch: pytest.Monkey
                 use()
             assert time.monotonic() - since < 3
             assert down.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_an_emulator_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    host = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", host)
+    with open_store("firestore://test-down", timeout=0.2, transport=transport) as store:
+        with pytest.raises(
+            StoreUnavailable, match=rf"is the emulator at {host} running\? FIRESTORE_EMULATOR_HOST names it"
+        ):
+            Manager.open(store, "job")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "mend"),
+    [
+        ("PERMISSION_DENIED", "Permission denied on resource project p.", "roles/datastore.user"),
+        ("PERMISSION_DENIED", "Cloud Firestore API has not been used in project p before", "firestore-init"),
+        ("NOT_FOUND", "The database (default) does not exist for project p", "firestore-init"),
+        ("FAILED_PRECONDITION", "The query requires an index.", "firestore-indexes"),
+        (
+            "FAILED_PRECONDITION",
+            "The Cloud Firestore API is not available for Firestore in Datastore Mode database",
+            "native mode",
+        ),
+    ],
+)
+def test_a_project_that_is_wrong_or_not_set_up_is_told_at_once_with_the_mend(
+    store: FirestoreStore, spy: Spy, code: str, said: str, mend: str
+) -> None:
+    grid = Grid.create(store)
+    spy.clear()
+    spy.fault = lambda method, request: ("before", grpc.StatusCode[code], said)
+    uses = [lambda: Grid.create(store, job_id="other"), lambda: grid.write("a", 0, 5), grid.manager]
+    for use in uses:
+        with pytest.raises(StoreError, match=mend) as refused:
+            use()
+        assert said in str(refused.value)
+        assert not isinstance(refused.value, StoreUnavailable)
+    assert spy.total == len(uses), "what cannot succeed is not tried again"
+
+
+@pytest.mark.firestore
+def test_no_credentials_are_told_soon_where_a_metadata_server_does_not_answer(tmp_path: Path) -> None:
+    code = "from celery_statemanager import *; Manager.open(open_store('firestore://some-project'), 'job')"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        told = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GCE_METADATA_IP": host, "GCE_METADATA_HOST": host}
+        done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, timeout=60, check=False)
+        silent.setblocking(False)
+        with contextlib.closing(silent.accept()[0]), pytest.raises(BlockingIOError):
+            silent.accept()  # asked once, not three times
+    assert b"gcloud auth application-default login" in done.stderr
+
+
+def test_a_key_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FIRESTORE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    with open_store("firestore://some-project") as store, pytest.raises(StoreError, match=r"/nowhere/key\.json"):
+        Manager.open(store, "job")
 
 
 def test_no_credentials_are_told_with_the_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """What a worker says of itself, and when its sweep dares to declare others dead."""
 
+import logging
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 from celery import Celery
 
-from celery_statemanager import Status, StoreUnavailable, leases
+from celery_statemanager import Status, StoreError, StoreUnavailable, leases
 from celery_statemanager.integration import keeper, worker_requests
 from celery_statemanager.integration.binding import Binding
-from celery_statemanager.integration.keeper import Lease, keep_sweeping
+from celery_statemanager.integration.keeper import Lease, Periodic, keep_sweeping
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.leases import Report, cell_name
 from celery_statemanager.stores import open_store
@@ -132,3 +134,36 @@ def test_a_renewal_before_its_time_forgets_nothing_that_ran(tracker, monkeypatch
         monkeypatch.setattr(worker_requests, "received", received.copy)
         lease.renew_where_needed()
         assert Report.of(leases.workers(tracker.store)["w"]).previous == [cell_name(grid.ref, "a", 0)]
+
+
+def lines_of(caplog, actions):
+    """Give what is logged while one thing after the other is done, or raised."""
+    left, done = iter(actions), threading.Event()
+
+    def act():
+        outcome = next(left, None)
+        if outcome is None:
+            done.set()
+        elif isinstance(outcome, Exception):
+            raise outcome
+
+    with caplog.at_level(logging.WARNING, logger="celery_statemanager"):
+        keeper = Periodic("lease", act, lambda: 0.001).start()
+        assert done.wait(PATIENCE)
+        keeper.stop()
+    return [(each.getMessage(), bool(each.exc_info)) for each in caplog.records]
+
+
+@pytest.mark.parametrize("kind", [StoreError, StoreUnavailable])
+def test_trouble_that_lasts_is_told_once_in_one_line_and_so_is_its_end(caplog, kind):
+    lines = lines_of(caplog, [kind("no credentials: run this")] * 5 + ["fine"])
+    assert lines == [
+        ("lease failed; the next time may do: no credentials: run this", False),
+        ("lease works again", False),
+    ]
+
+
+def test_other_trouble_is_told_too_and_a_bug_with_its_traceback(caplog):
+    lines = lines_of(caplog, [StoreError("first"), StoreError("second"), KeyError("bug")])
+    assert [each.rpartition(": ")[2] for each, _ in lines[:2]] == ["first", "second"]
+    assert lines[2] == ("lease failed; the next time may do", True)

@@ -17,6 +17,7 @@ from celery_statemanager.testing import WrappedStore
 ABOUT_NO_JOB = {
     "%s failed; the next time may do",
     "%s failed; the next time may do: %s",
+    "%s works again",
     "garbage collected: %s",
     "swept: %s",
     "the store did not come back: the states of %d cells are lost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import grpc
 from google.auth import default as default_credentials
 from google.auth import exceptions as auth_errors
 from google.auth.credentials import AnonymousCredentials
-from google.auth.transport.requests import AuthorizedSession
+from google.auth.transport.requests import AuthorizedSession, Request
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 
 from celery_statemanager.errors import StoreError
@@ -30,6 +31,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
+_LONGEST_ASKED = 3.0
+"""Seconds; with the library's pauses between its tries some 6."""
 _SCOPES = ("https://www.googleapis.com/auth/datastore",)
 
 
@@ -59,9 +62,25 @@ def rest_client(address: Address) -> RestClient:
 
 def _credentials(address: Address) -> Any:
     try:
-        return default_credentials(scopes=_SCOPES)[0]
+        return default_credentials(scopes=_SCOPES, request=_Hurried())[0]
     except auth_errors.DefaultCredentialsError as error:
+        said = str(error).partition(". ")[0]
         raise StoreError(
-            f"no credentials for {address}: run `gcloud auth application-default login`, set "
+            f"no credentials for {address} ({said}): run `gcloud auth application-default login`, set "
             "GOOGLE_APPLICATION_CREDENTIALS to a key file, or set FIRESTORE_EMULATOR_HOST to use an emulator"
         ) from error
+
+
+class _Hurried(Request):
+    """Asks a machine's metadata server for credentials, and where nothing answers, not for the 12 s of the library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._end = time.monotonic() + _LONGEST_ASKED
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise auth_errors.TransportError("no metadata server answers")  # type: ignore[no-untyped-call]
+        options["timeout"] = min(options.get("timeout") or left, left)
+        return super().__call__(*args, **options)  # type: ignore[no-untyped-call]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from google.api_core import exceptions
 from google.auth import exceptions as auth_errors
 from requests import exceptions as http_errors
 
 from celery_statemanager.errors import StoreError, StoreUnavailable
-from celery_statemanager.stores.firestore.address import Address
+from celery_statemanager.stores.firestore.address import EMULATOR_VARIABLE, Address, emulator
 
 
 class Transient(StoreUnavailable):
@@ -29,32 +31,33 @@ TRANSIENT: tuple[type[Exception], ...] = (
     http_errors.Timeout,
 )
 REFUSED: tuple[type[Exception], ...] = (exceptions.AlreadyExists, exceptions.NotFound, exceptions.FailedPrecondition)
+_NOT_ALLOWED = (exceptions.Forbidden, exceptions.Unauthorized, auth_errors.GoogleAuthError)
 FINAL: tuple[type[Exception], ...] = (exceptions.GoogleAPIError, auth_errors.GoogleAuthError)
+
+
+_CREATE = "make firestore-init PROJECT_ID=… REGION=…"
+_SETUP = (
+    (r"requires an index", "create the indexes: make firestore-indexes PROJECT_ID=…"),
+    (r"the database \S+ does not exist", f"create the database: {_CREATE}"),
+    (r"datastore mode", "use a database in native mode: firestore://PROJECT?database=ID"),
+    (r"api has not been used", f"enable it: {_CREATE}"),
+)
+"""What the service says where a project is not set up, rather than a document not as was thought; and the mend."""
 
 
 def translated(error: Exception, address: Address) -> StoreError:
     """Give this package's word for a client's error."""
     said = getattr(error, "message", None) or str(error)
     if isinstance(error, TRANSIENT):
-        return Transient(f"{address} did not answer: {said}")
-    if isinstance(error, exceptions.AlreadyExists):
+        return Transient(f"{address} did not answer{_of_emulator()}: {said}")
+    mend = next((mend for words, mend in _SETUP if re.search(words, said, re.IGNORECASE)), None)
+    if isinstance(error, REFUSED) and mend is None:
         return Refused(f"{address}: {said}")
-    if isinstance(error, (exceptions.NotFound, exceptions.FailedPrecondition)) and not _is_setup(said):
-        return Refused(f"{address}: {said}")
-    return StoreError(f"{address} refused: {said}{_mend(error)}")
+    if isinstance(error, _NOT_ALLOWED) and mend is None:
+        mend = "check the project's name and that the account holds roles/datastore.user"
+    return StoreError(f"{address} refused: {said}{f'; {mend}' if mend else ''}")
 
 
-def _is_setup(said: str) -> bool:
-    """Whether a database or an index is missing, rather than a document."""
-    lowered = said.lower()
-    return "requires an index" in lowered or ("database" in lowered and "does not exist" in lowered)
-
-
-def _mend(error: Exception) -> str:
-    if isinstance(error, (exceptions.Forbidden, exceptions.Unauthorized, auth_errors.GoogleAuthError)):
-        return "; check the project's name and that the account holds roles/datastore.user"
-    if isinstance(error, exceptions.NotFound):
-        return "; create the database: make firestore-init PROJECT_ID=… REGION=…"
-    if isinstance(error, exceptions.FailedPrecondition):
-        return "; create the indexes: make firestore-indexes PROJECT_ID=…"
-    return ""
+def _of_emulator() -> str:
+    host = emulator()
+    return f" (is the emulator at {host} running? {EMULATOR_VARIABLE} names it)" if host else ""
