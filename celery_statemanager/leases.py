@@ -55,6 +55,15 @@ class Received:
     message: str | None
     delivery: Delivery = Delivery()
 
+    @property
+    def size(self) -> int:
+        """The bytes that it takes in a record."""
+        return len(compact(self.to_list()).encode())
+
+    def to_list(self) -> list[Any]:
+        """Give it as the body of a record spells it."""
+        return [*self.ref.key, self.ref.incarnation, self.tag, self.task_index, self.message, self.delivery]
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -76,10 +85,7 @@ class Report:
 
     def to_json(self) -> str:
         """Give the body of a worker record."""
-        received = [
-            [*each.ref.key, each.ref.incarnation, each.tag, each.task_index, each.message, each.delivery]
-            for each in self.received
-        ]
+        received = [each.to_list() for each in self.received]
         return compact(
             {"running": [*self.running], "previous": [*self.previous], "pending": [*self.pending], "received": received}
         )

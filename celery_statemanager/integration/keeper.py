@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from celery_statemanager import leases
@@ -22,6 +22,9 @@ from celery_statemanager.records import Delivery
 logger = logging.getLogger(__name__)
 
 JITTER = (0.6, 1.0)
+
+MOST_RECEIVED = 768 * 1024
+"""Bytes of received rows in one record, which goes whole to the store: Firestore takes a mebibyte."""
 
 AFTER_FAILURE = 2.0
 """Seconds until the next try of what has failed, if it would not come sooner."""
@@ -103,7 +106,7 @@ class Lease:
         self._unsaid: set[str] = set()
         """What ran since the last renewal that was due and taken, and at it."""
         self._listed: set[tuple[str, Delivery]] = set()
-        """The received messages that the record lists."""
+        """The received messages that the record lists, or has no room for."""
 
     def keep(self) -> Periodic:
         """Start renewing it; stopping gives it back."""
@@ -125,27 +128,26 @@ class Lease:
         self._due = time.monotonic() + self._tracker.settings.lease / leases.RENEWALS
 
     def _write(self) -> list[str]:
+        received = {_name(*each): each for each in worker_requests.received()}
         running = [cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running()]
         before = self._unsaid.difference(running)
         self._unsaid.update(running)
-        received = worker_requests.received()
-        report = Report(running, sorted(before), [*backlog.cells(), *pending.told()], self._report(received))
+        pending_cells = [*backlog.cells(), *pending.told()]
+        report = Report(running, sorted(before), pending_cells, [*self._with_room(received.values())])
         leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
-        self._listed = {_name(*each) for each in received}
+        self._listed = {*received}
         return running
 
-    def _report(self, received: list[tuple[Any, Binding]]) -> list[Received]:
-        policy = self._tracker.settings.on_lost
-        return [
-            Received(
-                binding.ref,
-                binding.tag,
-                binding.task_index,
-                kept.of_message(request.message) if kept.requeues(request.task, policy) else None,
-                delivery_of(request.request_dict),
-            )
-            for request, binding in received
-        ]
+    def _with_room(self, received: Iterable[tuple[Any, Binding]]) -> Iterator[Received]:
+        """Give the rows that the record has room for; of the rest the broker alone knows."""
+        policy, left = self._tracker.settings.on_lost, MOST_RECEIVED
+        for request, binding in received:
+            message = kept.of_message(request.message) if kept.requeues(request.task, policy) else None
+            row = Received(binding.ref, binding.tag, binding.task_index, message, delivery_of(request.request_dict))
+            left -= row.size
+            if left < 0:
+                return
+            yield row
 
 
 def _name(request: Any, binding: Binding) -> tuple[str, Delivery]:

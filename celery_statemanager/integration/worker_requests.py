@@ -7,18 +7,23 @@ import secrets
 import socket
 import time
 import weakref
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from celery.worker import state as worker_state
 
 from celery_statemanager.integration.binding import Binding, binding_of
+
+T = TypeVar("T")
 
 WORKER_ID = "STATEMANAGER_WORKER_ID"
 """The environment variable in which a worker's main process names itself to its children, forked or spawned."""
 
 _received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Celery task id → the worker's request object: some outcomes come without their headers."""
+
+_cells: weakref.WeakKeyDictionary[Any, Binding] = weakref.WeakKeyDictionary()
+"""The request objects of tracked messages, for as long as Celery has them, and their cells."""
 
 _forgotten: weakref.WeakSet[Any] = weakref.WeakSet()
 """Requests that Celery takes for running though their bodies are gone: a ``sys.exit`` outside of prefork."""
@@ -45,8 +50,10 @@ def is_child() -> bool:
 
 def remember(request: Any) -> None:
     """Keep a received message findable by its id, for as long as the worker holds it."""
-    if binding_of(request.request_dict) is None:
+    binding = binding_of(request.request_dict)
+    if binding is None:
         return
+    _cells[request] = binding
     last = _received.get(request.id)
     if last is not None and last.time_start is None:  # it waits, for its time or for a process
         last.delivery_info.pop(ALONE, None)
@@ -67,23 +74,17 @@ def forget(task_id: str) -> None:
 
 def running() -> list[Binding]:
     """Give the cells whose bodies run in this worker."""
-    return [binding for request, binding in _bound(worker_state.active_requests) if request not in _forgotten]
+    active = [each for each in _copied(worker_state.active_requests) if each not in _forgotten]
+    return [_cells[each] for each in active if each in _cells]
 
 
 def received() -> list[tuple[Any, Binding]]:
-    """Give the messages that were received and whose bodies do not run yet."""
-    active = set(_copied(worker_state.active_requests))
-    return [(request, binding) for request, binding in _bound(worker_state.reserved_requests) if request not in active]
+    """Give the messages that were received and whose bodies do not run yet, those that wait for their time last."""
+    held = [each for each in _copied(_cells.items()) if each[0].time_start is None and not each[0].acknowledged]
+    return sorted(held, key=lambda each: each[0].request_dict.get("eta") or "")
 
 
-def _bound(requests: Any) -> Iterator[tuple[Any, Binding]]:
-    for request in _copied(requests):
-        binding = binding_of(request.request_dict)
-        if binding is not None:
-            yield request, binding
-
-
-def _copied(requests: Any) -> list[Any]:
+def _copied(requests: Iterable[T]) -> list[T]:
     for _ in range(10):
         try:
             return list(requests)

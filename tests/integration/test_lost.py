@@ -1,6 +1,7 @@
 """Workers that die without a word (rule R16): killed for real, found by the sweep of another."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -57,6 +58,34 @@ def test_rows_that_a_killed_worker_had_received_are_run(tracked, setting, pool, 
     (tracked.HOME / f"{key}.go").touch()
     victim(key)
     assert job.wait(PATIENCE).finished == rows
+
+
+@pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"), usual=2)
+def test_rows_that_a_killed_worker_held_back_are_run_or_marked(tracked, setting, victim, key, eventually):
+    """For their time (``eta``, ``countdown``) or for their turn (``rate_limit``), with brokers that keep them to it."""
+    worker = victim(key)
+    members = [tracked.late_gate.s(key).set(countdown=5), tracked.gate.s(key).set(countdown=5)]
+    members += [tracked.rare.s(f"{key}.rare") for _ in range(2)]
+    job = tracked.states.submit(member.set(queue=key) for member in members)
+    eventually(lambda: tracked.notes(f"{key}.rare") and held(tracked, job) == {0, 1, 2, 3} - ended(job))
+    worker.kill()
+    (tracked.HOME / f"{key}.go").touch()
+    victim(key)
+    assert job.wait(PATIENCE).finished == 3
+    state = job.get_state("work", 1)
+    assert state.status == Status.LOST
+    assert re.fullmatch("lost with its worker .* before it began", state.message)
+    assert tracked.notes(key) == ["begun 1", "ended 1"]
+
+
+def held(tracked, job):
+    """The rows of a job that workers say they have received and not begun."""
+    reports = map(leases.Report.of, leases.workers(tracked.states.store).values())
+    return {each.task_index for report in reports for each in report.received if each.ref == job.manager.ref}
+
+
+def ended(job):
+    return {state.task_index for state in job.list_states() if state.finished}
 
 
 def holding(tracked, key):

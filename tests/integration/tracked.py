@@ -181,6 +181,11 @@ def late_gate(self, key):
     note(key, f"ended {self.state.attempt}")
 
 
+@task(base=StatefulTask, bind=True, tag="work", acks_late=True, rate_limit="1/m")
+def rare(self, key):
+    note(key, f"begun {self.state.attempt}")
+
+
 @task(base=StatefulTask, bind=True, tag="work")
 def late_word(self, key):
     note(key, f"begun {self.state.attempt}")

@@ -167,3 +167,30 @@ def test_other_trouble_is_told_too_and_a_bug_with_its_traceback(caplog):
     lines = lines_of(caplog, [StoreError("first"), StoreError("second"), KeyError("bug")])
     assert [each.rpartition(": ")[2] for each, _ in lines[:2]] == ["first", "second"]
     assert lines[2] == ("lease failed; the next time may do", True)
+
+
+def test_a_record_lists_as_many_messages_as_every_store_takes(tracker, monkeypatch):
+    """A worker may hold any number of messages for a later time; a record that no store takes would be its end."""
+    grid = Grid.create(tracker.store, 1_000, ("a",))
+    message = SimpleNamespace(
+        content_type="application/json",
+        content_encoding="utf-8",
+        body='"' * 10_000,
+        properties={},
+        delivery_info={},
+        headers={"task": "t"},
+    )
+    task = SimpleNamespace(on_lost="requeue")
+    received = [
+        (SimpleNamespace(request_dict={"retries": 0}, task=task, message=message), Binding(grid.ref, row, "a"))
+        for row in range(1_000)
+    ]
+    monkeypatch.setattr(worker_requests, "received", received.copy)
+    lease = Lease(tracker, "w")
+    lease.renew()
+    record = leases.workers(tracker.store)["w"]
+    rows = [row.task_index for row in Report.of(record).received]
+    assert rows == [*range(len(rows))]
+    assert 700_000 < len(record.body.encode()) < 1_000_000
+    lease.renew_where_needed()
+    assert leases.workers(tracker.store)["w"] == record
