@@ -23,7 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 def to_datetime(microseconds: int) -> datetime:
     """Give a record's time as an aware UTC datetime, exact to the microsecond."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return _EPOCH + timedelta(0, 0, microseconds)
 
 
 class JobKey(NamedTuple):

@@ -55,7 +55,7 @@ def cell_of(row: Sequence[Any]) -> Cell:
         payload,
         timestamp,
         version,
-        event_id.hex() if isinstance(event_id, bytes) else event_id,
+        unpacked(event_id),
         attempt,
         is_open == 1,
         Delivery(replacements, retries),
@@ -101,3 +101,8 @@ def event_of(cell: Cell) -> str | bytes:
         if packed.hex() == event_id:
             return packed
     return event_id
+
+
+def unpacked(event_id: str | bytes) -> str:
+    """Give the event id that ``event_of`` packed."""
+    return event_id.hex() if isinstance(event_id, bytes) else event_id

@@ -1,28 +1,35 @@
-"""The written cells of a job in the order of their last change, page by page."""
+"""The written cells of a job as readers see them, in the order of their last change, page by page."""
 
 # ruff: noqa: S608 - what is put together are our own column names; every value is bound
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from bisect import bisect_left
+from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
-from celery_statemanager.models import Scope, State
-from celery_statemanager.records import JobRecord, JobRef
-from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of
+from celery_statemanager import aggregate
+from celery_statemanager.models import Scope, State, state_from_fields
+from celery_statemanager.records import Cell, JobRecord, JobRef, to_datetime
+from celery_statemanager.stores.sqlite.cells import unpacked
 from celery_statemanager.stores.sqlite.jobs import Jobs
 from celery_statemanager.stores.sqlite.kinds import Kind
 from celery_statemanager.stores.sqlite.pool import Pool
-from celery_statemanager.stores.sqlite.snapshot import seen
 
 PAGE = 500
 
 Row = tuple[Any, ...]
-"""``(seq, tag, task_index, timestamp, *cell)``."""
+"""The columns of ``_ROW``."""
 
-_ROW = f"c.seq, t.name, c.task_index, c.timestamp, {SELECTED}"
+_ROW = (
+    "c.seq, c.timestamp, t.name, c.task_index, c.status, c.message, c.payload, c.version, c.event_id, c.attempt, "
+    "c.schema_version, c.open"
+)
+_MOMENT = itemgetter(1)
+_ORDER = itemgetter(1, 2, 3)
 _CHANGED = f"""
 SELECT {_ROW} FROM cell c INDEXED BY cell_seq CROSS JOIN tag t ON t.job = c.job AND t.id = c.tag
 WHERE c.job = ? AND c.seq > ? AND t.kind <> {Kind.CALLBACK:d}
@@ -59,36 +66,62 @@ def list_states(pool: Pool, jobs: Jobs, ref: JobRef, scope: Scope) -> Iterator[S
         known = jobs.current(db, ref)
         if scope.task_index is not None:
             rows = db.execute(_IN_ROW, (known.id, scope.tag, scope.task_index)).fetchall()
-            return _states(known.job, rows)
+            return (state_of(known.job, row) for row in sorted(rows, key=_ORDER))
         rows = changed(db, known.id, scope, 0, PAGE)
-    return _states(known.job, _once(known.job.num_tasks, _pages(pool, jobs, ref, scope, rows)))
+    pages = _once(known.job.num_tasks, _pages(pool, jobs, ref, scope, rows))
+    return (state_of(known.job, row) for rows in _by_moments(pages) for row in rows)
 
 
-def _pages(pool: Pool, jobs: Jobs, ref: JobRef, scope: Scope, rows: list[Row]) -> Iterator[Row]:
+def state_of(job: JobRecord, row: Row) -> State:
+    """Give a row as readers see it, without a ``Cell`` on the way: lists are long."""
+    _, timestamp, tag, task_index, status, message, payload, version, event_id, attempt, schema_version, is_open = row
+    state = state_from_fields(
+        job.job_id,
+        task_index,
+        tag,
+        status,
+        message,
+        json.loads(payload) if payload else None,
+        to_datetime(timestamp),
+        version,
+        unpacked(event_id) or None,
+        attempt,
+        schema_version,
+    )
+    return state if job.cancelled is None else aggregate.as_read(job, Cell(status, open=is_open == 1), state)
+
+
+def _pages(pool: Pool, jobs: Jobs, ref: JobRef, scope: Scope, rows: list[Row]) -> Iterator[list[Row]]:
     """Give the first page and what follows; a page that is not full was the end, as of its own moment."""
-    yield from rows
+    yield rows
     while len(rows) == PAGE:
         with pool.reading() as db:
             rows = changed(db, jobs.current(db, ref).id, scope, rows[-1][0], PAGE)
-        yield from rows
+        yield rows
 
 
-def _once(num_tasks: int, rows: Iterable[Row]) -> Iterator[Row]:
+def _once(num_tasks: int, pages: Iterator[list[Row]]) -> Iterator[list[Row]]:
     """Let each cell pass once: one that was given and then written again moves to the end. Costs a bit a cell."""
     passed: dict[str, bytearray] = {}
-    for row in rows:
-        _, tag, task_index, *_ = row
-        bits = passed.get(tag)
-        if bits is None:
-            bits = passed[tag] = bytearray(num_tasks // 8 + 1)
-        at, bit = task_index >> 3, 1 << (task_index & 7)
-        if not bits[at] & bit:
-            bits[at] |= bit
-            yield row
+    for page in pages:
+        fresh = []
+        for row in page:
+            bits = passed.get(row[2])
+            if bits is None:
+                bits = passed[row[2]] = bytearray(num_tasks // 8 + 1)
+            at, bit = row[3] >> 3, 1 << (row[3] & 7)
+            if not bits[at] & bit:
+                bits[at] |= bit
+                fresh.append(row)
+        yield fresh
 
 
-def _states(job: JobRecord, rows: Iterable[Row]) -> Iterator[State]:
+def _by_moments(pages: Iterator[list[Row]]) -> Iterator[list[Row]]:
     """Changes come in the order of their timestamps; what was changed in the same moment is put in order here."""
-    for _, moment in groupby(rows, key=lambda row: row[3]):
-        for _, tag, task_index, _, *cell in sorted(moment, key=lambda row: row[1:3]):
-            yield seen(job, tag, task_index, cell_of(cell))
+    rest: list[Row] = []
+    for page in pages:
+        rows = sorted(rest + page, key=_ORDER)
+        cut = bisect_left(rows, rows[-1][1], key=_MOMENT) if rows else 0
+        yield rows[:cut]
+        rest = rows[cut:]
+    yield rest

@@ -8,12 +8,10 @@ import time
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Batch, JobRef
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.sqlite.cells import cell_of
 from celery_statemanager.stores.sqlite.jobs import Jobs
-from celery_statemanager.stores.sqlite.listing import changed, newest_change
+from celery_statemanager.stores.sqlite.listing import changed, newest_change, state_of
 from celery_statemanager.stores.sqlite.pool import Pool
 from celery_statemanager.stores.sqlite.pulse import Beat, Pulse
-from celery_statemanager.stores.sqlite.snapshot import seen
 
 MOST_STATES = 1_000
 BUSY_PAUSE = 0.008
@@ -75,5 +73,4 @@ class SQLiteWatch(Watch):
             self._beat = beat
         job_changed = known.job.revision != self._revision
         self._revision = known.job.revision
-        states = [seen(known.job, tag, task_index, cell_of(cell)) for _, tag, task_index, _, *cell in rows]
-        return Batch(states, job_changed)
+        return Batch([state_of(known.job, row) for row in rows], job_changed)
