@@ -91,7 +91,7 @@ chaos: $(VENV)/.test
 check: $(VENV)/.test
 	$(bin)/ruff check
 	$(bin)/ruff format --check
-	$(bin)/mypy
+	$(bin)/mypy && $(bin)/mypy tests/typed_use.py
 	$(bin)/lint-imports
 
 docs: $(VENV)/.test

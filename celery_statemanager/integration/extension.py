@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from celery import Celery, current_task
-from celery.canvas import Signature
+from celery.canvas import Signature, group
 
 from celery_statemanager.integration import beat, signals
 from celery_statemanager.integration.binding import TAG_HEADER
@@ -73,7 +73,7 @@ class StateManager:
 
     def submit(
         self,
-        tasks: Iterable[Signature[Any]],
+        tasks: Iterable[Signature[Any]] | group,
         *,
         job_id: str | None = None,
         run_token: str | None = None,
