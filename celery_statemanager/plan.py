@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,11 @@ class Plan:
         """All planned tags, in the order they first run."""
         return tuple(self.columns)
 
+    @cached_property
+    def _starts(self) -> list[tuple[int, int]]:
+        """The first row of each range, and which of the shapes has it."""
+        return sorted((low, number) for number, (_, rows) in enumerate(self.shapes) for low, _ in rows.ranges)
+
     def expects(self, tag: str, task_index: int) -> bool:
         """Whether the cell counts in row and grid aggregates."""
         rows = self.columns.get(tag)
@@ -66,7 +72,9 @@ class Plan:
 
     def stages(self, task_index: int) -> tuple[str, ...]:
         """The tags of a row, in the order they run; empty for a row outside the plan."""
-        return next((stages for stages, rows in self.shapes if task_index in rows), ())
+        at = bisect_right(self._starts, (task_index, len(self.shapes))) - 1
+        stages, rows = self.shapes[self._starts[at][1]]
+        return stages if task_index in rows else ()
 
     def after(self, tag: str, task_index: int) -> tuple[str, ...]:
         """The tags of a row that run after one of its stages."""
@@ -96,16 +104,24 @@ def _shapes(num_tasks: int, columns: Mapping[str, Iterable[int]]) -> Iterable[tu
     uncovered = IndexSet(range(num_tasks)).without(IndexSet().union(*sets.values()))
     if uncovered:
         raise ValueError(f"the plan names no tag for task {uncovered}: every row needs at least one")
-    cuts = sorted({edge for rows in sets.values() for low, high in rows.ranges for edge in (low, high + 1)})
+    names, turns = list(sets), _turns(sets.values())
     shapes: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-    for low, end in pairwise(cuts):
-        stages = tuple(tag for tag, rows in sets.items() if low in rows)
-        if stages:
-            shapes.setdefault(stages, []).append((low, end - 1))
-    return [
-        (stages, IndexSet().union(*(IndexSet.from_ranges([pair]) for pair in pairs)))
-        for stages, pairs in shapes.items()
-    ]
+    there: set[int] = set()
+    for low, end in pairwise(sorted(turns)):
+        there.symmetric_difference_update(turns[low])
+        if there:
+            shapes.setdefault(tuple(names[number] for number in sorted(there)), []).append((low, end - 1))
+    return [(stages, IndexSet.from_ranges(pairs)) for stages, pairs in shapes.items()]
+
+
+def _turns(sets: Iterable[IndexSet]) -> Mapping[int, list[int]]:
+    """Give, for each row where any of the sets begins or has just ended, the numbers of those that do."""
+    turns: dict[int, list[int]] = {}
+    for number, rows in enumerate(sets):
+        for low, high in rows.ranges:
+            turns.setdefault(low, []).append(number)
+            turns.setdefault(high + 1, []).append(number)
+    return turns
 
 
 def _rows(num_tasks: int, tag: str, rows: Iterable[int]) -> IndexSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -103,6 +104,21 @@ def test_a_uniform_plan_of_any_size_is_one_entry() -> None:
 def test_what_is_no_plan_is_refused_with_the_mend(tags: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
         Plan.of(3, tags)
+
+
+def test_what_a_plan_costs_grows_with_its_ranges_and_no_faster() -> None:
+    def calls(tags: int) -> int:
+        counted: list[str] = []
+        columns = {f"tag {row}": [row] for row in range(tags)}
+        sys.setprofile(lambda _, kind, __: counted.append(kind))
+        try:
+            plan = Plan.of(tags, columns)
+            assert [plan.stages(row) for row in range(tags)] == [(tag,) for tag in columns]
+        finally:
+            sys.setprofile(None)
+        return len(counted)
+
+    assert calls(400) < 3 * calls(200)
 
 
 def test_a_tag_without_rows_is_not_planned() -> None:
