@@ -17,6 +17,7 @@ from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import JobRecord, Submission
 from celery_statemanager.testing import FakeClock, StoreFactory, WrappedStore
 from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
+from celery_statemanager.testing.load import in_threads
 
 HOUR = 3600.0
 AT_ONCE = {"tombstone_age": 0.002, "delete_age": 0.004}
@@ -151,12 +152,14 @@ def test_a_job_written_to_between_any_two_steps_is_there_and_seen_after_the_next
     store: Store, ages: dict[str, float]
 ) -> None:
     written: set[Grid] = set()
+    reasons: set[str] = set()
 
     def write(grid: Grid) -> None:
         grid.write("a", 1, 7)
         written.add(grid)
 
-    def check(grid: Grid, _: Collected) -> None:
+    def check(grid: Grid, report: Collected) -> None:
+        reasons.update(report.skipped)
         if grid in written:
             collect_garbage(store, **LATER)
             assert grid.state("a", 1).status == 7
@@ -164,6 +167,7 @@ def test_a_job_written_to_between_any_two_steps_is_there_and_seen_after_the_next
 
     at_every_step(store, ages, write, check)
     assert len(written) > 4
+    assert reasons == {Skip.CHANGED.value}
 
 
 def test_a_callback_that_falls_due_between_any_two_steps_keeps_the_job(store: Store) -> None:
@@ -194,6 +198,36 @@ def test_another_run_between_any_two_steps_does_no_harm(store: Store) -> None:
 
     at_every_step(store, AT_ONCE, lambda _: other.append(collect_garbage(store, **AT_ONCE)), check)
     assert purge(store) == 0
+
+
+def test_runs_of_many_at_once_do_each_thing_once(store: Store) -> None:
+    grids = [an_idle_job(store, f"job {number}") for number in range(12)]
+    for ages, act in ((HIDE, "tombstoned"), (AT_ONCE, "deleted")):
+        reports = in_threads(3, lambda _, ages=ages: collect_garbage(store, **ages))
+        assert sum(getattr(report, act) for report in reports) == len(grids)
+        assert {reason for report in reports for reason in report.skipped} <= {Skip.CHANGED.value}
+    assert list(every_job(store)) == []
+    assert purge(store) == 0
+
+
+def test_a_run_reads_the_records_of_idle_jobs_and_no_states(store: Store) -> None:
+    old = an_idle_job(store, "old")
+    busy = [Grid.create(store, 1, job_id=f"busy {number}") for number in range(30)]
+    between = (old.job.last_activity + busy[0].job.last_activity) // 2
+    now = store.now()
+    read: list[str] = []
+
+    class Reading(WrappedStore):
+        def calling(self, method: str, call: Callable[[], Any]) -> Any:
+            assert method not in {"list_states", "get_cell", "survey", "lowest", "watch"}
+            answer = call()
+            if method == "list_jobs":
+                read.extend(job.job_id for job in answer.jobs)
+            return now if method == "now" else answer
+
+    age = (now - between) / 1_000_000
+    assert collect_garbage(Reading(store), tombstone_age=age, delete_age=HOUR).tombstoned == 1
+    assert read == ["old"]
 
 
 def test_a_run_that_is_cut_off_anywhere_is_done_by_the_next(store: Store) -> None:
