@@ -171,11 +171,7 @@ def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, 
 
 def take_turn(store: Store, holder: str, seconds: float) -> bool:
     """Whether it is this holder's turn to sweep, for so many seconds; two at once would do no harm."""
-    turn = store.get_worker(SWEEPER)
-    if turn is not None and turn.body != holder and turn.lease_until > store.now():
-        return False
-    store.put_worker(SWEEPER, holder, seconds)
-    return True
+    return store.take_turn(SWEEPER, holder, seconds)
 
 
 def renew(store: Store, worker_id: str, report: Report, lease: float) -> None:

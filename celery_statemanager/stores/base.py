@@ -184,6 +184,13 @@ class Store(ABC):
         """Write a worker's record, whole; it is alive for ``lease`` seconds from now. 0 ends it now."""
 
     @abstractmethod
+    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+        """Take what one holder has at a time, for so long; who has it takes it anew. Kept as the worker ``name``.
+
+        Atomic: of any number that ask at once, one gets it. Returns: False while another holder has it.
+        """
+
+    @abstractmethod
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         """Give one worker's record, alive or dead; None when there is none. The cost does not grow with the others."""
 

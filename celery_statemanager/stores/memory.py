@@ -151,6 +151,14 @@ class MemoryStore(Store):
             now = self.now()
             self._workers[worker_id] = WorkerRecord(worker_id, body, now, now + round(lease * 1_000_000))
 
+    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+        with self._lock:
+            turn = self._workers.get(name)
+            if turn is not None and turn.body != holder and turn.lease_until > self.now():
+                return False
+            self.put_worker(name, holder, seconds)
+            return True
+
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         with self._lock:
             worker = self._workers.get(worker_id)

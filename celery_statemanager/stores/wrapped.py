@@ -98,6 +98,9 @@ class WrappedStore(Store):
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self.calling("put_worker", lambda: self.inner.put_worker(worker_id, body, lease))
 
+    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+        return self.calling("take_turn", lambda: self.inner.take_turn(name, holder, seconds))
+
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return self.calling("get_worker", lambda: self.inner.get_worker(worker_id))
 

@@ -66,6 +66,23 @@ class WorkerContract:
         clock.advance(2)
         assert record.lease_until < clocked_store.now()
 
+    def test_a_turn_is_its_holders_until_it_has_run_out(self, store: Store) -> None:
+        assert store.take_turn("turn", "first", 0.2)
+        assert store.take_turn("turn", "first", 30)
+        assert not store.take_turn("turn", "second", 30)
+        assert [each.body for each in store.list_workers()] == ["first"]
+        assert store.take_turn("another", "second", 30)
+        store.put_worker("turn", "first", 0)
+        assert store.take_turn("turn", "second", 30)
+        assert not store.take_turn("turn", "first", 30)
+
+    def test_a_turn_runs_out_by_the_stores_clock(self, clocked_store: Store, clock: FakeClock) -> None:
+        assert clocked_store.take_turn("turn", "first", 30)
+        clock.advance(29)
+        assert not clocked_store.take_turn("turn", "second", 30)
+        clock.advance(2)
+        assert clocked_store.take_turn("turn", "second", 30)
+
     def test_worker_records_got_can_be_altered_without_harm(self, store: Store) -> None:
         store.put_worker("w", "body", 10)
         store.list_workers()[0].body = "bent"

@@ -94,6 +94,13 @@ def test_a_compare_and_set_is_won_by_one_thread_at_a_time(store: Store) -> None:
     assert grid.job.schema_version == before + 10 * THREADS
 
 
+def test_one_of_many_threads_takes_a_turn_each_time_that_it_is_free(store: Store) -> None:
+    for _ in range(TIMES):
+        taken = load.in_threads(THREADS, lambda number: store.take_turn("turn", f"holder {number}", 60))
+        assert Counter(taken) == {True: 1, False: THREADS - 1}
+        store.drop_worker("turn")
+
+
 def test_one_of_many_threads_creates_a_job(store: Store) -> None:
     def create(number: int) -> int | None:
         try:

@@ -181,6 +181,9 @@ class FirestoreStore(Store):
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         workers.put(self._database, worker_id, body, lease)
 
+    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+        return workers.take_turn(self._database, name, holder, seconds)
+
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return workers.one(self._database, worker_id)
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery_statemanager.records import WorkerRecord
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
+from celery_statemanager.stores.firestore.trouble import Refused
 
 
 def put(database: Database, worker_id: str, body: str, lease: float) -> None:
     """Write a worker's record; its time is the server's."""
-    fields = {"workerID": worker_id, "body": body, "lease": round(lease * 1_000_000)}
-    write = requests.stamp_time(database.names.worker(worker_id), fields, "renewedAt")
-    database.insist([write], database.deadline())
+    database.insist([_written(database, worker_id, body, lease)], database.deadline())
+
+
+def take_turn(database: Database, name: str, holder: str, seconds: float) -> bool:
+    """Write a record unless another holder has it; of several at once the first to commit gets it."""
+    deadline = database.deadline()
+    document = database.get([database.names.worker(name)], deadline).documents.get(database.names.worker(name))
+    turn = None if document is None else _record(document)
+    if turn is not None and turn.body != holder and turn.lease_until > database.now():
+        return False
+    write = _written(database, name, holder, seconds)
+    write.current_document.CopyFrom(requests.as_of(None if document is None else document.stamp))
+    try:
+        database.commit([write], deadline)
+    except Refused:
+        return False
+    return True
 
 
 def one(database: Database, worker_id: str) -> WorkerRecord | None:
@@ -30,6 +47,11 @@ def every(database: Database) -> list[WorkerRecord]:
 def drop(database: Database, worker_id: str) -> None:
     """Forget a record."""
     database.insist([requests.delete(database.names.worker(worker_id))], database.deadline())
+
+
+def _written(database: Database, worker_id: str, body: str, lease: float) -> Any:
+    fields = {"workerID": worker_id, "body": body, "lease": round(lease * 1_000_000)}
+    return requests.stamp_time(database.names.worker(worker_id), fields, "renewedAt")
 
 
 def _record(document: Found) -> WorkerRecord:

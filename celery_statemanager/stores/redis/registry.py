@@ -129,10 +129,11 @@ class Registry:
         self._server.call("SREM", self.keys.trash, entry)
         return removed + 1
 
-    def put_worker(self, worker_id: str, body: str, lease: float) -> None:
-        """Write a worker's record."""
+    def put_worker(self, worker_id: str, body: str, lease: float, *, in_turn: bool = False) -> bool:
+        """Write a worker's record, or a turn if nobody else has it; whether it was written."""
+        how = "turn" if in_turn else ""
         microseconds = round(lease * 1_000_000)
-        self._server.run(self._scripts.worker, [self.keys.workers], [worker_id, body, microseconds])
+        return bool(self._server.run(self._scripts.worker, [self.keys.workers], [worker_id, body, microseconds, how]))
 
     def worker(self, worker_id: str) -> WorkerRecord | None:
         """Read one worker's record."""

@@ -175,6 +175,9 @@ class RedisStore(Store):
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self._registry.put_worker(worker_id, body, lease)
 
+    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+        return self._registry.put_worker(name, holder, seconds, in_turn=True)
+
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return self._registry.worker(worker_id)
 

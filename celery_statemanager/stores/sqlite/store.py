@@ -43,6 +43,13 @@ LONGEST_TIMEOUT = 86_400.0
 _WORKERS = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
 _PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
 
+_TAKE_TURN = """
+INSERT INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)
+ON CONFLICT (worker_id) DO UPDATE
+SET body = excluded.body, renewed_at = excluded.renewed_at, lease_until = excluded.lease_until
+WHERE body = excluded.body OR lease_until <= excluded.renewed_at
+"""
+
 
 class SQLiteStore(Store):
     """States in a file of this machine, shared by any number of its processes. Connects on first use.
@@ -147,6 +154,11 @@ class SQLiteStore(Store):
         now = self.now()
         with self._pool.writing() as db:
             db.execute(_PUT_WORKER, (worker_id, body, now, now + round(lease * 1_000_000)))
+
+    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+        now = self.now()
+        with self._pool.writing() as db:
+            return db.execute(_TAKE_TURN, (name, holder, now, now + round(seconds * 1_000_000))).rowcount == 1
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         with self._pool.reading() as db:

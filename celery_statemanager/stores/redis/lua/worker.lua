@@ -1,8 +1,16 @@
--- Writes a worker's record, whole.
+-- Writes a worker's record, whole; a turn only if nobody else has it. Answers 1 if it was written, else 0.
 --
 -- KEYS[1]  workers (hash: worker -> packed {body, renewed, alive until}; microseconds since the epoch)
--- ARGV     1 worker, 2 body, 3 lease in microseconds
+-- ARGV     1 worker, 2 body, 3 lease in microseconds, 4 "turn" or ""
 
 local time = redis.call("TIME")
 local now = time[1] * 1000000 + time[2]
-return redis.call("HSET", KEYS[1], ARGV[1], cmsgpack.pack({ ARGV[2], now, now + ARGV[3] }))
+if ARGV[4] == "turn" then
+  local held = redis.call("HGET", KEYS[1], ARGV[1])
+  local record = held and cmsgpack.unpack(held)
+  if record and record[1] ~= ARGV[2] and record[3] > now then
+    return 0
+  end
+end
+redis.call("HSET", KEYS[1], ARGV[1], cmsgpack.pack({ ARGV[2], now, now + ARGV[3] }))
+return 1
