@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from typing import Any
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores.base import Store, Watch
 
-__all__ = ["Store", "Watch", "masked", "open_store"]
+__all__ = ["Store", "Watch", "checked_timeout", "masked", "open_store"]
 
 SCHEMES = {
     "firestore": "celery_statemanager.stores.firestore:FirestoreStore",
@@ -28,6 +29,10 @@ EXTRAS = {"firestore": "firestore", **{scheme: "redis" for scheme in SCHEMES if 
 """URL scheme → the extra that brings the client library it needs."""
 
 
+LONGEST_TIMEOUT = 3_600.0
+"""Seconds; a store that is asked to wait longer for an answer waits so long."""
+
+
 def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> Store:
     """Give the store that a URL names; nothing is imported for the other schemes.
 
@@ -44,10 +49,18 @@ def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> Store:
             f"a store is named by a URL like 'sqlite:///states.db' or 'memory://', not {masked(str(url))!r}"
         )
     scheme = url.partition("://")[0].lower()
+    seconds = checked_timeout(timeout)
     try:
-        return _store_class(scheme, url).from_url(url, timeout=timeout, **options)
+        return _store_class(scheme, url).from_url(url, timeout=seconds, **options)
     except TypeError as error:
         raise ConfigurationError(f"cannot open {masked(url)}: {error}") from error
+
+
+def checked_timeout(timeout: Any) -> float:
+    """Accept the seconds after which a store's calls give up. Raises: ConfigurationError."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
+        raise ConfigurationError(f"a store's timeout is a number of seconds, not {timeout!r:.60}")
+    return float(min(timeout, LONGEST_TIMEOUT))
 
 
 def masked(url: str) -> str:

@@ -48,6 +48,29 @@ def test_an_option_that_a_store_does_not_know_is_refused(url: str, tmp_path: Any
         open_store(url.format(tmp_path), colour="red")
 
 
+@pytest.mark.parametrize("timeout", [None, "5", True, [5], -1, float("nan"), float("inf")], ids=repr)
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///{}/x.db", "redis://127.0.0.1", "firestore://project"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(url: str, timeout: Any, tmp_path: Any) -> None:
+    with pytest.raises(ConfigurationError, match="a store's timeout is a number of seconds, not"):
+        open_store(url.format(tmp_path), timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.1, 5, 10**400], ids=["0", "0.1", "5", "10**400"])
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///{}/x.db", "redis://127.0.0.1", "firestore://project"])
+def test_any_other_timeout_is_taken(url: str, timeout: float, tmp_path: Any) -> None:
+    assert open_store(url.format(tmp_path), timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1"])
+def test_a_timeout_in_a_url_is_looked_at_too(timeout: str) -> None:
+    with pytest.raises(ConfigurationError, match="a store's timeout is a number of seconds, not"):
+        open_store(f"redis://127.0.0.1?timeout={timeout}")
+
+
+def test_a_redis_store_is_known_by_its_address_without_the_password() -> None:
+    assert repr(open_store(f"redis://user:{SECRET}@db:6379/0")) == "<RedisStore redis://user:**@db:6379/0>"
+
+
 @pytest.mark.parametrize(
     "url",
     [

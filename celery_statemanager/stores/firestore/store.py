@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +23,7 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
+from celery_statemanager.stores import checked_timeout
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.firestore import garbage, grid, listing, overdue, workers
 from celery_statemanager.stores.firestore.address import Address
@@ -40,7 +40,6 @@ from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.stores.firestore.writer import Writer
 
-LONGEST_TIMEOUT = 3_600.0
 MOST_FLOORS = 1_000
 
 
@@ -61,11 +60,9 @@ class FirestoreStore(Store):
         transport: Transport = "grpc",
         make_client: ClientFactory = make_client,
     ) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
-            raise ConfigurationError(f"a store's timeout is a number of seconds, not {timeout!r}")
         if transport not in get_args(Transport):
             raise ConfigurationError(f"Firestore's transport is 'grpc' or 'rest', not {transport!r}")
-        self._connection = Connection(address.checked(), min(timeout, LONGEST_TIMEOUT), transport, make_client)
+        self._connection = Connection(address.checked(), checked_timeout(timeout), transport, make_client)
         self._names = Names(address)
         self._database = Database(self._connection, self._names)
         self._jobs = Jobs(self._database)

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.stores import masked
+from celery_statemanager.stores import checked_timeout, masked
 
 _OWN: dict[str, Callable[[str], Any]] = {"prefix": str, "stream_length": int, "timeout": float, "cluster": str}
 _REFUSED = {
@@ -70,6 +70,8 @@ def parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
     try:
         address = _parse(url, timeout, options)
         _check(address)
+    except ConfigurationError:
+        raise
     except (ValueError, TypeError) as error:
         why = str(error)  # what others wrote of a URL may show its password
         known = isinstance(error, _UnusableError) or why.startswith("Invalid value for")
@@ -86,10 +88,11 @@ def _parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
     parts = urlsplit(url)
     own = {name: _OWN[name](value) for name, value in parse_qsl(parts.query) if name in _OWN}
     own |= {name: options[name] for name in options if name in _OWN}
+    own["timeout"] = checked_timeout(own.get("timeout", timeout))
     hosts = _hosts(parts.netloc.rpartition("@")[2], _PORTS.get(parts.scheme, 6379))
     client = {
-        "socket_timeout": own.get("timeout", timeout),
-        "socket_connect_timeout": own.get("timeout", timeout),
+        "socket_timeout": own["timeout"],
+        "socket_connect_timeout": own["timeout"],
         **_client_options(parts, hosts),
         **{name: value for name, value in options.items() if name not in _OWN},
     }

@@ -26,7 +26,7 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
-from celery_statemanager.stores import masked
+from celery_statemanager.stores import checked_timeout, masked
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.redis.address import check_options, client_of, parse
@@ -65,7 +65,7 @@ class RedisStore(Store):
         self._reader = Reader(self._server, self._scripts, prefix)
         self._registry = Registry(self._server, self._scripts, prefix)
         self._prefix = prefix
-        self._timeout = timeout
+        self._timeout = checked_timeout(timeout)
         fork_aware(self._server)
 
     @classmethod
@@ -73,7 +73,7 @@ class RedisStore(Store):
         address = parse(url, timeout, options)
         check_options(address)
         own = {name: value for name, value in address.own.items() if name != "cluster"}
-        return cls(Server(partial(client_of, address), masked(url)), **{"timeout": timeout, **own})
+        return cls(Server(partial(client_of, address), masked(url)), **own)
 
     def create_job(self, job: JobRecord) -> JobRecord:
         keys = JobKeys(self._prefix, job.ref)
@@ -195,6 +195,9 @@ class RedisStore(Store):
 
     def close(self) -> None:
         self._server.close()
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self._server.shown}>"
 
     def _step(self, script: Script, layout: Layout, keys: list[str], args: list[str | bytes]) -> Any:
         """Change a cell; the registry is told before, and once more if it has lost a job that lives."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sqlite3
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from celery_statemanager.errors import ConfigurationError, JobExists
+from celery_statemanager.errors import JobExists
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -27,7 +26,7 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
-from celery_statemanager.stores import steps
+from celery_statemanager.stores import checked_timeout, steps
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.sqlite import attempts, garbage, jobs, listing
 from celery_statemanager.stores.sqlite.location import locate, require
@@ -37,8 +36,6 @@ from celery_statemanager.stores.sqlite.recent import Recent
 from celery_statemanager.stores.sqlite.snapshot import Snapshot
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.stores.sqlite.watch import SQLiteWatch
-
-LONGEST_TIMEOUT = 86_400.0
 
 _WORKERS = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
 _PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
@@ -61,14 +58,13 @@ class SQLiteStore(Store):
     """
 
     def __init__(self, path: str, *, timeout: float = 5.0, clock: Callable[[], float] = time.time) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
-            raise ConfigurationError(f"a store's timeout is a number of seconds, not {timeout!r}")
+        seconds = checked_timeout(timeout)
         self._clock = clock
         self._jobs = jobs.Jobs()
         self._recent = Recent(self._jobs)
         self._path = os.path.realpath(path)
-        self._pool = Pool(self._path, min(timeout, LONGEST_TIMEOUT))
-        self._pulse = Pulse(self._path, min(timeout, LONGEST_TIMEOUT))
+        self._pool = Pool(self._path, seconds)
+        self._pulse = Pulse(self._path, seconds)
         weakref.finalize(self, _close, self._pool, self._pulse)
 
     @classmethod
