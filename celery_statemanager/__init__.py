@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from celery_statemanager.integration.job import Job
     from celery_statemanager.integration.task import StatefulTask, current_state
     from celery_statemanager.manager import Manager
+    from celery_statemanager.migrations import migrate_jobs
     from celery_statemanager.models import State, StateEvent, Status, Summary
     from celery_statemanager.stores import open_store
     from celery_statemanager.stores.base import Store
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = (
     # Core
     "Manager", "State", "StateEvent", "Status", "Summary", "IndexSet", "Subscription", "Store", "open_store",
-    "collect_garbage",
+    "collect_garbage", "migrate_jobs",
     # Celery
     "StateManager", "StatefulTask", "Job", "current_state",
     # Errors
@@ -62,6 +63,7 @@ _ELSEWHERE = {
     "Summary": "models",
     "collect_garbage": "garbage",
     "current_state": "integration.task",
+    "migrate_jobs": "migrations",
     "open_store": "stores",
 }
 """The module of each public name that is not an error."""

@@ -37,7 +37,12 @@ def new_job(job_id: str, num_tasks: int, tags: PlanSpec | None = None, run_token
     key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
     rows = check_num_tasks(num_tasks)
     plan = None if tags is None else Plan.of(rows, tags)
-    return JobRecord(*key, os.urandom(8).hex(), rows, plan)
+    return JobRecord(*key, new_incarnation(), rows, plan)
+
+
+def new_incarnation() -> str:
+    """Give what tells a job from all others of its name."""
+    return os.urandom(8).hex()
 
 
 def percent(done: float, total: float) -> int:

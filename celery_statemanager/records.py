@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State
@@ -124,6 +124,11 @@ class JobRecord:
     def ref(self) -> JobRef:
         """This very incarnation of the job."""
         return JobRef(self.key, self.incarnation)
+
+    @property
+    def schema(self) -> int:
+        """The layout of its states; 0 for a job of another program, which numbers its own, until it is migrated."""
+        return self.schema_version if self.incarnation else 0
 
     @property
     def settled(self) -> bool:
@@ -367,6 +372,20 @@ class OpenAttempt:
     tag: str
     task_index: int
     cell: Cell
+
+
+@dataclass(slots=True)
+class KeptCell:
+    """A cell as a migration finds it and as it gives it back.
+
+    Attributes:
+        mark: the store's own, by which it knows whether the cell is still as it was found.
+    """
+
+    tag: str
+    task_index: int
+    cell: Cell
+    mark: Any = None
 
 
 @dataclass(slots=True)

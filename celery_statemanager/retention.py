@@ -50,7 +50,7 @@ def find_job(store: Store, key: JobKey) -> JobRecord:
 
 def is_newer(job: JobRecord) -> bool:
     """Whether only a newer release understands a job; other programs number their schemas themselves."""
-    return job.incarnation != "" and job.schema_version > SCHEMA_VERSION
+    return job.schema > SCHEMA_VERSION
 
 
 def current(store: Store, ref: JobRef) -> JobRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from celery_statemanager.models import Scope, State
@@ -16,6 +16,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    KeptCell,
     OpenAttempt,
     Page,
     WorkerRecord,
@@ -178,6 +179,37 @@ class Store(ABC):
     @abstractmethod
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         """Watch a job: every change committed after the return will be read. Raises: JobNotFound."""
+
+    @abstractmethod
+    def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
+        """Give a job that another program made the incarnation it lacks, and schema 0 until its states are migrated.
+
+        From then on the reference without an incarnation, its watches too, is that of no job. Its states stay as
+        they are and readable; where the other program's are kept without tallies, aggregates read all of them until
+        the job has a later schema.
+
+        Returns: the job as it is by now, also where somebody else was faster. Raises: JobNotFound.
+        """
+
+    @abstractmethod
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+        """Give the cells of an earlier schema than that, runs of callbacks too, in no promised order.
+
+        In bounded memory where the store can. A cell written meanwhile may come as it was, one first written
+        meanwhile not at all; one that another program wrote has schema 0. Raises: JobNotFound.
+        """
+
+    @abstractmethod
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+        """Replace cells by what they say in a later layout, each if it is still as it was found.
+
+        Each is an atomic step of its own. It is no write: version, timestamp and event id are those of the cell
+        given, the job's last activity stays, watches need not tell it. Tallies follow. Status, attempt and owner
+        must be as they were.
+
+        Returns: how many were replaced; those written meanwhile, or rewritten by another, stay as they are.
+        Raises: JobNotFound.
+        """
 
     @abstractmethod
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:

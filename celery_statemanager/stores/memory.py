@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    KeptCell,
     OpenAttempt,
     Page,
     WorkerRecord,
@@ -145,6 +146,21 @@ class MemoryStore(Store):
             watch = MemoryWatch(self._lock, job, scope)
             job.watches.add(watch)
             return watch
+
+    def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
+        with self._lock:
+            kept = self._kept(ref.key)
+            if kept.record.incarnation == ref.incarnation:
+                kept = self._jobs[ref.key] = kept.adopted(incarnation)
+            return kept.snapshot()
+
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+        with self._lock:
+            return iter([found for found in self._incarnation(ref).cells() if found.cell.schema_version < below])
+
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+        with self._lock:
+            return steps.rewrite(self._incarnation(ref), cells)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         with self._lock:

@@ -6,7 +6,9 @@ import heapq
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from celery_statemanager import aggregate
@@ -14,8 +16,9 @@ from celery_statemanager.codec import state_of
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
-from celery_statemanager.records import Batch, Cell, Column, JobRecord, OpenAttempt, Tally
+from celery_statemanager.records import Batch, Cell, Column, JobRecord, KeptCell, OpenAttempt, Tally
 from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.steps import mark_of
 from celery_statemanager.transitions import tally_of
 
 
@@ -58,6 +61,30 @@ class Job:
         if self.watches:  # seldom, and a weak set is slow to walk
             for watch in self.watches:
                 watch.offer(tag, task_index, new)
+
+    def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
+        self._note_owner(tag, task_index, old, new)
+        if task_index < 0:
+            self.callbacks[tag] = new
+        else:
+            self._column(tag).put(task_index, old, new)
+
+    def cells(self) -> Iterator[KeptCell]:
+        """Give all cells, runs of callbacks too."""
+        runs = ((tag, -1, cell) for tag, cell in self.callbacks.items())
+        grid = ((tag, row, cell) for tag, column in self.columns.items() for row, cell in column.cells.items())
+        return (KeptCell(*place, mark_of(place[2])) for place in chain(runs, grid))
+
+    def adopted(self, incarnation: str) -> Job:
+        """Give the job under another incarnation; this one is gone then."""
+        job = copy(self)
+        job.record = replace(self.record, incarnation=incarnation, schema_version=0, revision=self.record.revision + 1)
+        job.watches = weakref.WeakSet()
+        job.owned = {place: replace(attempt, ref=job.record.ref) for place, attempt in self.owned.items()}
+        for column in job.columns.values():
+            column.job = job
+        self.delete()
+        return job
 
     def total(self) -> Tally:
         columns = (self.columns.get(tag) for tag in self.expected_tags())

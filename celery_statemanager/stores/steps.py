@@ -6,12 +6,23 @@ says the same in the server's language.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import BeginRefused, JobCancelled
-from celery_statemanager.records import Begin, BeginReply, Cell, JobRecord, Tally, Verdict, Write, WriteReply
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    JobRecord,
+    KeptCell,
+    Tally,
+    Verdict,
+    Write,
+    WriteReply,
+)
 from celery_statemanager.transitions import begun, blocked, unblocked, written
 
 
@@ -39,6 +50,29 @@ class Transaction(Protocol):
 
     def put_job(self, job: JobRecord) -> None:
         """Store the changeable part of the job under its next revision."""
+
+
+class Rewriting(Transaction, Protocol):
+    """A transaction that can also change how a cell is kept."""
+
+    def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
+        """Store a cell that says the same as before, and count it anew: neither a change nor activity."""
+
+
+def rewrite(tx: Rewriting, cells: Sequence[KeptCell]) -> int:
+    """Replace the cells that are still as they were found, which their marks say; give how many."""
+    replaced = 0
+    for found in cells:
+        old = tx.cell(found.tag, found.task_index)
+        if old is not None and mark_of(old) == found.mark:
+            tx.rewrite(found.tag, found.task_index, old, found.cell)
+            replaced += 1
+    return replaced
+
+
+def mark_of(cell: Cell) -> tuple[int, int]:
+    """Give what differs after every write and every migration of a cell."""
+    return cell.version, cell.schema_version
 
 
 def write(tx: Transaction, request: Write) -> WriteReply:

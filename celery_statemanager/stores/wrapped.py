@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from celery_statemanager.errors import ConfigurationError
@@ -15,6 +15,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    KeptCell,
     OpenAttempt,
     Page,
     WorkerRecord,
@@ -94,6 +95,15 @@ class WrappedStore(Store):
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         return self.calling("watch", lambda: self.inner.watch(ref, scope))
+
+    def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
+        return self.calling("adopt_job", lambda: self.inner.adopt_job(ref, incarnation))
+
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+        return self.calling("outdated_cells", lambda: self.inner.outdated_cells(ref, below))
+
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+        return self.calling("rewrite_cells", lambda: self.inner.rewrite_cells(ref, cells))
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self.calling("put_worker", lambda: self.inner.put_worker(worker_id, body, lease))

@@ -18,11 +18,16 @@ PAGE = 300
 
 
 class Found(NamedTuple):
-    """A document that was read."""
+    """A document that was read.
+
+    Attributes:
+        stamp: when it was last written; ``made`` is when it was created.
+    """
 
     name: str
     fields: dict[str, Any]
     stamp: Any
+    made: Any
 
     @property
     def id(self) -> str:
@@ -39,7 +44,7 @@ class Got(NamedTuple):
 
 def found(document: Any) -> Found:
     """Read a document."""
-    return Found(document.name, decoded(document.fields), document.update_time)
+    return Found(document.name, decoded(document.fields), document.update_time, document.create_time)
 
 
 class Database:

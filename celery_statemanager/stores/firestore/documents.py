@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
@@ -12,6 +12,9 @@ from celery_statemanager.records import Cell, Delivery, JobRecord, JobRef
 from celery_statemanager.stores.firestore.tallies import is_counted
 from celery_statemanager.stores.firestore.values import Moment, payload_fields, payload_of
 from celery_statemanager.transitions import tally_of
+
+INDEX_FIELDS = ("column", "waiting", "fraction", "held")
+"""Fields that queries find cells by."""
 
 REMEMBERED = 8
 """How many operations a document remembers, so that one whose answer was lost is known again."""
@@ -24,11 +27,13 @@ class Known:
     Attributes:
         stamp: its update time, the precondition of the next write; None where there is none.
         operations: the last operations that wrote it, oldest first.
+        counted: whether its job's tallies hold it; not so what another program wrote.
     """
 
     cell: Cell | None = None
     stamp: Any = None
     operations: list[str] = field(default_factory=list)
+    counted: bool = True
 
 
 @dataclass
@@ -163,5 +168,19 @@ def cell_of(fields: Mapping[str, Any]) -> Cell:
         kept=fields.get("kept"),
         blocked_by=fields.get("blockedBy"),
         began_at=int(fields.get("beganAt") or 0),
-        schema_version=int(fields.get("schemaVersion") or SCHEMA_VERSION),
+        schema_version=int(fields.get("schemaVersion", SCHEMA_VERSION)),
     )
+
+
+def cell_in(fields: Mapping[str, Any], job: JobRecord) -> Cell | None:
+    """Read a cell's document if it belongs to the job: what another program wrote does until the job is migrated."""
+    if is_ours(fields, job):
+        return cell_of(fields)
+    if fields.get("incarnation") or job.schema:
+        return None
+    return replace(cell_of(fields), schema_version=0)
+
+
+def is_ours(fields: Mapping[str, Any], job: JobRecord) -> bool:
+    """Whether a document names the job's very incarnation."""
+    return (fields.get("incarnation") or "") == job.incarnation

@@ -19,17 +19,17 @@ GRACE = 60_000_000
 
 
 def discard(database: Database, known: KnownJob) -> list[Any]:
-    """Give the writes that make a job gone: its document, and a note of what it leaves."""
+    """Give the writes that make a job gone: its document, and notes of what it leaves."""
     job = known.job
-    note = {"job": database.names.job(job.key).rpartition("/")[2], "incarnation": job.incarnation}
-    return [
-        requests.delete(database.names.job(job.key), known.stamp),
-        requests.stamp_time(_note(database, job), note, "deletedAt"),
-    ]
+    own = [_note(database, job, job.incarnation)]
+    others = [] if job.schema or not job.incarnation else [_note(database, job, "")]  # half migrated
+    return [requests.delete(database.names.job(job.key), known.stamp), *own, *others]
 
 
-def _note(database: Database, job: JobRecord) -> str:
-    return f"{database.names.garbage}/{job.incarnation or database.names.job(job.key).rpartition('/')[2]}"
+def _note(database: Database, job: JobRecord, incarnation: str) -> Any:
+    document = database.names.job(job.key).rpartition("/")[2]
+    note = {"job": document, "incarnation": incarnation}
+    return requests.stamp_time(f"{database.names.garbage}/{incarnation or document}", note, "deletedAt")
 
 
 def purge(database: Database, emptied: dict[str, bool], limit: int) -> int:

@@ -11,7 +11,7 @@ from celery_statemanager.models import Scope
 from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, OpenAttempt, Page
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
-from celery_statemanager.stores.firestore.documents import cell_of, job_of
+from celery_statemanager.stores.firestore.documents import cell_in, cell_of, job_of
 from celery_statemanager.stores.firestore.names import cell_id_of
 from celery_statemanager.stores.firestore.requests import Reference
 from celery_statemanager.stores.firestore.values import Moment
@@ -38,18 +38,19 @@ def cells(database: Database, job: JobRecord, scope: Scope, at: Any = None) -> I
     else:
         documents = database.pages(parent, "states", *filters_of(parent, scope), at=at)
     for document in documents:
-        found = cell_in(document, job.incarnation)
+        found = place_in(document, job)
         if found is not None and scope.holds(*found[:2]) and found[1] >= 0:
             yield found
 
 
-def cell_in(document: Found, incarnation: str) -> tuple[str, int, Cell] | None:
+def place_in(document: Found, job: JobRecord) -> tuple[str, int, Cell] | None:
     """Read a cell's document; None if it belongs to another incarnation or is no cell's."""
     fields = document.fields
     tag, row = fields.get("tag"), fields.get("taskID")
-    if (fields.get("incarnation") or "") != incarnation or not isinstance(tag, str) or not isinstance(row, int):
+    if not isinstance(tag, str) or not isinstance(row, int):
         return None
-    return tag, row, cell_of(fields)
+    cell = cell_in(fields, job)
+    return None if cell is None else (tag, row, cell)
 
 
 def page(

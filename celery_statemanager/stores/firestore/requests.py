@@ -40,11 +40,16 @@ def add(name: str, fields: Mapping[str, Any], amounts: Mapping[str, int]) -> Any
     return made
 
 
-def touch(name: str, fields: Mapping[str, Any], stamp: Any = None) -> Any:
-    """Set some fields of a document that must be there and, if ``stamp`` is given, be as of it."""
+def touch(name: str, fields: Mapping[str, Any], stamp: Any = None, *, without: Iterable[str] = ()) -> Any:
+    """Set some fields of a document that must be there and, if ``stamp`` is given, be as of it.
+
+    Args:
+        without: fields to remove.
+    """
     condition = Precondition(exists=True) if stamp is None else as_of(stamp)
     made = Write(update=encoded(name, fields), current_document=condition)
-    made.update_mask.field_paths.extend(fields)
+    made.update_mask.SetInParent()
+    made.update_mask.field_paths.extend([*fields, *without])
     return made
 
 

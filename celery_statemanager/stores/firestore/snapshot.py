@@ -9,7 +9,7 @@ from celery_statemanager import aggregate
 from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
-from celery_statemanager.records import Cell, Column, JobRecord, JobRef
+from celery_statemanager.records import Cell, Column, JobRecord
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found, Got
 from celery_statemanager.stores.firestore.deadline import Deadline
@@ -128,12 +128,12 @@ class Snapshot:
             return []
         names = {place: self._database.names.cell(self.job.ref, *place) for place in places}
         got = self._database.get(names.values(), self._deadline, at=self._at)
-        return [as_read(self.job, *place, read_cell(self.job.ref, got, name)) for place, name in names.items()]
+        return [as_read(self.job, *place, read_cell(self.job, got, name)) for place, name in names.items()]
 
 
-def read_cell(ref: JobRef, got: Got, name: str) -> Cell | None:
+def read_cell(job: JobRecord, got: Got, name: str) -> Cell | None:
     """Give a cell that was read."""
-    return known_of(ref, got, name).cell
+    return known_of(job, got, name).cell
 
 
 def seen(job: JobRecord, document: Found) -> State:

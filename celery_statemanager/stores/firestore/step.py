@@ -15,7 +15,7 @@ from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.deadline import Deadline
-from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, cell_fields
+from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, KnownJob, cell_fields
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
 from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.values import Moment, microseconds
@@ -49,8 +49,8 @@ class Steps:
             begins: it takes an attempt, which may free later stages.
         """
         operation = new_operation()
-        read = (lambda place: self._read_cell(ref, place, deadline)) if begins else None
-        view = self._remembered(ref, place) or self._read(ref, [place], deadline)
+        read = (lambda place: self._read_cell(ref, view.job, place, deadline)) if begins else None
+        view: View = self._remembered(ref, place) or self._read(ref, [place], deadline)
         last: tuple[StepTransaction, Reply] | None = None
         while True:
             if last is not None and operation in view.cells[place].operations:
@@ -90,11 +90,11 @@ class Steps:
         job_name = names.job(ref.key)
         got = self._database.get([job_name, *cells], deadline)
         job = self._jobs.checked(ref, self._jobs.read(ref.key, got.documents.get(job_name)))
-        return View(job, {place: known_of(ref, got, name) for name, place in cells.items()}, fresh=True)
+        return View(job, {place: known_of(job.job, got, name) for name, place in cells.items()}, fresh=True)
 
-    def _read_cell(self, ref: JobRef, place: Place, deadline: Deadline) -> Known:
+    def _read_cell(self, ref: JobRef, job: KnownJob, place: Place, deadline: Deadline) -> Known:
         name = self._database.names.cell(ref, *place)
-        return known_of(ref, self._database.get([name], deadline), name)
+        return known_of(job.job, self._database.get([name], deadline), name)
 
     def _try(
         self, ref: JobRef, tx: StepTransaction, reply: WriteReply | BeginReply, operation: str, deadline: Deadline
@@ -141,10 +141,11 @@ class Steps:
         return requests.put(self._database.names.cell(ref, *place), fields, tx.view.cells[place].stamp, times)
 
     def _other_writes(self, ref: JobRef, tx: StepTransaction) -> list[Any]:
-        if tx.view.job.foreign:
-            return []
-        names, job = self._database.names, tx.job
-        changes = tallies.changes(job, ((place, *pair) for place, pair in tx.puts.items()))
+        names, job, known = self._database.names, tx.job, tx.view.cells
+        if tx.view.job.foreign:  # who migrates it begins with this document: no write may come after that
+            return [requests.touch(names.job(ref.key), {}, tx.view.job.stamp)]
+        puts = ((at, old if known[at].counted else None, new) for at, (old, new) in tx.puts.items())
+        changes = tallies.changes(job, puts)
         writes = [
             requests.add(names.tally(ref, tag, shard), tallies.fields_of(job, tag), change._asdict())
             for (tag, shard), change in changes.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    KeptCell,
     OpenAttempt,
     Page,
     WorkerRecord,
@@ -25,7 +26,7 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.stores.firestore import garbage, grid, listing, overdue, workers
+from celery_statemanager.stores.firestore import garbage, grid, listing, migrating, overdue, workers
 from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.client import Connection
@@ -148,8 +149,8 @@ class FirestoreStore(Store):
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
         job, name = self._names.job(ref.key), self._names.cell(ref, tag, task_index)
         got = self._database.get([job, name], self._database.deadline())
-        self._jobs.checked(ref, self._jobs.read(ref.key, got.documents.get(job)))
-        return read_cell(ref, got, name)
+        known = self._jobs.checked(ref, self._jobs.read(ref.key, got.documents.get(job)))
+        return read_cell(known.job, got, name)
 
     def lowest(self, ref: JobRef, scope: Scope) -> State:
         if scope.tag is not None and scope.task_index is not None:
@@ -157,13 +158,13 @@ class FirestoreStore(Store):
             known = self._jobs.recent(ref) or self._jobs.current(ref, self._database.deadline())
             return as_read(known.job, scope.tag, scope.task_index, cell)
         job, at = self._read(ref)
-        if not job.incarnation:
+        if not job.schema:
             return grid.lowest(job, self._cells(job, Scope(), at), scope)
         return self._snapshot(job, at).lowest(scope)
 
     def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
         job, at = self._read(ref)
-        if not indexes and job.incarnation:
+        if not indexes and job.schema:
             return job, self._snapshot(job, at).survey(tag)
         return job, grid.survey(job, self._cells(job, Scope(tag), at), tag)
 
@@ -174,6 +175,17 @@ class FirestoreStore(Store):
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         return FirestoreWatch(self._database, self._jobs, ref, scope)
+
+    def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
+        return _copy(migrating.adopt(self._database, self._jobs, ref, incarnation))
+
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+        job, _ = self._read(ref)
+        return migrating.outdated(self._database, job, below)
+
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+        job, _ = self._read(ref)
+        return migrating.rewrite(self._database, job, cells)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         workers.put(self._database, worker_id, body, lease)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
+from celery_statemanager.records import Cell, JobRecord, Tally
 from celery_statemanager.stores.firestore import tallies
 from celery_statemanager.stores.firestore.database import Got
-from celery_statemanager.stores.firestore.documents import Known, KnownJob, cell_of
+from celery_statemanager.stores.firestore.documents import Known, KnownJob, cell_in, is_ours
 
 Place = tuple[str, int]
 
@@ -84,14 +84,16 @@ class StepTransaction:
         )
 
 
-def known_of(ref: JobRef, got: Got, name: str) -> Known:
+def known_of(job: JobRecord, got: Got, name: str) -> Known:
     """Take a cell's document that was read; one of an older incarnation is only there to be written over."""
     document = got.documents.get(name)
     if document is None:
         return Known()
-    if (document.fields.get("incarnation") or "") != ref.incarnation:
+    fields = document.fields
+    cell = cell_in(fields, job)
+    if cell is None:
         return Known(None, document.stamp)
-    return Known(cell_of(document.fields), document.stamp, document.fields.get("operations") or [])
+    return Known(cell, document.stamp, fields.get("operations") or [], is_ours(fields, job))
 
 
 def timed(cell: Cell, now: int) -> Cell:

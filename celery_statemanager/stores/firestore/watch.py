@@ -17,7 +17,7 @@ from celery_statemanager.stores.firestore.database import Database, Found, nanos
 from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.documents import KnownJob
 from celery_statemanager.stores.firestore.jobs import Jobs
-from celery_statemanager.stores.firestore.listing import cell_in
+from celery_statemanager.stores.firestore.listing import place_in
 from celery_statemanager.stores.firestore.news import Snapshot
 from celery_statemanager.stores.firestore.poll import Poll
 from celery_statemanager.stores.firestore.snapshot import as_read
@@ -142,7 +142,7 @@ class FirestoreWatch(Watch):
         self._job_changed = True
 
     def _take_cell(self, document: Found) -> None:
-        cell = cell_in(document, self._ref.incarnation)
+        cell = place_in(document, self._job)
         if cell is not None and self._scope.holds(*cell[:2]) and cell[1] >= 0:
             tag, row, kept = cell
             self._states[tag, row] = nanoseconds(document.stamp), as_read(self._job, tag, row, kept)

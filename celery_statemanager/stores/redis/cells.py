@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+import msgpack
+
 from celery_statemanager.codec import compact
 from celery_statemanager.models import State, fraction_of, state_from_fields
 from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, to_datetime
@@ -100,6 +102,23 @@ def cell_of(packed: bytes) -> Cell:
         began_at=int(began_at),
         schema_version=int(schema) or 1,
     )
+
+
+def repacked(packed: bytes, new: Cell) -> bytes:
+    """Give a packed cell with what a migration changed of it; what it left alone stays as it is kept."""
+    values, old = _values(packed), cell_of(packed)
+    if new.payload != old.payload:
+        parts = split(new.payload)
+        values[7:12] = [parts.rest, parts.progress, parts.share, parts.full, False]
+    values[3], values[6], values[12:14] = new.event_id, new.message, list(new.delivery)
+    values[15:20] = [new.began_at, new.losses, new.kept, new.blocked_by, new.schema_version]
+    if new.schema_version == 1:  # not worth a byte: see requests
+        values[19] = False
+    values = [False if value is None else value for value in values]
+    while not values[-1]:
+        values.pop()
+    again: bytes = msgpack.packb(values)
+    return again
 
 
 def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:

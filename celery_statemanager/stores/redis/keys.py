@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 from celery_statemanager.records import JobKey, JobRef
@@ -32,6 +33,16 @@ class JobKeys:
     def cell(self, tag: str, row: int) -> tuple[str, str | int]:
         """Name a cell's hash and its field there."""
         return (self.callbacks, tag) if row < 0 else (self.cells(tag), row)
+
+    def every(self, tags: Iterable[str]) -> Iterator[str]:
+        """Name all keys but the head, the tallies first.
+
+        Args:
+            tags: those the job has seen.
+        """
+        yield from (self.tallies, self.open, self.stream, self.callbacks)
+        for tag in tags:
+            yield from self.column(tag)
 
     def column(self, tag: str) -> tuple[str, str, str]:
         """Name a column's cells, its order by status and its bitmap of written ranks."""

@@ -28,7 +28,7 @@ def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
     keys = layout.keys
     tags = [scope.tag] if scope.tag is not None else [tag.decode() for tag in server.call("HKEYS", keys.tallies)]
     if scope.task_index is None:
-        found = [(tag, row, packed) for tag in tags for row, packed in _column(server, keys.cells(tag)).items()]
+        found = [(tag, row, packed) for tag in tags for row, packed in dict(column(server, keys.cells(tag))).items()]
     else:
         row = str(scope.task_index).encode()
         cells = server.call_all(("HGET", keys.cells(tag), row) for tag in tags)
@@ -77,14 +77,14 @@ def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> 
                 registry.rest(entry[0])
 
 
-def _column(server: Server, key: str) -> dict[bytes, bytes]:
-    cells: dict[bytes, bytes] = {}
+def column(server: Server, key: str) -> Iterator[tuple[bytes, bytes]]:
+    """Give the packed cells of a column by their fields, in portions; one may come twice."""
     cursor = 0
     while True:
         cursor, some = server.call("HSCAN", key, cursor, "COUNT", _AT_ONCE)
-        cells.update(some)
+        yield from some.items()
         if not cursor:
-            return cells
+            return
 
 
 def _look(

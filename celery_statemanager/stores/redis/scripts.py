@@ -14,6 +14,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "write": ("EVENTS", "FIELDS", "common", "attempts"),
     "begin": ("EVENTS", "FIELDS", "common", "attempts"),
     "update": ("EVENTS", "FIELDS", "common"),
+    "rewrite": ("EVENTS", "FIELDS", "common"),
     "create": ("EVENTS",),
     "cells": ("HEAD",),
     "columns": ("HEAD",),
@@ -48,6 +49,7 @@ class Scripts:
 
         self.write, self.begin, self.update = map(load, ("write", "begin", "update"))
         self.create, self.detach = map(load, ("create", "detach"))
+        self.rewrite, self.adopt = map(load, ("rewrite", "adopt"))
         self.cells, self.columns = map(load, ("cells", "columns"))
         self.touch, self.rest, self.retire, self.worker = map(load, ("touch", "rest", "retire", "worker"))
 

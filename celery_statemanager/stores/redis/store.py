@@ -19,6 +19,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    KeptCell,
     OpenAttempt,
     Page,
     Verdict,
@@ -29,6 +30,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import checked_timeout, masked
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.forking import fork_aware
+from celery_statemanager.stores.redis import migrating
 from celery_statemanager.stores.redis.address import check_options, client_of, parse
 from celery_statemanager.stores.redis.cells import cell_of
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
@@ -171,6 +173,17 @@ class RedisStore(Store):
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         return RedisWatch(self._server, self._reader.layout(ref), scope, self._timeout)
+
+    def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
+        migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation)
+        return self.get_job(ref.key)
+
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+        self._reader.row(ref, Scope(tag=""), 0)  # it is there
+        return migrating.outdated(self._reader, self._reader.layout(ref), below)
+
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+        return migrating.rewrite(self._reader, self._scripts, self._reader.layout(ref), cells)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self._registry.put_worker(worker_id, body, lease)

@@ -29,6 +29,10 @@ INSERT INTO job
   plan)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+_ADOPT = """
+UPDATE job SET incarnation = ?, schema_version = 0, revision = revision + 1
+WHERE job_id = ? AND run_token = ? AND incarnation = ?
+"""
 _UPDATE = "UPDATE job SET control = ?, due = ?, tombstoned = ?, revision = ?, schema_version = ? WHERE id = ?"
 
 
@@ -152,6 +156,11 @@ def insert(db: sqlite3.Connection, job: JobRecord) -> None:
 def update(db: sqlite3.Connection, number: int, job: JobRecord) -> None:
     """Store what may change of a job."""
     db.execute(_UPDATE, (control_to_json(job), *_marks(job), job.revision, job.schema_version, number))
+
+
+def adopt(db: sqlite3.Connection, ref: JobRef, incarnation: str) -> None:
+    """Give a job another incarnation, if it is still that one."""
+    db.execute(_ADOPT, (incarnation, *_key(ref.key), ref.incarnation))
 
 
 def _marks(job: JobRecord) -> tuple[int, int]:

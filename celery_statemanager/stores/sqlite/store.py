@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    KeptCell,
     OpenAttempt,
     Page,
     WorkerRecord,
@@ -28,7 +29,7 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout, steps
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.stores.sqlite import attempts, garbage, jobs, listing
+from celery_statemanager.stores.sqlite import attempts, garbage, jobs, listing, outdated
 from celery_statemanager.stores.sqlite.location import locate, require
 from celery_statemanager.stores.sqlite.pool import Pool
 from celery_statemanager.stores.sqlite.pulse import Pulse
@@ -145,6 +146,18 @@ class SQLiteStore(Store):
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         return SQLiteWatch(self._pool, self._pulse, self._jobs, ref, scope)
+
+    def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
+        with self._pool.writing() as db:
+            jobs.adopt(db, ref, incarnation)
+            return self._jobs.get(db, ref.key).job
+
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+        return outdated.cells(self._pool, self._jobs, ref, below)
+
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+        with self._pool.writing() as db:
+            return steps.rewrite(SQLiteTransaction.read(db, self._jobs, ref, self.now()), cells)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         now = self.now()

@@ -41,7 +41,8 @@ _GAP = "SELECT low, high FROM gap WHERE job = ? AND tag = ? AND high >= ? ORDER 
 
 _KEY = ("job", "tag", "task_index")
 _BOUND = {
-    name: f"?{number}" for number, name in enumerate((*_KEY, *COLUMNS, "old version", "old event", "revision"), 1)
+    name: f"?{number}"
+    for number, name in enumerate((*_KEY, *COLUMNS, "old version", "old event", "old schema", "revision"), 1)
 }
 _NEXT_SEQ = f"ifnull(({_NEWEST.format('seq', _BOUND['job'])}), 0) + 1"
 _INSERT_CELL = f"""
@@ -57,6 +58,7 @@ def _update_cell(*unchanged: str) -> str:
     UPDATE cell SET seq = {_NEXT_SEQ}{terms}
     WHERE {" AND ".join(f"{name} = {_BOUND[name]}" for name in _KEY)}
       AND version = {_BOUND["old version"]} AND event_id = {_BOUND["old event"]}
+      AND schema_version = {_BOUND["old schema"]}
       AND EXISTS (SELECT 1 FROM job WHERE id = {_BOUND["job"]} AND revision = {_BOUND["revision"]})
       AND ({_NEWEST.format("timestamp", _BOUND["job"])}) <= {_BOUND["timestamp"]}
     """
@@ -69,6 +71,12 @@ _UPDATE_CELL = {
     (True, True): _update_cell("status", "open", "owner"),
 }
 """By whether the status and the holder stay as they were: an index is rewritten as soon as a column of it is named."""
+
+_FIXED = ("status", "timestamp", "version", "attempt", "open", "owner")
+_REWRITTEN = [name for name in COLUMNS if name not in _FIXED]
+_REWRITE_CELL = (
+    f"UPDATE cell SET {', '.join(f'{name} = ?' for name in _REWRITTEN)} WHERE {' AND '.join(f'{k} = ?' for k in _KEY)}"
+)
 
 
 class Outdated(Exception):
@@ -152,6 +160,15 @@ class SQLiteTransaction:
             self.touched = self.now
             self._db.execute("UPDATE job SET touched = ? WHERE id = ?", (self.now, self.id))
 
+    def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
+        kind, column, _ = self.spot((tag, task_index))
+        assert column is not None
+        values = dict(zip(COLUMNS, row_of(new)))
+        self._db.execute(_REWRITE_CELL, (*[values[name] for name in _REWRITTEN], self.id, column, task_index))
+        self._spots[tag, task_index] = Spot(kind, column, new)
+        if kind in COUNTED:
+            self._count(column, tally_of(old), tally_of(new))
+
     def total(self) -> Tally:
         return Tally(*self._db.execute(_TOTAL, (self.id, Kind.EXPECTED)).fetchone())
 
@@ -173,7 +190,7 @@ class SQLiteTransaction:
     def _update(self, key: tuple[int, int, int], old: Cell, new: Cell) -> None:
         same_holder = old.open == new.open and old.owner == new.owner
         statement = _UPDATE_CELL[old.status == new.status, same_holder]
-        supposed = (old.version, event_of(old), self._job.revision)
+        supposed = (old.version, event_of(old), old.schema_version, self._job.revision)
         if self._db.execute(statement, (*key, *row_of(new), *supposed)).rowcount == 0:
             raise Outdated
 

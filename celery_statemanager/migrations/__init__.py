@@ -1,0 +1,10 @@
+"""Migrations: numbered, idempotent steps that bring jobs and their states to a later schema.
+
+``registry`` holds steps, ``shipped`` has those of this release, ``runner`` takes jobs through them.
+"""
+
+from celery_statemanager.migrations.registry import Steps
+from celery_statemanager.migrations.runner import Migrated, Skip, migrate_jobs
+from celery_statemanager.migrations.shipped import STEPS
+
+__all__ = ("STEPS", "Migrated", "Skip", "Steps", "migrate_jobs")

@@ -1,0 +1,31 @@
+-- Replaces cells of one column by what they say in a later layout, each if it is still as it was found. No change.
+--
+-- KEYS     1 head, 2 tallies, 3 and 4 not used, 5 cells (see common.lua)
+-- ARGV[1]  incarnation
+-- ARGV[2]  tag
+-- ARGV[3]  for each cell: its field, whether it counts in the column, and in the job ("1" or ""), the packed cell
+--          that was found, and the one that it becomes ...
+-- Gives {"gone"}, or {"rewritten", how many}.
+
+local job = open_job(ARGV[1])
+if not job then
+  return { "gone" }
+end
+local packed = redis.call("HGET", KEYS[2], ARGV[2])
+local tally = packed and cmsgpack.unpack(packed)
+local replaced = 0
+for i = 3, #ARGV, 5 do
+  local field, in_column, in_job, found, becomes = unpack(ARGV, i, i + 4)
+  if redis.call("HGET", KEYS[5], field) == found then
+    redis.call("HSET", KEYS[5], field, becomes)
+    if in_column == "1" then
+      count(job, { counts = in_job == "1" }, tally, cmsgpack.unpack(found), cmsgpack.unpack(becomes))
+    end
+    replaced = replaced + 1
+  end
+end
+if tally and cmsgpack.pack(tally) ~= packed then
+  redis.call("HSET", KEYS[2], ARGV[2], cmsgpack.pack(tally))
+  redis.call("HSET", KEYS[1], "total", cmsgpack.pack(job.total))
+end
+return { "rewritten", replaced }

@@ -1,0 +1,78 @@
+"""Jobs and cells that are brought to a later layout: another incarnation's keys, cells replaced as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from celery_statemanager.errors import JobNotFound
+from celery_statemanager.records import CALLBACK_ROW, JobRef, KeptCell
+from celery_statemanager.stores.redis.cells import cell_of, repacked
+from celery_statemanager.stores.redis.keys import JobKeys
+from celery_statemanager.stores.redis.layout import Layout
+from celery_statemanager.stores.redis.listing import column
+from celery_statemanager.stores.redis.reader import Reader
+from celery_statemanager.stores.redis.registry import Registry
+from celery_statemanager.stores.redis.scripts import Scripts
+
+
+def adopt(reader: Reader, registry: Registry, scripts: Scripts, ref: JobRef, incarnation: str) -> None:
+    """Rename a job's keys after another incarnation, if it is still this one; the registry is told before."""
+    adopted = JobRef(ref.key, incarnation)
+    old, new = (JobKeys(reader.prefix, each) for each in (ref, adopted))
+    registry.register(adopted)
+    while True:
+        tags = seen(reader, old)
+        pairs = (name for pair in zip(old.every(tags), new.every(tags)) for name in pair)
+        try:
+            (word,) = reader.run(scripts.adopt, ref, [old.head, *pairs], [incarnation, len(tags)])
+        except JobNotFound:
+            registry.forget(adopted)
+            return
+        if word == b"adopted":
+            registry.forget(ref)
+            return
+
+
+def outdated(reader: Reader, layout: Layout, below: int) -> Iterator[KeptCell]:
+    """Give the cells of an earlier layout, column by column."""
+    keys = layout.keys
+    for name, packed in column(reader.server, keys.callbacks):
+        yield from _if_below(below, name.decode(), CALLBACK_ROW, packed)
+    for tag in seen(reader, keys):
+        for row, packed in column(reader.server, keys.cells(tag)):
+            yield from _if_below(below, tag, int(row), packed)
+
+
+def rewrite(reader: Reader, scripts: Scripts, layout: Layout, cells: Sequence[KeptCell]) -> int:
+    """Replace cells that are still as they were found; one call a column."""
+    columns: dict[tuple[str, str], list[KeptCell]] = {}
+    for each in cells:
+        key, _ = layout.keys.cell(each.tag, each.task_index)
+        columns.setdefault((key, each.tag), []).append(each)
+    replaced = 0
+    for (key, tag), found in columns.items():
+        keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream, key]
+        args = [part for each in found for part in _arguments(layout, each)]
+        _, count = reader.run(scripts.rewrite, layout.job.ref, keys, [tag, *args])
+        replaced += count
+    return replaced
+
+
+def seen(reader: Reader, keys: JobKeys) -> list[str]:
+    """Give the tags that a job has seen."""
+    return [tag.decode() for tag in reader.server.call("HKEYS", keys.tallies)]
+
+
+def _if_below(below: int, tag: str, row: int, packed: bytes) -> Iterable[KeptCell]:
+    cell = cell_of(packed)
+    return [KeptCell(tag, row, cell, packed)] if cell.schema_version < below else []
+
+
+def _arguments(layout: Layout, each: KeptCell) -> Iterator[str | bytes]:
+    _, field = layout.keys.cell(each.tag, each.task_index)
+    _, (_, _, rank, counts) = layout.place(each.tag, each.task_index)
+    yield str(field)
+    yield "1" if rank >= 0 else ""
+    yield "1" if rank >= 0 and counts else ""
+    yield each.mark
+    yield repacked(each.mark, each.cell)
