@@ -17,6 +17,7 @@ from celery_statemanager.testing.contract_completion import CompletionContract
 from celery_statemanager.testing.contract_deletion import DeletionContract
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
+from celery_statemanager.testing.contract_migrations import MigrationContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_stages import StageContract
@@ -42,6 +43,7 @@ class StoreContract(
     WatchContract,
     SubscriptionContract,
     BarrierContract,
+    MigrationContract,
 ):
     """Tests that every store passes, and no test that only one could.
 

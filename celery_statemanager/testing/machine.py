@@ -23,6 +23,9 @@ from celery_statemanager.testing.kit import Grid, every_job
 from celery_statemanager.testing.model import JobModel, Place, brief
 from celery_statemanager.testing.reader import Reader
 
+LATEST = 1_000
+"""A schema that is later than any."""
+
 
 class StoreMachine(RuleBasedStateMachine):
     """Use it through ``store_machine``."""
@@ -136,6 +139,15 @@ class StoreMachine(RuleBasedStateMachine):
             before = set(model.fallen)
             model.cancel(reason)
             assert set(Grid(self.store, model.ref).cancel(reason)) == model.fallen - before
+        self.touched.add(model.job.job_id)
+
+    @rule(model=jobs)
+    def migrate(self, model: JobModel) -> None:
+        """Bring every cell to the next layout; what it says stays."""
+        found = list(self.store.outdated_cells(model.ref, LATEST))
+        later = [replace(each, cell=replace(each.cell, schema_version=each.cell.schema_version + 1)) for each in found]
+        assert self.store.rewrite_cells(model.ref, later) == len(model.cells)
+        model.migrate()
         self.touched.add(model.job.job_id)
 
     @rule(model=jobs)

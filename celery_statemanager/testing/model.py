@@ -99,6 +99,12 @@ class JobModel:
         self.cancelled, self.reason = True, reason
         self._decide(None)
 
+    def migrate(self) -> None:
+        """Keep every cell in the next layout."""
+        self.cells = {
+            place: replace(cell, schema_version=cell.schema_version + 1) for place, cell in self.cells.items()
+        }
+
     def _judge(self, cell: Cell, request: Begin, *, ignore_cancel: bool = False) -> Verdict:
         rank = (request.delivery > cell.delivery) - (request.delivery < cell.delivery)
         first_true: list[tuple[Callable[[], bool], Verdict]] = [

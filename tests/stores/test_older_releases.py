@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from servers import running_redis
 
-from celery_statemanager import Manager, Store, collect_garbage, open_store
+from celery_statemanager import Manager, Status, Store, collect_garbage, migrate_jobs, open_store
+from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import CALLBACK_ROW, JobKey
 from celery_statemanager.stores.sqlite.location import SCHEMA
 from celery_statemanager.testing.kit import FINISHED, Grid, every_job, purge
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DUMPS = sorted(FIXTURES.glob("*-*"))
+FOREIGN = sorted((FIXTURES / "foreign").iterdir())
+"""Jobs as another program makes them: no incarnation, schema 0, states with the seed's fields alone."""
 
 
 def restored_sqlite(dump: Path, home: Path) -> str:
@@ -82,6 +85,39 @@ def test_old_jobs_are_collected(old_store: Store) -> None:
     assert (report.deleted, report.skipped) == (1, {"callback": 1})
     assert [job.job_id for job in every_job(old_store)] == ["etl-42"]
     assert purge(old_store) == 0
+
+
+def test_all_of_it_is_brought_to_the_schema_of_this_release(old_store: Store) -> None:
+    before = {job.key: Grid(old_store, job.ref).states() for job in every_job(old_store)}
+    report = migrate_jobs(old_store)
+    assert (report.scanned, report.skipped) == (2, {})
+    assert {job.schema for job in every_job(old_store)} == {SCHEMA_VERSION}
+    for job in every_job(old_store):
+        grid = Grid(old_store, job.ref)
+        assert grid.states() == before[job.key]
+        assert list(old_store.outdated_cells(job.ref, SCHEMA_VERSION)) == []
+
+
+@pytest.mark.parametrize("dump", FOREIGN, ids=lambda dump: dump.stem)
+def test_a_job_of_another_program_in_an_old_file_becomes_ours(dump: Path, tmp_path: Path) -> None:
+    with open_store(restored_sqlite(dump, tmp_path)) as store:
+        before = Manager.open(store, "load").list_states()
+        report = migrate_jobs(store)
+        assert (report.migrated, report.states) == (1, 3)
+        grid = Grid(store, store.get_job(JobKey("load")).ref)
+        assert grid.ref.incarnation
+        assert {each.schema_version for each in grid.states()} == {grid.job.schema} == {SCHEMA_VERSION}
+        told = [(each.task_index, each.status, each.version, each.timestamp, each.message) for each in before]
+        assert [(s.task_index, s.status, s.version, s.timestamp, s.message) for s in grid.states()] == told
+        assert all(each.event_id for each in grid.states())
+        with grid.manager().subscribe(until_settled=True) as events:
+            for row in (1, 2):
+                grid.run("ingest", row)
+            assert [event.state.status for event in events][-1] == Status.FINISHED
+        assert grid.manager().get_state().finished
+        assert collect_garbage(store, tombstone_age=0.001, delete_age=0.002).deleted in {0, 1}
+        grid.cancel()
+        assert grid.begin("other", 0).verdict.value == "cancelled"
 
 
 def test_an_old_file_has_the_layout_of_a_new_one(tmp_path: Path) -> None:

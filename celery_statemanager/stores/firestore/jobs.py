@@ -81,7 +81,8 @@ class Jobs:
         name = self._database.names.job(job.key)
         kept = replace(job, revision=1, latches=dict(job.latches))
         fields = job_fields(kept, operations, self._check_after())
-        del fields["createdAt"], fields["lastActivity"]
+        for told in ("createdAt", "lastActivity"):
+            fields.pop(told, None)
         while True:
             try:
                 answer = self._database.commit(

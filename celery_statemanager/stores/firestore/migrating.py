@@ -27,7 +27,7 @@ AT_ONCE = 200
 
 
 def adopt(database: Database, jobs: Jobs, ref: JobRef, incarnation: str) -> JobRecord:
-    """Give another program's job an incarnation; what we know nothing of in its document stays. Raises: JobNotFound."""
+    """Give another program's job an incarnation and our other fields. Raises: JobNotFound."""
     deadline, name = database.deadline(), database.names.job(ref.key)
     while True:
         document = database.get([name], deadline).documents.get(name)

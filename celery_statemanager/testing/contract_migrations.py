@@ -1,0 +1,195 @@
+"""What migrations ask of a store: outdated cells found, replaced as they stand; other programs' jobs taken over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from celery_statemanager.errors import JobNotFound
+from celery_statemanager.manager import new_incarnation, new_job
+from celery_statemanager.models import SCHEMA_VERSION, Scope
+from celery_statemanager.records import CALLBACK_ROW, Cell, KeptCell
+from celery_statemanager.stores.base import Store
+from celery_statemanager.subscription import Subscription
+from celery_statemanager.testing.kit import FINISHED, Grid, every_job
+
+LATER = SCHEMA_VERSION + 1
+
+
+def outdated(grid: Grid, below: int = LATER) -> list[KeptCell]:
+    found = grid.store.outdated_cells(grid.ref, below)
+    return sorted(found, key=lambda each: (each.tag, each.task_index))
+
+
+def later(found: list[KeptCell], change: Callable[[Cell], Cell] = lambda cell: cell) -> list[KeptCell]:
+    return [replace(each, cell=replace(change(each.cell), schema_version=LATER)) for each in found]
+
+
+def foreign(store: Store, num_tasks: int = 3) -> Grid:
+    """Create a job as another program does: without an incarnation."""
+    return Grid(store, store.create_job(replace(new_job("job", num_tasks), incarnation="")).ref)
+
+
+def busy(store: Store) -> Grid:
+    grid = Grid.create(store, 3, ("a", "b"), success="call")
+    grid.begin("a", 0, owner="w1", kept="m")
+    grid.write("a", 0, 40, attempt=1, message="page 4", payload='{"progress":{"done":1,"total":4},"rows":[[1]]}')
+    grid.run("a", 1, -1)
+    grid.write("c", 2, 5)
+    return grid
+
+
+class MigrationContract:
+    """What holds for cells and jobs of an earlier schema."""
+
+    def test_cells_of_an_earlier_schema_are_found_and_those_of_callbacks(self, store: Store) -> None:
+        grid = busy(store)
+        grid.begin("success", CALLBACK_ROW)
+        assert outdated(grid, SCHEMA_VERSION) == []
+        found = {(each.tag, each.task_index): each.cell for each in outdated(grid)}
+        assert found == {(tag, row): grid.cell(tag, row) for tag, row in found}
+        assert set(found) == {("a", 0), ("a", 1), ("b", 1), ("c", 2), ("success", CALLBACK_ROW)}
+
+    def test_a_rewritten_cell_says_what_it_said(self, store: Store) -> None:
+        grid = busy(store)
+        job, states, cells = grid.job, grid.states(), {(e.tag, e.task_index): e.cell for e in outdated(grid)}
+        survey = store.survey(grid.ref, indexes=True)
+        assert store.rewrite_cells(grid.ref, later(outdated(grid))) == 4
+        assert outdated(grid) == []
+        for place, cell in cells.items():
+            assert grid.cell(*place) == replace(cell, schema_version=LATER)
+        assert grid.states() == [replace(state, schema_version=LATER) for state in states]
+        assert grid.job == job
+        assert [replace(each, lowest=None) for each in store.survey(grid.ref, indexes=True)[1]] == [
+            replace(each, lowest=None) for each in survey[1]
+        ]
+        (attempt,) = store.list_open_attempts()
+        assert attempt.cell == grid.cell("a", 0)
+
+    def test_it_can_be_written_on(self, store: Store) -> None:
+        grid = busy(store)
+        store.rewrite_cells(grid.ref, later(outdated(grid)))
+        assert grid.end("a", 0, keeps_payload=True).cell.version == 3
+        assert json.loads(grid.cell("a", 0).payload or "") == {"progress": {"done": 4, "total": 4}, "rows": [[1]]}
+        assert grid.begin("a", 1, takes_over=True).cell.attempt == 2
+        assert grid.cell("b", 1).status == 0
+        assert grid.cell("a", 0).schema_version == LATER
+
+    def test_readers_are_told_no_version_twice(self, store: Store) -> None:
+        grid = busy(store)
+        with Subscription(store, grid.ref, Scope()) as events:
+            while events.get(0.0) is not None:
+                pass
+            store.rewrite_cells(grid.ref, later(outdated(grid)))
+            version = grid.write("c", 2, 6).cell.version
+            event = events.get(20.0)
+            assert event is not None
+            assert (event.state.tag, event.state.version) == ("c", version)
+
+    def test_tallies_follow_what_changes_of_a_payload(self, store: Store) -> None:
+        grid = Grid.create(store, 1, ("a",))
+        grid.write("a", 0, 40, payload='{"seen":[3,4]}')
+        progress = '{"progress":{"done":3,"total":4}}'
+        assert store.rewrite_cells(grid.ref, later(outdated(grid), lambda cell: replace(cell, payload=progress))) == 1
+        assert (grid.cell("a", 0).payload, grid.manager().summary().fraction) == (progress, 0.75)
+        bare = later(outdated(grid, LATER + 1), lambda cell: replace(cell, payload=None))
+        assert store.rewrite_cells(grid.ref, [replace(e, cell=replace(e.cell, schema_version=9)) for e in bare]) == 1
+        assert (grid.cell("a", 0).payload, grid.manager().summary().fraction) == (None, 0.4)
+
+    def test_everything_that_may_change_of_a_cell_does(self, store: Store) -> None:
+        grid = busy(store)
+        (found,) = [each for each in outdated(grid) if (each.tag, each.task_index) == ("b", 1)]
+        assert found.cell.blocked_by == "a"
+        new = replace(found.cell, message="wörds", event_id="e", losses=2, kept="k", blocked_by="x", began_at=7)
+        assert store.rewrite_cells(grid.ref, later([replace(found, cell=new)])) == 1
+        assert grid.cell("b", 1) == replace(new, schema_version=LATER)
+        assert grid.state("b", 1).message == "wörds"
+
+    def test_a_cell_that_was_written_or_rewritten_since_it_was_found_stays(self, store: Store) -> None:
+        grid = Grid.create(store, 3)
+        for row in range(3):
+            grid.write("a", row, 5)
+        found = outdated(grid)
+        grid.write("a", 1, 6)
+        assert store.rewrite_cells(grid.ref, later(found)) == 2
+        assert store.rewrite_cells(grid.ref, later(found)) == 0
+        assert [(each.task_index, each.cell.status) for each in outdated(grid)] == [(1, 6)]
+
+    def test_cells_of_a_deleted_job_are_not_found(self, store: Store) -> None:
+        grid = busy(store)
+        found = later(outdated(grid))
+        grid.delete()
+        Grid.create(store, 3)
+        for use in (lambda: outdated(grid), lambda: store.rewrite_cells(grid.ref, found)):
+            with pytest.raises(JobNotFound):
+                use()
+
+    def test_another_programs_job_gains_an_incarnation_and_keeps_its_states(self, store: Store) -> None:
+        old = foreign(store)
+        old.write("a", 0, 40, message="half way", payload='{"n":1}')
+        old.write("b", 2, FINISHED)
+        states = old.states()
+        job = store.adopt_job(old.ref, incarnation := new_incarnation())
+        assert (job.incarnation, job.schema, job.revision > 0) == (incarnation, 0, True)
+        new = Grid(store, job.ref)
+        assert new.job == job
+        assert [replace(state, schema_version=1) for state in new.states()] == states
+        assert (new.lowest().task_index, new.lowest("a").task_index) == (0, 1)
+        assert new.manager().summary().running == 1
+        assert [each.ref for each in every_job(store)] == [job.ref]
+
+    def test_the_reference_without_an_incarnation_is_that_of_no_job_then(self, store: Store) -> None:
+        old = foreign(store)
+        old.write("a", 0, 5)
+        watch = store.watch(old.ref, Scope())
+        store.adopt_job(old.ref, new_incarnation())
+        for use in (
+            old.states,
+            old.lowest,
+            lambda: old.write("a", 0, 6),
+            lambda: old.begin("a", 1),
+            lambda: watch.read(5),
+        ):
+            with pytest.raises(JobNotFound):
+                use()
+        watch.close()
+
+    def test_a_job_is_taken_over_once(self, store: Store) -> None:
+        old = foreign(store)
+        first = store.adopt_job(old.ref, new_incarnation())
+        assert store.adopt_job(old.ref, new_incarnation()).incarnation == first.incarnation
+        Grid(store, first.ref).delete()
+        with pytest.raises(JobNotFound):
+            store.adopt_job(old.ref, new_incarnation())
+
+    def test_a_job_that_is_being_taken_over_is_written_on_and_counted_right_in_the_end(self, store: Store) -> None:
+        old = foreign(store)
+        for row in range(3):
+            old.write("a", row, 5)
+        grid = Grid(store, store.adopt_job(old.ref, new_incarnation()).ref)
+        assert grid.run("a", 0).cell.version == 3
+        grid.write("b", 1, 7)
+        found = [replace(each, cell=replace(each.cell, schema_version=1)) for each in outdated(grid, 1)]
+        grid.write("a", 1, 6)
+        store.rewrite_cells(grid.ref, found)
+        left = [replace(each, cell=replace(each.cell, schema_version=1)) for each in outdated(grid, 1)]
+        store.rewrite_cells(grid.ref, left)
+        assert outdated(grid, 1) == []
+        grid.update(lambda job: replace(job, schema_version=1))
+        summary = grid.manager().summary()
+        assert (summary.finished, summary.running, summary.not_started) == (1, 3, 2)
+        assert grid.manager().summary(indexes=False).running == 3
+        assert grid.lowest().task_index == 0
+
+    def test_a_job_that_is_deleted_while_it_is_taken_over_leaves_nothing(self, store: Store) -> None:
+        old = foreign(store)
+        for row in range(3):
+            old.write("a", row, 5)
+        grid = Grid(store, store.adopt_job(old.ref, new_incarnation()).ref)
+        store.rewrite_cells(grid.ref, later(outdated(grid)[:1]))
+        grid.delete()
+        successor = Grid.create(store, 3)
+        assert (successor.states(), store.purge()) == ([], 0)

@@ -1,0 +1,239 @@
+"""Jobs that the Go module wrote, document by document, become ours: counted, settled, watched, cancelled, collected."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+from firestore_kit import Documents, Spy
+
+from celery_statemanager import JobNotFound, Manager, Status, collect_garbage, migrate_jobs
+from celery_statemanager.migrations import Skip
+from celery_statemanager.models import SCHEMA_VERSION
+from celery_statemanager.records import JobKey
+from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore.values import Moment
+from celery_statemanager.testing import WrappedStore
+from celery_statemanager.testing.kit import Grid, purge
+
+STAMP = 1_700_000_000_123_000
+
+
+@pytest.fixture
+def spy() -> Spy:
+    return Spy()
+
+
+@pytest.fixture
+def store(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
+    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+        yield store
+
+
+@pytest.fixture
+def documents(store: FirestoreStore) -> Documents:
+    return Documents(store)
+
+
+def go_state(documents: Documents, tag: str, row: int, status: int, **fields: Any) -> None:
+    path = f"jobs/go/states/{tag}:{row}"
+    known = {"jobID": "go", "taskID": row, "tag": tag, "status": status, "message": f"{tag} {row}"}
+    more = {"timestamp": Moment(STAMP + row), "version": 3, "eventID": f"{tag}-{row}", "payload": {"rows": row}}
+    documents.put(path, **{**known, **more, "schemaVersion": 1, **fields})
+
+
+@pytest.fixture
+def go_job(documents: Documents) -> None:
+    """Write a job of 40 tasks: 30 done, 5 under way, one failed, four never heard of."""
+    documents.put("jobs/go", numTasks=40, deleted=False, schemaVersion=1)
+    for row in range(30):
+        go_state(documents, "ingest", row, Status.FINISHED)
+    for row in range(30, 35):
+        go_state(documents, "ingest", row, 50)
+    go_state(documents, "ingest", 35, -12)
+
+
+pytestmark = pytest.mark.usefixtures("go_job")
+
+
+def test_states_gain_our_fields_and_keep_their_own(store: FirestoreStore, documents: Documents) -> None:
+    go_state(documents, "ingest", 36, 7, payload={"at": Moment(STAMP), "n": 1}, traceID="t-1", eventID="")
+    before = Manager.open(store, "go").list_states()
+    theirs = {row: documents.get(f"jobs/go/states/ingest:{row}") for row in (0, 30, 36)}
+    report = migrate_jobs(store)
+    assert (report.migrated, report.states, report.skipped) == (1, 37, {})
+    job = documents.get("jobs/go")
+    assert job["schemaVersion"] == SCHEMA_VERSION
+    for row, old in theirs.items():
+        new = documents.get(f"jobs/go/states/ingest:{row}")
+        assert new["eventID"]
+        assert {**new, **old, "eventID": new["eventID"]} == new
+        assert (new["incarnation"], new["attempt"], new["open"]) == (job["incarnation"], 0, False)
+        assert new["column"] == f"{job['incarnation']}:ingest"
+    after = Manager.open(store, "go").list_states()
+    assert [state for state in after if state.task_index != 36] == [each for each in before if each.task_index != 36]
+
+
+def test_its_aggregates_cost_what_those_of_our_jobs_do(store: FirestoreStore, spy: Spy) -> None:
+    def cost() -> tuple[int, int]:
+        spy.clear()
+        manager = Manager.open(store, "go")
+        summary, lowest = manager.summary(indexes=False), manager.get_state()
+        assert (summary.finished, summary.running, summary.failed, summary.not_started) == (30, 5, 1, 4)
+        assert (summary.fraction, lowest.status, lowest.task_index) == ((30 + 5 * 0.5) / 40, -12, 35)
+        listed = [each for each in spy.requests if hasattr(each, "structured_query")]
+        whole = [each for each in listed if each.structured_query.limit is None or each.structured_query.limit > 1]
+        return spy.total, len(whole)
+
+    assert cost()[1] > 0
+    migrate_jobs(store)
+    calls, whole = cost()
+    ours = Grid.create(store, 40, job_id="ours")
+    ours.write("ingest", 0, 5)
+    spy.clear()
+    manager = Manager.open(store, "ours")
+    assert manager.summary(indexes=False).running == 1
+    assert manager.get_state().task_index == 1
+    assert whole == 0
+    assert calls <= spy.total
+
+
+def test_it_settles_is_watched_and_cancelled(store: FirestoreStore) -> None:
+    migrate_jobs(store)
+    with Manager.open(store, "go").subscribe(until_settled=True) as events:
+        seen = [next(events) for _ in range(36)]
+        assert all(event.replay for event in seen)
+        for row in range(30, 40):
+            with Manager.open(store, "go", task_index=row) as manager:
+                assert manager.begin("ingest") == 1
+                assert manager.set_state("ingest", Status.FINISHED).version == (4 if row < 36 else 1) + 1
+        assert {event.state.task_index for event in events} == set(range(30, 40))
+    assert Manager.open(store, "go").get_state().finished
+    grid = Grid(store, store.get_job(JobKey("go")).ref)
+    grid.cancel()
+    assert grid.begin("other", 0).verdict.value == "cancelled"
+
+
+def test_it_is_collected_when_it_has_been_idle_since(store: FirestoreStore, documents: Documents) -> None:
+    migrate_jobs(store)
+    job = store.get_job(JobKey("go"))
+    assert (job.last_activity > STAMP, job.created_at > STAMP) == (True, True)
+    while store.now() - job.last_activity < 10_000:
+        pass
+    assert collect_garbage(store, tombstone_age="30d", delete_age="90d").scanned == 0
+    assert collect_garbage(store, tombstone_age=0.002, delete_age=0.004).deleted == 1
+    assert purge(store) == 0
+    assert documents.ids("jobs/go/states") == []
+
+
+def test_a_job_that_was_marked_deleted_stays_so(store: FirestoreStore, documents: Documents) -> None:
+    documents.put("jobs/go", numTasks=40, deleted=True, schemaVersion=1)
+    migrate_jobs(store)
+    assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 0
+    assert documents.get("jobs/go")["deleted"] is True
+    assert store.get_job(JobKey("go")).tombstoned_at is not None
+
+
+def test_documents_without_what_later_releases_of_the_module_write(store: FirestoreStore, documents: Documents) -> None:
+    documents.put("jobs/bare", numTasks=1, deleted=False)
+    documents.put("jobs/bare/states/a:0", taskID=0, tag="a", status=5)
+    documents.put("jobs/bare/states/notes", words="none of ours")
+    assert migrate_jobs(store, job_id="bare").states == 1
+    state = Manager.open(store, "bare").get_state("a", 0)
+    assert (state.status, state.version, bool(state.event_id)) == (5, 1, True)
+    assert documents.get("jobs/bare/states/notes") == {"words": "none of ours"}
+
+
+def test_a_writer_that_knows_nothing_of_it_yet_is_fenced(
+    store: FirestoreStore, documents: Documents, firestore_emulator: str
+) -> None:
+    """It has seen the job a moment ago and would write from memory: a new cell, and one that it wrote before."""
+    stale = Manager.open(store, "go", task_index=30), Manager.open(store, "go", task_index=39)
+    for manager in stale:
+        manager.set_state("ingest", 51)
+    with FirestoreStore(documents.address) as other:
+        job = other.get_job(JobKey("go"))
+        other.adopt_job(job.ref, "f" * 16)
+        for manager in stale:
+            for tag in ("ingest", "other"):
+                with pytest.raises(JobNotFound):
+                    manager.set_state(tag, 52)
+        assert migrate_jobs(other).states == 37
+    assert "other:39" not in documents.ids("jobs/go/states")
+    now = Manager.open(store, "go", task_index=30)
+    assert now.get_state("ingest", 30).status == 51
+    assert now.set_state("ingest", 52).version == 5
+
+
+def test_what_beat_does_leaves_it_alone(store: FirestoreStore, documents: Documents) -> None:
+    before = documents.get("jobs/go")
+    assert migrate_jobs(store, foreign=False).skipped == {Skip.FOREIGN.value: 1}
+    assert documents.get("jobs/go") == before
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_commit_whose_answer_is_lost_is_done_once(store: FirestoreStore, spy: Spy, when: str, number: int) -> None:
+    """The three commits: the job's incarnation, its states, its schema."""
+    commits = iter(range(100))
+
+    def lose(method: str, _: Any) -> tuple[str, grpc.StatusCode] | None:
+        lost = method == "Commit" and next(commits) == number
+        return (when, grpc.StatusCode.UNAVAILABLE) if lost else None
+
+    spy.fault = lose
+    migrate_jobs(store)
+    spy.fault = lambda method, request: None
+    job = store.get_job(JobKey("go"))
+    assert job.schema == SCHEMA_VERSION
+    (column,) = store.survey(job.ref)[1]
+    assert column.tally == store.survey(job.ref, indexes=True)[1][0].tally
+    assert (column.tally.finished, column.tally.running, column.tally.failed) == (30, 5, 1)
+
+
+def test_states_written_while_a_portion_is_on_its_way_are_taken_one_by_one(
+    store: FirestoreStore, documents: Documents
+) -> None:
+    """A Go program that writes on: nothing fences it, but until the job is stamped its last word is taken."""
+
+    class Meanwhile(WrappedStore):
+        left = 2
+
+        def rewrite_cells(self, ref: Any, cells: Any) -> int:
+            if self.left:
+                self.left -= 1
+                go_state(documents, "ingest", 31, 60 + self.left, version=4)
+            return super().rewrite_cells(ref, cells)
+
+    assert migrate_jobs(Meanwhile(store)).states == 36
+    job = store.get_job(JobKey("go"))
+    assert Grid(store, job.ref).cell("ingest", 31).status == 60
+    assert store.survey(job.ref)[1][0].tally == store.survey(job.ref, indexes=True)[1][0].tally
+
+
+def test_readers_of_a_half_migrated_job_see_all_of_it(store: FirestoreStore) -> None:
+    looks: list[Callable[[Manager], Any]] = [
+        lambda manager: replace(manager.summary(), lowest=None),
+        lambda manager: replace(manager.summary(indexes=False), lowest=None).failed,
+        lambda manager: replace(manager.get_state(), schema_version=0),
+        lambda manager: replace(manager.get_state("ingest"), schema_version=0),
+        lambda manager: manager.get_state(task_index=35).status,
+        lambda manager: manager.get_state("ingest", 31).status,
+        lambda manager: [state.version for state in manager.list_states()],
+    ]
+    before = [look(Manager.open(store, "go")) for look in looks]
+
+    class Looking(WrappedStore):
+        def calling(self, method: str, call: Callable[[], Any]) -> Any:
+            answer = call()
+            assert [look(Manager.open(store, "go")) for look in looks] == before, method
+            return answer
+
+        def rewrite_cells(self, ref: Any, cells: Any) -> int:
+            return sum(super(Looking, self).rewrite_cells(ref, [each]) for each in cells)
+
+    assert migrate_jobs(Looking(store)).states == 36
