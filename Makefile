@@ -10,6 +10,7 @@
 # make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
 # make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
 # make gc PROJECT_ID= TOMBSTONE_AGE= DELETE_AGE= ARGS=--dry-run   collect garbage in Firestore; URL= for another store
+# make migrate PROJECT_ID= TARGET= ARGS=--dry-run   bring jobs in Firestore to a later schema; URL= for another store
 # make test-firestore                       test the Firestore store, on FIRESTORE_EMULATOR_HOST if that is set
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -26,6 +27,7 @@ ARGS   ?=
 CELERY ?= 5.6.2
 TOMBSTONE_AGE ?= 30d
 DELETE_AGE    ?= 90d
+TARGET    ?=
 URL       ?= $(if $(PROJECT_ID),firestore://$(PROJECT_ID))
 HOST_PORT ?= localhost:8787
 DATABASE  ?= (default)
@@ -37,7 +39,7 @@ beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)
 
 .PHONY: demo bench bench-quick test test-full test-core test-celery test-wheel test-firestore chaos check docs format clean help \
-  firestore-init firestore-indexes firestore-emulator gc
+  firestore-init firestore-indexes firestore-emulator gc migrate
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -118,6 +120,10 @@ firestore-emulator:
 gc: $(VENV)/.test
 	@test -n "$(URL)" || { echo "usage: make gc PROJECT_ID=my-project [TOMBSTONE_AGE=30d] [DELETE_AGE=90d] [ARGS=--dry-run]" >&2; exit 2; }
 	@$(bin)/celery gc-state --store "$(URL)" --tombstone-age "$(TOMBSTONE_AGE)" --delete-age "$(DELETE_AGE)" $(ARGS)
+
+migrate: $(VENV)/.test
+	@test -n "$(URL)" || { echo "usage: make migrate PROJECT_ID=my-project [TARGET=1] [ARGS='--job etl-42 --dry-run']" >&2; exit 2; }
+	@$(bin)/celery migrate-state --store "$(URL)" $(if $(TARGET),--target "$(TARGET)") $(ARGS)
 
 test-firestore: $(VENV)/.test
 	$(bin)/python -m pytest tests/stores tests/integration --firestore -k firestore $(ARGS)

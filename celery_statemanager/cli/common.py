@@ -113,13 +113,17 @@ def interruptible() -> Iterator[None]:
         raise click.exceptions.Exit(int(Exit.OK)) from None
 
 
-def find_job(store: Store, job_id: str, run_token: str | None) -> JobRecord:
-    """Give a job. Raises: JobNotFound, StoreError; ends the command where the names cannot be any job's."""
+def job_key(job_id: str, run_token: str | None) -> JobKey:
+    """Give the pair that a job is kept under; end the command where it cannot be any job's."""
     try:
-        key = JobKey(check_name("--job", job_id), check_optional("--run-token", run_token))
+        return JobKey(check_name("--job", job_id), check_optional("--run-token", run_token))
     except ValueError as error:
         fail(str(error), Exit.USAGE)
-    return retention.find_job(store, key)
+
+
+def find_job(store: Store, job_id: str, run_token: str | None) -> JobRecord:
+    """Give a job. Raises: JobNotFound, StoreError; ends the command where the names cannot be any job's."""
+    return retention.find_job(store, job_key(job_id, run_token))
 
 
 def checked_task(job: JobRecord, task_index: int | None) -> int | None:

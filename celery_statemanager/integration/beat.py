@@ -19,11 +19,13 @@ from celery_statemanager.garbage import collect_garbage
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.settings import PREFIX
 from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.migrations import migrate_jobs
 
 logger = logging.getLogger(__name__)
 
 COLLECT = "celery_statemanager.collect_garbage"
 SWEEP = "celery_statemanager.sweep"
+MIGRATE = "celery_statemanager.migrate_jobs"
 
 LONGEST_WAIT = 3_600.0
 """Seconds after which a message that no worker took is dropped: the next one comes soon."""
@@ -41,6 +43,10 @@ def install(tracker: Tracker) -> None:
     def sweep_once() -> dict[str, Any]:
         return asdict(sweep(tracker))
 
+    @register(name=MIGRATE)
+    def migrate() -> dict[str, Any]:
+        return _migrate(tracker)
+
     mine = weakref.ref(tracker)  # a signal must not keep an app alive
     import_modules.connect(lambda **_: _add_entries(mine()), sender=tracker.app, weak=False)
 
@@ -50,7 +56,8 @@ def _add_entries(tracker: Tracker | None) -> None:
     if tracker is None:
         return
     conf, settings = tracker.app.conf, tracker.settings
-    wanted = {COLLECT: settings.gc_schedule, SWEEP: settings.sweep_schedule}
+    migrate_when = None if settings.migrate_target is None else settings.migrate_schedule
+    wanted = {COLLECT: settings.gc_schedule, SWEEP: settings.sweep_schedule, MIGRATE: migrate_when}
     entries = {task: _entry(task, when) for task, when in wanted.items() if when is not None}
     for task, entry in entries.items():
         conf.beat_schedule.setdefault(task, entry)  # in place, as Celery does: 5.6 cannot replace a namespaced setting
@@ -61,6 +68,14 @@ def _entry(task: str, when: Any) -> dict[str, Any]:
     seconds = when.total_seconds() if isinstance(when, timedelta) else when
     expires = min(seconds, LONGEST_WAIT) if isinstance(seconds, (int, float)) else LONGEST_WAIT
     return {"task": task, "schedule": when, "options": {"expires": expires}}
+
+
+def _migrate(tracker: Tracker) -> dict[str, Any]:
+    """Migrate, but for jobs of other programs: nobody is there to say that these have stopped writing."""
+    migrated = migrate_jobs(tracker.store, tracker.settings.migrate_target, foreign=False)
+    if migrated:
+        logger.info("migrated: %s", migrated)
+    return asdict(migrated)
 
 
 def _collect(tracker: Tracker) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from celery.schedules import BaseSchedule
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.limits import MAX_STATE_BYTES
+from celery_statemanager.migrations import STEPS
 from celery_statemanager.retention import Ages
 
 PREFIX = "statemanager_"
@@ -40,6 +41,8 @@ class Settings:
         gc_tombstone_age: how long a job is idle until it is hidden: a text such as ``30d``, seconds or a timedelta.
         gc_delete_age: how long a job is idle until it is deleted; longer, and set together with the other.
         sweep_schedule: when beat has a worker sweep, beside what beat and every worker do by themselves.
+        migrate_target: the schema that beat has jobs of earlier releases brought to; None for never.
+        migrate_schedule: when beat has them brought there, if at all: seconds, a timedelta or a crontab.
         metrics: whether to measure with OpenTelemetry, where ``opentelemetry-api`` is installed.
     """
 
@@ -57,6 +60,8 @@ class Settings:
     gc_tombstone_age: Any = None
     gc_delete_age: Any = None
     sweep_schedule: Any = None
+    migrate_target: int | None = None
+    migrate_schedule: Any = 3_600.0
     metrics: bool = True
 
     @classmethod
@@ -74,9 +79,10 @@ class Settings:
         self._choice("on_lost", POLICIES)
         self._choice("on_store_error", ("log", "raise"))
         self._choice("metrics", (True, False))
-        for name in ("gc_schedule", "sweep_schedule"):
+        for name in ("gc_schedule", "sweep_schedule", "migrate_schedule"):
             self._schedule(name)
         self._ages()
+        self._target()
         if not isinstance(self.store_url, str):
             raise ConfigurationError(f"{PREFIX}store_url is a URL, not {self.store_url!r}")
 
@@ -109,6 +115,14 @@ class Settings:
                 f"say both, such as '30d' and '90d'; they are {given[0]!r} and {given[1]!r}"
             )
         Ages.of(*given)
+
+    def _target(self) -> None:
+        if self.migrate_target is None:
+            return
+        try:
+            STEPS.checked(self.migrate_target)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{PREFIX}migrate_target: {error}") from None
 
     def _choice(self, name: str, choices: tuple[object, ...]) -> None:
         value = getattr(self, name)

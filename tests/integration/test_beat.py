@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -14,7 +15,8 @@ from celery.schedules import crontab
 from servers import running_redis
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, StateManager, open_store
-from celery_statemanager.integration.beat import COLLECT, SWEEP
+from celery_statemanager.integration.beat import COLLECT, MIGRATE, SWEEP
+from celery_statemanager.manager import new_incarnation, new_job
 
 AGES = {"statemanager_gc_tombstone_age": "30d", "statemanager_gc_delete_age": "90d"}
 
@@ -37,15 +39,29 @@ def schedule_of(app):
     ("when", "expires"), [(60, 60), (timedelta(minutes=5), 300), (timedelta(days=1), 3600), (crontab(hour=3), 3600)]
 )
 def test_entries_come_from_settings_and_expire(when, expires):
-    entries = schedule_of(app_with(**AGES, statemanager_gc_schedule=when, statemanager_sweep_schedule=30))
-    assert entries[COLLECT] == {"task": COLLECT, "schedule": when, "options": {"expires": expires}}
+    entries = schedule_of(
+        app_with(
+            **AGES,
+            statemanager_gc_schedule=when,
+            statemanager_sweep_schedule=30,
+            statemanager_migrate_target=1,
+            statemanager_migrate_schedule=when,
+        )
+    )
+    for task in (COLLECT, MIGRATE):
+        assert entries[task] == {"task": task, "schedule": when, "options": {"expires": expires}}
     assert entries[SWEEP]["schedule"] == 30
+
+
+def test_a_target_alone_has_jobs_migrated_each_hour():
+    entry = {"task": MIGRATE, "schedule": 3600.0, "options": {"expires": 3600.0}}
+    assert schedule_of(app_with(statemanager_migrate_target=1)) == {MIGRATE: entry}
 
 
 def test_without_settings_there_are_tasks_to_name_and_no_entries():
     app = app_with()
     assert not schedule_of(app)
-    assert {COLLECT, SWEEP} <= set(app.tasks)
+    assert {COLLECT, SWEEP, MIGRATE} <= set(app.tasks)
     assert app.tasks[COLLECT].ignore_result
 
 
@@ -68,12 +84,13 @@ def test_settings_under_a_namespace():
         "CELERY_STATEMANAGER_GC_SCHEDULE": 60,
         "CELERY_STATEMANAGER_GC_TOMBSTONE_AGE": "30d",
         "CELERY_STATEMANAGER_GC_DELETE_AGE": "90d",
+        "CELERY_STATEMANAGER_MIGRATE_TARGET": 1,
         "CELERY_BEAT_SCHEDULE": {"mine": {"task": "mine", "schedule": 1}},
     }
     app = Celery("beaten", set_as_current=False)
     app.config_from_object(conf, namespace="CELERY")
     StateManager(app)
-    assert set(schedule_of(app)) == {"mine", COLLECT}
+    assert set(schedule_of(app)) == {"mine", COLLECT, MIGRATE}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +100,9 @@ def test_settings_under_a_namespace():
         ({"statemanager_gc_tombstone_age": "30d", "statemanager_gc_delete_age": "3d"}, "must be longer"),
         ({"statemanager_gc_schedule": "daily", **AGES}, "a crontab, not 'daily'"),
         ({"statemanager_sweep_schedule": 0}, "seconds above 0"),
+        ({"statemanager_migrate_target": 99}, "statemanager_migrate_target: this release knows no schema 99"),
+        ({"statemanager_migrate_target": "new"}, "statemanager_migrate_target: the target is a schema's number"),
+        ({"statemanager_migrate_schedule": "daily"}, "a crontab, not 'daily'"),
     ],
 )
 def test_settings_that_make_no_sense_keep_beat_from_starting(conf, words):
@@ -112,13 +132,7 @@ from celery import Celery
 from celery_statemanager import StateManager
 
 app = Celery("tracked", broker="filesystem://", broker_transport_options={folder!r})
-app.conf.update(
-    statemanager_store_url={url!r},
-    statemanager_gc_schedule=1,
-    statemanager_gc_tombstone_age="1ms",
-    statemanager_gc_delete_age="2ms",
-    redbeat_redis_url={redis!r},
-)
+app.conf.update({settings!r})
 StateManager(app)
 
 @app.task
@@ -127,6 +141,12 @@ def mine():
 
 app.conf.beat_schedule = {{"mine": {{"task": "tracked.mine", "schedule": 1}}}}
 """
+
+GARBAGE = {
+    "statemanager_gc_schedule": 1,
+    "statemanager_gc_tombstone_age": "1ms",
+    "statemanager_gc_delete_age": "2ms",
+}
 
 SITE = """
 SECRET_KEY = "of a test"
@@ -147,11 +167,12 @@ def beaten(tmp_path):
     """Run beat with a scheduler, and a worker, until the test ends; give the store."""
     with ExitStack() as stack:
 
-        def start(scheduler):
+        def start(scheduler, **settings):
             redis = stack.enter_context(running_redis()).url if scheduler == "redbeat" else None
             url = f"sqlite:///{tmp_path}/states.db"
             folder = {name: str(tmp_path) for name in ("data_folder_in", "data_folder_out", "control_folder")}
-            (tmp_path / "tracked.py").write_text(APP.format(folder=folder, url=url, redis=redis))
+            settings.update(statemanager_store_url=url, redbeat_redis_url=redis)
+            (tmp_path / "tracked.py").write_text(APP.format(folder=folder, settings=settings))
             environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
             if scheduler == "django":
                 (tmp_path / "site_settings.py").write_text(SITE)
@@ -173,10 +194,20 @@ def beaten(tmp_path):
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_real_beat_has_a_real_worker_collect_garbage(scheduler, beaten, tmp_path, eventually):
-    store = beaten(scheduler)
+    store = beaten(scheduler, **GARBAGE)
     job = Manager.create(store, "old", num_tasks=1)
     eventually(lambda: gone(job))
     eventually((tmp_path / "mine").exists)
+
+
+def test_a_real_beat_has_a_real_worker_migrate_jobs_but_not_those_of_other_programs(beaten, eventually):
+    store = beaten("celery", statemanager_migrate_target=1, statemanager_migrate_schedule=1)
+    foreign = store.create_job(replace(new_job("foreign", 1), incarnation=""))
+    half = store.create_job(replace(new_job("half", 1), incarnation=""))
+    half = store.adopt_job(half.ref, new_incarnation())
+    assert half.schema == 0
+    eventually(lambda: store.get_job(half.key).schema == 1)
+    assert store.get_job(foreign.key).incarnation == ""
 
 
 def gone(manager):

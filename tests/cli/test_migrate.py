@@ -1,0 +1,122 @@
+"""``migrate-state``: says what it does, and on a dry run what it would do."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from celery_statemanager.cli import migrate
+from celery_statemanager.manager import new_job
+from celery_statemanager.migrations import Steps
+from celery_statemanager.models import Status
+from celery_statemanager.records import JobKey, Write
+from celery_statemanager.testing.kit import every_job
+
+
+@pytest.fixture
+def run(command):
+    def run(*arguments):
+        return command("migrate-state", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def old(store):
+    """A store with two jobs of another program, of two states each, and one of this release."""
+    for name in ("etl-42", "x" * 150):
+        job = store.create_job(replace(new_job(name, 2), incarnation=""))
+        for row in range(2):
+            store.write(job.ref, Write(tag="a", task_index=row, status=Status.FINISHED, event_id=f"e{row}"))
+    store.create_job(new_job("ours", 1))
+    return store
+
+
+@pytest.fixture
+def longer_history(monkeypatch):
+    """A release whose newest schema is 3, and which lacks the step to 2."""
+    steps = Steps()
+    steps.states(1)(lambda _, cell: cell)
+    steps.states(3)(lambda _, cell: cell)
+    monkeypatch.setattr(migrate, "STEPS", steps)
+    return steps
+
+
+def test_it_migrates_and_counts(run, old):
+    result = run("--target", "1")
+    assert result.exit_code == 0
+    assert result.stdout == "     3  jobs looked at\n     2  brought to schema 1\n     0  states of theirs\n"
+    assert all(job.incarnation for job in every_job(old))
+    told = json.loads(run("--format", "json").stdout)
+    assert told == {"target": 1, "scanned": 3, "migrated": 0, "states": 0, "skipped": {}, "dryRun": False}
+
+
+def test_a_dry_run_tells_each_job_and_leaves_it(run, old):
+    before = list(every_job(old))
+    text = run("--dry-run").stdout
+    assert "would migrate: etl-42, from schema 0, 0 states\n" in text
+    assert "     2  brought to schema 1 (nothing was written)\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+    job, _, report = map(json.loads, run("--dry-run", "--format", "json").stdout.splitlines())
+    assert job == {"jobID": "etl-42", "runToken": None, "action": "migrated", "states": 0, "schemaVersion": 0}
+    assert (report["migrated"], report["dryRun"]) == (2, True)
+    assert list(every_job(old)) == before
+
+
+def test_one_job_and_a_limit(run, old):
+    assert "     1  brought to schema 1\n" in run("--job", "etl-42").stdout
+    assert old.get_job(JobKey("etl-42")).incarnation
+    assert "     0  brought to schema 1\n" in run("--job", "ours").stdout
+    old.create_job(replace(new_job("third", 1), incarnation=""))
+    assert "     1  brought to schema 1\n" in run("--limit", "1").stdout
+
+
+def test_the_target_of_the_settings_holds_where_none_is_given(run, app, old):
+    app.conf.statemanager_migrate_target = 1
+    assert "     2  brought to schema 1\n" in run().stdout
+    app.conf.statemanager_migrate_target = 9
+    result = run()
+    assert result.exit_code == 78
+    assert result.stderr.startswith("Error: statemanager_migrate_target: this release knows no schema 9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--target", "2"), "this release knows no schema 2, its newest is 1: upgrade celery-statemanager here"),
+        (("--target", "0"), "the target is a schema's number, 1 … 1, not 0"),
+        (("--run-token", "r"), "--run-token tells runs of one job apart: give the job, --job ID"),
+        (("--job", ""), "--job"),
+    ],
+)
+def test_what_makes_no_sense_ends_it_before_anything_is_done(run, old, error_of, arguments, words):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert error_of(result).startswith(words)
+    assert not old.get_job(JobKey("etl-42")).incarnation
+
+
+def test_a_gap_is_named(run, old, error_of, longer_history):
+    result = run("--target", "3")
+    assert result.exit_code == 2
+    assert error_of(result).startswith("no step leads to schema 2, so schema 3 cannot be reached")
+
+
+def test_there_is_no_way_back(run, old, error_of):
+    job = old.get_job(JobKey("ours"))
+    old.update_job(replace(job, schema_version=2))
+    result = run("--target", "1", "--job", "ours")
+    assert result.exit_code == 2
+    assert error_of(result).startswith("job 'ours' has schema 2, there is no way back to 1")
+    assert "     1  left: has a later schema\n" in run("--target", "1").stdout
+
+
+def test_a_job_that_is_not_there(run, old):
+    assert run("--job", "nobody").exit_code == 66
+
+
+def test_help_has_examples_and_exit_codes_and_fits_80_columns(run):
+    text = run("--help").stdout
+    assert "celery -A proj migrate-state --target 1 --dry-run" in text
+    assert "69  the store cannot be reached" in text
+    assert max(map(len, text.splitlines())) <= 80
