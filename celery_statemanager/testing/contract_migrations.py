@@ -118,6 +118,17 @@ class MigrationContract:
         assert store.rewrite_cells(grid.ref, later(found)) == 0
         assert [(each.task_index, each.cell.status) for each in outdated(grid)] == [(1, 6)]
 
+    def test_a_writer_goes_on_from_what_somebody_else_rewrote(self, store: Store, other_store: Store) -> None:
+        grid = Grid.create(store, 1, ("a",))
+        grid.begin("a", 0)
+        grid.write("a", 0, 40, payload='{"progress":{"done":1,"total":4}}')
+        other = grid.seen_by(other_store)
+        progress = '{"progress":{"done":3,"total":4}}'
+        assert other_store.rewrite_cells(grid.ref, later(outdated(other), lambda cell: replace(cell, payload=progress)))
+        cell = grid.write("a", 0, 50, keeps_payload=True).cell
+        assert (cell.version, cell.payload, cell.schema_version) == (3, progress, LATER)
+        assert (grid.cell("a", 0), grid.manager().summary().fraction) == (cell, 0.75)
+
     def test_cells_of_a_deleted_job_are_not_found(self, store: Store) -> None:
         grid = busy(store)
         found = later(outdated(grid))

@@ -19,6 +19,7 @@ ABOUT_NO_JOB = {
     "%s failed; the next time may do: %s",
     "%s works again",
     "garbage collected: %s",
+    "migrated: %s",
     "swept: %s",
     "the store did not come back: the states of %d cells are lost",
 }
