@@ -75,4 +75,4 @@ def _hold() -> None:
 
 
 def _client() -> redis.Redis:
-    return redis.Redis.from_url(f"{URL}/3")
+    return redis.Redis.from_url(f"{URL}/3", socket_timeout=None)

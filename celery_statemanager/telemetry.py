@@ -7,8 +7,7 @@ the application's affair: until it sets a meter provider, the API drops them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from opentelemetry.metrics import MeterProvider, get_meter_provider
 
@@ -19,8 +18,6 @@ from celery_statemanager.models import Scope, Status
 from celery_statemanager.records import Batch, Begin, BeginReply, JobRef, Verdict, Write, WriteReply
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.wrapped import WrappedStore
-
-Reply = TypeVar("Reply", WriteReply, BeginReply)
 
 BUCKETS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]
 """Seconds: from a write in memory to the default of ``statemanager_store_timeout``."""
@@ -68,7 +65,13 @@ class MeasuredStore(WrappedStore):
         self._instruments = instruments
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
-        reply = self._timed("write", lambda: self.inner.write(ref, write))
+        began = time.perf_counter()
+        try:
+            reply = self.inner.write(ref, write)
+        except Exception as error:
+            self._time("write", outcome_of(error), began)
+            raise
+        self._time("write", "done", began)
         if reply.changed:
             self._count(reply.cell.status)
             if write.losing:
@@ -76,7 +79,13 @@ class MeasuredStore(WrappedStore):
         return reply
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        reply = self._timed("begin", lambda: self.inner.begin(ref, begin))
+        began = time.perf_counter()
+        try:
+            reply = self.inner.begin(ref, begin)
+        except Exception as error:
+            self._time("begin", outcome_of(error), began)
+            raise
+        self._time("begin", "done", began)
         if reply.verdict is Verdict.BEGUN:
             self._count(reply.cell.status)
             if begin.supersedes is not None:
@@ -89,16 +98,9 @@ class MeasuredStore(WrappedStore):
     def close(self) -> None:
         self.inner.close()
 
-    def _timed(self, operation: str, call: Callable[[], Reply]) -> Reply:
-        began, outcome = time.perf_counter(), "done"
-        try:
-            return call()
-        except Exception as error:
-            outcome = outcome_of(error)
-            raise
-        finally:
-            attributes = {"operation": operation, "outcome": outcome}
-            self._instruments.writes.record(time.perf_counter() - began, attributes)
+    def _time(self, operation: str, outcome: str, began: float) -> None:
+        attributes = {"operation": operation, "outcome": outcome}
+        self._instruments.writes.record(time.perf_counter() - began, attributes)
 
     def _count(self, status: int) -> None:
         self._instruments.states.add(1, {"class": class_of(status)})

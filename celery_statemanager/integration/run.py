@@ -29,7 +29,7 @@ from celery_statemanager.integration.interrupts import interrupting
 from celery_statemanager.limits import check_name, readable
 from celery_statemanager.manager import Manager, new_event_id
 from celery_statemanager.models import State, Status
-from celery_statemanager.records import Begin, Delivery, Verdict, When, Write
+from celery_statemanager.records import Begin, Delivery, Verdict, When, Write, WriteReply
 from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,13 @@ class Run:
         return self.binding.log_extra
 
     def begin(self) -> None:
-        """Take an attempt. Raises: StateManagerError."""
+        """Take an attempt; where the store fails, the first write takes it."""
+        try:
+            self._begin_now()
+        except StateManagerError as error:
+            self._log(error)
+
+    def _begin_now(self) -> None:
         store, limit = self.tracker.store, self.tracker.settings.max_lost
         try:
             reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
@@ -111,22 +117,7 @@ class Run:
 
     def write(self, status: int, message: str | None, **kind: Any) -> State:
         """Write this execution's cell. Raises: AttemptSuperseded, JobCancelled, JobNotFound, StoreError."""
-        binding = self.binding
-        request = Write(
-            tag=binding.tag,
-            task_index=binding.task_index,
-            status=status,
-            message=message,
-            event_id=kind.pop("event_id", None) or new_event_id(),
-            attempt=self.attempt,
-            begin=self._begin if self.attempt is None else None,
-            when=When.OPEN,
-            **kind,
-        )
-        reply = self.tracker.store.write(binding.ref, request)
-        self.attempt = reply.cell.attempt
-        publish_decided(self.tracker, binding.ref, reply.decided)
-        return state_of(binding.ref.key.job_id, binding.tag, binding.task_index, reply.cell)
+        return self._state(self._put(self._request(status, message, **kind)))
 
     def end(self, status: int, message: str | None = None, **kind: Any) -> None:
         """Write the last state of this execution and close its attempt; what comes after it changes nothing."""
@@ -138,15 +129,18 @@ class Run:
             message = self.held_progress[1]
         text = None if message is None else readable(message)
         kind = {"yields": True, "cascades": True, **kind}
-        kind |= {"keeps_payload": True, "progress": progress, "closes": True, "event_id": new_event_id()}
-        self._guarded(lambda: self._soon("end", lambda: self.write(status, text, **kind)))
+        request = self._request(status, text, keeps_payload=True, progress=progress, closes=True, **kind)
+        try:
+            self._soon("end", lambda: self._put(request))
+        except StateManagerError as error:
+            self._log(error)
 
     def say(self, status: int, message: str | None, **kind: Any) -> State | None:
         """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
-        kind["event_id"] = new_event_id()
-        written: list[State] = []
-        self._soon("word", lambda: written.append(self.write(status, message, **kind)))
-        return written[0] if written else None
+        request = self._request(status, message, **kind)
+        written: list[WriteReply] = []
+        self._soon("word", lambda: written.append(self._put(request)))
+        return self._state(written[0]) if written else None
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
         """Close the attempt without an ending: another delivery is to come."""
@@ -156,16 +150,38 @@ class Run:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
         backlog.now_or_later((name, kind), action, self.log_extra)
 
-    def _guarded(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
+    def _request(self, status: int, message: str | None, event_id: str | None = None, **kind: Any) -> Write:
+        """Make a write of this execution's cell: the same one, however late and often it is sent."""
+        return Write(
+            tag=self.binding.tag,
+            task_index=self.binding.task_index,
+            status=status,
+            message=message,
+            event_id=event_id or new_event_id(),
+            when=When.OPEN,
+            **kind,
+        )
+
+    def _put(self, request: Write) -> WriteReply:
+        request.attempt = self.attempt
+        request.begin = self._begin if self.attempt is None else None
+        reply = self.tracker.store.write(self.binding.ref, request)
+        self.attempt = reply.cell.attempt
+        publish_decided(self.tracker, self.binding.ref, reply.decided)
+        return reply
+
+    def _state(self, reply: WriteReply) -> State:
+        return state_of(self.binding.ref.key.job_id, self.binding.tag, self.binding.task_index, reply.cell)
+
+    def _log(self, error: StateManagerError) -> None:
+        """Say what the task itself need not know."""
+        if isinstance(error, (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound)):
             logger.info("state not written: %s", error, extra=self.log_extra)
-        except StoreUnavailable as error:
+        elif isinstance(error, StoreUnavailable):
             backlog.suspect()
             logger.warning("the attempt begins with its first write: %s", error, extra=self.log_extra)
-        except StateManagerError:
-            logger.exception("state not written: %s", self.binding.celery_task_id, extra=self.log_extra)
+        else:
+            logger.error("state not written: %s", self.binding.celery_task_id, exc_info=error, extra=self.log_extra)
 
 
 class _RunManager(Manager):
@@ -199,7 +215,7 @@ def start_run(task: Task[Any, Any]) -> Run | None:
     run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(worker_requests.ALONE))
     setattr(request, _ATTRIBUTE, run)
     if not backlog.store_is_down:
-        run._guarded(run.begin)
+        run.begin()
     return run
 
 

@@ -28,15 +28,26 @@ logger = logging.getLogger(__name__)
 
 
 def connect() -> None:
-    """Connect every handler; harmless when repeated."""
-    for signal, handler in _HANDLERS:
-        signal.connect(handler, weak=False, dispatch_uid=f"celery_statemanager.{handler.__name__}")
+    """Connect the handlers; harmless when repeated."""
+    _connect(_HANDLERS)
     if _warn_of_deadlock not in barrier.before_waiting:
         barrier.before_waiting.append(_warn_of_deadlock)
 
 
+def _connect(handlers: list[tuple[Signal, Any]]) -> None:
+    for signal, handler in handlers:
+        signal.connect(handler, weak=False, dispatch_uid=f"celery_statemanager.{handler.__name__}")
+
+
+@cache
+def _connect_endings() -> None:
+    """Connect what every task would pay for, once this process has a tracked one."""
+    _connect(_ENDINGS)
+
+
 def _on_prerun(task: Any = None, **_: Any) -> None:
-    start_run(task)
+    if start_run(task) is not None:
+        _connect_endings()
 
 
 def _on_success(sender: Any = None, **_: Any) -> None:
@@ -131,10 +142,12 @@ def _on_publish(headers: Any = None, properties: Any = None, **_: Any) -> None:
 
     A tracked one expires in the worker, which tells; a broker that is told when (RabbitMQ) drops it in silence.
     """
-    run = run_of(current_task)
-    if run is not None and HEADER not in headers and headers.get("id") == run.binding.celery_task_id:
+    if HEADER not in headers:
+        run = run_of(current_task)
+        if run is None or headers.get("id") != run.binding.celery_task_id:
+            return
         headers[HEADER] = run.binding.to_header()
-    if HEADER in headers and properties:
+    if properties:
         properties.pop("expiration", None)
 
 
@@ -157,10 +170,8 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.before_task_publish, _on_publish),
     (signals.task_received, _on_received),
     (signals.task_prerun, _on_prerun),
-    (signals.task_success, _on_success),
     (signals.task_failure, _on_failure),
     (signals.task_retry, _on_retry),
-    (signals.task_postrun, _on_postrun),
     (signals.task_revoked, _on_revoked),
     (signals.task_unknown, _on_unknown),
     (signals.task_rejected, _on_rejected),
@@ -170,3 +181,5 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.worker_process_shutdown, worker.on_child_shutdown),
     (signals.beat_init, worker.on_beat),
 ]
+
+_ENDINGS: list[tuple[Signal, Any]] = [(signals.task_success, _on_success), (signals.task_postrun, _on_postrun)]
