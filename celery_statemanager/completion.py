@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from celery_statemanager.records import Cancellation, JobRecord, JobRef
@@ -13,16 +13,17 @@ Send = Callable[[JobRecord, str, str], bool]
 """Publishes a callback: the job, the latch's name and the signature as JSON text. False leaves it to others."""
 
 
-def publish_due(store: Store, ref: JobRef, send: Send) -> int:
-    """Publish every callback whose latch has fallen, each recorded before and marked after.
+def publish_due(store: Store, ref: JobRef, latches: Iterable[str], send: Send) -> int:
+    """Publish the callbacks of latches that have fallen, each recorded before and marked after.
 
-    A crash between sending and marking sends it again, under the same task id. Whoever meets the same due
-    callback at the same time sends it too: at least once, one id.
+    A crash between sending and marking sends it again, under the same task id. Whoever decided a latch publishes its
+    callback alone: one that fell elsewhere may be on its way from there, and is the sweep's if it stays due.
 
     Returns: how many were published. Raises: what ``send`` raises; the callback then stays due. JobNotFound.
     """
     job, published = current(store, ref), 0
-    for name, latch in job.latches.items():
+    for name in latches:
+        latch = job.latches[name]
         if latch.due and latch.callback is not None and send(job, name, latch.callback):
             _mark_published(store, ref, name)
             published += 1

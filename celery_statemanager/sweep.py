@@ -150,8 +150,9 @@ class Sweep:
 
     def _mend_job(self, job: JobRecord, now: int) -> None:
         grace = now - self._lease // leases.RENEWALS
-        if any(latch.due and (latch.decided_at or 0) < grace for latch in job.latches.values()):
-            self._swept.callbacks += self._hands.publish(job.ref, LATCHES) > 0
+        overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
+        if overdue:
+            self._swept.callbacks += self._hands.publish(job.ref, overdue) > 0
         submission = job.submission
         if submission is not None and not submission.done and submission.alive_until < now:
             reason = f"submit failed after {submission.published} of {job.num_tasks}: its publisher is gone"

@@ -37,7 +37,7 @@ def callback_to_json(app: Celery, name: str, callback: Any) -> str | None:
 def publish_decided(
     tracker: Tracker, ref: JobRef, decided: tuple[str, ...], may_send: Callable[[str], bool] = lambda _: True
 ) -> int:
-    """Publish the callbacks of latches that just fell; what fails stays due for the sweep.
+    """Publish the callbacks of latches that fell; what fails stays due for the sweep.
 
     Args:
         may_send: whether a task's message may be sent by this app; what may not stays due.
@@ -56,7 +56,7 @@ def publish_decided(
         return True
 
     try:
-        return publish_due(tracker.store, ref, send)
+        return publish_due(tracker.store, ref, decided, send)
     except Exception:
         logger.exception("callbacks of job %r stay due", ref.key.job_id, extra={"job_id": ref.key.job_id})
         return 0

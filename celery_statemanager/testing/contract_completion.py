@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from celery_statemanager.completion import publish_due
 from celery_statemanager.models import Status
-from celery_statemanager.records import CALLBACK_ROW, LATCHES, Delivery, Verdict
+from celery_statemanager.records import CALLBACK_ROW, LATCHES, Delivery, JobRecord, Verdict
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job
 
@@ -146,6 +147,21 @@ class CompletionContract:
         assert store.update_job(published) == ()
         assert store.update_job(published) is None
         assert not grid.job.due
+        assert list(every_job(store, due=True)) == []
+
+    def test_who_decided_a_latch_publishes_its_callback_and_leaves_those_of_others(self, store: Store) -> None:
+        grid = Grid.create(store, 2, ("a",), failure="alert", settled="log")
+        sent: list[str] = []
+
+        def send(_: JobRecord, name: str, callback: str) -> bool:
+            sent.append(f"{name} {callback}")
+            return True
+
+        first, second = grid.run("a", 0, FAILED).decided, grid.run("a", 1).decided
+        assert publish_due(store, grid.ref, second, send) == 1
+        assert publish_due(store, grid.ref, second, send) == 0
+        assert publish_due(store, grid.ref, first, send) == 1
+        assert sent == ["settled log", "failure alert"]
         assert list(every_job(store, due=True)) == []
 
     def test_a_callback_given_later_than_its_latch_becomes_due(self, store: Store) -> None:

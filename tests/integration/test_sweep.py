@@ -190,7 +190,7 @@ def test_a_callback_that_was_not_published_is_due_after_a_moment(store, job, clo
     assert not sweep()
     clock.advance(LEASE)
     assert sweep().callbacks == 1
-    assert hands.published == [("success", "failure", "settled")]
+    assert hands.published == [("failure",)]
 
 
 def test_a_job_whose_publisher_died_is_cancelled(store, job, clock, sweep):
