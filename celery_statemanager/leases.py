@@ -29,7 +29,8 @@ RENEWALS = 3
 """How often a worker renews its record within one lease."""
 
 LOOKS = 30
-"""How often within one lease a worker looks whether its record lists what it has received, and renews it if not."""
+"""How often within one lease a worker looks whether its record lists what it holds. It renews it before its time for
+what two looks in a row have found: what is begun sooner costs nothing."""
 
 SWEEPER = "~sweeper"
 """The name under which the process whose turn it is to sweep is kept among the workers."""

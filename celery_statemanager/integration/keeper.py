@@ -107,6 +107,8 @@ class Lease:
         """What ran since the last renewal that was due and taken, and at it."""
         self._listed: set[tuple[str, Delivery]] = set()
         """The received messages that the record lists, or has no room for."""
+        self._seen: set[tuple[str, Delivery]] = set()
+        """The received messages that the last look found."""
 
     def keep(self) -> Periodic:
         """Start renewing it; stopping gives it back."""
@@ -115,10 +117,11 @@ class Lease:
         return Periodic("lease", self.renew_where_needed, lambda: often, give_back).start()
 
     def renew_where_needed(self) -> None:
-        """Renew it if it is time, or if it lacks a message that was received since. Raises: StoreError."""
+        """Renew it if it is time, or if it lacks a message that is held for longer than a look. Raises: StoreError."""
+        seen, self._seen = self._seen, {_name(*each) for each in worker_requests.received()}
         if time.monotonic() >= self._due:
             self.renew()
-        elif not self._listed.issuperset(_name(*each) for each in worker_requests.received()):
+        elif (seen & self._seen) - self._listed:
             self._write()
 
     def renew(self) -> None:

@@ -29,6 +29,13 @@ def tracker():
 
 
 @pytest.fixture
+def patient(tracker):
+    """One whose next renewal is far away."""
+    tracker.settings = Settings(lease=3_600.0)
+    return tracker
+
+
+@pytest.fixture
 def dead(tracker):
     """A cell whose worker's lease has run out."""
     grid = Grid.create(tracker.store, 1, ("a",))
@@ -94,15 +101,15 @@ def test_what_ran_at_a_renewal_that_failed_is_not_forgotten(tracker, monkeypatch
     assert renewed().previous == []
 
 
-def test_a_message_that_the_record_does_not_list_renews_it_before_its_time(tracker, monkeypatch):
-    grid = Grid.create(tracker.store, 2, ("a",))
+def test_a_message_that_is_held_and_not_listed_renews_the_record_before_its_time(patient, monkeypatch):
+    grid = Grid.create(patient.store, 2, ("a",))
     held = []
     monkeypatch.setattr(worker_requests, "received", lambda: list(held))
-    lease = Lease(tracker, "w")
+    lease = Lease(patient, "w")
 
     def rows_after_a_look():
         lease.renew_where_needed()
-        record = leases.workers(tracker.store)["w"]
+        record = leases.workers(patient.store)["w"]
         return [row.task_index for row in Report.of(record).received], record.renewed_at
 
     def receive(row, retries):
@@ -112,19 +119,35 @@ def test_a_message_that_the_record_does_not_list_renews_it_before_its_time(track
     first = rows_after_a_look()
     assert rows_after_a_look() == first
     receive(0, 0)
+    assert rows_after_a_look() == first
     second = rows_after_a_look()
     assert second[0] == [0]
     assert rows_after_a_look() == second
     held.clear()
     assert rows_after_a_look() == second
     receive(0, 1)
+    rows_after_a_look()
     assert rows_after_a_look()[1] > second[1]
 
 
-def test_a_renewal_before_its_time_forgets_nothing_that_ran(tracker, monkeypatch):
+def test_messages_that_are_begun_soon_cost_no_renewal(patient, monkeypatch):
+    """At most one write a renewal, however many tasks come and go."""
+    grid = Grid.create(patient.store, 100, ("a",))
+    lease = Lease(patient, "w")
+    lease.renew_where_needed()
+    first = leases.workers(patient.store)["w"]
+    for row in range(100):
+        request = SimpleNamespace(request_dict={"retries": 0}, task=SimpleNamespace(on_lost="mark"))
+        received = [(request, Binding(grid.ref, row, "a"))]
+        monkeypatch.setattr(worker_requests, "received", received.copy)
+        lease.renew_where_needed()
+    assert leases.workers(patient.store)["w"] == first
+
+
+def test_a_renewal_before_its_time_forgets_nothing_that_ran(patient, monkeypatch):
     """Who has just ended is listed until the renewal after the next: the store may not have its end yet."""
-    grid = Grid.create(tracker.store, 1, ("a",))
-    lease = Lease(tracker, "w")
+    grid = Grid.create(patient.store, 1, ("a",))
+    lease = Lease(patient, "w")
     monkeypatch.setattr(worker_requests, "running", lambda: [Binding(grid.ref, 0, "a")])
     lease.renew()
     monkeypatch.setattr(worker_requests, "running", list)
@@ -133,7 +156,8 @@ def test_a_renewal_before_its_time_forgets_nothing_that_ran(tracker, monkeypatch
         received = [(request, Binding(grid.ref, 0, "a"))]
         monkeypatch.setattr(worker_requests, "received", received.copy)
         lease.renew_where_needed()
-        assert Report.of(leases.workers(tracker.store)["w"]).previous == [cell_name(grid.ref, "a", 0)]
+        lease.renew_where_needed()
+        assert Report.of(leases.workers(patient.store)["w"]).previous == [cell_name(grid.ref, "a", 0)]
 
 
 def lines_of(caplog, actions):
@@ -169,9 +193,9 @@ def test_other_trouble_is_told_too_and_a_bug_with_its_traceback(caplog):
     assert lines[2] == ("lease failed; the next time may do", True)
 
 
-def test_a_record_lists_as_many_messages_as_every_store_takes(tracker, monkeypatch):
+def test_a_record_lists_as_many_messages_as_every_store_takes(patient, monkeypatch):
     """A worker may hold any number of messages for a later time; a record that no store takes would be its end."""
-    grid = Grid.create(tracker.store, 1_000, ("a",))
+    grid = Grid.create(patient.store, 1_000, ("a",))
     message = SimpleNamespace(
         content_type="application/json",
         content_encoding="utf-8",
@@ -186,11 +210,11 @@ def test_a_record_lists_as_many_messages_as_every_store_takes(tracker, monkeypat
         for row in range(1_000)
     ]
     monkeypatch.setattr(worker_requests, "received", received.copy)
-    lease = Lease(tracker, "w")
+    lease = Lease(patient, "w")
     lease.renew()
-    record = leases.workers(tracker.store)["w"]
+    record = leases.workers(patient.store)["w"]
     rows = [row.task_index for row in Report.of(record).received]
     assert rows == [*range(len(rows))]
     assert 700_000 < len(record.body.encode()) < 1_000_000
     lease.renew_where_needed()
-    assert leases.workers(tracker.store)["w"] == record
+    assert leases.workers(patient.store)["w"] == record
