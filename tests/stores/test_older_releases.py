@@ -130,6 +130,7 @@ def test_an_old_file_has_the_layout_of_a_new_one(tmp_path: Path) -> None:
             assert db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
             tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL")]
             found = {name: sorted(row[1] for row in db.execute(f"PRAGMA table_info({name})")) for name in tables}
+            found |= db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
         db.close()
         return found
 

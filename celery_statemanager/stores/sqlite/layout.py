@@ -12,8 +12,12 @@ _TO_2 = (
     """UPDATE job SET tombstoned = 1 WHERE control NOT LIKE '%"tombstonedAt":null}'""",
     "CREATE INDEX job_tombstoned ON job (tombstoned) WHERE tombstoned = 1",
 )
+_TO_3 = (
+    "DROP INDEX cell_status",
+    "CREATE INDEX cell_status ON cell (job, tag, status, task_index) WHERE status <> 2147483647",
+)
 
-_LATER = {2: _TO_2}
+_LATER = {2: _TO_2, 3: _TO_3}
 """The statements that lead to each layout from the one before."""
 
 

@@ -37,7 +37,8 @@ CREATE TABLE tag (
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX tag_name ON tag (job, kind, name);
 
--- One row per written cell. `seq` numbers the changes of a job. What may be long stands last.
+-- One row per written cell. `seq` numbers the changes of a job. What may be long stands last. The order by status holds
+-- what is not FINISHED: a task's end takes an entry away, and adds none elsewhere.
 CREATE TABLE cell (
   job INTEGER NOT NULL,
   tag INTEGER NOT NULL,
@@ -62,7 +63,7 @@ CREATE TABLE cell (
   PRIMARY KEY (job, tag, task_index)
 ) WITHOUT ROWID;
 CREATE INDEX cell_seq ON cell (job, seq);
-CREATE INDEX cell_status ON cell (job, tag, status, task_index);
+CREATE INDEX cell_status ON cell (job, tag, status, task_index) WHERE status <> 2147483647;
 CREATE INDEX cell_waiting ON cell (job, tag, task_index) WHERE status = 0 AND open = 0;
 CREATE INDEX cell_owned ON cell (job, tag, task_index) WHERE owner IS NOT NULL;
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from celery_statemanager import aggregate
 from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import Scope, State, Status
+from celery_statemanager.models import FINISHED, Scope, State
 from celery_statemanager.records import Cell, Column, JobRecord, Tally
 from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of
 from celery_statemanager.stores.sqlite.jobs import Known
@@ -24,13 +24,17 @@ WHERE t.job = ? AND t.kind = ? AND t.name = ? AND c.task_index = ?
 """
 _LOWEST = f"""
 SELECT c.task_index, {SELECTED} FROM cell c INDEXED BY cell_status
-WHERE c.job = ? AND c.tag = ? ORDER BY c.status, c.task_index LIMIT 1
+WHERE c.job = ? AND c.tag = ? AND c.status <> {FINISHED} ORDER BY c.status, c.task_index LIMIT 1
 """
+_FIRST = f"SELECT c.task_index, {SELECTED} FROM cell c WHERE c.job = ? AND c.tag = ? ORDER BY c.task_index LIMIT 1"
 _WAITING = """
 SELECT task_index FROM cell INDEXED BY cell_waiting
 WHERE job = ? AND tag = ? AND status = 0 AND open = 0 ORDER BY task_index LIMIT 1
 """
-_ROWS = "SELECT task_index FROM cell INDEXED BY cell_status WHERE job = ? AND tag = ? AND status BETWEEN ? AND ?"
+_ROWS = f"""
+SELECT task_index FROM cell INDEXED BY cell_status
+WHERE job = ? AND tag = ? AND status BETWEEN ? AND ? AND status <> {FINISHED}
+"""
 _LOWEST_GAP = "SELECT low FROM gap WHERE job = ? AND tag = ? ORDER BY high LIMIT 1"
 _GAPS = "SELECT low, high FROM gap WHERE job = ? AND tag = ? ORDER BY high"
 
@@ -86,7 +90,7 @@ class Snapshot:
         elif indexes and number is not None:
             gaps = IndexSet.from_ranges(self._db.execute(_GAPS, (self._id, number)))
             column.failed = self._rows(number, -(2**31), -1)
-            column.running = self._rows(number, 1, Status.FINISHED - 1)
+            column.running = self._rows(number, 1, FINISHED - 1)
             column.missing = gaps.union(self._rows(number, 0, 0))
         return column
 
@@ -98,7 +102,7 @@ class Snapshot:
         if number is None:
             return aggregate.absent(self.job, tag, aggregate.expected_rows(self.job, tag).first)
         place = (self._id, number)
-        row, *cell = self._db.execute(_LOWEST, place).fetchone()
+        row, *cell = self._db.execute(_LOWEST, place).fetchone() or self._db.execute(_FIRST, place).fetchone()
         found = [seen(self.job, tag, row, cell_of(cell))]
         gap = self._db.execute(_LOWEST_GAP, place).fetchone()
         if gap:

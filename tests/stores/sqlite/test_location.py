@@ -48,7 +48,7 @@ class TestLocation:
             ("sqlite:///{tmp}/" + "x" * 300, "name too long"),
             ("sqlite:///{tmp}/foreign.db", "another application"),
             ("sqlite:///{tmp}/marked.db", r"another application \(application_id 0x7, ours is 0x"),
-            ("sqlite:///{tmp}/newer.db", r"newer release \(schema 99, this one knows 2\): upgrade"),
+            ("sqlite:///{tmp}/newer.db", r"newer release \(schema 99, this one knows 3\): upgrade"),
         ],
     )
     def test_what_cannot_be_used_is_told_at_open_and_nothing_is_made(
