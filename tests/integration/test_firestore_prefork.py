@@ -67,7 +67,9 @@ def lease(store) -> int:
     [pytest.param(120, 1, 1, id="short"), pytest.param(2_000, 10, 10, id="long", marks=pytest.mark.full)],
 )
 @pytest.mark.timeout(900)
-def test_children_come_and_go_and_every_cell_is_right(setting, worker, eventually, key, tasks, hanging, dying):
+def test_children_come_and_go_and_every_cell_is_right(
+    setting, worker, eventually, key, tasks, hanging, dying, record_property
+):
     tracked, store, processes = setting.tracked, setting.tracked.states.store, Processes(worker.process.pid)
     bodies = [tracked.act_early.s("take_too_long", f"{key}.{each}").set(time_limit=1) for each in range(hanging)]
     bodies += [tracked.act_early.s("be_killed_first", f"{key}-{each}") for each in range(dying)]
@@ -92,6 +94,7 @@ def test_children_come_and_go_and_every_cell_is_right(setting, worker, eventuall
     }
     assert all(state.attempt == 1 or state.status == Status.TIMED_OUT for state in states)  # killed before it began
     assert sorted(line.split()[0] for line in tracked.notes(f"callback.{job.id}")) == ["failure", "settled"]
+    record_property("prefork", f"{len(seen)} children seen, {len(renewed)} leases seen")
     assert len(renewed) > 2
     assert len(seen) >= tasks / TASKS_A_CHILD / 2, "children were not recycled"
     assert worker.stop() == 0
