@@ -14,7 +14,8 @@ from typing import Any
 from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.clock import ServerClock
 from celery_statemanager.stores.firestore.deadline import Deadline
-from celery_statemanager.stores.firestore.transports import Client, ClientFactory, Transport
+from celery_statemanager.stores.firestore.rpc import Metadata
+from celery_statemanager.stores.firestore.transports import Client, ClientFactory, Transport, metadata_of
 from celery_statemanager.stores.firestore.trouble import FINAL, TRANSIENT, translated
 from celery_statemanager.stores.forking import fork_aware
 
@@ -40,7 +41,7 @@ class Connection:
         self._client: Client | None = None
         self._streams_left: float = STREAM_TRIES
         self._pid = os.getpid()
-        self._metadata = (("google-cloud-resource-prefix", address.database_path),)
+        self._metadata: Metadata = ()
         fork_aware(self)
 
     def deadline(self) -> Deadline:
@@ -107,5 +108,6 @@ class Connection:
         """Give this process's client. Raises: StoreError."""
         with self._lock:
             if self._client is None:
+                self._metadata = metadata_of(self.address)
                 self._client = self._make_client(self.address, self._transport)
             return self._client

@@ -16,7 +16,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.address import Address, emulator
 from celery_statemanager.stores.firestore.rest import SERVICE, RestClient
-from celery_statemanager.stores.firestore.rpc import GrpcClient
+from celery_statemanager.stores.firestore.rpc import GrpcClient, Metadata
 
 Transport = Literal["grpc", "rest"]
 Client = GrpcClient | RestClient
@@ -41,6 +41,12 @@ def make_client(address: Address, transport: Transport) -> Client:
     if transport == "rest":
         return rest_client(address)
     return GrpcClient(grpc_channel(address))
+
+
+def metadata_of(address: Address) -> Metadata:
+    """Give what each call carries: its database and, for an emulator, that a server asks, who needs obey no rules."""
+    database = ("google-cloud-resource-prefix", address.database_path)
+    return (database, ("authorization", "Bearer owner")) if emulator() else (database,)
 
 
 def grpc_channel(address: Address) -> grpc.Channel:
