@@ -112,10 +112,7 @@ firestore-indexes:
 	@scripts/firestore_apply_indexes.sh "$(PROJECT_ID)" "$(DATABASE)"
 
 firestore-emulator:
-	@command -v gcloud > /dev/null || { echo "gcloud is not installed: https://cloud.google.com/sdk/docs/install" >&2; exit 1; }
-	@command -v java > /dev/null || { echo "Java is not installed: apt-get install default-jre-headless" >&2; exit 1; }
-	@echo "export FIRESTORE_EMULATOR_HOST=$(HOST_PORT)"
-	@exec gcloud emulators firestore start --host-port=$(HOST_PORT)
+	@exec scripts/firestore_emulator.sh "$(HOST_PORT)"
 
 gc: $(VENV)/.test
 	@test -n "$(URL)" || { echo "usage: make gc PROJECT_ID=my-project [TOMBSTONE_AGE=30d] [DELETE_AGE=90d] [ARGS=--dry-run]" >&2; exit 2; }

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+
+from celery_statemanager.testing.kit import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -20,6 +27,7 @@ case "$*" in
   *"databases describe"*) test -e "$NOTES/database" ;;
   *"composite list"*) cat "$NOTES/composite" 2>/dev/null || echo '[]' ;;
   *"fields list"*) cat "$NOTES/fields" 2>/dev/null || echo '[]' ;;
+  *emulators*) test ! -e "$NOTES/stay" || { sleep 600 & echo $! >"$NOTES/child"; wait; } ;;
 esac
 """
 
@@ -132,6 +140,60 @@ def test_a_missing_gcloud_is_told(gcloud: Gcloud) -> None:
         )
         assert done.returncode != 0
         assert "gcloud is not installed" in done.stderr
+
+
+@pytest.mark.parametrize(("given", "used"), [((), "localhost:8787"), (("HOST_PORT=localhost:9000",), "localhost:9000")])
+def test_the_emulator_is_started_where_it_was_asked_for(gcloud: Gcloud, given: tuple[str, ...], used: str) -> None:
+    done, calls = gcloud.run("make", "firestore-emulator", *given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"export FIRESTORE_EMULATOR_HOST={used}"]
+    assert calls == [f"emulators firestore start --host-port={used}"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"), [("gcloud", "gcloud is not installed"), ("java", "Java is not installed")]
+)
+def test_what_the_emulator_needs_is_named(gcloud: Gcloud, missing: str, told: str) -> None:
+    programs = gcloud.folder / "bin"
+    for program in ("make", "bash", "java", "sed"):
+        found = shutil.which(program)
+        assert found is not None
+        (programs / program).symlink_to(found)
+    (programs / missing).unlink()
+    gcloud.environment["PATH"] = str(programs)
+    done, calls = gcloud.run("make", "firestore-emulator")
+    assert (done.returncode != 0, calls) == (True, [])
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stop", "sign"),
+    [pytest.param(os.kill, signal.SIGTERM, id="killed"), pytest.param(os.killpg, signal.SIGINT, id="by a terminal")],
+)
+def test_an_emulator_that_is_stopped_leaves_nothing_behind(
+    gcloud: Gcloud, stop: Callable[[int, int], None], sign: int
+) -> None:
+    (gcloud.folder / "stay").touch()
+    child = gcloud.folder / "child"
+    command = ["make", "firestore-emulator"]
+    with subprocess.Popen(command, env=gcloud.environment, cwd=ROOT, start_new_session=True) as running:
+        eventually(lambda: child.exists() and child.read_text().strip())
+        left = psutil.Process(int(child.read_text()))
+        stop(running.pid, sign)
+        try:
+            left.wait(PATIENCE)
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+    assert running.returncode != 0
+
+
+def eventually(holds: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_scripts_are_clean() -> None:
