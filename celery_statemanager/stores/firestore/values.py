@@ -5,12 +5,14 @@ The protocol buffer classes are used bare: their proto-plus wrappers cost more t
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from google.cloud.firestore_v1.types import document
+from google.type.latlng_pb2 import LatLng as Place
 
 from celery_statemanager.codec import rfc3339
 from celery_statemanager.records import to_datetime
@@ -20,7 +22,8 @@ Document = document.Document.pb()
 
 _INT64 = range(-(2**63), 2**63)
 _DEEPEST = 18
-_LONGEST_KEY = 1_500
+_LONGEST_PATH = 700
+"""Bytes of the keys that lead to a value; Firestore allows 1,500, joined by dots and with what it quotes escaped."""
 
 
 class Moment(int):
@@ -96,10 +99,13 @@ def microseconds(stamp: Any) -> Moment:
     return Moment(stamp.seconds * 1_000_000 + stamp.nanos // 1_000)
 
 
-def is_native(value: Any, depth: int = 0) -> bool:
+def is_native(value: Any, depth: int = 0, path: int = 0) -> bool:
     """Whether Firestore holds a JSON value as it is.
 
-    Not: arrays in arrays, integers beyond 64 bits, empty or reserved or very long keys, deep nesting.
+    Not: arrays in arrays, integers beyond 64 bits, empty or reserved keys, deep nesting, long paths of keys.
+
+    Args:
+        path: bytes of the keys above it.
     """
     if isinstance(value, bool) or value is None or isinstance(value, (float, str)):
         return True
@@ -108,12 +114,16 @@ def is_native(value: Any, depth: int = 0) -> bool:
     if depth >= _DEEPEST:
         return False
     if isinstance(value, list):
-        return all(not isinstance(inner, list) and is_native(inner, depth + 1) for inner in value)
-    return all(_is_key(key) and is_native(inner, depth + 1) for key, inner in value.items())
+        return all(not isinstance(inner, list) and is_native(inner, depth + 1, path) for inner in value)
+    paths = {key: path + len(key.encode()) for key in value}
+    return all(
+        _is_key(key) and paths[key] <= _LONGEST_PATH and is_native(inner, depth + 1, paths[key])
+        for key, inner in value.items()
+    )
 
 
 def _is_key(key: str) -> bool:
-    return len(key) > 0 and len(key.encode()) < _LONGEST_KEY and not re.fullmatch(r"__.*__", key, re.DOTALL)
+    return len(key) > 0 and not re.fullmatch(r"__.*__", key, re.DOTALL)
 
 
 def payload_fields(payload: str | None) -> dict[str, Any]:
@@ -130,13 +140,17 @@ def payload_of(fields: Mapping[str, Any]) -> str | None:
     if text is not None:
         return str(text)
     value = fields.get("payload")
-    return None if value is None else json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), default=str)
+    return None if value is None else json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:
-    """Spell the timestamps that another writer put in a payload as text."""
+    """Spell in JSON what else another writer may have put in a payload: times, bytes (as Go does), places."""
     if isinstance(value, Moment):
         return rfc3339(to_datetime(value))
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Place):
+        return {"latitude": value.latitude, "longitude": value.longitude}
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
