@@ -1,30 +1,58 @@
-"""One ``set_state`` on the Firestore emulator, against a transaction that reads and writes a document."""
+"""Firestore, on the emulator: a write against a transaction that reads and writes a document, and calls counted."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
+from benchmarks.filling import filled
 from benchmarks.harness import Figure, Scale, alternate
+from benchmarks.sizes import READS
 from benchmarks.writes import MESSAGE, writing
 from celery_statemanager import open_store
+from celery_statemanager.stores.firestore import Address, FirestoreStore
 from tests.emulator import running
+from tests.firestore_kit import Spy
 
 PROJECT = "benchmarks"
+SMALL = 100
 
 
 def measure(scale: Scale) -> Iterator[Figure]:
-    """Start an emulator and compare; that a write is one RPC is a test, ``test_firestore_costs``."""
+    """Start an emulator and compare."""
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as emulator:
         os.environ["FIRESTORE_EMULATOR_HOST"] = emulator.host
         with open_store(f"firestore://{PROJECT}", timeout=30.0) as store:
             calls = {"peer": _transaction(), "ours": writing(store)}
-            found = alternate(calls, scale(2, 100, 500))
-    ours, peer = found["ours"] * 1e3, found["peer"] * 1e3
-    yield Figure("Firestore set_state (emulator)", "@transactional get + set", ours, peer, "ms", 0.3)
+            found = alternate(calls, scale(2, 300, 1_000))
+        ours, peer = found["ours"] * 1e3, found["peer"] * 1e3
+        yield Figure("Firestore set_state (emulator)", "@transactional get + set", ours, peer, "ms", 0.3)
+        spy = Spy()
+        with spy.store(Address(PROJECT), timeout=30.0) as store:
+            write = writing(store, "counted")
+            yield Figure("Firestore set_state", "-", _calls(spy, write), None, "calls", 1, "alone")
+            yield from _reads(spy, store, [SMALL, *scale((200,), (1_000,), (1_000, 10_000))])
+
+
+def _reads(spy: Spy, store: FirestoreStore, sizes: list[int]) -> Iterator[Figure]:
+    """Count the calls of each read in jobs whose cells are all written, by number of tasks."""
+    managers = {size: filled(store, size) for size in sizes}
+    for what, read in READS.items():
+        counted = {size: _calls(spy, partial(read, manager)) for size, manager in managers.items()}
+        for size in sizes[1:]:
+            at = f"Firestore {what} at {size:,} tasks"
+            yield Figure(at, f"itself at {SMALL}", counted[size], counted[SMALL], "calls", 1)
+
+
+def _calls(spy: Spy, use: Callable[[], object]) -> int:
+    use()
+    spy.clear()
+    use()
+    return spy.total
 
 
 def _transaction() -> Callable[[], object]:

@@ -46,9 +46,9 @@ def in_redis(scale: Scale) -> Figure:
     return Figure("Redis set_state", "SET of 80 bytes", found["ours"] * 1e6, found["peer"] * 1e6, "µs", 1.3)
 
 
-def writing(store: Store) -> Callable[[], object]:
+def writing(store: Store, job_id: str = "writes") -> Callable[[], object]:
     """Give a call that writes another status into the same cell."""
-    manager = Manager.create(store, "writes", num_tasks=8, task_index=0, tags=("work",))
+    manager = Manager.create(store, job_id, num_tasks=8, task_index=0, tags=("work",))
     numbers = count()
     return lambda: manager.set_state("work", 2 + next(numbers) % 90, MESSAGE)
 

@@ -10,10 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("modules", ["writes sizes streams space imports", "jobs untracked submits in_flight"])
-def test_every_figure_is_measured(modules, tmp_path, request):
-    if "jobs" in modules and not request.config.getoption("--full"):
-        pytest.skip("starts five workers: --full")
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "writes sizes streams space imports",
+        pytest.param("jobs untracked submits in_flight", marks=pytest.mark.full),
+        pytest.param("firestore", marks=pytest.mark.full),
+    ],
+)
+def test_every_figure_is_measured(modules, tmp_path):
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--json", str(results), *modules.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
