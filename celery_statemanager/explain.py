@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 from celery_statemanager import leases
 from celery_statemanager.codec import state_of
@@ -52,6 +53,7 @@ class _Told:
         self._job = job
         self._now = store.now()
         self._workers = leases.workers(store)
+        self._turn = store.get_worker(leases.SWEEPER)
         self._received = {
             (each.tag, each.task_index): worker.worker_id
             for worker in self._workers.values()
@@ -71,9 +73,8 @@ class _Told:
             unsent = IndexSet(range(submission.published, self._job.num_tasks))
             unpublished, left = left.within(unsent), left.without(unsent)
             alive = submission.alive_until > self._now
-            fate = (
-                "being published" if alive else "never published: its publisher is gone, the next sweep cancels the job"
-            )
+            gone = f"never published: its publisher is gone; {self._sweep()}: the job is cancelled"
+            fate = "being published" if alive else gone
             yield from _some(column.tag, unpublished, "unpublished", fate)
         for earlier in columns:
             unfinished = (earlier.missing or IndexSet()).union(earlier.running or IndexSet())
@@ -106,7 +107,7 @@ class _Told:
             cell = self._store.get_cell(self._job.ref, name, CALLBACK_ROW)
             age = self._age(latch.decided_at)
             if latch.due and cell is None:
-                yield Reason(name, None, "callback", f"decided {age} ago, not published: the next sweep does")
+                yield Reason(name, None, "callback", f"decided {age} ago, not published; {self._sweep()}: it is sent")
             elif cell is None:
                 yield Reason(name, None, "callback", f"decided {age} ago, published, not begun")
             elif not cell.final:
@@ -139,18 +140,31 @@ class _Told:
         host, _, pid = cell.owner.rpartition(":")[0].partition(":")
         where = f"on {host}, worker pid {pid}, {attempt}, {wrote}"
         if worker is not None and worker.lease_until > self._now and self._listed(worker, tag, row, cell):
-            return "running", f"running {where}, lease for {self._age(2 * self._now - worker.lease_until)} more"
+            left = self._age(2 * self._now - worker.lease_until)
+            return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more)"
         fate = "its message is sent again" if cell.kept else "it is marked LOST"
-        return "lost", f"lost {where}: its worker is gone or has forgotten it, the next sweep acts: {fate}"
+        return "lost", f"lost {where}: its worker is gone or has forgotten it; {self._sweep()}: {fate}"
 
     def _listed(self, worker: WorkerRecord, tag: str, row: int, cell: Cell) -> bool:
         return cell.began_at > worker.renewed_at or Report.of(worker).lists(cell_name(self._job.ref, tag, row))
+
+    def _sweep(self) -> str:
+        """Say when the next sweep comes, as far as the last one tells: its turn has the length of their interval."""
+        turn = self._turn
+        if turn is not None and self._now < 2 * turn.lease_until - turn.renewed_at:
+            return f"swept at {_clock(max(self._now, turn.lease_until))}"
+        since = "ever" if turn is None else f"for {self._age(turn.renewed_at)}"
+        return f"nobody swept {since}, start a worker or beat, or run sweep-state"
 
     def _age(self, moment: int) -> str:
         seconds = max(0, (self._now - moment) // 1_000_000)
         if seconds < 120:
             return f"{seconds} s"
         return f"{seconds // 60} min" if seconds < 7_200 else f"{seconds // 3_600} h"
+
+
+def _clock(moment: int) -> str:
+    return datetime.fromtimestamp(moment // 1_000_000, timezone.utc).strftime("%H:%M:%S UTC")
 
 
 def _some(tag: str, rows: IndexSet, code: str, text: str) -> Iterator[Reason]:

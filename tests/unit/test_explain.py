@@ -1,6 +1,7 @@
 """Why a job is not done, in one sentence for each range of rows."""
 
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 
@@ -12,6 +13,7 @@ from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Su
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FakeClock
 
+UNSWEPT = "nobody swept ever, start a worker or beat, or run sweep-state"
 WORKER = "pod-3:4711:ab12"
 
 
@@ -29,6 +31,10 @@ def store(clock):
 def job(store):
     submitted = replace(new_job("why", 4, ("scan", "hash")), submission=Submission(4, done=True, alive_until=0))
     return store.create_job(submitted.with_latches(settled=Latch("{}")))
+
+
+def clock_time(moment):
+    return datetime.fromtimestamp(moment // 1_000_000, timezone.utc).strftime("%H:%M:%S UTC")
 
 
 def told(store, job):
@@ -65,16 +71,34 @@ def test_a_running_row_tells_worker_attempt_and_age(store, job, clock):
     clock.advance(94)
     leases.renew(store, WORKER, Report([cell_name(job.ref, "scan", 1)]), 30.0)
     clock.advance(9)
-    expected = "running on pod-3, worker pid 4711, attempt 1, last write 103 s ago, lease for 21 s more"
+    until = clock_time(leases.workers(store)[WORKER].lease_until)
+    expected = f"running on pod-3, worker pid 4711, attempt 1, last write 103 s ago, lease until {until} (21 s more)"
     assert ("scan", "1", "running", expected) in told(store, job)
 
 
 @pytest.mark.parametrize(("kept", "fate"), [(None, "it is marked LOST"), ("message", "its message is sent again")])
-def test_a_lost_row_tells_what_the_sweep_will_do(store, job, clock, kept, fate):
+def test_a_lost_row_tells_when_it_is_swept_and_what_becomes_of_it(store, job, clock, kept, fate):
     begin(store, job, "scan", 1, kept=kept)
     clock.advance(600)
-    text = f"lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is gone or has forgotten it, the next sweep acts: {fate}"
-    assert ("scan", "1", "lost", text) in told(store, job)
+    leases.take_turn(store, "w2", 15.0)
+    gone = "lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is gone or has forgotten it"
+    swept = clock_time(store.now() + 15_000_000)
+    assert ("scan", "1", "lost", f"{gone}; swept at {swept}: {fate}") in told(store, job)
+
+
+def test_that_nobody_sweeps_is_told_with_the_mend(store, job, clock):
+    begin(store, job, "scan", 1)
+    clock.advance(600)
+
+    def when():
+        return next(text for _, _, code, text in told(store, job) if code == "lost").partition("; ")[2]
+
+    assert when() == "nobody swept ever, start a worker or beat, or run sweep-state: it is marked LOST"
+    leases.take_turn(store, "w2", 15.0)
+    clock.advance(20)
+    assert when() == f"swept at {clock_time(store.now())}: it is marked LOST"
+    clock.advance(30)
+    assert when() == "nobody swept for 50 s, start a worker or beat, or run sweep-state: it is marked LOST"
 
 
 def test_a_row_that_waits_for_a_retry(store, job):
@@ -110,7 +134,7 @@ def test_a_publisher_at_work_and_a_dead_one(store, clock):
     job = store.create_job(replace(new_job("half", 3, ("a",)), submission=publishing))
     assert ("a", "1-2", "unpublished", "being published") in told(store, job)
     clock.advance(61)
-    assert told(store, job)[0][3] == "never published: its publisher is gone, the next sweep cancels the job"
+    assert told(store, job)[0][3] == "never published: its publisher is gone; " + UNSWEPT + ": the job is cancelled"
 
 
 def test_callbacks_from_decision_to_end(store, job, clock):
@@ -118,7 +142,9 @@ def test_callbacks_from_decision_to_end(store, job, clock):
         for tag in ("scan", "hash"):
             Manager.open(store, "why", task_index=row).set_state(tag, Status.FINISHED)
     clock.advance(5)
-    assert told(store, job) == [("settled", None, "callback", "decided 5 s ago, not published: the next sweep does")]
+    assert told(store, job) == [
+        ("settled", None, "callback", "decided 5 s ago, not published; " + UNSWEPT + ": it is sent")
+    ]
     fresh = store.get_job(job.key)
     latches = {**fresh.latches, "settled": replace(fresh.latches["settled"], published_at=store.now())}
     store.update_job(replace(fresh, latches=latches))
