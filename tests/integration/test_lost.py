@@ -5,6 +5,7 @@ import re
 import signal
 
 import pytest
+from conftest import load
 
 from celery_statemanager import Status, leases
 from celery_statemanager.integration.sweeper import sweep
@@ -58,6 +59,41 @@ def test_rows_that_a_killed_worker_had_received_are_run(tracked, setting, pool, 
     (tracked.HOME / f"{key}.go").touch()
     victim(key)
     assert job.wait(PATIENCE).finished == rows
+
+
+@pytest.mark.places(("redis-redis", "prefork"))
+def test_hosts_whose_clocks_are_hours_apart_take_each_other_neither_for_dead_nor_for_alive(
+    tracked, setting, victim, key, eventually
+):
+    """They share a store with nobody else: who is ahead takes the turns to sweep, who is behind has them when he is gone."""
+    store = f"{setting.environment['TRACKED_STORE']}-{key}"
+    own = load({**setting.environment, "TRACKED_STORE": store})
+    queues = [f"{key}.clock_ahead", f"{key}.clock_behind"]
+    workers = [victim(each, TRACKED_STORE=store, TRACKED_FAULT=each.partition(".")[2]) for each in queues]
+    job = own.states.submit(own.gate.s(each).set(queue=each) for each in queues)
+    eventually(lambda: all(own.notes(each) for each in queues))
+    assert sweepers(own, eventually, leases_long=1.5) == {str(workers[0].process.pid)}
+    assert job.summary().running == 2
+    workers[0].kill()
+    assert state_when(job, lambda state: state.terminal).status == Status.LOST
+    (own.HOME / f"{queues[1]}.go").touch()
+    assert job.wait(PATIENCE).finished == 1
+    own.states.store.close()
+    own.app.close()
+
+
+def sweepers(tracked, eventually, *, leases_long):
+    """The processes that take turns to sweep within some leases."""
+    store, found = tracked.states.store, set()
+    until = store.now() + leases_long * tracked.states.settings.lease * 1_000_000
+
+    def is_over():
+        turn = store.get_worker(leases.SWEEPER)
+        found.update([turn.body.split(":")[1]] if turn else [])
+        return store.now() > until
+
+    eventually(is_over)
+    return found
 
 
 @pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"), usual=2)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from celery.signals import after_task_publish
 
@@ -42,4 +43,19 @@ def child_cut_off(states, home):
     states.store = FaultyStore(states.store, down=lambda: os.getpid() != main and (home / "cut-off").exists())
 
 
-FAULTS = {each.__name__: each for each in (after_deciding, after_publishing, child_cut_off)}
+def clock_ahead(*_):
+    """Let this host's clock be an hour ahead of the store's."""
+    _skew(3_600)
+
+
+def clock_behind(*_):
+    """Let this host's clock be an hour behind the store's."""
+    _skew(-3_600)
+
+
+def _skew(seconds):
+    real = time.time
+    time.time = lambda: real() + seconds
+
+
+FAULTS = {each.__name__: each for each in (after_deciding, after_publishing, child_cut_off, clock_ahead, clock_behind)}
