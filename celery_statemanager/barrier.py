@@ -30,9 +30,10 @@ def synchronize(
 
     Raises: SynchronizeFailed – a row is negative (unless ``fail_fast`` is False); SynchronizeTimeout; JobNotFound.
     """
-    scope = Scope(tag=tag)
+    scope, least = Scope(tag=tag), None
 
     def rows_once_reached() -> list[State] | None:
+        nonlocal least
         least = store.lowest(ref, scope)
         if least.status >= status:
             return _rows(store, ref, scope)
@@ -40,7 +41,11 @@ def synchronize(
             raise SynchronizeFailed(ref.key.job_id, tag, status, least)
         return None
 
-    states = _until(rows_once_reached, store, ref, scope, timeout)
+    def may_decide(state: State) -> bool:  # N barriers that looked after each of N changes would look N² times
+        held_it_up = least is None or state.task_index == least.task_index
+        return (state.status >= status and held_it_up) or (state.failed and fail_fast)
+
+    states = _until(rows_once_reached, may_decide, store, ref, scope, timeout)
     if states is None:
         states = _rows(store, ref, scope)
         missing = IndexSet(state.task_index for state in states if state.status < status)
@@ -53,13 +58,19 @@ def wait_settled(store: Store, ref: JobRef, timeout: float | None = None) -> boo
     """Return True once the job has settled, False if it had not after ``timeout`` seconds. Raises: JobNotFound."""
     planned = store.survey(ref)[0].plan is not None
     has_settled = lambda: aggregate.settled(*store.survey(ref)) or None  # noqa: E731 - shorter than its name
-    return _until(has_settled, store, ref, NO_CELLS if planned else Scope(), timeout) is True
+    scope = NO_CELLS if planned else Scope()
+    return _until(has_settled, lambda _: True, store, ref, scope, timeout) is True
 
 
 def _until(
-    ask: Callable[[], Answer | None], store: Store, ref: JobRef, scope: Scope, timeout: float | None
+    ask: Callable[[], Answer | None],
+    may_decide: Callable[[State], bool],
+    store: Store,
+    ref: JobRef,
+    scope: Scope,
+    timeout: float | None,
 ) -> Answer | None:
-    """Ask at once, then after every change, until there is an answer; None once time has run out.
+    """Ask at once, then after every change that may decide, until there is an answer; None once time has run out.
 
     A store that fails meanwhile is asked again when it is back. Raises: SubscriptionLost – it does not come back.
     """
@@ -71,7 +82,7 @@ def _until(
                 guard()
         while answer is None and (deadline is None or time.monotonic() < deadline):
             batch = feed.read(_SLICE if deadline is None else deadline - time.monotonic())
-            if feed.connected and (batch.states or batch.job_changed or batch.resync):
+            if feed.connected and (batch.job_changed or batch.resync or any(map(may_decide, batch.states))):
                 answer = _asked(feed, ask)
         return answer
 

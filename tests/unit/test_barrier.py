@@ -16,7 +16,7 @@ from celery_statemanager import (
     barrier,
     open_store,
 )
-from celery_statemanager.models import Scope
+from celery_statemanager.models import Scope, State
 from celery_statemanager.records import JobRef
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.testing import FaultyStore, Grid, WrappedStore
@@ -119,6 +119,43 @@ def test_failing_fast_names_the_lowest_row_and_waiting_on_does_not_fail(store: C
         barrier.synchronize(store, grid.ref, "a", 10, timeout=0.01, fail_fast=False)
     assert late.value.missing == "0-1"
     assert [state.status for state in late.value.states] == [-2, -42, FINISHED]
+
+
+class Restless(WrappedStore):
+    """Every look at the lowest cell is followed by the next of some writes."""
+
+    def __init__(self, inner: Store, *writes: tuple[int, int]) -> None:
+        super().__init__(inner)
+        self.writes = list(writes)
+        self.looks = 0
+
+    def lowest(self, ref: JobRef, scope: Scope) -> State:
+        self.looks += 1
+        found = super().lowest(ref, scope)
+        if self.writes:
+            Grid(self, ref).write("a", *self.writes.pop(0))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("writes", "looks"),
+    [([(1, 10), (2, 10)], 1), ([(0, 5), (0, 6)], 1), ([(0, 10), (2, 10)], 2)],
+)
+def test_a_barrier_looks_no_more_until_the_row_that_held_it_up_has_come_far_enough(
+    store: Counting, writes: list[tuple[int, int]], looks: int
+) -> None:
+    restless = Restless(store, *writes)
+    grid = Grid.create(restless, 3)
+    with pytest.raises(SynchronizeTimeout):
+        barrier.synchronize(restless, grid.ref, "a", 10, timeout=0.05)
+    assert restless.looks == looks
+
+
+def test_a_barrier_looks_again_each_time_that_the_row_that_held_it_up_has(store: Counting) -> None:
+    restless = Restless(store, (0, 10), (1, 10), (2, 10))
+    grid = Grid.create(restless, 3)
+    assert len(barrier.synchronize(restless, grid.ref, "a", 10, timeout=DEADLINE)) == 3
+    assert restless.looks == 4
 
 
 def test_a_barrier_for_an_error_code_is_reached_by_it(store: Counting) -> None:
