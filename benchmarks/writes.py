@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.harness import Figure, Scale, alternate
 from celery_statemanager import Manager, Store, open_store
+from celery_statemanager.stores.sqlite.connection import CHECKPOINT_PAGES, PAGE_BYTES
 from tests.servers import running_redis
 
 MESSAGE = "page 4 of 10"
@@ -55,7 +56,8 @@ def writing(store: Store, job_id: str = "writes") -> Callable[[], object]:
 
 def _upserting(path: Path) -> Callable[[], object]:
     connection = sqlite3.connect(path, isolation_level=None)
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "wal_autocheckpoint = 4000"):
+    pages = (f"page_size = {PAGE_BYTES}", f"wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    for pragma in (*pages, "journal_mode = WAL", "synchronous = NORMAL"):
         connection.execute(f"PRAGMA {pragma}")
     connection.execute(
         "CREATE TABLE cell (job, tag, row INTEGER, status INTEGER, message TEXT, timestamp INTEGER, version INTEGER, "

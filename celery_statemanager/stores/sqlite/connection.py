@@ -10,6 +10,9 @@ from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnav
 from celery_statemanager.stores.sqlite.layout import bring_up_to_date
 from celery_statemanager.stores.sqlite.location import APPLICATION_ID, SCHEMA, check_identity
 
+PAGE_BYTES = 2_048
+"""Half of SQLite's own: a write changes few bytes in each of four or five pages, and a commit logs them whole."""
+
 CHECKPOINT_PAGES = 4_000
 """How many pages the write-ahead log takes until they are moved to the file, and both synchronised with the disk."""
 
@@ -88,6 +91,7 @@ def _set_up(connection: sqlite3.Connection, path: str) -> None:
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     if not _is_ours(connection, path):
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a file to be made; another keeps its own
         connection.execute("BEGIN IMMEDIATE")
         try:
             if not _is_ours(connection, path):

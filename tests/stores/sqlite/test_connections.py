@@ -14,6 +14,7 @@ from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.sqlite import SQLiteStore
+from celery_statemanager.stores.sqlite.connection import PAGE_BYTES
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 
@@ -36,11 +37,14 @@ class TestConnections:
             assert len(store.list_jobs().jobs) == 12
         recount(path)
 
-    def test_the_log_is_written_ahead_and_synchronised_at_checkpoints(self, path: Path, store: SQLiteStore) -> None:
+    def test_the_log_is_written_ahead_in_small_pages_and_synchronised_at_checkpoints(
+        self, path: Path, store: SQLiteStore
+    ) -> None:
         Grid.create(store)
         with store._pool.writing() as db:
             assert db.execute("PRAGMA synchronous").fetchone() == (1,)
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            assert db.execute("PRAGMA page_size").fetchone() == (PAGE_BYTES,)
 
     def test_threads_that_come_and_go_leave_no_files_open(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 200)
