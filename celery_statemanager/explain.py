@@ -93,7 +93,7 @@ class _Told:
         for number, row in enumerate(rows):
             if number == MOST_CELLS:
                 rest = IndexSet([*rows][MOST_CELLS:])
-                yield Reason(column.tag, rest, "more", f"{len(rest)} more in progress")
+                yield Reason(column.tag, rest, "more", f"{len(rest):,} more in progress")
                 return
             cell = self._store.get_cell(self._job.ref, column.tag, row)
             if cell is not None and not cell.final:

@@ -77,7 +77,7 @@ def _title(card: Card, glyphs: Glyphs) -> Line:
 
 def _facts(card: Card, glyphs: Glyphs) -> Iterator[Line]:
     job = card.overview.job
-    yield [_label("cells"), *counts_line(Counts.of(card.overview.summary), glyphs)]
+    yield [_label("cells"), *counts_line(Counts.of(card.overview.summary), glyphs, zeros=False)]
     yield _moment(card, "created", job.created_at)
     yield _moment(card, "last write", job.last_activity)
     failed = job.latches["failure"].decided_at
