@@ -64,6 +64,18 @@ def test_every_block_of_the_readme_runs(names, capsys):
     assert names["Manager"].open(names["store"], "etl-42").summary("ingest").finished == 1
 
 
+def test_the_first_commands_submit_the_first_block(names, capsys, monkeypatch):
+    (line,) = re.findall(r"^\$ (python -c .*)$", "".join(blocks("README.md", "console")), re.MULTILINE)
+    monkeypatch.setitem(sys.modules, "shop", SimpleNamespace(**names))
+    exec(shlex.split(line)[2])
+    assert re.fullmatch(r"all done: (job-\w+)\n\1\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("page", ["docs/stores.md", "docs/testing.md"])
+def test_every_block_of_a_page_runs(page, names):
+    run(page, names)
+
+
 def test_every_block_of_coming_from_runs(names, capsys):
     run("docs/coming-from.md", names)
     out = capsys.readouterr().out.splitlines()
@@ -81,7 +93,7 @@ def test_every_block_of_operating_runs(names):
 
 
 def test_no_page_has_blocks_that_nobody_runs():
-    run_here = {"README.md", "docs/coming-from.md", "docs/operating.md"}
+    run_here = {"README.md", "docs/coming-from.md", "docs/operating.md", "docs/stores.md", "docs/testing.md"}
     assert {page for page in PAGES if blocks(page, "python")} == run_here
 
 
@@ -104,12 +116,14 @@ def test_every_command_line_is_one_that_would_be_taken(line):
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[:2] == ["pip", "install"]:
-        extras = re.search(r"\[([\w,]+)\]", line)
+        extras = re.search(r"celery-statemanager\[([\w,]+)\]", line)
         known = re.search(r"optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
         assert all(re.search(rf"^{extra} = ", known, re.MULTILINE) for extra in extras[1].split(","))
     elif words[:2] == ["docker", "compose"]:
         compose = (ROOT / "docker-compose.yml").read_text()
         assert f"profiles: [{words[3]}]" in compose
+    elif words[:2] == ["python", "-c"]:
+        compile(words[2], line, "exec")
     else:
         assert words[0] == "git"
 
