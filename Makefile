@@ -70,8 +70,8 @@ build/celery-$(CELERY)/.test: pyproject.toml
 	@touch $@
 
 bench: $(VENV)/.bench
-	$(bin)/python -m benchmarks --json benchmarks/results.json
-	$(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png
+	@failed=0; $(bin)/python -m benchmarks --json benchmarks/results.json || failed=1; \
+	  $(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png && exit $$failed
 
 bench-quick: $(VENV)/.bench
 	$(bin)/python -m benchmarks --scale quick --json build/bench-quick.json

@@ -38,7 +38,7 @@ def tracked() -> None:
     """Do nothing in a job."""
 
 
-@task(ignore_result=True)
+@task(base=StatefulTask, ignore_result=True)  # as the callback of a job it runs once, however often it is published
 def ended(*_: object) -> None:
     """Say that all have ended."""
     _client().rpush("ended", "x")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 from celery_statemanager import Manager, Status, Store
@@ -56,6 +58,12 @@ def send_all(store: RedisStore, ref: JobRef, requests: Sequence[Begin | Write]) 
         assert word in (b"begun", b"written", b"same"), word
 
 
+def _at_once(store: Store, ref: JobRef, writes: list[Write]) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(partial(store.write, ref), writes):
+            pass
+
+
 def _in_one_transaction(store: Store, ref: JobRef, writes: list[Write]) -> None:
     with store._pool.writing() as db:
         for write in writes:
@@ -63,4 +71,4 @@ def _in_one_transaction(store: Store, ref: JobRef, writes: list[Write]) -> None:
             steps.write(SQLiteTransaction.read(db, store._jobs, ref, store.now(), place), write)
 
 
-_WAYS = {"RedisStore": send_all, "SQLiteStore": _in_one_transaction}
+_WAYS = {"RedisStore": send_all, "SQLiteStore": _in_one_transaction, "FirestoreStore": _at_once}

@@ -6,10 +6,8 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator
 
-import redis
-
 from benchmarks.harness import Figure, Scale, in_turns
-from benchmarks.workers import resident_bytes, running_worker, the_app
+from benchmarks.workers import resident_bytes, running_worker, the_app, the_signals
 from tests.servers import RedisServer, running_redis
 
 MIB = 2**20
@@ -27,7 +25,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
 
 def _holding(server: RedisServer, kind: str, num_tasks: int) -> Callable[[], float]:
     module = the_app(server)
-    client = redis.Redis(port=server.port, db=3)
+    client = the_signals(server)
 
     def hold() -> float:
         with running_worker(server, "threads", num_tasks, kind, BENCHMARK_PREFETCH="0") as worker:
@@ -37,7 +35,7 @@ def _holding(server: RedisServer, kind: str, num_tasks: int) -> Callable[[], flo
                 for _ in range(num_tasks):
                     module.plain_hold.apply_async(queue=kind)
             _until(lambda: int(client.get("holding") or 0) >= num_tasks)
-            found = resident_bytes(worker.process.pid)
+            found = resident_bytes(worker.pid)
             client.rpush("go", "x")
             _until(lambda: not client.exists("go"))
         client.flushdb()

@@ -1,4 +1,4 @@
-"""Figures as people read them, and as JSON."""
+"""Figures as people read them, and as JSON; ``python -m benchmarks.report results.json`` gives a Markdown table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import platform
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +35,41 @@ def machine() -> dict[str, str]:
 
 def line(figure: Figure) -> str:
     """Give a row of the table."""
-    sign = {"times": " x", "above": f" {figure.unit} more", "alone": f" {figure.unit}"}[figure.kind]
-    peer = "" if figure.peer is None else f"{_short(figure.peer)} {figure.unit}"
-    bound = f"{'>=' if figure.at_least else '<='} {_short(figure.limit)}{sign}"
-    verdict = "yes" if figure.reached else "no"
-    ours, measured = f"{_short(figure.ours)} {figure.unit}", f"{_short(figure.measured)}{sign}"
-    return f"{figure.what:52.52} {ours:>15} {peer:>15}  {figure.against:36.36} {measured:>15}  {bound:<14} {verdict}"
+    what, against, ours, peer, measured, bound, verdict = _cells(figure)
+    return f"{what:52.52} {ours:>15} {peer:>15}  {against:36.36} {measured:>15}  {bound:<14} {verdict}"
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    unit = f" {figure.unit}".rstrip()
+    sign = {"times": " ×", "above": f"{unit} more", "alone": unit}[figure.kind]
+    ours, measured = f"{_short(figure.ours)}{unit}", f"{_short(figure.measured)}{sign}"
+    peer = "–" if figure.peer is None else f"{_short(figure.peer)}{unit}"
+    bound = f"{'≥' if figure.at_least else '≤'} {_short(figure.limit)}{sign}"
+    return figure.what, figure.against, ours, peer, measured, bound, "yes" if figure.reached else "no"
 
 
 HEADING = f"{'what':52} {'ours':>15} {'peer':>15}  {'which is':36} {'measured':>15}  {'to reach':<14} reached"
 
 
-def write_json(path: Path, scale: str, figures: Iterable[Figure]) -> None:
-    """Write everything to a file."""
-    found: dict[str, Any] = {"scale": scale, "machine": machine(), "figures": [each.to_json() for each in figures]}
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(
+    path: Path, scale: str, machine: Mapping[str, str], figures: Iterable[Figure], missing: Mapping[str, str]
+) -> None:
+    """Write everything to a file.
+
+    Args:
+        missing: modules that gave no figures, or not all, and why.
+    """
+    found: dict[str, Any] = {"scale": scale, "machine": machine, "figures": [each.to_json() for each in figures]}
+    text = json.dumps({**found, "missing": missing}, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def markdown(results: Mapping[str, Any]) -> Iterator[str]:
+    """Give the lines of a table of what ``write_json`` wrote."""
+    yield from ("| what | its peer | ours | peer | measured | to reach | |", "|---|---|---|---|---|---|---|")
+    for given in results["figures"]:
+        figure = Figure(**{each.name: given[each.name] for each in fields(Figure)})
+        yield "| {} |".format(" | ".join(_cells(figure)))
 
 
 def _short(number: float) -> str:
@@ -74,3 +96,7 @@ def _version(program: str) -> str:
     if path is None:
         return "not installed"
     return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()[:40]
+
+
+if __name__ == "__main__":
+    print("\n".join(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))

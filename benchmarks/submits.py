@@ -33,13 +33,15 @@ def measure(scale: Scale) -> Iterator[Figure]:
     """Compare with a loop of ``apply_async``, and memory with that of a tenth of the tasks."""
     number = scale(200, 10_000, 100_000)
     with running_redis() as server:
-        ways = {way: _publishing(server, way, scale(200, 5_000, 20_000)) for way in ("loop", "submit")}
-        rates = medians({way: [rate for rate, _ in each] for way, each in in_turns(ways, scale(1, 3, 5)).items()})
+        ways = {way: _publishing(server, way, number) for way in ("loop", "submit")}
+        found = in_turns(ways, scale(1, 3, 3))
         _, few = _publishing(server, "submit", number // 10)()
-        _, many = _publishing(server, "submit", number)()
-    ours, peer = rates["submit"], rates["loop"]
-    yield Figure("submit", "loop of apply_async", ours, peer, "/s", 0.8, at_least=True)
-    yield Figure(f"submit of {number:,}, peak memory", f"of {number // 10:,}", many, few, "MiB", 10, "above")
+    rates = medians({way: [rate for rate, _ in each] for way, each in found.items()})
+    memory = medians({way: [megabytes for _, megabytes in each] for way, each in found.items()})
+    submit, what = f"submit of {number:,}", "loop of apply_async"
+    yield Figure(submit, what, rates["submit"], rates["loop"], "/s", 0.8, at_least=True)
+    yield Figure(f"{submit}, peak memory", f"submit of {number // 10:,}", memory["submit"], few, "MiB", 10, "above")
+    yield Figure(f"{submit}, peak memory", what, memory["submit"], memory["loop"], "MiB", 10, "above")
 
 
 def _publishing(server: RedisServer, way: str, number: int) -> Callable[[], tuple[float, float]]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-import redis
-
 from benchmarks.harness import Figure, Scale, in_turns, medians
-from benchmarks.workers import cpu_seconds, running_worker, the_app
+from benchmarks.workers import cpu_seconds, running_worker, the_app, the_signals
 from tests.servers import RedisServer, running_redis
 
 
@@ -20,7 +18,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
         measures = {}
         for name, answer in (("ours", "yes"), ("peer", "no")):
             worker = stack.enter_context(running_worker(server, "prefork", 1, name, BENCHMARK_TRACKED=answer))
-            measures[name] = _running(server, worker.process.pid, name, num_tasks)
+            measures[name] = _running(server, worker.pid, name, num_tasks)
         in_turns(measures, 1)
         found = medians(in_turns(measures, scale(1, 5, 21)))
     yield Figure("untracked task", "without StateManager", found["ours"] * 1e6, found["peer"] * 1e6, "µs", 1.02)
@@ -28,7 +26,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
 
 def _running(server: RedisServer, pid: int, queue: str, num_tasks: int) -> Callable[[], float]:
     module = the_app(server)
-    client = redis.Redis(port=server.port, db=3)
+    client = the_signals(server)
 
     def run() -> float:
         start = cpu_seconds(pid)

@@ -5,27 +5,47 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from tests.integration.workers import Worker
-from tests.servers import RedisServer
+import redis
+
+from tests.servers import RedisServer, wait_for
+
+ROOT = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
 def running_worker(
     server: RedisServer, pool: str, concurrency: int, queue: str, **environment: str
-) -> Iterator[Worker]:
-    """Run a worker of the app that takes one queue."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        settings = {"TRACKED_HOME": home, "BENCHMARK_REDIS": _base(server), **environment}
-        worker = Worker(settings, pool, queue, concurrency=concurrency, app="benchmarks.app")
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker of the app that takes one queue; it writes its log into a file, as workers do."""
+    command = [sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker", "-l", "INFO", "-Q", queue]
+    command += ["-P", pool, "-c", str(concurrency), "-n", f"{queue}@benchmarks"]
+    command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    settings = {**os.environ, "BENCHMARK_REDIS": _base(server), **environment}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, Path(home, "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=log, start_new_session=True)
         try:
-            yield worker
+            wait_for(lambda: b" ready." in Path(home, "log").read_bytes(), "the worker")
+            yield process
         finally:
-            worker.stop()
+            _stop(process)
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker with all its children."""
+    worker.terminate()
+    try:
+        worker.wait(20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
 
 
 def the_app(server: RedisServer) -> ModuleType:
@@ -33,6 +53,11 @@ def the_app(server: RedisServer) -> ModuleType:
     os.environ["BENCHMARK_REDIS"] = _base(server)
     module = importlib.import_module("benchmarks.app")
     return module if _base(server) == module.URL else importlib.reload(module)
+
+
+def the_signals(server: RedisServer) -> redis.Redis:
+    """Give the client through which tasks are told to go, and tell that they have ended."""
+    return redis.Redis(port=server.port, db=3, socket_timeout=None)
 
 
 def cpu_seconds(pid: int) -> float:

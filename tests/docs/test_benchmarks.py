@@ -29,3 +29,18 @@ def test_every_figure_is_measured(modules, tmp_path):
         assert figure["ours"] > 0, figure
         assert figure["what"][:52] in done.stdout
     assert found["machine"]["python"] == sys.version.split()[0]
+
+
+def test_a_module_that_fails_costs_no_other_its_figures(tmp_path):
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--json", str(results), "harness", "imports"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    found = json.loads(results.read_text())
+    assert found["missing"].keys() == {"harness"}
+    assert "harness: not measured, AttributeError" in done.stdout
+    assert found["figures"][0]["what"] == "import celery_statemanager"
+    table = subprocess.run(
+        [sys.executable, "-m", "benchmarks.report", str(results)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert table.stdout.count("| import celery |") == 1
