@@ -16,6 +16,7 @@ from celery_statemanager import (
     current_state,
 )
 from celery_statemanager.integration.settings import Settings
+from celery_statemanager.testing import FaultyStore
 
 
 def new_app(**settings):
@@ -139,6 +140,29 @@ def test_held_back_progress_lands_with_the_end():
         {"progress": {"done": 10, "total": 10}},
     )
     assert (failed.status, failed.payload) == (Status.FAILED, {"progress": {"done": 3, "total": 10}})
+
+
+@pytest.mark.parametrize("call", [lambda s: s.set(5, "said"), lambda s: s.progress(1, 2, "said"), lambda s: s.get()])
+@pytest.mark.parametrize("policy", ["log", "raise"])
+def test_a_store_that_is_down_is_the_tasks_trouble_only_if_the_settings_say_so(policy, call):
+    app = new_app(statemanager_on_store_error=policy)
+    states = StateManager(app)
+    states.store = store = FaultyStore(states.store)
+    given = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True)
+    def task(self):
+        with store.away():
+            given.append(call(self.state))
+        return "the work is done"
+
+    state = states.submit([task.s()]).wait(10).lowest
+    if policy == "log":
+        assert given == [None]
+        assert state.status == Status.FINISHED
+    else:
+        assert given == []
+        assert (state.status, state.message.partition(":")[0]) == (Status.FAILED, "StoreUnavailable")
 
 
 def test_the_same_extension_is_given_for_the_same_app(app, states):
