@@ -29,22 +29,26 @@ def connections(client):
     made.close()
 
 
+def ask(connections, *command):
+    return connections.ask(b"".join(redis.Connection().pack_command(*command)))
+
+
 def ours(connections):
     """Give the server's number of the connection that the next call will take."""
-    return connections.ask("CLIENT", "ID")
+    return ask(connections, "CLIENT", "ID")
 
 
 def test_one_after_the_other_use_one_connection_also_after_a_refusal(connections):
     number = ours(connections)
     with pytest.raises(redis.ResponseError, match="unknown command"):
-        connections.ask("NONSENSE")
+        ask(connections, "NONSENSE")
     assert ours(connections) == number
 
 
 def test_one_that_the_server_has_closed_is_noticed_before_sending(connections, client):
     number = ours(connections)
     client.execute_command("CLIENT", "KILL", "ID", number)
-    assert connections.ask("ECHO", "x") == b"x"
+    assert ask(connections, "ECHO", "x") == b"x"
     assert ours(connections) != number
 
 
@@ -59,11 +63,11 @@ def test_an_interrupted_calls_reply_is_nobody_elses(connections, client):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(InterruptedByTestError):
-            connections.ask("BLPOP", "late", 10)
+            ask(connections, "BLPOP", "late", 10)
     finally:
         signal.signal(signal.SIGALRM, before)
         client.delete("late")
-    assert connections.ask("ECHO", "x") == b"x"
+    assert ask(connections, "ECHO", "x") == b"x"
     assert ours(connections) != number
 
 
@@ -83,7 +87,7 @@ def test_a_child_takes_none_of_its_parents(connections):
 
 def test_no_more_are_kept_than_are_of_use(connections, client):
     callers = MOST_IDLE + 8
-    threads = [threading.Thread(target=connections.ask, args=("BLPOP", f"go {n}", 20)) for n in range(callers)]
+    threads = [threading.Thread(target=ask, args=(connections, "BLPOP", f"go {n}", 20)) for n in range(callers)]
     before = len(client.client_list())
     for thread in threads:
         thread.start()
@@ -106,6 +110,6 @@ def test_closed_means_that_none_is_kept(connections, client):
     pause = threading.Event()
     while len(client.client_list()) >= before:
         pause.wait(0.01)
-    connections.ask("ECHO", "x")
+    ask(connections, "ECHO", "x")
     while len(client.client_list()) >= before:
         pause.wait(0.01)

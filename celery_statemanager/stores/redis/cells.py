@@ -81,26 +81,25 @@ def payload_of(rest: str | None, progress: str | None, done: bool) -> str | None
 
 
 def cell_of(packed: bytes) -> Cell:
-    """Read a packed cell."""
-    values = _values(packed)
-    (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done) = values[:12]
-    replacements, retries, owner, began_at, losses, kept, blocked_by, schema = values[12:20]
+    """Read a packed cell. Written out, for it is on every write's way, as ``state_of`` is on every state's read."""
+    (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done,
+     replacements, retries, owner, began_at, losses, kept, blocked_by, schema) = _values(packed)  # fmt: skip
     return Cell(
-        status=int(status),
-        message=_text(message),
-        payload=payload_of(_text(rest), _text(progress), done),
-        timestamp=int(timestamp),
-        version=int(version),
-        event_id=event_id or "",
-        attempt=int(attempt),
-        open=is_open,
-        delivery=Delivery(int(replacements), int(retries)),
-        owner=_text(owner),
-        losses=int(losses),
-        kept=_text(kept),
-        blocked_by=_text(blocked_by),
-        began_at=int(began_at),
-        schema_version=int(schema) or 1,
+        status,
+        None if message is False else message,
+        payload_of(rest or None, progress or None, done) if rest or progress else None,
+        timestamp,
+        version,
+        event_id or "",
+        attempt or 0,
+        is_open,
+        Delivery(replacements or 0, retries or 0) if replacements or retries else _FIRST,
+        owner or None,
+        losses or 0,
+        kept or None,
+        blocked_by or None,
+        began_at or 0,
+        schema or 1,
     )
 
 
@@ -124,20 +123,20 @@ def repacked(packed: bytes, new: Cell) -> bytes:
 def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:
     """Read of a packed cell what readers see, without a ``Cell`` on the way: lists are long."""
     values = _values(packed)
-    (timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done) = values[:12]
-    payload = payload_of(_text(rest), _text(progress), done) if rest or progress else None
+    timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done = values[:12]
+    payload = payload_of(rest or None, progress or None, done) if rest or progress else None
     return state_from_fields(
         job_id,
         row,
         tag,
-        int(status),
-        _text(message),
+        status,
+        None if message is False else message,
         json.loads(payload) if payload else None,
-        to_datetime(int(timestamp)),
-        int(version),
+        to_datetime(timestamp),
+        version,
         event_id or None,
-        int(attempt),
-        int(values[-1]) or 1,
+        attempt or 0,
+        values[-1] or 1,
     )
 
 
@@ -153,10 +152,7 @@ def _values(packed: bytes) -> list[Any]:
 
 
 _EMPTY = [False] * len(CELL)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is False else value
+_FIRST = Delivery()
 
 
 def _weighed(progress: Any) -> tuple[str, int | None, int | None]:

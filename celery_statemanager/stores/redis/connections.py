@@ -30,11 +30,11 @@ class Connections:
         self._idle: deque[Any] = deque()
         self._closed = False
 
-    def ask(self, *command: Any) -> Any:
-        """Send a command once and give its reply as it came. Raises: what redis-py raises."""
+    def ask(self, command: bytes) -> Any:
+        """Send a command, packed, once and give its reply as it came. Raises: what redis-py raises."""
         connection = self._take()
         try:
-            connection.send_command(*command)
+            connection.send_packed_command((command,))
             reply = connection.read_response()
         except ResponseError:
             self._give(connection)

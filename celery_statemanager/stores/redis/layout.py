@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from celery_statemanager.aggregate import expected_tags, expects
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import JobRecord
 from celery_statemanager.stores.redis.keys import JobKeys
+
+Place = tuple[str, str, int, bool]
+"""A cell's tag, row, rank among the rows expected under the tag (-1: none of them), and whether the job counts it."""
 
 
 class Ranks:
@@ -65,7 +68,7 @@ class Layout:
         self.touched_at: float | None = None
         self._planned = {tag: Ranks(rows) for tag, rows in job.plan.columns.items()} if job.plan else {}
         self._all = Ranks(IndexSet(range(job.num_tasks)))
-        self._columns: dict[str, tuple[str, str, str]] = {}
+        self._steps: dict[tuple[tuple[str, ...], bool], tuple[str, ...]] = {}
 
     @property
     def planned(self) -> bool:
@@ -85,16 +88,24 @@ class Layout:
         """Whether a cell counts in the job's aggregates, once its tag has been seen."""
         return expects(self.job, tag, row)
 
-    def place(self, tag: str, row: int) -> tuple[tuple[str, str, str], tuple[str, int, int, bool]]:
-        """Give what scripts need to find a cell: its column's keys, and its address, rank and whether it counts."""
+    def place(self, tag: str, row: int) -> Place:
+        """Give what scripts need to know of a cell."""
         if row < 0:
-            _, low, written = self.keys.column(tag)
-            return (self.keys.callbacks, low, written), (tag, row, -1, False)
-        counts = self.planned and self.expects(tag, row)
-        column = self._columns.get(tag)
-        if column is None:
-            column = self._columns[tag] = self.keys.column(tag)
-        return column, (tag, row, self.ranks(tag).rank(row), counts)
+            return tag, str(row), -1, False
+        planned = self._planned.get(tag)
+        rank = (planned or self._all).rank(row)
+        return tag, str(row), rank, planned is not None and rank >= 0
+
+    def step_keys(self, tags: tuple[str, ...], *, of_callback: bool) -> tuple[str, ...]:
+        """Give the keys of a step on cells under some tags, all of one row."""
+        keys = self._steps.get((tags, of_callback))
+        if keys is None:
+            columns = [self.keys.column(tag) for tag in tags]
+            if of_callback:
+                columns = [(self.keys.callbacks, low, written) for _, low, written in columns]
+            keys = (self.keys.head, self.keys.tallies, self.keys.open, self.keys.stream, *chain(*columns))
+            self._steps[tags, of_callback] = keys
+        return keys
 
 
 def _clear_bits(bitmap: bytes, size: int) -> Iterator[tuple[int, int]]:

@@ -70,7 +70,7 @@ def _if_below(below: int, tag: str, row: int, packed: bytes) -> Iterable[KeptCel
 
 def _arguments(layout: Layout, each: KeptCell) -> Iterator[str | bytes]:
     _, field = layout.keys.cell(each.tag, each.task_index)
-    _, (_, _, rank, counts) = layout.place(each.tag, each.task_index)
+    _, _, rank, counts = layout.place(each.tag, each.task_index)
     yield str(field)
     yield "1" if rank >= 0 else ""
     yield "1" if rank >= 0 and counts else ""

@@ -1,8 +1,13 @@
-"""The format in which clients and scripts exchange what has parts, and in which cells are kept: MessagePack."""
+"""What goes over the wire: commands, and the format in which clients and scripts exchange what has parts.
+
+That is MessagePack, in which cells are kept too.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -18,6 +23,15 @@ def pack(value: dict[str, Any]) -> bytes:
     return packed
 
 
+def pack_array(values: Sequence[Any]) -> bytes:
+    """Pack a request for ``cmsgpack.unpack``; what is None or False at its end is left out."""
+    size = len(values)
+    while values[size - 1] is None or values[size - 1] is False:
+        size -= 1
+    packed: bytes = msgpack.packb(values[:size])
+    return packed
+
+
 def unpack(packed: bytes) -> list[Any]:
     """Give the elements of an array that ``cmsgpack.pack`` made."""
     try:
@@ -28,3 +42,24 @@ def unpack(packed: bytes) -> list[Any]:
     values: list[Any] = unpacker.unpack()
     _unpackers.append(unpacker)
     return values
+
+
+def pack_script_call(name: str, script: str, keys: tuple[str, ...], args: Sequence[str | bytes | int]) -> bytes:
+    """Pack a call of a script as it is sent, for connections on which redis-py need not do it.
+
+    Args:
+        name: EVALSHA or EVAL.
+        script: the digest or the text.
+    """
+    return b"".join((_head(name, script, keys, len(args)), *map(_bulk, args)))
+
+
+@lru_cache(maxsize=1_000)
+def _head(name: str, script: str, keys: tuple[str, ...], args: int) -> bytes:
+    """Pack what is the same at each call on the same cells: most of it."""
+    return b"*%d\r\n" % (3 + len(keys) + args) + b"".join(map(_bulk, (name, script, str(len(keys)), *keys)))
+
+
+def _bulk(arg: str | bytes | int) -> bytes:
+    text = arg if isinstance(arg, bytes) else str(arg).encode()
+    return b"$%d\r\n%b\r\n" % (len(text), text)

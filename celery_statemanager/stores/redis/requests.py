@@ -7,18 +7,60 @@ from typing import Any
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import Begin, When, Write
 from celery_statemanager.stores.redis.cells import Payload, progress_parts, split
-from celery_statemanager.stores.redis.layout import Layout
-from celery_statemanager.stores.redis.packing import pack
+from celery_statemanager.stores.redis.layout import Layout, Place
+from celery_statemanager.stores.redis.packing import pack_array
 
-Call = tuple[list[str], list[str | bytes]]
+WRITE = (
+    "places",
+    "event_id",
+    "status",
+    "message",
+    "attempt",
+    "closes",
+    "keeps_payload",
+    "when",
+    "yields",
+    "cascades",
+    "not_run",
+    "progress",
+    "share",
+    "full",
+    "begin",
+    "holder",
+    "held",
+    "losing",
+    "next_delivery",
+    "schema",
+)
+"""What is asked of write.lua, in order, as ``records.Write`` says it, and:
+
+``places`` are those of the cell and of the row's later stages; ``when`` is ``"open"``, ``"idle"`` or nothing;
+``not_run`` is what blocked stages are told; ``progress`` is JSON, ``share`` and ``full`` are what it amounts to as it
+is and once done, in units of ``1 / FRACTION_UNIT``; ``begin`` is as in ``BEGIN``; ``holder`` and ``held`` are
+``held_by``.
+"""
+
+BEGIN = (
+    "places",
+    "event_id",
+    "message",
+    "owner",
+    "delivery",
+    "kept",
+    "takes_over",
+    "supersedes",
+    "schema",
+)
+"""What is asked of begin.lua, in order, as ``records.Begin`` says it."""
+
+Call = tuple[tuple[str, ...], list[str | bytes]]
 """Keys and arguments."""
 
 
 def begin_call(layout: Layout, begin: Begin) -> Call:
     """Ask for an attempt."""
     keys, places = _places(layout, begin.tag, begin.task_index, row_too=True)
-    request = {"places": places, "schema": _schema(), **_begin(begin)}
-    return keys, [pack(request)]
+    return keys, [pack_array(_begin(begin, places))]
 
 
 def write_call(layout: Layout, write: Write) -> Call:
@@ -26,29 +68,30 @@ def write_call(layout: Layout, write: Write) -> Call:
     row_too = write.cascades or write.begin is not None
     keys, places = _places(layout, write.tag, write.task_index, row_too=row_too)
     payload = _payload(write)
-    request = {
-        "places": places,
-        "status": int(write.status),
-        "event_id": write.event_id,
-        "message": write.message,
-        "keeps_payload": write.keeps_payload,
-        "progress": payload.progress,
-        "share": payload.share,
-        "full": payload.full,
-        "attempt": write.attempt,
-        "begin": write.begin and _begin(write.begin),
-        "when": None if write.when is When.ANY else write.when.value,
-        "closes": write.closes,
-        "yields": write.yields,
-        "cascades": write.cascades,
-        "not_run": f"not run: stage {write.tag!r} failed: " if write.cascades else None,
-        "losing": write.losing,
-        "next_delivery": write.next_delivery,
-        "schema": _schema(),
-    }
-    if write.held_by is not None:
-        request["holder"], request["held"] = write.held_by
-    return keys, [pack(request), payload.rest or ""]
+    holder, held = write.held_by or (None, None)
+    request = (
+        places,
+        write.event_id,
+        int(write.status),
+        write.message,
+        write.attempt,
+        write.closes,
+        write.keeps_payload,
+        None if write.when is When.ANY else write.when.value,
+        write.yields,
+        write.cascades,
+        f"not run: stage {write.tag!r} failed: " if write.cascades else None,
+        payload.progress,
+        payload.share,
+        payload.full,
+        write.begin and _begin(write.begin, places),
+        holder,
+        held,
+        write.losing,
+        write.next_delivery,
+        _schema(),
+    )
+    return keys, [pack_array(request), payload.rest or ""]
 
 
 def _payload(write: Write) -> Payload:
@@ -57,29 +100,25 @@ def _payload(write: Write) -> Payload:
     return Payload(None) if write.progress is None else progress_parts(write.progress)
 
 
-def _begin(begin: Begin) -> dict[str, Any]:
-    fields = {
-        "event_id": begin.event_id,
-        "delivery": begin.delivery,
-        "owner": begin.owner,
-        "kept": begin.kept,
-        "message": begin.message,
-        "supersedes": begin.supersedes,
-        "takes_over": begin.takes_over,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+def _begin(begin: Begin, places: list[Place]) -> tuple[Any, ...]:
+    return (
+        places,
+        begin.event_id,
+        begin.message,
+        begin.owner,
+        begin.delivery,
+        begin.kept,
+        begin.takes_over,
+        begin.supersedes,
+        _schema(),
+    )
 
 
-def _places(layout: Layout, tag: str, row: int, *, row_too: bool) -> tuple[list[str], list[Any]]:
+def _places(layout: Layout, tag: str, row: int, *, row_too: bool) -> tuple[tuple[str, ...], list[Place]]:
     """Give the keys and places of a cell and, if asked, of the row's later stages."""
     later = layout.job.plan.after(tag, row) if row_too and layout.job.plan else ()
-    keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream]
-    places = []
-    for each in (tag, *later):
-        column, place = layout.place(each, row)
-        keys += column
-        places.append(place)
-    return keys, places
+    tags = (tag, *later)
+    return layout.step_keys(tags, of_callback=row < 0), [layout.place(each, row) for each in tags]
 
 
 def _schema() -> int | None:

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib.resources import files
 from typing import NamedTuple
 
+from celery_statemanager.models import FINISHED, Status
+from celery_statemanager.records import Tally
 from celery_statemanager.stores.redis.cells import CELL
 from celery_statemanager.stores.redis.jobs import HEAD
+from celery_statemanager.stores.redis.requests import BEGIN, WRITE
 
 _PARTS: dict[str, tuple[str, ...]] = {
-    "write": ("EVENTS", "FIELDS", "common", "attempts"),
-    "begin": ("EVENTS", "FIELDS", "common", "attempts"),
-    "update": ("EVENTS", "FIELDS", "common"),
-    "rewrite": ("EVENTS", "FIELDS", "common"),
-    "create": ("EVENTS",),
-    "cells": ("HEAD",),
-    "columns": ("HEAD",),
+    "write": ("common", "attempts"),
+    "begin": ("common", "attempts"),
+    "update": ("common",),
+    "rewrite": ("common",),
 }
-"""What stands before a script's own text: other texts, and lines that are made here."""
+"""Other texts that stand before a script's own."""
+
+_CONSTANTS = {
+    **{f"N_{field.upper()}": str(at) for at, field in enumerate((*Tally._fields, "unwritten"), 1)},
+    **{field.upper(): str(at) for at, field in enumerate(CELL, 1)},
+    "FINISHED": str(FINISHED),
+    "CANCELLED": str(int(Status.CANCELLED)),
+    "STARTED": str(int(Status.STARTED)),
+    "HEAD": ", ".join(map(json.dumps, HEAD)),
+}
+"""What names in capitals stand for. Numbers in the text: every function would have to be handed its variables."""
+
+_ELEMENTS = {
+    name: {field: f"{name}[{at}]" for at, field in enumerate(fields, 1)}
+    for name, fields in (("write", WRITE), ("begin", BEGIN))
+}
+"""What fields of requests stand for."""
+
+_COMMENT = re.compile(r"--.*")
+_NAME = re.compile(r"\b(?:(write|begin)\.(\w+)|[A-Z_]+)\b")
 
 
 class Script(NamedTuple):
@@ -37,14 +57,15 @@ class Scripts:
     """
 
     def __init__(self, stream_length: int) -> None:
-        made = {
-            "EVENTS": f'local EVENTS = "{stream_length}"\n',
-            "FIELDS": f"local {', '.join(CELL).upper()} = {', '.join(str(at) for at, _ in enumerate(CELL, 1))}\n",
-            "HEAD": f"local HEAD = {{{', '.join(map(json.dumps, HEAD))}}}\n",
-        }
+        constants = {**_CONSTANTS, "EVENTS": f'"{stream_length}"'}
+
+        def meaning(found: re.Match[str]) -> str:
+            request, field = found.groups()
+            return _ELEMENTS[request][field] if request else constants.get(found[0], found[0])
 
         def load(name: str) -> Script:
-            source = "".join(made.get(part) or _text(part) for part in (*_PARTS.get(name, ()), name))
+            text = "".join(_text(part) for part in (*_PARTS.get(name, ()), name))
+            source = _NAME.sub(meaning, _COMMENT.sub("", text))
             return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
         self.write, self.begin, self.update = map(load, ("write", "begin", "update"))

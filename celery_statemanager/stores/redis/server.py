@@ -12,6 +12,7 @@ from redis.exceptions import NoScriptError
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores.redis.connections import Connections
 from celery_statemanager.stores.redis.errors import translated
+from celery_statemanager.stores.redis.packing import pack_script_call
 from celery_statemanager.stores.redis.scripts import Script
 
 
@@ -65,12 +66,10 @@ class Server:
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run a script in one round trip, two if the server does not remember it."""
         with translated(self.shown):
-            connections = self._connections  # another thread may close the store
-            send = self.client.execute_command if connections is None else connections.ask
             try:
-                return send("EVALSHA", script.digest, len(keys), *keys, *args)
+                return self._send("EVALSHA", script.digest, keys, args)
             except NoScriptError:
-                return send("EVAL", script.source, len(keys), *keys, *args)
+                return self._send("EVAL", script.source, keys, args)
 
     def call(self, *command: Any) -> Any:
         """Send one command that names its key second."""
@@ -97,7 +96,8 @@ class Server:
         """Make a connection of its own to the server that keeps a key; it is connected, and the caller's to close."""
         with translated(self.shown):
             client = self.client
-            client.exists(key)  # a cluster's client learns so where the key has moved to
+            if self.clustered:
+                client.exists(key)  # the client learns so where the key has moved to
             node = self._node_of(key)
             pool = (client if node is None else client.get_redis_connection(node)).connection_pool
             connection = pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": socket_timeout})
@@ -121,6 +121,12 @@ class Server:
     def after_fork(self) -> None:
         """Go on."""
         self._lock.release()
+
+    def _send(self, name: str, script: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        client, connections = self.client, self._connections  # another thread may close the store
+        if connections is None:
+            return client.execute_command(name, script, len(keys), *keys, *args)
+        return connections.ask(pack_script_call(name, script, tuple(keys), args))
 
     def _node_of(self, key: str) -> Any:
         """Give the cluster node that keeps a key; None for a single server."""

@@ -212,7 +212,7 @@ class RedisStore(Store):
     def __repr__(self) -> str:
         return f"<RedisStore {self._server.shown}>"
 
-    def _step(self, script: Script, layout: Layout, keys: list[str], args: list[str | bytes]) -> Any:
+    def _step(self, script: Script, layout: Layout, keys: tuple[str, ...], args: list[str | bytes]) -> Any:
         """Change a cell; the registry is told before, and once more if it has lost a job that lives."""
         registered = self._registry.touch(layout)
         reply = self._reader.run(script, layout.job.ref, keys, args)

@@ -1,7 +1,5 @@
 -- How attempts begin, for write.lua and begin.lua; stands after common.lua. What transitions.begun says.
 
-local STARTED = 1
-
 -- Compares two deliveries: -1, 0 or 1.
 local function compare(replacements, retries, cell)
   local gap = replacements - (cell[REPLACEMENTS] or 0)
@@ -14,9 +12,9 @@ end
 local function verdict_on(job, place, cell, begin, though_cancelled)
   if cell[STATUS] == FINISHED and not cell[OPEN] then
     return "finished"
-  elseif place.row >= 0 and job.settled then
+  elseif job.settled and not place.of_callback then
     return "closed"
-  elseif place.row >= 0 and job.cancelled_at and not though_cancelled then
+  elseif job.cancelled_at and not place.of_callback and not though_cancelled then
     return "cancelled"
   elseif begin.takes_over or (cell[OPEN] and begin.supersedes == cell[ATTEMPT]) then
     return "begun"
@@ -48,9 +46,9 @@ local function begun(job, place, cell, begin, though_cancelled)
 end
 
 -- Takes back what the failure of this stage gave to the row's later ones.
-local function unblock(job, request, stage, event_id)
-  for i = 2, #request.places do
-    local place = place_of(request, i)
+local function unblock(job, places, stage, event_id)
+  for i = 2, #places do
+    local place = place_of(places, i)
     local old = read(place)
     if old and old[BLOCKED_BY] == stage then
       local new = ended(job, old, 0, nil, event_id)

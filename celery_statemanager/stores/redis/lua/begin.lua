@@ -1,26 +1,25 @@
 -- Takes the next attempt of a cell, or says why not. One step, one slot.
 --
--- KEYS, ARGV[1], ARGV[2]  as common.lua; the request: places, event_id, delivery {replacements, retries}, owner,
---                         kept, message, supersedes (attempt), takes_over, schema
+-- KEYS, ARGV[1], ARGV[2]  as common.lua; the request: requests.BEGIN
 -- Gives {"gone"}, or {verdict, cell, names of the latches that fell ...}.
 
 local job = open_job(ARGV[1])
 if not job then
   return { "gone" }
 end
-local request = cmsgpack.unpack(ARGV[2])
-local place = place_of(request, 1)
+local begin = cmsgpack.unpack(ARGV[2])
+local place = place_of(begin.places, 1)
 local old = read(place)
-if old and old[EVENT_ID] == request.event_id and old[OPEN] then
+if old and old[EVENT_ID] == begin.event_id and old[OPEN] then
   return { "begun", pack(old) }
 end
-local cell = old or new_cell(request.schema)
-local verdict, new = begun(job, place, cell, request)
+local cell = old or new_cell(begin.schema)
+local verdict, new = begun(job, place, cell, begin)
 if not new then
   return { verdict, pack(cell) }
 end
 local kept = put(job, place, old, new)
 if verdict == "begun" then
-  unblock(job, request, place.tag, request.event_id)
+  unblock(job, begin.places, place.tag, begin.event_id)
 end
 return { verdict, kept, unpack(finish(job, place, new)) }

@@ -6,7 +6,7 @@
 -- ARGV[3]  the fields of the cells in their hashes ...
 -- Gives {"gone"}, {"tags", tag ...}, or {"read", values of HEAD, packed cells}.
 
-local head = redis.call("HMGET", KEYS[1], unpack(HEAD))
+local head = redis.call("HMGET", KEYS[1], HEAD)
 if head[1] ~= ARGV[1] then
   return { "gone" }
 elseif ARGV[2] ~= "-1" and redis.call("HLEN", KEYS[2]) ~= tonumber(ARGV[2]) then

@@ -31,7 +31,7 @@ local function column(tag, first, cells, low, written)
   return { tally, found, failed, running, zero, redis.call("GET", written) }
 end
 
-local head = redis.call("HMGET", KEYS[1], unpack(HEAD))
+local head = redis.call("HMGET", KEYS[1], HEAD)
 if head[1] ~= ARGV[1] then
   return { "gone" }
 elseif ARGV[2] ~= "-1" and redis.call("HLEN", KEYS[2]) ~= tonumber(ARGV[2]) then

@@ -1,82 +1,84 @@
 -- What write.lua, begin.lua and update.lua share: stores/steps.py in the server's language.
 --
--- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, ...
+-- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, ...; the total is
+--                   the sum of the tallies of what is expected, but for their progress: no latch asks for it
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, alarms, pending,
 --                   progress (in 1e-8 cells), lowest rank never written}
 -- KEYS[3]  open     set: "row tag" of each open attempt that has an owner
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each place of the request: the cell itself, then the row's later stages
---          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of callbacks: tag -> packed cell
+--          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of
+--                   callbacks: tag -> packed cell
 --          low      zset: row in seven digits -> status, 0.5 for a 0 with an open attempt; FINISHED is left out
 --          written  bitmap: one bit per expected row, by its rank among them
 --
 -- ARGV[1]  incarnation
--- ARGV[2]  request  packed map, made by requests.py; what is absent is nil or false
+-- ARGV[2]  request  packed array, made by requests.py; what is absent is nil or false
 --
 -- Every step asks first and writes after: an error leaves nothing half done. Its first write is one that a full
 -- server refuses (HSET), and then the whole step.
--- Generated before this text: TIMESTAMP, STATUS, ... SCHEMA, the places of a cell's fields (cells.CELL), and EVENTS,
--- the length of the stream, approximate. A cell's empty fields are false or missing.
-
-local FINISHED, CANCELLED = 2147483647, -7
-local SUCCEEDED, ENDED, ALARMS, PENDING, UNWRITTEN = 4, 5, 6, 7, 9
+--
+-- What names in capitals stand for is put in by scripts.py: TIMESTAMP, STATUS, ... SCHEMA are the places of a cell's
+-- fields (cells.CELL), N_RUNNING, ... those of a tally's, EVENTS is the length of the stream, approximate. Fields of
+-- requests, write.status or begin.owner, become elements likewise. A cell's empty fields are false or missing.
 
 local function open_job(incarnation)
   local values = redis.call(
-    "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "revision", "sequence", "total",
-    "cancelled_at", "reason", "success", "failure", "settled"
+    "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "sequence", "total", "cancelled_at", "settled"
   )
   if values[1] ~= incarnation then
     return nil
   end
   local time = redis.call("TIME")
   return {
-    expected = tonumber(values[2]),
+    expected = values[2],
     now = math.max(time[1] * 1000000 + time[2], values[3], values[4] or 0),
-    revision = tonumber(values[5]),
-    sequence = tonumber(values[6]),
-    total = cmsgpack.unpack(values[7]),
-    cancelled_at = values[8],
-    reason = values[9],
-    success = values[10],
-    failure = values[11],
-    settled = values[12],
+    sequence = values[5],
+    packed_total = values[6],
+    cancelled_at = values[7],
+    reason = values[7] and redis.call("HGET", KEYS[1], "reason"),
+    settled = values[8],
   }
 end
 
+-- The job's tally, unpacked when it is first asked for: most writes move nothing but the progress.
+local function total_of(job)
+  job.total = job.total or cmsgpack.unpack(job.packed_total)
+  return job.total
+end
+
 local function publish(job, field, value)
-  job.sequence = job.sequence + 1
-  redis.call("XADD", KEYS[4], "MAXLEN", "~", EVENTS, string.format("%.0f-0", job.sequence), field, value)
+  job.sequence = string.format("%.0f", job.sequence + 1)
+  redis.call("XADD", KEYS[4], "MAXLEN", "~", EVENTS, job.sequence .. "-0", field, value)
 end
 
 -- Lets the latches fall whose condition is met (aggregate.decisions); gives their names.
 local function decide(job)
-  local decided, total = {}, job.total
-  if not job.expected then
-    return decided
-  end
-  local met = {
-    success = total[SUCCEEDED] >= job.expected,
-    failure = total[ALARMS] > 0,
-    settled = total[ENDED] >= job.expected,
-  }
-  if job.cancelled_at then
-    met.settled = total[PENDING] == 0
-  end
-  for _, name in ipairs({ "success", "failure", "settled" }) do
-    if met[name] and not job[name] then
+  local decided = {}
+  local function fall(name, met)
+    if met and redis.call("HSETNX", KEYS[1], name, job.now) == 1 then
       decided[#decided + 1] = name
-      redis.call("HSET", KEYS[1], name, job.now)
+    end
+  end
+  if job.expected then
+    local total, expected = total_of(job), tonumber(job.expected)
+    fall("success", total[N_SUCCEEDED] >= expected)
+    fall("failure", total[N_ALARMS] > 0)
+    if job.cancelled_at then
+      fall("settled", total[N_PENDING] == 0)
+    else
+      fall("settled", total[N_ENDED] >= expected)
     end
   end
   return decided
 end
 
--- The request's i-th cell: 1 is the one that is asked for, those after it are the row's later stages.
-local function place_of(request, i)
-  local tag, row, rank, counts = unpack(request.places[i])
+-- The i-th cell of a request: 1 is the one that is asked for, those after it are the row's later stages.
+local function place_of(places, i)
+  local tag, row, rank, counts = unpack(places[i])
+  local of_callback = row == "-1"
   return {
-    tag = tag, row = row, rank = rank, counts = counts, field = row < 0 and tag or row,
+    tag = tag, row = row, rank = rank, counts = counts, of_callback = of_callback, field = of_callback and tag or row,
     cells = KEYS[3 * i + 2], low = KEYS[3 * i + 3], written = KEYS[3 * i + 4],
   }
 end
@@ -145,8 +147,9 @@ local function count(job, place, tally, old, new)
     local change = after[i] - (before and before[i] or 0)
     if change ~= 0 then
       tally[i] = tally[i] + change
-      if place.counts then
-        job.total[i] = job.total[i] + change
+      if place.counts and i ~= N_PROGRESS then
+        local total = total_of(job)
+        total[i] = total[i] + change
       end
     end
   end
@@ -155,8 +158,8 @@ end
 local function rank(place, tally, old, new)
   if not old then
     redis.call("SETBIT", place.written, place.rank, 1)
-    if place.rank == tally[UNWRITTEN] then
-      tally[UNWRITTEN] = redis.call("BITPOS", place.written, 0, math.floor(place.rank / 8))
+    if place.rank == tally[N_UNWRITTEN] then
+      tally[N_UNWRITTEN] = redis.call("BITPOS", place.written, 0, math.floor(place.rank / 8))
     end
   end
   local score = score_of(new)
@@ -180,7 +183,7 @@ local function put(job, place, old, new)
   elseif old and old[OPEN] and old[OWNER] then
     redis.call("SREM", KEYS[3], address)
   end
-  if place.row < 0 then
+  if place.of_callback then
     return kept
   end
   local packed = redis.call("HGET", KEYS[2], place.tag)
@@ -206,10 +209,12 @@ local function finish(job, place, new)
   end
   if #decided > 0 then
     publish(job, "j", "")
-    redis.call("HSET", KEYS[1], "revision", job.revision + 1)
+    redis.call("HINCRBY", KEYS[1], "revision", 1)
   end
-  local total = cmsgpack.pack(job.total)
-  redis.call("HSET", KEYS[1], "active_at", job.now, "sequence", job.sequence, "total", total)
+  redis.call("HSET", KEYS[1], "active_at", job.now, "sequence", job.sequence)
+  if job.total then
+    redis.call("HSET", KEYS[1], "total", cmsgpack.pack(job.total))
+  end
   return decided
 end
 

@@ -26,6 +26,6 @@ for i = 3, #ARGV, 5 do
 end
 if tally and cmsgpack.pack(tally) ~= packed then
   redis.call("HSET", KEYS[2], ARGV[2], cmsgpack.pack(tally))
-  redis.call("HSET", KEYS[1], "total", cmsgpack.pack(job.total))
+  redis.call("HSET", KEYS[1], "total", cmsgpack.pack(total_of(job)))
 end
 return { "rewritten", replaced }

@@ -12,20 +12,20 @@ if not job then
   return { "gone" }
 end
 local request = cmsgpack.unpack(ARGV[2])
-if request.revision ~= job.revision then
+if request.revision ~= tonumber(redis.call("HGET", KEYS[1], "revision")) then
   return { "moved" }
 end
 redis.call(
   "HSET", KEYS[1], "control", ARGV[3], "schema", request.schema,
-  "clock_at", job.now, "revision", job.revision + 1, "sequence", job.sequence + 1
+  "clock_at", job.now, "revision", request.revision + 1, "sequence", job.sequence + 1
 )
 for _, name in ipairs({ "cancelled_at", "reason", "success", "failure", "settled" }) do
-  job[name] = request[name]
-  if job[name] then
-    redis.call("HSET", KEYS[1], name, job[name])
+  if request[name] then
+    redis.call("HSET", KEYS[1], name, request[name])
   else
     redis.call("HDEL", KEYS[1], name)
   end
 end
+job.cancelled_at = request.cancelled_at
 publish(job, "j", "")
 return { "updated", unpack(decide(job)) }
