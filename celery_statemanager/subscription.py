@@ -218,8 +218,8 @@ class Subscription:
 
     def _watched(self) -> Scope:
         """A job without a plan may settle by any cell, and no change of its record tells."""
-        planless = self._until_settled and self._store.get_job(self._ref.key).plan is None
-        return Scope() if planless else self._scope
+        self._planless = self._until_settled and self._store.get_job(self._ref.key).plan is None
+        return Scope() if self._planless else self._scope
 
     def _is_news(self, state: State) -> bool:
         cell = (state.tag, state.task_index)
@@ -238,5 +238,6 @@ class Subscription:
         batch = self._feed.read(max(left, 0.0))
         self._live.extend(batch.states)
         self._must_list = batch.resync
-        self._must_check = self._until_settled and (batch.job_changed or bool(batch.states))
+        told = batch.resync or batch.job_changed or (self._planless and bool(batch.states))
+        self._must_check = self._until_settled and told
         return left > 0 or bool(batch.states) or batch.resync

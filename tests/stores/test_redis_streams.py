@@ -14,7 +14,7 @@ from celery_statemanager.manager import new_event_id
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.testing import Grid
-from celery_statemanager.testing.kit import PATIENCE, read_until, statuses
+from celery_statemanager.testing.kit import FINISHED, PATIENCE, read_until, statuses
 
 
 @pytest.fixture
@@ -50,6 +50,21 @@ def test_a_trimmed_stream_means_read_again(store):
     batch = read_until(watch, lambda batch: ("a", 1) in statuses(batch.states))
     assert not batch.resync
     watch.close()
+
+
+def test_a_job_that_settled_in_the_trimmed_part_of_its_stream_ends_its_readers(store):
+    grid = Grid.create(store, 1, ("a",))
+    events = grid.manager().subscribe("a", until_settled=True)
+    assert events.get(0.0) is None
+    grid.write("a", 0, FINISHED)
+    for status in range(2, 1_000):
+        grid.write("unplanned", 0, status)
+    got = []
+    reader = threading.Thread(target=lambda: got.extend(events), daemon=True)
+    reader.start()
+    reader.join(PATIENCE)
+    assert not reader.is_alive()
+    assert [event.state.status for event in got] == [FINISHED]
 
 
 def test_a_reader_ten_thousand_events_behind_gets_every_last_version_once(redis_server, prefix):

@@ -265,6 +265,24 @@ def test_a_write_after_the_answer_that_it_settled_is_still_given(store: Store) -
     assert got == [("a", 0, 2), ("other", 0, 1)]
 
 
+def test_who_waits_for_a_planned_job_asks_once_and_again_when_its_record_has_changed(store: Store) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    staged = Staged(store, {})
+    events = Subscription(staged, grid.ref, Scope(), until_settled=True)
+    for status in range(1, 6):
+        grid.write("a", 0, status)
+        event = events.get(DEADLINE)
+        assert event is not None
+        assert event.state.status == status
+    assert staged.order.count("before survey") == 1
+    for row in (0, 1):
+        grid.run("a", row)
+    while events.get(DEADLINE):
+        pass
+    assert events.closed
+    assert staged.order.count("before survey") <= 3
+
+
 def test_a_lost_connection_is_made_anew_and_read_again(
     grid: Grid, fragile: Fragile, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
