@@ -12,7 +12,7 @@ from typing import Any
 from celery.canvas import Signature, chain, maybe_signature
 
 from celery_statemanager import completion
-from celery_statemanager.errors import SubmitFailed
+from celery_statemanager.errors import StoreUnavailable, SubmitFailed
 from celery_statemanager.integration import members
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 PUBLISHER_LEASE = 60.0
 """Seconds for which a publisher is believed to live without another sign of it."""
+
+_TURN = 0.5
+
+PATIENCE = 20.0
+"""Seconds for which a publisher tries to tell a store that is away that it has published everything."""
 
 
 def submit(
@@ -54,12 +59,14 @@ def submit(
     publisher = _Publisher(tracker, record)
     try:
         publisher.publish(found)
-    except Exception as error:
+        publisher.finish()
+    except BaseException as error:
         publisher.give_up()
+        if not isinstance(error, Exception):
+            raise
         failed = SubmitFailed(name, publisher.published, num_tasks)
         failed.job = job
         raise failed from error
-    publisher.note(done=True)
     return job
 
 
@@ -69,7 +76,7 @@ class _Publisher:
     def __init__(self, tracker: Tracker, record: JobRecord) -> None:
         self._tracker = tracker
         self._record = record
-        self._next_note = time.monotonic() + PUBLISHER_LEASE / 3
+        self._next_note = time.monotonic() + PUBLISHER_LEASE / 6
         self.published = 0
 
     def publish(self, found: Members) -> None:
@@ -79,12 +86,29 @@ class _Publisher:
                 self._send(row, stages, producer)
                 self.published = row + 1
                 if time.monotonic() > self._next_note:
-                    self.note(done=False)
+                    self._sign_life()
 
-    def note(self, *, done: bool) -> None:
-        """Record how far publishing has come."""
+    def finish(self) -> None:
+        """Record that all is published; a store that is away is waited for. Raises: StoreError."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._note(done=True)
+            except StoreUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_TURN)
+
+    def _sign_life(self) -> None:
+        """Record how far publishing has come; where that fails, the lease has room for another try."""
+        self._next_note = time.monotonic() + PUBLISHER_LEASE / 6
+        try:
+            self._note(done=False)
+        except StoreUnavailable as error:
+            logger.warning("job %r is published on, its store is away: %s", self._record.job_id, error)
+
+    def _note(self, *, done: bool) -> None:
         submission = Submission(self.published, done, _alive_until(self._tracker))
-        self._next_note = time.monotonic() + PUBLISHER_LEASE / 3
         decided = None
         while decided is None:
             job = current(self._tracker.store, self._record.ref)
@@ -95,7 +119,7 @@ class _Publisher:
         reason = f"submit failed after {self.published} of {self._record.num_tasks}"
         try:
             completion.cancel(self._tracker.store, self._record.ref, reason)
-            self.note(done=True)
+            self._note(done=True)
             publish_decided(self._tracker, self._record.ref, LATCHES)
         except Exception:
             job_id = self._record.job_id

@@ -1,0 +1,59 @@
+"""What ``submit`` does when something breaks in the middle of it (rule R12)."""
+
+import pytest
+from celery import Celery
+from celery.signals import before_task_publish
+
+from celery_statemanager import StatefulTask, StateManager, Status, StoreUnavailable, SubmitFailed
+from celery_statemanager.integration import submit
+from celery_statemanager.testing import FaultyStore
+
+
+@pytest.fixture
+def states():
+    app = Celery("submitter", broker="memory://", set_as_current=False, statemanager_store_url="memory://")
+    states = StateManager(app)
+    states.store = FaultyStore(states.store)
+    yield states
+    app.close()
+
+
+@pytest.fixture
+def task(states):
+    @states.app.task(shared=False, base=StatefulTask)
+    def task(): ...
+
+    return task
+
+
+def test_a_store_that_is_away_for_a_moment_at_the_end_is_waited_for(states, task):
+    states.store.lose_response("update_job", applied=False, times=2)
+    job = states.submit([task.s(), task.s()])
+    assert states.store.get_job(job.manager.ref.key).submission.done
+
+
+def test_a_store_that_does_not_come_back_breaks_the_submit_off(states, task, monkeypatch):
+    monkeypatch.setattr(submit, "PATIENCE", 0.0)
+    states.store.lose_response("update_job", applied=False, times=10)
+    with pytest.raises(SubmitFailed) as caught:
+        states.submit([task.s(), task.s()])
+    assert (caught.value.published, caught.value.total) == (2, 2)
+    assert isinstance(caught.value.__cause__, StoreUnavailable)
+
+
+def test_a_store_that_is_away_while_messages_are_sent_does_not_stop_them(states, task, monkeypatch):
+    monkeypatch.setattr(submit, "PUBLISHER_LEASE", 0.0)
+    states.store.lose_response("update_job", applied=False)
+    assert states.submit([task.s() for _ in range(3)]).num_tasks == 3
+
+
+def test_who_is_interrupted_has_the_job_cancelled(states, task):
+    def interrupt(headers, **_):
+        if headers["id"].endswith(".3.0"):
+            raise KeyboardInterrupt
+
+    before_task_publish.connect(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        states.submit([task.s() for _ in range(5)], job_id="interrupted")
+    state = states.job("interrupted").get_state("default", 4)
+    assert (state.status, state.message) == (Status.CANCELLED, "submit failed after 3 of 5")
