@@ -164,6 +164,15 @@ def test_the_faq_has_every_error_that_is_raised():
     assert not {name for name in missing if issubclass(getattr(errors, name), errors.StateManagerError)}
 
 
+def test_the_faq_quotes_the_log_as_it_is():
+    sources = " ".join(path.read_text() for path in sorted((ROOT / "celery_statemanager").rglob("*.py")))
+    said = re.sub(r'"\s*"', "", sources)
+    rows = re.findall(r"^\| (`.+`) \|", text_of("docs/faq.md").partition("## In the log")[2], re.MULTILINE)
+    quoted = [part for row in rows for each in re.findall("`(.+?)`", row) for part in each.split("…")]
+    assert len(quoted) > 12
+    assert not [part for part in quoted if part.strip() not in said]
+
+
 def test_the_table_of_settings_is_current():
     script = ROOT / "scripts" / "document_settings.py"
     done = subprocess.run([sys.executable, str(script), "--check"], check=False, timeout=60)
