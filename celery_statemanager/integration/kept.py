@@ -30,11 +30,17 @@ def of_message(message: Any) -> str | None:
     """Give a message that a worker has received and not begun; None if it cannot be kept."""
     if message.content_type != "application/json":
         return None
-    body = message.body if isinstance(message.body, str) else bytes(message.body).decode()
+    try:
+        body = message.body if isinstance(message.body, str) else bytes(message.body).decode()
+    except UnicodeDecodeError:
+        return None
+    headers = {**message.headers}
+    compression = headers.pop("compression", None)  # undone as it was received
     properties = {name: message.properties.get(name) for name in ("correlation_id", "reply_to", "priority")}
     where = {name: message.delivery_info.get(name) for name in ("exchange", "routing_key")}
     encoding = {"content_type": message.content_type, "content_encoding": message.content_encoding}
-    return _text({"body": body, "publish": {**properties, **where, **encoding, "headers": dict(message.headers)}})
+    encoding["compression"] = compression
+    return _text({"body": body, "publish": {**properties, **where, **encoding, "headers": headers}})
 
 
 def task_of(text: str) -> str:
