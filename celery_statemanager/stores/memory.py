@@ -29,7 +29,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.memory_grid import Job, MemoryWatch
+from celery_statemanager.stores.memory_grid import Job, MemoryWatch, seen
 
 _named: dict[str, MemoryStore] = {}
 _named_lock = threading.Lock()
@@ -137,8 +137,10 @@ class MemoryStore(Store):
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         with self._lock:
-            states = list(self._incarnation(ref).states(scope))
-        return iter(sorted(states, key=lambda state: (state.timestamp, state.tag, state.task_index)))
+            job = self._incarnation(ref)
+            record, cells = job.record, list(job.written(scope))
+        cells.sort(key=lambda each: (each[2].timestamp, *each[:2]))  # without the lock: writers do not wait for a list
+        return (seen(record, *each) for each in cells)
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         with self._lock:

@@ -125,17 +125,17 @@ class Job:
             made.failed, made.running, made.missing = column.index_sets()
         return made
 
-    def states(self, scope: Scope) -> Iterator[State]:
+    def written(self, scope: Scope) -> Iterator[tuple[str, int, Cell]]:
         for tag, column in self.columns.items():
             if scope.tag in (None, tag):
                 rows = column.cells if scope.task_index is None else {scope.task_index} & column.cells.keys()
-                yield from (self.state(tag, row) for row in rows)
+                yield from ((tag, row, column.cells[row]) for row in rows)
 
     def state(self, tag: str, task_index: int) -> State:
         cell = self.cell(tag, task_index)
-        if cell is None:
-            return aggregate.absent(self.record, tag, task_index)
-        return aggregate.as_read(self.record, cell, state_of(self.record.job_id, tag, task_index, cell))
+        return (
+            aggregate.absent(self.record, tag, task_index) if cell is None else seen(self.record, tag, task_index, cell)
+        )
 
     def _column(self, tag: str, *, keep: bool = True) -> _Column:
         column = self.columns.get(tag)
@@ -150,6 +150,11 @@ class Job:
             self.owned[tag, task_index] = OpenAttempt(self.record.ref, tag, task_index, new)
         elif old is not None and old.owner is not None:
             self.owned.pop((tag, task_index), None)
+
+
+def seen(job: JobRecord, tag: str, task_index: int, cell: Cell) -> State:
+    """Give a written cell as readers see it."""
+    return aggregate.as_read(job, cell, state_of(job.job_id, tag, task_index, cell))
 
 
 class _Column:
