@@ -6,24 +6,21 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from celery import Celery
 from celery.canvas import Signature
 from kombu.utils.json import dumps, loads
 
 from celery_statemanager.completion import publish_due
 from celery_statemanager.integration.binding import Binding
-from celery_statemanager.integration.canvas import as_signature
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef
 
 logger = logging.getLogger(__name__)
 
 
-def callback_to_json(app: Celery, name: str, callback: Any) -> str | None:
+def callback_to_json(name: str, signature: Any) -> str | None:
     """Give a callback as the JSON text that is kept with the job. Raises: TypeError, ValueError."""
-    if callback is None:
+    if signature is None:
         return None
-    signature = as_signature(app, callback)
     if not isinstance(signature, Signature) or signature.subtask_type is not None:
         raise TypeError(f"on_{name} is one task signature like publish.s(), not {signature!r:.80}")
     if "task_id" in signature.options:

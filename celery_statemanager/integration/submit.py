@@ -16,6 +16,7 @@ from celery_statemanager.errors import StoreUnavailable, SubmitFailed
 from celery_statemanager.integration import members
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
+from celery_statemanager.integration.canvas import as_signature
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.job import Job
 from celery_statemanager.integration.members import Members, Stages
@@ -46,10 +47,11 @@ def submit(
     callbacks: Mapping[str, Signature[Any] | None],
 ) -> Job:
     """See ``StateManager.submit``."""
-    latches = {name: Latch(callback_to_json(tracker.app, name, signature)) for name, signature in callbacks.items()}
+    app = tracker.app
+    latches = {name: Latch(callback_to_json(name, as_signature(app, each))) for name, each in callbacks.items()}
     if job_id is not None:
         check_name("job_id", job_id)
-    found, derived, num_tasks = members.read(tracker.app, tasks)
+    found, derived, num_tasks = members.read(app, tasks)
     name = f"job-{secrets.token_hex(5)}" if job_id is None else job_id
     record = new_job(name, num_tasks, run_token=run_token)
     record = replace(record, plan=members.widened(derived, num_tasks, tags), latches=latches)
