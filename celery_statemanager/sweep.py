@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 from celery_statemanager import completion, leases
@@ -44,6 +44,19 @@ class Swept:
         return any((self.marked, self.requeued, self.callbacks, self.submissions))
 
 
+class _Known:
+    """A worker's record, read once for all attempts that it may list."""
+
+    def __init__(self, record: WorkerRecord) -> None:
+        self.record = record
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The cells that it accounts for."""
+        report = Report.of(self.record)
+        return frozenset([*report.running, *report.previous, *report.pending])
+
+
 class Sweep:
     """One look at a whole store. Acts by compare-and-set on what it saw, so two at once do no harm.
 
@@ -61,28 +74,33 @@ class Sweep:
 
     def run(self) -> Swept:
         """Look once. What fails for one job is logged and does not keep it from the others. Raises: StoreError."""
-        known = leases.workers(self._store)
+        known = {worker_id: _Known(record) for worker_id, record in leases.workers(self._store).items()}
         now = self._store.now()
         for attempt in list(self._store.list_open_attempts()):
             if self._is_lost(attempt, known.get(attempt.cell.owner or ""), now):
                 self._guarded(partial(self._lose, attempt), attempt.ref)
         for worker in known.values():
-            if worker.lease_until <= now:
-                self._bury(worker)
+            if worker.record.lease_until <= now:
+                self._bury(worker.record.worker_id)
         self._look_at_due_jobs(now)
         return self._swept
 
-    def _is_lost(self, attempt: OpenAttempt, worker: WorkerRecord | None, now: int) -> bool:
+    def _is_lost(self, attempt: OpenAttempt, worker: _Known | None, now: int) -> bool:
         began_at = attempt.cell.began_at
         if worker is None:
             return began_at < now - self._lease
-        if worker.lease_until <= now:
-            return began_at <= worker.lease_until or began_at < now - self._lease
-        listed = Report.of(worker).lists(leases.cell_name(attempt.ref, attempt.tag, attempt.task_index))
-        return not listed and began_at < worker.renewed_at - self._lease // leases.RENEWALS
+        record = worker.record
+        if record.lease_until <= now:
+            return began_at <= record.lease_until or began_at < now - self._lease
+        listed = leases.cell_name(attempt.ref, attempt.tag, attempt.task_index) in worker.names
+        return not listed and began_at < record.renewed_at - self._lease // leases.RENEWALS
 
     def _lose(self, attempt: OpenAttempt) -> None:
+        """Mark it or send it again, unless its worker has come back since this sweep began."""
         cell = attempt.cell
+        record = self._store.get_worker(cell.owner or "")
+        if not self._is_lost(attempt, None if record is None else _Known(record), self._store.now()):
+            return
         if cell.kept is None or cell.losses + 1 >= self._max_lost:
             decided = leases.mark_lost(self._store, attempt.ref, attempt.tag, attempt.task_index, cell, new_event_id())
             self._swept.marked += 1
@@ -105,8 +123,11 @@ class Sweep:
         )
         self._store.write(attempt.ref, waiting)
 
-    def _bury(self, worker: WorkerRecord) -> None:
+    def _bury(self, worker_id: str) -> None:
         """Mend what a dead worker had received and not begun, then forget it, or all of it but what could not be."""
+        worker = self._store.get_worker(worker_id)
+        if worker is None or worker.lease_until > self._store.now():
+            return
         received = Report.of(worker).received
         left = [row for row in received if not self._guarded(partial(self._mend, row, worker.worker_id), row.ref)]
         if not left:

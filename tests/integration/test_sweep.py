@@ -16,7 +16,7 @@ from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict, Write
 from celery_statemanager.stores import open_store
 from celery_statemanager.sweep import Sweep
-from celery_statemanager.testing import FakeClock
+from celery_statemanager.testing import FakeClock, FaultyStore
 
 LEASE = 30.0
 
@@ -67,6 +67,11 @@ def job(store):
 def begin(store, job, row=0, owner="w1", kept=None):
     request = Begin(tag="a", task_index=row, event_id=new_event_id(), owner=owner, kept=kept)
     return leases.begin(store, job.ref, request, max_lost=3)
+
+
+def end(store, job, row):
+    last = Write(tag="a", task_index=row, status=int(Status.FINISHED), event_id=new_event_id(), attempt=1, closes=True)
+    store.write(job.ref, last)
 
 
 def name(job, row=0):
@@ -166,6 +171,45 @@ def test_received_rows_of_a_dead_worker_are_sent_again_or_marked(store, job, clo
     assert (swept.requeued, swept.marked, hands.resent) == (1, 1, ["message"])
     assert store.get_cell(job.ref, "a", 0) is None
     assert store.get_cell(job.ref, "a", 1).status == Status.LOST
+
+
+def test_a_received_row_that_has_ended_since_is_left_alone(store, job, clock, sweep, hands):
+    for row in (0, 1):
+        begin(store, job, row=row, owner=None)
+        end(store, job, row)
+    leases.renew(
+        store, "w1", Report(received=[Received(job.ref, "a", 0, "message"), Received(job.ref, "a", 1, None)]), LEASE
+    )
+    clock.advance(LEASE + 1)
+    assert not sweep()
+    assert [store.get_cell(job.ref, "a", row).status for row in (0, 1)] == [Status.FINISHED] * 2
+    assert hands.resent == []
+
+
+MOVES = {
+    "it has ended": lambda store, job: end(store, job, 0),
+    "another delivery has begun": lambda store, job: begin(store, job, owner="w2"),
+    "its worker has come back": lambda store, job: leases.renew(store, "w1", Report([name(job)]), LEASE),
+}
+
+
+@pytest.mark.parametrize("kept", [None, "message"])
+@pytest.mark.parametrize("move", MOVES)
+def test_a_sweep_that_acts_on_what_it_saw_too_late_does_no_harm(store, job, clock, hands, move, kept):
+    leases.renew(store, "w1", Report([name(job)]), LEASE)
+    begin(store, job, kept=kept)
+    clock.advance(LEASE + 1)
+    seen = []
+    late = FaultyStore(store)
+    late.at(
+        "list_open_attempts",
+        lambda _: (MOVES[move](store, job), seen.append(store.get_cell(job.ref, "a", 0))),
+        after=True,
+    )
+    Sweep(late, hands, lease=LEASE, max_lost=3).run()
+    assert store.get_cell(job.ref, "a", 0) == seen[0]
+    assert ("w1" in leases.workers(store)) == (move == "its worker has come back")
+    assert hands.published == []
 
 
 def test_the_retry_that_a_dead_worker_had_received_is_sent_again_or_marked(store, job, clock, sweep, hands):
