@@ -108,6 +108,14 @@ def check_size(message: str | None, payload: str | None, limit: int) -> None:
         )
 
 
+def brief(value: Any) -> str:
+    """Give a refused value as its error shows it; Python writes no integer of more than 4,300 digits."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "what cannot be written"
+
+
 def readable(text: str, limit: int = 2_000) -> str:
     """Make any text storable as a message: surrogates replaced, cut at ``limit`` characters."""
     clean = text.encode("utf-8", "replace").decode()
@@ -122,7 +130,7 @@ def _integer(kind: str, value: Any, allowed: range) -> int:
         raise TypeError(f"{kind} is an int, not {_shown(value)}")
     number = int(value)  # a range looks an int subclass up one by one
     if number not in allowed:
-        raise ValueError(f"{kind} is {allowed.start} … {allowed.stop - 1}, not {number}")
+        raise ValueError(f"{kind} is {allowed.start} … {allowed.stop - 1}, not {brief(number)}")
     return number
 
 
@@ -151,4 +159,4 @@ def _encoded(kind: str, text: str) -> bytes:
 
 
 def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {value!r:.60}"
+    return f"{type(value).__name__} {brief(value)}"

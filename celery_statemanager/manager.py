@@ -14,6 +14,7 @@ from celery_statemanager.codec import compact, state_of
 from celery_statemanager.errors import BeginRefused, JobCancelled, ReadOnlyManager, TaskMismatch
 from celery_statemanager.limits import (
     MAX_STATE_BYTES,
+    brief,
     check_index,
     check_message,
     check_name,
@@ -49,11 +50,11 @@ def percent(done: float, total: float) -> int:
     """Give ``done`` of ``total`` as a status, 1 … 100; 100 only when all is done. Raises: TypeError, ValueError."""
     for name, value in (("done", done), ("total", total)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} is a number, not {type(value).__name__} {value!r:.60}")
+            raise TypeError(f"{name} is a number, not {type(value).__name__} {brief(value)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is a finite number, not {value!r}")
     if not 0 <= done <= total or total <= 0:
-        raise ValueError(f"progress is 0 <= done <= total and total > 0, not {done!r} of {total!r}")
+        raise ValueError(f"progress is 0 <= done <= total and total > 0, not {brief(done)} of {brief(total)}")
     if isinstance(done, int) and isinstance(total, int):
         return max(1, 100 * done // total)
     from fractions import Fraction  # exact where a quotient of floats is not

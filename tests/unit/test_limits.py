@@ -82,6 +82,13 @@ def test_integers_have_their_range(check: Any, good: tuple[int, ...], bad: tuple
             check(value)
 
 
+def test_a_number_beyond_what_python_writes_is_refused_in_few_words() -> None:
+    for refuse in (limits.check_status, limits.check_num_tasks, lambda value: percent(value, 10)):
+        with pytest.raises(ValueError, match=r"^\w+ is .*a number of 16610 bits") as refused:
+            refuse(10**5000)
+        assert len(str(refused.value)) < 200
+
+
 def test_an_enum_of_integers_is_an_integer() -> None:
     assert type(limits.check_status(Status.FAILED)) is int
 
