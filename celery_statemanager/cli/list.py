@@ -48,6 +48,7 @@ Exit status:
     2  wrong use
    69  the store cannot be reached
    78  the store's URL or a setting is wrong, or its file is not there
+  130  ended by Ctrl-C
 """
 
 
