@@ -135,6 +135,17 @@ class StateEvent:
     replay: bool
 
 
+_EventDraft: Any = make_dataclass("_EventDraft", [each.name for each in fields(StateEvent)], slots=True)
+
+
+def event_from_fields(state: State, replay: bool) -> StateEvent:
+    """Give ``StateEvent(state, replay)``; see ``state_from_fields``."""
+    draft = _EventDraft(state, replay)
+    draft.__class__ = StateEvent
+    frozen: StateEvent = draft
+    return frozen
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """How far a job, or one tag of it, has got.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -18,12 +18,10 @@ from celery_statemanager.plan import Plan
 CALLBACK_ROW = -1
 """The row that holds the runs of a job's callbacks, one tag per latch; no reader of the grid sees it."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
 
 def to_datetime(microseconds: int) -> datetime:
-    """Give a record's time as an aware UTC datetime, exact to the microsecond."""
-    return _EPOCH + timedelta(0, 0, microseconds)
+    """Give a record's time as an aware UTC datetime, exact to the microsecond until the year 2242."""
+    return datetime.fromtimestamp(microseconds / 1_000_000, timezone.utc)
 
 
 class JobKey(NamedTuple):

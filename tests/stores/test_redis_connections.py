@@ -29,8 +29,12 @@ def connections(client):
     made.close()
 
 
+def packed(*command):
+    return b"".join(redis.Connection().pack_command(*command))
+
+
 def ask(connections, *command):
-    return connections.ask(b"".join(redis.Connection().pack_command(*command)))
+    return connections.ask(packed(*command))
 
 
 def ours(connections):
@@ -67,6 +71,28 @@ def test_an_interrupted_calls_reply_is_nobody_elses(connections, client):
     finally:
         signal.signal(signal.SIGALRM, before)
         client.delete("late")
+    assert ask(connections, "ECHO", "x") == b"x"
+    assert ours(connections) != number
+
+
+def test_what_follows_is_under_way_before_a_reply_is_handed_on(connections, client):
+    client.delete("asked")
+    number = ours(connections)
+    asked = connections.ask_ahead(packed("INCR", "asked"), lambda n: packed("INCR", "asked") if n < 3 else None)
+    pause = threading.Event()
+    for reply in (1, 2):
+        assert next(asked) == reply
+        while client.get("asked") != str(reply + 1).encode():
+            pause.wait(0.01)
+    assert list(asked) == [3]
+    assert ours(connections) == number
+
+
+def test_replies_that_nobody_waits_for_are_nobody_elses(connections):
+    number = ours(connections)
+    asked = connections.ask_ahead(packed("ECHO", "y"), lambda _: packed("ECHO", "y"))
+    assert next(asked) == b"y"
+    asked.close()
     assert ask(connections, "ECHO", "x") == b"x"
     assert ours(connections) != number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -10,7 +11,7 @@ import msgpack
 from celery_statemanager.codec import compact
 from celery_statemanager.models import State, fraction_of, state_from_fields
 from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, to_datetime
-from celery_statemanager.stores.redis.packing import unpack
+from celery_statemanager.stores.redis.packing import unpack, unpack_all
 
 CELL = (
     "timestamp",
@@ -121,9 +122,19 @@ def repacked(packed: bytes, new: Cell) -> bytes:
 
 
 def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:
-    """Read of a packed cell what readers see, without a ``Cell`` on the way: lists are long."""
-    values = _values(packed)
-    timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done = values[:12]
+    """Read of a packed cell what readers see, without a ``Cell`` on the way."""
+    return _state(job_id, tag, row, unpack(packed))
+
+
+def unpacked_states(job_id: str, cells: Sequence[tuple[Any, str, int, bytes]]) -> Iterator[State]:
+    """Read many packed cells, each after its tag and row: all at once, for lists are long."""
+    for (_, tag, row, _), values in zip(cells, unpack_all([each[3] for each in cells])):
+        yield _state(job_id, tag, row, values)
+
+
+def _state(job_id: str, tag: str, row: int, values: list[Any]) -> State:
+    (timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done,
+     _, _, _, _, _, _, _, schema) = values + _EMPTY[len(values) :]  # fmt: skip
     payload = payload_of(rest or None, progress or None, done) if rest or progress else None
     return state_from_fields(
         job_id,
@@ -136,7 +147,7 @@ def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:
         version,
         event_id or None,
         attempt or 0,
-        values[-1] or 1,
+        schema or 1,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from redis.connection import ConnectionPool
@@ -44,6 +45,27 @@ class Connections:
             raise
         self._give(connection)
         return reply
+
+    def ask_ahead(self, command: bytes, following: Callable[[Any], bytes | None]) -> Iterator[Any]:
+        """Send a command, then what follows from each reply until nothing does; give the replies as they came.
+
+        The next command is on its way before a reply is handed on: the server works while the caller does.
+        """
+        connection = self._take()
+        try:
+            connection.send_packed_command((command,))
+            while True:
+                reply = connection.read_response()
+                then = following(reply)
+                if then is None:
+                    break
+                connection.send_packed_command((then,))
+                yield reply
+        except BaseException:
+            connection.disconnect()
+            raise
+        self._give(connection)
+        yield reply
 
     def close(self) -> None:
         """Disconnect those that are idle now, and others as soon as they are."""

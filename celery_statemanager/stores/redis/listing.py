@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
+from operator import itemgetter
 
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
-from celery_statemanager.stores.redis.cells import cell_of, stamp_of
+from celery_statemanager.stores.redis.cells import cell_of, stamp_of, unpacked_states
 from celery_statemanager.stores.redis.columns import seen_state
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key, ref_of
@@ -20,7 +21,9 @@ _JOBS_AT_ONCE = 100
 
 
 Found = tuple[bytes, str, int, bytes]
-"""A cell's stamp, tag, row, and how it is kept; they sort as lists of states do."""
+"""A cell's place in the order of lists, its tag, its row, and how it is kept."""
+
+_PLACE = itemgetter(0)
 
 
 def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
@@ -28,17 +31,27 @@ def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
     keys = layout.keys
     tags = [scope.tag] if scope.tag is not None else [tag.decode() for tag in server.call("HKEYS", keys.tallies)]
     if scope.task_index is None:
-        found = [(tag, row, packed) for tag in tags for row, packed in dict(column(server, keys.cells(tag))).items()]
+        portions = ((tag, cells) for tag in tags for cells in server.scan(keys.cells(tag)))
     else:
         row = str(scope.task_index).encode()
-        cells = server.call_all(("HGET", keys.cells(tag), row) for tag in tags)
-        found = [(tag, row, packed) for tag, packed in zip(tags, cells) if packed is not None]
-    return sorted((stamp_of(packed), tag, int(row), packed) for tag, row, packed in found)
+        packed = server.call_all(("HGET", keys.cells(tag), row) for tag in tags)
+        portions = ((tag, {row: cell}) for tag, cell in zip(tags, packed) if cell is not None)
+    found = {each[1:3]: each for tag, cells in portions for each in _placed(tag, cells)}
+    return sorted(found.values(), key=_PLACE)
+
+
+def _placed(tag: str, cells: dict[bytes, bytes]) -> Iterator[Found]:
+    """Give a column's cells with what sorts them by (timestamp, tag, row): no name has a byte 0 in it."""
+    name = tag.encode() + b"\0"
+    return ((stamp_of(packed) + name + row.rjust(7), tag, int(row), packed) for row, packed in cells.items())
 
 
 def states_of(job: JobRecord, found: list[Found]) -> Iterator[State]:
-    """Unpack cells one by one as they are asked for."""
-    return (seen_state(job, tag, row, packed) for _, tag, row, packed in found)
+    """Unpack cells portion by portion, as they are asked for."""
+    if job.cancelled is not None:
+        return (seen_state(job, tag, row, packed) for _, tag, row, packed in found)
+    portions = (found[first : first + _AT_ONCE] for first in range(0, len(found), _AT_ONCE))
+    return chain.from_iterable(unpacked_states(job.job_id, portion) for portion in portions)
 
 
 def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry]) -> Iterator[JobRecord]:
@@ -75,16 +88,6 @@ def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> 
                 yield from _attempts(server, prefix, job.ref, addresses)
             elif not job.due and entry[1] < quiet_since:
                 registry.rest(entry[0])
-
-
-def column(server: Server, key: str) -> Iterator[tuple[bytes, bytes]]:
-    """Give the packed cells of a column by their fields, in portions; one may come twice."""
-    cursor = 0
-    while True:
-        cursor, some = server.call("HSCAN", key, cursor, "COUNT", _AT_ONCE)
-        yield from some.items()
-        if not cursor:
-            return
 
 
 def _look(

@@ -9,7 +9,6 @@ from celery_statemanager.records import CALLBACK_ROW, JobRef, KeptCell
 from celery_statemanager.stores.redis.cells import cell_of, repacked
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.stores.redis.layout import Layout
-from celery_statemanager.stores.redis.listing import column
 from celery_statemanager.stores.redis.reader import Reader
 from celery_statemanager.stores.redis.registry import Registry
 from celery_statemanager.stores.redis.scripts import Scripts
@@ -36,10 +35,10 @@ def adopt(reader: Reader, registry: Registry, scripts: Scripts, ref: JobRef, inc
 def outdated(reader: Reader, layout: Layout, below: int) -> Iterator[KeptCell]:
     """Give the cells of an earlier layout, column by column."""
     keys = layout.keys
-    for name, packed in column(reader.server, keys.callbacks):
+    for name, packed in _scanned(reader, keys.callbacks):
         yield from _if_below(below, name.decode(), CALLBACK_ROW, packed)
     for tag in seen(reader, keys):
-        for row, packed in column(reader.server, keys.cells(tag)):
+        for row, packed in _scanned(reader, keys.cells(tag)):
             yield from _if_below(below, tag, int(row), packed)
 
 
@@ -61,6 +60,10 @@ def rewrite(reader: Reader, scripts: Scripts, layout: Layout, cells: Sequence[Ke
 def seen(reader: Reader, keys: JobKeys) -> list[str]:
     """Give the tags that a job has seen."""
     return [tag.decode() for tag in reader.server.call("HKEYS", keys.tallies)]
+
+
+def _scanned(reader: Reader, key: str) -> Iterator[tuple[bytes, bytes]]:
+    return (each for portion in reader.server.scan(key) for each in portion.items())
 
 
 def _if_below(below: int, tag: str, row: int, packed: bytes) -> Iterable[KeptCell]:

@@ -6,7 +6,7 @@ That is MessagePack, in which cells are kept too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -44,20 +44,32 @@ def unpack(packed: bytes) -> list[Any]:
     return values
 
 
+def unpack_all(packed: Iterable[bytes]) -> Iterator[list[Any]]:
+    """Give the elements of many arrays, in less than half the time that one by one would take."""
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(b"".join(packed))
+    return iter(unpacker)
+
+
+def pack_command(*command: str | bytes | int) -> bytes:
+    """Pack a command as it is sent, for connections on which redis-py need not do it."""
+    return b"*%d\r\n" % len(command) + b"".join(map(_bulk, command))
+
+
 def pack_script_call(name: str, script: str, keys: tuple[str, ...], args: Sequence[str | bytes | int]) -> bytes:
-    """Pack a call of a script as it is sent, for connections on which redis-py need not do it.
+    """Pack a call of a script.
 
     Args:
         name: EVALSHA or EVAL.
         script: the digest or the text.
     """
-    return b"".join((_head(name, script, keys, len(args)), *map(_bulk, args)))
+    return b"".join((b"*%d\r\n" % (3 + len(keys) + len(args)), _head(name, script, keys), *map(_bulk, args)))
 
 
 @lru_cache(maxsize=1_000)
-def _head(name: str, script: str, keys: tuple[str, ...], args: int) -> bytes:
+def _head(name: str, script: str, keys: tuple[str, ...]) -> bytes:
     """Pack what is the same at each call on the same cells: most of it."""
-    return b"*%d\r\n" % (3 + len(keys) + args) + b"".join(map(_bulk, (name, script, str(len(keys)), *keys)))
+    return b"".join(map(_bulk, (name, script, str(len(keys)), *keys)))
 
 
 def _bulk(arg: str | bytes | int) -> bytes:

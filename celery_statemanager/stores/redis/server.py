@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from redis.connection import ConnectionPool
@@ -12,8 +12,11 @@ from redis.exceptions import NoScriptError
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores.redis.connections import Connections
 from celery_statemanager.stores.redis.errors import translated
-from celery_statemanager.stores.redis.packing import pack_script_call
+from celery_statemanager.stores.redis.packing import pack_command, pack_script_call
 from celery_statemanager.stores.redis.scripts import Script
+
+_AT_ONCE = 1_000
+"""Fields of a hash in one portion."""
 
 
 class Server:
@@ -84,6 +87,22 @@ class Server:
                 pipeline.execute_command(*command)
             return list(pipeline.execute())
 
+    def scan(self, key: str) -> Iterator[dict[bytes, bytes]]:
+        """Give a hash in portions; a field may come twice. The server is at the next one while the caller is at one."""
+        client, connections = self.client, self._connections
+        with translated(self.shown):
+            if connections is None:
+                cursor = None
+                while cursor != 0:
+                    cursor, portion = client.execute_command(*_scanning(key, cursor or 0))
+                    yield portion
+                return
+            for _, flat in connections.ask_ahead(
+                pack_command(*_scanning(key, 0)),
+                lambda reply: None if reply[0] == b"0" else pack_command(*_scanning(key, reply[0])),
+            ):
+                yield dict(zip(flat[::2], flat[1::2]))
+
     def time_at(self, key: str) -> int:
         """Give the time of the server that keeps a key, in microseconds."""
         with translated(self.shown):
@@ -131,3 +150,7 @@ class Server:
     def _node_of(self, key: str) -> Any:
         """Give the cluster node that keeps a key; None for a single server."""
         return self.client.get_node_from_key(key) if self.clustered else None
+
+
+def _scanning(key: str, cursor: int | bytes) -> tuple[str | bytes | int, ...]:
+    return "HSCAN", key, cursor, "COUNT", _AT_ONCE
