@@ -133,7 +133,11 @@ _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-
 
 def compact(value: Any) -> str:
     """Give JSON text without blanks, non-ASCII as it is."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encoder.encode(value)
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+"""Made once: ``json.dumps`` makes one at each call, which takes longer than a short text."""
 
 
 def plan_to_json(plan: Plan | None) -> str | None:

@@ -66,12 +66,11 @@ class Binding:
         return cls(JobRef(JobKey(job_id, run_token), incarnation), task_index, tag, stage)
 
     def bind(self, signature: Signature[Any]) -> Signature[Any]:
-        """Give a copy of a task signature that runs for this cell."""
-        bound = signature.clone()
-        headers = {**(bound.options.get("headers") or {}), HEADER: self.to_header()}
+        """Make a task signature, which is nobody else's, run for this cell; give it back."""
+        headers = {**(signature.options.get("headers") or {}), HEADER: self.to_header()}
         headers.pop(TAG_HEADER, None)
-        bound.options.update(headers=headers, task_id=self.celery_task_id)
-        return bound
+        signature.options.update(headers=headers, task_id=self.celery_task_id)
+        return signature
 
 
 def binding_of(request: Any) -> Binding | None:

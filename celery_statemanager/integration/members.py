@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from json import JSONDecoder
 from typing import Any, Protocol
 
 from celery import Celery, Task
-from celery.canvas import Signature, group
-from kombu.utils.json import dumps, loads
+from celery.canvas import Signature, group, maybe_signature
+from kombu.utils.json import JSONEncoder, object_hook
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration.binding import TAG_HEADER
@@ -25,7 +26,7 @@ class Members(Protocol):
     """The members of a job, each the list of its stages, readable again and again."""
 
     def __iter__(self) -> Iterator[Stages]:
-        """Give the members in row order."""
+        """Give copies of the members in row order, with the app, which a signature by name lacks."""
 
 
 def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
@@ -135,13 +136,21 @@ class _Listed:
     """Members that the caller holds in memory anyway."""
 
     def __init__(self, app: Celery) -> None:
+        self._app = app
         self._members: list[Stages] = []
 
     def add(self, row: int, stages: Stages) -> None:
         self._members.append(stages)
 
     def __iter__(self) -> Iterator[Stages]:
-        return iter(self._members)
+        for stages in self._members:
+            copies: list[Any] = [maybe_signature(stage, app=self._app, clone=True) for stage in stages]
+            yield copies
+
+
+_spelled = JSONEncoder().encode
+_read = JSONDecoder(object_hook=object_hook).decode
+"""As kombu does it, who makes a new encoder and decoder for each text."""
 
 
 class _Spooled:
@@ -153,7 +162,7 @@ class _Spooled:
 
     def add(self, row: int, stages: Stages) -> None:
         try:
-            line = dumps([dict(stage) for stage in stages])
+            line = _spelled([dict(stage) for stage in stages])
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"member {row} of the generator cannot be spooled as JSON ({error}): give a list instead"
@@ -164,7 +173,7 @@ class _Spooled:
         self._file.flush()
         self._file.seek(0)
         for line in self._file:
-            yield [Signature.from_dict(stage, app=self._app) for stage in loads(line)]
+            yield [Signature.from_dict(stage, app=self._app) for stage in _read(line)]
 
     def __del__(self) -> None:
         self._file.close()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from celery.canvas import Signature, chain, maybe_signature
+from celery.canvas import Signature, chain
 
 from celery_statemanager import completion
 from celery_statemanager.errors import StoreUnavailable, SubmitFailed
@@ -78,6 +78,7 @@ class _Publisher:
     def __init__(self, tracker: Tracker, record: JobRecord) -> None:
         self._tracker = tracker
         self._record = record
+        self._eager = tracker.app.conf.task_always_eager
         self._next_note = time.monotonic() + PUBLISHER_LEASE / 6
         self.published = 0
 
@@ -128,12 +129,11 @@ class _Publisher:
             logger.exception("job %r is left to the sweep", job_id, extra={"job_id": job_id})
 
     def _send(self, row: int, stages: Stages, producer: Any) -> None:
-        app = self._tracker.app
-        bound: list[Any] = [  # with the app, which a signature by name lacks
-            maybe_signature(Binding(self._record.ref, row, members.tag_of(app, stage), number).bind(stage), app=app)
-            for number, stage in enumerate(stages)
+        app, ref = self._tracker.app, self._record.ref
+        bound = [
+            Binding(ref, row, members.tag_of(app, stage), number).bind(stage) for number, stage in enumerate(stages)
         ]
-        if app.conf.task_always_eager:
+        if self._eager:
             _run_inline(bound, {"job_id": self._record.job_id, "task_index": row})
         elif len(bound) == 1:
             bound[0].apply_async(producer=producer, add_to_parent=False)
