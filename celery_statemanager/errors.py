@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from celery_statemanager.models import State
 
 
+_ROOM = 200
+
+
+def few(indexes: str) -> str:
+    """Give what a message has room for of printed indexes, of which there may be millions."""
+    if len(indexes) <= _ROOM:
+        return indexes
+    return f"{indexes[:_ROOM].rpartition(',')[0]} and more"
+
+
 class StateManagerError(Exception):
     """Base of all errors of this package."""
 
@@ -219,7 +229,7 @@ class SynchronizeTimeout(StateManagerError, TimeoutError):
     def __str__(self) -> str:
         return (
             f"job {self.job_id!r} did not reach {self.tag!r} >= {self.status} within {self.timeout} s: "
-            f"waiting for task {self.missing}"
+            f"waiting for task {few(self.missing)}"
         )
 
 

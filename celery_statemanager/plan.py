@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from celery_statemanager.errors import few
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import check_index, check_name
 
@@ -103,7 +104,7 @@ def _shapes(num_tasks: int, columns: Mapping[str, Iterable[int]]) -> Iterable[tu
     sets = {tag: _rows(num_tasks, tag, rows) for tag, rows in columns.items()}
     uncovered = IndexSet(range(num_tasks)).without(IndexSet().union(*sets.values()))
     if uncovered:
-        raise ValueError(f"the plan names no tag for task {uncovered}: every row needs at least one")
+        raise ValueError(f"the plan names no tag for task {few(str(uncovered))}: every row needs at least one")
     names, turns = list(sets), _turns(sets.values())
     shapes: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     there: set[int] = set()

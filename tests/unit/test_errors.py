@@ -113,5 +113,13 @@ def test_a_submit_that_failed_travels_without_its_job() -> None:
     assert (found.published, found.total, found.job) == (3, 7, None)
 
 
+def test_a_text_names_so_many_rows_as_it_has_room_for_and_the_error_all() -> None:
+    missing = ",".join(map(str, range(1_000_000, 1_100_000, 2)))
+    late = errors.SynchronizeTimeout("etl", "scan", 10, missing, [], 2.5)
+    assert late.missing == missing
+    assert "waiting for task 1000000,1000002," in str(late)
+    assert str(late).endswith(",1000046,1000048 and more")
+
+
 def _attributes(error: Exception) -> dict[str, object]:
     return dict(vars(error))

@@ -106,6 +106,12 @@ def test_what_is_no_plan_is_refused_with_the_mend(tags: Any, kind: type[Exceptio
         Plan.of(3, tags)
 
 
+def test_rows_without_a_tag_are_told_in_few_words() -> None:
+    with pytest.raises(ValueError, match=r"names no tag for task 1,3,5,.* and more: every row") as refused:
+        Plan.of(100_000, {"a": range(0, 100_000, 2)})
+    assert len(str(refused.value)) < 300
+
+
 def test_what_a_plan_costs_grows_with_its_ranges_and_no_faster() -> None:
     def calls(tags: int) -> int:
         counted: list[str] = []
