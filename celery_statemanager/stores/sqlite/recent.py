@@ -13,7 +13,8 @@ from celery_statemanager.stores.sqlite.transaction import Outdated, Place, Spot,
 
 MOST_RECENT = 128
 
-T = TypeVar("T")
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
 
 
 class Recent:
@@ -28,14 +29,20 @@ class Recent:
         self._written: dict[tuple[int, Place], tuple[Spot, int]] = {}
 
     def step(
-        self, db: sqlite3.Connection, ref: JobRef, place: Place, clock: int, step: Callable[[SQLiteTransaction], T]
-    ) -> T:
+        self,
+        db: sqlite3.Connection,
+        ref: JobRef,
+        place: Place,
+        clock: int,
+        step: Callable[[SQLiteTransaction, Request], Reply],
+        request: Request,
+    ) -> Reply:
         """Make a step that begins with this cell. Raises: JobNotFound, and what the step raises."""
         transaction = self._recalled(db, ref, place, clock)
-        reply = None if transaction is None else _proven(transaction, step)
+        reply = None if transaction is None else _proven(transaction, step, request)
         if transaction is None or reply is None:
             transaction = SQLiteTransaction.read(db, self._jobs, ref, clock, place)
-            reply = step(transaction)
+            reply = step(transaction, request)
         self._keep(place, transaction)
         return reply
 
@@ -57,10 +64,12 @@ class Recent:
                 del self._written[next(iter(self._written))]
 
 
-def _proven(transaction: SQLiteTransaction, step: Callable[[SQLiteTransaction], T]) -> T | None:
+def _proven(
+    transaction: SQLiteTransaction, step: Callable[[SQLiteTransaction, Request], Reply], request: Request
+) -> Reply | None:
     """Make a step; None where nothing came of it that is certain."""
     try:
-        reply = step(transaction)
+        reply = step(transaction, request)
     except (Outdated, StateManagerError):
         if transaction.changed:
             raise

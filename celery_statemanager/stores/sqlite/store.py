@@ -121,12 +121,12 @@ class SQLiteStore(Store):
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         with self._pool.writing() as db:
             place = (write.tag, write.task_index)
-            return self._recent.step(db, ref, place, self.now(), lambda transaction: steps.write(transaction, write))
+            return self._recent.step(db, ref, place, self.now(), steps.write, write)
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
         with self._pool.writing() as db:
             place = (begin.tag, begin.task_index)
-            return self._recent.step(db, ref, place, self.now(), lambda transaction: steps.begin(transaction, begin))
+            return self._recent.step(db, ref, place, self.now(), steps.begin, begin)
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
         with self._pool.reading() as db:

@@ -107,7 +107,7 @@ class SQLiteTransaction:
         self.changed = False
         self._db = db
         self.id = known.id
-        self._job = known.job
+        self.job = known.job
         self._spots = spots
 
     @classmethod
@@ -124,10 +124,6 @@ class SQLiteTransaction:
         spots = {} if place is None else {place: _spot(kind_of(known.job, *place), spot)}
         return cls(db, known, touched, max(clock, newest, known.said_at), spots)
 
-    @property
-    def job(self) -> JobRecord:
-        return self._job
-
     def cell(self, tag: str, task_index: int) -> Cell | None:
         return self.spot((tag, task_index)).cell
 
@@ -136,7 +132,7 @@ class SQLiteTransaction:
         spot = self._spots.get(place)
         if spot is None:
             tag, task_index = place
-            kind = kind_of(self._job, tag, task_index)
+            kind = kind_of(self.job, tag, task_index)
             row = self._db.execute(_READ_SPOT, (task_index, self.id, kind, tag)).fetchone()
             spot = self._spots[place] = Spot(kind, None, None) if row is None else _spot(kind, row)
         return spot
@@ -173,14 +169,14 @@ class SQLiteTransaction:
         return Tally(*self._db.execute(_TOTAL, (self.id, Kind.EXPECTED)).fetchone())
 
     def put_job(self, job: JobRecord) -> None:
-        self._job = replace(job, revision=self._job.revision + 1)
-        update(self._db, self.id, self._job)
+        self.job = replace(job, revision=self.job.revision + 1)
+        update(self._db, self.id, self.job)
 
     def _new_column(self, kind: Kind, tag: str) -> int:
         column: int = self._db.execute(_NEW_COLUMN, (self.id,)).fetchone()[0]
         self._db.execute("INSERT INTO tag (job, id, kind, name) VALUES (?, ?, ?, ?)", (self.id, column, kind, tag))
         if kind in COUNTED:
-            ranges = aggregate.expected_rows(self._job, tag).ranges
+            ranges = aggregate.expected_rows(self.job, tag).ranges
             self._db.executemany(
                 "INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)",
                 ((self.id, column, low, high) for low, high in ranges),
@@ -190,7 +186,7 @@ class SQLiteTransaction:
     def _update(self, key: tuple[int, int, int], old: Cell, new: Cell) -> None:
         same_holder = old.open == new.open and old.owner == new.owner
         statement = _UPDATE_CELL[old.status == new.status, same_holder]
-        supposed = (old.version, event_of(old), old.schema_version, self._job.revision)
+        supposed = (old.version, event_of(old), old.schema_version, self.job.revision)
         if self._db.execute(statement, (*key, *row_of(new), *supposed)).rowcount == 0:
             raise Outdated
 
