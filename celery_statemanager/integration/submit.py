@@ -108,7 +108,8 @@ class _Publisher:
         try:
             self._note(done=False)
         except StoreUnavailable as error:
-            logger.warning("job %r is published on, its store is away: %s", self._record.job_id, error)
+            job_id = self._record.job_id
+            logger.warning("job %r is published on: %s", job_id, error, extra={"job_id": job_id})
 
     def _note(self, *, done: bool) -> None:
         submission = Submission(self.published, done, _alive_until(self._tracker))
