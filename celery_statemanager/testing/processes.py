@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
 
 PATIENCE = 10.0
-"""Seconds that a killed process may take to be gone."""
+"""Seconds that a process may take to do as a signal tells it."""
+
+GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -29,31 +31,42 @@ def kill(pid: int) -> None:
     for process in killed:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    deadline = time.monotonic() + PATIENCE
-    while left := [each for each in killed if _runs(each)]:
-        assert time.monotonic() < deadline, f"still there {PATIENCE} s after SIGKILL: {left}"
-        time.sleep(0.01)
+    _wait_while(killed, lambda status: status not in GONE, "SIGKILL")
 
 
 def pause(pid: int) -> None:
-    """Stop a process and its descendants (SIGSTOP), as a frozen machine does."""
-    for process in family(pid):
+    """Stop a process and its descendants (SIGSTOP), as a frozen machine does, and wait until they stand still.
+
+    Raises: AssertionError.
+    """
+    stopped = family(pid)
+    for process in stopped:
         with suppress(psutil.NoSuchProcess):
             process.suspend()
+    _wait_while(stopped, lambda status: status not in {*GONE, psutil.STATUS_STOPPED}, "SIGSTOP")
 
 
 def resume(pid: int) -> None:
-    """Let a paused process and its descendants go on (SIGCONT)."""
-    for process in family(pid):
+    """Let a paused process and its descendants go on (SIGCONT), and wait until they do. Raises: AssertionError."""
+    continued = family(pid)
+    for process in continued:
         with suppress(psutil.NoSuchProcess):
             process.resume()
+    _wait_while(continued, lambda status: status == psutil.STATUS_STOPPED, "SIGCONT")
 
 
-def _runs(process: psutil.Process) -> bool:
+def _wait_while(asked: list[psutil.Process], still: Callable[[str], bool], signal: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while left := [each for each in asked if still(_status(each))]:
+        assert time.monotonic() < deadline, f"no effect {PATIENCE} s after {signal}: {left}"
+        time.sleep(0.01)
+
+
+def _status(process: psutil.Process) -> str:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.status() if process.is_running() else psutil.STATUS_DEAD
     except psutil.NoSuchProcess:
-        return False
+        return psutil.STATUS_DEAD
 
 
 @contextmanager
