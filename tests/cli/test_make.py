@@ -1,0 +1,53 @@
+"""``make gc``, with the variables of the Go module's."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from celery_statemanager import Manager, open_store
+from celery_statemanager.testing.kit import every_job
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("make") is None or not (ROOT / "Makefile").exists(),
+    reason="make, or the checkout's Makefile, is missing",
+)
+
+
+@pytest.fixture
+def make():
+    """Make a target with the environment that runs the tests, as it is."""
+
+    def make(target, **variables):
+        given = [f"{name}={value}" for name, value in {"VENV": sys.prefix, **variables}.items()]
+        return subprocess.run(
+            ["make", "--silent", "--old-file", f"{sys.prefix}/.test", target, *given],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return make
+
+
+def test_make_gc_collects_with_the_ages_given(make, tmp_path):
+    url = f"sqlite:///{tmp_path}/states.db"
+    with open_store(url) as store:
+        Manager.create(store, "old", num_tasks=1)
+        rehearsed = make("gc", URL=url, TOMBSTONE_AGE="1us", ARGS="--dry-run")
+        assert "     1  would be hidden\n" in rehearsed.stdout, rehearsed.stderr
+        assert "     1  hidden\n" in make("gc", URL=url, TOMBSTONE_AGE="1us").stdout
+        assert "     1  deleted\n" in make("gc", URL=url, TOMBSTONE_AGE="1us", DELETE_AGE="2us").stdout
+        assert list(every_job(store)) == []
+
+
+def test_make_gc_says_what_it_needs(make):
+    done = make("gc")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: make gc PROJECT_ID=my-project [TOMBSTONE_AGE=30d] [DELETE_AGE=90d]")
