@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from operator import sub
+from operator import itemgetter, sub
 from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
@@ -45,23 +46,38 @@ _BOUND = {
     for number, name in enumerate((*_KEY, *COLUMNS, "old version", "old event", "old schema", "revision"), 1)
 }
 _NEXT_SEQ = f"ifnull(({_NEWEST.format('seq', _BOUND['job'])}), 0) + 1"
-_INSERT_CELL = f"""
+
+
+class _Statement(NamedTuple):
+    """A statement, and what puts its values in the order of its question marks."""
+
+    text: str
+    ordered: Callable[[Sequence[Any]], tuple[Any, ...]]
+
+    @classmethod
+    def of(cls, text: str) -> _Statement:
+        """Make one of a statement with numbered question marks, which Python 3.12.3 and older 3.12 warn of."""
+        order = [int(number) - 1 for number in re.findall(r"\?(\d+)", text)]
+        return cls(re.sub(r"\?\d+", "?", text), itemgetter(*order))
+
+
+_INSERT_CELL = _Statement.of(f"""
 INSERT INTO cell (seq, {", ".join((*_KEY, *COLUMNS))})
 VALUES ({_NEXT_SEQ}, {", ".join(_BOUND[name] for name in (*_KEY, *COLUMNS))})
-"""
+""")
 
 
-def _update_cell(*unchanged: str) -> str:
+def _update_cell(*unchanged: str) -> _Statement:
     """Give the statement that sets a cell, if it and its job are as supposed and no later change has been made."""
     terms = "".join(f", {name} = {_BOUND[name]}" for name in COLUMNS if name not in unchanged)
-    return f"""
+    return _Statement.of(f"""
     UPDATE cell SET seq = {_NEXT_SEQ}{terms}
     WHERE {" AND ".join(f"{name} = {_BOUND[name]}" for name in _KEY)}
       AND version = {_BOUND["old version"]} AND event_id = {_BOUND["old event"]}
       AND schema_version = {_BOUND["old schema"]}
       AND EXISTS (SELECT 1 FROM job WHERE id = {_BOUND["job"]} AND revision = {_BOUND["revision"]})
       AND ({_NEWEST.format("timestamp", _BOUND["job"])}) <= {_BOUND["timestamp"]}
-    """
+    """)
 
 
 _UPDATE_CELL = {
@@ -143,7 +159,7 @@ class SQLiteTransaction:
             column = self._new_column(kind, tag)
         key = (self.id, column, task_index)
         if old is None:
-            self._db.execute(_INSERT_CELL, (*key, *row_of(new)))
+            self._db.execute(_INSERT_CELL.text, _INSERT_CELL.ordered((*key, *row_of(new))))
         else:
             self._update(key, old, new)
         self.changed = True
@@ -187,7 +203,8 @@ class SQLiteTransaction:
         same_holder = old.open == new.open and old.owner == new.owner
         statement = _UPDATE_CELL[old.status == new.status, same_holder]
         supposed = (old.version, event_of(old), old.schema_version, self.job.revision)
-        if self._db.execute(statement, (*key, *row_of(new), *supposed)).rowcount == 0:
+        values = statement.ordered((*key, *row_of(new), *supposed))
+        if self._db.execute(statement.text, values).rowcount == 0:
             raise Outdated
 
     def _count(self, column: int, old: Tally, new: Tally) -> None:

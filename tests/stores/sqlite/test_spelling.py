@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from sqlite_kit import raw, recount
 
 from celery_statemanager.records import CALLBACK_ROW
-from celery_statemanager.stores.sqlite import SQLiteStore
+from celery_statemanager.stores.sqlite import SQLiteStore, transaction
+from celery_statemanager.stores.sqlite.cells import COLUMNS
 from celery_statemanager.stores.sqlite.jobs import MOST_KNOWN
 from celery_statemanager.stores.sqlite.kinds import Kind
 from celery_statemanager.testing.kit import Grid
 
+STATEMENTS = [transaction._INSERT_CELL, *transaction._UPDATE_CELL.values()]
+
 
 class TestSpelling:
+    @pytest.mark.parametrize("statement", STATEMENTS)
+    def test_question_marks_are_plain_as_early_3_12_warns_of_numbers_at_every_write(
+        self, statement: transaction._Statement
+    ) -> None:
+        assert re.search(r"\?\d", statement.text) is None
+        names = ("job", "tag", "task_index", *COLUMNS, "old version", "old event", "old schema", "revision")
+        assert statement.text.count("?") == len(statement.ordered(names))
+
     @pytest.mark.parametrize(
         "event_id", ["0" * 32, "f" * 32, "F" * 32, "g" * 32, "ab" * 15 + "a ", "x", "ä" * 32, "0" * 31, "0" * 64]
     )
