@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 from celery import Celery
@@ -14,6 +18,8 @@ from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.limits import MAX_STATE_BYTES
 from celery_statemanager.migrations import STEPS
 from celery_statemanager.retention import Ages
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "statemanager_"
 POLICIES = ("auto", "mark", "requeue")
@@ -70,6 +76,8 @@ class Settings:
         given = {each.name: app.conf.get(PREFIX + each.name) for each in fields(cls)}
         settings = cls(**{name: value for name, value in given.items() if value is not None})
         settings._check()
+        for key in _unknown(app, known={each.name for each in fields(cls)}):
+            _tell_once(app.main, key)
         return settings
 
     def _check(self) -> None:
@@ -128,3 +136,19 @@ class Settings:
         value = getattr(self, name)
         if value not in choices:
             raise ConfigurationError(f"{PREFIX}{name} is one of {', '.join(map(str, choices))}, not {value!r}")
+
+
+def _unknown(app: Celery, known: set[str]) -> Iterator[str]:
+    """Give what is written like a setting of ours and is none: it would be passed over in silence."""
+    namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined] # incomplete stubs
+    for key in map(str.lower, filter(lambda key: isinstance(key, str), app.conf)):
+        name = key.removeprefix(namespace)
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known:
+            yield name
+
+
+@lru_cache(maxsize=1_000)
+def _tell_once(app: str | None, key: str) -> None:
+    near = difflib.get_close_matches(key, [PREFIX + each.name for each in fields(Settings)], 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    logger.warning("app %r: %s is no setting of this release and does nothing%s", app, key, hint)

@@ -262,6 +262,18 @@ def test_a_setting_that_cannot_be_is_named(key, value):
         Settings.of(Celery("bad", set_as_current=False, **{f"statemanager_{key}": value}))
 
 
+@pytest.mark.parametrize("namespace", [None, "CELERY"])
+def test_a_mistyped_setting_is_told_once(namespace, caplog):
+    app = Celery(f"typo {namespace}", set_as_current=False)
+    prefix = f"{namespace}_STATEMANAGER_" if namespace else "statemanager_"
+    app.config_from_object({f"{prefix}LEESE" if namespace else f"{prefix}leese": 7}, namespace=namespace)
+    for _ in range(2):
+        Settings.of(app)
+    told = [record.getMessage() for record in caplog.records]
+    mend = "statemanager_leese is no setting of this release and does nothing; did you mean statemanager_lease?"
+    assert told == [f"app {app.main!r}: {mend}"]
+
+
 def test_the_extension_connects_nothing_by_itself(tmp_path):
     app = Celery("lazy", set_as_current=False, statemanager_store_url=f"sqlite:///{tmp_path}/missing/states.db")
     states = StateManager(app)

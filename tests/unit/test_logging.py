@@ -21,6 +21,7 @@ ABOUT_NO_JOB = {
     "garbage collected: %s",
     "migrated: %s",
     "swept: %s",
+    "app %r: %s is no setting of this release and does nothing%s",
     "the store did not come back: the states of %d cells are lost",
 }
 """What is said of a worker, a store or a process as a whole."""
