@@ -191,9 +191,10 @@ def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
     trust = _Trust(tracker.settings.lease, interval)
 
     def sweep_in_turn() -> None:
-        trusted = trust.holds()
         try:
-            if leases.take_turn(tracker.store, holder, interval) and trusted:
+            if not trust.holds():
+                tracker.store.get_worker(leases.SWEEPER)  # whether it answers; the turn is for those who may use it
+            elif leases.take_turn(tracker.store, holder, interval):
                 sweep(tracker)
         except StoreUnavailable:
             trust.lose()

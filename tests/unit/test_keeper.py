@@ -31,7 +31,7 @@ def tracker():
 @pytest.fixture
 def patient(tracker):
     """One whose next renewal is far away."""
-    tracker.settings = Settings(lease=3_600.0)
+    tracker.settings = Settings(lease=3_600.0, sweep_interval=0.02)
     return tracker
 
 
@@ -56,6 +56,16 @@ def seconds_until_lost(tracker, grid):
 
 def test_who_has_just_started_to_sweep_waits_for_two_renewals_of_the_others(tracker, dead):
     assert seconds_until_lost(tracker, dead) >= 2 / 3 * LEASE
+
+
+def test_who_may_not_sweep_yet_leaves_the_turn_to_others(patient):
+    asked = threading.Semaphore(0)
+    patient.store.at("get_worker", lambda _: asked.release(), after=True, times=3)
+    sweeping = keep_sweeping(patient, "me")
+    assert all(asked.acquire(timeout=PATIENCE) for _ in range(3))
+    sweeping.stop()
+    assert patient.store.list_workers() == []
+    assert leases.take_turn(patient.store, "another", 30)
 
 
 def test_nobody_is_declared_dead_for_one_lease_after_the_store_has_failed(tracker, dead):
