@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
+from google.api_core.exceptions import ServiceUnavailable
+from google.api_core.retry import Retry, if_exception_type
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import firestore
@@ -161,9 +163,14 @@ class Documents:
         return f"{self.address.root}/{path}"
 
     def put(self, path: str, **fields: Any) -> None:
-        write = {"update": encoded(self.name(path), fields)}
-        request = firestore.CommitRequest.pb()(database=self.address.database_path, writes=[write])
-        self.client.commit(firestore.CommitRequest.wrap(request), retry=None, timeout=10)
+        self.put_all({path: fields})
+
+    def put_all(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write documents whole, in one commit; waits for an emulator that has no time to take the connection."""
+        writes = [{"update": encoded(self.name(path), fields)} for path, fields in documents.items()]
+        request = firestore.CommitRequest.pb()(database=self.address.database_path, writes=writes)
+        patient = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=60)
+        self.client.commit(firestore.CommitRequest.wrap(request), retry=patient, timeout=60)
 
     def get(self, path: str) -> dict[str, Any]:
         request = firestore.GetDocumentRequest(name=self.name(path))

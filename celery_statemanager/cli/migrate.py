@@ -37,7 +37,7 @@ Jobs of the Go module gain attempts, counts and all else that ours have. Their
 program must have stopped: nobody sees what it writes into them afterwards.
 
 Without a target it is the app's {PREFIX}migrate_target, or the newest.
-Beat can do this, but for jobs of the Go module: see that setting.
+Beat can do this, except for jobs of the Go module.
 
 \b
 Examples:

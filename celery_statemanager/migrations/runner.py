@@ -80,8 +80,8 @@ def migrate_jobs(
         job_id, run_token: this job alone.
         limit: after so many jobs it ends; None for all.
         dry_run: write nothing; tell what would be done.
-        foreign: take over jobs that another program made, too. It must write into them no more: what it writes
-            into a job that is ours is seen by nobody.
+        foreign: in a run over all jobs, take over those that another program made, too. It must write into them no
+            more: what it writes into a job that is ours is seen by nobody.
         tell: called with each job that has an earlier or a later schema.
 
     Raises: ConfigurationError – no steps lead to the target; the one job has a later schema. JobNotFound, StoreError.

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from firestore_kit import Documents, Spy
+from google.protobuf import wrappers_pb2
 
 from celery_statemanager import JobNotFound, Manager, Status, collect_garbage, migrate_jobs
 from celery_statemanager.migrations import Skip
@@ -39,29 +40,27 @@ def documents(store: FirestoreStore) -> Documents:
     return Documents(store)
 
 
-def go_state(documents: Documents, tag: str, row: int, status: int, **fields: Any) -> None:
-    path = f"jobs/go/states/{tag}:{row}"
+def go_state(tag: str, row: int, status: int, **fields: Any) -> dict[str, Any]:
     known = {"jobID": "go", "taskID": row, "tag": tag, "status": status, "message": f"{tag} {row}"}
     more = {"timestamp": Moment(STAMP + row), "version": 3, "eventID": f"{tag}-{row}", "payload": {"rows": row}}
-    documents.put(path, **{**known, **more, "schemaVersion": 1, **fields})
+    return {f"jobs/go/states/{tag}:{row}": {**known, **more, "schemaVersion": 1, **fields}}
 
 
 @pytest.fixture
 def go_job(documents: Documents) -> None:
     """Write a job of 40 tasks: 30 done, 5 under way, one failed, four never heard of."""
-    documents.put("jobs/go", numTasks=40, deleted=False, schemaVersion=1)
-    for row in range(30):
-        go_state(documents, "ingest", row, Status.FINISHED)
-    for row in range(30, 35):
-        go_state(documents, "ingest", row, 50)
-    go_state(documents, "ingest", 35, -12)
+    found: dict[str, Any] = {"jobs/go": {"numTasks": 40, "deleted": False, "schemaVersion": 1}}
+    for row in range(36):
+        found |= go_state("ingest", row, Status.FINISHED if row < 30 else 50 if row < 35 else -12)
+    documents.put_all(found)
 
 
 pytestmark = pytest.mark.usefixtures("go_job")
 
 
 def test_states_gain_our_fields_and_keep_their_own(store: FirestoreStore, documents: Documents) -> None:
-    go_state(documents, "ingest", 36, 7, payload={"at": Moment(STAMP), "n": 1}, traceID="t-1", eventID="")
+    odd = {"payload": {"at": Moment(STAMP), "n": 1}, "traceID": "t-1", "eventID": ""}
+    documents.put_all(go_state("ingest", 36, 7, **odd))
     before = Manager.open(store, "go").list_states()
     theirs = {row: documents.get(f"jobs/go/states/ingest:{row}") for row in (0, 30, 36)}
     report = migrate_jobs(store)
@@ -85,8 +84,8 @@ def test_its_aggregates_cost_what_those_of_our_jobs_do(store: FirestoreStore, sp
         summary, lowest = manager.summary(indexes=False), manager.get_state()
         assert (summary.finished, summary.running, summary.failed, summary.not_started) == (30, 5, 1, 4)
         assert (summary.fraction, lowest.status, lowest.task_index) == ((30 + 5 * 0.5) / 40, -12, 35)
-        listed = [each for each in spy.requests if hasattr(each, "structured_query")]
-        whole = [each for each in listed if each.structured_query.limit is None or each.structured_query.limit > 1]
+        queries = [each.structured_query for each in spy.requests if hasattr(each, "structured_query")]
+        whole = [query for query in queries if query.limit != wrappers_pb2.Int32Value(value=1)]
         return spy.total, len(whole)
 
     assert cost()[1] > 0
@@ -169,6 +168,23 @@ def test_a_writer_that_knows_nothing_of_it_yet_is_fenced(
     assert now.set_state("ingest", 52).version == 5
 
 
+def test_a_dry_run_counts_what_would_be_taken_over(store: FirestoreStore, documents: Documents) -> None:
+    before = documents.get("jobs/go")
+    assert migrate_jobs(store, dry_run=True).states == 36
+    assert documents.get("jobs/go") == before
+
+
+def test_large_states_are_spread_over_commits(store: FirestoreStore) -> None:
+    grid = Grid.create(store, 200, job_id="large")
+    for row in range(200):
+        grid.write("a", row, 5)
+    for length in (60_000, 59_000):  # 12 MB of messages; Firestore takes 10 MiB at once
+        found = list(store.outdated_cells(grid.ref, 99))
+        text = [replace(each, cell=replace(each.cell, message="x" * length)) for each in found]
+        assert store.rewrite_cells(grid.ref, text) == 200
+    assert len(grid.cell("a", 199).message or "") == 59_000
+
+
 def test_what_beat_does_leaves_it_alone(store: FirestoreStore, documents: Documents) -> None:
     before = documents.get("jobs/go")
     assert migrate_jobs(store, foreign=False).skipped == {Skip.FOREIGN.value: 1}
@@ -206,7 +222,7 @@ def test_states_written_while_a_portion_is_on_its_way_are_taken_one_by_one(
         def rewrite_cells(self, ref: Any, cells: Any) -> int:
             if self.left:
                 self.left -= 1
-                go_state(documents, "ingest", 31, 60 + self.left, version=4)
+                documents.put_all(go_state("ingest", 31, 60 + self.left, version=4))
             return super().rewrite_cells(ref, cells)
 
     assert migrate_jobs(Meanwhile(store)).states == 36

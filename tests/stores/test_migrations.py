@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -361,6 +362,31 @@ def test_latches_fall_that_were_due_and_no_others(store: Store) -> None:
     assert grid.fallen == set()
     grid.run("a", 0)
     assert grid.fallen == {"success", "settled"}
+
+
+def test_writers_and_migrations_at_once_lose_nothing(store: Store) -> None:
+    steps = Steps()
+    for number in range(1, 2000):
+        steps.states(number)(lambda _, cell: cell)
+    rows, writes = 4, 25
+    grid = Grid.create(store, rows, ("a",))
+
+    def write(row: int) -> None:
+        for number in range(writes):
+            grid.write("a", row, 2 + number)
+
+    with ThreadPoolExecutor(rows) as pool:
+        writers = [pool.submit(write, row) for row in range(rows)]
+        target = 1
+        while not all(writer.done() for writer in writers) or target < 3:
+            target += 1
+            migrate_jobs(store, target, steps=steps)
+        for writer in writers:
+            writer.result()
+    migrate_jobs(store, target + 1, steps=steps)
+    assert [(s.version, s.status, s.schema_version) for s in grid.states()] == [(writes, 1 + writes, target + 1)] * rows
+    ((column,), (counted,)) = (store.survey(grid.ref, indexes=each)[1] for each in (False, True))
+    assert (column.tally, column.tally.running) == (counted.tally, rows)
 
 
 CHILD = """

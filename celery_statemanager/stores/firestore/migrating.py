@@ -13,17 +13,21 @@ from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import (
     INDEX_FIELDS,
     Known,
+    KnownJob,
     cell_fields,
-    cell_in,
     is_ours,
     job_fields,
 )
 from celery_statemanager.stores.firestore.jobs import Jobs
+from celery_statemanager.stores.firestore.listing import place_in
 from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.values import Moment, microseconds
 
-AT_ONCE = 200
-"""Cells of one commit, which has as many writes again for their tallies at the most: 500 are known to be safe."""
+AT_ONCE = 100
+"""Cells of one commit, which has as many writes again for their tallies at the most."""
+
+MOST_BYTES = 5_000_000
+"""Of one commit; Firestore takes 10 MiB."""
 
 
 def adopt(database: Database, jobs: Jobs, ref: JobRef, incarnation: str) -> JobRecord:
@@ -34,13 +38,17 @@ def adopt(database: Database, jobs: Jobs, ref: JobRef, incarnation: str) -> JobR
         known = jobs.read(ref.key, document)
         if document is None or known.job.incarnation:
             return known.job
-        fields = job_fields(_adopted(known.job, document, incarnation, database.now()), [], 0)
+        job = _adopted(known.job, document, incarnation, database.now())
         try:
-            database.commit([requests.touch(name, fields, known.stamp)], deadline)
+            (result,) = database.commit(
+                [requests.touch(name, job_fields(job, [], 0), known.stamp)], deadline
+            ).write_results
         except Refused:
             continue
         except Transient as error:
             deadline.pause(error)
+        else:
+            return jobs.remember(KnownJob(job, result.update_time, [])).job
 
 
 def _adopted(job: JobRecord, document: Found, incarnation: str, now: int) -> JobRecord:
@@ -58,14 +66,17 @@ def _adopted(job: JobRecord, document: Found, incarnation: str, now: int) -> Job
 
 def outdated(database: Database, job: JobRecord, below: int) -> Iterator[KeptCell]:
     """Give the cells of an earlier layout, and those that another program wrote."""
-    parents = [database.names.job(job.key)] + [database.names.run(job.ref)] * bool(job.incarnation)
+    parents = [database.names.job(job.key)] + [database.names.run(job.ref)] * (job.schema > 0)
     for parent in parents:
         for document in database.pages(parent, "states"):
-            fields = document.fields
-            tag, row, cell = fields.get("tag"), fields.get("taskID"), cell_in(fields, job)
-            if cell is None or cell.schema_version >= below or not isinstance(tag, str) or not isinstance(row, int):
+            found = place_in(document, job)
+            if found is None:
                 continue
-            yield KeptCell(tag, row, cell, Known(cell, document.stamp, counted=is_ours(fields, job)))
+            tag, row, cell = found
+            if not document.fields.get("incarnation"):  # its number is of the other program's counting
+                cell = replace(cell, schema_version=0)
+            if cell.schema_version < below:
+                yield KeptCell(tag, row, cell, Known(cell, document.stamp, counted=is_ours(document.fields, job)))
 
 
 def rewrite(database: Database, job: JobRecord, cells: Sequence[KeptCell]) -> int:
@@ -80,12 +91,15 @@ def _rewrite(database: Database, job: JobRecord, cells: list[KeptCell]) -> int:
     for (tag, shard), change in changes.items():
         name = database.names.tally(job.ref, tag, shard)
         writes.append(requests.add(name, tallies.fields_of(job, tag), change._asdict()))
-    try:
-        database.insist(writes, database.deadline())
-    except Refused:
-        half = len(cells) // 2
-        return _rewrite(database, job, cells[:half]) + _rewrite(database, job, cells[half:]) if half else 0
-    return len(cells)
+    half = len(cells) // 2
+    if not half or sum(each.ByteSize() for each in writes) <= MOST_BYTES:
+        try:
+            database.insist(writes, database.deadline())
+        except Refused:
+            pass
+        else:
+            return len(cells)
+    return _rewrite(database, job, cells[:half]) + _rewrite(database, job, cells[half:]) if half else 0
 
 
 def _before(found: KeptCell) -> Any:
@@ -99,7 +113,8 @@ def _cell_write(database: Database, job: JobRecord, found: KeptCell) -> Any:
     fields = cell_fields(job, *place, new, collection=database.names.address.collection)
     fields["beganAt"] = Moment(new.began_at) if new.began_at else None
     gone = {*INDEX_FIELDS, "payloadJSON"} - fields.keys()
+    same = {name for name in ("message", "kept") if getattr(new, name) == getattr(known.cell, name)}
     if new.payload == known.cell.payload:
-        fields = {name: value for name, value in fields.items() if name not in {"payload", "payloadJSON"}}
-        gone.discard("payloadJSON")
-    return requests.touch(database.names.cell(job.ref, *place), fields, known.stamp, without=sorted(gone))
+        same |= {"payload", "payloadJSON"}
+    fields = {name: value for name, value in fields.items() if name not in same}
+    return requests.touch(database.names.cell(job.ref, *place), fields, known.stamp, without=sorted(gone - same))
