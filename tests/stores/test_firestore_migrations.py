@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -253,3 +254,13 @@ def test_readers_of_a_half_migrated_job_see_all_of_it(store: FirestoreStore) -> 
             return sum(super(Looking, self).rewrite_cells(ref, [each]) for each in cells)
 
     assert migrate_jobs(Looking(store)).states == 36
+
+
+def test_several_of_our_writers_share_a_job_that_is_not_migrated_yet(store: FirestoreStore) -> None:
+    managers = [Manager.open(store, "go", task_index=row) for row in range(30, 36)]
+
+    def write(manager: Manager) -> int:
+        return [manager.set_state("ingest", 60 + number).version for number in range(10)][-1]
+
+    with ThreadPoolExecutor(len(managers)) as pool:
+        assert list(pool.map(write, managers)) == [13] * 6
