@@ -77,7 +77,8 @@ def migrate_jobs(
 
     Args:
         target: the schema to reach; None for the newest.
-        job_id, run_token: this job alone.
+        job_id, run_token: this job alone, also if it bears the schema already: workers of an earlier release may
+            have written states since.
         limit: after so many jobs it ends; None for all.
         dry_run: write nothing; tell what would be done.
         foreign: in a run over all jobs, take over those that another program made, too. It must write into them no
@@ -120,8 +121,7 @@ class _Run:
                 f"{job.schema} or later"
             )
         self.report.scanned += 1
-        if job.schema < self._target:
-            self.migrate(job)
+        self.migrate(job)
 
     def outdated(self) -> Iterator[JobRecord]:
         """Give the jobs that are to be migrated."""
@@ -148,9 +148,10 @@ class _Run:
         if states is None:
             self._skip(job, Skip.CHANGED)
             return
-        self.report.migrated += 1
-        self.report.states += states
-        self._tell(job, states)
+        if states or job.schema < self._target:
+            self.report.migrated += 1
+            self.report.states += states
+            self._tell(job, states)
 
     def _spared(self, job: JobRecord) -> Skip | None:
         if job.schema > self._target:

@@ -176,6 +176,21 @@ def test_one_job_alone_can_be_asked_for(store: Store) -> None:
         migrate_jobs(store, 2, job_id="other", steps=LATER)
 
 
+def test_what_a_worker_of_an_earlier_release_has_written_since_is_migrated_where_the_job_is_asked_for(
+    store: Store,
+) -> None:
+    grid = a_job(store)
+    migrate_jobs(store, 2, steps=LATER)
+    grid.write("c", 0, 5, message="late")
+    assert grid.cell("c", 0).schema_version == 1
+    assert migrate_jobs(store, 2, steps=LATER) == Migrated(target=2, scanned=1)
+    report = Migrated(target=2, scanned=1, migrated=1, states=1)
+    assert migrate_jobs(store, 2, job_id="job", steps=LATER, dry_run=True) == report
+    assert migrate_jobs(store, 2, job_id="job", steps=LATER) == report
+    assert migrate_jobs(store, 2, job_id="job", steps=LATER) == Migrated(target=2, scanned=1)
+    assert grid.cell("c", 0).message == "late+"
+
+
 def test_there_is_no_way_back(store: Store) -> None:
     grid = a_job(store)
     migrate_jobs(store, 3, steps=LATER)
