@@ -15,6 +15,7 @@ from celery_statemanager import Manager, Status, Store, collect_garbage, migrate
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import CALLBACK_ROW, JobKey
 from celery_statemanager.stores.sqlite.location import SCHEMA
+from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.kit import FINISHED, Grid, every_job, purge
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -100,7 +101,8 @@ def test_all_of_it_is_brought_to_the_schema_of_this_release(old_store: Store) ->
 
 @pytest.mark.parametrize("dump", FOREIGN, ids=lambda dump: dump.stem)
 def test_a_job_of_another_program_in_an_old_file_becomes_ours(dump: Path, tmp_path: Path) -> None:
-    with open_store(restored_sqlite(dump, tmp_path)) as store:
+    clock = FakeClock()
+    with open_store(restored_sqlite(dump, tmp_path), clock=clock) as store:
         before = Manager.open(store, "load").list_states()
         report = migrate_jobs(store)
         assert (report.migrated, report.states) == (1, 3)
@@ -115,9 +117,10 @@ def test_a_job_of_another_program_in_an_old_file_becomes_ours(dump: Path, tmp_pa
                 grid.run("ingest", row)
             assert [event.state.status for event in events][-1] == Status.FINISHED
         assert grid.manager().get_state().finished
-        assert collect_garbage(store, tombstone_age=0.001, delete_age=0.002).deleted in {0, 1}
         grid.cancel()
         assert grid.begin("other", 0).verdict.value == "cancelled"
+        clock.advance(60)
+        assert collect_garbage(store, tombstone_age=10, delete_age=20).deleted == 1
 
 
 def test_an_old_file_has_the_layout_of_a_new_one(tmp_path: Path) -> None:
