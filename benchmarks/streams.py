@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def replaying_redis(states: int, rounds: int) -> Figure:
         manager = filled(store, states)
         (key,) = client.scan_iter(f"*:cells:{TAG}")
         bare = _timed(lambda: len(list(client.hscan_iter(key, count=1_000))), states)
-        found = medians(in_turns({"peer": bare, "ours": _timed(lambda: _replayed(manager), states)}, rounds))
+        found = medians(in_turns({"peer": bare, "ours": _timed(lambda: _replayed(manager, states), states)}, rounds))
     return Figure(f"Redis replay of {states:,}", "HSCAN of the same", *_milliseconds(found), "ms", 3.0)
 
 
@@ -75,7 +76,7 @@ def replaying_sqlite(states: int, rounds: int) -> Figure:
             connection = sqlite3.connect(path)
             select = "SELECT * FROM cell ORDER BY timestamp, task_index"
             bare = _timed(lambda: len(connection.execute(select).fetchall()), states)
-            found = medians(in_turns({"peer": bare, "ours": _timed(lambda: _replayed(manager), states)}, rounds))
+            found = medians(in_turns({"peer": bare, "ours": _timed(lambda: _replayed(manager, states), states)}, rounds))
             connection.close()
     return Figure(f"SQLite replay of {states:,}", "SELECT of the same", *_milliseconds(found), "ms", 3.0)
 
@@ -130,12 +131,9 @@ def _listen(pipe: Connection, port: int) -> None:
                 pipe.send(time.perf_counter())
 
 
-def _replayed(manager: Manager) -> int:
-    read = 0
+def _replayed(manager: Manager, states: int) -> int:
     with manager.subscribe() as events:
-        while (event := events.get(0)) is not None and event.replay:
-            read += 1
-    return read
+        return sum(event.replay for event in islice(events, states))
 
 
 def _timed(read: Callable[[], int], expected: int) -> Callable[[], float]:

@@ -55,9 +55,14 @@ class Payload(NamedTuple):
     full: int | None = None
 
 
+NO_PAYLOAD = Payload(None)
+
+
 def split(payload: str | None) -> Payload:
     """Part a payload from its progress."""
-    if payload is None or '"progress"' not in payload:
+    if payload is None:
+        return NO_PAYLOAD
+    if '"progress"' not in payload:
         return Payload(payload)
     parts = json.loads(payload)
     if "progress" not in parts:

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import Begin, When, Write
-from celery_statemanager.stores.redis.cells import Payload, progress_parts, split
+from celery_statemanager.stores.redis.cells import NO_PAYLOAD, Payload, progress_parts, split
 from celery_statemanager.stores.redis.layout import Layout, Place
 from celery_statemanager.stores.redis.packing import pack_array
 
@@ -97,7 +97,7 @@ def write_call(layout: Layout, write: Write) -> Call:
 def _payload(write: Write) -> Payload:
     if not write.keeps_payload:
         return split(write.payload)
-    return Payload(None) if write.progress is None else progress_parts(write.progress)
+    return NO_PAYLOAD if write.progress is None else progress_parts(write.progress)
 
 
 def _begin(begin: Begin, places: list[Place]) -> tuple[Any, ...]:

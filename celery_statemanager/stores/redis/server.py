@@ -11,7 +11,7 @@ from redis.exceptions import NoScriptError
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores.redis.connections import Connections
-from celery_statemanager.stores.redis.errors import translated
+from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate, translated
 from celery_statemanager.stores.redis.packing import pack_command, pack_script_call
 from celery_statemanager.stores.redis.scripts import Script
 
@@ -68,11 +68,13 @@ class Server:
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run a script in one round trip, two if the server does not remember it."""
-        with translated(self.shown):
+        try:
             try:
                 return self._send("EVALSHA", script.digest, keys, args)
             except NoScriptError:
                 return self._send("EVAL", script.source, keys, args)
+        except CLIENT_ERRORS as error:  # not by ``translated``, which takes a while when nothing is wrong
+            raise translate(error, self.shown) from error
 
     def call(self, *command: Any) -> Any:
         """Send one command that names its key second."""

@@ -211,10 +211,8 @@ local function finish(job, place, new)
     publish(job, "j", "")
     redis.call("HINCRBY", KEYS[1], "revision", 1)
   end
-  redis.call("HSET", KEYS[1], "active_at", job.now, "sequence", job.sequence)
-  if job.total then
-    redis.call("HSET", KEYS[1], "total", cmsgpack.pack(job.total))
-  end
+  local total = job.total and { "total", cmsgpack.pack(job.total) } or {}
+  redis.call("HSET", KEYS[1], "active_at", job.now, "sequence", job.sequence, unpack(total))
   return decided
 end
 
