@@ -63,7 +63,8 @@ def replaying_redis(states: int, rounds: int) -> Figure:
         manager = filled(store, states)
         (key,) = client.scan_iter(f"*:cells:{TAG}")
         bare = _timed(lambda: len(list(client.hscan_iter(key, count=1_000))), states)
-        found = medians(in_turns({"peer": bare, "ours": _timed(lambda: _replayed(manager, states), states)}, rounds))
+        ours = _timed(lambda: _replayed(manager, states), states)
+        found = medians(in_turns({"peer": bare, "ours": ours}, rounds))
     return Figure(f"Redis replay of {states:,}", "HSCAN of the same", *_milliseconds(found), "ms", 3.0)
 
 
@@ -76,7 +77,8 @@ def replaying_sqlite(states: int, rounds: int) -> Figure:
             connection = sqlite3.connect(path)
             select = "SELECT * FROM cell ORDER BY timestamp, task_index"
             bare = _timed(lambda: len(connection.execute(select).fetchall()), states)
-            found = medians(in_turns({"peer": bare, "ours": _timed(lambda: _replayed(manager, states), states)}, rounds))
+            ours = _timed(lambda: _replayed(manager, states), states)
+            found = medians(in_turns({"peer": bare, "ours": ours}, rounds))
             connection.close()
     return Figure(f"SQLite replay of {states:,}", "SELECT of the same", *_milliseconds(found), "ms", 3.0)
 

@@ -19,6 +19,7 @@ from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.redis.cells import state_of
 from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate
 from celery_statemanager.stores.redis.layout import Layout
+from celery_statemanager.stores.redis.packing import pack_command
 from celery_statemanager.stores.redis.server import Server
 
 SLICE = 1.0
@@ -136,7 +137,7 @@ class RedisWatch(Watch):
     def _ask(self, *commands: tuple[Any, ...]) -> list[Any]:
         """Send commands together and read their replies; a connection that failed is not used again."""
         try:
-            self._connection.send_packed_command(self._connection.pack_commands(commands))
+            self._connection.send_packed_command([b"".join(pack_command(*command) for command in commands)])
             return [self._connection.read_response() for _ in commands]
         except AskError as error:  # MOVED: the next watch finds where
             if not self._server.clustered:
