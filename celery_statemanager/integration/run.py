@@ -18,6 +18,7 @@ from celery_statemanager.errors import (
     JobCancelled,
     JobNotFound,
     StateManagerError,
+    StoreError,
     StoreUnavailable,
 )
 from celery_statemanager.integration import kept, worker_requests
@@ -181,7 +182,9 @@ class Run:
             backlog.suspect()
             logger.warning("the attempt begins with its first write: %s", error, extra=self.log_extra)
         else:
-            logger.error("state not written: %s", self.binding.celery_task_id, exc_info=error, extra=self.log_extra)
+            bug = None if isinstance(error, StoreError) else error
+            told = (self.binding.celery_task_id, error)
+            logger.error("state not written: %s: %s", *told, exc_info=bug, extra=self.log_extra)
 
 
 class _RunManager(Manager):

@@ -120,10 +120,10 @@ def _attempted(run: Run, action: Callable[[], State | None]) -> State | None:
     try:
         with interrupting():
             return action()
-    except StoreError:
+    except StoreError as error:
         if run.tracker.settings.on_store_error == "raise":
             raise
-        logger.warning("the store failed; the task goes on", exc_info=True, extra=run.log_extra)
+        logger.warning("the store failed; the task goes on: %s", error, extra=run.log_extra)
         return None
 
 

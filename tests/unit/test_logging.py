@@ -6,13 +6,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 import celery_statemanager
-from celery_statemanager import Manager, Status, StoreUnavailable, open_store
+from celery_statemanager import Manager, StatefulTask, StateManager, Status, StoreError, StoreUnavailable, open_store
 from celery_statemanager.integration.background import Backlog
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.manager import new_job
-from celery_statemanager.testing import WrappedStore
+from celery_statemanager.testing import FaultyStore, WrappedStore
 
 ABOUT_NO_JOB = {
     "%s failed; the next time may do",
@@ -94,3 +95,27 @@ def test_a_subscription_that_lost_its_connection_names_its_job(caplog):
         assert events.get(timeout=1).replay
         assert events.get(timeout=0) is None
     assert [record.job_id for record in caplog.records] == ["etl-42"]
+
+
+def test_a_store_that_refuses_is_told_in_one_line_each(caplog):
+    app = Celery("told", broker="memory://", set_as_current=False)
+    app.conf.update(task_always_eager=True, statemanager_store_url="memory://")
+    states = StateManager(app)
+    states.store = faulty = FaultyStore(states.store)
+
+    @app.task(base=StatefulTask, bind=True)
+    def work(self):
+        self.state.set(5)
+
+    def refuse(_):
+        raise StoreError("no credentials: run this")
+
+    faulty.at("begin", refuse, times=9)
+    faulty.at("write", refuse, times=9)
+    with caplog.at_level(logging.WARNING, logger="celery_statemanager"):
+        states.submit([work.s()])
+    ours = [each for each in caplog.records if each.name.startswith("celery_statemanager")]
+    assert len(ours) == 3  # at the begin, in the body, at the end
+    for record in ours:
+        assert record.getMessage().endswith(": no credentials: run this")
+        assert not record.exc_info
