@@ -31,3 +31,16 @@ def test_each_rule_is_stated_and_named_by_the_tests_that_are_said_to_hold_it():
                 re.search(rf"\b{rule}\b", found(name)[0].read_text()) for name in re.findall("`(.+?)`", files)
             ), rule
     assert tested == {*stated}
+
+
+def test_the_house_has_every_room():
+    house = TEXT.partition("## 5. The house")[2].partition("## 6.")[0]
+    package = ROOT / "celery_statemanager"
+    rooms = {
+        path.stem
+        for folder in ("", "integration", "stores")
+        for path in (package / folder).iterdir()
+        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
+    }
+    assert len(rooms) > 50
+    assert not {room for room in rooms if not re.search(rf"\b{room}\b", house)}
