@@ -52,10 +52,10 @@ def send_all(store: RedisStore, ref: JobRef, requests: Sequence[Begin | Write]) 
     begins = isinstance(requests[0], Begin)
     script, call = (store._scripts.begin, begin_call) if begins else (store._scripts.write, write_call)
     calls = [call(layout, each) for each in requests]
-    for word, *_ in store._server.call_all(
+    for reply in store._server.call_all(
         ["EVALSHA", script.digest, len(keys), *keys, ref.incarnation, *args] for keys, args in calls
     ):
-        assert word in (b"begun", b"written", b"same"), word
+        assert isinstance(reply, bytes) or reply[0] in (b"begun", b"written", b"same"), reply
 
 
 def _at_once(store: Store, ref: JobRef, writes: list[Write]) -> None:

@@ -11,7 +11,10 @@ from celery_statemanager.stores.redis.layout import Layout, Place
 from celery_statemanager.stores.redis.packing import pack_array
 
 WRITE = (
-    "places",
+    "tag",
+    "row",
+    "rank",
+    "counts",
     "event_id",
     "status",
     "message",
@@ -21,6 +24,7 @@ WRITE = (
     "when",
     "yields",
     "cascades",
+    "later",
     "not_run",
     "progress",
     "share",
@@ -34,14 +38,17 @@ WRITE = (
 )
 """What is asked of write.lua, in order, as ``records.Write`` says it, and:
 
-``places`` are those of the cell and of the row's later stages; ``when`` is ``"open"``, ``"idle"`` or nothing;
-``not_run`` is what blocked stages are told; ``progress`` is JSON, ``share`` and ``full`` are what it amounts to as it
-is and once done, in units of ``1 / FRACTION_UNIT``; ``begin`` is as in ``BEGIN``; ``holder`` and ``held`` are
-``held_by``.
+``rank`` and ``counts`` are as in ``layout.Place``; ``when`` is ``"open"``, ``"idle"`` or nothing; ``later`` are the
+places of the row's later stages, and ``not_run`` is what those are told; ``progress`` is JSON, ``share`` and ``full``
+are what it amounts to as it is and once done, in units of ``1 / FRACTION_UNIT``; ``begin`` is as in ``BEGIN``;
+``holder`` and ``held`` are ``held_by``.
 """
 
 BEGIN = (
-    "places",
+    "tag",
+    "row",
+    "rank",
+    "counts",
     "event_id",
     "message",
     "owner",
@@ -49,6 +56,7 @@ BEGIN = (
     "kept",
     "takes_over",
     "supersedes",
+    "later",
     "schema",
 )
 """What is asked of begin.lua, in order, as ``records.Begin`` says it."""
@@ -59,18 +67,18 @@ Call = tuple[tuple[str, ...], list[str | bytes]]
 
 def begin_call(layout: Layout, begin: Begin) -> Call:
     """Ask for an attempt."""
-    keys, places = _places(layout, begin.tag, begin.task_index, row_too=True)
-    return keys, [pack_array(_begin(begin, places))]
+    keys, place, later = _places(layout, begin.tag, begin.task_index, row_too=True)
+    return keys, [pack_array(_begin(begin, place, later))]
 
 
 def write_call(layout: Layout, write: Write) -> Call:
     """Ask for a write."""
     row_too = write.cascades or write.begin is not None
-    keys, places = _places(layout, write.tag, write.task_index, row_too=row_too)
+    keys, place, later = _places(layout, write.tag, write.task_index, row_too=row_too)
     payload = _payload(write)
     holder, held = write.held_by or (None, None)
     request = (
-        places,
+        *place,
         write.event_id,
         int(write.status),
         write.message,
@@ -80,11 +88,12 @@ def write_call(layout: Layout, write: Write) -> Call:
         None if write.when is When.ANY else write.when.value,
         write.yields,
         write.cascades,
+        later,
         f"not run: stage {write.tag!r} failed: " if write.cascades else None,
         payload.progress,
         payload.share,
         payload.full,
-        write.begin and _begin(write.begin, places),
+        write.begin and _begin(write.begin, place, later),
         holder,
         held,
         write.losing,
@@ -100,9 +109,9 @@ def _payload(write: Write) -> Payload:
     return NO_PAYLOAD if write.progress is None else progress_parts(write.progress)
 
 
-def _begin(begin: Begin, places: list[Place]) -> tuple[Any, ...]:
+def _begin(begin: Begin, place: Place, later: list[Place] | None) -> tuple[Any, ...]:
     return (
-        places,
+        *place,
         begin.event_id,
         begin.message,
         begin.owner,
@@ -110,15 +119,16 @@ def _begin(begin: Begin, places: list[Place]) -> tuple[Any, ...]:
         begin.kept,
         begin.takes_over,
         begin.supersedes,
+        later,
         _schema(),
     )
 
 
-def _places(layout: Layout, tag: str, row: int, *, row_too: bool) -> tuple[tuple[str, ...], list[Place]]:
-    """Give the keys and places of a cell and, if asked, of the row's later stages."""
+def _places(layout: Layout, tag: str, row: int, *, row_too: bool) -> tuple[tuple[str, ...], Place, list[Place] | None]:
+    """Give the keys of a step on a cell, and its place; if asked, those of the row's later stages with it."""
     later = layout.job.plan.after(tag, row) if row_too and layout.job.plan else ()
-    tags = (tag, *later)
-    return layout.step_keys(tags, of_callback=row < 0), [layout.place(each, row) for each in tags]
+    keys = layout.step_keys((tag, *later), of_callback=row < 0)
+    return keys, layout.place(tag, row), [layout.place(each, row) for each in later] if later else None
 
 
 def _schema() -> int | None:

@@ -138,7 +138,10 @@ class RedisStore(Store):
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         layout = self._reader.layout(ref)
-        word, *rest = self._step(self._scripts.write, layout, *write_call(layout, write))
+        reply = self._step(self._scripts.write, layout, *write_call(layout, write))
+        if isinstance(reply, bytes):
+            return WriteReply(cell_of(reply))
+        word, *rest = reply
         if word in (b"written", b"same"):
             return WriteReply(cell_of(rest[0]), word == b"written", _texts(rest[1:]))
         if word == b"superseded":
@@ -149,7 +152,10 @@ class RedisStore(Store):
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
         layout = self._reader.layout(ref)
-        word, packed, *names = self._step(self._scripts.begin, layout, *begin_call(layout, begin))
+        reply = self._step(self._scripts.begin, layout, *begin_call(layout, begin))
+        if isinstance(reply, bytes):
+            return BeginReply(Verdict.BEGUN, cell_of(reply))
+        word, packed, *names = reply
         return BeginReply(Verdict(word.decode()), cell_of(packed), _texts(names))
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:

@@ -46,9 +46,9 @@ local function begun(job, place, cell, begin, though_cancelled)
 end
 
 -- Takes back what the failure of this stage gave to the row's later ones.
-local function unblock(job, places, stage, event_id)
-  for i = 2, #places do
-    local place = place_of(places, i)
+local function unblock(job, later, stage, event_id)
+  for i, cell in ipairs(later or {}) do
+    local place = place_of(i + 1, unpack(cell))
     local old = read(place)
     if old and old[BLOCKED_BY] == stage then
       local new = ended(job, old, 0, nil, event_id)

@@ -1,14 +1,14 @@
 -- Takes the next attempt of a cell, or says why not. One step, one slot.
 --
 -- KEYS, ARGV[1], ARGV[2]  as common.lua; the request: requests.BEGIN
--- Gives {"gone"}, or {verdict, cell, names of the latches that fell ...}.
+-- Gives {"gone"}, {verdict, cell, names of the latches that fell ...}, or the cell alone: it was begun, no latch fell.
 
 local job = open_job(ARGV[1])
 if not job then
   return { "gone" }
 end
 local begin = cmsgpack.unpack(ARGV[2])
-local place = place_of(begin.places, 1)
+local place = place_of(1, begin.tag, begin.row, begin.rank, begin.counts)
 local old = read(place)
 if old and old[EVENT_ID] == begin.event_id and old[OPEN] then
   return { "begun", pack(old) }
@@ -20,6 +20,10 @@ if not new then
 end
 local kept = put(job, place, old, new)
 if verdict == "begun" then
-  unblock(job, begin.places, place.tag, begin.event_id)
+  unblock(job, begin.later, place.tag, begin.event_id)
 end
-return { verdict, kept, unpack(finish(job, place, new)) }
+local decided = finish(job, place, new)
+if verdict == "begun" and #decided == 0 then
+  return kept
+end
+return { verdict, kept, unpack(decided) }

@@ -1,12 +1,12 @@
 -- What write.lua, begin.lua and update.lua share: stores/steps.py in the server's language.
 --
--- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, ...; the total is
+-- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, ...; total is
 --                   the sum of the tallies of what is expected, but for their progress: no latch asks for it
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, alarms, pending,
 --                   progress (in 1e-8 cells), lowest rank never written}
 -- KEYS[3]  open     set: "row tag" of each open attempt that has an owner
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
--- and three for each place of the request: the cell itself, then the row's later stages
+-- and three for each cell of the request: the one that is asked for, then the row's later stages
 --          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of
 --                   callbacks: tag -> packed cell
 --          low      zset: row in seven digits -> status, 0.5 for a 0 with an open attempt; FINISHED is left out
@@ -74,8 +74,7 @@ local function decide(job)
 end
 
 -- The i-th cell of a request: 1 is the one that is asked for, those after it are the row's later stages.
-local function place_of(places, i)
-  local tag, row, rank, counts = unpack(places[i])
+local function place_of(i, tag, row, rank, counts)
   local of_callback = row == "-1"
   return {
     tag = tag, row = row, rank = rank, counts = counts, of_callback = of_callback, field = of_callback and tag or row,

@@ -3,14 +3,14 @@
 -- KEYS, ARGV[1], ARGV[2]  as common.lua; the request: requests.WRITE
 -- ARGV[3]                 payload without its progress, JSON; empty for none
 -- Gives {"gone"}, {"superseded", attempt}, {"cancelled", reason}, {"refused", verdict},
--- {"same", cell}, or {"written", cell, names of the latches that fell ...}.
+-- {"same", cell}, {"written", cell, names of the latches that fell ...}, or the cell alone: no latch fell.
 
 local job = open_job(ARGV[1])
 if not job then
   return { "gone" }
 end
 local write = cmsgpack.unpack(ARGV[2])
-local place = place_of(write.places, 1)
+local place = place_of(1, write.tag, write.row, write.rank, write.counts)
 
 local function is_fenced_off(cell)
   local held = write.held
@@ -75,8 +75,8 @@ end
 -- Gives the later stages of the row that nobody has begun the status of this one, which failed for good.
 local function block(failed)
   local message = failed[MESSAGE] and failed[MESSAGE] ~= "" and failed[MESSAGE] or failed[STATUS]
-  for i = 2, #write.places do
-    local later = place_of(write.places, i)
+  for i, cell in ipairs(write.later or {}) do
+    local later = place_of(i + 1, unpack(cell))
     local old = read(later)
     if not old or is_waiting(old) then
       local cell = old or new_cell(write.schema)
@@ -110,9 +110,10 @@ end
 local new = written(cell)
 local kept = put(job, place, old, new)
 if write.begin then
-  unblock(job, write.places, place.tag, write.event_id)
+  unblock(job, write.later, place.tag, write.event_id)
 end
 if write.cascades and is_final(new) and new[STATUS] < 0 then
   block(new)
 end
-return { "written", kept, unpack(finish(job, place, new)) }
+local decided = finish(job, place, new)
+return #decided == 0 and kept or { "written", kept, unpack(decided) }
