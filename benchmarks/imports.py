@@ -30,7 +30,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
     """Compare with Celery's, both of which load names at their first use."""
     for ours, peer in _COMPARED:
         measures = {"ours": importing(ours, _NO_CLIENTS), "peer": importing(peer)}
-        found = medians(in_turns(measures, scale(1, 9, 41)))
+        found = medians(in_turns(measures, scale(1, 9, 21)))
         yield Figure(ours, peer, found["ours"], found["peer"], "ms", 30, "above")
 
 

@@ -20,7 +20,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
             worker = stack.enter_context(running_worker(server, "prefork", 1, name, BENCHMARK_TRACKED=answer))
             measures[name] = _running(server, worker.pid, name, num_tasks)
         in_turns(measures, 1)
-        found = medians(in_turns(measures, scale(1, 5, 21)))
+        found = medians(in_turns(measures, scale(1, 5, 15)))
     yield Figure("untracked task", "without StateManager", found["ours"] * 1e6, found["peer"] * 1e6, "µs", 1.02)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from celery.canvas import Signature
@@ -63,7 +64,7 @@ class Binding:
     def from_header(cls, value: str) -> Binding:
         """Read a header value. Raises: ValueError."""
         job_id, run_token, incarnation, task_index, tag, stage = json.loads(value)
-        return cls(JobRef(JobKey(job_id, run_token), incarnation), task_index, tag, stage)
+        return cls(_ref(job_id, run_token, incarnation), task_index, tag, stage)
 
     def bind(self, signature: Signature[Any]) -> Signature[Any]:
         """Make a task signature, which is nobody else's, run for this cell; give it back."""
@@ -71,6 +72,12 @@ class Binding:
         headers.pop(TAG_HEADER, None)
         signature.options.update(headers=headers, task_id=self.celery_task_id)
         return signature
+
+
+@lru_cache(maxsize=1_000)
+def _ref(job_id: str, run_token: str | None, incarnation: str) -> JobRef:
+    """Make one reference for all messages of a job: a worker may hold thousands."""
+    return JobRef(JobKey(job_id, run_token), incarnation)
 
 
 def binding_of(request: Any) -> Binding | None:
