@@ -108,6 +108,7 @@ def go_documents(store: Any, job_id: str, states: int) -> None:
             own = {"taskID": row, "status": 40, "eventID": f"e{row}", "payload": {"rows": row}, "schemaVersion": 1}
             yield requests.put(f"{root}/states/{TAG}:{row}", {**known, **own}, None)
 
+    store.now()  # the first call connects, and is made again until it does
     left = documents()
     while some := list(islice(left, 400)):
         store._database.commit(some, store._database.deadline())

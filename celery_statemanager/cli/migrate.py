@@ -137,7 +137,8 @@ class _Teller:
         if isinstance(what, Skip):
             self._line([Span(f"{_REASONS[what]}: {named}")])
         else:
-            self._line([Span(f"would migrate: {named}, from schema {job.schema}, {what} states")])
+            made = f"from schema {job.schema}" if job.incarnation else "made by another program"
+            self._line([Span(f"would migrate: {named}, {made}, {what} states")])
 
     def report(self, report: Migrated, *, dry_run: bool) -> None:
         """Tell the numbers."""

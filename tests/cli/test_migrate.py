@@ -54,13 +54,19 @@ def test_it_migrates_and_counts(run, old):
 def test_a_dry_run_tells_each_job_and_leaves_it(run, old):
     before = list(every_job(old))
     text = run("--dry-run").stdout
-    assert "would migrate: etl-42, from schema 0, 0 states\n" in text
+    assert "would migrate: etl-42, made by another program, 0 states\n" in text
     assert "     2  brought to schema 1 (nothing was written)\n" in text
     assert max(map(len, text.splitlines())) <= 80
     job, _, report = map(json.loads, run("--dry-run", "--format", "json").stdout.splitlines())
     assert job == {"jobID": "etl-42", "runToken": None, "action": "migrated", "states": 0, "schemaVersion": 0}
     assert (report["migrated"], report["dryRun"]) == (2, True)
     assert list(every_job(old)) == before
+
+
+def test_a_dry_run_tells_the_schema_that_a_half_migrated_job_has(run, old):
+    old.adopt_job(old.get_job(JobKey("etl-42")).ref, "f" * 16)
+    text = run("--dry-run", "--job", "etl-42").stdout
+    assert text.startswith("would migrate: etl-42, from schema 0, 0 states\n")
 
 
 def test_one_job_and_a_limit(run, old):
