@@ -7,6 +7,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from itertools import combinations
 
 import grpc
 import pytest
@@ -64,6 +65,22 @@ def test_the_job_document_is_not_written_by_writes_begins_and_ends(store: Firest
     names = [write.update.name for request in spy.requests for write in getattr(request, "writes", ())]
     assert names
     assert not [name for name in names if name.endswith("/jobs/job")]
+
+
+@pytest.mark.parametrize("rows", [500, 100_000])
+def test_rows_meet_in_no_document_up_to_500_and_in_one_of_500_beyond(
+    store: FirestoreStore, spy: Spy, rows: int
+) -> None:
+    grid = Grid.create(store, rows, ("a",))
+    written: dict[int, set[str]] = {}
+    for row in {0, 1, 7, 250, 499, rows // 2, rows - 1}:
+        spy.clear()
+        grid.begin("a", row, owner="w")
+        grid.write("a", row, 50, attempt=1)
+        grid.end("a", row, FINISHED)
+        written[row] = {each.update.name for request in spy.requests for each in getattr(request, "writes", ())}
+    for one, other in combinations(written, 2):
+        assert len(written[one] & written[other]) == (one % 500 == other % 500), (one, other)
 
 
 def test_a_life_of_a_task_costs_the_same_at_any_size(store: FirestoreStore, spy: Spy) -> None:
