@@ -213,7 +213,11 @@ class Store(ABC):
 
     @abstractmethod
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
-        """Write a worker's record, whole; it is alive for ``lease`` seconds from now. 0 ends it now."""
+        """Write a worker's record, whole; it is alive for ``lease`` seconds from now. 0 ends it now.
+
+        Args:
+            body: up to 800 KiB as UTF-8.
+        """
 
     @abstractmethod
     def take_turn(self, name: str, holder: str, seconds: float) -> bool:

@@ -21,6 +21,11 @@ class WorkerContract:
         assert before <= record.renewed_at <= store.now()
         assert record.lease_until - record.renewed_at == 30_000_000
 
+    def test_a_record_with_all_that_a_worker_may_list_is_kept_whole(self, store: Store) -> None:
+        body = "☃" * 270_000  # a worker keeps below 800 KiB
+        store.put_worker("w", body, 30)
+        assert [record.body for record in store.list_workers()] == [body]
+
     def test_a_renewal_replaces_the_record(self, store: Store) -> None:
         store.put_worker("w", "one", 10)
         (first,) = store.list_workers()
