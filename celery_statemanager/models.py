@@ -151,7 +151,8 @@ class Summary:
     """How far a job, or one tag of it, has got.
 
     The counts are cells and add up to ``expected``. The index sets hold the rows with at least one
-    such cell; they are None when they were not asked for. ``lowest`` is None only where nothing is expected.
+    such cell; they are None when they were not asked for. Where nothing is expected, ``lowest`` is a
+    state without a tag that nobody wrote.
     """
 
     num_tasks: int
