@@ -33,7 +33,7 @@ HOST_PORT ?= localhost:8787
 DATABASE  ?= (default)
 
 bin := $(VENV)/bin
-pip := $(bin)/python -m pip --quiet --disable-pip-version-check
+pip := $(bin)/python -m pip --quiet --quiet --disable-pip-version-check
 # as many processes as there are cores; tests that share servers and workers stay together
 beside := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(beside)

@@ -26,7 +26,8 @@ def main() -> int:
     options = parsed()
     started = time.monotonic()
     folder = options.input or sysconfig.get_paths()["stdlib"]
-    print(f"Auditing {folder} in {options.shards} shards: 2 stages each, one Celery worker, no server.\n", flush=True)
+    print(f"Auditing {folder}")
+    print(f"in {options.shards} shards of 2 stages each: one Celery worker, no server.\n", flush=True)
     try:
         job = audit(folder, options.shards)
     except (OSError, ValueError) as error:
@@ -97,8 +98,9 @@ def next_steps(job_id: str) -> list[str]:
     home = os.path.relpath(HOME)
     prefix = ".venv/bin/" if Path(".venv/bin/celery").exists() else ""
     return [
-        f"{prefix}celery -A examples monitor-state --job {job_id} --format json | tail -3",
-        f"{prefix}celery -A examples monitor-state --job {job_id} --tag hash --format table",
+        f"{prefix}celery -A examples list-state",
+        f"{prefix}celery -A examples show-state {job_id}",
+        f"{prefix}celery -A examples monitor-state --job {job_id} --tag hash",
         f"less {home}/worker.log",
         "make demo INPUT=/some/folder SHARDS=40",
     ]

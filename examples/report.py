@@ -49,8 +49,9 @@ def load(path: Path) -> list[dict[str, Any]]:
 def lines(report: dict[str, Any], root: str) -> Iterator[str]:
     """Give a report as lines for people."""
 
-    def short(path: str) -> str:
-        return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+    def short(path: str, columns: int = 64) -> str:
+        told = str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+        return told if len(told) <= columns else f"…{told[1 - columns :]}"
 
     whole = "" if not report["failed_shards"] else f"  (without shards {report['failed_shards']}: see why above)"
     yield f"{report['files']:,} files, {size(report['bytes'])} in {report['shards']} shards{whole}"
@@ -62,9 +63,8 @@ def lines(report: dict[str, Any], root: str) -> Iterator[str]:
     yield ""
     yield f"Duplicates by content: {len(report['duplicates'])} groups, {size(wasted)} in copies"
     for each in report["duplicates"][:TOP]:
-        first, *others = map(short, each["paths"])
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        yield f"  {size(each['bytes']):>10}  {first} = {others[0]}{more}"
+        times = f"{len(each['paths'])} × "
+        yield f"  {size(each['bytes']):>10}  {times}{short(each['paths'][0], 64 - len(times))}"
     yield ""
     yield "Bytes by type"
     for kind, count in list(report["bytes_by_type"].items())[:TOP]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.report import lines
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,6 +43,15 @@ def test_the_demo_audits_a_folder_from_start_to_report(folder, tmp_path):
     found = report(tmp_path / "home")
     assert sorted(len(each["paths"]) for each in found["duplicates"]) == [2, 2, 2]
     assert found["bytes_by_type"] == {".bin": 100_000, ".txt": 54}
+
+
+def test_a_report_of_long_paths_fits_80_columns():
+    path = f"/audited/{'long/' * 30}name.txt"
+    told = {"largest": [{"bytes": 10**8, "path": path}], "duplicates": [{"bytes": 10**8, "paths": [path] * 1_000}]}
+    whole = {"files": 1_000, "bytes": 10**11, "shards": 4, "failed_shards": [], "bytes_by_type": {".txt": 10**11}}
+    said = list(lines({**told, **whole}, "/audited"))
+    assert max(map(len, said)) <= 80
+    assert [line.endswith("name.txt") for line in said].count(True) == 2
 
 
 def without_root_powers():
