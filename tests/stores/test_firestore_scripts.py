@@ -175,7 +175,7 @@ def test_an_emulator_that_is_stopped_leaves_nothing_behind(
 ) -> None:
     (gcloud.folder / "stay").touch()
     child = gcloud.folder / "child"
-    command = ["make", "firestore-emulator"]
+    command = ["env", "--default-signal=INT", "make", "firestore-emulator"]  # what runs in the background ignores it
     with subprocess.Popen(command, env=gcloud.environment, cwd=ROOT, start_new_session=True) as running:
         eventually(lambda: child.exists() and child.read_text().strip())
         left = psutil.Process(int(child.read_text()))

@@ -1,6 +1,6 @@
 """The calls of a store over gRPC.
 
-Not the generated client: it wraps each message twice and passes each call through an interceptor, a fifth of a
+Not the generated client: it wraps each message twice and passes each call through an interceptor, a tenth of a
 write's processor time.
 """
 
