@@ -10,9 +10,10 @@ from celery_statemanager.integration import kept
 
 
 @pytest.fixture
-def app():
+def app(key):
     app = Celery("keeper", broker="memory://", set_as_current=False)
-    app.conf.task_queues = [Queue("celery"), Queue("other")]
+    app.conf.task_default_queue = key  # the broker in memory is one for the whole process
+    app.conf.task_queues = [Queue(key), Queue(f"{key}.other")]
     yield app
     app.close()
 
@@ -27,9 +28,10 @@ def task(app):
 
 @pytest.fixture
 def receive(app):
-    """Take the next message from a queue."""
+    """Take the next message from the default queue, or from another."""
     with app.connection_for_read() as connection:
-        yield lambda queue: app.amqp.queues[queue](connection.default_channel).get(no_ack=True)
+        queues = app.amqp.queues
+        yield lambda name="": queues[app.conf.task_default_queue + name](connection.default_channel).get(no_ack=True)
 
 
 def said(message):
@@ -41,7 +43,7 @@ def said(message):
 OPTIONS = {
     "nothing said": {},
     "compressed": {"compression": "gzip"},
-    "another queue, later, with a priority": {"queue": "other", "countdown": 60, "priority": 7},
+    "later, with a priority": {"countdown": 60, "priority": 7},
     "headers of one's own": {"headers": {"mine": "é", "n": 1}},
     "links": {"link": {"task": "linked", "args": [], "kwargs": {}, "options": {}}},
 }
@@ -50,33 +52,38 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_received_message_that_is_sent_again_is_the_same(app, task, receive, options):
     task.apply_async((1, "☃", {"a": [None]}), {"k": '"\\'}, **OPTIONS[options])
-    queue = OPTIONS[options].get("queue", "celery")
-    first = receive(queue)
+    first = receive()
     kept.resend(app, kept.of_message(first))
-    again = receive(queue)
+    again = receive()
     assert said(again) == said(first)
     assert again.payload[0] == [1, "☃", {"a": [None]}]
+
+
+def test_it_is_sent_to_where_it_came_from(app, task, key, receive):
+    task.apply_async(queue=f"{key}.other")
+    kept.resend(app, kept.of_message(receive(".other")))
+    assert receive(".other").headers["task"] == "kept.task"
 
 
 def test_what_is_not_json_is_not_kept(app, task, receive):
     app.conf.accept_content = ["json", "pickle"]
     task.apply_async((1,), serializer="pickle")
-    assert kept.of_message(receive("celery")) is None
+    assert kept.of_message(receive()) is None
 
 
-def test_what_says_it_is_json_and_is_not_is_not_kept_and_harms_nobody(app, receive):
+def test_what_says_it_is_json_and_is_not_is_not_kept_and_harms_nobody(app, key, receive):
     with app.producer_or_acquire() as producer:
-        producer.publish(b"\xff\xfe", routing_key="celery", content_type="application/json", content_encoding="utf-8")
-    assert kept.of_message(receive("celery")) is None
+        producer.publish(b"\xff\xfe", routing_key=key, content_type="application/json", content_encoding="utf-8")
+    assert kept.of_message(receive()) is None
 
 
 def test_what_is_too_long_is_not_kept(task, receive):
     task.apply_async(("x" * kept.MAX_BYTES,))
-    assert kept.of_message(receive("celery")) is None
+    assert kept.of_message(receive()) is None
 
 
 def test_a_kept_message_names_its_task(task, receive):
     task.apply_async()
-    text = kept.of_message(receive("celery"))
+    text = kept.of_message(receive())
     assert kept.task_of(text) == "kept.task"
     assert json.loads(text)
