@@ -81,9 +81,9 @@ def _ask(store: Store, doomed: Overview, glyphs: Glyphs) -> None:
     """End the command unless a person at a terminal agrees."""
     if not sys.stdin.isatty():
         fail(f"nobody to ask whether to delete job {doomed.job.job_id!r}: say --yes", Exit.USAGE)
-    age = words.age((to_datetime(store.now()) - to_datetime(doomed.job.last_activity)).total_seconds())
+    ago = words.ago((to_datetime(store.now()) - to_datetime(doomed.job.last_activity)).total_seconds())
     cells = words.counted(doomed.summary.expected - doomed.summary.not_started, "state")
-    click.echo(f"{name(doomed.job, glyphs)}: {doomed.phase.value}, {cells}, last written {age} ago", err=True)
+    click.echo(f"{name(doomed.job, glyphs)}: {doomed.phase.value}, {cells}, last written {ago}", err=True)
     try:
         agreed = click.confirm("Delete it and all its states?", err=True)
     except click.Abort:  # Ctrl-C, or the end of input

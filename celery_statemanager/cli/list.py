@@ -57,7 +57,7 @@ Exit status:
 @option("--older-than", type=AGE, help="Only jobs last written longer ago.", group=_WHICH)
 @option("--newer-than", type=AGE, help="Only jobs written since.", group=_WHICH)
 @option("--status", "phases", type=click.Choice(_PHASES), multiple=True, help="Only these; repeatable.", group=_WHICH)
-@option("--all", "everything", is_flag=True, help="Also jobs marked deleted.", group=_WHICH)
+@option("--all", "everything", is_flag=True, help="Also hidden ones, which are marked deleted.", group=_WHICH)
 @option(
     "--limit", type=click.IntRange(1), metavar="N", default=50, show_default=True, help="At most so many.", group=_WHICH
 )

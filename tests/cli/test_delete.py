@@ -65,7 +65,7 @@ def asking(kept, terminal):
     """The command on a terminal, at its question."""
     Manager.create(kept, "etl-42", num_tasks=2, tags=("a",), task_index=0).set_state("a", 40)
     asking = terminal("etl-42", command="delete-state")
-    asking.wait_for(r"etl-42: running, 1 state, last written .* ago")
+    asking.wait_for(r"etl-42: running, 1 state, last written (\d+s ago|now)\r")
     asking.wait_for(r"Delete it and all its states\? \[y/N\]: ")
     return asking
 

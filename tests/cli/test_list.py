@@ -113,7 +113,7 @@ def test_a_job_marked_deleted_is_hidden_unless_all_are_wanted(store, phases, run
     Manager.open(store, "failed").tombstone_job()
     assert "failed" not in listed()
     assert "failed" in listed("--all")
-    assert re.search(r"^failed \(deleted\) ", run("--all").stdout, re.MULTILINE)
+    assert re.search(r"^failed \(hidden\) ", run("--all").stdout, re.MULTILINE)
 
 
 def test_what_the_limit_leaves_out_is_told(phases, run, listed):

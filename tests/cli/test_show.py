@@ -126,7 +126,7 @@ def test_a_cancelled_job(store, etl, run, shown, cancel):
 def test_a_job_without_a_plan_that_is_marked_deleted(store, run):
     Manager.create(store, "job", num_tasks=3).tombstone_job()
     text = run("job").stdout
-    assert text.startswith("job (deleted) · 3 tasks · waiting\n")
+    assert text.startswith("job (hidden) · 3 tasks · waiting\n")
     assert "hidden from lists, collected later" in text
     assert "none: every row is expected under every tag seen" in text
 

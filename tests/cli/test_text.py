@@ -102,6 +102,7 @@ def test_durations(seconds, expected):
 )
 def test_ages(seconds, expected):
     assert words.age(seconds) == expected
+    assert words.ago(seconds) == ("now" if expected == "now" else f"{expected} ago")
 
 
 @pytest.mark.parametrize(

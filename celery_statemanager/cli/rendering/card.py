@@ -156,8 +156,7 @@ def _moment(card: Card, label: str, microseconds: int) -> Line:
 
 
 def _ago(card: Card, microseconds: int) -> str:
-    seconds = (card.now - to_datetime(microseconds)).total_seconds()
-    return f"{words.age(seconds)} ago" if seconds >= 1 else "now"
+    return words.ago((card.now - to_datetime(microseconds)).total_seconds())
 
 
 def _label(text: str) -> Span:

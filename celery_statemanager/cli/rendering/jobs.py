@@ -46,9 +46,9 @@ def job_table(listed: Sequence[Overview], now: datetime, columns: int, glyphs: G
 
 
 def name(job: JobRecord, glyphs: Glyphs) -> str:
-    """Give a job's name as people tell runs apart; a job marked deleted says so."""
+    """Give a job's name as people tell runs apart; a job marked deleted is hidden, and says so."""
     run = "" if job.run_token is None else f" {glyphs.dot} run {clean(job.run_token)}"
-    return clean(job.job_id) + run + (" (deleted)" if job.tombstoned_at is not None else "")
+    return clean(job.job_id) + run + (" (hidden)" if job.tombstoned_at is not None else "")
 
 
 def _cells(each: Overview, now: datetime) -> tuple[str, ...]:

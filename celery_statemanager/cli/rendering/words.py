@@ -44,6 +44,11 @@ def age(seconds: float) -> str:
     return f"{whole // size}{unit}"
 
 
+def ago(seconds: float) -> str:
+    """Give ``now``, or an age with its word: ``14s ago``."""
+    return f"{age(seconds)} ago" if seconds >= 1 else "now"
+
+
 def rate(per_second: float) -> str:
     """Give ``4.1/s``, ``25/min`` or ``3/h``."""
     for scale, unit in ((1, "s"), (60, "min"), (3600, "h")):
