@@ -83,7 +83,8 @@ class JobNotFound(_JobIdentity, LookupError):
     """No such job: never created, deleted, or replaced by a newer one of the same name."""
 
     def __str__(self) -> str:
-        return f"no {self._job} in this store: never created, deleted, or replaced by a newer run"
+        why = "never created, deleted, or replaced by a newer run"
+        return f"no {self._job} in this store: {why}; check the job_id, the run_token and the store"
 
 
 class TaskMismatch(StateManagerError, ValueError):
@@ -117,10 +118,10 @@ class BeginRefused(StateManagerError):
     """A cell cannot be begun: ``reason`` is ``finished``, ``closed``, ``duplicate`` or ``stale``."""
 
     _TEXTS: ClassVar = {
-        "finished": "it is FINISHED already",
-        "closed": "its job has settled",
-        "duplicate": "another delivery of it is running",
-        "stale": "a later delivery of it was begun",
+        "finished": "it is FINISHED already, and nothing is left to do",
+        "closed": "its job has settled; a job of another job_id or run_token starts anew",
+        "duplicate": "another delivery of it is running; leave it to that one",
+        "stale": "a later delivery of it was begun; leave it to that one",
     }
 
     def __init__(self, job_id: str, tag: str, task_index: int, reason: str) -> None:
@@ -148,8 +149,9 @@ class AttemptSuperseded(StateManagerError):
 
     def __str__(self) -> str:
         who = "a write without attempt" if self.attempt is None else f"attempt {self.attempt}"
+        what = f"{who} of {self.tag!r}, task {self.task_index}, job {self.job_id!r}"
         why = "that attempt has ended" if self.attempt == self.current else f"attempt {self.current} owns the cell"
-        return f"{who} of {self.tag!r}, task {self.task_index}, job {self.job_id!r} was refused: {why}"
+        return f"{what} was refused: {why}; stop working for it"
 
 
 class JobCancelled(StateManagerError):
@@ -161,7 +163,7 @@ class JobCancelled(StateManagerError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"job {self.job_id!r} was cancelled" + (f": {self.reason}" if self.reason else "")
+        return f"job {self.job_id!r} was cancelled, stop working for it" + (f": {self.reason}" if self.reason else "")
 
 
 class StateError(StateManagerError):
@@ -229,7 +231,7 @@ class SynchronizeTimeout(StateManagerError, TimeoutError):
     def __str__(self) -> str:
         return (
             f"job {self.job_id!r} did not reach {self.tag!r} >= {self.status} within {self.timeout} s: "
-            f"waiting for task {few(self.missing)}"
+            f"waiting for task {few(self.missing)}; wait longer, or look at .states for what became of them"
         )
 
 
@@ -281,5 +283,5 @@ class SubmitFailed(StateManagerError):
     def __str__(self) -> str:
         return (
             f"submit of job {self.job_id!r} failed after {self.published} of {self.total} messages; "
-            "the job is cancelled"
+            "the job is cancelled, submit another"
         )

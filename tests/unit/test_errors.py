@@ -20,20 +20,23 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     errors.ConfigurationError("text"): (ValueError, "text"),
     errors.JobExists("etl"): (ValueError, "job 'etl' exists; open it, delete it, or give a new job_id or run_token"),
     errors.JobExists("etl", "r1"): (ValueError, "job 'etl' (run token 'r1') exists"),
-    errors.JobNotFound("etl", "r1"): (LookupError, "no job 'etl' (run token 'r1') in this store"),
+    errors.JobNotFound("etl", "r1"): (LookupError, "check the job_id, the run_token and the store"),
     errors.TaskMismatch("etl", 3, 5): (ValueError, "a Manager writes only its own row; open one with task_index=5"),
     errors.ReadOnlyManager("etl"): (TypeError, "open it with task_index=… to write"),
-    errors.BeginRefused("etl", "scan", 3, "finished"): (None, "may not begin 'scan': it is FINISHED already"),
+    errors.BeginRefused("etl", "scan", 3, "finished"): (None, "it is FINISHED already, and nothing is left to do"),
     errors.BeginRefused("etl", "scan", 3, "odd"): (None, "may not begin 'scan': odd"),
     errors.AttemptSuperseded("etl", "scan", 3, 1, 2): (None, "attempt 1 of 'scan', task 3, job 'etl' was refused"),
-    errors.AttemptSuperseded("etl", "scan", 3, 2, 2): (None, "that attempt has ended"),
+    errors.AttemptSuperseded("etl", "scan", 3, 2, 2): (None, "that attempt has ended; stop working for it"),
     errors.AttemptSuperseded("etl", "scan", 3, None, 2): (None, "a write without attempt of 'scan'"),
-    errors.JobCancelled("etl", "user asked"): (None, "job 'etl' was cancelled: user asked"),
-    errors.JobCancelled("etl"): (None, "job 'etl' was cancelled"),
+    errors.JobCancelled("etl", "user asked"): (None, "job 'etl' was cancelled, stop working for it: user asked"),
+    errors.JobCancelled("etl"): (None, "job 'etl' was cancelled, stop working for it"),
     errors.StateError(-42, "bad disk"): (None, "bad disk (status -42)"),
     errors.StateError(-42): (None, "failed (status -42)"),
     errors.SynchronizeFailed("etl", "scan", 10, STATE): (None, "task 3 failed with status -42 (bad disk)"),
-    errors.SynchronizeTimeout("etl", "scan", 10, "1-3,5", [STATE], 2.5): (TimeoutError, "waiting for task 1-3,5"),
+    errors.SynchronizeTimeout("etl", "scan", 10, "1-3,5", [STATE], 2.5): (
+        TimeoutError,
+        "waiting for task 1-3,5; wait longer",
+    ),
     errors.WaitTimeout("etl", 60.0, None): (TimeoutError, "had not settled after 60.0 s"),
     errors.SubscriptionLost("etl", "gone"): (ConnectionError, "to job 'etl' is lost: gone; subscribe again"),
     errors.SubmitFailed("etl", 3, 7): (None, "failed after 3 of 7 messages"),
@@ -118,7 +121,7 @@ def test_a_text_names_so_many_rows_as_it_has_room_for_and_the_error_all() -> Non
     late = errors.SynchronizeTimeout("etl", "scan", 10, missing, [], 2.5)
     assert late.missing == missing
     assert "waiting for task 1000000,1000002," in str(late)
-    assert str(late).endswith(",1000046,1000048 and more")
+    assert ",1000046,1000048 and more; wait longer" in str(late)
 
 
 def _attributes(error: Exception) -> dict[str, object]:
