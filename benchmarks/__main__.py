@@ -20,7 +20,7 @@ MODULES = ("writes", "sizes", "streams", "space", "imports", "jobs", "untracked"
 SLOW = {"in_flight", "firestore", "submits"}
 """Left out of quick runs, unless they are named."""
 
-PATIENCE = 600
+PATIENCE = 900
 """Seconds after which a module is given up."""
 
 
