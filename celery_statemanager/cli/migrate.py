@@ -14,6 +14,7 @@ from celery_statemanager.cli.common import (
     format_option,
     interruptible,
     job_key,
+    note,
     opened_store,
     option,
     run_option,
@@ -145,15 +146,17 @@ class _Teller:
         if self._as_json:
             self._outlet.record(compact({**asdict(report), "dryRun": dry_run}))
             return
-        would = " (nothing was written)" if dry_run else ""
+        would = "would be " if dry_run else ""
         for count, told in (
             (report.scanned, "jobs looked at"),
-            (report.migrated, f"brought to schema {report.target}{would}"),
-            (report.states, f"states of theirs{would}"),
+            (report.migrated, f"{would}brought to schema {report.target}"),
+            (report.states, "states of theirs"),
         ):
             self._line([Span(f"{count:>6}  {told}", "" if count else "dim")])
         for reason, count in report.skipped.items():
             self._line([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
+        if dry_run:
+            note("note: nothing was written")
 
     def _line(self, line: Line) -> None:
         self._outlet.line(cut(line, self._outlet.size.columns, self._outlet.glyphs.ellipsis))

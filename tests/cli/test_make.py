@@ -1,13 +1,15 @@
-"""``make gc``, with the variables of the Go module's."""
+"""``make gc`` and ``make migrate``, with the variables of the Go module's."""
 
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from celery_statemanager import Manager, open_store
+from celery_statemanager.manager import new_job
 from celery_statemanager.testing.kit import every_job
 
 ROOT = Path(__file__).parents[2]
@@ -51,3 +53,20 @@ def test_make_gc_says_what_it_needs(make):
     done = make("gc")
     assert done.returncode == 2
     assert done.stderr.startswith("usage: make gc PROJECT_ID=my-project [TOMBSTONE_AGE=30d] [DELETE_AGE=90d]")
+
+
+def test_make_migrate_brings_jobs_to_the_target(make, tmp_path):
+    url = f"sqlite:///{tmp_path}/states.db"
+    with open_store(url) as store:
+        job = store.create_job(replace(new_job("old", 1), incarnation=""))
+        rehearsed = make("migrate", URL=url, TARGET="1", ARGS="--dry-run --job old")
+        assert "     1  would be brought to schema 1\n" in rehearsed.stdout, rehearsed.stderr
+        assert "     1  brought to schema 1\n" in make("migrate", URL=url, TARGET="1").stdout
+        assert store.get_job(job.key).schema == 1
+        assert "this release knows no schema 99" in make("migrate", URL=url, TARGET="99").stderr
+
+
+def test_make_migrate_says_what_it_needs(make):
+    done = make("migrate")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: make migrate PROJECT_ID=my-project [TARGET=1]")
