@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ _AT_ONCE = 1_000
 
 
 class Server:
-    """Shared by threads. Connections notice a fork by themselves.
+    """Shared by threads. A forked child makes a client of its own; one that was given notices a fork by itself.
 
     Scripts have connections of their own, unless somebody said which or how many there shall be: a client that was
     given, ``max_connections``, sentinels, a cluster.
@@ -35,7 +36,9 @@ class Server:
         self._make = make
         self._client: Any = None
         self._connections: Connections | None = None
+        self._inherited: list[Any] = []
         self._owned = True
+        self._pid = os.getpid()
         self._lock = threading.Lock()
 
     @classmethod
@@ -140,7 +143,11 @@ class Server:
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        """Go on."""
+        """Go on; a child makes a client of its own."""
+        if self._owned and os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self._inherited.append(self._client)  # its locks may be held for ever, and it takes them when it goes
+            self._client = self._connections = None
         self._lock.release()
 
     def _send(self, name: str, script: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
