@@ -11,6 +11,10 @@ import redis
 
 from celery_statemanager.stores.redis.connections import MOST_IDLE, Connections
 
+OURS = "connections-under-test"
+BLOCKED = "b"
+"""The flag of a client that waits in a blocking command."""
+
 
 class InterruptedByTestError(Exception):
     pass
@@ -23,10 +27,16 @@ def client(redis_server):
 
 
 @pytest.fixture
-def connections(client):
-    made = Connections(client.connection_pool)
-    yield made
-    made.close()
+def connections(redis_server):
+    with redis_server.client(client_name=OURS) as client:
+        made = Connections(client.connection_pool)
+        yield made
+        made.close()
+
+
+def kept(client, flag=""):
+    """Count the connections under test that the server knows: other tests share it."""
+    return sum(each["name"] == OURS and flag in each["flags"] for each in client.client_list())
 
 
 def packed(*command):
@@ -114,28 +124,27 @@ def test_a_child_takes_none_of_its_parents(connections):
 def test_no_more_are_kept_than_are_of_use(connections, client):
     callers = MOST_IDLE + 8
     threads = [threading.Thread(target=ask, args=(connections, "BLPOP", f"go {n}", 20)) for n in range(callers)]
-    before = len(client.client_list())
     for thread in threads:
         thread.start()
     pause = threading.Event()
-    while client.info("clients")["blocked_clients"] < callers:
+    while kept(client, BLOCKED) < callers:
         pause.wait(0.01)
     for number in range(callers):
         client.rpush(f"go {number}", "x")
     for thread in threads:
         thread.join()
-    while len(client.client_list()) > before + MOST_IDLE:
+    while kept(client) > MOST_IDLE:
         pause.wait(0.01)
-    assert len(client.client_list()) == before + MOST_IDLE
+    assert kept(client) == MOST_IDLE
 
 
 def test_closed_means_that_none_is_kept(connections, client):
     ours(connections)
-    before = len(client.client_list())
+    assert kept(client) == 1
     connections.close()
     pause = threading.Event()
-    while len(client.client_list()) >= before:
+    while kept(client):
         pause.wait(0.01)
     ask(connections, "ECHO", "x")
-    while len(client.client_list()) >= before:
+    while kept(client):
         pause.wait(0.01)
