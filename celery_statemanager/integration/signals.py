@@ -46,8 +46,11 @@ def _connect_endings() -> None:
 
 
 def _on_prerun(task: Any = None, **_: Any) -> None:
-    if start_run(task) is not None:
-        _connect_endings()
+    try:
+        start_run(task)
+    finally:  # a soft time limit may strike while it begins: its end is written all the same
+        if run_of(task) is not None:
+            _connect_endings()
 
 
 def _on_success(sender: Any = None, **_: Any) -> None:

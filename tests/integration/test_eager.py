@@ -1,6 +1,8 @@
 """Eager mode: the job runs inline, callbacks included, before submit returns. And the extension by itself."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -163,6 +165,32 @@ def test_a_store_that_is_down_is_the_tasks_trouble_only_if_the_settings_say_so(p
     else:
         assert given == []
         assert (state.status, state.message.partition(":")[0]) == (Status.FAILED, "StoreUnavailable")
+
+
+FIRST = """
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+from celery_statemanager import StatefulTask, StateManager
+from celery_statemanager.testing import FaultyStore
+
+app = Celery("first", task_always_eager=True, statemanager_store_url="memory://")
+states = StateManager(app)
+states.store = FaultyStore(states.store)
+
+@app.task(base=StatefulTask)
+def task(): ...
+
+def strike(_):
+    raise SoftTimeLimitExceeded
+
+states.store.at("begin", strike)
+print(states.submit([task.s()]).summary().finished)
+"""
+
+
+def test_a_time_limit_that_strikes_while_the_first_task_of_a_process_begins_costs_it_no_ending():
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "1\n"
 
 
 def test_the_same_extension_is_given_for_the_same_app(app, states):
