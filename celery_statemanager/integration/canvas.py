@@ -22,7 +22,7 @@ def as_signature(app: Celery, value: Any) -> Any:
 def members_of(made: group) -> Iterable[Any]:
     """Give the members of a group, each with the group's options."""
     options = {name: value for name, value in made.options.items() if name not in _OF_ITS_OWN}
-    return (with_options(each, options) for each in made.tasks) if options else made.tasks
+    return [with_options(each, options) for each in made.tasks] if options else made.tasks
 
 
 def parts_of(member: Any) -> Iterator[Any]:

@@ -111,6 +111,12 @@ def test_a_group_is_published_as_celery_would(app, states, tasks, members):
     assert sent(app, lambda: states.submit(made)) == sent(app, made.clone().apply_async)
 
 
+def test_a_group_with_options_may_hold_what_a_list_may(app, states, tasks):
+    app.conf.task_serializer = "pickle"
+    made = group([tasks.scan.s(1j)])
+    assert states.submit(made.set(queue="slow")).num_tasks == 1
+
+
 def test_a_signature_that_came_as_json_is_one_still(app, states, tasks):
     members = [tasks.scan.s(1), chain(tasks.scan.s(2), tasks.load.s())]
     told = json.loads(json.dumps(members))
