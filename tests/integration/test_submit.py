@@ -53,7 +53,10 @@ def test_who_is_interrupted_has_the_job_cancelled(states, task):
             raise KeyboardInterrupt
 
     before_task_publish.connect(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        states.submit([task.s() for _ in range(5)], job_id="interrupted")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            states.submit([task.s() for _ in range(5)], job_id="interrupted")
+    finally:
+        before_task_publish.disconnect(interrupt)
     state = states.job("interrupted").get_state("default", 4)
     assert (state.status, state.message) == (Status.CANCELLED, "submit failed after 3 of 5")

@@ -147,7 +147,7 @@ def test_a_barrier_looks_no_more_until_the_row_that_held_it_up_has_come_far_enou
     restless = Restless(store, *writes)
     grid = Grid.create(restless, 3)
     with pytest.raises(SynchronizeTimeout):
-        barrier.synchronize(restless, grid.ref, "a", 10, timeout=0.05)
+        barrier.synchronize(restless, grid.ref, "a", 10, timeout=0.5)
     assert restless.looks == looks
 
 
