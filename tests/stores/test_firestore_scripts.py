@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 WANTED = json.loads((ROOT / "firestore.indexes.json").read_text())
 
+OF_AN_OUTER_MAKE = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+"""By these a make learns that another one, that of the tests, has started it: it talks of folders then."""
+
 STUB = """#!/usr/bin/env bash
 echo "$*" >>"$NOTES/calls"
 case "$*" in
@@ -41,7 +44,8 @@ class Gcloud:
         program.parent.mkdir()
         program.write_text(STUB)
         program.chmod(0o755)
-        self.environment = {**os.environ, "NOTES": str(folder), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        ours = {name: value for name, value in os.environ.items() if name not in OF_AN_OUTER_MAKE}
+        self.environment = {**ours, "NOTES": str(folder), "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
     def run(self, *command: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         calls = self.folder / "calls"
