@@ -7,6 +7,7 @@ and one that is killed takes its word with it, since its file counts only while 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,11 +17,20 @@ from pathlib import Path
 
 from celery_statemanager.integration import worker_requests
 
+logger = logging.getLogger(__name__)
+
 
 def tell(names: Sequence[str]) -> None:
     """Say which cells wait in this process, if it is a worker's child."""
     if not worker_requests.is_child():
         return
+    try:
+        _write(names)
+    except OSError as error:
+        logger.warning("the main process is not told which states wait here, a sweep may take them for lost: %s", error)
+
+
+def _write(names: Sequence[str]) -> None:
     folder = _folder()
     mine = folder / str(os.getpid())
     if not names:

@@ -24,6 +24,7 @@ ABOUT_NO_JOB = {
     "swept: %s",
     "app %r: %s is no setting of this release and does nothing%s",
     "the store did not come back: the states of %d cells are lost",
+    "the main process is not told which states wait here, a sweep may take them for lost: %s",
 }
 """What is said of a worker, a store or a process as a whole."""
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -72,3 +73,14 @@ def test_a_backlog_tells_what_waits_until_it_is_written():
     backlog.put(("cell", "end"), lambda: None)
     backlog.flush(PATIENCE)
     assert [list(names) for names in heard] == [[], ["cell"], []]
+
+
+def test_a_child_that_cannot_tell_has_written_what_waits_all_the_same(monkeypatch, tmp_path):
+    """A full disk, a read-only one: no trouble of the task's (rule R18)."""
+    no_folder = tmp_path / "file"
+    no_folder.touch()
+    monkeypatch.setattr("tempfile.tempdir", str(no_folder))
+    monkeypatch.setenv(worker_requests.WORKER_ID, f"host:{os.getpid() + 1}:ab")
+    backlog, written = Backlog(pending.tell), threading.Event()
+    backlog.put(("cell", "end"), written.set)
+    assert written.wait(PATIENCE)
