@@ -19,9 +19,9 @@ from celery_statemanager.cli.common import (
     store_option,
 )
 from celery_statemanager.cli.rendering import words
-from celery_statemanager.cli.rendering.jobs import SHORTEST, name
+from celery_statemanager.cli.rendering.jobs import named
 from celery_statemanager.cli.rendering.lines import Outlet
-from celery_statemanager.cli.rendering.text import Line, Span, cut, fit
+from celery_statemanager.cli.rendering.text import Span
 from celery_statemanager.codec import compact, rfc3339
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.garbage import Act, Collected, Skip, collect_garbage
@@ -142,9 +142,7 @@ class _Teller:
             return
         text = _WOULD[what] if isinstance(what, Act) else _REASONS[what]
         idle = f", idle for {words.duration((self._now - job.last_activity) / 1_000_000)}"
-        glyphs = self._outlet.glyphs
-        room = self._outlet.size.columns - len(text) - 2 - len(idle)
-        self._line([Span(f"{text}: {fit(name(job, glyphs), max(room, SHORTEST), glyphs.ellipsis)}{idle}")])
+        self._outlet.fitted([Span(named(f"{text}: ", job, idle, self._outlet.size.columns, self._outlet.glyphs))])
 
     def report(self, report: Collected, *, dry_run: bool) -> None:
         """Tell the numbers."""
@@ -153,11 +151,8 @@ class _Teller:
             return
         for kind, told in (_REHEARSED if dry_run else _DONE).items():
             count = getattr(report, kind)
-            self._line([Span(f"{count:>6}  {told}", "" if count else "dim")])
+            self._outlet.fitted([Span(f"{count:>6}  {told}", "" if count else "dim")])
         for reason, count in report.skipped.items():
-            self._line([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
+            self._outlet.fitted([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
         if dry_run:
             note("note: nothing was written")
-
-    def _line(self, line: Line) -> None:
-        self._outlet.line(cut(line, self._outlet.size.columns, self._outlet.glyphs.ellipsis))

@@ -20,9 +20,10 @@ from celery_statemanager.cli.common import (
     run_option,
     store_option,
 )
-from celery_statemanager.cli.rendering.jobs import name
+from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering.jobs import named
 from celery_statemanager.cli.rendering.lines import Outlet
-from celery_statemanager.cli.rendering.text import Line, Span, cut
+from celery_statemanager.cli.rendering.text import Span
 from celery_statemanager.codec import compact
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration.settings import PREFIX, Settings
@@ -134,12 +135,12 @@ class _Teller:
             told = {"jobID": job.job_id, "runToken": job.run_token, "action": action, "states": states}
             self._outlet.record(compact({**told, "schemaVersion": job.schema}))
             return
-        named = name(job, self._outlet.glyphs)
         if isinstance(what, Skip):
-            self._line([Span(f"{_REASONS[what]}: {named}")])
+            before, after = f"{_REASONS[what]}: ", ""
         else:
             made = f"from schema {job.schema}" if job.incarnation else "made by another program"
-            self._line([Span(f"would migrate: {named}, {made}, {what} states")])
+            before, after = "would migrate: ", f", {made}, {words.counted(what, 'state')}"
+        self._outlet.fitted([Span(named(before, job, after, self._outlet.size.columns, self._outlet.glyphs))])
 
     def report(self, report: Migrated, *, dry_run: bool) -> None:
         """Tell the numbers."""
@@ -152,11 +153,8 @@ class _Teller:
             (report.migrated, f"{would}brought to schema {report.target}"),
             (report.states, "states of theirs"),
         ):
-            self._line([Span(f"{count:>6}  {told}", "" if count else "dim")])
+            self._outlet.fitted([Span(f"{count:>6}  {told}", "" if count else "dim")])
         for reason, count in report.skipped.items():
-            self._line([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
+            self._outlet.fitted([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
         if dry_run:
             note("note: nothing was written")
-
-    def _line(self, line: Line) -> None:
-        self._outlet.line(cut(line, self._outlet.size.columns, self._outlet.glyphs.ellipsis))

@@ -59,6 +59,7 @@ def test_a_dry_run_tells_each_job_and_leaves_it(run, old):
     assert "would migrate: etl-42, made by another program, 0 states\n" in text
     assert "     2  would be brought to schema 1\n" in text
     assert max(map(len, text.splitlines())) <= 80
+    assert "x…, made by another program, 0 states\n" in text
     job, _, report = map(json.loads, run("--dry-run", "--format", "json").stdout.splitlines())
     assert job == {"jobID": "etl-42", "runToken": None, "action": "migrated", "states": 0, "schemaVersion": 0}
     assert (report["migrated"], report["dryRun"]) == (2, True)

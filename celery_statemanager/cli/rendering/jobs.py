@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from celery_statemanager.cli.rendering import words
-from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, left, right, width
+from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, fit, left, right, width
 from celery_statemanager.overview import Overview, Phase
 from celery_statemanager.records import JobRecord, to_datetime
 
@@ -20,7 +20,7 @@ PHASE_STYLES = {
 }
 
 _HEAD = ("STATUS", "DONE", "FINISHED", "FAILED", "LAST WRITE")
-SHORTEST = 12
+_SHORTEST = 12
 """Columns that a job's name has at least."""
 
 
@@ -29,7 +29,7 @@ def job_table(listed: Sequence[Overview], now: datetime, columns: int, glyphs: G
     rows = [_cells(each, now) for each in listed]
     widths = [max(map(len, column)) for column in zip(_HEAD, *rows)]
     names = [name(each.job, glyphs) for each in listed]
-    room = max(SHORTEST, columns - sum(widths) - 2 * len(widths))
+    room = max(_SHORTEST, columns - sum(widths) - 2 * len(widths))
     wide = min(room, max([3, *map(width, names)]))
     head: Line = [Span("  ".join([left("JOB", wide), *_aligned(_HEAD, widths)]), "dim")]
     lines = [head]
@@ -49,6 +49,12 @@ def name(job: JobRecord, glyphs: Glyphs) -> str:
     """Give a job's name as people tell runs apart; a job marked deleted is hidden, and says so."""
     run = "" if job.run_token is None else f" {glyphs.dot} run {clean(job.run_token)}"
     return clean(job.job_id) + run + (" (hidden)" if job.tombstoned_at is not None else "")
+
+
+def named(before: str, job: JobRecord, after: str, columns: int, glyphs: Glyphs) -> str:
+    """Give a job's name between words; a long one is cut, so that the words are seen."""
+    room = columns - width(before) - width(after)
+    return f"{before}{fit(name(job, glyphs), max(room, _SHORTEST), glyphs.ellipsis)}{after}"
 
 
 def _cells(each: Overview, now: datetime) -> tuple[str, ...]:

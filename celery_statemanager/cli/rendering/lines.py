@@ -70,6 +70,10 @@ class Outlet:
         self._bytes.write(sayable(text, self.encoding).encode(self.encoding) + b"\n")
         self._bytes.flush()
 
+    def fitted(self, line: Line) -> None:
+        """Write a line, cut where the terminal ends."""
+        self.line(cut(line, self.size.columns, self.glyphs.ellipsis))
+
     def check(self) -> None:
         """Find out without writing whether anybody still reads."""
         if self._poll is not None and self._poll.poll(0):
