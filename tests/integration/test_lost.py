@@ -101,7 +101,7 @@ def sweepers(tracked, eventually, *, leases_long):
 def test_rows_that_a_killed_worker_held_back_are_run_or_marked(tracked, setting, victim, key, eventually):
     """For their time (``eta``, ``countdown``) or for their turn (``rate_limit``), with brokers that keep them to it."""
     worker = victim(key)
-    members = [tracked.late_gate.s(key).set(countdown=5), tracked.gate.s(key).set(countdown=5)]
+    members = [tracked.late_gate.s(key).set(countdown=8), tracked.gate.s(key).set(countdown=8)]
     members += [tracked.rare.s(f"{key}.rare") for _ in range(2)]
     job = tracked.states.submit(member.set(queue=key) for member in members)
     eventually(lambda: tracked.notes(f"{key}.rare") and held(tracked, job) == {0, 1, 2, 3} - ended(job))
