@@ -33,6 +33,7 @@ _ADOPT = """
 UPDATE job SET incarnation = ?, schema_version = 0, revision = revision + 1
 WHERE job_id = ? AND run_token = ? AND incarnation = ?
 """
+_REVISION = "SELECT revision FROM job WHERE id = ? AND incarnation = ?"
 _UPDATE = "UPDATE job SET control = ?, due = ?, tombstoned = ?, revision = ?, schema_version = ? WHERE id = ?"
 
 
@@ -41,7 +42,7 @@ class Known:
     """A job.
 
     Attributes:
-        id: the number under which its cells are kept; never used again.
+        id: the number under which its cells are kept; never used again in the same file.
         said_at: the newest time that the store itself has put on the record.
     """
 
@@ -69,7 +70,7 @@ class Jobs:
     def current(self, db: sqlite3.Connection, ref: JobRef) -> Known:
         """Give an incarnation as it is now, but for its last activity. Raises: JobNotFound."""
         known = self.remembered(db, ref)
-        row = db.execute("SELECT revision FROM job WHERE id = ?", (known.id,)).fetchone()
+        row = db.execute(_REVISION, (known.id, ref.incarnation)).fetchone()
         return known if row is not None and row[0] == known.job.revision else self.read(db, ref)
 
     def read(self, db: sqlite3.Connection, ref: JobRef) -> Known:

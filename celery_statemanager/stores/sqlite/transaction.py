@@ -29,7 +29,7 @@ SELECT j.revision, j.touched, ifnull(({_NEWEST.format("timestamp", "j.id")}), 0)
 FROM job j
 LEFT JOIN tag t ON t.job = j.id AND t.kind = ? AND t.name = ?
 LEFT JOIN cell c ON c.job = j.id AND c.tag = t.id AND c.task_index = ?
-WHERE j.id = ?
+WHERE j.id = ? AND j.incarnation = ?
 """
 _READ_SPOT = f"""
 SELECT t.id, {SELECTED} FROM tag t LEFT JOIN cell c ON c.job = t.job AND c.tag = t.id AND c.task_index = ?
@@ -41,10 +41,8 @@ _COUNT = f"UPDATE tag SET {', '.join(f'{name} = {name} + ?' for name in Tally._f
 _GAP = "SELECT low, high FROM gap WHERE job = ? AND tag = ? AND high >= ? ORDER BY high LIMIT 1"
 
 _KEY = ("job", "tag", "task_index")
-_BOUND = {
-    name: f"?{number}"
-    for number, name in enumerate((*_KEY, *COLUMNS, "old version", "old event", "old schema", "revision"), 1)
-}
+_SUPPOSED = ("old version", "old event", "old schema", "revision", "incarnation")
+_BOUND = {name: f"?{number}" for number, name in enumerate((*_KEY, *COLUMNS, *_SUPPOSED), 1)}
 _NEXT_SEQ = f"ifnull(({_NEWEST.format('seq', _BOUND['job'])}), 0) + 1"
 
 
@@ -75,7 +73,10 @@ def _update_cell(*unchanged: str) -> _Statement:
     WHERE {" AND ".join(f"{name} = {_BOUND[name]}" for name in _KEY)}
       AND version = {_BOUND["old version"]} AND event_id = {_BOUND["old event"]}
       AND schema_version = {_BOUND["old schema"]}
-      AND EXISTS (SELECT 1 FROM job WHERE id = {_BOUND["job"]} AND revision = {_BOUND["revision"]})
+      AND EXISTS (
+        SELECT 1 FROM job
+        WHERE id = {_BOUND["job"]} AND revision = {_BOUND["revision"]} AND incarnation = {_BOUND["incarnation"]}
+      )
       AND ({_NEWEST.format("timestamp", _BOUND["job"])}) <= {_BOUND["timestamp"]}
     """)
 
@@ -202,7 +203,7 @@ class SQLiteTransaction:
     def _update(self, key: tuple[int, int, int], old: Cell, new: Cell) -> None:
         same_holder = old.open == new.open and old.owner == new.owner
         statement = _UPDATE_CELL[old.status == new.status, same_holder]
-        supposed = (old.version, event_of(old), old.schema_version, self.job.revision)
+        supposed = (old.version, event_of(old), old.schema_version, self.job.revision, self.job.incarnation)
         values = statement.ordered((*key, *row_of(new), *supposed))
         if self._db.execute(statement.text, values).rowcount == 0:
             raise Outdated
@@ -224,7 +225,7 @@ class SQLiteTransaction:
 
 def _found(db: sqlite3.Connection, known: Known, place: Place | None) -> Sequence[Any]:
     kind = kind_of(known.job, *place) if place else None
-    row: Sequence[Any] = db.execute(_READ, (kind, *(place or (None, None)), known.id)).fetchone()
+    row: Sequence[Any] = db.execute(_READ, (kind, *(place or (None, None)), known.id, known.job.incarnation)).fetchone()
     return row
 
 

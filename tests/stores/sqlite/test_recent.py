@@ -75,6 +75,29 @@ class TestRecent:
         with pytest.raises(JobNotFound):
             ours.write("a", 0, 6)
 
+    def test_a_job_is_not_taken_for_that_of_a_new_file_in_the_place_of_the_old_one(
+        self, path: Path, ours: Grid
+    ) -> None:
+        ours.write("a", 0, 5, event_id="mine")
+        ours.store.close()
+        for file in path.parent.iterdir():
+            file.unlink()
+        with opened(path) as store:
+            another = Grid.create(store, 4, PLAN)
+            another.begin("a", 0)
+            another.write("a", 0, 5)
+            another.write("a", 0, 5, event_id="mine")
+            for use in (
+                lambda: ours.write("a", 0, 6),
+                lambda: ours.write("b", 1, 6),
+                lambda: ours.cell("a", 0),
+                ours.lowest,
+                ours.states,
+            ):
+                with pytest.raises(JobNotFound):
+                    use()
+            assert [(state.tag, state.status) for state in another.states()] == [("a", 5)]
+
     def test_later_stages_are_read_afresh(self, path: Path, ours: Grid, theirs: Grid) -> None:
         ours.end("a", 0, FAILED)
         ours.begin("a", 0)
