@@ -7,7 +7,6 @@ python -m benchmarks.collect redis://localhost:6379/0 --jobs 10000 --states 1000
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.harness import peak_memory
 from celery_statemanager import Store, collect_garbage, open_store
 from celery_statemanager.garbage import Collected
 from celery_statemanager.manager import new_event_id, new_job
@@ -23,7 +23,6 @@ from celery_statemanager.records import Write
 from celery_statemanager.stores.wrapped import WrappedStore
 
 T = TypeVar("T")
-MIB = 1024
 
 
 class Counting(WrappedStore):
@@ -57,10 +56,10 @@ def fill(store: Store, jobs: int, states: int) -> None:
 def measure(what: str, store: Store, **ages: Any) -> None:
     """Collect once; print what it took."""
     counting = Counting(store)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, began = peak_memory(), time.perf_counter()
     report: Collected = collect_garbage(counting, **ages)
     took = time.perf_counter() - began
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / MIB
+    grown = peak_memory() - before
     calls = ", ".join(f"{count} {method}" for method, count in counting.calls.most_common(5))
     print(f"  {what:<28} {took:8.2f} s  +{grown:.0f} MiB  {sum(counting.calls.values())} calls ({calls})")
     print(f"  {'':<28} longest call {counting.longest[0] * 1000:.0f} ms ({counting.longest[1]}); {report}")

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -96,3 +97,9 @@ def in_turns(measures: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, 
 def medians(found: Mapping[str, Iterable[float]]) -> dict[str, float]:
     """Give each one's median."""
     return {name: statistics.median(each) for name, each in found.items()}
+
+
+def peak_memory() -> float:
+    """Give the peak of this program's memory, in MiB; ``ru_maxrss`` may be that of who started it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

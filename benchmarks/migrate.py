@@ -24,8 +24,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.collect import MIB, Counting
+from benchmarks.collect import Counting
 from benchmarks.filling import TAG, filled
+from benchmarks.harness import peak_memory
 from celery_statemanager import Store, migrate_jobs, open_store
 from celery_statemanager.manager import new_job
 from celery_statemanager.migrations import Steps
@@ -61,17 +62,11 @@ def migrate(url: str, job_id: str | None, portions: int | None) -> None:
         took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     calls = ", ".join(f"{count} {method}" for method, count in mortal.calls.most_common(5))
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    grown = (peak_memory() - peak) / MIB
+    grown = peak_memory() - peak
     print(
         f"{took:8.2f} s ({processor:.1f} of processor)  +{grown:.0f} MiB  {sum(mortal.calls.values())} calls ({calls})"
     )
     print(f"  {'':<34} longest call {mortal.longest[0] * 1000:.0f} ms ({mortal.longest[1]}); {report}", flush=True)
-
-
-def peak_memory() -> int:
-    """Give the peak of this program's memory in KiB; ``ru_maxrss`` may be that of who started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def measure(what: str, url: str, job_id: str | None = None, portions: int | None = None) -> None:

@@ -11,8 +11,9 @@ from benchmarks.harness import Figure, Scale, in_turns, medians
 from tests.servers import RedisServer, running_redis
 
 _PROGRAM = """
-import resource, sys, time
+import sys, time
 from benchmarks.app import app, states, plain, tracked
+from benchmarks.harness import peak_memory
 way, number = sys.argv[1], int(sys.argv[2])
 members = (tracked.s() for _ in range(number))
 app.connection_for_write().ensure_connection()
@@ -25,7 +26,7 @@ else:
         for _ in range(number):
             plain.apply_async(producer=producer)
 seconds = time.perf_counter() - start
-print(number / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(number / seconds, peak_memory())
 """
 
 

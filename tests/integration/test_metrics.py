@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from celery.signals import worker_init
 
 APP = """
 from celery import Celery
@@ -47,6 +48,7 @@ def measured(tmp_path, monkeypatch):
     import measured
 
     yield measured
+    worker_init.disconnect(measured.measure)  # other tests play a worker's start in this process
     del sys.modules["measured"]
     measured.states.store.close()
     worker.terminate()
