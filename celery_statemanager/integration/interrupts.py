@@ -7,11 +7,15 @@ from contextlib import contextmanager
 
 from celery.exceptions import Ignore
 
-from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound
+from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound
 
 
 class TaskSuperseded(AttemptSuperseded, Ignore):
     """Another attempt owns this task's cell: stop."""
+
+
+class TaskRefused(BeginRefused, Ignore):
+    """This delivery could not ask whether it may begin, and hears from a later write that it may not: stop."""
 
 
 class TaskCancelled(JobCancelled, Ignore):
@@ -29,6 +33,8 @@ def interrupting() -> Iterator[None]:
         yield
     except AttemptSuperseded as error:
         raise TaskSuperseded(*error.args) from None
+    except BeginRefused as error:
+        raise TaskRefused(*error.args) from None
     except JobCancelled as error:
         raise TaskCancelled(*error.args) from None
     except JobNotFound as error:

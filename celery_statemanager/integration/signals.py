@@ -19,7 +19,7 @@ from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
 from celery_statemanager.integration import outcomes, worker, worker_requests
 from celery_statemanager.integration.binding import HEADER
-from celery_statemanager.integration.interrupts import TaskJobGone, TaskSuperseded
+from celery_statemanager.integration.interrupts import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.run import Run, run_of, start_run
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery
@@ -106,7 +106,7 @@ def _on_aborted(run: Run, error: BaseException | None) -> None:
 
 
 def _on_ignored(run: Run, retval: Any) -> None:
-    if isinstance(retval, (TaskSuperseded, TaskJobGone)):
+    if isinstance(retval, (TaskSuperseded, TaskRefused, TaskJobGone)):
         run.ended = True
     elif isinstance(retval, JobCancelled):
         run.end(int(Status.CANCELLED), retval.reason, yields=False)

@@ -22,8 +22,9 @@ class TaskState:
     """The state of the execution that holds it; false, and every call does nothing, where nothing is tracked.
 
     A write that is refused raises a Celery ``Ignore``: ``AttemptSuperseded`` when another attempt owns the cell,
-    ``JobCancelled``, ``JobNotFound``. While the store is down, writes return None and are made later, the newest
-    of each cell, unless ``statemanager_on_store_error`` is ``"raise"``.
+    ``BeginRefused`` when the store was away as this one began and it may not begin, ``JobCancelled``,
+    ``JobNotFound``. While the store is down, writes return None and are made later, the newest of each cell, unless
+    ``statemanager_on_store_error`` is ``"raise"``.
     """
 
     def __init__(self, run: Run | None) -> None:

@@ -17,6 +17,8 @@ from celery_statemanager import (
     Status,
     current_state,
 )
+from celery_statemanager.integration import background
+from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.testing import FaultyStore
 
@@ -191,6 +193,27 @@ print(states.submit([task.s()]).summary().finished)
 def test_a_time_limit_that_strikes_while_the_first_task_of_a_process_begins_costs_it_no_ending():
     done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize("policy", ["log", "raise"])
+def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_write(policy, monkeypatch):
+    monkeypatch.setattr(background, "SUSPECT", 0.0)
+    app = new_app(statemanager_on_store_error=policy)
+    states = StateManager(app)
+    states.store = store = FaultyStore(states.store)
+    ran = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True)
+    def task(self):
+        self.state.set(5)
+        ran.append(self.state.attempt)
+
+    job = states.submit([task.s()])
+    before = job.list_states()
+    store.lose_response("begin", applied=False)
+    assert Binding(job.manager.ref, 0, "default").bind(task.s()).apply_async().state == "IGNORED"
+    assert ran == [1]
+    assert job.list_states() == before
 
 
 def test_the_same_extension_is_given_for_the_same_app(app, states):
