@@ -99,7 +99,7 @@ class TestBadInput:
             start = time.monotonic()
             with pytest.raises(StoreUnavailable) as caught:
                 store.now()
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < 5
             assert SECRET not in str(caught.value)
 
     def test_a_closed_port_is_unavailable(self):
