@@ -8,12 +8,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from servers import wait_for
 
 from celery_statemanager.testing.kit import PATIENCE
 
@@ -181,7 +181,7 @@ def test_an_emulator_that_is_stopped_leaves_nothing_behind(
     child = gcloud.folder / "child"
     command = ["env", "--default-signal=INT", "make", "firestore-emulator"]  # what runs in the background ignores it
     with subprocess.Popen(command, env=gcloud.environment, cwd=ROOT, start_new_session=True) as running:
-        eventually(lambda: child.exists() and child.read_text().strip())
+        wait_for(lambda: child.exists() and child.read_text().strip(), "the emulator")
         left = psutil.Process(int(child.read_text()))
         stop(running.pid, sign)
         try:
@@ -190,14 +190,6 @@ def test_an_emulator_that_is_stopped_leaves_nothing_behind(
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
     assert running.returncode != 0
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_the_scripts_are_clean() -> None:
