@@ -143,8 +143,8 @@ def begin(
     if not ended and _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)):
         return reply
     if cell.owner is not None and cell.losses + 1 >= max_lost:
-        mark_lost(store, ref, request.tag, request.task_index, cell, request.event_id)
-        return replace(reply, verdict=Verdict.CLOSED)
+        decided = mark_lost(store, ref, request.tag, request.task_index, cell, request.event_id)
+        return replace(reply, verdict=Verdict.CLOSED, decided=decided)
     return store.begin(ref, replace(request, supersedes=cell.attempt))
 
 

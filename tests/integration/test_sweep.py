@@ -148,7 +148,8 @@ def test_a_delivery_that_begins_over_a_dead_attempt_counts_the_loss(store, job, 
     begin(store, job)
     assert begin(store, job, owner="w2").cell.losses == 1
     assert begin(store, job, owner="w3").cell.losses == 2
-    assert begin(store, job, owner="w4").verdict is Verdict.CLOSED
+    reply = begin(store, job, owner="w4")
+    assert (reply.verdict, reply.decided) == (Verdict.CLOSED, ("failure",))
     assert store.get_cell(job.ref, "a", 0).status == Status.LOST
 
 
