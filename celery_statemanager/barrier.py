@@ -57,7 +57,10 @@ def synchronize(
 def wait_settled(store: Store, ref: JobRef, timeout: float | None = None) -> bool:
     """Return True once the job has settled, False if it had not after ``timeout`` seconds. Raises: JobNotFound."""
     planned = store.survey(ref)[0].plan is not None
-    has_settled = lambda: aggregate.settled(*store.survey(ref)) or None  # noqa: E731 - shorter than its name
+
+    def has_settled() -> bool | None:
+        return aggregate.settled(*store.survey(ref)) or None
+
     scope = NO_CELLS if planned else Scope()
     return _until(has_settled, lambda _: True, store, ref, scope, timeout) is True
 
