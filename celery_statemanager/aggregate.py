@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, Status, Summary
 from celery_statemanager.records import FRACTION_UNIT, Cell, Column, JobRecord, Tally
@@ -22,6 +23,13 @@ def as_read(job: JobRecord, cell: Cell, state: State) -> State:
     if job.cancelled is None or not cell.waiting:
         return state
     return replace(state, status=int(Status.CANCELLED), message=job.cancelled.reason)
+
+
+def seen(job: JobRecord, tag: str, task_index: int, cell: Cell | None) -> State:
+    """Give a cell as readers see it."""
+    if cell is None:
+        return absent(job, tag, task_index)
+    return as_read(job, cell, state_of(job.job_id, tag, task_index, cell))
 
 
 def lowest(states: Iterable[State]) -> State | None:

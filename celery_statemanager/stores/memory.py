@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from celery_statemanager import aggregate
 from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
@@ -29,7 +30,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.memory_grid import Job, MemoryWatch, seen
+from celery_statemanager.stores.memory_grid import Job, MemoryWatch
 
 _named: dict[str, MemoryStore] = {}
 _named_lock = threading.Lock()
@@ -140,7 +141,7 @@ class MemoryStore(Store):
             job = self._incarnation(ref)
             record, cells = job.record, list(job.written(scope))
         cells.sort(key=lambda each: (each[2].timestamp, *each[:2]))  # without the lock: writers do not wait for a list
-        return (seen(record, *each) for each in cells)
+        return (aggregate.seen(record, *each) for each in cells)
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         with self._lock:

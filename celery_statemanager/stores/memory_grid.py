@@ -132,10 +132,7 @@ class Job:
                 yield from ((tag, row, column.cells[row]) for row in rows)
 
     def state(self, tag: str, task_index: int) -> State:
-        cell = self.cell(tag, task_index)
-        return (
-            aggregate.absent(self.record, tag, task_index) if cell is None else seen(self.record, tag, task_index, cell)
-        )
+        return aggregate.seen(self.record, tag, task_index, self.cell(tag, task_index))
 
     def _column(self, tag: str, *, keep: bool = True) -> _Column:
         column = self.columns.get(tag)
@@ -150,11 +147,6 @@ class Job:
             self.owned[tag, task_index] = OpenAttempt(self.record.ref, tag, task_index, new)
         elif old is not None and old.owner is not None:
             self.owned.pop((tag, task_index), None)
-
-
-def seen(job: JobRecord, tag: str, task_index: int, cell: Cell) -> State:
-    """Give a written cell as readers see it."""
-    return aggregate.as_read(job, cell, state_of(job.job_id, tag, task_index, cell))
 
 
 class _Column:

@@ -9,7 +9,6 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Cell, Column, JobRecord, Tally
 from celery_statemanager.stores.firestore import tallies
-from celery_statemanager.stores.firestore.snapshot import as_read
 from celery_statemanager.transitions import tally_of
 
 Cells = dict[str, dict[int, Cell]]
@@ -50,7 +49,7 @@ def lowest(job: JobRecord, cells: Cells, scope: Scope) -> State:
         found = [column(job, tag, cells.get(tag, {})).lowest for tag in tags]
     else:
         counts = [tag for tag in tags if scope.tag is not None or aggregate.expects(job, tag, row)]
-        found = [as_read(job, tag, row, cells.get(tag, {}).get(row)) for tag in counts]
+        found = [aggregate.seen(job, tag, row, cells.get(tag, {}).get(row)) for tag in counts]
     least = aggregate.lowest(state for state in found if state is not None)
     return least or aggregate.absent(job, scope.tag or "", row or 0)
 
@@ -64,7 +63,7 @@ def index_sets(rows: IndexSet, cells: dict[int, Cell]) -> tuple[IndexSet, IndexS
 
 
 def _lowest(job: JobRecord, tag: str, rows: IndexSet, cells: dict[int, Cell]) -> State | None:
-    found = [as_read(job, tag, row, cell) for row, cell in cells.items()]
+    found = [aggregate.seen(job, tag, row, cell) for row, cell in cells.items()]
     missing = rows.without(IndexSet(cells))
     if missing:
         found.append(aggregate.absent(job, tag, missing.first))

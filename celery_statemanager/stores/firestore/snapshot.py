@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery_statemanager import aggregate
-from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.records import Cell, Column, JobRecord
@@ -128,7 +127,7 @@ class Snapshot:
             return []
         names = {place: self._database.names.cell(self.job.ref, *place) for place in places}
         got = self._database.get(names.values(), self._deadline, at=self._at)
-        return [as_read(self.job, *place, read_cell(self.job, got, name)) for place, name in names.items()]
+        return [aggregate.seen(self.job, *place, read_cell(self.job, got, name)) for place, name in names.items()]
 
 
 def read_cell(job: JobRecord, got: Got, name: str) -> Cell | None:
@@ -138,14 +137,7 @@ def read_cell(job: JobRecord, got: Got, name: str) -> Cell | None:
 
 def seen(job: JobRecord, document: Found) -> State:
     """Give a cell's document as readers see it."""
-    return as_read(job, document.fields["tag"], document.fields["taskID"], cell_of(document.fields))
-
-
-def as_read(job: JobRecord, tag: str, task_index: int, cell: Cell | None) -> State:
-    """Give a cell as readers see it."""
-    if cell is None:
-        return aggregate.absent(job, tag, task_index)
-    return aggregate.as_read(job, cell, state_of(job.job_id, tag, task_index, cell))
+    return aggregate.seen(job, document.fields["tag"], document.fields["taskID"], cell_of(document.fields))
 
 
 def nth(rows: IndexSet, number: int) -> int:

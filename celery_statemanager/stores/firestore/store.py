@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
+from celery_statemanager import aggregate
 from celery_statemanager.errors import ConfigurationError, JobNotFound
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
@@ -34,7 +35,7 @@ from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import Names
-from celery_statemanager.stores.firestore.snapshot import Snapshot, as_read, read_cell
+from celery_statemanager.stores.firestore.snapshot import Snapshot, read_cell
 from celery_statemanager.stores.firestore.step import Steps
 from celery_statemanager.stores.firestore.transports import ClientFactory, Transport, make_client
 from celery_statemanager.stores.firestore.trouble import Refused, Transient
@@ -156,7 +157,7 @@ class FirestoreStore(Store):
         if scope.tag is not None and scope.task_index is not None:
             cell = self.get_cell(ref, scope.tag, scope.task_index)
             known = self._jobs.recent(ref) or self._jobs.current(ref, self._database.deadline())
-            return as_read(known.job, scope.tag, scope.task_index, cell)
+            return aggregate.seen(known.job, scope.tag, scope.task_index, cell)
         job, at = self._read(ref)
         if not job.schema:
             return grid.lowest(job, self._cells(job, Scope(), at), scope)
@@ -170,7 +171,7 @@ class FirestoreStore(Store):
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         job, at = self._read(ref)
-        states = [as_read(job, *found) for found in listing.cells(self._database, job, scope, at)]
+        states = [aggregate.seen(job, *found) for found in listing.cells(self._database, job, scope, at)]
         return iter(sorted(states, key=lambda state: (state.timestamp, state.tag, state.task_index)))
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakMethod
 
+from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Batch, JobRef
@@ -20,7 +21,6 @@ from celery_statemanager.stores.firestore.jobs import Jobs
 from celery_statemanager.stores.firestore.listing import place_in
 from celery_statemanager.stores.firestore.news import Snapshot
 from celery_statemanager.stores.firestore.poll import Poll
-from celery_statemanager.stores.firestore.snapshot import as_read
 from celery_statemanager.stores.firestore.stream import Stream
 from celery_statemanager.stores.firestore.target import Target
 
@@ -145,7 +145,7 @@ class FirestoreWatch(Watch):
         cell = place_in(document, self._job)
         if cell is not None and self._scope.holds(*cell[:2]) and cell[1] >= 0:
             tag, row, kept = cell
-            self._states[tag, row] = nanoseconds(document.stamp), as_read(self._job, tag, row, kept)
+            self._states[tag, row] = nanoseconds(document.stamp), aggregate.seen(self._job, tag, row, kept)
 
     def _lose(self, error: StoreError) -> None:
         with self._changed:

@@ -8,10 +8,9 @@ import sqlite3
 from collections.abc import Iterable
 
 from celery_statemanager import aggregate
-from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, Scope, State
-from celery_statemanager.records import Cell, Column, JobRecord, Tally
+from celery_statemanager.records import Cell, Column, Tally
 from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of
 from celery_statemanager.stores.sqlite.jobs import Known
 from celery_statemanager.stores.sqlite.kinds import Kind, column_kind, kind_of
@@ -103,7 +102,7 @@ class Snapshot:
             return aggregate.absent(self.job, tag, aggregate.expected_rows(self.job, tag).first)
         place = (self._id, number)
         row, *cell = self._db.execute(_LOWEST, place).fetchone() or self._db.execute(_FIRST, place).fetchone()
-        found = [seen(self.job, tag, row, cell_of(cell))]
+        found = [aggregate.seen(self.job, tag, row, cell_of(cell))]
         gap = self._db.execute(_LOWEST_GAP, place).fetchone()
         if gap:
             found.append(aggregate.absent(self.job, tag, gap[0]))
@@ -113,11 +112,4 @@ class Snapshot:
         return aggregate.lowest(found) or found[0]
 
     def _state(self, tag: str, task_index: int) -> State:
-        return seen(self.job, tag, task_index, self.cell(tag, task_index))
-
-
-def seen(job: JobRecord, tag: str, task_index: int, cell: Cell | None) -> State:
-    """Give a cell as readers see it: in a cancelled job one that never began is CANCELLED."""
-    if cell is None:
-        return aggregate.absent(job, tag, task_index)
-    return aggregate.as_read(job, cell, state_of(job.job_id, tag, task_index, cell))
+        return aggregate.seen(self.job, tag, task_index, self.cell(tag, task_index))
