@@ -176,6 +176,12 @@ class MigrationContract:
         with pytest.raises(JobNotFound):
             store.adopt_job(old.ref, new_incarnation())
 
+    def test_a_job_that_is_marked_deleted_is_listed_as_such_when_it_was_taken_over(self, store: Store) -> None:
+        old = foreign(store)
+        old.update(lambda job: replace(job, tombstoned_at=store.now()))
+        job = store.adopt_job(old.ref, new_incarnation())
+        assert [each.ref for each in every_job(store, tombstoned=True)] == [job.ref]
+
     def test_a_job_that_is_being_taken_over_is_written_on_and_counted_right_in_the_end(self, store: Store) -> None:
         old = foreign(store)
         for row in range(3):

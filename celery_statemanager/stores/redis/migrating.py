@@ -18,7 +18,7 @@ def adopt(reader: Reader, registry: Registry, scripts: Scripts, ref: JobRef, inc
     """Rename a job's keys after another incarnation, if it is still this one; the registry is told before."""
     adopted = JobRef(ref.key, incarnation)
     old, new = (JobKeys(reader.prefix, each) for each in (ref, adopted))
-    registry.register(adopted)
+    registry.adopt(adopted)
     while True:
         tags = seen(reader, old)
         pairs = (name for pair in zip(old.every(tags), new.every(tags)) for name in pair)

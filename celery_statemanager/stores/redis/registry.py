@@ -43,6 +43,11 @@ class Registry:
         """Note a job that is about to be created."""
         self._server.run(self._scripts.touch, self._lists, [entry_of(ref), "new"])
 
+    def adopt(self, ref: JobRef) -> None:
+        """Note a job that is about to have this reference; whether it is marked deleted is seen when it is listed."""
+        for what in ("new", "tomb"):
+            self._server.run(self._scripts.touch, self._lists, [entry_of(ref), what])
+
     def touch(self, layout: Layout, what: str = "cell") -> bool:
         """Note that a job's cell (or ``"job"``, its record) is about to change, unless a short while ago.
 
