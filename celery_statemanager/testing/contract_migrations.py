@@ -69,6 +69,16 @@ class MigrationContract:
         (attempt,) = store.list_open_attempts()
         assert attempt.cell == grid.cell("a", 0)
 
+    def test_runs_of_callbacks_and_cells_beside_the_plan_are_rewritten_and_not_counted(self, store: Store) -> None:
+        grid = Grid.create(store, 2, {"a": [0], "b": [1]}, success="call")
+        grid.begin("success", CALLBACK_ROW)
+        grid.write("a", 1, 5)
+        job, columns = store.survey(grid.ref)
+        assert store.rewrite_cells(grid.ref, later(outdated(grid))) == 2
+        assert outdated(grid) == []
+        assert grid.cell("success", CALLBACK_ROW).schema_version == LATER
+        assert store.survey(grid.ref) == (job, columns)
+
     def test_it_can_be_written_on(self, store: Store) -> None:
         grid = busy(store)
         store.rewrite_cells(grid.ref, later(outdated(grid)))
