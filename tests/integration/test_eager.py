@@ -20,7 +20,10 @@ from celery_statemanager import (
 from celery_statemanager.integration import background
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.settings import Settings
-from celery_statemanager.testing import FaultyStore
+from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.records import JobKey
+from celery_statemanager.stores.memory import MemoryStore
+from celery_statemanager.testing import FakeClock, FaultyStore
 
 
 def new_app(**settings):
@@ -61,6 +64,20 @@ def test_a_job_and_its_callbacks_run_before_submit_returns(app, states):
     assert job.get_state("b", 2).payload == {"value": 3}
     assert job.get_state("a", 0).payload == {"progress": {"done": 2, "total": 2}}
     assert states.current_job() is None
+
+
+def test_a_member_that_takes_minutes_has_a_publisher_that_others_believe_alive(app, states):
+    clock = FakeClock(1_000_000.0)
+    states.store = MemoryStore(clock=clock)
+
+    @app.task(shared=False, base=StatefulTask, tag="a")
+    def slow():
+        clock.advance(600)
+        sweep(states)
+
+    job = states.submit([slow.s(), slow.s()])
+    assert job.manager.store.get_job(JobKey(job.id)).cancelled is None
+    assert job.summary().finished == 2
 
 
 def test_a_failing_member_fails_its_row_and_no_other(app, states):
