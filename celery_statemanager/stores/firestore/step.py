@@ -23,7 +23,8 @@ from celery_statemanager.stores.firestore.view import NOW, Done, Place, StepTran
 
 Reply = TypeVar("Reply", WriteReply, BeginReply)
 
-MOST_CELLS = 20_000
+MOST_CELLS = 2_000
+"""Far more than a process is at work on at once; each may hold 64 KiB. One that is forgotten costs a read."""
 
 
 class Steps:
