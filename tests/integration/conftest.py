@@ -56,7 +56,7 @@ STARTED = {"rabbitmq": running_rabbitmq, "redis": redis_url}
 
 
 class Servers:
-    """Servers of this test session, each started when first asked for."""
+    """Servers of one setting, each started when first asked for: queues of the same name are another setting's elsewhere."""
 
     def __init__(self, stack, start_emulator):
         self._stack = stack
@@ -125,10 +125,11 @@ def load(environment):
 def settings(request, tmp_path_factory):
     """Give settings by name."""
     with ExitStack() as stack:
-        servers, made = Servers(stack, lambda: request.getfixturevalue("emulator_process")), {}
+        made = {}
 
         def get(name):
             if name not in made:
+                servers = Servers(stack, lambda: request.getfixturevalue("emulator_process"))
                 made[name] = Setting(name, tmp_path_factory.mktemp(name), servers)
                 stack.callback(made[name].close)
             return made[name]
