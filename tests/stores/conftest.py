@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,11 @@ from servers import RedisServer, running_cluster, running_redis
 from celery_statemanager import Store, open_store
 from celery_statemanager.stores.firestore import poll
 from celery_statemanager.testing import StoreFactory
+
+if TYPE_CHECKING:  # gRPC takes note of forks, so it is not imported for tests of other stores
+    from firestore_kit import Spy
+
+    from celery_statemanager.stores.firestore import FirestoreStore
 
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile("quick", max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
@@ -88,6 +94,23 @@ def firestore_emulator(emulator_process: str, monkeypatch: pytest.MonkeyPatch) -
     """Point the client libraries at the emulator."""
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator_process)
     return emulator_process
+
+
+@pytest.fixture
+def spy() -> Spy:
+    """Give what listens on the wire to Firestore."""
+    from firestore_kit import Spy
+
+    return Spy()
+
+
+@pytest.fixture
+def spied(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
+    """Give a Firestore store to whose calls ``spy`` listens."""
+    from celery_statemanager.stores.firestore import Address
+
+    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+        yield store
 
 
 @pytest.fixture

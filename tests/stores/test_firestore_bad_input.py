@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -18,19 +16,13 @@ from emulator import free_port
 from firestore_kit import Spy
 
 from celery_statemanager import ConfigurationError, Manager, StoreError, StoreUnavailable, open_store
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreStore
 from celery_statemanager.testing.kit import Grid
 
 
 @pytest.fixture
-def spy() -> Spy:
-    return Spy()
-
-
-@pytest.fixture
-def store(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
-        yield store
+def store(spied: FirestoreStore) -> FirestoreStore:
+    return spied
 
 
 def test_a_dead_server_costs_no_more_than_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

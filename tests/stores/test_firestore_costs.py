@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import uuid
 from collections import Counter
-from collections.abc import Iterator
 from itertools import combinations
 
 import grpc
@@ -23,14 +21,8 @@ SUM = "RunAggregationQuery"
 
 
 @pytest.fixture
-def spy() -> Spy:
-    return Spy()
-
-
-@pytest.fixture
-def store(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
-        yield store
+def store(spied: FirestoreStore) -> FirestoreStore:
+    return spied
 
 
 def cost(spy: Spy) -> tuple[dict[str, int], int, int]:

@@ -36,11 +36,6 @@ def runs(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def spy() -> Spy:
-    return Spy()
-
-
-@pytest.fixture
 def address(firestore_emulator: str) -> Address:
     return Address(f"test-{uuid.uuid4().hex[:12]}")
 

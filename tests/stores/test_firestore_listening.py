@@ -25,11 +25,6 @@ CURRENT = firestore.TargetChange.TargetChangeType.CURRENT
 
 
 @pytest.fixture
-def spy() -> Spy:
-    return Spy()
-
-
-@pytest.fixture
 def address(firestore_emulator: str) -> Address:
     return Address(f"test-{uuid.uuid4().hex[:12]}")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from celery_statemanager import JobNotFound, Manager, Status, collect_garbage, m
 from celery_statemanager.migrations import Skip
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import JobKey
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreStore
 from celery_statemanager.stores.firestore.values import Moment
 from celery_statemanager.testing import WrappedStore
 from celery_statemanager.testing.kit import Grid, purge
@@ -26,14 +25,8 @@ STAMP = 1_700_000_000_123_000
 
 
 @pytest.fixture
-def spy() -> Spy:
-    return Spy()
-
-
-@pytest.fixture
-def store(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
-        yield store
+def store(spied: FirestoreStore) -> FirestoreStore:
+    return spied
 
 
 @pytest.fixture

@@ -28,11 +28,6 @@ def store(address: Address) -> Iterator[FirestoreStore]:
 
 
 @pytest.fixture
-def spy() -> Spy:
-    return Spy()
-
-
-@pytest.fixture
 def other(address: Address, spy: Spy) -> Iterator[FirestoreStore]:
     """Give what another process has: it knows nothing of what the first one does."""
     with spy.store(address) as other:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from between import Between
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, collect_garbage, garbage
 from celery_statemanager.garbage import Act, Collected, Skip
@@ -32,21 +33,6 @@ def exact_activity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         from celery_statemanager.stores.firestore import activity
 
         monkeypatch.setattr(activity, "EVERY", 0)
-
-
-class Between(WrappedStore):
-    """Does something before one of the calls that are made to it."""
-
-    def __init__(self, inner: Store, number: int, action: Callable[[], object]) -> None:
-        super().__init__(inner)
-        self.left = number
-        self.action = action
-
-    def calling(self, method: str, call: Callable[[], Any]) -> Any:
-        if self.left == 0:
-            self.action()
-        self.left -= 1
-        return call()
 
 
 def idle(store: Store, *grids: Grid) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from between import Between
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, migrate_jobs
 from celery_statemanager.manager import new_job
@@ -42,21 +43,6 @@ def unmarked(_: JobRecord, cell: Cell) -> Cell:
 @LATER.states(6)
 def beyond_the_gap(_: JobRecord, cell: Cell) -> Cell:
     raise AssertionError
-
-
-class Between(WrappedStore):
-    """Does something before one of the calls that are made to it."""
-
-    def __init__(self, inner: Store, number: int, action: Callable[[], object]) -> None:
-        super().__init__(inner)
-        self.left = number
-        self.action = action
-
-    def calling(self, method: str, call: Callable[[], Any]) -> Any:
-        if self.left == 0:
-            self.action()
-        self.left -= 1
-        return call()
 
 
 @pytest.fixture(autouse=True)
