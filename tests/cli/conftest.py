@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
 import queue
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation
 
 PATIENCE = 30.0
+HEARD = 3.0
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 BEGAN = NOW - timedelta(seconds=134)
 
@@ -252,6 +255,14 @@ class Terminal:
 
     def type(self, keys):
         os.write(self._master, keys.encode())
+
+    def interrupt(self):
+        """Press Ctrl-C until it is heard: one between Python's last look and its read does not end the read."""
+        for _ in range(int(PATIENCE / HEARD)):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(HEARD)
+                return
 
     def end(self):
         """Wait for the end; give the exit code and what stays on the screen."""

@@ -1,7 +1,6 @@
 """``delete-state``: nothing is deleted that nobody agreed to."""
 
 import json
-import signal
 
 import pytest
 
@@ -78,6 +77,6 @@ def test_a_terminal_is_asked(kept, asking, answer, code, stays):
 
 
 def test_ctrl_c_at_the_question_deletes_nothing(kept, asking):
-    asking.process.send_signal(signal.SIGINT)
+    asking.interrupt()
     assert asking.end()[0] == 130
     assert is_there(kept, "etl-42")
