@@ -54,13 +54,9 @@ class _Told:
         self._now = store.now()
         self._workers = leases.workers(store)
         self._turn = store.get_worker(leases.SWEEPER)
-        self._received = {
-            (each.tag, each.task_index): worker.worker_id
-            for worker in self._workers.values()
-            if worker.lease_until > self._now
-            for each in Report.of(worker).received
-            if each.ref == job.ref
-        }
+        reports = [Report.of(worker) for worker in self._workers.values() if worker.lease_until > self._now]
+        self._received = {(row.tag, row.task_index) for each in reports for row in each.received if row.ref == job.ref}
+        self._lists_all_received = not any("received" in each.cut for each in reports)
 
     def missing(self, column: Column, columns: list[Column]) -> Iterator[Reason]:
         """Tell of the rows that never began."""
@@ -84,7 +80,8 @@ class _Told:
         received = IndexSet(row for tag, row in self._received if tag == column.tag)
         held = left.within(received)
         yield from _some(column.tag, held, "received", "received by a worker, which has not begun it")
-        text = "in the queue: no live worker has received it"
+        unlisted = "" if self._lists_all_received else ", or it is among the many that one holds and does not list"
+        text = f"in the queue: no live worker has received it{unlisted}"
         yield from _some(column.tag, left.without(held), "queued", text)
 
     def in_progress(self, column: Column) -> Iterator[Reason]:

@@ -119,7 +119,7 @@ class _Collection:
     def collectable(self) -> Iterator[tuple[JobRecord, Act]]:
         """Give the idle jobs that nothing holds, and what is to become of each."""
         for page in _pages(self.store, idle_before=self.now - self._ages.tombstone):
-            held: set[str] | None = None
+            held: Callable[[str], bool] | None = None
             for job in page:
                 self.report.scanned += job.tombstoned_at is None
                 act = Act.DELETED if self._idle_for(job, self._ages.delete) else Act.TOMBSTONED
@@ -145,10 +145,10 @@ class _Collection:
     def _idle_for(self, job: JobRecord, age: int) -> bool:
         return self.now - job.last_activity > age
 
-    def _spared(self, job: JobRecord, held: set[str]) -> Skip | None:
+    def _spared(self, job: JobRecord, held: Callable[[str], bool]) -> Skip | None:
         if is_newer(job):
             return Skip.NEWER
-        if job.incarnation in held:
+        if held(job.incarnation):
             return Skip.RUNNING
         if has_callback_to_publish(job):
             return Skip.CALLBACK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,12 @@ LOOKS = 30
 """How often within one lease a worker looks whether its record lists what it holds. It renews it before its time for
 what two looks in a row have found: what is begun sooner costs nothing."""
 
+MOST_BYTES = 768 * 1024
+"""Bytes of a record's body, which goes whole to the store: Firestore takes a mebibyte."""
+
+MOST_BYTES_OF_CELLS = 512 * 1024
+"""What the cells that run or wait may take of it; received rows have the rest."""
+
 SWEEPER = "~sweeper"
 """The name under which the process whose turn it is to sweep is kept among the workers."""
 
@@ -56,11 +62,6 @@ class Received:
     message: str | None
     delivery: Delivery = Delivery()
 
-    @property
-    def size(self) -> int:
-        """The bytes that it takes in a record."""
-        return len(compact(self.to_list()).encode())
-
     def to_list(self) -> list[Any]:
         """Give it as the body of a record spells it."""
         return [*self.ref.key, self.ref.incarnation, self.tag, self.task_index, self.message, self.delivery]
@@ -73,23 +74,36 @@ class Report:
     Attributes:
         running: names of the cells whose attempts it runs; ``previous``: those of the renewal before.
         pending: names of the cells whose writes it still holds, because the store failed.
+        received: is read only as far as the record has room for.
+        cut: of a record that was read: which of these had more than it had room for.
     """
 
     running: Sequence[str] = ()
     previous: Sequence[str] = ()
     pending: Sequence[str] = ()
-    received: Sequence[Received] = ()
+    received: Iterable[Received] = ()
+    cut: Sequence[str] = ()
+
+    @property
+    def lists_all(self) -> bool:
+        """Whether an attempt that it does not list has no account."""
+        return not {*self.cut} - {"received"}
 
     def lists(self, name: str) -> bool:
         """Whether an attempt on this cell is accounted for."""
-        return name in self.running or name in self.previous or name in self.pending
+        return not self.lists_all or name in self.running or name in self.previous or name in self.pending
 
     def to_json(self) -> str:
-        """Give the body of a worker record."""
-        received = [each.to_list() for each in self.received]
-        return compact(
-            {"running": [*self.running], "previous": [*self.previous], "pending": [*self.pending], "received": received}
-        )
+        """Give the body of a worker record, of at most ``MOST_BYTES``."""
+        return self.fitted()[0]
+
+    def fitted(self) -> tuple[str, list[str]]:
+        """Give the body of a worker record, and what of it was cut."""
+        body = _Body()
+        for kind in ("pending", "running", "previous"):
+            body.add(kind, getattr(self, kind), MOST_BYTES_OF_CELLS)
+        body.add("received", (each.to_list() for each in self.received), MOST_BYTES)
+        return body.text(), body.cut
 
     @classmethod
     def of(cls, record: WorkerRecord) -> Report:
@@ -99,7 +113,34 @@ class Report:
             Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message, Delivery(*delivery))
             for job_id, run_token, incarnation, tag, row, message, delivery in body["received"]
         ]
-        return cls(body["running"], body["previous"], body["pending"], received)
+        return cls(body["running"], body["previous"], body["pending"], received, body.get("cut", ()))
+
+
+class _Body:
+    """The JSON of a record, put together of parts that are spelt once each."""
+
+    def __init__(self) -> None:
+        self.cut: list[str] = []
+        self._size = 200  # what is not in the parts
+        self._parts: dict[str, str] = {}
+
+    def add(self, kind: str, values: Iterable[Any], most: int) -> None:
+        """Take values while all of it has no more than so many bytes."""
+        taken: list[str] = []
+        for value in values:
+            text = compact(value)
+            size = len(text.encode()) + 1
+            if self._size + size > most:
+                self.cut.append(kind)
+                break
+            self._size += size
+            taken.append(text)
+        self._parts[kind] = ",".join(taken)
+
+    def text(self) -> str:
+        """Give the whole."""
+        fields = [f'"{kind}":[{values}]' for kind, values in self._parts.items()]
+        return "{" + ",".join([*fields, f'"cut":{compact(self.cut)}']) + "}"
 
 
 def workers(store: Store) -> dict[str, WorkerRecord]:
@@ -107,17 +148,19 @@ def workers(store: Store) -> dict[str, WorkerRecord]:
     return {each.worker_id: each for each in store.list_workers() if each.worker_id != SWEEPER}
 
 
-def jobs_at_work(store: Store) -> set[str]:
-    """Give the incarnations of the jobs that a live worker is at: it runs, has received or still writes a cell."""
+def jobs_at_work(store: Store) -> Callable[[str], bool]:
+    """Tell of a job's incarnation whether a live worker is at it: it runs, has received or may still write a cell."""
     now = store.now()
     alive = {each.worker_id: Report.of(each) for each in workers(store).values() if each.lease_until > now}
+    if any("pending" in report.cut for report in alive.values()):
+        return lambda _: True
     found = (
         {each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive} if alive else set()
     )
     for report in alive.values():
         found.update(name.partition(".")[0] for name in (*report.running, *report.previous, *report.pending))
         found.update(row.ref.incarnation for row in report.received)
-    return found
+    return found.__contains__
 
 
 def begin(
@@ -175,9 +218,11 @@ def take_turn(store: Store, holder: str, seconds: float) -> bool:
     return store.take_turn(SWEEPER, holder, seconds)
 
 
-def renew(store: Store, worker_id: str, report: Report, lease: float) -> None:
-    """Say in one write what a worker does, and that it lives for ``lease`` more seconds."""
-    store.put_worker(worker_id, report.to_json(), lease)
+def renew(store: Store, worker_id: str, report: Report, lease: float) -> list[str]:
+    """Say in one write what a worker does, and that it lives for ``lease`` more seconds; give what had no room."""
+    body, cut = report.fitted()
+    store.put_worker(worker_id, body, lease)
+    return cut
 
 
 def _accounted_for(store: Store, cell: Cell, name: str) -> bool:

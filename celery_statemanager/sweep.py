@@ -50,11 +50,15 @@ class _Known:
     def __init__(self, record: WorkerRecord) -> None:
         self.record = record
 
+    def lists(self, name: str) -> bool:
+        """Whether it accounts for an attempt on this cell."""
+        return self._names is None or name in self._names
+
     @cached_property
-    def names(self) -> frozenset[str]:
-        """The cells that it accounts for."""
+    def _names(self) -> frozenset[str] | None:
+        """The cells that it lists; None if it accounts for others too."""
         report = Report.of(self.record)
-        return frozenset([*report.running, *report.previous, *report.pending])
+        return frozenset([*report.running, *report.previous, *report.pending]) if report.lists_all else None
 
 
 class Sweep:
@@ -92,7 +96,7 @@ class Sweep:
         record = worker.record
         if record.lease_until <= now:
             return began_at <= record.lease_until or began_at < now - self._lease
-        listed = leases.cell_name(attempt.ref, attempt.tag, attempt.task_index) in worker.names
+        listed = worker.lists(leases.cell_name(attempt.ref, attempt.tag, attempt.task_index))
         return not listed and began_at < record.renewed_at - self._lease // leases.RENEWALS
 
     def _lose(self, attempt: OpenAttempt) -> None:
@@ -128,7 +132,7 @@ class Sweep:
         worker = self._store.get_worker(worker_id)
         if worker is None or worker.lease_until > self._store.now():
             return
-        received = Report.of(worker).received
+        received = [*Report.of(worker).received]
         left = [row for row in received if not self._guarded(partial(self._mend, row, worker.worker_id), row.ref)]
         if not left:
             self._store.drop_worker(worker.worker_id)

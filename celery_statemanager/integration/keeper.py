@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from celery_statemanager import leases
@@ -23,14 +23,20 @@ logger = logging.getLogger(__name__)
 
 JITTER = (0.6, 1.0)
 
-MOST_RECEIVED = 768 * 1024
-"""Bytes of received rows in one record, which goes whole to the store: Firestore takes a mebibyte."""
-
 AFTER_FAILURE = 2.0
 """Seconds until the next try of what has failed, if it would not come sooner."""
 
 TOLD_EVERY = 60.0
 """Seconds until trouble that has not changed is logged again."""
+
+NO_ROOM = {
+    "cells": "the worker's record has no room for all cells that it is at (%s): until it has, none of its attempts is "
+    "taken for lost while it lives",
+    "received": "the worker's record has no room for all messages that it has received (%s): should it die, the broker "
+    "alone knows of the others; a lower worker_prefetch_multiplier mends it or, where they wait for their eta, a "
+    "worker_eta_task_limit",
+}
+"""What is logged when a record begins to be cut."""
 
 
 class Periodic:
@@ -109,6 +115,8 @@ class Lease:
         """The received messages that the record lists, or has no room for."""
         self._seen: set[tuple[str, Delivery]] = set()
         """The received messages that the last look found."""
+        self._lacking: set[str] = set()
+        """What the record has no room for, as ``NO_ROOM`` calls it."""
 
     def keep(self) -> Periodic:
         """Start renewing it; stopping gives it back."""
@@ -136,21 +144,25 @@ class Lease:
         before = self._unsaid.difference(running)
         self._unsaid.update(running)
         pending_cells = [*backlog.cells(), *pending.told()]
-        report = Report(running, sorted(before), pending_cells, [*self._with_room(received.values())])
-        leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
+        report = Report(running, sorted(before), pending_cells, map(self._row, received.values()))
+        cut = leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
+        held = f"{len(running):,} run, {len(pending_cells):,} wait to be written, {len(received):,} are received"
+        self._tell(cut, held)
         self._listed = {*received}
         return running
 
-    def _with_room(self, received: Iterable[tuple[Any, Binding]]) -> Iterator[Received]:
-        """Give the rows that the record has room for; of the rest the broker alone knows."""
-        policy, left = self._tracker.settings.on_lost, MOST_RECEIVED
-        for request, binding in received:
-            message = kept.of_message(request.message) if kept.requeues(request.task, policy) else None
-            row = Received(binding.ref, binding.tag, binding.task_index, message, delivery_of(request.request_dict))
-            left -= row.size
-            if left < 0:
-                return
-            yield row
+    def _row(self, held: tuple[Any, Binding]) -> Received:
+        request, binding = held
+        requeues = kept.requeues(request.task, self._tracker.settings.on_lost)
+        message = kept.of_message(request.message) if requeues else None
+        return Received(binding.ref, binding.tag, binding.task_index, message, delivery_of(request.request_dict))
+
+    def _tell(self, cut: list[str], held: str) -> None:
+        """Log once that the record has no room for something, until it has again."""
+        lacking = {"received" if kind == "received" else "cells" for kind in cut}
+        for kind in sorted(lacking - self._lacking):
+            logger.warning(NO_ROOM[kind], held)
+        self._lacking = lacking
 
 
 def _name(request: Any, binding: Binding) -> tuple[str, Delivery]:

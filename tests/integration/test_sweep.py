@@ -107,6 +107,25 @@ def test_an_attempt_that_its_live_worker_has_forgotten_is_lost(store, job, clock
     assert hands.published == [("failure",)]
 
 
+@pytest.mark.parametrize("cut", ["running", "previous", "pending"])
+def test_an_attempt_that_its_live_worker_had_no_room_for_is_left_alone(store, job, clock, sweep, cut):
+    """It may run, or wait to be written: nobody can tell from what is not listed. With its worker it is lost."""
+    begin(store, job)
+    clock.advance(LEASE)
+    leases.renew(store, "w1", Report(**{cut: ["x" * leases.MOST_BYTES]}), LEASE)
+    assert not sweep()
+    assert begin(store, job, owner="w2").verdict is Verdict.DUPLICATE
+    clock.advance(LEASE + 1)
+    assert sweep().marked == 1
+
+
+def test_rows_that_there_was_no_room_for_tell_nothing_of_attempts(store, job, clock, sweep):
+    begin(store, job)
+    clock.advance(LEASE)
+    leases.renew(store, "w1", Report(received=[Received(job.ref, "a", 1, "x" * leases.MOST_BYTES)]), LEASE)
+    assert sweep().marked == 1
+
+
 def test_an_attempt_of_a_dead_worker_is_lost_and_the_worker_forgotten(store, job, clock, sweep):
     leases.renew(store, "w1", Report(), LEASE)
     begin(store, job)

@@ -14,7 +14,7 @@ from between import Between
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, collect_garbage, garbage
 from celery_statemanager.garbage import Act, Collected, Skip
-from celery_statemanager.leases import Received, Report, cell_name
+from celery_statemanager.leases import MOST_BYTES, Received, Report, cell_name
 from celery_statemanager.records import JobRecord, Submission
 from celery_statemanager.testing import FakeClock, StoreFactory, WrappedStore
 from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
@@ -244,12 +244,16 @@ def _received(grid: Grid) -> Report:
     return Report(received=[Received(grid.ref, "a", 1, None)])
 
 
+def _no_room(_: Grid) -> Report:
+    return Report(pending=["x" * MOST_BYTES])
+
+
 def _nothing(grid: Grid) -> Report:
     grid.begin("a", 1, owner="w1")
     return Report()
 
 
-@pytest.mark.parametrize("report_of", [_running, _received, _nothing])
+@pytest.mark.parametrize("report_of", [_running, _received, _no_room, _nothing])
 def test_a_job_that_a_live_worker_is_at_is_spared_until_the_worker_is_dead(
     store: Store, report_of: Callable[[Grid], Report]
 ) -> None:

@@ -66,6 +66,13 @@ def test_rows_that_a_worker_has_received(store, job):
     assert ("scan", "0-1,3", "queued", "in the queue: no live worker has received it") in told(store, job)
 
 
+def test_rows_that_a_worker_may_have_received_without_listing_them(store, job):
+    rows = [Received(job.ref, "scan", 2, "x" * size) for size in (1, leases.MOST_BYTES)]
+    leases.renew(store, WORKER, Report(received=rows), 30.0)
+    text = "in the queue: no live worker has received it, or it is among the many that one holds and does not list"
+    assert ("scan", "0-1,3", "queued", text) in told(store, job)
+
+
 def test_a_running_row_tells_worker_attempt_and_age(store, job, clock):
     begin(store, job, "scan", 1)
     clock.advance(94)

@@ -1,5 +1,6 @@
 """What a worker says of itself, and when its sweep dares to declare others dead."""
 
+import json
 import logging
 import threading
 import time
@@ -19,6 +20,8 @@ from celery_statemanager.testing import FaultyStore, Grid
 from celery_statemanager.testing.kit import PATIENCE
 
 LEASE = 0.6
+LONGEST = "\N{SNOWMAN}" * 200
+"""The tag that takes the most bytes."""
 
 
 @pytest.fixture
@@ -228,3 +231,56 @@ def test_a_record_lists_as_many_messages_as_every_store_takes(patient, monkeypat
     assert 700_000 < len(record.body.encode()) < 1_000_000
     lease.renew_where_needed()
     assert leases.workers(patient.store)["w"] == record
+
+
+def test_a_record_with_more_cells_than_there_is_room_for_is_one_that_every_store_takes(patient, monkeypatch, caplog):
+    """A store that is back after a while finds any number of cells waiting: their worker must be heard all the same."""
+    grid = Grid.create(patient.store, 10_000, (LONGEST,))
+    names = [cell_name(grid.ref, LONGEST, row) for row in range(10_000)]
+    request = SimpleNamespace(request_dict={"retries": 0}, task=SimpleNamespace(on_lost="mark"))
+    received = [(request, Binding(grid.ref, row, LONGEST)) for row in range(10_000)]
+    waiting = []
+    monkeypatch.setattr(keeper, "backlog", SimpleNamespace(cells=waiting.copy))
+    monkeypatch.setattr(worker_requests, "received", received.copy)
+    monkeypatch.setattr(worker_requests, "running", lambda: [Binding(grid.ref, 0, LONGEST)])
+    lease = Lease(patient, "w")
+
+    def renewed():
+        lease.renew()
+        record = leases.workers(patient.store)["w"]
+        assert len(record.body.encode()) <= leases.MOST_BYTES
+        return Report.of(record)
+
+    with caplog.at_level(logging.WARNING, logger="celery_statemanager"):
+        assert renewed().cut == ["received"]
+        waiting.extend(names)
+        for _ in range(3):
+            report = renewed()
+            assert report.cut == ["pending", "running", "received"]
+            assert 500 < len(report.pending) < 10_000
+            assert 300 < len(report.received) < 10_000
+            assert all(map(report.lists, names))
+        waiting.clear()
+        received.clear()
+        assert renewed().cut == []
+    text = "the worker's record has no room for all"
+    assert [each.getMessage().partition(":")[0] for each in caplog.records] == [
+        f"{text} messages that it has received (1 run, 0 wait to be written, 10,000 are received)",
+        f"{text} cells that it is at (1 run, 10,000 wait to be written, 10,000 are received)",
+    ]
+
+
+def test_what_is_received_is_spelt_once_and_only_while_there_is_room():
+    """What waits is spelt at each renewal: ten thousand rows with their messages take a while."""
+    spelt = []
+
+    class Row(leases.Received):
+        def to_list(self):
+            spelt.append(self.task_index)
+            return super().to_list()
+
+    ref = Grid.create(open_store("memory://"), 1).ref
+    report = Report(received=(Row(ref, "a", row, "m" * 60_000) for row in range(100)))
+    listed = json.loads(report.to_json())["received"]
+    assert spelt == [*range(len(listed) + 1)]
+    assert len(listed) == 13
