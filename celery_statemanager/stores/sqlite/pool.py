@@ -7,6 +7,7 @@ import random
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from celery_statemanager.errors import StoreError, StoreUnavailable
@@ -43,9 +44,13 @@ class Pool:
         """Lend a connection that sees one moment."""
         return Reading(self)
 
-    def writing(self) -> Writing:
-        """Lend a connection that alone may write; what it did is committed unless an exception passes."""
-        return Writing(self)
+    def writing(self, committed: Callable[[], object] | None = None) -> Writing:
+        """Lend a connection that alone may write; what it did is committed unless an exception passes.
+
+        Args:
+            committed: called once that is done, while it is still this thread's turn.
+        """
+        return Writing(self, committed)
 
     def close(self) -> None:
         """Close this process's connections, those that are lent as soon as they come back."""
@@ -73,11 +78,16 @@ class Pool:
         self._changed.notify_all()
         self._changed.release()
 
+    def notice_fork(self) -> None:
+        """Begin anew in a child that was forked behind Python's back, as some web servers do."""
+        if os.getpid() != self._pid:
+            with self._lock:
+                if os.getpid() != self._pid:
+                    self._abandon()
+
     def take(self, loan: Loan) -> sqlite3.Connection:
         """Lend a connection; one that writes does not itself wait for others. Raises: sqlite3.Error."""
         with self._lock:
-            if os.getpid() != self._pid:  # forked behind Python's back, as some web servers do
-                self._abandon()
             while self._forking:
                 self._changed.wait()
             idle = self._idle[loan.writes]
@@ -124,12 +134,13 @@ class Pool:
 class Loan:
     """A connection in the hands of a call, by ``with``; None until it is open. Raises: StoreError."""
 
-    __slots__ = ("connection", "pool", "stale", "thread")
+    __slots__ = ("committed", "connection", "pool", "stale", "thread")
 
     writes = False
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, committed: Callable[[], object] | None = None) -> None:
         self.pool = pool
+        self.committed = committed
         self.connection: sqlite3.Connection | None = None
         self.stale = False
         self.thread = threading.get_ident()
@@ -145,6 +156,7 @@ class Reading(Loan):
     __slots__ = ()
 
     def __enter__(self) -> sqlite3.Connection:
+        self.pool.notice_fork()
         try:
             connection = self.pool.take(self)
             connection.execute("BEGIN")
@@ -174,6 +186,7 @@ class Writing(Loan):
 
     def __enter__(self) -> sqlite3.Connection:
         pool = self.pool
+        pool.notice_fork()  # before the turn, which a thread of the parent may have taken with it
         deadline = time.monotonic() + pool.timeout
         self._turn = pool.turn
         if not self._turn.acquire(timeout=pool.timeout):
@@ -195,6 +208,8 @@ class Writing(Loan):
         try:
             if error is None and self.connection is not None:
                 self.connection.execute("COMMIT")
+                if self.committed is not None:
+                    self.committed()
         except sqlite3.Error as failure:
             error = failure
         finally:

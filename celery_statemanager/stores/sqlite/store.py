@@ -119,12 +119,12 @@ class SQLiteStore(Store):
             return garbage.purge(db, limit)
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
-        with self._pool.writing() as db:
+        with self._pool.writing(self._recent.keep) as db:
             place = (write.tag, write.task_index)
             return self._recent.step(db, ref, place, self.now(), steps.write, write)
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        with self._pool.writing() as db:
+        with self._pool.writing(self._recent.keep) as db:
             place = (begin.tag, begin.task_index)
             return self._recent.step(db, ref, place, self.now(), steps.begin, begin)
 

@@ -115,6 +115,31 @@ class TestForks:
         assert grid.write("a", 0, 7).cell.version == 3
         recount(path)
 
+    def test_a_fork_behind_pythons_back_leaves_another_threads_turn_to_write_in_the_parent(
+        self, store: SQLiteStore
+    ) -> None:
+        grid = Grid.create(store)
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with store._pool.turn:
+                entered.set()
+                leave.wait(PATIENCE)
+
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        assert entered.wait(PATIENCE)
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            try:
+                os._exit(0 if grid.write("a", 0, 5).cell.version == 1 else 1)
+            finally:
+                os._exit(2)
+        leave.set()
+        holder.join(PATIENCE)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert grid.write("a", 0, 6).cell.version == 2
+
     def test_a_watch_that_another_thread_was_about_to_close_does_not_hang_the_child(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         assert isinstance(watch, SQLiteWatch)

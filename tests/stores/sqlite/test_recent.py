@@ -119,8 +119,7 @@ class TestRecent:
     def test_what_was_rolled_back_is_not_gone_on_from(self, path: Path, ours: Grid) -> None:
         store = ours.store
         assert isinstance(store, SQLiteStore)
-        with pytest.raises(StoreError, match="not authorized"), store._pool.writing() as db:
-            db.set_authorizer(_no_commit)
+        forbid_commits(store)
         for _ in range(2):
             with pytest.raises(StoreError, match="not authorized"):
                 ours.write("a", 0, 6)
@@ -130,6 +129,20 @@ class TestRecent:
         assert [ours.write(tag, row, 7).cell.version for tag, row in (("a", 0), ("b", 1))] == [3, 1]
         recount(path)
 
+    def test_a_column_that_was_rolled_back_is_not_taken_for_the_one_that_another_made_in_its_place(
+        self, path: Path, ours: Grid, theirs: Grid
+    ) -> None:
+        store = ours.store
+        assert isinstance(store, SQLiteStore)
+        forbid_commits(store)
+        with pytest.raises(StoreError, match="not authorized"):
+            ours.write("mine", 0, 5, event_id="page 1")
+        store.close()
+        theirs.write("theirs", 0, 5, event_id="page 1")
+        assert ours.write("mine", 0, 6).cell.version == 1
+        assert theirs.cell("theirs", 0).status == 5
+        recount(path)
+
     def test_more_cells_than_are_remembered_do_no_harm(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, MOST_RECENT + 5)
         for version in (1, 2, 3):
@@ -137,6 +150,12 @@ class TestRecent:
                 assert grid.write("a", row, 5).cell.version == version
         assert len(store._recent._written) == MOST_RECENT
         recount(path)
+
+
+def forbid_commits(store: SQLiteStore) -> None:
+    """Let writes fail at their end, until the store's connections are closed."""
+    with pytest.raises(StoreError, match="not authorized"), store._pool.writing() as db:
+        db.set_authorizer(_no_commit)
 
 
 def _no_commit(action: int, operation: str | None, *_: object) -> int:
