@@ -78,6 +78,15 @@ class IndexSet(AbstractSet[int]):
         """The lowest index. Raises: IndexError when empty."""
         return self.ranges[0][0]
 
+    def after(self, number: int) -> int:
+        """Give the index that so many others come before. Raises: IndexError where there are no more."""
+        left = number
+        for low, high in self.ranges:
+            if left <= high - low:
+                return low + left
+            left -= high - low + 1
+        raise IndexError(number)
+
     def union(self, *others: IndexSet) -> IndexSet:
         """Give all indexes that are in this set or another."""
         pairs = sorted(pair for each in (self, *others) for pair in each.ranges)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 
 from celery_statemanager import barrier, completion
 from celery_statemanager.errors import WaitTimeout
@@ -101,17 +103,29 @@ class Job:
         self.manager.delete_job()
 
     def _revoke(self) -> None:
-        """Spare the workers the messages of the first rows; a begin is vetoed with or without it."""
-        plan = self._record.plan
-        ids = []
-        for row in range(min(self.num_tasks, _REVOKES)):
-            for stage, tag in enumerate(plan.stages(row) if plan else ()):
-                ids.append(Binding(self._record.ref, row, tag, stage).celery_task_id)
+        """Spare the workers the messages that come next; a begin is vetoed with or without it.
+
+        Not all of them: a worker remembers the last 50,000 revokes, whoever's they are. All of a long job's would push
+        out everybody else's, and leave those of the messages that come last.
+        """
         try:
-            for start in range(0, len(ids), _REVOKES_AT_ONCE):
-                self._tracker.app.control.revoke(ids[start : start + _REVOKES_AT_ONCE])
+            ids = islice(self._coming(), _REVOKES)
+            while portion := list(islice(ids, _REVOKES_AT_ONCE)):
+                self._tracker.app.control.revoke(portion)
         except Exception as error:  # noqa: BLE001 - a courtesy, whatever the broker says
             logger.info("no revokes sent for job %r: %s", self.id, error, extra={"job_id": self.id})
+
+    def _coming(self) -> Iterator[str]:
+        """Give the ids of messages, from the first row that has a stage to begin, if rows begin in order."""
+        ref, plan = self._record.ref, self._record.plan
+        if plan is None:
+            return
+        _, columns = self._tracker.store.survey(ref)
+        begun = {each.tag: each.tally.running + each.tally.finished + each.tally.failed for each in columns}
+        to_begin = (rows.after(begun[tag]) for tag, rows in plan.columns.items() if begun[tag] < len(rows))
+        for row in range(min(to_begin, default=self.num_tasks), self.num_tasks):
+            for stage, tag in enumerate(plan.stages(row)):
+                yield Binding(ref, row, tag, stage).celery_task_id
 
     def __repr__(self) -> str:
         token = "" if self.run_token is None else f", run {self.run_token!r}"

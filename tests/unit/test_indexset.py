@@ -32,6 +32,14 @@ def test_it_holds_what_it_was_made_of(items: set[int]) -> None:
     assert ranges_apart(found)
 
 
+@given(sets)
+def test_an_index_is_found_by_how_many_come_before_it(items: set[int]) -> None:
+    found = IndexSet(items)
+    assert [found.after(number) for number in range(len(items))] == sorted(items)
+    with pytest.raises(IndexError):
+        found.after(len(items))
+
+
 @given(sets, sets, sets)
 def test_union_difference_and_section_are_those_of_sets(one: set[int], two: set[int], three: set[int]) -> None:
     first, second = IndexSet(one), IndexSet(two)
