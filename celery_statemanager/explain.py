@@ -9,13 +9,16 @@ from datetime import datetime, timezone
 from celery_statemanager import leases
 from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.leases import Report, cell_name
+from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.models import Status, status_name
 from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, WorkerRecord
 from celery_statemanager.stores.base import Store
 
 MOST_CELLS = 1_000
 """Cells in progress that are looked at one by one; more are told by their number."""
+
+
+NOBODY = "no worker has this store: start one, or look at the store_url of those that run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,9 @@ def explain(store: Store, job: JobRecord) -> list[Reason]:
     """Give the reasons why a job has not settled, or its callbacks have not run. Raises: JobNotFound."""
     job, columns = store.survey(job.ref, indexes=True)
     told = _Told(store, job)
-    reasons = [] if job.cancelled else [each for column in columns for each in told.missing(column, columns)]
-    for column in columns:
-        reasons += told.in_progress(column)
+    reasons = [each for column in columns for each in told.in_progress(column)]
+    if not job.cancelled:
+        reasons += [each for column in columns for each in told.missing(column, columns)]
     return _merged(reasons) + list(told.callbacks())
 
 
@@ -54,9 +57,14 @@ class _Told:
         self._now = store.now()
         self._workers = leases.workers(store)
         self._turn = store.get_worker(leases.SWEEPER)
-        reports = [Report.of(worker) for worker in self._workers.values() if worker.lease_until > self._now]
-        self._received = {(row.tag, row.task_index) for each in reports for row in each.received if row.ref == job.ref}
-        self._lists_all_received = not any("received" in each.cut for each in reports)
+        alive = [Report.of(each) for each in self._workers.values() if each.lease_until > self._now]
+        dead = [Report.of(each) for each in self._workers.values() if each.lease_until <= self._now]
+        self._received, self._left_behind = self._rows_of(alive), self._rows_of(dead)
+        self._unseen = _unseen(alive)
+
+    def _rows_of(self, reports: Iterable[Report]) -> list[Received]:
+        """Give the rows of the job that workers have received and not begun."""
+        return [row for each in reports for row in each.received if row.ref == self._job.ref]
 
     def missing(self, column: Column, columns: list[Column]) -> Iterator[Reason]:
         """Tell of the rows that never began."""
@@ -77,12 +85,19 @@ class _Told:
             held_up = left.within(self._rows_with(earlier.tag, column.tag)).within(unfinished)
             yield from _some(column.tag, held_up, "waits", f"waits for stage {earlier.tag!r} of its row")
             left = left.without(held_up)
-        received = IndexSet(row for tag, row in self._received if tag == column.tag)
-        held = left.within(received)
-        yield from _some(column.tag, held, "received", "received by a worker, which has not begun it")
-        unlisted = "" if self._lists_all_received else ", or it is among the many that one holds and does not list"
-        text = f"in the queue: no live worker has received it{unlisted}"
-        yield from _some(column.tag, left.without(held), "queued", text)
+        yield from self._sent(column.tag, left)
+
+    def _sent(self, tag: str, left: IndexSet) -> Iterator[Reason]:
+        """Tell of the rows whose message is with a worker or the broker."""
+        held = left.within(_under(tag, self._received))
+        yield from _some(tag, held, "received", "received by a worker, which has not begun it")
+        left = left.without(held)
+        for kept in (True, False):
+            held = left.within(_under(tag, (row for row in self._left_behind if bool(row.message) is kept)))
+            fate = f"received by a worker that is gone; {self._sweep()}: {_fate(kept=kept)}"
+            yield from _some(tag, held, "lost", fate)
+            left = left.without(held)
+        yield from _some(tag, left, "queued", f"in the queue: no live worker has received it{self._unseen}")
 
     def in_progress(self, column: Column) -> Iterator[Reason]:
         """Tell of the rows that have begun and not ended."""
@@ -139,7 +154,7 @@ class _Told:
         if worker is not None and worker.lease_until > self._now and self._listed(worker, tag, row, cell):
             left = self._age(2 * self._now - worker.lease_until)
             return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more)"
-        fate = "its message is sent again" if cell.kept else "it is marked LOST"
+        fate = _fate(kept=bool(cell.kept))
         return "lost", f"lost {where}: its worker is gone or has forgotten it; {self._sweep()}: {fate}"
 
     def _listed(self, worker: WorkerRecord, tag: str, row: int, cell: Cell) -> bool:
@@ -162,6 +177,23 @@ class _Told:
 
 def _clock(moment: int) -> str:
     return datetime.fromtimestamp(moment // 1_000_000, timezone.utc).strftime("%H:%M:%S UTC")
+
+
+def _fate(*, kept: bool) -> str:
+    """Say what a sweep does with a row whose worker is gone, by whether its message was kept."""
+    return "its message is sent again" if kept else "it is marked LOST"
+
+
+def _unseen(reports: list[Report]) -> str:
+    """Give the end of a sentence about rows that no live worker lists."""
+    if not reports:
+        return f"; {NOBODY}"
+    cut = any("received" in each.cut for each in reports)
+    return ", or it is among the many that one holds and does not list" if cut else ""
+
+
+def _under(tag: str, rows: Iterable[Received]) -> IndexSet:
+    return IndexSet(row.task_index for row in rows if row.tag == tag)
 
 
 def _some(tag: str, rows: IndexSet, code: str, text: str) -> Iterator[Reason]:

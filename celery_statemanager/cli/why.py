@@ -83,7 +83,7 @@ def _wire(reason: Reason) -> dict[str, str | None]:
 def _verdict(job: JobRecord, reasons: list[Reason]) -> str:
     cancelled = f"cancelled ({clean(job.cancelled.reason or 'no reason given')}), " if job.cancelled else ""
     if job.settled:
-        return f"{cancelled}settled" + (", but a callback has not ended well:" if reasons else ", nothing is open")
+        return f"{cancelled}settled" + (", but a callback has not finished:" if reasons else ", nothing is open")
     if not reasons:
         return f"{cancelled}not settled, and nothing is open: it has no plan, or ends this moment"
     count = sum(len(each.rows or ()) for each in reasons)

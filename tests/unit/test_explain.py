@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 import pytest
 
 from celery_statemanager import Status, leases
-from celery_statemanager.explain import explain
+from celery_statemanager.explain import NOBODY, explain
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.manager import Manager, new_event_id, new_job
 from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Submission, Write
@@ -50,8 +50,30 @@ def begin(store, job, tag, row, owner=WORKER, **kind):
 def test_rows_in_the_queue_and_rows_behind_a_stage(store, job):
     assert told(store, job) == [
         ("hash", "0-3", "waits", "waits for stage 'scan' of its row"),
-        ("scan", "0-3", "queued", "in the queue: no live worker has received it"),
+        ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NOBODY}"),
     ]
+
+
+def test_that_no_worker_has_the_store_is_told_once_there_is_none(store, job, clock):
+    leases.renew(store, WORKER, Report(), 30.0)
+    assert ("scan", "0-3", "queued", "in the queue: no live worker has received it") in told(store, job)
+    clock.advance(31)
+    assert ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NOBODY}") in told(store, job)
+
+
+@pytest.mark.parametrize(("message", "fate"), [(None, "it is marked LOST"), ("m", "its message is sent again")])
+def test_rows_that_a_dead_worker_had_received_are_in_no_queue(store, job, clock, message, fate):
+    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row, message) for row in (1, 2)]), 30.0)
+    clock.advance(31)
+    gone = f"received by a worker that is gone; {UNSWEPT}: {fate}"
+    assert ("scan", "1-2", "lost", gone) in told(store, job)
+    leases.renew(store, "pod-4:1:cd", Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
+    assert ("scan", "1", "lost", gone) in told(store, job)
+
+
+def test_what_has_begun_comes_before_what_waits_for_it(store, job):
+    begin(store, job, "scan", 1)
+    assert [code for _, _, code, _ in told(store, job)] == ["lost", "waits", "queued"]
 
 
 def test_rows_of_a_job_that_was_not_submitted(store):
