@@ -27,6 +27,7 @@ from celery_statemanager.integration.binding import Binding, binding_of, deliver
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.interrupts import interrupting
+from celery_statemanager.integration.strays import tell_of_unknown_job
 from celery_statemanager.limits import check_name, readable
 from celery_statemanager.manager import Manager, new_event_id
 from celery_statemanager.models import State, Status
@@ -96,6 +97,7 @@ class Run:
             reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
+            tell_of_unknown_job(repr(store), self.binding.ref)
             return
         if reply.verdict is Verdict.BEGUN:
             self.attempt = reply.cell.attempt

@@ -10,10 +10,12 @@ from celery.canvas import Signature
 from celery.exceptions import Ignore
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.integration.binding import HEADER
+from celery_statemanager.integration.binding import HEADER, binding_of
+from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.run import run_of
 from celery_statemanager.integration.settings import POLICIES
 from celery_statemanager.integration.state import TaskState, current_state
+from celery_statemanager.integration.strays import tell_of_no_manager
 
 __all__ = ["StatefulTask", "TaskState", "current_state"]
 
@@ -44,6 +46,9 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Refuse a delivery whose cell is finished, runs elsewhere, or whose job is closed."""
         run = run_of(self)
+        binding = binding_of(self.request) if run is None else None
+        if binding is not None and tracker_of(self.app) is None:
+            tell_of_no_manager(self.app.main, binding.ref)
         if run is not None and run.verdict is not None:
             raise Ignore(f"not run: {run.verdict.value}")
         super().before_start(task_id, args, kwargs)

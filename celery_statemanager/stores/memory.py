@@ -60,6 +60,9 @@ class MemoryStore(Store):
                 _named[name] = cls(**options)
             return _named[name]
 
+    def __repr__(self) -> str:
+        return "<MemoryStore>"
+
     def create_job(self, job: JobRecord) -> JobRecord:
         with self._lock:
             if job.key in self._jobs:

@@ -3,6 +3,7 @@
 import ast
 import logging
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from celery import Celery
 import celery_statemanager
 from celery_statemanager import Manager, StatefulTask, StateManager, Status, StoreError, StoreUnavailable, open_store
 from celery_statemanager.integration.background import Backlog
-from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.manager import new_job
 from celery_statemanager.testing import FaultyStore, WrappedStore
 
@@ -120,3 +121,49 @@ def test_a_store_that_refuses_is_told_in_one_line_each(caplog):
     for record in ours:
         assert record.getMessage().endswith(": no credentials: run this")
         assert not record.exc_info
+
+
+@pytest.fixture
+def orphan():
+    """Give a task of a new app, and a way to run it for a cell of a job that no store of the app has."""
+
+    def orphan(*, tracked):
+        app = Celery(uuid.uuid4().hex, broker="memory://", set_as_current=False)
+        app.conf.update(statemanager_store_url="memory://")
+        if tracked:
+            StateManager(app)
+        job, ran = new_job("etl-42", 2), []
+
+        @app.task(base=StatefulTask, name="work")
+        def work():
+            ran.append(1)
+
+        def run(row):
+            return work.apply(headers={HEADER: Binding(job.ref, row, "a").to_header()})
+
+        return run, ran
+
+    return orphan
+
+
+def test_a_worker_whose_app_has_no_manager_says_so_once(orphan, caplog):
+    run, ran = orphan(tracked=False)
+    StateManager(Celery("another", set_as_current=False))
+    run(0), run(1)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "has no StateManager: the states of its tasks are not written; call StateManager(app)" in record.getMessage()
+    assert record.job_id == "etl-42"
+    assert len(ran) == 2
+
+
+def test_a_job_that_the_workers_store_does_not_have_is_told_once(orphan, caplog):
+    run, ran = orphan(tracked=True)
+    with caplog.at_level(logging.WARNING, "celery_statemanager"):
+        run(0), run(1)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    text = "job 'etl-42' is not in this worker's store, <MemoryStore>: it was deleted, or submitted with another"
+    assert record.getMessage().startswith(text)
+    assert record.job_id == "etl-42"
+    assert not ran
