@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_statemanager import leases
-from celery_statemanager.errors import StoreError, StoreUnavailable
+from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.integration import kept, pending, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, delivery_of
@@ -96,7 +96,7 @@ class Periodic:
         if said == self._told and time.monotonic() < self._silent_until:
             return
         self._told, self._silent_until = said, time.monotonic() + TOLD_EVERY
-        if isinstance(error, StoreError):
+        if isinstance(error, (StoreError, ConfigurationError)):
             logger.warning("%s failed; the next time may do: %s", self._name, error)
         else:
             logger.warning("%s failed; the next time may do", self._name, exc_info=error)

@@ -15,6 +15,7 @@ from celery_statemanager.codec import state_of
 from celery_statemanager.errors import (
     AttemptSuperseded,
     BeginRefused,
+    ConfigurationError,
     JobCancelled,
     JobNotFound,
     StateManagerError,
@@ -184,7 +185,7 @@ class Run:
             backlog.suspect()
             logger.warning("the attempt begins with its first write: %s", error, extra=self.log_extra)
         else:
-            bug = None if isinstance(error, StoreError) else error
+            bug = None if isinstance(error, (StoreError, ConfigurationError)) else error
             told = (self.binding.celery_task_id, error)
             logger.error("state not written: %s: %s", *told, exc_info=bug, extra=self.log_extra)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import current_task
 
-from celery_statemanager.errors import StoreError
+from celery_statemanager.errors import ConfigurationError, StoreError
 from celery_statemanager.integration.interrupts import interrupting
 from celery_statemanager.integration.run import Run, run_of
 from celery_statemanager.limits import check_message, check_size, check_status, encode_payload
@@ -121,7 +121,7 @@ def _attempted(run: Run, action: Callable[[], State | None]) -> State | None:
     try:
         with interrupting():
             return action()
-    except StoreError as error:
+    except (StoreError, ConfigurationError) as error:
         if run.tracker.settings.on_store_error == "raise":
             raise
         logger.warning("the store failed; the task goes on: %s", error, extra=run.log_extra)

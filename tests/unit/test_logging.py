@@ -10,7 +10,16 @@ import pytest
 from celery import Celery
 
 import celery_statemanager
-from celery_statemanager import Manager, StatefulTask, StateManager, Status, StoreError, StoreUnavailable, open_store
+from celery_statemanager import (
+    ConfigurationError,
+    Manager,
+    StatefulTask,
+    StateManager,
+    Status,
+    StoreError,
+    StoreUnavailable,
+    open_store,
+)
 from celery_statemanager.integration.background import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.manager import new_job
@@ -99,23 +108,25 @@ def test_a_subscription_that_lost_its_connection_names_its_job(caplog):
     assert [record.job_id for record in caplog.records] == ["etl-42"]
 
 
-def test_a_store_that_refuses_is_told_in_one_line_each(caplog):
+@pytest.mark.parametrize("kind", [StoreError, ConfigurationError])
+def test_a_store_that_refuses_fails_no_task_and_is_told_in_one_line_each(kind, caplog):
     app = Celery("told", broker="memory://", set_as_current=False)
     app.conf.update(task_always_eager=True, statemanager_store_url="memory://")
     states = StateManager(app)
     states.store = faulty = FaultyStore(states.store)
 
-    @app.task(base=StatefulTask, bind=True)
+    @app.task(base=StatefulTask, bind=True, shared=False)
     def work(self):
         self.state.set(5)
 
     def refuse(_):
-        raise StoreError("no credentials: run this")
+        raise kind("no credentials: run this")
 
     faulty.at("begin", refuse, times=9)
     faulty.at("write", refuse, times=9)
     with caplog.at_level(logging.WARNING, logger="celery_statemanager"):
         states.submit([work.s()])
+    assert not [each for each in caplog.records if each.name.startswith("celery.")]
     ours = [each for each in caplog.records if each.name.startswith("celery_statemanager")]
     assert len(ours) == 3  # at the begin, in the body, at the end
     for record in ours:
@@ -134,7 +145,7 @@ def orphan():
             StateManager(app)
         job, ran = new_job("etl-42", 2), []
 
-        @app.task(base=StatefulTask, name="work")
+        @app.task(base=StatefulTask, shared=False)
         def work():
             ran.append(1)
 

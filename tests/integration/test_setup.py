@@ -1,0 +1,33 @@
+"""Workers that were set up wrongly: they say so and do not start, rather than take messages that they must fail."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHOP = """
+from celery import Celery
+from celery_statemanager import StateManager
+
+app = Celery("shop", broker="memory://")
+app.conf.statemanager_store_url = "sqlite:///nowhere/states.db"
+states = StateManager(app)
+"""
+
+
+@pytest.mark.parametrize("program", [("worker", "-P", "solo"), ("beat",)])
+def test_one_whose_store_cannot_be_used_does_not_start(tmp_path, program):
+    (tmp_path / "shop.py").write_text(SHOP)
+    ended = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "shop", *program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "there is no directory" in ended.stderr.splitlines()[-1]
