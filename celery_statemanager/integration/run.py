@@ -77,6 +77,8 @@ class Run:
             owner=owner,
             kept=kept,
         )
+        self._may_have_begun = {self._begin.event_id}
+        """The event ids of the steps that may have taken the attempt."""
         self._alone_since = alone_since
         self._next_progress = 0.0
 
@@ -167,12 +169,28 @@ class Run:
         )
 
     def _put(self, request: Write) -> WriteReply:
-        request.attempt = self.attempt
-        request.begin = self._begin if self.attempt is None else None
-        reply = self.tracker.store.write(self.binding.ref, request)
+        try:
+            reply = self._sent(request)
+        except BeginRefused:
+            self.attempt = self._attempt_unheard_of()
+            if self.attempt is None:
+                raise
+            reply = self._sent(request)
         self.attempt = reply.cell.attempt
         publish_decided(self.tracker, self.binding.ref, reply.decided)
         return reply
+
+    def _sent(self, request: Write) -> WriteReply:
+        request.attempt = self.attempt
+        request.begin = self._begin if self.attempt is None else None
+        if request.begin is not None:
+            self._may_have_begun.add(request.event_id)
+        return self.tracker.store.write(self.binding.ref, request)
+
+    def _attempt_unheard_of(self) -> int | None:
+        """Give the open attempt that this execution took by a step whose answer was lost; None if it took none."""
+        cell = self.tracker.store.get_cell(self.binding.ref, self.binding.tag, self.binding.task_index)
+        return cell.attempt if cell and cell.open and cell.event_id in self._may_have_begun else None
 
     def _state(self, reply: WriteReply) -> State:
         return state_of(self.binding.ref.key.job_id, self.binding.tag, self.binding.task_index, reply.cell)

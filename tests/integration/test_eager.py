@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 
 import pytest
 from celery import Celery, chain, shared_task
@@ -15,6 +16,7 @@ from celery_statemanager import (
     StatefulTask,
     StateManager,
     Status,
+    StoreUnavailable,
     current_state,
 )
 from celery_statemanager.integration import background
@@ -231,6 +233,31 @@ def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_
     assert Binding(job.manager.ref, 0, "default").bind(task.s()).apply_async().state == "IGNORED"
     assert ran == [1]
     assert job.list_states() == before
+
+
+@pytest.mark.parametrize("policy", ["log", "raise"])
+@pytest.mark.parametrize("lost", [["begin"], ["write"], ["begin", "write"]])
+@pytest.mark.parametrize("words", [0, 1, 3])
+def test_an_attempt_whose_begin_was_not_answered_is_still_its_own(lost, words, policy, monkeypatch):
+    monkeypatch.setattr(background, "SUSPECT", 0.0)
+    app = new_app(statemanager_on_store_error=policy)
+    states = StateManager(app)
+    states.store = store = FaultyStore(states.store)
+    if "begin" not in lost:
+        store.lose_response("begin", applied=False)
+    for method in lost:
+        store.lose_response(method, applied=True)
+
+    @app.task(shared=False, base=StatefulTask, bind=True)
+    def task(self):
+        for word in range(words):
+            with suppress(StoreUnavailable):
+                self.state.set(5 + word)
+
+    job = states.submit([task.s()])
+    assert job.wait(10).finished == 1
+    cell = store.get_cell(job.manager.ref, "default", 0)
+    assert (cell.attempt, cell.losses, cell.open) == (1, 0, False)
 
 
 def test_the_same_extension_is_given_for_the_same_app(app, states):
