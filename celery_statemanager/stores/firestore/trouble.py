@@ -47,7 +47,7 @@ _SETUP = (
 
 def translated(error: Exception, address: Address) -> StoreError:
     """Give this package's word for a client's error."""
-    said = getattr(error, "message", None) or str(error)
+    said = getattr(error, "message", None) or str(error) or type(error).__name__
     if isinstance(error, TRANSIENT):
         return Transient(f"{address} did not answer{_of_emulator()}: {said}")
     mend = next((mend for words, mend in _SETUP if re.search(words, said, re.IGNORECASE)), None)
