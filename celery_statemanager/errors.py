@@ -266,14 +266,16 @@ class SubmitFailed(StateManagerError):
     Attributes:
         published: messages sent before it broke off.
         total: the job's number of rows.
+        why: what it was that broke it off; ``__cause__`` is the error itself.
         job: the job, where this is the process that submitted it.
     """
 
-    def __init__(self, job_id: str, published: int, total: int) -> None:
-        super().__init__(job_id, published, total)
+    def __init__(self, job_id: str, published: int, total: int, why: str = "") -> None:
+        super().__init__(job_id, published, total, why)
         self.job_id = job_id
         self.published = published
         self.total = total
+        self.why = why
         self.job: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -282,6 +284,6 @@ class SubmitFailed(StateManagerError):
 
     def __str__(self) -> str:
         return (
-            f"submit of job {self.job_id!r} failed after {self.published} of {self.total} messages; "
-            "the job is cancelled, submit another"
+            f"submit of job {self.job_id!r} failed after {self.published} of {self.total} messages"
+            f"{f': {self.why}' if self.why else ''}; the job is cancelled, submit another"
         )

@@ -128,8 +128,11 @@ def _turns(sets: Iterable[IndexSet]) -> Mapping[int, list[int]]:
 def _rows(num_tasks: int, tag: str, rows: Iterable[int]) -> IndexSet:
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
         raise TypeError(f"the rows of tag {tag!r} are indexes, not {rows!r}")
-    if isinstance(rows, range) and rows and rows.step == 1:
-        check_index(rows.start, num_tasks)
-        check_index(rows.stop - 1, num_tasks)
-        return IndexSet(rows)
-    return IndexSet(check_index(row, num_tasks) for row in rows)
+    try:
+        if isinstance(rows, range) and rows and rows.step == 1:
+            check_index(rows.start, num_tasks)
+            check_index(rows.stop - 1, num_tasks)
+            return IndexSet(rows)
+        return IndexSet(check_index(row, num_tasks) for row in rows)
+    except ValueError as error:
+        raise ValueError(f"the rows of tag {tag!r}: {error}") from None

@@ -92,7 +92,7 @@ def opened_store(app: Celery, url: str | None) -> Iterator[Store]:
             try:
                 yield store
             except JobNotFound as error:
-                fail(f"{error} ({shown}){_why_not(shown)}{_others(store, JobKey(*error.args))}", Exit.NO_JOB)
+                fail(f"{error} ({shown}){unseen(app, url)}{_others(store, JobKey(*error.args))}", Exit.NO_JOB)
     except SubscriptionLost as error:
         fail(str(error), Exit.UNAVAILABLE)
     except StoreError as error:
@@ -142,6 +142,12 @@ def checked_tag(tag: str | None) -> str | None:
         fail(str(error), Exit.USAGE)
 
 
+def unseen(app: Celery, url: str | None) -> str:
+    """Give the end of a sentence about what is not found, where a command cannot see what others keep."""
+    memory = (url or _settings(app).store_url).startswith("memory:")
+    return "; a memory store is seen by its own process only" if memory else ""
+
+
 def _open(app: Celery, url: str | None) -> Store:
     if url is not None:
         return open_store(url)
@@ -159,10 +165,6 @@ def _settings(app: Celery) -> Settings:
     if nobodys and app.conf.get(f"{PREFIX}store_url") is None:
         fail("which app? write celery -A proj …, or name a store with --store URL", Exit.USAGE)
     return Settings.of(app)
-
-
-def _why_not(shown: str) -> str:
-    return "; a memory store is seen by its own process only" if shown.startswith("memory:") else ""
 
 
 def _others(store: Store, wanted: JobKey) -> str:

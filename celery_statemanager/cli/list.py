@@ -13,6 +13,7 @@ from celery_statemanager.cli.common import (
     opened_store,
     option,
     store_option,
+    unseen,
 )
 from celery_statemanager.cli.rendering.jobs import job_table
 from celery_statemanager.cli.rendering.lines import Outlet
@@ -92,18 +93,18 @@ def list_state(
         if style == "json":
             for each in listed:
                 outlet.record(compact(_wire(each)))
+        elif listed:
+            for line in job_table(listed, to_datetime(store.now()), outlet.size.columns, outlet.glyphs):
+                outlet.line(line)
         else:
-            _show(store, listed, outlet, chosen=wanted != Wanted())
+            note("no such jobs" if wanted != Wanted() else f"{_none(store)}{unseen(ctx.obj.app, store_url)}")
         if total > limit:
             note(f"note: {limit} of {total} jobs; --limit {total} lists them all")
 
 
-def _show(store: Store, listed: list[Overview], outlet: Outlet, *, chosen: bool) -> None:
-    if not listed:
-        note("no such jobs" if chosen else "no jobs yet")
-        return
-    for line in job_table(listed, to_datetime(store.now()), outlet.size.columns, outlet.glyphs):
-        outlet.line(line)
+def _none(store: Store) -> str:
+    hidden = store.list_jobs(limit=1, tombstoned=True).jobs
+    return "no jobs but hidden ones: --all lists them" if hidden else "no jobs yet"
 
 
 def _wire(each: Overview) -> dict[str, object]:

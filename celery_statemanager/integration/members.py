@@ -38,8 +38,8 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
     tasks = as_signature(app, tasks)
     if isinstance(tasks, group):
         tasks = members_of(tasks)
-    if isinstance(tasks, (str, bytes, dict)) or not isinstance(tasks, Iterable):
-        raise TypeError(f"submit takes a list, generator or group of signatures, not {tasks!r:.80}")
+    if isinstance(tasks, (str, bytes, dict, Task)) or not isinstance(tasks, Iterable):
+        raise TypeError(f"submit takes a list, generator or group of signatures, not {tasks!r:.80}{_mend(tasks)}")
     kept: _Listed | _Spooled = _Listed(app) if isinstance(tasks, (list, tuple)) else _Spooled(app)
     shapes = _Shapes()
     for row, member in enumerate(tasks):
@@ -52,6 +52,13 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
     if not shapes.rows:
         raise ValueError("a job needs at least one member: the list of tasks is empty")
     return kept, shapes.plan(), shapes.rows
+
+
+def _mend(tasks: Any) -> str:
+    """Give the end of a sentence about one member that should stand in a list."""
+    if isinstance(tasks, Task):
+        return f": write [{tasks.__name__}.s(…)]"
+    return f": write [{tasks!r:.80}]" if isinstance(tasks, Signature) else ""
 
 
 def tag_of(app: Celery, signature: Signature[Any]) -> str:

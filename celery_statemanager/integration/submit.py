@@ -20,6 +20,7 @@ from celery_statemanager.integration.canvas import as_signature
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.job import Job
 from celery_statemanager.integration.members import Members, Stages
+from celery_statemanager.integration.outcomes import describe
 from celery_statemanager.limits import check_name
 from celery_statemanager.manager import new_job
 from celery_statemanager.plan import PlanSpec
@@ -69,7 +70,7 @@ def submit(
         publisher.give_up()
         if not isinstance(error, Exception):
             raise
-        failed = SubmitFailed(name, publisher.published, num_tasks)
+        failed = SubmitFailed(name, publisher.published, num_tasks, describe(error))
         failed.job = job
         raise failed from error
     return job

@@ -127,6 +127,19 @@ def test_no_jobs_are_no_failure(run):
     assert run("nothing like it", "--format", "json").stdout == ""
 
 
+def test_that_all_jobs_are_hidden_is_told(store, run):
+    Manager.create(store, "old", num_tasks=1).tombstone_job()
+    assert run().stderr.startswith("no jobs but hidden ones: --all lists them")
+
+
+def test_that_there_are_none_yet_is_told(run, tmp_path):
+    url = f"sqlite:///{tmp_path}/states.db"
+    with open_store(url) as store:
+        store.now()
+    assert run("--store", url).stderr == "no jobs yet\n"
+    assert run("--store", "memory://").stderr == "no jobs yet; a memory store is seen by its own process only\n"
+
+
 class Counting(WrappedStore):
     """Counts surveys, and lets no state be read."""
 

@@ -317,6 +317,15 @@ def test_what_is_no_member_is_refused_with_the_mend(app, states, member, text):
         states.submit([task.s(), member(task)])
 
 
+@pytest.mark.parametrize("tasks", [lambda task: task, lambda task: task.s(), lambda task: chain(task.s(), task.s())])
+def test_one_task_is_no_list_and_is_refused_with_the_mend(app, states, tasks):
+    @app.task(shared=False)
+    def task(*args): ...
+
+    with pytest.raises(TypeError, match=r"submit takes a list, .*: write \[.*task.*\]"):
+        states.submit(tasks(task))
+
+
 @pytest.mark.parametrize("callback", [7, "name", lambda task: None])
 def test_a_callback_is_one_task_signature(app, states, callback):
     @app.task(shared=False)

@@ -39,6 +39,7 @@ def test_a_store_that_does_not_come_back_breaks_the_submit_off(states, task, mon
         states.submit([task.s(), task.s()])
     assert (caught.value.published, caught.value.total) == (2, 2)
     assert isinstance(caught.value.__cause__, StoreUnavailable)
+    assert f"2 of 2 messages: StoreUnavailable: {caught.value.__cause__}; the job" in str(caught.value)
 
 
 def test_a_store_that_is_away_while_messages_are_sent_does_not_stop_them(states, task, monkeypatch):

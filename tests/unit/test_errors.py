@@ -39,7 +39,8 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     ),
     errors.WaitTimeout("etl", 60.0, None): (TimeoutError, "had not settled after 60.0 s"),
     errors.SubscriptionLost("etl", "gone"): (ConnectionError, "to job 'etl' is lost: gone; subscribe again"),
-    errors.SubmitFailed("etl", 3, 7): (None, "failed after 3 of 7 messages"),
+    errors.SubmitFailed("etl", 3, 7): (None, "failed after 3 of 7 messages; the job is cancelled"),
+    errors.SubmitFailed("etl", 3, 7, "OSError: no"): (None, "3 of 7 messages: OSError: no; the job is cancelled"),
     errors.StoreError("text"): (None, "text"),
     errors.StoreUnavailable("text"): (ConnectionError, "text"),
 }

@@ -89,7 +89,7 @@ def test_a_uniform_plan_of_any_size_is_one_entry() -> None:
         (("a", "b\n"), ValueError, "may not hold"),
         (("a", 3), TypeError, "tag is a text, not int 3"),
         ({"a": [0, 1]}, ValueError, "names no tag for task 2: every row"),
-        ({"a": [0, 1, 3], "b": range(3)}, ValueError, "task_index is 0 … 2, not 3"),
+        ({"a": [0, 1, 3], "b": range(3)}, ValueError, "rows of tag 'a': task_index is 0 … 2, not 3"),
         ({"a": [-1, 0, 1, 2]}, ValueError, "not -1"),
         ({"a": range(4)}, ValueError, "not 3"),
         ({"a": range(-1, 3)}, ValueError, "not -1"),
