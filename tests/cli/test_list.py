@@ -135,7 +135,7 @@ def test_that_all_jobs_are_hidden_is_told(store, run):
 def test_that_there_are_none_yet_is_told(run, tmp_path):
     url = f"sqlite:///{tmp_path}/states.db"
     with open_store(url) as store:
-        store.now()
+        store.list_jobs()
     assert run("--store", url).stderr == "no jobs yet\n"
     assert run("--store", "memory://").stderr == "no jobs yet; a memory store is seen by its own process only\n"
 
