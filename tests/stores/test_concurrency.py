@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, cycle
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ import pytest
 from celery_statemanager import JobExists, JobNotFound, Manager, Store, open_store
 from celery_statemanager.records import LATCHES, Verdict
 from celery_statemanager.testing import Grid, StoreFactory, load
-from celery_statemanager.testing.kit import every_job, purge
+from celery_statemanager.testing.kit import FINISHED, every_job, purge
 
 THREADS = 8
 TIMES = 20
@@ -165,6 +165,32 @@ def test_a_reader_amid_writers_sees_rising_versions_and_every_last_one(store: St
         writers.join(load.PATIENCE)
         assert events.get(0.0) is None
     assert all(versions == sorted(set(versions)) for versions in seen.values())
+
+
+def test_a_survey_amid_writers_counts_and_names_rows_as_of_one_moment(store: Store) -> None:
+    grid = Grid.create(store, THREADS, ("a",))
+    stop = threading.Event()
+
+    def write(row: int) -> None:
+        for status in cycle((5, -42, FINISHED, 0)):
+            if stop.is_set():
+                return
+            grid.write("a", row, status)
+
+    writers = threading.Thread(target=lambda: load.in_threads(4, write))
+    writers.start()
+    try:
+        for _ in range(TIMES):
+            _, (column,) = store.survey(grid.ref, indexes=True)
+            running, finished, failed = column.tally[:3]
+            assert column.failed is not None
+            assert column.running is not None
+            assert column.missing is not None
+            assert (len(column.running), len(column.failed)) == (running, failed)
+            assert len(column.missing) == THREADS - running - finished - failed
+    finally:
+        stop.set()
+        writers.join(load.PATIENCE)
 
 
 @both_start_methods

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery_statemanager.aggregate import absent, as_read, lowest
-from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State
 from celery_statemanager.records import Column, JobRecord, Tally
 from celery_statemanager.stores.redis.cells import cell_of, state_of
 from celery_statemanager.stores.redis.layout import Ranks
 from celery_statemanager.stores.redis.packing import unpack
+from celery_statemanager.stores.redis.rowsets import RowSets
 
 
 def seen_state(job: JobRecord, tag: str, row: int, packed: bytes | None) -> State:
@@ -22,8 +22,12 @@ def seen_state(job: JobRecord, tag: str, row: int, packed: bytes | None) -> Stat
     return state if job.cancelled is None else as_read(job, cell_of(packed), state)
 
 
-def column_of(job: JobRecord, tag: str, ranks: Ranks, found: Sequence[Any]) -> Column:
-    """Read one column of a reply."""
+def column_of(job: JobRecord, tag: str, ranks: Ranks, found: Sequence[Any], sets: RowSets | None = None) -> Column:
+    """Read one column of a reply.
+
+    Args:
+        sets: its rows by class, if they are known from elsewhere.
+    """
     *counts, unwritten = unpack(found[0]) if found[0] else [0] * 9
     cells = found[1]
     states = [
@@ -32,7 +36,7 @@ def column_of(job: JobRecord, tag: str, ranks: Ranks, found: Sequence[Any]) -> C
     if unwritten < len(ranks):
         states.append(absent(job, tag, ranks.row(unwritten)))
     column = Column(tag, len(ranks), Tally(*counts), lowest(states))
-    if len(found) > 2:
-        failed, running, zero = (IndexSet(map(int, rows)) for rows in found[2:5])
-        column.failed, column.running, column.missing = failed, running, zero.union(ranks.unset(found[5] or b""))
+    sets = RowSets.of(ranks, *found[2:6]) if len(found) > 2 else sets
+    if sets is not None:
+        column.failed, column.running, column.missing = sets
     return column

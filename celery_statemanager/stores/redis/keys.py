@@ -75,6 +75,12 @@ def ref_of(entry: bytes) -> JobRef:
     return JobRef(JobKey(unquote(job_id), unquote(run_token) if colon else None), incarnation)
 
 
+def address_of(text: bytes) -> tuple[str, int]:
+    """Read the address of a cell, "row tag", as its tag and row."""
+    row, _, tag = text.decode().partition(" ")
+    return tag, int(row)
+
+
 def _quoted(key: JobKey) -> str:
     return ":".join(_SPECIAL.sub(_escape, name) for name in key if name is not None)
 

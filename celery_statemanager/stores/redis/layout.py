@@ -16,6 +16,9 @@ Place = tuple[str, str, int, bool]
 """A cell's tag, row, rank among the rows expected under the tag (-1: none of them), and whether the job counts it."""
 
 
+_INVERTED = bytes(range(255, -1, -1))
+
+
 class Ranks:
     """The expected rows of a column, numbered without gaps: rank 0 is the lowest row."""
 
@@ -106,6 +109,11 @@ class Layout:
             keys = (self.keys.head, self.keys.tallies, self.keys.open, self.keys.stream, *chain(*columns))
             self._steps[tags, of_callback] = keys
         return keys
+
+
+def set_bits(bitmap: bytes, size: int) -> IndexSet:
+    """Give the numbers, below a size, of the bits that are set."""
+    return IndexSet.from_ranges(_joined(_clear_bits(bitmap.translate(_INVERTED), size)))
 
 
 def _clear_bits(bitmap: bytes, size: int) -> Iterator[tuple[int, int]]:

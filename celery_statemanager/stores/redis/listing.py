@@ -11,7 +11,7 @@ from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
 from celery_statemanager.stores.redis.cells import cell_of, stamp_of, unpacked_states
 from celery_statemanager.stores.redis.columns import seen_state
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
-from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key, ref_of
+from celery_statemanager.stores.redis.keys import JobKeys, address_of, entry_of, head_key, ref_of
 from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.registry import REST_AFTER, Entry, Registry
 from celery_statemanager.stores.redis.server import Server
@@ -106,7 +106,7 @@ def _look(
 
 def _attempts(server: Server, prefix: str, ref: JobRef, addresses: Iterable[bytes]) -> Iterator[OpenAttempt]:
     keys = JobKeys(prefix, ref)
-    places = [(tag, int(row)) for row, _, tag in (address.decode().partition(" ") for address in addresses)]
+    places = [address_of(address) for address in addresses]
     wanted = (("HGET", *keys.cell(tag, row)) for tag, row in places)
     for (tag, row), packed in zip(places, server.call_all(wanted)):
         cell = packed and cell_of(packed)

@@ -170,7 +170,7 @@ class RedisStore(Store):
         return lowest(found) or absent(job, scope.tag or "", scope.task_index or 0)
 
     def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
-        return self._reader.columns(ref, tag, indexes=indexes)
+        return self._reader.survey(ref, tag) if indexes else self._reader.columns(ref, tag)
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         found = scan(self._server, self._reader.layout(ref), scope)

@@ -18,6 +18,7 @@ from celery_statemanager.records import Batch
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.redis.cells import state_of
 from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate
+from celery_statemanager.stores.redis.keys import address_of
 from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.packing import pack_command
 from celery_statemanager.stores.redis.server import Server
@@ -99,7 +100,7 @@ class RedisWatch(Watch):
         numbers = [int(number.partition(b"-")[0]) for number, _ in entries]
         missed = numbers[0] != self._cursor + 1
         self._cursor = numbers[-1]
-        cells = dict.fromkeys(_address(fields[1]) for _, fields in reversed(entries) if fields[0] == b"c")
+        cells = dict.fromkeys(address_of(fields[1]) for _, fields in reversed(entries) if fields[0] == b"c")
         job_changed = any(fields[0] == b"j" for _, fields in entries)
         if job_changed or missed:
             self._living()
@@ -149,8 +150,3 @@ class RedisWatch(Watch):
             if self._closed:  # closed under the client's hands
                 raise StoreUnavailable("closed") from error
             raise
-
-
-def _address(text: bytes) -> _Address:
-    row, _, tag = text.decode().partition(" ")
-    return tag, int(row)

@@ -1,34 +1,72 @@
 -- Reads a job and some of its columns as of one moment.
 --
--- KEYS     1 head, 2 tallies, then for each column cells, low, written (see common.lua)
+-- KEYS     1 head, 2 tallies, 3 stream, then for each column cells, low, written (see common.lua)
 -- ARGV[1]  incarnation
 -- ARGV[2]  how many tags the caller believes the job has seen; -1 if it need not know
--- ARGV[3]  "1" to give the sets of rows too
--- ARGV[4]  for each column its tag and its first expected row ...
--- Gives {"gone"}, {"tags", tag ...}, or {"read", values of HEAD, columns}; a column is {tally, {row, cell, ...}}:
+-- ARGV[3]  gives the sets of rows too where they have no more members than that, about; 0 for never
+-- ARGV[4]  gives what changed since the change of that number too; "" for not
+-- ARGV[5]  for each column its tag and its first expected row ...
+-- Gives {"gone"}, {"tags", tag ...}, or {"read", values of HEAD, columns, changes}. A column is {tally, {row, cell, ...}}:
 -- the lowest of each kind, FINISHED only where nothing is lower; and with sets
--- {..., failed rows, running rows, rows of status 0, bitmap of the written ranks}.
+-- {..., failed rows, running rows, rows of status 0, bitmap of the written ranks}. Changes are the address of each cell
+-- that has changed and its score in low, nil where it has none; nil if the stream no longer says.
+
+local columns = {}
+for i = 5, #ARGV, 2 do
+  local k = 4 + 3 * (i - 5) / 2
+  columns[#columns + 1] = { tag = ARGV[i], first = ARGV[i + 1], cells = KEYS[k], low = KEYS[k + 1], written = KEYS[k + 2] }
+end
 
 local function rows_between(low, least, most)
   return redis.call("ZRANGEBYSCORE", low, least, most)
 end
 
-local function column(tag, first, cells, low, written)
-  local lowest = { redis.call("ZRANGE", low, 0, 0)[1] or first }
+local function are_small(most)
+  local size = 0
+  for _, column in ipairs(columns) do
+    size = size + redis.call("ZCARD", column.low) + redis.call("STRLEN", column.written) / 64
+  end
+  return size <= most
+end
+
+local function read(column, with_sets)
+  local low = column.low
+  local lowest = { redis.call("ZRANGE", low, 0, 0)[1] or column.first }
   for _, zero in ipairs({ 0, 0.5 }) do
     lowest[#lowest + 1] = redis.call("ZRANGEBYSCORE", low, zero, zero, "LIMIT", 0, 1)[1]
   end
   local found = {}
   for _, row in ipairs(lowest) do
     found[#found + 1] = row
-    found[#found + 1] = redis.call("HGET", cells, tonumber(row))
+    found[#found + 1] = redis.call("HGET", column.cells, tonumber(row))
   end
-  local tally = redis.call("HGET", KEYS[2], tag)
-  if ARGV[3] ~= "1" then
+  local tally = redis.call("HGET", KEYS[2], column.tag)
+  if not with_sets then
     return { tally, found }
   end
   local failed, running, zero = rows_between(low, "-inf", "(0"), rows_between(low, 1, "+inf"), rows_between(low, 0, 0.5)
-  return { tally, found, failed, running, zero, redis.call("GET", written) }
+  return { tally, found, failed, running, zero, redis.call("GET", column.written) }
+end
+
+local function changed(since, newest)
+  local entries = redis.call("XRANGE", KEYS[3], string.format("%.0f-0", since + 1), "+")
+  if #entries ~= newest - since then
+    return false
+  end
+  local low, found, seen = {}, {}, {}
+  for _, column in ipairs(columns) do
+    low[column.tag] = column.low
+  end
+  for _, entry in ipairs(entries) do
+    local address = entry[2][2]
+    local row, tag = string.match(address, "^(%d+) (.*)$")
+    if low[tag] and not seen[address] then
+      seen[address] = true
+      found[#found + 1] = address
+      found[#found + 1] = redis.call("ZSCORE", low[tag], string.format("%07d", row))
+    end
+  end
+  return found
 end
 
 local head = redis.call("HMGET", KEYS[1], HEAD)
@@ -37,9 +75,9 @@ if head[1] ~= ARGV[1] then
 elseif ARGV[2] ~= "-1" and redis.call("HLEN", KEYS[2]) ~= tonumber(ARGV[2]) then
   return { "tags", unpack(redis.call("HKEYS", KEYS[2])) }
 end
-local columns = {}
-for i = 4, #ARGV, 2 do
-  local k = 3 * (i - 4) / 2 + 3
-  columns[#columns + 1] = column(ARGV[i], ARGV[i + 1], KEYS[k], KEYS[k + 1], KEYS[k + 2])
+local most, since, read_columns = tonumber(ARGV[3]), tonumber(ARGV[4]), {}
+local with_sets = most > 0 and are_small(most)
+for i, column in ipairs(columns) do
+  read_columns[i] = read(column, with_sets)
 end
-return { "read", head, columns }
+return { "read", head, read_columns, since and changed(since, tonumber(head[#head])) }

@@ -1,0 +1,198 @@
+"""The rows of each class, read in portions: right as of one moment though others write in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import pytest
+
+from celery_statemanager import IndexSet, JobNotFound, Status, open_store
+from celery_statemanager.manager import new_event_id
+from celery_statemanager.models import FINISHED
+from celery_statemanager.stores.redis import reader, rowsets
+from celery_statemanager.testing import Grid
+from celery_statemanager.testing.kit import PATIENCE
+
+ROWS = 400
+STATUSES = (int(Status.STARTED), 40, -42, FINISHED, 0)
+
+redis_py = pytest.importorskip("redis")
+
+
+@pytest.fixture
+def prefix():
+    return f"survey-{new_event_id()}"
+
+
+@pytest.fixture
+def store(redis_server, prefix):
+    with open_store(redis_server.url, prefix=prefix) as store:
+        yield store
+
+
+@pytest.fixture(params=["protocol 2", "protocol 3", "redis-cluster"])
+def each_store(request, prefix):
+    """One on each kind of connection."""
+    if request.param == "redis-cluster":
+        url, options = request.getfixturevalue("redis_nodes")[0].url, {"cluster": True}
+    else:
+        url, options = request.getfixturevalue("redis_server").url, {"protocol": int(request.param[-1])}
+    with open_store(url, prefix=prefix, **options) as store:
+        yield store
+
+
+@pytest.fixture
+def in_portions(monkeypatch):
+    """Let every set be too large to be given at once, and portions be small."""
+    monkeypatch.setattr(reader, "SMALL", 1)
+    monkeypatch.setattr(rowsets, "AT_ONCE", 20)
+    monkeypatch.setattr(rowsets, "BYTES_AT_ONCE", 7)
+
+
+@pytest.fixture
+def asked(store, monkeypatch):
+    """What is sent in portions; ``between`` is called before each."""
+    sent: list[list[tuple[object, ...]]] = []
+    call_all = store._server.call_all
+
+    def told(commands: Iterable[tuple[object, ...]]):
+        sent.append(list(commands))
+        for act in told.between:
+            act(len(sent))
+        return call_all(sent[-1])
+
+    told.between = []
+    monkeypatch.setattr(store._server, "call_all", told)
+    told.sent = sent
+    return told
+
+
+def filled(store, rows=ROWS, tags=("a", "b"), **options):
+    grid = Grid.create(store, rows, tags, **options)
+    for row in range(0, rows, 2):
+        grid.write("a", row, STATUSES[row // 2 % len(STATUSES)])
+    return grid
+
+
+def expected(grid, tag):
+    statuses = dict.fromkeys(grid.job.plan.columns[tag] if grid.job.plan else range(grid.job.num_tasks), 0)
+    statuses.update({each.task_index: each.status for each in grid.states(tag) if each.task_index in statuses})
+    return (
+        IndexSet(row for row, status in statuses.items() if status < 0),
+        IndexSet(row for row, status in statuses.items() if 0 < status < FINISHED),
+        IndexSet(row for row, status in statuses.items() if status == 0),
+    )
+
+
+def surveyed(grid, tag=None):
+    _, columns = grid.store.survey(grid.ref, tag, indexes=True)
+    for each in columns:
+        assert (len(each.failed), len(each.running)) == (each.tally.failed, each.tally.running)
+        assert len(each.missing) == each.expected - sum(each.tally[:3])
+    return {each.tag: (each.failed, each.running, each.missing) for each in columns}
+
+
+@pytest.mark.usefixtures("in_portions")
+class TestPortions:
+    @pytest.mark.parametrize("tags", [("a", "b"), None, {"a": range(ROWS), "b": range(3, 390, 3)}])
+    def test_they_add_up_to_what_is_there(self, each_store, tags):
+        grid = filled(each_store, tags=tags)
+        for row in range(0, ROWS, 5):
+            grid.write("b", row, STATUSES[row % 3])
+        grid.write("unplanned", 0, 5)
+        found = surveyed(grid)
+        assert {tag: found[tag] for tag in "ab"} == {tag: expected(grid, tag) for tag in "ab"}
+        assert surveyed(grid, "b") == {"b": expected(grid, "b")}
+
+    def test_what_is_given_at_once_is_bounded(self, store, asked):
+        grid = filled(store)
+        sizes = []
+        run = store._server.run
+        store._server.run = lambda *args: (reply := run(*args), sizes.append(_size(reply)))[0]
+        surveyed(grid)
+        assert max(sizes) < 60
+        assert len(asked.sent) > 12
+
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_what_changes_between_two_portions_is_as_it_is_at_the_end(self, store, asked, every):
+        grid = filled(store)
+        written = iter(range(10**6))
+
+        def write(number):
+            if number % every == 0 and number < 60:
+                for _ in range(7):
+                    turn = next(written)
+                    grid.write("ab"[turn % 2], turn * 53 % ROWS, STATUSES[turn % 5], event_id=f"{turn}")
+
+        asked.between.append(write)
+        found = surveyed(grid)
+        assert next(written) > 60
+        assert found == {tag: expected(grid, tag) for tag in "ab"}
+
+    def test_all_rows_may_change_at_once(self, store, asked):
+        grid = filled(store)
+        asked.between.append(lambda number: number == 3 and [grid.write("a", row, 7) for row in range(ROWS)])
+        assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
+
+    def test_amid_writers_sets_and_counts_are_of_one_moment(self, store):
+        grid = filled(store)
+        stop = threading.Event()
+
+        def hammer(number):
+            turn = number
+            while not stop.is_set():
+                grid.write("ab"[turn % 2], turn * 53 % ROWS, STATUSES[turn % 5])
+                turn += 3
+
+        threads = [threading.Thread(target=hammer, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(30):
+                surveyed(grid)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(PATIENCE)
+        assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
+
+    def test_where_the_stream_is_too_short_they_are_given_as_a_whole(self, redis_server, prefix, monkeypatch):
+        with open_store(redis_server.url, prefix=prefix, stream_length=1) as store:
+            grid = filled(store)
+            call_all, calls = store._server.call_all, []
+
+            def flooded(commands):
+                calls.append([grid.write("a", row, 7 + len(calls)) for row in range(250)])
+                return call_all(commands)
+
+            monkeypatch.setattr(store._server, "call_all", flooded)
+            assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
+            assert 3 <= len(calls) < 20
+
+    def test_where_the_stream_is_gone_they_are_given_as_a_whole(self, store, asked, redis_server):
+        grid = filled(store)
+        stream = store._reader.layout(grid.ref).keys.stream
+
+        def lose(number):
+            grid.write("a", number, 7)
+            with redis_server.client() as client:
+                client.delete(stream)
+
+        asked.between.append(lose)
+        assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
+
+    def test_a_tag_that_comes_meanwhile_is_in_it(self, store, asked):
+        grid = filled(store, tags=None)
+        asked.between.append(lambda number: number == 3 and grid.write("new", 5, 7))
+        assert surveyed(grid)["new"][1] == IndexSet([5])
+
+    def test_a_job_that_is_deleted_meanwhile_is_gone(self, store, asked):
+        grid = filled(store)
+        asked.between.append(lambda number: number == 3 and grid.delete())
+        with pytest.raises(JobNotFound):
+            surveyed(grid)
+
+
+def _size(reply):
+    return len(reply) + sum(map(_size, reply)) if isinstance(reply, list) else 0
