@@ -108,7 +108,7 @@ class StateManager:
             on_failure: sent once the first cell has failed for good.
             on_settled: sent once every expected cell has ended.
 
-        Raises: JobExists, SubmitFailed, TypeError, ValueError, StoreError.
+        Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
         callbacks = {"success": on_success, "failure": on_failure, "settled": on_settled}
         return submit(self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks)

@@ -11,7 +11,7 @@ from typing import Any
 
 from celery_statemanager import leases
 from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_statemanager.integration import kept, pending, worker_requests
+from celery_statemanager.integration import kept, pending, policy, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.installed import Tracker
@@ -153,7 +153,7 @@ class Lease:
 
     def _row(self, held: tuple[Any, Binding]) -> Received:
         request, binding = held
-        requeues = kept.requeues(request.task, self._tracker.settings.on_lost)
+        requeues = policy.requeues(request.task, self._tracker.settings.on_lost)
         message = kept.of_message(request.message) if requeues else None
         return Received(binding.ref, binding.tag, binding.task_index, message, delivery_of(request.request_dict))
 

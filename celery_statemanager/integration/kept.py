@@ -11,12 +11,6 @@ from kombu.utils.json import dumps, loads
 MAX_BYTES = 65_536
 
 
-def requeues(task: Any, setting: str) -> bool:
-    """Whether a lost message of this task is to be sent again: its own ``on_lost``, else the setting."""
-    policy = getattr(task, "on_lost", None) or setting
-    return policy == "requeue" or (policy == "auto" and bool(task.acks_late))
-
-
 def of_execution(task: Task[Any, Any]) -> str | None:
     """Give the message of the execution that is about to begin; None if it cannot be kept."""
     request = task.request

@@ -12,6 +12,7 @@ from celery.canvas import Signature, group, maybe_signature
 from kombu.utils.json import JSONEncoder, object_hook
 
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.integration import policy
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.canvas import as_signature, members_of, parts_of
 from celery_statemanager.limits import MAX_TASKS, check_name
@@ -33,7 +34,7 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
     """Read and check all members once; give them, the plan they make, and their number.
 
     A list stays where it is; anything that can be read only once goes to a temporary file, so that memory
-    stays flat. Raises: TypeError, ValueError – naming the member.
+    stays flat. Raises: TypeError, ValueError – naming the member; ConfigurationError – naming a task.
     """
     tasks = as_signature(app, tasks)
     if isinstance(tasks, group):
@@ -104,6 +105,7 @@ def _stages(row: int, member: Any) -> Stages:
 def _check_arguments(app: Celery, row: int, stages: Stages) -> None:
     """Refuse what Celery would refuse to publish, or fail in the worker, before the job is created."""
     for number, stage in enumerate(stages):
+        policy.check_task(app, stage.task)
         task = app.tasks.get(stage.task or "")
         check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
         if check is not None:

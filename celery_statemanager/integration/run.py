@@ -22,7 +22,7 @@ from celery_statemanager.errors import (
     StoreError,
     StoreUnavailable,
 )
-from celery_statemanager.integration import kept, worker_requests
+from celery_statemanager.integration import kept, policy, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
@@ -233,7 +233,7 @@ def start_run(task: Task[Any, Any]) -> Run | None:
     if binding is None or tracker is None:
         return None
     owner = None if request.is_eager else os.environ.get(worker_requests.WORKER_ID)
-    keeps = owner is not None and kept.requeues(task, tracker.settings.on_lost)
+    keeps = owner is not None and policy.requeues(task, tracker.settings.on_lost)
     message = kept.of_execution(task) if keeps else None
     received: Mapping[str, Any] = request.delivery_info or {}
     run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(worker_requests.ALONE))

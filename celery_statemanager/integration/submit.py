@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from celery import Celery
 from celery.canvas import Signature, chain
 
 from celery_statemanager import completion
 from celery_statemanager.errors import StoreUnavailable, SubmitFailed
-from celery_statemanager.integration import members
+from celery_statemanager.integration import members, policy
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
 from celery_statemanager.integration.canvas import as_signature
@@ -52,7 +53,7 @@ def submit(
 ) -> Job:
     """See ``StateManager.submit``."""
     app = tracker.app
-    latches = {name: Latch(callback_to_json(name, as_signature(app, each))) for name, each in callbacks.items()}
+    latches = {name: _latch(app, name, as_signature(app, each)) for name, each in callbacks.items()}
     if job_id is not None:
         check_name("job_id", job_id)
     found, derived, num_tasks = members.read(app, tasks)
@@ -74,6 +75,13 @@ def submit(
         failed.job = job
         raise failed from error
     return job
+
+
+def _latch(app: Celery, name: str, callback: Any) -> Latch:
+    text = callback_to_json(name, callback)
+    if callback is not None:
+        policy.check_task(app, callback.task)
+    return Latch(text)
 
 
 class _Publisher:

@@ -9,11 +9,10 @@ from celery import Task
 from celery.canvas import Signature
 from celery.exceptions import Ignore
 
-from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.integration import policy
 from celery_statemanager.integration.binding import HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.run import run_of
-from celery_statemanager.integration.settings import POLICIES
 from celery_statemanager.integration.state import TaskState, current_state
 from celery_statemanager.integration.strays import tell_of_no_manager
 
@@ -25,7 +24,8 @@ class StatefulTask(Task):  # type: ignore[type-arg]
 
     Attributes:
         tag: the column under which it runs; ``"default"`` when not given.
-        on_lost: ``mark``, ``requeue`` or ``auto``, should its worker be gone; the setting when not given.
+        on_lost: ``mark``, ``requeue`` or ``auto``, should its worker be gone; the setting when not given. Another
+            is refused by ``submit``.
     """
 
     abstract = True
@@ -33,10 +33,10 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     on_lost: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a policy that does not exist, where it is written. Raises: ConfigurationError."""
+        """Refuse a class with a policy that does not exist. Raises: ConfigurationError."""
         super().__init_subclass__(**kwargs)
-        if cls.on_lost not in {None, *POLICIES}:
-            raise ConfigurationError(f"on_lost of a task is one of {', '.join(POLICIES)}, not {cls.on_lost!r}")
+        if "app" not in vars(cls):  # else Celery makes it, for any app of the process: submit checks it
+            policy.check(cls.__qualname__, cls.on_lost)
 
     @property
     def state(self) -> TaskState:

@@ -14,7 +14,7 @@ from celery.concurrency import get_implementation
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.integration import pending, worker_requests
+from celery_statemanager.integration import pending, policy, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
@@ -35,7 +35,10 @@ def on_init(sender: Any = None, **_: Any) -> None:
     """Name this worker, and warn its store, before its children are made."""
     worker_requests.name_worker()
     tracker = tracker_of(sender.app)
-    if tracker is not None and _forks(sender):
+    if tracker is None:
+        return
+    policy.tell(sender.app)
+    if _forks(sender):
         tracker.store.expect_forks()
 
 

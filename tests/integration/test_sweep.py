@@ -7,10 +7,8 @@ import sys
 from dataclasses import replace
 
 import pytest
-from celery import Celery
 
-from celery_statemanager import ConfigurationError, StatefulTask, Status, leases
-from celery_statemanager.integration.kept import requeues
+from celery_statemanager import Status, leases
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict, Write
@@ -276,36 +274,6 @@ def test_sweepers_take_turns(store, clock):
     clock.advance(31)
     assert leases.take_turn(store, "w2", 30.0)
     assert leases.workers(store) == {}
-
-
-@pytest.mark.parametrize(
-    ("own", "setting", "late", "expected"),
-    [
-        (None, "auto", True, True),
-        (None, "auto", False, False),
-        (None, "requeue", False, True),
-        (None, "mark", True, False),
-        ("mark", "requeue", True, False),
-        ("requeue", "mark", False, True),
-    ],
-)
-def test_the_policy_is_the_tasks_own_else_the_settings(own, setting, late, expected):
-    app = Celery("policy", set_as_current=False)
-
-    @app.task(shared=False, base=StatefulTask, acks_late=late, on_lost=own)
-    def task(): ...
-
-    assert requeues(task, setting) is expected
-
-
-def test_a_policy_that_does_not_exist_is_refused_where_it_is_written():
-    app = Celery("policy", set_as_current=False)
-
-    @app.task(shared=False, base=StatefulTask, on_lost="reqeue")
-    def task(): ...
-
-    with pytest.raises(ConfigurationError, match="on_lost of a task is one of auto, mark, requeue, not 'reqeue'"):
-        task.s()
 
 
 def test_the_command_tells_what_it_mended(tmp_path):

@@ -1,0 +1,100 @@
+"""What is done with a message whose worker is gone is the task's own say, and a slip of the pen there is told."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery, _state, shared_task
+
+from celery_statemanager import ConfigurationError, JobNotFound, StatefulTask, StateManager
+from celery_statemanager.integration import worker, worker_requests
+from celery_statemanager.integration.policy import requeues
+
+TYPO = (
+    "task 'shared.typo': on_lost is one of auto, mark, requeue, not 'reqeue': correct it where the task is declared, "
+    "or leave it out to go by statemanager_on_lost"
+)
+
+
+def new_app(name):
+    return Celery(name, set_as_current=False, task_always_eager=True, statemanager_store_url="memory://")
+
+
+def run(*_): ...
+
+
+@pytest.fixture
+def typo():
+    """A task of all apps of the process, until the test is over."""
+    before = set(_state._on_app_finalizers)
+    yield shared_task(name="shared.typo", base=StatefulTask, on_lost="reqeue")(run)
+    _state._on_app_finalizers.intersection_update(before)
+
+
+@pytest.fixture
+def ours():
+    """An app that has nothing to do with it."""
+    app = new_app("ours")
+
+    @app.task(shared=False, name="well", base=StatefulTask)
+    def well(): ...
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("own", "setting", "late", "expected"),
+    [
+        (None, "auto", True, True),
+        (None, "auto", False, False),
+        (None, "requeue", False, True),
+        (None, "mark", True, False),
+        ("mark", "requeue", True, False),
+        ("requeue", "mark", False, True),
+    ],
+)
+def test_the_policy_is_the_tasks_own_else_the_settings(own, setting, late, expected):
+    app = Celery("policy", set_as_current=False)
+
+    @app.task(shared=False, base=StatefulTask, acks_late=late, on_lost=own)
+    def task(): ...
+
+    assert requeues(task, setting) is expected
+
+
+def test_a_policy_that_does_not_exist_is_refused_where_a_class_is_defined():
+    with pytest.raises(ConfigurationError, match="'Resize': on_lost is one of auto, mark, requeue, not 'reqeue'"):
+        type("Resize", (StatefulTask,), {"on_lost": "reqeue"})
+
+
+@pytest.mark.usefixtures("typo")
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_shared_task_with_one_breaks_no_app_of_the_process(ours, tracked):
+    if tracked:
+        assert StateManager(ours).submit([ours.tasks["well"].s()]).wait(0).finished == 1
+    else:
+        assert ours.tasks["well"].apply().successful()
+    assert {"shared.typo", "celery.backend_cleanup"} <= ours.tasks.keys()
+
+
+@pytest.mark.usefixtures("typo")
+def test_whoever_would_submit_it_is_told_which_task_and_what_to_do(ours):
+    states = StateManager(ours)
+    well, typo = (ours.tasks[name].s() for name in ("well", "shared.typo"))
+    for members, callbacks in (([well, typo], {}), ([well | typo], {}), ([well], {"on_settled": typo})):
+        with pytest.raises(ConfigurationError) as refused:
+            states.submit(members, job_id="none", **callbacks)
+        assert str(refused.value) == TYPO
+    with pytest.raises(JobNotFound):
+        states.job("none")
+
+
+@pytest.mark.usefixtures("typo")
+def test_a_worker_says_so_when_it_starts_and_the_setting_counts(ours, caplog, monkeypatch):
+    StateManager(ours)
+    monkeypatch.setenv(worker_requests.WORKER_ID, "")
+    worker.on_init(sender=SimpleNamespace(app=ours, pool_cls="solo"))
+    told = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert told == [f"{TYPO}; until then it goes by that, and submit refuses it"]
+    task = ours.tasks["shared.typo"]
+    assert [requeues(task, setting) for setting in ("requeue", "mark")] == [True, False]
