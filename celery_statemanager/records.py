@@ -6,9 +6,10 @@ Times are integer microseconds since the epoch, UTC, from the store's clock. Pay
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timezone
 from enum import Enum
+from operator import add, sub
 from typing import Any, NamedTuple
 
 from celery_statemanager.indexset import IndexSet
@@ -220,7 +221,7 @@ class Begin:
     takes_over: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Write:
     """Write one cell.
 
@@ -245,6 +246,7 @@ class Write:
     event_id: str
     message: str | None = None
     payload: str | None = None
+    _: KW_ONLY
     keeps_payload: bool = False
     progress: str | None = None
     attempt: int | None = None
@@ -284,11 +286,11 @@ class BeginReply:
 
 @dataclass(slots=True)
 class WriteReply:
-    """The cell as it is now, whether this write changed it, and the latches that fell in the same step."""
+    """The cell as it is now, the latches that fell in the same step, and whether this write changed anything."""
 
     cell: Cell
-    changed: bool = True
     decided: tuple[str, ...] = ()
+    changed: bool = True
 
 
 class Tally(NamedTuple):
@@ -313,15 +315,15 @@ class Tally(NamedTuple):
 
     def plus(self, other: Tally) -> Tally:
         """Add field by field."""
-        return Tally(*map(int.__add__, self, other))
+        return Tally._make(map(add, self, other))
 
     def minus(self, other: Tally) -> Tally:
         """Subtract field by field."""
-        return Tally(*map(int.__sub__, self, other))
+        return Tally._make(map(sub, self, other))
 
     def moved(self, old: Tally, new: Tally) -> Tally:
         """Give a column's tally after one cell, that added ``old``, adds ``new``."""
-        return Tally._make([count - before + after for count, before, after in zip(self, old, new)])
+        return Tally._make(map(add, self, map(sub, new, old)))
 
 
 FRACTION_UNIT = 10**8

@@ -66,22 +66,22 @@ def written(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     status, message = _last_word(job, cell, write)
     still_open = cell.open and not write.closes
     ends = not still_open and (status < 0 or status == FINISHED)
-    return Cell(  # written out, for this is on every write's way: ``replace`` takes four times as long
-        status=status,
-        message=message,
-        payload=_payload(cell, write, status),
-        timestamp=now,
-        version=cell.version + 1,
-        event_id=write.event_id,
-        attempt=cell.attempt,
-        open=still_open,
-        delivery=write.next_delivery or cell.delivery,
-        owner=cell.owner if still_open else None,
-        losses=cell.losses + write.losing,
-        kept=None if ends else cell.kept,
-        blocked_by=None,
-        began_at=cell.began_at,
-        schema_version=cell.schema_version,
+    return Cell(  # by position, for this is on every write's way: names take three times as long, ``replace`` more
+        status,
+        message,
+        _payload(cell, write, status),
+        now,
+        cell.version + 1,
+        write.event_id,
+        cell.attempt,
+        still_open,
+        write.next_delivery or cell.delivery,
+        cell.owner if still_open else None,
+        cell.losses + write.losing,
+        None if ends else cell.kept,
+        None,  # blocked by nothing
+        cell.began_at,
+        cell.schema_version,
     )
 
 

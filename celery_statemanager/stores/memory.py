@@ -214,8 +214,8 @@ class MemoryStore(Store):
         return job
 
     def _incarnation(self, ref: JobRef) -> Job:
-        job = self._kept(ref.key)
-        if job.record.incarnation != ref.incarnation:
+        job = self._jobs.get(ref.key)
+        if job is None or job.record.incarnation != ref.incarnation:
             raise JobNotFound(*ref.key)
         return job
 

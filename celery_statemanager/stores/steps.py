@@ -90,7 +90,7 @@ def write(tx: Transaction, request: Write) -> WriteReply:
         _unblock(tx, request.tag, request.task_index, new.event_id)
     if request.cascades and new.final and new.status < 0:
         _block(tx, request.tag, request.task_index, new)
-    return WriteReply(new, decided=_decide(tx, request.tag, request.task_index, new))
+    return WriteReply(new, _decide(tx, request.tag, request.task_index, new))
 
 
 def begin(tx: Transaction, request: Begin) -> BeginReply:

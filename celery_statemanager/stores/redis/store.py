@@ -143,7 +143,7 @@ class RedisStore(Store):
             return WriteReply(cell_of(reply))
         word, *rest = reply
         if word in (b"written", b"same"):
-            return WriteReply(cell_of(rest[0]), word == b"written", _texts(rest[1:]))
+            return WriteReply(cell_of(rest[0]), _texts(rest[1:]), word == b"written")
         if word == b"superseded":
             raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, rest[0])
         if word == b"cancelled":
