@@ -162,7 +162,7 @@ class Manager:
         row = self._own_row(task_index)
         status, text = check_status(status), encode_payload(payload)
         check_size(check_message(message), text, self._max_state_bytes)
-        return self._write(tag, row, status, message, event_id, payload=text)
+        return self._write(tag, row, status, message, event_id, text)
 
     def progress(
         self, tag: str, done: float, total: float, message: str | None = None, *, event_id: str | None = None
@@ -280,25 +280,16 @@ class Manager:
         status: int,
         message: str | None,
         event_id: str | None,
-        *,
         payload: str | None = None,
         progress: str | None = None,
     ) -> State:
         tag = check_name("tag", tag)
         attempt = self._attempts.get(tag)
         closes = attempt is not None and (status < 0 or status == FINISHED)
-        request = Write(
-            tag=tag,
-            task_index=row,
-            status=status,
-            message=message,
-            event_id=new_event_id() if event_id is None else check_name("event_id", event_id),
-            payload=payload,
-            keeps_payload=progress is not None,
-            progress=progress,
-            attempt=attempt,
-            closes=closes,
-        )
+        event_id = new_event_id() if event_id is None else check_name("event_id", event_id)
+        request = Write(tag, row, status, event_id, message, payload, attempt=attempt, closes=closes)
+        if progress is not None:
+            request.keeps_payload, request.progress = True, progress
         return state_of(self.job_id, tag, row, self.store.write(self.ref, request).cell)
 
     def _own_row(self, task_index: int | None) -> int:

@@ -217,11 +217,21 @@ class _RunManager(Manager):
         super().__init__(tracker.store, current(tracker.store, binding.ref), binding.task_index, max_state_bytes=limit)
         self._run = run
 
-    def _write(self, tag: str, row: int, status: int, message: str | None, event_id: str | None, **kind: Any) -> State:
+    def _write(
+        self,
+        tag: str,
+        row: int,
+        status: int,
+        message: str | None,
+        event_id: str | None,
+        payload: str | None = None,
+        progress: str | None = None,
+    ) -> State:
         with interrupting():
             if tag != self._run.binding.tag:
-                return super()._write(tag, row, status, message, event_id, **kind)
+                return super()._write(tag, row, status, message, event_id, payload, progress)
             checked = None if event_id is None else check_name("event_id", event_id)
+            kind = {"payload": payload} if progress is None else {"keeps_payload": True, "progress": progress}
             return self._run.write(status, message, event_id=checked, **kind)
 
 

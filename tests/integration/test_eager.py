@@ -68,6 +68,16 @@ def test_a_job_and_its_callbacks_run_before_submit_returns(app, states):
     assert states.current_job() is None
 
 
+def test_a_manager_inside_a_task_keeps_the_payload_at_progress(app, states):
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="a")
+    def counts(self):
+        self.state.set(5, payload={"page": 7})
+        self.state.manager.progress("a", 1, 4)
+
+    job = states.submit([counts.s()])
+    assert job.get_state("a", 0).payload == {"page": 7, "progress": {"done": 4, "total": 4}}
+
+
 def test_a_member_that_takes_minutes_has_a_publisher_that_others_believe_alive(app, states):
     clock = FakeClock(1_000_000.0)
     states.store = MemoryStore(clock=clock)
