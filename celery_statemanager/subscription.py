@@ -153,15 +153,7 @@ class Subscription:
         Raises: SubscriptionLost, TypeError, ValueError.
         """
         seconds = check_timeout(timeout)
-        deadline = None if seconds is None else time.monotonic() + seconds
-        try:
-            return self._get(deadline)
-        except JobNotFound:
-            self.close()
-            return None
-        except SubscriptionLost:
-            self.close()
-            raise
+        return self._get_until(None if seconds is None else time.monotonic() + seconds)
 
     def close(self) -> None:
         """End it; harmless when repeated."""
@@ -172,7 +164,7 @@ class Subscription:
         return self
 
     def __next__(self) -> StateEvent:
-        event = self.get()
+        event = self._get_until(None)
         if event is None:
             raise StopIteration
         return event
@@ -182,6 +174,16 @@ class Subscription:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _get_until(self, deadline: float | None) -> StateEvent | None:
+        try:
+            return self._get(deadline)
+        except JobNotFound:
+            self.close()
+            return None
+        except SubscriptionLost:
+            self.close()
+            raise
 
     def _get(self, deadline: float | None) -> StateEvent | None:
         while not self._closed:

@@ -138,8 +138,7 @@ def unpacked_states(job_id: str, cells: Sequence[tuple[Any, str, int, bytes]]) -
 
 
 def _state(job_id: str, tag: str, row: int, values: list[Any]) -> State:
-    (timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done,
-     _, _, _, _, _, _, _, schema) = values + _EMPTY[len(values) :]  # fmt: skip
+    (timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done) = (values + _UNSAID)[:12]
     payload = payload_of(rest or None, progress or None, done) if rest or progress else None
     return state_from_fields(
         job_id,
@@ -152,14 +151,13 @@ def _state(job_id: str, tag: str, row: int, values: list[Any]) -> State:
         version,
         event_id or None,
         attempt or 0,
-        schema or 1,
+        (values[_SCHEMA] or 1) if len(values) > _SCHEMA else 1,
     )
 
 
 def stamp_of(packed: bytes) -> bytes:
     """Give what sorts packed cells by their timestamp."""
-    start = 3 if packed[0] == 0xDC else 1
-    return packed[start : start + 9]
+    return packed[1:10] if packed[0] != 0xDC else packed[3:12]
 
 
 def _values(packed: bytes) -> list[Any]:
@@ -168,6 +166,10 @@ def _values(packed: bytes) -> list[Any]:
 
 
 _EMPTY = [False] * len(CELL)
+_SCHEMA = CELL.index("schema")
+_UNSAID = _EMPTY[:12]
+"""What a state is made of, schema aside, where a cell says nothing of it."""
+
 _FIRST = Delivery()
 
 

@@ -35,17 +35,17 @@ def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
     else:
         row = str(scope.task_index).encode()
         packed = server.call_all(("HGET", keys.cells(tag), row) for tag in tags)
-        portions = ((tag, {row: cell}) for tag, cell in zip(tags, packed) if cell is not None)
+        portions = ((tag, [(row, cell)]) for tag, cell in zip(tags, packed) if cell is not None)
     found: dict[str, dict[bytes, Found]] = {tag: {} for tag in tags}
     for tag, cells in portions:
         found[tag].update(_placed(tag, cells))
     return sorted(chain.from_iterable(column.values() for column in found.values()), key=_PLACE)
 
 
-def _placed(tag: str, cells: dict[bytes, bytes]) -> dict[bytes, Found]:
+def _placed(tag: str, cells: Iterable[tuple[bytes, bytes]]) -> dict[bytes, Found]:
     """Give a column's cells with what sorts them by (timestamp, tag, row): no name has a byte 0 in it."""
     name = tag.encode() + b"\0"
-    return {row: (stamp_of(packed) + name + row.rjust(7), tag, int(row), packed) for row, packed in cells.items()}
+    return {row: (stamp_of(packed) + name + row.rjust(7), tag, int(row), packed) for row, packed in cells}
 
 
 def states_of(job: JobRecord, found: list[Found]) -> Iterator[State]:

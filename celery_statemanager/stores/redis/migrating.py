@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.records import CALLBACK_ROW, JobRef, KeptCell
@@ -63,7 +64,7 @@ def seen(reader: Reader, keys: JobKeys) -> list[str]:
 
 
 def _scanned(reader: Reader, key: str) -> Iterator[tuple[bytes, bytes]]:
-    return (each for portion in reader.server.scan(key) for each in portion.items())
+    return chain.from_iterable(reader.server.scan(key))
 
 
 def _if_below(below: int, tag: str, row: int, packed: bytes) -> Iterable[KeptCell]:

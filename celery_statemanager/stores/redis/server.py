@@ -92,21 +92,24 @@ class Server:
                 pipeline.execute_command(*command)
             return list(pipeline.execute())
 
-    def scan(self, key: str) -> Iterator[dict[bytes, bytes]]:
-        """Give a hash in portions; a field may come twice. The server is at the next one while the caller is at one."""
+    def scan(self, key: str) -> Iterator[Iterable[tuple[bytes, bytes]]]:
+        """Give a hash's fields and values in portions; a field may come twice.
+
+        The server is at the next portion while the caller is at one.
+        """
         client, connections = self.client, self._connections
         with translated(self.shown):
             if connections is None:
                 cursor = None
                 while cursor != 0:
                     cursor, portion = client.execute_command(*_scanning(key, cursor or 0))
-                    yield portion
+                    yield portion.items()
                 return
             for _, flat in connections.ask_ahead(
                 pack_command(*_scanning(key, 0)),
                 lambda reply: None if reply[0] == b"0" else pack_command(*_scanning(key, reply[0])),
             ):
-                yield dict(zip(flat[::2], flat[1::2]))
+                yield zip(flat[::2], flat[1::2])
 
     def time_at(self, key: str) -> int:
         """Give the time of the server that keeps a key, in microseconds."""
