@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -111,9 +112,9 @@ class Lease:
         self._due = 0.0
         self._unsaid: set[str] = set()
         """What ran since the last renewal that was due and taken, and at it."""
-        self._listed: set[tuple[str, Delivery]] = set()
+        self._listed: set[weakref.ref[Any]] = set()
         """The received messages that the record lists, or has no room for."""
-        self._seen: set[tuple[str, Delivery]] = set()
+        self._seen: set[weakref.ref[Any]] = set()
         """The received messages that the last look found."""
         self._lacking: set[str] = set()
         """What the record has no room for, as ``NO_ROOM`` calls it."""
@@ -126,7 +127,7 @@ class Lease:
 
     def renew_where_needed(self) -> None:
         """Renew it if it is time, or if it lacks a message that is held for longer than a look. Raises: StoreError."""
-        seen, self._seen = self._seen, {_name(*each) for each in worker_requests.received()}
+        seen, self._seen = self._seen, worker_requests.waiting()
         if time.monotonic() >= self._due:
             self.renew()
         elif (seen & self._seen) - self._listed:
@@ -139,6 +140,7 @@ class Lease:
         self._due = time.monotonic() + self._tracker.settings.lease / leases.RENEWALS
 
     def _write(self) -> list[str]:
+        listed = worker_requests.waiting()
         received = {_name(*each): each for each in worker_requests.received()}
         running = [cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running()]
         before = self._unsaid.difference(running)
@@ -148,7 +150,7 @@ class Lease:
         cut = leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
         held = f"{len(running):,} run, {len(pending_cells):,} wait to be written, {len(received):,} are received"
         self._tell(cut, held)
-        self._listed = {*received}
+        self._listed = listed
         return running
 
     def _row(self, held: tuple[Any, Binding]) -> Received:

@@ -22,6 +22,9 @@ WORKER_ID = "STATEMANAGER_WORKER_ID"
 _received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Celery task id → the worker's request object: some outcomes come without their headers."""
 
+_repeated: dict[str, weakref.WeakSet[Any]] = {}
+"""Ids under which a message came while an earlier one was held, and of the earlier ones those that still are."""
+
 _cells: weakref.WeakKeyDictionary[Any, Binding] = weakref.WeakKeyDictionary()
 """The request objects of tracked messages, for as long as Celery has them, and their cells."""
 
@@ -55,11 +58,21 @@ def remember(request: Any) -> None:
         return
     _cells[request] = binding
     last = _received.get(request.id)
+    earlier = _earlier(request.id, last)
     if last is not None and last.time_start is None:  # it waits, for its time or for a process
         last.delivery_info.pop(ALONE, None)
-    elif not any(each.id == request.id and each not in _forgotten for each in _copied(worker_state.active_requests)):
+    elif not any(each in worker_state.active_requests and each not in _forgotten for each in earlier):
         request.delivery_info[ALONE] = time.monotonic()
     _received[request.id] = request
+
+
+def _earlier(task_id: str, last: Any | None) -> list[Any]:
+    """Give the messages of an id that are held as another comes, its last among them if that is not gone already."""
+    if last is not None:
+        for gone in [each for each, held in _repeated.items() if not held]:
+            del _repeated[gone]
+        _repeated.setdefault(task_id, weakref.WeakSet()).add(last)
+    return list(_repeated.get(task_id, ()))
 
 
 def find(task_id: str) -> Any | None:
@@ -78,10 +91,19 @@ def running() -> list[Binding]:
     return [_cells[each] for each in active if each in _cells]
 
 
+def waiting() -> set[weakref.ref[Any]]:
+    """Give the messages that were received and whose bodies do not run yet, at little cost: there may be thousands."""
+    return {each for each in _cells.keyrefs() if _waits(each())}
+
+
 def received() -> list[tuple[Any, Binding]]:
-    """Give the messages that were received and whose bodies do not run yet, those that wait for their time last."""
-    held = [each for each in _copied(_cells.items()) if each[0].time_start is None and not each[0].acknowledged]
+    """Give the same with their cells, those that wait for their time last."""
+    held = [each for each in _copied(_cells.items()) if _waits(each[0])]
     return sorted(held, key=lambda each: each[0].request_dict.get("eta") or "")
+
+
+def _waits(request: Any | None) -> bool:
+    return request is not None and request.time_start is None and not request.acknowledged
 
 
 def _copied(requests: Iterable[T]) -> list[T]:

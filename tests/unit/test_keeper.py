@@ -11,7 +11,7 @@ from celery import Celery
 
 from celery_statemanager import Status, StoreError, StoreUnavailable, leases
 from celery_statemanager.integration import keeper, worker_requests
-from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.integration.keeper import Lease, Periodic, keep_sweeping
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.leases import Report, cell_name
@@ -22,6 +22,21 @@ from celery_statemanager.testing.kit import PATIENCE
 LEASE = 0.6
 LONGEST = "\N{SNOWMAN}" * 200
 """The tag that takes the most bytes."""
+
+
+class Request:
+    """A message of a tracked task as a worker holds it: received, and not begun."""
+
+    time_start = None
+    acknowledged = False
+
+    def __init__(self, binding, retries=0, on_lost="mark", message=None):
+        self.id = binding.celery_task_id
+        self.request_dict = {HEADER: binding.to_header(), "retries": retries}
+        self.task = SimpleNamespace(on_lost=on_lost)
+        self.message = message
+        self.delivery_info = {}
+        worker_requests.remember(self)
 
 
 @pytest.fixture
@@ -117,7 +132,6 @@ def test_what_ran_at_a_renewal_that_failed_is_not_forgotten(tracker, monkeypatch
 def test_a_message_that_is_held_and_not_listed_renews_the_record_before_its_time(patient, monkeypatch):
     grid = Grid.create(patient.store, 2, ("a",))
     held = []
-    monkeypatch.setattr(worker_requests, "received", lambda: list(held))
     lease = Lease(patient, "w")
 
     def rows_after_a_look():
@@ -126,8 +140,7 @@ def test_a_message_that_is_held_and_not_listed_renews_the_record_before_its_time
         return [row.task_index for row in Report.of(record).received], record.renewed_at
 
     def receive(row, retries):
-        request = SimpleNamespace(request_dict={"retries": retries}, task=SimpleNamespace(on_lost="mark"))
-        held.append((request, Binding(grid.ref, row, "a")))
+        held.append(Request(Binding(grid.ref, row, "a"), retries))
 
     first = rows_after_a_look()
     assert rows_after_a_look() == first
@@ -150,10 +163,9 @@ def test_messages_that_are_begun_soon_cost_no_renewal(patient, monkeypatch):
     lease.renew_where_needed()
     first = leases.workers(patient.store)["w"]
     for row in range(100):
-        request = SimpleNamespace(request_dict={"retries": 0}, task=SimpleNamespace(on_lost="mark"))
-        received = [(request, Binding(grid.ref, row, "a"))]
-        monkeypatch.setattr(worker_requests, "received", received.copy)
+        held = Request(Binding(grid.ref, row, "a"))
         lease.renew_where_needed()
+        del held
     assert leases.workers(patient.store)["w"] == first
 
 
@@ -165,11 +177,10 @@ def test_a_renewal_before_its_time_forgets_nothing_that_ran(patient, monkeypatch
     lease.renew()
     monkeypatch.setattr(worker_requests, "running", list)
     for retries in range(3):
-        request = SimpleNamespace(request_dict={"retries": retries}, task=SimpleNamespace(on_lost="mark"))
-        received = [(request, Binding(grid.ref, 0, "a"))]
-        monkeypatch.setattr(worker_requests, "received", received.copy)
+        held = Request(Binding(grid.ref, 0, "a"), retries)
         lease.renew_where_needed()
         lease.renew_where_needed()
+        del held
         assert Report.of(leases.workers(patient.store)["w"]).previous == [cell_name(grid.ref, "a", 0)]
 
 
@@ -217,17 +228,13 @@ def test_a_record_lists_as_many_messages_as_every_store_takes(patient, monkeypat
         delivery_info={},
         headers={"task": "t"},
     )
-    task = SimpleNamespace(on_lost="requeue")
-    received = [
-        (SimpleNamespace(request_dict={"retries": 0}, task=task, message=message), Binding(grid.ref, row, "a"))
-        for row in range(1_000)
-    ]
-    monkeypatch.setattr(worker_requests, "received", received.copy)
+    held = [Request(Binding(grid.ref, row, "a"), on_lost="requeue", message=message) for row in range(1_000)]
     lease = Lease(patient, "w")
     lease.renew()
     record = leases.workers(patient.store)["w"]
     rows = [row.task_index for row in Report.of(record).received]
     assert rows == [*range(len(rows))]
+    assert len(rows) < len(held)
     assert 700_000 < len(record.body.encode()) < 1_000_000
     lease.renew_where_needed()
     assert leases.workers(patient.store)["w"] == record
@@ -237,11 +244,9 @@ def test_a_record_with_more_cells_than_there_is_room_for_is_one_that_every_store
     """A store that is back after a while finds any number of cells waiting: their worker must be heard all the same."""
     grid = Grid.create(patient.store, 10_000, (LONGEST,))
     names = [cell_name(grid.ref, LONGEST, row) for row in range(10_000)]
-    request = SimpleNamespace(request_dict={"retries": 0}, task=SimpleNamespace(on_lost="mark"))
-    received = [(request, Binding(grid.ref, row, LONGEST)) for row in range(10_000)]
+    held = [Request(Binding(grid.ref, row, LONGEST)) for row in range(10_000)]
     waiting = []
     monkeypatch.setattr(keeper, "backlog", SimpleNamespace(cells=waiting.copy))
-    monkeypatch.setattr(worker_requests, "received", received.copy)
     monkeypatch.setattr(worker_requests, "running", lambda: [Binding(grid.ref, 0, LONGEST)])
     lease = Lease(patient, "w")
 
@@ -261,7 +266,7 @@ def test_a_record_with_more_cells_than_there_is_room_for_is_one_that_every_store
             assert 300 < len(report.received) < 10_000
             assert all(map(report.lists, names))
         waiting.clear()
-        received.clear()
+        held.clear()
         assert renewed().cut == []
     text = "the worker's record has no room for all"
     assert [each.getMessage().partition(":")[0] for each in caplog.records] == [
