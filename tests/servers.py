@@ -121,7 +121,7 @@ def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
             for number in range(nodes):
                 home = Path(directory, str(number))
                 home.mkdir()
-                options = {"cluster_enabled": "yes", "cluster_port": free_port(), "cluster_node_timeout": 2000}
+                options = {"cluster_enabled": "yes", "cluster_port": free_port(), "cluster_node_timeout": 15_000}
                 servers.append(RedisServer(home, **options).start())
             _join(servers)
             yield servers

@@ -86,7 +86,7 @@ class SubscriptionContract:
                 event = events.get(PATIENCE)
                 assert event is not None
                 got.append(event)
-            assert len(got) <= 2
+            assert len(got) < 10, "a store may lag behind its writers, but keeps no backlog of 50"
             assert events.get(0.0) is None
 
     def test_it_ends_when_closed_from_another_thread(self, store: Store) -> None:

@@ -79,10 +79,9 @@ class WatchContract:
         watch = store.watch(grid.ref, Scope())
         for row in (7, 3, 9, 3, 1):
             grid.write("a", row, 5)
-        batch = watch.read(PATIENCE)
-        while len(batch.states) < 4:
-            batch.states += watch.read(PATIENCE).states
-        order = [state.task_index for state in batch.states]
+        order: list[int] = []
+        while 1 not in order:
+            order += [state.task_index for state in watch.read(PATIENCE).states]
         assert order[-4:] == [7, 9, 3, 1] or order == [7, 3, 9, 3, 1]
         watch.close()
 

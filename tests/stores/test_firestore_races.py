@@ -140,9 +140,9 @@ def test_the_claim_of_a_decider_that_died_is_made_by_the_next_who_looks(
         grid = Grid.create(store, 1, ("a",), job_id=way)
         elsewhere = grid.seen_by(other)
         elsewhere.begin("a", 0)
-        other._connection.timeout = 0.3
 
         def lose_claims(method: str, request: Any, way: str = way) -> tuple[str, grpc.StatusCode] | None:
+            other._connection.timeout = 0.3  # of what comes after the cell's own commit
             names = [write.update.name for write in getattr(request, "writes", ())]
             return ("before", grpc.StatusCode.UNAVAILABLE) if names and names[0].endswith(f"/jobs/{way}") else None
 
