@@ -20,7 +20,7 @@ app.conf.update(
     statemanager_store_url=os.environ["TRACKED_STORE"],
     statemanager_progress_interval=0.0,
     statemanager_lease=6.0,
-    statemanager_store_timeout=float(os.environ.get("TRACKED_STORE_TIMEOUT", "1")),
+    statemanager_store_timeout=float(os.environ.get("TRACKED_STORE_TIMEOUT", "3")),
     statemanager_sweep_interval=1.5,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,

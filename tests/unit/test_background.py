@@ -109,10 +109,14 @@ def test_a_flush_does_not_wait_for_ever(backlog, caplog):
     backlog.forget()
 
 
-def test_a_forked_child_has_nothing_waiting(backlog):
-    background.backlog.put(("a", "end"), lambda: Store().write("never"))
+def test_a_forked_child_has_nothing_waiting():
+    store = Store()
+    background.backlog.put(("a", "end"), lambda: store.write("late"))
     child = os.fork()
     if child == 0:
         os._exit(len(background.backlog.cells()))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    background.backlog.forget()
+    assert background.backlog.cells() == ["a"]
+    store.up.set()
+    background.backlog.flush(PATIENCE)
+    assert not background.backlog.store_is_down
