@@ -42,6 +42,10 @@ SWEEPER = "~sweeper"
 """The name under which the process whose turn it is to sweep is kept among the workers."""
 
 
+NOBODY = "~nobody"
+"""The name of a worker that is never kept."""
+
+
 def cell_name(ref: JobRef, tag: str, task_index: int) -> str:
     """Give a cell as worker records spell it."""
     return f"{ref.incarnation}.{task_index}.{tag}"
@@ -216,6 +220,11 @@ def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, 
 def take_turn(store: Store, holder: str, seconds: float) -> bool:
     """Whether it is this holder's turn to sweep, for so many seconds; two at once would do no harm."""
     return store.take_turn(SWEEPER, holder, seconds)
+
+
+def try_a_write(store: Store) -> None:
+    """See whether leases can be renewed: a store may answer readers and keep writers waiting. Raises: StoreError."""
+    store.drop_worker(NOBODY)
 
 
 def renew(store: Store, worker_id: str, report: Report, lease: float) -> list[str]:

@@ -174,12 +174,13 @@ def _name(request: Any, binding: Binding) -> tuple[str, Delivery]:
 class _Trust:
     """Whether a lease that has run out says that its worker is dead, and not that nobody could renew.
 
-    After the store has failed it says nothing for one lease: the others could not renew theirs either. Who has just
-    started, or stood still with its machine, cannot know and waits for two renewals.
+    After the store has failed, or taken long, it says nothing for one lease: the others could not renew theirs either.
+    Who has just started, or stood still with its machine, cannot know and waits for two renewals.
     """
 
     def __init__(self, lease: float, interval: float) -> None:
         self._lease = lease
+        self._long = lease / leases.RENEWALS / 2
         self._stood_still = lease + interval
         self._asked = time.time()
         self._since = self._two_renewals_from_now()
@@ -190,6 +191,11 @@ class _Trust:
             self._since = self._two_renewals_from_now()
         self._asked = time.time()
         return time.monotonic() >= self._since
+
+    def heed(self, seconds: float) -> None:
+        """Note how long the store took to answer."""
+        if seconds > self._long:
+            self.lose()
 
     def lose(self) -> None:
         """Note that the store has failed."""
@@ -204,11 +210,18 @@ def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
     interval = tracker.settings.sweep_interval
     trust = _Trust(tracker.settings.lease, interval)
 
+    def is_my_turn() -> bool:
+        if trust.holds():
+            return leases.take_turn(tracker.store, holder, interval)
+        leases.try_a_write(tracker.store)  # the turn is for those who may use it
+        return False
+
     def sweep_in_turn() -> None:
         try:
-            if not trust.holds():
-                tracker.store.get_worker(leases.SWEEPER)  # whether it answers; the turn is for those who may use it
-            elif leases.take_turn(tracker.store, holder, interval):
+            began = time.monotonic()
+            mine = is_my_turn()
+            trust.heed(time.monotonic() - began)
+            if mine and trust.holds():
                 sweep(tracker)
         except StoreUnavailable:
             trust.lose()

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -53,13 +55,17 @@ def patient(tracker):
     return tracker
 
 
+def with_dead_worker(store):
+    """Give a job with a cell whose worker's lease has run out."""
+    grid = Grid.create(store, 1, ("a",))
+    grid.begin("a", 0, owner="dead")
+    store.put_worker("dead", Report().to_json(), 0)
+    return grid
+
+
 @pytest.fixture
 def dead(tracker):
-    """A cell whose worker's lease has run out."""
-    grid = Grid.create(tracker.store, 1, ("a",))
-    grid.begin("a", 0, owner="dead")
-    tracker.store.put_worker("dead", Report().to_json(), 0)
-    return grid
+    return with_dead_worker(tracker.store)
 
 
 def lost_at(tracker, grid):
@@ -80,7 +86,7 @@ def test_who_has_just_started_to_sweep_waits_for_two_renewals_of_the_others(trac
 
 def test_who_may_not_sweep_yet_leaves_the_turn_to_others(patient):
     asked = threading.Semaphore(0)
-    patient.store.at("get_worker", lambda _: asked.release(), after=True, times=3)
+    patient.store.at("drop_worker", lambda _: asked.release(), after=True, times=3)
     sweeping = keep_sweeping(patient, "me")
     assert all(asked.acquire(timeout=PATIENCE) for _ in range(3))
     sweeping.stop()
@@ -97,6 +103,20 @@ def test_nobody_is_declared_dead_for_one_lease_after_the_store_has_failed(tracke
 
     tracker.store.at("list_workers", fail, times=3)
     assert lost_at(tracker, dead) >= failures[-1] + LEASE
+
+
+def test_nobody_is_declared_dead_for_one_lease_after_a_store_that_took_no_writes(tracker, tmp_path):
+    """It answers reads, and what waits for a write goes on when it can: nothing fails."""
+    with open_store(f"sqlite:///{tmp_path}/states.db", timeout=PATIENCE) as tracker.store:
+        grid = with_dead_worker(tracker.store)
+        with closing(sqlite3.connect(tmp_path / "states.db", isolation_level=None, check_same_thread=False)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            released = []
+            release = threading.Timer(LEASE, lambda: (released.append(time.monotonic()), lock.execute("ROLLBACK")))
+            release.start()
+            lost = lost_at(tracker, grid)
+            release.join()
+        assert lost >= released[0] + LEASE
 
 
 def test_who_stood_still_with_its_machine_starts_anew(monkeypatch):
