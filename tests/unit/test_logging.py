@@ -29,6 +29,7 @@ ABOUT_NO_JOB = {
     "%s failed; the next time may do",
     "%s failed; the next time may do: %s",
     "%s works again",
+    "%s; until then it goes by that, and submit refuses it",
     "NO_ROOM[kind]",
     "garbage collected: %s",
     "migrated: %s",
