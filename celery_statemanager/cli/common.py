@@ -38,6 +38,7 @@ class Exit(IntEnum):
     USAGE = 2
     NO_JOB = 66
     UNAVAILABLE = 69
+    OUTPUT = 74
     CONFIGURATION = 78
     INTERRUPTED = 130
 
@@ -103,7 +104,7 @@ def opened_store(app: Celery, url: str | None) -> Iterator[Store]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """End quietly on Ctrl-C, and when nobody reads the output any more."""
+    """End quietly on Ctrl-C, and when nobody reads the output any more; tell of output that cannot be written."""
     try:
         yield
     except KeyboardInterrupt:
@@ -111,6 +112,9 @@ def interruptible() -> Iterator[None]:
     except BrokenPipeError:
         _discard_output()
         raise click.exceptions.Exit(int(Exit.OK)) from None
+    except OSError as error:  # a store's trouble is told where the store was opened
+        _discard_output()
+        fail(f"the output cannot be written: {error.strerror}", Exit.OUTPUT)
 
 
 def job_key(job_id: str, run_token: str | None) -> JobKey:

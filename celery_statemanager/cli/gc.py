@@ -49,6 +49,7 @@ Exit status:
     0  collected, whether or not anything was found
     2  wrong use
    69  the store cannot be reached; what was done stays done
+   74  the output cannot be written
    78  the store's URL or a setting is wrong, or its file is not there
   130  ended by Ctrl-C; the next run goes on
 """

@@ -48,6 +48,7 @@ Exit status:
     0  listed, be it nothing
     2  wrong use
    69  the store cannot be reached
+   74  the output cannot be written
    78  the store's URL or a setting is wrong, or its file is not there
   130  ended by Ctrl-C
 """

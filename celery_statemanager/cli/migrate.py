@@ -54,6 +54,7 @@ Exit status:
     2  wrong use, a target that no steps lead to, or the job is beyond it
    66  no such job
    69  the store cannot be reached; what was done stays done
+   74  the output cannot be written
    78  the store's URL or a setting is wrong, or its file is not there
   130  ended by Ctrl-C; the next run goes on
 """

@@ -43,6 +43,7 @@ Exit status:
     2  wrong use
    66  no such job
    69  the store cannot be reached
+   74  the output cannot be written
    78  the store's URL or a setting is wrong, or its file is not there
   130  ended by Ctrl-C
 """

@@ -103,8 +103,10 @@ class StateManager:
             tasks: a list, generator or group of members. Member i is row i: a task signature, or a flat chain
                 of them whose tasks share the row, each under its own tag.
             job_id: made up when not given.
+            run_token: keeps runs of one job_id apart.
             tags: replaces the plan derived from the members, and must contain it.
-            on_success: sent once every expected cell is FINISHED for good; gets the job_id prepended.
+            on_success: sent once every expected cell is FINISHED for good. A callback is one task signature; it gets
+                the job_id prepended, or nothing if it is immutable.
             on_failure: sent once the first cell has failed for good.
             on_settled: sent once every expected cell has ended.
 

@@ -38,7 +38,7 @@ def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> Store:
 
     Args:
         url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
-            ``firestore://project/collection?database=id``.
+            ``redis://host:6379/0``, ``firestore://project/collection?database=id``; docs/stores.md has all.
         timeout: seconds after which a call gives up with ``StoreUnavailable``.
         options: handed to the store, which refuses what it does not know.
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,21 @@ def test_it_ends_quietly_when_nobody_reads_any_more(home, running):
         process.stdout.close()
         assert process.wait(PATIENCE) == 0
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", [("monitor-state", "--job"), ("show-state",), ("why-state",)])
+def test_output_that_cannot_be_written_is_told_in_one_line(home, running, command):
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "celery", *command, running, "--store", "sqlite:///states.db"],
+            cwd=home,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (74, "Error: the output cannot be written: No space left on device\n")
 
 
 def test_text_that_an_encoding_cannot_say_does_not_end_it(kept, running, watched):
