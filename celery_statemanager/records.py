@@ -323,6 +323,8 @@ class Tally(NamedTuple):
 
     def moved(self, old: Tally, new: Tally) -> Tally:
         """Give a column's tally after one cell, that added ``old``, adds ``new``."""
+        if old[:-1] == new[:-1]:  # the most frequent by far, and in two thirds of the time: a running cell gets on
+            return Tally._make((*self[:-1], self.progress - old.progress + new.progress))
         return Tally._make(map(add, self, map(sub, new, old)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.models import FINISHED, Status, fraction_of
-from celery_statemanager.records import FRACTION_UNIT, Begin, Cell, JobRecord, Tally, Verdict, When, Write
+from celery_statemanager.records import FRACTION_UNIT, Begin, Cancellation, Cell, JobRecord, Tally, Verdict, When, Write
 
 
 def begun(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, Cell]:
@@ -19,21 +19,23 @@ def begun(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, 
         return verdict, _ended(cell, Status.CANCELLED, job.cancelled.reason, begin.event_id, now)
     if verdict is not Verdict.BEGUN:
         return verdict, cell
-    return verdict, replace(
-        cell,
-        status=int(Status.STARTED),
-        message=begin.message,
-        timestamp=now,
-        version=cell.version + 1,
-        event_id=begin.event_id,
-        attempt=cell.attempt + 1,
-        open=True,
-        delivery=begin.delivery,
-        owner=begin.owner,
-        losses=cell.losses + (cell.open and cell.owner is not None and begin.supersedes == cell.attempt),
-        kept=begin.kept,
-        blocked_by=None,
-        began_at=now,
+    lost = cell.open and cell.owner is not None and begin.supersedes == cell.attempt
+    return verdict, Cell(  # by position, as in ``written``
+        int(Status.STARTED),
+        begin.message,
+        cell.payload,
+        now,
+        cell.version + 1,
+        begin.event_id,
+        cell.attempt + 1,
+        True,  # open
+        begin.delivery,
+        begin.owner,
+        cell.losses + lost,
+        begin.kept,
+        None,  # blocked by nothing
+        now,
+        cell.schema_version,
     )
 
 
@@ -62,14 +64,15 @@ def written(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     if cell.version and write.event_id == cell.event_id:
         return cell
     _fence(job, cell, write)
-    _refuse_if_cancelled(job, cell, write)
+    if job.cancelled is not None:
+        _refuse_if_cancelled(job, job.cancelled, cell, write)
     status, message = _last_word(job, cell, write)
     still_open = cell.open and not write.closes
     ends = not still_open and (status < 0 or status == FINISHED)
     return Cell(  # by position, for this is on every write's way: names take three times as long, ``replace`` more
         status,
         message,
-        _payload(cell, write, status),
+        _kept_payload(cell, write, status) if write.keeps_payload else write.payload,
         now,
         cell.version + 1,
         write.event_id,
@@ -96,13 +99,13 @@ def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
         raise AttemptSuperseded(job.job_id, write.tag, write.task_index, write.attempt, cell.attempt)
 
 
-def _refuse_if_cancelled(job: JobRecord, cell: Cell, write: Write) -> None:
+def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, write: Write) -> None:
     """A cancelled job takes only what ends a cell that was begun, and everything of its callbacks."""
-    if job.cancelled is None or write.task_index < 0 or write.closes:
+    if write.task_index < 0 or write.closes:
         return
     ends_it = write.status < 0 or write.status == FINISHED
     if cell.waiting or not ends_it:
-        raise JobCancelled(job.job_id, job.cancelled.reason)
+        raise JobCancelled(job.job_id, cancelled.reason)
 
 
 def _last_word(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | None]:
@@ -115,9 +118,7 @@ def _last_word(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | Non
     return write.status, write.message
 
 
-def _payload(cell: Cell, write: Write, status: int) -> str | None:
-    if not write.keeps_payload:
-        return write.payload
+def _kept_payload(cell: Cell, write: Write, status: int) -> str | None:
     completes = status == FINISHED and cell.payload is not None and '"progress"' in cell.payload
     if write.progress is None and not completes:
         return cell.payload

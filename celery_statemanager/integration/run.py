@@ -158,15 +158,8 @@ class Run:
 
     def _request(self, status: int, message: str | None, event_id: str | None = None, **kind: Any) -> Write:
         """Make a write of this execution's cell: the same one, however late and often it is sent."""
-        return Write(
-            tag=self.binding.tag,
-            task_index=self.binding.task_index,
-            status=status,
-            message=message,
-            event_id=event_id or new_event_id(),
-            when=When.OPEN,
-            **kind,
-        )
+        cell = self.binding.tag, self.binding.task_index
+        return Write(*cell, status, event_id or new_event_id(), message, when=When.OPEN, **kind)
 
     def _put(self, request: Write) -> WriteReply:
         try:

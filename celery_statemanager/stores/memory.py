@@ -150,7 +150,7 @@ class MemoryStore(Store):
         with self._lock:
             job = self._incarnation(ref)
             watch = MemoryWatch(self._lock, job, scope)
-            job.watches.add(watch)
+            job.follow(watch)
             return watch
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:

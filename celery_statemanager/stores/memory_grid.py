@@ -33,6 +33,7 @@ class Job:
         self.now = now
         self.last_activity = now
         self.deleted = False
+        self.followed = False
         self.columns: dict[str, _Column] = {}
         self.callbacks: dict[str, Cell] = {}
         self.owned: dict[tuple[str, int], OpenAttempt] = {}
@@ -58,9 +59,13 @@ class Job:
             self.callbacks[tag] = new
             return
         self._column(tag).put(task_index, old, new)
-        if self.watches:  # seldom, and a weak set is slow to walk
+        if self.followed:  # seldom, and a weak set is slow even to say that it is empty
             for watch in self.watches:
                 watch.offer(tag, task_index, new)
+
+    def follow(self, watch: MemoryWatch) -> None:
+        self.watches.add(watch)
+        self.followed = True
 
     def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
         self._note_owner(tag, task_index, old, new)
