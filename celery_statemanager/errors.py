@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from celery_statemanager.models import State
+    from celery_statemanager.integration.job import Job
+    from celery_statemanager.models import State, Summary
 
 
 _ROOM = 200
@@ -238,7 +239,7 @@ class SynchronizeTimeout(StateManagerError, TimeoutError):
 class WaitTimeout(StateManagerError, TimeoutError):
     """A job had not settled in time; ``summary`` says how far it was."""
 
-    def __init__(self, job_id: str, timeout: float, summary: Any = None) -> None:
+    def __init__(self, job_id: str, timeout: float, summary: Summary | None = None) -> None:
         super().__init__(job_id, timeout, summary)
         self.job_id = job_id
         self.timeout = timeout
@@ -276,7 +277,7 @@ class SubmitFailed(StateManagerError):
         self.published = published
         self.total = total
         self.why = why
-        self.job: Any = None
+        self.job: Job | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the job, which holds a store, behind."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from celery import Celery, chain, group
+from typing_extensions import assert_type
 
 from celery_statemanager import (
     IndexSet,
@@ -16,8 +17,10 @@ from celery_statemanager import (
     StateManager,
     Status,
     Store,
+    SubmitFailed,
     Summary,
     SynchronizeTimeout,
+    WaitTimeout,
     current_state,
     open_store,
 )
@@ -62,3 +65,9 @@ def submit(paths: list[str]) -> tuple[Summary, bool, Job | None]:
     states.submit((resize.s(path) for path in paths), on_failure=resize.si("x"), on_settled=resize.s())
     job: Job = states.submit([resize.s("a"), chain(resize.s("b"), resize.s("c"))], on_success=resize.s())
     return job.wait(timeout=60), states.job("etl-42", run_token=None).cancel("user asked"), states.current_job()
+
+
+def failures(error: SubmitFailed, late: WaitTimeout) -> tuple[Job | None, Summary | None]:
+    assert_type(error.job, Job | None)
+    assert_type(late.summary, Summary | None)
+    return error.job, late.summary

@@ -84,6 +84,15 @@ class TestBadInput:
             open_store(url)
         assert SECRET not in str(caught.value)
 
+    @pytest.mark.parametrize("option", ["timeout", "stream_length"])
+    def test_an_option_that_is_no_number_is_named(self, option):
+        with pytest.raises(ConfigurationError, match=f"cannot be used: {option} is a number, not 'soon'"):
+            open_store(f"redis://:{SECRET}@localhost?{option}=soon")
+
+    def test_a_server_that_is_no_sentinel_is_told(self, redis_server):
+        with open_store(f"redis+sentinel://127.0.0.1:{redis_server.port}/mymaster") as store, refused("no sentinel"):
+            store.now()
+
     def test_a_missing_database_is_named(self, redis_server):
         with open_store(f"redis://127.0.0.1:{redis_server.port}/99") as store, refused("no database"):
             store.now()

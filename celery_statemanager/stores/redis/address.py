@@ -86,7 +86,7 @@ class _UnusableError(ValueError):
 
 def _parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
     parts = urlsplit(url)
-    own = {name: _OWN[name](value) for name, value in parse_qsl(parts.query) if name in _OWN}
+    own = {name: _own(name, value) for name, value in parse_qsl(parts.query) if name in _OWN}
     own |= {name: options[name] for name in options if name in _OWN}
     own["timeout"] = checked_timeout(own.get("timeout", timeout))
     hosts = _hosts(parts.netloc.rpartition("@")[2], _PORTS.get(parts.scheme, 6379))
@@ -97,6 +97,13 @@ def _parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
         **{name: value for name, value in options.items() if name not in _OWN},
     }
     return Address(parts.scheme, hosts, unquote(parts.path), own, client)
+
+
+def _own(name: str, value: str) -> Any:
+    try:
+        return _OWN[name](value)
+    except ValueError:
+        raise _UnusableError(f"{name} is a number, not {value!r:.60}") from None
 
 
 def client_of(address: Address) -> Any:
