@@ -33,6 +33,10 @@ class TaskState:
     def __bool__(self) -> bool:
         return self._run is not None
 
+    def __repr__(self) -> str:
+        place = f"job {self.job_id!r}, task {self.task_index}, {self.tag!r}" if self else "no job"
+        return f"<TaskState of {place}>"
+
     @property
     def job_id(self) -> str | None:
         """The job's name."""

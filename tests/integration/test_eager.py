@@ -417,3 +417,15 @@ def test_a_shared_task_is_tracked_by_the_app_that_runs_it(app, states):
     app.set_current()
     job = states.submit([shared.s()])
     assert job.get_state("shared", 0).message == "from a shared task"
+
+
+def test_a_state_prints_its_place(app, states):
+    said = []
+
+    @app.task(shared=False, base=StatefulTask, tag="b")
+    def show():
+        said.append(repr(current_state()))
+
+    show.apply()
+    states.submit([show.s()], job_id="etl-42")
+    assert said == ["<TaskState of no job>", "<TaskState of job 'etl-42', task 0, 'b'>"]
