@@ -20,6 +20,9 @@ LONGEST_DELAY = 2.0
 SUSPECT = 2.0
 """Seconds for which a store that just failed is not asked again by a task itself."""
 
+TOLD_EVERY = 1.0
+"""Seconds between two lists of what waits while it grows less: each costs its length."""
+
 Key = tuple[str, str]
 """The cell's name, and which of its writes: of each only the newest is kept."""
 
@@ -33,7 +36,7 @@ class Backlog:
     """The writes of one process that wait for its store; thread-safe, empty in a forked child.
 
     Args:
-        tell: told the names of the cells whose writes wait, whenever they change.
+        tell: told the names of the cells whose writes wait: of one more at once, of fewer within ``TOLD_EVERY``.
     """
 
     def __init__(self, tell: Callable[[Sequence[str]], None] = lambda _: None) -> None:
@@ -47,6 +50,7 @@ class Backlog:
         self._thread: threading.Thread | None = None
         self._suspect_until = 0.0
         self._refused = False
+        self._told_at = 0.0
         self._tell(())
 
     @property
@@ -88,7 +92,7 @@ class Backlog:
             else:
                 self._make_room()
                 self._waiting[key] = action, about
-                self._tell(self._names())
+                self._tell_all()
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="statemanager-backlog", daemon=True)
                 self._thread.start()
@@ -102,6 +106,10 @@ class Backlog:
 
     def _names(self) -> list[str]:
         return sorted({name for name, _ in self._waiting})
+
+    def _tell_all(self) -> None:
+        self._told_at = time.monotonic()
+        self._tell(self._names())
 
     def _make_room(self) -> None:
         if len(self._waiting) >= MOST:
@@ -138,7 +146,8 @@ class Backlog:
         with self._changed:
             if key in self._waiting and self._waiting[key][0] is action:
                 del self._waiting[key]
-                self._tell(self._names())
+                if not self._waiting or time.monotonic() - self._told_at >= TOLD_EVERY:
+                    self._tell_all()
             self._changed.notify_all()
 
 

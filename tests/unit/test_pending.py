@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from celery_statemanager.integration import pending, worker_requests
+from celery_statemanager.integration import background, pending, worker_requests
 from celery_statemanager.integration.background import Backlog
 
 PATIENCE = 20
@@ -73,6 +73,20 @@ def test_a_backlog_tells_what_waits_until_it_is_written():
     backlog.put(("cell", "end"), lambda: None)
     backlog.flush(PATIENCE)
     assert [list(names) for names in heard] == [[], ["cell"], []]
+
+
+def test_of_fewer_that_wait_is_told_now_and_then_and_of_none_at_once(monkeypatch):
+    """Each list costs its length: thousands that are written must not cost thousands of lists."""
+    monkeypatch.setattr(background, "TOLD_EVERY", 3_600.0)
+    heard, up = [], threading.Event()
+    backlog = Backlog(lambda names: heard.append([*names]))
+    backlog.put(("a", "end"), lambda: up.wait(PATIENCE))
+    for name in "bc":
+        backlog.put((name, "end"), lambda: None)
+    assert heard == [[], ["a"], ["a", "b"], ["a", "b", "c"]]
+    up.set()
+    backlog.flush(PATIENCE)
+    assert heard[4:] == [[]]
 
 
 def test_a_child_that_cannot_tell_has_written_what_waits_all_the_same(monkeypatch, tmp_path):
