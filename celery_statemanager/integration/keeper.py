@@ -188,7 +188,7 @@ class _Trust:
     def holds(self) -> bool:
         """Whether it does now; asked at each turn."""
         if time.time() - self._asked > self._stood_still:
-            self._since = self._two_renewals_from_now()
+            self._since = max(self._since, self._two_renewals_from_now())
         self._asked = time.time()
         return time.monotonic() >= self._since
 

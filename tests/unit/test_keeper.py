@@ -107,13 +107,14 @@ def test_nobody_is_declared_dead_for_one_lease_after_the_store_has_failed(tracke
 
 def test_nobody_is_declared_dead_for_one_lease_after_a_store_that_took_no_writes(tracker, tmp_path):
     """It answers reads, and what waits for a write goes on when it can: nothing fails."""
-    with open_store(f"sqlite:///{tmp_path}/states.db", timeout=PATIENCE) as tracker.store:
-        grid = with_dead_worker(tracker.store)
+    with open_store(f"sqlite:///{tmp_path}/states.db", timeout=PATIENCE) as locked:
+        tracker.store = FaultyStore(locked)
+        grid = with_dead_worker(locked)
         with closing(sqlite3.connect(tmp_path / "states.db", isolation_level=None, check_same_thread=False)) as lock:
             lock.execute("BEGIN IMMEDIATE")
             released = []
             release = threading.Timer(LEASE, lambda: (released.append(time.monotonic()), lock.execute("ROLLBACK")))
-            release.start()
+            tracker.store.at("drop_worker", lambda _: release.start())
             lost = lost_at(tracker, grid)
             release.join()
         assert lost >= released[0] + LEASE
@@ -126,6 +127,16 @@ def test_who_stood_still_with_its_machine_starts_anew(monkeypatch):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 1.5)
     assert not trust.holds()
+
+
+def test_who_stood_still_with_its_machine_after_the_store_had_failed_waits_no_less(monkeypatch):
+    trust = keeper._Trust(LEASE, 1.0)
+    trust.lose()
+    until = trust._since
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + LEASE + 1.5)
+    trust.holds()
+    assert trust._since >= until
 
 
 def test_what_ran_at_a_renewal_that_failed_is_not_forgotten(tracker, monkeypatch):
