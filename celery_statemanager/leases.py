@@ -32,6 +32,9 @@ LOOKS = 30
 """How often within one lease a worker looks whether its record lists what it holds. It renews it before its time for
 what two looks in a row have found: what is begun sooner costs nothing."""
 
+NEWS = 10
+"""How often within one lease it does so at most, while more and more is received."""
+
 MOST_BYTES = 768 * 1024
 """Bytes of a record's body, which goes whole to the store: Firestore takes a mebibyte."""
 

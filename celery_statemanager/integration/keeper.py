@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -104,14 +105,19 @@ class Periodic:
 
 
 class Lease:
-    """One worker's record, renewed with what it does at that moment."""
+    """One worker's record, renewed with what it does at that moment.
 
-    def __init__(self, tracker: Tracker, worker_id: str) -> None:
+    Args:
+        clock: gives the time in seconds since whenever.
+    """
+
+    def __init__(self, tracker: Tracker, worker_id: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._tracker = tracker
+        self._clock = clock
         self._worker_id = worker_id
-        self._due = 0.0
-        self._unsaid: set[str] = set()
-        """What ran since the last renewal that was due and taken, and at it."""
+        self._due = self._due_for_news = -math.inf
+        self._ran: dict[str, float | None] = {}
+        """What was found running, and when the record first told that it had ended."""
         self._listed: set[weakref.ref[Any]] = set()
         """The received messages that the record lists, or has no room for."""
         self._seen: set[weakref.ref[Any]] = set()
@@ -128,30 +134,30 @@ class Lease:
     def renew_where_needed(self) -> None:
         """Renew it if it is time, or if it lacks a message that is held for longer than a look. Raises: StoreError."""
         seen, self._seen = self._seen, worker_requests.waiting()
-        if time.monotonic() >= self._due:
+        now = self._clock()
+        if now >= self._due:
             self.renew()
-        elif (seen & self._seen) - self._listed:
-            self._write()
+        elif now >= self._due_for_news and (seen & self._seen) - self._listed:
+            self.renew()
+            self._due_for_news = now + self._tracker.settings.lease / leases.NEWS
 
     def renew(self) -> None:
-        """Write the record, and forget what ended before the last renewal. Raises: StoreError."""
-        running = self._write()
-        self._unsaid = set(running)
-        self._due = time.monotonic() + self._tracker.settings.lease / leases.RENEWALS
-
-    def _write(self) -> list[str]:
+        """Write the record: what runs, what ended less than a renewal ago, what waits. Raises: StoreError."""
+        now, renewal = self._clock(), self._tracker.settings.lease / leases.RENEWALS
         listed = worker_requests.waiting()
         received = {_name(*each): each for each in worker_requests.received()}
-        running = [cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running()]
-        before = self._unsaid.difference(running)
-        self._unsaid.update(running)
+        running = dict.fromkeys(cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running())
+        self._ran.update(running)
+        ended = {name: now if told is None else told for name, told in self._ran.items() if name not in running}
+        before = sorted(name for name, told in ended.items() if now - told < renewal)
         pending_cells = [*backlog.cells(), *pending.told()]
-        report = Report(running, sorted(before), pending_cells, map(self._row, received.values()))
+        report = Report([*running], before, pending_cells, map(self._row, received.values()))
         cut = leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
+        self._ran = {**running, **{name: ended[name] for name in before}}
+        self._listed = listed
+        self._due = now + renewal
         held = f"{len(running):,} run, {len(pending_cells):,} wait to be written, {len(received):,} are received"
         self._tell(cut, held)
-        self._listed = listed
-        return running
 
     def _row(self, held: tuple[Any, Binding]) -> Received:
         request, binding = held

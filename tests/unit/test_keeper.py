@@ -139,80 +139,138 @@ def test_who_stood_still_with_its_machine_after_the_store_had_failed_waits_no_le
     assert trust._since >= until
 
 
-def test_what_ran_at_a_renewal_that_failed_is_not_forgotten(tracker, monkeypatch):
-    grid = Grid.create(tracker.store, 2, ("a",))
-    bindings = [Binding(grid.ref, row, "a") for row in range(2)]
-    names = [cell_name(grid.ref, "a", row) for row in range(2)]
-    lease = Lease(tracker, "w")
+class Worker:
+    """A worker's lease, by a clock that stands still, and what the worker does."""
 
-    def renewed(*running):
-        monkeypatch.setattr(worker_requests, "running", lambda: [*running])
-        lease.renew()
-        return Report.of(leases.workers(tracker.store)["w"])
+    def __init__(self, tracker, monkeypatch):
+        self.grid = Grid.create(tracker.store, 1_000, ("a",))
+        self.running, self.held = [], []
+        self.now = 0.0
+        self._store = tracker.store
+        self._lease = Lease(tracker, "w", clock=lambda: self.now)
+        monkeypatch.setattr(worker_requests, "running", lambda: [*map(self._binding, self.running)])
 
-    assert (renewed(bindings[0]).running, renewed(bindings[0]).previous) == ([names[0]], [])
+    def receive(self, row, retries=0):
+        self.held.append(Request(self._binding(row), retries))
+
+    def look(self, seconds=1.0):
+        """Let time pass, and look; give the rows that the record then lists as (running, previous, received)."""
+        self.now += seconds
+        self._lease.renew_where_needed()
+        report = self.report
+        return *map(self._rows, (report.running, report.previous)), [row.task_index for row in report.received]
+
+    def writes(self, looks):
+        """Look so often; give when the record was written."""
+        written = []
+        for _ in range(looks):
+            before = self.record.renewed_at
+            self.look()
+            if self.record.renewed_at != before:
+                written.append(self.now)
+        return written
+
+    @property
+    def report(self):
+        return Report.of(self.record)
+
+    @property
+    def record(self):
+        return leases.workers(self._store)["w"]
+
+    def _binding(self, row):
+        return Binding(self.grid.ref, row, "a")
+
+    @staticmethod
+    def _rows(names):
+        return sorted(int(name.split(".")[1]) for name in names)
+
+
+@pytest.fixture
+def worker(tracker, monkeypatch):
+    """One with a lease of 30 s: renewed every 10 s, looked at every second."""
+    tracker.settings = Settings(lease=30.0)
+    return Worker(tracker, monkeypatch)
+
+
+def test_what_ran_at_a_renewal_that_failed_is_not_forgotten(worker, tracker):
+    worker.running = [0]
+    assert worker.look()[:2] == ([0], [])
     with tracker.store.away():
-        for running in ([bindings[1]], []):
+        for worker.running in ([1], []):
             with pytest.raises(StoreUnavailable):
-                renewed(*running)
-    after = renewed()
-    assert (after.running, sorted(after.previous)) == ([], sorted(names))
-    assert renewed().previous == []
+                worker.look(10.0)
+    assert worker.look(10.0)[:2] == ([], [0, 1])
+    assert worker.look(10.0)[:2] == ([], [])
 
 
-def test_a_message_that_is_held_and_not_listed_renews_the_record_before_its_time(patient, monkeypatch):
-    grid = Grid.create(patient.store, 2, ("a",))
-    held = []
-    lease = Lease(patient, "w")
-
-    def rows_after_a_look():
-        lease.renew_where_needed()
-        record = leases.workers(patient.store)["w"]
-        return [row.task_index for row in Report.of(record).received], record.renewed_at
-
-    def receive(row, retries):
-        held.append(Request(Binding(grid.ref, row, "a"), retries))
-
-    first = rows_after_a_look()
-    assert rows_after_a_look() == first
-    receive(0, 0)
-    assert rows_after_a_look() == first
-    second = rows_after_a_look()
-    assert second[0] == [0]
-    assert rows_after_a_look() == second
-    held.clear()
-    assert rows_after_a_look() == second
-    receive(0, 1)
-    rows_after_a_look()
-    assert rows_after_a_look()[1] > second[1]
+def test_a_record_that_nothing_is_new_to_is_written_at_each_renewal(worker):
+    worker.running = [0]
+    worker.look()
+    assert worker.writes(30) == [11.0, 21.0, 31.0]
 
 
-def test_messages_that_are_begun_soon_cost_no_renewal(patient, monkeypatch):
+def test_a_message_that_is_held_and_not_listed_renews_the_record_before_its_time(worker):
+    assert worker.look()[2] == []
+    worker.receive(0)
+    assert worker.look()[2] == []
+    assert worker.look()[2] == [0]
+    assert worker.look()[2] == [0]
+    written = worker.record
+    worker.held.clear()
+    worker.look()
+    assert worker.record == written
+    worker.receive(0, retries=1)
+    worker.look()
+    worker.look()
+    assert worker.report.received[0].delivery.retries == 1
+
+
+def test_a_renewal_before_its_time_puts_off_the_next(worker):
+    worker.look()
+    assert worker.writes(5) == []
+    worker.receive(0)
+    assert worker.writes(25) == [8.0, 18.0, 28.0]
+
+
+def test_messages_that_are_begun_soon_cost_no_renewal(worker):
     """At most one write a renewal, however many tasks come and go."""
-    grid = Grid.create(patient.store, 100, ("a",))
-    lease = Lease(patient, "w")
-    lease.renew_where_needed()
-    first = leases.workers(patient.store)["w"]
+    worker.look()
+    first = worker.record
     for row in range(100):
-        held = Request(Binding(grid.ref, row, "a"))
-        lease.renew_where_needed()
-        del held
-    assert leases.workers(patient.store)["w"] == first
+        worker.receive(row)
+        worker.look(0.05)
+        worker.held.clear()
+    assert worker.record == first
 
 
-def test_a_renewal_before_its_time_forgets_nothing_that_ran(patient, monkeypatch):
-    """Who has just ended is listed until the renewal after the next: the store may not have its end yet."""
-    grid = Grid.create(patient.store, 1, ("a",))
-    lease = Lease(patient, "w")
-    monkeypatch.setattr(worker_requests, "running", lambda: [Binding(grid.ref, 0, "a")])
-    lease.renew()
-    monkeypatch.setattr(worker_requests, "running", list)
-    for retries in range(3):
-        held = Request(Binding(grid.ref, 0, "a"), retries)
-        lease.renew_where_needed()
-        lease.renew_where_needed()
-        del held
-        assert Report.of(leases.workers(patient.store)["w"]).previous == [cell_name(grid.ref, "a", 0)]
+def test_messages_that_keep_coming_and_waiting_cost_ten_renewals_a_lease(worker):
+    """Each is listed within four looks, or has begun."""
+    worker.look()
+    written = []
+    for row in range(60):
+        worker.receive(row)
+        del worker.held[:-10]
+        written += worker.writes(1)
+        listed = {each.task_index for each in worker.report.received}
+        assert {*range(max(0, row - 9), row - 3)} <= listed
+    assert 18 <= len(written) <= 20
+
+
+def test_who_has_ended_is_listed_for_a_renewal_whatever_is_new(worker):
+    """The store may not have its end yet."""
+    worker.running = [0]
+    for _ in range(10):
+        worker.look()
+    worker.running = []
+    ended = worker.now
+    while worker.now < ended + 10:
+        worker.receive(int(worker.now))
+        running, previous, _ = worker.look()
+        assert 0 in running + previous
+    for _ in range(2):
+        worker.look(10.0)
+    assert worker.report.previous == []
 
 
 def lines_of(caplog, actions):
