@@ -1,4 +1,4 @@
-"""When a job was last written: told to its document once a minute, not with every write."""
+"""When a job was last written: told to its document once a minute, not with every write, and once after it was hidden."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class Activity:
         """Take note of a write that was done; trouble is left to the next one."""
         if done is None or done.job.foreign:
             return
-        now = self._database.now()
-        if now - done.job.job.last_activity < EVERY:
+        job, now = done.job.job, self._database.now()
+        hidden = job.tombstoned_at is not None and job.last_activity <= job.tombstoned_at
+        if now - job.last_activity < EVERY and not hidden:
             return
-        done.job.job = replace(done.job.job, last_activity=now)
+        done.job.job = replace(job, last_activity=now)
         name = self._database.names.job(ref.key)
         try:
             self._database.commit([requests.touch_time(name, "lastActivity")], self._database.deadline())
