@@ -16,7 +16,7 @@ from celery.exceptions import Ignore, Reject
 from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
-from celery_statemanager.errors import JobCancelled
+from celery_statemanager.errors import JobCancelled, StateError
 from celery_statemanager.integration import outcomes, worker, worker_requests
 from celery_statemanager.integration.binding import HEADER
 from celery_statemanager.integration.interrupts import TaskJobGone, TaskRefused, TaskSuperseded
@@ -63,7 +63,7 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
     run = run_of(sender)
     status, message = outcomes.failure(exception)
     if run is not None:
-        run.end(status, message)
+        run.end(status, message, yields=not isinstance(exception, StateError))
     elif outcomes.is_requeued(sender, exception):
         worker.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
     else:
@@ -100,7 +100,7 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
 def _on_aborted(run: Run, error: BaseException | None) -> None:
     """Where eager mode propagates, Celery tells of an exception by no other signal; an exit is for the sweep."""
     if isinstance(error, Exception):
-        run.end(*outcomes.failure(error))
+        run.end(*outcomes.failure(error), yields=not isinstance(error, StateError))
     else:
         worker_requests.forget(run.binding.celery_task_id)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from celery import Celery
 from celery.canvas import Signature, chain
+from celery.exceptions import NotRegistered
+from kombu.exceptions import EncodeError
 
 from celery_statemanager import completion
 from celery_statemanager.errors import StoreUnavailable, SubmitFailed
@@ -24,6 +26,7 @@ from celery_statemanager.integration.members import Members, Stages
 from celery_statemanager.integration.outcomes import describe
 from celery_statemanager.limits import check_name
 from celery_statemanager.manager import new_job
+from celery_statemanager.models import Scope
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import LATCHES, JobRecord, Latch, Submission
 from celery_statemanager.retention import current
@@ -147,19 +150,24 @@ class _Publisher:
             Binding(ref, row, members.tag_of(app, stage), number).bind(stage) for number, stage in enumerate(stages)
         ]
         if self._eager:
-            _run_inline(bound, {"job_id": self._record.job_id, "task_index": row})
+            self._run_inline(row, bound)
         elif len(bound) == 1:
             bound[0].apply_async(producer=producer, add_to_parent=False)
         else:
             chain(*bound, app=app).apply_async(producer=producer, add_to_parent=False)
 
+    def _run_inline(self, row: int, stages: Stages) -> None:
+        """Run a member here and now; a stage that fails is a state of the job, not a failure to publish."""
+        try:
+            (chain(*stages) if len(stages) > 1 else stages[0]).apply_async()
+        except Exception as error:
+            if isinstance(error, (EncodeError, NotRegistered)) and not self._has_states(row):
+                raise
+            about = {"job_id": self._record.job_id, "task_index": row}
+            logger.info("a member failed in eager mode", exc_info=True, extra=about)
 
-def _run_inline(stages: Stages, about: dict[str, Any]) -> None:
-    """Run a member here and now; a stage that fails is a state of the job, not a failure to publish."""
-    try:
-        (chain(*stages) if len(stages) > 1 else stages[0]).apply_async()
-    except Exception:
-        logger.info("a member failed in eager mode", exc_info=True, extra=about)
+    def _has_states(self, row: int) -> bool:
+        return any(True for _ in self._tracker.store.list_states(self._record.ref, Scope(task_index=row)))
 
 
 def _alive_until(tracker: Tracker) -> int:

@@ -17,6 +17,7 @@ from celery_statemanager import (
     StateManager,
     Status,
     StoreUnavailable,
+    SubmitFailed,
     current_state,
 )
 from celery_statemanager.integration import background
@@ -106,6 +107,45 @@ def test_a_failing_member_fails_its_row_and_no_other(app, states):
     assert [job.get_state(task_index=row).status for row in range(4)] == [Status.FINISHED, -42, Status.FINISHED, -42]
     assert str(job.summary().failed_indexes) == "1,3"
     assert job.get_state("b", 1).message == "not run: stage 'a' failed: odd"
+
+
+def test_a_raised_code_is_the_last_word_of_an_application_that_wrote_another(app, states):
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="a")
+    def doubly_failed(self, code):
+        self.state.set(-9, "bad page", {"page": 4})
+        raise StateError(code, "disk full") if code else ValueError("broken")
+
+    job = states.submit([doubly_failed.s(-42), doubly_failed.s(0)])
+    raised, written = (job.get_state("a", row) for row in range(2))
+    assert (raised.status, raised.message, raised.payload) == (-42, "disk full", {"page": 4})
+    assert (written.status, written.message) == (-9, "bad page")
+
+
+def test_a_member_that_cannot_be_sent_breaks_submit_off_as_with_a_broker(app, states):
+    ran = []
+
+    @app.task(shared=False, base=StatefulTask, tag="a")
+    def take(value):
+        ran.append(value)
+
+    with pytest.raises(SubmitFailed, match="after 1 of 3 messages: EncodeError") as caught:
+        states.submit([take.s(1), take.s(object()), take.s(3)])
+    job = caught.value.job
+    assert ran == [1]
+    assert [job.get_state("a", row).status for row in range(3)] == [Status.FINISHED, Status.CANCELLED, Status.CANCELLED]
+    assert job.wait(timeout=0).failed == 2
+
+
+def test_a_body_that_cannot_send_a_task_fails_its_row_and_no_other(app, states):
+    app.conf.task_eager_propagates = True
+
+    @app.task(shared=False, base=StatefulTask, tag="a")
+    def send(value):
+        if value:
+            send.delay(object())
+
+    job = states.submit([send.s(1), send.s(0)])
+    assert [job.get_state("a", row).status for row in range(2)] == [Status.FAILED, Status.FINISHED]
 
 
 def test_a_propagated_exception_fails_its_row_and_is_not_swallowed_by_others():

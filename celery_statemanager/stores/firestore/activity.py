@@ -1,4 +1,4 @@
-"""When a job was last written: told to its document once a minute, not with every write, and once after it was hidden."""
+"""When a job was last written: told to its document once a minute, not at each write; and once after it was hidden."""
 
 from __future__ import annotations
 
