@@ -132,7 +132,7 @@ class Subscription:
         self._live: deque[State] = deque()
         self._feed = Feed(store, ref, self._watched(), clock)
         try:
-            self._listing = self._listed()
+            self._listing = store.list_states(ref, scope)
         except BaseException:
             self._feed.close()
             raise
@@ -207,20 +207,16 @@ class Subscription:
     def _next_known(self) -> StateEvent | None:
         if self._must_list:
             self._must_list = False
-            self._listing = self._listed()
-        event = next(self._listing, None)
-        if event is not None:
-            return event
+            self._listing = self._store.list_states(self._ref, self._scope)
+        for state in self._listing:
+            if self._is_news(state):
+                return event_from_fields(state, self._replaying)
         self._replaying = self._replaying and not self._feed.connected
         while self._live:
             state = self._live.popleft()
             if self._scope.holds(state.tag, state.task_index) and self._is_news(state):
                 return event_from_fields(state, replay=False)
         return None
-
-    def _listed(self) -> Iterator[StateEvent]:
-        states = self._store.list_states(self._ref, self._scope)
-        return (event_from_fields(state, self._replaying) for state in states if self._is_news(state))
 
     def _watched(self) -> Scope:
         """A job without a plan may settle by any cell, and no change of its record tells."""

@@ -32,6 +32,9 @@ from celery_statemanager.records import Cancellation
 
 PATIENCE = 30.0
 HEARD = 3.0
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what goes on behind it: children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 BEGAN = NOW - timedelta(seconds=134)
 

@@ -1,5 +1,6 @@
 """``make gc`` and ``make migrate``, with the variables of the Go module's."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,15 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def make():
-    """Make a target with the environment that runs the tests, as it is."""
+    """Make a target with the environment that runs the tests, as it is, but for what an outer make was told."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKEOVERRIDES"}}
 
     def make(target, **variables):
         given = [f"{name}={value}" for name, value in {"VENV": sys.prefix, **variables}.items()]
         return subprocess.run(
             ["make", "--silent", "--old-file", f"{sys.prefix}/.test", target, *given],
             cwd=ROOT,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=60,

@@ -51,10 +51,15 @@ def answering(reply: bytes | None):
                 if reply is not None:
                     caller.sendall(reply)
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
-        for caller in kept:
-            caller.close()
+        serving = threading.Thread(target=serve)
+        serving.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # which ends the accept
+            serving.join()
+            for caller in kept:
+                caller.close()
 
 
 class TestBadInput:
