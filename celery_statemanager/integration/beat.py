@@ -1,6 +1,6 @@
 """What beat has workers do from time to time: tasks known by their names, and entries of its schedule from settings.
 
-Beat and every worker also sweep by themselves (``keeper``); a task alone could wait on the queue whose workers died.
+Beat and every worker also sweep by themselves (``turns``); a task alone could wait on the queue whose workers died.
 """
 
 from __future__ import annotations

@@ -1,35 +1,24 @@
-"""The threads that keep a worker's lease and sweep: no event loop or pool can hold them up."""
+"""A worker's lease, and what its record says of what the worker does."""
 
 from __future__ import annotations
 
 import logging
 import math
-import random
-import threading
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from celery_statemanager import leases
-from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.integration import kept, pending, policy, worker_requests
 from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.integration.periodic import Periodic
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import Delivery
 
 logger = logging.getLogger(__name__)
-
-JITTER = (0.6, 1.0)
-
-AFTER_FAILURE = 2.0
-"""Seconds until the next try of what has failed, if it would not come sooner."""
-
-TOLD_EVERY = 60.0
-"""Seconds until trouble that has not changed is logged again."""
 
 NO_ROOM = {
     "cells": "the worker's record has no room for all cells that it is at (%s): until it has, none of its attempts is "
@@ -39,69 +28,6 @@ NO_ROOM = {
     "worker_eta_task_limit",
 }
 """What is logged when a record begins to be cut."""
-
-
-class Periodic:
-    """A daemon thread that does something again and again until it is stopped; what fails is logged.
-
-    Args:
-        pause: gives the seconds until the next time.
-        last: done once after it was stopped.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        action: Callable[[], object],
-        pause: Callable[[], float],
-        last: Callable[[], object] | None = None,
-    ) -> None:
-        self._name = name
-        self._action = action
-        self._pause = pause
-        self._last = last
-        self._told, self._silent_until = "", 0.0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"statemanager-{name}", daemon=True)
-
-    def start(self) -> Periodic:
-        """Start the thread."""
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Stop the thread and wait for it, but not for ever."""
-        self._stopped.set()
-        self._thread.join(timeout=5.0)
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            done = self._try(self._action)
-            self._stopped.wait(self._pause() if done else min(self._pause(), AFTER_FAILURE))
-        if self._last is not None:
-            self._try(self._last)
-
-    def _try(self, action: Callable[[], object]) -> bool:
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001 - the thread goes on whatever happens
-            self._tell(error)
-            return False
-        if self._told:
-            logger.warning("%s works again", self._name)
-            self._told = ""
-        return True
-
-    def _tell(self, error: Exception) -> None:
-        """Log a failure; the same one again only after a while."""
-        said = f"{type(error).__name__}: {error}"
-        if said == self._told and time.monotonic() < self._silent_until:
-            return
-        self._told, self._silent_until = said, time.monotonic() + TOLD_EVERY
-        if isinstance(error, (StoreError, ConfigurationError)):
-            logger.warning("%s failed; the next time may do: %s", self._name, error)
-        else:
-            logger.warning("%s failed; the next time may do", self._name, exc_info=error)
 
 
 class Lease:
@@ -175,62 +101,3 @@ class Lease:
 
 def _name(request: Any, binding: Binding) -> tuple[str, Delivery]:
     return binding.celery_task_id, delivery_of(request.request_dict)
-
-
-class _Trust:
-    """Whether a lease that has run out says that its worker is dead, and not that nobody could renew.
-
-    After the store has failed, or taken long, it says nothing for one lease: the others could not renew theirs either.
-    Who has just started, or stood still with its machine, cannot know and waits for two renewals.
-    """
-
-    def __init__(self, lease: float, interval: float) -> None:
-        self._lease = lease
-        self._long = lease / leases.RENEWALS / 2
-        self._stood_still = lease + interval
-        self._asked = time.time()
-        self._since = self._two_renewals_from_now()
-
-    def holds(self) -> bool:
-        """Whether it does now; asked at each turn."""
-        if time.time() - self._asked > self._stood_still:
-            self._since = max(self._since, self._two_renewals_from_now())
-        self._asked = time.time()
-        return time.monotonic() >= self._since
-
-    def heed(self, seconds: float) -> None:
-        """Note how long the store took to answer."""
-        if seconds > self._long:
-            self.lose()
-
-    def lose(self) -> None:
-        """Note that the store has failed."""
-        self._since = time.monotonic() + self._lease
-
-    def _two_renewals_from_now(self) -> float:
-        return time.monotonic() + 2 * self._lease / leases.RENEWALS
-
-
-def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
-    """Start sweeping whenever it is this holder's turn."""
-    interval = tracker.settings.sweep_interval
-    trust = _Trust(tracker.settings.lease, interval)
-
-    def is_my_turn() -> bool:
-        if trust.holds():
-            return leases.take_turn(tracker.store, holder, interval)
-        leases.try_a_write(tracker.store)  # the turn is for those who may use it
-        return False
-
-    def sweep_in_turn() -> None:
-        try:
-            began = time.monotonic()
-            mine = is_my_turn()
-            trust.heed(time.monotonic() - began)
-            if mine and trust.holds():
-                sweep(tracker)
-        except StoreUnavailable:
-            trust.lose()
-            raise
-
-    return Periodic("sweep", sweep_in_turn, lambda: interval * random.uniform(*JITTER)).start()

@@ -19,7 +19,9 @@ from celery_statemanager.integration.background import backlog
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.keeper import Lease, Periodic, keep_sweeping
+from celery_statemanager.integration.keeper import Lease
+from celery_statemanager.integration.periodic import Periodic
+from celery_statemanager.integration.turns import keep_sweeping
 from celery_statemanager.limits import readable
 from celery_statemanager.manager import new_event_id
 from celery_statemanager.models import Status

@@ -12,10 +12,12 @@ import pytest
 from celery import Celery
 
 from celery_statemanager import Status, StoreError, StoreUnavailable, leases
-from celery_statemanager.integration import keeper, worker_requests
+from celery_statemanager.integration import keeper, turns, worker_requests
 from celery_statemanager.integration.binding import HEADER, Binding
-from celery_statemanager.integration.keeper import Lease, Periodic, keep_sweeping
+from celery_statemanager.integration.keeper import Lease
+from celery_statemanager.integration.periodic import Periodic
 from celery_statemanager.integration.settings import Settings
+from celery_statemanager.integration.turns import keep_sweeping
 from celery_statemanager.leases import Report, cell_name
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid
@@ -120,8 +122,18 @@ def test_nobody_is_declared_dead_for_one_lease_after_a_store_that_took_no_writes
         assert lost >= released[0] + LEASE
 
 
+def test_writes_are_tried_within_half_a_lease_however_seldom_a_turn_comes(tracker):
+    tracker.settings = Settings(lease=LEASE, sweep_interval=60.0)
+    took, tried = threading.Event(), threading.Event()
+    tracker.store.at("take_turn", lambda _: (tracker.store.at("drop_worker", lambda _: tried.set()), took.set()))
+    sweeping = keep_sweeping(tracker, "me")
+    assert took.wait(PATIENCE)
+    assert tried.wait(PATIENCE)
+    sweeping.stop()
+
+
 def test_who_stood_still_with_its_machine_starts_anew(monkeypatch):
-    trust = keeper._Trust(0.0, 1.0)
+    trust = turns._Trust(0.0, 1.0)
     assert trust.holds()
     trust._lease = LEASE
     now = time.time()
@@ -130,7 +142,7 @@ def test_who_stood_still_with_its_machine_starts_anew(monkeypatch):
 
 
 def test_who_stood_still_with_its_machine_after_the_store_had_failed_waits_no_less(monkeypatch):
-    trust = keeper._Trust(LEASE, 1.0)
+    trust = turns._Trust(LEASE, 1.0)
     trust.lose()
     until = trust._since
     now = time.time()
@@ -285,9 +297,9 @@ def lines_of(caplog, actions):
             raise outcome
 
     with caplog.at_level(logging.WARNING, logger="celery_statemanager"):
-        keeper = Periodic("lease", act, lambda: 0.001).start()
+        renewing = Periodic("lease", act, lambda: 0.001).start()
         assert done.wait(PATIENCE)
-        keeper.stop()
+        renewing.stop()
     return [(each.getMessage(), bool(each.exc_info)) for each in caplog.records]
 
 

@@ -1,0 +1,91 @@
+"""Whose turn it is to sweep, and whether leases that have run out can be believed."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+
+from celery_statemanager import leases
+from celery_statemanager.errors import StoreUnavailable
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.periodic import Periodic
+from celery_statemanager.integration.sweeper import sweep
+
+JITTER = (0.6, 1.0)
+
+
+class _Trust:
+    """Whether a lease that has run out says that its worker is dead, and not that nobody could renew.
+
+    After the store has failed, or taken long, it says nothing for one lease: the others could not renew theirs either.
+    Who has just started, or stood still with its machine, cannot know and waits for two renewals.
+    """
+
+    def __init__(self, lease: float, interval: float) -> None:
+        self._lease = lease
+        self._long = lease / leases.RENEWALS / 2
+        self._stood_still = lease + interval
+        self._asked = time.time()
+        self._since = self._two_renewals_from_now()
+
+    def holds(self) -> bool:
+        """Whether it does now; asked at each turn."""
+        if time.time() - self._asked > self._stood_still:
+            self._since = max(self._since, self._two_renewals_from_now())
+        self._asked = time.time()
+        return time.monotonic() >= self._since
+
+    def heed(self, seconds: float) -> None:
+        """Note how long the store took to answer."""
+        if seconds > self._long:
+            self.lose()
+
+    def lose(self) -> None:
+        """Note that the store has failed."""
+        self._since = time.monotonic() + self._lease
+
+    def _two_renewals_from_now(self) -> float:
+        return time.monotonic() + 2 * self._lease / leases.RENEWALS
+
+
+class _Sweeping:
+    """Sweeps when it is this holder's turn; between two turns it sees whether others can renew their leases."""
+
+    def __init__(self, tracker: Tracker, holder: str) -> None:
+        self._tracker = tracker
+        self._holder = holder
+        self._interval = tracker.settings.sweep_interval
+        self._looks = min(self._interval, tracker.settings.lease / 2)
+        self._trust = _Trust(tracker.settings.lease, self._looks)
+        self._due = -math.inf
+
+    def pause(self) -> float:
+        """Give the seconds until the next look."""
+        return self._looks * random.uniform(*JITTER)
+
+    def look(self) -> None:
+        """Sweep, if it may. Raises: StoreError."""
+        try:
+            began = time.monotonic()
+            mine = self._takes_turn(began)
+            self._trust.heed(time.monotonic() - began)
+            if mine and self._trust.holds():
+                sweep(self._tracker)
+        except StoreUnavailable:
+            self._trust.lose()
+            raise
+
+    def _takes_turn(self, now: float) -> bool:
+        if now >= self._due and self._trust.holds():
+            mine = leases.take_turn(self._tracker.store, self._holder, self._interval)
+            self._due = now + self._interval * JITTER[0]
+            return mine
+        leases.try_a_write(self._tracker.store)  # the turn is for those who may use it
+        return False
+
+
+def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
+    """Start sweeping whenever it is this holder's turn."""
+    sweeping = _Sweeping(tracker, holder)
+    return Periodic("sweep", sweeping.look, sweeping.pause).start()
