@@ -21,7 +21,7 @@ SUSPECT = 2.0
 """Seconds for which a store that just failed is not asked again by a task itself."""
 
 TOLD_EVERY = 1.0
-"""Seconds between two lists of what waits while it grows less: each costs its length."""
+"""Seconds between two whole lists of what waits: each costs its length."""
 
 Key = tuple[str, str]
 """The cell's name, and which of its writes: of each only the newest is kept."""
@@ -36,11 +36,17 @@ class Backlog:
     """The writes of one process that wait for its store; thread-safe, empty in a forked child.
 
     Args:
-        tell: told the names of the cells whose writes wait: of one more at once, of fewer within ``TOLD_EVERY``.
+        tell: told the names of the cells whose writes wait once these are fewer, within ``TOLD_EVERY``.
+        tell_more: told the name of one more, at once.
     """
 
-    def __init__(self, tell: Callable[[Sequence[str]], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        tell: Callable[[Sequence[str]], None] = lambda _: None,
+        tell_more: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._tell = tell
+        self._tell_more = tell_more
         self.forget()
 
     def forget(self) -> None:
@@ -74,7 +80,7 @@ class Backlog:
 
         Raises: what ``action`` raises otherwise.
         """
-        if not self.store_is_down and key[0] not in self.cells():
+        if not self.store_is_down and not self._waits(key[0]):
             try:
                 action()
             except StoreUnavailable:
@@ -92,7 +98,7 @@ class Backlog:
             else:
                 self._make_room()
                 self._waiting[key] = action, about
-                self._tell_all()
+                self._tell_more(key[0])
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="statemanager-backlog", daemon=True)
                 self._thread.start()
@@ -103,6 +109,10 @@ class Backlog:
         with self._changed:
             if not self._changed.wait_for(lambda: not self._waiting, timeout):
                 logger.error("the store did not come back: the states of %d cells are lost", len(self._waiting))
+
+    def _waits(self, cell: str) -> bool:
+        with self._changed:
+            return any(name == cell for name, _ in self._waiting)
 
     def _names(self) -> list[str]:
         return sorted({name for name, _ in self._waiting})
@@ -151,6 +161,6 @@ class Backlog:
             self._changed.notify_all()
 
 
-backlog = Backlog(pending.tell)
+backlog = Backlog(pending.tell, pending.tell_more)
 
 os.register_at_fork(after_in_child=backlog.forget)

@@ -11,8 +11,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from celery_statemanager.integration import worker_requests
@@ -22,24 +22,23 @@ logger = logging.getLogger(__name__)
 
 def tell(names: Sequence[str]) -> None:
     """Say which cells wait in this process, if it is a worker's child."""
-    if not worker_requests.is_child():
-        return
-    try:
-        _write(names)
-    except OSError as error:
-        logger.warning("the main process is not told which states wait here, a sweep may take them for lost: %s", error)
+    with _telling() as mine:
+        if mine is None:
+            return
+        if not names:
+            mine.unlink(missing_ok=True)
+            return
+        draft = _made(mine).with_suffix(".draft")
+        draft.write_text("".join(map(_line, names)), encoding="utf-8")
+        draft.replace(mine)
 
 
-def _write(names: Sequence[str]) -> None:
-    folder = _folder()
-    mine = folder / str(os.getpid())
-    if not names:
-        mine.unlink(missing_ok=True)
-        return
-    folder.mkdir(mode=0o700, exist_ok=True)
-    draft = folder / f"{os.getpid()}.draft"
-    draft.write_text(json.dumps(names), encoding="utf-8")
-    draft.replace(mine)
+def tell_more(name: str) -> None:
+    """Say that one more waits; costs the same however many do."""
+    with _telling() as mine:
+        if mine is not None:
+            with _made(mine).open("a", encoding="utf-8") as file:
+                file.write(_line(name))
 
 
 def told() -> list[str]:
@@ -50,8 +49,27 @@ def told() -> list[str]:
             file.unlink(missing_ok=True)
             continue
         with suppress(FileNotFoundError):  # written by now
-            names.update(json.loads(file.read_text(encoding="utf-8")))
+            whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last may be on its way
+            names.update(map(json.loads, whole.splitlines()))
     return sorted(names)
+
+
+@contextmanager
+def _telling() -> Iterator[Path | None]:
+    """Give the file of a worker's child, None in any other process; a disk that takes nothing is no task's trouble."""
+    try:
+        yield _folder() / str(os.getpid()) if worker_requests.is_child() else None
+    except OSError as error:
+        logger.warning("the main process is not told which states wait here, a sweep may take them for lost: %s", error)
+
+
+def _made(mine: Path) -> Path:
+    mine.parent.mkdir(mode=0o700, exist_ok=True)
+    return mine
+
+
+def _line(name: str) -> str:
+    return json.dumps(name) + "\n"
 
 
 def close() -> None:

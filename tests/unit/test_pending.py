@@ -24,9 +24,10 @@ def main_process(monkeypatch, tmp_path):
 
 @pytest.fixture
 def child(main_process):
-    """Give a child that tells what it reads, a line a time."""
-    code = "import sys\nfrom celery_statemanager.integration.pending import tell\n"
-    code += "for line in sys.stdin:\n    tell(line.split())\n    print('told', flush=True)\n"
+    """Give a child that tells what it reads, a line a time; what follows a plus is one more."""
+    code = "import sys\nfrom celery_statemanager.integration.pending import tell, tell_more\n"
+    code += "for line in sys.stdin:\n"
+    code += "    tell_more(line[1:].strip()) if line[0] == '+' else tell(line.split())\n    print('told', flush=True)\n"
     environment = {**os.environ, "TMPDIR": str(main_process)}
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -67,26 +68,48 @@ def test_the_main_process_itself_writes_no_file(main_process):
     assert list(main_process.iterdir()) == []
 
 
+def test_a_child_tells_of_one_more_beside_those_it_told_of(child):
+    _, say = child
+    say("a")
+    say("+b")
+    say("+c")
+    assert pending.told() == ["a", "b", "c"]
+    say("b")
+    assert pending.told() == ["b"]
+
+
+def test_what_a_child_is_just_telling_is_read_the_next_time(child, main_process):
+    process, say = child
+    say("+a")
+    (file,) = main_process.glob(f"*/{process.pid}")
+    with file.open("a") as half:
+        half.write('"b')
+        half.flush()
+        assert pending.told() == ["a"]
+        half.write('"\n')
+    assert pending.told() == ["a", "b"]
+
+
 def test_a_backlog_tells_what_waits_until_it_is_written():
     heard = []
-    backlog = Backlog(heard.append)
+    backlog = Backlog(heard.append, heard.append)
     backlog.put(("cell", "end"), lambda: None)
     backlog.flush(PATIENCE)
-    assert [list(names) for names in heard] == [[], ["cell"], []]
+    assert heard == [(), "cell", []]
 
 
-def test_of_fewer_that_wait_is_told_now_and_then_and_of_none_at_once(monkeypatch):
-    """Each list costs its length: thousands that are written must not cost thousands of lists."""
+def test_thousands_that_wait_cost_no_thousands_of_lists(monkeypatch):
+    """Of one more its name is told, at once; of fewer a list now and then, and of none at once."""
     monkeypatch.setattr(background, "TOLD_EVERY", 3_600.0)
     heard, up = [], threading.Event()
-    backlog = Backlog(lambda names: heard.append([*names]))
+    backlog = Backlog(lambda names: heard.append([*names]), heard.append)
     backlog.put(("a", "end"), lambda: up.wait(PATIENCE))
     for name in "bc":
         backlog.put((name, "end"), lambda: None)
-    assert heard == [[], ["a"], ["a", "b"], ["a", "b", "c"]]
+    assert heard == [[], "a", "b", "c"]
     up.set()
     backlog.flush(PATIENCE)
-    assert heard[4:] == [[]]
+    assert heard[4:] == [["b", "c"], []]
 
 
 def test_a_child_that_cannot_tell_has_written_what_waits_all_the_same(monkeypatch, tmp_path):
@@ -95,6 +118,6 @@ def test_a_child_that_cannot_tell_has_written_what_waits_all_the_same(monkeypatc
     no_folder.touch()
     monkeypatch.setattr("tempfile.tempdir", str(no_folder))
     monkeypatch.setenv(worker_requests.WORKER_ID, f"host:{os.getpid() + 1}:ab")
-    backlog, written = Backlog(pending.tell), threading.Event()
+    backlog, written = Backlog(pending.tell, pending.tell_more), threading.Event()
     backlog.put(("cell", "end"), written.set)
     assert written.wait(PATIENCE)
