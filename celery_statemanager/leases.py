@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from celery_statemanager.codec import compact
@@ -24,6 +26,8 @@ from celery_statemanager.records import (
     Write,
 )
 from celery_statemanager.stores.base import Store
+
+logger = logging.getLogger(__name__)
 
 RENEWALS = 3
 """How often a worker renews its record within one lease."""
@@ -83,6 +87,7 @@ class Report:
         pending: names of the cells whose writes it still holds, because the store failed.
         received: is read only as far as the record has room for.
         cut: of a record that was read: which of these had more than it had room for.
+        readable: whether this release understands the record that was read; what is in another's is not known.
     """
 
     running: Sequence[str] = ()
@@ -90,11 +95,12 @@ class Report:
     pending: Sequence[str] = ()
     received: Iterable[Received] = ()
     cut: Sequence[str] = ()
+    readable: bool = True
 
     @property
     def lists_all(self) -> bool:
         """Whether an attempt that it does not list has no account."""
-        return not {*self.cut} - {"received"}
+        return self.readable and not {*self.cut} - {"received"}
 
     def lists(self, name: str) -> bool:
         """Whether an attempt on this cell is accounted for."""
@@ -114,13 +120,29 @@ class Report:
 
     @classmethod
     def of(cls, record: WorkerRecord) -> Report:
-        """Read the body of a worker record."""
-        body: dict[str, Any] = json.loads(record.body)
+        """Read the body of a worker record; one of another release is logged, once, and lists nothing."""
+        try:
+            return cls._read(json.loads(record.body))
+        except (KeyError, TypeError, ValueError):
+            _tell_unreadable(record.worker_id)
+            return cls(cut=("pending", "running", "previous", "received"), readable=False)
+
+    @classmethod
+    def _read(cls, body: dict[str, Any]) -> Report:
         received = [
             Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message, Delivery(*delivery))
             for job_id, run_token, incarnation, tag, row, message, delivery in body["received"]
         ]
         return cls(body["running"], body["previous"], body["pending"], received, body.get("cut", ()))
+
+
+@lru_cache(maxsize=1_000)
+def _tell_unreadable(worker_id: str) -> None:
+    logger.warning(
+        "the record of worker %s is no such as this release writes: what it runs is left alone while it lives, and "
+        "what it had received is left to processes of its own release",
+        worker_id,
+    )
 
 
 class _Body:

@@ -132,7 +132,10 @@ class Sweep:
         worker = self._store.get_worker(worker_id)
         if worker is None or worker.lease_until > self._store.now():
             return
-        received = [*Report.of(worker).received]
+        report = Report.of(worker)
+        if not report.readable:
+            return
+        received = [*report.received]
         left = [row for row in received if not self._guarded(partial(self._mend, row, worker.worker_id), row.ref)]
         if not left:
             self._store.drop_worker(worker.worker_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import lru_cache
@@ -81,9 +81,11 @@ class Settings:
         return settings
 
     def _check(self) -> None:
-        for name in ("store_timeout", "lease", "sweep_interval", "max_lost", "max_state_bytes"):
-            self._number(name, above_zero=True)
-        self._number("progress_interval", above_zero=False)
+        for name in ("store_timeout", "lease", "sweep_interval"):
+            self._number(name, "a number above 0", lambda value: value > 0)
+        for name in ("max_lost", "max_state_bytes"):
+            self._number(name, "a whole number above 0", lambda value: value > 0 and isinstance(value, int))
+        self._number("progress_interval", "a number, 0 or more", lambda value: value >= 0)
         self._choice("on_lost", POLICIES)
         self._choice("on_store_error", ("log", "raise"))
         self._choice("metrics", (True, False))
@@ -94,11 +96,10 @@ class Settings:
         if not isinstance(self.store_url, str):
             raise ConfigurationError(f"{PREFIX}store_url is a URL, not {self.store_url!r}")
 
-    def _number(self, name: str, *, above_zero: bool) -> None:
+    def _number(self, name: str, kind: str, is_one: Callable[[float], bool]) -> None:
         value = getattr(self, name)
         valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not valid or value < 0 or (above_zero and value == 0):
-            kind = "a number above 0" if above_zero else "a number, 0 or more"
+        if not valid or not is_one(value):
             raise ConfigurationError(f"{PREFIX}{name} is {kind}, not {value!r}")
 
     def _schedule(self, name: str) -> None:

@@ -105,6 +105,23 @@ def test_an_attempt_that_its_live_worker_has_forgotten_is_lost(store, job, clock
     assert hands.published == [("failure",)]
 
 
+@pytest.mark.parametrize("body", ["[]", "no json", '{"running":[],"previous":[],"pending":[],"received":[[1]]}'])
+def test_a_record_of_another_release_costs_nothing_while_its_worker_lives(store, job, clock, sweep, body, caplog):
+    """What is known of a dead worker is acted on; its record stays for who can read it."""
+    alive, dead = new_event_id(), new_event_id()
+    begin(store, job, row=0, owner=alive)
+    begin(store, job, row=1, owner=dead)
+    clock.advance(LEASE + 1)
+    store.put_worker(alive, body, LEASE)
+    store.put_worker(dead, body, 0)
+    assert (sweep().marked, sweep().marked) == (1, 0)
+    assert store.get_cell(job.ref, "a", 0).open
+    assert store.get_cell(job.ref, "a", 1).status == Status.LOST
+    assert {*leases.workers(store)} == {alive, dead}
+    told = [each.args[0] for each in caplog.records if "no such as this release writes" in each.msg]
+    assert sorted(told) == sorted([alive, dead])
+
+
 @pytest.mark.parametrize("cut", ["running", "previous", "pending"])
 def test_an_attempt_that_its_live_worker_had_no_room_for_is_left_alone(store, job, clock, sweep, cut):
     """It may run, or wait to be written: nobody can tell from what is not listed. With its worker it is lost."""

@@ -26,6 +26,10 @@ from celery_statemanager.manager import new_job
 from celery_statemanager.testing import FaultyStore, WrappedStore
 
 ABOUT_NO_JOB = {
+    (
+        "the record of worker %s is no such as this release writes: what it runs is left alone while it lives, and "
+        "what it had received is left to processes of its own release"
+    ),
     "%s failed; the next time may do",
     "%s failed; the next time may do: %s",
     "%s works again",
