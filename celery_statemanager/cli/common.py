@@ -6,6 +6,7 @@ ends with a code of ``Exit``, which its ``--help`` lists.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -28,6 +29,9 @@ from celery_statemanager.records import JobKey, JobRecord
 from celery_statemanager.stores import Store, masked, open_store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What writing an output meets; other such errors are no command's to explain."""
 
 
 class Exit(IntEnum):
@@ -112,7 +116,9 @@ def interruptible() -> Iterator[None]:
     except BrokenPipeError:
         _discard_output()
         raise click.exceptions.Exit(int(Exit.OK)) from None
-    except OSError as error:  # a store's trouble is told where the store was opened
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
         _discard_output()
         fail(f"the output cannot be written: {error.strerror}", Exit.OUTPUT)
 
