@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -21,6 +20,7 @@ import pytest
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import firestore
+from ports import free_port
 
 PATIENCE = 60.0
 """Seconds after which an emulator that should be there is given up."""
@@ -61,13 +61,6 @@ def _jars() -> Iterator[Path]:
         root = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
         yield Path(root) / JAR
     yield from sorted(INSTALLED.glob("cloud-firestore-emulator-*.jar"), reverse=True)
-
-
-def free_port() -> int:
-    """Give a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Emulator:

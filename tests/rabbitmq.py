@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from servers import free_port
+from ports import free_port
 
 PROGRAM = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 PATIENCE = 60

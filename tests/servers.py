@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -15,9 +14,13 @@ from pathlib import Path
 
 import pytest
 import redis
+from ports import free_port
 
 PATIENCE = 20.0
 """Seconds after which a server that should be there is given up."""
+
+
+READY = "Ready to accept connections"
 
 
 def require(program: str, package: str) -> str:
@@ -27,13 +30,6 @@ def require(program: str, package: str) -> str:
         complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         complain(f"{program} is not installed: apt-get install {package}")
     return str(path)
-
-
-def free_port() -> int:
-    """Give a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -70,9 +66,9 @@ class RedisServer:
         for name, value in self.options.items():
             command += [f"--{name.replace('_', '-')}", *(str(value).split() if value else [""])]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        ready, lines = threading.Event(), []
-        threading.Thread(target=self._follow, args=(self.process, ready, lines), daemon=True).start()
-        if not ready.wait(PATIENCE) or self.process.poll() is not None:
+        said, lines = threading.Event(), []
+        threading.Thread(target=self._follow, args=(self.process, said, lines), daemon=True).start()
+        if not said.wait(PATIENCE) or not any(READY in line for line in lines):
             raise AssertionError("redis-server did not start:\n" + "".join(lines))
         return self
 
@@ -82,14 +78,16 @@ class RedisServer:
             self.process.wait(PATIENCE)
             self.process = None
 
-    def _follow(self, process: subprocess.Popen[str], ready: threading.Event, lines: list[str]) -> None:
+    def _follow(self, process: subprocess.Popen[str], said: threading.Event, lines: list[str]) -> None:
+        """Read what it says until it is ready or ends, and drop the rest."""
         assert process.stdout is not None
         with process.stdout as output:
             for line in output:
-                lines.append(line)
-                if "Ready to accept connections" in line:
-                    ready.set()
-        ready.set()
+                if not said.is_set():
+                    lines.append(line)
+                if READY in line:
+                    said.set()
+        said.set()
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from emulator import free_port
 from firestore_kit import Spy
+from ports import free_port
 
 from celery_statemanager import ConfigurationError, Manager, StoreError, StoreUnavailable, open_store
 from celery_statemanager.stores.firestore import FirestoreStore

@@ -10,8 +10,9 @@ import time
 from contextlib import closing, contextmanager
 
 import pytest
+from ports import free_port
 from redis import exceptions
-from servers import RedisServer, free_port, require, running_cluster, running_redis, wait_for
+from servers import RedisServer, require, running_cluster, running_redis, wait_for
 
 from celery_statemanager import ConfigurationError, JobNotFound, StoreError, StoreUnavailable, open_store
 from celery_statemanager.models import Scope
