@@ -20,7 +20,8 @@ import pytest
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import firestore
-from ports import free_port
+
+from celery_statemanager.testing.ports import free_port
 
 PATIENCE = 60.0
 """Seconds after which an emulator that should be there is given up."""

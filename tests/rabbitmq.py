@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ports import free_port
+
+from celery_statemanager.testing.ports import free_port
 
 PROGRAM = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 PATIENCE = 60

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from ports import free_port
+
+from celery_statemanager.testing.ports import free_port
 
 PATIENCE = 20.0
 """Seconds after which a server that should be there is given up."""

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ports import free_port
+
+from celery_statemanager.testing.ports import free_port
 
 PATIENCE = 60.0
 """Seconds after which a service that should be healthy, or ended, is given up."""

@@ -13,11 +13,11 @@ from pathlib import Path
 import grpc
 import pytest
 from firestore_kit import Spy
-from ports import free_port
 
 from celery_statemanager import ConfigurationError, Manager, StoreError, StoreUnavailable, open_store
 from celery_statemanager.stores.firestore import FirestoreStore
 from celery_statemanager.testing.kit import Grid
+from celery_statemanager.testing.ports import free_port
 
 
 @pytest.fixture

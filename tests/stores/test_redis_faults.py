@@ -10,7 +10,6 @@ import time
 from contextlib import closing, contextmanager
 
 import pytest
-from ports import free_port
 from redis import exceptions
 from servers import RedisServer, require, running_cluster, running_redis, wait_for
 
@@ -21,6 +20,7 @@ from celery_statemanager.stores.redis.errors import translate
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE, purge, read_until
+from celery_statemanager.testing.ports import free_port
 
 SECRET = "hunter2"
 

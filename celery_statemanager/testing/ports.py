@@ -6,8 +6,8 @@ import random
 import socket
 
 OURS = range(10_000, 30_000)
-"""Below those that systems give to outgoing connections: one of these could take a port before its server does, or while
-it restarts, and who calls a server that is down could meet itself."""
+"""Below those that systems give to outgoing connections: one of these could take a port before its server does, or
+while it restarts, and who calls a server that is down could meet itself."""
 
 
 def free_port() -> int:
