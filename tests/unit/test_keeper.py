@@ -23,6 +23,8 @@ from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid
 from celery_statemanager.testing.kit import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("holds_nothing")
+
 LEASE = 0.6
 LONGEST = "\N{SNOWMAN}" * 200
 """The tag that takes the most bytes."""

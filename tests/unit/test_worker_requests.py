@@ -1,10 +1,13 @@
 """What a worker knows of a message when it comes: whether a body of its cell runs there already."""
 
+import pytest
 from celery.worker import state as worker_state
 
 from celery_statemanager.integration import worker_requests
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.records import JobKey, JobRef
+
+pytestmark = pytest.mark.usefixtures("holds_nothing")
 
 JOB = JobRef(JobKey("job"), "0123456789abcdef")
 
