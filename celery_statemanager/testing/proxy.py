@@ -81,10 +81,10 @@ class Proxy:
         if not pair.lives:
             pair.reset()
             return
-        threading.Thread(target=pair.run, name="proxy-pair", daemon=True).start()
         with self._lock:
             self._pairs = {pair, *(each for each in self._pairs if each.lives)}
             refused = self._refusing
+        threading.Thread(target=pair.run, name="proxy-pair", daemon=True).start()
         if refused:
             pair.reset()
 
