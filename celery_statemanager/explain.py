@@ -57,8 +57,9 @@ class _Told:
         self._now = store.now()
         self._workers = leases.workers(store)
         self._turn = store.get_worker(leases.SWEEPER)
-        alive = [Report.of(each) for each in self._workers.values() if each.lease_until > self._now]
-        dead = [Report.of(each) for each in self._workers.values() if each.lease_until <= self._now]
+        self._reports = {worker_id: Report.of(each) for worker_id, each in self._workers.items()}
+        alive = [self._reports[each.worker_id] for each in self._workers.values() if each.lease_until > self._now]
+        dead = [self._reports[each.worker_id] for each in self._workers.values() if each.lease_until <= self._now]
         self._received, self._left_behind = self._rows_of(alive), self._rows_of(dead)
         self._unseen = _unseen(alive)
 
@@ -158,7 +159,8 @@ class _Told:
         return "lost", f"lost {where}: its worker is gone or has forgotten it; {self._sweep()}: {fate}"
 
     def _listed(self, worker: WorkerRecord, tag: str, row: int, cell: Cell) -> bool:
-        return cell.began_at > worker.renewed_at or Report.of(worker).lists(cell_name(self._job.ref, tag, row))
+        report = self._reports[worker.worker_id]
+        return cell.began_at > worker.renewed_at or report.lists(cell_name(self._job.ref, tag, row))
 
     def _sweep(self) -> str:
         """Say when the next sweep comes, as far as the last one tells: its turn has the length of their interval."""

@@ -48,7 +48,6 @@ MOST_BYTES_OF_CELLS = 512 * 1024
 SWEEPER = "~sweeper"
 """The name under which the process whose turn it is to sweep is kept among the workers."""
 
-
 NOBODY = "~nobody"
 """The name of a worker that is never kept."""
 
@@ -100,11 +99,16 @@ class Report:
     @property
     def lists_all(self) -> bool:
         """Whether an attempt that it does not list has no account."""
-        return self.readable and not {*self.cut} - {"received"}
+        return not {*self.cut} - {"received"}
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The names of the cells whose attempts or writes it lists."""
+        return (*self.running, *self.previous, *self.pending)
 
     def lists(self, name: str) -> bool:
         """Whether an attempt on this cell is accounted for."""
-        return not self.lists_all or name in self.running or name in self.previous or name in self.pending
+        return not self.lists_all or name in self.cells
 
     def to_json(self) -> str:
         """Give the body of a worker record, of at most ``MOST_BYTES``."""
@@ -187,7 +191,7 @@ def jobs_at_work(store: Store) -> Callable[[str], bool]:
         {each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive} if alive else set()
     )
     for report in alive.values():
-        found.update(name.partition(".")[0] for name in (*report.running, *report.previous, *report.pending))
+        found.update(name.partition(".")[0] for name in report.cells)
         found.update(row.ref.incarnation for row in report.received)
     return found.__contains__
 

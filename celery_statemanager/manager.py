@@ -290,7 +290,11 @@ class Manager:
         request = Write(tag, row, status, event_id, message, payload, attempt=attempt, closes=closes)
         if progress is not None:
             request.keeps_payload, request.progress = True, progress
-        return state_of(self.job_id, tag, row, self.store.write(self.ref, request).cell)
+        return self._send(request)
+
+    def _send(self, request: Write) -> State:
+        cell = self.store.write(self.ref, request).cell
+        return state_of(self.job_id, request.tag, request.task_index, cell)
 
     def _own_row(self, task_index: int | None) -> int:
         if task_index is not None:

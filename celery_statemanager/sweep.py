@@ -58,7 +58,7 @@ class _Known:
     def _names(self) -> frozenset[str] | None:
         """The cells that it lists; None if it accounts for others too."""
         report = Report.of(self.record)
-        return frozenset([*report.running, *report.previous, *report.pending]) if report.lists_all else None
+        return frozenset(report.cells) if report.lists_all else None
 
 
 class Sweep:

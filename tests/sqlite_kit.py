@@ -7,9 +7,10 @@ import signal
 import sqlite3
 import threading
 import warnings
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from celery_statemanager import aggregate, open_store
 from celery_statemanager.manager import new_event_id
@@ -68,6 +69,33 @@ def forked(work: Callable[[], object]) -> Callable[[], None]:
 
 def in_child(work: Callable[[], object]) -> None:
     forked(work)()
+
+
+@contextmanager
+def held_elsewhere(
+    make: Callable[[], AbstractContextManager[Any]], then: Callable[[Any], object] = lambda _: None
+) -> Iterator[None]:
+    """Have another thread hold something, a lock or a loan that it makes itself, for as long as the block lasts.
+
+    Args:
+        then: what it does with it before the block begins.
+    """
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with make() as lent:
+            then(lent)
+            entered.set()
+            leave.wait(PATIENCE)
+
+    holder = threading.Thread(target=hold, daemon=True)
+    holder.start()
+    assert entered.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        leave.set()
+        holder.join(PATIENCE)
 
 
 def recount(path: Path) -> dict[tuple[str, int], int]:

@@ -111,6 +111,8 @@ class Backlog:
                 logger.error("the store did not come back: the states of %d cells are lost", len(self._waiting))
 
     def _waits(self, cell: str) -> bool:
+        if not self._waiting:  # as a rule, and on every write's way
+            return False
         with self._changed:
             return any(name == cell for name, _ in self._waiting)
 

@@ -6,17 +6,14 @@ Beat and every worker also sweep by themselves (``turns``); a task alone could w
 from __future__ import annotations
 
 import logging
-import weakref
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from celery.signals import import_modules
-
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.garbage import collect_garbage
-from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.installed import Tracker, at_start
 from celery_statemanager.integration.settings import PREFIX
 from celery_statemanager.integration.sweeper import sweep
 from celery_statemanager.migrations import migrate_jobs
@@ -47,14 +44,11 @@ def install(tracker: Tracker) -> None:
     def migrate() -> dict[str, Any]:
         return _migrate(tracker)
 
-    mine = weakref.ref(tracker)  # a signal must not keep an app alive
-    import_modules.connect(lambda **_: _add_entries(mine()), sender=tracker.app, weak=False)
+    at_start(tracker, _add_entries)
 
 
-def _add_entries(tracker: Tracker | None) -> None:
+def _add_entries(tracker: Tracker) -> None:
     """Put the entries that the settings ask for beside the app's own; one of the same name stays as it is."""
-    if tracker is None:
-        return
     conf, settings = tracker.app.conf, tracker.settings
     migrate_when = None if settings.migrate_target is None else settings.migrate_schedule
     wanted = {COLLECT: settings.gc_schedule, SWEEP: settings.sweep_schedule, MIGRATE: migrate_when}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
 from celery import Celery, current_task
 from celery.canvas import Signature, group
-from celery.signals import import_modules
 
 from celery_statemanager.integration import beat, signals
 from celery_statemanager.integration.binding import TAG_HEADER
-from celery_statemanager.integration.installed import install, tracker_of
+from celery_statemanager.integration.installed import at_start, install, tracker_of
 from celery_statemanager.integration.job import Job
 from celery_statemanager.integration.measuring import find_metrics
 from celery_statemanager.integration.run import run_of
@@ -30,16 +28,9 @@ from celery_statemanager.stores import Store, open_store
 _installing = threading.Lock()
 
 
-def _require_store_at_start(states: StateManager) -> None:
-    """Have a worker, or beat, whose store cannot be used end as it starts: it would fail the tasks that it takes."""
-    mine = weakref.ref(states)  # a signal must not keep an app alive
-
-    def require(**_: Any) -> None:
-        states = mine()
-        if states is not None:
-            states.store  # noqa: B018 - making it checks its URL, its options and its client library
-
-    import_modules.connect(require, sender=states.app, weak=False)
+def _require_store(states: StateManager) -> None:
+    """Refuse to start with a store that cannot be used: the worker would fail the tasks that it takes."""
+    states.store  # noqa: B018 - making it checks its URL, its options and its client library
 
 
 class StateManager:
@@ -59,7 +50,7 @@ class StateManager:
                 found.app = app
                 install(app, found)
                 beat.install(found)
-                _require_store_at_start(found)
+                at_start(found, _require_store)
                 signals.connect()
             return found
 

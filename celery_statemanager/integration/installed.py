@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from celery import Celery
+from celery.signals import import_modules
 
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.metrics import Metrics
@@ -31,6 +34,8 @@ class Tracker(Protocol):
         """What measures it."""
 
 
+AnyTracker = TypeVar("AnyTracker", bound=Tracker)
+
 _ATTRIBUTE = "_celery_statemanager"
 
 
@@ -42,3 +47,15 @@ def install(app: Celery, tracker: Tracker) -> None:
 def tracker_of(app: Celery) -> Tracker | None:
     """Give the app's tracker; None for an app without one."""
     return getattr(app, _ATTRIBUTE, None)
+
+
+def at_start(tracker: AnyTracker, action: Callable[[AnyTracker], object]) -> None:
+    """Do something with the tracker as a worker or beat of its app starts; what is raised ends it."""
+    mine = weakref.ref(tracker)  # a signal must not keep an app alive
+
+    def act(**_: Any) -> None:
+        alive = mine()
+        if alive is not None:
+            action(alive)
+
+    import_modules.connect(act, sender=tracker.app, weak=False)

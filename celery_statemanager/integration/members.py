@@ -105,8 +105,8 @@ def _stages(row: int, member: Any) -> Stages:
 def _check_arguments(app: Celery, row: int, stages: Stages) -> None:
     """Refuse what Celery would refuse to publish, or fail in the worker, before the job is created."""
     for number, stage in enumerate(stages):
-        policy.check_task(app, stage.task)
         task = app.tasks.get(stage.task or "")
+        policy.check_task(task)
         check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
         if check is not None:
             result_of_the_last = (None,) if number and not stage.immutable else ()

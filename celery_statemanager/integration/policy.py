@@ -29,9 +29,10 @@ def check(name: str, on_lost: Any) -> None:
         )
 
 
-def check_task(app: Celery, name: str | None) -> None:
-    """Refuse a task, if the app knows it, whose policy does not exist. Raises: ConfigurationError."""
-    check(name or "", getattr(app.tasks.get(name or ""), "on_lost", None))
+def check_task(task: Any) -> None:
+    """Refuse a task whose policy does not exist; None is one that the app does not know. Raises: ConfigurationError."""
+    if task is not None:
+        check(task.name, getattr(task, "on_lost", None))
 
 
 def tell(app: Celery) -> None:
@@ -41,6 +42,6 @@ def tell(app: Celery) -> None:
     """
     for name in sorted(app.tasks):
         try:
-            check_task(app, name)
+            check_task(app.tasks[name])
         except ConfigurationError as error:
             logger.error("%s; until then it goes by that, and submit refuses it", error)  # noqa: TRY400 - no bug of ours

@@ -29,7 +29,7 @@ from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.interrupts import interrupting
 from celery_statemanager.integration.strays import tell_of_unknown_job
-from celery_statemanager.limits import check_name, readable
+from celery_statemanager.limits import readable
 from celery_statemanager.manager import Manager, new_event_id
 from celery_statemanager.models import State, Status
 from celery_statemanager.records import Begin, Delivery, Verdict, When, Write, WriteReply
@@ -210,22 +210,18 @@ class _RunManager(Manager):
         super().__init__(tracker.store, current(tracker.store, binding.ref), binding.task_index, max_state_bytes=limit)
         self._run = run
 
-    def _write(
-        self,
-        tag: str,
-        row: int,
-        status: int,
-        message: str | None,
-        event_id: str | None,
-        payload: str | None = None,
-        progress: str | None = None,
-    ) -> State:
+    def _send(self, request: Write) -> State:
         with interrupting():
-            if tag != self._run.binding.tag:
-                return super()._write(tag, row, status, message, event_id, payload, progress)
-            checked = None if event_id is None else check_name("event_id", event_id)
-            kind = {"payload": payload} if progress is None else {"keeps_payload": True, "progress": progress}
-            return self._run.write(status, message, event_id=checked, **kind)
+            if request.tag != self._run.binding.tag:
+                return super()._send(request)
+            return self._run.write(
+                request.status,
+                request.message,
+                event_id=request.event_id,
+                payload=request.payload,
+                keeps_payload=request.keeps_payload,
+                progress=request.progress,
+            )
 
 
 def start_run(task: Task[Any, Any]) -> Run | None:

@@ -83,7 +83,7 @@ def submit(
 def _latch(app: Celery, name: str, callback: Any) -> Latch:
     text = callback_to_json(name, callback)
     if callback is not None:
-        policy.check_task(app, callback.task)
+        policy.check_task(app.tasks.get(callback.task or ""))
     return Latch(text)
 
 

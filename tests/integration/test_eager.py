@@ -33,6 +33,14 @@ def new_app(**settings):
     return Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://", **settings)
 
 
+def with_faults(**settings):
+    """Give an app, its manager, and the manager's store, which fails where it is told to."""
+    app = new_app(**settings)
+    states = StateManager(app)
+    states.store = FaultyStore(states.store)
+    return app, states, states.store
+
+
 @pytest.fixture
 def app():
     return new_app(statemanager_progress_interval=0.0)
@@ -218,9 +226,7 @@ def test_held_back_progress_lands_with_the_end():
 @pytest.mark.parametrize("call", [lambda s: s.set(5, "said"), lambda s: s.progress(1, 2, "said"), lambda s: s.get()])
 @pytest.mark.parametrize("policy", ["log", "raise"])
 def test_a_store_that_is_down_is_the_tasks_trouble_only_if_the_settings_say_so(policy, call):
-    app = new_app(statemanager_on_store_error=policy)
-    states = StateManager(app)
-    states.store = store = FaultyStore(states.store)
+    app, states, store = with_faults(statemanager_on_store_error=policy)
     given = []
 
     @app.task(shared=False, base=StatefulTask, bind=True)
@@ -267,9 +273,7 @@ def test_a_time_limit_that_strikes_while_the_first_task_of_a_process_begins_cost
 @pytest.mark.parametrize("policy", ["log", "raise"])
 def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_write(policy, monkeypatch):
     monkeypatch.setattr(background, "SUSPECT", 0.0)
-    app = new_app(statemanager_on_store_error=policy)
-    states = StateManager(app)
-    states.store = store = FaultyStore(states.store)
+    app, states, store = with_faults(statemanager_on_store_error=policy)
     ran = []
 
     @app.task(shared=False, base=StatefulTask, bind=True)
@@ -290,9 +294,7 @@ def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_
 @pytest.mark.parametrize("words", [0, 1, 3])
 def test_an_attempt_whose_begin_was_not_answered_is_still_its_own(lost, words, policy, monkeypatch):
     monkeypatch.setattr(background, "SUSPECT", 0.0)
-    app = new_app(statemanager_on_store_error=policy)
-    states = StateManager(app)
-    states.store = store = FaultyStore(states.store)
+    app, states, store = with_faults(statemanager_on_store_error=policy)
     if "begin" not in lost:
         store.lose_response("begin", applied=False)
     for method in lost:

@@ -98,11 +98,11 @@ class Snapshot:
         column = ("column", "==", column_of(self.job.ref, tag))
         while high - low > 1:
             middle = (low + high) // 2
-            between = (("taskID", ">=", nth(rows, low)), ("taskID", "<=", nth(rows, middle - 1)))
+            between = (("taskID", ">=", rows.after(low)), ("taskID", "<=", rows.after(middle - 1)))
             written = self._sums(self._parent, requests.select("states", column, *between), (), count=True)["count"]
             low, high = (middle, high) if written == middle - low else (low, middle)
         self._floors[tag] = max(low, self._floors.get(tag, 0))
-        return nth(rows, low)
+        return rows.after(low)
 
     def _sums(self, parent: str, structured: Any, paths: tuple[str, ...], *, count: bool = False) -> dict[str, int]:
         return self._database.sums(parent, structured, paths, self._deadline, count=count, at=self._at)
@@ -138,12 +138,3 @@ def read_cell(job: JobRecord, got: Got, name: str) -> Cell | None:
 def seen(job: JobRecord, document: Found) -> State:
     """Give a cell's document as readers see it."""
     return aggregate.seen(job, document.fields["tag"], document.fields["taskID"], cell_of(document.fields))
-
-
-def nth(rows: IndexSet, number: int) -> int:
-    """Give the expected row with so many before it."""
-    for low, high in rows.ranges:
-        if number <= high - low:
-            return low + number
-        number -= high - low + 1
-    raise IndexError(number)

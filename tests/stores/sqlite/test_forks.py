@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlite_kit import forked, in_child, open_files, opened, recount
+from sqlite_kit import forked, held_elsewhere, in_child, open_files, opened, recount
 
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.sqlite import SQLiteStore
@@ -62,25 +62,13 @@ class TestForks:
     def test_a_fork_does_not_wait_for_ever_and_the_child_lets_the_strange_connection_be(self, path: Path) -> None:
         store = opened(path, timeout=0.05)
         grid = Grid.create(store)
-        entered, leave = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with store._pool.reading() as db:
-                db.execute("SELECT count(*) FROM job").fetchone()
-                entered.set()
-                leave.wait(PATIENCE)
-
-        holder = threading.Thread(target=hold, daemon=True)
-        holder.start()
-        assert entered.wait(PATIENCE)
 
         def work() -> None:
             assert len(abandoned) == 1
             grid.write("a", 0, 5)
 
-        in_child(work)
-        leave.set()
-        holder.join(PATIENCE)
+        with held_elsewhere(store._pool.reading, lambda db: db.execute("SELECT count(*) FROM job").fetchone()):
+            in_child(work)
         assert grid.cell("a", 0).version == 1
         store.close()
 
@@ -119,68 +107,36 @@ class TestForks:
         self, store: SQLiteStore
     ) -> None:
         grid = Grid.create(store)
-        entered, leave = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with store._pool.turn:
-                entered.set()
-                leave.wait(PATIENCE)
-
-        holder = threading.Thread(target=hold, daemon=True)
-        holder.start()
-        assert entered.wait(PATIENCE)
-        pid = ctypes.PyDLL(None).fork()
-        if pid == 0:
-            try:
-                os._exit(0 if grid.write("a", 0, 5).cell.version == 1 else 1)
-            finally:
-                os._exit(2)
-        leave.set()
-        holder.join(PATIENCE)
+        with held_elsewhere(lambda: store._pool.turn):
+            pid = ctypes.PyDLL(None).fork()
+            if pid == 0:
+                try:
+                    os._exit(0 if grid.write("a", 0, 5).cell.version == 1 else 1)
+                finally:
+                    os._exit(2)
         assert os.waitpid(pid, 0)[1] == 0
         assert grid.write("a", 0, 6).cell.version == 2
 
     def test_a_watch_that_another_thread_was_about_to_close_does_not_hang_the_child(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         assert isinstance(watch, SQLiteWatch)
-        entered, leave = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with watch._closed._cond:
-                entered.set()
-                leave.wait(PATIENCE)
-
-        holder = threading.Thread(target=hold, daemon=True)
-        holder.start()
-        assert entered.wait(PATIENCE)
-        in_child(watch.close)
-        leave.set()
-        holder.join(PATIENCE)
+        with held_elsewhere(lambda: watch._closed._cond):
+            in_child(watch.close)
 
     def test_a_signal_that_breaks_the_wait_before_a_fork_leaves_the_store_usable(self, store: SQLiteStore) -> None:
         grid = Grid.create(store)
-        entered, leave = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with store._pool.reading():
-                entered.set()
-                leave.wait(PATIENCE)
 
         def interrupt(*_: object) -> None:
             raise InterruptedError
 
-        holder = threading.Thread(target=hold, daemon=True)
-        holder.start()
-        assert entered.wait(PATIENCE)
-        before = signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        try:
-            with pytest.raises(InterruptedError):
-                store._pool.before_fork()
-        finally:
-            signal.signal(signal.SIGALRM, before)
-        leave.set()
-        holder.join(PATIENCE)
+        with held_elsewhere(store._pool.reading):
+            before = signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            try:
+                with pytest.raises(InterruptedError):
+                    store._pool.before_fork()
+            finally:
+                signal.signal(signal.SIGALRM, before)
         assert grid.write("a", 0, 5).cell.version == 1
 
     def test_a_closed_watch_stays_closed_in_a_child(self, store: SQLiteStore) -> None:
