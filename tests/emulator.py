@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -89,7 +90,7 @@ class Emulator:
         return self
 
     def warm_up(self) -> None:
-        """Make one call: on a busy machine the first takes longer than a store's timeout."""
+        """Make one call of each kind: the first takes long, and a change that comes during the first listen gets lost."""
         with grpc.insecure_channel(self.host) as channel:
             client = FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
             database = "projects/warm-up/databases/(default)"
@@ -97,6 +98,20 @@ class Emulator:
             list(client.batch_get_documents(get, retry=None, timeout=PATIENCE))
             write = {"update": {"name": f"{database}/documents/a/b"}}
             client.commit(firestore.CommitRequest(database=database, writes=[write]), retry=None, timeout=PATIENCE)
+            self._listen(client, database)
+
+    @staticmethod
+    def _listen(client: FirestoreClient, database: str) -> None:
+        """Listen to a collection until what is there has come."""
+        query = {"from_": [{"collection_id": "a"}]}
+        target = {"query": {"parent": f"{database}/documents", "structured_query": query}, "target_id": 1}
+        asked: queue.SimpleQueue[firestore.ListenRequest | None] = queue.SimpleQueue()
+        asked.put(firestore.ListenRequest(database=database, add_target=target))
+        answers = client.listen(iter(asked.get, None), retry=None, timeout=PATIENCE)
+        while next(answers).target_change.target_change_type != firestore.TargetChange.TargetChangeType.CURRENT:
+            pass
+        asked.put(None)
+        answers.cancel()
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
