@@ -17,6 +17,7 @@ from celery_statemanager import StoreUnavailable
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests, stream, watch
 from celery_statemanager.stores.firestore.client import STREAM_TRIES
+from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 ROWS = 5_000
@@ -158,9 +159,18 @@ def test_where_streams_never_open_a_watch_polls(
         assert events.closed
 
 
+def listening(store: FirestoreStore, grid: Grid) -> FirestoreWatch:
+    """Watch a job, and wait until the stream has begun: the emulator garbles one that a change meets while it opens."""
+    watch = store.watch(grid.ref, Scope())
+    assert isinstance(watch, FirestoreWatch)
+    with watch._changed:
+        assert watch._changed.wait_for(lambda: watch._complete, PATIENCE)
+    return watch
+
+
 def test_who_has_read_a_stream_goes_on_trying_streams(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
-    watch = store.watch(grid.ref, Scope())
+    watch = listening(store, grid)
     grid.write("a", 1, 5)
     read_until(watch, lambda batch: bool(batch.states))
     watch.close()
@@ -171,7 +181,7 @@ def test_who_has_read_a_stream_goes_on_trying_streams(store: FirestoreStore, spy
             watch.read(PATIENCE)
     spy.fault = lambda method, request: None
     spy.clear()
-    watch = store.watch(grid.ref, Scope())
+    watch = listening(store, grid)
     grid.write("a", 1, 6)
     read_until(watch, lambda batch: bool(batch.states))
     watch.close()
