@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -14,10 +15,14 @@ from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import firestore
 
+from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.firestore import Address, FirestoreStore
 from celery_statemanager.stores.firestore.rpc import GrpcClient
 from celery_statemanager.stores.firestore.transports import Transport, grpc_channel
 from celery_statemanager.stores.firestore.values import decoded, encoded
+from celery_statemanager.stores.firestore.watch import FirestoreWatch
+from celery_statemanager.subscription import Subscription
+from celery_statemanager.testing.kit import PATIENCE
 
 
 class Lost(grpc.RpcError, grpc.Call):
@@ -150,6 +155,21 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
 
     def store(self, address: Address, timeout: float = 10.0) -> FirestoreStore:
         return FirestoreStore(address, timeout=timeout, make_client=self.client)
+
+
+def begun(watch: Watch) -> None:
+    """Wait until the stream of a watch has begun: the emulator garbles, or loses, what meets one that it opens."""
+    assert isinstance(watch, FirestoreWatch)
+    with watch._changed:
+        assert watch._changed.wait_for(lambda: watch._complete, PATIENCE)
+
+
+@contextmanager
+def listening(events: Subscription) -> Iterator[Subscription]:
+    """Do with a subscription whose stream has begun what the block does, and close it."""
+    with events:
+        begun(events._feed._watch)
+        yield events
 
 
 class Documents:

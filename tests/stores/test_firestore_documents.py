@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from firestore_kit import Documents
+from firestore_kit import Documents, listening
 
 from celery_statemanager import JobNotFound, Manager, Status, StoreError, collect_garbage
 from celery_statemanager.models import State
@@ -99,7 +99,7 @@ def test_a_job_of_the_go_module_can_be_read(store: FirestoreStore, documents: Do
 def test_a_job_of_the_go_module_can_be_written_and_watched(store: FirestoreStore, documents: Documents) -> None:
     go_job(documents)
     go_state(documents, "extract", 0, 50, version=4)
-    with Manager.open(store, "go", task_index=0) as manager, manager.subscribe() as events:
+    with Manager.open(store, "go", task_index=0) as manager, listening(manager.subscribe()) as events:
         assert next(events).state.version == 4
         assert manager.set_state("extract", 60).version == 5
         assert next(events).state.version == 5

@@ -10,14 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
-from firestore_kit import Documents, Spy
+from firestore_kit import Documents, Lost, Spy, begun, listening
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests, stream, watch
 from celery_statemanager.stores.firestore.client import STREAM_TRIES
-from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 ROWS = 5_000
@@ -92,7 +91,7 @@ class Mismatch:
 def test_a_filter_mismatch_makes_a_subscriber_read_again_and_loses_nothing(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
     spy.alter = Mismatch("a:1")
-    with grid.manager().subscribe() as events:
+    with listening(grid.manager().subscribe()) as events:
         grid.write("a", 0, 4)
         assert events.get(PATIENCE) is not None
         grid.write("a", 1, 5)
@@ -138,6 +137,32 @@ def test_a_stream_that_is_silent_for_too_long_is_opened_anew_and_loses_nothing(
     assert spy.calls["Listen"] > 1
 
 
+class Break:
+    """Ends one stream with trouble: between the change of a document and the word that all up to then has come."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._broken = False
+
+    def __call__(self, messages: Any) -> Iterator[Any]:
+        for message in messages:
+            yield message
+            if message.document_change.document.name.endswith(self._name) and not self._broken:
+                self._broken = True
+                raise Lost(grpc.StatusCode.UNAVAILABLE)
+
+
+def test_a_stream_that_breaks_within_a_snapshot_loses_nothing(store: FirestoreStore, spy: Spy) -> None:
+    grid = Grid.create(store, 3, ("a",))
+    spy.alter = Break("a:1")
+    with listening(grid.manager().subscribe()) as events:
+        grid.write("a", 1, 5)
+        event = events.get(PATIENCE)
+        assert event is not None
+        assert (event.state.task_index, event.state.status) == (1, 5)
+        assert spy.calls["Listen"] == 2
+
+
 def test_where_streams_never_open_a_watch_polls(
     store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,18 +184,10 @@ def test_where_streams_never_open_a_watch_polls(
         assert events.closed
 
 
-def listening(store: FirestoreStore, grid: Grid) -> FirestoreWatch:
-    """Watch a job, and wait until the stream has begun: the emulator garbles one that a change meets while it opens."""
-    watch = store.watch(grid.ref, Scope())
-    assert isinstance(watch, FirestoreWatch)
-    with watch._changed:
-        assert watch._changed.wait_for(lambda: watch._complete, PATIENCE)
-    return watch
-
-
 def test_who_has_read_a_stream_goes_on_trying_streams(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
-    watch = listening(store, grid)
+    watch = store.watch(grid.ref, Scope())
+    begun(watch)
     grid.write("a", 1, 5)
     read_until(watch, lambda batch: bool(batch.states))
     watch.close()
@@ -181,7 +198,8 @@ def test_who_has_read_a_stream_goes_on_trying_streams(store: FirestoreStore, spy
             watch.read(PATIENCE)
     spy.fault = lambda method, request: None
     spy.clear()
-    watch = listening(store, grid)
+    watch = store.watch(grid.ref, Scope())
+    begun(watch)
     grid.write("a", 1, 6)
     read_until(watch, lambda batch: bool(batch.states))
     watch.close()

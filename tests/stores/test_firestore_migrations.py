@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from firestore_kit import Documents, Spy
+from firestore_kit import Documents, Spy, listening
 from google.protobuf import wrappers_pb2
 
 from celery_statemanager import JobNotFound, Manager, Status, collect_garbage, migrate_jobs
@@ -97,7 +97,7 @@ def test_its_aggregates_cost_what_those_of_our_jobs_do(store: FirestoreStore, sp
 
 def test_it_settles_is_watched_and_cancelled(store: FirestoreStore) -> None:
     migrate_jobs(store)
-    with Manager.open(store, "go").subscribe(until_settled=True) as events:
+    with listening(Manager.open(store, "go").subscribe(until_settled=True)) as events:
         seen = [next(events) for _ in range(36)]
         assert all(event.replay for event in seen)
         for row in range(30, 40):

@@ -54,7 +54,7 @@ class Stream:
     ) -> None:
         self._connection = connection
         self._targets = targets
-        self._news = News(since)
+        self._news, self._snapshot = News(since), Snapshot()
         self._take, self._lost, self._again = take, lost, again
         self._closed = threading.Event()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -120,8 +120,9 @@ class Stream:
         return None
 
     def _snapshots(self, responses: Any) -> Iterator[tuple[Snapshot, Any]]:
-        snapshot, current = Snapshot(), False
+        current = False
         for response in responses:
+            snapshot = self._snapshot  # what a stream that broke had brought of it is news no more in the next one
             self._alive_at, self._silence = time.monotonic(), SILENCE
             self._connection.stream_works()
             kind = response.WhichOneof("response_type")
@@ -140,6 +141,6 @@ class Stream:
                 current = current or change.target_change_type == _CURRENT
                 complete = change.target_change_type == _NO_CHANGE and not change.target_ids
                 if complete and change.HasField("read_time") and current:
+                    self._snapshot = Snapshot()
                     yield snapshot, change.read_time
-                    snapshot = Snapshot()
                     self._news.complete(change.read_time)
