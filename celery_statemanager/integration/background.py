@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -56,7 +57,7 @@ class Backlog:
         self._thread: threading.Thread | None = None
         self._suspect_until = 0.0
         self._refused = False
-        self._told_at = 0.0
+        self._told_at = -math.inf
         self._tell(())
 
     @property
