@@ -9,10 +9,10 @@ PREFORK, THREADS, GEVENT = (("redis1-redis", pool) for pool in ("prefork", "thre
 
 
 def received_again(worker, job):
-    """Whether a worker has got the message of row 0 a second time, and dropped it."""
+    """Whether a worker has got the message of row 0 once more, or more often, and dropped it."""
     celery_id = f"{job.manager.ref.incarnation}.0.0"
     log = worker.log.read_text()
-    return log.count(f"[{celery_id}] received") == 2 and f"not run: {celery_id} is duplicate" in log
+    return log.count(f"[{celery_id}] received") > 1 and f"not run: {celery_id} is duplicate" in log
 
 
 def check_one_run(tracked, job, key):

@@ -5,6 +5,7 @@ import sqlite3
 import pytest
 
 from celery_statemanager import Status, leases
+from celery_statemanager.integration.binding import Binding
 
 PATIENCE = 40
 
@@ -50,9 +51,11 @@ def test_an_attempt_that_could_not_begin_takes_its_number_with_its_first_write(
 ):
     if pool == "solo":
         pytest.skip("a solo worker cannot be held by a task and begin another")
-    job = submit([tracked.gate.s(key), tracked.count.s(key + "x").set(countdown=1.0)])
+    late = tracked.count.s(key + "x")
+    job = submit([tracked.gate.s(key), late.clone().set(queue="nobody")])
     eventually(lambda: tracked.notes(key))
     with outage():
+        Binding(job.manager.ref, 1, "work").bind(late.set(queue=pool)).apply_async()
         assert eventually(lambda: tracked.notes(key + "x")) == ["None"]
         (tracked.HOME / f"{key}.go").touch()
     assert job.wait(PATIENCE).finished == 2
@@ -84,5 +87,5 @@ def test_the_sweep_leaves_what_waits_in_a_workers_children(place, setting, track
 
 def renewed(tracked, owner, eventually):
     """Wait for the next renewal of a worker's lease."""
-    last = leases.workers(tracked.states.store)[owner].renewed_at
+    last = eventually(lambda: leases.workers(tracked.states.store).get(owner)).renewed_at
     eventually(lambda: leases.workers(tracked.states.store)[owner].renewed_at > last)
