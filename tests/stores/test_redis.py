@@ -22,7 +22,7 @@ from celery_statemanager.stores.redis.keys import JobKeys, entry_of, ref_of
 from celery_statemanager.stores.redis.layout import Ranks
 from celery_statemanager.stores.redis.packing import unpack
 from celery_statemanager.testing import Grid
-from celery_statemanager.testing.kit import purge
+from celery_statemanager.testing.kit import PATIENCE, purge
 
 MESSAGE = "page 4 of 10"
 
@@ -393,7 +393,7 @@ class TestClients:
                 grid = Grid.create(store, 3, ("a",))
                 with grid.manager().subscribe() as events:
                     grid.begin("a", 1, owner="w")
-                    seen = events.get(5.0)
+                    seen = events.get(PATIENCE)
                 store.put_worker("w", "{}", 1.0)
                 found = [store.list_jobs().jobs, list(store.list_open_attempts()), store.list_workers(), grid.states()]
                 read.append(

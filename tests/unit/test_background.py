@@ -110,6 +110,7 @@ def test_a_flush_does_not_wait_for_ever(backlog, caplog):
 
 
 def test_a_forked_child_has_nothing_waiting():
+    background.backlog.flush(PATIENCE)  # of what earlier tests left there
     store = Store()
     background.backlog.put(("a", "end"), lambda: store.write("late"))
     child = os.fork()
