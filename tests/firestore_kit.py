@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from google.api_core.exceptions import ServiceUnavailable
-from google.api_core.retry import Retry, if_exception_type
+from emulator import PATIENT
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.firestore import Address, FirestoreStore, requests
+from celery_statemanager.stores.firestore import Address, FirestoreStore
 from celery_statemanager.stores.firestore.rpc import GrpcClient
 from celery_statemanager.stores.firestore.transports import Transport, grpc_channel
-from celery_statemanager.stores.firestore.values import decoded
+from celery_statemanager.stores.firestore.values import decoded, encoded
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import PATIENCE
@@ -186,18 +185,17 @@ class Documents:
         self.put_all({path: fields})
 
     def put_all(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write documents whole, in one commit; waits for an emulator that has no time to take the connection."""
-        writes = [requests.overwrite(self.name(path), fields) for path, fields in documents.items()]
-        request = requests.commit(self.address.database_path, writes)
-        patient = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=60)
-        self.client.commit(firestore.CommitRequest.wrap(request), retry=patient, timeout=60)
+        """Write documents whole, in one commit."""
+        writes = [{"update": encoded(self.name(path), fields)} for path, fields in documents.items()]
+        request = firestore.CommitRequest.pb()(database=self.address.database_path, writes=writes)
+        self.client.commit(firestore.CommitRequest.wrap(request), retry=PATIENT, timeout=60)
 
     def get(self, path: str) -> dict[str, Any]:
         request = firestore.GetDocumentRequest(name=self.name(path))
-        answer = self.client.get_document(request, retry=None, timeout=10)
+        answer = self.client.get_document(request, retry=PATIENT, timeout=60)
         return decoded(type(answer).pb(answer).fields)
 
     def ids(self, collection: str) -> list[str]:
         parent, _, last = self.name(collection).rpartition("/")
         request = firestore.ListDocumentsRequest(parent=parent, collection_id=last)
-        return [each.name.rpartition("/")[2] for each in self.client.list_documents(request, retry=None, timeout=10)]
+        return [each.name.rpartition("/")[2] for each in self.client.list_documents(request, retry=PATIENT, timeout=60)]

@@ -20,6 +20,12 @@ from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid
 SUM = "RunAggregationQuery"
 
 
+@pytest.fixture(autouse=True)
+def long_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process remember a job for as long as a test takes, on a busy machine too."""
+    monkeypatch.setattr(jobs, "REMEMBERED_FOR", 3_600.0)
+
+
 @pytest.fixture
 def store(spied: FirestoreStore) -> FirestoreStore:
     return spied

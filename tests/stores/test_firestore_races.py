@@ -16,6 +16,12 @@ from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, 
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, purge
 
 
+@pytest.fixture(autouse=True)
+def long_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process remember a job for as long as a test takes, on a busy machine too."""
+    monkeypatch.setattr(jobs, "REMEMBERED_FOR", 3_600.0)
+
+
 @pytest.fixture
 def address(firestore_emulator: str) -> Address:
     return Address(f"test-{uuid.uuid4().hex[:12]}")

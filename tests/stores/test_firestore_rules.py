@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import requests
+from firestore_kit import listening
 
 from celery_statemanager import Manager
 from celery_statemanager.stores.firestore import Address, FirestoreStore
@@ -63,7 +64,7 @@ def store(ruled: Ruled, request: pytest.FixtureRequest) -> Iterator[FirestoreSto
 
 
 def test_servers_are_not_subject_to_rules(store: FirestoreStore) -> None:
-    with Manager.create(store, "job", num_tasks=1, task_index=0) as manager, manager.subscribe() as events:
+    with Manager.create(store, "job", num_tasks=1, task_index=0) as manager, listening(manager.subscribe()) as events:
         manager.set_state("a", 5)
         assert events.get(20).state.status == 5
 
