@@ -126,7 +126,7 @@ OUTCOMES = [
         "act_early",
         "succeed",
         only("prefork threads solo gevent", Status.REVOKED, "revoked", 0, 1),
-        {"countdown": 3},
+        {"countdown": 6},
         act="revoke",
     ),
     Outcome(

@@ -7,7 +7,7 @@ import signal
 import pytest
 from conftest import load
 
-from celery_statemanager import Status, leases
+from celery_statemanager import Status, StoreUnavailable, leases
 from celery_statemanager.integration.sweeper import sweep
 from celery_statemanager.sweep import Swept
 
@@ -73,7 +73,7 @@ def test_hosts_whose_clocks_are_hours_apart_take_each_other_neither_for_dead_nor
     workers = [victim(each, TRACKED_STORE=store, TRACKED_FAULT=each.partition(".")[2]) for each in queues]
     job = own.states.submit(own.gate.s(each).set(queue=each) for each in queues)
     eventually(lambda: all(own.notes(each) for each in queues))
-    (sweeper,) = sweepers(own, eventually, leases_long=1.5)
+    (sweeper,) = sweepers(own, eventually, leases_long=1.5, looks=4)
     assert job.summary().running == 2
     holder, other = sorted((0, 1), key=lambda row: workers[row].process.pid != sweeper)
     workers[holder].kill()
@@ -84,8 +84,8 @@ def test_hosts_whose_clocks_are_hours_apart_take_each_other_neither_for_dead_nor
     own.app.close()
 
 
-def sweepers(tracked, eventually, *, leases_long):
-    """The processes that take turns to sweep within some leases."""
+def sweepers(tracked, eventually, *, leases_long, looks):
+    """The processes that take turns to sweep within some leases; looks again if one that was held up lost its turn."""
     store, found = tracked.states.store, set()
     until = store.now() + leases_long * tracked.states.settings.lease * 1_000_000
 
@@ -95,14 +95,16 @@ def sweepers(tracked, eventually, *, leases_long):
         return store.now() > until
 
     eventually(is_over)
-    return found
+    again = len(found) > 1 and looks > 1
+    return sweepers(tracked, eventually, leases_long=leases_long, looks=looks - 1) if again else found
 
 
 @pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"), usual=2)
 def test_rows_that_a_killed_worker_held_back_are_run_or_marked(tracked, setting, victim, key, eventually):
     """For their time (``eta``, ``countdown``) or for their turn (``rate_limit``), with brokers that keep them to it."""
     worker = victim(key)
-    members = [tracked.late_gate.s(key).set(countdown=8), tracked.gate.s(key).set(countdown=8)]
+    countdown = 15  # the worker must have said that it holds them by then
+    members = [each.s(key).set(countdown=countdown) for each in (tracked.late_gate, tracked.gate)]
     members += [tracked.rare.s(f"{key}.rare") for _ in range(2)]
     job = tracked.states.submit(member.set(queue=key) for member in members)
     eventually(lambda: tracked.notes(f"{key}.rare") and held(tracked, job) == {0, 1, 2, 3} - ended(job))
@@ -143,11 +145,21 @@ def said_again(tracked, key, before, eventually):
     return eventually(lambda: (now := holding(tracked, key)) and now[0] > before and now)
 
 
+def stop_outside_of_a_write(process, store):
+    """Stop a process, but not while it holds the lock of an SQLite file, which would keep all others from writing."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            return leases.try_a_write(store)
+        except StoreUnavailable:
+            process.send_signal(signal.SIGCONT)
+
+
 def test_a_stopped_worker_that_comes_back_is_refused(tracked, setting, pool, victim, key, eventually):
     worker = victim(key, pool="solo")
     job = tracked.states.submit([tracked.late_word.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
-    worker.process.send_signal(signal.SIGSTOP)
+    stop_outside_of_a_write(worker.process, tracked.states.store)
     lost = state_when(job, lambda state: state.terminal)
     assert lost.status == Status.LOST
     (tracked.HOME / f"{key}.go").touch()

@@ -9,6 +9,7 @@ import pytest
 from sqlite_kit import opened
 
 from celery_statemanager.stores.sqlite import SQLiteStore
+from celery_statemanager.testing.kit import PATIENCE
 
 
 @pytest.fixture
@@ -18,5 +19,5 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[SQLiteStore]:
-    with opened(path) as store:
+    with opened(path, timeout=PATIENCE) as store:  # patient with a busy machine
         yield store
