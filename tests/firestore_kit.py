@@ -15,10 +15,10 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import Address, FirestoreStore, requests
 from celery_statemanager.stores.firestore.rpc import GrpcClient
 from celery_statemanager.stores.firestore.transports import Transport, grpc_channel
-from celery_statemanager.stores.firestore.values import decoded, encoded
+from celery_statemanager.stores.firestore.values import decoded
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import PATIENCE
@@ -186,8 +186,8 @@ class Documents:
 
     def put_all(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
         """Write documents whole, in one commit."""
-        writes = [{"update": encoded(self.name(path), fields)} for path, fields in documents.items()]
-        request = firestore.CommitRequest.pb()(database=self.address.database_path, writes=writes)
+        writes = [requests.overwrite(self.name(path), fields) for path, fields in documents.items()]
+        request = requests.commit(self.address.database_path, writes)
         self.client.commit(firestore.CommitRequest.wrap(request), retry=PATIENT, timeout=60)
 
     def get(self, path: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -85,7 +84,7 @@ def binding_of(request: Any) -> Binding | None:
     value = request.get(HEADER)
     if value is None:
         headers = request.get("headers")
-        value = headers.get(HEADER) if isinstance(headers, Mapping) else None
+        value = headers.get(HEADER) if isinstance(headers, dict) else None  # a Mapping takes long to be told
     return None if value is None else Binding.from_header(value)
 
 

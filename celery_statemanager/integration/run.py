@@ -24,7 +24,7 @@ from celery_statemanager.errors import (
 )
 from celery_statemanager.integration import kept, policy, worker_requests
 from celery_statemanager.integration.background import backlog
-from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
+from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.interrupts import interrupting
@@ -224,13 +224,11 @@ class _RunManager(Manager):
             )
 
 
-def start_run(task: Task[Any, Any]) -> Run | None:
-    """Begin tracking the execution that is about to start; None when its message is untracked."""
-    request = task.request
-    binding = binding_of(request)
-    tracker = None if binding is None else tracker_of(task.app)
-    if binding is None or tracker is None:
-        return None
+def start_run(task: Task[Any, Any], binding: Binding) -> None:
+    """Begin tracking the execution that is about to start; not in an app without a ``StateManager``."""
+    request, tracker = task.request, tracker_of(task.app)
+    if tracker is None:
+        return
     owner = None if request.is_eager else os.environ.get(worker_requests.WORKER_ID)
     keeps = owner is not None and policy.requeues(task, tracker.settings.on_lost)
     message = kept.of_execution(task) if keeps else None
@@ -239,7 +237,6 @@ def start_run(task: Task[Any, Any]) -> Run | None:
     setattr(request, _ATTRIBUTE, run)
     if not backlog.store_is_down:
         run.begin()
-    return run
 
 
 def run_of(task: Any) -> Run | None:

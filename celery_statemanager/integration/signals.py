@@ -18,7 +18,7 @@ from celery.utils.dispatch import Signal
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled, StateError
 from celery_statemanager.integration import outcomes, worker, worker_requests
-from celery_statemanager.integration.binding import HEADER
+from celery_statemanager.integration.binding import HEADER, binding_of
 from celery_statemanager.integration.interrupts import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.run import Run, run_of, start_run
 from celery_statemanager.models import Status
@@ -46,8 +46,11 @@ def _connect_endings() -> None:
 
 
 def _on_prerun(task: Any = None, **_: Any) -> None:
+    binding = binding_of(task.request)
+    if binding is None:
+        return
     try:
-        start_run(task)
+        start_run(task, binding)
     finally:  # a soft time limit may strike while it begins: its end is written all the same
         if run_of(task) is not None:
             _connect_endings()

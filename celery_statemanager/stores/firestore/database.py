@@ -110,8 +110,9 @@ class Database:
         """Do all of it or nothing, in one try. Raises: Refused, Transient, StoreError."""
         check_sizes(writes)
         answer = self.connection.once("commit", requests.commit(self.path, writes), deadline)
-        self.clock.learn(microseconds(answer.commit_time))
-        self.committed = max(self.committed, nanoseconds(answer.commit_time))
+        done_at = answer.commit_time
+        self.clock.learn(microseconds(done_at))
+        self.committed = max(self.committed, nanoseconds(done_at))
         return answer
 
     def insist(self, writes: Sequence[Any], deadline: Deadline) -> Any:

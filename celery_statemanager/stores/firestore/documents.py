@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
-from celery_statemanager.models import SCHEMA_VERSION, Status
+from celery_statemanager.models import FINISHED, SCHEMA_VERSION
 from celery_statemanager.records import Cell, Delivery, JobRecord, JobRef
 from celery_statemanager.stores.firestore.tallies import is_counted
 from celery_statemanager.stores.firestore.values import Moment, payload_fields, payload_of
@@ -127,22 +127,20 @@ def cell_fields(job: JobRecord, tag: str, task_index: int, cell: Cell, *, collec
     }
     if job.incarnation:
         fields["incarnation"] = job.incarnation
-        fields.update(_index_fields(job, tag, task_index, cell, collection))
+        if is_counted(job, tag, task_index):
+            _add_index_fields(fields, job, tag, cell)
+        if cell.open and cell.owner is not None:
+            fields["held"] = collection
     return fields
 
 
-def _index_fields(job: JobRecord, tag: str, task_index: int, cell: Cell, collection: str) -> dict[str, Any]:
-    """Give what the queries find cells by; a field is there only while it says something, and costs nothing else."""
-    fields: dict[str, Any] = {}
-    if is_counted(job, tag, task_index):
-        fields["column"] = column_of(job.ref, tag)
-        if cell.waiting:
-            fields["waiting"] = True
-        if 0 < cell.status < Status.FINISHED:
-            fields["fraction"] = tally_of(cell).progress
-    if cell.open and cell.owner is not None:
-        fields["held"] = collection
-    return fields
+def _add_index_fields(fields: dict[str, Any], job: JobRecord, tag: str, cell: Cell) -> None:
+    """Add what the queries find cells by; a field is there only while it says something, and costs nothing else."""
+    fields["column"] = column_of(job.ref, tag)
+    if cell.waiting:
+        fields["waiting"] = True
+    if 0 < cell.status < FINISHED:
+        fields["fraction"] = tally_of(cell).progress
 
 
 def column_of(ref: JobRef, tag: str) -> str:

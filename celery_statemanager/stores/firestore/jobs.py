@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
+from binascii import b2a_base64
 from dataclasses import replace
 
 from celery_statemanager.errors import JobExists, JobNotFound
@@ -25,7 +26,7 @@ CHECK_AFTER = 60_000_000
 
 def new_operation() -> str:
     """Give a name for one atomic step, by which it is known again when its answer was lost."""
-    return secrets.token_urlsafe(9)
+    return b2a_base64(os.urandom(9), newline=False).decode()
 
 
 class Jobs:

@@ -90,6 +90,6 @@ class Latches:
 
 def _may_decide(job: JobRecord, place: Place, cell: Cell) -> bool:
     """Whether a cell has ended, or come to rest as a cancelled job waits for."""
-    if job.plan is None or not job.plan.expects(*place):
+    if job.plan is None or tally_of(cell).pending:
         return False
-    return cell.final or not tally_of(cell).pending
+    return job.plan.expects(*place)

@@ -1,22 +1,32 @@
-"""The requests that the store sends, put together. Pure."""
+"""The requests that the store sends, put together. Pure.
+
+Parts are set in their place where a write has them: protocol buffers copy what a constructor is given by writing it out
+and reading it again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from google.cloud.firestore_v1.types import common, firestore, query, write
+from google.cloud.firestore_v1.types import firestore, query, write
 
-from celery_statemanager.stores.firestore.values import encode, encoded
+from celery_statemanager.stores.firestore.values import encode, fill_fields
 
 Write = write.Write.pb()
-Precondition = common.Precondition.pb()
-_Transform = write.DocumentTransform.FieldTransform.pb()
 _Query = query.StructuredQuery.pb()
-_REQUEST_TIME = write.DocumentTransform.FieldTransform.ServerValue.REQUEST_TIME
+_REQUEST_TIME = int(write.DocumentTransform.FieldTransform.ServerValue.REQUEST_TIME)
 
 _OPERATORS = {"==": 5, "<": 1, "<=": 2, ">": 3, ">=": 4}
 Filter = tuple[str, str, Any]
+
+
+def overwrite(name: str, fields: Mapping[str, Any]) -> Any:
+    """Write a document whole, whatever was there."""
+    made = Write()
+    made.update.name = name
+    fill_fields(made.update, fields)
+    return made
 
 
 def put(name: str, fields: Mapping[str, Any], stamp: Any, server_times: Iterable[str] = ()) -> Any:
@@ -25,18 +35,20 @@ def put(name: str, fields: Mapping[str, Any], stamp: Any, server_times: Iterable
     Args:
         server_times: fields that the server sets to its time; the same time in all writes of a commit.
     """
-    made = Write(update=encoded(name, fields), current_document=as_of(stamp))
+    made = overwrite(name, fields)
+    require(made, stamp)
     for path in server_times:
-        made.update_transforms.append(_Transform(field_path=path, set_to_server_value=_REQUEST_TIME))
+        _set_to_server_time(made, path)
     return made
 
 
 def add(name: str, fields: Mapping[str, Any], amounts: Mapping[str, int]) -> Any:
     """Set some fields of a document and add to others, whether it is there or not."""
-    made = Write(update=encoded(name, fields))
+    made = overwrite(name, fields)
     made.update_mask.field_paths.extend(fields)
     for path, amount in amounts.items():
-        made.update_transforms.append(_Transform(field_path=path, increment=encode(amount)))
+        transform = made.update_transforms.add(field_path=path)
+        transform.increment.integer_value = amount
     return made
 
 
@@ -46,8 +58,11 @@ def touch(name: str, fields: Mapping[str, Any], stamp: Any = None, *, without: I
     Args:
         without: fields to remove.
     """
-    condition = Precondition(exists=True) if stamp is None else as_of(stamp)
-    made = Write(update=encoded(name, fields), current_document=condition)
+    made = overwrite(name, fields)
+    if stamp is None:
+        made.current_document.exists = True
+    else:
+        require(made, stamp)
     made.update_mask.SetInParent()
     made.update_mask.field_paths.extend([*fields, *without])
     return made
@@ -55,32 +70,46 @@ def touch(name: str, fields: Mapping[str, Any], stamp: Any = None, *, without: I
 
 def touch_time(name: str, path: str) -> Any:
     """Set one field of a document that must be there to the server's time."""
-    made = Write(update=encoded(name, {}), current_document=Precondition(exists=True))
-    made.update_mask.SetInParent()
-    made.update_transforms.append(_Transform(field_path=path, set_to_server_value=_REQUEST_TIME))
+    made = touch(name, {})
+    _set_to_server_time(made, path)
     return made
 
 
 def stamp_time(name: str, fields: Mapping[str, Any], path: str) -> Any:
     """Write a document whole, with the server's time in one field, whatever was there."""
-    made = Write(update=encoded(name, fields))
-    made.update_transforms.append(_Transform(field_path=path, set_to_server_value=_REQUEST_TIME))
+    made = overwrite(name, fields)
+    _set_to_server_time(made, path)
     return made
 
 
 def delete(name: str, stamp: Any = None) -> Any:
     """Delete a document, if it is still as of ``stamp`` where that is given."""
-    return Write(delete=name, current_document=None if stamp is None else as_of(stamp))
+    made = Write(delete=name)
+    if stamp is not None:
+        require(made, stamp)
+    return made
 
 
-def as_of(stamp: Any) -> Any:
-    """Give the precondition that a document is as of its update time, or not there."""
-    return Precondition(exists=False) if stamp is None else Precondition(update_time=stamp)
+def require(made: Any, stamp: Any) -> None:
+    """Let a write hold only if its document is as of an update time, or is not there."""
+    if stamp is None:
+        made.current_document.exists = False
+    else:
+        made.current_document.update_time.CopyFrom(stamp)
+
+
+def _set_to_server_time(made: Any, path: str) -> None:
+    transform = made.update_transforms.add()
+    transform.field_path = path
+    transform.set_to_server_value = _REQUEST_TIME
 
 
 def commit(database: str, writes: Sequence[Any]) -> Any:
     """Do all of it or nothing."""
-    return firestore.CommitRequest.pb()(database=database, writes=writes)
+    made = firestore.CommitRequest.pb()(database=database)
+    for each in writes:
+        made.writes.add().CopyFrom(each)
+    return made
 
 
 def get(database: str, names: Iterable[str], *, at: Any = None) -> Any:

@@ -6,7 +6,8 @@ write's processor time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from google.api_core import exceptions
 from google.api_core.gapic_v1 import client_info, routing_header
 from google.cloud.firestore_v1.types import firestore
 
-Metadata = Sequence[tuple[str, str]]
+Metadata = tuple[tuple[str, str], ...]
 
 _SERVICE = "/google.firestore.v1.Firestore"
 _ABOUT_US = client_info.ClientInfo().to_grpc_metadata()  # type: ignore[no-untyped-call]
@@ -87,6 +88,7 @@ def _method(make: Any, name: str, request: Any, response: Any) -> Any:
     return make(f"{_SERVICE}/{name}", request.pb().SerializeToString, response.pb().FromString)
 
 
+@lru_cache(maxsize=1_000)
 def _with_route(metadata: Metadata, **field: str) -> Metadata:
     """Add what the service routes a call by, and what it counts clients by."""
     return (*metadata, routing_header.to_grpc_metadata(field), _ABOUT_US)  # type: ignore[no-untyped-call]

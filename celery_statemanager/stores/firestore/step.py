@@ -19,7 +19,7 @@ from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, Kn
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
 from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.values import Moment, microseconds
-from celery_statemanager.stores.firestore.view import NOW, Done, Place, StepTransaction, View, known_of, timed
+from celery_statemanager.stores.firestore.view import NOW, Done, Place, StepTransaction, View, known_of, set_time
 
 Reply = TypeVar("Reply", WriteReply, BeginReply)
 
@@ -69,7 +69,7 @@ class Steps:
                     return reply, None
                 if tx.puts:
                     last = tx, reply
-                    done = self._try(ref, tx, reply, operation, deadline)
+                    done = self._try(ref, tx, operation, deadline)
                     if done is not None:
                         return reply, done
             view = self._read(ref, view.cells, deadline)
@@ -97,12 +97,10 @@ class Steps:
         name = self._database.names.cell(ref, *place)
         return known_of(job.job, self._database.get([name], deadline), name)
 
-    def _try(
-        self, ref: JobRef, tx: StepTransaction, reply: WriteReply | BeginReply, operation: str, deadline: Deadline
-    ) -> Done | None:
+    def _try(self, ref: JobRef, tx: StepTransaction, operation: str, deadline: Deadline) -> Done | None:
         """Commit; None if that did not hold or its answer was lost: read again."""
         try:
-            return self._commit(ref, tx, reply, operation, deadline)
+            return self._commit(ref, tx, operation, deadline)
         except Refused as error:
             if tx.view.fresh:  # somebody writes the same cell
                 deadline.pause(Transient(str(error)))
@@ -110,24 +108,19 @@ class Steps:
             deadline.pause(error)
         return None
 
-    def _commit(
-        self, ref: JobRef, tx: StepTransaction, reply: WriteReply | BeginReply, operation: str, deadline: Deadline
-    ) -> Done:
+    def _commit(self, ref: JobRef, tx: StepTransaction, operation: str, deadline: Deadline) -> Done:
         rings: dict[Place, list[str]]
         rings = {place: [*tx.view.cells[place].operations, operation][-REMEMBERED:] for place in tx.puts}
         writes = [self._cell_write(ref, tx, place, rings[place]) for place in tx.puts]
         answer = self._database.commit([*writes, *self._other_writes(ref, tx)], deadline)
         now = int(microseconds(answer.write_results[0].transform_results[0].timestamp_value))
-        done = Done(tx.view.job, {})
         for place, result in zip(tx.puts, answer.write_results):
-            old, new = tx.puts[place]
-            cell = timed(new, now)
-            done.puts[place] = old, cell
+            cell = tx.puts[place][1]
+            set_time(cell, now)
             self._remember(ref, place, Known(cell, result.update_time, rings[place]))
         if tx.reopens:
             tx.view.job.at = 0.0
-        reply.cell = timed(reply.cell, now)
-        return done
+        return Done(tx.view.job, tx.puts)
 
     def _cell_write(self, ref: JobRef, tx: StepTransaction, place: Place, ring: list[str]) -> Any:
         new = tx.puts[place][1]
@@ -163,6 +156,6 @@ class Steps:
         primary = view.cells[tx.primary]
         self._remember(ref, tx.primary, primary)
         now = primary.cell.timestamp if primary.cell else 0
-        done = Done(view.job, {place: (old, timed(new, now)) for place, (old, new) in tx.puts.items()})
-        reply.cell = timed(reply.cell, now)
-        return reply, done
+        for _, new in tx.puts.values():
+            set_time(new, now)
+        return reply, Done(view.job, tx.puts)

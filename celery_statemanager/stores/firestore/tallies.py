@@ -66,7 +66,7 @@ def shard_of(job: JobRecord, task_index: int) -> int:
 
 def counts_of(cell: Cell | None) -> Counts:
     """Give what a cell adds."""
-    return Counts() if cell is None else Counts(*tally_of(cell)[:7], 1)
+    return Counts() if cell is None else Counts._make((*tally_of(cell)[:7], 1))
 
 
 def changes(
@@ -75,10 +75,10 @@ def changes(
     """Give by tag and shard what cells that alter add to the tallies."""
     found: dict[tuple[str, int], Counts] = {}
     for (tag, row), old, new in puts:
-        change = counts_of(new).minus(counts_of(old))
-        if any(change) and is_counted(job, tag, row):
+        before, after = counts_of(old), counts_of(new)
+        if before != after and is_counted(job, tag, row):
             place = tag, shard_of(job, row)
-            found[place] = found.get(place, Counts()).plus(change)
+            found[place] = found.get(place, Counts()).plus(after.minus(before))
     return found
 
 

@@ -18,7 +18,6 @@ from celery_statemanager.codec import rfc3339
 from celery_statemanager.records import to_datetime
 
 Value = document.Value.pb()
-Document = document.Document.pb()
 
 _INT64 = range(-(2**63), 2**63)
 _DEEPEST = 18
@@ -37,32 +36,32 @@ def encode(value: Any) -> Any:
     return made
 
 
+_PLAIN = {str: "string_value", int: "integer_value", bool: "boolean_value", float: "double_value"}
+
+
 def _fill(made: Any, value: Any) -> None:
     """Set a new value in its place: to make it elsewhere and copy it takes twice as long."""
-    if isinstance(value, str):
-        made.string_value = value
+    if (plain := _PLAIN.get(type(value))) is not None:
+        setattr(made, plain, value)
     elif value is None:
         made.null_value = 0
-    elif isinstance(value, bool):
-        made.boolean_value = value
     elif isinstance(value, Moment):
         made.timestamp_value.seconds, rest = divmod(value, 1_000_000)
         made.timestamp_value.nanos = rest * 1_000
-    elif isinstance(value, int):
-        made.integer_value = value
-    elif isinstance(value, float):
-        made.double_value = value
     elif isinstance(value, (list, tuple)):
         made.array_value.SetInParent()
+        values = made.array_value.values
         for inner in value:
-            _fill(made.array_value.values.add(), inner)
-    else:
-        _fill_fields(made.map_value, value)
+            _fill(values.add(), inner)
+    elif isinstance(value, Mapping):
+        made.map_value.SetInParent()
+        fill_fields(made.map_value, value)
+    else:  # of a class of its own, as ``Status`` is
+        setattr(made, next(name for kind, name in _PLAIN.items() if isinstance(value, kind)), value)
 
 
-def _fill_fields(made: Any, value: Mapping[str, Any]) -> None:
-    """Set the fields of a map or a document."""
-    made.SetInParent()
+def fill_fields(made: Any, value: Mapping[str, Any]) -> None:
+    """Set the fields of a new map or document."""
     fields = made.fields
     for key, inner in value.items():
         _fill(fields[key], inner)
@@ -80,13 +79,6 @@ def decode(value: Any) -> Any:
     if kind == "array_value":
         return [decode(inner) for inner in value.array_value.values]
     return getattr(value, kind)
-
-
-def encoded(name: str, fields: Mapping[str, Any]) -> Any:
-    """Give a document."""
-    made = Document(name=name)
-    _fill_fields(made, fields)
-    return made
 
 
 def decoded(fields: Any) -> dict[str, Any]:

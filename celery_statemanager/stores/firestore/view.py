@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from celery_statemanager.records import Cell, JobRecord, Tally
 from celery_statemanager.stores.firestore import tallies
@@ -96,8 +96,9 @@ def known_of(job: JobRecord, got: Got, name: str) -> Known:
     return Known(cell, document.stamp, fields.get("operations") or [], is_ours(fields, job))
 
 
-def timed(cell: Cell, now: int) -> Cell:
-    """Give a cell with the server's time where it was not known."""
-    if cell.timestamp != NOW:
-        return cell
-    return replace(cell, timestamp=now, began_at=now if cell.began_at == NOW else cell.began_at)
+def set_time(cell: Cell, now: int) -> None:
+    """Give a cell that a step has made, and nobody has seen yet, the server's time."""
+    if cell.timestamp == NOW:
+        cell.timestamp = now
+        if cell.began_at == NOW:
+            cell.began_at = now

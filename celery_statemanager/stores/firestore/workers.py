@@ -23,7 +23,7 @@ def take_turn(database: Database, name: str, holder: str, seconds: float) -> boo
     if turn is not None and turn.body != holder and turn.lease_until > database.now():
         return False
     write = _written(database, name, holder, seconds)
-    write.current_document.CopyFrom(requests.as_of(None if document is None else document.stamp))
+    requests.require(write, None if document is None else document.stamp)
     try:
         database.commit([write], deadline)
     except Refused:
