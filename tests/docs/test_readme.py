@@ -13,6 +13,7 @@ import click
 import pytest
 from celery import Celery
 from celery.bin.celery import celery as celery_command
+from celery.signals import worker_init
 
 from celery_statemanager import State, errors
 
@@ -87,6 +88,7 @@ def test_every_block_of_coming_from_runs(names, capsys):
 
 def test_every_block_of_operating_runs(names):
     run("docs/operating.md", names)
+    worker_init.disconnect(names["measure"])  # other tests play a worker's start in this process
     record = logging.makeLogRecord({"msg": "lost", "job_id": "etl-42", "tag": "ingest", "task_index": 3})
     assert names["Cell"]().format(record) == "etl-42/ingest/3 lost"
     assert names["Cell"]().format(logging.makeLogRecord({"msg": "swept"})) == "swept"
