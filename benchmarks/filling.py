@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -65,10 +66,12 @@ def _at_once(store: Store, ref: JobRef, writes: list[Write]) -> None:
 
 
 def _in_one_transaction(store: Store, ref: JobRef, writes: list[Write]) -> None:
-    with store._pool.writing() as db:
+    def write_all(db: sqlite3.Connection) -> None:
         for write in writes:
             place = (write.tag, write.task_index)
             steps.write(SQLiteTransaction.read(db, store._jobs, ref, store.now(), place), write)
+
+    store._pool.write(write_all)
 
 
 _WAYS = {"RedisStore": send_all, "SQLiteStore": _in_one_transaction, "FirestoreStore": _at_once}

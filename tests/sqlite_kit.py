@@ -72,23 +72,19 @@ def in_child(work: Callable[[], object]) -> None:
 
 
 @contextmanager
-def held_elsewhere(
-    make: Callable[[], AbstractContextManager[Any]], then: Callable[[Any], object] = lambda _: None
-) -> Iterator[None]:
-    """Have another thread hold something, a lock or a loan that it makes itself, for as long as the block lasts.
+def elsewhere(call: Callable[[Callable[..., None]], object]) -> Iterator[None]:
+    """Have another thread be in the middle of a call for as long as the block lasts.
 
     Args:
-        then: what it does with it before the block begins.
+        call: is given what it must call there, with whatever.
     """
     entered, leave = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with make() as lent:
-            then(lent)
-            entered.set()
-            leave.wait(PATIENCE)
+    def rest(*_: object) -> None:
+        entered.set()
+        leave.wait(PATIENCE)
 
-    holder = threading.Thread(target=hold, daemon=True)
+    holder = threading.Thread(target=call, args=(rest,), daemon=True)
     holder.start()
     assert entered.wait(PATIENCE)
     try:
@@ -96,6 +92,16 @@ def held_elsewhere(
     finally:
         leave.set()
         holder.join(PATIENCE)
+
+
+def held_elsewhere(lock: AbstractContextManager[Any]) -> AbstractContextManager[None]:
+    """Have another thread hold a lock for as long as the block lasts."""
+
+    def hold(rest: Callable[[], None]) -> None:
+        with lock:
+            rest()
+
+    return elsewhere(hold)
 
 
 def recount(path: Path) -> dict[tuple[str, int], int]:
@@ -133,10 +139,13 @@ def recount(path: Path) -> dict[tuple[str, int], int]:
 
 def fill(store: SQLiteStore, ref: JobRef, rows: int) -> None:
     """Write many cells as ``write`` would, but commit once."""
-    with store._pool.writing() as db:
+
+    def write(db: sqlite3.Connection) -> None:
         for row in range(rows):
             request = Write(tag="a", task_index=row, status=2 + row % 90, event_id=new_event_id(), message=f"row {row}")
             steps.write(SQLiteTransaction.read(db, store._jobs, ref, store.now(), ("a", row)), request)
+
+    store._pool.write(write)
 
 
 def path_of(grid: Grid) -> Path:
@@ -154,8 +163,7 @@ def effort(grid: Grid, work: Callable[[], object]) -> int:
         return 0
 
     work()
-    with store._pool.reading() as reader, store._pool.writing() as writer:
-        both = (reader, writer)
+    both = (store._pool.read(lambda db: db), store._pool.write(lambda db: db))
     for db in both:
         db.set_progress_handler(count, 10)
     work()

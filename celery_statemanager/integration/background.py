@@ -52,7 +52,8 @@ class Backlog:
 
     def forget(self) -> None:
         """Begin anew, as a forked child must: what waits is the parent's, and so is the thread."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # never entered: a signal may strike its exit, which is Python
         self._waiting: dict[Key, tuple[Action, About | None]] = {}
         self._thread: threading.Thread | None = None
         self._suspect_until = 0.0
@@ -69,7 +70,7 @@ class Backlog:
         """Name the cells whose writes wait."""
         if not self._waiting:
             return []
-        with self._changed:
+        with self._lock:
             return self._names()
 
     def suspect(self) -> None:
@@ -93,7 +94,7 @@ class Backlog:
 
     def put(self, key: Key, action: Action, about: About | None = None) -> None:
         """Do it from the thread, in place of an older one under the same key."""
-        with self._changed:
+        with self._lock:
             if key in self._waiting:
                 self._waiting[key] = action, about
             else:
@@ -107,14 +108,14 @@ class Backlog:
 
     def flush(self, timeout: float) -> None:
         """Wait until nothing waits, for at most ``timeout`` seconds."""
-        with self._changed:
+        with self._lock:
             if not self._changed.wait_for(lambda: not self._waiting, timeout):
                 logger.error("the store did not come back: the states of %d cells are lost", len(self._waiting))
 
     def _waits(self, cell: str) -> bool:
         if not self._waiting:  # as a rule, and on every write's way
             return False
-        with self._changed:
+        with self._lock:
             return any(name == cell for name, _ in self._waiting)
 
     def _names(self) -> list[str]:
@@ -150,13 +151,13 @@ class Backlog:
             self._done(key, action)
 
     def _next(self) -> tuple[Key, Action, About | None]:
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._waiting)
             key, (action, about) = next(iter(self._waiting.items()))
             return key, action, about
 
     def _done(self, key: Key, action: Action) -> None:
-        with self._changed:
+        with self._lock:
             if key in self._waiting and self._waiting[key][0] is action:
                 del self._waiting[key]
                 if not self._waiting or time.monotonic() - self._told_at >= TOLD_EVERY:

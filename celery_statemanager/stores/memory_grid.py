@@ -225,7 +225,8 @@ class MemoryWatch(Watch):
     """Holds the newest version of each cell that changed since the last read."""
 
     def __init__(self, lock: Any, job: Job, scope: Scope) -> None:
-        self._changed = threading.Condition(lock)
+        self._lock = lock
+        self._changed = threading.Condition(lock)  # never entered: a signal may strike its exit, which is Python
         self._job = job
         self._scope = scope
         self._cells: dict[tuple[str, int], Cell] = {}
@@ -243,7 +244,7 @@ class MemoryWatch(Watch):
         self._changed.notify_all()
 
     def read(self, timeout: float) -> Batch:
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._cells or self._job_changed or self._closed, timeout)
             if self._job.deleted:
                 raise JobNotFound(*self._job.record.key)
@@ -253,7 +254,7 @@ class MemoryWatch(Watch):
         return Batch([state_of(job_id, tag, row, cell) for (tag, row), cell in cells.items()], job_changed)
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._job.watches.discard(self)
             self._changed.notify_all()

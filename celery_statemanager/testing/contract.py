@@ -20,6 +20,7 @@ from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigrationContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
 from celery_statemanager.testing.contract_rules import RuleContract
+from celery_statemanager.testing.contract_signals import SignalContract
 from celery_statemanager.testing.contract_stages import StageContract
 from celery_statemanager.testing.contract_subscriptions import SubscriptionContract
 from celery_statemanager.testing.contract_watching import WatchContract
@@ -43,6 +44,7 @@ class StoreContract(
     WatchContract,
     SubscriptionContract,
     BarrierContract,
+    SignalContract,
     MigrationContract,
 ):
     """Tests that every store passes, and no test that only one could.

@@ -59,7 +59,7 @@ class FirestoreWatch(Watch):
         deadline = time.monotonic() + timeout
         if self._pid != os.getpid() and not self._closed:
             self._open()
-        with self._changed:
+        with self._lock:
             while not self._ready():
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -73,7 +73,7 @@ class FirestoreWatch(Watch):
         self._closed = True
         if self._pid == os.getpid():
             self._source.close()
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def __del__(self) -> None:
@@ -82,7 +82,8 @@ class FirestoreWatch(Watch):
 
     def _open(self) -> None:
         self._pid = os.getpid()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # never entered: a signal may strike its exit, which is Python
         connection = self._database.connection
         take, lose, check = _weakly(self._take), _weakly(self._lose), _weakly(self._check)
         if connection.streams:
@@ -122,7 +123,7 @@ class FirestoreWatch(Watch):
         return bool(batch.states or batch.job_changed or batch.resync)
 
     def _take(self, snapshot: Snapshot, moment: Any) -> None:
-        with self._changed:
+        with self._lock:
             self._complete = nanoseconds(moment)
             self._resync = self._resync or snapshot.missed
             if self._target.job in snapshot.deleted:
@@ -148,7 +149,7 @@ class FirestoreWatch(Watch):
             self._states[tag, row] = nanoseconds(document.stamp), aggregate.seen(self._job, tag, row, kept)
 
     def _lose(self, error: StoreError) -> None:
-        with self._changed:
+        with self._lock:
             self._trouble = error
             self._changed.notify_all()
 
@@ -157,11 +158,11 @@ class FirestoreWatch(Watch):
         try:
             known: KnownJob = self._jobs.current(self._ref, Deadline(min(self._database.connection.timeout, LOOK_FOR)))
         except JobNotFound:
-            with self._changed:
+            with self._lock:
                 self._gone = True
                 self._changed.notify_all()
             return
-        with self._changed:
+        with self._lock:
             self._job_changed = self._job_changed or known.job != self._job
             self._job = known.job
             self._changed.notify_all()

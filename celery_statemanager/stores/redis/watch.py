@@ -99,13 +99,13 @@ class RedisWatch(Watch):
         entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
         numbers = [int(number.partition(b"-")[0]) for number, _ in entries]
         missed = numbers[0] != self._cursor + 1
-        self._cursor = numbers[-1]
         cells = dict.fromkeys(address_of(fields[1]) for _, fields in reversed(entries) if fields[0] == b"c")
         job_changed = any(fields[0] == b"j" for _, fields in entries)
         if job_changed or missed:
             self._living()
         wanted = [each for each in reversed(cells) if self._scope.holds(*each)]
         states = self._states(wanted)
+        self._cursor = numbers[-1]  # not before: what is broken off here comes again
         return Batch(states, job_changed, missed) if states or job_changed or missed else None
 
     def _look_after_silence(self) -> Batch | None:
@@ -136,10 +136,9 @@ class RedisWatch(Watch):
         return [state_of(self._job.job_id, tag, row, cell) for (tag, row), cell in found if cell is not None]
 
     def _ask(self, *commands: tuple[Any, ...]) -> list[Any]:
-        """Send commands together and read their replies; a connection that failed is not used again."""
+        """Send commands together and read their replies; what fails is no more connected."""
         try:
-            self._connection.send_packed_command([b"".join(pack_command(*command) for command in commands)])
-            return [self._connection.read_response() for _ in commands]
+            return self._answers(*commands)
         except AskError as error:  # MOVED: the next watch finds where
             if not self._server.clustered:
                 raise translate(error, self._server.shown) from error
@@ -149,4 +148,12 @@ class RedisWatch(Watch):
         except (AttributeError, TypeError, ValueError) as error:
             if self._closed:  # closed under the client's hands
                 raise StoreUnavailable("closed") from error
+            raise
+
+    def _answers(self, *commands: tuple[Any, ...]) -> list[Any]:
+        try:
+            self._connection.send_packed_command([b"".join(pack_command(*command) for command in commands)])
+            return [self._connection.read_response() for _ in commands]
+        except BaseException:  # a signal handler's, too: replies that are still to come are not the next command's
+            self._connection.disconnect()
             raise

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from typing import Any
 
 from celery_statemanager.records import JobKey, JobRef, OpenAttempt
 from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of
@@ -25,9 +27,12 @@ ORDER BY c.job, c.tag, c.task_index LIMIT {PAGE}
 def list_open(pool: Pool) -> Iterator[OpenAttempt]:
     """Give every open attempt that has an owner, page by page."""
     place = (0, 0, 0)
+
+    def page(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return db.execute(_OWNED, place).fetchall()
+
     while True:
-        with pool.reading() as db:
-            rows = db.execute(_OWNED, place).fetchall()
+        rows = pool.read(page)
         for row in rows:
             ref = JobRef(JobKey(row[3], row[4] or None), row[5])
             yield OpenAttempt(ref, row[6], row[2], cell_of(row[7:]))

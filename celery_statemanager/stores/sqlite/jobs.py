@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
-from celery_statemanager.errors import JobNotFound
+from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import JobKey, JobRecord, JobRef, Page
 
@@ -148,10 +148,13 @@ class Jobs:
 
 
 def insert(db: sqlite3.Connection, job: JobRecord) -> None:
-    """Keep a new job. Raises: sqlite3.IntegrityError – its key is taken."""
+    """Keep a new job. Raises: JobExists."""
     fixed = (*_key(job.key), job.incarnation, job.num_tasks, job.created_at, job.last_activity)
     moving = (*_marks(job), job.revision, job.schema_version, control_to_json(job))
-    db.execute(_INSERT, (*fixed, *moving, plan_to_json(job.plan)))
+    try:
+        db.execute(_INSERT, (*fixed, *moving, plan_to_json(job.plan)))
+    except sqlite3.IntegrityError:
+        raise JobExists(*job.key) from None
 
 
 def update(db: sqlite3.Connection, number: int, job: JobRecord) -> None:

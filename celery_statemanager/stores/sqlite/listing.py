@@ -62,14 +62,18 @@ def list_states(pool: Pool, jobs: Jobs, ref: JobRef, scope: Scope) -> Iterator[S
     No transaction is open between two of them. A cell written again meanwhile comes once, as it was or as it
     is by then; none that was there at the call is left out. Raises: JobNotFound, when deleted meanwhile too.
     """
-    with pool.reading() as db:
+
+    def read(db: sqlite3.Connection) -> tuple[JobRecord, list[Row]]:
         known = jobs.current(db, ref)
-        if scope.task_index is not None:
-            rows = db.execute(_IN_ROW, (known.id, scope.tag, scope.task_index)).fetchall()
-            return (state_of(known.job, row) for row in sorted(rows, key=_ORDER))
-        rows = changed(db, known.id, scope, 0, PAGE)
-    pages = _once(known.job.num_tasks, _pages(pool, jobs, ref, scope, rows))
-    return (state_of(known.job, row) for rows in _by_moments(pages) for row in rows)
+        if scope.task_index is None:
+            return known.job, changed(db, known.id, scope, 0, PAGE)
+        return known.job, db.execute(_IN_ROW, (known.id, scope.tag, scope.task_index)).fetchall()
+
+    job, rows = pool.read(read)
+    if scope.task_index is not None:
+        return (state_of(job, row) for row in sorted(rows, key=_ORDER))
+    pages = _once(job.num_tasks, _pages(pool, jobs, ref, scope, rows))
+    return (state_of(job, row) for rows in _by_moments(pages) for row in rows)
 
 
 def state_of(job: JobRecord, row: Row) -> State:
@@ -93,10 +97,13 @@ def state_of(job: JobRecord, row: Row) -> State:
 
 def _pages(pool: Pool, jobs: Jobs, ref: JobRef, scope: Scope, rows: list[Row]) -> Iterator[list[Row]]:
     """Give the first page and what follows; a page that is not full was the end, as of its own moment."""
+
+    def page(db: sqlite3.Connection) -> list[Row]:
+        return changed(db, jobs.current(db, ref).id, scope, rows[-1][0], PAGE)
+
     yield rows
     while len(rows) == PAGE:
-        with pool.reading() as db:
-            rows = changed(db, jobs.current(db, ref).id, scope, rows[-1][0], PAGE)
+        rows = pool.read(page)
         yield rows
 
 

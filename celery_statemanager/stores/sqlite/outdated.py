@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from typing import Any
 
 from celery_statemanager.records import JobRef, KeptCell
 from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of
@@ -25,9 +27,12 @@ ORDER BY c.tag, c.task_index LIMIT {PAGE}
 def cells(pool: Pool, jobs: Jobs, ref: JobRef, below: int) -> Iterator[KeptCell]:
     """Give them; no transaction is open between two of them. Raises: JobNotFound."""
     place = (0, -2)
+
+    def page(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return db.execute(_BELOW, (jobs.current(db, ref).id, below, *place)).fetchall()
+
     while True:
-        with pool.reading() as db:
-            rows = db.execute(_BELOW, (jobs.current(db, ref).id, below, *place)).fetchall()
+        rows = pool.read(page)
         for row in rows:
             cell = cell_of(row[3:])
             yield KeptCell(row[2], row[1], cell, mark_of(cell))

@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
-from celery_statemanager.errors import StoreError, StoreUnavailable
+from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.sqlite.connection import connect, is_busy, translated
+
+Result = TypeVar("Result")
 
 MOST_IDLE = 8
 LONGEST_PAUSE = 0.008
@@ -40,17 +43,44 @@ class Pool:
         self._pid = os.getpid()
         fork_aware(self)
 
-    def reading(self) -> Reading:
-        """Lend a connection that sees one moment."""
-        return Reading(self)
+    def read(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Do something that sees one moment. Raises: StoreError, and what it raises."""
 
-    def writing(self, committed: Callable[[], object] | None = None) -> Writing:
-        """Lend a connection that alone may write; what it did is committed unless an exception passes.
+        def steps(loan: Loan) -> Result:
+            connection = self._lend(loan)
+            connection.execute("BEGIN")
+            return action(connection)
+
+        self.notice_fork()
+        return self._within(Loan(), steps)
+
+    def write(
+        self, action: Callable[[sqlite3.Connection], Result], committed: Callable[[], object] | None = None
+    ) -> Result:
+        """Do something that alone may write: committed unless it raises.
+
+        The threads of a process queue up for their turn; between processes SQLite's lock is tried again and again,
+        at short random intervals: its own waiting grows to 100 ms a try, and starves some where many write.
 
         Args:
             committed: called once that is done, while it is still this thread's turn.
+
+        Raises: StoreError, and what it raises.
         """
-        return Writing(self, committed)
+
+        def steps(loan: Loan) -> Result:
+            deadline = time.monotonic() + self.timeout
+            self._wait_for_turn(loan)
+            connection = self._lend(loan)
+            _begin(connection, deadline)
+            result = action(connection)
+            connection.execute("COMMIT")
+            if committed is not None:
+                committed()
+            return result
+
+        self.notice_fork()  # before the turn, which a thread of the parent may have taken with it
+        return self._within(Loan(self.turn), steps)
 
     def close(self) -> None:
         """Close this process's connections, those that are lent as soon as they come back."""
@@ -85,7 +115,38 @@ class Pool:
                 if os.getpid() != self._pid:
                     self._abandon()
 
-    def take(self, loan: Loan) -> sqlite3.Connection:
+    def _within(self, loan: Loan, steps: Callable[[Loan], Result]) -> Result:
+        """Do something with a loan, and end it.
+
+        What the handler of a signal raises (a soft time limit, Ctrl-C) strikes wherever a function begins or has
+        returned: in a context manager of ours before it has begun to clean up, and while a loan is being ended.
+        """
+        try:
+            try:
+                return steps(loan)
+            finally:
+                self._end(loan)
+        except BaseException as error:
+            self._end(loan)  # what is ended already is left alone
+            if isinstance(error, sqlite3.Error):
+                raise translated(error, self.path, self.timeout) from error
+            raise
+
+    def _end(self, loan: Loan) -> None:
+        self._take_back(loan)
+        if loan.turn is not None:
+            with suppress(RuntimeError):  # it had not come yet
+                loan.turn.release()
+            loan.turn = None
+
+    def _wait_for_turn(self, loan: Loan) -> None:
+        if loan.turn is not None and not loan.turn.acquire(timeout=self.timeout):
+            raise StoreUnavailable(
+                f"SQLite store {self.path}: other threads of this process have been writing for {self.timeout:g} s; "
+                "a larger store timeout waits longer"
+            )
+
+    def _lend(self, loan: Loan) -> sqlite3.Connection:
         """Lend a connection; one that writes does not itself wait for others. Raises: sqlite3.Error."""
         with self._lock:
             while self._forking:
@@ -97,14 +158,15 @@ class Pool:
             loan.connection = connect(self.path, self.timeout, waits=not loan.writes)
         return loan.connection
 
-    def give(self, loan: Loan) -> None:
-        """Take a connection back, if it was ever lent."""
+    def _take_back(self, loan: Loan) -> None:
+        """Take a connection back, if it was ever lent and is not back yet."""
         connection = loan.connection
         if connection is not None and connection.in_transaction:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
         with self._lock:
             self._loans.discard(loan)
+            loan.connection = None
             if connection is not None:
                 idle = self._idle[loan.writes]
                 if loan.stale or len(idle) >= MOST_IDLE or connection.in_transaction:
@@ -132,96 +194,20 @@ class Pool:
 
 
 class Loan:
-    """A connection in the hands of a call, by ``with``; None until it is open. Raises: StoreError."""
+    """A connection in the hands of one call; None while it is in nobody's.
 
-    __slots__ = ("committed", "connection", "pool", "stale", "thread")
+    Args:
+        turn: the lock of those who write; None for one that only reads.
+    """
 
-    writes = False
+    __slots__ = ("connection", "stale", "thread", "turn", "writes")
 
-    def __init__(self, pool: Pool, committed: Callable[[], object] | None = None) -> None:
-        self.pool = pool
-        self.committed = committed
+    def __init__(self, turn: threading.RLock | None = None) -> None:
+        self.turn = turn
+        self.writes = turn is not None
         self.connection: sqlite3.Connection | None = None
         self.stale = False
         self.thread = threading.get_ident()
-
-    def translated(self, error: sqlite3.Error) -> StoreError:
-        """Give SQLite's error as ours."""
-        return translated(error, self.pool.path, self.pool.timeout)
-
-
-class Reading(Loan):
-    """One moment of the file."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> sqlite3.Connection:
-        self.pool.notice_fork()
-        try:
-            connection = self.pool.take(self)
-            connection.execute("BEGIN")
-        except BaseException as error:
-            self.pool.give(self)
-            if isinstance(error, sqlite3.Error):
-                raise self.translated(error) from error
-            raise
-        return connection
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.pool.give(self)
-        if isinstance(error, sqlite3.Error):
-            raise self.translated(error) from error
-
-
-class Writing(Loan):
-    """A write transaction.
-
-    The threads of a process queue up for their turn; between processes SQLite's lock is tried again and again,
-    at short random intervals: its own waiting grows to 100 ms a try, and starves some where many write.
-    """
-
-    __slots__ = ("_turn",)
-
-    writes = True
-
-    def __enter__(self) -> sqlite3.Connection:
-        pool = self.pool
-        pool.notice_fork()  # before the turn, which a thread of the parent may have taken with it
-        deadline = time.monotonic() + pool.timeout
-        self._turn = pool.turn
-        if not self._turn.acquire(timeout=pool.timeout):
-            raise StoreUnavailable(
-                f"SQLite store {pool.path}: other threads of this process have been writing for {pool.timeout:g} s; "
-                "a larger store timeout waits longer"
-            )
-        try:
-            connection = pool.take(self)
-            _begin(connection, deadline)
-        except BaseException as error:
-            self._end()
-            if isinstance(error, sqlite3.Error):
-                raise self.translated(error) from error
-            raise
-        return connection
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None and self.connection is not None:
-                self.connection.execute("COMMIT")
-                if self.committed is not None:
-                    self.committed()
-        except sqlite3.Error as failure:
-            error = failure
-        finally:
-            self._end()
-        if isinstance(error, sqlite3.Error):
-            raise self.translated(error) from error
-
-    def _end(self) -> None:
-        try:
-            self.pool.give(self)
-        finally:
-            self._turn.release()
 
 
 def _begin(connection: sqlite3.Connection, deadline: float) -> None:

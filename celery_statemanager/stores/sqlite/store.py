@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from celery_statemanager.errors import JobExists
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -78,20 +77,16 @@ class SQLiteStore(Store):
     def create_job(self, job: JobRecord) -> JobRecord:
         now = self.now()
         kept = replace(job, created_at=now, last_activity=now, revision=1, latches=dict(job.latches))
-        with self._pool.writing() as db:
-            try:
-                jobs.insert(db, kept)
-            except sqlite3.IntegrityError:
-                raise JobExists(*job.key) from None
+        self._pool.write(lambda db: jobs.insert(db, kept))
         return kept
 
     def get_job(self, key: JobKey) -> JobRecord:
-        with self._pool.reading() as db:
-            return self._jobs.get(db, key).job
+        return self._pool.read(lambda db: self._jobs.get(db, key).job)
 
     def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
-        with self._pool.writing() as db:
-            return steps.update_job(SQLiteTransaction.read(db, self._jobs, job.ref, self.now()), job)
+        return self._pool.write(
+            lambda db: steps.update_job(SQLiteTransaction.read(db, self._jobs, job.ref, self.now()), job)
+        )
 
     def list_jobs(
         self,
@@ -102,11 +97,12 @@ class SQLiteStore(Store):
         tombstoned: bool = False,
         idle_before: int | None = None,
     ) -> Page:
-        with self._pool.reading() as db:
-            return self._jobs.page(db, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
+        return self._pool.read(
+            lambda db: self._jobs.page(db, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
+        )
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
-        with self._pool.writing() as db:
+        def delete(db: sqlite3.Connection) -> bool:
             kept = self._jobs.read(db, job.ref)
             moved = (kept.job.revision, kept.job.last_activity) != (job.revision, job.last_activity)
             if if_idle and moved:
@@ -114,32 +110,35 @@ class SQLiteStore(Store):
             garbage.discard(db, kept.id)
             return True
 
+        return self._pool.write(delete)
+
     def purge(self, limit: int = 1_000) -> int:
-        with self._pool.writing() as db:
-            return garbage.purge(db, limit)
+        return self._pool.write(lambda db: garbage.purge(db, limit))
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
-        with self._pool.writing(self._recent.keep) as db:
-            place = (write.tag, write.task_index)
-            return self._recent.step(db, ref, place, self.now(), steps.write, write)
+        place = (write.tag, write.task_index)
+        return self._pool.write(
+            lambda db: self._recent.step(db, ref, place, self.now(), steps.write, write), self._recent.keep
+        )
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        with self._pool.writing(self._recent.keep) as db:
-            place = (begin.tag, begin.task_index)
-            return self._recent.step(db, ref, place, self.now(), steps.begin, begin)
+        place = (begin.tag, begin.task_index)
+        return self._pool.write(
+            lambda db: self._recent.step(db, ref, place, self.now(), steps.begin, begin), self._recent.keep
+        )
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
-        with self._pool.reading() as db:
-            return Snapshot(db, self._jobs.current(db, ref)).cell(tag, task_index)
+        return self._pool.read(lambda db: Snapshot(db, self._jobs.current(db, ref)).cell(tag, task_index))
 
     def lowest(self, ref: JobRef, scope: Scope) -> State:
-        with self._pool.reading() as db:
-            return Snapshot(db, self._jobs.current(db, ref)).lowest(scope)
+        return self._pool.read(lambda db: Snapshot(db, self._jobs.current(db, ref)).lowest(scope))
 
     def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
-        with self._pool.reading() as db:
+        def read(db: sqlite3.Connection) -> tuple[JobRecord, list[Column]]:
             snapshot = Snapshot(db, self._jobs.read(db, ref))
             return snapshot.job, snapshot.survey(tag, indexes=indexes)
+
+        return self._pool.read(read)
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         return listing.list_states(self._pool, self._jobs, ref, scope)
@@ -148,40 +147,40 @@ class SQLiteStore(Store):
         return SQLiteWatch(self._pool, self._pulse, self._jobs, ref, scope)
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
-        with self._pool.writing() as db:
+        def adopt(db: sqlite3.Connection) -> JobRecord:
             jobs.adopt(db, ref, incarnation)
             return self._jobs.get(db, ref.key).job
+
+        return self._pool.write(adopt)
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
         return outdated.cells(self._pool, self._jobs, ref, below)
 
     def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
-        with self._pool.writing() as db:
-            return steps.rewrite(SQLiteTransaction.read(db, self._jobs, ref, self.now()), cells)
+        return self._pool.write(
+            lambda db: steps.rewrite(SQLiteTransaction.read(db, self._jobs, ref, self.now()), cells)
+        )
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         now = self.now()
-        with self._pool.writing() as db:
-            db.execute(_PUT_WORKER, (worker_id, body, now, now + round(lease * 1_000_000)))
+        row = (worker_id, body, now, now + round(lease * 1_000_000))
+        self._pool.write(lambda db: db.execute(_PUT_WORKER, row))
 
     def take_turn(self, name: str, holder: str, seconds: float) -> bool:
         now = self.now()
-        with self._pool.writing() as db:
-            return db.execute(_TAKE_TURN, (name, holder, now, now + round(seconds * 1_000_000))).rowcount == 1
+        row = (name, holder, now, now + round(seconds * 1_000_000))
+        return self._pool.write(lambda db: db.execute(_TAKE_TURN, row).rowcount == 1)
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
-        with self._pool.reading() as db:
-            row = db.execute(f"{_WORKERS} WHERE worker_id = ?", (worker_id,)).fetchone()
+        row = self._pool.read(lambda db: db.execute(f"{_WORKERS} WHERE worker_id = ?", (worker_id,)).fetchone())
         return None if row is None else WorkerRecord(*row)
 
     def list_workers(self) -> list[WorkerRecord]:
-        with self._pool.reading() as db:
-            rows = db.execute(_WORKERS).fetchall()
+        rows = self._pool.read(lambda db: db.execute(_WORKERS).fetchall())
         return [WorkerRecord(*row) for row in rows]
 
     def drop_worker(self, worker_id: str) -> None:
-        with self._pool.writing() as db:
-            db.execute("DELETE FROM worker WHERE worker_id = ?", (worker_id,))
+        self._pool.write(lambda db: db.execute("DELETE FROM worker WHERE worker_id = ?", (worker_id,)))
 
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
         return attempts.list_open(self._pool)

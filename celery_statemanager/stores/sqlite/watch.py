@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Batch, JobRef
+from celery_statemanager.records import Batch, JobRecord, JobRef
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.sqlite.jobs import Jobs
-from celery_statemanager.stores.sqlite.listing import changed, newest_change, state_of
+from celery_statemanager.stores.sqlite.listing import Row, changed, newest_change, state_of
 from celery_statemanager.stores.sqlite.pool import Pool
 from celery_statemanager.stores.sqlite.pulse import Beat, Pulse
 
@@ -30,10 +31,7 @@ class SQLiteWatch(Watch):
         self._closed = threading.Event()
         pulse.tell_of_forks(self)
         self._beat = pulse.beat()
-        with pool.reading() as db:
-            known = jobs.current(db, ref)
-            self._seq = newest_change(db, known.id)
-            self._revision = known.job.revision
+        self._seq, self._revision = pool.read(self._place)
 
     def read(self, timeout: float) -> Batch:
         deadline = time.monotonic() + timeout
@@ -63,14 +61,22 @@ class SQLiteWatch(Watch):
         if was_closed:
             self._closed.set()
 
+    def _place(self, db: sqlite3.Connection) -> tuple[int, int]:
+        """Give where the job's changes have come to: those of its cells, and its own."""
+        known = self._jobs.current(db, self._ref)
+        return newest_change(db, known.id), known.job.revision
+
+    def _changes(self, db: sqlite3.Connection) -> tuple[JobRecord, list[Row], bool, int]:
+        """Give the job, its next changes, whether these are all, and the number of the last."""
+        known = self._jobs.current(db, self._ref)
+        rows = changed(db, known.id, self._scope, self._seq, MOST_STATES)
+        complete = len(rows) < MOST_STATES
+        return known.job, rows, complete, newest_change(db, known.id) if complete else rows[-1][0]
+
     def _look(self, beat: Beat) -> Batch:
-        with self._pool.reading() as db:
-            known = self._jobs.current(db, self._ref)
-            rows = changed(db, known.id, self._scope, self._seq, MOST_STATES)
-            complete = len(rows) < MOST_STATES
-            self._seq = newest_change(db, known.id) if complete else rows[-1][0]
+        job, rows, complete, self._seq = self._pool.read(self._changes)
         if complete:
             self._beat = beat
-        job_changed = known.job.revision != self._revision
-        self._revision = known.job.revision
-        return Batch([state_of(known.job, row) for row in rows], job_changed)
+        job_changed = job.revision != self._revision
+        self._revision = job.revision
+        return Batch([state_of(job, row) for row in rows], job_changed)

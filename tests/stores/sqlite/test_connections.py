@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -41,10 +42,8 @@ class TestConnections:
         self, path: Path, store: SQLiteStore
     ) -> None:
         Grid.create(store)
-        with store._pool.writing() as db:
-            assert db.execute("PRAGMA synchronous").fetchone() == (1,)
-            assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert db.execute("PRAGMA page_size").fetchone() == (PAGE_BYTES,)
+        for name, value in {"synchronous": 1, "journal_mode": "wal", "page_size": PAGE_BYTES}.items():
+            assert store._pool.write(lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()) == (value,)
 
     def test_threads_that_come_and_go_leave_no_files_open(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 200)
@@ -78,9 +77,12 @@ class TestConnections:
 
     def test_a_connection_lent_while_the_store_closes_is_closed_when_it_comes_back(self, path: Path) -> None:
         store = opened(path)
-        with store._pool.reading():
+
+        def close(_: sqlite3.Connection) -> int:
             store.close()
-            assert open_files(path)
+            return open_files(path)
+
+        assert store._pool.read(close)
         assert open_files(path) == 0
 
     def test_a_store_that_is_forgotten_closes_its_files(self, path: Path) -> None:

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlite_kit import forked, held_elsewhere, in_child, open_files, opened, recount
+from sqlite_kit import elsewhere, forked, held_elsewhere, in_child, open_files, opened, recount
 
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.sqlite import SQLiteStore
@@ -67,7 +67,7 @@ class TestForks:
             assert len(abandoned) == 1
             grid.write("a", 0, 5)
 
-        with held_elsewhere(store._pool.reading, lambda db: db.execute("SELECT count(*) FROM job").fetchone()):
+        with elsewhere(lambda rest: store._pool.read(lambda db: (db.execute("SELECT * FROM job").fetchone(), rest()))):
             in_child(work)
         assert grid.cell("a", 0).version == 1
         store.close()
@@ -107,7 +107,7 @@ class TestForks:
         self, store: SQLiteStore
     ) -> None:
         grid = Grid.create(store)
-        with held_elsewhere(lambda: store._pool.turn):
+        with held_elsewhere(store._pool.turn):
             pid = ctypes.PyDLL(None).fork()
             if pid == 0:
                 try:
@@ -120,7 +120,7 @@ class TestForks:
     def test_a_watch_that_another_thread_was_about_to_close_does_not_hang_the_child(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         assert isinstance(watch, SQLiteWatch)
-        with held_elsewhere(lambda: watch._closed._cond):
+        with held_elsewhere(watch._closed._cond):
             in_child(watch.close)
 
     def test_a_signal_that_breaks_the_wait_before_a_fork_leaves_the_store_usable(self, store: SQLiteStore) -> None:
@@ -129,7 +129,7 @@ class TestForks:
         def interrupt(*_: object) -> None:
             raise InterruptedError
 
-        with held_elsewhere(store._pool.reading):
+        with elsewhere(store._pool.read):
             before = signal.signal(signal.SIGALRM, interrupt)
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             try:

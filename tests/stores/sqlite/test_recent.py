@@ -154,8 +154,8 @@ class TestRecent:
 
 def forbid_commits(store: SQLiteStore) -> None:
     """Let writes fail at their end, until the store's connections are closed."""
-    with pytest.raises(StoreError, match="not authorized"), store._pool.writing() as db:
-        db.set_authorizer(_no_commit)
+    with pytest.raises(StoreError, match="not authorized"):
+        store._pool.write(lambda db: db.set_authorizer(_no_commit))
 
 
 def _no_commit(action: int, operation: str | None, *_: object) -> int:

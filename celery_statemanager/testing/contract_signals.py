@@ -1,0 +1,113 @@
+"""Calls that a signal's handler breaks off, as a soft time limit or Ctrl-C does: nothing stays taken."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from types import FrameType
+
+import celery_statemanager
+from celery_statemanager.errors import AttemptSuperseded
+from celery_statemanager.manager import new_event_id
+from celery_statemanager.models import Scope
+from celery_statemanager.stores.base import Store
+from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
+
+PACKAGE = f"{Path(celery_statemanager.__file__).parent}/"
+
+
+class Struck(BaseException):
+    """What the handler raises."""
+
+
+class SignalContract:
+    """What holds wherever a function of the store had just begun when the signal came."""
+
+    def test_a_write_that_is_broken_off_was_made_or_not_and_keeps_nobody_from_writing(self, store: Store) -> None:
+        grid = Grid.create(store)
+        for event_id in broken_off_everywhere(store, lambda event_id: grid.write("a", 0, 5, event_id=event_id)):
+            before = grid.write("a", 1, 5).cell.version
+            assert grid.write("a", 0, 5, event_id=event_id).cell.version == before
+
+    def test_a_refused_write_that_is_broken_off_keeps_nobody_from_writing(self, store: Store) -> None:
+        grid = Grid.create(store)
+        grid.write("a", 0, 5)
+
+        def write(event_id: str) -> None:
+            with suppress(AttemptSuperseded):
+                grid.write("a", 0, 5, event_id=event_id, attempt=7)
+
+        for _ in broken_off_everywhere(store, write):
+            assert grid.cell("a", 0).version == 1
+
+    def test_a_read_that_is_broken_off_keeps_nobody_from_writing(self, store: Store) -> None:
+        grid = Grid.create(store, 1)
+        grid.write("a", 0, 5)
+        for _ in broken_off_everywhere(store, lambda _: store.lowest(grid.ref, Scope("a"))):
+            assert store.lowest(grid.ref, Scope("a")).status == 5
+
+    def test_a_watch_that_is_broken_off_keeps_nobody_from_writing(self, store: Store) -> None:
+        grid = Grid.create(store, 1)
+        with closing(store.watch(grid.ref, Scope("a"))) as watch:
+            for _ in broken_off_everywhere(store, lambda _: watch.read(0)):
+                pass
+            written = grid.write("a", 0, 5).cell.version
+            assert [state.version for state in read_until(watch, lambda batch: bool(batch.states)).states] == [written]
+
+
+def broken_off_everywhere(store: Store, call: Callable[[str], object]) -> Iterator[str]:
+    """Break a call off at each function of ours that it begins, in turn; each time others can write after it.
+
+    Args:
+        call: is given an event id, which is handed on after each.
+    """
+    theirs = Grid.create(store, job_id="theirs")
+    number, struck = 0, True
+    while struck:
+        event_id = new_event_id()
+        struck = broken_off(lambda event_id=event_id: call(event_id), number)  # type: ignore[misc]
+        writes_of_another_thread(theirs)
+        yield event_id
+        number += 1
+    assert number > 3, "nothing was broken off"
+
+
+def broken_off(call: Callable[[], object], number: int) -> bool:
+    """Call, and raise where the function of that number begins; whether as many did."""
+    begun = 0
+
+    def strike(frame: FrameType, _event: str, _argument: object) -> None:
+        nonlocal begun
+        begun += ours(frame)
+        if begun > number:
+            raise Struck
+
+    before = sys.gettrace()
+    sys.settrace(strike)
+    try:
+        call()
+    except Struck:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def ours(frame: FrameType) -> bool:
+    """Whether a function is this package's, or one of ``threading`` that this package calls."""
+    caller = frame.f_back
+    if frame.f_code.co_filename == threading.__file__ and caller is not None:
+        frame = caller
+    return frame.f_code.co_filename.startswith(PACKAGE)
+
+
+def writes_of_another_thread(grid: Grid) -> None:
+    """Write from another thread. Raises: AssertionError if that takes long or fails."""
+    versions: list[int] = []
+    thread = threading.Thread(target=lambda: versions.append(grid.write("a", 0, 5).cell.version), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert versions, "another thread cannot write any more"
