@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable, SubscriptionLost
@@ -132,7 +132,7 @@ class Subscription:
         self._live: deque[State] = deque()
         self._feed = Feed(store, ref, self._watched(), clock)
         try:
-            self._listing = store.list_states(ref, scope)
+            self._list()
         except BaseException:
             self._feed.close()
             raise
@@ -207,28 +207,25 @@ class Subscription:
     def _next_known(self) -> StateEvent | None:
         if self._must_list:
             self._must_list = False
-            self._listing = self._store.list_states(self._ref, self._scope)
-        for state in self._listing:
-            if self._is_news(state):
-                return event_from_fields(state, self._replaying)
+            self._list()
+        for event in self._listing:
+            return event
         self._replaying = self._replaying and not self._feed.connected
         while self._live:
             state = self._live.popleft()
-            if self._scope.holds(state.tag, state.task_index) and self._is_news(state):
-                return event_from_fields(state, replay=False)
+            if self._scope.holds(state.tag, state.task_index):
+                for event in _news([state], self._seen, replay=False):
+                    return event
         return None
+
+    def _list(self) -> None:
+        states = self._store.list_states(self._ref, self._scope)
+        self._listing = _news(states, self._seen, self._replaying)
 
     def _watched(self) -> Scope:
         """A job without a plan may settle by any cell, and no change of its record tells."""
         self._planless = self._until_settled and self._store.get_job(self._ref.key).plan is None
         return Scope() if self._planless else self._scope
-
-    def _is_news(self, state: State) -> bool:
-        cell = (state.tag, state.task_index)
-        if state.version <= self._seen.get(cell, 0):
-            return False
-        self._seen[cell] = state.version
-        return True
 
     def _settled(self) -> bool:
         """Ask the store; what was written before the answer is listed once more by the caller."""
@@ -243,3 +240,15 @@ class Subscription:
         told = batch.resync or batch.job_changed or (self._planless and bool(batch.states))
         self._must_check = self._until_settled and told
         return left > 0 or bool(batch.states) or batch.resync
+
+
+def _news(states: Iterable[State], seen: dict[tuple[str, int], int], replay: bool) -> Iterator[StateEvent]:
+    """Give the states that are newer than what was seen of their cells, and take them for seen.
+
+    A generator, and no method: a long replay passes here, and a subscription that is dropped must not hold itself.
+    """
+    for state in states:
+        cell = (state.tag, state.task_index)
+        if state.version > seen.get(cell, 0):
+            seen[cell] = state.version
+            yield event_from_fields(state, replay)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -44,6 +44,9 @@ CELL = (
 """
 
 _BEYOND_PERCENT = 1_000
+
+_LONG = 0xDC
+"""The first byte of an array of more than 15 elements: its first one is behind a size of two bytes."""
 
 
 class Payload(NamedTuple):
@@ -131,14 +134,39 @@ def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:
     return _state(job_id, tag, row, unpack(packed))
 
 
-def unpacked_states(job_id: str, cells: Sequence[tuple[Any, str, int, bytes]]) -> Iterator[State]:
-    """Read many packed cells, each after its tag and row: all at once, for lists are long."""
-    for (_, tag, row, _), values in zip(cells, unpack_all([each[3] for each in cells])):
-        yield _state(job_id, tag, row, values)
+def placed(rank: int, cells: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Put each packed cell of a column behind its place among others: its timestamp, the tag's rank, and its row.
+
+    In one piece of bytes that sorts by itself, and that is MessagePack of four values: lists are long.
+    """
+    tag = b"\xce" + rank.to_bytes(4, "big") + b"\xa7"
+    return {
+        row: (packed[1:10] if packed[0] != _LONG else packed[3:12]) + tag + row.rjust(7) + packed
+        for row, packed in cells
+    }
+
+
+def parted(cell: bytes) -> tuple[int, int, bytes]:
+    """Give the rank, the row and the packed cell of what ``placed`` joined."""
+    return int.from_bytes(cell[10:14], "big"), int(cell[15:22]), cell[22:]
+
+
+def unpacked_states(job_id: str, tags: Sequence[str], cells: Sequence[bytes]) -> Iterator[State]:
+    """Read many cells that were ``placed``, all at once.
+
+    Args:
+        tags: by rank.
+    """
+    parts = unpack_all(cells)
+    for _, rank, row, values in zip(parts, parts, parts, parts):
+        yield _state(job_id, tags[rank], int(row), values)
 
 
 def _state(job_id: str, tag: str, row: int, values: list[Any]) -> State:
-    (timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done) = (values + _UNSAID)[:12]
+    said = len(values)
+    if said < len(_UNSAID):
+        values += _UNSAID[said:]
+    timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done = values[:12]
     payload = payload_of(rest or None, progress or None, done) if rest or progress else None
     return state_from_fields(
         job_id,
@@ -151,13 +179,8 @@ def _state(job_id: str, tag: str, row: int, values: list[Any]) -> State:
         version,
         event_id or None,
         attempt or 0,
-        (values[_SCHEMA] or 1) if len(values) > _SCHEMA else 1,
+        (values[_SCHEMA] or 1) if said > _SCHEMA else 1,
     )
-
-
-def stamp_of(packed: bytes) -> bytes:
-    """Give what sorts packed cells by their timestamp."""
-    return packed[1:10] if packed[0] != 0xDC else packed[3:12]
 
 
 def _values(packed: bytes) -> list[Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from operator import itemgetter
+from typing import NamedTuple
 
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
-from celery_statemanager.stores.redis.cells import cell_of, stamp_of, unpacked_states
+from celery_statemanager.stores.redis.cells import cell_of, parted, placed, unpacked_states
 from celery_statemanager.stores.redis.columns import seen_state
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, address_of, entry_of, head_key, ref_of
@@ -20,40 +20,38 @@ _AT_ONCE = 1_000
 _JOBS_AT_ONCE = 100
 
 
-Found = tuple[bytes, str, int, bytes]
-"""A cell's place in the order of lists, its tag, its row, and how it is kept."""
+class Found(NamedTuple):
+    """Written cells in order, each behind its place, and the tags by their rank there."""
 
-_PLACE = itemgetter(0)
+    tags: list[str]
+    cells: list[bytes]
 
 
-def scan(server: Server, layout: Layout, scope: Scope) -> list[Found]:
+def scan(server: Server, layout: Layout, scope: Scope) -> Found:
     """Give the written cells of a scope in order, each at least as new as when this was called."""
     keys = layout.keys
     tags = [scope.tag] if scope.tag is not None else [tag.decode() for tag in server.call("HKEYS", keys.tallies)]
+    tags.sort()
     if scope.task_index is None:
         portions = ((tag, cells) for tag in tags for cells in server.scan(keys.cells(tag)))
     else:
         row = str(scope.task_index).encode()
         packed = server.call_all(("HGET", keys.cells(tag), row) for tag in tags)
         portions = ((tag, [(row, cell)]) for tag, cell in zip(tags, packed) if cell is not None)
-    found: dict[str, dict[bytes, Found]] = {tag: {} for tag in tags}
+    found: dict[str, dict[bytes, bytes]] = {tag: {} for tag in tags}
+    ranks = {tag: rank for rank, tag in enumerate(tags)}
     for tag, cells in portions:
-        found[tag].update(_placed(tag, cells))
-    return sorted(chain.from_iterable(column.values() for column in found.values()), key=_PLACE)
+        found[tag].update(placed(ranks[tag], cells))
+    return Found(tags, sorted(chain.from_iterable(column.values() for column in found.values())))
 
 
-def _placed(tag: str, cells: Iterable[tuple[bytes, bytes]]) -> dict[bytes, Found]:
-    """Give a column's cells with what sorts them by (timestamp, tag, row): no name has a byte 0 in it."""
-    name = tag.encode() + b"\0"
-    return {row: (stamp_of(packed) + name + row.rjust(7), tag, int(row), packed) for row, packed in cells}
-
-
-def states_of(job: JobRecord, found: list[Found]) -> Iterator[State]:
+def states_of(job: JobRecord, found: Found) -> Iterator[State]:
     """Unpack cells portion by portion, as they are asked for."""
+    tags, cells = found
     if job.cancelled is not None:
-        return (seen_state(job, tag, row, packed) for _, tag, row, packed in found)
-    portions = (found[first : first + _AT_ONCE] for first in range(0, len(found), _AT_ONCE))
-    return chain.from_iterable(unpacked_states(job.job_id, portion) for portion in portions)
+        return (seen_state(job, tags[rank], row, packed) for rank, row, packed in map(parted, cells))
+    portions = (cells[first : first + _AT_ONCE] for first in range(0, len(cells), _AT_ONCE))
+    return chain.from_iterable(unpacked_states(job.job_id, tags, portion) for portion in portions)
 
 
 def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry]) -> Iterator[JobRecord]:
