@@ -177,13 +177,20 @@ class Subscription:
 
     def _get_until(self, deadline: float | None) -> StateEvent | None:
         try:
-            return self._get(deadline)
+            event = self._get(deadline)
         except JobNotFound:
             self.close()
             return None
         except SubscriptionLost:
             self.close()
             raise
+        except BaseException:  # a signal handler's: what was under way is listed again
+            self._must_list = True
+            raise
+        if event is not None:  # not before: an event that is broken off on its way comes again
+            state = event.state
+            self._seen[state.tag, state.task_index] = state.version
+        return event
 
     def _get(self, deadline: float | None) -> StateEvent | None:
         while not self._closed:
@@ -243,12 +250,10 @@ class Subscription:
 
 
 def _news(states: Iterable[State], seen: dict[tuple[str, int], int], replay: bool) -> Iterator[StateEvent]:
-    """Give the states that are newer than what was seen of their cells, and take them for seen.
+    """Give the states that are newer than what was seen of their cells.
 
     A generator, and no method: a long replay passes here, and a subscription that is dropped must not hold itself.
     """
     for state in states:
-        cell = (state.tag, state.task_index)
-        if state.version > seen.get(cell, 0):
-            seen[cell] = state.version
+        if state.version > seen.get((state.tag, state.task_index), 0):
             yield event_from_fields(state, replay)

@@ -12,8 +12,9 @@ from types import FrameType
 import celery_statemanager
 from celery_statemanager.errors import AttemptSuperseded
 from celery_statemanager.manager import new_event_id
-from celery_statemanager.models import Scope
+from celery_statemanager.models import Scope, StateEvent
 from celery_statemanager.stores.base import Store
+from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 PACKAGE = f"{Path(celery_statemanager.__file__).parent}/"
@@ -56,6 +57,28 @@ class SignalContract:
                 pass
             written = grid.write("a", 0, 5).cell.version
             assert [state.version for state in read_until(watch, lambda batch: bool(batch.states)).states] == [written]
+
+    def test_a_subscription_that_is_broken_off_loses_and_repeats_nothing(self, store: Store) -> None:
+        grid = Grid.create(store)
+        for row in range(3):
+            grid.write("a", row, 5)
+        number, struck = 0, True
+        while struck:
+            with grid.manager().subscribe() as events:
+                struck, rows = replayed(events, number)
+                assert rows == [0, 1, 2]
+                assert events.get(0) is None
+            number += 1
+        assert number > 3, "nothing was broken off"
+
+
+def replayed(events: Subscription, number: int) -> tuple[bool, list[int]]:
+    """Read three events, the first of them broken off at that function; whether it was, and the rows."""
+    got: list[StateEvent | None] = []
+    struck = broken_off(lambda: got.append(events.get(PATIENCE)), number)
+    while len(got) < 3:
+        got.append(events.get(PATIENCE))
+    return struck, [event.state.task_index for event in got if event is not None]
 
 
 def broken_off_everywhere(store: Store, call: Callable[[str], object]) -> Iterator[str]:
