@@ -54,6 +54,8 @@ class Store(ABC):
     unless exactly this incarnation is kept. *Clock.* Times are the store's own; within a job they never decrease.
     *Trouble.* ``StoreUnavailable`` when it cannot be reached or did not answer within its timeout, ``StoreError``
     when it refused; both ``from`` the client's error, with no password in their text.
+    *Signals.* A call that a signal's handler breaks off (a soft time limit, Ctrl-C) was made or not, and keeps nothing
+    taken that others need.
 
     Values given and returned are the caller's to keep: nothing stored changes through them.
     Source: design.md, "The store contract"; ``celery_statemanager.testing.StoreContract`` tests it.
