@@ -69,6 +69,7 @@ class Run:
         self.ended = False
         self.replaced_by: str | None = None
         self.held_progress: tuple[str, str | None] | None = None
+        self._ending: Write | None = None
         self._begin = Begin(
             tag=binding.tag,
             task_index=binding.task_index,
@@ -129,17 +130,22 @@ class Run:
         """Write the last state of this execution and close its attempt; what comes after it changes nothing."""
         if self.ended:
             return
+        if self._ending is None:  # else a soft time limit struck, and all this is done over
+            self._ending = self._last_request(status, message, **kind)
+        request = self._ending
+        try:
+            self._soon("end", lambda: self._put(request))
+        except StateManagerError as error:
+            self._log(error)
         self.ended = True
+
+    def _last_request(self, status: int, message: str | None, **kind: Any) -> Write:
         progress = self.held_progress[0] if self.held_progress else None
         if self.held_progress and message is None:
             message = self.held_progress[1]
         text = None if message is None else readable(message)
         kind = {"yields": True, "cascades": True, **kind}
-        request = self._request(status, text, keeps_payload=True, progress=progress, closes=True, **kind)
-        try:
-            self._soon("end", lambda: self._put(request))
-        except StateManagerError as error:
-            self._log(error)
+        return self._request(status, text, keeps_payload=True, progress=progress, closes=True, **kind)
 
     def say(self, status: int, message: str | None, **kind: Any) -> State | None:
         """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
@@ -224,19 +230,28 @@ class _RunManager(Manager):
             )
 
 
-def start_run(task: Task[Any, Any], binding: Binding) -> None:
-    """Begin tracking the execution that is about to start; not in an app without a ``StateManager``."""
+def start_run(task: Task[Any, Any], binding: Binding) -> bool:
+    """Begin tracking the execution that is about to start; False in an app without a ``StateManager``.
+
+    Harmless when repeated, as it is where a soft time limit broke it off.
+    """
+    run = run_of(task) or _new_run(task, binding)
+    if run is not None and run.verdict is None and not backlog.store_is_down:
+        run.begin()
+    return run is not None
+
+
+def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     request, tracker = task.request, tracker_of(task.app)
     if tracker is None:
-        return
+        return None
     owner = None if request.is_eager else os.environ.get(worker_requests.WORKER_ID)
     keeps = owner is not None and policy.requeues(task, tracker.settings.on_lost)
     message = kept.of_execution(task) if keeps else None
     received: Mapping[str, Any] = request.delivery_info or {}
     run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(worker_requests.ALONE))
     setattr(request, _ATTRIBUTE, run)
-    if not backlog.store_is_down:
-        run.begin()
+    return run
 
 
 def run_of(task: Any) -> Run | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_task, signals
 from celery.exceptions import Ignore, Reject
 from celery.utils.dispatch import Signal
@@ -45,23 +47,34 @@ def _connect_endings() -> None:
     _connect(_ENDINGS)
 
 
+def _done_over(handler: Callable[..., None]) -> Callable[..., None]:
+    """Do a handler over where a soft time limit strikes it, once: what a handler raises, Celery only logs."""
+
+    @wraps(handler)
+    def call(**told: Any) -> None:
+        try:
+            handler(**told)
+        except SoftTimeLimitExceeded:
+            handler(**told)
+
+    return call
+
+
+@_done_over
 def _on_prerun(task: Any = None, **_: Any) -> None:
     binding = binding_of(task.request)
-    if binding is None:
-        return
-    try:
-        start_run(task, binding)
-    finally:  # a soft time limit may strike while it begins: its end is written all the same
-        if run_of(task) is not None:
-            _connect_endings()
+    if binding is not None and start_run(task, binding):
+        _connect_endings()
 
 
+@_done_over
 def _on_success(sender: Any = None, **_: Any) -> None:
     run = run_of(sender)
     if run is not None:
         run.end(int(Status.FINISHED))
 
 
+@_done_over
 def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
     run = run_of(sender)
     status, message = outcomes.failure(exception)
@@ -73,6 +86,7 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
         worker.report(sender.app, task_id, None, status, message, began=True)
 
 
+@_done_over
 def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
     if reason is None:  # a shutdown stopped it: whether it will run again is not known
         return
@@ -84,9 +98,10 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
         worker.report_pause(sender.app, request.id, request, message, more_retries=1)
 
 
+@_done_over
 def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
     run = run_of(task)
-    if run is None:
+    if run is None or run.ended:
         return
     if state is None:
         _on_aborted(run, sys.exc_info()[1])
@@ -98,6 +113,12 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
             run.pause("requeued by the task", run.delivery)
         else:
             run.end(int(Status.REJECTED), outcomes.rejection(reason, in_vain=bool(requeue)))
+    elif state == "SUCCESS":  # this, and what follows, where a limit struck before the signal's own handler had begun
+        _on_success(sender=task)
+    elif state == "FAILURE":
+        _on_failure(sender=task, exception=retval)
+    elif state == "RETRY":
+        _on_retry(sender=task, request=task.request, reason=retval)
 
 
 def _on_aborted(run: Run, error: BaseException | None) -> None:

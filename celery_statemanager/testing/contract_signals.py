@@ -98,25 +98,36 @@ def broken_off_everywhere(store: Store, call: Callable[[str], object]) -> Iterat
     assert number > 3, "nothing was broken off"
 
 
-def broken_off(call: Callable[[], object], number: int) -> bool:
-    """Call, and raise where the function of that number begins; whether as many did."""
-    begun = 0
+def broken_off(
+    call: Callable[[], object],
+    number: int,
+    error: type[BaseException] = Struck,
+    counts: Callable[[FrameType], bool] | None = None,
+) -> bool:
+    """Call, and raise where the function of that number begins; whether as many did.
+
+    Args:
+        counts: whether a function counts; without it ours do.
+    """
+    begun, struck = 0, False
+    counts = counts or ours
 
     def strike(frame: FrameType, _event: str, _argument: object) -> None:
-        nonlocal begun
-        begun += ours(frame)
+        nonlocal begun, struck
+        begun += counts(frame)
         if begun > number:
-            raise Struck
+            struck = True
+            raise error
 
     before = sys.gettrace()
     sys.settrace(strike)
     try:
         call()
-    except Struck:
-        return True
+    except error:
+        assert struck
     finally:
         sys.settrace(before)
-    return False
+    return struck
 
 
 def ours(frame: FrameType) -> bool:

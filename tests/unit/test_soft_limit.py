@@ -1,0 +1,79 @@
+"""A soft time limit strikes wherever a function begins: what a task ended with is written all the same."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+from celery.app.trace import build_tracer
+from celery.exceptions import Ignore, Reject
+
+from celery_statemanager import Manager, StatefulTask, StateManager, Status
+from celery_statemanager.integration.background import backlog
+from celery_statemanager.integration.binding import HEADER, Binding
+from celery_statemanager.testing.contract_signals import broken_off, ours
+from celery_statemanager.testing.kit import PATIENCE
+
+pytestmark = pytest.mark.usefixtures("holds_nothing")
+
+
+def succeed(self):
+    self.state.set(40, "nearly")
+
+
+def fail(self):
+    raise ValueError("no such file")
+
+
+def ignore(self):
+    raise Ignore("not today")
+
+
+def reject(self):
+    raise Reject("not today", requeue=False)
+
+
+def retry(self):
+    raise self.retry(countdown=60)
+
+
+def guarded(frame):
+    """Whether a function is ours, and not the guard that Celery calls: its first instruction is beyond any guard."""
+    return ours(frame) and (frame.f_code.co_name, Path(frame.f_code.co_filename).name) != ("call", "signals.py")
+
+
+def traced(run, number):
+    """Run a task, struck at that function; whether it was, and whether that ended it for Celery."""
+    outcomes = []
+    struck = broken_off(lambda: outcomes.append(run()), number, SoftTimeLimitExceeded, guarded)
+    return struck, isinstance(getattr(outcomes[0].info, "retval", None), SoftTimeLimitExceeded)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a generator struck as it is closed
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (succeed, Status.FINISHED),
+        (fail, Status.FAILED),
+        (ignore, Status.REJECTED),
+        (reject, Status.REJECTED),
+        (retry, Status.STARTED),
+    ],
+)
+def test_a_limit_that_strikes_while_a_state_is_written_costs_no_ending(body, status):
+    app = Celery("struck", broker="memory://", set_as_current=False, statemanager_store_url="memory://")
+    states = StateManager(app)
+    task = app.task(bind=True, base=StatefulTask, name="task")(body)
+    trace = build_tracer(task.name, task, app=app)
+    number, struck = 0, True
+    while struck:
+        job = Manager.create(states.store, f"job {number}", num_tasks=1, tags=("work",))
+        binding = Binding(job.ref, 0, "work")
+        request = {"id": binding.celery_task_id, HEADER: binding.to_header(), "delivery_info": {}, "retries": 0}
+        struck, limited = traced(partial(trace, binding.celery_task_id, (), {}, request), number)
+        backlog.flush(PATIENCE)
+        assert not states.store.get_cell(job.ref, "work", 0).open, number
+        assert job.get_state("work", 0).status == (Status.TIMED_OUT if limited else status), number
+        number += 1
+    assert number > 30
