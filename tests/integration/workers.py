@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 
 READY = 30.0
+STOPPED = 60.0
+"""Seconds for a warm shutdown: twenty workers stop at the same time, some whose store is gone already."""
 
 
 class Worker:
@@ -55,7 +57,7 @@ class Worker:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(20)
+            return self.process.wait(STOPPED)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

@@ -117,6 +117,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.timeout(600)  # by the full profile, on a busy machine
 @given(st.dictionaries(st.text(), json_values))
 def test_every_json_object_is_a_payload(payload: dict[str, Any]) -> None:
     text = limits.encode_payload(payload)
