@@ -29,9 +29,6 @@ from celery_statemanager.testing.ports import free_port
 PATIENCE = 60.0
 """Seconds after which an emulator that should be there is given up."""
 
-PATIENT = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=PATIENCE)
-"""Tries again while an emulator on a busy machine has no time to take the connection."""
-
 MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 JAR = Path("platform", "cloud-firestore-emulator", "cloud-firestore-emulator.jar")
 INSTALLED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "celery-statemanager")
@@ -101,7 +98,8 @@ class Emulator:
             client = FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
             database = "projects/warm-up/databases/(default)"
             get = firestore.BatchGetDocumentsRequest(database=database, documents=[f"{database}/documents/a/b"])
-            list(client.batch_get_documents(get, retry=PATIENT, timeout=PATIENCE))
+            patient = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=PATIENCE)  # it may be busy
+            list(client.batch_get_documents(get, retry=patient, timeout=PATIENCE))
             write = {"update": {"name": f"{database}/documents/a/b"}}
             client.commit(firestore.CommitRequest(database=database, writes=[write]), retry=None, timeout=PATIENCE)
             self._listen(client, database)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from emulator import PATIENT
+from google.api_core.exceptions import ServiceUnavailable
+from google.api_core.retry import Retry, if_exception_type
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import firestore
@@ -22,6 +23,9 @@ from celery_statemanager.stores.firestore.values import decoded
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import PATIENCE
+
+PATIENT = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=60.0)
+"""Tries again while an emulator on a busy machine has no time to take the connection."""
 
 
 class Lost(grpc.RpcError, grpc.Call):

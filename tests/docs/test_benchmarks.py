@@ -31,6 +31,15 @@ def test_every_figure_is_measured(modules, tmp_path):
     assert found["machine"]["python"] == sys.version.split()[0]
 
 
+def test_every_module_can_be_imported():
+    """Also those that only ``--full`` runs: they lean on modules of the tests."""
+    imports = (
+        "import importlib, benchmarks.__main__ as b; [importlib.import_module(f'benchmarks.{n}') for n in b.MODULES]"
+    )
+    done = subprocess.run([sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_module_that_fails_costs_no_other_its_figures(tmp_path):
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--json", str(results), "harness", "imports"]
