@@ -101,10 +101,12 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
 @_done_over
 def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
     run = run_of(task)
-    if run is None or run.ended:
+    if run is None:
         return
     if state is None:
         _on_aborted(run, sys.exc_info()[1])
+    elif run.ended:  # as a rule: the signal of its own has told
+        return
     elif state == "IGNORED":
         _on_ignored(run, retval)
     elif state == "REJECTED" and isinstance(retval, Reject):

@@ -98,19 +98,26 @@ def broken_off_everywhere(store: Store, call: Callable[[str], object]) -> Iterat
     assert number > 3, "nothing was broken off"
 
 
+def ours(frame: FrameType) -> bool:
+    """Whether a function is this package's, or one of ``threading`` that this package calls."""
+    caller = frame.f_back
+    if frame.f_code.co_filename == threading.__file__ and caller is not None:
+        frame = caller
+    return frame.f_code.co_filename.startswith(PACKAGE)
+
+
 def broken_off(
     call: Callable[[], object],
     number: int,
     error: type[BaseException] = Struck,
-    counts: Callable[[FrameType], bool] | None = None,
+    counts: Callable[[FrameType], bool] = ours,
 ) -> bool:
     """Call, and raise where the function of that number begins; whether as many did.
 
     Args:
-        counts: whether a function counts; without it ours do.
+        counts: whether a function counts.
     """
     begun, struck = 0, False
-    counts = counts or ours
 
     def strike(frame: FrameType, _event: str, _argument: object) -> None:
         nonlocal begun, struck
@@ -128,14 +135,6 @@ def broken_off(
     finally:
         sys.settrace(before)
     return struck
-
-
-def ours(frame: FrameType) -> bool:
-    """Whether a function is this package's, or one of ``threading`` that this package calls."""
-    caller = frame.f_back
-    if frame.f_code.co_filename == threading.__file__ and caller is not None:
-        frame = caller
-    return frame.f_code.co_filename.startswith(PACKAGE)
 
 
 def writes_of_another_thread(grid: Grid) -> None:

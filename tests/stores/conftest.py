@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from servers import RedisServer, running_cluster, running_redis
 
 from celery_statemanager import Store, open_store
-from celery_statemanager.stores.firestore import poll
+from celery_statemanager.stores.firestore import jobs, poll
 from celery_statemanager.testing import StoreFactory
 
 if TYPE_CHECKING:  # gRPC takes note of forks, so it is not imported for tests of other stores
@@ -94,6 +94,12 @@ def firestore_emulator(emulator_process: str, monkeypatch: pytest.MonkeyPatch) -
     """Point the client libraries at the emulator."""
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator_process)
     return emulator_process
+
+
+@pytest.fixture
+def long_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process remember a job in Firestore for as long as a test takes, on a busy machine too."""
+    monkeypatch.setattr(jobs, "REMEMBERED_FOR", 3_600.0)
 
 
 @pytest.fixture

@@ -17,13 +17,9 @@ from celery_statemanager.records import Delivery, Verdict
 from celery_statemanager.stores.firestore import Address, FirestoreStore, activity, jobs
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid
 
+pytestmark = pytest.mark.usefixtures("long_memory")
+
 SUM = "RunAggregationQuery"
-
-
-@pytest.fixture(autouse=True)
-def long_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a process remember a job for as long as a test takes, on a busy machine too."""
-    monkeypatch.setattr(jobs, "REMEMBERED_FOR", 3_600.0)
 
 
 @pytest.fixture

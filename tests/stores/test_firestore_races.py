@@ -15,11 +15,7 @@ from celery_statemanager.records import Verdict
 from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, overdue
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, purge
 
-
-@pytest.fixture(autouse=True)
-def long_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a process remember a job for as long as a test takes, on a busy machine too."""
-    monkeypatch.setattr(jobs, "REMEMBERED_FOR", 3_600.0)
+pytestmark = pytest.mark.usefixtures("long_memory")
 
 
 @pytest.fixture

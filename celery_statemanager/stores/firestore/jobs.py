@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import time
-from binascii import b2a_base64
 from dataclasses import replace
 
 from celery_statemanager.errors import JobExists, JobNotFound
@@ -26,7 +25,7 @@ CHECK_AFTER = 60_000_000
 
 def new_operation() -> str:
     """Give a name for one atomic step, by which it is known again when its answer was lost."""
-    return b2a_base64(os.urandom(9), newline=False).decode()
+    return secrets.token_urlsafe(9)
 
 
 class Jobs:

@@ -70,7 +70,7 @@ class Pool:
 
         def steps(loan: Loan) -> Result:
             deadline = time.monotonic() + self.timeout
-            self._wait_for_turn(loan)
+            self._wait_for(turn)
             connection = self._lend(loan)
             _begin(connection, deadline)
             result = action(connection)
@@ -80,7 +80,8 @@ class Pool:
             return result
 
         self.notice_fork()  # before the turn, which a thread of the parent may have taken with it
-        return self._within(Loan(self.turn), steps)
+        turn = self.turn
+        return self._within(Loan(turn), steps)
 
     def close(self) -> None:
         """Close this process's connections, those that are lent as soon as they come back."""
@@ -139,8 +140,8 @@ class Pool:
                 loan.turn.release()
             loan.turn = None
 
-    def _wait_for_turn(self, loan: Loan) -> None:
-        if loan.turn is not None and not loan.turn.acquire(timeout=self.timeout):
+    def _wait_for(self, turn: threading.RLock) -> None:
+        if not turn.acquire(timeout=self.timeout):
             raise StoreUnavailable(
                 f"SQLite store {self.path}: other threads of this process have been writing for {self.timeout:g} s; "
                 "a larger store timeout waits longer"
