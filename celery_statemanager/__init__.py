@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     )
     from celery_statemanager.garbage import collect_garbage
     from celery_statemanager.indexset import IndexSet
-    from celery_statemanager.integration.extension import StateManager
-    from celery_statemanager.integration.job import Job
-    from celery_statemanager.integration.task import StatefulTask, current_state
+    from celery_statemanager.integration.app import StateManager
+    from celery_statemanager.integration.submission.job import Job
+    from celery_statemanager.integration.task.base import StatefulTask, current_state
     from celery_statemanager.manager import Manager
     from celery_statemanager.migrations import migrate_jobs
     from celery_statemanager.models import State, StateEvent, Status, Summary
@@ -51,18 +51,18 @@ __all__ = (
 
 _ELSEWHERE = {
     "IndexSet": "indexset",
-    "Job": "integration.job",
+    "Job": "integration.submission.job",
     "Manager": "manager",
     "State": "models",
     "StateEvent": "models",
-    "StateManager": "integration.extension",
-    "StatefulTask": "integration.task",
+    "StateManager": "integration.app",
+    "StatefulTask": "integration.task.base",
     "Status": "models",
     "Store": "stores.base",
     "Subscription": "subscription",
     "Summary": "models",
     "collect_garbage": "garbage",
-    "current_state": "integration.task",
+    "current_state": "integration.task.base",
     "migrate_jobs": "migrations",
     "open_store": "stores",
 }

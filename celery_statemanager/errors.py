@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from celery_statemanager.integration.job import Job
     from celery_statemanager.models import State, Summary
 
 
@@ -277,7 +276,7 @@ class SubmitFailed(StateManagerError):
         self.published = published
         self.total = total
         self.why = why
-        self.job: Job | None = None
+        self.job: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the job, which holds a store, behind."""

@@ -7,11 +7,11 @@ the application's affair: until it sets a meter provider, the API drops them.
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 from typing import Any
 
 from opentelemetry.metrics import MeterProvider, get_meter_provider
 
-from celery_statemanager import __version__
 from celery_statemanager.errors import StateManagerError, StoreError, StoreUnavailable
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.models import Scope, Status
@@ -34,7 +34,7 @@ class OpenTelemetry(Metrics):
     """
 
     def __init__(self, provider: MeterProvider | None = None) -> None:
-        meter = (provider or get_meter_provider()).get_meter("celery_statemanager", __version__)
+        meter = (provider or get_meter_provider()).get_meter("celery_statemanager", version("celery-statemanager"))
         self.states = meter.create_counter("statemanager.states", "{state}", "states written, by class")
         self.writes = meter.create_histogram(
             "statemanager.write.duration",

@@ -15,7 +15,7 @@ from celery.canvas import Signature
 
 from celery_statemanager import State
 from celery_statemanager.integration.binding import Binding
-from celery_statemanager.integration.job import Job
+from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord
 from celery_statemanager.stores import Store
 from celery_statemanager.testing.celery import Published, published

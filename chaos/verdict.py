@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from celery_statemanager import State, Status
-from celery_statemanager.integration.job import Job
+from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord
 from celery_statemanager.stores import Store
 

@@ -14,7 +14,7 @@ from typing import Any
 from celery import chain
 
 from celery_statemanager import StatefulTask
-from celery_statemanager.integration.job import Job
+from celery_statemanager.integration.submission.job import Job
 from examples.app import HOME, app, states
 from examples.report import make_report
 

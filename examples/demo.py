@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from celery_statemanager.integration.job import Job
+from celery_statemanager.integration.submission.job import Job
 from examples.app import HOME, app
 from examples.audit import audit, results
 from examples.report import lines

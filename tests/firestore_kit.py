@@ -17,8 +17,7 @@ from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.firestore import Address, FirestoreStore, requests
-from celery_statemanager.stores.firestore.rpc import GrpcClient
-from celery_statemanager.stores.firestore.transports import Transport, grpc_channel
+from celery_statemanager.stores.firestore.transports import GrpcClient, Transport, grpc_channel
 from celery_statemanager.stores.firestore.values import decoded
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.subscription import Subscription

@@ -17,8 +17,7 @@ from celery_statemanager.manager import new_event_id
 from celery_statemanager.records import JobKey, JobRef, Tally, Write
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.sqlite import SQLiteStore
-from celery_statemanager.stores.sqlite.cells import COLUMNS, cell_of
-from celery_statemanager.stores.sqlite.kinds import COUNTED
+from celery_statemanager.stores.sqlite.cells import COLUMNS, COUNTED, cell_of
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.testing.kit import PATIENCE, Grid
 from celery_statemanager.transitions import tally_of

@@ -21,6 +21,7 @@ from celery.bin.base import CeleryOption
 from celery.exceptions import CeleryCommandException
 
 from celery_statemanager import retention
+from celery_statemanager.durations import parse_duration
 from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreError, SubscriptionLost
 from celery_statemanager.integration.settings import PREFIX, Settings
 from celery_statemanager.limits import check_index, check_name, check_optional
@@ -161,7 +162,7 @@ def unseen(app: Celery, url: str | None) -> str:
 def _open(app: Celery, url: str | None) -> Store:
     if url is not None:
         return open_store(url)
-    from celery_statemanager.integration.extension import StateManager
+    from celery_statemanager.integration.app import StateManager
 
     states = StateManager.installed(app)
     if states is not None:
@@ -194,3 +195,19 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
         return
+
+
+class Age(click.ParamType):  # type: ignore[type-arg] # older click has no arguments for it
+    """An age such as ``30d``, given as microseconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it, or end the command with the mend."""
+        try:
+            return round(parse_duration(value) * 1_000_000)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+AGE = Age()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
-from celery_statemanager.cli.ages import AGE
 from celery_statemanager.cli.common import (
+    AGE,
     format_option,
     interruptible,
     note,

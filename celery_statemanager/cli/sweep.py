@@ -11,8 +11,8 @@ from celery_statemanager.cli.common import format_option, interruptible, opened_
 from celery_statemanager.cli.rendering.lines import Outlet
 from celery_statemanager.cli.rendering.text import Span
 from celery_statemanager.codec import compact
-from celery_statemanager.integration.extension import StateManager
-from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.integration.app import StateManager
+from celery_statemanager.integration.worker.sweeping import sweep
 
 _HELP = """Look once for lost workers, unpublished callbacks and dead publishers, and mend what is found.
 

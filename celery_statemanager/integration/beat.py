@@ -15,7 +15,7 @@ from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.garbage import collect_garbage
 from celery_statemanager.integration.installed import Tracker, at_start
 from celery_statemanager.integration.settings import PREFIX
-from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.migrations import migrate_jobs
 
 logger = logging.getLogger(__name__)

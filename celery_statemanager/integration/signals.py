@@ -19,10 +19,12 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled, StateError
-from celery_statemanager.integration import outcomes, worker, worker_requests
+from celery_statemanager.integration import requests
 from celery_statemanager.integration.binding import HEADER, binding_of
-from celery_statemanager.integration.interrupts import TaskJobGone, TaskRefused, TaskSuperseded
-from celery_statemanager.integration.run import Run, run_of, start_run
+from celery_statemanager.integration.task import outcomes
+from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
+from celery_statemanager.integration.task.run import Run, run_of, start_run
+from celery_statemanager.integration.worker import main
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery
 
@@ -81,9 +83,9 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
     if run is not None:
         run.end(status, message, yields=not isinstance(exception, StateError))
     elif outcomes.is_requeued(sender, exception):
-        worker.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
+        main.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
     else:
-        worker.report(sender.app, task_id, None, status, message, began=True)
+        main.report(sender.app, task_id, None, status, message, began=True)
 
 
 @_done_over
@@ -95,7 +97,7 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
     if run is not None:
         run.pause(message, Delivery(run.delivery.replacements, run.delivery.retries + 1))
     else:
-        worker.report_pause(sender.app, request.id, request, message, more_retries=1)
+        main.report_pause(sender.app, request.id, request, message, more_retries=1)
 
 
 @_done_over
@@ -128,7 +130,7 @@ def _on_aborted(run: Run, error: BaseException | None) -> None:
     if isinstance(error, Exception):
         run.end(*outcomes.failure(error), yields=not isinstance(error, StateError))
     else:
-        worker_requests.forget(run.binding.celery_task_id)
+        requests.forget(run.binding.celery_task_id)
 
 
 def _on_ignored(run: Run, retval: Any) -> None:
@@ -144,26 +146,26 @@ def _on_ignored(run: Run, retval: Any) -> None:
 
 
 def _on_received(request: Any = None, **_: Any) -> None:
-    worker_requests.remember(request)
+    requests.remember(request)
 
 
 def _on_revoked(
     sender: Any = None, request: Any = None, terminated: bool = False, expired: bool = False, **_: Any
 ) -> None:
     status, message = (Status.EXPIRED, "expired before it began") if expired else (Status.REVOKED, "revoked")
-    worker.report(sender.app, request.id, request, int(status), message, began=terminated)
+    main.report(sender.app, request.id, request, int(status), message, began=terminated)
 
 
 def _on_unknown(sender: Any = None, message: Any = None, name: str = "", **kwargs: Any) -> None:
     why = f"the worker knows no task {name!r}"
-    worker.report(sender.app, kwargs["id"], message.headers, int(Status.REJECTED), why, began=False)
+    main.report(sender.app, kwargs["id"], message.headers, int(Status.REJECTED), why, began=False)
 
 
 def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: Any) -> None:
     """Report a message that the worker cannot read: of no task, or in a format that it does not accept."""
     headers = message.headers or {}
     why = "refused by the worker" if exc is None else f"refused by the worker: {outcomes.describe(exc)}"
-    worker.report(sender.app, headers.get("id", ""), headers, int(Status.REJECTED), why, began=False)
+    main.report(sender.app, headers.get("id", ""), headers, int(Status.REJECTED), why, began=False)
 
 
 def _on_publish(headers: Any = None, properties: Any = None, **_: Any) -> None:
@@ -204,11 +206,11 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.task_revoked, _on_revoked),
     (signals.task_unknown, _on_unknown),
     (signals.task_rejected, _on_rejected),
-    (signals.worker_init, worker.on_init),
-    (signals.worker_ready, worker.on_ready),
-    (signals.worker_shutdown, worker.on_shutdown),
-    (signals.worker_process_shutdown, worker.on_child_shutdown),
-    (signals.beat_init, worker.on_beat),
+    (signals.worker_init, main.on_init),
+    (signals.worker_ready, main.on_ready),
+    (signals.worker_shutdown, main.on_shutdown),
+    (signals.worker_process_shutdown, main.on_child_shutdown),
+    (signals.beat_init, main.on_beat),
 ]
 
 _ENDINGS: list[tuple[Signal, Any]] = [(signals.task_success, _on_success), (signals.task_postrun, _on_postrun)]

@@ -3,8 +3,7 @@
 ``registry`` holds steps, ``shipped`` has those of this release, ``runner`` takes jobs through them.
 """
 
-from celery_statemanager.migrations.registry import Steps
+from celery_statemanager.migrations.registry import STEPS, Steps
 from celery_statemanager.migrations.runner import Migrated, Skip, migrate_jobs
-from celery_statemanager.migrations.shipped import STEPS
 
 __all__ = ("STEPS", "Migrated", "Skip", "Steps", "migrate_jobs")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.manager import new_event_id
 from celery_statemanager.records import Cell, JobRecord
 
 StateStep = Callable[[JobRecord, Cell], Cell]
@@ -93,3 +94,16 @@ def _registrar(steps: dict[int, Step], number: int) -> Callable[[Step], Step]:
         return step
 
     return register
+
+
+STEPS = Steps()
+"""They lead to ``models.SCHEMA_VERSION``, which new jobs and states have from the start."""
+
+
+@STEPS.states(1)
+def take_over(_: JobRecord, cell: Cell) -> Cell:
+    """A state that another program wrote, such as the Go module: every state of ours has an event id.
+
+    Its job was given an incarnation before, and with it the state is counted. No attempt was taken for it: 0 is right.
+    """
+    return cell if cell.event_id else replace(cell, event_id=new_event_id())

@@ -9,8 +9,7 @@ from itertools import islice
 
 from celery_statemanager.errors import ConfigurationError, JobNotFound
 from celery_statemanager.manager import new_incarnation
-from celery_statemanager.migrations.registry import Steps
-from celery_statemanager.migrations.shipped import STEPS
+from celery_statemanager.migrations.registry import STEPS, Steps
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.retention import current
 from celery_statemanager.stores.base import Store

@@ -12,17 +12,7 @@ from typing import Protocol
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import BeginRefused, JobCancelled
-from celery_statemanager.records import (
-    Begin,
-    BeginReply,
-    Cell,
-    JobRecord,
-    KeptCell,
-    Tally,
-    Verdict,
-    Write,
-    WriteReply,
-)
+from celery_statemanager.records import Begin, BeginReply, Cell, JobRecord, KeptCell, Tally, Verdict, Write, WriteReply
 from celery_statemanager.transitions import begun, blocked, unblocked, written
 
 

@@ -1,6 +1,6 @@
 """The speed is that of the last minute, and not told before it is known."""
 
-from celery_statemanager.cli.pace import Pace
+from celery_statemanager.cli.rendering.live import Pace
 
 
 def test_nothing_is_known_at_first():

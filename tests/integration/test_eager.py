@@ -20,10 +20,10 @@ from celery_statemanager import (
     SubmitFailed,
     current_state,
 )
-from celery_statemanager.integration import background
+from celery_statemanager.integration import backlog
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.settings import Settings
-from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.records import JobKey
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FakeClock, FaultyStore
@@ -272,7 +272,7 @@ def test_a_time_limit_that_strikes_while_the_first_task_of_a_process_begins_cost
 
 @pytest.mark.parametrize("policy", ["log", "raise"])
 def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_write(policy, monkeypatch):
-    monkeypatch.setattr(background, "SUSPECT", 0.0)
+    monkeypatch.setattr(backlog, "SUSPECT", 0.0)
     app, states, store = with_faults(statemanager_on_store_error=policy)
     ran = []
 
@@ -293,7 +293,7 @@ def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_
 @pytest.mark.parametrize("lost", [["begin"], ["write"], ["begin", "write"]])
 @pytest.mark.parametrize("words", [0, 1, 3])
 def test_an_attempt_whose_begin_was_not_answered_is_still_its_own(lost, words, policy, monkeypatch):
-    monkeypatch.setattr(background, "SUSPECT", 0.0)
+    monkeypatch.setattr(backlog, "SUSPECT", 0.0)
     app, states, store = with_faults(statemanager_on_store_error=policy)
     if "begin" not in lost:
         store.lose_response("begin", applied=False)

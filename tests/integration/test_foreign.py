@@ -13,7 +13,7 @@ from servers import running_redis
 from celery_statemanager import StatefulTask, StateManager, Status
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json
-from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.leases import Received, Report, renew, workers
 from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.records import Begin, Latch, Write

@@ -6,7 +6,7 @@ import pytest
 from celery import Celery
 from kombu import Queue
 
-from celery_statemanager.integration import kept
+from celery_statemanager.integration import redelivery
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ OPTIONS = {
 def test_a_received_message_that_is_sent_again_is_the_same(app, task, receive, options):
     task.apply_async((1, "☃", {"a": [None]}), {"k": '"\\'}, **OPTIONS[options])
     first = receive()
-    kept.resend(app, kept.of_message(first))
+    redelivery.resend(app, redelivery.of_message(first))
     again = receive()
     assert said(again) == said(first)
     assert again.payload[0] == [1, "☃", {"a": [None]}]
@@ -61,29 +61,29 @@ def test_a_received_message_that_is_sent_again_is_the_same(app, task, receive, o
 
 def test_it_is_sent_to_where_it_came_from(app, task, key, receive):
     task.apply_async(queue=f"{key}.other")
-    kept.resend(app, kept.of_message(receive(".other")))
+    redelivery.resend(app, redelivery.of_message(receive(".other")))
     assert receive(".other").headers["task"] == "kept.task"
 
 
 def test_what_is_not_json_is_not_kept(app, task, receive):
     app.conf.accept_content = ["json", "pickle"]
     task.apply_async((1,), serializer="pickle")
-    assert kept.of_message(receive()) is None
+    assert redelivery.of_message(receive()) is None
 
 
 def test_what_says_it_is_json_and_is_not_is_not_kept_and_harms_nobody(app, key, receive):
     with app.producer_or_acquire() as producer:
         producer.publish(b"\xff\xfe", routing_key=key, content_type="application/json", content_encoding="utf-8")
-    assert kept.of_message(receive()) is None
+    assert redelivery.of_message(receive()) is None
 
 
 def test_what_is_too_long_is_not_kept(task, receive):
-    task.apply_async(("x" * kept.MAX_BYTES,))
-    assert kept.of_message(receive()) is None
+    task.apply_async(("x" * redelivery.MAX_BYTES,))
+    assert redelivery.of_message(receive()) is None
 
 
 def test_a_kept_message_names_its_task(task, receive):
     task.apply_async()
-    text = kept.of_message(receive())
-    assert kept.task_of(text) == "kept.task"
+    text = redelivery.of_message(receive())
+    assert redelivery.task_of(text) == "kept.task"
     assert json.loads(text)

@@ -8,7 +8,7 @@ import pytest
 from conftest import load
 
 from celery_statemanager import Status, StoreUnavailable, leases
-from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.sweep import Swept
 
 PATIENCE = 40

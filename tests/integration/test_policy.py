@@ -7,8 +7,9 @@ import pytest
 from celery import Celery, _state, shared_task
 
 from celery_statemanager import ConfigurationError, JobNotFound, StatefulTask, StateManager
-from celery_statemanager.integration import worker, worker_requests
-from celery_statemanager.integration.policy import requeues
+from celery_statemanager.integration import requests
+from celery_statemanager.integration.redelivery import requeues
+from celery_statemanager.integration.worker.main import main
 
 TYPO = (
     "task 'shared.typo': on_lost is one of auto, mark, requeue, not 'reqeue': correct it where the task is declared, "
@@ -92,8 +93,8 @@ def test_whoever_would_submit_it_is_told_which_task_and_what_to_do(ours):
 @pytest.mark.usefixtures("typo")
 def test_a_worker_says_so_when_it_starts_and_the_setting_counts(ours, caplog, monkeypatch):
     StateManager(ours)
-    monkeypatch.setenv(worker_requests.WORKER_ID, "")
-    worker.on_init(sender=SimpleNamespace(app=ours, pool_cls="solo"))
+    monkeypatch.setenv(requests.WORKER_ID, "")
+    main.on_init(sender=SimpleNamespace(app=ours, pool_cls="solo"))
     told = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
     assert told == [f"{TYPO}; until then it goes by that, and submit refuses it"]
     task = ours.tasks["shared.typo"]

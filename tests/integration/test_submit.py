@@ -5,7 +5,7 @@ from celery import Celery
 from celery.signals import before_task_publish
 
 from celery_statemanager import StatefulTask, StateManager, Status, StoreUnavailable, SubmitFailed
-from celery_statemanager.integration import submit
+from celery_statemanager.integration.submission import submit
 from celery_statemanager.testing import FaultyStore
 
 

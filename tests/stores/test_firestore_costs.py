@@ -14,7 +14,7 @@ from firestore_kit import Spy
 from celery_statemanager import AttemptSuperseded
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Delivery, Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore, activity, jobs
+from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, writer
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid
 
 pytestmark = pytest.mark.usefixtures("long_memory")
@@ -250,7 +250,7 @@ def test_a_subscription_reads_the_job_and_what_exists(store: FirestoreStore, spy
 def test_an_idle_mark_is_one_write(store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid.create(store, 3, ("a",))
     grid.write("a", 0, 5)
-    monkeypatch.setattr(activity, "EVERY", -1)
+    monkeypatch.setattr(writer, "EVERY", -1)
     spy.clear()
     grid.write("a", 0, 6)
     assert cost(spy) == ({"Commit": 2}, 0, 2)

@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from celery_statemanager import open_store
-from celery_statemanager.stores.firestore import jobs, overdue
+from celery_statemanager.stores.firestore import jobs, latches
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing.kit import FINISHED, Grid
 
@@ -46,7 +46,7 @@ def test_a_decision_that_was_never_made_is_made_by_the_sweep(
     firestore_emulator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
-    monkeypatch.setattr(overdue, "FIRST", -1_000_000)
+    monkeypatch.setattr(latches, "FIRST", -1_000_000)
     url = f"firestore://test-{uuid.uuid4().hex[:12]}"
     with open_store(url, timeout=20) as store:
         grid = Grid.create(store, 1, ("a",), success="{}")

@@ -30,9 +30,9 @@ LATER = {"tombstone_age": HOUR, "delete_age": 2 * HOUR}
 def exact_activity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Firestore tell each write: what is up to 45 s old says nothing of jobs that live for milliseconds."""
     if "firestore" in request.node.name:
-        from celery_statemanager.stores.firestore import activity
+        from celery_statemanager.stores.firestore import writer
 
-        monkeypatch.setattr(activity, "EVERY", 0)
+        monkeypatch.setattr(writer, "EVERY", 0)
 
 
 def idle(store: Store, *grids: Grid) -> None:

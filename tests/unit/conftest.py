@@ -9,7 +9,7 @@ import pytest
 from celery.worker import state as worker_state
 from hypothesis import settings
 
-from celery_statemanager.integration import worker_requests
+from celery_statemanager.integration import requests
 
 settings.register_profile("quick-unit", max_examples=100, deadline=None)
 settings.register_profile("full-unit", max_examples=3000, deadline=None)
@@ -20,7 +20,7 @@ settings.load_profile(f"{os.environ.get('HYPOTHESIS_PROFILE', 'quick')}-unit")
 def holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin without the messages of earlier tests: those in reference cycles are held until garbage is collected."""
     monkeypatch.setattr(worker_state, "active_requests", weakref.WeakSet())
-    monkeypatch.setattr(worker_requests, "_received", weakref.WeakValueDictionary())
-    monkeypatch.setattr(worker_requests, "_repeated", {})
-    monkeypatch.setattr(worker_requests, "_cells", weakref.WeakKeyDictionary())
-    monkeypatch.setattr(worker_requests, "_forgotten", weakref.WeakSet())
+    monkeypatch.setattr(requests, "_received", weakref.WeakValueDictionary())
+    monkeypatch.setattr(requests, "_repeated", {})
+    monkeypatch.setattr(requests, "_cells", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(requests, "_forgotten", weakref.WeakSet())

@@ -6,17 +6,17 @@ import threading
 import pytest
 
 from celery_statemanager import StoreUnavailable
-from celery_statemanager.integration import background
-from celery_statemanager.integration.background import Backlog
+from celery_statemanager.integration import backlog as module
+from celery_statemanager.integration.backlog import Backlog
 
 PATIENCE = 10
 
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
-    monkeypatch.setattr(background, "SUSPECT", 0.0)
-    monkeypatch.setattr(background, "LONGEST_DELAY", 0.01)
-    monkeypatch.setattr(background, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(module, "SUSPECT", 0.0)
+    monkeypatch.setattr(module, "LONGEST_DELAY", 0.01)
+    monkeypatch.setattr(module, "FIRST_DELAY", 0.01)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_what_fails_is_written_once_the_store_is_back_the_newest_of_each(backlog
 
 
 def test_a_store_that_took_a_write_is_asked_again_at_once(backlog, monkeypatch):
-    monkeypatch.setattr(background, "SUSPECT", 3600.0)
+    monkeypatch.setattr(module, "SUSPECT", 3600.0)
     store = Store()
     backlog.now_or_later(("cell", "end"), lambda: store.write("end"))
     store.up.set()
@@ -92,7 +92,7 @@ def test_what_is_not_the_stores_trouble_is_raised(backlog):
 
 
 def test_the_oldest_is_given_up_when_too_many_wait(backlog, monkeypatch, caplog):
-    monkeypatch.setattr(background, "MOST", 2)
+    monkeypatch.setattr(module, "MOST", 2)
     store = Store()
     for name in "abc":
         backlog.put((name, "end"), lambda name=name: store.write(name))
@@ -110,14 +110,14 @@ def test_a_flush_does_not_wait_for_ever(backlog, caplog):
 
 
 def test_a_forked_child_has_nothing_waiting():
-    background.backlog.flush(PATIENCE)  # of what earlier tests left there
+    module.backlog.flush(PATIENCE)  # of what earlier tests left there
     store = Store()
-    background.backlog.put(("a", "end"), lambda: store.write("late"))
+    module.backlog.put(("a", "end"), lambda: store.write("late"))
     child = os.fork()
     if child == 0:
-        os._exit(len(background.backlog.cells()))
+        os._exit(len(module.backlog.cells()))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert background.backlog.cells() == ["a"]
+    assert module.backlog.cells() == ["a"]
     store.up.set()
-    background.backlog.flush(PATIENCE)
-    assert not background.backlog.store_is_down
+    module.backlog.flush(PATIENCE)
+    assert not module.backlog.store_is_down

@@ -8,7 +8,7 @@ from celery.concurrency.prefork import TaskPool
 from celery.worker import WorkController
 
 from celery_statemanager import StateManager, open_store
-from celery_statemanager.integration import worker_requests
+from celery_statemanager.integration import requests
 from celery_statemanager.testing import WrappedStore
 
 
@@ -25,7 +25,7 @@ class Told(WrappedStore):
 def test_a_worker_that_forks_tells_its_store_before_it_does(
     pool: object, forks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(worker_requests.WORKER_ID, "")
+    monkeypatch.setenv(requests.WORKER_ID, "")
     app = Celery("forking", broker="memory://", set_as_current=False)
     with open_store("memory://") as inner:
         states = StateManager(app)

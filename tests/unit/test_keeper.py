@@ -12,12 +12,14 @@ import pytest
 from celery import Celery
 
 from celery_statemanager import Status, StoreError, StoreUnavailable, leases
-from celery_statemanager.integration import keeper, turns, worker_requests
+from celery_statemanager.integration import requests
 from celery_statemanager.integration.binding import HEADER, Binding
-from celery_statemanager.integration.keeper import Lease
-from celery_statemanager.integration.periodic import Periodic
 from celery_statemanager.integration.settings import Settings
-from celery_statemanager.integration.turns import keep_sweeping
+from celery_statemanager.integration.worker import lease as lease_module
+from celery_statemanager.integration.worker import sweeping
+from celery_statemanager.integration.worker.lease import Lease
+from celery_statemanager.integration.worker.periodic import Periodic
+from celery_statemanager.integration.worker.sweeping import keep_sweeping
 from celery_statemanager.leases import Report, cell_name
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid
@@ -42,7 +44,7 @@ class Request:
         self.task = SimpleNamespace(on_lost=on_lost)
         self.message = message
         self.delivery_info = {}
-        worker_requests.remember(self)
+        requests.remember(self)
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_writes_are_tried_within_half_a_lease_however_seldom_a_turn_comes(tracke
 
 
 def test_who_stood_still_with_its_machine_starts_anew(monkeypatch):
-    trust = turns._Trust(0.0, 1.0)
+    trust = sweeping._Trust(0.0, 1.0)
     assert trust.holds()
     trust._lease = LEASE
     now = time.time()
@@ -144,7 +146,7 @@ def test_who_stood_still_with_its_machine_starts_anew(monkeypatch):
 
 
 def test_who_stood_still_with_its_machine_after_the_store_had_failed_waits_no_less(monkeypatch):
-    trust = turns._Trust(LEASE, 1.0)
+    trust = sweeping._Trust(LEASE, 1.0)
     trust.lose()
     until = trust._since
     now = time.time()
@@ -162,7 +164,7 @@ class Worker:
         self.now = 0.0
         self._store = tracker.store
         self._lease = Lease(tracker, "w", clock=lambda: self.now)
-        monkeypatch.setattr(worker_requests, "running", lambda: [*map(self._binding, self.running)])
+        monkeypatch.setattr(requests, "running", lambda: [*map(self._binding, self.running)])
 
     def receive(self, row, retries=0):
         self.held.append(Request(self._binding(row), retries))
@@ -349,8 +351,8 @@ def test_a_record_with_more_cells_than_there_is_room_for_is_one_that_every_store
     names = [cell_name(grid.ref, LONGEST, row) for row in range(10_000)]
     held = [Request(Binding(grid.ref, row, LONGEST)) for row in range(10_000)]
     waiting = []
-    monkeypatch.setattr(keeper, "backlog", SimpleNamespace(cells=waiting.copy))
-    monkeypatch.setattr(worker_requests, "running", lambda: [Binding(grid.ref, 0, LONGEST)])
+    monkeypatch.setattr(lease_module, "backlog", SimpleNamespace(cells=waiting.copy))
+    monkeypatch.setattr(requests, "running", lambda: [Binding(grid.ref, 0, LONGEST)])
     lease = Lease(patient, "w")
 
     def renewed():

@@ -20,7 +20,7 @@ from celery_statemanager import (
     StoreUnavailable,
     open_store,
 )
-from celery_statemanager.integration.background import Backlog
+from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.manager import new_job
 from celery_statemanager.testing import FaultyStore, WrappedStore

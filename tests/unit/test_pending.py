@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from celery_statemanager.integration import background, pending, worker_requests
-from celery_statemanager.integration.background import Backlog
+from celery_statemanager.integration import backlog as pending
+from celery_statemanager.integration import requests
+from celery_statemanager.integration.backlog import Backlog
 
 PATIENCE = 20
 
@@ -17,17 +18,17 @@ PATIENCE = 20
 def main_process(monkeypatch, tmp_path):
     """Be a worker's main process, with folders of its own."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv(worker_requests.WORKER_ID, "")
-    worker_requests.name_worker()
+    monkeypatch.setenv(requests.WORKER_ID, "")
+    requests.name_worker()
     return tmp_path
 
 
 @pytest.fixture
 def child(main_process):
     """Give a child that tells what it reads, a line a time; what follows a plus is one more."""
-    code = "import sys\nfrom celery_statemanager.integration.pending import tell, tell_more\n"
+    code = "import sys\nfrom celery_statemanager.integration.backlog import publish_pending, publish_one_more\n"
     code += "for line in sys.stdin:\n"
-    code += "    tell_more(line[1:].strip()) if line[0] == '+' else tell(line.split())\n    print('told', flush=True)\n"
+    code += "    publish_one_more(line[1:].strip()) if line[0] == '+' else publish_pending(line.split())\n    print('told', flush=True)\n"
     environment = {**os.environ, "TMPDIR": str(main_process)}
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -44,13 +45,13 @@ def child(main_process):
 
 def test_the_main_process_hears_what_waits_in_its_children(child):
     _, say = child
-    assert pending.told() == []
+    assert pending.pending_in_children() == []
     say("b a")
-    assert pending.told() == ["a", "b"]
+    assert pending.pending_in_children() == ["a", "b"]
     say("a")
-    assert pending.told() == ["a"]
+    assert pending.pending_in_children() == ["a"]
     say("")
-    assert pending.told() == []
+    assert pending.pending_in_children() == []
 
 
 def test_a_child_that_is_killed_takes_its_word_with_it(child, main_process):
@@ -58,13 +59,13 @@ def test_a_child_that_is_killed_takes_its_word_with_it(child, main_process):
     say("a")
     process.kill()
     process.wait(PATIENCE)
-    assert pending.told() == []
-    pending.close()
+    assert pending.pending_in_children() == []
+    pending.remove_pending_folder()
     assert list(main_process.iterdir()) == []
 
 
 def test_the_main_process_itself_writes_no_file(main_process):
-    pending.tell(["a"])
+    pending.publish_pending(["a"])
     assert list(main_process.iterdir()) == []
 
 
@@ -73,9 +74,9 @@ def test_a_child_tells_of_one_more_beside_those_it_told_of(child):
     say("a")
     say("+b")
     say("+c")
-    assert pending.told() == ["a", "b", "c"]
+    assert pending.pending_in_children() == ["a", "b", "c"]
     say("b")
-    assert pending.told() == ["b"]
+    assert pending.pending_in_children() == ["b"]
 
 
 def test_what_a_child_is_just_telling_is_read_the_next_time(child, main_process):
@@ -85,9 +86,9 @@ def test_what_a_child_is_just_telling_is_read_the_next_time(child, main_process)
     with file.open("a") as half:
         half.write('"b')
         half.flush()
-        assert pending.told() == ["a"]
+        assert pending.pending_in_children() == ["a"]
         half.write('"\n')
-    assert pending.told() == ["a", "b"]
+    assert pending.pending_in_children() == ["a", "b"]
 
 
 def test_a_backlog_tells_what_waits_until_it_is_written():
@@ -100,7 +101,7 @@ def test_a_backlog_tells_what_waits_until_it_is_written():
 
 def test_thousands_that_wait_cost_no_thousands_of_lists(monkeypatch):
     """Of one more its name is told, at once; of fewer a list now and then, and of none at once."""
-    monkeypatch.setattr(background, "TOLD_EVERY", 3_600.0)
+    monkeypatch.setattr(pending, "TOLD_EVERY", 3_600.0)
     heard, up = [], threading.Event()
     backlog = Backlog(lambda names: heard.append([*names]), heard.append)
     backlog.put(("a", "end"), lambda: up.wait(PATIENCE))
@@ -117,7 +118,7 @@ def test_a_child_that_cannot_tell_has_written_what_waits_all_the_same(monkeypatc
     no_folder = tmp_path / "file"
     no_folder.touch()
     monkeypatch.setattr("tempfile.tempdir", str(no_folder))
-    monkeypatch.setenv(worker_requests.WORKER_ID, f"host:{os.getpid() + 1}:ab")
-    backlog, written = Backlog(pending.tell, pending.tell_more), threading.Event()
+    monkeypatch.setenv(requests.WORKER_ID, f"host:{os.getpid() + 1}:ab")
+    backlog, written = Backlog(pending.publish_pending, pending.publish_one_more), threading.Event()
     backlog.put(("cell", "end"), written.set)
     assert written.wait(PATIENCE)

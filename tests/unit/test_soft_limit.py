@@ -10,7 +10,7 @@ from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject
 
 from celery_statemanager import Manager, StatefulTask, StateManager, Status
-from celery_statemanager.integration.background import backlog
+from celery_statemanager.integration.backlog import backlog
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.testing.contract_signals import broken_off, ours
 from celery_statemanager.testing.kit import PATIENCE

@@ -11,7 +11,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from celery_statemanager import AttemptSuperseded, Manager, Status, Store, StoreError, StoreUnavailable, open_store
-from celery_statemanager.integration.measuring import find_metrics
+from celery_statemanager.integration.app import find_metrics
 from celery_statemanager.manager import new_event_id
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.records import Begin, Verdict, When, Write
@@ -170,7 +170,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from celery import Celery
 from celery_statemanager import StateManager, StatefulTask
-from celery_statemanager.integration.sweeper import sweep
+from celery_statemanager.integration.worker.sweeping import sweep
 
 app = Celery(broker="memory://")
 app.conf.update(task_always_eager=True, statemanager_store_url="memory://", statemanager_metrics=METRICS)

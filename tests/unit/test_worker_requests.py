@@ -3,7 +3,7 @@
 import pytest
 from celery.worker import state as worker_state
 
-from celery_statemanager.integration import worker_requests
+from celery_statemanager.integration import requests
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.records import JobKey, JobRef
 
@@ -23,11 +23,11 @@ class Request:
         self.id = binding.celery_task_id
         self.request_dict = {HEADER: binding.to_header()}
         self.delivery_info = {}
-        worker_requests.remember(self)
+        requests.remember(self)
 
     @property
     def alone(self):
-        return worker_requests.ALONE in self.delivery_info
+        return requests.ALONE in self.delivery_info
 
     def run(self):
         self.time_start = 1.0
@@ -64,7 +64,7 @@ def test_a_running_body_is_known_when_the_one_before_and_the_one_after_it_are_go
 
 def test_a_body_that_was_given_up_does_not_count():
     running = Request().run()
-    worker_requests.forget(running.id)
+    requests.forget(running.id)
     assert Request().alone
 
 
@@ -80,4 +80,4 @@ def test_what_is_remembered_of_repeated_ids_goes_with_their_messages():
     for row in range(100):
         held = [Request(row), Request(row)]
         del held
-    assert len(worker_requests._repeated) <= 1
+    assert len(requests._repeated) <= 1

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.client import Connection
-from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.names import Names
+from celery_statemanager.stores.firestore.trouble import Deadline
 from celery_statemanager.stores.firestore.values import decode, decoded, microseconds
 
 LARGEST_DOCUMENT = 1_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
 from celery_statemanager.models import FINISHED, SCHEMA_VERSION
@@ -182,3 +182,15 @@ def cell_in(fields: Mapping[str, Any], job: JobRecord) -> Cell | None:
 def is_ours(fields: Mapping[str, Any], job: JobRecord) -> bool:
     """Whether a document names the job's very incarnation."""
     return (fields.get("incarnation") or "") == job.incarnation
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def remember(memory: dict[K, V], key: K, value: V, most: int) -> None:
+    """Keep a value; when there are too many, forget the tenth that came first."""
+    if len(memory) >= most:
+        for old in list(memory)[: most // 10 + 1]:
+            memory.pop(old, None)
+    memory[key] = value

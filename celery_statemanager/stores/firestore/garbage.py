@@ -7,9 +7,8 @@ from typing import Any
 
 from celery_statemanager.records import JobRecord
 from celery_statemanager.stores.firestore import requests
-from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.database import Database, Found
-from celery_statemanager.stores.firestore.documents import KnownJob
+from celery_statemanager.stores.firestore.documents import KnownJob, remember
 from celery_statemanager.stores.firestore.trouble import Refused
 
 MOST_AT_ONCE = 400

@@ -9,11 +9,9 @@ from dataclasses import replace
 from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.stores.firestore import requests
-from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.database import Database, Found
-from celery_statemanager.stores.firestore.deadline import Deadline
-from celery_statemanager.stores.firestore.documents import KnownJob, job_fields, job_of
-from celery_statemanager.stores.firestore.trouble import Refused, Transient
+from celery_statemanager.stores.firestore.documents import KnownJob, job_fields, job_of, remember
+from celery_statemanager.stores.firestore.trouble import Deadline, Refused, Transient
 from celery_statemanager.stores.firestore.values import microseconds
 
 REMEMBERED_FOR = 5.0

@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 from celery_statemanager.errors import StateManagerError, StoreError
 from celery_statemanager.records import BeginReply, JobRef, WriteReply
 from celery_statemanager.stores.firestore import requests, tallies
-from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.database import Database
-from celery_statemanager.stores.firestore.deadline import Deadline
-from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, KnownJob, cell_fields
+from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, KnownJob, cell_fields, remember
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
-from celery_statemanager.stores.firestore.trouble import Refused, Transient
+from celery_statemanager.stores.firestore.trouble import Deadline, Refused, Transient
 from celery_statemanager.stores.firestore.values import Moment, microseconds
 from celery_statemanager.stores.firestore.view import NOW, Done, Place, StepTransaction, View, known_of, set_time
 

@@ -27,11 +27,11 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.stores.firestore import garbage, grid, listing, migrating, overdue, workers
+from celery_statemanager.stores.firestore import garbage, latches, listing, migrating, snapshot, workers
 from celery_statemanager.stores.firestore.address import Address
-from celery_statemanager.stores.firestore.bounded import remember
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Database
+from celery_statemanager.stores.firestore.documents import remember
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import Names
@@ -111,7 +111,7 @@ class FirestoreStore(Store):
         idle_before: int | None = None,
     ) -> Page:
         if due and cursor is None:
-            overdue.look(self._database, self._jobs, self._latches)
+            latches.look(self._database, self._jobs, self._latches)
         return listing.page(self._database, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
@@ -160,14 +160,14 @@ class FirestoreStore(Store):
             return aggregate.seen(known.job, scope.tag, scope.task_index, cell)
         job, at = self._read(ref)
         if not job.schema:
-            return grid.lowest(job, self._cells(job, Scope(), at), scope)
+            return snapshot.lowest(job, self._cells(job, Scope(), at), scope)
         return self._snapshot(job, at).lowest(scope)
 
     def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
         job, at = self._read(ref)
         if not indexes and job.schema:
             return job, self._snapshot(job, at).survey(tag)
-        return job, grid.survey(job, self._cells(job, Scope(tag), at), tag)
+        return job, snapshot.survey(job, self._cells(job, Scope(tag), at), tag)
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         job, at = self._read(ref)
@@ -230,8 +230,8 @@ class FirestoreStore(Store):
         remember(self._floors, job.ref, floors, MOST_FLOORS)
         return Snapshot(self._database, job, at, floors, self._database.deadline())
 
-    def _cells(self, job: JobRecord, scope: Scope, at: Any) -> grid.Cells:
-        return grid.counted(job, listing.cells(self._database, job, scope, at))
+    def _cells(self, job: JobRecord, scope: Scope, at: Any) -> snapshot.Cells:
+        return snapshot.counted(job, listing.cells(self._database, job, scope, at))
 
     def _forget(self, ref: JobRef) -> None:
         self._jobs.forget(ref.key)

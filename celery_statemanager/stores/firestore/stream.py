@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.cloud.firestore_v1.types import firestore
+from google.protobuf import timestamp_pb2
 
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.client import Connection
-from celery_statemanager.stores.firestore.database import found
-from celery_statemanager.stores.firestore.news import News, Snapshot
+from celery_statemanager.stores.firestore.database import Found, found, nanoseconds
 from celery_statemanager.stores.firestore.trouble import FINAL, TRANSIENT, Transient, translated
 
 SILENCE = 120.0
@@ -144,3 +144,43 @@ class Stream:
                     self._snapshot = Snapshot()
                     yield snapshot, change.read_time
                     self._news.complete(change.read_time)
+
+
+LATE = 30_000_000_000
+"""Nanoseconds by which a change may come after a moment that was said to be complete: the emulator does so."""
+
+
+class Snapshot:
+    """What changed up to a moment: documents written since the one before, by name; names of deleted ones."""
+
+    def __init__(self) -> None:
+        self.changed: dict[str, Found] = {}
+        self.deleted: set[str] = set()
+        self.missed = False
+
+
+class News:
+    """Knows which changes have come.
+
+    Attributes:
+        since: the moment from which on a stream that is opened anew must tell.
+    """
+
+    def __init__(self, since: Any) -> None:
+        self.since = since
+        self._seen: dict[str, int] = {}
+
+    def is_new(self, name: str, stamp: Any) -> bool:
+        """Whether a document comes as it has not come before."""
+        written = nanoseconds(stamp)
+        if written <= max(nanoseconds(self.since), self._seen.get(name, 0)):
+            return False
+        self._seen[name] = written
+        return True
+
+    def complete(self, moment: Any) -> None:
+        """Take note that all up to a moment has come, and forget what is long past."""
+        past = nanoseconds(moment) - LATE
+        if past - nanoseconds(self.since) > LATE:
+            self.since = timestamp_pb2.Timestamp(seconds=past // 10**9, nanos=past % 10**9 // 1_000 * 1_000)
+            self._seen = {name: written for name, written in self._seen.items() if written > past}

@@ -15,14 +15,12 @@ from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Batch, JobRef
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.firestore.database import Database, Found, nanoseconds
-from celery_statemanager.stores.firestore.deadline import Deadline
 from celery_statemanager.stores.firestore.documents import KnownJob
 from celery_statemanager.stores.firestore.jobs import Jobs
 from celery_statemanager.stores.firestore.listing import place_in
-from celery_statemanager.stores.firestore.news import Snapshot
-from celery_statemanager.stores.firestore.poll import Poll
-from celery_statemanager.stores.firestore.stream import Stream
-from celery_statemanager.stores.firestore.target import Target
+from celery_statemanager.stores.firestore.poll import Poll, Target
+from celery_statemanager.stores.firestore.stream import Snapshot, Stream
+from celery_statemanager.stores.firestore.trouble import Deadline
 
 CATCH_UP = 0.1
 """Seconds that a read with news waits for the stream to show what this process itself has committed before."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from celery_statemanager.errors import JobCancelled
+from dataclasses import replace
+
+from celery_statemanager.errors import JobCancelled, StoreError
 from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, BeginReply, Cell, JobRecord, JobRef, Verdict, Write, WriteReply
 from celery_statemanager.stores import steps
-from celery_statemanager.stores.firestore.activity import Activity
+from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.jobs import Jobs
 from celery_statemanager.stores.firestore.latches import Latches
@@ -78,3 +80,29 @@ class Writer:
         )
         reply, _ = self._write(ref, end)
         return BeginReply(Verdict.CANCELLED if job.cancelled else Verdict.CLOSED, reply.cell, reply.decided)
+
+
+EVERY = 45_000_000
+"""Microseconds; contract: at most a minute old."""
+
+
+class Activity:
+    """Tells."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def note(self, ref: JobRef, done: Done | None) -> None:
+        """Take note of a write that was done; trouble is left to the next one."""
+        if done is None or done.job.foreign:
+            return
+        job, now = done.job.job, self._database.now()
+        hidden = job.tombstoned_at is not None and job.last_activity <= job.tombstoned_at
+        if now - job.last_activity < EVERY and not hidden:
+            return
+        done.job.job = replace(job, last_activity=now)
+        name = self._database.names.job(ref.key)
+        try:
+            self._database.commit([requests.touch_time(name, "lastActivity")], self._database.deadline())
+        except StoreError:
+            return

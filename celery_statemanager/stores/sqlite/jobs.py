@@ -1,5 +1,7 @@
 """How a job is spelt as a row; jobs are parsed once and found again by their incarnation."""
 
+# ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
+
 from __future__ import annotations
 
 import sqlite3
@@ -183,3 +185,34 @@ def _plan(db: sqlite3.Connection, number: int) -> Plan | None:
 def _key(key: JobKey) -> tuple[str, str]:
     """Spell no run token as the empty text, which no run token is: NULLs would not be unique."""
     return key.job_id, key.run_token or ""
+
+
+_TABLES = (("cell", "tag, task_index"), ("gap", "tag, high"), ("tag", "id"))
+
+
+def discard(db: sqlite3.Connection, number: int) -> None:
+    """Take a job off the books; its number is never used again, so nobody finds its rows."""
+    db.execute("DELETE FROM job WHERE id = ?", (number,))
+    db.execute("INSERT INTO garbage (job) VALUES (?)", (number,))
+
+
+def purge(db: sqlite3.Connection, limit: int) -> int:
+    """Remove up to about ``limit`` rows of discarded jobs; give their number."""
+    removed = 0
+    while removed < limit:
+        oldest = db.execute("SELECT min(job) FROM garbage").fetchone()[0]
+        if oldest is None:
+            break
+        removed += _purge_job(db, oldest, limit - removed)
+    return removed
+
+
+def _purge_job(db: sqlite3.Connection, number: int, limit: int) -> int:
+    removed = 0
+    for table, key in _TABLES:
+        rows = f"SELECT job, {key} FROM {table} WHERE job = ? LIMIT ?"
+        removed += db.execute(f"DELETE FROM {table} WHERE (job, {key}) IN ({rows})", (number, limit - removed)).rowcount
+        if removed >= limit:
+            return removed
+    db.execute("DELETE FROM garbage WHERE job = ?", (number,))
+    return removed + 1

@@ -1,6 +1,6 @@
 """The written cells of a job as readers see them, in the order of their last change, page by page."""
 
-# ruff: noqa: S608 - what is put together are our own column names; every value is bound
+# ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 from celery_statemanager import aggregate
 from celery_statemanager.models import Scope, State, state_from_fields
-from celery_statemanager.records import Cell, JobRecord, JobRef, to_datetime
-from celery_statemanager.stores.sqlite.cells import unpacked
+from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, KeptCell, OpenAttempt, to_datetime
+from celery_statemanager.stores.sqlite.cells import SELECTED, Kind, cell_of, unpacked
 from celery_statemanager.stores.sqlite.jobs import Jobs
-from celery_statemanager.stores.sqlite.kinds import Kind
 from celery_statemanager.stores.sqlite.pool import Pool
+from celery_statemanager.stores.steps import mark_of
 
 PAGE = 500
 
@@ -132,3 +132,57 @@ def _by_moments(pages: Iterator[list[Row]]) -> Iterator[list[Row]]:
         yield rows[:cut]
         rest = rows[cut:]
     yield rest
+
+
+ATTEMPTS_PAGE = 200
+
+_OWNED = f"""
+SELECT c.job, c.tag, c.task_index, j.job_id, j.run_token, j.incarnation, t.name, {SELECTED}
+FROM cell c INDEXED BY cell_owned
+CROSS JOIN job j ON j.id = c.job
+CROSS JOIN tag t ON t.job = c.job AND t.id = c.tag
+WHERE c.owner IS NOT NULL AND c.open = 1 AND (c.job, c.tag, c.task_index) > (?, ?, ?)
+ORDER BY c.job, c.tag, c.task_index LIMIT {ATTEMPTS_PAGE}
+"""
+
+
+def list_open(pool: Pool) -> Iterator[OpenAttempt]:
+    """Give every open attempt that has an owner, page by page."""
+    place = (0, 0, 0)
+
+    def page(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return db.execute(_OWNED, place).fetchall()
+
+    while True:
+        rows = pool.read(page)
+        for row in rows:
+            ref = JobRef(JobKey(row[3], row[4] or None), row[5])
+            yield OpenAttempt(ref, row[6], row[2], cell_of(row[7:]))
+        if len(rows) < ATTEMPTS_PAGE:
+            return
+        place = rows[-1][:3]
+
+
+_BELOW = f"""
+SELECT c.tag, c.task_index, t.name, {SELECTED}
+FROM cell c CROSS JOIN tag t ON t.job = c.job AND t.id = c.tag
+WHERE c.job = ? AND c.schema_version < ? AND (c.tag, c.task_index) > (?, ?)
+ORDER BY c.tag, c.task_index LIMIT {PAGE}
+"""
+
+
+def cells(pool: Pool, jobs: Jobs, ref: JobRef, below: int) -> Iterator[KeptCell]:
+    """Give them; no transaction is open between two of them. Raises: JobNotFound."""
+    place = (0, -2)
+
+    def page(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return db.execute(_BELOW, (jobs.current(db, ref).id, below, *place)).fetchall()
+
+    while True:
+        rows = pool.read(page)
+        for row in rows:
+            cell = cell_of(row[3:])
+            yield KeptCell(row[2], row[1], cell, mark_of(cell))
+        if len(rows) < PAGE:
+            return
+        place = rows[-1][:2]

@@ -1,6 +1,6 @@
 """What readers ask of one job as of one moment: the lowest cell, the columns."""
 
-# ruff: noqa: S608 - what is put together are our own column names; every value is bound
+# ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from celery_statemanager import aggregate
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, Scope, State
 from celery_statemanager.records import Cell, Column, Tally
-from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of
+from celery_statemanager.stores.sqlite.cells import SELECTED, Kind, cell_of, column_kind, kind_of
 from celery_statemanager.stores.sqlite.jobs import Known
-from celery_statemanager.stores.sqlite.kinds import Kind, column_kind, kind_of
 
 _TAG = f"SELECT id, {', '.join(Tally._fields)} FROM tag WHERE job = ? AND kind = ? AND name = ?"
 _SEEN = "SELECT name FROM tag WHERE job = ? AND kind = ?"

@@ -28,7 +28,7 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout, steps
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.stores.sqlite import attempts, garbage, jobs, listing, outdated
+from celery_statemanager.stores.sqlite import jobs, listing
 from celery_statemanager.stores.sqlite.location import locate, require
 from celery_statemanager.stores.sqlite.pool import Pool
 from celery_statemanager.stores.sqlite.pulse import Pulse
@@ -107,13 +107,13 @@ class SQLiteStore(Store):
             moved = (kept.job.revision, kept.job.last_activity) != (job.revision, job.last_activity)
             if if_idle and moved:
                 return False
-            garbage.discard(db, kept.id)
+            jobs.discard(db, kept.id)
             return True
 
         return self._pool.write(delete)
 
     def purge(self, limit: int = 1_000) -> int:
-        return self._pool.write(lambda db: garbage.purge(db, limit))
+        return self._pool.write(lambda db: jobs.purge(db, limit))
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         place = (write.tag, write.task_index)
@@ -154,7 +154,7 @@ class SQLiteStore(Store):
         return self._pool.write(adopt)
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
-        return outdated.cells(self._pool, self._jobs, ref, below)
+        return listing.cells(self._pool, self._jobs, ref, below)
 
     def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
         return self._pool.write(
@@ -183,7 +183,7 @@ class SQLiteStore(Store):
         self._pool.write(lambda db: db.execute("DELETE FROM worker WHERE worker_id = ?", (worker_id,)))
 
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
-        return attempts.list_open(self._pool)
+        return listing.list_open(self._pool)
 
     def now(self) -> int:
         return int(self._clock() * 1_000_000)

@@ -1,6 +1,6 @@
 """One job inside a write transaction: what ``stores.steps`` works on."""
 
-# ruff: noqa: S608 - what is put together are our own column names; every value is bound
+# ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
-from celery_statemanager.stores.sqlite.cells import COLUMNS, SELECTED, cell_of, event_of, row_of
+from celery_statemanager.stores.sqlite.cells import COLUMNS, COUNTED, SELECTED, Kind, cell_of, event_of, kind_of, row_of
 from celery_statemanager.stores.sqlite.jobs import Jobs, Known, update
-from celery_statemanager.stores.sqlite.kinds import COUNTED, Kind, kind_of
 from celery_statemanager.transitions import tally_of
 
 TOUCH_EVERY = 60 * 1_000_000

@@ -10,8 +10,8 @@ from sqlite_kit import raw, recount
 
 from celery_statemanager.records import CALLBACK_ROW
 from celery_statemanager.stores.sqlite import SQLiteStore, transaction
+from celery_statemanager.stores.sqlite.cells import Kind
 from celery_statemanager.stores.sqlite.jobs import MOST_KNOWN
-from celery_statemanager.stores.sqlite.kinds import Kind
 from celery_statemanager.testing.kit import Grid
 
 STATEMENTS = [transaction._INSERT_CELL, *transaction._UPDATE_CELL.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Iterable
 from functools import cached_property
@@ -13,11 +14,10 @@ from celery.canvas import Signature, group
 from celery_statemanager.integration import beat, signals
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import at_start, install, tracker_of
-from celery_statemanager.integration.job import Job
-from celery_statemanager.integration.measuring import find_metrics
-from celery_statemanager.integration.run import run_of
 from celery_statemanager.integration.settings import Settings
-from celery_statemanager.integration.submit import submit
+from celery_statemanager.integration.submission.job import Job
+from celery_statemanager.integration.submission.submit import submit
+from celery_statemanager.integration.task.run import run_of
 from celery_statemanager.limits import check_name, check_optional
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
@@ -122,3 +122,14 @@ class StateManager:
         tagged = signature.clone()
         tagged.options["headers"] = {**(tagged.options.get("headers") or {}), TAG_HEADER: check_name("tag", tag)}
         return tagged
+
+
+def find_metrics(*, wanted: bool) -> Metrics:
+    """Give what measures, if it is wanted and ``opentelemetry-api`` is installed; nothing of it is loaded else."""
+    if not wanted or importlib.util.find_spec("opentelemetry") is None:
+        return Metrics()
+    try:
+        from celery_statemanager.telemetry import OpenTelemetry
+    except ImportError:  # another distribution of the same namespace
+        return Metrics()
+    return OpenTelemetry()

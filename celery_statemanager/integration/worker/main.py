@@ -14,14 +14,14 @@ from celery.concurrency import get_implementation
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.integration import pending, policy, worker_requests
-from celery_statemanager.integration.background import backlog
+from celery_statemanager.integration import redelivery, requests
+from celery_statemanager.integration.backlog import backlog, remove_pending_folder
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.keeper import Lease
-from celery_statemanager.integration.periodic import Periodic
-from celery_statemanager.integration.turns import keep_sweeping
+from celery_statemanager.integration.worker.lease import Lease
+from celery_statemanager.integration.worker.periodic import Periodic
+from celery_statemanager.integration.worker.sweeping import keep_sweeping
 from celery_statemanager.limits import readable
 from celery_statemanager.manager import new_event_id
 from celery_statemanager.models import Status
@@ -35,11 +35,11 @@ _kept_going: list[Periodic] = []
 
 def on_init(sender: Any = None, **_: Any) -> None:
     """Name this worker, and warn its store, before its children are made."""
-    worker_requests.name_worker()
+    requests.name_worker()
     tracker = tracker_of(sender.app)
     if tracker is None:
         return
-    policy.tell(sender.app)
+    redelivery.tell(sender.app)
     if _forks(sender):
         tracker.store.expect_forks()
 
@@ -56,7 +56,7 @@ def on_ready(sender: Any = None, **_: Any) -> None:
     """Start keeping the lease, and sweeping."""
     tracker = tracker_of(sender.app)
     if tracker is not None:
-        worker_id = worker_requests.worker_id()
+        worker_id = requests.worker_id()
         _kept_going.extend((Lease(tracker, worker_id).keep(), keep_sweeping(tracker, worker_id)))
         atexit.register(on_shutdown)  # of a cold shutdown Celery tells nobody
 
@@ -73,7 +73,7 @@ def on_shutdown(**_: Any) -> None:
     backlog.flush(LAST_CHANCE)
     while _kept_going:
         _kept_going.pop().stop()
-    pending.close()
+    remove_pending_folder()
 
 
 def on_child_shutdown(**_: Any) -> None:
@@ -123,7 +123,7 @@ class _Told:
 
     @classmethod
     def of(cls, app: Celery, task_id: str, carrier: Any) -> _Told | None:
-        tracker, request = tracker_of(app), worker_requests.find(task_id)
+        tracker, request = tracker_of(app), requests.find(task_id)
         held = None if request is None else request.request_dict
         source = carrier if carrier is not None and binding_of(carrier) else held
         binding = binding_of(source) if source else None
@@ -148,9 +148,9 @@ class _Told:
 
     def close(self, request: Write) -> WriteReply | None:
         """Write over this worker's open attempt; None if there is none, or it may be that of a later delivery."""
-        if worker_requests.find(self.binding.celery_task_id) not in {None, self.request}:
+        if requests.find(self.binding.celery_task_id) not in {None, self.request}:
             return None
-        holder = (worker_requests.worker_id(), self.delivery)
+        holder = (requests.worker_id(), self.delivery)
         try:
             return self._put(replace(request, when=When.OPEN, held_by=holder, closes=True, yields=True))
         except AttemptSuperseded:

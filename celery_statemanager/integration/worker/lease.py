@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_statemanager import leases
-from celery_statemanager.integration import kept, pending, policy, worker_requests
-from celery_statemanager.integration.background import backlog
+from celery_statemanager.integration import redelivery, requests
+from celery_statemanager.integration.backlog import backlog, pending_in_children
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.periodic import Periodic
+from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import Delivery
 
@@ -59,7 +59,7 @@ class Lease:
 
     def renew_where_needed(self) -> None:
         """Renew it if it is time, or if it lacks a message that is held for longer than a look. Raises: StoreError."""
-        seen, self._seen = self._seen, worker_requests.waiting()
+        seen, self._seen = self._seen, requests.waiting()
         now = self._clock()
         if now >= self._due:
             self.renew()
@@ -70,13 +70,13 @@ class Lease:
     def renew(self) -> None:
         """Write the record: what runs, what ended less than a renewal ago, what waits. Raises: StoreError."""
         now, renewal = self._clock(), self._tracker.settings.lease / leases.RENEWALS
-        listed = worker_requests.waiting()
-        received = {_name(*each): each for each in worker_requests.received()}
-        running = dict.fromkeys(cell_name(each.ref, each.tag, each.task_index) for each in worker_requests.running())
+        listed = requests.waiting()
+        received = {_name(*each): each for each in requests.received()}
+        running = dict.fromkeys(cell_name(each.ref, each.tag, each.task_index) for each in requests.running())
         self._ran.update(running)
         ended = {name: now if told is None else told for name, told in self._ran.items() if name not in running}
         before = sorted(name for name, told in ended.items() if now - told < renewal)
-        pending_cells = [*backlog.cells(), *pending.told()]
+        pending_cells = [*backlog.cells(), *pending_in_children()]
         report = Report([*running], before, pending_cells, map(self._row, received.values()))
         cut = leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
         self._ran = {**running, **{name: ended[name] for name in before}}
@@ -87,8 +87,8 @@ class Lease:
 
     def _row(self, held: tuple[Any, Binding]) -> Received:
         request, binding = held
-        requeues = policy.requeues(request.task, self._tracker.settings.on_lost)
-        message = kept.of_message(request.message) if requeues else None
+        requeues = redelivery.requeues(request.task, self._tracker.settings.on_lost)
+        message = redelivery.of_message(request.message) if requeues else None
         return Received(binding.ref, binding.tag, binding.task_index, message, delivery_of(request.request_dict))
 
     def _tell(self, cut: list[str], held: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from celery import Task
@@ -22,17 +23,16 @@ from celery_statemanager.errors import (
     StoreError,
     StoreUnavailable,
 )
-from celery_statemanager.integration import kept, policy, worker_requests
-from celery_statemanager.integration.background import backlog
+from celery_statemanager.integration import redelivery, requests
+from celery_statemanager.integration.backlog import backlog
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.interrupts import interrupting
-from celery_statemanager.integration.strays import tell_of_unknown_job
+from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.limits import readable
 from celery_statemanager.manager import Manager, new_event_id
 from celery_statemanager.models import State, Status
-from celery_statemanager.records import Begin, Delivery, Verdict, When, Write, WriteReply
+from celery_statemanager.records import Begin, Delivery, JobRef, Verdict, When, Write, WriteReply
 from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
@@ -245,11 +245,11 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     request, tracker = task.request, tracker_of(task.app)
     if tracker is None:
         return None
-    owner = None if request.is_eager else os.environ.get(worker_requests.WORKER_ID)
-    keeps = owner is not None and policy.requeues(task, tracker.settings.on_lost)
-    message = kept.of_execution(task) if keeps else None
+    owner = None if request.is_eager else os.environ.get(requests.WORKER_ID)
+    keeps = owner is not None and redelivery.requeues(task, tracker.settings.on_lost)
+    message = redelivery.of_execution(task) if keeps else None
     received: Mapping[str, Any] = request.delivery_info or {}
-    run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(worker_requests.ALONE))
+    run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(requests.ALONE))
     setattr(request, _ATTRIBUTE, run)
     return run
 
@@ -258,3 +258,26 @@ def run_of(task: Any) -> Run | None:
     """Give the run of a task's current execution; None when it is untracked or not in this process."""
     request = task.request if task else None
     return None if request is None else request.__dict__.get(_ATTRIBUTE)
+
+
+@lru_cache(maxsize=1_000)
+def tell_of_no_manager(app: str | None, job: JobRef) -> None:
+    """Say that tasks of a job run in an app, of this name, that tracks nothing."""
+    logger.error(
+        "app %r has no StateManager: the states of its tasks are not written; "
+        "call StateManager(app) in a module that its workers load",
+        app,
+        extra={"job_id": job.key.job_id},
+    )
+
+
+@lru_cache(maxsize=1_000)
+def tell_of_unknown_job(store: str, job: JobRef) -> None:
+    """Say that tasks of a job are here, and the job is not in the store, which is shown as this."""
+    logger.warning(
+        "job %r is not in this worker's store, %s: it was deleted, or submitted with another statemanager_store_url "
+        "(a relative path begins at each process's own working directory)",
+        job.key.job_id,
+        store,
+        extra={"job_id": job.key.job_id},
+    )

@@ -16,14 +16,14 @@ from kombu.exceptions import EncodeError
 
 from celery_statemanager import completion
 from celery_statemanager.errors import StoreUnavailable, SubmitFailed
-from celery_statemanager.integration import members, policy
+from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
-from celery_statemanager.integration.canvas import as_signature
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.job import Job
-from celery_statemanager.integration.members import Members, Stages
-from celery_statemanager.integration.outcomes import describe
+from celery_statemanager.integration.submission import members
+from celery_statemanager.integration.submission.job import Job
+from celery_statemanager.integration.submission.members import Members, Stages, as_signature
+from celery_statemanager.integration.task.outcomes import describe
 from celery_statemanager.limits import check_name
 from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
@@ -83,7 +83,7 @@ def submit(
 def _latch(app: Celery, name: str, callback: Any) -> Latch:
     text = callback_to_json(name, callback)
     if callback is not None:
-        policy.check_task(app.tasks.get(callback.task or ""))
+        redelivery.check_task(app.tasks.get(callback.task or ""))
     return Latch(text)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreUnavailable
-from celery_statemanager.integration import pending
+from celery_statemanager.integration import requests
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,77 @@ Action = Callable[[], object]
 
 About = Mapping[str, Any]
 """What log lines about a write carry: its job, row and tag."""
+
+
+def publish_pending(names: Sequence[str]) -> None:
+    """Say which cells wait in this process, if it is a worker's child."""
+    with _own_file() as mine:
+        if mine is None:
+            return
+        if not names:
+            mine.unlink(missing_ok=True)
+            return
+        draft = _with_folder(mine).with_suffix(".draft")
+        draft.write_text("".join(map(_line, names)), encoding="utf-8")
+        draft.replace(mine)
+
+
+def publish_one_more(name: str) -> None:
+    """Say that one more waits; costs the same however many do."""
+    with _own_file() as mine:
+        if mine is not None:
+            with _with_folder(mine).open("a", encoding="utf-8") as file:
+                file.write(_line(name))
+
+
+def pending_in_children() -> list[str]:
+    """Give the cells that wait in this worker's living children."""
+    names: set[str] = set()
+    for file in _folder().glob("*[0-9]"):
+        if not _lives(int(file.name)):
+            file.unlink(missing_ok=True)
+            continue
+        with suppress(FileNotFoundError):  # written by now
+            whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last may be on its way
+            names.update(map(json.loads, whole.splitlines()))
+    return sorted(names)
+
+
+@contextmanager
+def _own_file() -> Iterator[Path | None]:
+    """Give the file of a worker's child, None in any other process; a disk that takes nothing is no task's trouble."""
+    try:
+        yield _folder() / str(os.getpid()) if requests.is_child() else None
+    except OSError as error:
+        logger.warning("the main process is not told which states wait here, a sweep may take them for lost: %s", error)
+
+
+def _with_folder(mine: Path) -> Path:
+    mine.parent.mkdir(mode=0o700, exist_ok=True)
+    return mine
+
+
+def _line(name: str) -> str:
+    return json.dumps(name) + "\n"
+
+
+def remove_pending_folder() -> None:
+    """Remove the folder, once the children are gone."""
+    shutil.rmtree(_folder(), ignore_errors=True)
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir(), f"statemanager-{requests.worker_id().replace(':', '-')}")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class Backlog:
@@ -165,6 +241,6 @@ class Backlog:
             self._changed.notify_all()
 
 
-backlog = Backlog(pending.tell, pending.tell_more)
+backlog = Backlog(publish_pending, publish_one_more)
 
 os.register_at_fork(after_in_child=backlog.forget)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from json import JSONDecoder
 from typing import Any, Protocol
 
@@ -12,9 +12,8 @@ from celery.canvas import Signature, group, maybe_signature
 from kombu.utils.json import JSONEncoder, object_hook
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.integration import policy
+from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import TAG_HEADER
-from celery_statemanager.integration.canvas import as_signature, members_of, parts_of
 from celery_statemanager.limits import MAX_TASKS, check_name
 from celery_statemanager.plan import Plan, PlanSpec
 
@@ -106,7 +105,7 @@ def _check_arguments(app: Celery, row: int, stages: Stages) -> None:
     """Refuse what Celery would refuse to publish, or fail in the worker, before the job is created."""
     for number, stage in enumerate(stages):
         task = app.tasks.get(stage.task or "")
-        policy.check_task(task)
+        redelivery.check_task(task)
         check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
         if check is not None:
             result_of_the_last = (None,) if number and not stage.immutable else ()
@@ -186,3 +185,45 @@ class _Spooled:
 
     def __del__(self) -> None:
         self._file.close()
+
+
+_OF_ITS_OWN = frozenset({"task_id", "group_id"})
+"""Options of a group that name the group."""
+
+
+def as_signature(app: Celery, value: Any) -> Any:
+    """Give a signature that came as JSON as what it was; anything else as it is."""
+    if isinstance(value, Mapping) and not isinstance(value, Signature) and "task" in value:
+        return Signature.from_dict(dict(value), app=app)
+    return value
+
+
+def members_of(made: group) -> Iterable[Any]:
+    """Give the members of a group, each with the group's options."""
+    options = {name: value for name, value in made.options.items() if name not in _OF_ITS_OWN}
+    return [with_options(each, options) for each in made.tasks] if options else made.tasks
+
+
+def parts_of(member: Any) -> Iterator[Any]:
+    """Give what a chain, of chains perhaps, is made of, in order; anything else is one part.
+
+    A chain's errbacks are every task's, its links are the last one's, and its other options the first one's.
+    """
+    if not isinstance(member, Signature) or member.subtask_type != "chain":
+        yield member
+        return
+    made: Any = member
+    linked = {"link", "link_error"} & made.options.keys()
+    tasks = made.unchain_tasks() if linked else made.tasks
+    first = {name: value for name, value in made.options.items() if name not in linked}
+    for part in (part for task in tasks for part in parts_of(task)):
+        yield with_options(part, first) if first else part
+        first = {}
+
+
+def with_options(signature: Any, options: Mapping[str, Any]) -> Any:
+    """Give a copy of a signature with further options; headers are added to those it has."""
+    if not isinstance(signature, Signature):
+        return signature
+    headers = {**(signature.options.get("headers") or {}), **(options.get("headers") or {})}
+    return signature.clone().set(**{**options, "headers": headers} if headers else options)

@@ -9,8 +9,8 @@ from typing import Any
 from celery import current_task
 
 from celery_statemanager.errors import ConfigurationError, StoreError
-from celery_statemanager.integration.interrupts import interrupting
-from celery_statemanager.integration.run import Run, run_of
+from celery_statemanager.integration.task.errors import interrupting
+from celery_statemanager.integration.task.run import Run, run_of
 from celery_statemanager.limits import check_message, check_size, check_status, encode_payload
 from celery_statemanager.manager import Manager, percent, progress_json
 from celery_statemanager.models import State

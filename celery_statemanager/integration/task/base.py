@@ -9,12 +9,11 @@ from celery import Task
 from celery.canvas import Signature
 from celery.exceptions import Ignore
 
-from celery_statemanager.integration import policy
+from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
-from celery_statemanager.integration.run import run_of
-from celery_statemanager.integration.state import TaskState, current_state
-from celery_statemanager.integration.strays import tell_of_no_manager
+from celery_statemanager.integration.task.run import run_of, tell_of_no_manager
+from celery_statemanager.integration.task.state import TaskState, current_state
 
 __all__ = ["StatefulTask", "TaskState", "current_state"]
 
@@ -36,7 +35,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         """Refuse a class with a policy that does not exist. Raises: ConfigurationError."""
         super().__init_subclass__(**kwargs)
         if "app" not in vars(cls):  # else Celery makes it, for any app of the process: submit checks it
-            policy.check(cls.__qualname__, cls.on_lost)
+            redelivery.check(cls.__qualname__, cls.on_lost)
 
     @property
     def state(self) -> TaskState:

@@ -1,0 +1,1 @@
+"""Create a job and publish its messages."""

@@ -1,0 +1,1 @@
+"""Track one execution of one cell."""
