@@ -3,7 +3,7 @@
 # make test-core PYTHON=python3.13 VENV=build/python-3.13   what needs no server, with another Python
 # make test-celery CELERY=5.6.2   the acceptance tests with another Celery
 # make chaos ROUNDS= SEED=   random trouble, and what must hold after it
-# make bench   what tracking costs, side by side with what it replaces; make bench-quick within two minutes
+# make bench   what tracking costs, beside what it replaces: writes benchmarks/RESULTS.md; make bench-quick takes two minutes
 # make check   lint, types, import directions
 # make docs    write the README's table of settings
 # make firestore-init PROJECT_ID= REGION=   enable the API, create the database
@@ -71,6 +71,7 @@ build/celery-$(CELERY)/.test: pyproject.toml
 
 bench: $(VENV)/.bench
 	@failed=0; $(bin)/python -m benchmarks --json benchmarks/results.json || failed=1; \
+	  $(bin)/python -m benchmarks.report benchmarks/results.json > benchmarks/RESULTS.md && \
 	  $(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png && exit $$failed
 
 bench-quick: $(VENV)/.bench
