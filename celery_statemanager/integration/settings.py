@@ -71,7 +71,7 @@ class Settings:
     metrics: bool = True
 
     @classmethod
-    def of(cls, app: Celery) -> Settings:
+    def from_app(cls, app: Celery) -> Settings:
         """Read and check an app's settings. Raises: ConfigurationError – naming the key and the mend."""
         given = {each.name: app.conf.get(PREFIX + each.name) for each in fields(cls)}
         settings = cls(**{name: value for name, value in given.items() if value is not None})
@@ -123,7 +123,7 @@ class Settings:
                 f"{PREFIX}gc_tombstone_age and {PREFIX}gc_delete_age go together, and with {PREFIX}gc_schedule: "
                 f"say both, such as '30d' and '90d'; they are {given[0]!r} and {given[1]!r}"
             )
-        Ages.of(*given)
+        Ages.parse(*given)
 
     def _target(self) -> None:
         if self.migrate_target is None:

@@ -18,8 +18,8 @@ from rich.control import Control
 from rich.live import Live
 from rich.text import Text
 
-from celery_statemanager.cli.board import Board
 from celery_statemanager.cli.follow import Follower
+from celery_statemanager.cli.model import Board
 from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View
 from celery_statemanager.cli.rendering.text import Line, glyphs_for, sayable
@@ -57,7 +57,7 @@ class LivePicture:
 
     def run(self) -> None:
         """Draw until there is no more to come. Raises: what the reader raised; KeyboardInterrupt."""
-        self.board.survey(self.follower.survey())
+        self.board.column_summaries(self.follower.column_summaries())
         reader = threading.Thread(target=self._read, name="monitor-reader", daemon=True)
         try:
             with _undisturbed(), _screen(self._console) as live:
