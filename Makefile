@@ -5,7 +5,7 @@
 # make test-celery CELERY=5.6.2  run the integration tests with another release of Celery
 # make test-wheel                install the built package away from the checkout and test it there
 # make test-firestore            run the full Firestore suite, on FIRESTORE_EMULATOR_HOST if it is set
-# make check                     check lint, format, types and import directions
+# make check                     check lint, format, spelling, types and import directions
 # make format                    fix lint and format
 # make docs                      write the table of docs/settings.md
 # make picture                   draw docs/images/live.svg, the README's picture
@@ -98,6 +98,7 @@ chaos: $(VENV)/.test
 check: $(VENV)/.test
 	$(bin)/ruff check
 	$(bin)/ruff format --check
+	$(bin)/codespell
 	$(bin)/mypy && $(bin)/mypy tests/typed_use.py
 	$(bin)/lint-imports
 
