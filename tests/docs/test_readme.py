@@ -146,7 +146,7 @@ def test_every_command_line_is_one_that_would_be_taken(line):
         compose = (ROOT / "docker-compose.yml").read_text()
         assert f"profiles: [{words[3]}]" in compose
     else:
-        assert line in {"python3 -m venv env && . env/bin/activate", "python shop.py"}
+        assert line in {"python3 -m venv .venv && . .venv/bin/activate", "python shop.py"}
 
 
 def test_every_link_leads_to_a_file():
