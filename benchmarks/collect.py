@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from benchmarks.harness import peak_memory
 from celery_statemanager import Store, collect_garbage, open_store
-from celery_statemanager.garbage import Collected
+from celery_statemanager.garbage import GarbageReport
 from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.records import Write
 from celery_statemanager.stores.wrapped import WrappedStore
@@ -57,7 +57,7 @@ def measure(what: str, store: Store, **ages: Any) -> None:
     """Collect once; print what it took."""
     counting = Counting(store)
     before, began = peak_memory(), time.perf_counter()
-    report: Collected = collect_garbage(counting, **ages)
+    report: GarbageReport = collect_garbage(counting, **ages)
     took = time.perf_counter() - began
     grown = peak_memory() - before
     calls = ", ".join(f"{count} {method}" for method, count in counting.calls.most_common(5))

@@ -80,10 +80,10 @@ def _end(row: int) -> Write:
         event_id=f"e{row:031x}",
         attempt=1,
         when=When.OPEN,
-        keeps_payload=True,
-        closes=True,
-        yields=True,
-        cascades=True,
+        keep_payload=True,
+        ends_attempt=True,
+        keep_app_status=True,
+        block_later_stages=True,
     )
 
 
@@ -92,7 +92,7 @@ def _check(url: str, jobs: int, size: int) -> None:
     with open_store(url, timeout=60.0) as store:
         for number in range(jobs):
             job = store.get_job(JobKey(f"job {number}"))
-            _, (column,) = store.survey(job.ref)
+            _, (column,) = store.column_summaries(job.ref)
             assert column.tally.succeeded == size, (number, column.tally)
             assert job.settled, number
 

@@ -63,7 +63,13 @@ def ending_costs(kind: str, sizes: list[int], rounds: int) -> dict[int, float]:
     return {size: statistics.median(each) for size, each in times.items()}
 
 
-_LAST = {"when": When.OPEN, "closes": True, "yields": True, "cascades": True, "keeps_payload": True}
+_LAST = {
+    "when": When.OPEN,
+    "ends_attempt": True,
+    "keep_app_status": True,
+    "block_later_stages": True,
+    "keep_payload": True,
+}
 """How a task's last write is made."""
 
 

@@ -11,25 +11,25 @@ from celery_statemanager.models import State, Status, Summary
 from celery_statemanager.records import FRACTION_UNIT, Cell, Column, JobRecord, Tally
 
 
-def absent(job: JobRecord, tag: str, task_index: int) -> State:
+def missing_state(job: JobRecord, tag: str, task_index: int) -> State:
     """Give the state of a cell that nobody wrote: not started or, in a cancelled job, CANCELLED."""
     if job.cancelled is None:
         return State(job.job_id, task_index, tag)
     return State(job.job_id, task_index, tag, int(Status.CANCELLED), job.cancelled.reason)
 
 
-def as_read(job: JobRecord, cell: Cell, state: State) -> State:
+def mask_cancelled(job: JobRecord, cell: Cell, state: State) -> State:
     """Give a written cell's state as readers see it: in a cancelled job, CANCELLED if it waits to be begun."""
     if job.cancelled is None or not cell.waiting:
         return state
     return replace(state, status=int(Status.CANCELLED), message=job.cancelled.reason)
 
 
-def seen(job: JobRecord, tag: str, task_index: int, cell: Cell | None) -> State:
+def visible_state(job: JobRecord, tag: str, task_index: int, cell: Cell | None) -> State:
     """Give a cell as readers see it."""
     if cell is None:
-        return absent(job, tag, task_index)
-    return as_read(job, cell, state_of(job.job_id, tag, task_index, cell))
+        return missing_state(job, tag, task_index)
+    return mask_cancelled(job, cell, state_of(job.job_id, tag, task_index, cell))
 
 
 def lowest(states: Iterable[State]) -> State | None:
@@ -95,7 +95,7 @@ def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Su
         running=total.running,
         finished=total.finished,
         failed=total.failed + gone,
-        lowest=least or absent(job, "", 0),
+        lowest=least or missing_state(job, "", 0),
         fraction=done / (expected * FRACTION_UNIT) if expected else 0.0,
         **(_index_sets(job, columns) if indexes else {}),
     )

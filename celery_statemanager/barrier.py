@@ -56,10 +56,10 @@ def synchronize(
 
 def wait_settled(store: Store, ref: JobRef, timeout: float | None = None) -> bool:
     """Return True once the job has settled, False if it had not after ``timeout`` seconds. Raises: JobNotFound."""
-    planned = store.survey(ref)[0].plan is not None
+    planned = store.column_summaries(ref)[0].plan is not None
 
     def has_settled() -> bool | None:
-        return aggregate.settled(*store.survey(ref)) or None
+        return aggregate.settled(*store.column_summaries(ref)) or None
 
     scope = NO_CELLS if planned else Scope()
     return _until(has_settled, lambda _: True, store, ref, scope, timeout) is True
@@ -102,4 +102,4 @@ def _rows(store: Store, ref: JobRef, scope: Scope) -> list[State]:
     job: JobRecord = store.get_job(ref.key)
     tag = scope.tag or ""
     written = {state.task_index: state for state in store.list_states(ref, scope)}
-    return [written.get(row) or aggregate.absent(job, tag, row) for row in aggregate.expected_rows(job, tag)]
+    return [written.get(row) or aggregate.missing_state(job, tag, row) for row in aggregate.expected_rows(job, tag)]

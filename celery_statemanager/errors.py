@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _ROOM = 200
 
 
-def few(indexes: str) -> str:
+def truncate(indexes: str) -> str:
     """Give what a message has room for of printed indexes, of which there may be millions."""
     if len(indexes) <= _ROOM:
         return indexes
@@ -231,7 +231,7 @@ class SynchronizeTimeout(StateManagerError, TimeoutError):
     def __str__(self) -> str:
         return (
             f"job {self.job_id!r} did not reach {self.tag!r} >= {self.status} within {self.timeout} s: "
-            f"waiting for task {few(self.missing)}; wait longer, or look at .states for what became of them"
+            f"waiting for task {truncate(self.missing)}; wait longer, or look at .states for what became of them"
         )
 
 

@@ -40,7 +40,7 @@ class Reason:
 
 def explain(store: Store, job: JobRecord) -> list[Reason]:
     """Give the reasons why a job has not settled, or its callbacks have not run. Raises: JobNotFound."""
-    job, columns = store.survey(job.ref, indexes=True)
+    job, columns = store.column_summaries(job.ref, indexes=True)
     told = _Told(store, job)
     reasons = [each for column in columns for each in told.in_progress(column)]
     if not job.cancelled:
@@ -57,7 +57,7 @@ class _Told:
         self._now = store.now()
         self._workers = leases.workers(store)
         self._turn = store.get_worker(leases.SWEEPER)
-        self._reports = {worker_id: Report.of(each) for worker_id, each in self._workers.items()}
+        self._reports = {worker_id: Report.from_record(each) for worker_id, each in self._workers.items()}
         alive = [self._reports[each.worker_id] for each in self._workers.values() if each.lease_until > self._now]
         dead = [self._reports[each.worker_id] for each in self._workers.values() if each.lease_until <= self._now]
         self._received, self._left_behind = self._rows_of(alive), self._rows_of(dead)

@@ -42,7 +42,7 @@ class Skip(str, Enum):
 
 
 @dataclass(slots=True)
-class Collected:
+class GarbageReport:
     """What a collection did or, on a dry run, would do; in numbers.
 
     Attributes:
@@ -73,7 +73,7 @@ def collect_garbage(
     delete_age: str | float | timedelta,
     dry_run: bool = False,
     tell: Tell | None = None,
-) -> Collected:
+) -> GarbageReport:
     """Hide jobs that are idle, delete those that have been for longer, revive the hidden ones that were written to.
 
     Spared are jobs with a task that a live worker runs or has received, and jobs with a callback to be published. Cut
@@ -86,7 +86,7 @@ def collect_garbage(
 
     Raises: ConfigurationError, StoreError.
     """
-    collection = _Collection(store, Ages.of(tombstone_age, delete_age), tell)
+    collection = _Collection(store, Ages.parse(tombstone_age, delete_age), tell)
     if dry_run:
         _rehearse(collection)
     else:
@@ -103,7 +103,7 @@ class _Collection:
 
     def __init__(self, store: Store, ages: Ages, tell: Tell | None) -> None:
         self.store = store
-        self.report = Collected()
+        self.report = GarbageReport()
         self._ages = ages
         self._tell = tell or (lambda job, what: None)  # noqa: ARG005 - nobody listens
         self.now = store.now()

@@ -123,7 +123,7 @@ class Report:
         return body.text(), body.cut
 
     @classmethod
-    def of(cls, record: WorkerRecord) -> Report:
+    def from_record(cls, record: WorkerRecord) -> Report:
         """Read the body of a worker record; one of another release is logged, once, and lists nothing."""
         try:
             return cls._read(json.loads(record.body))
@@ -184,7 +184,7 @@ def workers(store: Store) -> dict[str, WorkerRecord]:
 def jobs_at_work(store: Store) -> Callable[[str], bool]:
     """Tell of a job's incarnation whether a live worker is at it: it runs, has received or may still write a cell."""
     now = store.now()
-    alive = {each.worker_id: Report.of(each) for each in workers(store).values() if each.lease_until > now}
+    alive = {each.worker_id: Report.from_record(each) for each in workers(store).values() if each.lease_until > now}
     if any("pending" in report.cut for report in alive.values()):
         return lambda _: True
     found = (
@@ -233,12 +233,12 @@ def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, 
         status=int(Status.LOST),
         message=f"lost with its worker {cell.owner}{times}",
         event_id=event_id,
-        keeps_payload=True,
+        keep_payload=True,
         attempt=cell.attempt,
         when=When.OPEN,
-        closes=True,
-        cascades=True,
-        losing=True,
+        ends_attempt=True,
+        block_later_stages=True,
+        counts_as_loss=True,
     )
     try:
         return store.write(ref, lost).decided
@@ -246,9 +246,9 @@ def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, 
         return ()
 
 
-def take_turn(store: Store, holder: str, seconds: float) -> bool:
+def try_acquire(store: Store, holder: str, seconds: float) -> bool:
     """Whether it is this holder's turn to sweep, for so many seconds; two at once would do no harm."""
-    return store.take_turn(SWEEPER, holder, seconds)
+    return store.try_acquire(SWEEPER, holder, seconds)
 
 
 def try_a_write(store: Store) -> None:
@@ -269,4 +269,4 @@ def _accounted_for(store: Store, cell: Cell, name: str) -> bool:
     if record is None or record.lease_until <= store.now():
         return False
     renewal = (record.lease_until - record.renewed_at) // RENEWALS
-    return cell.began_at >= record.renewed_at - renewal or Report.of(record).lists(name)
+    return cell.began_at >= record.renewed_at - renewal or Report.from_record(record).lists(name)

@@ -108,7 +108,7 @@ def check_size(message: str | None, payload: str | None, limit: int) -> None:
         )
 
 
-def brief(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Give a refused value as its error shows it; Python writes no integer of more than 4,300 digits."""
     try:
         return f"{value!r:.60}"
@@ -116,7 +116,7 @@ def brief(value: Any) -> str:
         return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "what cannot be written"
 
 
-def readable(text: str, limit: int = 2_000) -> str:
+def sanitize(text: str, limit: int = 2_000) -> str:
     """Make any text storable as a message: surrogates replaced, cut at ``limit`` characters."""
     clean = text.encode("utf-8", "replace").decode()
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
@@ -130,7 +130,7 @@ def _integer(kind: str, value: Any, allowed: range) -> int:
         raise TypeError(f"{kind} is an int, not {_shown(value)}")
     number = int(value)  # a range looks an int subclass up one by one
     if number not in allowed:
-        raise ValueError(f"{kind} is {allowed.start} … {allowed.stop - 1}, not {brief(number)}")
+        raise ValueError(f"{kind} is {allowed.start} … {allowed.stop - 1}, not {short_repr(number)}")
     return number
 
 
@@ -159,4 +159,4 @@ def _encoded(kind: str, text: str) -> bytes:
 
 
 def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {brief(value)}"
+    return f"{type(value).__name__} {short_repr(value)}"

@@ -14,7 +14,6 @@ from celery_statemanager.codec import compact, state_of
 from celery_statemanager.errors import BeginRefused, JobCancelled, ReadOnlyManager, TaskMismatch
 from celery_statemanager.limits import (
     MAX_STATE_BYTES,
-    brief,
     check_index,
     check_message,
     check_name,
@@ -24,6 +23,7 @@ from celery_statemanager.limits import (
     check_status,
     check_timeout,
     encode_payload,
+    short_repr,
 )
 from celery_statemanager.models import FINISHED, Scope, State, Summary
 from celery_statemanager.plan import Plan, PlanSpec
@@ -37,7 +37,7 @@ def new_job(job_id: str, num_tasks: int, tags: PlanSpec | None = None, run_token
     """Check what a caller gave for a job and make its record, not yet stored. Raises: TypeError, ValueError."""
     key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
     rows = check_num_tasks(num_tasks)
-    plan = None if tags is None else Plan.of(rows, tags)
+    plan = None if tags is None else Plan.from_spec(rows, tags)
     return JobRecord(*key, new_incarnation(), rows, plan)
 
 
@@ -50,11 +50,11 @@ def percent(done: float, total: float) -> int:
     """Give ``done`` of ``total`` as a status, 1 … 100; 100 only when all is done. Raises: TypeError, ValueError."""
     for name, value in (("done", done), ("total", total)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} is a number, not {type(value).__name__} {brief(value)}")
+            raise TypeError(f"{name} is a number, not {type(value).__name__} {short_repr(value)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is a finite number, not {value!r}")
     if not 0 <= done <= total or total <= 0:
-        raise ValueError(f"progress is 0 <= done <= total and total > 0, not {brief(done)} of {brief(total)}")
+        raise ValueError(f"progress is 0 <= done <= total and total > 0, not {short_repr(done)} of {short_repr(total)}")
     if isinstance(done, int) and isinstance(total, int):
         return max(1, 100 * done // total)
     from fractions import Fraction  # exact where a quotient of floats is not
@@ -213,7 +213,7 @@ class Manager:
 
         Raises: JobNotFound, TypeError, ValueError.
         """
-        job, columns = self.store.survey(self.ref, check_optional("tag", tag), indexes=indexes)
+        job, columns = self.store.column_summaries(self.ref, check_optional("tag", tag), indexes=indexes)
         return aggregate.summarize(job, columns, indexes=indexes)
 
     def subscribe(
@@ -287,9 +287,9 @@ class Manager:
         attempt = self._attempts.get(tag)
         closes = attempt is not None and (status < 0 or status == FINISHED)
         event_id = new_event_id() if event_id is None else check_name("event_id", event_id)
-        request = Write(tag, row, status, event_id, message, payload, attempt=attempt, closes=closes)
+        request = Write(tag, row, status, event_id, message, payload, attempt=attempt, ends_attempt=closes)
         if progress is not None:
-            request.keeps_payload, request.progress = True, progress
+            request.keep_payload, request.progress = True, progress
         return self._send(request)
 
     def _send(self, request: Write) -> State:

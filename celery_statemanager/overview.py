@@ -80,7 +80,7 @@ class Wanted:
 
 def overview(store: Store, ref: JobRef, *, indexes: bool = False) -> Overview:
     """Give one job. Raises: JobNotFound, StoreError."""
-    job, columns = store.survey(ref, indexes=indexes)
+    job, columns = store.column_summaries(ref, indexes=indexes)
     summary = aggregate.summarize(job, columns, indexes=indexes)
     phase = _phase(job, summary, over=aggregate.settled(job, columns))
     order = job.plan.tags if job.plan else sorted(each.tag for each in columns)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from celery_statemanager.errors import few
+from celery_statemanager.errors import truncate
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import check_index, check_name
 
@@ -27,7 +27,7 @@ class Plan:
     shapes: tuple[tuple[tuple[str, ...], IndexSet], ...]
 
     @classmethod
-    def of(cls, num_tasks: int, tags: PlanSpec) -> Plan:
+    def from_spec(cls, num_tasks: int, tags: PlanSpec) -> Plan:
         """Make a plan from what a caller gave. Raises: TypeError, ValueError."""
         if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
             raise TypeError(
@@ -104,7 +104,7 @@ def _shapes(num_tasks: int, columns: Mapping[str, Iterable[int]]) -> Iterable[tu
     sets = {tag: _rows(num_tasks, tag, rows) for tag, rows in columns.items()}
     uncovered = IndexSet(range(num_tasks)).without(IndexSet().union(*sets.values()))
     if uncovered:
-        raise ValueError(f"the plan names no tag for task {few(str(uncovered))}: every row needs at least one")
+        raise ValueError(f"the plan names no tag for task {truncate(str(uncovered))}: every row needs at least one")
     names, turns = list(sets), _turns(sets.values())
     shapes: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     there: set[int] = set()

@@ -226,17 +226,17 @@ class Write:
     """Write one cell.
 
     Attributes:
-        payload: JSON text; ignored when ``keeps_payload``.
+        payload: JSON text; ignored when ``keep_payload``.
         progress: JSON text of a ``{"done": …, "total": …}`` to set in the payload that is kept.
         attempt: the fence; None for a Manager that took no attempt.
-        held_by: the worker and delivery that must hold the open attempt: how a worker's main process, which
+        if_owner: the worker and delivery that must hold the open attempt: how a worker's main process, which
             does not know the attempt's number, names it.
         begin: take an attempt in the same step, for one that could not begin earlier; needs no ``attempt``.
-        closes: close the attempt.
-        yields: the application's words stay: its negative status, written during the open attempt, and,
+        ends_attempt: close the attempt.
+        keep_app_status: the application's words stay: its negative status, written during the open attempt, and,
             where this write has no message, its last one.
-        cascades: when the cell is final and negative afterwards, give the row's later stages its status.
-        losing: count a loss; the attempt's worker is gone.
+        block_later_stages: when the cell is final and negative afterwards, give the row's later stages its status.
+        counts_as_loss: count a loss; the attempt's worker is gone.
         next_delivery: the delivery that a retry announced.
     """
 
@@ -247,16 +247,16 @@ class Write:
     message: str | None = None
     payload: str | None = None
     _: KW_ONLY
-    keeps_payload: bool = False
+    keep_payload: bool = False
     progress: str | None = None
     attempt: int | None = None
-    held_by: tuple[str, Delivery] | None = None
+    if_owner: tuple[str, Delivery] | None = None
     begin: Begin | None = None
     when: When = When.ANY
-    closes: bool = False
-    yields: bool = False
-    cascades: bool = False
-    losing: bool = False
+    ends_attempt: bool = False
+    keep_app_status: bool = False
+    block_later_stages: bool = False
+    counts_as_loss: bool = False
     next_delivery: Delivery | None = None
 
 
@@ -377,7 +377,7 @@ class OpenAttempt:
 
 
 @dataclass(slots=True)
-class KeptCell:
+class StoredCell:
     """A cell as a migration finds it and as it gives it back.
 
     Attributes:

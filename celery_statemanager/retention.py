@@ -20,7 +20,7 @@ class Ages:
     delete: int
 
     @classmethod
-    def of(cls, tombstone_age: Any, delete_age: Any) -> Ages:
+    def parse(cls, tombstone_age: Any, delete_age: Any) -> Ages:
         """Check two ages: texts such as ``30d``, seconds or timedeltas. Raises: ConfigurationError – with the mend."""
         read = {}
         for name, value in (("tombstone age", tombstone_age), ("delete age", delete_age)):

@@ -237,7 +237,7 @@ class Subscription:
     def _settled(self) -> bool:
         """Ask the store; what was written before the answer is listed once more by the caller."""
         self._must_check = False
-        return aggregate.settled(*self._store.survey(self._ref))
+        return aggregate.settled(*self._store.column_summaries(self._ref))
 
     def _receive(self, deadline: float | None) -> bool:
         left = _SLICE if deadline is None else deadline - time.monotonic()

@@ -20,7 +20,7 @@ from celery_statemanager.stores.base import Store
 logger = logging.getLogger(__name__)
 
 
-class Hands(Protocol):
+class SweepActions(Protocol):
     """What a sweep does outside of the store. What is another app's is left to that app's sweep."""
 
     def resend(self, ref: JobRef, message: str) -> bool:
@@ -31,7 +31,7 @@ class Hands(Protocol):
 
 
 @dataclass(slots=True)
-class Swept:
+class SweepReport:
     """What a sweep did, in numbers."""
 
     marked: int = 0
@@ -57,7 +57,7 @@ class _Known:
     @cached_property
     def _names(self) -> frozenset[str] | None:
         """The cells that it lists; None if it accounts for others too."""
-        report = Report.of(self.record)
+        report = Report.from_record(self.record)
         return frozenset(report.cells) if report.lists_all else None
 
 
@@ -69,14 +69,14 @@ class Sweep:
         max_lost: losses at which a cell is LOST whatever its policy.
     """
 
-    def __init__(self, store: Store, hands: Hands, *, lease: float, max_lost: int) -> None:
+    def __init__(self, store: Store, actions: SweepActions, *, lease: float, max_lost: int) -> None:
         self._store = store
-        self._hands = hands
+        self._actions = actions
         self._lease = round(lease * 1_000_000)
         self._max_lost = max_lost
-        self._swept = Swept()
+        self._swept = SweepReport()
 
-    def run(self) -> Swept:
+    def run(self) -> SweepReport:
         """Look once. What fails for one job is logged and does not keep it from the others. Raises: StoreError."""
         known = {worker_id: _Known(record) for worker_id, record in leases.workers(self._store).items()}
         now = self._store.now()
@@ -108,9 +108,9 @@ class Sweep:
         if cell.kept is None or cell.losses + 1 >= self._max_lost:
             decided = leases.mark_lost(self._store, attempt.ref, attempt.tag, attempt.task_index, cell, new_event_id())
             self._swept.marked += 1
-            self._hands.publish(attempt.ref, decided)
+            self._actions.publish(attempt.ref, decided)
             return
-        if not self._hands.resend(attempt.ref, cell.kept):
+        if not self._actions.resend(attempt.ref, cell.kept):
             return
         self._swept.requeued += 1
         waiting = Write(
@@ -119,11 +119,11 @@ class Sweep:
             status=int(Status.STARTED),
             message=f"sent again: its worker {cell.owner} is gone",
             event_id=new_event_id(),
-            keeps_payload=True,
+            keep_payload=True,
             attempt=cell.attempt,
             when=When.OPEN,
-            closes=True,
-            losing=True,
+            ends_attempt=True,
+            counts_as_loss=True,
         )
         self._store.write(attempt.ref, waiting)
 
@@ -132,7 +132,7 @@ class Sweep:
         worker = self._store.get_worker(worker_id)
         if worker is None or worker.lease_until > self._store.now():
             return
-        report = Report.of(worker)
+        report = Report.from_record(worker)
         if not report.readable:
             return
         received = [*report.received]
@@ -148,7 +148,7 @@ class Sweep:
         if cell is not None and (cell.open or cell.final or row.delivery < cell.delivery):
             return True
         if row.message is not None:
-            resent = self._hands.resend(row.ref, row.message)
+            resent = self._actions.resend(row.ref, row.message)
             self._swept.requeued += resent
             return resent
         lost = Write(
@@ -157,12 +157,12 @@ class Sweep:
             status=int(Status.LOST),
             message=f"lost with its worker {worker_id} before it began",
             event_id=new_event_id(),
-            keeps_payload=True,
+            keep_payload=True,
             when=When.IDLE,
-            cascades=True,
-            losing=True,
+            block_later_stages=True,
+            counts_as_loss=True,
         )
-        self._hands.publish(row.ref, self._store.write(row.ref, lost).decided)
+        self._actions.publish(row.ref, self._store.write(row.ref, lost).decided)
         self._swept.marked += 1
         return True
 
@@ -180,7 +180,7 @@ class Sweep:
         grace = now - self._lease // leases.RENEWALS
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
-            self._swept.callbacks += self._hands.publish(job.ref, overdue) > 0
+            self._swept.callbacks += self._actions.publish(job.ref, overdue) > 0
         submission = job.submission
         if submission is not None and not submission.done and submission.alive_until < now:
             reason = f"submit failed after {submission.published} of {job.num_tasks}: its publisher is gone"
@@ -188,7 +188,7 @@ class Sweep:
             fresh = current(self._store, job.ref)
             if fresh.submission is not None:
                 self._store.update_job(replace(fresh, submission=replace(fresh.submission, done=True)))
-            self._hands.publish(job.ref, LATCHES)
+            self._actions.publish(job.ref, LATCHES)
             self._swept.submissions += 1
 
     @staticmethod

@@ -58,7 +58,7 @@ class OpenTelemetry(Metrics):
 
 
 class MeasuredStore(WrappedStore):
-    """Hands every call on, and measures those that write or watch."""
+    """Delegate every call and measure those that write or watch."""
 
     def __init__(self, inner: Store, instruments: OpenTelemetry) -> None:
         super().__init__(inner)
@@ -74,7 +74,7 @@ class MeasuredStore(WrappedStore):
         self._time("write", "done", began)
         if reply.changed:
             self._count(reply.cell.status)
-            if write.losing:
+            if write.counts_as_loss:
                 self._lose("marked" if reply.cell.status == Status.LOST else "requeued")
         return reply
 

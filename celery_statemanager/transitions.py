@@ -12,7 +12,7 @@ from celery_statemanager.models import FINISHED, Status, fraction_of
 from celery_statemanager.records import FRACTION_UNIT, Begin, Cancellation, Cell, JobRecord, Tally, Verdict, When, Write
 
 
-def begun(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, Cell]:
+def apply_begin(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, Cell]:
     """Judge a Begin; the cell given back differs from the old one only if it must be written."""
     verdict = _verdict(job, cell, begin)
     if verdict is Verdict.CANCELLED and job.cancelled and cell.status > 0 and not cell.final and not cell.open:
@@ -20,7 +20,7 @@ def begun(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, 
     if verdict is not Verdict.BEGUN:
         return verdict, cell
     lost = cell.open and cell.owner is not None and begin.supersedes == cell.attempt
-    return verdict, Cell(  # by position, as in ``written``
+    return verdict, Cell(  # by position, as in ``apply_write``
         int(Status.STARTED),
         begin.message,
         cell.payload,
@@ -56,7 +56,7 @@ def _verdict(job: JobRecord, cell: Cell, begin: Begin) -> Verdict:
     return Verdict.BEGUN
 
 
-def written(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
+def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     """Give the cell after a write, or the very same object when the write is a repetition.
 
     Raises: AttemptSuperseded, JobCancelled.
@@ -67,12 +67,12 @@ def written(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     if job.cancelled is not None:
         _refuse_if_cancelled(job, job.cancelled, cell, write)
     status, message = _last_word(job, cell, write)
-    still_open = cell.open and not write.closes
+    still_open = cell.open and not write.ends_attempt
     ends = not still_open and (status < 0 or status == FINISHED)
     return Cell(  # by position, for this is on every write's way: names take three times as long, ``replace`` more
         status,
         message,
-        _kept_payload(cell, write, status) if write.keeps_payload else write.payload,
+        _kept_payload(cell, write, status) if write.keep_payload else write.payload,
         now,
         cell.version + 1,
         write.event_id,
@@ -80,7 +80,7 @@ def written(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         still_open,
         write.next_delivery or cell.delivery,
         cell.owner if still_open else None,
-        cell.losses + write.losing,
+        cell.losses + write.counts_as_loss,
         None if ends else cell.kept,
         None,  # blocked by nothing
         cell.began_at,
@@ -91,7 +91,7 @@ def written(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
 def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
     refused = (
         (write.attempt is not None and write.attempt != cell.attempt)
-        or (write.held_by is not None and write.held_by != (cell.owner, cell.delivery))
+        or (write.if_owner is not None and write.if_owner != (cell.owner, cell.delivery))
         or (write.when is When.OPEN and not cell.open)
         or (write.when is When.IDLE and (cell.open or cell.final))
     )
@@ -101,7 +101,7 @@ def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
 
 def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, write: Write) -> None:
     """A cancelled job takes only what ends a cell that was begun, and everything of its callbacks."""
-    if write.task_index < 0 or write.closes:
+    if write.task_index < 0 or write.ends_attempt:
         return
     ends_it = write.status < 0 or write.status == FINISHED
     if cell.waiting or not ends_it:
@@ -111,9 +111,9 @@ def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, wr
 def _last_word(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | None]:
     if job.cancelled is not None and write.when is When.IDLE:
         return int(Status.CANCELLED), job.cancelled.reason
-    if write.yields and cell.open and cell.status < 0:
+    if write.keep_app_status and cell.open and cell.status < 0:
         return cell.status, cell.message
-    if write.yields and write.message is None:
+    if write.keep_app_status and write.message is None:
         return write.status, cell.message
     return write.status, write.message
 

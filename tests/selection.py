@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-HEART = {
+SMOKE = {
     "test_versions_count_the_writes_of_each_cell_from_one",
     "test_repeating_the_current_event_id_changes_nothing_and_gives_the_state",
     "test_ties_go_to_the_lowest_row_then_to_the_tag_first_in_code_points",
@@ -28,7 +28,7 @@ HEART = {
 }
 """Of the tests that run over every store, one for each rule and resource: these meet Firestore in ``make test``."""
 
-HEART_OVER_REST = {
+SMOKE_OVER_REST = {
     "test_writes_of_an_older_attempt_are_refused",
     "test_success_and_settling_fall_with_the_last_planned_cell",
     "test_it_ends_when_the_job_is_deleted_even_while_waiting",
@@ -44,5 +44,5 @@ def asked_for(item: pytest.Function, option: Callable[[str], bool]) -> bool:
         return False
     factory = item.callspec.params.get("store_factory") if hasattr(item, "callspec") else None
     if factory == "firestore-rest":
-        return item.originalname in HEART_OVER_REST
-    return factory != "firestore" or option("--firestore") or item.originalname in HEART
+        return item.originalname in SMOKE_OVER_REST
+    return factory != "firestore" or option("--firestore") or item.originalname in SMOKE

@@ -175,7 +175,7 @@ def _settings(app: Celery) -> Settings:
     nobodys = app is _state.default_app  # type: ignore[attr-defined]
     if nobodys and app.conf.get(f"{PREFIX}store_url") is None:
         fail("which app? write celery -A proj …, or name a store with --store URL", Exit.USAGE)
-    return Settings.of(app)
+    return Settings.from_app(app)
 
 
 def _others(store: Store, wanted: JobKey) -> str:

@@ -19,9 +19,9 @@ from celery_statemanager.cli.common import (
     run_option,
     store_option,
 )
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.jobs import name
-from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Glyphs, Span
 from celery_statemanager.codec import compact
 from celery_statemanager.overview import Overview, overview
@@ -67,7 +67,7 @@ def delete_state(
 ) -> None:
     """Delete a job."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Outlet(no_color=ctx.obj.no_color)
+        outlet = Output(no_color=ctx.obj.no_color)
         doomed = overview(store, find_job(store, job_id, run_token).ref)
         if not yes:
             _ask(store, doomed, outlet.glyphs)
@@ -82,8 +82,8 @@ def _ask(store: Store, doomed: Overview, glyphs: Glyphs) -> None:
     """End the command unless a person at a terminal agrees."""
     if not sys.stdin.isatty():
         fail(f"nobody to ask whether to delete job {doomed.job.job_id!r}: say --yes", Exit.USAGE)
-    ago = words.ago((to_datetime(store.now()) - to_datetime(doomed.job.last_activity)).total_seconds())
-    cells = words.counted(doomed.summary.expected - doomed.summary.not_started, "state")
+    ago = formatting.ago((to_datetime(store.now()) - to_datetime(doomed.job.last_activity)).total_seconds())
+    cells = formatting.counted(doomed.summary.expected - doomed.summary.not_started, "state")
     click.echo(f"{name(doomed.job, glyphs)}: {doomed.phase.value}, {cells}, last written {ago}", err=True)
     try:
         agreed = click.confirm("Delete it and all its states?", err=True)

@@ -102,9 +102,9 @@ class Follower:
                     break
         self._read_job()
 
-    def survey(self) -> list[Column]:
+    def column_summaries(self) -> list[Column]:
         """Give what the store has counted, whatever the size of the job. Raises: JobNotFound, StoreError."""
-        self.job, columns = self.store.survey(self.job.ref, self.scope.tag)
+        self.job, columns = self.store.column_summaries(self.job.ref, self.scope.tag)
         return columns
 
     def failed(self) -> bool:
@@ -148,7 +148,7 @@ class Follower:
         if self._time() - last_write < QUIET or heard == self._asked_about:
             return False
         try:
-            self.job, columns = self.store.survey(self.job.ref)
+            self.job, columns = self.store.column_summaries(self.job.ref)
         except (JobNotFound, StoreUnavailable):
             return False
         self._asked_about = heard

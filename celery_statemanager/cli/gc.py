@@ -18,13 +18,13 @@ from celery_statemanager.cli.common import (
     option,
     store_option,
 )
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.jobs import named
-from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Span
 from celery_statemanager.codec import compact, rfc3339
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.garbage import Act, Collected, Skip, collect_garbage
+from celery_statemanager.garbage import Act, GarbageReport, Skip, collect_garbage
 from celery_statemanager.integration.settings import PREFIX, Settings
 from celery_statemanager.records import JobRecord, to_datetime
 from celery_statemanager.retention import Ages
@@ -100,7 +100,7 @@ def gc_state(
     """Collect once."""
     tombstone, delete = _checked(ctx.obj.app, tombstone_age, delete_age, own_store=store_url is not None)
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        teller = _Teller(Outlet(no_color=ctx.obj.no_color), store.now(), as_json=style == "json")
+        teller = _Teller(Output(no_color=ctx.obj.no_color), store.now(), as_json=style == "json")
         report = collect_garbage(
             store,
             tombstone_age=tombstone,
@@ -115,21 +115,21 @@ def _checked(app: Celery, tombstone: str | None, delete: str | None, *, own_stor
     """Give both ages, the app's where none is given; end the command where they make no sense."""
     if tombstone is None and delete is None and not own_store:
         try:
-            settings = Settings.of(app)
+            settings = Settings.from_app(app)
         except ConfigurationError as error:
             fail(str(error), Exit.CONFIGURATION)
         tombstone, delete = settings.gc_tombstone_age, settings.gc_delete_age
     if tombstone is None or delete is None:
         fail("how old is garbage? say both, such as --tombstone-age 30d --delete-age 90d", Exit.USAGE)
     try:
-        Ages.of(tombstone, delete)
+        Ages.parse(tombstone, delete)
     except ConfigurationError as error:
         fail(str(error), Exit.USAGE)
     return tombstone, delete
 
 
 class _Teller:
-    def __init__(self, outlet: Outlet, now: int, *, as_json: bool) -> None:
+    def __init__(self, outlet: Output, now: int, *, as_json: bool) -> None:
         self._outlet = outlet
         self._now = now
         self._as_json = as_json
@@ -142,10 +142,10 @@ class _Teller:
             self._outlet.record(compact(told))
             return
         text = _WOULD[what] if isinstance(what, Act) else _REASONS[what]
-        idle = f", idle for {words.duration((self._now - job.last_activity) / 1_000_000)}"
+        idle = f", idle for {formatting.duration((self._now - job.last_activity) / 1_000_000)}"
         self._outlet.fitted([Span(named(f"{text}: ", job, idle, self._outlet.size.columns, self._outlet.glyphs))])
 
-    def report(self, report: Collected, *, dry_run: bool) -> None:
+    def report(self, report: GarbageReport, *, dry_run: bool) -> None:
         """Tell the numbers."""
         if self._as_json:
             self._outlet.record(compact({**asdict(report), "dryRun": dry_run}))

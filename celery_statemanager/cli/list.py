@@ -16,7 +16,7 @@ from celery_statemanager.cli.common import (
     unseen,
 )
 from celery_statemanager.cli.rendering.jobs import job_table
-from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.codec import compact, job_to_wire, summary_to_wire
 from celery_statemanager.overview import Overview, Phase, Wanted, list_overviews
 from celery_statemanager.records import to_datetime
@@ -81,7 +81,7 @@ def list_state(
 ) -> None:
     """List jobs."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Outlet(no_color=ctx.obj.no_color)
+        outlet = Output(no_color=ctx.obj.no_color)
         now = store.now()
         wanted = Wanted(
             text,

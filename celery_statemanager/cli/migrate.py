@@ -20,14 +20,14 @@ from celery_statemanager.cli.common import (
     run_option,
     store_option,
 )
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.jobs import named
-from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Span
 from celery_statemanager.codec import compact
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration.settings import PREFIX, Settings
-from celery_statemanager.migrations import STEPS, Migrated, Skip, migrate_jobs
+from celery_statemanager.migrations import STEPS, MigrationReport, Skip, migrate_jobs
 from celery_statemanager.records import JobRecord
 
 _HELP = f"""Bring jobs of earlier releases, and their states, to a later schema.
@@ -95,7 +95,7 @@ def migrate_state(
     key = None if job_id is None else job_key(job_id, run_token)
     schema = _checked(ctx.obj.app, target, own_store=store_url is not None)
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        teller = _Teller(Outlet(no_color=ctx.obj.no_color), as_json=style == "json")
+        teller = _Teller(Output(no_color=ctx.obj.no_color), as_json=style == "json")
         try:
             report = migrate_jobs(
                 store,
@@ -115,7 +115,7 @@ def _checked(app: Celery, target: int | None, *, own_store: bool) -> int:
     """Give the schema to reach, the app's where none is given; end the command where no steps lead there."""
     if target is None and not own_store:
         try:
-            target = Settings.of(app).migrate_target
+            target = Settings.from_app(app).migrate_target
         except ConfigurationError as error:
             fail(str(error), Exit.CONFIGURATION)
     try:
@@ -125,7 +125,7 @@ def _checked(app: Celery, target: int | None, *, own_store: bool) -> int:
 
 
 class _Teller:
-    def __init__(self, outlet: Outlet, *, as_json: bool) -> None:
+    def __init__(self, outlet: Output, *, as_json: bool) -> None:
         self._outlet = outlet
         self._as_json = as_json
 
@@ -140,10 +140,10 @@ class _Teller:
             before, after = f"{_REASONS[what]}: ", ""
         else:
             made = f"from schema {job.schema}" if job.incarnation else "made by another program"
-            before, after = "would migrate: ", f", {made}, {words.counted(what, 'state')}"
+            before, after = "would migrate: ", f", {made}, {formatting.counted(what, 'state')}"
         self._outlet.fitted([Span(named(before, job, after, self._outlet.size.columns, self._outlet.glyphs))])
 
-    def report(self, report: Migrated, *, dry_run: bool) -> None:
+    def report(self, report: MigrationReport, *, dry_run: bool) -> None:
         """Tell the numbers."""
         if self._as_json:
             self._outlet.record(compact({**asdict(report), "dryRun": dry_run}))

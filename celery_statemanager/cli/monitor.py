@@ -21,8 +21,8 @@ from celery_statemanager.cli.common import (
     store_option,
 )
 from celery_statemanager.cli.follow import Follower, Until
-from celery_statemanager.cli.rendering.lines import Outlet
-from celery_statemanager.cli.showing import choose
+from celery_statemanager.cli.outputs import choose
+from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.models import Scope
 from celery_statemanager.records import JobRecord
 
@@ -89,7 +89,7 @@ def monitor_state(
 ) -> None:
     """Watch a job."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Outlet(no_color=ctx.obj.no_color)
+        outlet = Output(no_color=ctx.obj.no_color)
         show = choose(style, outlet)
         job = find_job(store, job_id, run_token)
         scope = Scope(checked_tag(tag), checked_task(job, task_index))

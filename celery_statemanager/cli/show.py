@@ -20,8 +20,8 @@ from celery_statemanager.cli.common import (
     run_option,
     store_option,
 )
-from celery_statemanager.cli.rendering.card import Callback, Card, card_lines
-from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.job_view import Callback, Card, card_lines
+from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.codec import compact, job_to_wire, moment_to_wire, state_of, state_to_wire, summary_to_wire
 from celery_statemanager.models import State
 from celery_statemanager.overview import Overview, overview
@@ -70,7 +70,7 @@ def show_state(
 ) -> None:
     """Show a job."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Outlet(no_color=ctx.obj.no_color)
+        outlet = Output(no_color=ctx.obj.no_color)
         card = _card(store, find_job(store, job_id, run_token), limit)
         if style == "json":
             outlet.record(compact(_wire(card)))

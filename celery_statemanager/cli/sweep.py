@@ -8,7 +8,7 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager.cli.common import format_option, interruptible, opened_store
-from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Span
 from celery_statemanager.codec import compact
 from celery_statemanager.integration.app import StateManager
@@ -51,7 +51,7 @@ _WORDS = {
 def sweep_state(ctx: click.Context, /, style: str) -> None:
     """Sweep once."""
     with interruptible(), opened_store(ctx.obj.app, None):
-        outlet = Outlet(no_color=ctx.obj.no_color)
+        outlet = Output(no_color=ctx.obj.no_color)
         app = ctx.obj.app
         app.loader.import_default_modules()  # as workers and beat do: a sweep sends only messages of tasks it knows
         swept = asdict(sweep(StateManager(app)))

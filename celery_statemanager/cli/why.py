@@ -14,9 +14,9 @@ from celery_statemanager.cli.common import (
     run_option,
     store_option,
 )
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.jobs import name
-from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, fit, width, wrapped
 from celery_statemanager.codec import compact
 from celery_statemanager.explain import Reason, explain
@@ -61,7 +61,7 @@ Exit status:
 def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: str, store_url: str | None) -> None:
     """Explain a job."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Outlet(no_color=ctx.obj.no_color)
+        outlet = Output(no_color=ctx.obj.no_color)
         job = find_job(store, job_id, run_token)
         reasons = explain(store, job)
         if style == "json":
@@ -88,7 +88,7 @@ def _verdict(job: JobRecord, reasons: list[Reason]) -> str:
     if not reasons:
         return f"{cancelled}not settled, and nothing is open: it has no plan, or ends this moment"
     count = sum(len(each.rows or ()) for each in reasons)
-    return f"{cancelled}not settled, {words.counted(count, 'cell')} open:"
+    return f"{cancelled}not settled, {formatting.counted(count, 'cell')} open:"
 
 
 def _headline(job: JobRecord, reasons: list[Reason], columns: int, glyphs: Glyphs) -> list[Line]:
@@ -104,7 +104,7 @@ def _lines(reason: Reason, columns: int, glyphs: Glyphs) -> list[Line]:
         where = f"on_{reason.tag}"
     else:
         tag = fit(clean(reason.tag), columns // 2, glyphs.ellipsis)
-        where = f"{tag}  {words.ranges(reason.rows, MOST_RANGES, glyphs.ellipsis)}"
+        where = f"{tag}  {formatting.ranges(reason.rows, MOST_RANGES, glyphs.ellipsis)}"
     return _broken(f"{where}: {clean(reason.text)}", "bad" if reason.code == "lost" else "", columns, glyphs)
 
 

@@ -63,7 +63,7 @@ class StateManager:
     @cached_property
     def settings(self) -> Settings:
         """The app's settings. Raises: ConfigurationError."""
-        return Settings.of(self.app)
+        return Settings.from_app(self.app)
 
     @cached_property
     def store(self) -> Store:

@@ -81,7 +81,7 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
     run = run_of(sender)
     status, message = outcomes.failure(exception)
     if run is not None:
-        run.end(status, message, yields=not isinstance(exception, StateError))
+        run.end(status, message, keep_app_status=not isinstance(exception, StateError))
     elif outcomes.is_requeued(sender, exception):
         main.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
     else:
@@ -128,7 +128,7 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
 def _on_aborted(run: Run, error: BaseException | None) -> None:
     """Where eager mode propagates, Celery tells of an exception by no other signal; an exit is for the sweep."""
     if isinstance(error, Exception):
-        run.end(*outcomes.failure(error), yields=not isinstance(error, StateError))
+        run.end(*outcomes.failure(error), keep_app_status=not isinstance(error, StateError))
     else:
         requests.forget(run.binding.celery_task_id)
 
@@ -137,7 +137,7 @@ def _on_ignored(run: Run, retval: Any) -> None:
     if isinstance(retval, (TaskSuperseded, TaskRefused, TaskJobGone)):
         run.ended = True
     elif isinstance(retval, JobCancelled):
-        run.end(int(Status.CANCELLED), retval.reason, yields=False)
+        run.end(int(Status.CANCELLED), retval.reason, keep_app_status=False)
     elif run.replaced_by is not None:
         run.pause(f"replaced by {run.replaced_by}", Delivery(run.delivery.replacements + 1, 0))
     else:

@@ -4,6 +4,6 @@
 """
 
 from celery_statemanager.migrations.registry import STEPS, Steps
-from celery_statemanager.migrations.runner import Migrated, Skip, migrate_jobs
+from celery_statemanager.migrations.runner import MigrationReport, Skip, migrate_jobs
 
-__all__ = ("STEPS", "Migrated", "Skip", "Steps", "migrate_jobs")
+__all__ = ("STEPS", "MigrationReport", "Skip", "Steps", "migrate_jobs")

@@ -33,7 +33,7 @@ class Skip(str, Enum):
 
 
 @dataclass(slots=True)
-class Migrated:
+class MigrationReport:
     """What a run did or, on a dry run, would do; in numbers.
 
     Attributes:
@@ -68,7 +68,7 @@ def migrate_jobs(
     foreign: bool = True,
     tell: Tell | None = None,
     steps: Steps = STEPS,
-) -> Migrated:
+) -> MigrationReport:
     """Bring jobs of an earlier schema, and their states, to a later one.
 
     Writers may go on: what they write meanwhile is migrated as they left it. A job bears its new schema only after
@@ -104,7 +104,7 @@ class _Run:
     """
 
     def __init__(self, store: Store, steps: Steps, target: int, tell: Tell | None) -> None:
-        self.report = Migrated(target)
+        self.report = MigrationReport(target)
         self.dry_run = False
         self.foreign = True
         self._store = store

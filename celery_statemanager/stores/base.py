@@ -16,9 +16,9 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
-    KeptCell,
     OpenAttempt,
     Page,
+    StoredCell,
     WorkerRecord,
     Write,
     WriteReply,
@@ -165,7 +165,9 @@ class Store(ABC):
         """Give the lowest cell of a scope (rule R5), absent cells counted. O(tags · log n). Raises: JobNotFound."""
 
     @abstractmethod
-    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+    def column_summaries(
+        self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
+    ) -> tuple[JobRecord, list[Column]]:
         """Give the job and its expected columns, or one column, as of one moment.
 
         O(tags · log n) without ``indexes``. Raises: JobNotFound.
@@ -194,7 +196,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         """Give the cells of an earlier schema than that, runs of callbacks too, in no promised order.
 
         In bounded memory where the store can. A cell written meanwhile may come as it was, one first written
@@ -202,7 +204,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         """Replace cells by what they say in a later layout, each if it is still as it was found.
 
         Each is an atomic step of its own. It is no write: version, timestamp and event id are those of the cell
@@ -222,7 +224,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+    def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
         """Take what one holder has at a time, for so long; who has it takes it anew. Kept as the worker ``name``.
 
         Atomic: of any number that ask at once, one gets it. Returns: False while another holder has it.

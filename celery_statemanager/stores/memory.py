@@ -20,9 +20,9 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
-    KeptCell,
     OpenAttempt,
     Page,
+    StoredCell,
     WorkerRecord,
     Write,
     WriteReply,
@@ -133,18 +133,20 @@ class MemoryStore(Store):
         with self._lock:
             return self._incarnation(ref).lowest(scope)
 
-    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+    def column_summaries(
+        self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
+    ) -> tuple[JobRecord, list[Column]]:
         with self._lock:
             job = self._incarnation(ref)
             tags = job.expected_tags() if tag is None else [tag]
-            return job.snapshot(), [job.survey(each, indexes=indexes) for each in tags]
+            return job.snapshot(), [job.column_summaries(each, indexes=indexes) for each in tags]
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         with self._lock:
             job = self._incarnation(ref)
             record, cells = job.record, list(job.written(scope))
         cells.sort(key=lambda each: (each[2].timestamp, *each[:2]))  # without the lock: writers do not wait for a list
-        return (aggregate.seen(record, *each) for each in cells)
+        return (aggregate.visible_state(record, *each) for each in cells)
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         with self._lock:
@@ -160,11 +162,11 @@ class MemoryStore(Store):
                 kept = self._jobs[ref.key] = kept.adopted(incarnation)
             return kept.snapshot()
 
-    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         with self._lock:
             return iter([found for found in self._incarnation(ref).cells() if found.cell.schema_version < below])
 
-    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         with self._lock:
             return steps.rewrite(self._incarnation(ref), cells)
 
@@ -173,7 +175,7 @@ class MemoryStore(Store):
             now = self.now()
             self._workers[worker_id] = WorkerRecord(worker_id, body, now, now + round(lease * 1_000_000))
 
-    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+    def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
         with self._lock:
             turn = self._workers.get(name)
             if turn is not None and turn.body != holder and turn.lease_until > self.now():

@@ -16,7 +16,7 @@ from celery_statemanager.codec import state_of
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
-from celery_statemanager.records import Batch, Cell, Column, JobRecord, KeptCell, OpenAttempt, Tally
+from celery_statemanager.records import Batch, Cell, Column, JobRecord, OpenAttempt, StoredCell, Tally
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.steps import mark_of
 from celery_statemanager.transitions import tally_of
@@ -74,11 +74,11 @@ class Job:
         else:
             self._column(tag).put(task_index, old, new)
 
-    def cells(self) -> Iterator[KeptCell]:
+    def cells(self) -> Iterator[StoredCell]:
         """Give all cells, runs of callbacks too."""
         runs = ((tag, -1, cell) for tag, cell in self.callbacks.items())
         grid = ((tag, row, cell) for tag, column in self.columns.items() for row, cell in column.cells.items())
-        return (KeptCell(*place, mark_of(place[2])) for place in chain(runs, grid))
+        return (StoredCell(*place, mark_of(place[2])) for place in chain(runs, grid))
 
     def adopted(self, incarnation: str) -> Job:
         """Give the job under another incarnation; this one is gone then."""
@@ -119,11 +119,11 @@ class Job:
             row = scope.task_index
             tags = [tag for tag in self.expected_tags() if aggregate.expects(self.record, tag, row)]
             found = [self.state(tag, row) for tag in (tags if scope.tag is None else [scope.tag])]
-        return aggregate.lowest(state for state in found if state) or aggregate.absent(
+        return aggregate.lowest(state for state in found if state) or aggregate.missing_state(
             self.record, scope.tag or "", scope.task_index or 0
         )
 
-    def survey(self, tag: str, *, indexes: bool) -> Column:
+    def column_summaries(self, tag: str, *, indexes: bool) -> Column:
         column = self._column(tag, keep=False)
         made = Column(tag, len(column.rows), column.tally, column.lowest())
         if indexes:
@@ -137,7 +137,7 @@ class Job:
                 yield from ((tag, row, column.cells[row]) for row in rows)
 
     def state(self, tag: str, task_index: int) -> State:
-        return aggregate.seen(self.record, tag, task_index, self.cell(tag, task_index))
+        return aggregate.visible_state(self.record, tag, task_index, self.cell(tag, task_index))
 
     def _column(self, tag: str, *, keep: bool = True) -> _Column:
         column = self.columns.get(tag)

@@ -12,8 +12,18 @@ from typing import Protocol
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import BeginRefused, JobCancelled
-from celery_statemanager.records import Begin, BeginReply, Cell, JobRecord, KeptCell, Tally, Verdict, Write, WriteReply
-from celery_statemanager.transitions import begun, blocked, unblocked, written
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    JobRecord,
+    StoredCell,
+    Tally,
+    Verdict,
+    Write,
+    WriteReply,
+)
+from celery_statemanager.transitions import apply_begin, apply_write, blocked, unblocked
 
 
 class Transaction(Protocol):
@@ -49,7 +59,7 @@ class Rewriting(Transaction, Protocol):
         """Store a cell that says the same as before, and count it anew: neither a change nor activity."""
 
 
-def rewrite(tx: Rewriting, cells: Sequence[KeptCell]) -> int:
+def rewrite(tx: Rewriting, cells: Sequence[StoredCell]) -> int:
     """Replace the cells that are still as they were found, which their marks say; give how many."""
     replaced = 0
     for found in cells:
@@ -72,13 +82,13 @@ def write(tx: Transaction, request: Write) -> WriteReply:
     if cell.version and cell.event_id == request.event_id:
         return WriteReply(cell, changed=False)
     if request.begin is not None:
-        cell = _begun_late(tx, cell, request.begin, closes=request.closes)
+        cell = _begun_late(tx, cell, request.begin, ends_attempt=request.ends_attempt)
         request = replace(request, attempt=cell.attempt)
-    new = written(tx.job, cell, request, tx.now)
+    new = apply_write(tx.job, cell, request, tx.now)
     tx.put(request.tag, request.task_index, old, new)
     if request.begin is not None:
         _unblock(tx, request.tag, request.task_index, new.event_id)
-    if request.cascades and new.final and new.status < 0:
+    if request.block_later_stages and new.final and new.status < 0:
         _block(tx, request.tag, request.task_index, new)
     return WriteReply(new, _decide(tx, request.tag, request.task_index, new))
 
@@ -89,7 +99,7 @@ def begin(tx: Transaction, request: Begin) -> BeginReply:
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id and cell.open:
         return BeginReply(Verdict.BEGUN, cell)
-    verdict, new = begun(tx.job, cell, request, tx.now)
+    verdict, new = apply_begin(tx.job, cell, request, tx.now)
     if new is cell:
         return BeginReply(verdict, cell)
     tx.put(request.tag, request.task_index, old, new)
@@ -115,9 +125,9 @@ def update_job(tx: Transaction, job: JobRecord) -> tuple[str, ...] | None:
     return names
 
 
-def _begun_late(tx: Transaction, cell: Cell, request: Begin, *, closes: bool) -> Cell:
-    job = replace(tx.job, cancelled=None) if closes else tx.job  # what is done is done, cancelled or not
-    verdict, new = begun(job, cell, request, tx.now)
+def _begun_late(tx: Transaction, cell: Cell, request: Begin, *, ends_attempt: bool) -> Cell:
+    job = replace(tx.job, cancelled=None) if ends_attempt else tx.job  # what is done is done, cancelled or not
+    verdict, new = apply_begin(job, cell, request, tx.now)
     if verdict is Verdict.CANCELLED and job.cancelled:
         raise JobCancelled(job.job_id, job.cancelled.reason)
     if verdict is not Verdict.BEGUN:

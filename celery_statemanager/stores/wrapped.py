@@ -15,9 +15,9 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
-    KeptCell,
     OpenAttempt,
     Page,
+    StoredCell,
     WorkerRecord,
     Write,
     WriteReply,
@@ -87,8 +87,10 @@ class WrappedStore(Store):
     def lowest(self, ref: JobRef, scope: Scope) -> State:
         return self.calling("lowest", lambda: self.inner.lowest(ref, scope))
 
-    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
-        return self.calling("survey", lambda: self.inner.survey(ref, tag, indexes=indexes))
+    def column_summaries(
+        self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
+    ) -> tuple[JobRecord, list[Column]]:
+        return self.calling("column_summaries", lambda: self.inner.column_summaries(ref, tag, indexes=indexes))
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         return self.calling("list_states", lambda: self.inner.list_states(ref, scope))
@@ -99,17 +101,17 @@ class WrappedStore(Store):
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         return self.calling("adopt_job", lambda: self.inner.adopt_job(ref, incarnation))
 
-    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         return self.calling("outdated_cells", lambda: self.inner.outdated_cells(ref, below))
 
-    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         return self.calling("rewrite_cells", lambda: self.inner.rewrite_cells(ref, cells))
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self.calling("put_worker", lambda: self.inner.put_worker(worker_id, body, lease))
 
-    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
-        return self.calling("take_turn", lambda: self.inner.take_turn(name, holder, seconds))
+    def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
+        return self.calling("try_acquire", lambda: self.inner.try_acquire(name, holder, seconds))
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return self.calling("get_worker", lambda: self.inner.get_worker(worker_id))

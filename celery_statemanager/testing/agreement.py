@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery_statemanager.testing.drawn import TAGS
 from celery_statemanager.testing.kit import Grid
-from celery_statemanager.testing.model import JobModel, brief
+from celery_statemanager.testing.model import JobModel, short_repr
 from celery_statemanager.testing.naive import check_grid, read_grid
 
 
@@ -15,7 +15,7 @@ def check_agreement(grid: Grid, model: JobModel) -> None:
     assert grid.fallen == model.fallen
     cells, states = read_grid(grid, TAGS)
     for place, cell in cells.items():
-        assert brief(cell) == brief(model.cell(place))
+        assert short_repr(cell) == short_repr(model.cell(place))
         assert (states[place].status, states[place].message) == model.reads(place)
     check_grid(grid, model.expected, cells, states)
     owned = {(tag, row) for (tag, row), cell in model.cells.items() if cell.open and cell.owner}

@@ -165,12 +165,12 @@ class AggregateContract:
         grid = Grid.create(store, 4, HOLES)
         grid.run("a", 0)
         grid.write("z", 0, 5)
-        job, columns = store.survey(grid.ref)
+        job, columns = store.column_summaries(grid.ref)
         assert job == grid.job
         assert [(column.tag, column.expected) for column in columns] == [("a", 4), ("b", 2), ("c", 2)]
         assert columns[0].tally == Tally(finished=1, succeeded=1, ended=1)
         assert [column.failed for column in columns] == [None] * 3
-        _, (column,) = store.survey(grid.ref, "z", indexes=True)
+        _, (column,) = store.column_summaries(grid.ref, "z", indexes=True)
         assert (column.expected, str(column.running), str(column.missing)) == (4, "0", "1-3")
 
     @pytest.mark.parametrize("tags", PLANS.values(), ids=PLANS)
@@ -200,7 +200,7 @@ def _do_anything(grid: Grid, dice: random.Random, tag: str, row: int) -> None:
     elif kind == 1 and open_attempt:
         grid.end(tag, row, dice.choice(STATUSES))
     elif grid.job.cancelled is None:
-        fields = {"keeps_payload": True} if kind == 2 else {"payload": dice.choice(PAYLOADS)}
+        fields = {"keep_payload": True} if kind == 2 else {"payload": dice.choice(PAYLOADS)}
         grid.write(tag, row, dice.choice(STATUSES), **fields)
 
 

@@ -34,7 +34,7 @@ class AttemptContract:
     def test_a_begin_keeps_payload_and_losses(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0)
-        grid.write("a", 0, 0, payload='{"checkpoint":7}', attempt=1, closes=True, losing=True)
+        grid.write("a", 0, 0, payload='{"checkpoint":7}', attempt=1, ends_attempt=True, counts_as_loss=True)
         grid.begin("a", 0)
         assert (grid.cell("a", 0).payload, grid.cell("a", 0).losses) == ('{"checkpoint":7}', 1)
         assert grid.cell("a", 0).attempt == 2
@@ -82,7 +82,7 @@ class AttemptContract:
     def test_an_announced_retry_makes_its_own_delivery_the_next(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w")
-        cell = grid.write("a", 0, 1, attempt=1, closes=True, next_delivery=RETRY, message="retry in 3 s").cell
+        cell = grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=RETRY, message="retry in 3 s").cell
         assert (cell.open, cell.owner, cell.delivery, cell.attempt) == (False, None, RETRY, 1)
         assert grid.begin("a", 0).verdict is STALE
         assert grid.begin("a", 0, delivery=RETRY).verdict is BEGUN
@@ -176,7 +176,7 @@ class AttemptContract:
     def test_closing_ends_ownership_and_an_ending_drops_the_kept_message(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w", kept="msg")
-        cell = grid.write("a", 0, 1, attempt=1, closes=True).cell
+        cell = grid.write("a", 0, 1, attempt=1, ends_attempt=True).cell
         assert (cell.owner, cell.kept, cell.open) == (None, "msg", False)
         grid.begin("a", 0, owner="w", kept="msg")
         assert grid.write("a", 0, FINISHED, attempt=2).cell.kept == "msg"
@@ -188,10 +188,10 @@ class AttemptContract:
         grid.begin("a", 0, owner="w", delivery=RETRY)
         for holder in (("other", RETRY), ("w", Delivery()), ("w", Delivery(1, 0))):
             with pytest.raises(AttemptSuperseded):
-                grid.write("a", 0, 5, held_by=holder)
-        assert grid.write("a", 0, FAILED, held_by=("w", RETRY), when=When.OPEN, closes=True).cell.final
+                grid.write("a", 0, 5, if_owner=holder)
+        assert grid.write("a", 0, FAILED, if_owner=("w", RETRY), when=When.OPEN, ends_attempt=True).cell.final
         with pytest.raises(AttemptSuperseded):
-            grid.write("a", 0, 5, held_by=("w", RETRY))
+            grid.write("a", 0, 5, if_owner=("w", RETRY))
 
     def test_a_write_may_demand_that_the_attempt_is_still_open(self, store: Store) -> None:
         grid = Grid.create(store)
@@ -212,7 +212,7 @@ class AttemptContract:
         grid.begin("a", 1)
         with pytest.raises(AttemptSuperseded):
             grid.write("a", 1, FAILED, when=When.IDLE)
-        grid.write("a", 1, 1, attempt=1, closes=True, next_delivery=RETRY)
+        grid.write("a", 1, 1, attempt=1, ends_attempt=True, next_delivery=RETRY)
         assert grid.write("a", 1, int(Status.EXPIRED), when=When.IDLE).cell.final
 
     @pytest.mark.parametrize("open_status", [5, FINISHED])
@@ -220,21 +220,21 @@ class AttemptContract:
         grid = Grid.create(store)
         grid.begin("a", 0)
         grid.write("a", 0, -42, attempt=1, message="mine")
-        cell = grid.end("a", 0, open_status, yields=True, message="theirs").cell
+        cell = grid.end("a", 0, open_status, keep_app_status=True, message="theirs").cell
         assert (cell.status, cell.message, cell.open) == (-42, "mine", False)
 
     def test_a_body_that_wrote_finished_and_then_fails_has_failed(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0)
         grid.write("a", 0, FINISHED, attempt=1, message="done")
-        cell = grid.end("a", 0, FAILED, yields=True, message="ValueError: late").cell
+        cell = grid.end("a", 0, FAILED, keep_app_status=True, message="ValueError: late").cell
         assert (cell.status, cell.message) == (FAILED, "ValueError: late")
 
     def test_the_applications_last_words_stay_where_the_end_has_none(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0)
         grid.write("a", 0, 50, attempt=1, message="page 5")
-        assert grid.end("a", 0, yields=True).cell.message == "page 5"
+        assert grid.end("a", 0, keep_app_status=True).cell.message == "page 5"
         grid.begin("a", 1)
         grid.write("a", 1, 50, attempt=1, message="page 5")
         assert grid.end("a", 1).cell.message is None
@@ -243,4 +243,4 @@ class AttemptContract:
         grid = Grid.create(store)
         for losses in (1, 2):
             grid.begin("a", 0)
-            assert grid.end("a", 0, int(Status.LOST), losing=True).cell.losses == losses
+            assert grid.end("a", 0, int(Status.LOST), counts_as_loss=True).cell.losses == losses

@@ -78,7 +78,7 @@ class CancelContract:
         grid.write("a", 2, 0, attempt=1)
         grid.cancel()
         assert grid.lowest().status == FAILED
-        reply = grid.write("a", 2, 0, attempt=1, closes=True)
+        reply = grid.write("a", 2, 0, attempt=1, ends_attempt=True)
         assert set(reply.decided) == {"settled"}
         assert grid.state("a", 2).status == CANCELLED
         assert (grid.lowest().status, grid.lowest().task_index) == (CANCELLED, 2)
@@ -108,7 +108,7 @@ class CancelContract:
     def test_a_retry_that_meets_the_cancellation_ends_its_cell(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.begin("a", 0, kept="msg")
-        grid.write("a", 0, 1, attempt=1, closes=True, next_delivery=Delivery(0, 1))
+        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 1))
         assert grid.cancel(WHY) == ()
         reply = grid.begin("a", 0, delivery=Delivery(0, 1))
         assert (reply.verdict, reply.decided) == (Verdict.CANCELLED, ("settled",))
@@ -157,7 +157,7 @@ class CancelContract:
     def test_what_is_learnt_of_a_waiting_message_ends_as_cancelled(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.begin("a", 0)
-        grid.write("a", 0, 1, attempt=1, closes=True, next_delivery=Delivery(0, 1))
+        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 1))
         grid.cancel(WHY)
         reply = grid.write("a", 0, int(Status.REVOKED), when=When.IDLE, message="revoked")
         assert (reply.cell.status, reply.cell.message, reply.decided) == (CANCELLED, WHY, ("settled",))

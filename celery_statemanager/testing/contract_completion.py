@@ -188,7 +188,7 @@ class CompletionContract:
             tag, row = dice.choice("ab"), dice.randrange(3)
             if grid.begin(tag, row, delivery=Delivery(0, dice.randrange(3))).verdict is Verdict.BEGUN:
                 status = dice.choice((FINISHED, FINISHED, FINISHED, FAILED, int(Status.LOST), 1))
-                reply = grid.end(tag, row, status, cascades=False)
+                reply = grid.end(tag, row, status, block_later_stages=False)
                 fallen += reply.decided
                 failed = failed or status < 0
             cells = [grid.cell(tag, row) for tag in "ab" for row in range(3)]

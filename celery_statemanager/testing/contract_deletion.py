@@ -25,8 +25,8 @@ USES: dict[str, Callable[[Grid], object]] = {
     "get_cell": lambda grid: grid.store.get_cell(grid.ref, "a", 0),
     "lowest cell": lambda grid: grid.lowest("a", 0),
     "lowest": lambda grid: grid.lowest(),
-    "survey": lambda grid: grid.store.survey(grid.ref),
-    "survey a column": lambda grid: grid.store.survey(grid.ref, "a", indexes=True),
+    "column_summaries": lambda grid: grid.store.column_summaries(grid.ref),
+    "survey a column": lambda grid: grid.store.column_summaries(grid.ref, "a", indexes=True),
     "list_states": lambda grid: grid.store.list_states(grid.ref, Scope()),
     "watch": lambda grid: grid.store.watch(grid.ref, Scope()),
 }

@@ -30,7 +30,9 @@ class LateBeginContract:
     def test_a_late_begin_that_ends_at_once_is_one_version(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.write("a", 0, 5, payload='{"n":1}')
-        reply = grid.write("a", 0, FINISHED, begin=grid.request("a", 0, owner="w"), closes=True, keeps_payload=True)
+        reply = grid.write(
+            "a", 0, FINISHED, begin=grid.request("a", 0, owner="w"), ends_attempt=True, keep_payload=True
+        )
         cell = reply.cell
         assert (cell.version, cell.attempt, cell.open, cell.owner) == (2, 1, False, None)
         assert (cell.final, cell.payload) == (True, '{"n":1}')
@@ -79,7 +81,7 @@ class LateBeginContract:
         assert refused.value.reason == "finished"
         grid.run("a", 1, FAILED)
         with pytest.raises(BeginRefused) as refused:
-            grid.write("a", 1, FINISHED, begin=grid.request("a", 1, delivery=Delivery(0, 1)), closes=True)
+            grid.write("a", 1, FINISHED, begin=grid.request("a", 1, delivery=Delivery(0, 1)), ends_attempt=True)
         assert refused.value.reason == "closed"
         assert grid.cell("a", 0) == cell
         assert grid.cell("a", 1).status == FAILED
@@ -93,7 +95,9 @@ class LateBeginContract:
         assert grid.state("b", 0).status == 0
         grid.end("a", 0, FAILED)
         begin = grid.request("a", 0)
-        grid.write("a", 0, int(Status.TIMED_OUT), begin=begin, closes=True, cascades=True, message="second")
+        grid.write(
+            "a", 0, int(Status.TIMED_OUT), begin=begin, ends_attempt=True, block_later_stages=True, message="second"
+        )
         assert grid.state("b", 0).status == Status.TIMED_OUT
         assert grid.state("b", 0).message == "not run: stage 'a' failed: second"
 
@@ -104,6 +108,6 @@ class LateBeginContract:
         with pytest.raises(JobCancelled, match="enough"):
             grid.write("a", 0, 40, begin=grid.request("a", 0))
         assert grid.cell("a", 0).version == 0
-        reply = grid.write("a", 0, FINISHED, begin=grid.request("a", 0), closes=True)
+        reply = grid.write("a", 0, FINISHED, begin=grid.request("a", 0), ends_attempt=True)
         assert (reply.cell.status, reply.cell.attempt, reply.decided) == (FINISHED, 1, ())
         assert set(grid.end("a", 1).decided) == {"success", "settled"}

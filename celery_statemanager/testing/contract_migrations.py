@@ -11,7 +11,7 @@ import pytest
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.manager import new_incarnation, new_job
 from celery_statemanager.models import SCHEMA_VERSION, Scope
-from celery_statemanager.records import CALLBACK_ROW, Cell, KeptCell
+from celery_statemanager.records import CALLBACK_ROW, Cell, StoredCell
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import FINISHED, Grid, every_job
@@ -19,12 +19,12 @@ from celery_statemanager.testing.kit import FINISHED, Grid, every_job
 LATER = SCHEMA_VERSION + 1
 
 
-def outdated(grid: Grid, below: int = LATER) -> list[KeptCell]:
+def outdated(grid: Grid, below: int = LATER) -> list[StoredCell]:
     found = grid.store.outdated_cells(grid.ref, below)
     return sorted(found, key=lambda each: (each.tag, each.task_index))
 
 
-def later(found: list[KeptCell], change: Callable[[Cell], Cell] = lambda cell: cell) -> list[KeptCell]:
+def later(found: list[StoredCell], change: Callable[[Cell], Cell] = lambda cell: cell) -> list[StoredCell]:
     return [replace(each, cell=replace(change(each.cell), schema_version=LATER)) for each in found]
 
 
@@ -56,14 +56,14 @@ class MigrationContract:
     def test_a_rewritten_cell_says_what_it_said(self, store: Store) -> None:
         grid = busy(store)
         job, states, cells = grid.job, grid.states(), {(e.tag, e.task_index): e.cell for e in outdated(grid)}
-        survey = store.survey(grid.ref, indexes=True)
+        survey = store.column_summaries(grid.ref, indexes=True)
         assert store.rewrite_cells(grid.ref, later(outdated(grid))) == 4
         assert outdated(grid) == []
         for place, cell in cells.items():
             assert grid.cell(*place) == replace(cell, schema_version=LATER)
         assert grid.states() == [replace(state, schema_version=LATER) for state in states]
         assert grid.job == job
-        assert [replace(each, lowest=None) for each in store.survey(grid.ref, indexes=True)[1]] == [
+        assert [replace(each, lowest=None) for each in store.column_summaries(grid.ref, indexes=True)[1]] == [
             replace(each, lowest=None) for each in survey[1]
         ]
         (attempt,) = store.list_open_attempts()
@@ -73,16 +73,16 @@ class MigrationContract:
         grid = Grid.create(store, 2, {"a": [0], "b": [1]}, success="call")
         grid.begin("success", CALLBACK_ROW)
         grid.write("a", 1, 5)
-        job, columns = store.survey(grid.ref)
+        job, columns = store.column_summaries(grid.ref)
         assert store.rewrite_cells(grid.ref, later(outdated(grid))) == 2
         assert outdated(grid) == []
         assert grid.cell("success", CALLBACK_ROW).schema_version == LATER
-        assert store.survey(grid.ref) == (job, columns)
+        assert store.column_summaries(grid.ref) == (job, columns)
 
     def test_it_can_be_written_on(self, store: Store) -> None:
         grid = busy(store)
         store.rewrite_cells(grid.ref, later(outdated(grid)))
-        assert grid.end("a", 0, keeps_payload=True).cell.version == 3
+        assert grid.end("a", 0, keep_payload=True).cell.version == 3
         assert json.loads(grid.cell("a", 0).payload or "") == {"progress": {"done": 4, "total": 4}, "rows": [[1]]}
         assert grid.begin("a", 1, takes_over=True).cell.attempt == 2
         assert grid.cell("b", 1).status == 0
@@ -135,7 +135,7 @@ class MigrationContract:
         other = grid.seen_by(other_store)
         progress = '{"progress":{"done":3,"total":4}}'
         assert other_store.rewrite_cells(grid.ref, later(outdated(other), lambda cell: replace(cell, payload=progress)))
-        cell = grid.write("a", 0, 50, keeps_payload=True).cell
+        cell = grid.write("a", 0, 50, keep_payload=True).cell
         assert (cell.version, cell.payload, cell.schema_version) == (3, progress, LATER)
         assert (grid.cell("a", 0), grid.manager().summary().fraction) == (cell, 0.75)
 

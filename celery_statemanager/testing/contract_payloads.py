@@ -99,6 +99,6 @@ class PayloadContract:
     ) -> None:
         grid = Grid.create(store)
         grid.write("a", 0, 5, payload=before)
-        kept = grid.write("a", 0, **{"status": 5, **write}, keeps_payload=True, payload='{"ignored":1}').cell.payload
+        kept = grid.write("a", 0, **{"status": 5, **write}, keep_payload=True, payload='{"ignored":1}').cell.payload
         assert (None if kept is None else json.loads(kept)) == after
         assert grid.state("a", 0).payload == after

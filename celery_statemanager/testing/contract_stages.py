@@ -36,18 +36,18 @@ class StageContract:
     def test_blocking_needs_a_final_negative_cell_and_a_write_that_cascades(self, store: Store) -> None:
         grid = Grid.create(store, 4, STAGES)
         grid.begin("scan", 0)
-        grid.write("scan", 0, FAILED, attempt=1, cascades=True)
-        grid.run("scan", 1, FAILED, cascades=False)
-        grid.run("scan", 2, FINISHED, cascades=True)
+        grid.write("scan", 0, FAILED, attempt=1, block_later_stages=True)
+        grid.run("scan", 1, FAILED, block_later_stages=False)
+        grid.run("scan", 2, FINISHED, block_later_stages=True)
         grid.begin("scan", 3)
-        grid.write("scan", 3, 5, attempt=1, closes=True, cascades=True)
+        grid.write("scan", 3, 5, attempt=1, ends_attempt=True, block_later_stages=True)
         assert {state.tag for state in grid.states()} == {"scan"}
 
     def test_the_applications_word_that_stays_is_passed_on(self, store: Store) -> None:
         grid = Grid.create(store, 1, STAGES)
         grid.begin("scan", 0)
         grid.write("scan", 0, -42, attempt=1, message="mine")
-        grid.end("scan", 0, FINISHED, cascades=True, yields=True)
+        grid.end("scan", 0, FINISHED, block_later_stages=True, keep_app_status=True)
         assert (grid.state("save", 0).status, grid.state("read", 0).message) == (
             -42,
             "not run: stage 'scan' failed: mine",
@@ -55,7 +55,7 @@ class StageContract:
 
     def test_a_failure_that_no_attempt_made_blocks_too(self, store: Store) -> None:
         grid = Grid.create(store, 1, STAGES)
-        grid.write("scan", 0, int(Status.EXPIRED), cascades=True)
+        grid.write("scan", 0, int(Status.EXPIRED), block_later_stages=True)
         assert [grid.state(tag, 0).status for tag in STAGES] == [Status.EXPIRED] * 3
 
     def test_only_cells_that_nobody_began_are_blocked(self, store: Store) -> None:

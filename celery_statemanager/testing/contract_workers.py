@@ -72,21 +72,21 @@ class WorkerContract:
         assert record.lease_until < clocked_store.now()
 
     def test_a_turn_is_its_holders_until_it_has_run_out(self, store: Store) -> None:
-        assert store.take_turn("turn", "first", 0.2)
-        assert store.take_turn("turn", "first", 30)
-        assert not store.take_turn("turn", "second", 30)
+        assert store.try_acquire("turn", "first", 0.2)
+        assert store.try_acquire("turn", "first", 30)
+        assert not store.try_acquire("turn", "second", 30)
         assert [each.body for each in store.list_workers()] == ["first"]
-        assert store.take_turn("another", "second", 30)
+        assert store.try_acquire("another", "second", 30)
         store.put_worker("turn", "first", 0)
-        assert store.take_turn("turn", "second", 30)
-        assert not store.take_turn("turn", "first", 30)
+        assert store.try_acquire("turn", "second", 30)
+        assert not store.try_acquire("turn", "first", 30)
 
     def test_a_turn_runs_out_by_the_stores_clock(self, clocked_store: Store, clock: FakeClock) -> None:
-        assert clocked_store.take_turn("turn", "first", 30)
+        assert clocked_store.try_acquire("turn", "first", 30)
         clock.advance(29)
-        assert not clocked_store.take_turn("turn", "second", 30)
+        assert not clocked_store.try_acquire("turn", "second", 30)
         clock.advance(2)
-        assert clocked_store.take_turn("turn", "second", 30)
+        assert clocked_store.try_acquire("turn", "second", 30)
 
     def test_worker_records_got_can_be_altered_without_harm(self, store: Store) -> None:
         store.put_worker("w", "body", 10)
@@ -122,7 +122,7 @@ class WorkerContract:
         assert (found.task_index, found.cell) == (0, grid.cell("a", 0))
         grid.begin("a", 0, supersedes=1, owner="w2")
         assert [each.cell.owner for each in store.list_open_attempts()] == ["w2"]
-        grid.write("a", 0, 0, attempt=2, closes=True)
+        grid.write("a", 0, 0, attempt=2, ends_attempt=True)
         assert list(store.list_open_attempts()) == []
 
     def test_many_open_attempts_are_all_listed(self, store: Store) -> None:

@@ -26,11 +26,11 @@ scopes = st.builds(Scope, st.sampled_from((None, None, *TAGS)), st.sampled_from(
 writes = st.fixed_dictionaries(
     {"status": st.sampled_from(STATUSES), "message": messages},
     optional={
-        "cascades": st.just(value=True),
-        "yields": st.just(value=True),
-        "losing": st.just(value=True),
+        "block_later_stages": st.just(value=True),
+        "keep_app_status": st.just(value=True),
+        "counts_as_loss": st.just(value=True),
         "payload": st.sampled_from(PAYLOADS),
-        "keeps_payload": st.just(value=True),
+        "keep_payload": st.just(value=True),
         "progress": st.just(PROGRESS),
     },
 )

@@ -40,7 +40,7 @@ class _Point:
 
 
 class FaultyStore(WrappedStore):
-    """Hands calls on to a store, except where it was told to fail. Thread-safe.
+    """Hand calls on to a store, except where it was told to fail. Thread-safe.
 
     Args:
         inner: the store that does the work; closed by whoever made it.

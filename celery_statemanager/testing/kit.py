@@ -102,8 +102,8 @@ class Grid:
 
     def end(self, tag: str, row: int, status: int = FINISHED, **fields: Any) -> WriteReply:
         """Close the open attempt as a task's end does: a failure blocks the row's later stages."""
-        fields = {"attempt": self.cell(tag, row).attempt, "cascades": status < 0, **fields}
-        return self.write(tag, row, status, closes=True, **fields)
+        fields = {"attempt": self.cell(tag, row).attempt, "block_later_stages": status < 0, **fields}
+        return self.write(tag, row, status, ends_attempt=True, **fields)
 
     def run(self, tag: str, row: int, status: int = FINISHED, **fields: Any) -> WriteReply:
         """Begin and end."""

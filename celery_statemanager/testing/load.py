@@ -56,7 +56,7 @@ def end_cells(store: Store, ref: JobRef, places: Sequence[Place]) -> list[str]:
     fallen: list[str] = []
     for tag, row in places:
         grid.begin(tag, row)
-        fallen += grid.write(tag, row, FINISHED, attempt=1, closes=True).decided
+        fallen += grid.write(tag, row, FINISHED, attempt=1, ends_attempt=True).decided
     return fallen
 
 

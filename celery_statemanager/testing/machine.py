@@ -20,7 +20,7 @@ from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.agreement import check_agreement
 from celery_statemanager.testing.drawn import PLANS, ROWS, deliveries, messages, owners, places, scopes, ways, writes
 from celery_statemanager.testing.kit import Grid, every_job
-from celery_statemanager.testing.model import JobModel, Place, brief
+from celery_statemanager.testing.model import JobModel, Place, short_repr
 from celery_statemanager.testing.reader import Reader
 
 LATEST = 1_000
@@ -75,7 +75,7 @@ class StoreMachine(RuleBasedStateMachine):
         fields=writes,
         fence=st.sampled_from((None, None, 0, 0, 0, 1)),
         repeats=st.sampled_from((True, False, False, False)),
-        closes=st.booleans(),
+        ends_attempt=st.booleans(),
         retry=st.none() | deliveries,
     )
     def write(
@@ -85,17 +85,21 @@ class StoreMachine(RuleBasedStateMachine):
         fields: dict[str, Any],
         fence: int | None,
         repeats: bool,
-        closes: bool,
+        ends_attempt: bool,
         retry: Delivery | None,
     ) -> None:
         """Write a cell in any of the ways there are."""
         cell = model.cell(place)
         event_id = cell.event_id if repeats and cell.version else new_event_id()
         attempt = None if fence is None else cell.attempt - fence
-        retry = retry if closes else None
-        self.send(model, place, event_id=event_id, attempt=attempt, closes=closes, next_delivery=retry, **fields)
+        retry = retry if ends_attempt else None
+        self.send(
+            model, place, event_id=event_id, attempt=attempt, ends_attempt=ends_attempt, next_delivery=retry, **fields
+        )
 
-    @rule(model=jobs, place=places, fields=writes, delivery=deliveries, way=ways, owner=owners, closes=st.booleans())
+    @rule(
+        model=jobs, place=places, fields=writes, delivery=deliveries, way=ways, owner=owners, ends_attempt=st.booleans()
+    )
     def begin_late(
         self,
         model: JobModel,
@@ -104,11 +108,11 @@ class StoreMachine(RuleBasedStateMachine):
         delivery: Delivery,
         way: dict[str, Any],
         owner: str | None,
-        closes: bool,
+        ends_attempt: bool,
     ) -> None:
         """Begin and write in one step."""
         begin = Begin(tag=place[0], task_index=place[1], event_id=new_event_id(), delivery=delivery, owner=owner, **way)
-        self.send(model, place, event_id=new_event_id(), begin=begin, closes=closes, **fields)
+        self.send(model, place, event_id=new_event_id(), begin=begin, ends_attempt=ends_attempt, **fields)
 
     @rule(model=jobs, place=places, delivery=deliveries, way=ways, owner=owners, message=messages)
     def begin(
@@ -129,7 +133,7 @@ class StoreMachine(RuleBasedStateMachine):
         reply = self.store.begin(model.ref, replace(request))
         assert reply.verdict is model.begin(request)
         assert set(reply.decided) == model.fallen - before
-        assert brief(reply.cell) == brief(model.cell(place))
+        assert short_repr(reply.cell) == short_repr(model.cell(place))
         self.touched.add(model.job.job_id)
 
     @rule(model=jobs, reason=messages)
@@ -180,7 +184,7 @@ class StoreMachine(RuleBasedStateMachine):
             lambda: grid.state(*place),
             lambda: grid.lowest(),
             lambda: grid.states(),
-            lambda: self.store.survey(model.ref),
+            lambda: self.store.column_summaries(model.ref),
             lambda: self.store.watch(model.ref, Scope()),
             lambda: self.store.update_job(model.job),
             lambda: self.store.delete_job(model.job),
@@ -251,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert expected == ("written" if reply.changed else "same")
             assert set(reply.decided) == model.fallen - before
-            assert brief(reply.cell) == brief(model.cell(place))
+            assert short_repr(reply.cell) == short_repr(model.cell(place))
         self.touched.add(model.job.job_id)
 
 

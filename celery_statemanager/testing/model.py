@@ -74,7 +74,7 @@ class JobModel:
             return "same"
         attempt = request.attempt
         if request.begin is not None:
-            verdict = self._judge(cell, request.begin, ignore_cancel=request.closes)
+            verdict = self._judge(cell, request.begin, ignore_cancel=request.ends_attempt)
             if verdict is not Verdict.BEGUN:
                 return "JobCancelled" if verdict is Verdict.CANCELLED else "BeginRefused"
             cell = _taken(cell, request.begin)
@@ -83,13 +83,13 @@ class JobModel:
             return "AttemptSuperseded"
         ends = request.status < 0 or request.status == FINISHED
         untouched = cell.status == 0 and not cell.open
-        if self.cancelled and not request.closes and (untouched or not ends):
+        if self.cancelled and not request.ends_attempt and (untouched or not ends):
             return "JobCancelled"
         self._put(place, _written(cell, request), request.event_id)
         if request.begin is not None:
             self._free(place, request.event_id)
         now = self.cells[place]
-        if request.cascades and not now.open and now.status < 0:
+        if request.block_later_stages and not now.open and now.status < 0:
             self._block(place, now)
         self._decide(place)
         return "written"
@@ -176,21 +176,21 @@ def _taken(cell: Cell, request: Begin) -> Cell:
 
 def _written(cell: Cell, request: Write) -> Cell:
     status, message = request.status, request.message
-    if request.yields and cell.open and cell.status < 0:
+    if request.keep_app_status and cell.open and cell.status < 0:
         status, message = cell.status, cell.message
-    elif request.yields and message is None:
+    elif request.keep_app_status and message is None:
         message = cell.message
-    is_open = cell.open and not request.closes
+    is_open = cell.open and not request.ends_attempt
     over = not is_open and (status < 0 or status == FINISHED)
     return replace(
         cell,
         status=status,
         message=message,
-        payload=_merged(cell.payload, request, status) if request.keeps_payload else request.payload,
+        payload=_merged(cell.payload, request, status) if request.keep_payload else request.payload,
         open=is_open,
         delivery=request.next_delivery or cell.delivery,
         owner=cell.owner if is_open else None,
-        losses=cell.losses + int(request.losing),
+        losses=cell.losses + int(request.counts_as_loss),
         kept=None if over else cell.kept,
         blocked_by=None,
     )
@@ -206,7 +206,7 @@ def _merged(kept: str | None, request: Write, status: int) -> str | None:
     return None if payload is None else json.dumps(payload)
 
 
-def brief(cell: Cell) -> Cell:
+def short_repr(cell: Cell) -> Cell:
     """Give a cell without its times, its payload as a value."""
     payload: Any = json.loads(cell.payload) if cell.payload else None
     return replace(cell, timestamp=0, began_at=0, payload=payload)

@@ -64,7 +64,7 @@ def check_grid(
     for row in {row for _, row in states}:
         _check_lowest(grid.lowest(row=row), [states[place] for place in places if place[1] == row])
     manager = grid.manager()
-    job, columns = grid.store.survey(grid.ref)
+    job, columns = grid.store.column_summaries(grid.ref)
     assert job == grid.job
     assert {column.tag for column in columns} == {tag for tag, _ in places}
     for column in columns:

@@ -56,7 +56,7 @@ def test_a_row_that_is_not_done(grid):
     [
         (FINISHED, {}, [], "row 0 (sturdy): is FINISHED at attempt 1, but its body ended in []"),
         (FAILED, {}, BODY, "row 0 (sturdy): ended -1: None"),
-        (int(Status.LOST), {"losing": True}, [], "row 0 (sturdy): was given up after 1 losses"),
+        (int(Status.LOST), {"counts_as_loss": True}, [], "row 0 (sturdy): was given up after 1 losses"),
         (FINISHED, {}, [*BODY, *CALLED, CALLED[0]], "callback success ran to its end 2 times, lost 0 times"),
         (FAILED, {}, [*BODY, *CALLED], "callback success ran, though not all rows are FINISHED"),
     ],

@@ -25,7 +25,7 @@ from celery.bin.celery import celery as celery_command
 from click.testing import CliRunner
 
 from celery_statemanager import Manager, State, Status, open_store
-from celery_statemanager.cli.board import Board
+from celery_statemanager.cli.model import Board
 from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation

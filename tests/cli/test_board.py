@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_statemanager import IndexSet, Manager, Status, open_store
-from celery_statemanager.cli.board import Board, Counts, Failure
+from celery_statemanager.cli.model import Board, Counts, Failure
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation
 
@@ -106,9 +106,9 @@ def test_what_the_store_counted_is_shown_until_all_is_read(written, cancelled):
     if cancelled:
         record = store.get_job(manager.ref.key)
         store.update_job(replace(record, cancelled=Cancellation("why", store.now())))
-    record, columns = store.survey(manager.ref)
+    record, columns = store.column_summaries(manager.ref)
     board = Board(record, Scope())
-    board.survey(columns)
+    board.column_summaries(columns)
     read = board_of(store, manager)
     read.loading = False
     assert board.total() == read.total()
@@ -118,7 +118,7 @@ def test_a_row_alone_is_not_counted_by_the_store(job):
     store = open_store("memory://")
     manager = Manager.create(store, "job", num_tasks=5, tags=("a",), task_index=1)
     manager.set_state("a", Status.FINISHED)
-    record, columns = store.survey(manager.ref)
+    record, columns = store.column_summaries(manager.ref)
     board = Board(record, Scope(task_index=0))
-    board.survey(columns)
+    board.column_summaries(columns)
     assert board.total() == Counts(1, 0, 0, 0, 1, 0.0)

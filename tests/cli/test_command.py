@@ -9,8 +9,8 @@ from celery.bin.celery import celery as celery_command
 from click.testing import CliRunner
 
 from celery_statemanager import Manager, Status
-from celery_statemanager.cli import common, showing
-from celery_statemanager.cli.rendering.lines import Outlet
+from celery_statemanager.cli import common, outputs
+from celery_statemanager.cli.rendering.lines import Output
 
 FIELDS = {"jobID", "tag", "taskID", "version", "status", "message", "timestamp", "eventID", "replay"}
 
@@ -245,7 +245,7 @@ def test_live_needs_a_terminal(run, settled, error_of):
 
 
 def test_live_needs_rich(run, monkeypatch, settled, error_of):
-    monkeypatch.setattr(showing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
     result = run("--job", settled, "--format", "live")
     assert result.exit_code == 78
     assert error_of(result) == 'bars need rich: pip install "celery-statemanager[monitor]"'
@@ -254,10 +254,10 @@ def test_live_needs_rich(run, monkeypatch, settled, error_of):
 @pytest.mark.parametrize(("rich", "hint"), [(False, "celery-statemanager[monitor]"), (True, "showing a table")])
 def test_a_terminal_without_bars_gets_a_table_and_a_hint(monkeypatch, capsys, rich, hint):
     if not rich:
-        monkeypatch.setattr(showing.importlib.util, "find_spec", lambda name: None)
-    outlet = Outlet()
+        monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
+    outlet = Output()
     outlet.terminal = True
-    assert showing.choose(None, outlet) is showing.show_table
+    assert outputs.choose(None, outlet) is outputs.show_table
     assert hint in capsys.readouterr().err
 
 

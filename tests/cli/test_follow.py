@@ -187,9 +187,9 @@ class FlakyStore(MemoryStore):
         self._reach()
         return super().get_job(key)
 
-    def survey(self, ref, tag=None, *, indexes=False):
+    def column_summaries(self, ref, tag=None, *, indexes=False):
         self._reach()
-        return super().survey(ref, tag, indexes=indexes)
+        return super().column_summaries(ref, tag, indexes=indexes)
 
     def _reach(self):
         if self.down.is_set():

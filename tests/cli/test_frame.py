@@ -10,9 +10,9 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from celery_statemanager import Status
-from celery_statemanager.cli.board import Board, Counts
+from celery_statemanager.cli.model import Board, Counts
 from celery_statemanager.cli.rendering.bars import tag_bar
-from celery_statemanager.cli.rendering.closing import closing
+from celery_statemanager.cli.rendering.final_summary import closing
 from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View
 from celery_statemanager.cli.rendering.lines import Table

@@ -145,10 +145,10 @@ class Counting(WrappedStore):
 
     surveys = 0
 
-    def survey(self, *arguments, **options):
+    def column_summaries(self, *arguments, **options):
         self.surveys += 1
         assert not options.get("indexes")
-        return super().survey(*arguments, **options)
+        return super().column_summaries(*arguments, **options)
 
     def list_states(self, *arguments):
         raise AssertionError("a list reads no states")

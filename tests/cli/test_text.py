@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.text import (
     ASCII,
     COLOURED,
@@ -94,22 +94,22 @@ def test_two_parts_that_do_not_fit_stand_under_each_other():
     [(0, "0s"), (59.9, "59s"), (134, "2m 14s"), (3_900, "1h 05m"), (90_000, "1d 01h"), (-3, "0s")],
 )
 def test_durations(seconds, expected):
-    assert words.duration(seconds) == expected
+    assert formatting.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(-1, "now"), (0.4, "now"), (59, "59s"), (61, "1m"), (7200, "2h"), (200_000, "2d")]
 )
 def test_ages(seconds, expected):
-    assert words.age(seconds) == expected
-    assert words.ago(seconds) == ("now" if expected == "now" else f"{expected} ago")
+    assert formatting.age(seconds) == expected
+    assert formatting.ago(seconds) == ("now" if expected == "now" else f"{expected} ago")
 
 
 @pytest.mark.parametrize(
     ("per_second", "expected"), [(312, "312/s"), (4.12, "4.1/s"), (0.42, "25/min"), (0.001, "3.6/h")]
 )
 def test_rates(per_second, expected):
-    assert words.rate(per_second) == expected
+    assert formatting.rate(per_second) == expected
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_rates(per_second, expected):
     ],
 )
 def test_statuses(code, fraction, expected):
-    assert words.status(code, fraction) == expected
+    assert formatting.status(code, fraction) == expected
 
 
 def test_a_percentage_is_100_only_when_all_is_done():
-    assert words.percent(0.9999) == "99%"
-    assert words.percent(0.29) == "29%"
-    assert words.percent(1.0) == "100%"
+    assert formatting.percent(0.9999) == "99%"
+    assert formatting.percent(0.29) == "29%"
+    assert formatting.percent(1.0) == "100%"

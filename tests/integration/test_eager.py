@@ -397,8 +397,8 @@ def test_settings_are_read_plain_and_under_a_namespace():
     namespaced = Celery("namespaced", set_as_current=False)
     namespaced.config_from_object(Config, namespace="CELERY")
     plain = Celery("plain", set_as_current=False, statemanager_lease=8)
-    assert (Settings.of(namespaced).lease, Settings.of(namespaced).store_url) == (7, "memory://")
-    assert (Settings.of(plain).lease, Settings.of(plain).progress_interval) == (8, 1.0)
+    assert (Settings.from_app(namespaced).lease, Settings.from_app(namespaced).store_url) == (7, "memory://")
+    assert (Settings.from_app(plain).lease, Settings.from_app(plain).progress_interval) == (8, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_settings_are_read_plain_and_under_a_namespace():
 )
 def test_a_setting_that_cannot_be_is_named(key, value):
     with pytest.raises(ConfigurationError, match=f"statemanager_{key} is .*, not "):
-        Settings.of(Celery("bad", set_as_current=False, **{f"statemanager_{key}": value}))
+        Settings.from_app(Celery("bad", set_as_current=False, **{f"statemanager_{key}": value}))
 
 
 @pytest.mark.parametrize("namespace", [None, "CELERY"])
@@ -424,7 +424,7 @@ def test_a_mistyped_setting_is_told_once(namespace, caplog):
     prefix = f"{namespace}_STATEMANAGER_" if namespace else "statemanager_"
     app.config_from_object({f"{prefix}LEESE" if namespace else f"{prefix}leese": 7}, namespace=namespace)
     for _ in range(2):
-        Settings.of(app)
+        Settings.from_app(app)
     told = [record.getMessage() for record in caplog.records]
     mend = "statemanager_leese is no setting of this release and does nothing; did you mean statemanager_lease?"
     assert told == [f"app {app.main!r}: {mend}"]

@@ -161,7 +161,7 @@ def test_the_command_knows_the_tasks_of_the_modules_that_its_app_includes(tmp_pa
         }
         job = store.create_job(replace(new_job("a job", 1, ("work",)), latches=latches))
         begin(store, job)
-        store.write(job.ref, Write(tag="work", task_index=0, status=-1, event_id="end", attempt=1, closes=True))
+        store.write(job.ref, Write(tag="work", task_index=0, status=-1, event_id="end", attempt=1, ends_attempt=True))
         assert store.get_job(job.key).due
         command = [sys.executable, "-m", "celery", "-A", "swept", "sweep-state", "--format", "json"]
         told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)

@@ -9,7 +9,7 @@ from conftest import load
 
 from celery_statemanager import Status, StoreUnavailable, leases
 from celery_statemanager.integration.worker.sweeping import sweep
-from celery_statemanager.sweep import Swept
+from celery_statemanager.sweep import SweepReport
 
 PATIENCE = 40
 pytestmark = pytest.mark.slow
@@ -134,7 +134,7 @@ def holding(tracked, key):
     A row that was is gone with a broker made of folders.
     """
     for record in leases.workers(tracked.states.store).values():
-        report = leases.Report.of(record)
+        report = leases.Report.from_record(record)
         if report.running and any(key in (each.message or "") for each in report.received):
             return record.renewed_at, sorted(report.running), sorted(each.task_index for each in report.received)
     return None
@@ -175,7 +175,7 @@ def test_a_callback_that_was_decided_and_not_published_is_published(tracked, sub
     eventually(lambda: not tracked.states.store.get_job(job.manager.ref.key).due)
     assert len(tracked.notes(f"callback.{job.id}")) <= 1
     swept = sweep(tracked.states)
-    assert isinstance(swept, Swept)
+    assert isinstance(swept, SweepReport)
 
 
 def test_a_clean_stop_leaves_no_record(tracked, victim, key, eventually):

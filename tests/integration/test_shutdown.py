@@ -18,7 +18,7 @@ def renewals(tracked, job):
     """When the worker that runs row 0 last renewed its lease; None if nobody lists the row."""
     name = cell_name(job.manager.ref, "work", 0)
     records = leases.workers(tracked.states.store).values()
-    return next((each.renewed_at for each in records if leases.Report.of(each).lists(name)), None)
+    return next((each.renewed_at for each in records if leases.Report.from_record(each).lists(name)), None)
 
 
 @pytest.mark.places(*REDIS)

@@ -19,7 +19,7 @@ from celery_statemanager.testing import FakeClock, FaultyStore
 LEASE = 30.0
 
 
-class Hands:
+class SweepActions:
     """Notes what a sweep would publish."""
 
     def __init__(self):
@@ -47,7 +47,7 @@ def store(clock, tmp_path):
 
 @pytest.fixture
 def hands():
-    return Hands()
+    return SweepActions()
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def begin(store, job, row=0, owner="w1", kept=None):
 
 
 def end(store, job, row):
-    last = Write(tag="a", task_index=row, status=int(Status.FINISHED), event_id=new_event_id(), attempt=1, closes=True)
+    last = Write(
+        tag="a", task_index=row, status=int(Status.FINISHED), event_id=new_event_id(), attempt=1, ends_attempt=True
+    )
     store.write(job.ref, last)
 
 
@@ -250,7 +252,7 @@ def test_a_sweep_that_acts_on_what_it_saw_too_late_does_no_harm(store, job, cloc
 def test_the_retry_that_a_dead_worker_had_received_is_sent_again_or_marked(store, job, clock, sweep, hands):
     for row in (0, 1, 2):
         cell = begin(store, job, row=row).cell
-        pause = {"status": 1, "closes": True, "next_delivery": Delivery(0, 1)}
+        pause = {"status": 1, "ends_attempt": True, "next_delivery": Delivery(0, 1)}
         store.write(job.ref, Write(tag="a", task_index=row, event_id=new_event_id(), attempt=cell.attempt, **pause))
     rows = [
         Received(job.ref, "a", 0, "the retry", Delivery(0, 1)),
@@ -285,11 +287,11 @@ def test_a_job_whose_publisher_died_is_cancelled(store, job, clock, sweep):
 
 
 def test_sweepers_take_turns(store, clock):
-    assert leases.take_turn(store, "w1", 30.0)
-    assert not leases.take_turn(store, "w2", 30.0)
-    assert leases.take_turn(store, "w1", 30.0)
+    assert leases.try_acquire(store, "w1", 30.0)
+    assert not leases.try_acquire(store, "w2", 30.0)
+    assert leases.try_acquire(store, "w1", 30.0)
     clock.advance(31)
-    assert leases.take_turn(store, "w2", 30.0)
+    assert leases.try_acquire(store, "w2", 30.0)
     assert leases.workers(store) == {}
 
 

@@ -96,7 +96,7 @@ def test_a_compare_and_set_is_won_by_one_thread_at_a_time(store: Store) -> None:
 
 def test_one_of_many_threads_takes_a_turn_each_time_that_it_is_free(store: Store) -> None:
     for _ in range(TIMES):
-        taken = load.in_threads(THREADS, lambda number: store.take_turn("turn", f"holder {number}", 60))
+        taken = load.in_threads(THREADS, lambda number: store.try_acquire("turn", f"holder {number}", 60))
         assert Counter(taken) == {True: 1, False: THREADS - 1}
         store.drop_worker("turn")
 
@@ -181,7 +181,7 @@ def test_a_survey_amid_writers_counts_and_names_rows_as_of_one_moment(store: Sto
     writers.start()
     try:
         for _ in range(TIMES):
-            _, (column,) = store.survey(grid.ref, indexes=True)
+            _, (column,) = store.column_summaries(grid.ref, indexes=True)
             running, finished, failed = column.tally[:3]
             assert column.failed is not None
             assert column.running is not None

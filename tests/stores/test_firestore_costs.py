@@ -85,11 +85,13 @@ def test_a_life_of_a_task_costs_the_same_at_any_size(store: FirestoreStore, spy:
         assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 1, 2)
         grid.write("a", 1, 50, attempt=1)
         assert cost(spy) == ({"Commit": 1}, 0, 1)
-        grid.write("a", 1, FINISHED, attempt=1, closes=True)
+        grid.write("a", 1, FINISHED, attempt=1, ends_attempt=True)
         assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 2)
         grid.begin("a", 2, owner="w")
         spy.clear()
-        grid.write("a", 2, FAILED, attempt=1, closes=True, cascades=True)  # also blocks b, and decides failure
+        grid.write(
+            "a", 2, FAILED, attempt=1, ends_attempt=True, block_later_stages=True
+        )  # also blocks b, and decides failure
         assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 2, 5)
 
 
@@ -98,7 +100,7 @@ def test_completion_is_decided_by_one_sum_and_one_compare_and_set(store: Firesto
     grid.run("a", 0)
     grid.begin("a", 1)
     spy.clear()
-    reply = grid.write("a", 1, FINISHED, attempt=1, closes=True)
+    reply = grid.write("a", 1, FINISHED, attempt=1, ends_attempt=True)
     assert set(reply.decided) == {"success", "settled"}
     assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 2, 3)
 

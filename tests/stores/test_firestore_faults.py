@@ -103,7 +103,7 @@ def begin_again(grid: Grid, run: int, arm: Arm) -> None:
 def end(grid: Grid, run: int, arm: Arm) -> None:
     grid.begin("e", run, owner="w")
     arm()
-    cell = grid.write("e", run, FINISHED, attempt=1, closes=True).cell
+    cell = grid.write("e", run, FINISHED, attempt=1, ends_attempt=True).cell
     assert (cell, cell.final, cell.version) == (grid.cell("e", run), True, 2)
 
 
@@ -118,7 +118,7 @@ def complete(grid: Grid, run: int, arm: Arm) -> None:
 def fail(grid: Grid, run: int, arm: Arm) -> None:
     made = Grid.create(grid.store, 2, ("a", "b"), job_id=f"fail {run}")
     arm()
-    assert made.write("a", 0, FAILED, cascades=True).decided == ("failure",)
+    assert made.write("a", 0, FAILED, block_later_stages=True).decided == ("failure",)
     assert [state.version for state in made.states()] == [1, 1]
     assert made.manager().summary(indexes=False).failed == 2
 
@@ -200,7 +200,7 @@ def _finish_rows(address: Address, grid: Grid, part: int, decided: list[str]) ->
             for status in range(2, 6):
                 mine.write("a", row, status, attempt=1)
             mine.write("shared", 0, 5)
-            decided += mine.write("a", row, FINISHED, attempt=1, closes=True).decided
+            decided += mine.write("a", row, FINISHED, attempt=1, ends_attempt=True).decided
 
 
 @pytest.mark.firestore

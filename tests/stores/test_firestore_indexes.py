@@ -43,8 +43,8 @@ def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
                     list(store.list_states(grid.ref, scope))
                     store.watch(grid.ref, scope).close()
                 for indexes in (True, False):
-                    store.survey(grid.ref, indexes=indexes)
-                    store.survey(grid.ref, "a", indexes=indexes)
+                    store.column_summaries(grid.ref, indexes=indexes)
+                    store.column_summaries(grid.ref, "a", indexes=indexes)
                 if grid.job.cancelled is None:
                     grid.cancel()
             low = Grid.create(store, 5, tags, job_id=f"low {tags}")

@@ -200,8 +200,8 @@ def test_a_commit_whose_answer_is_lost_is_done_once(store: FirestoreStore, spy: 
     spy.fault = lambda method, request: None
     job = store.get_job(JobKey("go"))
     assert job.schema == SCHEMA_VERSION
-    (column,) = store.survey(job.ref)[1]
-    assert column.tally == store.survey(job.ref, indexes=True)[1][0].tally
+    (column,) = store.column_summaries(job.ref)[1]
+    assert column.tally == store.column_summaries(job.ref, indexes=True)[1][0].tally
     assert (column.tally.finished, column.tally.running, column.tally.failed) == (30, 5, 1)
 
 
@@ -222,7 +222,7 @@ def test_states_written_while_a_portion_is_on_its_way_are_taken_one_by_one(
     assert migrate_jobs(Meanwhile(store)).states == 36
     job = store.get_job(JobKey("go"))
     assert Grid(store, job.ref).cell("ingest", 31).status == 60
-    assert store.survey(job.ref)[1][0].tally == store.survey(job.ref, indexes=True)[1][0].tally
+    assert store.column_summaries(job.ref)[1][0].tally == store.column_summaries(job.ref, indexes=True)[1][0].tally
 
 
 def test_readers_of_a_half_migrated_job_see_all_of_it(store: FirestoreStore) -> None:

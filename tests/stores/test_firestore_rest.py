@@ -15,8 +15,8 @@ from celery_statemanager import ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.records import JobKey
 from celery_statemanager.stores.firestore import Address, requests
 from celery_statemanager.stores.firestore.client import Connection
+from celery_statemanager.stores.firestore.errors import PreconditionFailed, Transient, translated
 from celery_statemanager.stores.firestore.transports import make_client
-from celery_statemanager.stores.firestore.trouble import Refused, Transient, translated
 from celery_statemanager.testing.kit import PATIENCE
 
 ADDRESS = Address("some-project")
@@ -74,10 +74,10 @@ def commit(connection: Connection) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "error"),
     [
-        (409, "ALREADY_EXISTS", Refused),
+        (409, "ALREADY_EXISTS", PreconditionFailed),
         (409, "ABORTED", Transient),
-        (400, "FAILED_PRECONDITION", Refused),
-        (404, "NOT_FOUND", Refused),
+        (400, "FAILED_PRECONDITION", PreconditionFailed),
+        (404, "NOT_FOUND", PreconditionFailed),
         (429, "RESOURCE_EXHAUSTED", Transient),
         (503, "UNAVAILABLE", Transient),
         (403, "PERMISSION_DENIED", StoreError),

@@ -28,7 +28,7 @@ grid.end("a", 0)
 """
 
 
-class Hands:
+class SweepActions:
     """Notes which jobs' callbacks a sweep would publish."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ def test_a_decision_that_was_never_made_is_made_by_the_sweep(
         grid = Grid.create(store, 1, ("a",), success="{}")
         killed = subprocess.run([sys.executable, "-c", WRITER, url], timeout=60, check=False)
         assert (killed.returncode, grid.cell("a", 0).status, grid.fallen) == (-9, FINISHED, set())
-        hands = Hands()
+        hands = SweepActions()
         for _ in range(2):  # one look decides, and what was decided a moment ago is left to its decider
             Sweep(store, hands, lease=0.001, max_lost=3).run()
         assert grid.fallen == {"success", "settled"}

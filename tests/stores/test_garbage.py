@@ -13,7 +13,7 @@ import pytest
 from between import Between
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, collect_garbage, garbage
-from celery_statemanager.garbage import Act, Collected, Skip
+from celery_statemanager.garbage import Act, GarbageReport, Skip
 from celery_statemanager.leases import MOST_BYTES, Received, Report, cell_name
 from celery_statemanager.records import JobRecord, Submission
 from celery_statemanager.testing import FakeClock, StoreFactory, WrappedStore
@@ -60,7 +60,7 @@ def at_every_step(
     store: Store,
     ages: dict[str, float],
     action: Callable[[Grid], object],
-    check: Callable[[Grid, Collected], object],
+    check: Callable[[Grid, GarbageReport], object],
     **callbacks: str,
 ) -> None:
     """Collect a new idle job again and again, acting on it before each call to the store but the first.
@@ -82,13 +82,13 @@ def at_every_step(
 
 def test_an_idle_job_is_hidden_then_deleted_and_nothing_is_left(store: Store) -> None:
     grid = an_idle_job(store)
-    assert collect_garbage(store, **LATER) == Collected()
+    assert collect_garbage(store, **LATER) == GarbageReport()
     told: list[tuple[str, object]] = []
     report = collect_garbage(store, **HIDE, tell=lambda job, what: told.append((job.job_id, what)))
-    assert report == Collected(scanned=1, tombstoned=1)
+    assert report == GarbageReport(scanned=1, tombstoned=1)
     assert told == [("job", Act.TOMBSTONED)]
     assert grid.state("a", 0).status == 5
-    assert collect_garbage(store, **HIDE) == Collected(scanned=1)
+    assert collect_garbage(store, **HIDE) == GarbageReport(scanned=1)
     report = collect_garbage(store, **AT_ONCE)
     assert (report.deleted, report.tombstoned, report.revived, report.skipped) == (1, 0, 0, {})
     assert not exists(grid)
@@ -108,7 +108,7 @@ def test_a_hidden_job_that_is_written_to_is_revived(store: Store) -> None:
     alive, asleep = an_idle_job(store, "alive"), an_idle_job(store, "asleep")
     assert collect_garbage(store, **HIDE).tombstoned == 2
     alive.write("a", 1, 6)
-    assert collect_garbage(store, **LATER) == Collected(scanned=2, revived=1)
+    assert collect_garbage(store, **LATER) == GarbageReport(scanned=2, revived=1)
     assert alive.job.tombstoned_at is None
     assert asleep.job.tombstoned_at is not None
 
@@ -144,7 +144,7 @@ def test_a_job_written_to_between_any_two_steps_is_there_and_seen_after_the_next
         grid.write("a", 1, 7)
         written.add(grid)
 
-    def check(grid: Grid, report: Collected) -> None:
+    def check(grid: Grid, report: GarbageReport) -> None:
         reasons.update(report.skipped)
         if grid in written:
             collect_garbage(store, **LATER)
@@ -164,7 +164,7 @@ def test_a_callback_that_falls_due_between_any_two_steps_keeps_the_job(store: St
         grid.run("a", 1)
         finished.add(grid)
 
-    def check(grid: Grid, _: Collected) -> None:
+    def check(grid: Grid, _: GarbageReport) -> None:
         if grid in finished:
             assert grid.job.latches["success"].due
             idle(store, grid)
@@ -175,9 +175,9 @@ def test_a_callback_that_falls_due_between_any_two_steps_keeps_the_job(store: St
 
 
 def test_another_run_between_any_two_steps_does_no_harm(store: Store) -> None:
-    other: list[Collected] = []
+    other: list[GarbageReport] = []
 
-    def check(grid: Grid, report: Collected) -> None:
+    def check(grid: Grid, report: GarbageReport) -> None:
         assert not exists(grid)
         assert report.deleted + sum(each.deleted for each in other) == 1
         other.clear()
@@ -205,7 +205,7 @@ def test_a_run_reads_the_records_of_idle_jobs_and_no_states(store: Store) -> Non
 
     class Reading(WrappedStore):
         def calling(self, method: str, call: Callable[[], Any]) -> Any:
-            assert method not in {"list_states", "get_cell", "survey", "lowest", "watch"}
+            assert method not in {"list_states", "get_cell", "column_summaries", "lowest", "watch"}
             answer = call()
             if method == "list_jobs":
                 read.extend(job.job_id for job in answer.jobs)

@@ -14,7 +14,7 @@ from between import Between
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, migrate_jobs
 from celery_statemanager.manager import new_job
-from celery_statemanager.migrations import STEPS, Migrated, Skip, Steps, runner
+from celery_statemanager.migrations import STEPS, MigrationReport, Skip, Steps, runner
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import Cell, JobKey, JobRecord
 from celery_statemanager.testing import StoreFactory, WrappedStore
@@ -85,7 +85,7 @@ def test_the_shipped_steps_lead_to_the_schema_of_new_jobs_without_a_gap() -> Non
 def test_states_and_job_are_brought_to_the_target_and_say_what_they_said(store: Store) -> None:
     grid = a_job(store)
     before, activity = told(grid), grid.job.last_activity
-    assert migrate_jobs(store, 3, steps=LATER) == Migrated(target=3, scanned=1, migrated=1, states=4)
+    assert migrate_jobs(store, 3, steps=LATER) == MigrationReport(target=3, scanned=1, migrated=1, states=4)
     assert told(grid) == before
     assert {state.schema_version for state in grid.states()} == {3}
     assert [grid.state("a", row).message for row in range(3)] == ["row 0+", "row 1+", "broken+"]
@@ -97,14 +97,14 @@ def test_a_second_run_finds_nothing_to_do(store: Store) -> None:
     grid = a_job(store)
     migrate_jobs(store, 2, steps=LATER)
     before = (grid.job, grid.states())
-    assert migrate_jobs(store, 2, steps=LATER) == Migrated(target=2, scanned=1)
+    assert migrate_jobs(store, 2, steps=LATER) == MigrationReport(target=2, scanned=1)
     assert (grid.job, grid.states()) == before
 
 
 def test_without_a_target_it_is_the_newest_and_jobs_of_this_release_are_there(store: Store) -> None:
     grid = a_job(store)
     before = grid.job
-    assert migrate_jobs(store) == Migrated(target=SCHEMA_VERSION, scanned=1)
+    assert migrate_jobs(store) == MigrationReport(target=SCHEMA_VERSION, scanned=1)
     assert grid.job == before
 
 
@@ -119,7 +119,7 @@ def test_a_job_of_another_program_is_taken_over(store: Store) -> None:
         new.run("a", row)
     assert new.manager().get_state().finished
     new.cancel()
-    assert migrate_jobs(store) == Migrated(target=SCHEMA_VERSION, scanned=1)
+    assert migrate_jobs(store) == MigrationReport(target=SCHEMA_VERSION, scanned=1)
 
 
 def test_a_run_may_leave_jobs_of_other_programs_alone(store: Store) -> None:
@@ -141,7 +141,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_would_be_done(store: Store) -> 
     report = migrate_jobs(
         ReadOnly(store), 2, steps=LATER, dry_run=True, tell=lambda job, what: seen.update({job.job_id: what})
     )
-    assert report == Migrated(target=2, scanned=2, migrated=2, states=7)
+    assert report == MigrationReport(target=2, scanned=2, migrated=2, states=7)
     assert seen == {"ours": 4, "foreign": 3}
     assert [(job, Grid(store, job.ref).states()) for job in every_job(store)] == before
 
@@ -169,11 +169,11 @@ def test_what_a_worker_of_an_earlier_release_has_written_since_is_migrated_where
     migrate_jobs(store, 2, steps=LATER)
     grid.write("c", 0, 5, message="late")
     assert grid.cell("c", 0).schema_version == 1
-    assert migrate_jobs(store, 2, steps=LATER) == Migrated(target=2, scanned=1)
-    report = Migrated(target=2, scanned=1, migrated=1, states=1)
+    assert migrate_jobs(store, 2, steps=LATER) == MigrationReport(target=2, scanned=1)
+    report = MigrationReport(target=2, scanned=1, migrated=1, states=1)
     assert migrate_jobs(store, 2, job_id="job", steps=LATER, dry_run=True) == report
     assert migrate_jobs(store, 2, job_id="job", steps=LATER) == report
-    assert migrate_jobs(store, 2, job_id="job", steps=LATER) == Migrated(target=2, scanned=1)
+    assert migrate_jobs(store, 2, job_id="job", steps=LATER) == MigrationReport(target=2, scanned=1)
     assert grid.cell("c", 0).message == "late+"
 
 
@@ -259,8 +259,8 @@ def test_a_live_writer_between_any_two_steps_wins_and_is_migrated(
         assert now.state("a", 0).status == now.state("c", 1).status == 9
         assert now.cell("a", 0).version == grid_versions[grid.ref.key] + 1
         assert list(store.outdated_cells(now.ref, SCHEMA_VERSION)) == []
-        columns = {column.tag: column.tally for column in store.survey(now.ref, "a")[1]}
-        assert columns == {column.tag: column.tally for column in store.survey(now.ref, "a", indexes=True)[1]}
+        columns = {column.tag: column.tally for column in store.column_summaries(now.ref, "a")[1]}
+        assert columns == {column.tag: column.tally for column in store.column_summaries(now.ref, "a", indexes=True)[1]}
         assert columns["a"].running == (1 if make is a_job else 3)
 
     grid_versions: dict[JobKey, int] = {}
@@ -280,7 +280,10 @@ def test_another_run_between_any_two_steps_does_no_harm(store: Store, make: Call
         assert now.job.schema == 2
         marks = {state.message and state.message.count("+") for state in now.states("a")}
         assert marks == ({1} if make is a_job else {2 if _counts_zero(store) else 1})
-        assert store.survey(now.ref, "a")[1][0].tally == store.survey(now.ref, "a", indexes=True)[1][0].tally
+        assert (
+            store.column_summaries(now.ref, "a")[1][0].tally
+            == store.column_summaries(now.ref, "a", indexes=True)[1][0].tally
+        )
 
     at_every_step(store, make, lambda grid: migrate_jobs(store, 2, job_id=grid.ref.key.job_id, steps=LATER), check)
 
@@ -338,7 +341,10 @@ def test_a_run_that_is_cut_off_anywhere_is_gone_on_with_by_the_next(
             migrate_jobs(store, 2, job_id=grid.ref.key.job_id, steps=LATER)
         now = as_it_is_now(grid)
         assert (told(now), now.job.schema) == (before, 2)
-        assert store.survey(now.ref, "a")[1][0].tally == store.survey(now.ref, "a", indexes=True)[1][0].tally
+        assert (
+            store.column_summaries(now.ref, "a")[1][0].tally
+            == store.column_summaries(now.ref, "a", indexes=True)[1][0].tally
+        )
         if between.left >= 0:
             return
 
@@ -386,7 +392,7 @@ def test_writers_and_migrations_at_once_lose_nothing(store: Store) -> None:
             writer.result()
     migrate_jobs(store, target + 1, steps=steps)
     assert [(s.version, s.status, s.schema_version) for s in grid.states()] == [(writes, 1 + writes, target + 1)] * rows
-    ((column,), (counted,)) = (store.survey(grid.ref, indexes=each)[1] for each in (False, True))
+    ((column,), (counted,)) = (store.column_summaries(grid.ref, indexes=each)[1] for each in (False, True))
     assert (column.tally, column.tally.running) == (counted.tally, rows)
 
 
@@ -452,4 +458,4 @@ def test_a_killed_migration_is_gone_on_with(store: Store, killed: Callable[[], i
         steps.states(number)(lambda _, cell: cell)
     assert migrate_jobs(store, 2, steps=steps).states == rows - 40
     assert (told(now), now.job.schema) == (before, 2)
-    assert [column.tally.running for column in store.survey(now.ref)[1]] == [rows]
+    assert [column.tally.running for column in store.column_summaries(now.ref)[1]] == [rows]

@@ -73,7 +73,7 @@ def test_what_was_written_is_read(old_store: Store) -> None:
 
 def test_what_was_begun_is_gone_on_with(old_store: Store) -> None:
     grid = Grid(old_store, old_store.get_job(JobKey("etl-42")).ref)
-    grid.write("load", 0, FINISHED, attempt=1, closes=True, keeps_payload=True)
+    grid.write("load", 0, FINISHED, attempt=1, ends_attempt=True, keep_payload=True)
     assert grid.state("load", 0).payload == {"progress": {"done": 10, "total": 10}, "rows": 812}
     grid.run("scan", 2)
     grid.run("load", 2)

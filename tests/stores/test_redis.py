@@ -62,8 +62,8 @@ class TestCosts:
             lambda: grid.lowest("a", 1),
             lambda: grid.lowest(None, 1),
             lambda: grid.cell("a", 0),
-            lambda: store.survey(grid.ref),
-            lambda: store.survey(grid.ref, indexes=True),
+            lambda: store.column_summaries(grid.ref),
+            lambda: store.column_summaries(grid.ref, indexes=True),
         ]
         for use in uses:
             use()
@@ -313,7 +313,7 @@ class TestScripts:
 
     def test_a_repeated_call_writes_once_also_as_the_first_of_a_new_process(self, redis_server, store, prefix):
         grid = Grid.create(store, 1, ("a",))
-        call = Write(tag="a", task_index=0, status=5, event_id="e", begin=grid.request("a", 0), closes=True)
+        call = Write(tag="a", task_index=0, status=5, event_id="e", begin=grid.request("a", 0), ends_attempt=True)
         first = store.write(grid.ref, call)
         with open_store(redis_server.url, prefix=prefix) as other:
             again = other.write(grid.ref, call)

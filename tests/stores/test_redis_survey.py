@@ -86,7 +86,7 @@ def expected(grid, tag):
 
 
 def surveyed(grid, tag=None):
-    _, columns = grid.store.survey(grid.ref, tag, indexes=True)
+    _, columns = grid.store.column_summaries(grid.ref, tag, indexes=True)
     for each in columns:
         assert (len(each.failed), len(each.running)) == (each.tally.failed, each.tally.running)
         assert len(each.missing) == each.expected - sum(each.tally[:3])

@@ -55,9 +55,11 @@ class Staged(WrappedStore):
             self.step(f"after state {number}")
         self.step("after last state")
 
-    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+    def column_summaries(
+        self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
+    ) -> tuple[JobRecord, list[Column]]:
         self.step("before survey")
-        found = super().survey(ref, tag, indexes=indexes)
+        found = super().column_summaries(ref, tag, indexes=indexes)
         self.step("after survey")
         return found
 
@@ -83,9 +85,11 @@ class Fragile(WrappedStore):
         self.fail(self.trouble or self.list_trouble)
         return super().list_states(ref, scope)
 
-    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+    def column_summaries(
+        self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
+    ) -> tuple[JobRecord, list[Column]]:
         self.fail(self.trouble)
-        return super().survey(ref, tag, indexes=indexes)
+        return super().column_summaries(ref, tag, indexes=indexes)
 
     def cut(self) -> None:
         """Lose the connection, with what was not read yet."""
@@ -140,14 +144,14 @@ def clock() -> FakeClock:
     return FakeClock(1000.0)
 
 
-def brief(event: StateEvent | None) -> tuple[str, int, int] | None:
+def shape(event: StateEvent | None) -> tuple[str, int, int] | None:
     return event and (event.state.tag, event.state.task_index, event.state.version)
 
 
 def drain(events: Subscription, last: set[tuple[str, int, int]]) -> list[StateEvent]:
     """Read until the last version of every cell has come; check that versions strictly rose."""
     got: list[StateEvent] = []
-    while not last <= {brief(event) for event in got}:
+    while not last <= {shape(event) for event in got}:
         event = events.get(DEADLINE)
         assert event is not None, f"only {got} came"
         got.append(event)
@@ -261,7 +265,7 @@ def test_a_write_after_the_answer_that_it_settled_is_still_given(store: Store) -
     grid = Grid.create(store, 1, ("a",))
     grid.run("a", 0)
     staged = Staged(store, {"before survey": lambda: grid.write("other", 0, 7)})
-    got = [brief(event) for event in Subscription(staged, grid.ref, Scope(), until_settled=True)]
+    got = [shape(event) for event in Subscription(staged, grid.ref, Scope(), until_settled=True)]
     assert got == [("a", 0, 2), ("other", 0, 1)]
 
 
@@ -289,7 +293,7 @@ def test_a_lost_connection_is_made_anew_and_read_again(
     caplog.set_level(logging.INFO)
     grid.write("a", 0, 5)
     with Subscription(fragile, grid.ref, Scope(), clock=clock) as events:
-        assert brief(events.get(DEADLINE)) == ("a", 0, 1)
+        assert shape(events.get(DEADLINE)) == ("a", 0, 1)
         fragile.cut()
         grid.write("a", 0, 6)
         grid.write("a", 0, 7)
@@ -303,7 +307,7 @@ def test_a_lost_connection_is_made_anew_and_read_again(
         assert [event.replay for event in got] == [False, False]
         assert events.connected
         grid.write("b", 1, 2)
-        assert brief(events.get(DEADLINE)) == ("b", 1, 2)
+        assert shape(events.get(DEADLINE)) == ("b", 1, 2)
     assert [watch.closed for watch in fragile.watches] == [True, True]
     assert [record.levelname for record in caplog.records if "subscription" in record.message] == ["WARNING", "INFO"]
 
@@ -338,7 +342,7 @@ def test_a_caller_that_asks_often_for_short_is_reconnected_too(grid: Grid, fragi
         got = []
         for _ in range(12):
             clock.advance(0.1)
-            got.append(brief(events.get(0.0)))
+            got.append(shape(events.get(0.0)))
         assert [event for event in got if event] == [("a", 0, 1)]
 
 
@@ -413,7 +417,7 @@ def test_short_troubles_far_apart_do_not_add_up(grid: Grid, fragile: Fragile, cl
             fragile.heal()
             clock.advance(1.0)
             grid.write("a", 0, status)
-            assert brief(events.get(DEADLINE)) == ("a", 0, status)
+            assert shape(events.get(DEADLINE)) == ("a", 0, status)
             assert events.get(0.0) is None
             clock.advance(100.0)
 
@@ -468,7 +472,7 @@ def test_a_job_settled_while_cut_off_ends_it_after_its_last_states(
     grid.run("a", 0, FAILED)
     fragile.heal()
     clock.advance(1.0)
-    assert sorted(filter(None, map(brief, events))) == [("a", 0, 2), ("a", 1, 2)]
+    assert sorted(filter(None, map(shape, events))) == [("a", 0, 2), ("a", 1, 2)]
 
 
 def test_closing_ends_a_wait_for_the_connection(grid: Grid, fragile: Fragile) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from celery_statemanager import IndexSet, State, Status
 from celery_statemanager.aggregate import (
-    absent,
-    as_read,
     decisions,
     expected_rows,
     expected_tags,
     expects,
     lowest,
+    mask_cancelled,
+    missing_state,
     settled,
     summarize,
 )
@@ -48,8 +48,8 @@ def test_the_lowest_status_wins_then_the_lowest_row_then_the_first_tag() -> None
 
 
 def test_an_absent_cell_is_not_started_or_in_a_cancelled_job_cancelled() -> None:
-    assert absent(FREE, "a", 3) == state(0, 3)
-    assert absent(cancelled(FREE), "a", 3) == state(CANCELLED, 3, message="why")
+    assert missing_state(FREE, "a", 3) == state(0, 3)
+    assert missing_state(cancelled(FREE), "a", 3) == state(CANCELLED, 3, message="why")
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_an_absent_cell_is_not_started_or_in_a_cancelled_job_cancelled() -> None
 )
 def test_only_a_waiting_cell_of_a_cancelled_job_is_read_as_cancelled(cell: Cell, masked: bool) -> None:
     seen = state(cell.status, payload={"n": 1}, version=3, event_id="e")
-    assert as_read(FREE, cell, seen) is seen
+    assert mask_cancelled(FREE, cell, seen) is seen
     expected = replace(seen, status=CANCELLED, message="why") if masked else seen
-    assert as_read(cancelled(FREE), cell, seen) == expected
+    assert mask_cancelled(cancelled(FREE), cell, seen) == expected
 
 
 def test_expected_cells_are_the_planned_ones_or_every_row_of_every_tag_seen() -> None:

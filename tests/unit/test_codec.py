@@ -163,12 +163,12 @@ def test_a_state_that_was_read_is_a_state_in_every_way() -> None:
     "tags", [None, ("a",), ("b", "a", "ß"), {"a": [0, 2], "b": range(5)}, {"x": [4], "y": [0, 1, 2, 3]}]
 )
 def test_a_plan_is_read_as_it_was_written(tags: Any) -> None:
-    plan = None if tags is None else Plan.of(5, tags)
+    plan = None if tags is None else Plan.from_spec(5, tags)
     assert plan_from_json(plan_to_json(plan)) == plan
 
 
 def test_a_plan_is_written_by_ranges() -> None:
-    assert plan_to_json(Plan.of(10_000_000, ("b", "a"))) == '[[["b","a"],"0-9999999"]]'
+    assert plan_to_json(Plan.from_spec(10_000_000, ("b", "a"))) == '[[["b","a"],"0-9999999"]]'
 
 
 def test_the_changing_part_of_a_job_is_read_as_it_was_written() -> None:

@@ -109,7 +109,7 @@ def test_a_running_row_tells_worker_attempt_and_age(store, job, clock):
 def test_a_lost_row_tells_when_it_is_swept_and_what_becomes_of_it(store, job, clock, kept, fate):
     begin(store, job, "scan", 1, kept=kept)
     clock.advance(600)
-    leases.take_turn(store, "w2", 15.0)
+    leases.try_acquire(store, "w2", 15.0)
     gone = "lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is gone or has forgotten it"
     swept = clock_time(store.now() + 15_000_000)
     assert ("scan", "1", "lost", f"{gone}; swept at {swept}: {fate}") in told(store, job)
@@ -123,7 +123,7 @@ def test_that_nobody_sweeps_is_told_with_the_mend(store, job, clock):
         return next(text for _, _, code, text in told(store, job) if code == "lost").partition("; ")[2]
 
     assert when() == "nobody swept ever, start a worker or beat, or run sweep-state: it is marked LOST"
-    leases.take_turn(store, "w2", 15.0)
+    leases.try_acquire(store, "w2", 15.0)
     clock.advance(20)
     assert when() == f"swept at {clock_time(store.now())}: it is marked LOST"
     clock.advance(30)
@@ -139,7 +139,7 @@ def test_a_row_that_waits_for_a_retry(store, job):
         message="retry 1 of 3: OSError: no",
         event_id=new_event_id(),
         attempt=1,
-        closes=True,
+        ends_attempt=True,
         next_delivery=Delivery(0, 1),
     )
     store.write(job.ref, pause)
@@ -188,7 +188,7 @@ def test_callbacks_from_decision_to_end(store, job, clock):
         message="ValueError: no",
         event_id=new_event_id(),
         attempt=1,
-        closes=True,
+        ends_attempt=True,
     )
     store.write(job.ref, failed)
     assert told(store, job) == [("settled", None, "callback", "ended FAILED: ValueError: no")]

@@ -97,7 +97,7 @@ def test_who_may_not_sweep_yet_leaves_the_turn_to_others(patient):
     assert all(asked.acquire(timeout=PATIENCE) for _ in range(3))
     sweeping.stop()
     assert patient.store.list_workers() == []
-    assert leases.take_turn(patient.store, "another", 30)
+    assert leases.try_acquire(patient.store, "another", 30)
 
 
 def test_nobody_is_declared_dead_for_one_lease_after_the_store_has_failed(tracker, dead):
@@ -129,7 +129,7 @@ def test_nobody_is_declared_dead_for_one_lease_after_a_store_that_took_no_writes
 def test_writes_are_tried_within_half_a_lease_however_seldom_a_turn_comes(tracker):
     tracker.settings = Settings(lease=LEASE, sweep_interval=60.0)
     took, tried = threading.Event(), threading.Event()
-    tracker.store.at("take_turn", lambda _: (tracker.store.at("drop_worker", lambda _: tried.set()), took.set()))
+    tracker.store.at("try_acquire", lambda _: (tracker.store.at("drop_worker", lambda _: tried.set()), took.set()))
     sweeping = keep_sweeping(tracker, "me")
     assert took.wait(PATIENCE)
     assert tried.wait(PATIENCE)
@@ -188,7 +188,7 @@ class Worker:
 
     @property
     def report(self):
-        return Report.of(self.record)
+        return Report.from_record(self.record)
 
     @property
     def record(self):
@@ -337,7 +337,7 @@ def test_a_record_lists_as_many_messages_as_every_store_takes(patient, monkeypat
     lease = Lease(patient, "w")
     lease.renew()
     record = leases.workers(patient.store)["w"]
-    rows = [row.task_index for row in Report.of(record).received]
+    rows = [row.task_index for row in Report.from_record(record).received]
     assert rows == [*range(len(rows))]
     assert len(rows) < len(held)
     assert 700_000 < len(record.body.encode()) < 1_000_000
@@ -359,7 +359,7 @@ def test_a_record_with_more_cells_than_there_is_room_for_is_one_that_every_store
         lease.renew()
         record = leases.workers(patient.store)["w"]
         assert len(record.body.encode()) <= leases.MOST_BYTES
-        return Report.of(record)
+        return Report.from_record(record)
 
     with caplog.at_level(logging.WARNING, logger="celery_statemanager"):
         assert renewed().cut == ["received"]

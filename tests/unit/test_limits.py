@@ -220,8 +220,8 @@ def test_a_huge_payload_is_refused_by_its_size_in_bytes() -> None:
     ],
 )
 def test_any_text_can_be_made_a_message(text: str, limit: int, expected: str) -> None:
-    assert limits.readable(text, limit) == expected
-    assert limits.check_message(limits.readable(text, limit)) == expected
+    assert limits.sanitize(text, limit) == expected
+    assert limits.check_message(limits.sanitize(text, limit)) == expected
 
 
 @pytest.mark.parametrize(

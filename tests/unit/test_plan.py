@@ -16,7 +16,7 @@ from celery_statemanager.plan import Plan
 
 
 def test_a_sequence_is_the_stages_of_every_row() -> None:
-    plan = Plan.of(5, ["scan", "read"])
+    plan = Plan.from_spec(5, ["scan", "read"])
     assert plan.tags == ("scan", "read")
     assert plan.expected == 10
     assert plan.columns == {"scan": range(5), "read": range(5)} or dict(plan.columns) == {
@@ -33,7 +33,7 @@ def test_a_sequence_is_the_stages_of_every_row() -> None:
 
 
 def test_a_mapping_gives_each_tag_its_rows_and_each_row_its_stages() -> None:
-    plan = Plan.of(4, {"scan": [0, 1], "read": range(4), "save": {0, 3}})
+    plan = Plan.from_spec(4, {"scan": [0, 1], "read": range(4), "save": {0, 3}})
     assert plan.tags == ("scan", "read", "save")
     assert plan.expected == 8
     assert [plan.stages(row) for row in range(4)] == [
@@ -51,7 +51,7 @@ def test_a_mapping_gives_each_tag_its_rows_and_each_row_its_stages() -> None:
 def test_a_mapping_means_what_it_says(columns: dict[str, set[int]]) -> None:
     covered = set().union(*columns.values()) == set(range(10))
     try:
-        plan = Plan.of(10, columns)
+        plan = Plan.from_spec(10, columns)
     except ValueError:
         assert not covered
         return
@@ -69,7 +69,7 @@ def test_a_mapping_means_what_it_says(columns: dict[str, set[int]]) -> None:
 
 def test_a_uniform_plan_of_any_size_is_one_entry() -> None:
     for tags in (("a", "b"), {"a": range(10_000_000), "b": range(10_000_000)}):
-        plan = Plan.of(10_000_000, tags)
+        plan = Plan.from_spec(10_000_000, tags)
         assert len(plan.shapes) == 1
         assert plan.expected == 20_000_000
         assert plan.stages(9_999_999) == ("a", "b")
@@ -103,12 +103,12 @@ def test_a_uniform_plan_of_any_size_is_one_entry() -> None:
 )
 def test_what_is_no_plan_is_refused_with_the_mend(tags: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
-        Plan.of(3, tags)
+        Plan.from_spec(3, tags)
 
 
 def test_rows_without_a_tag_are_told_in_few_words() -> None:
     with pytest.raises(ValueError, match=r"names no tag for task 1,3,5,.* and more: every row") as refused:
-        Plan.of(100_000, {"a": range(0, 100_000, 2)})
+        Plan.from_spec(100_000, {"a": range(0, 100_000, 2)})
     assert len(str(refused.value)) < 300
 
 
@@ -118,7 +118,7 @@ def test_what_a_plan_costs_grows_with_its_ranges_and_no_faster() -> None:
         columns = {f"tag {row}": [row] for row in range(tags)}
         sys.setprofile(lambda _, kind, __: counted.append(kind))
         try:
-            plan = Plan.of(tags, columns)
+            plan = Plan.from_spec(tags, columns)
             assert [plan.stages(row) for row in range(tags)] == [(tag,) for tag in columns]
         finally:
             sys.setprofile(None)
@@ -128,4 +128,4 @@ def test_what_a_plan_costs_grows_with_its_ranges_and_no_faster() -> None:
 
 
 def test_a_tag_without_rows_is_not_planned() -> None:
-    assert Plan.of(2, {"a": [0, 1], "b": []}).tags == ("a",)
+    assert Plan.from_spec(2, {"a": [0, 1], "b": []}).tags == ("a",)

@@ -121,7 +121,7 @@ def test_attempts_lost_with_their_worker_are_counted_by_fate(store, read):
     def lose(row, status):
         attempt = begin(row)
         write = Write(tag="a", task_index=row, status=status, event_id=new_event_id(), attempt=attempt)
-        write.when, write.closes, write.losing = When.OPEN, True, True
+        write.when, write.ends_attempt, write.counts_as_loss = When.OPEN, True, True
         store.write(ref, write)
 
     lose(0, int(Status.LOST))

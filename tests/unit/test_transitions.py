@@ -22,7 +22,7 @@ from celery_statemanager.records import (
     When,
     Write,
 )
-from celery_statemanager.transitions import begun, blocked, tally_of, unblocked, written
+from celery_statemanager.transitions import apply_begin, apply_write, blocked, tally_of, unblocked
 
 JOB = new_job("job", 3, ("a", "b"))
 CANCELLED_JOB = replace(JOB, cancelled=Cancellation("why", 1))
@@ -97,7 +97,7 @@ def write(status: int, **fields: Any) -> Write:
 
 @pytest.mark.parametrize(("job", "cell", "fields", "verdict"), BEGINS)
 def test_a_begin_is_judged(job: Any, cell: Cell, fields: dict[str, Any], verdict: Verdict) -> None:
-    found, after = begun(job, cell, begin(**fields), 7)
+    found, after = apply_begin(job, cell, begin(**fields), 7)
     assert found is verdict
     ends = job.cancelled and not job.settled and cell is RETRYING
     assert (after is cell) == (verdict is not Verdict.BEGUN and not ends)
@@ -106,7 +106,7 @@ def test_a_begin_is_judged(job: Any, cell: Cell, fields: dict[str, Any], verdict
 def test_what_begins_is_a_new_attempt_that_keeps_payload_and_losses() -> None:
     old = replace(RUNNING, payload='{"n":1}', losses=1, message="old")
     request = begin(delivery=LATER, owner="w2", kept="m2", message="retry 2")
-    assert begun(JOB, old, request, 77)[1] == Cell(
+    assert apply_begin(JOB, old, request, 77)[1] == Cell(
         1, "retry 2", '{"n":1}', 77, 3, "new", 3, True, LATER, "w2", 1, "m2", None, 77
     )
 
@@ -122,11 +122,11 @@ def test_what_begins_is_a_new_attempt_that_keeps_payload_and_losses() -> None:
     ],
 )
 def test_superseding_a_workers_attempt_counts_as_its_loss(cell: Cell, fields: dict[str, Any], losses: int) -> None:
-    assert begun(JOB, cell, begin(**fields), 7)[1].losses == losses
+    assert apply_begin(JOB, cell, begin(**fields), 7)[1].losses == losses
 
 
 def test_a_retry_vetoed_by_cancellation_ends_as_cancelled() -> None:
-    _, cell = begun(CANCELLED_JOB, RETRYING, begin(delivery=LATER), 7)
+    _, cell = apply_begin(CANCELLED_JOB, RETRYING, begin(delivery=LATER), 7)
     assert cell == replace(RETRYING, status=CANCELLED, message="why", timestamp=7, version=4, event_id="new", kept=None)
 
 
@@ -135,9 +135,9 @@ REFUSED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
     (JOB, RUNNING, {"attempt": 1}, AttemptSuperseded),
     (JOB, RUNNING, {"attempt": 3}, AttemptSuperseded),
     (JOB, DONE, {"attempt": 1}, AttemptSuperseded),
-    (JOB, RUNNING, {"held_by": ("other", EQUAL)}, AttemptSuperseded),
-    (JOB, RUNNING, {"held_by": ("w", LATER)}, AttemptSuperseded),
-    (JOB, RETRYING, {"held_by": ("w", LATER)}, AttemptSuperseded),
+    (JOB, RUNNING, {"if_owner": ("other", EQUAL)}, AttemptSuperseded),
+    (JOB, RUNNING, {"if_owner": ("w", LATER)}, AttemptSuperseded),
+    (JOB, RETRYING, {"if_owner": ("w", LATER)}, AttemptSuperseded),
     (JOB, NEW, {"when": When.OPEN}, AttemptSuperseded),
     (JOB, RETRYING, {"when": When.OPEN}, AttemptSuperseded),
     (JOB, DONE, {"when": When.OPEN, "attempt": 2}, AttemptSuperseded),
@@ -159,29 +159,44 @@ REFUSED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
 TAKEN: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
     (JOB, NEW, {}, {"status": 5, "version": 1, "open": False}),
     (JOB, RUNNING, {"attempt": 2}, {"open": True, "owner": "w", "kept": "m", "attempt": 2, "began_at": 9}),
-    (JOB, RUNNING, {"held_by": ("w", EQUAL)}, {"status": 5}),
-    (JOB, RUNNING, {"closes": True}, {"open": False, "owner": None, "kept": "m", "status": 5}),
-    (JOB, RUNNING, {"closes": True, "status": FINISHED}, {"open": False, "owner": None, "kept": None}),
-    (JOB, RUNNING, {"closes": True, "status": FAILED}, {"kept": None, "status": FAILED}),
+    (JOB, RUNNING, {"if_owner": ("w", EQUAL)}, {"status": 5}),
+    (JOB, RUNNING, {"ends_attempt": True}, {"open": False, "owner": None, "kept": "m", "status": 5}),
+    (JOB, RUNNING, {"ends_attempt": True, "status": FINISHED}, {"open": False, "owner": None, "kept": None}),
+    (JOB, RUNNING, {"ends_attempt": True, "status": FAILED}, {"kept": None, "status": FAILED}),
     (JOB, RUNNING, {"status": FINISHED}, {"open": True, "kept": "m"}),
-    (JOB, RUNNING, {"closes": True, "status": 1, "next_delivery": LATER}, {"delivery": LATER, "open": False}),
+    (JOB, RUNNING, {"ends_attempt": True, "status": 1, "next_delivery": LATER}, {"delivery": LATER, "open": False}),
     (JOB, RUNNING, {"next_delivery": Delivery()}, {"delivery": Delivery()}),
-    (JOB, RUNNING, {"losing": True}, {"losses": 1}),
+    (JOB, RUNNING, {"counts_as_loss": True}, {"losses": 1}),
     (JOB, DONE, {"attempt": 2}, {"status": 5, "open": False}),
     (JOB, BLOCKED, {}, {"blocked_by": None}),
     (JOB, NEW, {"when": When.IDLE, "status": FAILED}, {"status": FAILED}),
     (JOB, RETRYING, {"when": When.IDLE, "status": FAILED}, {"status": FAILED, "kept": None}),
-    (JOB, SAID_BAD, {"yields": True, "closes": True, "status": FINISHED}, {"status": -42, "message": "mine"}),
-    (JOB, SAID_BAD, {"yields": True, "status": FAILED, "message": "theirs"}, {"status": -42, "message": "mine"}),
-    (JOB, SAID_BAD, {"closes": True, "status": FINISHED}, {"status": FINISHED, "message": None}),
-    (JOB, SAID_DONE, {"yields": True, "status": FAILED, "message": "theirs"}, {"status": FAILED, "message": "theirs"}),
-    (JOB, BAD, {"yields": True, "status": FINISHED}, {"status": FINISHED}),
-    (JOB, replace(RUNNING, message="page 5"), {"yields": True, "status": FINISHED}, {"message": "page 5"}),
-    (JOB, replace(RUNNING, message="page 5"), {"yields": True, "message": "end"}, {"message": "end"}),
+    (
+        JOB,
+        SAID_BAD,
+        {"keep_app_status": True, "ends_attempt": True, "status": FINISHED},
+        {"status": -42, "message": "mine"},
+    ),
+    (
+        JOB,
+        SAID_BAD,
+        {"keep_app_status": True, "status": FAILED, "message": "theirs"},
+        {"status": -42, "message": "mine"},
+    ),
+    (JOB, SAID_BAD, {"ends_attempt": True, "status": FINISHED}, {"status": FINISHED, "message": None}),
+    (
+        JOB,
+        SAID_DONE,
+        {"keep_app_status": True, "status": FAILED, "message": "theirs"},
+        {"status": FAILED, "message": "theirs"},
+    ),
+    (JOB, BAD, {"keep_app_status": True, "status": FINISHED}, {"status": FINISHED}),
+    (JOB, replace(RUNNING, message="page 5"), {"keep_app_status": True, "status": FINISHED}, {"message": "page 5"}),
+    (JOB, replace(RUNNING, message="page 5"), {"keep_app_status": True, "message": "end"}, {"message": "end"}),
     (JOB, replace(RUNNING, message="page 5"), {}, {"message": None}),
     (CANCELLED_JOB, RUNNING, {"status": FINISHED}, {"status": FINISHED}),
-    (CANCELLED_JOB, RUNNING, {"status": 5, "closes": True}, {"status": 5, "open": False}),
-    (CANCELLED_JOB, NEW, {"status": FAILED, "closes": True}, {"status": FAILED}),
+    (CANCELLED_JOB, RUNNING, {"status": 5, "ends_attempt": True}, {"status": 5, "open": False}),
+    (CANCELLED_JOB, NEW, {"status": FAILED, "ends_attempt": True}, {"status": FAILED}),
     (CANCELLED_JOB, HALFWAY, {"status": -9}, {"status": -9}),
     (CANCELLED_JOB, RETRYING, {"status": FAILED, "when": When.IDLE}, {"status": CANCELLED, "message": "why"}),
     (CANCELLED_JOB, NEW, {"status": 5, "task_index": CALLBACK_ROW}, {"status": 5}),
@@ -192,12 +207,12 @@ TAKEN: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("job", "cell", "fields", "kind"), REFUSED)
 def test_a_write_is_refused(job: Any, cell: Cell, fields: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        written(job, cell, write(**{"status": 5, **fields}), 7)
+        apply_write(job, cell, write(**{"status": 5, **fields}), 7)
 
 
 @pytest.mark.parametrize(("job", "cell", "fields", "expected"), TAKEN)
 def test_a_write_is_taken(job: Any, cell: Cell, fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    after = written(job, cell, write(**{"status": 5, **fields}), 7)
+    after = apply_write(job, cell, write(**{"status": 5, **fields}), 7)
     assert {name: getattr(after, name) for name in expected} == expected
     assert (after.version, after.timestamp, after.event_id) == (cell.version + 1, 7, "new")
 
@@ -205,12 +220,12 @@ def test_a_write_is_taken(job: Any, cell: Cell, fields: dict[str, Any], expected
 @pytest.mark.parametrize("job", [JOB, CANCELLED_JOB, SETTLED_JOB])
 def test_a_repetition_is_the_same_cell_whatever_it_asks(job: Any) -> None:
     for cell in (ZERO, RUNNING, RETRYING, DONE, BAD, HALFWAY):
-        request = write(99, event_id=cell.event_id, attempt=77, when=When.OPEN, closes=True)
-        assert written(job, cell, request, 7) is cell
+        request = write(99, event_id=cell.event_id, attempt=77, when=When.OPEN, ends_attempt=True)
+        assert apply_write(job, cell, request, 7) is cell
 
 
 def test_a_cell_never_written_repeats_nothing() -> None:
-    assert written(JOB, NEW, write(5, event_id=""), 7).version == 1
+    assert apply_write(JOB, NEW, write(5, event_id=""), 7).version == 1
 
 
 def test_a_blocked_cell_says_which_stage_failed_and_is_freed_whole() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from celery_statemanager.cli.board import Column, Counts
+from celery_statemanager.cli.model import Column, Counts
+from celery_statemanager.cli.rendering.formatting import number, percent
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, left, right, width, width_of
-from celery_statemanager.cli.rendering.words import number, percent
 
 LONGEST = 80
 _SHORTEST = 6

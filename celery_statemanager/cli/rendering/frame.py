@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import islice
 
-from celery_statemanager.cli.board import Board, CellKey, Column, Counts, Failure, Row
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.model import Board, CellKey, Column, Counts, Failure, Row
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.bars import row_bar, tag_lines
 from celery_statemanager.cli.rendering.header import View, header
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, left, right, width
@@ -47,7 +47,7 @@ class Frame:
             shown = sorted(shown, key=_is_over)[: max(1, room - 1)]
         hidden = len(board.columns) - len(shown)
         lines = tag_lines(shown, columns, label_width(board, columns), self.glyphs)
-        return [*lines, self._more(words.counted(hidden, "more tag"))] if hidden and room > 1 else lines
+        return [*lines, self._more(formatting.counted(hidden, "more tag"))] if hidden and room > 1 else lines
 
     def _cells(self, view: View, columns: int, room: int, gap: list[Line]) -> list[Line]:
         """Share the room: failures get what running rows leave, and at least a third."""
@@ -66,7 +66,7 @@ class Frame:
         rows = self._choose(board.running, room if fits else room - 1)
         lines = [self._row(view, row, columns) for row in rows]
         hidden = len(board.running) - len(rows)
-        return lines if fits else [*lines, self._more(f"{words.number(hidden)} more running")]
+        return lines if fits else [*lines, self._more(f"{formatting.number(hidden)} more running")]
 
     def _choose(self, running: dict[CellKey, Row], room: int) -> list[Row]:
         """Keep shown rows in their places; who ended makes place for the one that has run longest unseen."""
@@ -87,7 +87,7 @@ class Frame:
             Span(" " + right(str(row.task_index), index_width(board)) + "  "),
             *self._tag(board, row.tag, columns),
             *self._gauge(row, columns),
-            Span(f"  {words.age(seconds):>4}  ", "warn" if stalled else "dim"),
+            Span(f"  {formatting.age(seconds):>4}  ", "warn" if stalled else "dim"),
             Span(again, "warn"),
             Span(clean(row.message)),
         ]
@@ -97,7 +97,7 @@ class Frame:
         if not row.fraction:
             word = "started" if row.status == 1 else f"status {row.status}"
             return [Span(left(word, room + 5, self.glyphs.ellipsis), "dim")]
-        return [*row_bar(row.fraction, room, self.glyphs), Span(f" {words.percent(row.fraction):>4}")]
+        return [*row_bar(row.fraction, room, self.glyphs), Span(f" {formatting.percent(row.fraction):>4}")]
 
     def _failures(self, board: Board, columns: int, room: int) -> list[Line]:
         if room < 1:
@@ -105,7 +105,7 @@ class Frame:
         newest = list(islice(reversed(board.failures), room if len(board.failures) <= room else room - 1))
         lines = failure_lines(board, newest, columns, self.glyphs)
         hidden = len(board.failures) - len(newest)
-        return [*lines, self._more(f"{words.counted(hidden, 'more kind')} of failure")] if hidden else lines
+        return [*lines, self._more(f"{formatting.counted(hidden, 'more kind')} of failure")] if hidden else lines
 
     def _tag(self, board: Board, tag: str, columns: int) -> Line:
         if len(board.columns) < 2:
@@ -128,7 +128,7 @@ def index_width(board: Board) -> int:
 
 def failure_lines(board: Board, failures: list[Failure], columns: int, glyphs: Glyphs) -> list[Line]:
     """Give one line for each kind of failure: code, tag, rows, message."""
-    names = [words.status(failure.status, None) for failure in failures]
+    names = [formatting.status(failure.status, None) for failure in failures]
     rows = [_rows(board.failures[failure], glyphs) for failure in failures]
     name_width, row_width = max(map(len, names), default=0), max(map(width, rows), default=0)
     labels = label_width(board, min(columns, WIDEST)) if len(board.columns) > 1 else 0
@@ -145,8 +145,8 @@ def failure_lines(board: Board, failures: list[Failure], columns: int, glyphs: G
 
 def _rows(rows: set[int], glyphs: Glyphs) -> str:
     if len(rows) > _MANY:
-        return words.counted(len(rows), "task")
-    return words.ranges(IndexSet(rows), _ROWS_WIDTH, glyphs.ellipsis)
+        return formatting.counted(len(rows), "task")
+    return formatting.ranges(IndexSet(rows), _ROWS_WIDTH, glyphs.ellipsis)
 
 
 def _is_over(shown: tuple[Column, Counts]) -> bool:

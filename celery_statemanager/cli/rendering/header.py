@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from celery_statemanager.cli.board import Board, Counts
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.model import Board, Counts
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, joined, spread
 from celery_statemanager.records import to_datetime
 
@@ -45,7 +45,7 @@ def title(view: View, glyphs: Glyphs) -> Line:
     board = view.board
     parts: list[Line] = [
         [Span(clean(board.job.job_id), "head")],
-        [Span(words.counted(board.job.num_tasks, "task"), "dim")],
+        [Span(formatting.counted(board.job.num_tasks, "task"), "dim")],
     ]
     if board.job.run_token is not None:
         parts.append([Span(f"run {clean(board.job.run_token)}", "dim")])
@@ -59,7 +59,7 @@ def title(view: View, glyphs: Glyphs) -> Line:
 def header(view: View, columns: int, glyphs: Glyphs) -> list[Line]:
     """Give the lines above the bars: names, time, counts, speed, and what must be told."""
     total = view.board.total()
-    clock: Line = [*condition(view, total, glyphs), Span(f" {glyphs.dot} {words.duration(view.elapsed)} ")]
+    clock: Line = [*condition(view, total, glyphs), Span(f" {glyphs.dot} {formatting.duration(view.elapsed)} ")]
     lines = spread(title(view, glyphs), clock, columns)
     lines += spread([Span(" "), *counts_line(total, glyphs)], _speed(view, glyphs), columns)
     return lines + notes(view, glyphs)
@@ -82,12 +82,12 @@ def condition(view: View, total: Counts, glyphs: Glyphs) -> Line:
 
 def counts_line(total: Counts, glyphs: Glyphs, *, zeros: bool = True) -> Line:
     """Count the cells by class, in one order; those of empty classes too, so that each keeps its place."""
-    finished = f"{words.number(total.finished)} of {words.number(total.expected)} finished"
+    finished = f"{formatting.number(total.finished)} of {formatting.number(total.expected)} finished"
     parts: list[Line] = [[Span(finished, "good" if total.finished else "dim")]]
     for name, style in (("running", "busy"), ("failed", "bad"), ("waiting", "")):
         value = getattr(total, name)
         if value or zeros:
-            parts.append([Span(f"{words.number(value)} {name}", style if value else "dim")])
+            parts.append([Span(f"{formatting.number(value)} {name}", style if value else "dim")])
     return joined(parts, f" {glyphs.dot} ")
 
 
@@ -109,5 +109,5 @@ def _reason(reason: str | None) -> str:
 def _speed(view: View, glyphs: Glyphs) -> Line:
     if view.rate is None:
         return []
-    eta = [] if view.eta is None else [Span(f" {glyphs.dot} ETA {words.duration(view.eta)}", "head")]
-    return [Span(words.rate(view.rate)), *eta, Span(" ")]
+    eta = [] if view.eta is None else [Span(f" {glyphs.dot} ETA {formatting.duration(view.eta)}", "head")]
+    return [Span(formatting.rate(view.rate)), *eta, Span(" ")]

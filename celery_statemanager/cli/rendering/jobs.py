@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, fit, left, right, width
 from celery_statemanager.overview import Overview, Phase
 from celery_statemanager.records import JobRecord, to_datetime
@@ -61,10 +61,10 @@ def _cells(each: Overview, now: datetime) -> tuple[str, ...]:
     summary = each.summary
     return (
         each.phase.value,
-        words.percent(summary.fraction),
-        f"{words.number(summary.finished)}/{words.number(summary.expected)}",
-        words.number(summary.failed) if summary.failed else "-",
-        words.age((now - to_datetime(each.job.last_activity)).total_seconds()),
+        formatting.percent(summary.fraction),
+        f"{formatting.number(summary.finished)}/{formatting.number(summary.expected)}",
+        formatting.number(summary.failed) if summary.failed else "-",
+        formatting.age((now - to_datetime(each.job.last_activity)).total_seconds()),
     )
 
 

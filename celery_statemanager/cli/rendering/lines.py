@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 import click
 
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.text import (
     Glyphs,
     Line,
@@ -39,7 +39,7 @@ STYLES: dict[str, dict[str, object]] = {
 }
 
 
-class Outlet:
+class Output:
     """Standard output, flushed after each line.
 
     Raises: BrokenPipeError – the reader has gone.
@@ -106,7 +106,7 @@ class Table:
         line = [
             Span(f"{moment}  ", "dim"),
             Span(f"{state.task_index:>{self._index}}  {tag}  "),
-            Span(f"{words.status(state.status, state.fraction):<11}", style),
+            Span(f"{formatting.status(state.status, state.fraction):<11}", style),
             Span(f"  {again}{clean(state.message or '')}"),
         ]
         return cut(line, self.columns, self._glyphs.ellipsis)

@@ -18,8 +18,8 @@ from rich.control import Control
 from rich.live import Live
 from rich.text import Text
 
-from celery_statemanager.cli.board import Board
 from celery_statemanager.cli.follow import Follower
+from celery_statemanager.cli.model import Board
 from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View
 from celery_statemanager.cli.rendering.text import Line, glyphs_for, sayable
@@ -57,7 +57,7 @@ class LivePicture:
 
     def run(self) -> None:
         """Draw until there is no more to come. Raises: what the reader raised; KeyboardInterrupt."""
-        self.board.survey(self.follower.survey())
+        self.board.column_summaries(self.follower.column_summaries())
         reader = threading.Thread(target=self._read, name="monitor-reader", daemon=True)
         try:
             with _undisturbed(), _screen(self._console) as live:
@@ -80,6 +80,10 @@ class LivePicture:
         eta = self._pace.eta(total.expected - total.passed)
         rate = None if eta is None else self._pace.rate
         return View(self.board, self.follower.now, self.follower.connected, rate, eta)
+
+    def render(self, view: View, columns: int, rows: int) -> Group:
+        """Return a view laid out for a terminal of this size."""
+        return Group(*(self._text(line) for line in self._frame.draw(view, columns, rows)))
 
     def _read(self) -> None:
         try:
@@ -129,8 +133,7 @@ class LivePicture:
         picture = (*seen, int(view.elapsed), int(view.now.timestamp()), size)
         if picture == self._drawn or self._over:
             return
-        lines = self._frame.draw(view, size.width, size.height)
-        live.update(Group(*(self._text(line) for line in lines)), refresh=True)
+        live.update(self.render(view, *size), refresh=True)
         self._drawn, self._drawn_at = picture, time.monotonic()
 
     def _text(self, line: Line) -> Text:

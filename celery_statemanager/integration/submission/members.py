@@ -76,7 +76,7 @@ def widened(derived: Plan, num_tasks: int, tags: PlanSpec | None) -> Plan:
     """
     if tags is None:
         return derived
-    plan = Plan.of(num_tasks, tags)
+    plan = Plan.from_spec(num_tasks, tags)
     for tag, rows in derived.columns.items():
         missing = rows.without(plan.columns.get(tag, IndexSet()))
         if missing:

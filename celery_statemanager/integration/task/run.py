@@ -29,7 +29,7 @@ from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.task.errors import interrupting
-from celery_statemanager.limits import readable
+from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager, new_event_id
 from celery_statemanager.models import State, Status
 from celery_statemanager.records import Begin, Delivery, JobRef, Verdict, When, Write, WriteReply
@@ -143,9 +143,9 @@ class Run:
         progress = self.held_progress[0] if self.held_progress else None
         if self.held_progress and message is None:
             message = self.held_progress[1]
-        text = None if message is None else readable(message)
-        kind = {"yields": True, "cascades": True, **kind}
-        return self._request(status, text, keeps_payload=True, progress=progress, closes=True, **kind)
+        text = None if message is None else sanitize(message)
+        kind = {"keep_app_status": True, "block_later_stages": True, **kind}
+        return self._request(status, text, keep_payload=True, progress=progress, ends_attempt=True, **kind)
 
     def say(self, status: int, message: str | None, **kind: Any) -> State | None:
         """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
@@ -156,7 +156,9 @@ class Run:
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
         """Close the attempt without an ending: another delivery is to come."""
-        self.end(int(Status.STARTED), message, yields=False, cascades=False, next_delivery=next_delivery)
+        self.end(
+            int(Status.STARTED), message, keep_app_status=False, block_later_stages=False, next_delivery=next_delivery
+        )
 
     def _soon(self, kind: str, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
@@ -225,7 +227,7 @@ class _RunManager(Manager):
                 request.message,
                 event_id=request.event_id,
                 payload=request.payload,
-                keeps_payload=request.keeps_payload,
+                keep_payload=request.keep_payload,
                 progress=request.progress,
             )
 

@@ -103,7 +103,7 @@ class TaskState:
             run.held_progress = (text, message)
             return None
         run.held_progress = None
-        return _said(run, status, message, keeps_payload=True, progress=text)
+        return _said(run, status, message, keep_payload=True, progress=text)
 
     def get(self) -> State | None:
         """Read this cell; None where nothing is tracked. Raises: as the class says."""

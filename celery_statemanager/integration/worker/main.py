@@ -22,7 +22,7 @@ from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.sweeping import keep_sweeping
-from celery_statemanager.limits import readable
+from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import new_event_id
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery, When, Write, WriteReply
@@ -104,7 +104,7 @@ def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_
     told = _Told.of(app, task_id, carrier)
     if told is not None:
         coming = Delivery(told.delivery.replacements, told.delivery.retries + more_retries)
-        pause = replace(told.write(int(Status.STARTED), message), next_delivery=coming, cascades=False)
+        pause = replace(told.write(int(Status.STARTED), message), next_delivery=coming, block_later_stages=False)
         told.later(lambda: told.close(pause))
 
 
@@ -136,10 +136,10 @@ class _Told:
             tag=self.binding.tag,
             task_index=self.binding.task_index,
             status=status,
-            message=readable(message),
+            message=sanitize(message),
             event_id=new_event_id(),
-            keeps_payload=True,
-            cascades=True,
+            keep_payload=True,
+            block_later_stages=True,
         )
 
     def later(self, action: Callable[[], object]) -> None:
@@ -152,7 +152,7 @@ class _Told:
             return None
         holder = (requests.worker_id(), self.delivery)
         try:
-            return self._put(replace(request, when=When.OPEN, held_by=holder, closes=True, yields=True))
+            return self._put(replace(request, when=When.OPEN, if_owner=holder, ends_attempt=True, keep_app_status=True))
         except AttemptSuperseded:
             return None
 

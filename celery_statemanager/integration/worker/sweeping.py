@@ -15,7 +15,7 @@ from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.records import JobRef
-from celery_statemanager.sweep import Sweep, Swept
+from celery_statemanager.sweep import Sweep, SweepReport
 
 JITTER = (0.6, 1.0)
 
@@ -41,7 +41,7 @@ class _Trust:
         self._asked = time.time()
         return time.monotonic() >= self._since
 
-    def heed(self, seconds: float) -> None:
+    def observe(self, seconds: float) -> None:
         """Note how long the store took to answer."""
         if seconds > self._long:
             self.lose()
@@ -74,7 +74,7 @@ class _Sweeping:
         try:
             began = time.monotonic()
             mine = self._takes_turn(began)
-            self._trust.heed(time.monotonic() - began)
+            self._trust.observe(time.monotonic() - began)
             if mine and self._trust.holds():
                 sweep(self._tracker)
         except StoreUnavailable:
@@ -83,7 +83,7 @@ class _Sweeping:
 
     def _takes_turn(self, now: float) -> bool:
         if now >= self._due and self._trust.holds():
-            mine = leases.take_turn(self._tracker.store, self._holder, self._interval)
+            mine = leases.try_acquire(self._tracker.store, self._holder, self._interval)
             self._due = now + self._interval * JITTER[0]
             return mine
         leases.try_a_write(self._tracker.store)  # the turn is for those who may use it
@@ -99,7 +99,9 @@ def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
 logger = logging.getLogger(__name__)
 
 
-class _Hands:
+class _AppActions:
+    """Send what a sweep found due through the app of the tracker."""
+
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
 
@@ -132,11 +134,11 @@ def _tell_once(app: str | None, ref: JobRef, task: str) -> None:
     )
 
 
-def sweep(tracker: Tracker) -> Swept:
+def sweep(tracker: Tracker) -> SweepReport:
     """Look once for what died without a word, and mend it. Raises: StoreError."""
     settings = tracker.settings
     began = time.perf_counter()
-    swept = Sweep(tracker.store, _Hands(tracker), lease=settings.lease, max_lost=settings.max_lost).run()
+    swept = Sweep(tracker.store, _AppActions(tracker), lease=settings.lease, max_lost=settings.max_lost).run()
     tracker.metrics.swept(time.perf_counter() - began)
     if swept:
         logger.info("swept: %s", swept)

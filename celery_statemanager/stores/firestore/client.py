@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery_statemanager.stores.firestore.address import Address
+from celery_statemanager.stores.firestore.errors import FINAL, TRANSIENT, Deadline, translated
 from celery_statemanager.stores.firestore.transports import Client, ClientFactory, Metadata, Transport, metadata_of
-from celery_statemanager.stores.firestore.trouble import FINAL, TRANSIENT, Deadline, translated
 from celery_statemanager.stores.forking import fork_aware
 
 STREAM_TRIES = 4
@@ -60,7 +60,7 @@ class Connection:
 
         Raises: StoreUnavailable, StoreError.
         """
-        return deadline.insist(lambda: self.once(method, request, deadline))
+        return deadline.retry(lambda: self.once(method, request, deadline))
 
     def listen(self, requests: Iterable[Any]) -> Any:
         """Open a stream of changes; an iterator that can be cancelled. Raises: what its transport raises."""

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.client import Connection
+from celery_statemanager.stores.firestore.errors import Deadline
 from celery_statemanager.stores.firestore.names import Names
-from celery_statemanager.stores.firestore.trouble import Deadline
 from celery_statemanager.stores.firestore.values import decode, decoded, microseconds
 
 LARGEST_DOCUMENT = 1_000_000
@@ -107,7 +107,7 @@ class Database:
         return {alias: int(decode(fields[alias]) or 0) for alias in fields}
 
     def commit(self, writes: Sequence[Any], deadline: Deadline) -> Any:
-        """Do all of it or nothing, in one try. Raises: Refused, Transient, StoreError."""
+        """Do all of it or nothing, in one try. Raises: PreconditionFailed, Transient, StoreError."""
         check_sizes(writes)
         answer = self.connection.once("commit", requests.commit(self.path, writes), deadline)
         done_at = answer.commit_time
@@ -115,9 +115,9 @@ class Database:
         self.committed = max(self.committed, nanoseconds(done_at))
         return answer
 
-    def insist(self, writes: Sequence[Any], deadline: Deadline) -> Any:
-        """Do what may be done twice, until it is done. Raises: Refused, StoreUnavailable, StoreError."""
-        return deadline.insist(lambda: self.commit(writes, deadline))
+    def retry(self, writes: Sequence[Any], deadline: Deadline) -> Any:
+        """Do what may be done twice, until it is done. Raises: PreconditionFailed, StoreUnavailable, StoreError."""
+        return deadline.retry(lambda: self.commit(writes, deadline))
 
     def now(self) -> int:
         """Give the server's time, asking for it only if no answer has told it yet."""

@@ -21,7 +21,7 @@ REMEMBERED = 8
 
 
 @dataclass
-class Known:
+class CachedJob:
     """A document as this process last saw it.
 
     Attributes:

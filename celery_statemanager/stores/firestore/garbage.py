@@ -9,7 +9,7 @@ from celery_statemanager.records import JobRecord
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import KnownJob, remember
-from celery_statemanager.stores.firestore.trouble import Refused
+from celery_statemanager.stores.firestore.errors import PreconditionFailed
 
 MOST_AT_ONCE = 400
 MOST_EMPTIED = 20_000
@@ -49,7 +49,7 @@ def purge(database: Database, emptied: dict[str, bool], limit: int) -> int:
             break
         remember(emptied, note.name, True, MOST_EMPTIED)
         if not found and over:
-            database.insist([requests.delete(note.name)], database.deadline())
+            database.retry([requests.delete(note.name)], database.deadline())
     return removed
 
 
@@ -85,7 +85,7 @@ def _names(database: Database, parent: str, collection: str, limit: int, *filter
 def _delete(database: Database, found: list[Found]) -> int:
     """Delete documents unless a successor has written over one meanwhile: then it is not ours any more."""
     try:
-        database.insist([requests.delete(each.name, each.stamp) for each in found], database.deadline())
-    except Refused:
+        database.retry([requests.delete(each.name, each.stamp) for each in found], database.deadline())
+    except PreconditionFailed:
         return 0 if len(found) == 1 else sum(_delete(database, [each]) for each in found)
     return len(found)

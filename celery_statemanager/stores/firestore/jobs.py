@@ -11,7 +11,7 @@ from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import KnownJob, job_fields, job_of, remember
-from celery_statemanager.stores.firestore.trouble import Deadline, Refused, Transient
+from celery_statemanager.stores.firestore.errors import Deadline, PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.values import microseconds
 
 REMEMBERED_FOR = 5.0
@@ -86,7 +86,7 @@ class Jobs:
                 answer = self._database.commit(
                     [requests.put(name, fields, None, ("createdAt", "lastActivity"))], deadline
                 )
-            except Refused:
+            except PreconditionFailed:
                 pass
             except Transient as error:
                 deadline.pause(error)
@@ -104,7 +104,7 @@ class Jobs:
             return found.job
 
     def replace(self, known: KnownJob, job: JobRecord, operation: str, deadline: Deadline) -> KnownJob:
-        """Write a job's document under its next revision, if it is still as it was read. Raises: Refused, Transient."""
+        """Write the document under its next revision if it is unchanged. Raises: PreconditionFailed, Transient."""
         operations = [*known.operations, operation]
         kept = replace(job, revision=known.job.revision + 1, latches=dict(job.latches))
         name = self._database.names.job(kept.key)

@@ -15,8 +15,8 @@ from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.documents import KnownJob, job_of
+from celery_statemanager.stores.firestore.errors import Deadline, PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
-from celery_statemanager.stores.firestore.trouble import Deadline, Refused, Transient
 from celery_statemanager.stores.firestore.values import Moment
 from celery_statemanager.stores.firestore.view import Done, Place
 from celery_statemanager.transitions import tally_of
@@ -75,7 +75,7 @@ class Latches:
             try:
                 self._jobs.replace(known, decided, operation, deadline)
                 return names
-            except Refused:
+            except PreconditionFailed:
                 pass
             except Transient as error:
                 deadline.pause(error)
@@ -100,7 +100,7 @@ FIRST = 60_000_000
 LONGEST = 3_600 * 1_000_000
 
 
-def look(database: Database, jobs: Jobs, latches: Latches) -> None:
+def decide_overdue(database: Database, jobs: Jobs, latches: Latches) -> None:
     """Decide what is open in the jobs that are most overdue."""
     collection, now = database.names.address.collection, database.now()
     structured = requests.select(
@@ -120,6 +120,6 @@ def _look_at(database: Database, jobs: Jobs, latches: Latches, job: JobRecord, n
         if not known.job.settled:
             later = Moment(now + min(max((now - job.created_at) // 4, FIRST), LONGEST))
             name = database.names.job(job.key)
-            database.insist([requests.touch(name, {"checkAfter": later}, known.stamp)], deadline)
-    except (JobNotFound, Refused):
+            database.retry([requests.touch(name, {"checkAfter": later}, known.stamp)], deadline)
+    except (JobNotFound, PreconditionFailed):
         return  # deleted, or changed by somebody who decides himself

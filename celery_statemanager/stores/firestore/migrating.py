@@ -7,20 +7,20 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from celery_statemanager.records import JobRecord, JobRef, KeptCell
+from celery_statemanager.records import JobRecord, JobRef, StoredCell
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import (
     INDEX_FIELDS,
-    Known,
+    CachedJob,
     KnownJob,
     cell_fields,
     is_ours,
     job_fields,
 )
+from celery_statemanager.stores.firestore.errors import PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import Jobs
 from celery_statemanager.stores.firestore.listing import place_in
-from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.values import Moment, microseconds
 
 AT_ONCE = 100
@@ -43,7 +43,7 @@ def adopt(database: Database, jobs: Jobs, ref: JobRef, incarnation: str) -> JobR
             (result,) = database.commit(
                 [requests.touch(name, job_fields(job, [], 0), known.stamp)], deadline
             ).write_results
-        except Refused:
+        except PreconditionFailed:
             continue
         except Transient as error:
             deadline.pause(error)
@@ -64,7 +64,7 @@ def _adopted(job: JobRecord, document: Found, incarnation: str, now: int) -> Job
     )
 
 
-def outdated(database: Database, job: JobRecord, below: int) -> Iterator[KeptCell]:
+def outdated(database: Database, job: JobRecord, below: int) -> Iterator[StoredCell]:
     """Give the cells of an earlier layout, and those that another program wrote."""
     parents = [database.names.job(job.key)] + [database.names.run(job.ref)] * (job.schema > 0)
     for parent in parents:
@@ -76,16 +76,16 @@ def outdated(database: Database, job: JobRecord, below: int) -> Iterator[KeptCel
             if not document.fields.get("incarnation"):  # its number is of the other program's counting
                 cell = replace(cell, schema_version=0)
             if cell.schema_version < below:
-                yield KeptCell(tag, row, cell, Known(cell, document.stamp, counted=is_ours(document.fields, job)))
+                yield StoredCell(tag, row, cell, CachedJob(cell, document.stamp, counted=is_ours(document.fields, job)))
 
 
-def rewrite(database: Database, job: JobRecord, cells: Sequence[KeptCell]) -> int:
+def rewrite(database: Database, job: JobRecord, cells: Sequence[StoredCell]) -> int:
     """Replace cells that are still as they were found, many in one commit, and fewer where that does not hold."""
     left = iter(cells)
     return sum(_rewrite(database, job, some) for some in iter(lambda: list(islice(left, AT_ONCE)), []))
 
 
-def _rewrite(database: Database, job: JobRecord, cells: list[KeptCell]) -> int:
+def _rewrite(database: Database, job: JobRecord, cells: list[StoredCell]) -> int:
     changes = tallies.changes(job, (((each.tag, each.task_index), _before(each), each.cell) for each in cells))
     writes = [_cell_write(database, job, each) for each in cells]
     for (tag, shard), change in changes.items():
@@ -94,19 +94,19 @@ def _rewrite(database: Database, job: JobRecord, cells: list[KeptCell]) -> int:
     half = len(cells) // 2
     if not half or sum(each.ByteSize() for each in writes) <= MOST_BYTES:
         try:
-            database.insist(writes, database.deadline())
-        except Refused:
+            database.retry(writes, database.deadline())
+        except PreconditionFailed:
             pass
         else:
             return len(cells)
     return _rewrite(database, job, cells[:half]) + _rewrite(database, job, cells[half:]) if half else 0
 
 
-def _before(found: KeptCell) -> Any:
+def _before(found: StoredCell) -> Any:
     return found.mark.cell if found.mark.counted else None
 
 
-def _cell_write(database: Database, job: JobRecord, found: KeptCell) -> Any:
+def _cell_write(database: Database, job: JobRecord, found: StoredCell) -> Any:
     """Set our fields and leave the rest: another program's payload may hold what ours cannot say."""
     new, known = found.cell, found.mark
     place = found.tag, found.task_index

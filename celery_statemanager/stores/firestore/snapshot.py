@@ -12,8 +12,8 @@ from celery_statemanager.records import Cell, Column, JobRecord, Tally
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database, Found, Got
 from celery_statemanager.stores.firestore.documents import cell_of, column_of
+from celery_statemanager.stores.firestore.errors import Deadline
 from celery_statemanager.stores.firestore.tallies import Counts
-from celery_statemanager.stores.firestore.trouble import Deadline
 from celery_statemanager.stores.firestore.view import known_of
 from celery_statemanager.transitions import tally_of
 
@@ -46,9 +46,9 @@ class Snapshot:
         else:
             counts = [tag for tag in tags if scope.tag is not None or aggregate.expects(self.job, tag, row)]
             found = self._states([(tag, row) for tag in counts])
-        return aggregate.lowest(found) or aggregate.absent(self.job, scope.tag or "", row or 0)
+        return aggregate.lowest(found) or aggregate.missing_state(self.job, scope.tag or "", row or 0)
 
-    def survey(self, tag: str | None) -> list[Column]:
+    def column_summaries(self, tag: str | None) -> list[Column]:
         """Give the expected columns, or one, without index sets."""
         return [self._column(each) for each in (self._expected_tags() if tag is None else [tag])]
 
@@ -76,9 +76,9 @@ class Snapshot:
             shards = requests.select("tallies", ("tag", "==", tag))
             written = self._sums(self._run, shards, ("written",))["written"]
         if not found:
-            found.append(aggregate.absent(self.job, tag, rows.first))
+            found.append(aggregate.missing_state(self.job, tag, rows.first))
         elif written is not None and written < len(rows):
-            found.append(aggregate.absent(self.job, tag, self._first_missing(tag, rows)))
+            found.append(aggregate.missing_state(self.job, tag, self._first_missing(tag, rows)))
         if self.job.cancelled:
             found += self._first(column, ("waiting", "==", True), order=("taskID",))
         lowest = aggregate.lowest(found)
@@ -128,7 +128,9 @@ class Snapshot:
             return []
         names = {place: self._database.names.cell(self.job.ref, *place) for place in places}
         got = self._database.get(names.values(), self._deadline, at=self._at)
-        return [aggregate.seen(self.job, *place, read_cell(self.job, got, name)) for place, name in names.items()]
+        return [
+            aggregate.visible_state(self.job, *place, read_cell(self.job, got, name)) for place, name in names.items()
+        ]
 
 
 def read_cell(job: JobRecord, got: Got, name: str) -> Cell | None:
@@ -138,7 +140,7 @@ def read_cell(job: JobRecord, got: Got, name: str) -> Cell | None:
 
 def seen(job: JobRecord, document: Found) -> State:
     """Give a cell's document as readers see it."""
-    return aggregate.seen(job, document.fields["tag"], document.fields["taskID"], cell_of(document.fields))
+    return aggregate.visible_state(job, document.fields["tag"], document.fields["taskID"], cell_of(document.fields))
 
 
 Cells = dict[str, dict[int, Cell]]
@@ -165,7 +167,7 @@ def column(job: JobRecord, tag: str, cells: dict[int, Cell]) -> Column:
     return made
 
 
-def survey(job: JobRecord, cells: Cells, tag: str | None) -> list[Column]:
+def column_summaries(job: JobRecord, cells: Cells, tag: str | None) -> list[Column]:
     """Count the expected columns, or one."""
     tags = aggregate.expected_tags(job, cells) if tag is None else [tag]
     return [column(job, each, cells.get(each, {})) for each in tags]
@@ -179,9 +181,9 @@ def lowest(job: JobRecord, cells: Cells, scope: Scope) -> State:
         found = [column(job, tag, cells.get(tag, {})).lowest for tag in tags]
     else:
         counts = [tag for tag in tags if scope.tag is not None or aggregate.expects(job, tag, row)]
-        found = [aggregate.seen(job, tag, row, cells.get(tag, {}).get(row)) for tag in counts]
+        found = [aggregate.visible_state(job, tag, row, cells.get(tag, {}).get(row)) for tag in counts]
     least = aggregate.lowest(state for state in found if state is not None)
-    return least or aggregate.absent(job, scope.tag or "", row or 0)
+    return least or aggregate.missing_state(job, scope.tag or "", row or 0)
 
 
 def index_sets(rows: IndexSet, cells: dict[int, Cell]) -> tuple[IndexSet, IndexSet, IndexSet]:
@@ -193,8 +195,8 @@ def index_sets(rows: IndexSet, cells: dict[int, Cell]) -> tuple[IndexSet, IndexS
 
 
 def _lowest(job: JobRecord, tag: str, rows: IndexSet, cells: dict[int, Cell]) -> State | None:
-    found = [aggregate.seen(job, tag, row, cell) for row, cell in cells.items()]
+    found = [aggregate.visible_state(job, tag, row, cell) for row, cell in cells.items()]
     missing = rows.without(IndexSet(cells))
     if missing:
-        found.append(aggregate.absent(job, tag, missing.first))
+        found.append(aggregate.missing_state(job, tag, missing.first))
     return aggregate.lowest(found)

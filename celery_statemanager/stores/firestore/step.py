@@ -13,9 +13,9 @@ from celery_statemanager.errors import StateManagerError, StoreError
 from celery_statemanager.records import BeginReply, JobRef, WriteReply
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
-from celery_statemanager.stores.firestore.documents import REMEMBERED, Known, KnownJob, cell_fields, remember
+from celery_statemanager.stores.firestore.documents import REMEMBERED, CachedJob, KnownJob, cell_fields, remember
+from celery_statemanager.stores.firestore.errors import Deadline, PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
-from celery_statemanager.stores.firestore.trouble import Deadline, Refused, Transient
 from celery_statemanager.stores.firestore.values import Moment, microseconds
 from celery_statemanager.stores.firestore.view import NOW, Done, Place, StepTransaction, View, known_of, set_time
 
@@ -31,7 +31,7 @@ class Steps:
     def __init__(self, database: Database, jobs: Jobs) -> None:
         self._database = database
         self._jobs = jobs
-        self._cells: dict[tuple[JobRef, str, int], Known] = {}
+        self._cells: dict[tuple[JobRef, str, int], CachedJob] = {}
 
     def run(
         self,
@@ -81,7 +81,7 @@ class Steps:
         job = self._jobs.recent(ref)
         if job is None:
             return None
-        return View(job, {place: self._cells.get((ref, *place)) or Known()}, fresh=False)
+        return View(job, {place: self._cells.get((ref, *place)) or CachedJob()}, fresh=False)
 
     def _read(self, ref: JobRef, places: Iterable[Place], deadline: Deadline) -> View:
         names = self._database.names
@@ -91,7 +91,7 @@ class Steps:
         job = self._jobs.checked(ref, self._jobs.read(ref.key, got.documents.get(job_name)))
         return View(job, {place: known_of(job.job, got, name) for name, place in cells.items()}, fresh=True)
 
-    def _read_cell(self, ref: JobRef, job: KnownJob, place: Place, deadline: Deadline) -> Known:
+    def _read_cell(self, ref: JobRef, job: KnownJob, place: Place, deadline: Deadline) -> CachedJob:
         name = self._database.names.cell(ref, *place)
         return known_of(job.job, self._database.get([name], deadline), name)
 
@@ -99,7 +99,7 @@ class Steps:
         """Commit; None if that did not hold or its answer was lost: read again."""
         try:
             return self._commit(ref, tx, operation, deadline)
-        except Refused as error:
+        except PreconditionFailed as error:
             if tx.view.fresh:  # somebody writes the same cell
                 deadline.pause(Transient(str(error)))
         except Transient as error:
@@ -115,7 +115,7 @@ class Steps:
         for place, result in zip(tx.puts, answer.write_results):
             cell = tx.puts[place][1]
             set_time(cell, now)
-            self._remember(ref, place, Known(cell, result.update_time, rings[place]))
+            self._remember(ref, place, CachedJob(cell, result.update_time, rings[place]))
         if tx.reopens:
             tx.view.job.at = 0.0
         return Done(tx.view.job, tx.puts)
@@ -146,7 +146,7 @@ class Steps:
             writes.append(requests.touch(names.job(ref.key), {"reopened": new_operation()}, tx.view.job.stamp))
         return writes
 
-    def _remember(self, ref: JobRef, place: Place, known: Known) -> None:
+    def _remember(self, ref: JobRef, place: Place, known: CachedJob) -> None:
         remember(self._cells, (ref, *place), known, MOST_CELLS)
 
     def _recovered(self, ref: JobRef, view: View, tx: StepTransaction, reply: Reply) -> tuple[Reply, Done]:

@@ -18,9 +18,9 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
-    KeptCell,
     OpenAttempt,
     Page,
+    StoredCell,
     WorkerRecord,
     Write,
     WriteReply,
@@ -32,13 +32,13 @@ from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.documents import remember
+from celery_statemanager.stores.firestore.errors import PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import Names
 from celery_statemanager.stores.firestore.snapshot import Snapshot, read_cell
 from celery_statemanager.stores.firestore.step import Steps
 from celery_statemanager.stores.firestore.transports import ClientFactory, Transport, make_client
-from celery_statemanager.stores.firestore.trouble import Refused, Transient
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.stores.firestore.writer import Writer
 
@@ -94,7 +94,7 @@ class FirestoreStore(Store):
                     return None
                 try:
                     known = self._jobs.replace(known, _changed(known.job, job), operation, deadline)
-                except Refused:
+                except PreconditionFailed:
                     continue
                 except Transient as error:
                     deadline.pause(error)
@@ -111,7 +111,7 @@ class FirestoreStore(Store):
         idle_before: int | None = None,
     ) -> Page:
         if due and cursor is None:
-            latches.look(self._database, self._jobs, self._latches)
+            latches.decide_overdue(self._database, self._jobs, self._latches)
         return listing.page(self._database, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
@@ -129,7 +129,7 @@ class FirestoreStore(Store):
                 return False
             try:
                 self._database.commit(garbage.discard(self._database, known), deadline)
-            except Refused:
+            except PreconditionFailed:
                 continue
             except Transient as error:
                 uncertain = True
@@ -157,21 +157,23 @@ class FirestoreStore(Store):
         if scope.tag is not None and scope.task_index is not None:
             cell = self.get_cell(ref, scope.tag, scope.task_index)
             known = self._jobs.recent(ref) or self._jobs.current(ref, self._database.deadline())
-            return aggregate.seen(known.job, scope.tag, scope.task_index, cell)
+            return aggregate.visible_state(known.job, scope.tag, scope.task_index, cell)
         job, at = self._read(ref)
         if not job.schema:
             return snapshot.lowest(job, self._cells(job, Scope(), at), scope)
         return self._snapshot(job, at).lowest(scope)
 
-    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+    def column_summaries(
+        self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
+    ) -> tuple[JobRecord, list[Column]]:
         job, at = self._read(ref)
         if not indexes and job.schema:
-            return job, self._snapshot(job, at).survey(tag)
-        return job, snapshot.survey(job, self._cells(job, Scope(tag), at), tag)
+            return job, self._snapshot(job, at).column_summaries(tag)
+        return job, snapshot.column_summaries(job, self._cells(job, Scope(tag), at), tag)
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         job, at = self._read(ref)
-        states = [aggregate.seen(job, *found) for found in listing.cells(self._database, job, scope, at)]
+        states = [aggregate.visible_state(job, *found) for found in listing.cells(self._database, job, scope, at)]
         return iter(sorted(states, key=lambda state: (state.timestamp, state.tag, state.task_index)))
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
@@ -180,19 +182,19 @@ class FirestoreStore(Store):
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         return _copy(migrating.adopt(self._database, self._jobs, ref, incarnation))
 
-    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         job, _ = self._read(ref)
         return migrating.outdated(self._database, job, below)
 
-    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         job, _ = self._read(ref)
         return migrating.rewrite(self._database, job, cells)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         workers.put(self._database, worker_id, body, lease)
 
-    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
-        return workers.take_turn(self._database, name, holder, seconds)
+    def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
+        return workers.try_acquire(self._database, name, holder, seconds)
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return workers.one(self._database, worker_id)

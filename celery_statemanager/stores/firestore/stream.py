@@ -20,7 +20,7 @@ from google.protobuf import timestamp_pb2
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Found, found, nanoseconds
-from celery_statemanager.stores.firestore.trouble import FINAL, TRANSIENT, Transient, translated
+from celery_statemanager.stores.firestore.errors import FINAL, TRANSIENT, Transient, translated
 
 SILENCE = 120.0
 """Seconds without any message after which a stream counts as dead; the service sends a sign of life every 30."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from celery_statemanager.records import Cell, JobRecord, Tally
 from celery_statemanager.stores.firestore import tallies
 from celery_statemanager.stores.firestore.database import Got
-from celery_statemanager.stores.firestore.documents import Known, KnownJob, cell_in, is_ours
+from celery_statemanager.stores.firestore.documents import CachedJob, KnownJob, cell_in, is_ours
 
 Place = tuple[str, int]
 
@@ -27,7 +27,7 @@ class View:
     """
 
     job: KnownJob
-    cells: dict[Place, Known]
+    cells: dict[Place, CachedJob]
     fresh: bool
 
 
@@ -45,7 +45,7 @@ class StepTransaction:
 
     view: View
     primary: Place
-    read: Callable[[Place], Known] | None
+    read: Callable[[Place], CachedJob] | None
     puts: dict[Place, tuple[Cell | None, Cell]] = field(default_factory=dict)
     now: int = NOW
 
@@ -62,7 +62,7 @@ class StepTransaction:
             # A later stage of the row. What is written to it holds only if it is as was thought; but whether a begin
             # frees it must be known, unless its earlier stage was never written: then nothing of it was blocked.
             thought = self.read is None or self.view.cells[self.primary].cell is None
-            known = self.view.cells[place] = Known() if self.read is None or thought else self.read(place)
+            known = self.view.cells[place] = CachedJob() if self.read is None or thought else self.read(place)
         return known.cell
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
@@ -84,16 +84,16 @@ class StepTransaction:
         )
 
 
-def known_of(job: JobRecord, got: Got, name: str) -> Known:
+def known_of(job: JobRecord, got: Got, name: str) -> CachedJob:
     """Take a cell's document that was read; one of an older incarnation is only there to be written over."""
     document = got.documents.get(name)
     if document is None:
-        return Known()
+        return CachedJob()
     fields = document.fields
     cell = cell_in(fields, job)
     if cell is None:
-        return Known(None, document.stamp)
-    return Known(cell, document.stamp, fields.get("operations") or [], is_ours(fields, job))
+        return CachedJob(None, document.stamp)
+    return CachedJob(cell, document.stamp, fields.get("operations") or [], is_ours(fields, job))
 
 
 def set_time(cell: Cell, now: int) -> None:

@@ -16,11 +16,11 @@ from celery_statemanager.records import Batch, JobRef
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.firestore.database import Database, Found, nanoseconds
 from celery_statemanager.stores.firestore.documents import KnownJob
+from celery_statemanager.stores.firestore.errors import Deadline
 from celery_statemanager.stores.firestore.jobs import Jobs
 from celery_statemanager.stores.firestore.listing import place_in
 from celery_statemanager.stores.firestore.poll import Poll, Target
 from celery_statemanager.stores.firestore.stream import Snapshot, Stream
-from celery_statemanager.stores.firestore.trouble import Deadline
 
 CATCH_UP = 0.1
 """Seconds that a read with news waits for the stream to show what this process itself has committed before."""
@@ -144,7 +144,7 @@ class FirestoreWatch(Watch):
         cell = place_in(document, self._job)
         if cell is not None and self._scope.holds(*cell[:2]) and cell[1] >= 0:
             tag, row, kept = cell
-            self._states[tag, row] = nanoseconds(document.stamp), aggregate.seen(self._job, tag, row, kept)
+            self._states[tag, row] = nanoseconds(document.stamp), aggregate.visible_state(self._job, tag, row, kept)
 
     def _lose(self, error: StoreError) -> None:
         with self._lock:

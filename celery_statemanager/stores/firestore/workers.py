@@ -7,15 +7,15 @@ from typing import Any
 from celery_statemanager.records import WorkerRecord
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
-from celery_statemanager.stores.firestore.trouble import Refused
+from celery_statemanager.stores.firestore.errors import PreconditionFailed
 
 
 def put(database: Database, worker_id: str, body: str, lease: float) -> None:
     """Write a worker's record; its time is the server's."""
-    database.insist([_written(database, worker_id, body, lease)], database.deadline())
+    database.retry([_written(database, worker_id, body, lease)], database.deadline())
 
 
-def take_turn(database: Database, name: str, holder: str, seconds: float) -> bool:
+def try_acquire(database: Database, name: str, holder: str, seconds: float) -> bool:
     """Write a record unless another holder has it; of several at once the first to commit gets it."""
     deadline = database.deadline()
     document = database.get([database.names.worker(name)], deadline).documents.get(database.names.worker(name))
@@ -26,7 +26,7 @@ def take_turn(database: Database, name: str, holder: str, seconds: float) -> boo
     requests.require(write, None if document is None else document.stamp)
     try:
         database.commit([write], deadline)
-    except Refused:
+    except PreconditionFailed:
         return False
     return True
 
@@ -46,7 +46,7 @@ def every(database: Database) -> list[WorkerRecord]:
 
 def drop(database: Database, worker_id: str) -> None:
     """Forget a record."""
-    database.insist([requests.delete(database.names.worker(worker_id))], database.deadline())
+    database.retry([requests.delete(database.names.worker(worker_id))], database.deadline())
 
 
 def _written(database: Database, worker_id: str, body: str, lease: float) -> Any:

@@ -33,7 +33,7 @@ class Writer:
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         """Write a cell. Raises: what ``Store.write`` raises."""
         reply, done = self._write(ref, write)
-        if done is not None and write.begin is not None and not write.closes:
+        if done is not None and write.begin is not None and not write.ends_attempt:
             ended = self._ended_meanwhile(ref, done)
             if ended is not None:
                 self._take_back(ref, write.begin, reply.cell, ended)
@@ -75,8 +75,8 @@ class Writer:
             event_id=f"{begin.event_id}-taken-back",
             message=job.cancelled.reason if job.cancelled else None,
             attempt=cell.attempt,
-            keeps_payload=True,
-            closes=True,
+            keep_payload=True,
+            ends_attempt=True,
         )
         reply, _ = self._write(ref, end)
         return BeginReply(Verdict.CANCELLED if job.cancelled else Verdict.CLOSED, reply.cell, reply.decided)

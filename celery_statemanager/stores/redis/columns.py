@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from celery_statemanager.aggregate import absent, as_read, lowest
+from celery_statemanager.aggregate import lowest, mask_cancelled, missing_state
 from celery_statemanager.models import State
 from celery_statemanager.records import Column, JobRecord, Tally
 from celery_statemanager.stores.redis.cells import cell_of, state_of
@@ -17,9 +17,9 @@ from celery_statemanager.stores.redis.rowsets import RowSets
 def seen_state(job: JobRecord, tag: str, row: int, packed: bytes | None) -> State:
     """Give a cell as readers see it."""
     if packed is None:
-        return absent(job, tag, row)
+        return missing_state(job, tag, row)
     state = state_of(job.job_id, tag, row, packed)
-    return state if job.cancelled is None else as_read(job, cell_of(packed), state)
+    return state if job.cancelled is None else mask_cancelled(job, cell_of(packed), state)
 
 
 def column_of(job: JobRecord, tag: str, ranks: Ranks, found: Sequence[Any], sets: RowSets | None = None) -> Column:
@@ -34,9 +34,9 @@ def column_of(job: JobRecord, tag: str, ranks: Ranks, found: Sequence[Any], sets
         seen_state(job, tag, int(row), packed) for row, packed in zip(cells[::2], cells[1::2]) if packed is not None
     ]
     if unwritten < len(ranks):
-        states.append(absent(job, tag, ranks.row(unwritten)))
+        states.append(missing_state(job, tag, ranks.row(unwritten)))
     column = Column(tag, len(ranks), Tally(*counts), lowest(states))
-    sets = RowSets.of(ranks, *found[2:6]) if len(found) > 2 else sets
+    sets = RowSets.from_reply(ranks, *found[2:6]) if len(found) > 2 else sets
     if sets is not None:
         column.failed, column.running, column.missing = sets
     return column

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from celery_statemanager.errors import JobNotFound
-from celery_statemanager.records import CALLBACK_ROW, JobRef, KeptCell
+from celery_statemanager.records import CALLBACK_ROW, JobRef, StoredCell
 from celery_statemanager.stores.redis.cells import cell_of, repacked
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.stores.redis.layout import Layout
@@ -33,7 +33,7 @@ def adopt(reader: Reader, registry: Registry, scripts: Scripts, ref: JobRef, inc
             return
 
 
-def outdated(reader: Reader, layout: Layout, below: int) -> Iterator[KeptCell]:
+def outdated(reader: Reader, layout: Layout, below: int) -> Iterator[StoredCell]:
     """Give the cells of an earlier layout, column by column."""
     keys = layout.keys
     for name, packed in _scanned(reader, keys.callbacks):
@@ -43,9 +43,9 @@ def outdated(reader: Reader, layout: Layout, below: int) -> Iterator[KeptCell]:
             yield from _if_below(below, tag, int(row), packed)
 
 
-def rewrite(reader: Reader, scripts: Scripts, layout: Layout, cells: Sequence[KeptCell]) -> int:
+def rewrite(reader: Reader, scripts: Scripts, layout: Layout, cells: Sequence[StoredCell]) -> int:
     """Replace cells that are still as they were found; one call a column."""
-    columns: dict[tuple[str, str], list[KeptCell]] = {}
+    columns: dict[tuple[str, str], list[StoredCell]] = {}
     for each in cells:
         key, _ = layout.keys.cell(each.tag, each.task_index)
         columns.setdefault((key, each.tag), []).append(each)
@@ -67,12 +67,12 @@ def _scanned(reader: Reader, key: str) -> Iterator[tuple[bytes, bytes]]:
     return chain.from_iterable(reader.server.scan(key))
 
 
-def _if_below(below: int, tag: str, row: int, packed: bytes) -> Iterable[KeptCell]:
+def _if_below(below: int, tag: str, row: int, packed: bytes) -> Iterable[StoredCell]:
     cell = cell_of(packed)
-    return [KeptCell(tag, row, cell, packed)] if cell.schema_version < below else []
+    return [StoredCell(tag, row, cell, packed)] if cell.schema_version < below else []
 
 
-def _arguments(layout: Layout, each: KeptCell) -> Iterator[str | bytes]:
+def _arguments(layout: Layout, each: StoredCell) -> Iterator[str | bytes]:
     _, field = layout.keys.cell(each.tag, each.task_index)
     _, _, rank, counts = layout.place(each.tag, each.task_index)
     yield str(field)

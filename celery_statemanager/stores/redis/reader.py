@@ -88,7 +88,7 @@ class Reader:
         layout = self.layout(ref)
         return self._found(layout, tag).read(layout)
 
-    def survey(self, ref: JobRef, tag: str | None) -> tuple[JobRecord, list[Column]]:
+    def column_summaries(self, ref: JobRef, tag: str | None) -> tuple[JobRecord, list[Column]]:
         """Give the expected columns, or one, with the rows of each class. Raises: JobNotFound.
 
         Sets that are large are read in portions. Where the stream is too short to tell what changed meanwhile, they are

@@ -19,11 +19,11 @@ WRITE = (
     "status",
     "message",
     "attempt",
-    "closes",
-    "keeps_payload",
+    "ends_attempt",
+    "keep_payload",
     "when",
-    "yields",
-    "cascades",
+    "keep_app_status",
+    "block_later_stages",
     "later",
     "not_run",
     "progress",
@@ -32,7 +32,7 @@ WRITE = (
     "begin",
     "holder",
     "held",
-    "losing",
+    "counts_as_loss",
     "next_delivery",
     "schema",
 )
@@ -41,7 +41,7 @@ WRITE = (
 ``rank`` and ``counts`` are as in ``layout.Place``; ``when`` is ``"open"``, ``"idle"`` or nothing; ``later`` are the
 places of the row's later stages, and ``not_run`` is what those are told; ``progress`` is JSON, ``share`` and ``full``
 are what it amounts to as it is and once done, in units of ``1 / FRACTION_UNIT``; ``begin`` is as in ``BEGIN``;
-``holder`` and ``held`` are ``held_by``.
+``holder`` and ``held`` are ``if_owner``.
 """
 
 BEGIN = (
@@ -73,30 +73,30 @@ def begin_call(layout: Layout, begin: Begin) -> Call:
 
 def write_call(layout: Layout, write: Write) -> Call:
     """Ask for a write."""
-    row_too = write.cascades or write.begin is not None
+    row_too = write.block_later_stages or write.begin is not None
     keys, place, later = _places(layout, write.tag, write.task_index, row_too=row_too)
     payload = _payload(write)
-    holder, held = write.held_by or (None, None)
+    holder, held = write.if_owner or (None, None)
     request = (
         *place,
         write.event_id,
         int(write.status),
         write.message,
         write.attempt,
-        write.closes,
-        write.keeps_payload,
+        write.ends_attempt,
+        write.keep_payload,
         None if write.when is When.ANY else write.when.value,
-        write.yields,
-        write.cascades,
+        write.keep_app_status,
+        write.block_later_stages,
         later,
-        f"not run: stage {write.tag!r} failed: " if write.cascades else None,
+        f"not run: stage {write.tag!r} failed: " if write.block_later_stages else None,
         payload.progress,
         payload.share,
         payload.full,
         write.begin and _begin(write.begin, place, later),
         holder,
         held,
-        write.losing,
+        write.counts_as_loss,
         write.next_delivery,
         _schema(),
     )
@@ -104,7 +104,7 @@ def write_call(layout: Layout, write: Write) -> Call:
 
 
 def _payload(write: Write) -> Payload:
-    if not write.keeps_payload:
+    if not write.keep_payload:
         return split(write.payload)
     return NO_PAYLOAD if write.progress is None else progress_parts(write.progress)
 

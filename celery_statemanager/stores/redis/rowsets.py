@@ -28,7 +28,7 @@ class RowSets(NamedTuple):
     missing: IndexSet
 
     @classmethod
-    def of(cls, ranks: Ranks, failed: Any, running: Any, zero: Any, written: bytes | None) -> RowSets:
+    def from_reply(cls, ranks: Ranks, failed: Any, running: Any, zero: Any, written: bytes | None) -> RowSets:
         """Read what ``columns.lua`` gives of a column."""
         zeros = IndexSet(map(int, zero)).union(ranks.unset(written or b""))
         return cls(IndexSet(map(int, failed)), IndexSet(map(int, running)), zeros)

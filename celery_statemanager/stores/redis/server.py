@@ -42,7 +42,7 @@ class Server:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, client: Any) -> Server:
+    def from_client(cls, client: Any) -> Server:
         """Wrap a client that is somebody else's: it is never closed. Raises: ConfigurationError."""
         if client.get_encoder().decode_responses:
             raise ConfigurationError("a store needs a Redis client that gives bytes: decode_responses=False")

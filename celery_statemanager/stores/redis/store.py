@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from celery_statemanager.aggregate import absent, lowest
+from celery_statemanager.aggregate import lowest, missing_state
 from celery_statemanager.codec import control_to_json
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobExists, JobNotFound
 from celery_statemanager.models import Scope, State
@@ -19,9 +19,9 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
-    KeptCell,
     OpenAttempt,
     Page,
+    StoredCell,
     Verdict,
     WorkerRecord,
     Write,
@@ -62,7 +62,7 @@ class RedisStore(Store):
     def __init__(
         self, client: Any, *, prefix: str = "statemanager", stream_length: int = 10_000, timeout: float = 5.0
     ) -> None:
-        self._server = client if isinstance(client, Server) else Server.of(client)
+        self._server = client if isinstance(client, Server) else Server.from_client(client)
         self._scripts = Scripts(stream_length)
         self._reader = Reader(self._server, self._scripts, prefix)
         self._registry = Registry(self._server, self._scripts, prefix)
@@ -167,10 +167,12 @@ class RedisStore(Store):
             found = [column.lowest for column in columns if column.lowest is not None]
         else:
             job, found = self._reader.row(ref, scope, scope.task_index)
-        return lowest(found) or absent(job, scope.tag or "", scope.task_index or 0)
+        return lowest(found) or missing_state(job, scope.tag or "", scope.task_index or 0)
 
-    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
-        return self._reader.survey(ref, tag) if indexes else self._reader.columns(ref, tag)
+    def column_summaries(
+        self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
+    ) -> tuple[JobRecord, list[Column]]:
+        return self._reader.column_summaries(ref, tag) if indexes else self._reader.columns(ref, tag)
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         found = scan(self._server, self._reader.layout(ref), scope)
@@ -184,17 +186,17 @@ class RedisStore(Store):
         migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation)
         return self.get_job(ref.key)
 
-    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         self._reader.row(ref, Scope(tag=""), 0)  # it is there
         return migrating.outdated(self._reader, self._reader.layout(ref), below)
 
-    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         return migrating.rewrite(self._reader, self._scripts, self._reader.layout(ref), cells)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self._registry.put_worker(worker_id, body, lease)
 
-    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+    def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
         return self._registry.put_worker(name, holder, seconds, in_turn=True)
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:

@@ -40,7 +40,7 @@ _UPDATE = "UPDATE job SET control = ?, due = ?, tombstoned = ?, revision = ?, sc
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedJob:
     """A job.
 
     Attributes:
@@ -58,31 +58,31 @@ class Jobs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[JobRef, Known] = {}
+        self._known: dict[JobRef, CachedJob] = {}
 
-    def known(self, ref: JobRef) -> Known | None:
+    def known(self, ref: JobRef) -> CachedJob | None:
         """Give a job that may be out of date, or gone, if it was parsed before."""
         return self._known.get(ref)
 
-    def remembered(self, db: sqlite3.Connection, ref: JobRef) -> Known:
+    def remembered(self, db: sqlite3.Connection, ref: JobRef) -> CachedJob:
         """Give a job that may be out of date, or gone. Raises: JobNotFound – if it is told at once."""
         known = self._known.get(ref)
         return known if known is not None else self.read(db, ref)
 
-    def current(self, db: sqlite3.Connection, ref: JobRef) -> Known:
+    def current(self, db: sqlite3.Connection, ref: JobRef) -> CachedJob:
         """Give an incarnation as it is now, but for its last activity. Raises: JobNotFound."""
         known = self.remembered(db, ref)
         row = db.execute(_REVISION, (known.id, ref.incarnation)).fetchone()
         return known if row is not None and row[0] == known.job.revision else self.read(db, ref)
 
-    def read(self, db: sqlite3.Connection, ref: JobRef) -> Known:
+    def read(self, db: sqlite3.Connection, ref: JobRef) -> CachedJob:
         """Give an incarnation as it is now. Raises: JobNotFound."""
         known = self.get(db, ref.key)
         if known.job.incarnation != ref.incarnation:
             raise JobNotFound(*ref.key)
         return known
 
-    def get(self, db: sqlite3.Connection, key: JobKey) -> Known:
+    def get(self, db: sqlite3.Connection, key: JobKey) -> CachedJob:
         """Give the job that is kept under a key now. Raises: JobNotFound."""
         row = db.execute(f"{_SELECT} WHERE j.job_id = ? AND j.run_token = ?", _key(key)).fetchone()
         if row is None:
@@ -120,7 +120,7 @@ class Jobs:
         last = f"{page[-1][1]}.{page[-1][0]}" if by_time else str(page[-1][0])
         return Page([self._parsed(db, row).job for row in page], last if len(rows) > limit else None)
 
-    def _parsed(self, db: sqlite3.Connection, row: Sequence[Any]) -> Known:
+    def _parsed(self, db: sqlite3.Connection, row: Sequence[Any]) -> CachedJob:
         number, _, job_id, run_token, incarnation, num_tasks, control, created_at, revision, schema, active = row
         ref = JobRef(JobKey(job_id, run_token or None), incarnation)
         known = self._known.get(ref)
@@ -137,10 +137,10 @@ class Jobs:
                 schema_version=schema,
                 **control_from_json(control),
             )
-            known = self._remember(ref, Known(number, job, _said_at(job)))
+            known = self._remember(ref, CachedJob(number, job, _said_at(job)))
         return replace(known, job=replace(known.job, last_activity=active, latches=dict(known.job.latches)))
 
-    def _remember(self, ref: JobRef, known: Known) -> Known:
+    def _remember(self, ref: JobRef, known: CachedJob) -> CachedJob:
         with self._lock:
             self._known.pop(ref, None)
             self._known[ref] = known

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery_statemanager import aggregate
 from celery_statemanager.models import Scope, State, state_from_fields
-from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, KeptCell, OpenAttempt, to_datetime
+from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, OpenAttempt, StoredCell, to_datetime
 from celery_statemanager.stores.sqlite.cells import SELECTED, Kind, cell_of, unpacked
 from celery_statemanager.stores.sqlite.jobs import Jobs
 from celery_statemanager.stores.sqlite.pool import Pool
@@ -92,7 +92,7 @@ def state_of(job: JobRecord, row: Row) -> State:
         attempt,
         schema_version,
     )
-    return state if job.cancelled is None else aggregate.as_read(job, Cell(status, open=is_open == 1), state)
+    return state if job.cancelled is None else aggregate.mask_cancelled(job, Cell(status, open=is_open == 1), state)
 
 
 def _pages(pool: Pool, jobs: Jobs, ref: JobRef, scope: Scope, rows: list[Row]) -> Iterator[list[Row]]:
@@ -171,7 +171,7 @@ ORDER BY c.tag, c.task_index LIMIT {PAGE}
 """
 
 
-def cells(pool: Pool, jobs: Jobs, ref: JobRef, below: int) -> Iterator[KeptCell]:
+def cells(pool: Pool, jobs: Jobs, ref: JobRef, below: int) -> Iterator[StoredCell]:
     """Give them; no transaction is open between two of them. Raises: JobNotFound."""
     place = (0, -2)
 
@@ -182,7 +182,7 @@ def cells(pool: Pool, jobs: Jobs, ref: JobRef, below: int) -> Iterator[KeptCell]
         rows = pool.read(page)
         for row in rows:
             cell = cell_of(row[3:])
-            yield KeptCell(row[2], row[1], cell, mark_of(cell))
+            yield StoredCell(row[2], row[1], cell, mark_of(cell))
         if len(rows) < PAGE:
             return
         place = rows[-1][:2]

@@ -12,7 +12,7 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, Scope, State
 from celery_statemanager.records import Cell, Column, Tally
 from celery_statemanager.stores.sqlite.cells import SELECTED, Kind, cell_of, column_kind, kind_of
-from celery_statemanager.stores.sqlite.jobs import Known
+from celery_statemanager.stores.sqlite.jobs import CachedJob
 
 _TAG = f"SELECT id, {', '.join(Tally._fields)} FROM tag WHERE job = ? AND kind = ? AND name = ?"
 _SEEN = "SELECT name FROM tag WHERE job = ? AND kind = ?"
@@ -40,7 +40,7 @@ _GAPS = "SELECT low, high FROM gap WHERE job = ? AND tag = ? ORDER BY high"
 class Snapshot:
     """One job inside a read transaction; lives no longer than that."""
 
-    def __init__(self, db: sqlite3.Connection, known: Known) -> None:
+    def __init__(self, db: sqlite3.Connection, known: CachedJob) -> None:
         self._db = db
         self._id = known.id
         self.job = known.job
@@ -61,9 +61,9 @@ class Snapshot:
             found = (self._state(tag, row) for tag in tags if aggregate.expects(self.job, tag, row))
         else:
             found = [self._state(scope.tag, row)]
-        return aggregate.lowest(found) or aggregate.absent(self.job, scope.tag or "", row or 0)
+        return aggregate.lowest(found) or aggregate.missing_state(self.job, scope.tag or "", row or 0)
 
-    def survey(self, tag: str | None, *, indexes: bool) -> list[Column]:
+    def column_summaries(self, tag: str | None, *, indexes: bool) -> list[Column]:
         """Give the expected columns, or one column."""
         tags = self._expected_tags() if tag is None else [tag]
         return [self._column(each, indexes=indexes) for each in tags]
@@ -98,17 +98,17 @@ class Snapshot:
     def _lowest(self, tag: str) -> State:
         number, _ = self._tally(tag)
         if number is None:
-            return aggregate.absent(self.job, tag, aggregate.expected_rows(self.job, tag).first)
+            return aggregate.missing_state(self.job, tag, aggregate.expected_rows(self.job, tag).first)
         place = (self._id, number)
         row, *cell = self._db.execute(_LOWEST, place).fetchone() or self._db.execute(_FIRST, place).fetchone()
-        found = [aggregate.seen(self.job, tag, row, cell_of(cell))]
+        found = [aggregate.visible_state(self.job, tag, row, cell_of(cell))]
         gap = self._db.execute(_LOWEST_GAP, place).fetchone()
         if gap:
-            found.append(aggregate.absent(self.job, tag, gap[0]))
+            found.append(aggregate.missing_state(self.job, tag, gap[0]))
         waiting = self._db.execute(_WAITING, place).fetchone() if self.job.cancelled else None
         if waiting:
             found.append(self._state(tag, waiting[0]))
         return aggregate.lowest(found) or found[0]
 
     def _state(self, tag: str, task_index: int) -> State:
-        return aggregate.seen(self.job, tag, task_index, self.cell(tag, task_index))
+        return aggregate.visible_state(self.job, tag, task_index, self.cell(tag, task_index))

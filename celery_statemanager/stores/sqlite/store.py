@@ -19,9 +19,9 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
-    KeptCell,
     OpenAttempt,
     Page,
+    StoredCell,
     WorkerRecord,
     Write,
     WriteReply,
@@ -29,13 +29,13 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import checked_timeout, steps
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.sqlite import jobs, listing
+from celery_statemanager.stores.sqlite.data_version import DataVersionPoller
 from celery_statemanager.stores.sqlite.location import locate, require
 from celery_statemanager.stores.sqlite.pool import Pool
-from celery_statemanager.stores.sqlite.pulse import Pulse
-from celery_statemanager.stores.sqlite.recent import Recent
 from celery_statemanager.stores.sqlite.snapshot import Snapshot
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.stores.sqlite.watch import SQLiteWatch
+from celery_statemanager.stores.sqlite.write_cache import WriteCache
 
 _WORKERS = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
 _PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
@@ -61,10 +61,10 @@ class SQLiteStore(Store):
         seconds = checked_timeout(timeout)
         self._clock = clock
         self._jobs = jobs.Jobs()
-        self._recent = Recent(self._jobs)
+        self._recent = WriteCache(self._jobs)
         self._path = os.path.realpath(path)
         self._pool = Pool(self._path, seconds)
-        self._pulse = Pulse(self._path, seconds)
+        self._pulse = DataVersionPoller(self._path, seconds)
         weakref.finalize(self, _close, self._pool, self._pulse)
 
     @classmethod
@@ -133,10 +133,12 @@ class SQLiteStore(Store):
     def lowest(self, ref: JobRef, scope: Scope) -> State:
         return self._pool.read(lambda db: Snapshot(db, self._jobs.current(db, ref)).lowest(scope))
 
-    def survey(self, ref: JobRef, tag: str | None = None, *, indexes: bool = False) -> tuple[JobRecord, list[Column]]:
+    def column_summaries(
+        self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
+    ) -> tuple[JobRecord, list[Column]]:
         def read(db: sqlite3.Connection) -> tuple[JobRecord, list[Column]]:
             snapshot = Snapshot(db, self._jobs.read(db, ref))
-            return snapshot.job, snapshot.survey(tag, indexes=indexes)
+            return snapshot.job, snapshot.column_summaries(tag, indexes=indexes)
 
         return self._pool.read(read)
 
@@ -153,10 +155,10 @@ class SQLiteStore(Store):
 
         return self._pool.write(adopt)
 
-    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[KeptCell]:
+    def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         return listing.cells(self._pool, self._jobs, ref, below)
 
-    def rewrite_cells(self, ref: JobRef, cells: Sequence[KeptCell]) -> int:
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         return self._pool.write(
             lambda db: steps.rewrite(SQLiteTransaction.read(db, self._jobs, ref, self.now()), cells)
         )
@@ -166,7 +168,7 @@ class SQLiteStore(Store):
         row = (worker_id, body, now, now + round(lease * 1_000_000))
         self._pool.write(lambda db: db.execute(_PUT_WORKER, row))
 
-    def take_turn(self, name: str, holder: str, seconds: float) -> bool:
+    def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
         now = self.now()
         row = (name, holder, now, now + round(seconds * 1_000_000))
         return self._pool.write(lambda db: db.execute(_TAKE_TURN, row).rowcount == 1)
@@ -195,6 +197,6 @@ class SQLiteStore(Store):
         return f"<SQLiteStore {self._path}>"
 
 
-def _close(pool: Pool, pulse: Pulse) -> None:
-    pulse.close()
+def _close(pool: Pool, data_version: DataVersionPoller) -> None:
+    data_version.close()
     pool.close()

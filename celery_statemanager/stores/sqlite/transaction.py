@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
 from celery_statemanager.stores.sqlite.cells import COLUMNS, COUNTED, SELECTED, Kind, cell_of, event_of, kind_of, row_of
-from celery_statemanager.stores.sqlite.jobs import Jobs, Known, update
+from celery_statemanager.stores.sqlite.jobs import CachedJob, Jobs, update
 from celery_statemanager.transitions import tally_of
 
 TOUCH_EVERY = 60 * 1_000_000
@@ -52,13 +52,13 @@ class _Statement(NamedTuple):
     ordered: Callable[[Sequence[Any]], tuple[Any, ...]]
 
     @classmethod
-    def of(cls, text: str) -> _Statement:
+    def parse(cls, text: str) -> _Statement:
         """Make one of a statement with numbered question marks, which Python 3.12.3 and older 3.12 warn of."""
         order = [int(number) - 1 for number in re.findall(r"\?(\d+)", text)]
         return cls(re.sub(r"\?\d+", "?", text), itemgetter(*order))
 
 
-_INSERT_CELL = _Statement.of(f"""
+_INSERT_CELL = _Statement.parse(f"""
 INSERT INTO cell (seq, {", ".join((*_KEY, *COLUMNS))})
 VALUES ({_NEXT_SEQ}, {", ".join(_BOUND[name] for name in (*_KEY, *COLUMNS))})
 """)
@@ -67,7 +67,7 @@ VALUES ({_NEXT_SEQ}, {", ".join(_BOUND[name] for name in (*_KEY, *COLUMNS))})
 def _update_cell(*unchanged: str) -> _Statement:
     """Give the statement that sets a cell, if it and its job are as supposed and no later change has been made."""
     terms = "".join(f", {name} = {_BOUND[name]}" for name in COLUMNS if name not in unchanged)
-    return _Statement.of(f"""
+    return _Statement.parse(f"""
     UPDATE cell SET seq = {_NEXT_SEQ}{terms}
     WHERE {" AND ".join(f"{name} = {_BOUND[name]}" for name in _KEY)}
       AND version = {_BOUND["old version"]} AND event_id = {_BOUND["old event"]}
@@ -95,11 +95,11 @@ _REWRITE_CELL = (
 )
 
 
-class Outdated(Exception):
+class StaleCache(Exception):
     """What a transaction supposed is no longer so. It has changed nothing."""
 
 
-class Spot(NamedTuple):
+class Slot(NamedTuple):
     """A place in the file, and what is there: no column before its first cell is written."""
 
     kind: Kind
@@ -111,13 +111,15 @@ class SQLiteTransaction:
     """The ``steps.Transaction`` of one job; lives no longer than the write transaction of its connection.
 
     Args:
-        known: the job as it is supposed to be: the first ``put`` makes sure, or raises ``Outdated``.
+        known: the job as it is supposed to be: the first ``put`` makes sure, or raises ``StaleCache``.
         touched: when the job's row was last told of changes.
         now: the time, no earlier than any change that is known of.
         spots: what is supposed of cells, likewise.
     """
 
-    def __init__(self, db: sqlite3.Connection, known: Known, touched: int, now: int, spots: dict[Place, Spot]) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, known: CachedJob, touched: int, now: int, spots: dict[Place, Slot]
+    ) -> None:
         self.now = now
         self.touched = touched
         self.changed = False
@@ -143,14 +145,14 @@ class SQLiteTransaction:
     def cell(self, tag: str, task_index: int) -> Cell | None:
         return self.spot((tag, task_index)).cell
 
-    def spot(self, place: Place) -> Spot:
+    def spot(self, place: Place) -> Slot:
         """Give a place with what is there, read if it was not yet."""
         spot = self._spots.get(place)
         if spot is None:
             tag, task_index = place
             kind = kind_of(self.job, tag, task_index)
             row = self._db.execute(_READ_SPOT, (task_index, self.id, kind, tag)).fetchone()
-            spot = self._spots[place] = Spot(kind, None, None) if row is None else _spot(kind, row)
+            spot = self._spots[place] = Slot(kind, None, None) if row is None else _spot(kind, row)
         return spot
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
@@ -163,7 +165,7 @@ class SQLiteTransaction:
         else:
             self._update(key, old, new)
         self.changed = True
-        self._spots[tag, task_index] = Spot(kind, column, new)
+        self._spots[tag, task_index] = Slot(kind, column, new)
         if kind in COUNTED:
             self._count(column, tally_of(old), tally_of(new))
             if old is None:
@@ -177,7 +179,7 @@ class SQLiteTransaction:
         assert column is not None
         values = dict(zip(COLUMNS, row_of(new)))
         self._db.execute(_REWRITE_CELL, (*[values[name] for name in _REWRITTEN], self.id, column, task_index))
-        self._spots[tag, task_index] = Spot(kind, column, new)
+        self._spots[tag, task_index] = Slot(kind, column, new)
         if kind in COUNTED:
             self._count(column, tally_of(old), tally_of(new))
 
@@ -205,7 +207,7 @@ class SQLiteTransaction:
         supposed = (old.version, event_of(old), old.schema_version, self.job.revision, self.job.incarnation)
         values = statement.ordered((*key, *row_of(new), *supposed))
         if self._db.execute(statement.text, values).rowcount == 0:
-            raise Outdated
+            raise StaleCache
 
     def _count(self, column: int, old: Tally, new: Tally) -> None:
         if old != new:
@@ -222,12 +224,12 @@ class SQLiteTransaction:
             self._db.execute("INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)", (job, tag, low, row - 1))
 
 
-def _found(db: sqlite3.Connection, known: Known, place: Place | None) -> Sequence[Any]:
+def _found(db: sqlite3.Connection, known: CachedJob, place: Place | None) -> Sequence[Any]:
     kind = kind_of(known.job, *place) if place else None
     row: Sequence[Any] = db.execute(_READ, (kind, *(place or (None, None)), known.id, known.job.incarnation)).fetchone()
     return row
 
 
-def _spot(kind: Kind, row: Sequence[Any]) -> Spot:
+def _spot(kind: Kind, row: Sequence[Any]) -> Slot:
     column, *cell = row
-    return Spot(kind, column, None if cell[0] is None else cell_of(cell))
+    return Slot(kind, column, None if cell[0] is None else cell_of(cell))

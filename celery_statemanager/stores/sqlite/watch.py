@@ -9,10 +9,10 @@ import time
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Batch, JobRecord, JobRef
 from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.sqlite.data_version import Beat, DataVersionPoller
 from celery_statemanager.stores.sqlite.jobs import Jobs
 from celery_statemanager.stores.sqlite.listing import Row, changed, newest_change, state_of
 from celery_statemanager.stores.sqlite.pool import Pool
-from celery_statemanager.stores.sqlite.pulse import Beat, Pulse
 
 MOST_STATES = 1_000
 BUSY_PAUSE = 0.008
@@ -22,15 +22,15 @@ IDLE_PAUSE = 0.024
 class SQLiteWatch(Watch):
     """Holds no connection and no transaction between two looks; goes on in both processes after a fork."""
 
-    def __init__(self, pool: Pool, pulse: Pulse, jobs: Jobs, ref: JobRef, scope: Scope) -> None:
+    def __init__(self, pool: Pool, data_version: DataVersionPoller, jobs: Jobs, ref: JobRef, scope: Scope) -> None:
         self._pool = pool
-        self._pulse = pulse
+        self._pulse = data_version
         self._jobs = jobs
         self._ref = ref
         self._scope = scope
         self._closed = threading.Event()
-        pulse.tell_of_forks(self)
-        self._beat = pulse.beat()
+        data_version.tell_of_forks(self)
+        self._beat = data_version.beat()
         self._seq, self._revision = pool.read(self._place)
 
     def read(self, timeout: float) -> Batch:

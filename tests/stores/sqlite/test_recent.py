@@ -11,7 +11,7 @@ from sqlite_kit import opened, recount
 
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StoreError
 from celery_statemanager.stores.sqlite import SQLiteStore
-from celery_statemanager.stores.sqlite.recent import MOST_RECENT
+from celery_statemanager.stores.sqlite.write_cache import MOST_RECENT
 from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
@@ -38,7 +38,7 @@ class TestRecent:
     def test_a_write_goes_on_from_what_others_wrote(self, path: Path, ours: Grid, theirs: Grid) -> None:
         for version in range(3, 13, 2):
             assert theirs.write("a", 0, 6, payload=f'{{"n":{version}}}').cell.version == version
-            mine = ours.write("a", 0, 7, keeps_payload=True).cell
+            mine = ours.write("a", 0, 7, keep_payload=True).cell
             assert (mine.version, mine.payload) == (version + 1, f'{{"n":{version}}}')
         recount(path)
 

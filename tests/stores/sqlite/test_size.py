@@ -41,7 +41,7 @@ class TestSize:
             lambda grid: grid.lowest("a"),
             lambda grid: grid.state("a", 50),
             lambda grid: grid.lowest(row=50),
-            lambda grid: grid.store.survey(grid.ref),
+            lambda grid: grid.store.column_summaries(grid.ref),
             lambda grid: grid.write("a", 50, 5),
             lambda grid: grid.begin("a", 50, takes_over=True),
             lambda grid: grid.cell("a", 50),

@@ -22,7 +22,7 @@ end
 
 -- A cancelled job takes only what ends a cell that was begun, and everything of its callbacks.
 local function is_refused_as_cancelled(cell)
-  if not job.cancelled_at or place.of_callback or write.closes then
+  if not job.cancelled_at or place.of_callback or write.ends_attempt then
     return false
   end
   return is_waiting(cell) or not (write.status < 0 or write.status == FINISHED)
@@ -31,22 +31,22 @@ end
 local function last_word(cell)
   if job.cancelled_at and write.when == "idle" then
     return CANCELLED, job.reason
-  elseif write.yields and cell[OPEN] and cell[STATUS] < 0 then
+  elseif write.keep_app_status and cell[OPEN] and cell[STATUS] < 0 then
     return cell[STATUS], cell[MESSAGE]
-  elseif write.yields and not write.message then
+  elseif write.keep_app_status and not write.message then
     return write.status, cell[MESSAGE]
   end
   return write.status, write.message
 end
 
 local function set_payload(new)
-  if not write.keeps_payload then
+  if not write.keep_payload then
     new[PAYLOAD] = ARGV[3] ~= "" and ARGV[3] or nil
   end
-  if write.progress or not write.keeps_payload then
+  if write.progress or not write.keep_payload then
     new[PROGRESS], new[SHARE], new[FULL], new[DONE] = write.progress, write.share, write.full, nil
   end
-  if write.keeps_payload and new[STATUS] == FINISHED and new[PROGRESS] then
+  if write.keep_payload and new[STATUS] == FINISHED and new[PROGRESS] then
     new[SHARE], new[DONE] = new[FULL], true
   end
 end
@@ -55,7 +55,7 @@ local function written(cell)
   local new = copy(cell)
   new[STATUS], new[MESSAGE] = last_word(cell)
   new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, write.event_id
-  new[BLOCKED_BY], new[OPEN] = nil, cell[OPEN] and not write.closes
+  new[BLOCKED_BY], new[OPEN] = nil, cell[OPEN] and not write.ends_attempt
   if not new[OPEN] then
     new[OWNER] = nil
   end
@@ -65,7 +65,7 @@ local function written(cell)
   if write.next_delivery then
     new[REPLACEMENTS], new[RETRIES] = write.next_delivery[1], write.next_delivery[2]
   end
-  if write.losing then
+  if write.counts_as_loss then
     new[LOSSES] = (cell[LOSSES] or 0) + 1
   end
   set_payload(new)
@@ -93,7 +93,7 @@ if old and old[EVENT_ID] == write.event_id then
 end
 local cell = old or new_cell(write.schema)
 if write.begin then
-  local verdict, begun_cell = begun(job, place, cell, write.begin, write.closes)
+  local verdict, begun_cell = begun(job, place, cell, write.begin, write.ends_attempt)
   if verdict == "cancelled" then
     return { "cancelled", job.reason or false }
   elseif verdict ~= "begun" then
@@ -112,7 +112,7 @@ local kept = put(job, place, old, new)
 if write.begin then
   unblock(job, write.later, place.tag, write.event_id)
 end
-if write.cascades and is_final(new) and new[STATUS] < 0 then
+if write.block_later_stages and is_final(new) and new[STATUS] < 0 then
   block(new)
 end
 local decided = finish(job, place, new)

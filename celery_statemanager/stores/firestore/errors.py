@@ -20,7 +20,7 @@ class Transient(StoreUnavailable):
     """A call failed in a way that may pass; whether it was done is not known."""
 
 
-class Refused(StoreError):
+class PreconditionFailed(StoreError):
     """A precondition of a commit did not hold; nothing of it was done, unless an earlier try of it was."""
 
 
@@ -56,7 +56,7 @@ def translated(error: Exception, address: Address) -> StoreError:
         return Transient(f"{address} did not answer{_of_emulator()}: {said}")
     mend = next((mend for words, mend in _SETUP if re.search(words, said, re.IGNORECASE)), None)
     if isinstance(error, REFUSED) and mend is None:
-        return Refused(f"{address}: {said}")
+        return PreconditionFailed(f"{address}: {said}")
     if isinstance(error, _NOT_ALLOWED) and mend is None:
         mend = "check the project's name and that the account holds roles/datastore.user"
     return StoreError(f"{address} refused: {said}{f'; {mend}' if mend else ''}")
@@ -94,7 +94,7 @@ class Deadline:
         time.sleep(wait)
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
-    def insist(self, call: Callable[[], T]) -> T:
+    def retry(self, call: Callable[[], T]) -> T:
         """Make a call that may be repeated until it is answered. Raises: StoreUnavailable, StoreError."""
         while True:
             try:

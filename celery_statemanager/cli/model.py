@@ -46,7 +46,7 @@ class Counts(NamedTuple):
     work: float = 0.0
 
     @classmethod
-    def of(cls, summary: Summary) -> Counts:
+    def from_summary(cls, summary: Summary) -> Counts:
         """Give the counts of a summary."""
         work = summary.fraction * summary.expected - summary.finished
         classes = (summary.finished, summary.running, summary.failed, summary.not_started)
@@ -131,7 +131,7 @@ class Board:
         elif state.status > 0:
             self._run(key, column, state)
 
-    def survey(self, columns: Iterable[records.Column]) -> None:
+    def column_summaries(self, columns: Iterable[records.Column]) -> None:
         """Take over what the store counted: the truth about a large job until all its cells were read."""
         if self.scope.task_index is not None:
             return

@@ -6,18 +6,18 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from celery_statemanager.cli.board import Board
 from celery_statemanager.cli.common import Exit, fail, note
 from celery_statemanager.cli.follow import Follower, Until
-from celery_statemanager.cli.rendering.closing import closing
+from celery_statemanager.cli.model import Board
+from celery_statemanager.cli.rendering.final_summary import closing
 from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View
-from celery_statemanager.cli.rendering.lines import Outlet, Table, json_text
+from celery_statemanager.cli.rendering.lines import Output, Table, json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Show = Callable[[Follower, Outlet], None]
+Show = Callable[[Follower, Output], None]
 """Shows a job until the follower ends.
 
 Raises: KeyboardInterrupt, BrokenPipeError, StateManagerError.
@@ -26,7 +26,7 @@ Raises: KeyboardInterrupt, BrokenPipeError, StateManagerError.
 INSTALL = 'pip install "celery-statemanager[monitor]"'
 
 
-def choose(style: str | None, outlet: Outlet) -> Show:
+def choose(style: str | None, outlet: Output) -> Show:
     """Give the way asked for, or the one that suits the output; end the command where it is not to be had."""
     if style == "json" or (style is None and not outlet.terminal):
         return show_json
@@ -42,7 +42,7 @@ def choose(style: str | None, outlet: Outlet) -> Show:
     return lambda follower, outlet: show_live(follower, outlet, console)
 
 
-def show_json(follower: Follower, outlet: Outlet) -> None:
+def show_json(follower: Follower, outlet: Output) -> None:
     """Write an object for each change."""
     for event in follower.events():
         if event is None:
@@ -51,7 +51,7 @@ def show_json(follower: Follower, outlet: Outlet) -> None:
             outlet.record(json_text(event))
 
 
-def show_table(follower: Follower, outlet: Outlet) -> None:
+def show_table(follower: Follower, outlet: Output) -> None:
     """Write a line for each change, and a summary at the end."""
     board = Board(follower.job, follower.scope)
     table = Table(follower.job, outlet.size.columns, outlet.glyphs)
@@ -69,7 +69,7 @@ def show_table(follower: Follower, outlet: Outlet) -> None:
     _conclude(board, follower, outlet)
 
 
-def show_live(follower: Follower, outlet: Outlet, console: Console) -> None:
+def show_live(follower: Follower, outlet: Output, console: Console) -> None:
     """Draw the job on the terminal, and leave a summary there."""
     if follower.until is Until.NOW or (follower.until is Until.SETTLED and follower.job.settled):
         _show_once(follower, outlet)
@@ -83,7 +83,7 @@ def show_live(follower: Follower, outlet: Outlet, console: Console) -> None:
         _conclude(picture.board, follower, outlet)
 
 
-def _show_once(follower: Follower, outlet: Outlet) -> None:
+def _show_once(follower: Follower, outlet: Output) -> None:
     board = Board(follower.job, follower.scope)
     for event in follower.events():
         if event is not None:
@@ -98,7 +98,7 @@ def _show_once(follower: Follower, outlet: Outlet) -> None:
         outlet.line(line)
 
 
-def _conclude(board: Board, follower: Follower, outlet: Outlet) -> None:
+def _conclude(board: Board, follower: Follower, outlet: Output) -> None:
     board.job = follower.job
     outlet.line([])
     for line in closing(View(board, follower.now), outlet.size.columns, outlet.glyphs):

@@ -9,7 +9,7 @@ from typing import TypeVar
 from celery_statemanager.errors import StateManagerError
 from celery_statemanager.records import JobRef
 from celery_statemanager.stores.sqlite.jobs import Jobs
-from celery_statemanager.stores.sqlite.transaction import Outdated, Place, Spot, SQLiteTransaction
+from celery_statemanager.stores.sqlite.transaction import Place, Slot, SQLiteTransaction, StaleCache
 
 MOST_RECENT = 128
 
@@ -17,7 +17,7 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 
-class Recent:
+class WriteCache:
     """What was written last is supposed to be so still, and the write itself proves it or changes nothing.
 
     Whatever else would come of it (a refusal, a repetition) is found by reading. So nothing here need be true any
@@ -27,7 +27,7 @@ class Recent:
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
-        self._written: dict[tuple[int, Place], tuple[Spot, int]] = {}
+        self._written: dict[tuple[int, Place], tuple[Slot, int]] = {}
         self._made: tuple[Place, SQLiteTransaction] | None = None
 
     def step(
@@ -76,7 +76,7 @@ def _proven(
     """Make a step; None where nothing came of it that is certain."""
     try:
         reply = step(transaction, request)
-    except (Outdated, StateManagerError):
+    except (StaleCache, StateManagerError):
         if transaction.changed:
             raise
         return None

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from celery_statemanager.cli.board import Column, Counts
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.model import Column, Counts
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.bars import tag_lines
 from celery_statemanager.cli.rendering.frame import WIDEST
 from celery_statemanager.cli.rendering.header import counts_line
@@ -69,7 +69,7 @@ def _title(card: Card, glyphs: Glyphs) -> Line:
     shown = card.overview
     parts: list[Line] = [
         [Span(name(shown.job, glyphs), "head")],
-        [Span(words.counted(shown.job.num_tasks, "task"), "dim")],
+        [Span(formatting.counted(shown.job.num_tasks, "task"), "dim")],
         [Span(shown.phase.value, PHASE_STYLES[shown.phase])],
     ]
     return joined(parts, f" {glyphs.dot} ")
@@ -77,7 +77,7 @@ def _title(card: Card, glyphs: Glyphs) -> Line:
 
 def _facts(card: Card, glyphs: Glyphs) -> Iterator[Line]:
     job = card.overview.job
-    yield [_label("cells"), *counts_line(Counts.of(card.overview.summary), glyphs, zeros=False)]
+    yield [_label("cells"), *counts_line(Counts.from_summary(card.overview.summary), glyphs, zeros=False)]
     yield _moment(card, "created", job.created_at)
     yield _moment(card, "last write", job.last_activity)
     failed = job.latches["failure"].decided_at
@@ -85,7 +85,10 @@ def _facts(card: Card, glyphs: Glyphs) -> Iterator[Line]:
         yield [*_moment(card, "failing", failed), Span(": the first cell failed for good")]
     settled = job.latches["settled"].decided_at
     if settled is not None:
-        yield [*_moment(card, "settled", settled), Span(f", after {words.duration((settled - job.created_at) / 1e6)}")]
+        yield [
+            *_moment(card, "settled", settled),
+            Span(f", after {formatting.duration((settled - job.created_at) / 1e6)}"),
+        ]
     if job.cancelled is not None:
         reason = clean(job.cancelled.reason or "no reason given")
         yield [*_moment(card, "cancelled", job.cancelled.at), Span(f": {reason}", "warn")]
@@ -100,7 +103,7 @@ def _facts(card: Card, glyphs: Glyphs) -> Iterator[Line]:
 def _submission(card: Card) -> Line:
     job, submission = card.overview.job, card.overview.job.submission
     assert submission is not None
-    sent = f"{words.number(submission.published)} of {words.counted(job.num_tasks, 'message')}"
+    sent = f"{formatting.number(submission.published)} of {formatting.counted(job.num_tasks, 'message')}"
     line: Line = [_label("submitted"), Span(sent)]
     if not submission.done:
         alive = to_datetime(submission.alive_until) > card.now
@@ -111,7 +114,7 @@ def _submission(card: Card) -> Line:
 def _tags(card: Card, columns: int, glyphs: Glyphs) -> list[Line]:
     tags = card.overview.tags
     labels = min(max(width(clean(tag)) for tag in tags), 24, columns // 4)
-    shown = [(Column(tag, IndexSet(), counts=True), Counts.of(summary)) for tag, summary in tags.items()]
+    shown = [(Column(tag, IndexSet(), counts=True), Counts.from_summary(summary)) for tag, summary in tags.items()]
     return tag_lines(shown, columns, labels, glyphs)
 
 
@@ -145,7 +148,8 @@ def _states(card: Card, columns: int, glyphs: Glyphs) -> Iterator[Line]:
     if card.hidden:
         yield [
             Span(
-                f"{glyphs.ellipsis} and {words.number(card.hidden)} more, failed or running: --limit shows them", "dim"
+                f"{glyphs.ellipsis} and {formatting.number(card.hidden)} more, failed or running: --limit shows them",
+                "dim",
             )
         ]
 
@@ -156,7 +160,7 @@ def _moment(card: Card, label: str, microseconds: int) -> Line:
 
 
 def _ago(card: Card, microseconds: int) -> str:
-    return words.ago((card.now - to_datetime(microseconds)).total_seconds())
+    return formatting.ago((card.now - to_datetime(microseconds)).total_seconds())
 
 
 def _label(text: str) -> Span:

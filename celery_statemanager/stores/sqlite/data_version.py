@@ -25,7 +25,7 @@ class Forked(Protocol):
         """Replace what a thread of the parent may have held."""
 
 
-class Pulse:
+class DataVersionPoller:
     """Polls ``PRAGMA data_version`` on a connection that never writes: SQLite counts there what all others commit.
 
     One for all watches of a store in this process. Thread-safe; closed while the process forks.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from celery_statemanager.cli.board import Board, Counts
-from celery_statemanager.cli.rendering import words
+from celery_statemanager.cli.model import Board, Counts
+from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.bars import tag_lines
 from celery_statemanager.cli.rendering.frame import WIDEST, label_width
 from celery_statemanager.cli.rendering.header import View, counts_line, notes, title
@@ -36,7 +36,7 @@ def closing(view: View, columns: int, glyphs: Glyphs) -> list[Line]:
 
 
 def _verdict(view: View, total: Counts, columns: int, glyphs: Glyphs) -> list[Line]:
-    took = words.duration(view.elapsed)
+    took = formatting.duration(view.elapsed)
     if not view.board.over:
         said = [Span(f" {glyphs.dot} not settled", "busy"), Span(f" after {took}")]
     elif total.failed:
@@ -55,7 +55,7 @@ def _failed(board: Board, columns: int, glyphs: Glyphs) -> Iterator[Line]:
         rows_of[failure] = rows_of.get(failure, IndexSet()).union(rows)
     kinds = sorted(rows_of.items(), key=lambda kind: -len(kind[1]))
     told = kinds[:MOST_KINDS]
-    names = [words.status(failure.status, None) for failure, _ in told]
+    names = [formatting.status(failure.status, None) for failure, _ in told]
     name_width = max(map(len, names), default=0)
     labels = label_width(board, min(columns, WIDEST)) if len(board.columns) > 1 else 0
     for (failure, rows), name in zip(told, names):
@@ -64,12 +64,14 @@ def _failed(board: Board, columns: int, glyphs: Glyphs) -> Iterator[Line]:
             Span(left(clean(failure.tag), labels, glyphs.ellipsis) + "  " if labels else "", "dim"),
         ]
         yield from _kind(
-            head, words.ranges(rows, MOST_RANGES, glyphs.ellipsis), clean(failure.message), columns, glyphs
+            head, formatting.ranges(rows, MOST_RANGES, glyphs.ellipsis), clean(failure.message), columns, glyphs
         )
     hidden = kinds[MOST_KINDS:]
     if hidden:
-        tasks = words.counted(sum(len(rows) for _, rows in hidden), "task")
-        yield [Span(f" {glyphs.ellipsis} and {words.counted(len(hidden), 'more kind')} of failure, {tasks}", "dim")]
+        tasks = formatting.counted(sum(len(rows) for _, rows in hidden), "task")
+        yield [
+            Span(f" {glyphs.ellipsis} and {formatting.counted(len(hidden), 'more kind')} of failure, {tasks}", "dim")
+        ]
 
 
 def _kind(head: Line, ranges: str, message: str, columns: int, glyphs: Glyphs) -> Iterator[Line]:
