@@ -12,8 +12,11 @@ from celery import Celery, current_task
 from celery.canvas import Signature, group
 
 from celery_statemanager.integration import beat, signals
+from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import at_start, install, tracker_of
+from celery_statemanager.integration.pending_files import PendingFiles
+from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.submit import submit
@@ -40,6 +43,9 @@ class StateManager:
     """
 
     app: Celery
+    backlog: Backlog
+    pending_files: PendingFiles
+    held_messages: HeldMessages
 
     def __new__(cls, app: Celery) -> StateManager:
         """Give the app's StateManager, installing it at the first call."""
@@ -48,6 +54,9 @@ class StateManager:
             if found is None:
                 found = super().__new__(cls)
                 found.app = app
+                found.pending_files = PendingFiles(app.main)
+                found.backlog = Backlog(found.pending_files)
+                found.held_messages = HeldMessages()
                 install(app, found)
                 beat.install(found)
                 at_start(found, _require_store)
