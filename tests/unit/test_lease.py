@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,9 +21,11 @@ from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.periodic import Periodic
-from celery_statemanager.integration.worker.sweeping import LeaseTrust, keep_sweeping
+from celery_statemanager.integration.worker.sweeping import LeaseTrust, keep_sweeping, sweep
 from celery_statemanager.leases import Report, cell_name
+from celery_statemanager.manager import new_job
 from celery_statemanager.metrics import Metrics
+from celery_statemanager.records import Submission
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid
 from celery_statemanager.testing.kit import PATIENCE
@@ -164,6 +167,40 @@ def test_sweeper_suspended_after_the_store_failed_waits_no_less(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: now + LEASE + 1.5)
     trust.holds()
     assert trust._since >= until
+
+
+def with_lost_message(tracker):
+    """Create a job with a message that a dead worker had received."""
+
+    @tracker.app.task(name="lost", shared=False)
+    def lost(): ...
+
+    grid = Grid.create(tracker.store, 1, ("a",))
+    row = leases.Received(grid.ref, "a", 0, json.dumps({"signature": lost.s()}))
+    tracker.store.put_worker("dead", Report(received=[row]).to_json(), 0)
+
+
+def with_dead_publisher(tracker):
+    """Create a job whose publisher died before it had sent all messages."""
+    submission = Submission(published=1, done=False, alive_until=0)
+    tracker.store.create_job(replace(new_job("half", 3, ("a",)), submission=submission))
+
+
+@pytest.mark.parametrize(
+    ("create", "level", "numbers"),
+    [
+        (lambda tracker: with_dead_worker(tracker.store), "WARNING", (1, 0, 0, 0)),
+        (with_lost_message, "WARNING", (0, 1, 0, 0)),
+        (with_dead_publisher, "INFO", (0, 0, 0, 1)),
+    ],
+)
+def test_sweep_logs_a_warning_if_it_marked_or_sent_again_else_an_information(tracker, caplog, create, level, numbers):
+    create(tracker)
+    name = "celery_statemanager.integration.worker.sweeping"
+    with caplog.at_level(logging.INFO, logger=name):
+        sweep(tracker)
+        sweep(tracker)
+    assert [(each.levelname, each.args) for each in caplog.records if each.name == name] == [(level, numbers)]
 
 
 class Worker:

@@ -141,7 +141,7 @@ def sweep(tracker: Tracker) -> SweepReport:
     tracker.metrics.swept(time.perf_counter() - began)
     if report:
         logger.log(
-            logging.INFO,
+            logging.WARNING if report.marked or report.requeued else logging.INFO,
             "sweep: %d attempts marked as LOST, %d messages sent again, callbacks of %d jobs published, "
             "%d unfinished submissions cancelled",
             report.marked,
