@@ -24,7 +24,7 @@ SMOKE = {
     "test_open_attempts_that_have_an_owner_are_listed",
     "test_a_cancelled_job_settles_with_the_end_of_the_last_pending_cell",
     "test_another_programs_job_gains_an_incarnation_and_keeps_its_states",
-    "test_a_killed_migration_is_gone_on_with",
+    "test_a_killed_migration_is_resumed",
 }
 """Of the tests that run over every store, one for each rule and resource: these meet Firestore in ``make test``."""
 
