@@ -12,7 +12,6 @@ from typing import Any
 
 from celery_statemanager.codec import compact
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
-from celery_statemanager.models import Status
 from celery_statemanager.records import (
     Begin,
     BeginReply,
@@ -21,7 +20,6 @@ from celery_statemanager.records import (
     JobKey,
     JobRef,
     Verdict,
-    When,
     WorkerRecord,
     Write,
 )
@@ -227,19 +225,8 @@ def begin(
 def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str) -> tuple[str, ...]:
     """End an open attempt whose worker is gone as LOST; give the latches that fell."""
     times = "" if cell.losses == 0 else f", for the {cell.losses + 1}. time"
-    lost = Write(
-        tag=tag,
-        task_index=task_index,
-        status=int(Status.LOST),
-        message=f"lost with its worker {cell.owner}{times}",
-        event_id=event_id,
-        keep_payload=True,
-        attempt=cell.attempt,
-        when=When.OPEN,
-        ends_attempt=True,
-        block_later_stages=True,
-        counts_as_loss=True,
-    )
+    message = f"lost with its worker {cell.owner}{times}"
+    lost = Write.lost(tag, task_index, message, attempt=cell.attempt, event_id=event_id)
     try:
         return store.write(ref, lost).decided
     except (AttemptSuperseded, JobCancelled):

@@ -120,11 +120,11 @@ def _last_word(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | Non
 
 def _kept_payload(cell: Cell, write: Write, status: int) -> str | None:
     completes = status == FINISHED and cell.payload is not None and '"progress"' in cell.payload
-    if write.progress is None and not completes:
+    if write.new_progress is None and not completes:
         return cell.payload
     payload: dict[str, Any] = json.loads(cell.payload) if cell.payload else {}
-    if write.progress is not None:
-        payload["progress"] = json.loads(write.progress)
+    if write.new_progress is not None:
+        payload["progress"] = json.loads(write.new_progress)
     progress = payload.get("progress")
     if status == FINISHED and isinstance(progress, dict) and "total" in progress and "done" in progress:
         payload["progress"] = {**progress, "done": progress["total"]}
