@@ -1,17 +1,24 @@
-# make demo    watch a real job from start to report, no server needed
-# make test    everything that can be proven in a few minutes
-# make test-core PYTHON=python3.13 VENV=build/python-3.13   what needs no server, with another Python
-# make test-celery CELERY=5.6.2   the acceptance tests with another Celery
-# make chaos ROUNDS= SEED=   random trouble, and what must hold after it
-# make bench   what tracking costs, side by side with what it replaces; make bench-quick within two minutes
-# make check   lint, types, import directions
-# make docs    write the README's table of settings
-# make firestore-init PROJECT_ID= REGION=   enable the API, create the database
-# make firestore-indexes PROJECT_ID=        create what firestore.indexes.json says
-# make firestore-emulator HOST_PORT=        run the emulator, on localhost:8787 if nothing else is said
-# make gc PROJECT_ID= TOMBSTONE_AGE= DELETE_AGE= ARGS=--dry-run   collect garbage in Firestore; URL= for another store
-# make migrate PROJECT_ID= TARGET= ARGS=--dry-run   bring jobs in Firestore to a later schema; URL= for another store
-# make test-firestore                       test the Firestore store, on FIRESTORE_EMULATOR_HOST if that is set
+# make demo [INPUT= SHARDS=]     audit a folder with a Celery worker and watch it live; needs no server
+# make test                      run all tests that finish within minutes
+# make test-full                 run every combination of the tests and more generated examples, before a release
+# make test-core                 run the tests that need no server; on another Python: PYTHON=python3.13 VENV=build/python-3.13
+# make test-celery CELERY=5.6.2  run the integration tests with another release of Celery
+# make test-wheel                install the built package away from the checkout and test it there
+# make test-firestore            run the full Firestore suite, on FIRESTORE_EMULATOR_HOST if it is set
+# make coverage                  run test-core and fail if branch coverage falls below the recorded value
+# make check                     check lint, format, spelling, types and import directions
+# make format                    fix lint and format
+# make docs                      write the table of docs/settings.md
+# make picture                   draw docs/images/live.svg, the README's picture
+# make bench                     measure the cost of tracking next to its alternatives; writes benchmarks/RESULTS.md
+# make bench-quick               the same within two minutes
+# make chaos [ROUNDS= SEED=]     kill workers and cut connections at random, and check the guarantees after each round
+# make firestore-init            enable the Firestore API and create the database: PROJECT_ID= REGION=
+# make firestore-indexes         create the indexes of firestore.indexes.json: PROJECT_ID=
+# make firestore-emulator        run the Firestore emulator, by default on localhost:8787: HOST_PORT=
+# make gc                        collect garbage: PROJECT_ID= for Firestore or URL=; TOMBSTONE_AGE= DELETE_AGE= ARGS=--dry-run
+# make migrate                   migrate jobs: PROJECT_ID= for Firestore or URL=; TARGET= ARGS=--dry-run
+# make clean                     remove the virtual environment and build results
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -32,17 +39,18 @@ URL       ?= $(if $(PROJECT_ID),firestore://$(PROJECT_ID))
 HOST_PORT ?= localhost:8787
 DATABASE  ?= (default)
 
-bin := $(VENV)/bin
-pip := $(bin)/python -m pip --quiet --quiet --disable-pip-version-check
-# as many processes as there are cores; tests that share servers and workers stay together
-beside := pytest -n auto --dist loadgroup
-pytest := $(bin)/python -m $(beside)
+bin    := $(VENV)/bin
+pip    := $(bin)/python -m pip --quiet --quiet --disable-pip-version-check
+# One process per core; tests that share servers and workers run in the same process.
+xdist  := pytest -n auto --dist loadgroup
+pytest := $(bin)/python -m $(xdist)
 
-.PHONY: demo bench bench-quick test test-full test-core test-celery test-wheel test-firestore chaos check docs format clean help \
+.PHONY: demo test test-full test-core test-celery test-wheel test-firestore coverage check format docs picture \
+  bench bench-quick chaos clean help \
   firestore-init firestore-indexes firestore-emulator gc migrate
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make /make /p' Makefile
 
 demo: $(VENV)/.demo
 	@$(bin)/python -m examples.demo $(if $(INPUT),--input "$(INPUT)") --shards $(SHARDS) $(ARGS)
@@ -50,15 +58,22 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(pytest) $(ARGS)
 
-# every combination, and more examples from hypothesis: before a release
 test-full: $(VENV)/.test
 	HYPOTHESIS_PROFILE=full $(pytest) --full $(ARGS)
 
-# what needs no server
-test-core: $(VENV)/.test
-	$(pytest) tests/unit tests/stores/test_contract.py tests/stores/sqlite tests/cli -k "not redis and not firestore" $(ARGS)
+core := tests/unit tests/stores/test_contract.py tests/stores/sqlite tests/cli -k "not redis and not firestore"
 
-# the lowest that is supported, or any other
+test-core: $(VENV)/.test
+	$(pytest) $(core) $(ARGS)
+
+# The result omits the stores that need a server, because these tests do not reach them. Processes that tests kill may
+# leave unreadable data; coverage warns and skips it.
+coverage: $(VENV)/.test
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(bin)/coverage run -m $(xdist) $(core) $(ARGS)
+	$(bin)/coverage combine --quiet
+	$(bin)/coverage report --omit="*/stores/firestore/*,*/stores/redis/*" --skip-covered
+
 test-celery: build/celery-$(CELERY)/.test
 	build/celery-$(CELERY)/bin/python -m pytest tests/integration $(ARGS)
 
@@ -71,12 +86,12 @@ build/celery-$(CELERY)/.test: pyproject.toml
 
 bench: $(VENV)/.bench
 	@failed=0; $(bin)/python -m benchmarks --json benchmarks/results.json || failed=1; \
+	  $(bin)/python -m benchmarks.report benchmarks/results.json > benchmarks/RESULTS.md && \
 	  $(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png && exit $$failed
 
 bench-quick: $(VENV)/.bench
 	$(bin)/python -m benchmarks --scale quick --json build/bench-quick.json
 
-# what users install, away from the checkout
 test-wheel: $(VENV)/.test
 	rm -rf build/wheel && $(bin)/python -m build --wheel --outdir build/wheel . > build-wheel.log 2>&1 || { cat build-wheel.log; exit 1; }
 	rm -f build-wheel.log
@@ -84,7 +99,7 @@ test-wheel: $(VENV)/.test
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[monitor]" --group dev
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && venv/bin/python -m $(beside) tests/unit tests/stores/test_contract.py tests/cli
+	cd build/wheel && venv/bin/python -m $(xdist) tests/unit tests/stores/test_contract.py tests/cli
 
 chaos: $(VENV)/.test
 	@bad=0; for place in $(CHAOS_PLACES); do \
@@ -93,11 +108,15 @@ chaos: $(VENV)/.test
 check: $(VENV)/.test
 	$(bin)/ruff check
 	$(bin)/ruff format --check
+	$(bin)/codespell
 	$(bin)/mypy && $(bin)/mypy tests/typed_use.py
 	$(bin)/lint-imports
 
 docs: $(VENV)/.test
 	$(bin)/python scripts/document_settings.py
+
+picture: $(VENV)/.test
+	$(bin)/python scripts/render_readme_picture.py
 
 format: $(VENV)/.test
 	$(bin)/ruff check --fix --exit-zero
@@ -130,9 +149,9 @@ clean:
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "Python 3.10 or newer is needed, $$($(PYTHON) --version) was found: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), but Python 3.10 or newer is needed; choose one with: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
-	  { echo "no virtual environment could be made: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	  { echo "cannot create the virtual environment $(VENV); on Debian and Ubuntu, install it with: apt-get install python3-venv" >&2; exit 1; }
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) …"

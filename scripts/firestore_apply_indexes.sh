@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create the indexes and exemptions of firestore.indexes.json that a database lacks. Harmless when repeated.
+# Create the indexes and exemptions of firestore.indexes.json that are missing in a database. Safe to repeat.
 # Usage: firestore_apply_indexes.sh PROJECT_ID [DATABASE] [COLLECTION]
 set -euo pipefail
 
@@ -10,7 +10,7 @@ file=$(dirname "$0")/../firestore.indexes.json
 
 for program in gcloud python3; do
   command -v "$program" >/dev/null || {
-    echo "$program is not installed: gcloud is at https://cloud.google.com/sdk/docs/install" >&2
+    echo "$program is not installed; for gcloud see https://cloud.google.com/sdk/docs/install" >&2
     exit 1
   }
 done
@@ -21,7 +21,7 @@ where=(--project="$project" --database="$database" --quiet)
 gcloud firestore indexes composite list "${where[@]}" --format=json >"$there/composite"
 gcloud firestore indexes fields list "${where[@]}" --format=json >"$there/fields"
 
-# one line a command: its words, separated by tabs
+# Each line of the output is one command, its words separated by tabs.
 python3 - "$file" "$there" "$collection" >"$there/missing" <<'PYTHON'
 import json, sys
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Firestore emulator for tests, where the Google Cloud CLI has none. Harmless when repeated.
-# Prints the path of its jar; needs Java 11 or newer to run.
+# Install the Firestore emulator for tests unless the Google Cloud CLI has it, and print the path of its jar.
+# Safe to repeat. The emulator needs Java 11 or newer to run.
 set -euo pipefail
 
 version=1.19.8
@@ -20,17 +20,17 @@ fi
 is_whole() { echo "$sha256  $1" | sha256sum --check --status; }
 
 if [[ ! -f $target ]] || ! is_whole "$target"; then
-  command -v curl > /dev/null || { echo "curl is not installed: apt-get install curl" >&2; exit 1; }
+  command -v curl > /dev/null || { echo "curl is not installed; on Debian and Ubuntu, install it with: apt-get install curl" >&2; exit 1; }
   mkdir -p "$(dirname "$target")"
   part=$(mktemp "$target.XXXXXX")
   trap 'rm -f "$part"' EXIT
   if ! curl --fail --silent --show-error --location --retry 3 --connect-timeout 20 --output "$part" "$base/$name"; then
-    echo "the Firestore emulator could not be downloaded from $base/$name: let this machine reach it, put that file" \
+    echo "cannot download the Firestore emulator from $base/$name; allow access to it, put the file" \
       "at $target, or install the Google Cloud CLI and google-cloud-cli-firestore-emulator" >&2
     exit 1
   fi
   if ! is_whole "$part"; then
-    echo "$base/$name has the SHA-256 $(sha256sum < "$part" | cut -d' ' -f1), not $sha256: it was not installed" >&2
+    echo "not installed: $base/$name has the SHA-256 $(sha256sum < "$part" | cut -d' ' -f1) instead of $sha256" >&2
     exit 1
   fi
   mv "$part" "$target"

@@ -68,6 +68,6 @@ def submit(paths: list[str]) -> tuple[Summary, bool, Job | None]:
 
 
 def failures(error: SubmitFailed, late: WaitTimeout) -> tuple[Job | None, Summary | None]:
-    assert_type(error.job, Job | None)
+    assert_type(error.job_id, str)
     assert_type(late.summary, Summary | None)
     return error.job, late.summary

@@ -30,26 +30,28 @@ class Settings:
     """What ``app.conf`` says; under ``namespace="CELERY"`` the keys are ``CELERY_STATEMANAGER_…``.
 
     Attributes:
-        store_url: where states are kept; a relative path is the process's own folder: workers and submitters must
-            agree.
-        store_timeout: seconds after which a store call gives up.
+        store_url: the store's URL; a relative SQLite path is resolved in each process's working directory, so workers
+            and submitters must use the same one.
+        store_timeout: seconds after which a store call fails.
         store_options: further options of ``open_store``.
-        lease: seconds for which a worker counts as alive without another sign of it.
-        sweep_interval: seconds between two looks for lost workers and unpublished callbacks.
-        on_lost: what becomes of an attempt whose worker is gone: ``mark`` it LOST, ``requeue`` its message, or
-            ``auto``: requeue where the task is ``acks_late``, since its author says that it may run twice.
-        max_lost: losses with a worker at which a cell is LOST whatever the policy.
-        progress_interval: seconds between two progress writes of one task; 0 writes all.
-        on_store_error: ``log`` lets a task go on while the store is down, its states are written later; ``raise``
-            makes a failing write of ``self.state`` the task's failure.
-        max_state_bytes: limit of message and payload together, encoded.
-        gc_schedule: when beat has garbage collected: seconds, a timedelta or a crontab; None for never.
-        gc_tombstone_age: how long a job is idle until it is hidden: a text such as ``30d``, seconds or a timedelta.
-        gc_delete_age: how long a job is idle until it is deleted; longer, and set together with the other.
-        sweep_schedule: when beat has a worker sweep, beside what beat and every worker do by themselves.
-        migrate_target: the schema that beat has jobs of earlier releases brought to; None for never.
-        migrate_schedule: when beat has them brought there, if at all: seconds, a timedelta or a crontab.
-        metrics: whether to measure with OpenTelemetry, where ``opentelemetry-api`` is installed.
+        lease: seconds for which a worker counts as alive after its last renewal.
+        sweep_interval: seconds between two sweeps for lost workers and unpublished callbacks.
+        on_lost: the fate of an attempt whose worker is lost: ``mark`` ends it as LOST, ``requeue`` sends its message
+            again, ``auto`` requeues tasks with ``acks_late`` and marks the others.
+        max_lost: number of losses at which a cell ends as LOST under every policy.
+        progress_interval: seconds between two progress writes of one task; 0 writes every call.
+        on_store_error: ``log`` keeps tasks running while the store is unavailable and writes their states later;
+            ``raise`` lets a failed write of ``self.state`` fail the task.
+        max_state_bytes: maximum size of message and payload together, encoded.
+        gc_schedule: when beat collects garbage: seconds, a timedelta or a crontab; None for never.
+        gc_tombstone_age: idle time after which a job is hidden: a text such as ``30d``, seconds or a timedelta.
+        gc_delete_age: idle time after which a job is deleted; must be longer than
+            ``statemanager_gc_tombstone_age``, and both are set together.
+        sweep_schedule: when beat asks a worker to sweep, in addition to the sweeps of beat and of every worker.
+        migrate_target: schema version to which beat migrates jobs of earlier releases; None for never.
+        migrate_schedule: when beat migrates jobs, if ``statemanager_migrate_target`` is set: seconds, a timedelta or a
+            crontab.
+        metrics: whether stores are measured when ``opentelemetry-api`` is installed.
     """
 
     store_url: str = "sqlite:///celery-statemanager.db"

@@ -27,7 +27,7 @@ def make():
     environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKEOVERRIDES"}}
 
     def make(target, **variables):
-        given = [f"{name}={value}" for name, value in {"VENV": sys.prefix, **variables}.items()]
+        given = [f"{name}={value}" for name, value in {"VENV": sys.prefix, "ARGS": "", **variables}.items()]
         return subprocess.run(
             ["make", "--silent", "--old-file", f"{sys.prefix}/.test", target, *given],
             cwd=ROOT,

@@ -1,5 +1,6 @@
 """What the documents say runs: every Python block, every command line, every message, every link."""
 
+import functools
 import logging
 import re
 import shlex
@@ -19,7 +20,8 @@ from celery_statemanager import State, errors
 
 ROOT = Path(__file__).parents[2]
 EAGER = {"task_always_eager": True, "statemanager_store_url": "memory://"}
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = ["README.md", "design.md", *DOCS]
 
 
 def text_of(page):
@@ -30,54 +32,76 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
 
 
+def example(**names):
+    """Run the README's example without its waits, and return its names."""
+    code, waits = re.subn(r"time\.sleep\(.+?\)", "time.sleep(0)", blocks("README.md", "python")[0])
+    assert waits == 2
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
 def run(page, names):
     """Run a page's Python blocks in order; one that makes an app of its own keeps it to itself."""
-    done_before = page == "README.md"  # its first block, by the fixture
-    for number, block in enumerate(blocks(page, "python")[done_before:], 1 + done_before):
+    for number, block in enumerate(blocks(page, "python"), 1):
         own_app = block.startswith("app = Celery(")
         exec(compile(block, f"{page} block {number}", "exec"), {**names} if own_app else names)
 
 
+PAGES_WITH_CODE = [page for page in DOCS if blocks(page, "python")]
+ROOT_PAGES = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
+
+
 @pytest.fixture
 def names(tmp_path, monkeypatch):
-    """The README's first block, run: what all other blocks may use."""
+    """Return the names of the README's example, which the other pages continue."""
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": f"readme_{uuid.uuid4().hex}"}  # tasks are named by it, and remembered by Celery
-    exec(compile(blocks("README.md", "python")[0], "README.md block 1", "exec"), names)
+    monkeypatch.setattr(worker_init, "receivers", [*worker_init.receivers])  # other tests start workers in this process
+    names = example(__name__=f"readme_{uuid.uuid4().hex}")  # Celery keeps tasks by their module's name
     names["app"].conf.update(EAGER)
     return names
 
 
-def test_the_first_block_is_met_within_thirty_lines_and_works(names, capsys):
-    assert text_of("README.md").index("```python") < len("\n".join(text_of("README.md").splitlines()[:30]))
+def test_the_readme_has_one_example_near_its_top():
+    text = text_of("README.md")
+    assert len(text.splitlines()) <= 150
+    assert len(blocks("README.md", "python")) == 1
+    assert text.index("```python") < len("\n".join(text.splitlines()[:30]))
+
+
+def test_the_example_calls_back_when_all_have_finished(names, capsys):
     job = names["start"](["a", "b"])
     assert capsys.readouterr().out == f"all done: {job.id}\n"
+    assert {(state.tag, state.finished) for state in job.list_states()} == {("resize", True), ("upload", True)}
 
 
-def test_every_block_of_the_readme_runs(names, capsys):
-    run("README.md", names)
+def test_the_example_run_as_a_script_prints_the_job_to_watch(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("celery.Celery", functools.partial(Celery, config_source=EAGER))
+    example(__name__="__main__")
+    assert re.fullmatch(r"all done: (job-\w+)\n\1\n", capsys.readouterr().out)
+    console = "".join(blocks("README.md", "console"))
+    assert "$ python shop.py" in console
+    assert re.search(r"^(job-\w+)\n\$ celery -A shop monitor-state \1 ", console, re.MULTILINE)
+
+
+def test_every_block_of_the_guide_runs(names, capsys):
+    run("docs/guide.md", names)
     job = names["run"](["a", "b"])
-    assert job.summary().finished == 2
+    assert job.summary("resize").finished == 2
     names["follow"](job.id)
     assert "replay resize 0" in capsys.readouterr().out
-    loaded = names["states"].submit([names["load"].s("x")])
+    loaded = names["states"].submit([names["load"].s("x"), names["load"].s("")])
     assert loaded.summary().finished == 1
+    assert loaded.get_state().status == -42
     assert names["Manager"].open(names["store"], "etl-42").summary("ingest").finished == 1
 
 
-def test_the_first_commands_submit_the_first_block(names, capsys, monkeypatch):
-    (line,) = re.findall(r"^\$ (python -c .*)$", "".join(blocks("README.md", "console")), re.MULTILINE)
-    monkeypatch.setitem(sys.modules, "shop", SimpleNamespace(**names))
-    exec(shlex.split(line)[2])
-    assert re.fullmatch(r"all done: (job-\w+)\n\1\n", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("page", ["docs/stores.md", "docs/testing.md"])
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
 def test_every_block_of_a_page_runs(page, names):
     run(page, names)
 
 
-def test_every_block_of_coming_from_runs(names, capsys):
+def test_coming_from_shows_what_it_describes(names, capsys):
     run("docs/coming-from.md", names)
     out = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"job-\w+ 2", out[0])
@@ -86,17 +110,11 @@ def test_every_block_of_coming_from_runs(names, capsys):
     assert names["progress_view"](None, job.id) == {"percent": 100, "message": "a", "failed": 0}
 
 
-def test_every_block_of_operating_runs(names):
-    run("docs/operating.md", names)
-    worker_init.disconnect(names["measure"])  # other tests play a worker's start in this process
+def test_the_formatter_shows_the_cell_of_a_log_line(names):
+    run("docs/logging-and-metrics.md", names)
     record = logging.makeLogRecord({"msg": "lost", "job_id": "etl-42", "tag": "ingest", "task_index": 3})
     assert names["Cell"]().format(record) == "etl-42/ingest/3 lost"
     assert names["Cell"]().format(logging.makeLogRecord({"msg": "swept"})) == "swept"
-
-
-def test_no_page_has_blocks_that_nobody_runs():
-    run_here = {"README.md", "docs/coming-from.md", "docs/operating.md", "docs/stores.md", "docs/testing.md"}
-    assert {page for page in PAGES if blocks(page, "python")} == run_here
 
 
 COMMANDS = [
@@ -118,22 +136,40 @@ def test_every_command_line_is_one_that_would_be_taken(line):
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[:2] == ["pip", "install"]:
-        extras = re.search(r"celery-statemanager\[([\w,]+)\]", line)
+        extras = re.search(r"(?:celery-statemanager|\.)\[([\w,]+)\]", line)
         known = re.search(r"optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
         assert all(re.search(rf"^{extra} = ", known, re.MULTILINE) for extra in extras[1].split(","))
     elif words[:2] == ["docker", "compose"]:
         compose = (ROOT / "docker-compose.yml").read_text()
         assert f"profiles: [{words[3]}]" in compose
-    elif words[:2] == ["python", "-c"]:
-        compile(words[2], line, "exec")
     else:
-        assert words[0] == "git"
+        assert line in {"python3 -m venv .venv && . .venv/bin/activate", "python shop.py"}
 
 
 def test_every_link_leads_to_a_file():
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text_of(page)):
-            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+    missing = [f"{page}: {target}" for page, target, _ in links() if not (ROOT / page).parent.joinpath(target).exists()]
+    assert not missing
+
+
+def test_every_anchor_is_a_heading():
+    wrong = []
+    for page, target, anchor in links():
+        path = (ROOT / page).parent / target if target else ROOT / page
+        if anchor and path.suffix == ".md" and path.exists() and anchor not in anchors(path):
+            wrong.append(f"{page}: {target}#{anchor}")
+    assert not wrong
+
+
+def links():
+    for page in [*PAGES, *ROOT_PAGES]:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text_of(page)):
+            yield page, target, anchor
+
+
+def anchors(path):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 FAILED = State("etl-42", 3, "ingest", -1, "disk full")
@@ -187,4 +223,5 @@ def test_the_table_of_metrics_is_current():
     from celery_statemanager.telemetry import OpenTelemetry
 
     made = {instrument.name for instrument in vars(OpenTelemetry(MeterProvider(shutdown_on_exit=False))).values()}
-    assert set(re.findall(r"^\| `(statemanager\.[\w.]+)` \|", text_of("docs/operating.md"), re.MULTILINE)) == made
+    page = text_of("docs/logging-and-metrics.md")
+    assert set(re.findall(r"^\| `(statemanager\.[\w.]+)` \|", page, re.MULTILINE)) == made

@@ -75,14 +75,17 @@ def test_another_file_than_the_known_one_is_refused(installer: Installer) -> Non
     (installer.served / installer.name).write_bytes(b"something else")
     done = installer.run()
     assert done.returncode == 1
-    assert f"has the SHA-256 {hashlib.sha256(b'something else').hexdigest()}, not" in done.stderr
+    assert f"has the SHA-256 {hashlib.sha256(b'something else').hexdigest()} instead of" in done.stderr
     assert list(installer.cache.rglob("*.jar*")) == []
 
 
 def test_a_download_that_fails_is_told_with_the_mend(installer: Installer) -> None:
     done = installer.run()
     assert done.returncode == 1
-    assert f"could not be downloaded from {installer.server}/{installer.name}: let this machine reach it" in done.stderr
+    assert (
+        f"cannot download the Firestore emulator from {installer.server}/{installer.name}; allow access to it"
+        in done.stderr
+    )
     assert list(installer.cache.rglob("*.jar*")) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -46,8 +47,14 @@ for name in set(celery_statemanager.__all__) - celery_names:
 def loaded_by(code: str) -> list[str]:
     """Give the heavy modules that some code loads in a new process."""
     ask = f"{code}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ask], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-W", "error", "-c", ask],
+        env=unmeasured,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return eval(done.stdout)

@@ -81,6 +81,10 @@ class LivePicture:
         rate = None if eta is None else self._pace.rate
         return View(self.board, self.follower.now, self.follower.connected, rate, eta)
 
+    def render(self, view: View, columns: int, rows: int) -> Group:
+        """Return a view laid out for a terminal of this size."""
+        return Group(*(self._text(line) for line in self._frame.draw(view, columns, rows)))
+
     def _read(self) -> None:
         try:
             for event in self.follower.events():
@@ -129,8 +133,7 @@ class LivePicture:
         picture = (*seen, int(view.elapsed), int(view.now.timestamp()), size)
         if picture == self._drawn or self._over:
             return
-        lines = self._frame.draw(view, size.width, size.height)
-        live.update(Group(*(self._text(line) for line in lines)), refresh=True)
+        live.update(self.render(view, *size), refresh=True)
         self._drawn, self._drawn_at = picture, time.monotonic()
 
     def _text(self, line: Line) -> Text:
