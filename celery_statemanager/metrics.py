@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import FullStore
 
 
 class Metrics:
     """Takes no measure. Another may: every method is called where the thing itself happens."""
 
-    def measured(self, store: Store) -> Store:
+    def measured(self, store: FullStore) -> FullStore:
         """Give a store whose calls are measured."""
         return store
 

@@ -13,7 +13,7 @@ from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFo
 from celery_statemanager.leases import Report
 from celery_statemanager.records import LATCHES, JobRecord, JobRef, OpenAttempt, WorkerRecord, Write, new_event_id
 from celery_statemanager.retention import current
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Sweep:
         max_lost: losses at which a cell is LOST whatever its policy.
     """
 
-    def __init__(self, store: Store, actions: SweepActions, *, lease: float, max_lost: int) -> None:
+    def __init__(self, store: WorkerRegistry, actions: SweepActions, *, lease: float, max_lost: int) -> None:
         self._store = store
         self._actions = actions
         self._lease = round(lease * 1_000_000)
