@@ -418,7 +418,7 @@ class Tally(NamedTuple):
         not_run: negative because an earlier stage of the row failed (``Cell.blocked_by``).
         succeeded: final and FINISHED.
         ended: final.
-        alarms: final and negative, but not CANCELLED.
+        failed_final: final and negative, but not CANCELLED.
         pending: begun and not ended: an open attempt, or a status of work in progress.
         progress: sum over running cells of their fraction, in units of ``1 / FRACTION_UNIT``.
     """
@@ -429,7 +429,7 @@ class Tally(NamedTuple):
     not_run: int = 0
     succeeded: int = 0
     ended: int = 0
-    alarms: int = 0
+    failed_final: int = 0
     pending: int = 0
     progress: int = 0
 

@@ -173,9 +173,9 @@ _OPEN_FINISHED = Tally(finished=1, pending=1)
 _FINISHED = Tally(finished=1, succeeded=1, ended=1)
 _OPEN_FAILED = Tally(failed=1, pending=1)
 _CANCELLED = Tally(failed=1, ended=1)
-_FAILED = Tally(failed=1, ended=1, alarms=1)
+_FAILED = Tally(failed=1, ended=1, failed_final=1)
 _CANCELLED_NOT_RUN = Tally(not_run=1, ended=1)
-_NOT_RUN = Tally(not_run=1, ended=1, alarms=1)
+_NOT_RUN = Tally(not_run=1, ended=1, failed_final=1)
 
 
 @lru_cache
