@@ -9,7 +9,7 @@ from celery_statemanager.manager import Manager
 from celery_statemanager.records import CALLBACK_ROW, OpenAttempt
 from celery_statemanager.stores.capabilities import WorkerRegistry
 from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid
+from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, smoke
 
 
 class WorkerRegistryContract:
@@ -95,6 +95,7 @@ class WorkerRegistryContract:
         store.list_workers()[0].body = "bent"
         assert store.list_workers()[0].body == "body"
 
+    @smoke
     def test_open_attempts_that_have_an_owner_are_listed(self, store: WorkerRegistry) -> None:
         grids = [
             Grid.create(store, 3, ("a",), job_id=name, run_token=token) for name, token in (("x", None), ("y", "1"))
