@@ -117,9 +117,7 @@ def test_aggregates_read_a_constant_number_of_documents(store: FirestoreStore, s
     grid.manager().summary("a", indexes=False)  # no cell has failed, so none was not run
     assert spy.calls[SUM] <= 3 + 20
     sums = [request for request in spy.requests if hasattr(request, "structured_aggregation_query")]
-    paths = {
-        each.sum.field.field_path for one in sums for each in one.structured_aggregation_query.aggregations
-    }
+    paths = {each.sum.field.field_path for one in sums for each in one.structured_aggregation_query.aggregations}
     assert "not_run" not in paths
     spy.clear()
     grid.state("a", 4)
