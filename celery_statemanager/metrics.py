@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import FullStore
 
 
 class Metrics:
     """Record nothing. A subclass records what its methods are called with."""
 
-    def measured(self, store: Store) -> Store:
+    def measured(self, store: FullStore) -> FullStore:
         """Return a store whose calls are measured."""
         return store
 

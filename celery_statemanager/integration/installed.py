@@ -14,7 +14,7 @@ from celery_statemanager.integration.pending_files import PendingFiles
 from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.metrics import Metrics
-from celery_statemanager.stores import Store
+from celery_statemanager.stores import FullStore
 
 
 class Tracker(Protocol):
@@ -29,7 +29,7 @@ class Tracker(Protocol):
         """The settings of the app."""
 
     @property
-    def store(self) -> Store:
+    def store(self) -> FullStore:
         """The store of the app."""
 
     @property
