@@ -27,8 +27,8 @@ from celery_statemanager.testing import FaultyStore, WrappedStore
 
 ABOUT_NO_JOB = {
     (
-        "the record of worker %s is no such as this release writes: what it runs is left alone while it lives, and "
-        "what it had received is left to processes of its own release"
+        "cannot read the record of worker %s (written by another release): its running tasks are not reclaimed while "
+        "its lease is valid, its received messages only by a process of its release"
     ),
     "%s failed, will retry",
     "%s failed, will retry: %s",

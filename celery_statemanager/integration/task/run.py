@@ -130,57 +130,59 @@ class Run:
         return self._state(self._put(request))
 
     def end(self, status: int, message: str | None = None, *, keep_app_status: bool = True) -> None:
-        """Write the last state of this execution and close its attempt; what comes after it changes nothing."""
+        """Write the last state of this execution and close its attempt; later writes have no effect."""
         progress, held_message = self.held_progress or (None, None)
         message = held_message if message is None else message
         text = None if message is None else sanitize(message)
         self._close(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
-        """Close the attempt without an ending: another delivery is to come."""
+        """Close the attempt without a final state: another delivery will follow."""
         progress = self.held_progress[0] if self.held_progress else None
         self._close(Write.returned(*self.cell, sanitize(message), next_delivery, progress=progress))
 
     def _close(self, last: Write) -> None:
         if self.ended:
             return
-        request = self._ending = self._ending or last  # where a soft time limit struck, all this is done over
+        request = self._ending = (
+            self._ending or last
+        )  # keep the first one: a soft time limit may have interrupted its write
         try:
-            self._soon("end", lambda: self._put(request))
+            self._now_or_later("end", lambda: self._put(request))
         except StateManagerError as error:
             self._log(error)
         self.ended = True
 
-    def say(self, request: Write) -> State | None:
-        """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
+    def write_or_queue(self, request: Write) -> State | None:
+        """Write this execution's cell; queue the write and return None if the store is down. Raises: as ``write``."""
         written: list[WriteReply] = []
-        self._soon("word", lambda: written.append(self._put(request)))
+        self._now_or_later("state", lambda: written.append(self._put(request)))
         return self._state(written[0]) if written else None
 
-    def _soon(self, kind: str, action: Callable[[], object]) -> None:
+    def _now_or_later(self, kind: str, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
         self.tracker.backlog.now_or_later((name, kind), action, self.log_extra)
 
     def _put(self, request: Write) -> WriteReply:
         try:
-            reply = self._sent(request)
+            reply = self._send(request)
         except BeginRefused:
-            self.attempt = self._attempt_taken_unanswered()
+            self.attempt = self._attempt_without_response()
             if self.attempt is None:
                 raise
-            reply = self._sent(request)
+            reply = self._send(request)
         self.attempt = reply.cell.attempt
         publish_decided(self.tracker, self.binding.ref, reply.decided)
         return reply
 
-    def _sent(self, request: Write) -> WriteReply:
+    def _send(self, request: Write) -> WriteReply:
         request.attempt, request.when = self.attempt, When.OPEN
         request.begin = self._begin if self.attempt is None else None
         if request.begin is not None:
             self._may_have_begun.add(request.event_id)
         return self.tracker.store.write(self.binding.ref, request)
 
-    def _attempt_taken_unanswered(self) -> int | None:
+    def _attempt_without_response(self) -> int | None:
         """Return the open attempt that this execution took by a write whose response was lost; None if it took none."""
         cell = self.tracker.store.get_cell(self.binding.ref, self.binding.tag, self.binding.task_index)
         return cell.attempt if cell and cell.open and cell.event_id in self._may_have_begun else None

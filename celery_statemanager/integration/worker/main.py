@@ -82,39 +82,39 @@ def on_child_shutdown(**_: Any) -> None:
 
 
 def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *, began: bool) -> None:
-    """Write an outcome that only the main process sees, in the background.
+    """Write an outcome that only the main process learns of, in the background.
 
     Args:
-        carrier: what holds the message's headers; None to go by the id alone.
-        began: whether the body had begun, as far as Celery tells.
+        carrier: the mapping with the message's headers; None to find the message by its id alone.
+        began: whether the body had begun, as far as Celery reports it.
     """
-    told = _Told.of(app, task_id, carrier)
-    if told is not None:
-        ending = Write.ending(*told.cell, status, sanitize(message), if_owner=told.holder)
-        never_begun = Write.never_begun(*told.cell, status, sanitize(message))
-        told.later(lambda: (told.close(ending) if began else None) or told.put(never_begun))
+    writer = _CellWriter.find(app, task_id, carrier)
+    if writer is not None:
+        ending = Write.ending(*writer.cell, status, sanitize(message), if_owner=writer.holder)
+        never_begun = Write.never_begun(*writer.cell, status, sanitize(message))
+        writer.queue(lambda: (writer.close_attempt(ending) if began else None) or writer.write(never_begun))
 
 
 def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_retries: int) -> None:
-    """Write, in the background, that an attempt is over and another delivery is to come.
+    """Write, in the background, that an attempt has ended and another delivery will follow.
 
     Args:
         carrier: as for ``report``.
-        more_retries: by how many retries that delivery is ahead of this one.
+        more_retries: the number of retries by which that delivery is ahead of this one.
     """
-    told = _Told.of(app, task_id, carrier)
-    if told is not None:
-        coming = Delivery(told.delivery.replacements, told.delivery.retries + more_retries)
-        pause = Write.returned(*told.cell, sanitize(message), coming, if_owner=told.holder)
-        told.later(lambda: told.close(pause))
+    writer = _CellWriter.find(app, task_id, carrier)
+    if writer is not None:
+        coming = Delivery(writer.delivery.replacements, writer.delivery.retries + more_retries)
+        pause = Write.returned(*writer.cell, sanitize(message), coming, if_owner=writer.holder)
+        writer.queue(lambda: writer.close_attempt(pause))
 
 
 @dataclass(frozen=True)
-class _Told:
-    """A message of whose end the main process was told.
+class _CellWriter:
+    """Writes the cell of a message whose outcome was reported to the main process.
 
     Attributes:
-        request: the worker's request object, if it still has one.
+        request: the worker's request object, if it still holds one.
     """
 
     tracker: Tracker
@@ -123,7 +123,8 @@ class _Told:
     request: Any
 
     @classmethod
-    def of(cls, app: Celery, task_id: str, carrier: Any) -> _Told | None:
+    def find(cls, app: Celery, task_id: str, carrier: Any) -> _CellWriter | None:
+        """Return the writer for a message; None if the message is untracked or not known any more."""
         tracker = tracker_of(app)
         request = None if tracker is None else tracker.held_messages.find(task_id)
         held = None if request is None else request.request_dict
@@ -139,24 +140,24 @@ class _Told:
 
     @property
     def holder(self) -> tuple[str, Delivery]:
-        """Who has the open attempt: this worker, by this delivery."""
+        """The owner of the attempt that may be closed: this worker, with this delivery."""
         return requests.worker_id(), self.delivery
 
-    def later(self, action: Callable[[], object]) -> None:
+    def queue(self, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
         self.tracker.backlog.put((name, "outcome"), action, self.binding.log_extra)
 
-    def close(self, request: Write) -> WriteReply | None:
-        """Write over this worker's open attempt; None if there is none, or it may be that of a later delivery."""
+    def close_attempt(self, request: Write) -> WriteReply | None:
+        """Write over this worker's open attempt; return None if there is none, or a later delivery may own it."""
         if self.tracker.held_messages.find(self.binding.celery_task_id) not in {None, self.request}:
             return None
         try:
-            return self.put(request)
+            return self.write(request)
         except AttemptSuperseded:
             return None
 
-    def put(self, request: Write) -> WriteReply:
-        """Write, and publish what that decided. Raises: AttemptSuperseded."""
+    def write(self, request: Write) -> WriteReply:
+        """Write the cell, and publish the callbacks that this decided. Raises: AttemptSuperseded."""
         reply = self.tracker.store.write(self.binding.ref, request)
         publish_decided(self.tracker, self.binding.ref, reply.decided)
         return reply
