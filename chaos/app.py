@@ -54,19 +54,19 @@ def work(task, seconds):
 
 @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True)
 def requeued(self, seconds):
-    """Finish. The task may run twice, so it is requeued if its worker is lost."""
+    """Run to the end. The task is acknowledged late, so it is requeued if its worker is lost."""
     work(self, seconds)
 
 
 @app.task(base=StatefulTask, bind=True, tag="work")
 def marked(self, seconds):
-    """Finish. The task must not run twice, so it ends LOST if its worker is lost."""
+    """Run to the end. The task is acknowledged early, so it ends LOST if its worker is lost."""
     work(self, seconds)
 
 
 @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True, max_retries=3, default_retry_delay=0)
 def retried(self, seconds):
-    """Fail once, then finish."""
+    """Request a retry in the first run and finish in the second."""
     if self.request.retries == 0:
         raise self.retry(exc=OSError("not yet"))
     work(self, seconds)
@@ -74,7 +74,7 @@ def retried(self, seconds):
 
 @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True)
 def failing(self, seconds):
-    """Fail after working."""
+    """Run to the end and fail."""
     work(self, seconds)
     raise ValueError("as planned")
 

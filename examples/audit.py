@@ -65,7 +65,7 @@ def digest(self: Any, result: str) -> None:
 
 @app.task(base=StatefulTask)
 def write_report(job_id: str) -> None:
-    """Merge the results of all shards, which have finished."""
+    """Merge the results after all shards have finished."""
     make_report(results(job_id), states.job(job_id).num_tasks)
 
 
@@ -78,7 +78,7 @@ def report_failure(job_id: str) -> None:
 
 @app.task(base=StatefulTask)
 def write_partial_report(job_id: str) -> None:
-    """Merge the results of the finished shards if others have failed."""
+    """Merge the results of the finished shards if any shard has failed."""
     job = states.job(job_id)
     failed = job.summary("hash").failed_indexes
     if failed:

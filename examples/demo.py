@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--input", help="the folder to audit (default: this Python's standard library)")
     parser.add_argument("--shards", type=int, default=16, help="rows of the job (default: 16)")
