@@ -152,6 +152,11 @@ class Summary:
 
     The counts are cells and add up to ``expected``. Each index set contains the rows with at least one such cell, and
     is None if it was not requested. If no cell is expected, ``lowest`` is an unwritten state with an empty tag.
+
+    Attributes:
+        failed: cells with a negative status of their own.
+        not_run: cells that an earlier stage's failure kept from running. ``failed`` does not count them, although
+            they have the status of the stage that failed.
     """
 
     num_tasks: int
@@ -165,6 +170,8 @@ class Summary:
     failed_indexes: IndexSet | None = None
     running_indexes: IndexSet | None = None
     missing_indexes: IndexSet | None = None
+    not_run: int = 0
+    not_run_indexes: IndexSet | None = None
 
 
 @dataclass(frozen=True, slots=True)
