@@ -15,7 +15,7 @@ from celery_statemanager.retention import current
 from celery_statemanager.stores.capabilities import Migratable
 
 MOST_PASSES = 10
-"""Limit of passes over the states of a job that other writers keep changing."""
+"""Maximum number of passes over the states of a job that other writers keep changing."""
 
 
 class Skip(str, Enum):
@@ -144,7 +144,10 @@ class _Run:
     def migrate(self, job: JobRecord) -> None:
         """Migrate a job to the target or, on a dry run, count the states that would change."""
         try:
-            states = self._count_outdated(job) if self.dry_run else self._migrate(job)
+            if self.dry_run:
+                states: int | None = sum(1 for _ in self._store.outdated_cells(job.ref, self._target))
+            else:
+                states = self._migrate(job)
         except JobNotFound:
             states = None
         if states is None:
@@ -163,9 +166,6 @@ class _Run:
     def _skip(self, job: JobRecord, reason: Skip) -> None:
         self.report.skipped[reason.value] = self.report.skipped.get(reason.value, 0) + 1
         self._tell(job, reason)
-
-    def _count_outdated(self, job: JobRecord) -> int:
-        return sum(1 for _ in self._store.outdated_cells(job.ref, self._target))
 
     def _migrate(self, job: JobRecord) -> int | None:
         """Return the number of rewritten states, or None if other writers changed the job in every pass."""
