@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ReadOnlyManager,
         StateError,
         StateManagerError,
+        StoreContended,
         StoreError,
         StoreUnavailable,
         SubmitFailed,
@@ -47,6 +48,7 @@ __all__ = (
     "StateManagerError", "ConfigurationError", "JobExists", "JobNotFound", "TaskMismatch", "ReadOnlyManager",
     "BeginRefused", "AttemptSuperseded", "JobCancelled", "StateError", "SynchronizeFailed", "SynchronizeTimeout",
     "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
+    "StoreContended",
 )  # fmt: skip
 
 _ELSEWHERE = {

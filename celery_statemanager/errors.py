@@ -17,6 +17,7 @@
     ├── SubmitFailed
     └── StoreError                                 the store refused or failed
         └── StoreUnavailable        (ConnectionError)
+            └── StoreContended                     others changed the same record at each of many tries
 
 ``args`` are always the constructor's own arguments and the text is made in ``__str__``, because
 Celery rebuilds an error that came through a result backend as ``cls(*error.args)``.
@@ -56,6 +57,10 @@ class StoreError(StateManagerError):
 
 class StoreUnavailable(StoreError, ConnectionError):
     """The store cannot be reached, or did not answer in time; trying again may help."""
+
+
+class StoreContended(StoreUnavailable):
+    """Other writers changed the same record at each try until the time was up; the store itself answers."""
 
 
 class _JobIdentity(StateManagerError):

@@ -75,9 +75,7 @@ class Latches:
             try:
                 self._jobs.replace(known, decided, operation, deadline)
                 return names
-            except PreconditionFailed:
-                pass
-            except Transient as error:
+            except (PreconditionFailed, Transient) as error:
                 deadline.pause(error)
             known = None
 

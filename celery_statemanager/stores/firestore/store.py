@@ -94,9 +94,7 @@ class FirestoreStore(Store):
                     return None
                 try:
                     known = self._jobs.replace(known, _changed(known.job, job), operation, deadline)
-                except PreconditionFailed:
-                    continue
-                except Transient as error:
+                except (PreconditionFailed, Transient) as error:
                     deadline.pause(error)
                     continue
             return self._latches.decide(job.ref, known, deadline)
@@ -129,10 +127,8 @@ class FirestoreStore(Store):
                 return False
             try:
                 self._database.commit(garbage.discard(self._database, known), deadline)
-            except PreconditionFailed:
-                continue
-            except Transient as error:
-                uncertain = True
+            except (PreconditionFailed, Transient) as error:
+                uncertain = uncertain or isinstance(error, Transient)
                 deadline.pause(error)
                 continue
             self._forget(job.ref)
