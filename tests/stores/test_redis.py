@@ -13,7 +13,7 @@ import redis.crc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_statemanager import ConfigurationError, JobNotFound, Manager, Status, open_store
+from celery_statemanager import ConfigurationError, JobNotFound, Manager, Status, StoreContended, open_store
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.records import CALLBACK_ROW, JobKey, JobRef, Write
@@ -108,6 +108,25 @@ class TestCosts:
         client.config_resetstat()
         grid.write("a", 0, 7)
         assert calls(client)["evalsha"] == 2
+
+
+class TestContention:
+    def test_an_adoption_of_a_job_that_gains_a_tag_at_each_try_pauses_and_ends(self, store, redis_server, prefix):
+        grid = Grid.create(store)
+        tries = []
+        with open_store(redis_server.url, prefix=prefix, timeout=0.5) as adopting:
+            run = adopting._server.run
+
+            def gain_a_tag_before(script, keys, args):
+                if script is adopting._scripts.adopt:
+                    tries.append(grid.write(f"tag {len(tries)}", 0, 5))
+                return run(script, keys, args)
+
+            adopting._server.run = gain_a_tag_before
+            with pytest.raises(StoreContended, match=r"job 'job' gained a tag .*gave up after 0\.5 s"):
+                adopting.adopt_job(grid.ref, "new")
+        assert 1 < len(tries) <= 12
+        assert grid.job.incarnation == grid.ref.incarnation
 
 
 class TestKeys:

@@ -9,6 +9,7 @@ from typing import Any
 
 from celery_statemanager.aggregate import lowest, missing_state
 from celery_statemanager.codec import control_to_json
+from celery_statemanager.deadline import Deadline
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobExists, JobNotFound
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
@@ -183,7 +184,8 @@ class RedisStore(Store):
         return RedisWatch(self._server, self._reader.layout(ref), scope, self._timeout)
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
-        migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation)
+        deadline = Deadline(self._timeout)
+        migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation, deadline)
         return self.get_job(ref.key)
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
