@@ -101,8 +101,10 @@ def tombstone_job(store: Store, ref: JobRef, *, timeout: float = CHANGE_TIMEOUT)
     return change_job(store, ref, mark, timeout=timeout) is not None
 
 
+PURGED_AT_DELETION = 1_000
+"""Rows, about, that deleting one job removes at once; garbage collection removes the rest."""
+
+
 def delete_job(store: Store, ref: JobRef) -> None:
     """Delete a job and all its states. Raises: JobNotFound."""
-    store.delete_job(current(store, ref))
-    while store.purge():
-        pass
+    store.delete_job(current(store, ref), purge=PURGED_AT_DELETION)

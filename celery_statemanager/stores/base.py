@@ -121,13 +121,14 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         """Make a job and all its cells gone for every reader and writer, at once at any size.
 
         What it leaves behind is invisible and removed by ``purge``. Its key is free for a new job.
 
         Args:
             if_idle: only if neither its revision nor its last activity has moved on since ``job`` was read.
+            purge: remove about so many of its own rows as well. The cost does not grow with other jobs' leftovers.
 
         Returns: whether it was deleted. Raises: JobNotFound.
         """

@@ -104,7 +104,7 @@ class MemoryStore(Store):
             page = [job.snapshot() for _, job in listed[:limit]]
         return Page(page, listed[limit - 1][0] if len(listed) > limit else None)
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         with self._lock:
             kept = self._incarnation(job.ref)
             moved = kept.record.revision != job.revision or kept.last_activity != job.last_activity

@@ -69,8 +69,8 @@ class WrappedStore(Store):
         only: dict[str, Any] = {"due": due, "tombstoned": tombstoned, "idle_before": idle_before}
         return self.calling("list_jobs", lambda: self.inner.list_jobs(cursor, limit, **only))
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
-        return self.calling("delete_job", lambda: self.inner.delete_job(job, if_idle=if_idle))
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
+        return self.calling("delete_job", lambda: self.inner.delete_job(job, if_idle=if_idle, purge=purge))
 
     def purge(self, limit: int = 1_000) -> int:
         return self.calling("purge", lambda: self.inner.purge(limit))

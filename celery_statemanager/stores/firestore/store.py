@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, get_args
 
 from celery_statemanager import aggregate
-from celery_statemanager.errors import ConfigurationError, JobNotFound
+from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreUnavailable
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -72,7 +73,6 @@ class FirestoreStore(Store):
         self._latches = Latches(self._database, self._jobs)
         self._writer = Writer(self._database, self._jobs, self._steps, self._latches)
         self._floors: dict[JobRef, dict[str, int]] = {}
-        self._emptied: dict[str, bool] = {}
         weakref.finalize(self, Connection.close, self._connection)
 
     @classmethod
@@ -112,7 +112,7 @@ class FirestoreStore(Store):
             latches.decide_overdue(self._database, self._jobs, self._latches)
         return listing.page(self._database, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         deadline = self._database.deadline()
         uncertain = False
         while True:
@@ -125,17 +125,21 @@ class FirestoreStore(Store):
             moved = (known.job.revision, known.job.last_activity) != (job.revision, job.last_activity)
             if if_idle and moved:
                 return False
+            writes = garbage.discard(self._database, known)
             try:
-                self._database.commit(garbage.discard(self._database, known), deadline)
+                answer = self._database.commit(writes, deadline)
             except (PreconditionFailed, Transient) as error:
                 uncertain = uncertain or isinstance(error, Transient)
                 deadline.pause(error)
                 continue
             self._forget(job.ref)
+            if purge:
+                with suppress(StoreUnavailable):  # the job is deleted; what is left of it is purged later
+                    garbage.purge_discarded(self._database, writes, answer.write_results, purge)
             return True
 
     def purge(self, limit: int = 1_000) -> int:
-        return garbage.purge(self._database, self._emptied, limit)
+        return garbage.purge(self._database, limit)
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         return self._writer.write(ref, write)

@@ -115,12 +115,13 @@ class Registry:
         """Remove leftovers of about ``limit`` cells; give their number, and one for each job that is gone for good."""
         removed = 0
         for entry in self._server.call("SRANDMEMBER", self.keys.trash, limit):
-            removed += self._purge_job(entry, limit - removed)
+            removed += self.purge_job(entry, limit - removed)
             if removed >= limit:
                 break
         return removed
 
-    def _purge_job(self, entry: bytes, limit: int) -> int:
+    def purge_job(self, entry: str | bytes, limit: int) -> int:
+        """Remove leftovers of about ``limit`` cells of one job that was detached; return their number."""
         keys = JobKeys(self._prefix, ref_of(entry))
         removed = 0
         for tag in self._server.call("HKEYS", keys.tallies):

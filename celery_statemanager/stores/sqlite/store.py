@@ -101,13 +101,15 @@ class SQLiteStore(Store):
             lambda db: self._jobs.page(db, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
         )
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         def delete(db: sqlite3.Connection) -> bool:
             kept = self._jobs.read(db, job.ref)
             moved = (kept.job.revision, kept.job.last_activity) != (job.revision, job.last_activity)
             if if_idle and moved:
                 return False
             jobs.discard(db, kept.id)
+            if purge:
+                jobs.purge_job(db, kept.id, purge)
             return True
 
         return self._pool.write(delete)
