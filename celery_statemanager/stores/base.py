@@ -236,8 +236,11 @@ class Store(ABC):
         """Give one worker's record, alive or dead; None when there is none. The cost does not grow with the others."""
 
     @abstractmethod
-    def list_workers(self) -> list[WorkerRecord]:
-        """Give all worker records, those of dead workers too; judge their leases by ``now``."""
+    def list_workers(self) -> Iterator[WorkerRecord]:
+        """Yield each worker record once, those of dead workers too, in bounded memory; judge their leases by ``now``.
+
+        One that is written or dropped meanwhile may be missing, or be as it was.
+        """
 
     @abstractmethod
     def drop_worker(self, worker_id: str) -> None:
@@ -245,7 +248,10 @@ class Store(ABC):
 
     @abstractmethod
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
-        """Give every open attempt that has an owner, in no promised order. The cost grows with those alone."""
+        """Yield every open attempt that has an owner, in no promised order and bounded memory.
+
+        The cost grows with those alone. One that begins, ends or changes hands meanwhile may be missing or come twice.
+        """
 
     @abstractmethod
     def now(self) -> int:

@@ -188,9 +188,9 @@ class MemoryStore(Store):
             worker = self._workers.get(worker_id)
             return None if worker is None else replace(worker)
 
-    def list_workers(self) -> list[WorkerRecord]:
+    def list_workers(self) -> Iterator[WorkerRecord]:
         with self._lock:
-            return [replace(worker) for worker in self._workers.values()]
+            return iter([replace(worker) for worker in self._workers.values()])
 
     def drop_worker(self, worker_id: str) -> None:
         with self._lock:

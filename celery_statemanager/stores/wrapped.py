@@ -116,7 +116,7 @@ class WrappedStore(Store):
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return self.calling("get_worker", lambda: self.inner.get_worker(worker_id))
 
-    def list_workers(self) -> list[WorkerRecord]:
+    def list_workers(self) -> Iterator[WorkerRecord]:
         return self.calling("list_workers", lambda: self.inner.list_workers())
 
     def drop_worker(self, worker_id: str) -> None:

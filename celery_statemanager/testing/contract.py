@@ -18,6 +18,7 @@ from celery_statemanager.testing.contract_deletion import DeletionContract
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigrationContract
+from celery_statemanager.testing.contract_paging import PagingContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_signals import SignalContract
@@ -41,6 +42,7 @@ class StoreContract(
     CompletionContract,
     AggregateContract,
     WorkerContract,
+    PagingContract,
     WatchContract,
     SubscriptionContract,
     BarrierContract,

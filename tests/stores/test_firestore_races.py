@@ -12,7 +12,7 @@ from firestore_kit import Documents, Spy
 
 from celery_statemanager import JobCancelled, JobNotFound, StoreUnavailable
 from celery_statemanager.records import Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, latches
+from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, overdue
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, purge
 
 pytestmark = pytest.mark.usefixtures("long_memory")
@@ -131,7 +131,7 @@ def test_the_claim_of_a_decider_that_died_is_made_by_the_next_who_looks(
     store: FirestoreStore, other: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
-    monkeypatch.setattr(latches, "FIRST", -1_000_000)
+    monkeypatch.setattr(overdue, "FIRST", -1_000_000)
     ways = {
         "repetition": lambda grid: grid.write("a", 0, FINISHED, event_id="end"),
         "delivery": lambda grid: grid.begin("a", 0),

@@ -110,6 +110,27 @@ class TestCosts:
         assert calls(client)["evalsha"] == 2
 
 
+class TestPortions:
+    def test_open_attempts_of_one_job_are_read_in_portions(self, store, client):
+        grid = Grid.create(store, 1_300, ("a",))
+        for row in range(1_300):
+            grid.begin("a", row, owner="w")
+        client.config_resetstat()
+        assert {each.task_index for each in store.list_open_attempts()} == set(range(1_300))
+        made = calls(client)
+        assert made["sscan"] >= 3
+        assert "smembers" not in made
+
+    def test_worker_records_are_read_in_portions(self, store, client):
+        for number in range(300):
+            store.put_worker(f"w{number}", "x" * 100, 30)
+        client.config_resetstat()
+        assert sorted(each.worker_id for each in store.list_workers()) == sorted(f"w{number}" for number in range(300))
+        made = calls(client)
+        assert made["hscan"] >= 5
+        assert "hgetall" not in made
+
+
 class TestContention:
     def test_an_adoption_of_a_job_that_gains_a_tag_at_each_try_pauses_and_ends(self, store, redis_server, prefix):
         grid = Grid.create(store)
@@ -414,7 +435,8 @@ class TestClients:
                     grid.begin("a", 1, owner="w")
                     seen = events.get(PATIENCE)
                 store.put_worker("w", "{}", 1.0)
-                found = [store.list_jobs().jobs, list(store.list_open_attempts()), store.list_workers(), grid.states()]
+                found = [store.list_jobs().jobs, list(store.list_open_attempts()), list(store.list_workers())]
+                found.append(grid.states())
                 read.append(
                     [len(each) for each in found] + [seen.state.status, str(grid.manager().summary().missing_indexes)]
                 )

@@ -28,7 +28,7 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.stores.firestore import garbage, latches, listing, migrating, snapshot, workers
+from celery_statemanager.stores.firestore import garbage, listing, migrating, overdue, snapshot, workers
 from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Database
@@ -108,9 +108,10 @@ class FirestoreStore(Store):
         tombstoned: bool = False,
         idle_before: int | None = None,
     ) -> Page:
-        if due and cursor is None:
-            latches.decide_overdue(self._database, self._jobs, self._latches)
-        return listing.page(self._database, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
+        if due:
+            parts = self._database, self._jobs, self._latches
+            return overdue.due_page(*parts, cursor, limit, tombstoned=tombstoned, idle_before=idle_before)
+        return listing.page(self._database, cursor, limit, due=False, tombstoned=tombstoned, idle_before=idle_before)
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         deadline = self._database.deadline()
@@ -199,7 +200,7 @@ class FirestoreStore(Store):
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return workers.one(self._database, worker_id)
 
-    def list_workers(self) -> list[WorkerRecord]:
+    def list_workers(self) -> Iterator[WorkerRecord]:
         return workers.every(self._database)
 
     def drop_worker(self, worker_id: str) -> None:

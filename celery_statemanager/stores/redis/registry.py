@@ -21,6 +21,9 @@ REST_AFTER = 600.0
 HEAL_AFTER = 3600.0
 """Seconds after which a registered job without a head was not just being created: its maker or deleter died."""
 
+WORKERS_AT_ONCE = 50
+"""Workers' records in one portion, about; each may take 800 KiB."""
+
 Entry = tuple[bytes, float]
 """A job's name in the registry, and its place in a list."""
 
@@ -146,10 +149,14 @@ class Registry:
         packed = self._server.call("HGET", self.keys.workers, worker_id)
         return None if packed is None else WorkerRecord(worker_id, *unpack(packed))
 
-    def workers(self) -> list[WorkerRecord]:
-        """Read all workers' records."""
-        found = self._server.call("HGETALL", self.keys.workers)
-        return [WorkerRecord(worker.decode(), *unpack(packed)) for worker, packed in found.items()]
+    def workers(self) -> Iterator[WorkerRecord]:
+        """Yield each worker's record once, in portions."""
+        seen: set[bytes] = set()
+        for portion in self._server.scan(self.keys.workers, WORKERS_AT_ONCE):
+            for worker, packed in portion:
+                if worker not in seen:
+                    seen.add(worker)
+                    yield WorkerRecord(worker.decode(), *unpack(packed))
 
     def drop_worker(self, worker_id: str) -> None:
         """Forget a worker."""

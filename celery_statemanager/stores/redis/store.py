@@ -216,7 +216,7 @@ class RedisStore(Store):
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return self._registry.worker(worker_id)
 
-    def list_workers(self) -> list[WorkerRecord]:
+    def list_workers(self) -> Iterator[WorkerRecord]:
         return self._registry.workers()
 
     def drop_worker(self, worker_id: str) -> None:

@@ -37,7 +37,6 @@ from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.stores.sqlite.watch import SQLiteWatch
 from celery_statemanager.stores.sqlite.write_cache import WriteCache
 
-_WORKERS = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
 _PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
 
 _TAKE_TURN = """
@@ -176,12 +175,11 @@ class SQLiteStore(Store):
         return self._pool.write(lambda db: db.execute(_TAKE_TURN, row).rowcount == 1)
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
-        row = self._pool.read(lambda db: db.execute(f"{_WORKERS} WHERE worker_id = ?", (worker_id,)).fetchone())
+        row = self._pool.read(lambda db: db.execute(listing.WORKER, (worker_id,)).fetchone())
         return None if row is None else WorkerRecord(*row)
 
-    def list_workers(self) -> list[WorkerRecord]:
-        rows = self._pool.read(lambda db: db.execute(_WORKERS).fetchall())
-        return [WorkerRecord(*row) for row in rows]
+    def list_workers(self) -> Iterator[WorkerRecord]:
+        return listing.list_workers(self._pool)
 
     def drop_worker(self, worker_id: str) -> None:
         self._pool.write(lambda db: db.execute("DELETE FROM worker WHERE worker_id = ?", (worker_id,)))
