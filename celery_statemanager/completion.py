@@ -1,4 +1,4 @@
-"""What follows from a job's cells, once: its callbacks (rule R15) and its cancellation (rule R17)."""
+"""Effects that happen once per job: its callbacks (rule R15) and its cancellation (rule R17)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from celery_statemanager.retention import CHANGE_TIMEOUT, change_job, current
 from celery_statemanager.stores.base import Store
 
 Send = Callable[[JobRecord, str, str], bool]
-"""Publishes a callback: the job, the latch's name and the signature as JSON text. False leaves it to others."""
+"""Publish a callback, given the job, the name of the latch and the signature as JSON text.
+
+Return False to leave the callback due.
+"""
 
 
 def publish_due(
     store: Store, ref: JobRef, latches: Iterable[str], send: Send, *, timeout: float = CHANGE_TIMEOUT
 ) -> int:
-    """Publish the callbacks of decided latches; each decision is recorded before, and each publication after.
+    """Publish the due callbacks of latches and mark each as published afterwards.
 
-    A crash between sending and marking sends it again, under the same task id. Whoever decided a latch publishes its
-    callback alone: one that fell elsewhere may be on its way from there, and is the sweep's if it stays due.
+    After a crash between the two steps, the callback is published again with the same task id. Pass only the latches
+    that the caller decided: the process that decided another latch may be publishing its callback. The sweep publishes
+    every callback that stays due.
 
-    Returns: how many were published. Raises: what ``send`` raises; the callback then stays due. JobNotFound,
-        StoreContended.
+    Returns: the number of published callbacks.
+
+    Raises: JobNotFound; StoreContended; any error of ``send``, in which case the callback stays due.
     """
     job, published = current(store, ref), 0
     for name in latches:
@@ -42,7 +47,7 @@ def _published(name: str, now: int, job: JobRecord) -> JobRecord | None:
 def cancel(store: Store, ref: JobRef, reason: str | None, *, timeout: float = CHANGE_TIMEOUT) -> bool:
     """Cancel a job by compare-and-set.
 
-    Returns: False when it has settled or was cancelled before. Raises: JobNotFound, StoreContended.
+    Returns: False if the job has settled or is already cancelled. Raises: JobNotFound, StoreContended.
     """
 
     def cancelled(job: JobRecord) -> JobRecord | None:
