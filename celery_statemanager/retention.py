@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from celery_statemanager.deadline import Deadline
 from celery_statemanager.durations import format_duration, to_duration
-from celery_statemanager.errors import ConfigurationError, JobNotFound
+from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreContended, StoreError
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.stores.base import Store
@@ -61,18 +63,48 @@ def current(store: Store, ref: JobRef) -> JobRecord:
     return job
 
 
-def tombstone_job(store: Store, ref: JobRef) -> bool:
-    """Mark a job deleted; its states stay readable and writable. False when it was marked. Raises: JobNotFound."""
+CHANGE_TIMEOUT = 10.0
+"""Seconds for which a change of a job's record is tried again while others change it too."""
+
+
+def change_job(
+    store: Store, ref: JobRef, change: Callable[[JobRecord], JobRecord | None], *, timeout: float = CHANGE_TIMEOUT
+) -> tuple[str, ...] | None:
+    """Change a job's record by compare-and-set, in as many tries as other writers make necessary.
+
+    Args:
+        change: returns the changed record, or None to leave it; called again with the current record at each try.
+
+    Returns: the names of the latches that this decided; None when ``change`` left the record as it is.
+    Raises: JobNotFound; StoreContended – others changed the job at each try until the time was up.
+    """
+    deadline = Deadline(timeout)
     while True:
-        job = current(store, ref)
-        if job.tombstoned_at is not None:
-            return False
-        if store.update_job(replace(job, tombstoned_at=store.now())) is not None:
-            return True
+        changed = change(current(store, ref))
+        if changed is None:
+            return None
+        decided = store.update_job(changed)
+        if decided is not None:
+            return decided
+        deadline.pause(StoreError(f"job {ref.key.job_id!r} was changed by others at each try"), StoreContended)
+
+
+def tombstone_job(store: Store, ref: JobRef, *, timeout: float = CHANGE_TIMEOUT) -> bool:
+    """Mark a job deleted; its states stay readable and writable.
+
+    Returns: False when it was marked already. Raises: JobNotFound, StoreContended.
+    """
+
+    def mark(job: JobRecord) -> JobRecord | None:
+        return None if job.tombstoned_at is not None else replace(job, tombstoned_at=store.now())
+
+    return change_job(store, ref, mark, timeout=timeout) is not None
+
+
+PURGED_AT_DELETION = 1_000
+"""Rows, about, that deleting one job removes at once; garbage collection removes the rest."""
 
 
 def delete_job(store: Store, ref: JobRef) -> None:
     """Delete a job and all its states. Raises: JobNotFound."""
-    store.delete_job(current(store, ref))
-    while store.purge():
-        pass
+    store.delete_job(current(store, ref), purge=PURGED_AT_DELETION)
