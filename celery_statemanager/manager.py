@@ -28,7 +28,7 @@ from celery_statemanager.limits import (
 from celery_statemanager.models import FINISHED, Scope, State, Summary
 from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.records import Begin, JobKey, JobRecord, JobRef, Verdict, Write
-from celery_statemanager.retention import delete_job, find_job, tombstone_job
+from celery_statemanager.retention import current, delete_job, find_job, tombstone_job
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
 
@@ -187,7 +187,7 @@ class Manager:
         begin = Begin(tag=tag, task_index=row, event_id=new_event_id(), takes_over=True)
         reply = self.store.begin(self.ref, begin)
         if reply.verdict is Verdict.CANCELLED:
-            cancelled = self.store.get_job(self.ref.key).cancelled
+            cancelled = current(self.store, self.ref).cancelled
             raise JobCancelled(self.job_id, cancelled.reason if cancelled else None)
         if reply.verdict is not Verdict.BEGUN:
             raise BeginRefused(self.job_id, tag, row, reply.verdict.value)

@@ -17,12 +17,13 @@ from celery_statemanager.integration.installed import at_start, install, tracker
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.submit import submit
+from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.run import run_of
 from celery_statemanager.limits import check_name, check_optional
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import JobKey
-from celery_statemanager.retention import find_job
+from celery_statemanager.retention import current, find_job
 from celery_statemanager.stores import Store, open_store
 
 _installing = threading.Lock()
@@ -112,9 +113,16 @@ class StateManager:
         return Job(self, find_job(self.store, key))
 
     def current_job(self) -> Job | None:
-        """Give the job whose task or callback runs here; None outside of tracked tasks."""
+        """Return the job whose task or callback runs here, or None outside of tracked tasks.
+
+        In a callback this is the way to the job: its job_id alone does not name a run. Raises: JobNotFound – the job
+        was deleted or replaced by a newer run, and the task is to stop: it is also a Celery ``Ignore``; StoreError.
+        """
         run = run_of(current_task)
-        return None if run is None else Job(self, self.store.get_job(run.binding.ref.key))
+        if run is None:
+            return None
+        with interrupting():
+            return Job(self, current(self.store, run.binding.ref))
 
     @staticmethod
     def tag(signature: Signature[Any], tag: str) -> Signature[Any]:
