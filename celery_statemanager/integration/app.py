@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any
 
 from celery import Celery, current_task
@@ -14,6 +13,7 @@ from celery.canvas import Signature, group
 from celery_statemanager.integration import beat, signals
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import at_start, install, tracker_of
+from celery_statemanager.integration.locked import LockedProperty
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.submit import submit
@@ -61,19 +61,19 @@ class StateManager:
         found = tracker_of(app)
         return found if isinstance(found, StateManager) else None
 
-    @cached_property
+    @LockedProperty
     def settings(self) -> Settings:
         """The app's settings. Raises: ConfigurationError."""
         return Settings.from_app(self.app)
 
-    @cached_property
+    @LockedProperty
     def store(self) -> Store:
         """The store of the settings; survives forks. Raises: ConfigurationError."""
         settings = self.settings
         store = open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
         return self.metrics.measured(store)
 
-    @cached_property
+    @LockedProperty
     def metrics(self) -> Metrics:
         """What measures the app's store, callbacks and sweeps. Raises: ConfigurationError."""
         return find_metrics(wanted=self.settings.metrics)

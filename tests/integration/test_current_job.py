@@ -3,7 +3,7 @@
 import pytest
 from celery import Celery
 
-from celery_statemanager import JobNotFound, Manager, StatefulTask, StateManager, Status, current_state
+from celery_statemanager import JobNotFound, Manager, StatefulTask, StateManager
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.records import JobKey
 from celery_statemanager.testing import FaultyStore
