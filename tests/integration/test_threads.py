@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from celery import Celery
 
-from celery_statemanager import StateManager
+from celery_statemanager import Manager, StatefulTask, StateManager
 from celery_statemanager.integration import app as app_module
+from celery_statemanager.integration.binding import Binding
+from celery_statemanager.testing import FaultyStore
 from celery_statemanager.testing.kit import PATIENCE
 
 THREADS = 4
@@ -57,4 +59,25 @@ def test_threads_at_first_use_get_the_same(monkeypatch, name, made_by):
     monkeypatch.setattr(holder, attribute, make_slowly)
     found = crowd.all_at_once(lambda: getattr(states, name))
     assert crowd.inside == 1
+    assert all(each is found[0] for each in found)
+
+
+def test_threads_of_a_task_get_the_same_manager():
+    app = Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://")
+    states = StateManager(app)
+    states.store = FaultyStore(states.store)
+    crowd = Crowd()
+    found = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True)
+    def task(self):
+        state = self.state
+        states.store.at("get_job", lambda _: crowd.enter(), times=THREADS)
+        found.extend(crowd.all_at_once(lambda: state.manager))
+
+    Binding(Manager.create(states.store, "etl", num_tasks=1, tags=("default",)).ref, 0, "default").bind(
+        task.s()
+    ).delay()
+    assert crowd.inside == 1
+    assert len(found) == THREADS
     assert all(each is found[0] for each in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -28,12 +29,10 @@ from celery_statemanager.integration.backlog import backlog
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager, new_event_id
 from celery_statemanager.models import State, Status
 from celery_statemanager.records import Begin, Delivery, JobRef, Verdict, When, Write, WriteReply
-from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +48,7 @@ class Run:
         replaced_by: the task to which this one gave its id and cell.
         held_progress: the newest progress that was not written, as JSON text and message.
         ended: whether its last state was written, by us or by whoever superseded it.
+        manager: what ``task.manager.manager_of`` keeps, under ``manager_lock``.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class Run:
         self.ended = False
         self.replaced_by: str | None = None
         self.held_progress: tuple[str, str | None] | None = None
+        self.manager: Manager | None = None
+        self.manager_lock = threading.Lock()
         self._ending: Write | None = None
         self._begin = Begin(
             tag=binding.tag,
@@ -109,10 +111,6 @@ class Run:
             self.verdict, self.ended = reply.verdict, True
             logger.info("not run: %s is %s", self.binding.celery_task_id, reply.verdict.value, extra=self.log_extra)
         publish_decided(self.tracker, self.binding.ref, reply.decided)
-
-    def manager(self) -> Manager:
-        """Give a Manager of this row that writes this execution's cell as this execution. Raises: JobNotFound."""
-        return _RunManager(self)
 
     def progress_is_due(self) -> bool:
         """Whether enough time has passed since the last progress write."""
@@ -207,29 +205,6 @@ class Run:
             bug = None if isinstance(error, (StoreError, ConfigurationError)) else error
             told = (self.binding.celery_task_id, error)
             logger.error("state not written: %s: %s", *told, exc_info=bug, extra=self.log_extra)
-
-
-class _RunManager(Manager):
-    """A Manager inside a task: under the task's own tag it is bound by the task's attempt and never ends it."""
-
-    def __init__(self, run: Run) -> None:
-        tracker, binding = run.tracker, run.binding
-        limit = tracker.settings.max_state_bytes
-        super().__init__(tracker.store, current(tracker.store, binding.ref), binding.task_index, max_state_bytes=limit)
-        self._run = run
-
-    def _send(self, request: Write) -> State:
-        with interrupting():
-            if request.tag != self._run.binding.tag:
-                return super()._send(request)
-            return self._run.write(
-                request.status,
-                request.message,
-                event_id=request.event_id,
-                payload=request.payload,
-                keep_payload=request.keep_payload,
-                progress=request.progress,
-            )
 
 
 def start_run(task: Task[Any, Any], binding: Binding) -> bool:

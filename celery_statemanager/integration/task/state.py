@@ -10,6 +10,7 @@ from celery import current_task
 
 from celery_statemanager.errors import ConfigurationError, StoreError
 from celery_statemanager.integration.task.errors import interrupting
+from celery_statemanager.integration.task.manager import manager_of
 from celery_statemanager.integration.task.run import Run, run_of
 from celery_statemanager.limits import check_message, check_size, check_status, encode_payload
 from celery_statemanager.manager import Manager, percent, progress_json
@@ -64,7 +65,7 @@ class TaskState:
 
     @property
     def manager(self) -> Manager:
-        """A Manager of the job, bound to this row; under this tag it writes as this execution does.
+        """The Manager of this execution: bound to this row; under this tag it writes as this execution does.
 
         Raises: JobNotFound, StoreError; RuntimeError where nothing is tracked.
         """
@@ -72,8 +73,7 @@ class TaskState:
             raise RuntimeError(
                 "this task runs outside of a job: self.state is false here, ask before using its manager"
             )
-        with interrupting():
-            return self._run.manager()
+        return manager_of(self._run)
 
     def set(self, status: int, message: str | None = None, payload: Mapping[str, Any] | None = None) -> State | None:
         """Write a status at once; None where nothing is tracked.
@@ -116,8 +116,7 @@ class TaskState:
         """Block until every row of this tag has at least ``status``; see ``Manager.synchronize``."""
         if self._run is None:
             return None
-        with interrupting():
-            return self.manager.synchronize(self._run.binding.tag, status, timeout)
+        return self.manager.synchronize(self._run.binding.tag, status, timeout)
 
 
 def _attempted(run: Run, action: Callable[[], State | None]) -> State | None:
