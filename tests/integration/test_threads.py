@@ -67,17 +67,17 @@ def test_threads_of_a_task_get_the_same_manager():
     states = StateManager(app)
     states.store = FaultyStore(states.store)
     crowd = Crowd()
-    found = []
+    found, entered = [], []
 
     @app.task(shared=False, base=StatefulTask, bind=True)
     def task(self):
         state = self.state
         states.store.at("get_job", lambda _: crowd.enter(), times=THREADS)
         found.extend(crowd.all_at_once(lambda: state.manager))
+        entered.append(crowd.inside)
 
-    Binding(Manager.create(states.store, "etl", num_tasks=1, tags=("default",)).ref, 0, "default").bind(
-        task.s()
-    ).delay()
-    assert crowd.inside == 1
+    ref = Manager.create(states.store, "etl", num_tasks=1, tags=("default",)).ref
+    Binding(ref, 0, "default").bind(task.s()).delay()
+    assert entered == [1]
     assert len(found) == THREADS
     assert all(each is found[0] for each in found)
