@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from celery import Task
-from celery.canvas import Signature
+from celery.canvas import Signature, chunks, group, maybe_signature
 from celery.exceptions import Ignore
+from celery.result import allow_join_result
 
 from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import HEADER, binding_of
@@ -52,22 +54,57 @@ class StatefulTask(Task):  # type: ignore[type-arg]
             raise Ignore(f"not run: {run.verdict.value}")
         super().before_start(task_id, args, kwargs)
 
+    def replace(self, sig: Any) -> Any:
+        """Replace this task by any canvas; see ``celery.Task.replace``.
+
+        Signatures in their JSON form are accepted, and chunks run as the group they are. Where the replacement ends in
+        several tasks, one more collects their results: it has this task's id, and ends its cell.
+        """
+        new: Any = maybe_signature(sig, app=self.app)
+        if isinstance(new, chunks):
+            new = new.group()
+        if not isinstance(new, group) and _ends_in_group(new):
+            new |= self.app.tasks["celery.accumulate"].s(index=0)
+        return super().replace(new)
+
     def on_replace(self, sig: Signature[Any]) -> Any:
         """Hand the cell over to the task that takes this one's id."""
         run = run_of(self)
-        if run is not None:
-            for leaf in _leaves(sig):
-                if leaf.options.get("task_id") == self.request.id:
-                    leaf.options["headers"] = {**(leaf.options.get("headers") or {}), HEADER: run.binding.to_header()}
-            run.replaced_by = sig.task
-        return super().on_replace(sig)
+        if run is None:
+            return super().on_replace(sig)
+        for leaf in _leaves(sig):
+            if leaf["options"].get("task_id") == self.request.id:
+                headers = {**(leaf["options"].get("headers") or {}), HEADER: run.binding.to_header()}
+                leaf["options"].update(headers=headers, replaced_task_nesting=run.delivery.replacements + 1)
+        run.replaced_by = sig.task
+        with allow_join_result() if self.request.is_eager else nullcontext():  # Celery waits inside of this task
+            return super().on_replace(sig)
 
 
-def _leaves(signature: Any) -> Iterator[Signature[Any]]:
-    """Give the task signatures inside any canvas."""
-    inner = [*(getattr(signature, "tasks", None) or ())]
-    body = getattr(signature, "body", None)
-    if not inner and body is None:
-        yield signature
-    for each in [*inner, *([] if body is None else [body])]:
+def _ends_in_group(node: Any) -> bool:
+    """Whether what a canvas ends in is more than one task, and so none that could take another's id."""
+    kwargs, kind = node["kwargs"], node["subtask_type"]
+    if kind == "chord":
+        return kwargs["body"] is not None and _ends_in_group(kwargs["body"])
+    if kind == "chain":
+        return bool(kwargs["tasks"]) and _ends_in_group(kwargs["tasks"][-1])
+    return bool(kind == "group")
+
+
+def _leaves(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield the task signatures inside any frozen canvas, as mappings: some parts may be in their JSON form."""
+    kwargs, kind = node["kwargs"], node["subtask_type"]
+    if kind == "chord":
+        header, body = kwargs["header"], kwargs["body"]
+        inner = [header] if isinstance(header, Mapping) else [*header]
+        inner += [] if body is None else [body]
+    elif kind == "chain":  # where freezing made a chord of a group and the task behind it, that is what is sent
+        steps, _ = getattr(node, "_frozen", None) or ([], [])
+        inner = [*kwargs["tasks"], *steps]
+    elif kind == "group":
+        inner = [*kwargs["tasks"]]
+    else:
+        yield node
+        return
+    for each in inner:
         yield from _leaves(each)
