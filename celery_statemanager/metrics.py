@@ -1,4 +1,4 @@
-"""What can be measured, and nothing that does: ``telemetry`` measures where OpenTelemetry is installed."""
+"""Measurement hooks that record nothing. ``telemetry`` implements them with OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from celery_statemanager.stores.base import Store
 
 
 class Metrics:
-    """Takes no measure. Another may: every method is called where the thing itself happens."""
+    """Record nothing. A subclass records what its methods are called with."""
 
     def measured(self, store: Store) -> Store:
-        """Give a store whose calls are measured."""
+        """Return a store whose calls are measured."""
         return store
 
     def swept(self, seconds: float) -> None:
-        """Note a sweep that came to its end."""
+        """Record a completed sweep and its duration in seconds."""
 
     def published(self, latch: str) -> None:
-        """Note the message of a callback."""
+        """Record a published message of the callback of a latch."""

@@ -14,7 +14,7 @@ from celery_statemanager.models import SCHEMA_VERSION, Scope
 from celery_statemanager.records import CALLBACK_ROW, Cell, StoredCell
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
-from celery_statemanager.testing.kit import FINISHED, Grid, every_job
+from celery_statemanager.testing.kit import FINISHED, Grid, every_job, smoke
 
 LATER = SCHEMA_VERSION + 1
 
@@ -148,6 +148,7 @@ class MigrationContract:
             with pytest.raises(JobNotFound):
                 use()
 
+    @smoke
     def test_another_programs_job_gains_an_incarnation_and_keeps_its_states(self, store: Store) -> None:
         old = foreign(store)
         old.write("a", 0, 40, message="half way", payload='{"n":1}')

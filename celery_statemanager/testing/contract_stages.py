@@ -7,7 +7,7 @@ import pytest
 from celery_statemanager.models import Scope, Status
 from celery_statemanager.records import Delivery
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, read_until, statuses
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, read_until, smoke, statuses
 
 STAGES = ("scan", "read", "save")
 
@@ -16,6 +16,7 @@ class StageContract:
     """What holds along a row's plan."""
 
     @pytest.mark.parametrize("status", [FAILED, -42, Status.REVOKED, Status.LOST, Status.TIMED_OUT])
+    @smoke
     def test_a_failure_for_good_gives_later_stages_its_status_in_the_same_step(self, store: Store, status: int) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.run("scan", 0)

@@ -152,10 +152,10 @@ def test_a_task_out_of_range(run, settled, task, error_of):
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        (["--job", ""], "--job has 1 to 200 characters"),
-        (["--job", "a\nb"], "--job may not hold the character"),
-        (["--job", "etl-42", "--run-token", "x" * 201], "--run-token has 1 to 200 characters"),
-        (["--job", "etl-42", "--tag", ""], "--tag has 1 to 200 characters"),
+        (["--job", ""], "--job must have 1 to 200 characters"),
+        (["--job", "a\nb"], "--job must not contain the character"),
+        (["--job", "etl-42", "--run-token", "x" * 201], "--run-token must have 1 to 200 characters"),
+        (["--job", "etl-42", "--tag", ""], "--tag must have 1 to 200 characters"),
     ],
 )
 def test_names_that_cannot_be(run, settled, arguments, start, error_of):

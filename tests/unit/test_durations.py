@@ -1,4 +1,4 @@
-"""Lengths of time, as people and Go write them."""
+"""Durations as text (``1h30m``, ``30d``), numbers and timedeltas."""
 
 from datetime import timedelta
 
@@ -31,7 +31,7 @@ MICROSECOND = timedelta(microseconds=1)
         (" 90d\n", timedelta(days=90)),
     ],
 )
-def test_a_text_is_read(text, expected):
+def test_parse_duration_reads_every_unit(text, expected):
     assert parse_duration(text) == expected.total_seconds()
 
 
@@ -52,41 +52,41 @@ def test_a_text_is_read(text, expected):
         ("9999999999d", "too long"),
     ],
 )
-def test_what_is_none_is_refused_with_the_mend(text, why):
+def test_parse_duration_rejects_other_text_with_an_example(text, why):
     with pytest.raises(ValueError, match=why) as raised:
         parse_duration(text)
     assert "30d" in str(raised.value) or "too long" in str(raised.value)
 
 
 @pytest.mark.parametrize("value", ["36h", 129_600, 129_600.0, timedelta(hours=36)])
-def test_settings_take_texts_seconds_and_timedeltas(value):
+def test_to_duration_accepts_text_seconds_and_timedeltas(value):
     assert to_duration(value) == 36 * 3600
 
 
 @pytest.mark.parametrize("value", [0, -1, timedelta(), float("nan"), float("inf"), 1e300])
-def test_numbers_that_are_no_length_are_refused(value):
+def test_to_duration_rejects_numbers_that_are_not_positive_and_finite(value):
     with pytest.raises(ValueError):
         to_duration(value)
 
 
 @pytest.mark.parametrize("value", [True, None, b"30d", [30]])
-def test_other_things_are_refused(value):
+def test_to_duration_rejects_other_types(value):
     with pytest.raises(TypeError, match="text, seconds or a timedelta"):
         to_duration(value)
 
 
 @pytest.mark.parametrize(("length", "text"), [(timedelta(days=30), "30d"), (timedelta(hours=36), "1d12h")])
-def test_lengths_are_written_as_people_do(length, text):
+def test_format_duration_uses_the_largest_units(length, text):
     assert format_duration(length.total_seconds()) == text
 
 
 @given(st.timedeltas(min_value=MICROSECOND, max_value=timedelta(days=10_000)))
-def test_what_is_written_is_read_as_the_same(length):
+def test_a_duration_round_trips(length):
     assert parse_duration(format_duration(length.total_seconds())) == length.total_seconds()
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_read_or_refused_and_never_anything_else(text):
+def test_parse_duration_returns_a_positive_number_or_raises_value_error(text):
     try:
         assert parse_duration(text) > 0
     except ValueError:
