@@ -42,7 +42,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     @property
     def state(self) -> TaskState:
         """This execution's state; false when it is untracked."""
-        return TaskState(run_of(self))
+        return TaskState(run_of(self), self.name)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Refuse a delivery whose cell is finished, runs elsewhere, or whose job is closed."""
