@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from celery import Task
+from celery import Celery, Task
 from celery.canvas import Signature, chunks, group, maybe_signature
 from celery.exceptions import Ignore
 from celery.result import allow_join_result
 
+from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
@@ -23,6 +24,9 @@ __all__ = ["StatefulTask", "TaskState", "current_state"]
 class StatefulTask(Task):  # type: ignore[type-arg]
     """A task that knows its place in a job.
 
+    A task that Celery makes with it as its base (``@app.task(base=StatefulTask)``) also inherits the app's own task
+    class, such as the one that gives ``delay_on_commit`` to a Django project.
+
     Attributes:
         tag: the column under which it runs; ``"default"`` when not given.
         on_lost: ``mark``, ``requeue`` or ``auto``, should its worker be gone; the setting when not given. Another
@@ -34,7 +38,13 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     on_lost: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class with a policy that does not exist. Raises: ConfigurationError."""
+        """Add the app's own task class to a task that Celery makes, and check the policy of any other class.
+
+        Raises: ConfigurationError – the classes do not combine, or there is no such policy.
+        """
+        app = vars(cls).get("app")
+        if isinstance(app, Celery):
+            _add_task_class_of(app, cls)
         super().__init_subclass__(**kwargs)
         if "app" not in vars(cls):  # else Celery makes it, for any app of the process: submit checks it
             redelivery.check(cls.__qualname__, cls.on_lost)
@@ -79,6 +89,22 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         run.replaced_by = sig.task
         with allow_join_result() if self.request.is_eager else nullcontext():  # Celery waits inside of this task
             return super().on_replace(sig)
+
+
+def _add_task_class_of(app: Celery, task: type) -> None:
+    """Make an app's own task class, whose place an explicit base takes, the last base of a task's class."""
+    own: type = app.Task
+    if issubclass(task, own):
+        return
+    try:
+        task.__bases__ = (*(base for base in task.__bases__ if not issubclass(own, base)), own)
+    except TypeError as error:
+        written = own.__mro__[1] if "_app" in vars(own) else own  # Celery derives app.Task from what was written
+        bases = ", ".join(base.__name__ for base in (*task.__bases__, written))
+        raise ConfigurationError(
+            f"the base of task {task.__name__!r} and the task class of app {app.main!r}, {written.__name__}, do not "
+            f"combine: 'class {task.__name__}({bases})' must be possible; change the bases of one of them ({error})"
+        ) from error
 
 
 def _ends_in_group(node: Any) -> bool:
