@@ -8,12 +8,14 @@ import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from celery_statemanager import aggregate, barrier
 from celery_statemanager.codec import compact, state_of
 from celery_statemanager.errors import BeginRefused, JobCancelled, ReadOnlyManager, TaskMismatch
 from celery_statemanager.limits import (
     MAX_STATE_BYTES,
+    check_id,
     check_index,
     check_message,
     check_name,
@@ -33,9 +35,16 @@ from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
 
 
-def new_job(job_id: str, num_tasks: int, tags: PlanSpec | None = None, run_token: str | None = None) -> JobRecord:
+def job_key(job_id: str | UUID, run_token: str | UUID | None = None) -> JobKey:
+    """Return the key that names a job. Raises: TypeError, ValueError."""
+    return JobKey(check_id("job_id", job_id), None if run_token is None else check_id("run_token", run_token))
+
+
+def new_job(
+    job_id: str | UUID, num_tasks: int, tags: PlanSpec | None = None, run_token: str | UUID | None = None
+) -> JobRecord:
     """Check what a caller gave for a job and make its record, not yet stored. Raises: TypeError, ValueError."""
-    key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
+    key = job_key(job_id, run_token)
     rows = check_num_tasks(num_tasks)
     plan = None if tags is None else Plan.from_spec(rows, tags)
     return JobRecord(*key, new_incarnation(), rows, plan)
@@ -90,12 +99,12 @@ class Manager:
     def create(
         cls,
         store: Store,
-        job_id: str,
+        job_id: str | UUID,
         *,
         num_tasks: int,
         task_index: int | None = None,
         tags: PlanSpec | None = None,
-        run_token: str | None = None,
+        run_token: str | UUID | None = None,
         max_state_bytes: int = MAX_STATE_BYTES,
     ) -> Manager:
         """Create a job and open it.
@@ -115,15 +124,14 @@ class Manager:
     def open(
         cls,
         store: Store,
-        job_id: str,
+        job_id: str | UUID,
         *,
         task_index: int | None = None,
-        run_token: str | None = None,
+        run_token: str | UUID | None = None,
         max_state_bytes: int = MAX_STATE_BYTES,
     ) -> Manager:
         """Open a job. Raises: JobNotFound, ConfigurationError, TypeError, ValueError, StoreError."""
-        key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
-        return cls(store, find_job(store, key), task_index, max_state_bytes=max_state_bytes)
+        return cls(store, find_job(store, job_key(job_id, run_token)), task_index, max_state_bytes=max_state_bytes)
 
     @property
     def job_id(self) -> str:

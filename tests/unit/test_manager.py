@@ -6,6 +6,8 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -48,6 +50,20 @@ def hasty_threads() -> Iterator[None]:
 def test_what_is_documented_in_order_may_be_given_in_order(method: Callable[..., object], expected: list[str]) -> None:
     _, *given = inspect.signature(method).parameters.values()
     assert [each.name for each in given if each.kind is each.POSITIONAL_OR_KEYWORD] == expected
+
+
+def test_a_uuid_is_a_job_id_and_a_run_token() -> None:
+    store, job_id, run_token = open_store("memory://"), uuid4(), uuid4()
+    created = Manager.create(store, job_id, num_tasks=1, run_token=run_token)
+    assert (created.job_id, created.run_token) == (str(job_id), str(run_token))
+    for names in ((job_id, run_token), (str(job_id), str(run_token))):
+        assert Manager.open(store, names[0], run_token=names[1]).ref == created.ref
+
+
+@pytest.mark.parametrize("job_id", [5, b"etl", 5.0, ["etl"]])
+def test_what_is_no_name_is_no_job_id(job_id: Any) -> None:
+    with pytest.raises(TypeError, match="job_id must be a string or a UUID, not"):
+        Manager.create(open_store("memory://"), job_id, num_tasks=1)
 
 
 @pytest.mark.usefixtures("hasty_threads")
