@@ -6,6 +6,7 @@ import importlib.util
 import threading
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
 
 from celery import Celery, current_task
 from celery.canvas import Signature, group
@@ -19,12 +20,12 @@ from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.submit import submit
 from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.run import run_of
-from celery_statemanager.limits import check_name, check_optional
+from celery_statemanager.limits import check_name
+from celery_statemanager.manager import job_key
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
-from celery_statemanager.records import JobKey
 from celery_statemanager.retention import current, find_job
-from celery_statemanager.stores import Store, open_store
+from celery_statemanager.stores import Store, masked, open_store
 
 _installing = threading.Lock()
 
@@ -43,7 +44,9 @@ class StateManager:
     app: Celery
 
     def __new__(cls, app: Celery) -> StateManager:
-        """Give the app's StateManager, installing it at the first call."""
+        """Return the app's StateManager; the first call installs it. Raises: TypeError."""
+        if not isinstance(app, Celery):
+            raise TypeError(f"StateManager takes a Celery app, not {_name_of(app)}")
         with _installing:
             found = cls.installed(app)
             if found is None:
@@ -82,8 +85,8 @@ class StateManager:
         self,
         tasks: Iterable[Signature[Any]] | group,
         *,
-        job_id: str | None = None,
-        run_token: str | None = None,
+        job_id: str | UUID | None = None,
+        run_token: str | UUID | None = None,
         tags: PlanSpec | None = None,
         on_success: Signature[Any] | None = None,
         on_failure: Signature[Any] | None = None,
@@ -107,10 +110,9 @@ class StateManager:
         callbacks = {"success": on_success, "failure": on_failure, "settled": on_settled}
         return submit(self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks)
 
-    def job(self, job_id: str, run_token: str | None = None) -> Job:
+    def job(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:
         """Give a job that was submitted before. Raises: JobNotFound, TypeError, ValueError, StoreError."""
-        key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
-        return Job(self, find_job(self.store, key))
+        return Job(self, find_job(self.store, job_key(job_id, run_token)))
 
     def current_job(self) -> Job | None:
         """Return the job whose task or callback runs here, or None outside of tracked tasks.
@@ -130,6 +132,13 @@ class StateManager:
         tagged = signature.clone()
         tagged.options["headers"] = {**(tagged.options.get("headers") or {}), TAG_HEADER: check_name("tag", tag)}
         return tagged
+
+
+def _name_of(given: Any) -> str:
+    """Return the end of a sentence about what is no app; without the password of a URL."""
+    if isinstance(given, str):
+        return f"the text {masked(given)!r}: pass the app, and set the store's URL as app.conf.statemanager_store_url"
+    return f"{given!r:.60}: pass the app that runs the tasks"
 
 
 def find_metrics(*, wanted: bool) -> Metrics:

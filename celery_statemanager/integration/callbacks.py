@@ -21,7 +21,7 @@ def callback_to_json(name: str, signature: Any) -> str | None:
     """Give a callback as the JSON text that is kept with the job. Raises: TypeError, ValueError."""
     if signature is None:
         return None
-    if not isinstance(signature, Signature) or signature.subtask_type is not None:
+    if not isinstance(signature, Signature) or signature.subtask_type is not None or signature.task == "celery.chunks":
         raise TypeError(f"on_{name} is one task signature like publish.s(), not {signature!r:.80}")
     if "task_id" in signature.options:
         raise ValueError(f"on_{name} may not have a task_id of its own: its id tells repeated messages apart")

@@ -101,6 +101,8 @@ CANVASES = {
     "JSON of a signature": (lambda: as_json(add.s(1, 2)), 3),
     "JSON of a group": (lambda: as_json(group(numbers())), [3, 7]),
     "JSON of a chord": (lambda: as_json(chord(numbers(), total.s())), 10),
+    "JSON of a map": (lambda: as_json(total.map(PAIRS)), [3, 7, 11]),
+    "JSON of chunks": (lambda: as_json(add.chunks(PAIRS, 2)), [[3, 7], [11]]),
     "group read from JSON": (lambda: read(group(numbers())), [3, 7]),
     "chord read from JSON": (lambda: read(chord(numbers(), total.s())), 10),
     "chain read from JSON": (lambda: read(chain(split(), total.s())), 9),

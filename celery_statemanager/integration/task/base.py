@@ -71,8 +71,9 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         several tasks, one more collects their results: it has this task's id, and ends its cell.
         """
         new: Any = maybe_signature(sig, app=self.app)
-        if isinstance(new, chunks):
-            new = new.group()
+        if isinstance(new, Signature) and new.task == "celery.chunks":  # read from JSON, it has no class of its own
+            made: Any = chunks.from_dict(new, app=self.app)
+            new = made.group()
         if not isinstance(new, group) and _ends_in_group(new):
             new |= self.app.tasks["celery.accumulate"].s(index=0)
         return super().replace(new)
