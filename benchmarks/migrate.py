@@ -38,7 +38,7 @@ for number in (1, 2):
 
 
 class KillingStore(CallCounter):
-    """Kill this process instead of rewriting another portion after ``portions`` ones."""
+    """Kill this process at the rewrite after ``portions`` ones; never if it is None."""
 
     def __init__(self, inner: Store, portions: int | None) -> None:
         super().__init__(inner)

@@ -101,7 +101,7 @@ class _Reader:
         self._process.join()
 
     def latency_of(self, send: Callable[[], object]) -> float:
-        """Return the seconds from the start of ``send`` until the process received its effect."""
+        """Return the seconds from the start of ``send`` until the process received the message."""
         start = time.perf_counter()
         send()
         return float(self._report()) - start

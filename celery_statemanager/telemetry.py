@@ -134,9 +134,9 @@ class _MeasuredWatch(Watch):
 
 
 def class_of(status: int) -> str:
-    """Return one of twelve classes for a status.
+    """Return the class of a status, one of twelve.
 
-    A status with a name returns it in lower case, progress returns ``running``, an application's error ``error``.
+    It is the name of the status in lower case, ``running`` for progress, or ``error`` for an application's error code.
     """
     return _CLASSES.get(status) or ("running" if status > 0 else "error")
 
