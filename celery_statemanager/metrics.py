@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import FullStore
 
 
 class Metrics:
     """Hooks that record nothing. A subclass overrides them to record metrics."""
 
-    def measured(self, store: Store) -> Store:
+    def measured(self, store: FullStore) -> FullStore:
         """Return a store whose calls are measured."""
         return store
 

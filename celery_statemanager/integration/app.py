@@ -25,7 +25,7 @@ from celery_statemanager.manager import job_key
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.retention import current, find_job
-from celery_statemanager.stores import Store, masked, open_store
+from celery_statemanager.stores import FullStore, masked, open_store
 
 _installing = threading.Lock()
 
@@ -70,7 +70,7 @@ class StateManager:
         return Settings.from_app(self.app)
 
     @LockedProperty
-    def store(self) -> Store:
+    def store(self) -> FullStore:
         """The store of the settings; survives forks. Raises: ConfigurationError."""
         settings = self.settings
         store = open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)

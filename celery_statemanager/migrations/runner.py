@@ -12,7 +12,7 @@ from celery_statemanager.manager import new_incarnation
 from celery_statemanager.migrations.registry import STEPS, Steps
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.retention import current
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import Migratable
 
 AT_ONCE = 200
 """Number of cells that are rewritten together. Other writers proceed between two portions."""
@@ -59,7 +59,7 @@ Tell = Callable[[JobRecord, "int | Skip"], object]
 
 
 def migrate_jobs(
-    store: Store,
+    store: Migratable,
     target: int | None = None,
     *,
     job_id: str | None = None,
@@ -105,7 +105,7 @@ class _Run:
         dry_run, foreign: as in ``migrate_jobs``.
     """
 
-    def __init__(self, store: Store, steps: Steps, target: int, tell: Tell | None) -> None:
+    def __init__(self, store: Migratable, steps: Steps, target: int, tell: Tell | None) -> None:
         self.report = MigrationReport(target)
         self.dry_run = False
         self.foreign = True

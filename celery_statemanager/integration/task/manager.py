@@ -52,7 +52,7 @@ class RunManager(Manager):
             if check_name("tag", tag) != self._run.binding.tag:
                 return super().begin(tag)
             if self._run.attempt is None:  # the store was away as the task began
-                return self._run.write(int(Status.STARTED), None, keep_payload=True).attempt
+                return self._run.write(Write(*self._run.cell, int(Status.STARTED), keep_payload=True)).attempt
             return self._run.attempt
 
     get_state = _stopping(Manager.get_state)
@@ -67,11 +67,5 @@ class RunManager(Manager):
         with interrupting():
             if request.tag != self._run.binding.tag:
                 return super()._send(request)
-            return self._run.write(
-                request.status,
-                request.message,
-                event_id=request.event_id,
-                payload=request.payload,
-                keep_payload=request.keep_payload,
-                progress=request.progress,
-            )
+            request.ends_attempt = False
+            return self._run.write(request)
