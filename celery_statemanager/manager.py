@@ -34,6 +34,9 @@ from celery_statemanager.retention import current, delete_job, find_job, tombsto
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
 
+_MOST_TAGS = 10
+"""Tags that an error names."""
+
 
 def job_key(job_id: str | UUID, run_token: str | UUID | None = None) -> JobKey:
     """Return the key that names a job. Raises: TypeError, ValueError."""
@@ -203,15 +206,22 @@ class Manager:
         return reply.cell.attempt
 
     def get_state(self, tag: str | None = None, task_index: int | None = None) -> State:
-        """Give one cell, or the lowest cell of a column, a row or the whole grid.
+        """Return one cell, or the lowest cell of a column, a row or the whole grid.
 
-        A cell never written counts as NOT_STARTED. Raises: JobNotFound, TypeError, ValueError.
+        A cell never written counts as NOT_STARTED. Raises: JobNotFound, TypeError; ValueError, also for a tag that is
+        neither in the job's plan nor was ever written.
         """
-        return self.store.lowest(self.ref, self._scope(tag, task_index))
+        state = self.store.lowest(self.ref, self._scope(tag, task_index))
+        if not state.version:
+            self._check_known(tag)
+        return state
 
     def list_states(self, tag: str | None = None, task_index: int | None = None) -> list[State]:
-        """Give the written cells by (timestamp, tag, task_index). Raises: JobNotFound, TypeError, ValueError."""
-        return list(self.store.list_states(self.ref, self._scope(tag, task_index)))
+        """Return the written cells by (timestamp, tag, task_index). Raises: as ``get_state``."""
+        states = list(self.store.list_states(self.ref, self._scope(tag, task_index)))
+        if not states:
+            self._check_known(tag)
+        return states
 
     def summary(self, tag: str | None = None, indexes: bool = True) -> Summary:
         """Return counts of cells and sets of rows by class: not started, running, finished, failed, not run.
@@ -219,9 +229,11 @@ class Manager:
         Args:
             indexes: False leaves the sets None, at a cost that does not grow with the job.
 
-        Raises: JobNotFound, TypeError, ValueError.
+        Raises: as ``get_state``.
         """
         job, columns = self.store.column_summaries(self.ref, check_optional("tag", tag), indexes=indexes)
+        if not any(any(column.tally) for column in columns):
+            self._check_known(tag)
         return aggregate.summarize(job, columns, indexes=indexes)
 
     def subscribe(
@@ -229,7 +241,8 @@ class Manager:
     ) -> Subscription:
         """Follow the written cells: what exists, oldest first, then changes as they come.
 
-        Registered when it returns. Raises: JobNotFound, TypeError, ValueError, StoreError.
+        Registered when it returns. Accepts any tag: it may be written later. Raises: JobNotFound, TypeError,
+        ValueError, StoreError.
         """
         subscription = Subscription(self.store, self.ref, self._scope(tag, task_index), until_settled=until_settled)
         with self._lock:
@@ -291,6 +304,20 @@ class Manager:
     def _send(self, request: Write) -> State:
         cell = self.store.write(self.ref, request).cell
         return state_of(self.job_id, request.tag, request.task_index, cell)
+
+    def _check_known(self, tag: str | None) -> None:
+        """Check a tag that a read found no written cell of; a planned one costs nothing. Raises: ValueError."""
+        if tag is None or self.plan is None or tag in self.plan.columns:
+            return
+        _, columns = self.store.column_summaries(self.ref, tag)
+        if any(any(column.tally) for column in columns) or any(self.store.list_states(self.ref, Scope(tag))):
+            return
+        known = ", ".join(map(repr, self.tags[:_MOST_TAGS]))
+        more = len(self.tags) - _MOST_TAGS
+        raise ValueError(
+            f"job {self.job_id!r} has no tag {tag!r}: it is not planned and was never written; the planned tags are "
+            f"{known}{f' and {more} more' if more > 0 else ''}"
+        )
 
     def _own_row(self, task_index: int | None) -> int:
         if task_index is not None:

@@ -92,3 +92,13 @@ def test_a_manager_that_is_vetoed_reads_no_reason_from_a_successor(states):
     store.at("begin", lambda _: replace_job(states, "etl"), after=True)
     with pytest.raises(JobNotFound):
         manager.begin("work")
+
+
+def test_a_mistyped_tag_of_a_job_is_refused(app, states):
+    @app.task(shared=False, base=StatefulTask, tag="ingest")
+    def task(): ...
+
+    job = states.submit([task.s()])
+    for read in (job.summary, job.get_state, job.list_states):
+        with pytest.raises(ValueError, match="has no tag 'injest': .* the planned tags are 'ingest'"):
+            read("injest")

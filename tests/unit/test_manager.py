@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from celery_statemanager import Job, Manager, State, SynchronizeTimeout, open_store
+from celery_statemanager.testing import FaultyStore
 from celery_statemanager.testing.kit import PATIENCE
 
 TIMES = 10_000
@@ -64,6 +65,47 @@ def test_a_uuid_is_a_job_id_and_a_run_token() -> None:
 def test_what_is_no_name_is_no_job_id(job_id: Any) -> None:
     with pytest.raises(TypeError, match="job_id must be a string or a UUID, not"):
         Manager.create(open_store("memory://"), job_id, num_tasks=1)
+
+
+READS: dict[str, Callable[[Manager], object]] = {
+    "get_state": lambda manager: manager.get_state("a"),
+    "get_state of a cell": lambda manager: manager.get_state("a", 0),
+    "summary": lambda manager: manager.summary("a"),
+    "list_states": lambda manager: manager.list_states("a"),
+}
+
+
+@pytest.mark.parametrize("tags", [("a",), None], ids=["planned", "without a plan"])
+@pytest.mark.parametrize("read", READS)
+def test_a_known_tag_is_read_by_one_call_though_nobody_has_written_it(
+    monkeypatch: pytest.MonkeyPatch, read: str, tags: tuple[str, ...] | None
+) -> None:
+    calls: list[str] = []
+    store = FaultyStore(open_store("memory://"))
+    manager = Manager.create(store, "job", num_tasks=2, tags=tags)
+    calling = store.calling
+    monkeypatch.setattr(store, "calling", lambda method, call: (calls.append(method), calling(method, call))[1])
+    READS[read](manager)
+    assert len(calls) == 1
+
+
+def test_an_unplanned_tag_that_was_written_is_read_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    store = FaultyStore(open_store("memory://"))
+    manager = Manager.create(store, "job", num_tasks=1, task_index=0, tags=("planned",))
+    manager.set_state("a", 5)
+    calling = store.calling
+    monkeypatch.setattr(store, "calling", lambda method, call: (calls.append(method), calling(method, call))[1])
+    for read in READS.values():
+        read(manager)
+    assert len(calls) == len(READS)
+
+
+def test_so_many_tags_are_named_as_there_is_room_for() -> None:
+    manager = Manager.create(open_store("memory://"), "job", num_tasks=1, tags=[f"tag-{n}" for n in range(500)])
+    with pytest.raises(ValueError, match=r"'tag-0', 'tag-1', .* and 490 more") as caught:
+        manager.get_state("typo")
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.usefixtures("hasty_threads")
