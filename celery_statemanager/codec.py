@@ -161,7 +161,7 @@ def plan_from_json(text: str | None) -> Plan | None:
 
 
 def control_to_json(job: JobRecord) -> str:
-    """Return the fields of a job that change by compare-and-set as JSON text."""
+    """Encode the fields of a job that change by compare-and-set as JSON text."""
     return compact(
         {
             "latches": {
@@ -176,7 +176,7 @@ def control_to_json(job: JobRecord) -> str:
 
 
 def control_from_json(text: str) -> dict[str, Any]:
-    """Return the text of ``control_to_json`` as keyword arguments of ``JobRecord``."""
+    """Parse the text of ``control_to_json`` into keyword arguments of ``JobRecord``."""
     control = json.loads(text)
     return {
         "latches": {name: Latch(*control["latches"].get(name, ())) for name in LATCHES},

@@ -103,8 +103,9 @@ class Sweep:
         record = self._store.get_worker(cell.owner or "")
         if not self._is_lost(attempt, None if record is None else _Known(record), self._store.now()):
             return
+        place = attempt.tag, attempt.task_index
         if cell.kept is None or cell.losses + 1 >= self._max_lost:
-            decided = leases.mark_lost(self._store, attempt.ref, attempt.tag, attempt.task_index, cell, new_event_id())
+            decided = leases.mark_lost(self._store, attempt.ref, *place, cell, new_event_id(), max_lost=self._max_lost)
             self._swept.marked += 1
             self._actions.publish(attempt.ref, decided)
             return
@@ -112,7 +113,6 @@ class Sweep:
             return
         self._swept.requeued += 1
         message = f"sent again: its worker {cell.owner} is gone"
-        place = attempt.tag, attempt.task_index
         self._store.write(attempt.ref, Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=True))
 
     def _bury(self, worker_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The Celery app of the rounds, configured by environment variables."""
+"""The Celery app of the chaos rounds, configured by environment variables."""
 
 import os
 import time

@@ -49,7 +49,7 @@ def _row_violations(cell: Cell, task: str, row: int, notes: list[list[str]], max
 
 
 def stream_violations(store: Store, job: Job, states: list[State]) -> Iterator[str]:
-    """Yield cells whose received versions do not rise to the last one, or that changed after FINISHED."""
+    """Yield the cells whose versions did not rise to the last one, or that changed after FINISHED."""
     for row in range(job.num_tasks):
         received = [state for state in states if state.task_index == row]
         versions = [state.version for state in received]

@@ -155,8 +155,8 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
     def client(self, address: Address, transport: Transport) -> GrpcClient:
         return GrpcClient(grpc.intercept_channel(grpc_channel(address), self))
 
-    def store(self, address: Address, timeout: float = 10.0) -> FirestoreStore:
-        return FirestoreStore(address, timeout=timeout, make_client=self.client)
+    def store(self, address: Address, timeout: float = 10.0, **options: Any) -> FirestoreStore:
+        return FirestoreStore(address, timeout=timeout, make_client=self.client, **options)
 
 
 def begun(watch: Watch) -> None:

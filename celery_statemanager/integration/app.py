@@ -12,9 +12,12 @@ from celery import Celery, current_task
 from celery.canvas import Signature, group
 
 from celery_statemanager.integration import beat, signals
+from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import at_start, install, tracker_of
 from celery_statemanager.integration.locked import LockedProperty
+from celery_statemanager.integration.pending_files import PendingFiles
+from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.submit import submit
@@ -42,6 +45,9 @@ class StateManager:
     """
 
     app: Celery
+    backlog: Backlog
+    pending_files: PendingFiles
+    held_messages: HeldMessages
 
     def __new__(cls, app: Celery) -> StateManager:
         """Return the app's StateManager; the first call installs it. Raises: TypeError."""
@@ -52,6 +58,9 @@ class StateManager:
             if found is None:
                 found = super().__new__(cls)
                 found.app = app
+                found.pending_files = PendingFiles(app.main)
+                found.backlog = Backlog(found.pending_files)
+                found.held_messages = HeldMessages()
                 install(app, found)
                 beat.install(found)
                 at_start(found, _require_store)

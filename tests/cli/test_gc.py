@@ -90,7 +90,9 @@ def test_a_wrong_setting_is_named(run, app, error_of):
     app.conf.statemanager_gc_tombstone_age = "30d"
     result = run()
     assert result.exit_code == 78
-    assert error_of(result).startswith("statemanager_gc_tombstone_age and statemanager_gc_delete_age go together")
+    assert error_of(result).startswith(
+        "statemanager_gc_tombstone_age and statemanager_gc_delete_age must be set together"
+    )
 
 
 def test_help_has_examples_and_exit_codes(run):

@@ -100,5 +100,5 @@ def test_a_mistyped_tag_of_a_job_is_refused(app, states):
 
     job = states.submit([task.s()])
     for read in (job.summary, job.get_state, job.list_states):
-        with pytest.raises(ValueError, match="has no tag 'injest': .* the planned tags are 'ingest'"):
+        with pytest.raises(ValueError, match=r"has no tag 'injest': .* the planned tags are 'ingest'"):
             read("injest")

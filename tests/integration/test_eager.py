@@ -23,7 +23,7 @@ from celery_statemanager import (
     SubmitFailed,
     current_state,
 )
-from celery_statemanager.integration import backlog
+from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.worker.sweeping import sweep
@@ -274,9 +274,9 @@ def test_a_time_limit_that_strikes_while_the_first_task_of_a_process_begins_cost
 
 
 @pytest.mark.parametrize("policy", ["log", "raise"])
-def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_write(policy, monkeypatch):
-    monkeypatch.setattr(backlog, "SUSPECT", 0.0)
+def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_write(policy):
     app, states, store = with_faults(statemanager_on_store_error=policy)
+    states.backlog = Backlog(avoid_for=0.0)
     ran = []
 
     @app.task(shared=False, base=StatefulTask, bind=True)
@@ -295,9 +295,9 @@ def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_
 @pytest.mark.parametrize("policy", ["log", "raise"])
 @pytest.mark.parametrize("lost", [["begin"], ["write"], ["begin", "write"]])
 @pytest.mark.parametrize("words", [0, 1, 3])
-def test_an_attempt_whose_begin_was_not_answered_is_still_its_own(lost, words, policy, monkeypatch):
-    monkeypatch.setattr(backlog, "SUSPECT", 0.0)
+def test_an_attempt_whose_begin_was_not_answered_is_still_its_own(lost, words, policy):
     app, states, store = with_faults(statemanager_on_store_error=policy)
+    states.backlog = Backlog(avoid_for=0.0)
     if "begin" not in lost:
         store.lose_response("begin", applied=False)
     for method in lost:
@@ -313,6 +313,31 @@ def test_an_attempt_whose_begin_was_not_answered_is_still_its_own(lost, words, p
     assert job.wait(10).finished == 1
     cell = store.get_cell(job.manager.ref, "default", 0)
     assert (cell.attempt, cell.losses, cell.open) == (1, 0, False)
+
+
+def test_an_outage_of_one_store_does_not_stop_the_begins_of_another_app():
+    down_app, down, down_store = with_faults()
+    up_app, up, _ = with_faults()
+    ran = []
+
+    @down_app.task(shared=False, base=StatefulTask, bind=True)
+    def cut_off(self):
+        ran.append(("down", self.state.attempt))
+
+    @up_app.task(shared=False, base=StatefulTask, bind=True)
+    def work(self):
+        ran.append(("up", self.state.attempt))
+
+    def deliver(job, task):
+        return Binding(job.manager.ref, 0, "default").bind(task.s()).apply_async()
+
+    cut, finished = down.submit([cut_off.s()]), up.submit([work.s()])
+    del ran[:]
+    with down_store.away():
+        deliver(cut, cut_off)
+        assert up.submit([work.s()]).summary().finished == 1
+        assert deliver(finished, work).state == "IGNORED"
+    assert ran == [("down", None), ("up", 1)]
 
 
 def test_the_same_extension_is_given_for_the_same_app(app, states):
@@ -432,9 +457,9 @@ def test_a_callback_is_one_task_signature(app, states, callback):
     @app.task(shared=False)
     def task(*args): ...
 
-    with pytest.raises(TypeError, match="on_success is one task signature"):
+    with pytest.raises(TypeError, match="on_success must be one task signature"):
         states.submit([task.s()], on_success=callback)
-    with pytest.raises(TypeError, match="on_settled is one task signature"):
+    with pytest.raises(TypeError, match="on_settled must be one task signature"):
         states.submit([task.s()], on_settled=chain(task.s(), task.s()))
 
 
@@ -526,20 +551,19 @@ def test_settings_are_read_plain_and_under_a_namespace():
     ],
 )
 def test_a_setting_that_cannot_be_is_named(key, value):
-    with pytest.raises(ConfigurationError, match=f"statemanager_{key} is .*, not "):
+    with pytest.raises(ConfigurationError, match=f"statemanager_{key} must be .*, not "):
         Settings.from_app(Celery("bad", set_as_current=False, **{f"statemanager_{key}": value}))
 
 
 @pytest.mark.parametrize("namespace", [None, "CELERY"])
-def test_a_mistyped_setting_is_told_once(namespace, caplog):
+def test_a_mistyped_setting_is_logged_once(namespace, caplog):
     app = Celery(f"typo {namespace}", set_as_current=False)
     prefix = f"{namespace}_STATEMANAGER_" if namespace else "statemanager_"
     app.config_from_object({f"{prefix}LEESE" if namespace else f"{prefix}leese": 7}, namespace=namespace)
     for _ in range(2):
         Settings.from_app(app)
-    told = [record.getMessage() for record in caplog.records]
-    mend = "statemanager_leese is no setting of this release and does nothing; did you mean statemanager_lease?"
-    assert told == [f"app {app.main!r}: {mend}"]
+    warning = "unknown setting statemanager_leese has no effect; did you mean statemanager_lease?"
+    assert [record.getMessage() for record in caplog.records] == [f"app {app.main!r}: {warning}"]
 
 
 def test_the_extension_connects_nothing_by_itself(tmp_path):

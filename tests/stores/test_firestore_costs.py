@@ -14,12 +14,17 @@ from firestore_kit import Spy
 from celery_statemanager import AttemptSuperseded
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Delivery, Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, writer
+from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid
 
-pytestmark = pytest.mark.usefixtures("long_memory")
-
 SUM = "RunAggregationQuery"
+
+
+@pytest.fixture
+def timings() -> Timings:
+    """Let a process use a job as it last saw it for as long as a test takes."""
+    return Timings(job_memory=3_600.0)
 
 
 @pytest.fixture
@@ -231,10 +236,8 @@ def test_the_first_writes_of_a_process_read_the_job_once(store: FirestoreStore, 
         assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1}, 2, 4)
 
 
-def test_a_look_whether_a_running_job_was_decided(
-    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
+@pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, check_after=-1.0)])
+def test_a_look_whether_a_running_job_was_decided(store: FirestoreStore, spy: Spy) -> None:
     Grid.create(store, 2, ("a",))
     spy.clear()
     assert store.list_jobs(due=True).jobs == []
@@ -256,10 +259,10 @@ def test_a_subscription_reads_the_job_and_what_exists(store: FirestoreStore, spy
         assert cost(spy) == ({"BatchGetDocuments": 2, "RunQuery": 1}, 5, 0)
 
 
-def test_an_idle_mark_is_one_write(store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, activity_every=-1.0)])
+def test_an_idle_mark_is_one_write(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
     grid.write("a", 0, 5)
-    monkeypatch.setattr(writer, "EVERY", -1)
     spy.clear()
     grid.write("a", 0, 6)
     assert cost(spy) == ({"Commit": 2}, 0, 2)

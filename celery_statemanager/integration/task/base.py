@@ -15,7 +15,7 @@ from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
-from celery_statemanager.integration.task.run import run_of, tell_of_no_manager
+from celery_statemanager.integration.task.run import run_of, warn_no_manager
 from celery_statemanager.integration.task.state import TaskState, current_state
 
 __all__ = ["StatefulTask", "TaskState", "current_state"]
@@ -59,7 +59,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         run = run_of(self)
         binding = binding_of(self.request) if run is None else None
         if binding is not None and tracker_of(self.app) is None:
-            tell_of_no_manager(self.app.main, binding.ref)
+            warn_no_manager(self.app.main, binding.ref)
         if run is not None and run.verdict is not None:
             raise Ignore(f"not run: {run.verdict.value}")
         super().before_start(task_id, args, kwargs)

@@ -141,7 +141,7 @@ def _said(run: Run, request: Write) -> State | None:
     """Write what the task says; a store that is down takes it later, or fails the task if the settings say so."""
     if run.tracker.settings.on_store_error == "raise":
         return _attempted(run, lambda: run.write(request))
-    return _attempted(run, lambda: run.say(request))
+    return _attempted(run, lambda: run.write_or_queue(request))
 
 
 def current_state() -> TaskState:

@@ -10,6 +10,7 @@ from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.errors import Deadline
 from celery_statemanager.stores.firestore.names import Names
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.values import decode, decoded, microseconds
 
 LARGEST_DOCUMENT = 1_000_000
@@ -54,9 +55,10 @@ class Database:
         committed: the time of this process's last commit, in nanoseconds.
     """
 
-    def __init__(self, connection: Connection, names: Names) -> None:
+    def __init__(self, connection: Connection, names: Names, timings: Timings) -> None:
         self.connection = connection
         self.names = names
+        self.timings = timings
         self.path = connection.address.database_path
         self.clock = connection.clock
         self.committed = 0

@@ -12,13 +12,10 @@ from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import KnownJob, job_fields, job_of, remember
 from celery_statemanager.stores.firestore.errors import Deadline, PreconditionFailed, Transient
+from celery_statemanager.stores.firestore.timings import in_microseconds
 from celery_statemanager.stores.firestore.values import microseconds
 
-REMEMBERED_FOR = 5.0
-"""Seconds for which a write takes a job as it was last seen by this process."""
 MOST_REMEMBERED = 1_000
-CHECK_AFTER = 60_000_000
-"""Microseconds after which it is seen to that a job's latches were decided."""
 
 
 def new_operation() -> str:
@@ -61,7 +58,7 @@ class Jobs:
         known = self._known.get(ref.key)
         if known is None or known.job.incarnation != ref.incarnation:
             return None
-        return known if time.monotonic() - known.at < REMEMBERED_FOR else None
+        return known if time.monotonic() - known.at < self._database.timings.job_memory else None
 
     def remember(self, known: KnownJob, key: JobKey | None = None) -> KnownJob:
         """Keep a job as it is seen now."""
@@ -113,4 +110,4 @@ class Jobs:
         return self.remember(KnownJob(kept, result.update_time, operations))
 
     def _check_after(self) -> int:
-        return self._database.now() + CHECK_AFTER
+        return self._database.now() + in_microseconds(self._database.timings.check_after)

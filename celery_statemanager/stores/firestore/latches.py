@@ -17,6 +17,7 @@ from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.documents import KnownJob, job_of
 from celery_statemanager.stores.firestore.errors import Deadline, PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
+from celery_statemanager.stores.firestore.timings import in_microseconds
 from celery_statemanager.stores.firestore.values import Moment
 from celery_statemanager.stores.firestore.view import Done, Place
 from celery_statemanager.transitions import tally_of
@@ -98,7 +99,6 @@ def _may_decide(job: JobRecord, place: Place, cell: Cell) -> bool:
 
 
 MOST_AT_ONCE = 10
-FIRST = 60_000_000
 LONGEST = 3_600 * 1_000_000
 
 
@@ -120,7 +120,8 @@ def _look_at(database: Database, jobs: Jobs, latches: Latches, job: JobRecord, n
         latches.decide(job.ref, jobs.current(job.ref, deadline), deadline)
         known = jobs.current(job.ref, deadline)
         if not known.job.settled:
-            later = Moment(now + min(max((now - job.created_at) // 4, FIRST), LONGEST))
+            first = in_microseconds(database.timings.recheck_after)
+            later = Moment(now + min(max((now - job.created_at) // 4, first), LONGEST))
             name = database.names.job(job.key)
             database.retry([requests.touch(name, {"checkAfter": later}, known.stamp)], deadline)
     except (JobNotFound, PreconditionFailed):

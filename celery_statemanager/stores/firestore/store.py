@@ -39,6 +39,7 @@ from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import Names
 from celery_statemanager.stores.firestore.snapshot import Snapshot, read_cell
 from celery_statemanager.stores.firestore.step import Steps
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.transports import ClientFactory, Transport, make_client
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.stores.firestore.writer import Writer
@@ -53,6 +54,7 @@ class FirestoreStore(FullStore):
         timeout: seconds after which a call gives up, all its tries together.
         transport: "rest" where gRPC does not get through; watches then poll.
         make_client: makes the client of a process when it first needs one.
+        timings: how often it does what is billed.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class FirestoreStore(FullStore):
         timeout: float = 5.0,
         transport: Transport = "grpc",
         make_client: ClientFactory = make_client,
+        timings: Timings = Timings(),  # noqa: B008 - immutable
     ) -> None:
         if transport not in get_args(Transport):
             raise ConfigurationError(f"Firestore's transport is 'grpc' or 'rest', not {transport!r}")
         self._connection = Connection(address.checked(), checked_timeout(timeout), transport, make_client)
         self._names = Names(address)
-        self._database = Database(self._connection, self._names)
+        self._database = Database(self._connection, self._names, timings)
         self._jobs = Jobs(self._database)
         self._steps = Steps(self._database, self._jobs)
         self._latches = Latches(self._database, self._jobs)
