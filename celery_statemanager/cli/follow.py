@@ -109,7 +109,7 @@ class Follower:
 
     def failed(self) -> bool:
         """Whether any expected cell of the scope has failed or was cancelled. Raises: JobNotFound, StoreError."""
-        return self._manager.get_state(self.scope.tag, self.scope.task_index).status < 0
+        return self.store.lowest(self.job.ref, self.scope).status < 0
 
     def close(self) -> None:
         """End ``events``."""

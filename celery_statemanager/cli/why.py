@@ -21,6 +21,7 @@ from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, fi
 from celery_statemanager.codec import compact
 from celery_statemanager.explain import Reason, explain
 from celery_statemanager.records import JobRecord
+from celery_statemanager.retention import current
 
 WIDEST = 110
 """Columns beyond which a sentence is hard to read."""
@@ -69,7 +70,7 @@ def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: 
                 outlet.record(compact(_wire(each)))
             return
         columns, glyphs = outlet.size.columns, outlet.glyphs
-        for line in _headline(store.get_job(job.key), reasons, columns, glyphs):
+        for line in _headline(current(store, job.ref), reasons, columns, glyphs):
             outlet.line(line)
         for each in reasons:
             for line in _lines(each, columns, glyphs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -27,12 +28,10 @@ from celery_statemanager.integration import redelivery, requests
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
 from celery_statemanager.records import Begin, Delivery, JobRef, Verdict, When, Write, WriteReply
-from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +47,7 @@ class Run:
         replaced_by: the task that replaces this one under its id, in its cell.
         held_progress: the newest progress that was not written, as JSON text and message.
         ended: whether its last state was written, by this execution or by one that superseded it.
+        manager: what ``task.manager.manager_of`` keeps, under ``manager_lock``.
     """
 
     def __init__(
@@ -68,6 +68,8 @@ class Run:
         self.ended = False
         self.replaced_by: str | None = None
         self.held_progress: tuple[str, str | None] | None = None
+        self.manager: Manager | None = None
+        self.manager_lock = threading.Lock()
         self._ending: Write | None = None
         self._begin = Begin(
             tag=binding.tag,
@@ -107,10 +109,6 @@ class Run:
             self.verdict, self.ended = reply.verdict, True
             logger.info("not run: %s is %s", self.binding.celery_task_id, reply.verdict.value, extra=self.log_extra)
         publish_decided(self.tracker, self.binding.ref, reply.decided)
-
-    def manager(self) -> Manager:
-        """Return a Manager of this row whose writes of this cell belong to this execution. Raises: JobNotFound."""
-        return _RunManager(self)
 
     def progress_is_due(self) -> bool:
         """Return whether enough time has passed since the last progress write."""
@@ -202,23 +200,6 @@ class Run:
             bug = None if isinstance(error, (StoreError, ConfigurationError)) else error
             values = (self.binding.celery_task_id, error)
             logger.error("state not written: %s: %s", *values, exc_info=bug, extra=self.log_extra)
-
-
-class _RunManager(Manager):
-    """A Manager inside a task: under the task's own tag its writes belong to the task's attempt and never end it."""
-
-    def __init__(self, run: Run) -> None:
-        tracker, binding = run.tracker, run.binding
-        limit = tracker.settings.max_state_bytes
-        super().__init__(tracker.store, current(tracker.store, binding.ref), binding.task_index, max_state_bytes=limit)
-        self._run = run
-
-    def _send(self, request: Write) -> State:
-        with interrupting():
-            if request.tag != self._run.binding.tag:
-                return super()._send(request)
-            request.ends_attempt = False
-            return self._run.write(request)
 
 
 def start_run(task: Task[Any, Any], binding: Binding) -> bool:
