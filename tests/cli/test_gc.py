@@ -75,7 +75,7 @@ def test_the_ages_of_the_settings_hold_where_none_is_given(run, app, idle):
     [
         ((), "how old is garbage? say both, such as --tombstone-age 30d --delete-age 90d"),
         (("--tombstone-age", "30d"), "how old is garbage? say both, such as --tombstone-age 30d --delete-age 90d"),
-        (("--tombstone-age", "30", "--delete-age", "90d"), "tombstone age: not a length of time: '30'"),
+        (("--tombstone-age", "30", "--delete-age", "90d"), "tombstone age: not a duration: '30'"),
         (("--tombstone-age", "4w", "--delete-age", "28d"), "the delete age (28d) must be longer than the tombstone"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import itertools
 import textwrap
 import uuid
@@ -37,8 +38,11 @@ def blocks(text):
     lines = text.splitlines()
     for at, line in enumerate(lines):
         if line.endswith("::"):
-            inside = itertools.takewhile(lambda each: not each.strip() or indent(each) > indent(line), lines[at + 1 :])
-            yield textwrap.dedent("\n".join(inside)).strip() + "\n"
+            yield textwrap.dedent("\n".join(indented(lines[at + 1 :], indent(line)))).strip() + "\n"
+
+
+def indented(lines, depth):
+    return itertools.takewhile(lambda each: not each.strip() or indent(each) > depth, lines)
 
 
 def indent(line):
@@ -46,7 +50,7 @@ def indent(line):
 
 
 BLOCKS = [pytest.param(block, id=place) for place, text in docstrings() for block in blocks(text)]
-DOCTESTS = [pytest.param(text, id=place) for place, text in docstrings() if ">>>" in text]
+DOCTESTS = [pytest.param(place, text, id=place) for place, text in docstrings() if ">>>" in text]
 
 
 @pytest.fixture
@@ -57,15 +61,21 @@ def names(tmp_path, monkeypatch):
     app.conf.statemanager_store_url = "memory://"
     states = StateManager(app)
 
-    @app.task(base=StatefulTask, tag="resize")
+    @app.task(base=StatefulTask, tag="resize", shared=False)
     def resize(path):
         return path
 
     yield {
         **{each.__name__: each for each in (Cell, FaultyStore, JobRecord, Path, StateManager)},
-        **{"app": app, "states": states, "resize": resize, "STEPS": Steps()},
-        **{"open_store": open_store, "published": published, "pytest": pytest, "replace": replace},
         "__name__": "example",
+        "app": app,
+        "open_store": open_store,
+        "published": published,
+        "pytest": pytest,
+        "replace": replace,
+        "resize": resize,
+        "states": states,
+        "STEPS": Steps(),
     }
     app.close()
 
@@ -75,9 +85,10 @@ def test_a_block_of_code_runs(names, block):
     exec(compile(block, "docstring", "exec"), names)
 
 
-@pytest.mark.parametrize("text", DOCTESTS)
-def test_an_interactive_example_prints_what_it_shows(names, text):
-    parsed = doctest.DocTestParser().get_doctest(text, names, "docstring", None, 0)
+@pytest.mark.parametrize(("where", "text"), DOCTESTS)
+def test_an_interactive_example_prints_what_it_shows(names, where, text):
+    module = importlib.import_module(where.partition(".py:")[0].replace("/", ".").removesuffix(".__init__"))
+    parsed = doctest.DocTestParser().get_doctest(text, {**names, **vars(module)}, where, None, 0)
     report = []
     failed = doctest.DocTestRunner(verbose=False).run(parsed, out=report.append).failed
     assert failed == 0, "".join(report)

@@ -1,4 +1,4 @@
-"""Lengths of time, as people and Go write them."""
+"""Durations in Go's notation and in days, weeks and months."""
 
 from datetime import timedelta
 
@@ -31,7 +31,7 @@ MICROSECOND = timedelta(microseconds=1)
         (" 90d\n", timedelta(days=90)),
     ],
 )
-def test_a_text_is_read(text, expected):
+def test_a_valid_text_is_parsed(text, expected):
     assert parse_duration(text) == expected.total_seconds()
 
 
@@ -40,53 +40,53 @@ def test_a_text_is_read(text, expected):
     [
         ("30", "no unit after 30"),
         ("1h30", "no unit after 30"),
-        ("30x", "time: '30x'; write"),
+        ("30x", "duration: '30x'; write"),
         ("1h bad", "at ' bad'"),
-        ("-3d", "time: '-3d'; write"),
-        ("d", "time: 'd'; write"),
-        ("٣d", "time: '٣d'; write"),
-        ("1M", "time: '1M'; write"),
+        ("-3d", "duration: '-3d'; write"),
+        ("d", "duration: 'd'; write"),
+        ("٣d", "duration: '٣d'; write"),
+        ("1M", "duration: '1M'; write"),
         ("", "above 0"),
         ("0d", "above 0"),
         ("0.0000001s", "above 0"),
         ("9999999999d", "too long"),
     ],
 )
-def test_what_is_none_is_refused_with_the_mend(text, why):
+def test_an_invalid_text_is_rejected_with_a_hint(text, why):
     with pytest.raises(ValueError, match=why) as raised:
         parse_duration(text)
     assert "30d" in str(raised.value) or "too long" in str(raised.value)
 
 
 @pytest.mark.parametrize("value", ["36h", 129_600, 129_600.0, timedelta(hours=36)])
-def test_settings_take_texts_seconds_and_timedeltas(value):
+def test_texts_numbers_and_timedeltas_are_accepted(value):
     assert to_duration(value) == 36 * 3600
 
 
 @pytest.mark.parametrize("value", [0, -1, timedelta(), float("nan"), float("inf"), 1e300])
-def test_numbers_that_are_no_length_are_refused(value):
+def test_numbers_that_are_not_a_duration_are_rejected(value):
     with pytest.raises(ValueError):
         to_duration(value)
 
 
 @pytest.mark.parametrize("value", [True, None, b"30d", [30]])
-def test_other_things_are_refused(value):
-    with pytest.raises(TypeError, match="text, seconds or a timedelta"):
+def test_other_types_are_rejected(value):
+    with pytest.raises(TypeError, match="a text, a number of seconds or a timedelta"):
         to_duration(value)
 
 
-@pytest.mark.parametrize(("length", "text"), [(timedelta(days=30), "30d"), (timedelta(hours=36), "1d12h")])
-def test_lengths_are_written_as_people_do(length, text):
-    assert format_duration(length.total_seconds()) == text
+@pytest.mark.parametrize(("duration", "text"), [(timedelta(days=30), "30d"), (timedelta(hours=36), "1d12h")])
+def test_durations_are_formatted_in_days_and_smaller_units(duration, text):
+    assert format_duration(duration.total_seconds()) == text
 
 
 @given(st.timedeltas(min_value=MICROSECOND, max_value=timedelta(days=10_000)))
-def test_what_is_written_is_read_as_the_same(length):
-    assert parse_duration(format_duration(length.total_seconds())) == length.total_seconds()
+def test_a_formatted_duration_is_parsed_to_the_same_value(duration):
+    assert parse_duration(format_duration(duration.total_seconds())) == duration.total_seconds()
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_read_or_refused_and_never_anything_else(text):
+def test_any_text_is_parsed_or_raises_value_error(text):
     try:
         assert parse_duration(text) > 0
     except ValueError:
