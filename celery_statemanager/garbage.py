@@ -198,7 +198,7 @@ class _Collector:
         return None if isinstance(marked, JobRecord) else marked
 
     def _delete(self, job: JobRecord) -> Skip | None:
-        """Delete a job if it is unchanged; one that has not settled is marked first, so that no latch is decided later."""
+        """Delete an unchanged job; mark it first if it has not settled, so that no latch is decided later."""
         marked = job if job.settled or job.tombstoned_at is not None else self._marked(job)
         if not isinstance(marked, JobRecord):
             return marked
