@@ -10,7 +10,7 @@
 # make format                    fix lint and format
 # make docs                      write the table of docs/settings.md
 # make picture                   draw docs/images/live.svg, the README's picture
-# make bench                     measure the cost of tracking next to its alternatives
+# make bench                     measure the cost of tracking next to its alternatives; writes benchmarks/RESULTS.md
 # make bench-quick               the same within two minutes
 # make chaos [ROUNDS= SEED=]     kill workers and cut connections at random, and check the guarantees after each round
 # make firestore-init            enable the Firestore API and create the database: PROJECT_ID= REGION=
@@ -86,6 +86,7 @@ build/celery-$(CELERY)/.test: pyproject.toml
 
 bench: $(VENV)/.bench
 	@failed=0; $(bin)/python -m benchmarks --json benchmarks/results.json || failed=1; \
+	  $(bin)/python -m benchmarks.report benchmarks/results.json > benchmarks/RESULTS.md && \
 	  $(bin)/python -m benchmarks.plot benchmarks/cost-by-size.png && exit $$failed
 
 bench-quick: $(VENV)/.bench

@@ -1,4 +1,4 @@
-"""Figures as people read them, and as JSON; ``python -m benchmarks.report results.json`` gives a Markdown table."""
+"""Figures as people read them, and as JSON; ``python -m benchmarks.report results.json`` prints ``RESULTS.md``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,33 @@ def write_json(
     Args:
         missing: modules that gave no figures, or not all, and why.
     """
-    found: dict[str, Any] = {"scale": scale, "machine": machine, "figures": [each.to_json() for each in figures]}
+    date = datetime.now(timezone.utc).date().isoformat()
+    measured = [each.to_json() for each in figures]
+    found: dict[str, Any] = {"date": date, "scale": scale, "machine": machine, "figures": measured}
     text = json.dumps({**found, "missing": missing}, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def markdown(results: Mapping[str, Any]) -> Iterator[str]:
-    """Give the lines of a table of what ``write_json`` wrote."""
-    yield from ("| what | its peer | ours | peer | measured | to reach | |", "|---|---|---|---|---|---|---|")
+_EXPLANATION = """\
+What tracking costs, each figure beside what it replaces. `make bench` overwrites this page with one run.
+
+Both sides of a figure are measured in the same run, in turns; each number is a median. *Measured* is the ratio to
+the peer (×), the difference from it ("more"), or the figure itself where it has no peer. "itself at 100" is the same
+call on a job of 100 tasks. Ratios can be compared between machines more easily than times."""
+
+
+def page(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of ``RESULTS.md`` for what ``write_json`` wrote."""
+    yield from ("# Benchmark results", "", *_EXPLANATION.splitlines(), "")
+    yield from ("| run | |", "|---|---|", f"| date | {results['date']} |", f"| scale | {results['scale']} |")
+    yield from (f"| {name} | {value} |" for name, value in results["machine"].items())
+    yield from ("", *_table(results))
+    if results["missing"]:
+        yield from ("", *(f"Not measured: {name} ({why})." for name, why in results["missing"].items()))
+
+
+def _table(results: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("| what | peer | ours | peer's | measured | to reach | reached |", "|---|---|---|---|---|---|---|")
     for given in results["figures"]:
         figure = Figure(**{each.name: given[each.name] for each in fields(Figure)})
         yield "| {} |".format(" | ".join(_cells(figure)))
@@ -99,4 +119,4 @@ def _version(program: str) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))
+    print("\n".join(page(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))

@@ -20,7 +20,8 @@ from celery_statemanager import State, errors
 
 ROOT = Path(__file__).parents[2]
 EAGER = {"task_always_eager": True, "statemanager_store_url": "memory://"}
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = ["README.md", "design.md", *DOCS]
 
 
 def text_of(page):
@@ -46,10 +47,15 @@ def run(page, names):
         exec(compile(block, f"{page} block {number}", "exec"), {**names} if own_app else names)
 
 
+PAGES_WITH_CODE = [page for page in DOCS if blocks(page, "python")]
+ROOT_PAGES = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
+
+
 @pytest.fixture
 def names(tmp_path, monkeypatch):
     """Return the names of the README's example, which the other pages continue."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker_init, "receivers", [*worker_init.receivers])  # other tests start workers in this process
     names = example(__name__=f"readme_{uuid.uuid4().hex}")  # Celery keeps tasks by their module's name
     names["app"].conf.update(EAGER)
     return names
@@ -90,12 +96,12 @@ def test_every_block_of_the_guide_runs(names, capsys):
     assert names["Manager"].open(names["store"], "etl-42").summary("ingest").finished == 1
 
 
-@pytest.mark.parametrize("page", ["docs/stores.md", "docs/testing.md"])
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
 def test_every_block_of_a_page_runs(page, names):
     run(page, names)
 
 
-def test_every_block_of_coming_from_runs(names, capsys):
+def test_coming_from_shows_what_it_describes(names, capsys):
     run("docs/coming-from.md", names)
     out = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"job-\w+ 2", out[0])
@@ -104,20 +110,11 @@ def test_every_block_of_coming_from_runs(names, capsys):
     assert names["progress_view"](None, job.id) == {"percent": 100, "message": "a", "failed": 0}
 
 
-def test_every_block_of_operating_runs(names):
-    run("docs/operating.md", names)
-    worker_init.disconnect(names["measure"])  # other tests play a worker's start in this process
+def test_the_formatter_shows_the_cell_of_a_log_line(names):
+    run("docs/logging-and-metrics.md", names)
     record = logging.makeLogRecord({"msg": "lost", "job_id": "etl-42", "tag": "ingest", "task_index": 3})
     assert names["Cell"]().format(record) == "etl-42/ingest/3 lost"
     assert names["Cell"]().format(logging.makeLogRecord({"msg": "swept"})) == "swept"
-
-
-def test_no_page_has_blocks_that_nobody_runs():
-    run_here = {"coming-from", "guide", "operating", "stores", "testing"}
-    assert {page for page in PAGES if blocks(page, "python")} == {
-        "README.md",
-        *(f"docs/{name}.md" for name in run_here),
-    }
 
 
 COMMANDS = [
@@ -150,9 +147,29 @@ def test_every_command_line_is_one_that_would_be_taken(line):
 
 
 def test_every_link_leads_to_a_file():
-    for page in [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text_of(page)):
-            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+    missing = [f"{page}: {target}" for page, target, _ in links() if not (ROOT / page).parent.joinpath(target).exists()]
+    assert not missing
+
+
+def test_every_anchor_is_a_heading():
+    wrong = []
+    for page, target, anchor in links():
+        path = (ROOT / page).parent / target if target else ROOT / page
+        if anchor and path.suffix == ".md" and path.exists() and anchor not in anchors(path):
+            wrong.append(f"{page}: {target}#{anchor}")
+    assert not wrong
+
+
+def links():
+    for page in [*PAGES, *ROOT_PAGES]:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text_of(page)):
+            yield page, target, anchor
+
+
+def anchors(path):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 FAILED = State("etl-42", 3, "ingest", -1, "disk full")
@@ -206,4 +223,5 @@ def test_the_table_of_metrics_is_current():
     from celery_statemanager.telemetry import OpenTelemetry
 
     made = {instrument.name for instrument in vars(OpenTelemetry(MeterProvider(shutdown_on_exit=False))).values()}
-    assert set(re.findall(r"^\| `(statemanager\.[\w.]+)` \|", text_of("docs/operating.md"), re.MULTILINE)) == made
+    page = text_of("docs/logging-and-metrics.md")
+    assert set(re.findall(r"^\| `(statemanager\.[\w.]+)` \|", page, re.MULTILINE)) == made

@@ -1,6 +1,6 @@
 """The matrix of outcomes: what a cell ends with, by what happens to its task and in which pool.
 
-One table (``matrix_rows``) for the tests that play it (``test_matrix``) and for design.md, which shows it.
+One table (``matrix_rows``) for the tests that play it (``test_matrix``) and for docs/internals/celery.md, which shows it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The matrix of outcomes as design.md shows it; run as a script, it writes it there."""
+"""The matrix of outcomes as docs/internals/celery.md shows it; run as a script, it writes it there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from matrix import POOLS, Outcome
 from matrix_rows import OUTCOMES
 
-DESIGN = Path(__file__).parents[2] / "design.md"
+PAGE = Path(__file__).parents[2] / "docs" / "internals" / "celery.md"
 BEGIN, END = "<!-- matrix:begin -->\n", "<!-- matrix:end -->\n"
 
 
@@ -38,14 +38,14 @@ def _plain(pattern: str) -> str:
 
 
 def shown() -> str:
-    """Give what design.md holds."""
-    return DESIGN.read_text().partition(BEGIN)[2].partition(END)[0]
+    """Return the table that the page contains."""
+    return PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
 
 
 def write() -> None:
-    """Put the table into design.md."""
-    before, _, rest = DESIGN.read_text().partition(BEGIN)
-    DESIGN.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+    """Put the table into the page."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

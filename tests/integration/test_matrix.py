@@ -178,7 +178,7 @@ def test_what_a_cell_ends_with_in_eager_mode(outcome, eager_stage):
     check(outcome.ending("eager"), eager_stage.job.get_state("work", eager_stage.outcomes.index(outcome)))
 
 
-def test_the_design_shows_this_matrix():
+def test_the_docs_show_this_matrix():
     """``python tests/integration/matrix_table.py`` writes it."""
     assert shown() == table()
 
