@@ -29,15 +29,17 @@ class Liveness:
     """Who works on a job, as of one moment.
 
     Attributes:
-        lost: whether a dead worker had tasks of the job that no sweep has dealt with.
+        lost: whether a dead worker had tasks of the job that no sweep has handled.
         sweep_at: when the next sweep is due; None if nobody sweeps.
         lease_until: when the last lease of a worker that works on the job ends, unless it is renewed.
+        lease: the longest lease of the live workers, in seconds.
     """
 
     activity: Activity
     lost: bool = False
     sweep_at: int | None = None
     lease_until: int | None = None
+    lease: float = 0.0
 
 
 class WorkerSnapshot:
@@ -70,14 +72,15 @@ def liveness(store: Store, job: JobRecord) -> Liveness:
     workers = WorkerSnapshot(store)
     lost = any(_names(record, job) for record in workers.dead)
     at_work = [record.lease_until for record in workers.alive if _may_have(record, job)]
+    lease = max((each.lease_until - each.renewed_at for each in workers.alive), default=0) / 1_000_000
     if at_work:
-        return Liveness(Activity.WORKING, lost, workers.sweep_at, max(at_work))
+        return Liveness(Activity.WORKING, lost, workers.sweep_at, max(at_work), lease)
     being_submitted = not job.submission.done and job.submission.alive_until > workers.now
     if not workers.alive:
         activity = Activity.WORKING if being_submitted and not lost else Activity.NO_WORKER
     else:
         activity = Activity.LOST if lost else Activity.IDLE
-    return Liveness(activity, lost, workers.sweep_at)
+    return Liveness(activity, lost, workers.sweep_at, lease=lease)
 
 
 def _names(record: WorkerRecord, job: JobRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Whether anybody works on a job, read from the worker records."""
+"""``liveness`` reads from the worker records whether anybody works on a job."""
 
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def test_the_next_sweep_is_told_while_somebody_sweeps(store, job, clock):
     run(store, "w2")
     leases.try_acquire(store, "w2", 15.0)
     due = store.now() + 15_000_000
-    assert liveness(store, job) == Liveness(Activity.LOST, lost=True, sweep_at=due)
+    assert liveness(store, job) == Liveness(Activity.LOST, lost=True, sweep_at=due, lease=LEASE)
     clock.advance(20)
     assert liveness(store, job).sweep_at == store.now()
     clock.advance(10)
