@@ -94,6 +94,7 @@ def summary_to_wire(summary: Summary) -> dict[str, Any]:
         "failedIDs": summary.failed_indexes,
         "runningIDs": summary.running_indexes,
         "missingIDs": summary.missing_indexes,
+        "notRunIDs": summary.not_run_indexes,
     }
     return {
         "status": int(summary.lowest.status),
@@ -103,6 +104,7 @@ def summary_to_wire(summary: Summary) -> dict[str, Any]:
         "running": summary.running,
         "finished": summary.finished,
         "failed": summary.failed,
+        "notRun": summary.not_run,
         **{name: str(rows) for name, rows in sets.items() if rows is not None},
     }
 

@@ -153,6 +153,11 @@ class Summary:
     The counts are cells and add up to ``expected``. The index sets hold the rows with at least one
     such cell; they are None when they were not asked for. Where nothing is expected, ``lowest`` is a
     state without a tag that nobody wrote.
+
+    Attributes:
+        failed: cells with a negative status of their own.
+        not_run: cells that an earlier stage's failure kept from running. ``failed`` does not count them, although
+            they have the status of the stage that failed.
     """
 
     num_tasks: int
@@ -166,6 +171,8 @@ class Summary:
     failed_indexes: IndexSet | None = None
     running_indexes: IndexSet | None = None
     missing_indexes: IndexSet | None = None
+    not_run: int = 0
+    not_run_indexes: IndexSet | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,7 +296,12 @@ class WriteReply:
 class Tally(NamedTuple):
     """Counts of one column's written cells; each changes by (new cell − old cell) in the cell's own step.
 
+    Each cell counts in one class at most: ``running``, ``finished``, ``failed`` or ``not_run``; in none of them, it is
+    not started.
+
     Attributes:
+        failed: negative, but for ``not_run``.
+        not_run: negative because an earlier stage of the row failed (``Cell.blocked_by``).
         succeeded: final and FINISHED.
         ended: final.
         alarms: final and negative, but not CANCELLED.
@@ -307,11 +312,17 @@ class Tally(NamedTuple):
     running: int = 0
     finished: int = 0
     failed: int = 0
+    not_run: int = 0
     succeeded: int = 0
     ended: int = 0
     alarms: int = 0
     pending: int = 0
     progress: int = 0
+
+    @property
+    def started(self) -> int:
+        """The number of cells in any class but not started."""
+        return self.running + self.finished + self.failed + self.not_run
 
     def plus(self, other: Tally) -> Tally:
         """Add field by field."""
@@ -338,7 +349,7 @@ class Column:
     Attributes:
         expected: rows expected under the tag.
         lowest: the lowest cell, absent ones counted; None only where no row is expected.
-        failed, running, missing: the rows in each class; None when not asked for.
+        failed, running, missing, not_run: the rows in each class; None when not asked for.
     """
 
     tag: str
@@ -348,6 +359,7 @@ class Column:
     failed: IndexSet | None = None
     running: IndexSet | None = None
     missing: IndexSet | None = None
+    not_run: IndexSet | None = None
 
 
 @dataclass(slots=True)

@@ -160,6 +160,8 @@ def tally_of(cell: Cell | None) -> Tally:
     if status < 0:
         if is_open:
             return _OPEN_FAILED
+        if cell.blocked_by is not None:
+            return _CANCELLED_NOT_RUN if status == Status.CANCELLED else _NOT_RUN
         return _CANCELLED if status == Status.CANCELLED else _FAILED
     payload = cell.payload
     return _running(status) if payload is None or '"progress"' not in payload else _progressing(status, payload)
@@ -172,6 +174,8 @@ _FINISHED = Tally(finished=1, succeeded=1, ended=1)
 _OPEN_FAILED = Tally(failed=1, pending=1)
 _CANCELLED = Tally(failed=1, ended=1)
 _FAILED = Tally(failed=1, ended=1, alarms=1)
+_CANCELLED_NOT_RUN = Tally(not_run=1, ended=1)
+_NOT_RUN = Tally(not_run=1, ended=1, alarms=1)
 
 
 @lru_cache

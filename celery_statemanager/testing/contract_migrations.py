@@ -118,6 +118,32 @@ class MigrationContract:
         assert grid.cell("b", 1) == replace(new, schema_version=LATER)
         assert grid.state("b", 1).message == "wörds"
 
+    def test_a_rewritten_cell_is_counted_again_as_failed_or_as_not_run(self, store: Store) -> None:
+        grid = Grid.create(store, 2, ("a", "b"))
+        grid.run("a", 1, -5)
+        grid.write("b", 0, -5)
+
+        def counted() -> tuple[int, int, str, str, int]:
+            with_rows, bare = grid.manager().summary("b"), grid.manager().summary("b", indexes=False)
+            assert (with_rows.failed, with_rows.not_run) == (bare.failed, bare.not_run)
+            return bare.failed, bare.not_run, str(with_rows.failed_indexes), str(with_rows.not_run_indexes), row()
+
+        def row() -> int:
+            return grid.lowest("b").task_index
+
+        def rewritten(row: int, schema: int, **fields: str | None) -> None:
+            (found,) = [each for each in outdated(grid, schema) if (each.tag, each.task_index) == ("b", row)]
+            new = replace(found.cell, schema_version=schema, **fields)
+            assert store.rewrite_cells(grid.ref, [replace(found, cell=new)]) == 1
+
+        assert counted() == (1, 1, "0", "1", 0)
+        rewritten(1, LATER, blocked_by=None)
+        assert counted() == (2, 0, "0-1", "", 0)
+        rewritten(0, LATER, blocked_by="a")
+        assert counted() == (1, 1, "1", "0", 0)
+        rewritten(1, LATER + 1, blocked_by="a")
+        assert counted() == (0, 2, "", "0-1", 0)
+
     def test_a_cell_that_was_written_or_rewritten_since_it_was_found_stays(self, store: Store) -> None:
         grid = Grid.create(store, 3)
         for row in range(3):

@@ -23,6 +23,7 @@ class Counts(NamedTuple):
     running: int = 0
     finished: int = 0
     failed: int = 0
+    not_run: int = 0
     succeeded: int = 0
     ended: int = 0
     alarms: int = 0
@@ -39,7 +40,7 @@ class Counts(NamedTuple):
 
     def tally(self, progress: int = 0) -> Tally:
         """Give the tally."""
-        return Tally(*self[:7], progress)
+        return Tally(*self[:8], progress)
 
 
 DECISIVE = ("succeeded", "ended", "alarms", "pending")
@@ -66,7 +67,7 @@ def shard_of(job: JobRecord, task_index: int) -> int:
 
 def counts_of(cell: Cell | None) -> Counts:
     """Give what a cell adds."""
-    return Counts() if cell is None else Counts._make((*tally_of(cell)[:7], 1))
+    return Counts() if cell is None else Counts._make((*tally_of(cell)[:8], 1))
 
 
 def changes(

@@ -10,7 +10,7 @@ import msgpack
 
 from celery_statemanager.codec import compact
 from celery_statemanager.models import State, fraction_of, state_from_fields
-from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, to_datetime
+from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, Tally, to_datetime
 from celery_statemanager.stores.redis.packing import unpack, unpack_all
 
 CELL = (
@@ -42,6 +42,9 @@ CELL = (
 ``payload`` is without its ``progress``, which stands apart as JSON text with its ``share`` as it is and, in
 ``full``, once done; ``done`` says that it counts as done: ``payload_of`` writes it so.
 """
+
+TALLY = (*(name for name in Tally._fields if name != "not_run"), "unwritten", "not_run")
+"""The fields of a packed tally, in order; what is missing at the end is 0. New ones go to the end."""
 
 _BEYOND_PERCENT = 1_000
 
