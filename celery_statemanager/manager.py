@@ -206,7 +206,7 @@ class Manager:
         return list(self.store.list_states(self.ref, self._scope(tag, task_index)))
 
     def summary(self, tag: str | None = None, indexes: bool = True) -> Summary:
-        """Give counts of cells and sets of rows by class.
+        """Return counts of cells and sets of rows by class: not started, running, finished, failed, not run.
 
         Args:
             indexes: False leaves the sets None, at a cost that does not grow with the job.

@@ -1,4 +1,4 @@
-"""What all tests share: how much is run, what is run side by side, and the Firestore emulator."""
+"""What all tests share: which tests run, which run side by side, and the Firestore emulator."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 from emulator import running
-from selection import asked_for
+
+from celery_statemanager.testing.kit import is_smoke
 
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every combination, not only those that differ")
-    parser.addoption(
-        "--firestore", action="store_true", help="run all of Firestore, not only its heart: minutes on its emulator"
-    )
+    parser.addoption("--firestore", action="store_true", help="run every Firestore test, not only the smoke tests")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leave out what was not asked for; keep together what shares servers."""
-    left_out = [item for item in items if not asked_for(item, config.getoption)]
+    """Deselect what was not requested; keep tests that share servers in one process."""
+    left_out = [item for item in items if not _is_requested(item, config.getoption)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
     for item in items:
@@ -28,6 +27,16 @@ def pytest_collection_modifyitems(config, items):
         if group:
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "integration" not in item.nodeid)
+
+
+def _is_requested(item, option):
+    """Return whether a test runs: on the Firestore emulator only smoke tests do, unless an option asks for more."""
+    if option("--full"):
+        return True
+    if item.get_closest_marker("full") or (item.get_closest_marker("firestore") and not option("--firestore")):
+        return False
+    store = item.callspec.params.get("store_factory", "") if hasattr(item, "callspec") else ""
+    return not store.startswith("firestore") or option("--firestore") or is_smoke(item.function)
 
 
 def _group(item):

@@ -187,7 +187,10 @@ class _Column:
         return aggregate.lowest(self.job.state(self.tag, row) for row in rows if row is not None)
 
     def index_sets(self) -> tuple[IndexSet, IndexSet, IndexSet, IndexSet]:
-        failed, running, not_run, started = [], [], [], []
+        failed: list[int] = []
+        running: list[int] = []
+        not_run: list[int] = []
+        started: list[int] = []
         for row, cell in self.cells.items():
             if row in self.rows and cell.status != 0:
                 started.append(row)

@@ -13,7 +13,7 @@ from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import Delivery, Tally
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing import naive
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, smoke
 
 HOLES: PlanSpec = {"a": [0, 1, 2, 3], "b": [1, 3], "c": [0, 3]}
 PLANS = {"sequence": ("a", "b", "c"), "holes": HOLES, "none": None}
@@ -67,6 +67,7 @@ class AggregateContract:
             grid.write(tag, row, FINISHED)
         assert grid.lowest().finished
 
+    @smoke
     def test_ties_go_to_the_lowest_row_then_to_the_tag_first_in_code_points(self, store: Store) -> None:
         grid = Grid.create(store, 11, ("ä", "b", "B", "\U0001f600", "\uffff"))
         for row, tag in product(range(11), ("ä", "b", "B", "\U0001f600", "\uffff")):
@@ -106,6 +107,7 @@ class AggregateContract:
         assert (manager.summary("other").expected, manager.summary("other").running) == (4, 1)
         assert manager.summary("b").expected == 2
 
+    @smoke
     def test_a_summary_counts_cells_and_names_rows(self, store: Store) -> None:
         grid = Grid.create(store, 21, ("a", "b"))
         for row in (3, 17, 18, 19, 20):

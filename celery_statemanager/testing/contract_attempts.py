@@ -9,7 +9,7 @@ from celery_statemanager.manager import Manager
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery, Verdict, When
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, smoke
 
 BEGUN, DUPLICATE, STALE = Verdict.BEGUN, Verdict.DUPLICATE, Verdict.STALE
 RETRY = Delivery(0, 1)
@@ -127,6 +127,7 @@ class AttemptContract:
         assert grid.begin("a", 0).verdict is DUPLICATE
         assert grid.begin("a", 0, delivery=RETRY).verdict is BEGUN
 
+    @smoke
     def test_writes_of_an_older_attempt_are_refused(self, store: Store) -> None:
         zombie = Manager.create(store, "job", num_tasks=1, task_index=0)
         assert zombie.begin("a") == 1

@@ -9,7 +9,7 @@ import pytest
 from celery_statemanager.errors import JobNotFound, SynchronizeFailed, SynchronizeTimeout
 from celery_statemanager.records import Delivery
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, PATIENCE, Grid
+from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, PATIENCE, Grid, smoke
 
 CLIMB = [(row, status) for status in (1, 5, 10, 15) for row in (2, 0, 1)]
 
@@ -26,6 +26,7 @@ class BarrierContract:
         assert [(state.task_index, state.status) for state in states] == [(0, 50), (2, 99)]
         assert [state.task_index for state in grid.manager().synchronize("b", 0, timeout=0)] == [1, 3]
 
+    @smoke
     def test_a_barrier_waits_for_the_slowest_row(self, store: Store) -> None:
         grid = Grid.create(store, 3)
         waiting = threading.Thread(target=lambda: [grid.write("a", row, status) for row, status in CLIMB])

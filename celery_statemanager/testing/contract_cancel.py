@@ -8,7 +8,7 @@ from celery_statemanager.errors import JobCancelled
 from celery_statemanager.models import State, Status
 from celery_statemanager.records import CALLBACK_ROW, Delivery, Verdict, When
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid
+from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, smoke
 
 WHY = "user asked"
 
@@ -176,6 +176,7 @@ class CancelContract:
         assert grid.begin("a", 1).verdict is Verdict.CLOSED
         assert grid.fallen == {"settled"}
 
+    @smoke
     def test_a_cancelled_job_settles_with_the_end_of_the_last_pending_cell(self, store: Store) -> None:
         grid = Grid.create(store, 4, ("a",))
         grid.begin("a", 0)

@@ -10,7 +10,7 @@ from celery_statemanager.models import State
 from celery_statemanager.records import to_datetime
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import FINISHED, Grid
+from celery_statemanager.testing.kit import FINISHED, Grid, smoke
 
 NAMES = [
     "a", "A", "a:b", "a/b", ".", "..", "__x__", "__", "a b", " ", " a", "a ", "*", "a*", "a?", "[a]", "{a}", "a%3Ab",
@@ -24,6 +24,7 @@ NAMES = [
 class CellContract:
     """What holds for single cells."""
 
+    @smoke
     def test_versions_count_the_writes_of_each_cell_from_one(self, store: Store) -> None:
         grid = Grid.create(store)
         for version in (1, 2, 3):
@@ -85,6 +86,7 @@ class CellContract:
         assert order == [("B", 3), ("a", 9), ("a", 10), ("b", 10), ("ä", 0), ("A", 0), ("a", 2)]
         assert [state.task_index for state in grid.states("a")] == [9, 10, 2]
 
+    @smoke
     def test_repeating_the_current_event_id_changes_nothing_and_gives_the_state(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0, tags=("a",))
         first = manager.set_state("a", 5, "once", {"n": 1}, event_id="e1")
@@ -137,6 +139,7 @@ class CellContract:
             assert (other.num_tasks, other.get_state().status) == (status, 0 if status > 1 else status)
         assert len(grid.states()) == len(NAMES)
 
+    @smoke
     def test_job_and_token_are_a_pair_not_a_joined_name(self, store: Store) -> None:
         pairs = [
             ("a", "b:c"),

@@ -11,7 +11,7 @@ from celery_statemanager.completion import publish_due
 from celery_statemanager.models import Status
 from celery_statemanager.records import CALLBACK_ROW, LATCHES, Delivery, JobRecord, Verdict
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job
+from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, smoke
 
 SEEDS = range(8)
 
@@ -19,6 +19,7 @@ SEEDS = range(8)
 class CompletionContract:
     """What holds for a job's once-only decisions."""
 
+    @smoke
     def test_success_and_settling_fall_with_the_last_planned_cell(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a", "b"))
         before = store.now()

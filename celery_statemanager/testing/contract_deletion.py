@@ -15,7 +15,7 @@ from celery_statemanager.models import Scope
 from celery_statemanager.records import Submission
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
+from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge, smoke
 
 USES: dict[str, Callable[[Grid], object]] = {
     "write": lambda grid: grid.write("a", 0, 5),
@@ -71,6 +71,7 @@ class DeletionContract:
             use(grid)
 
     @pytest.mark.parametrize("use", USES.values(), ids=USES)
+    @smoke
     def test_a_straggler_of_an_older_incarnation_does_not_meet_its_successor(
         self, store: Store, use: Callable[[Grid], object]
     ) -> None:

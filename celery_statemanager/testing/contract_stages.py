@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from celery_statemanager.failures import cause_of
 from celery_statemanager.models import Scope, Status
 from celery_statemanager.records import Delivery
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, read_until, statuses
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, read_until, smoke, statuses
 
 STAGES = ("scan", "read", "save")
 
@@ -16,6 +17,7 @@ class StageContract:
     """What holds along a row's plan."""
 
     @pytest.mark.parametrize("status", [FAILED, -42, Status.REVOKED, Status.LOST, Status.TIMED_OUT])
+    @smoke
     def test_a_failure_for_good_gives_later_stages_its_status_in_the_same_step(self, store: Store, status: int) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.run("scan", 0)
@@ -32,6 +34,15 @@ class StageContract:
         grid = Grid.create(store, 2, STAGES)
         grid.run("scan", 0, -42)
         assert {grid.state(tag, 0).message for tag in STAGES[1:]} == {"not run: stage 'scan' failed: -42"}
+
+    @pytest.mark.parametrize("message", ["no such page", None, "it's \"odd\": 'x'\nline two"])
+    def test_the_message_of_a_blocked_cell_names_the_stage_and_its_message(
+        self, store: Store, message: str | None
+    ) -> None:
+        stage = "it's \"odd\" \\ ü"
+        grid = Grid.create(store, 1, (stage, "save"))
+        grid.run(stage, 0, -42, message=message)
+        assert cause_of(grid.state("save", 0)) == (*cause_of(grid.state(stage, 0))[:2], True)
 
     def test_blocking_needs_a_final_negative_cell_and_a_write_that_cascades(self, store: Store) -> None:
         grid = Grid.create(store, 4, STAGES)

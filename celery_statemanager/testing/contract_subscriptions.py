@@ -11,7 +11,7 @@ from celery_statemanager.manager import Manager
 from celery_statemanager.models import StateEvent
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
-from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, PATIENCE, Grid
+from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, PATIENCE, Grid, smoke
 
 
 def briefly(event: StateEvent | None) -> tuple[str, int, int, bool] | None:
@@ -27,6 +27,7 @@ def take(events: Subscription, count: int) -> list[tuple[str, int, int, bool] | 
 class SubscriptionContract:
     """What holds for subscriptions."""
 
+    @smoke
     def test_what_exists_is_replayed_oldest_first_then_changes_come_live(self, store: Store) -> None:
         grid = Grid.create(store)
         for tag, row in (("b", 2), ("a", 0), ("b", 2), ("a", 1)):
@@ -100,6 +101,7 @@ class SubscriptionContract:
         events.close()
         assert list(events) == []
 
+    @smoke
     def test_one_that_is_forgotten_leaves_no_thread(self, store: Store) -> None:
         """At once: nothing may wait for a collection of garbage, which may be long in coming."""
         grid = Grid.create(store)
@@ -115,6 +117,7 @@ class SubscriptionContract:
         finally:
             gc.enable()
 
+    @smoke
     def test_it_ends_when_the_job_is_deleted_even_while_waiting(self, store: Store) -> None:
         grid = Grid.create(store)
         events = grid.manager().subscribe()
@@ -179,6 +182,7 @@ class SubscriptionContract:
         assert _to_the_end(events) == []
         assert events.closed
 
+    @smoke
     def test_threads_share_a_manager(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         threads = [

@@ -7,7 +7,7 @@ import time
 from celery_statemanager.records import CALLBACK_ROW, OpenAttempt
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import PATIENCE, Grid
+from celery_statemanager.testing.kit import PATIENCE, Grid, smoke
 
 
 class WorkerContract:
@@ -93,6 +93,7 @@ class WorkerContract:
         store.list_workers()[0].body = "bent"
         assert store.list_workers()[0].body == "body"
 
+    @smoke
     def test_open_attempts_that_have_an_owner_are_listed(self, store: Store) -> None:
         grids = [
             Grid.create(store, 3, ("a",), job_id=name, run_token=token) for name, token in (("x", None), ("y", "1"))

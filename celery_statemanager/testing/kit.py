@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from celery_statemanager.manager import Manager, new_event_id, new_job
 from celery_statemanager.models import Scope, State, Status
@@ -28,6 +28,20 @@ PATIENCE = 20.0
 """Seconds after which a test stops waiting for what should happen at once."""
 
 FINISHED, FAILED, CANCELLED = int(Status.FINISHED), int(Status.FAILED), int(Status.CANCELLED)
+
+
+Test = TypeVar("Test", bound=Callable[..., object])
+
+
+def smoke(test: Test) -> Test:
+    """Mark a test as one that also runs on a slow store in every run; each rule has at least one."""
+    test.is_smoke = True  # type: ignore[attr-defined] # a mark of pytest's would have to be registered by every user
+    return test
+
+
+def is_smoke(test: object) -> bool:
+    """Return whether a test function was marked by ``smoke``."""
+    return getattr(test, "is_smoke", False)
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,7 @@ def check_summary(
     places = list(places)
     found = [states[place] for place in places]
     not_run = [states[place] for place in places if cells[place].status < 0 and cells[place].blocked_by is not None]
-    failed = [
-        state for state in found if (state.failed or (cancelled and state.status == 0)) and state not in not_run
-    ]
+    failed = [state for state in found if (state.failed or (cancelled and state.status == 0)) and state not in not_run]
     finished = [state for state in found if state.finished]
     missing = [state for state in found if state.status == 0 and not cancelled]
     running = [state for state in found if not state.terminal and state.status != 0]

@@ -120,7 +120,7 @@ def test_rows_that_a_killed_worker_held_back_are_run_or_marked(tracked, setting,
 
 def held(tracked, job):
     """The rows of a job that workers say they have received and not begun."""
-    reports = map(leases.Report.of, leases.workers(tracked.states.store).values())
+    reports = map(leases.Report.from_record, leases.workers(tracked.states.store).values())
     return {each.task_index for report in reports for each in report.received if each.ref == job.manager.ref}
 
 

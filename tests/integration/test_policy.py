@@ -9,7 +9,7 @@ from celery import Celery, _state, shared_task
 from celery_statemanager import ConfigurationError, JobNotFound, StatefulTask, StateManager
 from celery_statemanager.integration import requests
 from celery_statemanager.integration.redelivery import requeues
-from celery_statemanager.integration.worker.main import main
+from celery_statemanager.integration.worker import main
 
 TYPO = (
     "task 'shared.typo': on_lost is one of auto, mark, requeue, not 'reqeue': correct it where the task is declared, "

@@ -17,7 +17,7 @@ import pytest
 from celery_statemanager import JobExists, JobNotFound, Manager, Store, open_store
 from celery_statemanager.records import LATCHES, Verdict
 from celery_statemanager.testing import Grid, StoreFactory, load
-from celery_statemanager.testing.kit import FINISHED, every_job, purge
+from celery_statemanager.testing.kit import FINISHED, every_job, purge, smoke
 
 THREADS = 8
 TIMES = 20
@@ -74,6 +74,7 @@ def test_one_of_many_threads_begins_a_cell_and_the_others_are_duplicates(store: 
     assert len(list(store.list_open_attempts())) == len(SAME)
 
 
+@smoke
 def test_each_latch_falls_once_though_threads_end_the_last_cells_at_once(store: Store) -> None:
     for number in range(5):
         grid = Grid.create(store, THREADS, ("a",), job_id=f"job {number}")

@@ -18,7 +18,7 @@ from celery_statemanager.migrations import STEPS, MigrationReport, Skip, Steps, 
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import Cell, JobKey, JobRecord
 from celery_statemanager.testing import StoreFactory, WrappedStore
-from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, every_job
+from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, every_job, smoke
 
 LATER = Steps()
 """A history that goes on from the shipped one, with a gap at 5."""
@@ -442,6 +442,7 @@ def killed(store: Store, store_factory: StoreFactory) -> Iterator[Callable[[], i
 
 
 @pytest.mark.parametrize("foreign", [False, True])
+@smoke
 def test_a_killed_migration_is_gone_on_with(store: Store, killed: Callable[[], int], foreign: bool) -> None:
     rows = 100
     job = new_job("job", rows)

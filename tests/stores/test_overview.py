@@ -7,6 +7,7 @@ from dataclasses import replace
 from celery_statemanager import Manager, Status, Store
 from celery_statemanager.overview import Phase, Wanted, list_overviews, look_alikes, overview
 from celery_statemanager.records import Cancellation, JobKey
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
 ENDS = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
@@ -31,6 +32,14 @@ def test_each_job_is_in_its_phase_and_the_last_written_comes_first(store: Store)
     shown = overview(store, Manager.open(store, "failing").ref, indexes=True)
     assert list(shown.tags) == ["b", "a"]
     assert str(shown.tags["a"].failed_indexes) == "1"
+
+
+def test_a_job_with_rows_that_were_not_run_has_failed_even_if_the_failed_cell_was_overwritten(store: Store) -> None:
+    grid = Grid.create(store, 1, ("scan", "save"))
+    grid.run("scan", 0, FAILED)
+    grid.write("scan", 0, FINISHED)
+    shown = overview(store, grid.ref)
+    assert (shown.summary.failed, shown.summary.not_run, shown.phase) == (0, 1, Phase.FAILED)
 
 
 def test_who_asks_for_a_job_that_is_not_there_is_told_what_may_be_meant(store: Store) -> None:

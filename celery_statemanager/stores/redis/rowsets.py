@@ -34,7 +34,8 @@ class RowSets(NamedTuple):
     ) -> RowSets:
         """Read what ``columns.lua`` gives of a column."""
         zeros = IndexSet(map(int, zero)).union(ranks.unset(written or b""))
-        return cls(*(IndexSet(map(int, rows)) for rows in (failed, running)), zeros, IndexSet(map(int, not_run)))
+        failed, running, not_run = (IndexSet(map(int, rows)) for rows in (failed, running, not_run))
+        return cls(failed, running, zeros, not_run)
 
     def corrected(self, scores: Scores) -> RowSets:
         """Give them with some rows put where they belong by now."""
