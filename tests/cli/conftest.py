@@ -25,7 +25,7 @@ from celery.bin.celery import celery as celery_command
 from click.testing import CliRunner
 
 from celery_statemanager import Manager, State, Status, open_store
-from celery_statemanager.cli.model import Board
+from celery_statemanager.cli.model import JobModel
 from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation
@@ -123,23 +123,23 @@ def state():
 
 
 @pytest.fixture
-def busy_board():
+def busy_model():
     """A job in the middle: some finished, many running, failures of several kinds."""
 
-    def busy_board(num_tasks=100, tags=("ingest", "export"), running=30, **changes):
-        board = Board(make_job(num_tasks, tags, **changes), Scope())
-        board.loading = False
+    def busy_model(num_tasks=100, tags=("ingest", "export"), running=30, **changes):
+        model = JobModel(make_job(num_tasks, tags, **changes), Scope())
+        model.loading = False
         for index in range(40):
-            board.apply(make_state(index, tags[0], Status.FINISHED))
+            model.apply(make_state(index, tags[0], Status.FINISHED))
         for index in range(40, 40 + running):
-            board.apply(make_state(index, tags[0], 40, "Seite 4 von 10: 日本語 " + "x" * 300, progress=(4, 10)))
+            model.apply(make_state(index, tags[0], 40, "Seite 4 von 10: 日本語 " + "x" * 300, progress=(4, 10)))
         for index in (3, 17, 18, 19, 20):
-            board.apply(make_state(index, tags[-1], Status.FAILED, "ValueError: no such page"))
-        board.apply(make_state(22, tags[-1], Status.TIMED_OUT, "soft time limit\n\x1b[2Jexceeded"))
-        board.apply(make_state(23, tags[-1], -12))
-        return board
+            model.apply(make_state(index, tags[-1], Status.FAILED, "ValueError: no such page"))
+        model.apply(make_state(22, tags[-1], Status.TIMED_OUT, "soft time limit\n\x1b[2Jexceeded"))
+        model.apply(make_state(23, tags[-1], -12))
+        return model
 
-    return busy_board
+    return busy_model
 
 
 class Watched:

@@ -255,18 +255,18 @@ def test_without_an_app_there_is_no_store(run, monkeypatch, settled, url, error_
 def test_live_needs_a_terminal(run, settled, error_of):
     result = run("--job", settled, "--format", "live")
     assert result.exit_code == 2
-    assert error_of(result) == "bars need a terminal that can move its cursor: use --format table"
+    assert error_of(result) == "the live display needs a terminal that can move its cursor: use --format table"
 
 
 def test_live_needs_rich(run, monkeypatch, settled, error_of):
     monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
     result = run("--job", settled, "--format", "live")
     assert result.exit_code == 78
-    assert error_of(result) == 'bars need rich: pip install "celery-statemanager[monitor]"'
+    assert error_of(result) == 'the live display needs rich: pip install "celery-statemanager[monitor]"'
 
 
 @pytest.mark.parametrize(("rich", "hint"), [(False, "celery-statemanager[monitor]"), (True, "showing a table")])
-def test_a_terminal_without_bars_gets_a_table_and_a_hint(monkeypatch, capsys, rich, hint):
+def test_a_terminal_without_a_live_display_gets_a_table_and_a_hint(monkeypatch, capsys, rich, hint):
     if not rich:
         monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
     output = Output()

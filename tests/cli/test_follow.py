@@ -1,4 +1,4 @@
-"""A follower ends when the watcher's wish is met, and not before."""
+"""A follower ends when the watcher's condition is met, and not before."""
 
 import threading
 
@@ -13,7 +13,7 @@ from celery_statemanager.stores.memory import MemoryStore
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """Seconds that pass only when a test advances them."""
 
     def __init__(self):
         self.time = 1_000_000.0
@@ -81,13 +81,13 @@ def test_an_old_job_without_a_plan_is_shown_at_once(store, write, follow, clock)
     assert cells(follow(job).events()) == [("a", 0, True)]
 
 
-def test_what_is_there_now_ends_at_once(store, write, follow):
+def test_the_current_states_are_read_once(store, write, follow):
     job = Manager.create(store, "job", num_tasks=2, tags=("a",))
     write("job", (0, "a", 40, None))
     assert cells(follow(job, until=Until.NOW).events()) == [("a", 0, True)]
 
 
-def test_following_for_ever_goes_on_after_the_end(store, write, follow, clock):
+def test_following_forever_continues_after_the_end(store, write, follow, clock):
     job = Manager.create(store, "job", num_tasks=1, tags=("a",))
     write("job", (0, "a", Status.FINISHED, None))
     follower = follow(job, until=Until.FOREVER)
@@ -101,7 +101,7 @@ def test_following_for_ever_goes_on_after_the_end(store, write, follow, clock):
     assert cells(events) == []
 
 
-def test_only_the_scope_is_given(store, write, follow):
+def test_only_the_scope_is_read(store, write, follow):
     job = Manager.create(store, "job", num_tasks=2, tags=("a", "b"))
     write("job", *((index, tag, 40, None) for index in (0, 1) for tag in ("a", "b")))
     assert cells(follow(job, Scope("a", 1), Until.NOW).events()) == [("a", 1, True)]
@@ -129,7 +129,7 @@ def test_a_job_replaced_by_a_new_one_counts_as_deleted(store, follow):
     assert follower.deleted
 
 
-def test_the_record_is_read_again_now_and_then(store, follow, clock, cancel):
+def test_the_record_is_read_again_periodically(store, follow, clock, cancel):
     job = Manager.create(store, "job", num_tasks=1, tags=("a",))
     Manager.open(store, "job", task_index=0).set_state("a", 40)
     follower = follow(job)
@@ -151,7 +151,7 @@ def test_the_record_is_read_again_now_and_then(store, follow, clock, cancel):
         (Scope("a", 1), True),
     ],
 )
-def test_failed_is_asked_of_the_scope(store, write, follow, scope, expected):
+def test_failed_refers_to_the_scope(store, write, follow, scope, expected):
     job = Manager.create(store, "job", num_tasks=2, tags=("a", "b"))
     write("job", (0, "a", Status.FINISHED, None), (1, "a", -1, None))
     assert follow(job, scope).failed() is expected
@@ -196,7 +196,7 @@ class FlakyStore(MemoryStore):
             raise StoreUnavailable("pulled the plug")
 
 
-def test_a_lost_connection_is_told_and_healed(clock):
+def test_a_lost_connection_is_reported_and_restored(clock):
     store = FlakyStore(clock)
     job = Manager.create(store, "job", num_tasks=1, tags=("a",))
     writer = Manager.open(store, "job", task_index=0)
