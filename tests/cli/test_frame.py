@@ -17,6 +17,7 @@ from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View
 from celery_statemanager.cli.rendering.lines import Table
 from celery_statemanager.cli.rendering.text import ASCII, COLOURED, PLAIN, plain, width_of
+from celery_statemanager.liveness import Activity, Liveness
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation, Latch
 
@@ -181,6 +182,45 @@ def test_unplanned_tags_are_marked(job, state):
 def test_special_conditions_are_shown(busy_model, known, changes, word):
     model = busy_model(**changes)
     assert word in display(model, **known)
+
+
+LIVENESS = [
+    (Liveness(Activity.WORKING, lease=30.0), "running", None),
+    (Liveness(Activity.NO_WORKER), "no live worker", "start a worker, or compare the store_url of the running ones"),
+    (Liveness(Activity.NO_WORKER, lost=True), "no live worker", "a worker died; no sweep is due: start a worker"),
+    (Liveness(Activity.LOST, lost=True, lease=30.0), "stalled", "a worker died; no sweep is due: start a worker"),
+    (Liveness(Activity.IDLE, lease=2.0), "stalled", "no live worker has received any of its tasks"),
+    (Liveness(Activity.IDLE, lease=4.0), "running", None),
+    (
+        Liveness(Activity.LOST, lost=True, sweep_at=1_772_366_400_000_000, lease=30.0),
+        r"waiting for the sweep at \d\d:00:00",
+        r"a worker died; the sweep at \d\d:00:00 marks its tasks or sends them again",
+    ),
+    (
+        Liveness(Activity.WORKING, lost=True, sweep_at=1_772_366_400_000_000, lease=30.0),
+        "running",
+        r"a worker died; the sweep at \d\d:00:00 marks its tasks",
+    ),
+]
+
+
+@pytest.mark.parametrize(("known", "word", "remark"), LIVENESS)
+def test_missing_workers_are_shown_with_what_happens_next(busy_model, known, word, remark):
+    """The last write of the job was 3 seconds ago."""
+    lines = display(busy_model(), liveness=known).splitlines()
+    assert re.search(rf" {word} · 2m 14s$", lines[0])
+    shown_remark = next((line for line in lines if re.match(" (start|a worker|no live)", line)), None)
+    assert (shown_remark is None) is (remark is None)
+    assert remark is None or re.search(remark, shown_remark)
+
+
+def test_a_job_that_is_over_needs_no_worker(job, state):
+    model = JobModel(job(1, ("ingest",)), Scope())
+    model.loading = False
+    model.apply(state(0, "ingest", Status.FINISHED))
+    drawn = display(model, liveness=Liveness(Activity.NO_WORKER, lost=True))
+    assert "worker" not in drawn
+    assert "all done" in drawn
 
 
 def test_a_job_that_has_not_begun_is_waiting(job):
