@@ -17,7 +17,7 @@ from celery_statemanager.stores.base import Store
 MOST_CELLS = 1_000
 """Maximum number of cells in progress that are read one by one; the rest is only counted."""
 
-NOBODY = "no live worker uses this store: start one, or compare the store_url of the running ones"
+NO_WORKER = "no live worker uses this store: start one, or compare the store_url of the running ones"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ def _fate(*, kept: bool) -> str:
 def _unlisted(reports: list[Report]) -> str:
     """Return the end of a sentence about rows that no live worker lists."""
     if not reports:
-        return f"; {NOBODY}"
+        return f"; {NO_WORKER}"
     cut = any("received" in each.cut for each in reports)
     return ", or one has received it and does not list it, because it holds too many" if cut else ""
 

@@ -62,7 +62,7 @@ class GarbageReport:
         return any((self.tombstoned, self.revived, self.deleted, self.purged))
 
 
-Tell = Callable[[JobRecord, "Act | Skip"], object]
+Notify = Callable[[JobRecord, "Act | Skip"], object]
 """Called with each job and with what is done to it or why it is skipped."""
 
 
@@ -72,7 +72,7 @@ def collect_garbage(
     tombstone_age: str | float | timedelta,
     delete_age: str | float | timedelta,
     dry_run: bool = False,
-    tell: Tell | None = None,
+    tell: Notify | None = None,
 ) -> GarbageReport:
     """Hide idle jobs, delete jobs that have been idle longer, and revive hidden jobs that were written to.
 
@@ -101,11 +101,11 @@ class _Collection:
         now: the store's time at the start; all jobs are judged by it.
     """
 
-    def __init__(self, store: Store, ages: Ages, tell: Tell | None) -> None:
+    def __init__(self, store: Store, ages: Ages, tell: Notify | None) -> None:
         self.store = store
         self.report = GarbageReport()
         self._ages = ages
-        self._tell = tell or (lambda job, what: None)  # noqa: ARG005 - a default that ignores its arguments
+        self._notify = tell or (lambda job, what: None)  # noqa: ARG005 - a default that ignores its arguments
         self.now = store.now()
 
     def revivable(self) -> Iterator[JobRecord]:
@@ -132,15 +132,15 @@ class _Collection:
                 else:
                     self.skip(job, reason)
 
-    def did(self, job: JobRecord, act: Act) -> None:
+    def record(self, job: JobRecord, act: Act) -> None:
         """Count an act and report it."""
         setattr(self.report, act.value, getattr(self.report, act.value) + 1)
-        self._tell(job, act)
+        self._notify(job, act)
 
     def skip(self, job: JobRecord, reason: Skip) -> None:
         """Count a skipped job and report it."""
         self.report.skipped[reason.value] = self.report.skipped.get(reason.value, 0) + 1
-        self._tell(job, reason)
+        self._notify(job, reason)
 
     def _idle_for(self, job: JobRecord, age: int) -> bool:
         return self.now - job.last_activity > age
@@ -160,9 +160,9 @@ class _Collection:
 
 def _dry_run(collection: _Collection) -> None:
     for job in collection.revivable():
-        collection.did(job, Act.REVIVED)
+        collection.record(job, Act.REVIVED)
     for job, act in collection.collectable():
-        collection.did(job, act)
+        collection.record(job, act)
 
 
 class _Collector:
@@ -186,7 +186,7 @@ class _Collector:
         except JobNotFound:
             reason = Skip.CHANGED
         if reason is None:
-            self._collection.did(job, act)
+            self._collection.record(job, act)
         else:
             self._collection.skip(job, reason)
 

@@ -30,7 +30,7 @@ class Liveness:
 
     Attributes:
         lost: whether a dead worker had tasks of the job that no sweep has handled.
-        sweep_at: when the next sweep is due; None if nobody sweeps.
+        sweep_at: when the next sweep is due; None if no sweep is due.
         lease_until: when the last lease of a worker that works on the job ends, unless it is renewed.
         lease: the longest lease of the live workers, in seconds.
     """

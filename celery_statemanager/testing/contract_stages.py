@@ -39,7 +39,7 @@ class StageContract:
     def test_the_message_of_a_blocked_cell_names_the_stage_and_its_message(
         self, store: Store, message: str | None
     ) -> None:
-        stage = "it's \"odd\" \\ ü"
+        stage = 'it\'s "odd" \\ ü'
         grid = Grid.create(store, 1, (stage, "save"))
         grid.run(stage, 0, -42, message=message)
         assert cause_of(grid.state("save", 0)) == (*cause_of(grid.state(stage, 0))[:2], True)

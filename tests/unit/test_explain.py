@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 import pytest
 
 from celery_statemanager import Status, leases
-from celery_statemanager.explain import NOBODY, explain
+from celery_statemanager.explain import NO_WORKER, explain
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.manager import Manager, new_event_id, new_job
 from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Submission, Write
@@ -50,7 +50,7 @@ def begin(store, job, tag, row, owner=WORKER, **kind):
 def test_rows_in_the_queue_and_rows_behind_a_stage(store, job):
     assert reasons(store, job) == [
         ("hash", "0-3", "waits", "waits for stage 'scan' of its row"),
-        ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NOBODY}"),
+        ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NO_WORKER}"),
     ]
 
 
@@ -58,7 +58,9 @@ def test_queued_rows_report_a_store_without_live_workers(store, job, clock):
     leases.renew(store, WORKER, Report(), 30.0)
     assert ("scan", "0-3", "queued", "in the queue: no live worker has received it") in reasons(store, job)
     clock.advance(31)
-    assert ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NOBODY}") in reasons(store, job)
+    assert ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NO_WORKER}") in reasons(
+        store, job
+    )
 
 
 @pytest.mark.parametrize(("message", "fate"), [(None, "it is marked LOST"), ("m", "its message is sent again")])

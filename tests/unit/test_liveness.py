@@ -38,7 +38,7 @@ def activity(store, job):
     return liveness(store, job).activity
 
 
-def test_without_a_worker_nobody_works(store, job):
+def test_a_store_without_workers(store, job):
     assert liveness(store, job) == Liveness(Activity.NO_WORKER)
 
 
@@ -77,7 +77,7 @@ def test_the_last_worker_has_died(store, job, clock):
     assert liveness(store, job) == Liveness(Activity.NO_WORKER, lost=True)
 
 
-def test_the_next_sweep_is_told_while_somebody_sweeps(store, job, clock):
+def test_the_next_sweep_is_known_while_workers_sweep(store, job, clock):
     run(store, "w1", cell_name(job.ref, "scan", 1))
     clock.advance(LEASE)
     run(store, "w2")
