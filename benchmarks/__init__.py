@@ -1,1 +1,4 @@
-"""What tracking costs, each figure against its peer in the same run. ``python -m benchmarks --help``."""
+"""Benchmarks: the cost of tracking, each figure compared with a peer in the same run.
+
+See ``python -m benchmarks --help``.
+"""

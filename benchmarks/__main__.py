@@ -1,4 +1,4 @@
-"""Runs the figures: ``python -m benchmarks [--scale quick] [--json results.json] [module …]``."""
+"""Run the benchmarks: ``python -m benchmarks [--scale quick] [--json results.json] [module …]``."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from benchmarks.harness import Figure, Scale
 
 MODULES = ("writes", "sizes", "streams", "space", "imports", "jobs", "untracked", "submits", "in_flight", "firestore")
 SLOW = {"in_flight", "firestore", "submits"}
-"""Left out of quick runs, unless they are named."""
+"""Modules that quick runs omit unless they are named."""
 
-PATIENCE = 900
-"""Seconds after which a module is given up."""
+TIMEOUT = 900
+"""Seconds after which a module is aborted."""
 
 
 def main() -> int:
-    """Measure, print, write; give 1 if a module failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What tracking costs.")
-    parser.add_argument("modules", nargs="*", metavar="module", help=f"of {', '.join(MODULES)}; all if none is named")
+    """Measure, print and save the figures. Return 1 if a module failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the cost of tracking.")
+    parser.add_argument("modules", nargs="*", metavar="module", help=f"any of {', '.join(MODULES)} (default: all)")
     parser.add_argument("--scale", choices=Scale.NAMES, default="full")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=Path, help="save the results to this file")
     options = parser.parse_args()
     machine = report.machine()
     for name, value in machine.items():
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 class _Run:
-    """What was measured so far, and why the rest was not: one module that fails costs no other its figures."""
+    """The figures measured so far, and the reason for each module that could not be measured."""
 
     def __init__(self) -> None:
         self.figures: list[Figure] = []
@@ -58,17 +58,17 @@ class _Run:
         self.failed = False
 
     def measure(self, name: str, scale: Scale) -> None:
-        """Take a module's figures."""
+        """Measure the figures of one module."""
         start = time.monotonic()
-        signal.signal(signal.SIGALRM, _give_up)
-        signal.alarm(PATIENCE)
+        signal.signal(signal.SIGALRM, _abort)
+        signal.alarm(TIMEOUT)
         try:
             for figure in importlib.import_module(f"benchmarks.{name}").measure(scale):
                 print(report.line(figure), flush=True)
                 self.figures.append(figure)
-        except pytest.skip.Exception as absent:  # what starts servers is shared with the tests
-            self.missing[name] = str(absent)
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - whatever it is, the others go on
+        except pytest.skip.Exception as skipped:  # raised by the tests' helpers if a server is not installed
+            self.missing[name] = str(skipped)
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - the other modules still run
             self.failed = True
             self.missing[name] = f"{type(error).__name__}: {error}"
             traceback.print_exc()
@@ -77,12 +77,12 @@ class _Run:
         print(f"-- {name}: {time.monotonic() - start:.0f} s", flush=True)
 
 
-class _TooLong(Exception):
-    """No ``TimeoutError``: a client would take it for its socket's, and try again."""
+class _ModuleTimeout(Exception):
+    """Not a ``TimeoutError``, because a client would attribute that to its socket and retry."""
 
 
-def _give_up(*_: Any) -> None:
-    raise _TooLong(f"it took more than {PATIENCE} s")
+def _abort(*_: Any) -> None:
+    raise _ModuleTimeout(f"the module took more than {TIMEOUT} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The app of the figures that need workers, configured by the environment."""
+"""The Celery app of the benchmarks that need workers, configured by environment variables."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
 )
 states = StateManager(app) if os.environ.get("BENCHMARK_TRACKED", "yes") == "yes" else None
-task = partial(app.task, shared=False)  # the module may be loaded again, for another server
+task = partial(app.task, shared=False)  # the module is reloaded when the server changes
 
 
 @task
 def with_result() -> None:
-    """Do nothing, and keep the result: what a chord needs."""
+    """Do nothing and store the result, as a chord requires."""
 
 
 @task(ignore_result=True)
@@ -35,43 +35,43 @@ def plain() -> None:
 
 @task(base=StatefulTask, ignore_result=True, tag="work")
 def tracked() -> None:
-    """Do nothing in a job."""
+    """Do nothing, as a member of a job."""
 
 
-@task(base=StatefulTask, ignore_result=True)  # as the callback of a job it runs once, however often it is published
+@task(base=StatefulTask, ignore_result=True)  # runs once per job, even if its message is published twice
 def ended(*_: object) -> None:
-    """Say that all have ended."""
+    """Signal that all tasks have ended."""
     _client().rpush("ended", "x")
 
 
 @task(ignore_result=True)
 def plain_hold() -> None:
-    """Stay until told to go."""
+    """Block until the benchmark releases the task."""
     _hold()
 
 
 @task(base=StatefulTask, ignore_result=True, tag="work")
 def tracked_hold() -> None:
-    """Stay until told to go, in a job."""
+    """Block until the benchmark releases the task, as a member of a job."""
     _hold()
 
 
 _holding = 0
 _counting = threading.Lock()
-_let_go = threading.Event()
+_released = threading.Event()
 
 
 def _hold() -> None:
-    global _holding  # noqa: PLW0603 - one process is one worker
+    global _holding  # noqa: PLW0603 - all tasks of a worker share it
     with _counting:
         _holding += 1
         first = _holding == 1
         if _holding % 100 == 0:
             _client().set("holding", _holding)
     if first:
-        _client().blpop(["go"], timeout=120)
-        _let_go.set()
-    _let_go.wait(120)
+        _client().blpop(["release"], timeout=120)
+        _released.set()
+    _released.wait(120)
 
 
 def _client() -> redis.Redis:

@@ -1,4 +1,4 @@
-"""Large jobs, filled by the stores' own steps, many to a round trip or transaction."""
+"""Create large jobs quickly, with many of a store's own steps in one round trip or transaction."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from celery_statemanager.stores.redis.requests import begin_call, write_call
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 
 TAG = "work"
-_AT_ONCE = 5_000
+_BATCH_SIZE = 5_000
 
 
-def filled(store: Store, num_tasks: int, job_id: str | None = None) -> Manager:
-    """Make a job whose cells are all written, one in ten of them still running; give a reader of it."""
+def create_filled_job(store: Store, num_tasks: int, job_id: str | None = None) -> Manager:
+    """Create a job with every cell written, one in ten of them still running. Return a read-only Manager."""
     manager = Manager.create(store, job_id or f"job of {num_tasks}", num_tasks=num_tasks, tags=(TAG,))
-    fill = _WAYS.get(type(store).__name__, _one_by_one)
+    write_batch = _BATCH_WRITERS.get(type(store).__name__, _write_one_by_one)
     if isinstance(store, RedisStore):
         load_scripts(store)
     writes = (_write(row) for row in range(num_tasks))
-    while some := list(islice(writes, _AT_ONCE)):
-        fill(store, manager.ref, some)
+    while batch := list(islice(writes, _BATCH_SIZE)):
+        write_batch(store, manager.ref, batch)
     return manager
 
 
@@ -36,19 +36,19 @@ def _write(row: int) -> Write:
     return Write(tag=TAG, task_index=row, status=status, event_id=f"{row:032x}")
 
 
-def _one_by_one(store: Store, ref: JobRef, writes: list[Write]) -> None:
+def _write_one_by_one(store: Store, ref: JobRef, writes: list[Write]) -> None:
     for write in writes:
         store.write(ref, write)
 
 
 def load_scripts(store: RedisStore) -> None:
-    """Let the server remember what ``send_all`` calls."""
+    """Load the scripts of ``send_all`` into the server."""
     for script in (store._scripts.begin, store._scripts.write):
         store._server.call("SCRIPT", "LOAD", script.source)
 
 
 def send_all(store: RedisStore, ref: JobRef, requests: Sequence[Begin | Write]) -> None:
-    """Send many steps of one kind together; raises what the first that failed was answered."""
+    """Send many steps of one kind together. Raises: AssertionError with the reply if a step is rejected."""
     layout = store._reader.layout(ref)
     begins = isinstance(requests[0], Begin)
     script, call = (store._scripts.begin, begin_call) if begins else (store._scripts.write, write_call)
@@ -59,13 +59,13 @@ def send_all(store: RedisStore, ref: JobRef, requests: Sequence[Begin | Write]) 
         assert isinstance(reply, bytes) or reply[0] in (b"begun", b"written", b"same"), reply
 
 
-def _at_once(store: Store, ref: JobRef, writes: list[Write]) -> None:
+def _write_concurrently(store: Store, ref: JobRef, writes: list[Write]) -> None:
     with ThreadPoolExecutor(16) as pool:
         for _ in pool.map(partial(store.write, ref), writes):
             pass
 
 
-def _in_one_transaction(store: Store, ref: JobRef, writes: list[Write]) -> None:
+def _write_in_one_transaction(store: Store, ref: JobRef, writes: list[Write]) -> None:
     def write_all(db: sqlite3.Connection) -> None:
         for write in writes:
             place = (write.tag, write.task_index)
@@ -74,4 +74,8 @@ def _in_one_transaction(store: Store, ref: JobRef, writes: list[Write]) -> None:
     store._pool.write(write_all)
 
 
-_WAYS = {"RedisStore": send_all, "SQLiteStore": _in_one_transaction, "FirestoreStore": _at_once}
+_BATCH_WRITERS = {
+    "RedisStore": send_all,
+    "SQLiteStore": _write_in_one_transaction,
+    "FirestoreStore": _write_concurrently,
+}

@@ -1,4 +1,4 @@
-"""Firestore, on the emulator: a write against a transaction that reads and writes a document, and calls counted."""
+"""Firestore on the emulator: a write compared with a transaction on one document, and the number of calls."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from benchmarks.filling import filled
+from benchmarks.filling import create_filled_job
 from benchmarks.harness import Figure, Scale, alternate
 from benchmarks.sizes import READS
-from benchmarks.writes import MESSAGE, writing
+from benchmarks.writes import MESSAGE, state_writer
 from celery_statemanager import open_store
 from celery_statemanager.stores.firestore import Address, FirestoreStore
 from tests.emulator import running
@@ -23,37 +23,37 @@ SMALL = 100
 
 
 def measure(scale: Scale) -> Iterator[Figure]:
-    """Start an emulator and compare."""
+    """Start an emulator, compare writes and count calls."""
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as emulator:
         os.environ["FIRESTORE_EMULATOR_HOST"] = emulator.host
         with open_store(f"firestore://{PROJECT}", timeout=30.0) as store:
-            calls = {"peer": _transaction(), "ours": writing(store)}
+            calls = {"peer": _transaction(), "ours": state_writer(store)}
             rounds = scale(2, 500, 1_500)
-            alternate(calls, rounds)  # a young emulator is slow: Java compiles what it runs
-            found = alternate(calls, rounds)
-        ours, peer = found["ours"] * 1e3, found["peer"] * 1e3
+            alternate(calls, rounds)  # warm-up: Java compiles the emulator while it runs
+            medians = alternate(calls, rounds)
+        ours, peer = medians["ours"] * 1e3, medians["peer"] * 1e3
         yield Figure("Firestore set_state (emulator)", "@transactional get + set", ours, peer, "ms", 0.3)
         spy = Spy()
         with spy.store(Address(PROJECT), timeout=30.0) as store:
-            write = writing(store, "counted")
-            yield Figure("Firestore set_state", "-", _calls(spy, write), None, "calls", 1, "alone")
-            yield from _reads(spy, store, [SMALL, *scale((200,), (1_000,), (1_000, 10_000))])
+            write = state_writer(store, "counted")
+            yield Figure("Firestore set_state", "-", _count_calls(spy, write), None, "calls", 1, "alone")
+            yield from _read_figures(spy, store, [SMALL, *scale((200,), (1_000,), (1_000, 10_000))])
 
 
-def _reads(spy: Spy, store: FirestoreStore, sizes: list[int]) -> Iterator[Figure]:
-    """Count the calls of each read in jobs whose cells are all written, by number of tasks."""
-    managers = {size: filled(store, size) for size in sizes}
+def _read_figures(spy: Spy, store: FirestoreStore, sizes: list[int]) -> Iterator[Figure]:
+    """Count the calls of each read, by number of tasks, in jobs with every cell written."""
+    managers = {size: create_filled_job(store, size) for size in sizes}
     for what, read in READS.items():
-        counted = {size: _calls(spy, partial(read, manager)) for size, manager in managers.items()}
+        counted = {size: _count_calls(spy, partial(read, manager)) for size, manager in managers.items()}
         for size in sizes[1:]:
             at = f"Firestore {what} at {size:,} tasks"
             yield Figure(at, f"itself at {SMALL}", counted[size], counted[SMALL], "calls", 1)
 
 
-def _calls(spy: Spy, use: Callable[[], object]) -> int:
-    use()
+def _count_calls(spy: Spy, call: Callable[[], object]) -> int:
+    call()
     spy.clear()
-    use()
+    call()
     return spy.total
 
 
@@ -66,8 +66,8 @@ def _transaction() -> Callable[[], object]:
 
     @firestore.transactional
     def get_and_set(transaction: firestore.Transaction) -> None:
-        found = document.get(transaction=transaction).to_dict() or {"version": 0}
-        state = {"status": next(numbers) % 90, "message": MESSAGE, "version": found["version"] + 1}
+        fields = document.get(transaction=transaction).to_dict() or {"version": 0}
+        state = {"status": next(numbers) % 90, "message": MESSAGE, "version": fields["version"] + 1}
         transaction.set(document, state)
 
     return lambda: get_and_set(client.transaction())

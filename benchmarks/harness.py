@@ -1,4 +1,4 @@
-"""Figures, and how they are measured: in turns, so that whatever slows the machine slows both sides alike."""
+"""Figures and how to measure them: in turns, so that a slowdown of the machine affects both sides equally."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Clock = Callable[[], float]
 
 
 class Scale:
-    """How much is done: ``tiny`` to see that it works, ``quick`` within two minutes, ``full`` for the record."""
+    """The amount of work.
+
+    ``tiny`` checks that a benchmark runs, ``quick`` takes two minutes in all, ``full`` measures the published figures.
+    """
 
     NAMES = ("tiny", "quick", "full")
 
@@ -24,18 +27,19 @@ class Scale:
         self._at = self.NAMES.index(name)
 
     def __call__(self, tiny: T, quick: T, full: T) -> T:
-        """Choose."""
+        """Return the value for this scale."""
         return (tiny, quick, full)[self._at]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        ours, peer: medians, in ``unit``; no peer where the limit is a number of its own.
-        limit: what ours is to reach: times the peer, or above it, or by itself, as ``kind`` says.
-        at_least: whether more is better.
+        ours, peer: medians in ``unit``; ``peer`` is None if the limit is absolute.
+        limit: the bound of the measured value.
+        kind: what is measured: ``times`` is the ratio to the peer, ``above`` the difference from it, ``alone`` ours.
+        at_least: True if the limit is a minimum, False if it is a maximum.
     """
 
     what: str
@@ -49,29 +53,29 @@ class Figure:
 
     @property
     def measured(self) -> float:
-        """What is compared with the limit."""
+        """The value that is compared with the limit."""
         if self.peer is None or self.kind == "alone":
             return self.ours
         return self.ours / self.peer if self.kind == "times" else self.ours - self.peer
 
     @property
     def reached(self) -> bool:
-        """Whether the limit is kept, as far as two digits tell."""
+        """Whether the measured value, rounded to two decimals, meets the limit."""
         measured = round(self.measured, 2)
         return measured >= self.limit if self.at_least else measured <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Give all of it."""
+        """Return the fields, the measured value and whether it meets the limit."""
         return {**asdict(self), "measured": self.measured, "reached": self.reached}
 
 
 def alternate(
     calls: Mapping[str, Callable[[], object]], rounds: int, *, batch: int = 1, clock: Clock = time.perf_counter
 ) -> dict[str, float]:
-    """Call in turns; give each one's median in seconds.
+    """Call functions in turns and return the median duration of each, in seconds.
 
     Args:
-        batch: calls that are timed together, for what takes no longer than reading a clock.
+        batch: number of calls that are timed together, for functions that are as fast as reading a clock.
     """
     for call in calls.values():
         call()
@@ -86,20 +90,20 @@ def alternate(
 
 
 def in_turns(measures: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Let each measure something itself, in turns."""
-    found: dict[str, list[T]] = {name: [] for name in measures}
+    """Run measurements in turns and return the results of each."""
+    results: dict[str, list[T]] = {name: [] for name in measures}
     for _ in range(rounds):
         for name, measure in measures.items():
-            found[name].append(measure())
-    return found
+            results[name].append(measure())
+    return results
 
 
-def medians(found: Mapping[str, Iterable[float]]) -> dict[str, float]:
-    """Give each one's median."""
-    return {name: statistics.median(each) for name, each in found.items()}
+def medians(results: Mapping[str, Iterable[float]]) -> dict[str, float]:
+    """Return the median of the results of each name."""
+    return {name: statistics.median(each) for name, each in results.items()}
 
 
 def peak_memory() -> float:
-    """Give the peak of this program's memory, in MiB; ``ru_maxrss`` may be that of who started it."""
+    """Return the peak memory of this process in MiB. ``ru_maxrss`` may contain the peak of its parent."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -1,4 +1,4 @@
-"""How long an import takes, in a process of its own."""
+"""Duration of an import in a new process."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _COMPARED = (
 
 
 def measure(scale: Scale) -> Iterator[Figure]:
-    """Compare with Celery's, both of which load names at their first use."""
+    """Compare with imports of Celery. Both packages import names on first access."""
     for ours, peer in _COMPARED:
-        measures = {"ours": importing(ours, _NO_CLIENTS), "peer": importing(peer)}
-        found = medians(in_turns(measures, scale(1, 9, 21)))
-        yield Figure(ours, peer, found["ours"], found["peer"], "ms", 30, "above")
+        measures = {"ours": import_timer(ours, _NO_CLIENTS), "peer": import_timer(peer)}
+        results = medians(in_turns(measures, scale(1, 9, 21)))
+        yield Figure(ours, peer, results["ours"], results["peer"], "ms", 30, "above")
 
 
-def importing(code: str, check: str = "") -> Callable[[], float]:
-    """Give a call that runs an import in a new process and gives milliseconds.
+def import_timer(code: str, check: str = "") -> Callable[[], float]:
+    """Return a function that runs an import in a new process and returns its duration in milliseconds.
 
     Args:
-        check: what must hold afterwards.
+        check: assertions to run afterwards.
     """
     command = [sys.executable, "-c", _PROGRAM.format(code=code) + check]
     return lambda: float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

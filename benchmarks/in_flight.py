@@ -1,4 +1,4 @@
-"""The memory of a worker with a thousand tasks at once, tracked and not."""
+"""Memory of a worker that runs a thousand tasks at the same time, tracked or not."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import threading
 from collections.abc import Callable, Iterator
 
 from benchmarks.harness import Figure, Scale, in_turns
-from benchmarks.workers import resident_bytes, running_worker, the_app, the_signals
+from benchmarks.workers import load_app, private_bytes, running_worker, signal_client
 from tests.servers import RedisServer, running_redis
 
 MIB = 2**20
 
 
 def measure(scale: Scale) -> Iterator[Figure]:
-    """Give each kind a worker of its own, in turns."""
+    """Run each kind of task on its own worker, in turns."""
     num_tasks = scale(100, 1_000, 1_000)
     with running_redis() as server:
-        measures = {kind: _holding(server, kind, num_tasks) for kind in ("plain", "tracked")}
-        found = {name: statistics.median(each) for name, each in in_turns(measures, scale(1, 1, 3)).items()}
-    tracked, plain = found["tracked"] / MIB, found["plain"] / MIB
-    yield Figure(f"worker with {num_tasks:,} tracked tasks", "the same untracked", tracked, plain, "MiB", 10, "above")
+        measures = {kind: _memory_holding(server, kind, num_tasks) for kind in ("plain", "tracked")}
+        medians = {name: statistics.median(each) for name, each in in_turns(measures, scale(1, 1, 3)).items()}
+    tracked, plain = medians["tracked"] / MIB, medians["plain"] / MIB
+    yield Figure(f"worker with {num_tasks:,} tracked tasks", "the same, untracked", tracked, plain, "MiB", 10, "above")
 
 
-def _holding(server: RedisServer, kind: str, num_tasks: int) -> Callable[[], float]:
-    module = the_app(server)
-    client = the_signals(server)
+def _memory_holding(server: RedisServer, kind: str, num_tasks: int) -> Callable[[], float]:
+    module = load_app(server)
+    client = signal_client(server)
 
     def hold() -> float:
         with running_worker(server, "threads", num_tasks, kind, BENCHMARK_PREFETCH="0") as worker:
@@ -34,17 +34,17 @@ def _holding(server: RedisServer, kind: str, num_tasks: int) -> Callable[[], flo
             else:
                 for _ in range(num_tasks):
                     module.plain_hold.apply_async(queue=kind)
-            _until(lambda: int(client.get("holding") or 0) >= num_tasks)
-            found = resident_bytes(worker.pid)
-            client.rpush("go", "x")
-            _until(lambda: not client.exists("go"))
+            _wait_until(lambda: int(client.get("holding") or 0) >= num_tasks)
+            used = private_bytes(worker.pid)
+            client.rpush("release", "x")
+            _wait_until(lambda: not client.exists("release"))
         client.flushdb()
-        return found
+        return used
 
     return hold
 
 
-def _until(condition: Callable[[], bool]) -> None:
+def _wait_until(condition: Callable[[], bool]) -> None:
     pause = threading.Event()
     for _ in range(2_400):
         if condition():

@@ -1,10 +1,10 @@
-"""A million tasks through a real Redis, no Celery: what a day of ten million would ask of the server.
+"""A million tasks on a real Redis without Celery, to estimate the load of ten million tasks a day.
 
     python -m benchmarks.million [--tasks 1000000] [--jobs 100] [--writers 2] [--at-once 50]
 
-Each task begins, as a worker's does, and finishes. A writer stands for as many workers as it sends steps at once.
-Printed: rates, the server's processor time by step, its memory and network traffic, and what these come to at ten
-million tasks a day.
+Each task begins and finishes with the steps of a worker. A writer simulates ``--at-once`` workers: it sends that many
+steps together. The output contains rates, the server's CPU time per step, its memory and its network traffic, and an
+extrapolation to ten million tasks a day.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.filling import load_scripts, send_all
 from celery_statemanager import Manager, Status, open_store
-from celery_statemanager.records import Begin, JobKey, When, Write
+from celery_statemanager.records import Begin, JobKey, Write
 from tests.servers import running_redis
 
 TAG = "work"
@@ -25,7 +25,7 @@ SECONDS = 86_400
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the tasks and print the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.million")
     for name, default in (("tasks", 1_000_000), ("jobs", 100), ("writers", 2), ("at-once", 50)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -57,15 +57,15 @@ def _run_writers(url: str, jobs: list[tuple[str, int]], writers: int, at_once: i
 
 
 def _write_share(share: tuple[str, str, range, int]) -> None:
-    """Begin and finish some rows of a job: as many workers do that act at the same time, or one by one."""
+    """Begin and finish some rows of a job, ``at_once`` rows at a time."""
     url, job_id, rows, at_once = share
     with open_store(url, timeout=60.0) as store:
         load_scripts(store)
         ref = store.get_job(JobKey(job_id)).ref
         for first in range(0, len(rows), at_once):
-            some = rows[first : first + at_once]
-            send_all(store, ref, [_begin(row) for row in some])
-            send_all(store, ref, [_end(row) for row in some])
+            batch = rows[first : first + at_once]
+            send_all(store, ref, [_begin(row) for row in batch])
+            send_all(store, ref, [_end(row) for row in batch])
 
 
 def _begin(row: int) -> Begin:
@@ -73,22 +73,11 @@ def _begin(row: int) -> Begin:
 
 
 def _end(row: int) -> Write:
-    return Write(
-        tag=TAG,
-        task_index=row,
-        status=int(Status.FINISHED),
-        event_id=f"e{row:031x}",
-        attempt=1,
-        when=When.OPEN,
-        keep_payload=True,
-        ends_attempt=True,
-        keep_app_status=True,
-        block_later_stages=True,
-    )
+    return Write.ending(TAG, row, int(Status.FINISHED), attempt=1)
 
 
 def _check(url: str, jobs: int, size: int) -> None:
-    """Every task is finished and every job has settled, once."""
+    """Check that every task has finished and every job has settled."""
     with open_store(url, timeout=60.0) as store:
         for number in range(jobs):
             job = store.get_job(JobKey(f"job {number}"))
@@ -100,24 +89,24 @@ def _check(url: str, jobs: int, size: int) -> None:
 def _print(
     before: dict[str, Any], after: dict[str, Any], stats: dict[str, Any], empty: int, tasks: int, seconds: float
 ) -> None:
-    def grown(name: str) -> float:
+    def growth(name: str) -> float:
         return float(after[name]) - float(before[name])
 
-    cpu = grown("used_cpu_user") + grown("used_cpu_sys")
+    cpu = growth("used_cpu_user") + growth("used_cpu_sys")
     steps = stats["cmdstat_evalsha"]
     memory = after["used_memory"] - empty
-    traffic_in, traffic_out = grown("total_net_input_bytes"), grown("total_net_output_bytes")
+    traffic_in, traffic_out = growth("total_net_input_bytes"), growth("total_net_output_bytes")
     rows = {
         "tasks": f"{tasks:,}, two steps each, in {seconds:,.0f} s: {tasks / seconds:,.0f} tasks/s",
-        "server's processor": f"{cpu:,.0f} s, {cpu / tasks * 1e6:.0f} us a task, {cpu / seconds:.0%} of one core",
-        "a step": f"{steps['usec_per_call']:.1f} us in the server, {steps['calls']:,} of them",
-        "memory": f"{memory / 2**20:,.0f} MiB, {memory / tasks:.0f} bytes a task",
-        "network": f"{traffic_in / tasks:,.0f} bytes a task in, {traffic_out / tasks:,.0f} out",
+        "server CPU": f"{cpu:,.0f} s, {cpu / tasks * 1e6:.0f} us per task, {cpu / seconds:.0%} of one core",
+        "step": f"{steps['usec_per_call']:.1f} us in the server, {steps['calls']:,} of them",
+        "memory": f"{memory / 2**20:,.0f} MiB, {memory / tasks:.0f} bytes per task",
+        "network": f"{traffic_in / tasks:,.0f} bytes per task in, {traffic_out / tasks:,.0f} out",
         "10 million a day": (
             f"{A_DAY / SECONDS:.0f} tasks/s on average: {cpu / tasks * A_DAY / SECONDS:.1%} of one core, "
-            f"{memory / tasks * A_DAY / 2**30:.1f} GiB a day kept"
+            f"{memory / tasks * A_DAY / 2**30:.1f} GiB stored per day"
         ),
-        "one node's most": f"{tasks / cpu:,.0f} tasks/s, {tasks / cpu * SECONDS / 1e6:,.0f} million a day",
+        "capacity of a node": f"{tasks / cpu:,.0f} tasks/s, {tasks / cpu * SECONDS / 1e6:,.0f} million a day",
     }
     for name, value in rows.items():
         print(f"{name:20}{value}")

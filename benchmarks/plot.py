@@ -1,4 +1,4 @@
-"""Draws costs against the size of the job: ``python -m benchmarks.plot cost-by-size.png [largest]``."""
+"""Plot costs by the size of the job: ``python -m benchmarks.plot cost-by-size.png [largest]``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDS = 500
 
 
 def main(path: str, largest: str = "100000") -> None:
-    """Measure every store at every size and write the picture."""
+    """Measure every store at every size up to ``largest`` tasks and save the plot."""
     sizes = [size for size in SIZES if size <= int(largest)]
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
     for panel, (title, costs) in zip(panels, _panels(sizes).items()):
@@ -31,8 +31,8 @@ def main(path: str, largest: str = "100000") -> None:
 
 def _panels(sizes: list[int]) -> dict[str, dict[str, dict[int, float]]]:
     reading = {kind: reading_costs(kind, sizes, ROUNDS) for kind in KINDS}
-    found = {what: {kind: reading[kind][what] for kind in KINDS} for what in READS}
-    return {**found, "end of a task, completion included": {kind: ending_costs(kind, sizes, ROUNDS) for kind in KINDS}}
+    reads = {what: {kind: reading[kind][what] for kind in KINDS} for what in READS}
+    return {**reads, "end of a task, including completion": {kind: ending_costs(kind, sizes, ROUNDS) for kind in KINDS}}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How long a job stands still after SIGKILL: this package beside Celery's own redelivery and chord.
+"""Time that a job needs to recover from SIGKILL: this package compared with Celery's own redelivery and chord.
 
     PYTHONPATH=tests:. python -m benchmarks.recovery [cases NAME …]
 
-Each case: a Redis of its own, two prefork workers, eight tasks of 1 s that are acked late; a worker is killed with its
-children while it runs two of them. Printed: seconds from the kill until the last of the two has begun again, and until
-what follows the job (callback, chord body) has run. A case that has not come to its end after ``CAP`` is given up.
+Each case has its own Redis, two prefork workers and eight tasks of 1 s with late acknowledgement. One worker is killed
+with its children while it runs two tasks. The output contains the seconds from the kill until both tasks have begun
+again, and until the callback or chord body has run. They are ``inf`` if that takes more than ``CAP`` seconds.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ REPEATS = 3
 
 
 def submit_plain() -> None:
-    """Celery's own way."""
+    """Submit the tasks as a chord."""
     chord([plain.s(row) for row in range(TASKS)])(after.s())
 
 
 def submit_tracked() -> None:
-    """Ours."""
+    """Submit the tasks as a tracked job."""
     states.submit([tracked.s(row) for row in range(TASKS)], on_success=after.s())
 
 
@@ -46,17 +46,17 @@ CASES = {
 
 
 def measure(kind: str) -> tuple[float, float]:
-    """Play one case in this process's environment; give the two times, ``inf`` for what did not come."""
+    """Run one case, configured by the environment. Return both times in seconds."""
     workers = [_worker(number) for number in range(2)]
     try:
         {"plain": submit_plain, "tracked": submit_tracked}[kind]()
-        victim = until(lambda: next((each for each in workers if len(_begun_by(each)) == 2), None), 30)
+        victim = wait_for(lambda: next((each for each in workers if len(_begun_by(each)) == 2), None), 30)
         processes.kill(victim.pid)
         killed = time.time()
         held = _begun_by(victim)
-        again = until(lambda: _again(held, killed), CAP)
-        done = until(lambda: notes("after"), max(0.0, killed + CAP - time.time()))
-        return (again or float("inf")) - killed, (done[0][0] if done else float("inf")) - killed
+        begun_again = wait_for(lambda: _begun_again(held, killed), CAP)
+        called = wait_for(lambda: notes("after"), max(0.0, killed + CAP - time.time()))
+        return (begun_again or float("inf")) - killed, (called[0][0] if called else float("inf")) - killed
     finally:
         for worker in workers:
             processes.kill(worker.pid)
@@ -67,18 +67,18 @@ def _begun_by(worker: subprocess.Popen[bytes]) -> set[str]:
     return {text for _, pid, text in notes("begun") if pid == worker.pid}
 
 
-def _again(held: set[str], killed: float) -> float | None:
-    """When the last of those that the victim held has begun again."""
+def _begun_again(held: set[str], killed: float) -> float | None:
+    """Return when the last of the tasks that the victim held has begun again, or None."""
     begun = {text: when for when, _, text in notes("begun") if when > killed}
     return max(begun[text] for text in held) if held <= begun.keys() else None
 
 
-def until(probe: Callable[[], Any], seconds: float) -> Any:
-    """Ask until there is something, for so many seconds at most; give it, or what there is."""
+def wait_for(probe: Callable[[], Any], seconds: float) -> Any:
+    """Return the first truthy result of ``probe``, or its last result after ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not (found := probe()) and time.monotonic() < deadline:
+    while not (result := probe()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return found
+    return result
 
 
 def _worker(number: int) -> subprocess.Popen[bytes]:
@@ -97,25 +97,25 @@ def _worker(number: int) -> subprocess.Popen[bytes]:
     log = HOME / f"{number}.log"
     with log.open("wb") as output:
         worker = subprocess.Popen([*command, "-l", "INFO"], stdout=output, stderr=subprocess.STDOUT)
-    assert until(lambda: b" ready." in log.read_bytes(), 60), log.read_text()
+    assert wait_for(lambda: b" ready." in log.read_bytes(), 60), log.read_text()
     return worker
 
 
 def main() -> None:
-    """Measure each case in processes of its own and print."""
+    """Measure each case in new processes and print the results."""
     from servers import running_redis
 
-    wanted = sys.argv[2:] or [*CASES]
-    for name, (kind, more) in ((name, CASES[name]) for name in wanted):
+    names = sys.argv[2:] or [*CASES]
+    for name, (kind, options) in ((name, CASES[name]) for name in names):
         times = []
         for _ in range(1 if "1 h" in name else REPEATS):
             with running_redis() as server, tempfile.TemporaryDirectory() as home:
-                place = {"RECOVERY_HOME": home, "RECOVERY_REDIS": server.url.rpartition("/")[0], **more}
+                place = {"RECOVERY_HOME": home, "RECOVERY_REDIS": server.url.rpartition("/")[0], **options}
                 command = [sys.executable, "-m", "benchmarks.recovery", kind]
-                told = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True, check=True)
-                times.append([float(each) for each in told.stdout.split()[-2:]])
-        again, done = (" ".join(f"{each:6.1f}" for each in sorted(column)) for column in zip(*times))
-        print(f"{name:48} begun again: {again}   followed: {done}", flush=True)
+                done = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True, check=True)
+                times.append([float(each) for each in done.stdout.split()[-2:]])
+        begun_again, called = (" ".join(f"{each:6.1f}" for each in sorted(column)) for column in zip(*times))
+        print(f"{name:48} begun again: {begun_again}   callback: {called}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The app that ``benchmarks.recovery`` measures; workers and measurer import it, configured by the environment."""
+"""The Celery app of ``benchmarks.recovery``, configured by environment variables."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ states = StateManager(app)
 
 
 def note(text: str) -> None:
-    """Leave a line: when, in which worker, what."""
+    """Append the time, the pid of the worker and a text to the notes."""
     with (HOME / "notes").open("a") as file:
         file.write(f"{time.time()} {os.getppid()} {text}\n")
 
 
-def notes(what: str) -> list[tuple[float, int, str]]:
-    """Give the lines that begin so."""
+def notes(prefix: str) -> list[tuple[float, int, str]]:
+    """Return the notes whose text starts with ``prefix``: time, pid of the worker and text."""
     path = HOME / "notes"
     lines = [line.split(maxsplit=2) for line in path.read_text().splitlines()] if path.exists() else []
-    return [(float(when), int(pid), text) for when, pid, text in lines if text.startswith(what)]
+    return [(float(when), int(pid), text) for when, pid, text in lines if text.startswith(prefix)]
 
 
 @app.task(acks_late=True)
 def plain(row: int) -> None:
-    """Run for a second."""
+    """Run for one second."""
     note(f"begun {row}")
     time.sleep(1)
 
 
 @app.task(base=StatefulTask, acks_late=True, tag="work")
 def tracked(row: int) -> None:
-    """Run for a second."""
+    """Run for one second."""
     note(f"begun {row}")
     time.sleep(1)
 
 
 @app.task
 def after(*_: Any) -> None:
-    """Follow the job."""
+    """Note that the callback of the job runs."""
     note("after")

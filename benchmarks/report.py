@@ -1,4 +1,4 @@
-"""Figures as people read them, and as JSON; ``python -m benchmarks.report results.json`` prints ``RESULTS.md``."""
+"""Figures as text and as JSON; ``python -m benchmarks.report results.json`` prints ``RESULTS.md``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PACKAGES = ("celery", "kombu", "redis", "hiredis", "msgpack", "google-cloud-fir
 
 
 def machine() -> dict[str, str]:
-    """Say what it was measured on."""
-    found = {
+    """Return the hardware and the versions on which the figures were measured."""
+    system = {
         "cpu": f"{os.cpu_count()} x {_cpu()}",
         "load": f"{os.getloadavg()[0]:.1f}",
         "system": platform.platform(),
@@ -31,11 +31,11 @@ def machine() -> dict[str, str]:
         "sqlite": sqlite3.sqlite_version,
         "redis-server": _version("redis-server"),
     }
-    return found | {name: _installed(name) for name in _PACKAGES}
+    return system | {name: _installed(name) for name in _PACKAGES}
 
 
 def line(figure: Figure) -> str:
-    """Give a row of the table."""
+    """Return a figure as a row of text under ``HEADING``."""
     what, against, ours, peer, measured, bound, verdict = _cells(figure)
     return f"{what:52.52} {ours:>15} {peer:>15}  {against:36.36} {measured:>15}  {bound:<14} {verdict}"
 
@@ -49,21 +49,21 @@ def _cells(figure: Figure) -> tuple[str, ...]:
     return figure.what, figure.against, ours, peer, measured, bound, "yes" if figure.reached else "no"
 
 
-HEADING = f"{'what':52} {'ours':>15} {'peer':>15}  {'which is':36} {'measured':>15}  {'to reach':<14} reached"
+HEADING = f"{'what':52} {'ours':>15} {'of peer':>15}  {'peer':36} {'measured':>15}  {'to reach':<14} reached"
 
 
 def write_json(
     path: Path, scale: str, machine: Mapping[str, str], figures: Iterable[Figure], missing: Mapping[str, str]
 ) -> None:
-    """Write everything to a file.
+    """Save the figures of a run to a file.
 
     Args:
-        missing: modules that gave no figures, or not all, and why.
+        missing: modules that were not measured completely, with the reasons.
     """
     date = datetime.now(timezone.utc).date().isoformat()
     measured = [each.to_json() for each in figures]
-    found: dict[str, Any] = {"date": date, "scale": scale, "machine": machine, "figures": measured}
-    text = json.dumps({**found, "missing": missing}, indent=1, ensure_ascii=False)
+    results: dict[str, Any] = {"date": date, "scale": scale, "machine": machine, "figures": measured}
+    text = json.dumps({**results, "missing": missing}, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
@@ -76,7 +76,7 @@ call on a job of 100 tasks. Ratios can be compared between machines more easily 
 
 
 def page(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of ``RESULTS.md`` for what ``write_json`` wrote."""
+    """Yield the lines of ``RESULTS.md`` from the results that ``write_json`` saved."""
     yield from ("# Benchmark results", "", *_EXPLANATION.splitlines(), "")
     yield from ("| run | |", "|---|---|", f"| date | {results['date']} |", f"| scale | {results['scale']} |")
     yield from (f"| {name} | {value} |" for name, value in results["machine"].items())

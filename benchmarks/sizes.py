@@ -1,4 +1,4 @@
-"""What must not grow with a job: reading its aggregates, and ending one of its tasks."""
+"""Costs that must not grow with the job: reading its aggregates and ending one of its tasks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from benchmarks.filling import TAG, filled
+from benchmarks.filling import TAG, create_filled_job
 from benchmarks.harness import Figure, Scale, alternate
 from celery_statemanager import Manager, Status, Store, open_store
-from celery_statemanager.records import Begin, When, Write
+from celery_statemanager.records import Begin, Write
 from tests.servers import running_redis
 
 SMALL = 100
@@ -19,7 +19,7 @@ KINDS = ("memory", "SQLite", "Redis")
 
 
 def measure(scale: Scale) -> Iterator[Figure]:
-    """Compare each size with the smallest, store by store."""
+    """Compare each size with the smallest, for each store."""
     readers = [SMALL, *scale((300,), (10_000,), (10_000, 1_000_000))]
     for kind in KINDS:
         for what, costs in reading_costs(kind, readers, scale(5, 300, 1_000)).items():
@@ -36,45 +36,34 @@ READS: dict[str, Callable[[Manager], object]] = {
 
 
 def reading_costs(kind: str, sizes: list[int], rounds: int) -> dict[str, dict[int, float]]:
-    """Give the median in seconds of each read, by number of tasks."""
+    """Return the median seconds of each read, by number of tasks."""
     with opened(kind) as store:
-        managers = {str(size): filled(store, size) for size in sizes}
+        managers = {str(size): create_filled_job(store, size) for size in sizes}
         return {what: _medians(managers, call, rounds) for what, call in READS.items()}
 
 
 def ending_costs(kind: str, sizes: list[int], rounds: int) -> dict[int, float]:
-    """Give the median in seconds of a task's last write, its job's latches looked at, by number of tasks.
+    """Return the median seconds of a task's last write, including the check of latches, by number of tasks.
 
-    It fails each time, for a finished one never begins again; and one that runs stays, or the job would be closed.
+    The tasks fail, because a finished task cannot begin again. The last rows keep running, because the job would settle
+    otherwise.
     """
     with opened(kind) as store:
-        jobs = [(size, filled(store, size).ref) for size in sizes]
+        jobs = [(size, create_filled_job(store, size).ref) for size in sizes]
         times: dict[int, list[float]] = {size: [] for size in sizes}
         for number in range(rounds):
             for size, ref in jobs:
                 row = number * 10 % (size - 10)
-                place = {"tag": TAG, "task_index": row}
-                begun = store.begin(ref, Begin(**place, event_id=f"b{number}", owner="w", takes_over=True))
-                attempt = begun.cell.attempt
-                end = Write(**place, status=int(Status.FAILED), event_id=f"e{number}", attempt=attempt, **_LAST)
+                begun = store.begin(ref, Begin(tag=TAG, task_index=row, owner="w", takes_over=True))
+                end = Write.ending(TAG, row, int(Status.FAILED), attempt=begun.cell.attempt)
                 start = time.perf_counter()
                 store.write(ref, end)
                 times[size].append(time.perf_counter() - start)
     return {size: statistics.median(each) for size, each in times.items()}
 
 
-_LAST = {
-    "when": When.OPEN,
-    "ends_attempt": True,
-    "keep_app_status": True,
-    "block_later_stages": True,
-    "keep_payload": True,
-}
-"""How a task's last write is made."""
-
-
 class opened(ExitStack):  # noqa: N801 - used like a function
-    """Open a store of a kind with all that it needs, by ``with``."""
+    """Context manager that opens a store of a kind, with the server or folder that it needs."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Publishing many tasks: how fast, and in how much memory, each time in a process of its own."""
+"""Rate and memory of publishing many tasks, each time in a new process."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ print(number / seconds, peak_memory())
 
 
 def measure(scale: Scale) -> Iterator[Figure]:
-    """Compare with a loop of ``apply_async``, and memory with that of a tenth of the tasks."""
+    """Compare rate and memory with a loop of ``apply_async``, and memory with a tenth of the tasks."""
     number = scale(200, 10_000, 100_000)
     with running_redis() as server:
-        ways = {way: _publishing(server, way, number) for way in ("loop", "submit")}
-        found = in_turns(ways, scale(1, 3, 3))
-        _, few = _publishing(server, "submit", number // 10)()
-    rates = medians({way: [rate for rate, _ in each] for way, each in found.items()})
-    memory = medians({way: [megabytes for _, megabytes in each] for way, each in found.items()})
+        ways = {way: _publisher(server, way, number) for way in ("loop", "submit")}
+        results = in_turns(ways, scale(1, 3, 3))
+        _, memory_of_tenth = _publisher(server, "submit", number // 10)()
+    rates = medians({way: [rate for rate, _ in each] for way, each in results.items()})
+    memory = medians({way: [megabytes for _, megabytes in each] for way, each in results.items()})
     submit, what = f"submit of {number:,}", "loop of apply_async"
     yield Figure(submit, what, rates["submit"], rates["loop"], "/s", 0.8, at_least=True)
-    yield Figure(f"{submit}, peak memory", f"submit of {number // 10:,}", memory["submit"], few, "MiB", 10, "above")
+    yield Figure(
+        f"{submit}, peak memory", f"submit of {number // 10:,}", memory["submit"], memory_of_tenth, "MiB", 10, "above"
+    )
     yield Figure(f"{submit}, peak memory", what, memory["submit"], memory["loop"], "MiB", 10, "above")
 
 
-def _publishing(server: RedisServer, way: str, number: int) -> Callable[[], tuple[float, float]]:
+def _publisher(server: RedisServer, way: str, number: int) -> Callable[[], tuple[float, float]]:
     environment = {**os.environ, "BENCHMARK_REDIS": f"redis://127.0.0.1:{server.port}"}
     command = [sys.executable, "-c", _PROGRAM, way, str(number)]
 

@@ -1,4 +1,4 @@
-"""Workers of the benchmarks' app, and what the kernel says of their processes."""
+"""Workers of the benchmarks' app, and the CPU time and memory of their processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 def running_worker(
     server: RedisServer, pool: str, concurrency: int, queue: str, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker of the app that takes one queue; it writes its log into a file, as workers do."""
+    """Run a worker of the app that consumes one queue and logs to a file, as in production."""
     command = [sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker", "-l", "INFO", "-Q", queue]
     command += ["-P", pool, "-c", str(concurrency), "-n", f"{queue}@benchmarks"]
     command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
@@ -39,7 +39,7 @@ def running_worker(
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker with all its children."""
+    """Stop a worker with all its children."""
     worker.terminate()
     try:
         worker.wait(20)
@@ -48,35 +48,35 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
             os.killpg(worker.pid, signal.SIGKILL)
 
 
-def the_app(server: RedisServer) -> ModuleType:
-    """Import the app for a server, anew for another one."""
+def load_app(server: RedisServer) -> ModuleType:
+    """Import the app for a server; reload it if it was imported for another one."""
     os.environ["BENCHMARK_REDIS"] = _base(server)
     module = importlib.import_module("benchmarks.app")
     return module if _base(server) == module.URL else importlib.reload(module)
 
 
-def the_signals(server: RedisServer) -> redis.Redis:
-    """Give the client through which tasks are told to go, and tell that they have ended."""
+def signal_client(server: RedisServer) -> redis.Redis:
+    """Return a client for the signals between a benchmark and its running tasks."""
     return redis.Redis(port=server.port, db=3, socket_timeout=None)
 
 
 def cpu_seconds(pid: int) -> float:
-    """Give the time that a process, all its threads and its children have had a processor."""
+    """Return the CPU seconds of a process with all its threads and children."""
     family = [pid, *_children(pid)]
     files = (path for each in family for path in Path("/proc", str(each), "task").glob("*/schedstat"))
     return sum(int(path.read_text(encoding="ascii").split()[0]) for path in files) / 1e9
 
 
-def resident_bytes(pid: int) -> int:
-    """Give the memory that a process has of its own."""
+def private_bytes(pid: int) -> int:
+    """Return the memory in bytes that a process does not share with others."""
     rollup = Path("/proc", str(pid), "smaps_rollup").read_text(encoding="ascii")
     private = (line.split() for line in rollup.splitlines() if line.startswith("Private_"))
     return sum(int(words[1]) * 1024 for words in private)
 
 
 def _children(pid: int) -> list[int]:
-    found = Path("/proc", str(pid), "task").glob("*/children")
-    return [int(child) for path in found for child in path.read_text(encoding="ascii").split()]
+    files = Path("/proc", str(pid), "task").glob("*/children")
+    return [int(child) for path in files for child in path.read_text(encoding="ascii").split()]
 
 
 def _base(server: RedisServer) -> str:

@@ -1,4 +1,7 @@
-"""Live and lasting state of a job's N Celery tasks. Every name is loaded at its first use."""
+"""Track how far each of a job's N Celery tasks has got, live and durably.
+
+Each public name is imported on first access, so the package itself loads neither Celery nor a store's client.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ __all__ = (
     "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
 )  # fmt: skip
 
-_ELSEWHERE = {
+_MODULES = {
     "IndexSet": "indexset",
     "Job": "integration.submission.job",
     "Manager": "manager",
@@ -66,7 +69,7 @@ _ELSEWHERE = {
     "migrate_jobs": "migrations",
     "open_store": "stores",
 }
-"""The module of each public name that is not an error."""
+"""Module of each public name. Names that are not listed here are in ``errors``."""
 
 
 def __getattr__(name: str) -> Any:
@@ -76,9 +79,9 @@ def __getattr__(name: str) -> Any:
         return version("celery-statemanager")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, 'errors')}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

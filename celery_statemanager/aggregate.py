@@ -61,7 +61,7 @@ def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
         tally: the sum over all expected columns.
     """
     settled = tally.pending == 0 if job.cancelled else tally.ended >= expected
-    met = {"success": tally.succeeded >= expected, "failure": tally.alarms > 0, "settled": settled}
+    met = {"success": tally.succeeded >= expected, "failure": tally.failed_final > 0, "settled": settled}
     return tuple(name for name, holds in met.items() if holds and job.latches[name].decided_at is None)
 
 

@@ -1,4 +1,4 @@
-"""Wait until every row of a tag has come this far (rule R8), or until a job has settled."""
+"""Wait until every row of a tag has reached a status (rule R8), or until a job has settled."""
 
 from __future__ import annotations
 
@@ -17,38 +17,41 @@ from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import NO_CELLS, Feed
 
 before_waiting: list[Callable[[], None]] = []
-"""Called whenever a barrier is about to block; the Celery floor warns from here inside a worker's task."""
+"""Functions called before a barrier blocks. The Celery integration adds one that warns inside a worker's task."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-_SLICE = 3600.0
+_LONGEST_READ = 3600.0
+"""Maximum seconds of one read if there is no timeout."""
 
 
 def synchronize(
     store: Store, ref: JobRef, tag: str, status: int, *, timeout: float | None = None, fail_fast: bool = True
 ) -> list[State]:
-    """Return one state per expected row once each has at least ``status``.
+    """Wait until every expected row of ``tag`` has at least ``status``, and return one state per row.
 
-    Raises: SynchronizeFailed – a row is negative (unless ``fail_fast`` is False); SynchronizeTimeout; JobNotFound.
+    Raises: SynchronizeFailed if a row is negative and ``fail_fast`` is set; SynchronizeTimeout after ``timeout``
+    seconds; JobNotFound.
     """
-    scope, least = Scope(tag=tag), None
+    scope, lowest = Scope(tag=tag), None
 
-    def rows_once_reached() -> list[State] | None:
-        nonlocal least
-        least = store.lowest(ref, scope)
-        if least.status >= status:
-            return _rows(store, ref, scope)
-        if least.failed and fail_fast:
-            raise SynchronizeFailed(ref.key.job_id, tag, status, least)
+    def states_if_reached() -> list[State] | None:
+        nonlocal lowest
+        lowest = store.lowest(ref, scope)
+        if lowest.status >= status:
+            return _states_of_rows(store, ref, scope)
+        if lowest.failed and fail_fast:
+            raise SynchronizeFailed(ref.key.job_id, tag, status, lowest)
         return None
 
-    def may_decide(state: State) -> bool:  # N barriers that looked after each of N changes would look N² times
-        held_it_up = least is None or state.task_index == least.task_index
-        return (state.status >= status and held_it_up) or (state.failed and fail_fast)
+    # Without this filter, N barriers would read after each of N changes: N² reads.
+    def may_decide(state: State) -> bool:
+        was_lowest = lowest is None or state.task_index == lowest.task_index
+        return (state.status >= status and was_lowest) or (state.failed and fail_fast)
 
-    states = _until(rows_once_reached, may_decide, store, ref, scope, timeout)
+    states = _wait_for(states_if_reached, may_decide, store, ref, scope, timeout)
     if states is None:
-        states = _rows(store, ref, scope)
+        states = _states_of_rows(store, ref, scope)
         missing = IndexSet(state.task_index for state in states if state.status < status)
         if missing:
             raise SynchronizeTimeout(ref.key.job_id, tag, status, str(missing), states, timeout)
@@ -56,50 +59,52 @@ def synchronize(
 
 
 def wait_settled(store: Store, ref: JobRef, timeout: float | None = None) -> bool:
-    """Return True once the job has settled, False if it had not after ``timeout`` seconds. Raises: JobNotFound."""
+    """Wait until the job has settled. Return False if it has not after ``timeout`` seconds. Raises: JobNotFound."""
     planned = store.column_summaries(ref)[0].plan is not None
 
     def has_settled() -> bool | None:
         return aggregate.settled(*store.column_summaries(ref)) or None
 
     scope = NO_CELLS if planned else Scope()
-    return _until(has_settled, lambda _: True, store, ref, scope, timeout) is True
+    return _wait_for(has_settled, lambda _: True, store, ref, scope, timeout) is True
 
 
-def _until(
-    ask: Callable[[], Answer | None],
+def _wait_for(
+    query: Callable[[], Result | None],
     may_decide: Callable[[State], bool],
     store: Store,
     ref: JobRef,
     scope: Scope,
     timeout: float | None,
-) -> Answer | None:
-    """Ask at once, then after every change that may decide, until there is an answer; None once time has run out.
+) -> Result | None:
+    """Return the first result of ``query`` that is not None, or None after ``timeout`` seconds.
 
-    A store that fails meanwhile is asked again when it is back. Raises: SubscriptionLost – it does not come back.
+    The query runs at once, then after each change that ``may_decide`` accepts, and after each reconnection.
+
+    Raises: SubscriptionLost if the store stays unavailable.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     with closing(Feed(store, ref, scope)) as feed:
-        answer = _asked(feed, ask)
-        if answer is None:
-            for guard in before_waiting:
-                guard()
-        while answer is None and (deadline is None or time.monotonic() < deadline):
-            batch = feed.read(_SLICE if deadline is None else deadline - time.monotonic())
+        result = _run_query(feed, query)
+        if result is None:
+            for warn in before_waiting:
+                warn()
+        while result is None and (deadline is None or time.monotonic() < deadline):
+            batch = feed.read(_LONGEST_READ if deadline is None else deadline - time.monotonic())
             if feed.connected and (batch.job_changed or batch.resync or any(map(may_decide, batch.states))):
-                answer = _asked(feed, ask)
-        return answer
+                result = _run_query(feed, query)
+        return result
 
 
-def _asked(feed: Feed, ask: Callable[[], Answer | None]) -> Answer | None:
+def _run_query(feed: Feed, query: Callable[[], Result | None]) -> Result | None:
     try:
-        return ask()
+        return query()
     except StoreUnavailable as error:
-        feed.lose(error)
+        feed.mark_lost(error)
         return None
 
 
-def _rows(store: Store, ref: JobRef, scope: Scope) -> list[State]:
+def _states_of_rows(store: Store, ref: JobRef, scope: Scope) -> list[State]:
     job = current(store, ref)
     tag = scope.tag or ""
     written = {state.task_index: state for state in store.list_states(ref, scope)}

@@ -1,4 +1,4 @@
-"""How records are spelt outside Python. The only place that knows wire field names. Pure."""
+"""Convert records to and from JSON. Wire field names are defined here only. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from celery_statemanager.records import LATCHES, Cancellation, Cell, JobRecord, 
 
 
 def state_of(job_id: str, tag: str, task_index: int, cell: Cell) -> State:
-    """Give a stored cell as the state that readers see."""
+    """Return the state that a stored cell represents."""
     return state_from_fields(
         job_id,
         task_index,
@@ -32,7 +32,7 @@ def state_of(job_id: str, tag: str, task_index: int, cell: Cell) -> State:
 
 
 def state_to_wire(state: State) -> dict[str, Any]:
-    """Give a state as the JSON object that readers in any language understand."""
+    """Return a state as the JSON object that clients in any language read."""
     wire: dict[str, Any] = {
         "jobID": state.job_id,
         "tag": state.tag,
@@ -51,7 +51,7 @@ def state_to_wire(state: State) -> dict[str, Any]:
 
 
 def state_from_wire(wire: Mapping[str, Any]) -> State:
-    """Read what ``state_to_wire`` wrote, or what the Go module wrote: unknown fields are passed over."""
+    """Create a state from the JSON object of ``state_to_wire`` or of the Go module. Unknown fields are ignored."""
     stamp = wire.get("timestamp")
     return State(
         wire["jobID"],
@@ -69,12 +69,12 @@ def state_from_wire(wire: Mapping[str, Any]) -> State:
 
 
 def event_to_wire(event: StateEvent) -> dict[str, Any]:
-    """Give a delivery of a subscription as a JSON object."""
+    """Return an event of a subscription as a JSON object."""
     return {**state_to_wire(event.state), "replay": event.replay}
 
 
 def job_to_wire(job: JobRecord) -> dict[str, Any]:
-    """Give a job without its cells as a JSON object."""
+    """Return a job, without its cells, as a JSON object."""
     return {
         "jobID": job.job_id,
         "runToken": job.run_token,
@@ -89,7 +89,10 @@ def job_to_wire(job: JobRecord) -> dict[str, Any]:
 
 
 def summary_to_wire(summary: Summary) -> dict[str, Any]:
-    """Give a summary as a JSON object; index sets are compressed (``"3,17-20"``) and left out where not asked for."""
+    """Return a summary as a JSON object.
+
+    Index sets are compressed (``"3,17-20"``). Sets that are None are omitted.
+    """
     sets = {
         "failedIDs": summary.failed_indexes,
         "runningIDs": summary.running_indexes,
@@ -110,52 +113,55 @@ def summary_to_wire(summary: Summary) -> dict[str, Any]:
 
 
 def moment_to_wire(microseconds: int | None) -> str | None:
-    """Give a record's time as text; None stays None."""
+    """Return microseconds since the epoch as RFC 3339 text; None stays None."""
     return None if microseconds is None else rfc3339(to_datetime(microseconds))
 
 
 def rfc3339(moment: datetime) -> str:
-    """Give an aware datetime in UTC with microseconds and ``Z``."""
+    """Return an aware datetime as RFC 3339 text in UTC, with microseconds and ``Z``."""
     return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def from_rfc3339(text: str) -> datetime:
-    """Read a moment in any offset and of any precision, as Go writes it, to the microsecond. Raises: ValueError."""
-    found = _MOMENT.fullmatch(text)
-    if found is None:
-        raise ValueError(f"not a moment like '2026-01-31T12:00:00.5Z': {text!r}")
-    seconds, fraction, offset = found.groups()
+    """Return the UTC datetime of RFC 3339 text with any offset and precision, truncated to microseconds.
+
+    Raises: ValueError if the text is not a timestamp.
+    """
+    match = _TIMESTAMP.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a timestamp like '2026-01-31T12:00:00.5Z': {text!r}")
+    seconds, fraction, offset = match.groups()
     moment = datetime.fromisoformat(seconds + (offset if offset not in ("Z", "z") else "+00:00"))
     return moment.replace(microsecond=int((fraction or "")[:6].ljust(6, "0"))).astimezone(timezone.utc)
 
 
-_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-"""Seconds, fraction, offset. Python 3.10 reads three digits or six of a fraction, and Go writes what it needs."""
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+"""Groups: date and time, fraction, offset. Python 3.10 reads fractions of three or six digits only; Go writes any."""
 
 
 def compact(value: Any) -> str:
-    """Give JSON text without blanks, non-ASCII as it is."""
+    """Return a value as JSON text without whitespace and without escapes of non-ASCII characters."""
     return _encoder.encode(value)
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-"""Made once: ``json.dumps`` makes one at each call, which takes longer than a short text."""
+"""Shared, because ``json.dumps`` creates an encoder in each call, which costs more than encoding a short text."""
 
 
 def plan_to_json(plan: Plan | None) -> str | None:
-    """Give a plan as JSON text; rows compressed."""
+    """Return a plan as JSON text with compressed rows; None stays None."""
     return None if plan is None else compact([[list(stages), str(rows)] for stages, rows in plan.shapes])
 
 
 def plan_from_json(text: str | None) -> Plan | None:
-    """Read what ``plan_to_json`` wrote."""
+    """Create a plan from the text of ``plan_to_json``."""
     if text is None:
         return None
     return Plan(tuple((tuple(stages), IndexSet.parse(rows)) for stages, rows in json.loads(text)))
 
 
 def control_to_json(job: JobRecord) -> str:
-    """Give the parts of a job that change by compare-and-set as JSON text."""
+    """Encode the fields of a job that change by compare-and-set as JSON text."""
     return compact(
         {
             "latches": {
@@ -170,7 +176,7 @@ def control_to_json(job: JobRecord) -> str:
 
 
 def control_from_json(text: str) -> dict[str, Any]:
-    """Read what ``control_to_json`` wrote, as keyword arguments of ``JobRecord``."""
+    """Parse the text of ``control_to_json`` into keyword arguments of ``JobRecord``."""
     control = json.loads(text)
     return {
         "latches": {name: Latch(*control["latches"].get(name, ())) for name in LATCHES},

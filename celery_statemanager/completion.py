@@ -1,4 +1,4 @@
-"""What follows from a job's cells, once: its callbacks (rule R15) and its cancellation (rule R17)."""
+"""Effects that happen once per job: its callbacks (rule R15) and its cancellation (rule R17)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from celery_statemanager.retention import current
 from celery_statemanager.stores.base import Store
 
 Send = Callable[[JobRecord, str, str], bool]
-"""Publishes a callback: the job, the latch's name and the signature as JSON text. False leaves it to others."""
+"""Publish a callback, given the job, the name of the latch and the signature as JSON text.
+
+Return False to leave the callback due.
+"""
 
 
 def publish_due(store: Store, ref: JobRef, latches: Iterable[str], send: Send) -> int:
-    """Publish the callbacks of latches that have fallen, each recorded before and marked after.
+    """Publish the due callbacks of latches and mark each as published afterwards.
 
-    A crash between sending and marking sends it again, under the same task id. Whoever decided a latch publishes its
-    callback alone: one that fell elsewhere may be on its way from there, and is the sweep's if it stays due.
+    After a crash between the two steps, the callback is published again with the same task id. Pass only the latches
+    that the caller decided: the process that decided another latch may be publishing its callback. The sweep publishes
+    every callback that stays due.
 
-    Returns: how many were published. Raises: what ``send`` raises; the callback then stays due. JobNotFound.
+    Returns: the number of published callbacks.
+
+    Raises: JobNotFound; any error of ``send``, in which case the callback stays due.
     """
     job, published = current(store, ref), 0
     for name in latches:
@@ -42,7 +48,10 @@ def _mark_published(store: Store, ref: JobRef, name: str) -> None:
 
 
 def cancel(store: Store, ref: JobRef, reason: str | None) -> bool:
-    """Cancel a job by one compare-and-set; False when it has settled or was cancelled before. Raises: JobNotFound."""
+    """Cancel a job by compare-and-set.
+
+    Returns: False if the job has settled or is already cancelled. Raises: JobNotFound.
+    """
     while True:
         job = current(store, ref)
         if job.settled or job.cancelled:

@@ -18,8 +18,8 @@
     └── StoreError                                 the store refused or failed
         └── StoreUnavailable        (ConnectionError)
 
-``args`` are always the constructor's own arguments and the text is made in ``__str__``, because
-Celery rebuilds an error that came through a result backend as ``cls(*error.args)``.
+``args`` are always the constructor's own arguments, and ``__str__`` builds the message.
+Celery rebuilds an error from a result backend as ``cls(*error.args)``.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from celery_statemanager.models import State, Summary
 
 
-_ROOM = 200
+_MAX_INDEXES_LENGTH = 200
 
 
 def truncate(indexes: str) -> str:
-    """Give what a message has room for of printed indexes, of which there may be millions."""
-    if len(indexes) <= _ROOM:
+    """Return printed indexes (``"3,17-20"``), cut after a whole range to fit into an error message."""
+    if len(indexes) <= _MAX_INDEXES_LENGTH:
         return indexes
-    return f"{indexes[:_ROOM].rpartition(',')[0]} and more"
+    return f"{indexes[:_MAX_INDEXES_LENGTH].rpartition(',')[0]} and more"
 
 
 class StateManagerError(Exception):
@@ -47,19 +47,19 @@ class StateManagerError(Exception):
 
 
 class ConfigurationError(StateManagerError, ValueError):
-    """A URL, a setting or an option cannot be used; the text says why and what to write instead."""
+    """A URL, a setting or an option is invalid. The message names the reason and the correct form."""
 
 
 class StoreError(StateManagerError):
-    """The store refused or failed; ``__cause__`` is the original error where there is one."""
+    """The store rejected an operation or failed. ``__cause__`` is the original error, if there is one."""
 
 
 class StoreUnavailable(StoreError, ConnectionError):
-    """The store cannot be reached, or did not answer in time; trying again may help."""
+    """The store cannot be reached or did not answer in time. A retry may succeed."""
 
 
 class _JobIdentity(StateManagerError):
-    """An error about one job: ``job_id`` and, for reruns, ``run_token``."""
+    """An error about one job, identified by ``job_id`` and, for reruns, ``run_token``."""
 
     def __init__(self, job_id: str, run_token: str | None = None) -> None:
         super().__init__(job_id, run_token)
@@ -73,14 +73,14 @@ class _JobIdentity(StateManagerError):
 
 
 class JobExists(_JobIdentity, ValueError):
-    """A job of this name is kept already."""
+    """A job with this ``job_id`` and ``run_token`` already exists."""
 
     def __str__(self) -> str:
-        return f"{self._job} exists; open it, delete it, or give a new job_id or run_token"
+        return f"{self._job} already exists; open it, delete it, or choose another job_id or run_token"
 
 
 class JobNotFound(_JobIdentity, LookupError):
-    """No such job: never created, deleted, or replaced by a newer one of the same name."""
+    """The job was never created, was deleted, or was replaced by a newer job of the same name."""
 
     def __str__(self) -> str:
         why = "never created, deleted, or replaced by a newer run"
@@ -88,7 +88,7 @@ class JobNotFound(_JobIdentity, LookupError):
 
 
 class TaskMismatch(StateManagerError, ValueError):
-    """A Manager bound to one row was told to write another."""
+    """A Manager bound to one row tried to write another row."""
 
     def __init__(self, job_id: str, own_index: int, task_index: int) -> None:
         super().__init__(job_id, own_index, task_index)
@@ -104,24 +104,24 @@ class TaskMismatch(StateManagerError, ValueError):
 
 
 class ReadOnlyManager(StateManagerError, TypeError):
-    """A Manager without a row was told to write."""
+    """A Manager without a row tried to write."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(job_id)
         self.job_id = job_id
 
     def __str__(self) -> str:
-        return f"this Manager of job {self.job_id!r} only reads: open it with task_index=… to write"
+        return f"this Manager of job {self.job_id!r} is read-only: open it with task_index=… to write"
 
 
 class BeginRefused(StateManagerError):
-    """A cell cannot be begun: ``reason`` is ``finished``, ``closed``, ``duplicate`` or ``stale``."""
+    """An attempt cannot begin. ``reason`` is ``finished``, ``closed``, ``duplicate`` or ``stale``."""
 
     _TEXTS: ClassVar = {
-        "finished": "it is FINISHED already, and nothing is left to do",
-        "closed": "its job has settled; a job of another job_id or run_token starts anew",
-        "duplicate": "another delivery of it is running; leave it to that one",
-        "stale": "a later delivery of it was begun; leave it to that one",
+        "finished": "it is already FINISHED; skip this delivery",
+        "closed": "its job has settled; submit a new job with another job_id or run_token",
+        "duplicate": "another delivery of the same task is running; skip this delivery",
+        "stale": "a later delivery of the same task has begun; skip this delivery",
     }
 
     def __init__(self, job_id: str, tag: str, task_index: int, reason: str) -> None:
@@ -133,11 +133,11 @@ class BeginRefused(StateManagerError):
 
     def __str__(self) -> str:
         why = self._TEXTS.get(self.reason, self.reason)
-        return f"task {self.task_index} of job {self.job_id!r} may not begin {self.tag!r}: {why}"
+        return f"task {self.task_index} of job {self.job_id!r} cannot begin {self.tag!r}: {why}"
 
 
 class AttemptSuperseded(StateManagerError):
-    """A write came from an attempt that is no longer the open one of its cell."""
+    """A write came from an attempt that is not the open attempt of its cell."""
 
     def __init__(self, job_id: str, tag: str, task_index: int, attempt: int | None, current: int) -> None:
         super().__init__(job_id, tag, task_index, attempt, current)
@@ -148,14 +148,16 @@ class AttemptSuperseded(StateManagerError):
         self.current = current
 
     def __str__(self) -> str:
-        who = "a write without attempt" if self.attempt is None else f"attempt {self.attempt}"
-        what = f"{who} of {self.tag!r}, task {self.task_index}, job {self.job_id!r}"
+        writer = "without an attempt" if self.attempt is None else f"by attempt {self.attempt}"
         why = "that attempt has ended" if self.attempt == self.current else f"attempt {self.current} owns the cell"
-        return f"{what} was refused: {why}; stop working for it"
+        return (
+            f"job {self.job_id!r} rejected a write {writer} to {self.tag!r}, task {self.task_index}: {why}; "
+            "stop working on this task"
+        )
 
 
 class JobCancelled(StateManagerError):
-    """The job was cancelled; stop working for it."""
+    """The job was cancelled. Stop working on it."""
 
     def __init__(self, job_id: str, reason: str | None = None) -> None:
         super().__init__(job_id, reason)
@@ -163,20 +165,20 @@ class JobCancelled(StateManagerError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"job {self.job_id!r} was cancelled, stop working for it" + (f": {self.reason}" if self.reason else "")
+        return f"job {self.job_id!r} was cancelled{f' ({self.reason})' if self.reason else ''}; stop working on it"
 
 
 class StateError(StateManagerError):
-    """Raised by an application to fail its task with a status code of its own.
+    """Raised by an application to fail its task with one of its own error codes.
 
     Args:
         code: a negative int32.
-        message: kept as the state's message.
+        message: the message of the failed state.
     """
 
     def __init__(self, code: int, message: str = "") -> None:
         if isinstance(code, bool) or not isinstance(code, int) or not -(2**31) <= code < 0:
-            raise ValueError(f"an error code is a negative int32, not {code!r}")
+            raise ValueError(f"an error code must be a negative int32, not {code!r}")
         super().__init__(code, message)
         self.code = int(code)
         self.message = message
@@ -186,7 +188,7 @@ class StateError(StateManagerError):
 
 
 class SynchronizeFailed(StateManagerError):
-    """A row that a barrier waits for has failed; ``state`` is that row's state."""
+    """A row that a barrier waits for has failed. ``state`` is the state of that row."""
 
     def __init__(self, job_id: str, tag: str, status: int, state: State) -> None:
         super().__init__(job_id, tag, status, state)
@@ -199,7 +201,7 @@ class SynchronizeFailed(StateManagerError):
         row, code = getattr(self.state, "task_index", "?"), getattr(self.state, "status", "?")
         return (
             f"job {self.job_id!r} cannot reach {self.tag!r} >= {self.status}: task {row} failed with status {code} "
-            f"({getattr(self.state, 'message', None) or 'no message'}); fail_fast=False waits on"
+            f"({getattr(self.state, 'message', None) or 'no message'}); pass fail_fast=False to keep waiting"
         )
 
 
@@ -207,8 +209,8 @@ class SynchronizeTimeout(StateManagerError, TimeoutError):
     """A barrier was not reached in time.
 
     Attributes:
-        states: one state per expected row, as they were when time ran out.
-        missing: the rows below the status, compressed (``"3,17-20"``).
+        states: one state per expected row, read when the time ran out.
+        missing: the rows whose status is still too low, compressed (``"3,17-20"``).
     """
 
     def __init__(
@@ -231,12 +233,12 @@ class SynchronizeTimeout(StateManagerError, TimeoutError):
     def __str__(self) -> str:
         return (
             f"job {self.job_id!r} did not reach {self.tag!r} >= {self.status} within {self.timeout} s: "
-            f"waiting for task {truncate(self.missing)}; wait longer, or look at .states for what became of them"
+            f"still waiting for task {truncate(self.missing)}; increase the timeout or inspect .states"
         )
 
 
 class WaitTimeout(StateManagerError, TimeoutError):
-    """A job had not settled in time; ``summary`` says how far it was."""
+    """A job did not settle in time. ``summary`` holds its progress at that time."""
 
     def __init__(self, job_id: str, timeout: float, summary: Summary | None = None) -> None:
         super().__init__(job_id, timeout, summary)
@@ -245,11 +247,11 @@ class WaitTimeout(StateManagerError, TimeoutError):
         self.summary = summary
 
     def __str__(self) -> str:
-        return f"job {self.job_id!r} had not settled after {self.timeout} s; it goes on, wait again or cancel it"
+        return f"job {self.job_id!r} did not settle within {self.timeout} s and continues; wait again or cancel it"
 
 
 class SubscriptionLost(StateManagerError, ConnectionError):
-    """A subscription could not be healed; subscribe again to read on."""
+    """A subscription lost its connection and could not restore it. Subscribe again to continue."""
 
     def __init__(self, job_id: str, why: str) -> None:
         super().__init__(job_id, why)
@@ -261,13 +263,13 @@ class SubscriptionLost(StateManagerError, ConnectionError):
 
 
 class SubmitFailed(StateManagerError):
-    """Publishing broke off; the job was cancelled.
+    """Publishing the messages of a job failed, and the job was cancelled.
 
     Attributes:
-        published: messages sent before it broke off.
-        total: the job's number of rows.
-        why: what it was that broke it off; ``__cause__`` is the error itself.
-        job: the job, where this is the process that submitted it.
+        published: number of messages sent before the failure.
+        total: number of rows of the job.
+        why: the original error as text; the error itself is ``__cause__``.
+        job: the ``Job`` in the process that submitted it, None in any other.
     """
 
     def __init__(self, job_id: str, published: int, total: int, why: str = "") -> None:
@@ -279,11 +281,12 @@ class SubmitFailed(StateManagerError):
         self.job: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave the job, which holds a store, behind."""
+        """Omit ``job``, because its store cannot be pickled."""
         return type(self), self.args
 
     def __str__(self) -> str:
         return (
             f"submit of job {self.job_id!r} failed after {self.published} of {self.total} messages"
-            f"{f': {self.why}' if self.why else ''}; the job is cancelled, submit another"
+            f"{f': {self.why}' if self.why else ''}; the job is cancelled; "
+            "submit it again under another job_id or run_token"
         )

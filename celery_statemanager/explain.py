@@ -12,7 +12,7 @@ from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import WorkerSnapshot
 from celery_statemanager.models import Status, status_name
 from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef, WorkerRecord
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 MOST_CELLS = 1_000
 """Maximum number of cells in progress that are read one by one; the rest is only counted."""
@@ -38,7 +38,7 @@ class Reason:
     text: str
 
 
-def explain(store: Store, job: JobRecord) -> list[Reason]:
+def explain(store: WorkerRegistry, job: JobRecord) -> list[Reason]:
     """Return the reasons why a job has not settled or its callbacks have not run. Raises: JobNotFound."""
     return JobDiagnosis(store, job.ref).reasons()
 
@@ -52,7 +52,7 @@ class JobDiagnosis:
     Raises: JobNotFound – from the constructor.
     """
 
-    def __init__(self, store: Store, ref: JobRef) -> None:
+    def __init__(self, store: WorkerRegistry, ref: JobRef) -> None:
         self._store = store
         self.job, self._columns = store.column_summaries(ref, indexes=True)
         self._workers = WorkerSnapshot(store)

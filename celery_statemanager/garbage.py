@@ -12,7 +12,7 @@ from celery_statemanager import leases
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.records import JobRecord
 from celery_statemanager.retention import Ages, current, is_newer
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 PURGED_AT_ONCE = 10_000
 """Approximate number of leftover rows that one call removes; other writers proceed between two calls."""
@@ -67,7 +67,7 @@ Notify = Callable[[JobRecord, "Act | Skip"], object]
 
 
 def collect_garbage(
-    store: Store,
+    store: WorkerRegistry,
     *,
     tombstone_age: str | float | timedelta,
     delete_age: str | float | timedelta,
@@ -101,7 +101,7 @@ class _Collection:
         now: the store's time at the start; all jobs are judged by it.
     """
 
-    def __init__(self, store: Store, ages: Ages, tell: Notify | None) -> None:
+    def __init__(self, store: WorkerRegistry, ages: Ages, tell: Notify | None) -> None:
         self.store = store
         self.report = GarbageReport()
         self._ages = ages
@@ -228,7 +228,7 @@ def has_callback_to_publish(job: JobRecord) -> bool:
     return any(latch.due for latch in job.latches.values())
 
 
-def _pages(store: Store, **only: Any) -> Iterator[list[JobRecord]]:
+def _pages(store: WorkerRegistry, **only: Any) -> Iterator[list[JobRecord]]:
     cursor: str | None = None
     while True:
         page = store.list_jobs(cursor, **only)

@@ -1,4 +1,4 @@
-"""A set of row indexes that prints compressed: ``"3,17-20"``. Pure."""
+"""A set of row indexes whose text is compressed: ``"3,17-20"``. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 class IndexSet(AbstractSet[int]):
-    """An immutable set of indexes >= 0, kept as disjoint ascending ranges.
+    """An immutable set of indexes >= 0, stored as disjoint ascending ranges.
 
-    Costs memory and time per range, not per index, so that ten million rows in one range stay cheap.
+    Memory and time grow with the number of ranges, not of indexes: a range of ten million rows is cheap.
     """
 
     __slots__ = ("_lows", "ranges")
@@ -23,15 +23,15 @@ class IndexSet(AbstractSet[int]):
 
     @classmethod
     def from_ranges(cls, ranges: Iterable[tuple[int, int]]) -> IndexSet:
-        """Make a set of inclusive ``(low, high)`` pairs, given ascending and apart."""
-        made = cls()
-        made.ranges = tuple(ranges)
-        made._lows = [low for low, _ in made.ranges]
-        return made
+        """Create a set from inclusive ``(low, high)`` pairs, which must be ascending and must not touch."""
+        result = cls()
+        result.ranges = tuple(ranges)
+        result._lows = [low for low, _ in result.ranges]
+        return result
 
     @classmethod
     def parse(cls, text: str) -> IndexSet:
-        """Read what ``str`` printed. Raises: ValueError."""
+        """Create a set from text such as ``"3,17-20"``. Raises: ValueError if it is malformed or not ascending."""
         pairs = []
         for part in filter(None, text.split(",")):
             low, dash, high = part.partition("-")
@@ -75,11 +75,11 @@ class IndexSet(AbstractSet[int]):
 
     @property
     def first(self) -> int:
-        """The lowest index. Raises: IndexError when empty."""
+        """The lowest index. Raises: IndexError if the set is empty."""
         return self.ranges[0][0]
 
     def after(self, number: int) -> int:
-        """Give the index that so many others come before. Raises: IndexError where there are no more."""
+        """Return the index at position ``number`` in ascending order, from 0. Raises: IndexError if there is none."""
         left = number
         for low, high in self.ranges:
             if left <= high - low:
@@ -88,16 +88,16 @@ class IndexSet(AbstractSet[int]):
         raise IndexError(number)
 
     def union(self, *others: IndexSet) -> IndexSet:
-        """Give all indexes that are in this set or another."""
+        """Return the indexes that are in this set or in any other."""
         pairs = sorted(pair for each in (self, *others) for pair in each.ranges)
         return IndexSet.from_ranges(_merged(pairs))
 
     def within(self, other: IndexSet) -> IndexSet:
-        """Give the indexes that are in this set and in the other."""
+        """Return the indexes that are in both sets."""
         return self.without(self.without(other))
 
     def without(self, other: IndexSet) -> IndexSet:
-        """Give the indexes that are in this set and not in the other."""
+        """Return the indexes that are in this set but not in the other."""
         left: list[tuple[int, int]] = []
         holes = iter((*other.ranges, (2**63, 2**63)))
         hole = next(holes)

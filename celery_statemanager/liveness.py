@@ -8,7 +8,7 @@ from enum import Enum
 from celery_statemanager import leases
 from celery_statemanager.leases import Report
 from celery_statemanager.records import JobRecord, WorkerRecord
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 
 class Activity(Enum):
@@ -49,7 +49,7 @@ class WorkerSnapshot:
         turn: the record of the last sweep; its lease is the interval until the next one.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: WorkerRegistry) -> None:
         self.now = store.now()
         self.records = leases.workers(store)
         self.turn = store.get_worker(leases.SWEEPER)
@@ -65,7 +65,7 @@ class WorkerSnapshot:
         return max(self.now, turn.lease_until)
 
 
-def liveness(store: Store, job: JobRecord) -> Liveness:
+def liveness(store: WorkerRegistry, job: JobRecord) -> Liveness:
     """Return who works on a job; reads nothing for a job that needs no worker. Raises: StoreError."""
     if job.submission is None or job.settled:
         return Liveness(Activity.WORKING)

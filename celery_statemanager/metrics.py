@@ -1,19 +1,19 @@
-"""What can be measured, and nothing that does: ``telemetry`` measures where OpenTelemetry is installed."""
+"""Measurement hooks that record nothing. ``telemetry`` implements them with OpenTelemetry."""
 
 from __future__ import annotations
 
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import FullStore
 
 
 class Metrics:
-    """Takes no measure. Another may: every method is called where the thing itself happens."""
+    """Hooks that record nothing. A subclass overrides them to record metrics."""
 
-    def measured(self, store: Store) -> Store:
-        """Give a store whose calls are measured."""
+    def measured(self, store: FullStore) -> FullStore:
+        """Return a store whose calls are measured."""
         return store
 
     def swept(self, seconds: float) -> None:
-        """Note a sweep that came to its end."""
+        """Record a completed sweep and its duration in seconds."""
 
     def published(self, latch: str) -> None:
-        """Note the message of a callback."""
+        """Record that the callback of a latch was published."""

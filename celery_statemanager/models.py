@@ -1,4 +1,4 @@
-"""What users hold in their hands: statuses, states, events, summaries. Pure values."""
+"""The public value types: statuses, states, events and summaries. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from celery_statemanager.indexset import IndexSet
 
 SCHEMA_VERSION = 1
-"""The newest layout of states and jobs that this release writes."""
+"""Version of the layout in which this release writes states and jobs."""
 
 
 class Status(IntEnum):
-    """The statuses with a fixed meaning; any other int32 is the application's own.
+    """The statuses with a fixed meaning. Applications define the others.
 
-    ``2 … 2**31 - 2`` is progress of the application's choice, ``-8`` and below its error codes.
+    ``2 … 2**31 - 2`` is progress, ``-8`` and below are error codes.
     """
 
     NOT_STARTED = 0
@@ -33,11 +33,11 @@ class Status(IntEnum):
 
 
 FINISHED = int(Status.FINISHED)
-"""For comparisons on every write's way: looking an enum's member up takes longer than all the rest of them."""
+"""Plain int for the comparisons in each write, because accessing an enum member costs more than comparing it."""
 
 
 def status_name(status: int) -> str:
-    """Give a status as people read it: ``FINISHED``, ``40``, ``-12``."""
+    """Return the name of a status, or its number if it has none: ``FINISHED``, ``40``, ``-12``."""
     try:
         return Status(status).name
     except ValueError:
@@ -46,12 +46,12 @@ def status_name(status: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One cell of a job's grid as it was at one version.
+    """One version of one cell of a job's grid.
 
     Attributes:
-        timestamp: UTC, from the store's clock; None while the cell was never written.
-        version: 1, 2, 3 … per cell, given by the store; 0 while the cell was never written.
-        attempt: the execution that owns the cell, counted from 1; 0 when none ever began.
+        timestamp: UTC time of the write by the store's clock; None if the cell was never written.
+        version: 1, 2, 3 … per cell, assigned by the store; 0 if the cell was never written.
+        attempt: number of the execution that owns the cell, from 1; 0 if none has begun.
     """
 
     job_id: str
@@ -59,7 +59,7 @@ class State:
     tag: str
     status: int = 0
     message: str | None = None
-    payload: Mapping[str, Any] | None = field(default=None, hash=False)  # a dict has no hash, and a state has one
+    payload: Mapping[str, Any] | None = field(default=None, hash=False)  # a dict is not hashable, but a state is
     timestamp: datetime | None = None
     version: int = 0
     event_id: str | None = None
@@ -68,7 +68,7 @@ class State:
 
     @property
     def terminal(self) -> bool:
-        """Whether the status is an ending: FINISHED or negative."""
+        """Whether the status is terminal: FINISHED or negative."""
         return self.status < 0 or self.status == Status.FINISHED
 
     @property
@@ -83,7 +83,7 @@ class State:
 
     @property
     def fraction(self) -> float | None:
-        """How much of the cell is done, 0.0 … 1.0; None where the status does not say."""
+        """The completed share of the cell, 0.0 … 1.0; None if the status does not define one."""
         progress = self.payload.get("progress") if self.payload else None
         return fraction_of(self.status, progress)
 
@@ -92,10 +92,10 @@ _Draft: Any = make_dataclass("_Draft", [each.name for each in fields(State)], sl
 
 
 def state_from_fields(*values: Any) -> State:
-    """Give ``State(*values)``, every field given, in a third of the time.
+    """Return ``State(*values)`` in a third of the time. ``values`` must contain every field.
 
-    For what is made at every write and every state read: a frozen dataclass sets its fields by a call each, so
-    they are set before it is frozen.
+    A frozen dataclass sets each field by a function call. Every read and write creates a state, so the fields are
+    set on a mutable class of the same layout, which then becomes a ``State``.
     """
     draft = _Draft(*values)
     draft.__class__ = State
@@ -104,23 +104,19 @@ def state_from_fields(*values: Any) -> State:
 
 
 def fraction_of(status: int, progress: Any) -> float | None:
-    """Give the share that a status and a ``{"done": …, "total": …}`` stand for."""
+    """Return the completed share by a progress payload (``{"done": …, "total": …}``) or else by the status, if any."""
     if status == Status.FINISHED:
         return 1.0
     if isinstance(progress, Mapping):
         done, total = _number(progress.get("done")), _number(progress.get("total"))
         if done is not None and total is not None and 0 <= done <= total and total > 0:
-            return _share(done, total)
+            try:
+                return done / total
+            except OverflowError:  # an integer exceeds every float
+                return 0.0
     if 2 <= status <= 100:
         return status / 100
     return 0.0 if status in (0, 1) else None
-
-
-def _share(done: float, total: float) -> float:
-    try:
-        return done / total
-    except OverflowError:  # a float of an integer beyond all floats
-        return 0.0
 
 
 def _number(value: Any) -> float | None:
@@ -129,7 +125,11 @@ def _number(value: Any) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class StateEvent:
-    """One delivery of a subscription: ``replay`` tells what existed from what changed."""
+    """One event of a subscription.
+
+    Attributes:
+        replay: True for a state that existed before the subscription, False for a change.
+    """
 
     state: State
     replay: bool
@@ -139,7 +139,7 @@ _EventDraft: Any = make_dataclass("_EventDraft", [each.name for each in fields(S
 
 
 def event_from_fields(state: State, replay: bool) -> StateEvent:
-    """Give ``StateEvent(state, replay)``; see ``state_from_fields``."""
+    """Return ``StateEvent(state, replay)``, created as in ``state_from_fields``."""
     draft = _EventDraft(state, replay)
     draft.__class__ = StateEvent
     frozen: StateEvent = draft
@@ -148,11 +148,10 @@ def event_from_fields(state: State, replay: bool) -> StateEvent:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How far a job, or one tag of it, has got.
+    """The progress of a job or of one of its tags.
 
-    The counts are cells and add up to ``expected``. The index sets hold the rows with at least one
-    such cell; they are None when they were not asked for. Where nothing is expected, ``lowest`` is a
-    state without a tag that nobody wrote.
+    The counts are cells and add up to ``expected``. Each index set contains the rows with at least one such cell, and
+    is None if it was not requested. If no cell is expected, ``lowest`` is an unwritten state with an empty tag.
 
     Attributes:
         failed: cells with a negative status of their own.
@@ -177,11 +176,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The cells a reader asks for: all, a column, a row, or one."""
+    """The cells that a read covers: all, one column, one row or one cell."""
 
     tag: str | None = None
     task_index: int | None = None
 
     def holds(self, tag: str, task_index: int) -> bool:
-        """Whether a cell is one of them."""
+        """Return whether the scope contains a cell."""
         return self.tag in (None, tag) and self.task_index in (None, task_index)

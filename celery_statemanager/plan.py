@@ -1,4 +1,4 @@
-"""Which cells a job expects: its rows and, per row, the tags in the order they run. Pure."""
+"""The cells that a job expects: its rows and, per row, the tags in the order in which they run. Pure."""
 
 from __future__ import annotations
 
@@ -13,33 +13,38 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import check_index, check_name
 
 PlanSpec = Sequence[str] | Mapping[str, Iterable[int]]
-"""What a caller may give: tags for all rows, or a mapping tag → its row indexes."""
+"""A plan as callers write it: tags for all rows, or a mapping of each tag to its row indexes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows with the same stages are kept together, so that a uniform job of any size is one entry.
+    """The expected cells of a job.
+
+    Rows with the same stages share one entry, so a uniform job of any size has a single entry.
 
     Attributes:
-        shapes: ``(stages, rows)`` pairs; each row of the job is in exactly one.
+        shapes: ``(stages, rows)`` pairs. Each row of the job is in exactly one of them.
     """
 
     shapes: tuple[tuple[tuple[str, ...], IndexSet], ...]
 
     @classmethod
     def from_spec(cls, num_tasks: int, tags: PlanSpec) -> Plan:
-        """Make a plan from what a caller gave. Raises: TypeError, ValueError."""
+        """Create a plan from a caller's tags.
+
+        Raises: TypeError if they have the wrong type; ValueError if a tag is invalid or repeated, or a row has none.
+        """
         if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
             raise TypeError(
-                f"tags is a sequence of names or a mapping tag -> indexes, not {tags!r}: write tags=({tags!r},)"
+                f"tags must be a sequence of names or a mapping tag -> indexes, not {tags!r}: write tags=({tags!r},)"
             )
         if isinstance(tags, Mapping):
             return cls(tuple(_shapes(num_tasks, {check_name("tag", tag): rows for tag, rows in tags.items()})))
         names = tuple(check_name("tag", tag) for tag in tags)
         if not names:
-            raise ValueError("tags is empty: name at least one tag, or give None for a job without a plan")
+            raise ValueError("tags is empty: name at least one tag, or pass None for a job without a plan")
         if len(set(names)) < len(names):
-            raise ValueError(f"tags names a tag twice: {names!r}")
+            raise ValueError(f"tags contains a name twice, name each tag once: {names!r}")
         return cls(((names, IndexSet(range(num_tasks))),))
 
     @cached_property
@@ -53,7 +58,7 @@ class Plan:
 
     @cached_property
     def expected(self) -> int:
-        """The number of cells expected in all."""
+        """The number of expected cells."""
         return sum(len(stages) * len(rows) for stages, rows in self.shapes)
 
     @property
@@ -63,27 +68,30 @@ class Plan:
 
     @cached_property
     def _starts(self) -> list[tuple[int, int]]:
-        """The first row of each range, and which of the shapes has it."""
+        """The first row of each range and the number of its shape, ascending."""
         return sorted((low, number) for number, (_, rows) in enumerate(self.shapes) for low, _ in rows.ranges)
 
     def expects(self, tag: str, task_index: int) -> bool:
-        """Whether the cell counts in row and grid aggregates."""
+        """Return whether the plan contains the cell. Only such cells count in row and grid aggregates."""
         rows = self.columns.get(tag)
         return rows is not None and task_index in rows
 
     def stages(self, task_index: int) -> tuple[str, ...]:
-        """The tags of a row, in the order they run; empty for a row outside the plan."""
+        """Return the tags of a row in the order in which they run. A row outside the plan has none."""
         at = bisect_right(self._starts, (task_index, len(self.shapes))) - 1
         stages, rows = self.shapes[self._starts[at][1]]
         return stages if task_index in rows else ()
 
     def after(self, tag: str, task_index: int) -> tuple[str, ...]:
-        """The tags of a row that run after one of its stages."""
+        """Return the tags of a row that run after ``tag``. A tag that is not a stage of the row has none."""
         stages = self.stages(task_index)
         return stages[stages.index(tag) + 1 :] if tag in stages else ()
 
     def in_order_of(self, other: Plan) -> Plan:
-        """Give this plan with the stages of another, which it contains, in the order in which they run there."""
+        """Return this plan with the stages that it shares with ``other`` in the order of ``other``.
+
+        This plan must contain ``other``.
+        """
         return Plan(
             tuple(
                 (_reordered(stages, ordered), both)
@@ -95,39 +103,39 @@ class Plan:
 
 
 def _reordered(stages: tuple[str, ...], ordered: tuple[str, ...]) -> tuple[str, ...]:
-    """Put the ordered ones, all of which are among the stages, into the places that they have there together."""
-    turn = iter(ordered)
-    return tuple(next(turn) if tag in ordered else tag for tag in stages)
+    """Return ``stages`` with its members of ``ordered`` sorted as in ``ordered``; the others keep their positions."""
+    following = iter(ordered)
+    return tuple(next(following) if tag in ordered else tag for tag in stages)
 
 
 def _shapes(num_tasks: int, columns: Mapping[str, Iterable[int]]) -> Iterable[tuple[tuple[str, ...], IndexSet]]:
     sets = {tag: _rows(num_tasks, tag, rows) for tag, rows in columns.items()}
     uncovered = IndexSet(range(num_tasks)).without(IndexSet().union(*sets.values()))
     if uncovered:
-        raise ValueError(f"the plan names no tag for task {truncate(str(uncovered))}: every row needs at least one")
-    names, turns = list(sets), _turns(sets.values())
+        raise ValueError(f"the plan has no tag for task {truncate(str(uncovered))}: every row needs at least one")
+    names, changes = list(sets), _changes(sets.values())
     shapes: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-    there: set[int] = set()
-    for low, end in pairwise(sorted(turns)):
-        there.symmetric_difference_update(turns[low])
-        if there:
-            shapes.setdefault(tuple(names[number] for number in sorted(there)), []).append((low, end - 1))
+    active: set[int] = set()
+    for low, end in pairwise(sorted(changes)):
+        active.symmetric_difference_update(changes[low])
+        if active:
+            shapes.setdefault(tuple(names[number] for number in sorted(active)), []).append((low, end - 1))
     return [(stages, IndexSet.from_ranges(pairs)) for stages, pairs in shapes.items()]
 
 
-def _turns(sets: Iterable[IndexSet]) -> Mapping[int, list[int]]:
-    """Give, for each row where any of the sets begins or has just ended, the numbers of those that do."""
-    turns: dict[int, list[int]] = {}
+def _changes(sets: Iterable[IndexSet]) -> Mapping[int, list[int]]:
+    """Return the rows at which ranges start or have just ended, each with the numbers of the sets concerned."""
+    changes: dict[int, list[int]] = {}
     for number, rows in enumerate(sets):
         for low, high in rows.ranges:
-            turns.setdefault(low, []).append(number)
-            turns.setdefault(high + 1, []).append(number)
-    return turns
+            changes.setdefault(low, []).append(number)
+            changes.setdefault(high + 1, []).append(number)
+    return changes
 
 
 def _rows(num_tasks: int, tag: str, rows: Iterable[int]) -> IndexSet:
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
-        raise TypeError(f"the rows of tag {tag!r} are indexes, not {rows!r}")
+        raise TypeError(f"the rows of tag {tag!r} must be indexes, not {rows!r}")
     try:
         if isinstance(rows, range) and rows and rows.step == 1:
             check_index(rows.start, num_tasks)

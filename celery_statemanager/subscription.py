@@ -1,4 +1,7 @@
-"""Replay, then live: no version lost, none twice, whatever the connection does (rule R7)."""
+"""Subscriptions: a replay of the existing states, followed by live changes (rule R7).
+
+The versions of each cell strictly rise and the last one always arrives, even across lost connections.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,22 @@ from celery_statemanager.stores.base import Store
 logger = logging.getLogger(__name__)
 
 NO_CELLS = Scope(task_index=CALLBACK_ROW)
-"""A scope to watch the job record alone."""
+"""A scope without cells, to watch the job record alone."""
 
 FIRST_DELAY = 1.0
 LONGEST_DELAY = 60.0
 PATIENCE = 300.0
+"""Seconds without a connection after which a subscription is lost."""
 
-_SLICE = 3600.0
+_LONGEST_READ = 3600.0
+"""Maximum seconds of one read if there is no deadline."""
 
 
 class Feed:
-    """A watch that heals: after a lost connection it is made anew, and says that changes may be missing.
+    """A watch that reconnects after a lost connection and then reports that changes may be missing.
 
     Args:
-        clock: seconds, monotonic; for tests.
+        clock: returns seconds of a monotonic clock; tests replace it.
     """
 
     def __init__(self, store: Store, ref: JobRef, scope: Scope, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,9 +59,9 @@ class Feed:
         return self._connected
 
     def read(self, timeout: float) -> Batch:
-        """Wait for changes; an empty batch after ``timeout`` seconds, or once closed.
+        """Wait for changes. Return an empty batch after ``timeout`` seconds or once closed.
 
-        Raises: JobNotFound – deleted; SubscriptionLost – what cannot heal, or did not within five minutes.
+        Raises: JobNotFound if the job was deleted; SubscriptionLost if the error is permanent or lasts five minutes.
         """
         try:
             if not self._connected:
@@ -65,13 +70,13 @@ class Feed:
             self._lost_at = None
             return batch
         except StoreUnavailable as error:
-            self.lose(error)
+            self.mark_lost(error)
             return Batch([])
         except StoreError as error:
             raise SubscriptionLost(self._ref.key.job_id, str(error)) from error
 
     def close(self) -> None:
-        """Stop; a ``read`` under way returns."""
+        """Close the watch. A ``read`` in progress returns."""
         self._closed.set()
         self._watch.close()
 
@@ -81,14 +86,14 @@ class Feed:
             return Batch([])
         self._watch = self._store.watch(self._ref, self._scope)
         self._connected = True
-        if self._closed.is_set():  # meanwhile, by another thread, which knew only the old watch
+        if self._closed.is_set():  # another thread has closed the previous watch only
             self._watch.close()
         job_id = self._ref.key.job_id
-        logger.info("subscription to job %r is connected again", job_id, extra={"job_id": job_id})
+        logger.info("subscription to job %r is reconnected", job_id, extra={"job_id": job_id})
         return Batch([], job_changed=True, resync=True)
 
-    def lose(self, error: StoreUnavailable) -> None:
-        """Take the connection for lost: the next reads make it anew. Raises: SubscriptionLost – tried for too long."""
+    def mark_lost(self, error: StoreUnavailable) -> None:
+        """Mark the connection as lost, so that later reads reconnect. Raises: SubscriptionLost after five minutes."""
         now = self._clock()
         if self._connected:
             self._connected = False
@@ -96,8 +101,8 @@ class Feed:
         if self._lost_at is None:
             self._lost_at, self._delay = now, FIRST_DELAY
             job_id = self._ref.key.job_id
-            lost = "subscription to job %r lost its connection, trying again: %s"
-            logger.warning(lost, job_id, error, extra={"job_id": job_id})
+            message = "subscription to job %r lost its connection, will reconnect: %s"
+            logger.warning(message, job_id, error, extra={"job_id": job_id})
         elif now - self._lost_at > PATIENCE:
             raise SubscriptionLost(self._ref.key.job_id, f"no connection for {PATIENCE:.0f} s: {error}") from error
         self._retry_at = now + self._delay * random.uniform(0.5, 1.0)
@@ -105,13 +110,14 @@ class Feed:
 
 
 class Subscription:
-    """What exists, oldest first, then every change; an iterator and a context manager.
+    """An iterator over the existing states, oldest first, and then over changes. It is also a context manager.
 
-    For one reading thread; ``close`` may come from any. It ends when closed, when the job is deleted or, if
-    asked, when the job has settled. A slow reader gets the newest version of a cell, never a backlog.
+    Only one thread may read it, but any thread may call ``close``. It ends when it is closed, when the job is deleted
+    or, with ``until_settled``, when the job has settled. A slow reader receives the newest version of a cell instead
+    of a growing backlog.
 
     Args:
-        clock: seconds, monotonic, for the pauses of ``Feed``; for tests.
+        clock: returns seconds of a monotonic clock, for the pauses of ``Feed``; tests replace it.
     """
 
     def __init__(
@@ -131,7 +137,7 @@ class Subscription:
         self._replaying = True
         self._seen: dict[tuple[str, int], int] = {}
         self._live: deque[State] = deque()
-        self._feed = Feed(store, ref, self._watched(), clock)
+        self._feed = Feed(store, ref, self._scope_to_watch(), clock)
         try:
             self._list()
         except BaseException:
@@ -140,16 +146,16 @@ class Subscription:
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended: nothing more will come."""
+        """Whether the subscription has ended. No further event follows."""
         return self._closed
 
     @property
     def connected(self) -> bool:
-        """Whether the store could be reached at the last try."""
+        """Whether the last access reached the store."""
         return self._feed.connected
 
     def get(self, timeout: float | None = None) -> StateEvent | None:
-        """Give the next event; None after ``timeout`` seconds, or once it has ended (see ``closed``).
+        """Return the next event, or None after ``timeout`` seconds or at the end (see ``closed``).
 
         Raises: SubscriptionLost, TypeError, ValueError.
         """
@@ -157,7 +163,7 @@ class Subscription:
         return self._get_until(None if seconds is None else time.monotonic() + seconds)
 
     def close(self) -> None:
-        """End it; harmless when repeated."""
+        """End the subscription. Repeated calls have no effect."""
         self._closed = True
         self._feed.close()
 
@@ -185,10 +191,10 @@ class Subscription:
         except SubscriptionLost:
             self.close()
             raise
-        except BaseException:  # a signal handler's: what was under way is listed again
+        except BaseException:  # raised by a signal handler: it may have interrupted a listing
             self._must_list = True
             raise
-        if event is not None:  # not before: an event that is broken off on its way comes again
+        if event is not None:  # recorded last, so that an interrupted event is delivered again
             state = event.state
             self._seen[state.tag, state.task_index] = state.version
         return event
@@ -196,23 +202,23 @@ class Subscription:
     def _get(self, deadline: float | None) -> StateEvent | None:
         while not self._closed:
             try:
-                event = self._next_known()
+                event = self._next_available()
                 if event is not None:
                     return event
                 if self._ending:
                     self.close()
-                elif self._must_check and self._settled():
+                elif self._must_check and self._has_settled():
                     self._ending = self._must_list = True
                 elif not self._receive(deadline):
                     return None
             except StoreUnavailable as error:
-                self._feed.lose(error)
-                self._ending = self._must_check = False  # asked again once connected
+                self._feed.mark_lost(error)
+                self._ending = self._must_check = False  # checked again after reconnecting
             except StoreError as error:
                 raise SubscriptionLost(self._ref.key.job_id, str(error)) from error
         return None
 
-    def _next_known(self) -> StateEvent | None:
+    def _next_available(self) -> StateEvent | None:
         if self._must_list:
             self._must_list = False
             self._list()
@@ -222,38 +228,38 @@ class Subscription:
         while self._live:
             state = self._live.popleft()
             if self._scope.holds(state.tag, state.task_index):
-                for event in _news([state], self._seen, replay=False):
+                for event in _newer_events([state], self._seen, replay=False):
                     return event
         return None
 
     def _list(self) -> None:
         states = self._store.list_states(self._ref, self._scope)
-        self._listing = _news(states, self._seen, self._replaying)
+        self._listing = _newer_events(states, self._seen, self._replaying)
 
-    def _watched(self) -> Scope:
-        """A job without a plan may settle by any cell, and no change of its record tells."""
+    def _scope_to_watch(self) -> Scope:
+        """Return all cells for a job without a plan, because it settles without a change of its record."""
         self._planless = self._until_settled and current(self._store, self._ref).plan is None
         return Scope() if self._planless else self._scope
 
-    def _settled(self) -> bool:
-        """Ask the store; what was written before the answer is listed once more by the caller."""
+    def _has_settled(self) -> bool:
+        """Return whether the job has settled. If so, the caller lists the states written before the answer."""
         self._must_check = False
         return aggregate.settled(*self._store.column_summaries(self._ref))
 
     def _receive(self, deadline: float | None) -> bool:
-        left = _SLICE if deadline is None else deadline - time.monotonic()
+        left = _LONGEST_READ if deadline is None else deadline - time.monotonic()
         batch = self._feed.read(max(left, 0.0))
         self._live.extend(batch.states)
         self._must_list = batch.resync
-        told = batch.resync or batch.job_changed or (self._planless and bool(batch.states))
-        self._must_check = self._until_settled and told
+        may_have_settled = batch.resync or batch.job_changed or (self._planless and bool(batch.states))
+        self._must_check = self._until_settled and may_have_settled
         return left > 0 or bool(batch.states) or batch.resync
 
 
-def _news(states: Iterable[State], seen: dict[tuple[str, int], int], replay: bool) -> Iterator[StateEvent]:
-    """Give the states that are newer than what was seen of their cells.
+def _newer_events(states: Iterable[State], seen: dict[tuple[str, int], int], replay: bool) -> Iterator[StateEvent]:
+    """Yield an event for each state that is newer than the last one seen of its cell.
 
-    A generator, and no method: a long replay passes here, and a subscription that is dropped must not hold itself.
+    Not a method, because the generator would then refer to its subscription and keep an abandoned one alive.
     """
     for state in states:
         if state.version > seen.get((state.tag, state.task_index), 0):

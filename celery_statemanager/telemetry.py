@@ -1,7 +1,7 @@
-"""OpenTelemetry metrics: measured at the store, where everything passes. The only module that imports the API.
+"""OpenTelemetry metrics, recorded at the store because every operation passes through it.
 
-Attributes are few and fixed: no job, tag, task or worker is ever among them. Where and how measures are exported is
-the application's affair: until it sets a meter provider, the API drops them.
+Only this module imports the OpenTelemetry API. Attributes have a few fixed values, and none names a job, a tag, a task
+or a worker. The application configures the export: until it sets a meter provider, the API discards all measurements.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from celery_statemanager.errors import StateManagerError, StoreError, StoreUnava
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.models import Scope, Status
 from celery_statemanager.records import Batch, Begin, BeginReply, JobRef, Verdict, Write, WriteReply
-from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.wrapped import WrappedStore
 
 BUCKETS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]
-"""Seconds: from a write in memory to the default of ``statemanager_store_timeout``."""
+"""Seconds, from a write in memory to the default of ``statemanager_store_timeout``."""
 
 
 _CLASSES = {int(status): status.name.lower() for status in Status}
 
 
 class OpenTelemetry(Metrics):
-    """Instruments of one provider.
+    """The instruments of one meter provider.
 
     Args:
-        provider: None for the application's, also if it is set later.
+        provider: None for the application's global provider, even if it is set later.
     """
 
     def __init__(self, provider: MeterProvider | None = None) -> None:
@@ -39,15 +40,17 @@ class OpenTelemetry(Metrics):
         self.writes = meter.create_histogram(
             "statemanager.write.duration",
             "s",
-            "time a write or begin takes in the store, by outcome",
+            "duration of a write or begin in the store, by outcome",
             explicit_bucket_boundaries_advisory=BUCKETS,
         )
-        self.watches = meter.create_up_down_counter("statemanager.subscriptions", "{subscription}", "open ones")
-        self.sweeps = meter.create_histogram("statemanager.sweep.duration", "s", "time a sweep takes")
+        self.watches = meter.create_up_down_counter(
+            "statemanager.subscriptions", "{subscription}", "open subscriptions"
+        )
+        self.sweeps = meter.create_histogram("statemanager.sweep.duration", "s", "duration of a sweep")
         self.lost = meter.create_counter("statemanager.lost", "{attempt}", "attempts lost with their worker, by fate")
         self.callbacks = meter.create_counter("statemanager.callbacks", "{message}", "callbacks published, by latch")
 
-    def measured(self, store: Store) -> Store:
+    def measured(self, store: FullStore) -> FullStore:
         return MeasuredStore(store, self)
 
     def swept(self, seconds: float) -> None:
@@ -58,38 +61,38 @@ class OpenTelemetry(Metrics):
 
 
 class MeasuredStore(WrappedStore):
-    """Delegate every call and measure those that write or watch."""
+    """A store that delegates every call and measures writes, begins and watches."""
 
-    def __init__(self, inner: Store, instruments: OpenTelemetry) -> None:
+    def __init__(self, inner: FullStore, instruments: OpenTelemetry) -> None:
         super().__init__(inner)
         self._instruments = instruments
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             reply = self.inner.write(ref, write)
         except Exception as error:
-            self._time("write", outcome_of(error), began)
+            self._record_duration("write", outcome_of(error), start)
             raise
-        self._time("write", "done", began)
+        self._record_duration("write", "done", start)
         if reply.changed:
-            self._count(reply.cell.status)
+            self._count_state(reply.cell.status)
             if write.counts_as_loss:
-                self._lose("marked" if reply.cell.status == Status.LOST else "requeued")
+                self._count_loss("marked" if reply.cell.status == Status.LOST else "requeued")
         return reply
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             reply = self.inner.begin(ref, begin)
         except Exception as error:
-            self._time("begin", outcome_of(error), began)
+            self._record_duration("begin", outcome_of(error), start)
             raise
-        self._time("begin", "done", began)
+        self._record_duration("begin", "done", start)
         if reply.verdict is Verdict.BEGUN:
-            self._count(reply.cell.status)
+            self._count_state(reply.cell.status)
             if begin.supersedes is not None:
-                self._lose("taken over")
+                self._count_loss("taken over")
         return reply
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
@@ -98,14 +101,14 @@ class MeasuredStore(WrappedStore):
     def close(self) -> None:
         self.inner.close()
 
-    def _time(self, operation: str, outcome: str, began: float) -> None:
+    def _record_duration(self, operation: str, outcome: str, start: float) -> None:
         attributes = {"operation": operation, "outcome": outcome}
-        self._instruments.writes.record(time.perf_counter() - began, attributes)
+        self._instruments.writes.record(time.perf_counter() - start, attributes)
 
-    def _count(self, status: int) -> None:
+    def _count_state(self, status: int) -> None:
         self._instruments.states.add(1, {"class": class_of(status)})
 
-    def _lose(self, fate: str) -> None:
+    def _count_loss(self, fate: str) -> None:
         self._instruments.lost.add(1, {"fate": fate})
 
     def __repr__(self) -> str:
@@ -113,7 +116,7 @@ class MeasuredStore(WrappedStore):
 
 
 class _MeasuredWatch(Watch):
-    """Counts as open from its making to its first ``close``."""
+    """A watch that counts as an open subscription until its first ``close``."""
 
     def __init__(self, inner: Watch, instruments: OpenTelemetry) -> None:
         self._inner = inner
@@ -126,18 +129,21 @@ class _MeasuredWatch(Watch):
     def close(self) -> None:
         self._inner.close()
         try:
-            self._open.pop().add(-1)  # one pop of two threads at once succeeds
+            self._open.pop().add(-1)  # ``pop`` is atomic: of two concurrent calls, one succeeds
         except IndexError:
             return
 
 
 def class_of(status: int) -> str:
-    """Give one of a dozen words for a status: its name, ``running`` for progress, ``error`` for the application's."""
+    """Return the class of a status, one of twelve.
+
+    It is the name of the status in lower case, ``running`` for progress, or ``error`` for an application's error code.
+    """
     return _CLASSES.get(status) or ("running" if status > 0 else "error")
 
 
 def outcome_of(error: Exception) -> str:
-    """Give one of three words for what a call raised."""
+    """Return the outcome of a call that raised an error: ``unavailable``, ``refused`` or ``error``."""
     if isinstance(error, StoreUnavailable):
         return "unavailable"
     return "refused" if isinstance(error, StateManagerError) and not isinstance(error, StoreError) else "error"

@@ -1,4 +1,4 @@
-"""Draw the README's picture of a running job as an SVG: ``make picture``.
+"""Draw the README's display of a running job as an SVG: ``make display``.
 
 A job in a memory store, on a clock that this script sets, goes through the display of ``monitor-state``. The same
 release of rich therefore always draws the same file.
@@ -93,12 +93,12 @@ def draw() -> str:
     clock.now = BEGAN + SHOWN_AFTER
     console = Console(record=True, file=io.StringIO(), width=COLUMNS, color_system="truecolor", force_terminal=True)
     follower = Follower(store, store.get_job(job.ref.key), Scope(), Until.NOW, clock=clock)
-    picture = LiveDisplay(follower, console)
+    display = LiveDisplay(follower, console)
     for event in follower.events():
         if event is not None:
-            picture.board.apply(event.state)
-    picture.board.loading = False
-    console.print(picture.render(picture.view(), COLUMNS, ROWS))
+            display.model.apply(event.state)
+    display.model.loading = False
+    console.print(display.render(display.view(), COLUMNS, ROWS))
     return console.export_svg(title=f"celery -A shop monitor-state {JOB}", unique_id="live")
 
 

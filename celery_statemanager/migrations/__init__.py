@@ -1,6 +1,6 @@
-"""Migrations: numbered, idempotent steps that bring jobs and their states to a later schema.
+"""Migrations: numbered, idempotent steps that convert jobs and their states to a later schema.
 
-``registry`` holds steps, ``shipped`` has those of this release, ``runner`` takes jobs through them.
+``registry`` defines the steps, ``runner`` applies them to jobs.
 """
 
 from celery_statemanager.migrations.registry import STEPS, Steps

@@ -1,4 +1,4 @@
-"""Steps by their numbers: step 3 leads from schema 2 to schema 3, for states, for jobs, or for both."""
+"""Migration steps by number. Step 3 converts states, jobs or both from schema 2 to schema 3."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.manager import new_event_id
-from celery_statemanager.records import Cell, JobRecord
+from celery_statemanager.records import Cell, JobRecord, new_event_id
 
 StateStep = Callable[[JobRecord, Cell], Cell]
-"""Gives a cell in its number's layout; the job is as it was when its migration began."""
+"""Return a cell in the layout of the step's number. The job is as it was when its migration began."""
 JobStep = Callable[[JobRecord], JobRecord]
-"""Gives a job in its number's layout: latches, cancelled, submission and tombstoned_at may change."""
+"""Return a job in the layout of the step's number.
+
+Only ``latches``, ``cancelled``, ``submission`` and ``tombstoned_at`` may change.
+"""
 
 Step = TypeVar("Step", StateStep, JobStep)
 
 _FIXED = ("status", "version", "timestamp", "attempt", "open", "owner")
-"""What a state says to readers and writers; a step changes how the rest is kept."""
+"""Fields that no step may change, because readers and writers rely on them."""
 
 
 class Steps:
-    """A schema's history. A step may be taken twice, by a run that goes on where another was cut off.
+    """The steps of a schema.
+
+    Steps must be idempotent: a run that resumes an interrupted one may apply a step again.
 
     ::
 
@@ -36,25 +40,28 @@ class Steps:
         self._jobs: dict[int, JobStep] = {}
 
     def states(self, number: int) -> Callable[[StateStep], StateStep]:
-        """Register the step of a number for states. Raises: ValueError – the number is taken, or none."""
+        """Return a decorator that registers a step for states. Raises: ValueError if the number is taken or below 1."""
         return _registrar(self._states, number)
 
     def jobs(self, number: int) -> Callable[[JobStep], JobStep]:
-        """Register the step of a number for jobs, taken after their states. Raises: ValueError."""
+        """Return a decorator that registers a step for jobs, which runs after the steps for their states.
+
+        Raises: ValueError if the number is taken or below 1.
+        """
         return _registrar(self._jobs, number)
 
     @property
     def newest(self) -> int:
-        """The schema that all steps together lead to."""
+        """The schema to which all steps together lead; 0 if there are none."""
         return max((*self._states, *self._jobs), default=0)
 
     def checked(self, target: Any) -> int:
-        """Accept a target that steps lead to from the first schema on. Raises: ConfigurationError."""
+        """Return a target that the steps reach from schema 1. Raises: ConfigurationError if they do not."""
         if isinstance(target, bool) or not isinstance(target, int) or target < 1:
-            raise ConfigurationError(f"the target is a schema's number, 1 … {self.newest}, not {target!r}")
+            raise ConfigurationError(f"the target must be a schema number, 1 … {self.newest}, not {target!r}")
         if target > self.newest:
             raise ConfigurationError(
-                f"this release knows no schema {target}, its newest is {self.newest}: upgrade celery-statemanager here"
+                f"this release supports schemas up to {self.newest}, not {target}: upgrade celery-statemanager"
             )
         for number in range(1, target):
             if number not in self._states and number not in self._jobs:
@@ -65,18 +72,18 @@ class Steps:
         return target
 
     def state(self, job: JobRecord, cell: Cell, target: int) -> Cell:
-        """Take a cell to a later schema. Raises: ValueError – a step changes what the state says."""
+        """Return a cell in a later schema. Raises: ValueError if a step changes a field that must not change."""
         new = cell
         for number in range(cell.schema_version + 1, target + 1):
             if number in self._states:
                 new = self._states[number](job, new)
-            bent = [name for name in _FIXED if getattr(new, name) != getattr(cell, name)]
-            if bent:
-                raise ValueError(f"step {number} changes a state's {', '.join(bent)}: that is for writers to do")
+            changed = [name for name in _FIXED if getattr(new, name) != getattr(cell, name)]
+            if changed:
+                raise ValueError(f"step {number} changes a state's {', '.join(changed)}: a step must preserve it")
         return replace(new, schema_version=target)
 
     def job(self, job: JobRecord, target: int) -> JobRecord:
-        """Take a job to a later schema."""
+        """Return a job in a later schema."""
         new = job
         for number in range(job.schema + 1, target + 1):
             new = self._jobs[number](new) if number in self._jobs else new
@@ -85,9 +92,9 @@ class Steps:
 
 def _registrar(steps: dict[int, Step], number: int) -> Callable[[Step], Step]:
     if number < 1:
-        raise ValueError(f"steps are numbered from 1, not {number}")
+        raise ValueError(f"step numbers start at 1, not {number}")
     if number in steps:
-        raise ValueError(f"step {number} is {steps[number].__qualname__} already: take the next number")
+        raise ValueError(f"step {number} is already registered ({steps[number].__qualname__}): use the next number")
 
     def register(step: Step) -> Step:
         steps[number] = step
@@ -97,13 +104,10 @@ def _registrar(steps: dict[int, Step], number: int) -> Callable[[Step], Step]:
 
 
 STEPS = Steps()
-"""They lead to ``models.SCHEMA_VERSION``, which new jobs and states have from the start."""
+"""The steps of this release. They lead to ``models.SCHEMA_VERSION``, the schema of new jobs and states."""
 
 
 @STEPS.states(1)
-def take_over(_: JobRecord, cell: Cell) -> Cell:
-    """A state that another program wrote, such as the Go module: every state of ours has an event id.
-
-    Its job was given an incarnation before, and with it the state is counted. No attempt was taken for it: 0 is right.
-    """
+def add_event_id(_: JobRecord, cell: Cell) -> Cell:
+    """Add the event id that states of other programs, such as the Go module, lack."""
     return cell if cell.event_id else replace(cell, event_id=new_event_id())

@@ -1,4 +1,4 @@
-"""Takes jobs through the steps: first their states, each by compare-and-set, then the job itself."""
+"""Migrate jobs: first their states, each by compare-and-set, then the job record."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from celery_statemanager.manager import new_incarnation
 from celery_statemanager.migrations.registry import STEPS, Steps
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.retention import current
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import Migratable
 
 AT_ONCE = 200
-"""Cells that are in hand at once, about; between two portions other writers have their turn."""
+"""Number of cells that are rewritten together. Other writers proceed between two portions."""
 
 MOST_PASSES = 10
-"""How often the states of a job are gone through that is written to all the while."""
+"""Maximum number of passes over the states of a job that other writers keep changing."""
 
 
 class Skip(str, Enum):
-    """Why a job is left as it is."""
+    """The reason why a job is not migrated."""
 
     NEWER = "newer"
-    """It has a later schema than the target; there is no way back."""
+    """Its schema is later than the target. Migrations never go back."""
     FOREIGN = "foreign"
-    """Another program made it, and nobody has said that this one has stopped writing."""
+    """Another program created it and may still be writing to it."""
     CHANGED = "changed"
-    """It was deleted, or written to all the while; the next run goes on with it."""
+    """It was deleted, or other writers changed it in every pass. The next run resumes it."""
 
 
 @dataclass(slots=True)
 class MigrationReport:
-    """What a run did or, on a dry run, would do; in numbers.
+    """Counts of what a run did or, on a dry run, would do.
 
     Attributes:
-        target: the schema that jobs were brought to.
-        scanned: jobs looked at.
-        migrated: jobs brought to the target, with ``states`` of theirs.
-        skipped: jobs that were left, by the reason (``Skip``).
+        target: the schema to which jobs were migrated.
+        scanned: number of examined jobs.
+        migrated: number of migrated jobs.
+        states: number of migrated states of these jobs.
+        skipped: number of jobs that were not migrated, by reason (a value of ``Skip``).
     """
 
     target: int
@@ -54,11 +55,11 @@ class MigrationReport:
 
 
 Tell = Callable[[JobRecord, "int | Skip"], object]
-"""Is told of each job how many of its states were migrated, or would be; or why it is left."""
+"""A function called with a job and either the number of its states to migrate or the reason to skip it."""
 
 
 def migrate_jobs(
-    store: Store,
+    store: Migratable,
     target: int | None = None,
     *,
     job_id: str | None = None,
@@ -69,27 +70,28 @@ def migrate_jobs(
     tell: Tell | None = None,
     steps: Steps = STEPS,
 ) -> MigrationReport:
-    """Bring jobs of an earlier schema, and their states, to a later one.
+    """Migrate jobs and their states to a later schema.
 
-    Writers may go on: what they write meanwhile is migrated as they left it. A job bears its new schema only after
-    all its states do. Cut off, a run is gone on with by the next; two at once do no harm.
+    Other processes may keep writing: their states are migrated, too. A job gets its new schema only after all of its
+    states have it. The next run resumes an interrupted one. Concurrent runs are safe.
 
     Args:
         target: the schema to reach; None for the newest.
-        job_id, run_token: this job alone, also if it bears the schema already: workers of an earlier release may
-            have written states since.
-        limit: after so many jobs it ends; None for all.
-        dry_run: write nothing; tell what would be done.
-        foreign: in a run over all jobs, take over those that another program made, too. It must write into them no
-            more: what it writes into a job that is ours is seen by nobody.
+        job_id, run_token: migrate this job alone, even if it already has the schema. Workers of an earlier release
+            may have written states in the meantime.
+        limit: the maximum number of jobs to migrate; None for all.
+        dry_run: write nothing and report what would be done.
+        foreign: in a run over all jobs, include those that another program created. That program must no longer
+            write to them, because its later writes are invisible.
         tell: called with each job that has an earlier or a later schema.
 
-    Raises: ConfigurationError – no steps lead to the target; the one job has a later schema. JobNotFound, StoreError.
+    Raises: ConfigurationError if no steps lead to the target or the named job has a later schema; JobNotFound;
+    StoreError.
     """
     run = _Run(store, steps, steps.checked(steps.newest if target is None else target), tell)
     run.dry_run, run.foreign = dry_run, foreign
     if job_id is not None:
-        run.one(store.get_job(JobKey(job_id, run_token)))
+        run.migrate_one(store.get_job(JobKey(job_id, run_token)))
     else:
         for job in islice(run.outdated(), limit):
             run.migrate(job)
@@ -97,39 +99,39 @@ def migrate_jobs(
 
 
 class _Run:
-    """One run.
+    """One call of ``migrate_jobs``.
 
     Attributes:
-        dry_run, foreign: as ``migrate_jobs`` says.
+        dry_run, foreign: as in ``migrate_jobs``.
     """
 
-    def __init__(self, store: Store, steps: Steps, target: int, tell: Tell | None) -> None:
+    def __init__(self, store: Migratable, steps: Steps, target: int, tell: Tell | None) -> None:
         self.report = MigrationReport(target)
         self.dry_run = False
         self.foreign = True
         self._store = store
         self._steps = steps
         self._target = target
-        self._tell = tell or (lambda job, what: None)  # noqa: ARG005 - nobody listens
+        self._tell = tell or (lambda job, what: None)  # noqa: ARG005 - no listener
 
-    def one(self, job: JobRecord) -> None:
-        """Migrate the job that was asked for. Raises: ConfigurationError, JobNotFound."""
+    def migrate_one(self, job: JobRecord) -> None:
+        """Migrate a job that the caller named. Raises: ConfigurationError if its schema is later than the target."""
         if job.schema > self._target:
             raise ConfigurationError(
-                f"job {job.job_id!r} has schema {job.schema}, there is no way back to {self._target}: give a target of "
-                f"{job.schema} or later"
+                f"job {job.job_id!r} has schema {job.schema} and cannot be migrated back to {self._target}: "
+                f"choose a target of {job.schema} or later"
             )
         self.report.scanned += 1
         self.migrate(job)
 
     def outdated(self) -> Iterator[JobRecord]:
-        """Give the jobs that are to be migrated."""
+        """Yield the jobs to migrate."""
         cursor: str | None = None
         while True:
             page = self._store.list_jobs(cursor)
             for job in page.jobs:
                 self.report.scanned += 1
-                reason = self._spared(job)
+                reason = self._skip_reason(job)
                 if reason is not None:
                     self._skip(job, reason)
                 elif job.schema < self._target:
@@ -139,9 +141,12 @@ class _Run:
                 return
 
     def migrate(self, job: JobRecord) -> None:
-        """Bring a job to the target, or tell what that would change."""
+        """Migrate a job to the target or, on a dry run, count the states that would change."""
         try:
-            states = self._count(job) if self.dry_run else self._migrate(job)
+            if self.dry_run:
+                states: int | None = sum(1 for _ in self._store.outdated_cells(job.ref, self._target))
+            else:
+                states = self._migrate(job)
         except JobNotFound:
             states = None
         if states is None:
@@ -152,7 +157,7 @@ class _Run:
             self.report.states += states
             self._tell(job, states)
 
-    def _spared(self, job: JobRecord) -> Skip | None:
+    def _skip_reason(self, job: JobRecord) -> Skip | None:
         if job.schema > self._target:
             return Skip.NEWER
         return Skip.FOREIGN if not job.incarnation and not self.foreign else None
@@ -161,32 +166,29 @@ class _Run:
         self.report.skipped[reason.value] = self.report.skipped.get(reason.value, 0) + 1
         self._tell(job, reason)
 
-    def _count(self, job: JobRecord) -> int:
-        return sum(1 for _ in self._store.outdated_cells(job.ref, self._target))
-
     def _migrate(self, job: JobRecord) -> int | None:
-        """Give how many states were rewritten; None if the job was written to all the while."""
+        """Return the number of rewritten states, or None if other writers changed the job in every pass."""
         if not job.incarnation:
             job = self._store.adopt_job(job.ref, new_incarnation())
         states = 0
         for _ in range(MOST_PASSES):
-            found, rewritten = self._pass(job)
+            outdated, rewritten = self._rewrite_outdated(job)
             states += rewritten
-            if found == rewritten and self._stamp(job.ref):
+            if outdated == rewritten and self._migrate_record(job.ref):
                 return states
         return None
 
-    def _pass(self, job: JobRecord) -> tuple[int, int]:
-        """Go through the states of an earlier schema; give how many there were, and how many were rewritten."""
-        found = rewritten = 0
-        outdated = self._store.outdated_cells(job.ref, self._target)
-        while some := list(islice(outdated, AT_ONCE)):
-            new = [replace(each, cell=self._steps.state(job, each.cell, self._target)) for each in some]
+    def _rewrite_outdated(self, job: JobRecord) -> tuple[int, int]:
+        """Return how many states had an earlier schema, and how many of them were rewritten."""
+        outdated = rewritten = 0
+        cells = self._store.outdated_cells(job.ref, self._target)
+        while portion := list(islice(cells, AT_ONCE)):
+            new = [replace(each, cell=self._steps.state(job, each.cell, self._target)) for each in portion]
             rewritten += self._store.rewrite_cells(job.ref, new)
-            found += len(some)
-        return found, rewritten
+            outdated += len(portion)
+        return outdated, rewritten
 
-    def _stamp(self, ref: JobRef) -> bool:
-        """Take the job itself through the steps, unless it has changed since."""
+    def _migrate_record(self, ref: JobRef) -> bool:
+        """Migrate the job record. Return False if another process changed it at the same time."""
         job = current(self._store, ref)
         return job.schema >= self._target or self._store.update_job(self._steps.job(job, self._target)) is not None

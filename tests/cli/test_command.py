@@ -152,10 +152,10 @@ def test_a_task_out_of_range(run, settled, task, error_of):
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        (["--job", ""], "JOB has 1 to 200 characters"),
-        (["--job", "a\nb"], "JOB may not hold the character"),
-        (["--job", "etl-42", "--run-token", "x" * 201], "--run-token has 1 to 200 characters"),
-        (["--job", "etl-42", "--tag", ""], "--tag has 1 to 200 characters"),
+        (["--job", ""], "JOB must have 1 to 200 characters"),
+        (["--job", "a\nb"], "JOB must not contain the character"),
+        (["--job", "etl-42", "--run-token", "x" * 201], "--run-token must have 1 to 200 characters"),
+        (["--job", "etl-42", "--tag", ""], "--tag must have 1 to 200 characters"),
     ],
 )
 def test_invalid_names_are_rejected(run, settled, arguments, start, error_of):

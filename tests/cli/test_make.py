@@ -66,7 +66,7 @@ def test_make_migrate_migrates_jobs_to_the_target(make, tmp_path):
         assert "     1  would be migrated to schema 1\n" in dry_run.stdout, dry_run.stderr
         assert "     1  migrated to schema 1\n" in make("migrate", URL=url, TARGET="1").stdout
         assert store.get_job(job.key).schema == 1
-        assert "this release knows no schema 99" in make("migrate", URL=url, TARGET="99").stderr
+        assert "this release supports schemas up to 1, not 99" in make("migrate", URL=url, TARGET="99").stderr
 
 
 def test_make_migrate_prints_its_usage(make):

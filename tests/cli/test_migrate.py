@@ -86,14 +86,14 @@ def test_the_default_target_is_that_of_the_settings(run, app, old):
     app.conf.statemanager_migrate_target = 9
     result = run()
     assert result.exit_code == 78
-    assert result.stderr.startswith("Error: statemanager_migrate_target: this release knows no schema 9")
+    assert result.stderr.startswith("Error: statemanager_migrate_target: this release supports schemas up to 1, not 9")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--target", "2"), "this release knows no schema 2, its newest is 1: upgrade celery-statemanager here"),
-        (("--target", "0"), "the target is a schema's number, 1 … 1, not 0"),
+        (("--target", "2"), "this release supports schemas up to 1, not 2: upgrade celery-statemanager"),
+        (("--target", "0"), "the target must be a schema number, 1 … 1, not 0"),
         (("--run-token", "r"), "--run-token needs a job: add --job ID"),
         (("--job", ""), "--job"),
     ],
@@ -116,7 +116,7 @@ def test_a_lower_target_is_rejected(run, old, error_of):
     old.update_job(replace(job, schema_version=2))
     result = run("--target", "1", "--job", "ours")
     assert result.exit_code == 2
-    assert error_of(result).startswith("job 'ours' has schema 2, there is no way back to 1")
+    assert error_of(result).startswith("job 'ours' has schema 2 and cannot be migrated back to 1")
     assert "     1  skipped: has a later schema\n" in run("--target", "1").stdout
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks run: each figure is measured, at sizes too small to mean anything."""
+"""Every benchmark runs, at a tiny scale."""
 
 import json
 import subprocess
@@ -18,21 +18,20 @@ ROOT = Path(__file__).parents[2]
         pytest.param("firestore", marks=pytest.mark.full),
     ],
 )
-def test_every_figure_is_measured(modules, tmp_path):
+def test_every_module_measures_its_figures(modules, tmp_path):
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--json", str(results), *modules.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stderr
-    found = json.loads(results.read_text())
-    assert len(found["figures"]) >= len(modules.split())
-    for figure in found["figures"]:
+    output = json.loads(results.read_text())
+    assert len(output["figures"]) >= len(modules.split())
+    for figure in output["figures"]:
         assert figure["ours"] > 0, figure
         assert figure["what"][:52] in done.stdout
-    assert found["machine"]["python"] == sys.version.split()[0]
+    assert output["machine"]["python"] == sys.version.split()[0]
 
 
 def test_every_module_can_be_imported():
-    """Also those that only ``--full`` runs: they lean on modules of the tests."""
     imports = (
         "import importlib, benchmarks.__main__ as b; [importlib.import_module(f'benchmarks.{n}') for n in b.MODULES]"
     )
@@ -40,19 +39,19 @@ def test_every_module_can_be_imported():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_module_that_fails_costs_no_other_its_figures(tmp_path):
+def test_other_modules_are_measured_after_one_fails(tmp_path):
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--json", str(results), "harness", "imports"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    found = json.loads(results.read_text())
-    assert found["missing"].keys() == {"harness"}
+    output = json.loads(results.read_text())
+    assert output["missing"].keys() == {"harness"}
     assert "harness: not measured, AttributeError" in done.stdout
-    assert found["figures"][0]["what"] == "import celery_statemanager"
+    assert output["figures"][0]["what"] == "import celery_statemanager"
     page = subprocess.run(
         [sys.executable, "-m", "benchmarks.report", str(results)], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert page.startswith("# Benchmark results\n")
-    assert f"| date | {found['date']} |" in page
+    assert f"| date | {output['date']} |" in page
     assert page.count("| import celery |") == 1
     assert "Not measured: harness (AttributeError" in page

@@ -103,8 +103,11 @@ def test_settings_under_a_namespace():
         ({"statemanager_lease": 0}, "statemanager_lease is a number above 0, not 0"),
         ({"statemanager_max_lost": 1.5}, r"statemanager_max_lost is a whole number above 0, not 1\.5"),
         ({"statemanager_progress_interval": -1}, "statemanager_progress_interval is a number, 0 or more, not -1"),
-        ({"statemanager_migrate_target": 99}, "statemanager_migrate_target: this release knows no schema 99"),
-        ({"statemanager_migrate_target": "new"}, "statemanager_migrate_target: the target is a schema's number"),
+        (
+            {"statemanager_migrate_target": 99},
+            "statemanager_migrate_target: this release supports schemas up to 1, not 99",
+        ),
+        ({"statemanager_migrate_target": "new"}, "statemanager_migrate_target: the target must be a schema number"),
         ({"statemanager_migrate_schedule": "daily"}, "a crontab, not 'daily'"),
     ],
 )

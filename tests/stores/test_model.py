@@ -1,4 +1,4 @@
-"""Every store against a model of dicts, whatever is done to it in whatever order."""
+"""Random sequences of operations on every store, compared with a model of dicts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from celery_statemanager.testing import StoreFactory, store_machine
 
 NETWORK = {"max_examples": 10, "stateful_step_count": 25}
 FEWER = {"firestore": NETWORK, "firestore-rest": NETWORK, "redis-cluster": {"max_examples": 20}}
-"""Where a recount takes a second, being some hundred calls, or the store differs from another by its client alone."""
+"""Fewer examples for stores whose recount takes about a second, or that differ from another only by the client."""
 
 
 @pytest.mark.timeout(3600)
-def test_whatever_is_done_a_store_agrees_with_the_model(
+def test_a_store_agrees_with_the_model_after_any_operations(
     store_factory: StoreFactory, request: pytest.FixtureRequest, record_property
 ) -> None:
     fewer = FEWER.get(request.node.callspec.params["store_factory"], {})

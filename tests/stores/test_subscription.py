@@ -1,4 +1,4 @@
-"""Subscriptions whose store is paused, cut off or broken by the test, on every store."""
+"""Subscriptions on every store, while the test pauses the store, cuts its connection or makes it fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEADLINE = 20.0
 
 
 class Staged(WrappedStore):
-    """Calls back at each step of a subscription: ``before watch``, ``after watch``, ``before list``, …"""
+    """Run a callback at a step of a subscription: ``before watch``, ``after watch``, ``before list``, …"""
 
     def __init__(self, inner: Store, steps: dict[str, Callable[[], object]]) -> None:
         super().__init__(inner)
@@ -58,56 +58,56 @@ class Staged(WrappedStore):
     def column_summaries(
         self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
     ) -> tuple[JobRecord, list[Column]]:
-        self.step("before survey")
-        found = super().column_summaries(ref, tag, indexes=indexes)
-        self.step("after survey")
-        return found
+        self.step("before summaries")
+        summaries = super().column_summaries(ref, tag, indexes=indexes)
+        self.step("after summaries")
+        return summaries
 
 
 class Fragile(WrappedStore):
-    """Fails as long as ``trouble`` says: new watches, reads of old ones, lists and surveys."""
+    """Raise ``error`` from new watches, from reads of cut ones, and from lists and summaries."""
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner)
-        self.trouble: Exception | None = None
-        self.list_trouble: Exception | None = None
+        self.error: Exception | None = None
+        self.list_error: Exception | None = None
         self.watches: list[FragileWatch] = []
-        self.tries = 0
+        self.attempts = 0
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        self.tries += 1
-        self.fail(self.trouble)
+        self.attempts += 1
+        self.fail(self.error)
         watch = FragileWatch(self, super().watch(ref, scope))
         self.watches.append(watch)
         return watch
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
-        self.fail(self.trouble or self.list_trouble)
+        self.fail(self.error or self.list_error)
         return super().list_states(ref, scope)
 
     def column_summaries(
         self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
     ) -> tuple[JobRecord, list[Column]]:
-        self.fail(self.trouble)
+        self.fail(self.error)
         return super().column_summaries(ref, tag, indexes=indexes)
 
     def cut(self) -> None:
-        """Lose the connection, with what was not read yet."""
-        self.trouble = StoreUnavailable("cut")
+        """Lose the connection and the changes that were not read."""
+        self.error = StoreUnavailable("cut")
         for watch in self.watches:
             watch.cut()
 
     def heal(self) -> None:
-        self.trouble = self.list_trouble = None
+        self.error = self.list_error = None
 
     @staticmethod
-    def fail(trouble: Exception | None) -> None:
-        if trouble:
-            raise trouble
+    def fail(error: Exception | None) -> None:
+        if error:
+            raise error
 
 
 class FragileWatch(Watch):
-    """Once cut, it never comes back."""
+    """A watch that stays lost after ``cut``."""
 
     def __init__(self, store: Fragile, inner: Watch) -> None:
         self.store = store
@@ -117,7 +117,7 @@ class FragileWatch(Watch):
     def read(self, timeout: float) -> Batch:
         batch = Batch([]) if self.lost else self.inner.read(timeout)
         if self.lost and not self.closed:
-            raise self.store.trouble or StoreUnavailable("cut")
+            raise self.store.error or StoreUnavailable("cut")
         return batch
 
     def cut(self) -> None:
@@ -144,16 +144,16 @@ def clock() -> FakeClock:
     return FakeClock(1000.0)
 
 
-def shape(event: StateEvent | None) -> tuple[str, int, int] | None:
+def cell_version(event: StateEvent | None) -> tuple[str, int, int] | None:
     return event and (event.state.tag, event.state.task_index, event.state.version)
 
 
 def drain(events: Subscription, last: set[tuple[str, int, int]]) -> list[StateEvent]:
-    """Read until the last version of every cell has come; check that versions strictly rose."""
+    """Read until the last version of every cell has arrived, and check that versions strictly rise."""
     got: list[StateEvent] = []
-    while not last <= {shape(event) for event in got}:
+    while not last <= {cell_version(event) for event in got}:
         event = events.get(DEADLINE)
-        assert event is not None, f"only {got} came"
+        assert event is not None, f"received only {got}"
         got.append(event)
     assert events.get(0.0) is None
     check_rising(got)
@@ -166,8 +166,8 @@ def check_rising(got: list[StateEvent]) -> None:
         assert versions == sorted(set(versions))
 
 
-def ask_each_second(events: Subscription, clock: FakeClock) -> None:
-    """Ask, in vain, for twice as long as a subscription is patient."""
+def read_each_second(events: Subscription, clock: FakeClock) -> None:
+    """Read for twice the time after which a subscription is lost, expecting no event."""
     since = clock()
     while clock() - since < 2 * PATIENCE:
         assert events.get(0.0) is None
@@ -178,7 +178,7 @@ STEPS = ("before watch", "after watch", "before list", "after list", "after stat
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_write_at_any_step_of_subscribing_is_neither_lost_nor_doubled(grid: Grid, step: str) -> None:
+def test_a_write_at_any_step_of_subscribing_is_delivered_once(grid: Grid, step: str) -> None:
     grid.write("a", 0, 5)
     grid.write("a", 1, 5)
     staged = Staged(grid.store, {step: lambda: (grid.write("a", 0, 6), grid.write("b", 2, 6))})
@@ -189,17 +189,17 @@ def test_a_write_at_any_step_of_subscribing_is_neither_lost_nor_doubled(grid: Gr
         assert [event.replay for event in got] == sorted((event.replay for event in got), reverse=True)
 
 
-def test_it_watches_before_it_lists(grid: Grid) -> None:
+def test_a_subscription_watches_before_it_lists(grid: Grid) -> None:
     staged = Staged(grid.store, {})
     with Subscription(staged, grid.ref, Scope()) as events:
         events.get(0.0)
     assert staged.order.index("after watch") < staged.order.index("before list")
 
 
-def test_a_listing_paused_in_another_thread_misses_nothing_written_meanwhile(grid: Grid) -> None:
-    paused, go_on = threading.Event(), threading.Event()
+def test_writes_during_a_paused_listing_are_delivered(grid: Grid) -> None:
+    paused, resume = threading.Event(), threading.Event()
     grid.write("a", 0, 5)
-    staged = Staged(grid.store, {"before list": lambda: (paused.set(), go_on.wait(DEADLINE))})
+    staged = Staged(grid.store, {"before list": lambda: (paused.set(), resume.wait(DEADLINE))})
     got: list[list[StateEvent]] = []
 
     def read() -> None:
@@ -211,20 +211,20 @@ def test_a_listing_paused_in_another_thread_misses_nothing_written_meanwhile(gri
     assert paused.wait(DEADLINE)
     for write in (("a", 0, 6), ("a", 0, 7), ("b", 1, 1)):
         grid.write(*write)
-    go_on.set()
+    resume.set()
     reader.join(DEADLINE)
     assert len(got) == 1
 
 
 @pytest.mark.parametrize("step", ["before list", "after list", "after state 0"])
-@pytest.mark.parametrize("again", [False, True])
-def test_deletion_at_any_step_ends_it(grid: Grid, step: str, again: bool) -> None:
+@pytest.mark.parametrize("recreate", [False, True])
+def test_deletion_at_any_step_ends_the_subscription(grid: Grid, step: str, recreate: bool) -> None:
     grid.write("a", 0, 5)
     grid.write("a", 1, 5)
 
     def delete() -> None:
         grid.delete()
-        if again:
+        if recreate:
             Grid.create(grid.store, 3).write("a", 0, 99)
 
     staged = Staged(grid.store, {step: delete})
@@ -237,8 +237,8 @@ def test_deletion_at_any_step_ends_it(grid: Grid, step: str, again: bool) -> Non
 
 
 @pytest.mark.parametrize("tags", [("a", "b"), None], ids=["planned", "planless"])
-@pytest.mark.parametrize("step", [*STEPS, "before survey"])
-def test_until_settled_gives_the_last_version_of_every_cell_before_it_ends(
+@pytest.mark.parametrize("step", [*STEPS, "before summaries"])
+def test_until_settled_delivers_the_last_version_of_every_cell_before_it_ends(
     store: Store, tags: tuple[str, ...] | None, step: str
 ) -> None:
     grid = Grid.create(store, 2, tags)
@@ -261,15 +261,15 @@ def test_until_settled_gives_the_last_version_of_every_cell_before_it_ends(
     assert newest == {("a", 0): 3, ("a", 1): 3, ("b", 0): 3, ("b", 1): 3}
 
 
-def test_a_write_after_the_answer_that_it_settled_is_still_given(store: Store) -> None:
+def test_a_write_during_the_check_for_settlement_is_delivered(store: Store) -> None:
     grid = Grid.create(store, 1, ("a",))
     grid.run("a", 0)
-    staged = Staged(store, {"before survey": lambda: grid.write("other", 0, 7)})
-    got = [shape(event) for event in Subscription(staged, grid.ref, Scope(), until_settled=True)]
+    staged = Staged(store, {"before summaries": lambda: grid.write("other", 0, 7)})
+    got = [cell_version(event) for event in Subscription(staged, grid.ref, Scope(), until_settled=True)]
     assert got == [("a", 0, 2), ("other", 0, 1)]
 
 
-def test_who_waits_for_a_planned_job_asks_once_and_again_when_its_record_has_changed(store: Store) -> None:
+def test_until_settled_on_a_planned_job_reads_summaries_only_after_the_record_changes(store: Store) -> None:
     grid = Grid.create(store, 2, ("a",))
     staged = Staged(store, {})
     events = Subscription(staged, grid.ref, Scope(), until_settled=True)
@@ -278,22 +278,22 @@ def test_who_waits_for_a_planned_job_asks_once_and_again_when_its_record_has_cha
         event = events.get(DEADLINE)
         assert event is not None
         assert event.state.status == status
-    assert staged.order.count("before survey") == 1
+    assert staged.order.count("before summaries") == 1
     for row in (0, 1):
         grid.run("a", row)
     while events.get(DEADLINE):
         pass
     assert events.closed
-    assert staged.order.count("before survey") <= 3
+    assert staged.order.count("before summaries") <= 3
 
 
-def test_a_lost_connection_is_made_anew_and_read_again(
+def test_a_lost_connection_is_restored_and_missed_changes_are_read(
     grid: Grid, fragile: Fragile, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     grid.write("a", 0, 5)
     with Subscription(fragile, grid.ref, Scope(), clock=clock) as events:
-        assert shape(events.get(DEADLINE)) == ("a", 0, 1)
+        assert cell_version(events.get(DEADLINE)) == ("a", 0, 1)
         fragile.cut()
         grid.write("a", 0, 6)
         grid.write("a", 0, 7)
@@ -307,14 +307,12 @@ def test_a_lost_connection_is_made_anew_and_read_again(
         assert [event.replay for event in got] == [False, False]
         assert events.connected
         grid.write("b", 1, 2)
-        assert shape(events.get(DEADLINE)) == ("b", 1, 2)
+        assert cell_version(events.get(DEADLINE)) == ("b", 1, 2)
     assert [watch.closed for watch in fragile.watches] == [True, True]
     assert [record.levelname for record in caplog.records if "subscription" in record.message] == ["WARNING", "INFO"]
 
 
-def test_a_connection_lost_while_the_snapshot_is_read_goes_on_replaying_afterwards(
-    grid: Grid, fragile: Fragile, clock: FakeClock
-) -> None:
+def test_a_replay_continues_after_a_lost_connection(grid: Grid, fragile: Fragile, clock: FakeClock) -> None:
     for row in range(3):
         grid.write("a", row, 5)
 
@@ -328,11 +326,11 @@ def test_a_connection_lost_while_the_snapshot_is_read_goes_on_replaying_afterwar
         assert events.get(0.0) is None
         fragile.heal()
         clock.advance(1.0)
-        rest = drain(events, {("a", 1, 1), ("a", 2, 1)})
-        assert [event and event.replay for event in (first, *rest)] == [True, True, True]
+        others = drain(events, {("a", 1, 1), ("a", 2, 1)})
+        assert [event and event.replay for event in (first, *others)] == [True, True, True]
 
 
-def test_a_caller_that_asks_often_for_short_is_reconnected_too(grid: Grid, fragile: Fragile) -> None:
+def test_frequent_reads_with_short_timeouts_reconnect(grid: Grid, fragile: Fragile) -> None:
     clock = FakeClock()
     with Subscription(fragile, grid.ref, Scope(), clock=clock) as events:
         fragile.cut()
@@ -342,18 +340,20 @@ def test_a_caller_that_asks_often_for_short_is_reconnected_too(grid: Grid, fragi
         got = []
         for _ in range(12):
             clock.advance(0.1)
-            got.append(shape(events.get(0.0)))
+            got.append(cell_version(events.get(0.0)))
         assert [event for event in got if event] == [("a", 0, 1)]
 
 
-def test_pauses_double_from_one_second_to_sixty(grid: Grid, fragile: Fragile, clock: FakeClock) -> None:
+def test_pauses_between_attempts_double_from_one_second_to_sixty(
+    grid: Grid, fragile: Fragile, clock: FakeClock
+) -> None:
     feed = Feed(fragile, grid.ref, Scope(), clock)
     fragile.cut()
     feed.read(0.0)
     pauses = []
     for _ in range(8):
-        tries, since = fragile.tries, clock()
-        while fragile.tries == tries:
+        attempts, since = fragile.attempts, clock()
+        while fragile.attempts == attempts:
             clock.advance(0.125)
             feed.read(0.0)
         pauses.append(clock() - since)
@@ -362,7 +362,9 @@ def test_pauses_double_from_one_second_to_sixty(grid: Grid, fragile: Fragile, cl
     feed.close()
 
 
-def test_a_healed_connection_starts_again_from_one_second(grid: Grid, fragile: Fragile, clock: FakeClock) -> None:
+def test_pauses_start_at_one_second_after_a_successful_reconnection(
+    grid: Grid, fragile: Fragile, clock: FakeClock
+) -> None:
     feed = Feed(fragile, grid.ref, Scope(), clock)
     for _ in range(3):
         fragile.cut()
@@ -383,12 +385,14 @@ def test_a_healed_connection_starts_again_from_one_second(grid: Grid, fragile: F
     feed.close()
 
 
-def test_after_five_minutes_without_connection_it_is_lost(grid: Grid, fragile: Fragile, clock: FakeClock) -> None:
+def test_a_subscription_is_lost_after_five_minutes_without_connection(
+    grid: Grid, fragile: Fragile, clock: FakeClock
+) -> None:
     events = Subscription(fragile, grid.ref, Scope(), clock=clock)
     fragile.cut()
     since = clock()
     with pytest.raises(SubscriptionLost, match="300 s") as lost:
-        ask_each_second(events, clock)
+        read_each_second(events, clock)
     assert PATIENCE < clock() - since <= PATIENCE + LONGEST_DELAY + 1
     assert isinstance(lost.value.__cause__, StoreUnavailable)
     assert isinstance(lost.value, ConnectionError)
@@ -396,20 +400,20 @@ def test_after_five_minutes_without_connection_it_is_lost(grid: Grid, fragile: F
     assert events.get(0.0) is None
 
 
-def test_a_store_that_connects_but_cannot_be_read_is_lost_after_five_minutes_too(
+def test_a_subscription_is_lost_after_five_minutes_of_failing_reads(
     grid: Grid, fragile: Fragile, clock: FakeClock
 ) -> None:
     events = Subscription(fragile, grid.ref, Scope(), clock=clock)
     fragile.cut()
     events.get(0.0)
     fragile.heal()
-    fragile.list_trouble = StoreUnavailable("half dead")
+    fragile.list_error = StoreUnavailable("cannot read")
     with pytest.raises(SubscriptionLost):
-        ask_each_second(events, clock)
-    assert fragile.tries < 30
+        read_each_second(events, clock)
+    assert fragile.attempts < 30
 
 
-def test_short_troubles_far_apart_do_not_add_up(grid: Grid, fragile: Fragile, clock: FakeClock) -> None:
+def test_short_outages_do_not_add_up(grid: Grid, fragile: Fragile, clock: FakeClock) -> None:
     with Subscription(fragile, grid.ref, Scope(), clock=clock) as events:
         for status in range(1, 21):
             fragile.cut()
@@ -417,21 +421,21 @@ def test_short_troubles_far_apart_do_not_add_up(grid: Grid, fragile: Fragile, cl
             fragile.heal()
             clock.advance(1.0)
             grid.write("a", 0, status)
-            assert shape(events.get(DEADLINE)) == ("a", 0, status)
+            assert cell_version(events.get(DEADLINE)) == ("a", 0, status)
             assert events.get(0.0) is None
             clock.advance(100.0)
 
 
 @pytest.mark.parametrize("where", ["reading", "reconnecting", "listing"])
-def test_what_cannot_heal_is_told_at_once(grid: Grid, fragile: Fragile, clock: FakeClock, where: str) -> None:
+def test_a_permanent_error_is_raised_at_once(grid: Grid, fragile: Fragile, clock: FakeClock, where: str) -> None:
     events = Subscription(fragile, grid.ref, Scope(), clock=clock)
     fragile.cut()
     if where == "reading":
-        fragile.trouble = StoreError("wrong password")
+        fragile.error = StoreError("wrong password")
     else:
         assert events.get(0.0) is None
         fragile.heal()
-        setattr(fragile, "trouble" if where == "reconnecting" else "list_trouble", StoreError("wrong password"))
+        setattr(fragile, "error" if where == "reconnecting" else "list_error", StoreError("wrong password"))
         clock.advance(1.0)
     with pytest.raises(SubscriptionLost, match="wrong password") as lost:
         events.get(0.0)
@@ -439,17 +443,17 @@ def test_what_cannot_heal_is_told_at_once(grid: Grid, fragile: Fragile, clock: F
     assert events.closed
 
 
-def test_trouble_at_the_start_is_the_callers_and_leaves_no_watch(grid: Grid, fragile: Fragile) -> None:
-    fragile.list_trouble = StoreUnavailable("down")
+def test_an_error_while_subscribing_is_raised_and_closes_the_watch(grid: Grid, fragile: Fragile) -> None:
+    fragile.list_error = StoreUnavailable("down")
     with pytest.raises(StoreUnavailable):
         Subscription(fragile, grid.ref, Scope())
     assert [watch.closed for watch in fragile.watches] == [True]
-    fragile.trouble = StoreUnavailable("down")
+    fragile.error = StoreUnavailable("down")
     with pytest.raises(StoreUnavailable):
         Manager.open(fragile, "job").subscribe()
 
 
-def test_a_job_deleted_while_cut_off_ends_it(grid: Grid, fragile: Fragile, clock: FakeClock) -> None:
+def test_a_job_deleted_during_an_outage_ends_the_subscription(grid: Grid, fragile: Fragile, clock: FakeClock) -> None:
     events = Subscription(fragile, grid.ref, Scope(), clock=clock)
     fragile.cut()
     assert events.get(0.0) is None
@@ -461,7 +465,7 @@ def test_a_job_deleted_while_cut_off_ends_it(grid: Grid, fragile: Fragile, clock
     assert events.closed
 
 
-def test_a_job_settled_while_cut_off_ends_it_after_its_last_states(
+def test_a_job_settled_during_an_outage_ends_the_subscription_after_its_last_states(
     store: Store, fragile: Fragile, clock: FakeClock
 ) -> None:
     grid = Grid.create(store, 2, ("a",))
@@ -472,10 +476,10 @@ def test_a_job_settled_while_cut_off_ends_it_after_its_last_states(
     grid.run("a", 0, FAILED)
     fragile.heal()
     clock.advance(1.0)
-    assert sorted(filter(None, map(shape, events))) == [("a", 0, 2), ("a", 1, 2)]
+    assert sorted(filter(None, map(cell_version, events))) == [("a", 0, 2), ("a", 1, 2)]
 
 
-def test_closing_ends_a_wait_for_the_connection(grid: Grid, fragile: Fragile) -> None:
+def test_close_ends_a_wait_for_the_connection(grid: Grid, fragile: Fragile) -> None:
     events = Subscription(fragile, grid.ref, Scope(), clock=FakeClock())
     fragile.cut()
     assert events.get(0.0) is None
@@ -486,7 +490,7 @@ def test_closing_ends_a_wait_for_the_connection(grid: Grid, fragile: Fragile) ->
     assert not reader.is_alive()
 
 
-def test_a_barrier_survives_a_lost_connection(grid: Grid, fragile: Fragile) -> None:
+def test_a_barrier_waits_across_a_lost_connection(grid: Grid, fragile: Fragile) -> None:
     cut = threading.Event()
 
     class CutOnce(Fragile):
@@ -504,7 +508,7 @@ def test_a_barrier_survives_a_lost_connection(grid: Grid, fragile: Fragile) -> N
     assert [state.status for state in states] == [10, 10, 10]
 
 
-def test_a_deleted_job_cannot_be_subscribed_to(grid: Grid) -> None:
+def test_subscribing_to_a_deleted_job_raises_job_not_found(grid: Grid) -> None:
     manager = grid.manager()
     grid.delete()
     with pytest.raises(JobNotFound):

@@ -1,4 +1,4 @@
-"""Barriers from the inside: what they ask, when they warn, what they leave behind (rule R8)."""
+"""Barriers: their reads of the store, their warnings and the watches that they close (rule R8)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from celery_statemanager.testing.kit import FAILED, FINISHED
 DEADLINE = 20.0
 
 
-class Counting(WrappedStore):
-    """Remembers its watches, and tells of each."""
+class WatchRecorder(WrappedStore):
+    """Record watches and signal each new one."""
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner)
@@ -40,19 +40,19 @@ class Counting(WrappedStore):
 
 
 @pytest.fixture
-def store() -> Counting:
-    return Counting(open_store("memory://"))
+def store() -> WatchRecorder:
+    return WatchRecorder(open_store("memory://"))
 
 
 @pytest.fixture
-def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    found: list[str] = []
-    monkeypatch.setattr(barrier, "before_waiting", [lambda: found.append("warned")])
-    return found
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    warnings: list[str] = []
+    monkeypatch.setattr(barrier, "before_waiting", [lambda: warnings.append("warned")])
+    return warnings
 
 
 def is_closed(watch: Watch) -> bool:
-    """Whether it no longer waits for changes."""
+    """Return whether reading the watch returns without waiting for changes."""
     reader = threading.Thread(target=lambda: watch.read(600), daemon=True)
     reader.start()
     reader.join(DEADLINE)
@@ -68,35 +68,35 @@ def in_background() -> Iterator[list[threading.Thread]]:
         assert not thread.is_alive()
 
 
-def test_a_barrier_that_is_reached_already_does_not_warn(store: Counting, warned: list[str]) -> None:
+def test_a_barrier_that_is_already_reached_does_not_warn(store: WatchRecorder, warnings: list[str]) -> None:
     grid = Grid.create(store, 2)
     for row in (0, 1):
         grid.write("a", row, 10)
     assert len(barrier.synchronize(store, grid.ref, "a", 10)) == 2
-    assert warned == []
+    assert warnings == []
     assert is_closed(store.watches[0])
 
 
-def test_a_barrier_that_waits_warns_before(store: Counting, warned: list[str]) -> None:
+def test_a_barrier_warns_before_it_waits(store: WatchRecorder, warnings: list[str]) -> None:
     grid = Grid.create(store, 2)
     with pytest.raises(SynchronizeTimeout):
         barrier.synchronize(store, grid.ref, "a", 10, timeout=0.01)
-    assert warned == ["warned"]
+    assert warnings == ["warned"]
     assert is_closed(store.watches[0])
 
 
-def test_a_barrier_without_time_only_looks(store: Counting) -> None:
+def test_a_barrier_with_timeout_zero_reads_without_waiting(store: WatchRecorder) -> None:
     grid = Grid.create(store, 2)
-    with pytest.raises(SynchronizeTimeout) as late:
+    with pytest.raises(SynchronizeTimeout) as raised:
         barrier.synchronize(store, grid.ref, "a", 10, timeout=0)
-    assert [state.status for state in late.value.states] == [0, 0]
-    assert late.value.missing == "0-1"
+    assert [state.status for state in raised.value.states] == [0, 0]
+    assert raised.value.missing == "0-1"
     for row in (0, 1):
         grid.write("a", row, 10)
     assert len(barrier.synchronize(store, grid.ref, "a", 10, timeout=0)) == 2
 
 
-def test_a_barrier_watches_before_it_looks(store: Counting, in_background: list[threading.Thread]) -> None:
+def test_a_barrier_starts_watching_before_it_reads(store: WatchRecorder, in_background: list[threading.Thread]) -> None:
     grid = Grid.create(store, 1)
 
     def write() -> None:
@@ -108,66 +108,66 @@ def test_a_barrier_watches_before_it_looks(store: Counting, in_background: list[
     assert barrier.synchronize(store, grid.ref, "a", 10, timeout=DEADLINE)[0].status == 10
 
 
-def test_failing_fast_names_the_lowest_row_and_waiting_on_does_not_fail(store: Counting) -> None:
+def test_a_failed_row_raises_at_once_unless_fail_fast_is_false(store: WatchRecorder) -> None:
     grid = Grid.create(store, 3)
     for row, status in ((0, -2), (1, -42), (2, FINISHED)):
         grid.write("a", row, status)
     with pytest.raises(SynchronizeFailed) as failed:
         barrier.synchronize(store, grid.ref, "a", 10, timeout=DEADLINE)
     assert (failed.value.state.task_index, failed.value.state.status) == (1, -42)
-    with pytest.raises(SynchronizeTimeout) as late:
+    with pytest.raises(SynchronizeTimeout) as timed_out:
         barrier.synchronize(store, grid.ref, "a", 10, timeout=0.01, fail_fast=False)
-    assert late.value.missing == "0-1"
-    assert [state.status for state in late.value.states] == [-2, -42, FINISHED]
+    assert timed_out.value.missing == "0-1"
+    assert [state.status for state in timed_out.value.states] == [-2, -42, FINISHED]
 
 
-class Restless(WrappedStore):
-    """Every look at the lowest cell is followed by the next of some writes."""
+class WriteAfterRead(WrappedStore):
+    """Perform the next of some writes after each read of the lowest cell, and count the reads."""
 
     def __init__(self, inner: Store, *writes: tuple[int, int]) -> None:
         super().__init__(inner)
         self.writes = list(writes)
-        self.looks = 0
+        self.reads = 0
 
     def lowest(self, ref: JobRef, scope: Scope) -> State:
-        self.looks += 1
-        found = super().lowest(ref, scope)
+        self.reads += 1
+        state = super().lowest(ref, scope)
         if self.writes:
             Grid(self, ref).write("a", *self.writes.pop(0))
-        return found
+        return state
 
 
 @pytest.mark.parametrize(
-    ("writes", "looks"),
+    ("writes", "reads"),
     [([(1, 10), (2, 10)], 1), ([(0, 5), (0, 6)], 1), ([(0, 10), (2, 10)], 2)],
 )
-def test_a_barrier_looks_no_more_until_the_row_that_held_it_up_has_come_far_enough(
-    store: Counting, writes: list[tuple[int, int]], looks: int
+def test_a_barrier_reads_again_only_after_the_lowest_row_reached_the_status(
+    store: WatchRecorder, writes: list[tuple[int, int]], reads: int
 ) -> None:
-    for timeout in (0.2, DEADLINE):  # more time where a busy machine gave it none for the looks that must be
-        restless = Restless(store, *writes)
-        grid = Grid.create(restless, 3, job_id=f"job {timeout}")
+    for timeout in (0.2, DEADLINE):  # the short timeout may end before the expected reads
+        writing = WriteAfterRead(store, *writes)
+        grid = Grid.create(writing, 3, job_id=f"job {timeout}")
         with pytest.raises(SynchronizeTimeout):
-            barrier.synchronize(restless, grid.ref, "a", 10, timeout=timeout)
-        if restless.looks >= looks:
+            barrier.synchronize(writing, grid.ref, "a", 10, timeout=timeout)
+        if writing.reads >= reads:
             break
-    assert restless.looks == looks
+    assert writing.reads == reads
 
 
-def test_a_barrier_looks_again_each_time_that_the_row_that_held_it_up_has(store: Counting) -> None:
-    restless = Restless(store, (0, 10), (1, 10), (2, 10))
-    grid = Grid.create(restless, 3)
-    assert len(barrier.synchronize(restless, grid.ref, "a", 10, timeout=DEADLINE)) == 3
-    assert restless.looks == 4
+def test_a_barrier_reads_again_each_time_the_lowest_row_reaches_the_status(store: WatchRecorder) -> None:
+    writing = WriteAfterRead(store, (0, 10), (1, 10), (2, 10))
+    grid = Grid.create(writing, 3)
+    assert len(barrier.synchronize(writing, grid.ref, "a", 10, timeout=DEADLINE)) == 3
+    assert writing.reads == 4
 
 
-def test_a_barrier_for_an_error_code_is_reached_by_it(store: Counting) -> None:
+def test_a_barrier_for_an_error_code_is_reached_by_that_code(store: WatchRecorder) -> None:
     grid = Grid.create(store, 2)
     grid.write("a", 0, FAILED)
     assert [state.status for state in barrier.synchronize(store, grid.ref, "a", FAILED)] == [FAILED, 0]
 
 
-def test_a_barrier_of_a_deleted_job_finds_none(store: Counting) -> None:
+def test_a_barrier_of_a_deleted_job_raises_job_not_found(store: WatchRecorder) -> None:
     grid = Grid.create(store, 2)
     grid.delete()
     with pytest.raises(JobNotFound):
@@ -177,29 +177,29 @@ def test_a_barrier_of_a_deleted_job_finds_none(store: Counting) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "looks", "wait"),
+    ("method", "reads", "wait"),
     [
         ("lowest", 1, lambda store, ref: barrier.synchronize(store, ref, "a", FINISHED, timeout=DEADLINE)),
         ("column_summaries", 2, lambda store, ref: barrier.wait_settled(store, ref, timeout=DEADLINE)),
     ],
     ids=["synchronize", "wait"],
 )
-def test_a_store_that_fails_while_it_is_waited_for_is_asked_again(
-    store: Counting, in_background: list[threading.Thread], method: str, looks: int, wait: Callable
+def test_a_wait_reads_again_after_the_store_failed(
+    store: WatchRecorder, in_background: list[threading.Thread], method: str, reads: int, wait: Callable
 ) -> None:
     grid, faulty = Grid.create(store, 1, ("a",)), FaultyStore(store)
-    looked, failed = threading.Semaphore(0), threading.Event()
+    read, failed = threading.Semaphore(0), threading.Event()
 
     def fail(_: object) -> None:
         failed.set()
         raise StoreUnavailable("away for a moment")
 
     def end_the_row() -> None:
-        for _ in range(looks):
-            assert looked.acquire(timeout=DEADLINE)
+        for _ in range(reads):
+            assert read.acquire(timeout=DEADLINE)
         grid.run("a", 0)
 
-    faulty.at(method, lambda _: looked.release(), after=True, times=looks)
+    faulty.at(method, lambda _: read.release(), after=True, times=reads)
     faulty.at(method, fail)
     in_background.append(threading.Thread(target=end_the_row))
     in_background[0].start()
@@ -210,7 +210,9 @@ def test_a_store_that_fails_while_it_is_waited_for_is_asked_again(
 @pytest.mark.parametrize(
     ("tag", "status", "kind"), [("", 1, ValueError), ("a", True, TypeError), ("a", 2**31, ValueError)]
 )
-def test_a_barrier_is_checked_before_anything_is_asked(store: Counting, tag: str, status: int, kind: type) -> None:
+def test_synchronize_checks_its_arguments_before_it_accesses_the_store(
+    store: WatchRecorder, tag: str, status: int, kind: type
+) -> None:
     manager = Manager.create(store, "job", num_tasks=1)
     with pytest.raises(kind):
         manager.synchronize(tag, status, timeout=0)
@@ -218,8 +220,8 @@ def test_a_barrier_is_checked_before_anything_is_asked(store: Counting, tag: str
 
 
 @pytest.mark.parametrize("tags", [("a",), None], ids=["planned", "planless"])
-def test_waiting_for_a_job_to_settle_ends_with_its_last_cell(
-    store: Counting, tags: tuple[str, ...] | None, in_background: list[threading.Thread]
+def test_wait_settled_returns_once_the_last_cell_is_final(
+    store: WatchRecorder, tags: tuple[str, ...] | None, in_background: list[threading.Thread]
 ) -> None:
     grid = Grid.create(store, 2, tags)
     grid.run("a", 0)

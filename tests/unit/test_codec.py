@@ -1,4 +1,4 @@
-"""Records on the wire: what we write we read, and what the Go module wrote too."""
+"""Wire formats: each codec reads what it writes, and the documents of the Go module."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
 
 
 @given(states)
-def test_a_state_is_read_as_it_was_written(state: State) -> None:
+def test_a_state_round_trips(state: State) -> None:
     assert state_from_wire(json.loads(json.dumps(state_to_wire(state)))) == state
 
 
-def test_the_fields_are_spelt_as_the_go_module_spells_them() -> None:
+def test_field_names_match_those_of_the_go_module() -> None:
     state = State("etl-42", 3, "ingest", 40, "page 4 of 10", {"rows": 812}, NOON, 7, "6f1c", 2)
     assert event_to_wire(StateEvent(state, replay=True)) == {
         "jobID": "etl-42",
@@ -96,18 +96,18 @@ def test_the_fields_are_spelt_as_the_go_module_spells_them() -> None:
     }
 
 
-def test_a_document_of_the_go_module_is_read() -> None:
+def test_state_from_wire_reads_a_document_of_the_go_module() -> None:
     expected = State(
         "etl-42", 3, "ingest", 40, "page 4 of 10", {"rows": [1, 2], "ok": True}, NOON, 7, "6f1c", attempt=0
     )
     assert state_from_wire(json.loads(GO_DOCUMENT)) == expected
 
 
-def test_what_a_document_does_not_say_is_empty() -> None:
+def test_missing_fields_become_defaults() -> None:
     assert state_from_wire({"jobID": "j", "taskID": 0, "tag": "t", "status": 0}) == State("j", 0, "t")
 
 
-def test_a_status_goes_out_as_a_number_and_a_payload_as_an_object_of_its_own() -> None:
+def test_state_to_wire_writes_a_plain_status_and_copies_the_payload() -> None:
     payload = {"n": 1}
     wire = state_to_wire(State("j", 0, "t", Status.FAILED, payload=payload))
     assert json.dumps(wire["status"]) == "-1"
@@ -132,20 +132,20 @@ def test_a_status_goes_out_as_a_number_and_a_payload_as_an_object_of_its_own() -
         ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
     ],
 )
-def test_moments_are_read_in_every_precision_and_offset(text: str, expected: datetime) -> None:
-    found = from_rfc3339(text)
-    assert found == expected
-    assert found.utcoffset() == timedelta(0)
+def test_from_rfc3339_reads_every_precision_and_offset(text: str, expected: datetime) -> None:
+    moment = from_rfc3339(text)
+    assert moment == expected
+    assert moment.utcoffset() == timedelta(0)
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-01-31", "2026-01-31T12:00:00", "2026-13-31T12:00:00Z"])
-def test_what_is_no_moment_is_refused(text: str) -> None:
+def test_from_rfc3339_rejects_other_text(text: str) -> None:
     with pytest.raises(ValueError):
         from_rfc3339(text)
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
-def test_moments_are_written_in_utc_with_microseconds(moment: datetime) -> None:
+def test_rfc3339_writes_utc_with_microseconds(moment: datetime) -> None:
     text = rfc3339(moment)
     assert text.endswith("Z")
     assert len(text) == len("2026-01-31T12:00:00.123456Z")
@@ -155,24 +155,24 @@ def test_moments_are_written_in_utc_with_microseconds(moment: datetime) -> None:
 
 
 @given(st.integers(0, 2**52))
-def test_microseconds_are_exact(microseconds: int) -> None:
+def test_to_datetime_is_exact_to_the_microsecond(microseconds: int) -> None:
     moment = to_datetime(microseconds)
     assert (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) == microseconds
 
 
-def test_a_cell_is_read_as_a_state() -> None:
-    cell = Cell(40, "words", '{"n":[1]}', 1_769_860_800_123_456, 7, "e1", 2, open=True)
-    expected = State("j", 3, "t", 40, "words", {"n": [1]}, NOON, 7, "e1", 2)
+def test_state_of_converts_a_cell() -> None:
+    cell = Cell(40, "page 4", '{"n":[1]}', 1_769_860_800_123_456, 7, "e1", 2, open=True)
+    expected = State("j", 3, "t", 40, "page 4", {"n": [1]}, NOON, 7, "e1", 2)
     assert state_of("j", "t", 3, cell) == expected
     assert state_of("j", "t", 3, Cell()) == State("j", 3, "t")
 
 
-def test_a_state_that_was_read_is_a_state_in_every_way() -> None:
-    state = state_of("j", "t", 3, Cell(40, "words", None, 1_769_860_800_123_456, 7, "e1", 2))
-    made = State("j", 3, "t", 40, "words", None, NOON, 7, "e1", 2)
-    assert (type(state), hash(state), repr(state)) == (State, hash(made), repr(made))
-    assert replace(state, status=50) == replace(made, status=50)
-    assert pickle.loads(pickle.dumps(state)) == copy.copy(state) == made
+def test_state_of_returns_a_regular_state() -> None:
+    state = state_of("j", "t", 3, Cell(40, "page 4", None, 1_769_860_800_123_456, 7, "e1", 2))
+    constructed = State("j", 3, "t", 40, "page 4", None, NOON, 7, "e1", 2)
+    assert (type(state), hash(state), repr(state)) == (State, hash(constructed), repr(constructed))
+    assert replace(state, status=50) == replace(constructed, status=50)
+    assert pickle.loads(pickle.dumps(state)) == copy.copy(state) == constructed
     with pytest.raises(FrozenInstanceError):
         state.status = 50  # type: ignore[misc]
 
@@ -180,16 +180,16 @@ def test_a_state_that_was_read_is_a_state_in_every_way() -> None:
 @pytest.mark.parametrize(
     "tags", [None, ("a",), ("b", "a", "ß"), {"a": [0, 2], "b": range(5)}, {"x": [4], "y": [0, 1, 2, 3]}]
 )
-def test_a_plan_is_read_as_it_was_written(tags: Any) -> None:
+def test_a_plan_round_trips(tags: Any) -> None:
     plan = None if tags is None else Plan.from_spec(5, tags)
     assert plan_from_json(plan_to_json(plan)) == plan
 
 
-def test_a_plan_is_written_by_ranges() -> None:
+def test_plan_to_json_compresses_rows() -> None:
     assert plan_to_json(Plan.from_spec(10_000_000, ("b", "a"))) == '[[["b","a"],"0-9999999"]]'
 
 
-def test_the_changing_part_of_a_job_is_read_as_it_was_written() -> None:
+def test_the_control_fields_of_a_job_round_trip() -> None:
     job = new_job("job", 2)
     changed = job.with_latches(success=Latch("sig", 1, 2), failure=Latch("ß", 3), settled=Latch(None, 4))
     empty = control_from_json(control_to_json(job))
@@ -205,16 +205,12 @@ def test_the_changing_part_of_a_job_is_read_as_it_was_written() -> None:
         "submission": Submission(3, done=True, alive_until=9),
         "tombstoned_at": 7,
     }
-    assert control_from_json(control_to_json(type(job)(**_fields(changed) | values))) == values
+    assert control_from_json(control_to_json(replace(changed, **values))) == values
 
 
-def test_latches_of_a_later_release_are_passed_over_and_missing_ones_are_empty() -> None:
+def test_control_from_json_ignores_unknown_latches_and_adds_missing_ones() -> None:
     text = (
         '{"latches":{"success":["s",1,null],"later":["x",2,3]},"cancelled":null,"submission":null,"tombstonedAt":null}'
     )
     latches = control_from_json(text)["latches"]
     assert latches == {"success": Latch("s", 1), "failure": Latch(), "settled": Latch()}
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}

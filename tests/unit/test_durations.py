@@ -1,4 +1,4 @@
-"""Durations in Go's notation and in days, weeks and months."""
+"""Durations as text (``1h30m``, ``30d``), numbers and timedeltas."""
 
 from datetime import timedelta
 
@@ -31,7 +31,7 @@ MICROSECOND = timedelta(microseconds=1)
         (" 90d\n", timedelta(days=90)),
     ],
 )
-def test_a_valid_text_is_parsed(text, expected):
+def test_parse_duration_reads_every_unit(text, expected):
     assert parse_duration(text) == expected.total_seconds()
 
 
@@ -52,41 +52,41 @@ def test_a_valid_text_is_parsed(text, expected):
         ("9999999999d", "too long"),
     ],
 )
-def test_an_invalid_text_is_rejected_with_a_hint(text, why):
+def test_parse_duration_rejects_other_text_with_an_example(text, why):
     with pytest.raises(ValueError, match=why) as raised:
         parse_duration(text)
     assert "30d" in str(raised.value) or "too long" in str(raised.value)
 
 
 @pytest.mark.parametrize("value", ["36h", 129_600, 129_600.0, timedelta(hours=36)])
-def test_texts_numbers_and_timedeltas_are_accepted(value):
+def test_to_duration_accepts_text_seconds_and_timedeltas(value):
     assert to_duration(value) == 36 * 3600
 
 
 @pytest.mark.parametrize("value", [0, -1, timedelta(), float("nan"), float("inf"), 1e300])
-def test_numbers_that_are_not_a_duration_are_rejected(value):
+def test_to_duration_rejects_numbers_that_are_not_positive_and_finite(value):
     with pytest.raises(ValueError):
         to_duration(value)
 
 
 @pytest.mark.parametrize("value", [True, None, b"30d", [30]])
-def test_other_types_are_rejected(value):
+def test_to_duration_rejects_other_types(value):
     with pytest.raises(TypeError, match="a text, a number of seconds or a timedelta"):
         to_duration(value)
 
 
-@pytest.mark.parametrize(("duration", "text"), [(timedelta(days=30), "30d"), (timedelta(hours=36), "1d12h")])
-def test_durations_are_formatted_in_days_and_smaller_units(duration, text):
-    assert format_duration(duration.total_seconds()) == text
+@pytest.mark.parametrize(("length", "text"), [(timedelta(days=30), "30d"), (timedelta(hours=36), "1d12h")])
+def test_format_duration_uses_the_largest_units(length, text):
+    assert format_duration(length.total_seconds()) == text
 
 
 @given(st.timedeltas(min_value=MICROSECOND, max_value=timedelta(days=10_000)))
-def test_a_formatted_duration_is_parsed_to_the_same_value(duration):
-    assert parse_duration(format_duration(duration.total_seconds())) == duration.total_seconds()
+def test_a_duration_round_trips(length):
+    assert parse_duration(format_duration(length.total_seconds())) == length.total_seconds()
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_parsed_or_raises_value_error(text):
+def test_parse_duration_returns_a_positive_number_or_raises_value_error(text):
     try:
         assert parse_duration(text) > 0
     except ValueError:

@@ -1,4 +1,4 @@
-"""What importing costs, and which names there are."""
+"""Modules that an import loads, and the public names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ manager.synchronize("a", 2)
 assert manager.summary().finished == 1
 """
 
-READ_ALL = """
+ACCESS_ALL_NAMES = """
 import celery_statemanager
 celery_names = {"StateManager", "StatefulTask", "Job", "current_state"}
 for name in set(celery_statemanager.__all__) - celery_names:
@@ -45,12 +45,12 @@ for name in set(celery_statemanager.__all__) - celery_names:
 
 
 def loaded_by(code: str) -> list[str]:
-    """Give the heavy modules that some code loads in a new process."""
-    ask = f"{code}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
-    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    """Return the modules of ``HEAVY`` that ``code`` loads in a new process."""
+    script = f"{code}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ask],
-        env=unmeasured,
+        [sys.executable, "-W", "error", "-c", script],
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -66,24 +66,24 @@ def loaded_by(code: str) -> list[str]:
         "import celery_statemanager",
         "from celery_statemanager import Manager, State, StateEvent, Status, Summary, open_store, Store, IndexSet",
         USE,
-        READ_ALL,
+        ACCESS_ALL_NAMES,
     ],
 )
-def test_the_core_loads_neither_celery_nor_a_stores_client(code: str) -> None:
+def test_the_core_loads_neither_celery_nor_a_client_library(code: str) -> None:
     assert loaded_by(code) == []
 
 
-def test_the_testing_package_loads_pytest_and_no_celery() -> None:
+def test_the_testing_package_loads_pytest_but_not_celery() -> None:
     assert loaded_by("import celery_statemanager.testing") == ["pytest"]
 
 
-def test_sqlite_is_loaded_for_sqlite_only(tmp_path) -> None:
+def test_opening_an_sqlite_store_loads_neither_redis_nor_celery(tmp_path) -> None:
     code = f"import celery_statemanager as c; c.open_store('sqlite:///{tmp_path}/x.db')"
     assert "redis" not in loaded_by(code)
     assert "celery" not in loaded_by(code)
 
 
-def test_the_celery_names_resolve_lazily() -> None:
+def test_the_celery_names_are_imported_on_first_access() -> None:
     assert celery_statemanager.StateManager.__name__ == "StateManager"
     assert celery_statemanager.current_state.__name__ == "current_state"
     with pytest.raises(AttributeError, match="no attribute 'StateManger'"):
@@ -91,15 +91,15 @@ def test_the_celery_names_resolve_lazily() -> None:
 
 
 @pytest.mark.parametrize("name", celery_statemanager.__all__)
-def test_every_public_name_is_there(name: str) -> None:
+def test_every_public_name_can_be_accessed(name: str) -> None:
     assert getattr(celery_statemanager, name) is not None
 
 
-def test_it_knows_its_version() -> None:
+def test_the_package_has_a_version() -> None:
     assert celery_statemanager.__version__[0].isdigit()
 
 
-def test_without_hypothesis_the_state_machine_says_what_it_needs() -> None:
+def test_store_machine_without_hypothesis_names_the_missing_package() -> None:
     code = (
         "import sys; sys.modules['hypothesis'] = None\n"
         "from celery_statemanager.testing import store_machine\n"

@@ -1,4 +1,4 @@
-"""What may be stored (rule R9): every bad input is refused in clear words before anything is sent."""
+"""Limits of names, numbers, messages and payloads (rule R9)."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ class Tag(str, enum.Enum):
     "name",
     ["a", "x" * 200, " ", ".", "..", "__x__", "a:b/c", "日本", "\U0001f600" * 200, "a\u00a0b", "\u200b", "\ue000"],
 )
-def test_names_of_1_to_200_characters_are_accepted(name: str) -> None:
+def test_check_name_accepts_1_to_200_characters(name: str) -> None:
     assert limits.check_name("tag", name) == name
 
 
 @pytest.mark.parametrize(
     "name", ["", "x" * 201, "a\nb", "\x00", "\t", "\x7f", "\x85", "\ud800", "a\udfffb", "日" * 201], ids=ascii
 )
-def test_other_texts_are_refused_as_names(name: str) -> None:
-    with pytest.raises(ValueError, match="tag ") as refused:
+def test_check_name_rejects_wrong_lengths_control_characters_and_surrogates(name: str) -> None:
+    with pytest.raises(ValueError, match="tag ") as raised:
         limits.check_name("tag", name)
-    str(refused.value).encode()
+    str(raised.value).encode()
 
 
 @pytest.mark.parametrize("name", [None, 7, 7.5, True, b"a", ["a"], ...], ids=repr)
-def test_what_is_no_text_is_refused_as_a_name(name: Any) -> None:
-    with pytest.raises(TypeError, match="tag is a text, not"):
+def test_check_name_rejects_values_that_are_not_strings(name: Any) -> None:
+    with pytest.raises(TypeError, match="tag must be a string, not"):
         limits.check_name("tag", name)
 
 
-def test_a_name_that_is_more_than_a_text_is_stored_as_the_text() -> None:
+def test_check_name_returns_the_value_of_a_str_enum() -> None:
     assert type(limits.check_name("tag", Tag.SCAN)) is str
     assert limits.check_name("tag", Tag.SCAN) == "scan"
 
 
-def test_an_optional_name_may_be_missing() -> None:
+def test_check_optional_accepts_none() -> None:
     assert limits.check_optional("run_token", None) is None
     with pytest.raises(ValueError, match="run_token"):
         limits.check_optional("run_token", "")
@@ -61,8 +61,8 @@ def test_an_optional_name_may_be_missing() -> None:
     [limits.check_status, limits.check_num_tasks, lambda value: limits.check_index(value, 5)],
     ids=["status", "num_tasks", "task_index"],
 )
-def test_only_integers_are_integers(check: Any, value: Any) -> None:
-    with pytest.raises(TypeError, match=r"is an int, not (bool|NoneType|str|float|bytes|list|complex) "):
+def test_integer_checks_reject_other_types(check: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be an int, not (bool|NoneType|str|float|bytes|list|complex) "):
         check(value)
 
 
@@ -75,38 +75,38 @@ def test_only_integers_are_integers(check: Any, value: Any) -> None:
     ],
     ids=["status", "num_tasks", "task_index"],
 )
-def test_integers_have_their_range(check: Any, good: tuple[int, ...], bad: tuple[int, ...]) -> None:
+def test_integer_checks_enforce_their_range(check: Any, good: tuple[int, ...], bad: tuple[int, ...]) -> None:
     assert [check(value) for value in good] == list(good)
     for value in bad:
-        with pytest.raises(ValueError, match=" is "):
+        with pytest.raises(ValueError, match=" must be "):
             check(value)
 
 
-def test_a_number_beyond_what_python_writes_is_refused_in_few_words() -> None:
-    for refuse in (limits.check_status, limits.check_num_tasks, lambda value: percent(value, 10)):
-        with pytest.raises(ValueError, match=r"^\w+ is .*a number of 16610 bits") as refused:
-            refuse(10**5000)
-        assert len(str(refused.value)) < 200
+def test_a_huge_integer_is_described_by_its_number_of_bits() -> None:
+    for check in (limits.check_status, limits.check_num_tasks, lambda value: percent(value, 10)):
+        with pytest.raises(ValueError, match=r"^\w+ .*a number of 16610 bits") as raised:
+            check(10**5000)
+        assert len(str(raised.value)) < 200
 
 
-def test_an_enum_of_integers_is_an_integer() -> None:
+def test_check_status_returns_a_plain_int_for_an_enum() -> None:
     assert type(limits.check_status(Status.FAILED)) is int
 
 
 @pytest.mark.parametrize("message", ["", "a", "\x00\n", "日本", "x" * 100_000])
-def test_any_text_is_a_message(message: str) -> None:
+def test_check_message_accepts_any_text(message: str) -> None:
     assert limits.check_message(message) == message
 
 
 @pytest.mark.parametrize("message", [7, b"x", ["x"], True, ValueError("x")], ids=repr)
-def test_what_is_no_text_is_no_message(message: Any) -> None:
-    with pytest.raises(TypeError, match="message is a text, not"):
+def test_check_message_rejects_values_that_are_not_strings(message: Any) -> None:
+    with pytest.raises(TypeError, match="message must be a string, not"):
         limits.check_message(message)
 
 
 @pytest.mark.parametrize("message", ["\ud800", "ok \udc00 ok"], ids=ascii)
-def test_a_message_has_no_lone_surrogate(message: str) -> None:
-    with pytest.raises(ValueError, match="message holds a lone surrogate at character"):
+def test_check_message_rejects_lone_surrogates(message: str) -> None:
+    with pytest.raises(ValueError, match="message contains a lone surrogate at character"):
         limits.check_message(message)
 
 
@@ -117,21 +117,21 @@ json_values = st.recursive(
 )
 
 
-@pytest.mark.timeout(600)  # by the full profile, on a busy machine
+@pytest.mark.timeout(600)  # the full profile generates many examples
 @given(st.dictionaries(st.text(), json_values))
-def test_every_json_object_is_a_payload(payload: dict[str, Any]) -> None:
+def test_encode_payload_round_trips_every_json_object(payload: dict[str, Any]) -> None:
     text = limits.encode_payload(payload)
     assert text is not None
     assert json.loads(text) == payload
     assert text == json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
-def test_no_payload_is_none_and_an_empty_one_is_not() -> None:
+def test_encode_payload_distinguishes_none_from_an_empty_object() -> None:
     assert limits.encode_payload(None) is None
     assert limits.encode_payload({}) == "{}"
 
 
-def test_any_mapping_is_a_payload_and_a_tuple_is_a_list() -> None:
+def test_encode_payload_accepts_mappings_tuples_and_enums() -> None:
     assert limits.encode_payload(MappingProxyType({"a": (1, 2)})) == '{"a":[1,2]}'
     assert limits.encode_payload({"a": {"b": Status.FAILED}}) == '{"a":{"b":-1}}'
 
@@ -152,34 +152,36 @@ def deep(levels: int, *, of: type = dict) -> Any:
 @pytest.mark.parametrize(
     ("payload", "kind", "text"),
     [
-        ([1], TypeError, "payload is a JSON object"),
-        ("{}", TypeError, "payload is a JSON object"),
-        (b"{}", TypeError, "payload is a JSON object"),
-        (7, TypeError, "payload is a JSON object"),
-        (True, TypeError, "payload is a JSON object"),
-        ({1: 2}, TypeError, "keys are texts, not int 1"),
-        ({"a": {None: 2}}, TypeError, "keys are texts, not NoneType"),
-        ({"a": [{True: 2}]}, TypeError, "keys are texts, not bool True"),
-        ({"a": object()}, TypeError, "not JSON"),
-        ({"a": {1, 2}}, TypeError, "not JSON"),
-        ({"a": b"x"}, TypeError, "not JSON"),
-        ({"a": float("nan")}, ValueError, "not JSON"),
-        ({"a": [float("-inf")]}, ValueError, "not JSON"),
-        ({"a": "\ud800"}, ValueError, "payload holds a lone surrogate"),
-        ({"\udfff": 1}, ValueError, "payload holds a lone surrogate"),
-        ({"a": 10**5000}, ValueError, "not JSON"),
-        (cycle(), ValueError, "holds itself"),
+        ([1], TypeError, "payload must be a JSON object"),
+        ("{}", TypeError, "payload must be a JSON object"),
+        (b"{}", TypeError, "payload must be a JSON object"),
+        (7, TypeError, "payload must be a JSON object"),
+        (True, TypeError, "payload must be a JSON object"),
+        ({1: 2}, TypeError, "keys must be strings, not int 1"),
+        ({"a": {None: 2}}, TypeError, "keys must be strings, not NoneType"),
+        ({"a": [{True: 2}]}, TypeError, "keys must be strings, not bool True"),
+        ({"a": object()}, TypeError, "not valid JSON"),
+        ({"a": {1, 2}}, TypeError, "not valid JSON"),
+        ({"a": b"x"}, TypeError, "not valid JSON"),
+        ({"a": float("nan")}, ValueError, "not valid JSON"),
+        ({"a": [float("-inf")]}, ValueError, "not valid JSON"),
+        ({"a": "\ud800"}, ValueError, "payload contains a lone surrogate"),
+        ({"\udfff": 1}, ValueError, "payload contains a lone surrogate"),
+        ({"a": 10**5000}, ValueError, "not valid JSON"),
+        (cycle(), ValueError, "contains itself"),
         (deep(100_000), ValueError, "nested too deeply"),
         (deep(100_000, of=list), ValueError, "nested too deeply"),
     ],
     ids=itertools.count(),
 )
-def test_what_is_no_json_object_is_no_payload(payload: Any, kind: type[Exception], text: str) -> None:
+def test_encode_payload_rejects_values_that_are_not_json_objects(
+    payload: Any, kind: type[Exception], text: str
+) -> None:
     with pytest.raises(kind, match=text):
         limits.encode_payload(payload)
 
 
-def test_a_payload_that_was_accepted_can_be_read_from_a_deep_stack() -> None:
+def test_the_deepest_accepted_payload_can_be_decoded_in_a_deep_call_stack() -> None:
     accepted = max(levels for levels in range(1, 2000) if _is_accepted(deep(levels)))
     assert accepted >= 100
     text = limits.encode_payload(deep(accepted))
@@ -199,7 +201,7 @@ def _is_accepted(payload: Any) -> bool:
     return True
 
 
-def test_a_huge_payload_is_refused_by_its_size_in_bytes() -> None:
+def test_check_size_limits_the_encoded_bytes_of_message_and_payload() -> None:
     text = limits.encode_payload({"x": "ß" * 40_000})
     with pytest.raises(ValueError, match="take 80008 bytes together, the limit is 65536"):
         limits.check_size(None, text, limits.MAX_STATE_BYTES)
@@ -219,7 +221,7 @@ def test_a_huge_payload_is_refused_by_its_size_in_bytes() -> None:
         ("", 10, ""),
     ],
 )
-def test_any_text_can_be_made_a_message(text: str, limit: int, expected: str) -> None:
+def test_sanitize_returns_a_valid_message(text: str, limit: int, expected: str) -> None:
     assert limits.sanitize(text, limit) == expected
     assert limits.check_message(limits.sanitize(text, limit)) == expected
 
@@ -245,13 +247,13 @@ def test_any_text_can_be_made_a_message(text: str, limit: int, expected: str) ->
     ],
     ids=lambda value: repr(value)[:25],
 )
-def test_percent_is_1_to_100_and_100_only_when_all_is_done(done: float, total: float, expected: int) -> None:
+def test_percent_is_1_to_100_and_100_only_when_complete(done: float, total: float, expected: int) -> None:
     assert percent(done, total) == expected
     assert json.loads(progress_json(done, total)) == {"done": done, "total": total}
 
 
 @given(st.integers(0, 10**6), st.integers(1, 10**6))
-def test_percent_is_floored(done: int, total: int) -> None:
+def test_percent_is_rounded_down(done: int, total: int) -> None:
     done = min(done, total)
     assert percent(done, total) == max(1, 100 * done // total)
 
@@ -274,12 +276,12 @@ def test_percent_is_floored(done: int, total: int) -> None:
     ],
     ids=lambda value: repr(value)[:20] if not isinstance(value, int) or value < 10**9 else "huge",
 )
-def test_progress_that_is_none_is_refused(done: Any, total: Any, kind: type[Exception]) -> None:
+def test_progress_rejects_invalid_values(done: Any, total: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         (percent(done, total), progress_json(done, total))
 
 
-def test_a_new_job_is_checked_and_has_an_incarnation_of_its_own() -> None:
+def test_new_job_checks_its_arguments_and_creates_a_unique_incarnation() -> None:
     jobs = [new_job("job", 2, ("a",), "t") for _ in range(100)]
     assert len({job.incarnation for job in jobs}) == 100
     for arguments in (("", 2), ("job", 0), ("job", 2, ()), ("job", 2, None, "")):

@@ -79,7 +79,7 @@ def test_a_manager_may_be_closed_while_another_thread_subscribes(manager: Manage
 def test_a_timeout_that_is_no_number_is_refused(manager: Manager, timeout: float) -> None:
     with manager.subscribe() as events:
         for wait in (lambda: manager.synchronize("a", 1, timeout), lambda: events.get(timeout)):
-            with pytest.raises((TypeError, ValueError), match="timeout is a number of seconds or None, not"):
+            with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds or None, not"):
                 wait()
 
 

@@ -1,4 +1,4 @@
-"""Plans: which cells a job expects, and in which order a row's stages run."""
+"""``Plan``: the cells that a job expects and the order of each row's stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from celery_statemanager.codec import plan_from_json, plan_to_json
 from celery_statemanager.plan import Plan
 
 
-def test_a_sequence_is_the_stages_of_every_row() -> None:
+def test_a_sequence_defines_the_stages_of_every_row() -> None:
     plan = Plan.from_spec(5, ["scan", "read"])
     assert plan.tags == ("scan", "read")
     assert plan.expected == 10
@@ -32,7 +32,7 @@ def test_a_sequence_is_the_stages_of_every_row() -> None:
     assert not plan.expects("other", 0)
 
 
-def test_a_mapping_gives_each_tag_its_rows_and_each_row_its_stages() -> None:
+def test_a_mapping_defines_the_rows_of_each_tag() -> None:
     plan = Plan.from_spec(4, {"scan": [0, 1], "read": range(4), "save": {0, 3}})
     assert plan.tags == ("scan", "read", "save")
     assert plan.expected == 8
@@ -48,7 +48,7 @@ def test_a_mapping_gives_each_tag_its_rows_and_each_row_its_stages() -> None:
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.sets(st.integers(0, 9)), min_size=1))
-def test_a_mapping_means_what_it_says(columns: dict[str, set[int]]) -> None:
+def test_a_plan_contains_exactly_the_cells_of_its_mapping(columns: dict[str, set[int]]) -> None:
     covered = set().union(*columns.values()) == set(range(10))
     try:
         plan = Plan.from_spec(10, columns)
@@ -67,7 +67,7 @@ def test_a_mapping_means_what_it_says(columns: dict[str, set[int]]) -> None:
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
-def test_a_uniform_plan_of_any_size_is_one_entry() -> None:
+def test_a_uniform_plan_of_any_size_has_one_shape() -> None:
     for tags in (("a", "b"), {"a": range(10_000_000), "b": range(10_000_000)}):
         plan = Plan.from_spec(10_000_000, tags)
         assert len(plan.shapes) == 1
@@ -83,36 +83,36 @@ def test_a_uniform_plan_of_any_size_is_one_entry() -> None:
         (5, TypeError, "sequence of names or a mapping"),
         (True, TypeError, "sequence of names or a mapping"),
         ((), ValueError, "name at least one tag"),
-        ({}, ValueError, "names no tag for task 0-2"),
-        (("a", "a"), ValueError, "twice"),
+        ({}, ValueError, "has no tag for task 0-2"),
+        (("a", "a"), ValueError, "contains a name twice"),
         (("a", ""), ValueError, "1 to 200 characters"),
-        (("a", "b\n"), ValueError, "may not hold"),
-        (("a", 3), TypeError, "tag is a text, not int 3"),
-        ({"a": [0, 1]}, ValueError, "names no tag for task 2: every row"),
-        ({"a": [0, 1, 3], "b": range(3)}, ValueError, "rows of tag 'a': task_index is 0 … 2, not 3"),
+        (("a", "b\n"), ValueError, "must not contain"),
+        (("a", 3), TypeError, "tag must be a string, not int 3"),
+        ({"a": [0, 1]}, ValueError, "has no tag for task 2: every row"),
+        ({"a": [0, 1, 3], "b": range(3)}, ValueError, "rows of tag 'a': task_index must be 0 … 2, not 3"),
         ({"a": [-1, 0, 1, 2]}, ValueError, "not -1"),
         ({"a": range(4)}, ValueError, "not 3"),
         ({"a": range(-1, 3)}, ValueError, "not -1"),
-        ({"a": "012"}, TypeError, "are indexes, not '012'"),
-        ({"a": 5}, TypeError, "are indexes, not 5"),
-        ({"a": [True, 0, 2]}, TypeError, "task_index is an int, not bool True"),
+        ({"a": "012"}, TypeError, "must be indexes, not '012'"),
+        ({"a": 5}, TypeError, "must be indexes, not 5"),
+        ({"a": [True, 0, 2]}, TypeError, "task_index must be an int, not bool True"),
         ({"a": [0.0, 1, 2]}, TypeError, "not float 0.0"),
-        ({3: range(3)}, TypeError, "tag is a text"),
+        ({3: range(3)}, TypeError, "tag must be a string"),
     ],
     ids=repr,
 )
-def test_what_is_no_plan_is_refused_with_the_mend(tags: Any, kind: type[Exception], text: str) -> None:
+def test_from_spec_rejects_invalid_tags_with_a_remedy(tags: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
         Plan.from_spec(3, tags)
 
 
-def test_rows_without_a_tag_are_told_in_few_words() -> None:
-    with pytest.raises(ValueError, match=r"names no tag for task 1,3,5,.* and more: every row") as refused:
+def test_a_long_list_of_uncovered_rows_is_shortened_in_the_message() -> None:
+    with pytest.raises(ValueError, match=r"has no tag for task 1,3,5,.* and more: every row") as raised:
         Plan.from_spec(100_000, {"a": range(0, 100_000, 2)})
-    assert len(str(refused.value)) < 300
+    assert len(str(raised.value)) < 300
 
 
-def test_what_a_plan_costs_grows_with_its_ranges_and_no_faster() -> None:
+def test_the_cost_of_a_plan_is_linear_in_its_ranges() -> None:
     def calls(tags: int) -> int:
         counted: list[str] = []
         columns = {f"tag {row}": [row] for row in range(tags)}
@@ -127,5 +127,5 @@ def test_what_a_plan_costs_grows_with_its_ranges_and_no_faster() -> None:
     assert calls(400) < 3 * calls(200)
 
 
-def test_a_tag_without_rows_is_not_planned() -> None:
+def test_a_tag_without_rows_is_not_part_of_the_plan() -> None:
     assert Plan.from_spec(2, {"a": [0, 1], "b": []}).tags == ("a",)

@@ -1,4 +1,4 @@
-"""What is measured, under which few attributes; and that nothing is loaded where nothing measures."""
+"""OpenTelemetry metrics, their attributes, and the modules loaded without them."""
 
 import inspect
 import os
@@ -38,16 +38,16 @@ def store(metrics):
 
 @pytest.fixture
 def read(reader):
-    """Give a metric's points: attributes, as a tuple of their values, and the sum or count."""
+    """Return a function that maps the attribute values of each point of a metric to its sum or count."""
 
     def read(name):
         data = reader.get_metrics_data()
-        found = {}
+        points = {}
         for metric in data.resource_metrics[0].scope_metrics[0].metrics if data else ():
             if metric.name == f"statemanager.{name}":
                 for point in metric.data.data_points:
-                    found[tuple(point.attributes.values())] = getattr(point, "count", None) or point.value
-        return found
+                    points[tuple(point.attributes.values())] = getattr(point, "count", None) or point.value
+        return points
 
     return read
 
@@ -68,7 +68,7 @@ def test_states_are_counted_by_class(store, read):
     }
 
 
-def test_a_write_that_changes_nothing_is_no_state(store, read):
+def test_a_repeated_write_is_timed_but_not_counted_as_a_state(store, read):
     manager = Manager.create(store, "job", num_tasks=1, tags=("a",), task_index=0)
     for _ in range(3):
         manager.set_state("a", 5, event_id="same")
@@ -94,7 +94,7 @@ def test_writes_and_begins_are_timed_by_outcome(store, read):
         (AttemptSuperseded("job", "a", 0, 1, 2), "refused"),
     ],
 )
-def test_what_a_call_raised_is_one_of_three_words(error, outcome):
+def test_errors_have_one_of_three_outcomes(error, outcome):
     assert outcome_of(error) == outcome
 
 
@@ -130,11 +130,11 @@ def test_attempts_lost_with_their_worker_are_counted_by_fate(store, read):
     assert read("lost") == {("marked",): 1, ("requeued",): 1, ("taken over",): 1}
 
 
-def test_attributes_are_bounded():
+def test_the_class_attribute_has_twelve_values():
     assert len({class_of(status) for status in range(-1_000, 1_000)} | {class_of(FINISHED)}) == 12
 
 
-def test_nothing_measures_where_nothing_is_wanted_or_installed(monkeypatch):
+def test_find_metrics_needs_the_setting_and_the_api(monkeypatch):
     assert type(find_metrics(wanted=True)) is OpenTelemetry
     assert type(find_metrics(wanted=False)) is Metrics
     monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)
@@ -146,12 +146,12 @@ def test_nothing_measures_where_nothing_is_wanted_or_installed(monkeypatch):
     assert Metrics().measured(store) is store
 
 
-def test_a_wrapped_store_hands_every_call_on():
+def test_a_wrapped_store_delegates_every_method():
     public = {name for name, member in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
     assert public - set(vars(WrappedStore)) <= {"close"}
 
 
-def test_closing_a_measured_store_lets_its_connections_go(metrics):
+def test_closing_a_measured_store_closes_the_inner_store(metrics):
     class Closing(WrappedStore):
         closed = False
 
@@ -195,17 +195,17 @@ print("loaded", "celery_statemanager.telemetry" in sys.modules)
 """
 
 
-def measured_by(setting):
+def output_with(setting):
     script = APP.replace("METRICS", setting)
-    run = [sys.executable, "-W", "error", "-c", script]
+    command = [sys.executable, "-W", "error", "-c", script]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(run, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-def test_an_app_is_measured_where_it_is_installed_whenever_the_provider_is_set():
-    lines = measured_by("True")
+def test_an_app_is_measured_even_if_the_provider_is_set_later():
+    lines = output_with("True")
     assert "statemanager.states {'class': 'finished'} 3" in lines  # two rows and the callback
     assert "statemanager.callbacks {'latch': 'success'} 1" in lines
     assert "statemanager.sweep.duration {} 1" in lines
@@ -214,5 +214,5 @@ def test_an_app_is_measured_where_it_is_installed_whenever_the_provider_is_set()
     )
 
 
-def test_a_setting_switches_it_off():
-    assert measured_by("False") == ["loaded False"]
+def test_a_setting_disables_measuring():
+    assert output_with("False") == ["loaded False"]

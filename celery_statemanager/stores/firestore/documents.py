@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
 from celery_statemanager.models import FINISHED, SCHEMA_VERSION
 from celery_statemanager.records import Cell, Delivery, JobRecord, JobRef
+from celery_statemanager.stores.fields import check_cells
 from celery_statemanager.stores.firestore.tallies import is_counted
 from celery_statemanager.stores.firestore.values import Moment, payload_fields, payload_of
 from celery_statemanager.transitions import tally_of
@@ -198,6 +199,13 @@ def is_ours(fields: Mapping[str, Any], job: JobRecord) -> bool:
     """Whether a document names the job's very incarnation."""
     return (fields.get("incarnation") or "") == job.incarnation
 
+
+def _round_trip(cell: Cell) -> Cell:
+    fields = cell_fields(JobRecord("job", None, "incarnation", 1), "a", 0, cell, collection="jobs")
+    return cell_of({**fields, "timestamp": Moment(cell.timestamp), "beganAt": Moment(cell.began_at)})
+
+
+check_cells("Firestore", __name__, _round_trip)
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, ...; total is
 --                   the sum of the tallies of what is expected, but for their progress: no latch asks for it
--- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, alarms, pending,
+-- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run}; what is missing at the end is 0
 -- KEYS[3]  open     set: "row tag" of each open attempt that has an owner
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
@@ -65,7 +65,7 @@ local function decide(job)
   if job.expected then
     local total, expected = total_of(job), tonumber(job.expected)
     fall("success", total[N_SUCCEEDED] >= expected)
-    fall("failure", total[N_ALARMS] > 0)
+    fall("failure", total[N_FAILED_FINAL] > 0)
     if job.cancelled_at then
       fall("settled", total[N_PENDING] == 0)
     else
