@@ -1,4 +1,4 @@
-"""Draw the README's display of a running job as an SVG: ``make display``.
+"""Draw the README's picture of a running job as an SVG: ``make picture``.
 
 A job in a memory store, on a clock that this script sets, goes through the display of ``monitor-state``. The same
 release of rich therefore always draws the same file.
