@@ -1,4 +1,4 @@
-"""Tombstones and deletion, and after what time: plain functions over any store (rule R10)."""
+"""Tombstone and delete jobs, in any store (rule R10)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from celery_statemanager.stores.base import Store
 
 @dataclass(frozen=True, slots=True)
 class Ages:
-    """How long a job is idle, in microseconds, until it is hidden and until it is deleted."""
+    """Idle times in microseconds after which a job is hidden and after which it is deleted."""
 
     tombstone: int
     delete: int
 
     @classmethod
     def parse(cls, tombstone_age: Any, delete_age: Any) -> Ages:
-        """Check two ages: texts such as ``30d``, seconds or timedeltas. Raises: ConfigurationError – with the mend."""
+        """Return both ages, checked: a text such as ``30d``, seconds or a timedelta. Raises: ConfigurationError."""
         read = {}
         for name, value in (("tombstone age", tombstone_age), ("delete age", delete_age)):
             try:
@@ -34,13 +34,13 @@ class Ages:
         if delete <= tombstone:
             raise ConfigurationError(
                 f"the delete age ({format_duration(delete)}) must be longer than the tombstone age "
-                f"({format_duration(tombstone)}): a job is hidden first and deleted later, such as after 30d and 90d"
+                f"({format_duration(tombstone)}): a job is hidden first and deleted later; set for example 30d and 90d"
             )
         return cls(round(tombstone * 1_000_000), round(delete * 1_000_000))
 
 
 def find_job(store: Store, key: JobKey) -> JobRecord:
-    """Give the job of a name. Raises: JobNotFound; ConfigurationError – a newer release has written it."""
+    """Return the job with this name. Raises: JobNotFound; ConfigurationError – a newer release has written it."""
     job = store.get_job(key)
     if is_newer(job):
         raise ConfigurationError(
@@ -51,12 +51,12 @@ def find_job(store: Store, key: JobKey) -> JobRecord:
 
 
 def is_newer(job: JobRecord) -> bool:
-    """Whether only a newer release understands a job; other programs number their schemas themselves."""
+    """Return whether only a newer release can read the job; the schema numbers of other programs do not count."""
     return job.schema > SCHEMA_VERSION
 
 
 def current(store: Store, ref: JobRef) -> JobRecord:
-    """Give the job as it is now. Raises: JobNotFound – also when the key belongs to another incarnation by now."""
+    """Return the current record of this incarnation. Raises: JobNotFound – also if its name has a newer incarnation."""
     job = store.get_job(ref.key)
     if job.incarnation != ref.incarnation:
         raise JobNotFound(*ref.key)
