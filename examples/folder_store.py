@@ -1,9 +1,8 @@
 """A store of your own: a folder with one JSON file for each job. docs/writing-a-store.md explains it step by step.
 
-A step reads the file of its job, changes what it read, and replaces the file: readers always find a complete one, and
-a step that fails has changed nothing. A lock on the file ``lock`` excludes writers in all threads and processes of a
-machine. The object remembers nothing, so threads and forks cannot disturb it. Each call reads all cells of a job: use
-it for jobs of up to some thousand cells.
+A step reads the file of its job and replaces it: readers always find a complete file, and a step that fails changes
+nothing. A lock on the file ``lock`` excludes writers in all threads and processes of a machine. The object remembers
+nothing, so threads and forks cannot disturb it. Each call reads all cells of a job: use it for some thousand cells.
 """
 
 from __future__ import annotations
