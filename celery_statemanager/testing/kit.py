@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from celery_statemanager.manager import Manager, new_job
+from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import (
@@ -21,6 +21,7 @@ from celery_statemanager.records import (
     Latch,
     Write,
     WriteReply,
+    new_job,
 )
 from celery_statemanager.stores.base import Store, Watch
 

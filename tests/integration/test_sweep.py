@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from celery_statemanager import Status, leases
+from celery_statemanager import Status, attempts, leases
 from celery_statemanager.leases import Received, Report
-from celery_statemanager.manager import new_event_id, new_job
-from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict, Write
+from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict, Write, new_event_id, new_job
 from celery_statemanager.stores import open_store
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import FakeClock, FaultyStore
@@ -64,7 +63,7 @@ def job(store):
 
 def begin(store, job, row=0, owner="w1", kept=None):
     request = Begin(tag="a", task_index=row, event_id=new_event_id(), owner=owner, kept=kept)
-    return leases.begin(store, job.ref, request, max_lost=3)
+    return attempts.begin(store, job.ref, request, max_lost=3)
 
 
 def end(store, job, row):
@@ -266,7 +265,7 @@ def test_the_retry_that_a_dead_worker_had_received_is_sent_again_or_marked(store
 
 
 def test_a_callback_that_was_not_published_is_due_after_a_moment(store, job, clock, sweep, hands):
-    leases.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id(), max_lost=3)
+    attempts.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id(), max_lost=3)
     assert not sweep()
     clock.advance(LEASE)
     assert sweep().callbacks == 1

@@ -11,8 +11,7 @@ import pytest
 
 from celery_statemanager import Store, StoreContended, StoreError, StoreUnavailable, leases, open_store
 from celery_statemanager.leases import Received, Report
-from celery_statemanager.manager import new_job
-from celery_statemanager.records import Cell, JobRef, OpenAttempt, WorkerRecord, Write, WriteReply
+from celery_statemanager.records import Cell, JobRef, OpenAttempt, WorkerRecord, Write, WriteReply, new_job
 from celery_statemanager.stores.wrapped import WrappedStore
 from celery_statemanager.sweep import Sweep, SweepReport
 from celery_statemanager.testing import FakeClock, FaultyStore
