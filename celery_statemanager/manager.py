@@ -8,7 +8,6 @@ from uuid import UUID
 
 from celery_statemanager.codec import progress_json, state_of
 from celery_statemanager.errors import BeginRefused, JobCancelled, ReadOnlyManager, TaskMismatch
-from celery_statemanager.job_reader import JobReader
 from celery_statemanager.limits import (
     MAX_STATE_BYTES,
     check_index,
@@ -21,12 +20,13 @@ from celery_statemanager.limits import (
 )
 from celery_statemanager.models import FINISHED, State
 from celery_statemanager.plan import PlanSpec
+from celery_statemanager.queries import JobQueries
 from celery_statemanager.records import Begin, JobRecord, Verdict, Write, job_key, new_job
 from celery_statemanager.retention import current, delete_job, find_job, tombstone_job
 from celery_statemanager.stores.base import Store
 
 
-class Manager(JobReader):
+class Manager(JobQueries):
     """Read a job and write one row of it. A Manager is bound to one incarnation of the job.
 
     Thread-safe; may be created before a fork and used after it. Obtain one from ``create`` or ``open``.

@@ -1,4 +1,4 @@
-"""The reading half of the core API, over any store."""
+"""The read operations of a Manager, over any store."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _MOST_TAGS = 10
 """Maximum number of tags that an error names."""
 
 
-class JobReader:
-    """Read one incarnation of a job. Thread-safe; may be created before a fork and used after it."""
+class JobQueries:
+    """The read operations on one incarnation of a job."""
 
     def __init__(self, store: Store, job: JobRecord) -> None:
         self.store = store
