@@ -59,7 +59,7 @@ def test_what_waits_for_the_store_is_written_before_the_worker_goes(tracked, vic
         (tracked.HOME / f"{key}.go").touch()
         eventually(lambda: len(tracked.notes(key)) == 2)
         worker.process.terminate()
-        eventually(lambda: "a state waits for the store" in worker.log.read_text())
+        eventually(lambda: "cannot write a state, will retry" in worker.log.read_text())
         lock.execute("ROLLBACK")
     finally:
         lock.close()

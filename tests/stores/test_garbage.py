@@ -16,6 +16,7 @@ from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store,
 from celery_statemanager.garbage import Act, GarbageReport, Skip
 from celery_statemanager.leases import MOST_BYTES, Received, Report, cell_name
 from celery_statemanager.records import JobRecord, Submission
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing import FakeClock, StoreFactory, WrappedStore
 from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
 from celery_statemanager.testing.load import in_threads
@@ -26,13 +27,10 @@ HIDE = {"tombstone_age": 0.002, "delete_age": HOUR}
 LATER = {"tombstone_age": HOUR, "delete_age": 2 * HOUR}
 
 
-@pytest.fixture(autouse=True)
-def exact_activity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Firestore tell each write: what is up to 45 s old says nothing of jobs that live for milliseconds."""
-    if "firestore" in request.node.name:
-        from celery_statemanager.stores.firestore import writer
-
-        monkeypatch.setattr(writer, "EVERY", 0)
+@pytest.fixture
+def timings() -> Timings:
+    """Make Firestore record each write's time: one that may be 45 s old is no use for jobs that live milliseconds."""
+    return Timings(poll_every=0.05, activity_every=0.0)
 
 
 def idle(store: Store, *grids: Grid) -> None:
@@ -318,8 +316,8 @@ def test_ages_are_counted_from_the_last_write_by_the_stores_clock(store_factory:
     [
         (("30d", "30d"), "the delete age (30d) must be longer than the tombstone age (30d)"),
         (("4w", 3600), "the delete age (1h) must be longer than the tombstone age (28d)"),
-        (("30", "90d"), "tombstone age: not a length of time: '30' (no unit after 30)"),
-        (("30d", None), "delete age: a length of time is a text, seconds or a timedelta, not None"),
+        (("30", "90d"), "tombstone age: not a duration: '30' (no unit after 30)"),
+        (("30d", None), "delete age: a duration is a text, a number of seconds or a timedelta, not None"),
     ],
 )
 def test_ages_that_make_no_sense_are_refused_in_words(ages: tuple[Any, Any], words: str) -> None:
