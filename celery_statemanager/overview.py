@@ -109,17 +109,19 @@ def list_overviews(store: Store, wanted: Wanted, limit: int) -> tuple[list[Overv
 
 
 def look_alikes(store: Store, key: JobKey, among: int = 1_000) -> list[JobKey]:
-    """Give the runs of a name that are there or, where there are none, the names that look most like it; five at most.
+    """Return the runs of a job_id or, where there are none, those of the most similar job_ids; five at most.
 
     Args:
-        among: records that are read at most.
+        among: the most records that are read to find similar job_ids.
 
     Raises: StoreError.
     """
+    runs = [JobKey(key.job_id, token) for token in store.list_runs(key.job_id, 5)]
+    if runs:
+        return runs
     found = [job.key for job in islice(_records(store, None), among)]
-    runs = [each for each in found if each.job_id == key.job_id]
     names = difflib.get_close_matches(key.job_id, {each.job_id for each in found}, 3, 0.8)
-    return (runs or [each for name in names for each in found if each.job_id == name])[:5]
+    return [each for name in names for each in found if each.job_id == name][:5]
 
 
 def _phase(job: JobRecord, summary: Summary, *, over: bool) -> Phase:

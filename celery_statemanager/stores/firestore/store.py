@@ -118,6 +118,9 @@ class FirestoreStore(FullStore):
             latches.decide_overdue(self._database, self._jobs, self._latches)
         return listing.page(self._database, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
 
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        return listing.runs(self._database, job_id, limit)
+
     def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
         deadline = self._database.deadline()
         uncertain = False
