@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -174,23 +174,35 @@ class _Body:
         return "{" + ",".join([*fields, f'"cut":{compact(self.cut)}']) + "}"
 
 
+def each_worker(store: WorkerRegistry) -> Iterator[WorkerRecord]:
+    """Yield all worker records, those of dead workers too, in bounded memory."""
+    return (each for each in store.list_workers() if each.worker_id != SWEEPER)
+
+
 def workers(store: WorkerRegistry) -> dict[str, WorkerRecord]:
-    """Give all worker records by id, those of dead workers too."""
-    return {each.worker_id: each for each in store.list_workers() if each.worker_id != SWEEPER}
+    """Return all worker records by id, those of dead workers too."""
+    return {each.worker_id: each for each in each_worker(store)}
 
 
 def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:
-    """Tell of a job's incarnation whether a live worker is at it: it runs, has received or may still write a cell."""
+    """Return whether a live worker runs, has received or may still write a cell of a job, by its incarnation.
+
+    Keeps the names of live workers and of the jobs they are at, not their records.
+    """
     now = store.now()
-    alive = {each.worker_id: Report.from_record(each) for each in workers(store).values() if each.lease_until > now}
-    if any("pending" in report.cut for report in alive.values()):
-        return lambda _: True
-    found = (
-        {each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive} if alive else set()
-    )
-    for report in alive.values():
+    alive: set[str] = set()
+    found: set[str] = set()
+    for each in each_worker(store):
+        if each.lease_until <= now:
+            continue
+        report = Report.from_record(each)
+        if "pending" in report.cut:
+            return lambda _: True
+        alive.add(each.worker_id)
         found.update(name.partition(".")[0] for name in report.cells)
         found.update(row.ref.incarnation for row in report.received)
+    if alive:
+        found.update(each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive)
     return found.__contains__
 
 

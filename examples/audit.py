@@ -70,7 +70,7 @@ def write_report(job_id: str) -> None:
 
 
 @app.task(base=StatefulTask)
-def report_failure(job_id: str) -> None:
+def report_failure(_job_id: str) -> None:
     """Print the first failed shard and the reason."""
     worst = states.current_job().get_state()
     print(f"shard {worst.task_index} failed in {worst.tag}: {worst.message}", flush=True)

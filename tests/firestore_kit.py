@@ -189,7 +189,16 @@ class Documents:
 
     def put_all(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
         """Write documents whole, in one commit."""
-        writes = [requests.overwrite(self.name(path), fields) for path, fields in documents.items()]
+        self._commit([requests.overwrite(self.name(path), fields) for path, fields in documents.items()])
+
+    def touch(self, path: str, **fields: Any) -> None:
+        """Set some fields of a document that is there."""
+        self._commit([requests.touch(self.name(path), fields)])
+
+    def delete(self, path: str) -> None:
+        self._commit([requests.delete(self.name(path))])
+
+    def _commit(self, writes: list[Any]) -> None:
         request = requests.commit(self.address.database_path, writes)
         self.client.commit(firestore.CommitRequest.wrap(request), retry=PATIENT, timeout=60)
 

@@ -316,8 +316,8 @@ def test_ages_are_counted_from_the_last_write_by_the_stores_clock(store_factory:
     [
         (("30d", "30d"), "the delete age (30d) must be longer than the tombstone age (30d)"),
         (("4w", 3600), "the delete age (1h) must be longer than the tombstone age (28d)"),
-        (("30", "90d"), "tombstone age: not a length of time: '30' (no unit after 30)"),
-        (("30d", None), "delete age: a length of time is a text, seconds or a timedelta, not None"),
+        (("30", "90d"), "tombstone age: not a duration: '30' (no unit after 30)"),
+        (("30d", None), "delete age: a duration is a text, a number of seconds or a timedelta, not None"),
     ],
 )
 def test_ages_that_make_no_sense_are_refused_in_words(ages: tuple[Any, Any], words: str) -> None:

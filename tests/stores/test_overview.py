@@ -1,4 +1,4 @@
-"""Jobs at a glance, over every store."""
+"""Overviews of jobs, over every store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 ENDS = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
 
-def test_each_job_is_in_its_phase_and_the_last_written_comes_first(store: Store) -> None:
+def test_each_job_is_in_its_phase_and_the_most_recently_written_comes_first(store: Store) -> None:
     for name in ("cancelled", "waiting", "running", "failing", "finished", "failed"):
         manager = Manager.create(store, name, num_tasks=2, tags=("b", "a"), task_index=1)
         if name in ("running", "failing"):
@@ -42,7 +42,7 @@ def test_a_job_with_rows_that_were_not_run_has_failed_even_if_the_failed_cell_wa
     assert (shown.summary.failed, shown.summary.not_run, shown.phase) == (0, 1, Phase.FAILED)
 
 
-def test_who_asks_for_a_job_that_is_not_there_is_told_what_may_be_meant(store: Store) -> None:
+def test_similar_jobs_are_found_for_a_missing_one(store: Store) -> None:
     Manager.create(store, "etl-42", num_tasks=1)
     for token in ("monday", "tuesday"):
         Manager.create(store, "report", num_tasks=1, run_token=token)

@@ -110,7 +110,7 @@ def test_sweeper_that_may_not_sweep_yet_leaves_the_sweep_to_others(patient):
     sweeping = keep_sweeping(patient, "me")
     assert all(asked.acquire(timeout=PATIENCE) for _ in range(3))
     sweeping.stop()
-    assert patient.store.list_workers() == []
+    assert list(patient.store.list_workers()) == []
     assert leases.try_acquire(patient.store, "another", 30)
 
 

@@ -29,7 +29,7 @@ from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import LATCHES, JobRecord, Latch, Submission
-from celery_statemanager.retention import current
+from celery_statemanager.retention import change_job
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +133,7 @@ class _Publisher:
 
     def _note(self, *, done: bool) -> None:
         submission = Submission(self.published, done, _alive_until(self._tracker))
-        decided = None
-        while decided is None:
-            job = current(self._tracker.store, self._record.ref)
-            decided = self._tracker.store.update_job(replace(job, submission=submission))
+        change_job(self._tracker.store, self._record.ref, lambda job: replace(job, submission=submission))
 
     def give_up(self) -> None:
         """Cancel the job: what was published is vetoed, what was not is never waited for."""

@@ -81,14 +81,28 @@ class Database:
         answers = self.connection.read("run_query", requests.run(parent, structured, at=at), deadline)
         return [found(answer.document) for answer in answers if answer.HasField("document")]
 
-    def pages(self, parent: str, collection: str, *filters: requests.Filter, at: Any = None) -> Iterator[Found]:
-        """Run a query in the order of the documents' names, page by page, each with a deadline of its own."""
+    def pages(
+        self,
+        parent: str,
+        collection: str,
+        *filters: requests.Filter,
+        at: Any = None,
+        everywhere: bool = False,
+        size: int = PAGE,
+    ) -> Iterator[Found]:
+        """Run a query in the order of the documents' names, page by page, each with a deadline of its own.
+
+        Args:
+            everywhere: in all collections of the name below the parent.
+        """
         after: tuple[Any, ...] = ()
         while True:
-            structured = requests.select(collection, *filters, order=("__name__",), limit=PAGE, after=after)
+            structured = requests.select(
+                collection, *filters, order=("__name__",), limit=size, after=after, everywhere=everywhere
+            )
             page = self.query(parent, structured, self.deadline(), at=at)
             yield from page
-            if len(page) < PAGE:
+            if len(page) < size:
                 return
             after = (requests.Reference(page[-1].name),)
 
