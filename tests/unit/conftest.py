@@ -1,4 +1,4 @@
-"""How long the property tests look (``HYPOTHESIS_PROFILE=full`` looks longer), and a worker that holds nothing yet."""
+"""The number of property test examples (``HYPOTHESIS_PROFILE=full`` runs more), and a worker without messages."""
 
 from __future__ import annotations
 
