@@ -44,15 +44,13 @@ def is_guarded(frame):
 
 
 def run_interrupted(run, number):
-    """Run a task and interrupt the given function; return whether that happened, and whether it ended the task for Celery."""
+    """Run a task interrupted at a function; return whether it was, and whether that ended the task for Celery."""
     outcomes = []
     interrupted = broken_off(lambda: outcomes.append(run()), number, SoftTimeLimitExceeded, is_guarded)
     return interrupted, isinstance(getattr(outcomes[0].info, "retval", None), SoftTimeLimitExceeded)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # from a generator interrupted while it closes
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator interrupted as it closes
 @pytest.mark.parametrize(
     ("body", "status"),
     [
