@@ -1,4 +1,4 @@
-"""Jobs at a glance, over every store."""
+"""Overviews of jobs, on every store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from celery_statemanager.records import Cancellation, JobKey
 ENDS = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
 
-def test_each_job_is_in_its_phase_and_the_last_written_comes_first(store: Store) -> None:
+def test_each_job_has_its_phase_and_the_last_written_comes_first(store: Store) -> None:
     for name in ("cancelled", "waiting", "running", "failing", "finished", "failed"):
         manager = Manager.create(store, name, num_tasks=2, tags=("b", "a"), task_index=1)
         if name in ("running", "failing"):
@@ -33,7 +33,7 @@ def test_each_job_is_in_its_phase_and_the_last_written_comes_first(store: Store)
     assert str(shown.tags["a"].failed_indexes) == "1"
 
 
-def test_who_asks_for_a_job_that_is_not_there_is_told_what_may_be_meant(store: Store) -> None:
+def test_an_unknown_job_id_yields_similar_ones(store: Store) -> None:
     Manager.create(store, "etl-42", num_tasks=1)
     for token in ("monday", "tuesday"):
         Manager.create(store, "report", num_tasks=1, run_token=token)

@@ -13,7 +13,7 @@ from celery_statemanager.testing import WrappedStore
 
 
 class RecordingStore(WrappedStore):
-    """Records whether forks are expected."""
+    """Record whether forks are expected."""
 
     expects_forks = False
 
