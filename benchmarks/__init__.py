@@ -1,4 +1,4 @@
-"""Benchmarks: the cost of tracking, each figure next to a peer measured in the same run.
+"""Benchmarks: the cost of tracking, each figure compared with a peer in the same run.
 
 See ``python -m benchmarks --help``.
 """

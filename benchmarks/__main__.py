@@ -50,7 +50,7 @@ def main() -> int:
 
 
 class _Run:
-    """The figures measured so far, and the reasons for missing ones. Other modules still run after one fails."""
+    """The figures measured so far, and the reason for each module that could not be measured."""
 
     def __init__(self) -> None:
         self.figures: list[Figure] = []

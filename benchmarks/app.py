@@ -20,7 +20,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
 )
 states = StateManager(app) if os.environ.get("BENCHMARK_TRACKED", "yes") == "yes" else None
-task = partial(app.task, shared=False)  # the module is reloaded for another server
+task = partial(app.task, shared=False)  # the module is reloaded when the server changes
 
 
 @task

@@ -1,4 +1,4 @@
-"""Firestore on the emulator: a write next to a transaction on one document, and the number of calls."""
+"""Firestore on the emulator: a write compared with a transaction on one document, and the number of calls."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Figure:
     Attributes:
         ours, peer: medians in ``unit``; ``peer`` is None if the limit is absolute.
         limit: the bound of the measured value.
-        kind: the measured value: ``times`` is the ratio of ours to the peer, ``above`` the difference, ``alone`` ours.
+        kind: what is measured: ``times`` is the ratio to the peer, ``above`` the difference from it, ``alone`` ours.
         at_least: True if the limit is a minimum, False if it is a maximum.
     """
 
@@ -72,7 +72,7 @@ class Figure:
 def alternate(
     calls: Mapping[str, Callable[[], object]], rounds: int, *, batch: int = 1, clock: Clock = time.perf_counter
 ) -> dict[str, float]:
-    """Call functions in turns and return the median duration of each in seconds.
+    """Call functions in turns and return the median duration of each, in seconds.
 
     Args:
         batch: number of calls that are timed together, for functions that are as fast as reading a clock.
@@ -90,7 +90,7 @@ def alternate(
 
 
 def in_turns(measures: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Call functions that measure in turns, and return the results of each."""
+    """Run measurements in turns and return the results of each."""
     results: dict[str, list[T]] = {name: [] for name in measures}
     for _ in range(rounds):
         for name, measure in measures.items():

@@ -1,4 +1,4 @@
-"""A job of empty tasks: its duration next to a chord's, and its number of Redis commands."""
+"""A job of empty tasks: its duration compared with a chord's, and its number of Redis commands."""
 
 from __future__ import annotations
 

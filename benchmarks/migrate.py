@@ -38,7 +38,7 @@ for number in (1, 2):
 
 
 class KillingStore(CallCounter):
-    """Kill this process instead of rewriting another portion after ``portions`` ones."""
+    """Kill this process after ``portions`` rewrites, or never if it is None."""
 
     def __init__(self, inner: Store, portions: int | None) -> None:
         super().__init__(inner)
@@ -79,7 +79,7 @@ def measure(what: str, url: str, job_id: str | None = None, portions: int | None
 
 
 def fill(store: Store, url: str, job_id: str, states: int) -> None:
-    """Create a job of this release or, in Firestore, of the Go module."""
+    """Create a job in the format of this release or, in Firestore, of the Go module."""
     if url.startswith("firestore:"):
         write_go_documents(store, job_id, states)
     else:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.filling import load_scripts, send_all
 from celery_statemanager import Manager, Status, open_store
-from celery_statemanager.records import Begin, JobKey, When, Write
+from celery_statemanager.records import Begin, JobKey, Write
 from tests.servers import running_redis
 
 TAG = "work"
@@ -73,18 +73,7 @@ def _begin(row: int) -> Begin:
 
 
 def _end(row: int) -> Write:
-    return Write(
-        tag=TAG,
-        task_index=row,
-        status=int(Status.FINISHED),
-        event_id=f"e{row:031x}",
-        attempt=1,
-        when=When.OPEN,
-        keep_payload=True,
-        ends_attempt=True,
-        keep_app_status=True,
-        block_later_stages=True,
-    )
+    return Write.ending(TAG, row, int(Status.FINISHED), attempt=1)
 
 
 def _check(url: str, jobs: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Time that a job needs to recover from SIGKILL: this package next to Celery's own redelivery and chord.
+"""Time that a job needs to recover from SIGKILL: this package compared with Celery's own redelivery and chord.
 
     PYTHONPATH=tests:. python -m benchmarks.recovery [cases NAME …]
 

@@ -58,7 +58,7 @@ def write_json(
     """Save the figures of a run to a file.
 
     Args:
-        missing: modules of which no or not all figures were measured, and the reasons.
+        missing: modules that were not measured completely, with the reasons.
     """
     date = datetime.now(timezone.utc).date().isoformat()
     measured = [each.to_json() for each in figures]

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from benchmarks.filling import TAG, create_filled_job
 from benchmarks.harness import Figure, Scale, alternate
 from celery_statemanager import Manager, Status, Store, open_store
-from celery_statemanager.records import Begin, When, Write
+from celery_statemanager.records import Begin, Write
 from tests.servers import running_redis
 
 SMALL = 100
@@ -54,24 +54,12 @@ def ending_costs(kind: str, sizes: list[int], rounds: int) -> dict[int, float]:
         for number in range(rounds):
             for size, ref in jobs:
                 row = number * 10 % (size - 10)
-                place = {"tag": TAG, "task_index": row}
-                begun = store.begin(ref, Begin(**place, event_id=f"b{number}", owner="w", takes_over=True))
-                attempt = begun.cell.attempt
-                end = Write(**place, status=int(Status.FAILED), event_id=f"e{number}", attempt=attempt, **_LAST)
+                begun = store.begin(ref, Begin(tag=TAG, task_index=row, owner="w", takes_over=True))
+                end = Write.ending(TAG, row, int(Status.FAILED), attempt=begun.cell.attempt)
                 start = time.perf_counter()
                 store.write(ref, end)
                 times[size].append(time.perf_counter() - start)
     return {size: statistics.median(each) for size, each in times.items()}
-
-
-_LAST = {
-    "when": When.OPEN,
-    "ends_attempt": True,
-    "keep_app_status": True,
-    "block_later_stages": True,
-    "keep_payload": True,
-}
-"""Fields of the write that ends a task."""
 
 
 class opened(ExitStack):  # noqa: N801 - used like a function

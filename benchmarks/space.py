@@ -13,7 +13,7 @@ from tests.servers import running_redis
 
 
 def measure(scale: Scale) -> Iterator[Figure]:
-    """Measure the size of a whole job, without that of an empty store."""
+    """Measure the size of a whole job minus that of an empty store."""
     num_tasks = scale(1_000, 10_000, 100_000)
     yield Figure("Redis memory per state", "-", in_redis(num_tasks), None, "B", 400, "alone")
     yield Figure("SQLite file per state", "-", in_sqlite(num_tasks), None, "B", 300, "alone")

@@ -58,7 +58,7 @@ def following_sqlite(rounds: int) -> Figure:
 
 
 def replaying_redis(states: int, rounds: int) -> Figure:
-    """Compare with reading the same hash by HSCAN."""
+    """Compare with an HSCAN of the same hash."""
     with running_redis() as server, server.client() as client, open_store(server.url) as store:
         manager = create_filled_job(store, states)
         (key,) = client.scan_iter(f"*:cells:{TAG}")
@@ -69,7 +69,7 @@ def replaying_redis(states: int, rounds: int) -> Figure:
 
 
 def replaying_sqlite(states: int, rounds: int) -> Figure:
-    """Compare with selecting the same rows in the same order."""
+    """Compare with a SELECT of the same rows in the same order."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "states.db")
         with open_store(f"sqlite:///{path}") as store:
@@ -101,7 +101,7 @@ class _Reader:
         self._process.join()
 
     def latency_of(self, send: Callable[[], object]) -> float:
-        """Return the seconds from the start of ``send`` until the process received its effect."""
+        """Return the seconds from the start of ``send`` until the process received the message."""
         start = time.perf_counter()
         send()
         return float(self._report()) - start

@@ -31,7 +31,7 @@ print(number / seconds, peak_memory())
 
 
 def measure(scale: Scale) -> Iterator[Figure]:
-    """Compare with a loop of ``apply_async``, and the memory also with that of a tenth of the tasks."""
+    """Compare rate and memory with a loop of ``apply_async``, and memory with a tenth of the tasks."""
     number = scale(200, 10_000, 100_000)
     with running_redis() as server:
         ways = {way: _publisher(server, way, number) for way in ("loop", "submit")}

@@ -56,7 +56,7 @@ def load_app(server: RedisServer) -> ModuleType:
 
 
 def signal_client(server: RedisServer) -> redis.Redis:
-    """Return the client that exchanges signals with running tasks."""
+    """Return a client for the signals between a benchmark and its running tasks."""
     return redis.Redis(port=server.port, db=3, socket_timeout=None)
 
 

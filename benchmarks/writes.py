@@ -1,4 +1,4 @@
-"""One ``set_state`` next to the cheapest operation that stores as many bytes."""
+"""One ``set_state`` compared with the cheapest operation that stores as many bytes."""
 
 from __future__ import annotations
 

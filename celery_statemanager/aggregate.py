@@ -61,7 +61,7 @@ def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
         tally: the sum over all expected columns.
     """
     settled = tally.pending == 0 if job.cancelled else tally.ended >= expected
-    met = {"success": tally.succeeded >= expected, "failure": tally.alarms > 0, "settled": settled}
+    met = {"success": tally.succeeded >= expected, "failure": tally.failed_final > 0, "settled": settled}
     return tuple(name for name, holds in met.items() if holds and job.latches[name].decided_at is None)
 
 
@@ -84,7 +84,7 @@ def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Su
     total = Tally()
     for column in columns:
         total = total.plus(column.tally)
-    not_started = expected - total.running - total.finished - total.failed
+    not_started = expected - total.started
     gone = not_started if job.cancelled else 0
     least = lowest(column.lowest for column in columns if column.lowest is not None)
     done = total.finished * FRACTION_UNIT + total.progress
@@ -97,14 +97,21 @@ def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Su
         failed=total.failed + gone,
         lowest=least or missing_state(job, "", 0),
         fraction=done / (expected * FRACTION_UNIT) if expected else 0.0,
+        not_run=total.not_run,
         **(_index_sets(job, columns) if indexes else {}),
     )
 
 
 def _index_sets(job: JobRecord, columns: Sequence[Column]) -> dict[str, IndexSet]:
-    failed, running, missing = (
-        IndexSet().union(*(getattr(column, kind) for column in columns)) for kind in ("failed", "running", "missing")
+    failed, running, missing, not_run = (
+        IndexSet().union(*(getattr(column, kind) for column in columns))
+        for kind in ("failed", "running", "missing", "not_run")
     )
     if job.cancelled:
         failed, missing = failed.union(missing), IndexSet()
-    return {"failed_indexes": failed, "running_indexes": running, "missing_indexes": missing}
+    return {
+        "failed_indexes": failed,
+        "running_indexes": running,
+        "missing_indexes": missing,
+        "not_run_indexes": not_run,
+    }

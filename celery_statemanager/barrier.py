@@ -21,7 +21,7 @@ before_waiting: list[Callable[[], None]] = []
 Result = TypeVar("Result")
 
 _LONGEST_READ = 3600.0
-"""Seconds of one read while there is no timeout."""
+"""Maximum seconds of one read if there is no timeout."""
 
 
 def synchronize(
@@ -43,7 +43,7 @@ def synchronize(
             raise SynchronizeFailed(ref.key.job_id, tag, status, lowest)
         return None
 
-    # If each of N barriers read after each of N changes, they would read N² times.
+    # Without this filter, N barriers would read after each of N changes: N² reads.
     def may_decide(state: State) -> bool:
         was_lowest = lowest is None or state.task_index == lowest.task_index
         return (state.status >= status and was_lowest) or (state.failed and fail_fast)

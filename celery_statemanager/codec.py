@@ -51,7 +51,7 @@ def state_to_wire(state: State) -> dict[str, Any]:
 
 
 def state_from_wire(wire: Mapping[str, Any]) -> State:
-    """Create a state from an object of ``state_to_wire`` or of the Go module. Unknown fields are ignored."""
+    """Create a state from the JSON object of ``state_to_wire`` or of the Go module. Unknown fields are ignored."""
     stamp = wire.get("timestamp")
     return State(
         wire["jobID"],
@@ -97,6 +97,7 @@ def summary_to_wire(summary: Summary) -> dict[str, Any]:
         "failedIDs": summary.failed_indexes,
         "runningIDs": summary.running_indexes,
         "missingIDs": summary.missing_indexes,
+        "notRunIDs": summary.not_run_indexes,
     }
     return {
         "status": int(summary.lowest.status),
@@ -106,6 +107,7 @@ def summary_to_wire(summary: Summary) -> dict[str, Any]:
         "running": summary.running,
         "finished": summary.finished,
         "failed": summary.failed,
+        "notRun": summary.not_run,
         **{name: str(rows) for name, rows in sets.items() if rows is not None},
     }
 
@@ -138,7 +140,7 @@ _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|
 
 
 def compact(value: Any) -> str:
-    """Return JSON text without spaces and without ASCII escapes."""
+    """Return a value as JSON text without whitespace and without escapes of non-ASCII characters."""
     return _encoder.encode(value)
 
 
@@ -159,7 +161,7 @@ def plan_from_json(text: str | None) -> Plan | None:
 
 
 def control_to_json(job: JobRecord) -> str:
-    """Return the fields of a job that change by compare-and-set as JSON text."""
+    """Encode the fields of a job that change by compare-and-set as JSON text."""
     return compact(
         {
             "latches": {
@@ -174,7 +176,7 @@ def control_to_json(job: JobRecord) -> str:
 
 
 def control_from_json(text: str) -> dict[str, Any]:
-    """Return the text of ``control_to_json`` as keyword arguments of ``JobRecord``."""
+    """Parse the text of ``control_to_json`` into keyword arguments of ``JobRecord``."""
     control = json.loads(text)
     return {
         "latches": {name: Latch(*control["latches"].get(name, ())) for name in LATCHES},

@@ -169,7 +169,7 @@ class JobCancelled(StateManagerError):
 
 
 class StateError(StateManagerError):
-    """An error that an application raises to fail its task with an error code of its own.
+    """Raised by an application to fail its task with one of its own error codes.
 
     Args:
         code: a negative int32.
@@ -210,7 +210,7 @@ class SynchronizeTimeout(StateManagerError, TimeoutError):
 
     Attributes:
         states: one state per expected row, read when the time ran out.
-        missing: the rows whose status is still lower, compressed (``"3,17-20"``).
+        missing: the rows whose status is still too low, compressed (``"3,17-20"``).
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class SubmitFailed(StateManagerError):
     Attributes:
         published: number of messages sent before the failure.
         total: number of rows of the job.
-        why: text of the original error, which is ``__cause__``.
+        why: the original error as text; the error itself is ``__cause__``.
         job: the ``Job`` in the process that submitted it, None in any other.
     """
 

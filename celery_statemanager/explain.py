@@ -12,7 +12,7 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.models import Status, status_name
 from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, WorkerRecord
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 MOST_CELLS = 1_000
 """Cells in progress that are looked at one by one; more are told by their number."""
@@ -38,7 +38,7 @@ class Reason:
     text: str
 
 
-def explain(store: Store, job: JobRecord) -> list[Reason]:
+def explain(store: WorkerRegistry, job: JobRecord) -> list[Reason]:
     """Give the reasons why a job has not settled, or its callbacks have not run. Raises: JobNotFound."""
     job, columns = store.column_summaries(job.ref, indexes=True)
     told = _Told(store, job)
@@ -51,7 +51,7 @@ def explain(store: Store, job: JobRecord) -> list[Reason]:
 class _Told:
     """What is known of a job's cells and of the workers, as of one moment."""
 
-    def __init__(self, store: Store, job: JobRecord) -> None:
+    def __init__(self, store: WorkerRegistry, job: JobRecord) -> None:
         self._store = store
         self._job = job
         self._now = store.now()

@@ -12,7 +12,7 @@ from celery_statemanager import leases
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.records import JobRecord
 from celery_statemanager.retention import Ages, current, is_newer
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 PURGED_AT_ONCE = 10_000
 """Leftover rows that one call removes, about; between two calls other writers have their turn."""
@@ -67,7 +67,7 @@ Tell = Callable[[JobRecord, "Act | Skip"], object]
 
 
 def collect_garbage(
-    store: Store,
+    store: WorkerRegistry,
     *,
     tombstone_age: str | float | timedelta,
     delete_age: str | float | timedelta,
@@ -101,7 +101,7 @@ class _Collection:
         now: the store's time when it began, by which all jobs are judged.
     """
 
-    def __init__(self, store: Store, ages: Ages, tell: Tell | None) -> None:
+    def __init__(self, store: WorkerRegistry, ages: Ages, tell: Tell | None) -> None:
         self.store = store
         self.report = GarbageReport()
         self._ages = ages
@@ -227,7 +227,7 @@ def has_callback_to_publish(job: JobRecord) -> bool:
     return any(latch.due for latch in job.latches.values())
 
 
-def _pages(store: Store, **only: Any) -> Iterator[list[JobRecord]]:
+def _pages(store: WorkerRegistry, **only: Any) -> Iterator[list[JobRecord]]:
     cursor: str | None = None
     while True:
         page = store.list_jobs(cursor, **only)

@@ -79,7 +79,7 @@ class IndexSet(AbstractSet[int]):
         return self.ranges[0][0]
 
     def after(self, number: int) -> int:
-        """Return the index that exactly ``number`` smaller ones precede. Raises: IndexError if the set is too small."""
+        """Return the index at position ``number`` in ascending order, from 0. Raises: IndexError if there is none."""
         left = number
         for low, high in self.ranges:
             if left <= high - low:

@@ -12,7 +12,6 @@ from typing import Any
 
 from celery_statemanager.codec import compact
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
-from celery_statemanager.models import Status
 from celery_statemanager.records import (
     Begin,
     BeginReply,
@@ -21,11 +20,10 @@ from celery_statemanager.records import (
     JobKey,
     JobRef,
     Verdict,
-    When,
     WorkerRecord,
     Write,
 )
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -176,12 +174,12 @@ class _Body:
         return "{" + ",".join([*fields, f'"cut":{compact(self.cut)}']) + "}"
 
 
-def workers(store: Store) -> dict[str, WorkerRecord]:
+def workers(store: WorkerRegistry) -> dict[str, WorkerRecord]:
     """Give all worker records by id, those of dead workers too."""
     return {each.worker_id: each for each in store.list_workers() if each.worker_id != SWEEPER}
 
 
-def jobs_at_work(store: Store) -> Callable[[str], bool]:
+def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:
     """Tell of a job's incarnation whether a live worker is at it: it runs, has received or may still write a cell."""
     now = store.now()
     alive = {each.worker_id: Report.from_record(each) for each in workers(store).values() if each.lease_until > now}
@@ -197,7 +195,7 @@ def jobs_at_work(store: Store) -> Callable[[str], bool]:
 
 
 def begin(
-    store: Store,
+    store: WorkerRegistry,
     ref: JobRef,
     request: Begin,
     *,
@@ -224,46 +222,37 @@ def begin(
     return store.begin(ref, replace(request, supersedes=cell.attempt))
 
 
-def mark_lost(store: Store, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str) -> tuple[str, ...]:
+def mark_lost(
+    store: WorkerRegistry, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str
+) -> tuple[str, ...]:
     """End an open attempt whose worker is gone as LOST; give the latches that fell."""
     times = "" if cell.losses == 0 else f", for the {cell.losses + 1}. time"
-    lost = Write(
-        tag=tag,
-        task_index=task_index,
-        status=int(Status.LOST),
-        message=f"lost with its worker {cell.owner}{times}",
-        event_id=event_id,
-        keep_payload=True,
-        attempt=cell.attempt,
-        when=When.OPEN,
-        ends_attempt=True,
-        block_later_stages=True,
-        counts_as_loss=True,
-    )
+    message = f"lost with its worker {cell.owner}{times}"
+    lost = Write.lost(tag, task_index, message, attempt=cell.attempt, event_id=event_id)
     try:
         return store.write(ref, lost).decided
     except (AttemptSuperseded, JobCancelled):
         return ()
 
 
-def try_acquire(store: Store, holder: str, seconds: float) -> bool:
+def try_acquire(store: WorkerRegistry, holder: str, seconds: float) -> bool:
     """Whether it is this holder's turn to sweep, for so many seconds; two at once would do no harm."""
     return store.try_acquire(SWEEPER, holder, seconds)
 
 
-def try_a_write(store: Store) -> None:
+def try_a_write(store: WorkerRegistry) -> None:
     """See whether leases can be renewed: a store may answer readers and keep writers waiting. Raises: StoreError."""
     store.drop_worker(NOBODY)
 
 
-def renew(store: Store, worker_id: str, report: Report, lease: float) -> list[str]:
+def renew(store: WorkerRegistry, worker_id: str, report: Report, lease: float) -> list[str]:
     """Say in one write what a worker does, and that it lives for ``lease`` more seconds; give what had no room."""
     body, cut = report.fitted()
     store.put_worker(worker_id, body, lease)
     return cut
 
 
-def _accounted_for(store: Store, cell: Cell, name: str) -> bool:
+def _accounted_for(store: WorkerRegistry, cell: Cell, name: str) -> bool:
     """Whether a live worker lists an attempt, or has hardly had the time to."""
     record = None if cell.owner is None else store.get_worker(cell.owner)
     if record is None or record.lease_until <= store.now():

@@ -15,7 +15,7 @@ MAX_NAME = 200
 MAX_TASKS = 10_000_000
 MAX_STATE_BYTES = 65_536
 MAX_DEPTH = 200
-"""Deepest nesting of a payload, low enough that a deep call stack can still decode it."""
+"""Deepest nesting of a payload, low enough to decode the payload from within a deep call stack."""
 
 LONGEST_WAIT = 1e9
 """Seconds. Timeouts above this are treated as infinite, because system calls cannot represent them."""
@@ -28,7 +28,7 @@ def check_name(kind: str, value: Any) -> str:
 
     A name has 1–200 characters, none of them a control character or a lone surrogate.
 
-    Raises: TypeError if it is not a string; ValueError if it breaks these limits.
+    Raises: TypeError if it is not a string; ValueError if it violates these limits.
     """
     if not isinstance(value, str):
         raise TypeError(f"{kind} must be a string, not {_type_and_repr(value)}")
@@ -109,7 +109,7 @@ def check_size(message: str | None, payload: str | None, limit: int) -> None:
     if size > limit:
         raise ValueError(
             f"message and payload take {size} bytes together, the limit is {limit} (statemanager_max_state_bytes): "
-            "store large data elsewhere and put its address in the payload"
+            "keep large data elsewhere and put its address in the payload"
         )
 
 

@@ -27,7 +27,7 @@ from celery_statemanager.limits import (
 )
 from celery_statemanager.models import FINISHED, Scope, State, Summary
 from celery_statemanager.plan import Plan, PlanSpec
-from celery_statemanager.records import Begin, JobKey, JobRecord, JobRef, Verdict, Write
+from celery_statemanager.records import Begin, JobKey, JobRecord, JobRef, Verdict, Write, new_event_id  # noqa: F401
 from celery_statemanager.retention import delete_job, find_job, tombstone_job
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
@@ -162,7 +162,7 @@ class Manager:
         row = self._own_row(task_index)
         status, text = check_status(status), encode_payload(payload)
         check_size(check_message(message), text, self._max_state_bytes)
-        return self._write(tag, row, status, message, event_id, text)
+        return self._write(Write.state(tag, row, status, message, text, event_id=event_id))
 
     def progress(
         self, tag: str, done: float, total: float, message: str | None = None, *, event_id: str | None = None
@@ -174,7 +174,8 @@ class Manager:
         row = self._own_row(None)
         status = percent(done, total)
         check_size(check_message(message), None, self._max_state_bytes)
-        return self._write(tag, row, status, message, event_id, progress=progress_json(done, total))
+        progress = progress_json(done, total)
+        return self._write(Write.progress(tag, row, status, progress, message, event_id=event_id))
 
     def begin(self, tag: str) -> int:
         """Take the next attempt of this row under a tag, whatever attempt was open; give its number.
@@ -184,8 +185,7 @@ class Manager:
         ReadOnlyManager; JobNotFound.
         """
         row, tag = self._own_row(None), check_name("tag", tag)
-        begin = Begin(tag=tag, task_index=row, event_id=new_event_id(), takes_over=True)
-        reply = self.store.begin(self.ref, begin)
+        reply = self.store.begin(self.ref, Begin(tag=tag, task_index=row, takes_over=True))
         if reply.verdict is Verdict.CANCELLED:
             cancelled = self.store.get_job(self.ref.key).cancelled
             raise JobCancelled(self.job_id, cancelled.reason if cancelled else None)
@@ -206,7 +206,7 @@ class Manager:
         return list(self.store.list_states(self.ref, self._scope(tag, task_index)))
 
     def summary(self, tag: str | None = None, indexes: bool = True) -> Summary:
-        """Give counts of cells and sets of rows by class.
+        """Return counts of cells and sets of rows by class: not started, running, finished, failed, not run.
 
         Args:
             indexes: False leaves the sets None, at a cost that does not grow with the job.
@@ -273,23 +273,11 @@ class Manager:
         row = "read-only" if self.task_index is None else f"task {self.task_index}"
         return f"<Manager of job {self.job_id!r}, {row} of {self.num_tasks}>"
 
-    def _write(
-        self,
-        tag: str,
-        row: int,
-        status: int,
-        message: str | None,
-        event_id: str | None,
-        payload: str | None = None,
-        progress: str | None = None,
-    ) -> State:
-        tag = check_name("tag", tag)
-        attempt = self._attempts.get(tag)
-        closes = attempt is not None and (status < 0 or status == FINISHED)
-        event_id = new_event_id() if event_id is None else check_name("event_id", event_id)
-        request = Write(tag, row, status, event_id, message, payload, attempt=attempt, ends_attempt=closes)
-        if progress is not None:
-            request.keep_payload, request.progress = True, progress
+    def _write(self, request: Write) -> State:
+        check_name("tag", request.tag)
+        check_name("event_id", request.event_id)
+        request.attempt = self._attempts.get(request.tag)
+        request.ends_attempt = request.attempt is not None and (request.status < 0 or request.status == FINISHED)
         return self._send(request)
 
     def _send(self, request: Write) -> State:
@@ -309,8 +297,3 @@ class Manager:
         return Scope(
             check_optional("tag", tag), None if task_index is None else check_index(task_index, self.num_tasks)
         )
-
-
-def new_event_id() -> str:
-    """Make an event id for a write whose caller gave none."""
-    return os.urandom(16).hex()

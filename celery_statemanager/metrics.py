@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import FullStore
 
 
 class Metrics:
-    """Record nothing. A subclass records what its methods are called with."""
+    """Hooks that record nothing. A subclass overrides them to record metrics."""
 
-    def measured(self, store: Store) -> Store:
+    def measured(self, store: FullStore) -> FullStore:
         """Return a store whose calls are measured."""
         return store
 
@@ -16,4 +16,4 @@ class Metrics:
         """Record a completed sweep and its duration in seconds."""
 
     def published(self, latch: str) -> None:
-        """Record a published message of the callback of a latch."""
+        """Record that the callback of a latch was published."""

@@ -104,23 +104,19 @@ def state_from_fields(*values: Any) -> State:
 
 
 def fraction_of(status: int, progress: Any) -> float | None:
-    """Return the completed share, from a progress payload (``{"done": …, "total": …}``) or else from the status."""
+    """Return the completed share by a progress payload (``{"done": …, "total": …}``) or else by the status, if any."""
     if status == Status.FINISHED:
         return 1.0
     if isinstance(progress, Mapping):
         done, total = _number(progress.get("done")), _number(progress.get("total"))
         if done is not None and total is not None and 0 <= done <= total and total > 0:
-            return _share(done, total)
+            try:
+                return done / total
+            except OverflowError:  # an integer exceeds every float
+                return 0.0
     if 2 <= status <= 100:
         return status / 100
     return 0.0 if status in (0, 1) else None
-
-
-def _share(done: float, total: float) -> float:
-    try:
-        return done / total
-    except OverflowError:  # an integer that exceeds every float
-        return 0.0
 
 
 def _number(value: Any) -> float | None:
@@ -156,6 +152,11 @@ class Summary:
 
     The counts are cells and add up to ``expected``. Each index set contains the rows with at least one such cell, and
     is None if it was not requested. If no cell is expected, ``lowest`` is an unwritten state with an empty tag.
+
+    Attributes:
+        failed: cells with a negative status of their own.
+        not_run: cells that an earlier stage's failure kept from running. ``failed`` does not count them, although
+            they have the status of the stage that failed.
     """
 
     num_tasks: int
@@ -169,6 +170,8 @@ class Summary:
     failed_indexes: IndexSet | None = None
     running_indexes: IndexSet | None = None
     missing_indexes: IndexSet | None = None
+    not_run: int = 0
+    not_run_indexes: IndexSet | None = None
 
 
 @dataclass(frozen=True, slots=True)

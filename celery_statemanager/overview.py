@@ -23,10 +23,10 @@ class Phase(str, Enum):
     """Nothing of it has begun."""
     RUNNING = "running"
     FAILING = "failing"
-    """It goes on, and a cell has failed."""
+    """It goes on, and a cell has failed or was not run."""
     FINISHED = "finished"
     FAILED = "failed"
-    """Every cell has ended, and one has failed."""
+    """Every cell has ended, and one has failed or was not run."""
     CANCELLED = "cancelled"
 
 
@@ -125,7 +125,7 @@ def look_alikes(store: Store, key: JobKey, among: int = 1_000) -> list[JobKey]:
 def _phase(job: JobRecord, summary: Summary, *, over: bool) -> Phase:
     if job.cancelled:
         return Phase.CANCELLED
-    if summary.failed:
+    if summary.failed or summary.not_run:  # what a failure had blocked stays so if the failed cell is overwritten
         return Phase.FAILED if over else Phase.FAILING
     if over:
         return Phase.FINISHED

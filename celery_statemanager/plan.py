@@ -32,7 +32,7 @@ class Plan:
     def from_spec(cls, num_tasks: int, tags: PlanSpec) -> Plan:
         """Create a plan from a caller's tags.
 
-        Raises: TypeError if they have the wrong type; ValueError if they are empty, repeated or leave a row uncovered.
+        Raises: TypeError if they have the wrong type; ValueError if a tag is invalid or repeated, or a row has none.
         """
         if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
             raise TypeError(
@@ -124,7 +124,7 @@ def _shapes(num_tasks: int, columns: Mapping[str, Iterable[int]]) -> Iterable[tu
 
 
 def _changes(sets: Iterable[IndexSet]) -> Mapping[int, list[int]]:
-    """Return the positions at which ranges start or have ended, with the numbers of the sets concerned."""
+    """Return the rows at which ranges start or have just ended, each with the numbers of the sets concerned."""
     changes: dict[int, list[int]] = {}
     for number, rows in enumerate(sets):
         for low, high in rows.ranges:

@@ -5,6 +5,7 @@ Times are integer microseconds since the epoch, UTC, from the store's clock. Pay
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timezone
@@ -13,11 +14,16 @@ from operator import add, sub
 from typing import Any, NamedTuple
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State
+from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State, Status
 from celery_statemanager.plan import Plan
 
 CALLBACK_ROW = -1
 """The row that holds the runs of a job's callbacks, one tag per latch; no reader of the grid sees it."""
+
+
+def new_event_id() -> str:
+    """Create the event id of a write or a begin."""
+    return os.urandom(16).hex()
 
 
 def to_datetime(microseconds: int) -> datetime:
@@ -212,7 +218,7 @@ class Begin:
 
     tag: str
     task_index: int
-    event_id: str
+    event_id: str = field(default_factory=new_event_id)
     delivery: Delivery = Delivery()
     owner: str | None = None
     kept: str | None = None
@@ -223,18 +229,18 @@ class Begin:
 
 @dataclass(slots=True)
 class Write:
-    """Write one cell.
+    """Write one cell. Create it by what it means: ``state``, ``progress``, ``ending``, ``returned`` or ``lost``.
 
     Attributes:
         payload: JSON text; ignored when ``keep_payload``.
-        progress: JSON text of a ``{"done": …, "total": …}`` to set in the payload that is kept.
+        new_progress: JSON text of a ``{"done": …, "total": …}`` to set in the payload that is kept.
         attempt: the fence; None for a Manager that took no attempt.
         if_owner: the worker and delivery that must hold the open attempt: how a worker's main process, which
             does not know the attempt's number, names it.
         begin: take an attempt in the same step, for one that could not begin earlier; needs no ``attempt``.
         ends_attempt: close the attempt.
-        keep_app_status: the application's words stay: its negative status, written during the open attempt, and,
-            where this write has no message, its last one.
+        keep_app_status: keep the application's negative status, written during the open attempt, and, where this
+            write has no message, its last message.
         block_later_stages: when the cell is final and negative afterwards, give the row's later stages its status.
         counts_as_loss: count a loss; the attempt's worker is gone.
         next_delivery: the delivery that a retry announced.
@@ -243,12 +249,12 @@ class Write:
     tag: str
     task_index: int
     status: int
-    event_id: str
+    event_id: str = field(default_factory=new_event_id)
     message: str | None = None
     payload: str | None = None
     _: KW_ONLY
     keep_payload: bool = False
-    progress: str | None = None
+    new_progress: str | None = None
     attempt: int | None = None
     if_owner: tuple[str, Delivery] | None = None
     begin: Begin | None = None
@@ -258,6 +264,114 @@ class Write:
     block_later_stages: bool = False
     counts_as_loss: bool = False
     next_delivery: Delivery | None = None
+
+    @classmethod
+    def state(
+        cls,
+        tag: str,
+        task_index: int,
+        status: int,
+        message: str | None = None,
+        payload: str | None = None,
+        *,
+        event_id: str | None = None,
+    ) -> Write:
+        """Create a write of what the application reports; the payload is replaced."""
+        return cls(tag, task_index, status, new_event_id() if event_id is None else event_id, message, payload)
+
+    @classmethod
+    def progress(
+        cls,
+        tag: str,
+        task_index: int,
+        status: int,
+        progress: str,
+        message: str | None = None,
+        *,
+        event_id: str | None = None,
+    ) -> Write:
+        """Create a write of the application's progress; the rest of the payload is kept."""
+        write = cls.state(tag, task_index, status, message, event_id=event_id)
+        write.keep_payload, write.new_progress = True, progress
+        return write
+
+    @classmethod
+    def ending(
+        cls,
+        tag: str,
+        task_index: int,
+        status: int,
+        message: str | None = None,
+        *,
+        attempt: int | None = None,
+        if_owner: tuple[str, Delivery] | None = None,
+        progress: str | None = None,
+        keep_app_status: bool = True,
+    ) -> Write:
+        """Create the last write of an open attempt.
+
+        Args:
+            keep_app_status: False where this status replaces a negative one that the application wrote.
+        """
+        return cls(
+            tag,
+            task_index,
+            status,
+            message=message,
+            keep_payload=True,
+            new_progress=progress,
+            attempt=attempt,
+            if_owner=if_owner,
+            when=When.OPEN,
+            ends_attempt=True,
+            keep_app_status=keep_app_status,
+            block_later_stages=True,
+        )
+
+    @classmethod
+    def returned(
+        cls,
+        tag: str,
+        task_index: int,
+        message: str,
+        next_delivery: Delivery | None = None,
+        *,
+        attempt: int | None = None,
+        if_owner: tuple[str, Delivery] | None = None,
+        progress: str | None = None,
+        counts_as_loss: bool = False,
+    ) -> Write:
+        """Create the write that closes an open attempt whose message comes again: a retry, or one sent again."""
+        return cls(
+            tag,
+            task_index,
+            int(Status.STARTED),
+            message=message,
+            keep_payload=True,
+            new_progress=progress,
+            attempt=attempt,
+            if_owner=if_owner,
+            when=When.OPEN,
+            ends_attempt=True,
+            counts_as_loss=counts_as_loss,
+            next_delivery=next_delivery,
+        )
+
+    @classmethod
+    def lost(
+        cls, tag: str, task_index: int, message: str, *, attempt: int | None = None, event_id: str | None = None
+    ) -> Write:
+        """Create the write that marks as LOST an open attempt or, without ``attempt``, a message that never began."""
+        write = cls.never_begun(tag, task_index, int(Status.LOST), message)
+        write.event_id, write.counts_as_loss = event_id or write.event_id, True
+        if attempt is not None:
+            write.when, write.attempt, write.ends_attempt = When.OPEN, attempt, True
+        return write
+
+    @classmethod
+    def never_begun(cls, tag: str, task_index: int, status: int, message: str) -> Write:
+        """Create the write that ends a cell without an open attempt: its message never reached a task's body."""
+        return cls(tag, task_index, status, message=message, keep_payload=True, when=When.IDLE, block_later_stages=True)
 
 
 class Verdict(Enum):
@@ -296,10 +410,15 @@ class WriteReply:
 class Tally(NamedTuple):
     """Counts of one column's written cells; each changes by (new cell − old cell) in the cell's own step.
 
+    Each cell counts in one class at most: ``running``, ``finished``, ``failed`` or ``not_run``; in none of them, it is
+    not started.
+
     Attributes:
+        failed: negative, but for ``not_run``.
+        not_run: negative because an earlier stage of the row failed (``Cell.blocked_by``).
         succeeded: final and FINISHED.
         ended: final.
-        alarms: final and negative, but not CANCELLED.
+        failed_final: final and negative, but not CANCELLED.
         pending: begun and not ended: an open attempt, or a status of work in progress.
         progress: sum over running cells of their fraction, in units of ``1 / FRACTION_UNIT``.
     """
@@ -307,11 +426,17 @@ class Tally(NamedTuple):
     running: int = 0
     finished: int = 0
     failed: int = 0
+    not_run: int = 0
     succeeded: int = 0
     ended: int = 0
-    alarms: int = 0
+    failed_final: int = 0
     pending: int = 0
     progress: int = 0
+
+    @property
+    def started(self) -> int:
+        """The number of cells in any class but not started."""
+        return self.running + self.finished + self.failed + self.not_run
 
     def plus(self, other: Tally) -> Tally:
         """Add field by field."""
@@ -338,7 +463,7 @@ class Column:
     Attributes:
         expected: rows expected under the tag.
         lowest: the lowest cell, absent ones counted; None only where no row is expected.
-        failed, running, missing: the rows in each class; None when not asked for.
+        failed, running, missing, not_run: the rows in each class; None when not asked for.
     """
 
     tag: str
@@ -348,6 +473,7 @@ class Column:
     failed: IndexSet | None = None
     running: IndexSet | None = None
     missing: IndexSet | None = None
+    not_run: IndexSet | None = None
 
 
 @dataclass(slots=True)

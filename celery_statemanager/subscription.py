@@ -1,6 +1,6 @@
 """Subscriptions: a replay of the existing states, followed by live changes (rule R7).
 
-Across lost connections, too, the versions of each cell strictly rise and the last one always arrives.
+The versions of each cell strictly rise and the last one always arrives, even across lost connections.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATIENCE = 300.0
 """Seconds without a connection after which a subscription is lost."""
 
 _LONGEST_READ = 3600.0
-"""Seconds of one read while there is no deadline."""
+"""Maximum seconds of one read if there is no deadline."""
 
 
 class Feed:
@@ -236,12 +236,12 @@ class Subscription:
         self._listing = _newer_events(states, self._seen, self._replaying)
 
     def _scope_to_watch(self) -> Scope:
-        """Return all cells for a job without a plan: it settles by a change of any cell, not of its record."""
+        """Return all cells for a job without a plan, because it settles without a change of its record."""
         self._planless = self._until_settled and self._store.get_job(self._ref.key).plan is None
         return Scope() if self._planless else self._scope
 
     def _has_settled(self) -> bool:
-        """Return whether the job has settled. The caller then lists once more the states written until now."""
+        """Return whether the job has settled. If so, the caller lists the states written before the answer."""
         self._must_check = False
         return aggregate.settled(*self._store.column_summaries(self._ref))
 
@@ -258,7 +258,7 @@ class Subscription:
 def _newer_events(states: Iterable[State], seen: dict[tuple[str, int], int], replay: bool) -> Iterator[StateEvent]:
     """Yield an event for each state that is newer than the last one seen of its cell.
 
-    A method would refer to its subscription, and a subscription that nobody closes would keep itself alive.
+    Not a method, because the generator would then refer to its subscription and keep an abandoned one alive.
     """
     for state in states:
         if state.version > seen.get((state.tag, state.task_index), 0):

@@ -11,11 +11,9 @@ from typing import Protocol
 from celery_statemanager import completion, leases
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StateManagerError
 from celery_statemanager.leases import Report
-from celery_statemanager.manager import new_event_id
-from celery_statemanager.models import Status
-from celery_statemanager.records import LATCHES, JobRecord, JobRef, OpenAttempt, When, WorkerRecord, Write
+from celery_statemanager.records import LATCHES, JobRecord, JobRef, OpenAttempt, WorkerRecord, Write, new_event_id
 from celery_statemanager.retention import current
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ class Sweep:
         max_lost: losses at which a cell is LOST whatever its policy.
     """
 
-    def __init__(self, store: Store, actions: SweepActions, *, lease: float, max_lost: int) -> None:
+    def __init__(self, store: WorkerRegistry, actions: SweepActions, *, lease: float, max_lost: int) -> None:
         self._store = store
         self._actions = actions
         self._lease = round(lease * 1_000_000)
@@ -113,19 +111,9 @@ class Sweep:
         if not self._actions.resend(attempt.ref, cell.kept):
             return
         self._swept.requeued += 1
-        waiting = Write(
-            tag=attempt.tag,
-            task_index=attempt.task_index,
-            status=int(Status.STARTED),
-            message=f"sent again: its worker {cell.owner} is gone",
-            event_id=new_event_id(),
-            keep_payload=True,
-            attempt=cell.attempt,
-            when=When.OPEN,
-            ends_attempt=True,
-            counts_as_loss=True,
-        )
-        self._store.write(attempt.ref, waiting)
+        message = f"sent again: its worker {cell.owner} is gone"
+        place = attempt.tag, attempt.task_index
+        self._store.write(attempt.ref, Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=True))
 
     def _bury(self, worker_id: str) -> None:
         """Mend what a dead worker had received and not begun, then forget it, or all of it but what could not be."""
@@ -151,17 +139,7 @@ class Sweep:
             resent = self._actions.resend(row.ref, row.message)
             self._swept.requeued += resent
             return resent
-        lost = Write(
-            tag=row.tag,
-            task_index=row.task_index,
-            status=int(Status.LOST),
-            message=f"lost with its worker {worker_id} before it began",
-            event_id=new_event_id(),
-            keep_payload=True,
-            when=When.IDLE,
-            block_later_stages=True,
-            counts_as_loss=True,
-        )
+        lost = Write.lost(row.tag, row.task_index, f"lost with its worker {worker_id} before it began")
         self._actions.publish(row.ref, self._store.write(row.ref, lost).decided)
         self._swept.marked += 1
         return True

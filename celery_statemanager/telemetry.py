@@ -16,7 +16,8 @@ from celery_statemanager.errors import StateManagerError, StoreError, StoreUnava
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.models import Scope, Status
 from celery_statemanager.records import Batch, Begin, BeginReply, JobRef, Verdict, Write, WriteReply
-from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.wrapped import WrappedStore
 
 BUCKETS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]
@@ -49,7 +50,7 @@ class OpenTelemetry(Metrics):
         self.lost = meter.create_counter("statemanager.lost", "{attempt}", "attempts lost with their worker, by fate")
         self.callbacks = meter.create_counter("statemanager.callbacks", "{message}", "callbacks published, by latch")
 
-    def measured(self, store: Store) -> Store:
+    def measured(self, store: FullStore) -> FullStore:
         return MeasuredStore(store, self)
 
     def swept(self, seconds: float) -> None:
@@ -62,7 +63,7 @@ class OpenTelemetry(Metrics):
 class MeasuredStore(WrappedStore):
     """A store that delegates every call and measures writes, begins and watches."""
 
-    def __init__(self, inner: Store, instruments: OpenTelemetry) -> None:
+    def __init__(self, inner: FullStore, instruments: OpenTelemetry) -> None:
         super().__init__(inner)
         self._instruments = instruments
 
@@ -134,9 +135,9 @@ class _MeasuredWatch(Watch):
 
 
 def class_of(status: int) -> str:
-    """Return one of twelve classes for a status.
+    """Return the class of a status, one of twelve.
 
-    A status with a name returns it in lower case, progress returns ``running``, an application's error ``error``.
+    It is the name of the status in lower case, ``running`` for progress, or ``error`` for an application's error code.
     """
     return _CLASSES.get(status) or ("running" if status > 0 else "error")
 

@@ -120,11 +120,11 @@ def _last_word(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | Non
 
 def _kept_payload(cell: Cell, write: Write, status: int) -> str | None:
     completes = status == FINISHED and cell.payload is not None and '"progress"' in cell.payload
-    if write.progress is None and not completes:
+    if write.new_progress is None and not completes:
         return cell.payload
     payload: dict[str, Any] = json.loads(cell.payload) if cell.payload else {}
-    if write.progress is not None:
-        payload["progress"] = json.loads(write.progress)
+    if write.new_progress is not None:
+        payload["progress"] = json.loads(write.new_progress)
     progress = payload.get("progress")
     if status == FINISHED and isinstance(progress, dict) and "total" in progress and "done" in progress:
         payload["progress"] = {**progress, "done": progress["total"]}
@@ -160,6 +160,8 @@ def tally_of(cell: Cell | None) -> Tally:
     if status < 0:
         if is_open:
             return _OPEN_FAILED
+        if cell.blocked_by is not None:
+            return _CANCELLED_NOT_RUN if status == Status.CANCELLED else _NOT_RUN
         return _CANCELLED if status == Status.CANCELLED else _FAILED
     payload = cell.payload
     return _running(status) if payload is None or '"progress"' not in payload else _progressing(status, payload)
@@ -171,7 +173,9 @@ _OPEN_FINISHED = Tally(finished=1, pending=1)
 _FINISHED = Tally(finished=1, succeeded=1, ended=1)
 _OPEN_FAILED = Tally(failed=1, pending=1)
 _CANCELLED = Tally(failed=1, ended=1)
-_FAILED = Tally(failed=1, ended=1, alarms=1)
+_FAILED = Tally(failed=1, ended=1, failed_final=1)
+_CANCELLED_NOT_RUN = Tally(not_run=1, ended=1)
+_NOT_RUN = Tally(not_run=1, ended=1, failed_final=1)
 
 
 @lru_cache

@@ -1,5 +1,6 @@
-"""Rounds of random trouble: workers killed and paused, connections cut, and every promise checked after each.
+"""Rounds of random faults: workers are killed or paused, connections are cut, then the guarantees are checked.
 
-``make chaos ROUNDS=n SEED=s``; a round is repeated by its place, seed and number. ``places`` are brokers and stores,
-``crew`` the workers, ``trouble`` what happens to them, ``verdict`` what must hold, ``run`` a round of it all.
+Run them with ``make chaos ROUNDS=n SEED=s``. The place, the seed and the number of a round reproduce it. ``places``
+starts brokers and stores, ``workers`` starts workers, ``faults`` draws the faults, ``run`` runs a round, and
+``checks`` checks the guarantees.
 """

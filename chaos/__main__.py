@@ -1,4 +1,4 @@
-"""``python -m chaos --place redis-redis --rounds 10 --seed 1``: one line a round."""
+"""Run rounds and print one line for each: ``python -m chaos --place redis-redis --rounds 10 --seed 1``."""
 
 from __future__ import annotations
 
@@ -7,47 +7,50 @@ import sys
 from pathlib import Path
 
 from chaos import run
-from chaos.crew import Crew
-from chaos.places import NAMES, load, place
+from chaos.places import NAMES, load_environment, running_place
+from chaos.workers import Workers
 
 
 def main() -> int:
-    """Play rounds; 1 if any went wrong."""
-    parser = argparse.ArgumentParser(prog="chaos", description="Random trouble, and a verdict after each round.")
+    """Run rounds. Return 1 if any of them failed."""
+    parser = argparse.ArgumentParser(
+        prog="chaos", description="Inject random faults and check the guarantees after each round."
+    )
     parser.add_argument("--place", choices=NAMES, default=NAMES[0])
     parser.add_argument("--pool", default="prefork")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", default="1")
-    parser.add_argument("--first", type=int, default=1, help="number of the first round: to repeat one")
-    parser.add_argument("--keep", type=Path, help="a folder for logs and notes, to look into afterwards")
-    given = parser.parse_args()
-    bad = 0
-    with place(given.place, given.keep) as where:
-        load(where)
-        crew = Crew(where, given.pool)
+    parser.add_argument("--first", type=int, default=1, help="number of the first round, to repeat it")
+    parser.add_argument("--keep", type=Path, help="keep logs and notes in this folder")
+    options = parser.parse_args()
+    failed = 0
+    with running_place(options.place, options.keep) as place:
+        load_environment(place)
+        workers = Workers(place, options.pool)
         try:
-            for number in range(given.first, given.first + given.rounds):
-                bad += _tell(given, number, run.play(where, crew, f"{given.seed}/{number}"))
+            for number in range(options.first, options.first + options.rounds):
+                outcome = run.run_round(place, workers, f"{options.seed}/{number}")
+                _print_outcome(options, number, outcome)
+                failed += bool(outcome.violations)
         finally:
-            crew.dismiss()
-        assert not crew.left_behind(), crew.left_behind()
-    print(f"{given.place}: {given.rounds - bad} of {given.rounds} rounds good", flush=True)
-    return 1 if bad else 0
+            workers.stop()
+        assert not workers.leftovers(), workers.leftovers()
+    print(f"{options.place}: {options.rounds - failed} of {options.rounds} rounds passed", flush=True)
+    return 1 if failed else 0
 
 
-def _tell(given: argparse.Namespace, number: int, outcome: run.Outcome) -> bool:
-    verdict = "BAD" if outcome.findings else "good"
-    stuck = f", {outcome.stuck} messages stuck in the broker" if outcome.stuck else ""
-    untold = f", {outcome.untold} rows killed before the store was back" if outcome.untold else ""
-    events = ", ".join(outcome.events)
+def _print_outcome(options: argparse.Namespace, number: int, outcome: run.Outcome) -> None:
+    result = "FAILED" if outcome.violations else "passed"
+    lost = f", {outcome.lost} messages lost by the broker" if outcome.lost else ""
+    unrecorded = f", {outcome.unrecorded} rows killed during a store outage" if outcome.unrecorded else ""
+    faults = ", ".join(outcome.faults)
     print(
-        f"{verdict} {outcome.seconds:5.1f} s  --place {given.place} --pool {given.pool} --seed {given.seed} "
-        f"--first {number} --rounds 1: {events}{stuck}{untold}",
+        f"{result} {outcome.seconds:5.1f} s  --place {options.place} --pool {options.pool} --seed {options.seed} "
+        f"--first {number} --rounds 1: {faults}{lost}{unrecorded}",
         flush=True,
     )
-    for finding in outcome.findings:
-        print(f"    {finding}", flush=True)
-    return bool(outcome.findings)
+    for violation in outcome.violations:
+        print(f"    {violation}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The app whose workers get into trouble; configured by the environment."""
+"""The Celery app of the chaos rounds, configured by environment variables."""
 
 import os
 import time
@@ -30,20 +30,20 @@ if os.environ["CHAOS_BROKER"].startswith("filesystem"):
 states = StateManager(app)
 
 
-def note(job_id, what):
-    """Leave a line that survives the process: when, and what."""
+def note(job_id, text):
+    """Append a line that survives the process: the time and a text."""
     with (HOME / f"notes.{job_id}").open("a") as file:
-        file.write(f"{time.time():.6f} {what}\n")
+        file.write(f"{time.time():.6f} {text}\n")
 
 
 def notes(job_id):
-    """Give the lines left for a job, split."""
+    """Return the notes of a job as lists of words."""
     path = HOME / f"notes.{job_id}"
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def toil(task, seconds):
-    """Work in five steps, telling of each."""
+def work(task, seconds):
+    """Run for ``seconds`` in five steps and report progress after each."""
     state = task.state
     note(state.job_id, f"begun {state.task_index} {state.attempt}")
     for step in range(1, 6):
@@ -53,35 +53,35 @@ def toil(task, seconds):
 
 
 @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True)
-def sturdy(self, seconds):
-    """May run twice, and so is sent again when its worker is gone."""
-    toil(self, seconds)
+def requeued(self, seconds):
+    """Run to the end. The task is acknowledged late, so it is requeued if its worker is lost."""
+    work(self, seconds)
 
 
 @app.task(base=StatefulTask, bind=True, tag="work")
-def fragile(self, seconds):
-    """May not run twice, and so is LOST with its worker."""
-    toil(self, seconds)
+def marked(self, seconds):
+    """Run to the end. The task is acknowledged early, so it ends LOST if its worker is lost."""
+    work(self, seconds)
 
 
 @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True, max_retries=3, default_retry_delay=0)
-def fickle(self, seconds):
-    """Fails once, then works."""
+def retried(self, seconds):
+    """Request a retry in the first run and finish in the second."""
     if self.request.retries == 0:
         raise self.retry(exc=OSError("not yet"))
-    toil(self, seconds)
+    work(self, seconds)
 
 
 @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True)
-def doomed(self, seconds):
-    """Fails."""
-    toil(self, seconds)
+def failing(self, seconds):
+    """Run to the end and fail."""
+    work(self, seconds)
     raise ValueError("as planned")
 
 
 @app.task(base=StatefulTask, bind=True, acks_late=True)
-def finish(self, job_id):
-    """What is called once all are done."""
+def callback(self, job_id):
+    """Note when a callback begins and ends."""
     latch = self.request.id.partition(".")[2]
     note(job_id, f"callback-begun {latch}")
     time.sleep(0.2)

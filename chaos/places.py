@@ -1,4 +1,4 @@
-"""Brokers and stores, each real, each behind a proxy where it is reached by TCP."""
+"""Real brokers and stores, each behind a proxy if clients connect to it by TCP."""
 
 from __future__ import annotations
 
@@ -22,101 +22,104 @@ NAMES = ("folders-sqlite", "redis-redis", "rabbitmq-redis", "redis-firestore")
 
 @dataclass
 class Place:
-    """Where rounds are played.
+    """A broker and a store.
 
     Attributes:
-        near: the environment of the one who judges, who has connections of its own.
-        far: the environment of the workers, all of whose connections can be cut.
-        proxies: before the ``broker`` and the ``store``, those that have one.
-        away: takes the store away for so many seconds.
+        home: the folder of logs and notes.
+        own_environment: environment variables of this process, which connects directly.
+        worker_environment: environment variables of the workers, whose connections pass through the proxies.
+        proxies: the proxies of ``broker`` and ``store``, if any.
+        make_unavailable: makes the store unavailable for a number of seconds.
     """
 
     home: Path
-    near: dict[str, str]
-    far: dict[str, str]
+    own_environment: dict[str, str]
+    worker_environment: dict[str, str]
     proxies: dict[str, Proxy] = field(default_factory=dict)
-    away: Callable[[float], None] = lambda seconds: None
+    make_unavailable: Callable[[float], None] = lambda seconds: None
+
+    def set(self, name: str, value: str) -> None:
+        """Set a variable in both environments."""
+        self.own_environment[name] = self.worker_environment[name] = value
 
 
 @contextmanager
-def place(name: str, keep: Path | None = None) -> Iterator[Place]:
-    """Start the servers of a place, named broker-store.
+def running_place(name: str, keep: Path | None = None) -> Iterator[Place]:
+    """Start the servers of a place.
 
     Args:
-        keep: where logs and notes are kept; a temporary folder if not given.
+        name: the broker and the store, such as ``redis-firestore``.
+        keep: the folder of logs and notes; None for a temporary one.
     """
     broker, store = name.split("-")
     with ExitStack() as stack:
         home = keep or Path(stack.enter_context(tempfile.TemporaryDirectory("", "chaos-", ignore_cleanup_errors=True)))
         home.mkdir(parents=True, exist_ok=True)
-        near, far = ({"CHAOS_HOME": str(home), "CHAOS_TIMEOUT": seconds} for seconds in ("20", "2"))
-        made = Place(home, near, far)
-        _BROKERS[broker](made, stack)
-        _STORES[store](made, stack)
-        yield made
+        own, workers = ({"CHAOS_HOME": str(home), "CHAOS_TIMEOUT": seconds} for seconds in ("20", "2"))
+        place = Place(home, own, workers)
+        _BROKERS[broker](place, stack)
+        _STORES[store](place, stack)
+        yield place
 
 
-def _folders(made: Place, stack: ExitStack) -> None:
-    for environment in (made.near, made.far):
-        environment["CHAOS_BROKER"] = "filesystem://"
+def _folders(place: Place, stack: ExitStack) -> None:
+    place.set("CHAOS_BROKER", "filesystem://")
 
 
-def _sqlite(made: Place, stack: ExitStack) -> None:
-    for environment in (made.near, made.far):
-        environment["CHAOS_STORE"] = f"sqlite:///{made.home}/states.db"
+def _sqlite(place: Place, stack: ExitStack) -> None:
+    place.set("CHAOS_STORE", f"sqlite:///{place.home}/states.db")
 
     def lock(seconds: float) -> None:
-        connection = sqlite3.connect(made.home / "states.db", isolation_level=None, timeout=20)
+        connection = sqlite3.connect(place.home / "states.db", isolation_level=None, timeout=20)
         connection.execute("BEGIN EXCLUSIVE")
         time.sleep(seconds)
         connection.execute("ROLLBACK")
         connection.close()
 
-    made.away = lock
+    place.make_unavailable = lock
 
 
-def _redis_broker(made: Place, stack: ExitStack) -> None:
+def _redis_broker(place: Place, stack: ExitStack) -> None:
     port = stack.enter_context(running_redis()).port
-    _between(made, stack, "broker", port, "CHAOS_BROKER", "redis://127.0.0.1:{}/0")
+    _add_proxy(place, stack, "broker", port, "CHAOS_BROKER", "redis://127.0.0.1:{}/0")
 
 
-def _rabbitmq(made: Place, stack: ExitStack) -> None:
+def _rabbitmq(place: Place, stack: ExitStack) -> None:
     url = stack.enter_context(running_rabbitmq())
     port = int(url.rpartition(":")[2].partition("/")[0])
-    _between(made, stack, "broker", port, "CHAOS_BROKER", url.replace(str(port), "{}"))
+    _add_proxy(place, stack, "broker", port, "CHAOS_BROKER", url.replace(str(port), "{}"))
 
 
-def _redis_store(made: Place, stack: ExitStack) -> None:
+def _redis_store(place: Place, stack: ExitStack) -> None:
     port = stack.enter_context(running_redis()).port
-    _between(made, stack, "store", port, "CHAOS_STORE", "redis://127.0.0.1:{}/1?prefix=chaos")
-    made.away = _refused(made.proxies["store"])
+    _add_proxy(place, stack, "store", port, "CHAOS_STORE", "redis://127.0.0.1:{}/1?prefix=chaos")
+    place.make_unavailable = _refuse_connections(place.proxies["store"])
 
 
-def _firestore(made: Place, stack: ExitStack) -> None:
-    port = stack.enter_context(running_emulator(made.home)).port
-    _between(made, stack, "store", port, "FIRESTORE_EMULATOR_HOST", "127.0.0.1:{}")
-    made.away = _refused(made.proxies["store"])
-    for environment in (made.near, made.far):
-        environment["CHAOS_STORE"] = "firestore://chaos"
+def _firestore(place: Place, stack: ExitStack) -> None:
+    port = stack.enter_context(running_emulator(place.home)).port
+    _add_proxy(place, stack, "store", port, "FIRESTORE_EMULATOR_HOST", "127.0.0.1:{}")
+    place.make_unavailable = _refuse_connections(place.proxies["store"])
+    place.set("CHAOS_STORE", "firestore://chaos")
 
 
-def _between(made: Place, stack: ExitStack, kind: str, port: int, key: str, url: str) -> None:
-    made.proxies[kind] = stack.enter_context(Proxy("127.0.0.1", port))
-    made.near[key], made.far[key] = url.format(port), url.format(made.proxies[kind].port)
+def _add_proxy(place: Place, stack: ExitStack, kind: str, port: int, key: str, url: str) -> None:
+    place.proxies[kind] = stack.enter_context(Proxy("127.0.0.1", port))
+    place.own_environment[key], place.worker_environment[key] = url.format(port), url.format(place.proxies[kind].port)
 
 
-def _refused(proxy: Proxy) -> Callable[[float], None]:
-    def away(seconds: float) -> None:
+def _refuse_connections(proxy: Proxy) -> Callable[[float], None]:
+    def refuse(seconds: float) -> None:
         with proxy.down():
             time.sleep(seconds)
 
-    return away
+    return refuse
 
 
 _BROKERS = {"folders": _folders, "redis": _redis_broker, "rabbitmq": _rabbitmq}
 _STORES = {"sqlite": _sqlite, "redis": _redis_store, "firestore": _firestore}
 
 
-def load(made: Place) -> None:
-    """Let this process be the one who judges: ``chaos.app`` reads the environment when it is imported."""
-    os.environ.update(made.near)
+def load_environment(place: Place) -> None:
+    """Set the environment variables that ``chaos.app`` reads when it is imported."""
+    os.environ.update(place.own_environment)

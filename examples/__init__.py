@@ -1,4 +1,4 @@
-"""Examples that run without a server; ``celery -A examples …`` finds the app here."""
+"""Examples that run without a server. ``celery -A examples …`` finds the app here."""
 
 from examples.app import app, states
 from examples.audit import audit

@@ -1,6 +1,7 @@
-"""The app of the examples: a broker made of folders and a store made of one file, unless the environment says else.
+"""The app of the examples. By default the broker is a folder and the store is a file.
 
-``BROKER_URL`` and ``STATEMANAGER_STORE_URL`` choose others; ``EXAMPLES_DIR`` is where the embedded ones live.
+The environment variables ``BROKER_URL`` and ``STATEMANAGER_STORE_URL`` select others. ``EXAMPLES_DIR`` is the folder of
+the default broker and store.
 """
 
 import os
@@ -18,7 +19,7 @@ app = Celery("examples", broker=os.environ.get("BROKER_URL"))
 app.conf.update(
     statemanager_store_url=os.environ.get("STATEMANAGER_STORE_URL", f"sqlite:///{HOME / 'states.db'}"),
     statemanager_progress_interval=0.2,
-    statemanager_gc_schedule=3600.0,  # by beat, each hour
+    statemanager_gc_schedule=3600.0,  # beat collects garbage every hour
     statemanager_gc_tombstone_age="7d",
     statemanager_gc_delete_age="30d",
     task_ignore_result=True,

@@ -1,6 +1,6 @@
-"""A folder audit: list a folder in N shards, and run each through two stages, ``scan`` and ``hash``.
+"""A folder audit: list a folder in N shards and run each shard through two stages, ``scan`` and ``hash``.
 
-Shards leave what they found in files, one a shard; the states carry only how far each has come.
+Each shard stores its results in a file. The states contain only its progress.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ SKIPPED = {"site-packages", "dist-packages", ".git", ".demo"}
 
 
 def audit(folder: str, shards: int = 16, job_id: str | None = None) -> Job:
-    """Submit the audit of a folder. Raises: NotADirectoryError, ValueError."""
+    """Submit the audit of a folder. Raises: NotADirectoryError; ValueError if ``shards`` or ``job_id`` is invalid."""
     root = Path(folder).resolve()
     if not root.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder: give one with INPUT=/some/folder")
+        raise NotADirectoryError(f"{folder} is not a folder: choose one with INPUT=/some/folder")
     members = (chain(scan.s(str(root), shard, shards), digest.s()) for shard in range(shards))
     return states.submit(
         members,
@@ -39,46 +39,46 @@ def audit(folder: str, shards: int = 16, job_id: str | None = None) -> Job:
 
 @app.task(base=StatefulTask, bind=True, tag="scan")
 def scan(self: Any, root: str, shard: int, shards: int) -> str:
-    """Note size and type of every file of this shard."""
+    """Record the size and type of every file of a shard, and return the path of the results."""
     paths = [path for number, path in enumerate(files(root)) if number % shards == shard]
-    found = []
+    entries = []
     for done, path in enumerate(paths, 1):
         info = path.stat(follow_symlinks=False)
         if stat.S_ISREG(info.st_mode):
-            found.append({"path": str(path), "bytes": info.st_size, "type": path.suffix.lower() or "(none)"})
+            entries.append({"path": str(path), "bytes": info.st_size, "type": path.suffix.lower() or "(none)"})
         self.state.progress(done, len(paths), path.name)
-    return save(self.state.job_id, shard, found)
+    return save(self.state.job_id, shard, entries)
 
 
 @app.task(base=StatefulTask, bind=True, tag="hash")
 def digest(self: Any, result: str) -> None:
-    """Add the SHA-256 of each file's content to what ``scan`` found."""
-    found = json.loads(Path(result).read_text(encoding="utf-8"))
-    total = sum(each["bytes"] for each in found) or 1
+    """Add the SHA-256 of each file's content to the results of ``scan``."""
+    entries = json.loads(Path(result).read_text(encoding="utf-8"))
+    total = sum(each["bytes"] for each in entries) or 1
     done = 0
-    for each in found:
+    for each in entries:
         each["sha256"] = sha256(Path(each["path"]))
         done += each["bytes"]
         self.state.progress(min(done, total), total, Path(each["path"]).name)
-    Path(result).write_text(json.dumps(found), encoding="utf-8")
+    Path(result).write_text(json.dumps(entries), encoding="utf-8")
 
 
 @app.task(base=StatefulTask)
 def write_report(job_id: str) -> None:
-    """Merge the shards: every one of them is finished."""
+    """Merge the results after all shards have finished."""
     make_report(results(job_id), states.job(job_id).num_tasks)
 
 
 @app.task(base=StatefulTask)
 def report_failure(job_id: str) -> None:
-    """Say at once that a shard has failed, and why."""
+    """Print the first failed shard and the reason."""
     worst = states.job(job_id).get_state()
     print(f"shard {worst.task_index} failed in {worst.tag}: {worst.message}", flush=True)
 
 
 @app.task(base=StatefulTask)
 def write_partial_report(job_id: str) -> None:
-    """Merge what there is when some shard has failed: the others' work is not lost."""
+    """Merge the results of the finished shards if any shard has failed."""
     job = states.job(job_id)
     failed = job.summary("hash").failed_indexes
     if failed:
@@ -86,7 +86,7 @@ def write_partial_report(job_id: str) -> None:
 
 
 def files(root: str) -> Iterator[Path]:
-    """Give all files below a folder, in the same order every time."""
+    """Yield all files below a folder in a fixed order."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - SKIPPED)
         for name in sorted(names):
@@ -94,7 +94,7 @@ def files(root: str) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Hash a file in blocks."""
+    """Return the hexadecimal SHA-256 of a file, which is read in blocks."""
     hashed = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -103,13 +103,13 @@ def sha256(path: Path) -> str:
 
 
 def results(job_id: str) -> Path:
-    """Give the folder in which a job's shards leave what they found."""
+    """Return the folder of the results of a job's shards."""
     return HOME / "results" / job_id
 
 
-def save(job_id: str, shard: int, found: list[dict[str, Any]]) -> str:
-    """Write a shard's findings and give the file's path."""
+def save(job_id: str, shard: int, entries: list[dict[str, Any]]) -> str:
+    """Save the results of a shard and return the path of the file."""
     path = results(job_id) / f"shard-{shard:05}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found), encoding="utf-8")
+    path.write_text(json.dumps(entries), encoding="utf-8")
     return str(path)

@@ -1,8 +1,9 @@
-"""A broker made of folders: Kombu's filesystem transport, with messages that appear and are taken as a whole.
+"""A broker in a folder: Kombu's filesystem transport with atomic writes and reads of messages.
 
-Kombu writes a message in place and a consumer may read it half written, which ends the worker with a
-``JSONDecodeError``; so here a message is written aside and renamed, and taken by renaming. Good for a demo and for
-tests on one machine; a message that a killed worker held is gone, as with Kombu's own.
+Kombu's transport writes messages in place. A consumer that reads a partial message ends its worker with a
+``JSONDecodeError``. This transport writes a draft and renames it, and a consumer takes a message by renaming it.
+
+The broker is meant for demos and tests on one machine. As with Kombu's own, a message is lost if its worker is killed.
 """
 
 import fcntl
@@ -19,7 +20,7 @@ from kombu.utils.json import dumps, loads
 
 
 class Channel(filesystem.Channel):
-    """Puts and takes by ``rename``; changes its table of queues under one lock."""
+    """A channel that puts and gets messages by ``rename`` and changes its table of queues under a lock."""
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:
         folder = Path(self.data_folder_out)
@@ -63,13 +64,13 @@ class Channel(filesystem.Channel):
 
 
 class Transport(filesystem.Transport):
-    """Named by ``broker_transport = "examples.broker:Transport"``."""
+    """The transport to configure as ``broker_transport = "examples.broker:Transport"``."""
 
     Channel = Channel
 
 
 def settings(home: Path) -> dict[str, Any]:
-    """Give the app settings for a broker below a folder, which is made."""
+    """Create the broker's folders below ``home`` and return the app settings for it."""
     for folder in ("queue", "control"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     return {

@@ -1,4 +1,4 @@
-"""``make demo``: a worker is started, a folder is audited before your eyes, and the worker is stopped."""
+"""Start a worker, audit a folder with a live display, and stop the worker. Run by ``make demo``."""
 
 import argparse
 import json
@@ -22,8 +22,8 @@ PATIENCE = 30.0
 
 
 def main() -> int:
-    """Run the demo; 0 when every shard is finished, 1 when some failed."""
-    options = parsed()
+    """Run the demo. Return 0 if every shard has finished, 1 if one has failed and 2 if the folder is invalid."""
+    options = parse_arguments()
     started = time.monotonic()
     folder = options.input or sysconfig.get_paths()["stdlib"]
     print(f"Auditing {folder}")
@@ -34,9 +34,9 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     with worker():
-        watched = subprocess.run([*CELERY, "monitor-state", "--job", job.id, *options.monitor], check=False)
-        if watched.returncode:
-            return watched.returncode
+        monitor = subprocess.run([*CELERY, "monitor-state", "--job", job.id, *options.monitor], check=False)
+        if monitor.returncode:
+            return monitor.returncode
         job.wait(PATIENCE)
         report = wait_for_report(job)
         print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
@@ -47,21 +47,21 @@ def main() -> int:
     return 1 if report["failed_shards"] else 0
 
 
-def parsed() -> argparse.Namespace:
-    """Read the command line."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--input", help="the folder to audit (default: this Python's standard library)")
     parser.add_argument("--shards", type=int, default=16, help="rows of the job (default: 16)")
-    parser.add_argument("--format", choices=["live", "table", "json"], help="how to show it")
+    parser.add_argument("--format", choices=["live", "table", "json"], help="format of the display")
     options = parser.parse_args()
-    shown_as = options.format or (None if sys.stdout.isatty() else "table")
-    options.monitor = ["--format", shown_as] if shown_as else []
+    display = options.format or (None if sys.stdout.isatty() else "table")
+    options.monitor = ["--format", display] if display else []
     return options
 
 
 @contextmanager
 def worker() -> Iterator[None]:
-    """Run a Celery worker of two processes until the block ends."""
+    """Run a Celery worker with two processes until the block ends."""
     log = HOME / "worker.log"
     with log.open("w") as output:
         running = subprocess.Popen(
@@ -82,7 +82,7 @@ def worker() -> Iterator[None]:
 
 
 def wait_for_report(job: Job) -> dict:
-    """Wait for the callback's file: the callback is a task of its own and runs after the job has settled."""
+    """Wait for the report, which a callback task writes after the job has settled."""
     path = results(job.id) / "report.json"
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -90,11 +90,11 @@ def wait_for_report(job: Job) -> dict:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             time.sleep(0.05)
-    raise SystemExit(f"demo: no report after {PATIENCE:.0f} s; the worker's log is {HOME / 'worker.log'}")
+    raise SystemExit(f"demo: no report after {PATIENCE:.0f} s; see the worker's log {HOME / 'worker.log'}")
 
 
 def next_steps(job_id: str) -> list[str]:
-    """Give commands that show more of what was just recorded."""
+    """Return commands that show more of the recorded job."""
     home = os.path.relpath(HOME)
     prefix = ".venv/bin/" if Path(".venv/bin/celery").exists() else ""
     return [

@@ -1,4 +1,4 @@
-"""What an audit found, merged and printed."""
+"""Merge and print the results of an audit."""
 
 import json
 from collections import Counter, defaultdict
@@ -10,9 +10,9 @@ TOP = 5
 
 
 def make_report(results: Path, shards: int, failed: Sequence[int] = ()) -> Path:
-    """Merge the shards' files into ``report.json``, whole or, with failed shards, as far as it goes."""
-    whole = [path for path in sorted(results.glob("shard-*.json")) if shard_of(path) not in failed]
-    entries = [each for path in whole for each in load(path)]
+    """Merge the results of all shards but the failed ones into ``report.json``, and return its path."""
+    complete = [path for path in sorted(results.glob("shard-*.json")) if shard_of(path) not in failed]
+    entries = [each for path in complete for each in load(path)]
     by_type: Counter[str] = Counter()
     by_content: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in entries:
@@ -36,25 +36,25 @@ def make_report(results: Path, shards: int, failed: Sequence[int] = ()) -> Path:
 
 
 def shard_of(path: Path) -> int:
-    """Give the row that wrote a shard's file."""
+    """Return the row that wrote a shard's file."""
     return int(path.stem.partition("-")[2])
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """Read a shard's file."""
+    """Return the entries of a shard's file."""
     entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return entries
 
 
 def lines(report: dict[str, Any], root: str) -> Iterator[str]:
-    """Give a report as lines for people."""
+    """Yield a report as lines of text. Paths below ``root`` are relative to it."""
 
     def short(path: str, columns: int = 64) -> str:
-        told = str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
-        return told if len(told) <= columns else f"…{told[1 - columns :]}"
+        shown = str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+        return shown if len(shown) <= columns else f"…{shown[1 - columns :]}"
 
-    whole = "" if not report["failed_shards"] else f"  (without shards {report['failed_shards']}: see why above)"
-    yield f"{report['files']:,} files, {size(report['bytes'])} in {report['shards']} shards{whole}"
+    missing = f"  (without failed shards {report['failed_shards']})" if report["failed_shards"] else ""
+    yield f"{report['files']:,} files, {size(report['bytes'])} in {report['shards']} shards{missing}"
     yield ""
     yield "Largest files"
     for each in report["largest"]:
@@ -72,7 +72,7 @@ def lines(report: dict[str, Any], root: str) -> Iterator[str]:
 
 
 def size(count: float) -> str:
-    """Give a number of bytes as people read it."""
+    """Return a number of bytes with a unit, such as ``1.5 MiB``."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

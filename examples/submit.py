@@ -1,6 +1,6 @@
-"""``python -m examples.submit FOLDER --job ID``: submit the audit of a folder.
+"""Submit the audit of a folder: ``python -m examples.submit FOLDER --job ID``.
 
-An earlier job of that name is deleted.
+An earlier job with that id is deleted.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from examples.audit import audit
 
 
 def main() -> int:
-    """Submit the audit; 2 where the folder cannot be audited."""
+    """Submit the audit. Return 2 if the folder or an option is invalid."""
     parser = argparse.ArgumentParser(prog="submit", description=__doc__)
     parser.add_argument("folder")
-    parser.add_argument("--job", required=True, help="the job's id")
+    parser.add_argument("--job", required=True, help="id of the job")
     parser.add_argument("--shards", type=int, default=16, help="rows of the job (default: 16)")
     options = parser.parse_args()
     with contextlib.suppress(JobNotFound):

@@ -27,7 +27,7 @@ from celery_statemanager.integration.settings import PREFIX, Settings
 from celery_statemanager.limits import check_index, check_name, check_optional
 from celery_statemanager.overview import look_alikes
 from celery_statemanager.records import JobKey, JobRecord
-from celery_statemanager.stores import Store, masked, open_store
+from celery_statemanager.stores import FullStore, Store, masked, open_store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -88,7 +88,7 @@ def note(message: str) -> None:
 
 
 @contextmanager
-def opened_store(app: Celery, url: str | None) -> Iterator[Store]:
+def opened_store(app: Celery, url: str | None) -> Iterator[FullStore]:
     """Open the store of an app, or the one at ``url``, and tell its trouble; none is made where none is."""
     shown = "" if url is None else masked(url)
     try:
@@ -159,7 +159,7 @@ def unseen(app: Celery, url: str | None) -> str:
     return "; a memory store is seen by its own process only" if memory else ""
 
 
-def _open(app: Celery, url: str | None) -> Store:
+def _open(app: Celery, url: str | None) -> FullStore:
     if url is not None:
         return open_store(url)
     from celery_statemanager.integration.app import StateManager

@@ -49,7 +49,7 @@ class Counts(NamedTuple):
     def from_summary(cls, summary: Summary) -> Counts:
         """Give the counts of a summary."""
         work = summary.fraction * summary.expected - summary.finished
-        classes = (summary.finished, summary.running, summary.failed, summary.not_started)
+        classes = (summary.finished, summary.running, summary.failed + summary.not_run, summary.not_started)
         return cls(summary.expected, *classes, max(0.0, work))
 
     @property
@@ -219,4 +219,4 @@ def _units(row: Row) -> int:
 def _counted(column: records.Column) -> Counts:
     tally = column.tally
     work = tally.progress / FRACTION_UNIT
-    return Counts(column.expected, tally.finished, tally.running, tally.failed, 0, work)
+    return Counts(column.expected, tally.finished, tally.running, tally.failed + tally.not_run, 0, work)

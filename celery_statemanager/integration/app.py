@@ -23,7 +23,7 @@ from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import JobKey
 from celery_statemanager.retention import find_job
-from celery_statemanager.stores import Store, open_store
+from celery_statemanager.stores import FullStore, open_store
 
 _installing = threading.Lock()
 
@@ -66,7 +66,7 @@ class StateManager:
         return Settings.from_app(self.app)
 
     @cached_property
-    def store(self) -> Store:
+    def store(self) -> FullStore:
         """The store of the settings; survives forks. Raises: ConfigurationError."""
         settings = self.settings
         store = open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)

@@ -11,7 +11,7 @@ from celery.signals import import_modules
 
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.metrics import Metrics
-from celery_statemanager.stores import Store
+from celery_statemanager.stores import FullStore
 
 
 class Tracker(Protocol):
@@ -26,7 +26,7 @@ class Tracker(Protocol):
         """Its settings."""
 
     @property
-    def store(self) -> Store:
+    def store(self) -> FullStore:
         """Its store."""
 
     @property

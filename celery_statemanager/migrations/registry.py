@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.manager import new_event_id
-from celery_statemanager.records import Cell, JobRecord
+from celery_statemanager.records import Cell, JobRecord, new_event_id
 
 StateStep = Callable[[JobRecord, Cell], Cell]
 """Return a cell in the layout of the step's number. The job is as it was when its migration began."""

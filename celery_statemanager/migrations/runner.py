@@ -12,13 +12,13 @@ from celery_statemanager.manager import new_incarnation
 from celery_statemanager.migrations.registry import STEPS, Steps
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.retention import current
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import Migratable
 
 AT_ONCE = 200
-"""Cells that are rewritten together. Other writers proceed between two portions."""
+"""Number of cells that are rewritten together. Other writers proceed between two portions."""
 
 MOST_PASSES = 10
-"""Limit of passes over the states of a job that other writers keep changing."""
+"""Maximum number of passes over the states of a job that other writers keep changing."""
 
 
 class Skip(str, Enum):
@@ -59,7 +59,7 @@ Tell = Callable[[JobRecord, "int | Skip"], object]
 
 
 def migrate_jobs(
-    store: Store,
+    store: Migratable,
     target: int | None = None,
     *,
     job_id: str | None = None,
@@ -105,7 +105,7 @@ class _Run:
         dry_run, foreign: as in ``migrate_jobs``.
     """
 
-    def __init__(self, store: Store, steps: Steps, target: int, tell: Tell | None) -> None:
+    def __init__(self, store: Migratable, steps: Steps, target: int, tell: Tell | None) -> None:
         self.report = MigrationReport(target)
         self.dry_run = False
         self.foreign = True
@@ -143,7 +143,10 @@ class _Run:
     def migrate(self, job: JobRecord) -> None:
         """Migrate a job to the target or, on a dry run, count the states that would change."""
         try:
-            states = self._count_outdated(job) if self.dry_run else self._migrate(job)
+            if self.dry_run:
+                states: int | None = sum(1 for _ in self._store.outdated_cells(job.ref, self._target))
+            else:
+                states = self._migrate(job)
         except JobNotFound:
             states = None
         if states is None:
@@ -162,9 +165,6 @@ class _Run:
     def _skip(self, job: JobRecord, reason: Skip) -> None:
         self.report.skipped[reason.value] = self.report.skipped.get(reason.value, 0) + 1
         self._tell(job, reason)
-
-    def _count_outdated(self, job: JobRecord) -> int:
-        return sum(1 for _ in self._store.outdated_cells(job.ref, self._target))
 
     def _migrate(self, job: JobRecord) -> int | None:
         """Return the number of rewritten states, or None if other writers changed the job in every pass."""

@@ -9,8 +9,18 @@ from typing import Any
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.capabilities import FullStore, Migratable, WorkerRegistry
 
-__all__ = ["Store", "Watch", "checked_timeout", "masked", "open_store"]
+__all__ = [
+    "FullStore",
+    "Migratable",
+    "Store",
+    "Watch",
+    "WorkerRegistry",
+    "checked_timeout",
+    "masked",
+    "open_store",
+]
 
 SCHEMES = {
     "firestore": "celery_statemanager.stores.firestore:FirestoreStore",
@@ -33,16 +43,16 @@ LONGEST_TIMEOUT = 3_600.0
 """Seconds; a store that is asked to wait longer for an answer waits so long."""
 
 
-def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> Store:
-    """Give the store that a URL names; nothing is imported for the other schemes.
+def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> FullStore:
+    """Return the store that a URL names; nothing is imported for the other schemes.
 
     Args:
         url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
             ``redis://host:6379/0``, ``firestore://project/collection?database=id``; docs/stores.md has all.
         timeout: seconds after which a call gives up with ``StoreUnavailable``.
-        options: handed to the store, which refuses what it does not know.
+        options: passed to the store, which refuses those that it does not know.
 
-    Raises: ConfigurationError – with the mend.
+    Raises: ConfigurationError.
     """
     if not isinstance(url, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", url):
         raise ConfigurationError(
@@ -69,15 +79,14 @@ def masked(url: str) -> str:
     return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*)=[^&]*", r"\1=**", shown)
 
 
-def _store_class(scheme: str, url: str) -> type[Store]:
+def _store_class(scheme: str, url: str) -> type[FullStore]:
     if scheme in SCHEMES:
         return _load(scheme, url)
     from importlib.metadata import entry_points  # half of what this package takes to be imported
 
     plugins = {point.name: point for point in entry_points(group="celery_statemanager.stores")}
     if scheme in plugins:
-        found: type[Store] = plugins[scheme].load()
-        return found
+        return _with_all_capabilities(plugins[scheme].load(), url)
     import difflib
 
     known = sorted({*SCHEMES, *plugins})
@@ -86,10 +95,21 @@ def _store_class(scheme: str, url: str) -> type[Store]:
     raise ConfigurationError(f"no store for scheme {scheme!r} in {masked(url)} (known: {', '.join(known)}){hint}")
 
 
-def _load(scheme: str, url: str) -> type[Store]:
+def _with_all_capabilities(found: type[Store], url: str) -> type[FullStore]:
+    if issubclass(found, FullStore):
+        return found
+    lacking = [each.__name__ for each in (WorkerRegistry, Migratable) if not issubclass(found, each)]
+    raise ConfigurationError(
+        f"cannot open {masked(url)}: {found.__module__}.{found.__qualname__} is no FullStore"
+        f"{' (it lacks ' + ' and '.join(lacking) + ')' if lacking else ''}, which workers and commands need; derive it "
+        "from celery_statemanager.stores.FullStore, or create it yourself and pass it to Manager"
+    )
+
+
+def _load(scheme: str, url: str) -> type[FullStore]:
     module, _, name = SCHEMES[scheme].partition(":")
     try:
-        found: type[Store] = getattr(importlib.import_module(module), name)
+        found: type[FullStore] = getattr(importlib.import_module(module), name)
     except ImportError as error:
         if scheme not in EXTRAS:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,6 @@ from celery_statemanager import aggregate
 from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
-    Begin,
-    BeginReply,
     Cell,
     Column,
     JobKey,
@@ -24,19 +22,19 @@ from celery_statemanager.records import (
     Page,
     StoredCell,
     WorkerRecord,
-    Write,
-    WriteReply,
 )
-from celery_statemanager.stores import steps
-from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.memory_grid import Job, MemoryWatch
+from celery_statemanager.stores.steps import Transaction
+from celery_statemanager.stores.transactional import Place, Reply, TransactionalStore
 
 _named: dict[str, MemoryStore] = {}
 _named_lock = threading.Lock()
 
 
-class MemoryStore(Store):
+class MemoryStore(TransactionalStore, FullStore):
     """A store that lives and dies with its process; a forked child goes on with a copy of its own.
 
     Args:
@@ -76,10 +74,6 @@ class MemoryStore(Store):
         with self._lock:
             return self._kept(key).snapshot()
 
-    def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
-        with self._lock:
-            return steps.update_job(self._transaction(job.ref), job)
-
     def list_jobs(
         self,
         cursor: str | None = None,
@@ -117,13 +111,11 @@ class MemoryStore(Store):
     def purge(self, limit: int = 1_000) -> int:
         return 0
 
-    def write(self, ref: JobRef, write: Write) -> WriteReply:
+    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], place: Place | None = None) -> Reply:
         with self._lock:
-            return steps.write(self._transaction(ref), write)
-
-    def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        with self._lock:
-            return steps.begin(self._transaction(ref), begin)
+            job = self._incarnation(ref)
+            job.now = max(self.now(), job.now)
+            return step(job)
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
         with self._lock:
@@ -165,10 +157,6 @@ class MemoryStore(Store):
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         with self._lock:
             return iter([found for found in self._incarnation(ref).cells() if found.cell.schema_version < below])
-
-    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
-        with self._lock:
-            return steps.rewrite(self._incarnation(ref), cells)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         with self._lock:
@@ -219,11 +207,6 @@ class MemoryStore(Store):
         job = self._jobs.get(ref.key)
         if job is None or job.record.incarnation != ref.incarnation:
             raise JobNotFound(*ref.key)
-        return job
-
-    def _transaction(self, ref: JobRef) -> Job:
-        job = self._incarnation(ref)
-        job.now = max(self.now(), job.now)
         return job
 
 

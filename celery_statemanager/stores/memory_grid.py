@@ -127,7 +127,7 @@ class Job:
         column = self._column(tag, keep=False)
         made = Column(tag, len(column.rows), column.tally, column.lowest())
         if indexes:
-            made.failed, made.running, made.missing = column.index_sets()
+            made.failed, made.running, made.missing, made.not_run = column.index_sets()
         return made
 
     def written(self, scope: Scope) -> Iterator[tuple[str, int, Cell]]:
@@ -186,16 +186,19 @@ class _Column:
             rows.add(self._waiting.first())
         return aggregate.lowest(self.job.state(self.tag, row) for row in rows if row is not None)
 
-    def index_sets(self) -> tuple[IndexSet, IndexSet, IndexSet]:
-        failed, running, started = [], [], []
+    def index_sets(self) -> tuple[IndexSet, IndexSet, IndexSet, IndexSet]:
+        failed: list[int] = []
+        running: list[int] = []
+        not_run: list[int] = []
+        started: list[int] = []
         for row, cell in self.cells.items():
             if row in self.rows and cell.status != 0:
                 started.append(row)
                 if cell.status < 0:
-                    failed.append(row)
+                    (failed if cell.blocked_by is None else not_run).append(row)
                 elif cell.status != Status.FINISHED:
                     running.append(row)
-        return IndexSet(failed), IndexSet(running), self.rows.without(IndexSet(started))
+        return IndexSet(failed), IndexSet(running), self.rows.without(IndexSet(started)), IndexSet(not_run)
 
     def _unwritten_row(self) -> int | None:
         while self._first_unwritten is not None and self._first_unwritten in self.cells:

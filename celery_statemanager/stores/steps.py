@@ -1,7 +1,7 @@
 """The atomic steps, written once over the few reads and writes that a store makes inside its own transaction.
 
-A store that computes in Python (memory, SQLite) gives a ``Transaction``; one that computes on its server (Redis)
-says the same in the server's language.
+A store that computes in Python (memory, SQLite, Firestore) passes a ``Transaction``; one that computes on its server
+(Redis) implements the same steps in the server's language.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from celery_statemanager.records import (
 from celery_statemanager.transitions import apply_begin, apply_write, blocked, unblocked
 
 
-class Transaction(Protocol):
-    """One job inside a store's transaction.
+class WriteTransaction(Protocol):
+    """What ``write``, ``begin`` and ``update_job`` use of a store: one job inside its transaction.
 
     Attributes:
         now: the store's time, not before any earlier write of the job; microseconds.
@@ -52,14 +52,14 @@ class Transaction(Protocol):
         """Store the changeable part of the job under its next revision."""
 
 
-class Rewriting(Transaction, Protocol):
-    """A transaction that can also change how a cell is kept."""
+class Transaction(WriteTransaction, Protocol):
+    """What a ``TransactionalStore`` passes to every step."""
 
     def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
-        """Store a cell that says the same as before, and count it anew: neither a change nor activity."""
+        """Store a cell that says the same in a later layout, and update its tally; not a change, nor activity."""
 
 
-def rewrite(tx: Rewriting, cells: Sequence[StoredCell]) -> int:
+def rewrite(tx: Transaction, cells: Sequence[StoredCell]) -> int:
     """Replace the cells that are still as they were found, which their marks say; give how many."""
     replaced = 0
     for found in cells:
@@ -75,7 +75,7 @@ def mark_of(cell: Cell) -> tuple[int, int]:
     return cell.version, cell.schema_version
 
 
-def write(tx: Transaction, request: Write) -> WriteReply:
+def write(tx: WriteTransaction, request: Write) -> WriteReply:
     """Write one cell and all that follows from it."""
     old = tx.cell(request.tag, request.task_index)
     cell = old or Cell()
@@ -93,7 +93,7 @@ def write(tx: Transaction, request: Write) -> WriteReply:
     return WriteReply(new, _decide(tx, request.tag, request.task_index, new))
 
 
-def begin(tx: Transaction, request: Begin) -> BeginReply:
+def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
     """Take an attempt, or say why not."""
     old = tx.cell(request.tag, request.task_index)
     cell = old or Cell()
@@ -108,7 +108,7 @@ def begin(tx: Transaction, request: Begin) -> BeginReply:
     return BeginReply(verdict, new, _decide(tx, request.tag, request.task_index, new))
 
 
-def update_job(tx: Transaction, job: JobRecord) -> tuple[str, ...] | None:
+def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
     """Replace the changeable part of a job, if nobody else did since it was read, and decide its latches."""
     if job.revision != tx.job.revision:
         return None
@@ -125,7 +125,7 @@ def update_job(tx: Transaction, job: JobRecord) -> tuple[str, ...] | None:
     return names
 
 
-def _begun_late(tx: Transaction, cell: Cell, request: Begin, *, ends_attempt: bool) -> Cell:
+def _begun_late(tx: WriteTransaction, cell: Cell, request: Begin, *, ends_attempt: bool) -> Cell:
     job = replace(tx.job, cancelled=None) if ends_attempt else tx.job  # what is done is done, cancelled or not
     verdict, new = apply_begin(job, cell, request, tx.now)
     if verdict is Verdict.CANCELLED and job.cancelled:
@@ -135,21 +135,21 @@ def _begun_late(tx: Transaction, cell: Cell, request: Begin, *, ends_attempt: bo
     return replace(new, version=cell.version, event_id=cell.event_id)  # one step, one version: the write's
 
 
-def _block(tx: Transaction, stage: str, task_index: int, failed: Cell) -> None:
+def _block(tx: WriteTransaction, stage: str, task_index: int, failed: Cell) -> None:
     for tag in tx.job.plan.after(stage, task_index) if tx.job.plan else ():
         old = tx.cell(tag, task_index)
         if old is None or old.waiting:
             tx.put(tag, task_index, old, blocked(old or Cell(), failed, stage, failed.event_id, tx.now))
 
 
-def _unblock(tx: Transaction, stage: str, task_index: int, event_id: str) -> None:
+def _unblock(tx: WriteTransaction, stage: str, task_index: int, event_id: str) -> None:
     for tag in tx.job.plan.after(stage, task_index) if tx.job.plan else ():
         old = tx.cell(tag, task_index)
         if old is not None and old.blocked_by == stage:
             tx.put(tag, task_index, old, unblocked(old, event_id, tx.now))
 
 
-def _decide(tx: Transaction, tag: str, task_index: int, new: Cell) -> tuple[str, ...]:
+def _decide(tx: WriteTransaction, tag: str, task_index: int, new: Cell) -> tuple[str, ...]:
     """Decide the latches after a cell changed; only an ending can move one, or coming to rest if cancelled."""
     job = tx.job
     if job.plan is None or not (new.final or job.cancelled) or not job.plan.expects(tag, task_index):

@@ -22,23 +22,24 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
-from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.capabilities import FullStore
 
 T = TypeVar("T")
 
 
-class WrappedStore(Store):
+class WrappedStore(FullStore):
     """Subclass it and override what you are about: one method, or ``calling`` for all of them.
 
     Args:
         inner: the store that does the work; closed by whoever made it.
     """
 
-    def __init__(self, inner: Store) -> None:
+    def __init__(self, inner: FullStore) -> None:
         self.inner = inner
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float, **options: Any) -> Store:
+    def from_url(cls, url: str, *, timeout: float, **options: Any) -> FullStore:
         raise ConfigurationError("a wrapped store has no URL: give it the store to wrap")
 
     def calling(self, method: str, call: Callable[[], T]) -> T:

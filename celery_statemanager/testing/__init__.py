@@ -18,28 +18,33 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgut
 
 from celery_statemanager.stores.wrapped import WrappedStore  # noqa: E402
 from celery_statemanager.testing.clock import FakeClock  # noqa: E402
-from celery_statemanager.testing.contract import StoreContract  # noqa: E402
+from celery_statemanager.testing.contract import CoreContract, StoreContract  # noqa: E402
+from celery_statemanager.testing.contract_migrations import MigratableContract  # noqa: E402
+from celery_statemanager.testing.contract_workers import WorkerRegistryContract  # noqa: E402
 from celery_statemanager.testing.faults import FaultyStore  # noqa: E402
 from celery_statemanager.testing.kit import Grid, StoreFactory  # noqa: E402
 from celery_statemanager.testing.proxy import Proxy  # noqa: E402
 
 if TYPE_CHECKING:
-    from celery_statemanager.stores.base import Store
+    from celery_statemanager.stores.capabilities import FullStore
     from celery_statemanager.testing.machine import StoreMachine
 
 __all__ = [
+    "CoreContract",
     "FakeClock",
     "FaultyStore",
     "Grid",
+    "MigratableContract",
     "Proxy",
     "StoreContract",
     "StoreFactory",
+    "WorkerRegistryContract",
     "WrappedStore",
     "store_machine",
 ]
 
 
-def store_machine(make_store: Callable[[], Store], recount_every: int = 1) -> type[StoreMachine]:
+def store_machine(make_store: Callable[[], FullStore], recount_every: int = 1) -> type[StoreMachine]:
     """Give a hypothesis state machine for a store; run it by ``run_state_machine_as_test``.
 
     Args:

@@ -1,12 +1,14 @@
-"""The contract of stores as tests: what ``Store`` says, held against any store."""
+"""The contract of stores as tests, a class for each capability."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.contract_aggregates import AggregateContract
 from celery_statemanager.testing.contract_attempts import AttemptContract
@@ -17,18 +19,18 @@ from celery_statemanager.testing.contract_completion import CompletionContract
 from celery_statemanager.testing.contract_deletion import DeletionContract
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
-from celery_statemanager.testing.contract_migrations import MigrationContract
+from celery_statemanager.testing.contract_migrations import MigratableContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_signals import SignalContract
 from celery_statemanager.testing.contract_stages import StageContract
 from celery_statemanager.testing.contract_subscriptions import SubscriptionContract
 from celery_statemanager.testing.contract_watching import WatchContract
-from celery_statemanager.testing.contract_workers import WorkerContract
-from celery_statemanager.testing.kit import StoreFactory
+from celery_statemanager.testing.contract_workers import WorkerRegistryContract
+from celery_statemanager.testing.kit import Grid, StoreFactory
 
 
-class StoreContract(
+class CoreContract(
     JobContract,
     DeletionContract,
     CellContract,
@@ -40,38 +42,37 @@ class StoreContract(
     CancelContract,
     CompletionContract,
     AggregateContract,
-    WorkerContract,
     WatchContract,
     SubscriptionContract,
     BarrierContract,
     SignalContract,
-    MigrationContract,
 ):
-    """Tests that every store passes, and no test that only one could.
+    """What every ``Store`` passes.
 
-    Subclass it where pytest collects tests and give it a fixture ``store_factory``::
+    Subclass it where pytest collects tests and define a fixture ``store_factory``::
 
-        from celery_statemanager.testing import StoreContract, StoreFactory
+        from celery_statemanager.testing import CoreContract, StoreFactory
 
-        class TestMyStore(StoreContract):
+        class TestMyStore(CoreContract):
             @pytest.fixture
             def store_factory(self, tmp_path):
-                url = f"mystore://{tmp_path}/states"
-                return StoreFactory(lambda **options: open_store(url, **options), url, takes_clock=True)
+                return StoreFactory(lambda **options: MyStore(tmp_path, **options), url=str(tmp_path), takes_clock=True)
 
-    Each test takes an empty store. What only some stores have is a field of ``StoreFactory``, and tests of it are
-    skipped where it is missing: data that other processes reach (``url``), a clock that can be given (``takes_clock``).
+    Add ``WorkerRegistryContract`` and ``MigratableContract`` as further bases for a store with these capabilities, or
+    use ``StoreContract`` for one with all of them. Each test takes an empty store. What only some stores have is a
+    field of ``StoreFactory``, and tests of it are skipped where it is missing: data that a second store object reaches
+    (``url``), a clock that the test controls (``takes_clock``).
     """
 
     @pytest.fixture
     def store(self, store_factory: StoreFactory) -> Iterator[Store]:
-        """Give an empty store."""
+        """Yield an empty store."""
         with store_factory.make() as store:
             yield store
 
     @pytest.fixture
     def other_store(self, store: Store, store_factory: StoreFactory) -> Iterator[Store]:
-        """Give a second store object on the data of ``store``."""
+        """Yield a second store object on the data of ``store``."""
         if store_factory.url is None:
             pytest.skip("its data live and die with one store object")
         with store_factory.make() as other:
@@ -79,13 +80,25 @@ class StoreContract(
 
     @pytest.fixture
     def clock(self, store_factory: StoreFactory) -> FakeClock:
-        """Give the clock of ``clocked_store``."""
+        """Return the clock of ``clocked_store``."""
         if not store_factory.takes_clock:
             pytest.skip("its clock is the server's")
         return FakeClock()
 
     @pytest.fixture
     def clocked_store(self, store_factory: StoreFactory, clock: FakeClock) -> Iterator[Store]:
-        """Give an empty store whose time stands still but for ``clock.advance``."""
+        """Yield an empty store whose time changes only by ``clock.advance``."""
         with store_factory.make(clock=clock) as store:
             yield store
+
+
+class StoreContract(CoreContract, WorkerRegistryContract, MigratableContract):
+    """What every ``FullStore`` passes: the parts for all capabilities. Use it as ``CoreContract``."""
+
+    def test_an_open_attempt_is_listed_as_its_cell_was_rewritten(self, store: FullStore) -> None:
+        grid = Grid.create(store)
+        grid.begin("a", 0, owner="w")
+        (found,) = store.outdated_cells(grid.ref, later := grid.job.schema_version + 1)
+        store.rewrite_cells(grid.ref, [replace(found, cell=replace(found.cell, schema_version=later))])
+        (attempt,) = store.list_open_attempts()
+        assert (attempt.cell, attempt.cell.schema_version) == (grid.cell("a", 0), later)

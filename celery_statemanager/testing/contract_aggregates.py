@@ -140,6 +140,48 @@ class AggregateContract:
         assert (summary.failed_indexes, summary.running_indexes, summary.missing_indexes) == (None, None, None)
         assert (summary.failed, summary.not_started, summary.lowest.task_index) == (1, 2, 1)
 
+    def test_cells_that_an_earlier_stage_kept_from_running_are_not_failures(self, store: Store) -> None:
+        grid = Grid.create(store, 9, ("scan", "read", "save"))
+        for row in (2, 4, 5):
+            grid.run("scan", row, FAILED)
+        grid.run("scan", 7)
+        grid.run("read", 7, -42)
+        grid.begin("read", 8)
+        for indexes in (True, False):
+            summary = grid.manager().summary(indexes=indexes)
+            assert (summary.failed, summary.not_run) == (4, 7)
+            assert (summary.not_started, summary.running, summary.finished) == (14, 1, 1)
+        summary = grid.manager().summary()
+        assert (str(summary.failed_indexes), str(summary.not_run_indexes)) == ("2,4-5,7", "2,4-5,7")
+        found = {tag: grid.manager().summary(tag) for tag in ("scan", "read", "save")}
+        assert {tag: (each.failed, each.not_run) for tag, each in found.items()} == {
+            "scan": (3, 0),
+            "read": (1, 3),
+            "save": (0, 4),
+        }
+        assert [str(found["read"].failed_indexes), str(found["read"].not_run_indexes)] == ["7", "2,4-5"]
+        assert [str(found["save"].failed_indexes), str(found["save"].not_run_indexes)] == ["", "2,4-5,7"]
+        assert found["save"].lowest.status == -42
+        assert grid.manager().get_state("read", 2).status == FAILED
+
+    def test_without_indexes_the_rows_that_were_not_run_are_left_out(self, store: Store) -> None:
+        grid = Grid.create(store, 2, ("scan", "save"))
+        grid.run("scan", 1, FAILED)
+        summary = grid.manager().summary(indexes=False)
+        assert (summary.not_run, summary.not_run_indexes) == (1, None)
+
+    def test_a_tie_between_a_failed_row_and_one_that_was_not_run_goes_to_the_lowest_row(self, store: Store) -> None:
+        grid = Grid.create(store, 6, {"scan": range(6), "save": range(5)})
+        grid.run("scan", 1, -5)
+        grid.write("save", 3, -5)
+        assert grid.lowest("save").task_index == 1
+        grid.write("save", 0, -5)
+        assert grid.lowest("save").task_index == 0
+        grid.run("scan", 4, -9)
+        assert (grid.lowest("save").task_index, grid.lowest("save").status) == (4, -9)
+        grid.write("save", 2, -10)
+        assert (grid.lowest("save").task_index, grid.lowest().task_index) == (2, 2)
+
     def test_the_fraction_counts_progress_where_it_is_known(self, store: Store) -> None:
         grid = Grid.create(store, 8, ("a",))
         payload = '{"progress":{"done":1,"total":4}}'

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from celery_statemanager.errors import JobNotFound
-from celery_statemanager.garbage import collect_garbage
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Submission
@@ -32,9 +30,6 @@ USES: dict[str, Callable[[Grid], object]] = {
 }
 
 
-AGES: dict[str, Any] = {"tombstone_age": "30d", "delete_age": "90d"}
-
-
 class DeletionContract:
     """What holds when jobs go and come again."""
 
@@ -49,15 +44,6 @@ class DeletionContract:
             job = store.get_job(manager.ref.key)
             assert job.tombstoned_at is not None
             assert [each.tombstoned_at for each in every_job(store)] == [job.tombstoned_at]
-
-    def test_a_job_written_to_right_after_it_was_hidden_is_revived(self, store: Store) -> None:
-        with Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",)) as manager:
-            manager.set_state("a", 5)
-            manager.tombstone_job()
-            assert collect_garbage(store, **AGES).revived == 0
-            manager.set_state("a", 6)
-            assert collect_garbage(store, **AGES).revived == 1
-            assert store.get_job(manager.ref.key).tombstoned_at is None
 
     @pytest.mark.parametrize("use", USES.values(), ids=USES)
     def test_a_deleted_job_is_not_found_by_any_use(self, store: Store, use: Callable[[Grid], object]) -> None:
@@ -158,13 +144,11 @@ class DeletionContract:
         assert [(state.tag, state.task_index) for state in fresh.states()] == [("a", 1)]
         assert store.purge() == 0
 
-    def test_a_deleted_job_leaves_no_open_attempts_and_nothing_due(self, store: Store) -> None:
+    def test_a_deleted_job_leaves_nothing_due(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",), failure="call")
-        grid.begin("a", 0, owner="worker")
         grid.run("a", 1, -1)
         assert [job.job_id for job in every_job(store, due=True)] == ["job"]
         grid.delete()
-        assert list(store.list_open_attempts()) == []
         assert list(every_job(store, due=True)) == []
         assert list(every_job(store)) == []
 

@@ -26,15 +26,15 @@ HALF = '{"done":1,"total":2}'
 MERGES: list[tuple[str | None, dict[str, Any], Any]] = [
     (None, {}, None),
     ('{"n":1}', {}, {"n": 1}),
-    ('{"n":1}', {"progress": HALF}, {"n": 1, "progress": {"done": 1, "total": 2}}),
-    (None, {"progress": HALF}, {"progress": {"done": 1, "total": 2}}),
+    ('{"n":1}', {"new_progress": HALF}, {"n": 1, "progress": {"done": 1, "total": 2}}),
+    (None, {"new_progress": HALF}, {"progress": {"done": 1, "total": 2}}),
     (
         '{"progress":{"done":1,"total":9,"x":0}}',
         {"status": FINISHED},
         {"progress": {"done": 9, "total": 9, "x": 0}},
     ),
     ('{"progress":{"done":1,"total":9}}', {"status": FAILED}, {"progress": {"done": 1, "total": 9}}),
-    ('{"n":1}', {"status": FINISHED, "progress": HALF}, {"n": 1, "progress": {"done": 2, "total": 2}}),
+    ('{"n":1}', {"status": FINISHED, "new_progress": HALF}, {"n": 1, "progress": {"done": 2, "total": 2}}),
     ('{"progress":"odd","n":"\\"progress\\""}', {"status": FINISHED}, {"progress": "odd", "n": '"progress"'}),
     ('{"progress":{"total":3}}', {"status": FINISHED}, {"progress": {"total": 3}}),
     ('{"progress":[1,2]}', {"status": 7}, {"progress": [1, 2]}),
@@ -45,7 +45,7 @@ MERGES: list[tuple[str | None, dict[str, Any], Any]] = [
     ),
     (
         '{"big":100000000000000000000,"f":1e300,"e":[],"o":{}}',
-        {"progress": '{"done":0.5,"total":1}'},
+        {"new_progress": '{"done":0.5,"total":1}'},
         {"big": 10**20, "f": 1e300, "e": [], "o": {}, "progress": {"done": 0.5, "total": 1}},
     ),
 ]

@@ -11,8 +11,8 @@ from types import FrameType
 
 import celery_statemanager
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.manager import new_event_id
 from celery_statemanager.models import Scope, StateEvent
+from celery_statemanager.records import new_event_id
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from celery_statemanager.failures import cause_of
 from celery_statemanager.models import Scope, Status
 from celery_statemanager.records import Delivery
 from celery_statemanager.stores.base import Store
@@ -33,6 +34,15 @@ class StageContract:
         grid = Grid.create(store, 2, STAGES)
         grid.run("scan", 0, -42)
         assert {grid.state(tag, 0).message for tag in STAGES[1:]} == {"not run: stage 'scan' failed: -42"}
+
+    @pytest.mark.parametrize("message", ["no such page", None, "it's \"odd\": 'x'\nline two"])
+    def test_the_message_of_a_blocked_cell_names_the_stage_and_its_message(
+        self, store: Store, message: str | None
+    ) -> None:
+        stage = 'it\'s "odd" \\ ü'
+        grid = Grid.create(store, 1, (stage, "save"))
+        grid.run(stage, 0, -42, message=message)
+        assert cause_of(grid.state("save", 0)) == (*cause_of(grid.state(stage, 0))[:2], True)
 
     def test_blocking_needs_a_final_negative_cell_and_a_write_that_cascades(self, store: Store) -> None:
         grid = Grid.create(store, 4, STAGES)
@@ -82,6 +92,37 @@ class StageContract:
         assert grid.lowest(row=0).tag == "read"
         grid.end("scan", 0)
         assert grid.run("read", 0).cell.version == 4
+
+    def test_a_row_is_counted_as_not_run_only_while_it_is_blocked(self, store: Store) -> None:
+        grid = Grid.create(store, 3, STAGES)
+
+        def counted() -> tuple[int, int, str, str]:
+            with_rows, bare = grid.manager().summary(), grid.manager().summary(indexes=False)
+            assert (with_rows.failed, with_rows.not_run) == (bare.failed, bare.not_run)
+            return bare.failed, bare.not_run, str(with_rows.failed_indexes), str(with_rows.not_run_indexes)
+
+        grid.run("scan", 0, FAILED)
+        grid.run("scan", 1, FAILED)
+        assert counted() == (2, 4, "0-1", "0-1")
+        grid.begin("scan", 0, delivery=Delivery(0, 1))
+        assert counted() == (1, 2, "1", "1")
+        grid.write("read", 1, -9, message="of its own")
+        assert counted() == (2, 1, "1", "1")
+        grid.begin("save", 1)
+        assert counted() == (2, 0, "1", "")
+        grid.end("scan", 0, FAILED)
+        assert counted() == (3, 2, "0-1", "0")
+
+    def test_what_a_cancelled_stage_blocks_was_not_run(self, store: Store) -> None:
+        grid = Grid.create(store, 3, STAGES)
+        grid.begin("scan", 0)
+        grid.cancel("why")
+        grid.end("scan", 0, int(Status.CANCELLED))
+        for indexes in (True, False):
+            summary = grid.manager().summary(indexes=indexes)
+            assert (summary.failed, summary.not_run, summary.not_started) == (7, 2, 0)
+        assert [str(grid.manager().summary(tag).failed_indexes) for tag in STAGES] == ["0-2", "1-2", "1-2"]
+        assert [str(grid.manager().summary(tag).not_run_indexes) for tag in STAGES] == ["", "0", "0"]
 
     def test_a_begin_that_is_refused_frees_nothing(self, store: Store) -> None:
         grid = Grid.create(store, 2, STAGES)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 
+from celery_statemanager.garbage import collect_garbage
+from celery_statemanager.manager import Manager
 from celery_statemanager.records import CALLBACK_ROW, OpenAttempt
-from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.capabilities import WorkerRegistry
 from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import PATIENCE, Grid, smoke
+from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, smoke
 
 
-class WorkerContract:
-    """What holds for worker records."""
+class WorkerRegistryContract:
+    """What holds for worker records and open attempts."""
 
-    def test_a_worker_record_is_kept_whole_and_leased_from_now(self, store: Store) -> None:
+    def test_a_worker_record_is_kept_whole_and_leased_from_now(self, store: WorkerRegistry) -> None:
         before = store.now()
         store.put_worker("w 1@höst", '{"body":"☃"}', 30)
         (record,) = store.list_workers()
@@ -21,12 +23,12 @@ class WorkerContract:
         assert before <= record.renewed_at <= store.now()
         assert record.lease_until - record.renewed_at == 30_000_000
 
-    def test_a_record_with_all_that_a_worker_may_list_is_kept_whole(self, store: Store) -> None:
+    def test_a_record_with_all_that_a_worker_may_list_is_kept_whole(self, store: WorkerRegistry) -> None:
         body = "☃" * 270_000  # a worker keeps below 800 KiB
         store.put_worker("w", body, 30)
         assert [record.body for record in store.list_workers()] == [body]
 
-    def test_a_renewal_replaces_the_record(self, store: Store) -> None:
+    def test_a_renewal_replaces_the_record(self, store: WorkerRegistry) -> None:
         store.put_worker("w", "one", 10)
         (first,) = store.list_workers()
         store.put_worker("w", "two", 20.5)
@@ -35,7 +37,7 @@ class WorkerContract:
         assert second.renewed_at >= first.renewed_at
         assert second.lease_until - second.renewed_at == 20_500_000
 
-    def test_dead_workers_are_listed_too_until_they_are_dropped(self, store: Store) -> None:
+    def test_dead_workers_are_listed_too_until_they_are_dropped(self, store: WorkerRegistry) -> None:
         for worker in ("dead", "alive", "ended"):
             store.put_worker(worker, worker, 60 if worker == "alive" else 0)
         records = {record.worker_id: record for record in store.list_workers()}
@@ -45,7 +47,7 @@ class WorkerContract:
             store.drop_worker("dead")
         assert {record.worker_id for record in store.list_workers()} == {"alive", "ended"}
 
-    def test_one_record_is_got_by_its_name_alone(self, store: Store) -> None:
+    def test_one_record_is_got_by_its_name_alone(self, store: WorkerRegistry) -> None:
         assert store.get_worker("w 1@höst") is None
         for worker in ("w 1@höst", "w", "~other"):
             store.put_worker(worker, f"body of {worker}", 30)
@@ -54,7 +56,7 @@ class WorkerContract:
         store.drop_worker("w")
         assert store.get_worker("w") is None
 
-    def test_a_lease_runs_out_by_the_stores_clock(self, store: Store) -> None:
+    def test_a_lease_runs_out_by_the_stores_clock(self, store: WorkerRegistry) -> None:
         store.put_worker("w", "", 0.05)
         (record,) = store.list_workers()
         deadline = time.monotonic() + PATIENCE
@@ -62,7 +64,7 @@ class WorkerContract:
             assert time.monotonic() < deadline
         assert store.list_workers() == [record]
 
-    def test_a_lease_is_judged_by_the_given_clock(self, clocked_store: Store, clock: FakeClock) -> None:
+    def test_a_lease_is_judged_by_the_given_clock(self, clocked_store: WorkerRegistry, clock: FakeClock) -> None:
         clocked_store.put_worker("w", "", 30)
         (record,) = clocked_store.list_workers()
         assert record.renewed_at == clocked_store.now() == round(clock() * 1_000_000)
@@ -71,7 +73,7 @@ class WorkerContract:
         clock.advance(2)
         assert record.lease_until < clocked_store.now()
 
-    def test_a_turn_is_its_holders_until_it_has_run_out(self, store: Store) -> None:
+    def test_a_turn_is_its_holders_until_it_has_run_out(self, store: WorkerRegistry) -> None:
         assert store.try_acquire("turn", "first", 0.2)
         assert store.try_acquire("turn", "first", 30)
         assert not store.try_acquire("turn", "second", 30)
@@ -81,20 +83,20 @@ class WorkerContract:
         assert store.try_acquire("turn", "second", 30)
         assert not store.try_acquire("turn", "first", 30)
 
-    def test_a_turn_runs_out_by_the_stores_clock(self, clocked_store: Store, clock: FakeClock) -> None:
+    def test_a_turn_runs_out_by_the_stores_clock(self, clocked_store: WorkerRegistry, clock: FakeClock) -> None:
         assert clocked_store.try_acquire("turn", "first", 30)
         clock.advance(29)
         assert not clocked_store.try_acquire("turn", "second", 30)
         clock.advance(2)
         assert clocked_store.try_acquire("turn", "second", 30)
 
-    def test_worker_records_got_can_be_altered_without_harm(self, store: Store) -> None:
+    def test_worker_records_got_can_be_altered_without_harm(self, store: WorkerRegistry) -> None:
         store.put_worker("w", "body", 10)
         store.list_workers()[0].body = "bent"
         assert store.list_workers()[0].body == "body"
 
     @smoke
-    def test_open_attempts_that_have_an_owner_are_listed(self, store: Store) -> None:
+    def test_open_attempts_that_have_an_owner_are_listed(self, store: WorkerRegistry) -> None:
         grids = [
             Grid.create(store, 3, ("a",), job_id=name, run_token=token) for name, token in (("x", None), ("y", "1"))
         ]
@@ -112,7 +114,7 @@ class WorkerContract:
             OpenAttempt(grids[1].ref, "failure", CALLBACK_ROW, grids[1].cell("failure", CALLBACK_ROW)),
         ]
 
-    def test_an_attempt_is_listed_until_it_is_closed_or_taken_over(self, store: Store) -> None:
+    def test_an_attempt_is_listed_until_it_is_closed_or_taken_over(self, store: WorkerRegistry) -> None:
         grid = Grid.create(store, 3, ("a",))
         for row in range(3):
             grid.begin("a", row, owner="w")
@@ -126,8 +128,30 @@ class WorkerContract:
         grid.write("a", 0, 0, attempt=2, ends_attempt=True)
         assert list(store.list_open_attempts()) == []
 
-    def test_many_open_attempts_are_all_listed(self, store: Store) -> None:
+    def test_many_open_attempts_are_all_listed(self, store: WorkerRegistry) -> None:
         grid = Grid.create(store, 300)
         for row in range(300):
             grid.begin("a", row, owner=f"w{row % 7}")
         assert sorted(each.task_index for each in store.list_open_attempts()) == list(range(300))
+
+    def test_an_attempt_begun_by_a_write_is_listed_while_it_is_open(self, store: WorkerRegistry) -> None:
+        grid = Grid.create(store)
+        cell = grid.write("a", 0, 40, begin=grid.request("a", 0, owner="w", kept="msg")).cell
+        grid.write("a", 1, FINISHED, begin=grid.request("a", 1, owner="w"), ends_attempt=True)
+        assert [attempt.cell for attempt in store.list_open_attempts()] == [cell]
+
+    def test_a_deleted_job_leaves_no_open_attempts(self, store: WorkerRegistry) -> None:
+        grid = Grid.create(store, 2, ("a",))
+        grid.begin("a", 0, owner="worker")
+        assert [attempt.ref for attempt in store.list_open_attempts()] == [grid.ref]
+        grid.delete()
+        assert list(store.list_open_attempts()) == []
+
+    def test_a_job_written_to_right_after_it_was_hidden_is_revived(self, store: WorkerRegistry) -> None:
+        with Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",)) as manager:
+            manager.set_state("a", 5)
+            manager.tombstone_job()
+            assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 0
+            manager.set_state("a", 6)
+            assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 1
+            assert store.get_job(manager.ref.key).tombstoned_at is None

@@ -31,6 +31,6 @@ writes = st.fixed_dictionaries(
         "counts_as_loss": st.just(value=True),
         "payload": st.sampled_from(PAYLOADS),
         "keep_payload": st.just(value=True),
-        "progress": st.just(PROGRESS),
+        "new_progress": st.just(PROGRESS),
     },
 )

@@ -20,7 +20,8 @@ from typing import TypeVar
 from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Batch, JobRef
-from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.wrapped import WrappedStore
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class FaultyStore(WrappedStore):
             of other processes.
     """
 
-    def __init__(self, inner: Store, down: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, inner: FullStore, down: Callable[[], bool] = lambda: False) -> None:
         super().__init__(inner)
         self._switched = down
         self._down = threading.Event()

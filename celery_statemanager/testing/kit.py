@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from celery_statemanager.manager import Manager, new_event_id, new_job
+from celery_statemanager.manager import Manager, new_job
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import (
@@ -102,7 +102,6 @@ class Grid:
 
     def write(self, tag: str, row: int, status: int, **fields: Any) -> WriteReply:
         """Write a cell."""
-        fields.setdefault("event_id", new_event_id())
         return self.store.write(self.ref, Write(tag=tag, task_index=row, status=status, **fields))
 
     def begin(self, tag: str, row: int, **fields: Any) -> BeginReply:
@@ -111,7 +110,6 @@ class Grid:
 
     def request(self, tag: str, row: int, **fields: Any) -> Begin:
         """Make a Begin, not yet sent."""
-        fields.setdefault("event_id", new_event_id())
         return Begin(tag=tag, task_index=row, **fields)
 
     def end(self, tag: str, row: int, status: int = FINISHED, **fields: Any) -> WriteReply:

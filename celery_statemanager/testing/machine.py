@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from celery_statemanager.errors import JobExists, JobNotFound, StateManagerError
-from celery_statemanager.manager import new_event_id, new_job
+from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, Delivery, Write
-from celery_statemanager.stores.base import Store
+from celery_statemanager.records import Begin, Delivery, Write, new_event_id
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.agreement import check_agreement
 from celery_statemanager.testing.drawn import PLANS, ROWS, deliveries, messages, owners, places, scopes, ways, writes
@@ -231,7 +231,7 @@ class StoreMachine(RuleBasedStateMachine):
     def recount(self) -> None:
         while self.touched:
             model = self.kept[self.touched.pop()]
-            check_agreement(Grid(self.store, model.ref), model)
+            check_agreement(self.store, model)
 
     def create(self, name: str, plan: Any) -> Any:
         try:
@@ -259,7 +259,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.touched.add(model.job.job_id)
 
 
-def machine_for(make_store: Callable[[], Store], recount_every: int) -> type[StoreMachine]:
+def machine_for(make_store: Callable[[], FullStore], recount_every: int) -> type[StoreMachine]:
     """Give a machine of its own for a store, with its own counts."""
     fields = {"make_store": staticmethod(make_store), "recount_every": recount_every, "counts": Counter()}
     return type("StoreMachine", (StoreMachine,), fields)

@@ -198,8 +198,8 @@ def _written(cell: Cell, request: Write) -> Cell:
 
 def _merged(kept: str | None, request: Write, status: int) -> str | None:
     payload: dict[str, Any] | None = json.loads(kept) if kept else None
-    if request.progress:
-        payload = {**(payload or {}), "progress": json.loads(request.progress)}
+    if request.new_progress:
+        payload = {**(payload or {}), "progress": json.loads(request.new_progress)}
     progress = (payload or {}).get("progress")
     if status == FINISHED and isinstance(progress, dict) and progress.keys() >= {"done", "total"}:
         payload = {**(payload or {}), "progress": {**progress, "done": progress["total"]}}

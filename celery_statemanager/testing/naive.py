@@ -39,10 +39,11 @@ def tally(cells: Iterable[Cell]) -> Tally:
         running = not finished and cell.status > 0
         total["running"] += running
         total["finished"] += finished
-        total["failed"] += negative
+        total["failed"] += negative and cell.blocked_by is None
+        total["not_run"] += negative and cell.blocked_by is not None
         total["succeeded"] += finished and not cell.open
         total["ended"] += (finished or negative) and not cell.open
-        total["alarms"] += negative and not cell.open and cell.status != Status.CANCELLED
+        total["failed_final"] += negative and not cell.open and cell.status != Status.CANCELLED
         total["pending"] += cell.open or running
         total["progress"] += round(_share(cell) * FRACTION_UNIT) if running else 0
     return Tally(**total)
@@ -72,10 +73,10 @@ def check_grid(
     for tag in {tag for tag, _ in states}:
         inside = [place for place in places if place[0] == tag] or [place for place in states if place[0] == tag]
         _check_lowest(grid.lowest(tag), [states[place] for place in inside])
-        check_summary(manager.summary(tag), states, inside, cancelled=job.cancelled is not None)
+        check_summary(manager.summary(tag), cells, states, inside, cancelled=job.cancelled is not None)
     for indexes in (True, False) if places else ():
         summary = manager.summary(indexes=indexes)
-        check_summary(summary, states, places, cancelled=job.cancelled is not None)
+        check_summary(summary, cells, states, places, cancelled=job.cancelled is not None)
     _check_lists(grid, cells, states)
 
 
@@ -102,20 +103,28 @@ def _share(cell: Cell) -> float:
     return fraction_of(cell.status, payload.get("progress")) or 0.0
 
 
-def check_summary(summary: Summary, states: States, places: Iterable[tuple[str, int]], *, cancelled: bool) -> None:
+def check_summary(
+    summary: Summary, cells: Cells, states: States, places: Iterable[tuple[str, int]], *, cancelled: bool
+) -> None:
     """Compare a summary with a recount of what readers see; in a cancelled job what is not started has failed."""
+    places = list(places)
     found = [states[place] for place in places]
-    failed = [state for state in found if state.failed or (cancelled and state.status == 0)]
+    not_run = [states[place] for place in places if cells[place].status < 0 and cells[place].blocked_by is not None]
+    failed = [state for state in found if (state.failed or (cancelled and state.status == 0)) and state not in not_run]
     finished = [state for state in found if state.finished]
     missing = [state for state in found if state.status == 0 and not cancelled]
     running = [state for state in found if not state.terminal and state.status != 0]
     assert summary.expected == len(found)
-    counts = (summary.not_started, summary.running, summary.finished, summary.failed)
-    assert counts == (len(missing), len(running), len(finished), len(failed))
+    counts = (summary.not_started, summary.running, summary.finished, summary.failed, summary.not_run)
+    assert counts == (len(missing), len(running), len(finished), len(failed), len(not_run))
+    assert sum(counts) == summary.expected
     assert (summary.lowest.status, summary.lowest.task_index, summary.lowest.tag) == lowest(found)
     done = len(finished) + sum(state.fraction or 0.0 for state in running)
     assert abs(summary.fraction - done / len(found)) < 1e-6
-    if summary.failed_indexes is not None:
+    if summary.failed_indexes is None:
+        assert summary.not_run_indexes is None
+    else:
+        assert summary.not_run_indexes == {state.task_index for state in not_run}
         assert set(summary.failed_indexes) == {state.task_index for state in failed}
         assert set(summary.running_indexes or ()) == {state.task_index for state in running}
         assert set(summary.missing_indexes or ()) == {state.task_index for state in missing}

@@ -1,7 +1,7 @@
-"""Services of a compose file as local processes: their own commands, environments, health checks and order.
+"""Run the services of a compose file as local processes, with their commands, environments, health checks and order.
 
-What a container engine does is done by translation: a service's name is this machine, its port a free one, a volume a
-folder. Images are not looked at: what they bring must be installed here.
+Without a container engine, addresses and paths are translated: the name of a service to this machine, its port to a
+free one, and a volume to a folder. Images are ignored, so their contents must be installed on this machine.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ import yaml
 
 from celery_statemanager.testing.ports import free_port
 
-PATIENCE = 60.0
-"""Seconds after which a service that should be healthy, or ended, is given up."""
+TIMEOUT = 60.0
+"""Seconds within which a service must become healthy or complete."""
 
-ENDINGS = {"service_started": "started", "service_healthy": "healthy", "service_completed_successfully": "completed"}
+CONDITIONS = {"service_started": "started", "service_healthy": "healthy", "service_completed_successfully": "completed"}
 
 
 def read(path: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Read a compose file: ``${NAME:-default}`` filled in, ``$$`` a dollar."""
+    """Read a compose file. ``${NAME:-default}`` is replaced by the variable, ``$$`` by ``$``."""
 
-    def filled(match: re.Match[str]) -> str:
+    def substitute(match: re.Match[str]) -> str:
         return "$" if match[0] == "$$" else environment.get(match["name"], match["default"])
 
-    return mapped(
+    return map_strings(
         yaml.safe_load(path.read_text(encoding="utf-8")),
-        lambda text: re.sub(r"\$\$|\$\{(?P<name>\w+):-(?P<default>[^}]*)\}", filled, text),
+        lambda text: re.sub(r"\$\$|\$\{(?P<name>\w+):-(?P<default>[^}]*)\}", substitute, text),
     )
 
 
-def mapped(value: Any, change: Any) -> Any:
-    """Change every text of nested lists and mappings."""
+def map_strings(value: Any, change: Any) -> Any:
+    """Apply a function to every string in nested lists and mappings."""
     if isinstance(value, dict):
-        return {key: mapped(each, change) for key, each in value.items()}
+        return {key: map_strings(each, change) for key, each in value.items()}
     if isinstance(value, list):
-        return [mapped(each, change) for each in value]
+        return [map_strings(each, change) for each in value]
     return change(value) if isinstance(value, str) else value
 
 
@@ -67,7 +67,7 @@ class Service:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.command,
-                env=self._surroundings(),
+                env=self._environment(),
                 cwd=Path(__file__).parents[2],
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -76,50 +76,50 @@ class Service:
             )
 
     def healthy(self) -> bool:
-        """Whether its own check says so. Raises: AssertionError – it has ended."""
+        """Return whether its health check passes. Raises: AssertionError if the service has ended."""
         assert self.process is not None
-        assert self.process.poll() is None, f"{self.name} ended:\n{self.said}"
-        checked = subprocess.run(
+        assert self.process.poll() is None, f"{self.name} ended:\n{self.output}"
+        check = subprocess.run(
             ["sh", "-c", self.check],
-            env=self._surroundings(),
+            env=self._environment(),
             cwd=Path(__file__).parents[2],
             capture_output=True,
             check=False,
         )
-        return checked.returncode == 0
+        return check.returncode == 0
 
     def completed(self) -> bool:
-        """Whether it has ended well. Raises: AssertionError – it has ended otherwise."""
+        """Return whether the service has ended with code 0. Raises: AssertionError if it has ended with another code."""
         assert self.process is not None
         code = self.process.poll()
-        assert code in (None, 0), f"{self.name} ended with {code}:\n{self.said}"
+        assert code in (None, 0), f"{self.name} ended with {code}:\n{self.output}"
         return code == 0
 
     def started(self) -> bool:
         return self.process is not None
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             try:
-                self.process.wait(PATIENCE)
+                self.process.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait(PATIENCE)
+                self.process.wait(TIMEOUT)
 
-    def _surroundings(self) -> dict[str, str]:
-        """A container sees its image and what it was given, nothing else of this machine."""
+    def _environment(self) -> dict[str, str]:
+        """Return the variables of the service without those of this machine, as in a container."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        given = {"PATH": path, "HOME": str(self.home), "HOSTNAME": socket.gethostname(), "PYTHONUNBUFFERED": "1"}
-        return {**given, **self.environment}
+        basic = {"PATH": path, "HOME": str(self.home), "HOSTNAME": socket.gethostname(), "PYTHONUNBUFFERED": "1"}
+        return {**basic, **self.environment}
 
 
 class Project:
-    """The services of one profile; started in their order, stopped in reverse."""
+    """The services of one profile, started in order of dependency and stopped in reverse."""
 
     def __init__(self, file: Path, profile: str, home: Path, **environment: str) -> None:
         described = read(file, environment)
@@ -129,20 +129,21 @@ class Project:
         for name, each in chosen.items():
             folders = dict(self._folders(each.get("volumes", ()), home))
             self.services[name] = Service(
-                name, mapped(each, lambda text, folders=folders: self._here(text, chosen, folders)), home
+                name, map_strings(each, lambda text, folders=folders: self._translate(text, chosen, folders)), home
             )
 
     def up(self) -> Iterator[Service]:
-        """Start each service once those it waits for are as it wants them."""
+        """Start each service once its dependencies fulfil its conditions, and yield it."""
         for name in self.order():
             service = self.services[name]
             for other, condition in service.waits_for.items():
-                wait_until(getattr(self.services[other], ENDINGS[condition]), f"{other} is not {ENDINGS[condition]}")
+                state = CONDITIONS[condition]
+                wait_until(getattr(self.services[other], state), f"{other} is not {state}")
             service.start()
             yield service
 
     def order(self) -> list[str]:
-        """Give the names, those waited for first."""
+        """Return the names of the services, dependencies first."""
         placed: list[str] = []
         while len(placed) < len(self.services):
             ready = [name for name, each in self.services.items() if {*each.waits_for} <= {*placed}]
@@ -153,8 +154,8 @@ class Project:
         for name in reversed(self.order()):
             self.services[name].stop()
 
-    def _here(self, text: str, names: dict[str, Any], folders: dict[str, str]) -> str:
-        """Translate addresses and paths of containers to those of this machine."""
+    def _translate(self, text: str, names: dict[str, Any], folders: dict[str, str]) -> str:
+        """Replace addresses and paths of containers by those of this machine."""
         for port, free in self._ports.items():
             text = re.sub(rf"(?:\b(?:{'|'.join(names)}|localhost|0\.0\.0\.0)):{port}\b", f"127.0.0.1:{free}", text)
             text = re.sub(rf"(--port|-p) {port}\b", rf"\1 {free}", text)
@@ -171,9 +172,9 @@ class Project:
             yield target, str(folder.resolve())
 
 
-def wait_until(condition: Any, complaint: str) -> None:
-    """Ask again and again until it holds. Raises: AssertionError after ``PATIENCE``."""
-    deadline, pause = time.monotonic() + PATIENCE, threading.Event()
+def wait_until(condition: Any, message: str) -> None:
+    """Wait until a condition holds. Raises: AssertionError with the message after ``TIMEOUT`` seconds."""
+    deadline, pause = time.monotonic() + TIMEOUT, threading.Event()
     while not condition():
-        assert time.monotonic() < deadline, f"{complaint} after {PATIENCE} s"
+        assert time.monotonic() < deadline, f"{message} after {TIMEOUT} s"
         pause.wait(0.1)

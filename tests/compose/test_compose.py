@@ -1,4 +1,4 @@
-"""docker-compose.yml: valid, and what it would run does its work, without an engine."""
+"""docker-compose.yml: its schema, and its services run as local processes."""
 
 import json
 import shutil
@@ -26,65 +26,65 @@ def folder(tmp_path):
 
 @pytest.fixture
 def up(tmp_path, folder):
-    """Start a profile; give its services by name when the last one was started."""
-    started = []
+    """Return a function that starts all services of a profile and returns them by name."""
+    projects = []
 
     def up(profile):
         require("redis-server", "redis-server")
         project = Project(FILE, profile, tmp_path, AUDIT_FOLDER=str(folder), AUDIT_SHARDS="3")
-        started.append(project)
+        projects.append(project)
         list(project.up())
         return project.services
 
     yield up
-    for project in started:
+    for project in projects:
         project.down()
 
 
-def test_it_follows_the_schema_of_compose():
+def test_the_file_follows_the_schema_of_compose():
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(FILE)]
     done = subprocess.run(check, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("profile", ["redis", "firestore"])
-def test_a_profile_has_every_part_and_whoever_is_waited_for_can_be_asked(profile):
+def test_a_profile_has_all_services_and_required_health_checks(profile):
     services = {name: each for name, each in read(FILE, {})["services"].items() if profile in each["profiles"]}
     assert {"redis", "worker", "beat", "submitter", "monitor"} <= {name.partition("-")[0] for name in services}
     for each in services.values():
-        for other, wanted in each.get("depends_on", {}).items():
+        for other, dependency in each.get("depends_on", {}).items():
             assert other in services
-            assert wanted["condition"] != "service_healthy" or "healthcheck" in services[other]
+            assert dependency["condition"] != "service_healthy" or "healthcheck" in services[other]
 
 
-def test_the_image_is_made_of_files_that_are_there():
+def test_files_copied_into_the_image_exist_and_are_not_ignored():
     copied = [line.split()[1:-1] for line in DOCKERFILE.read_text().splitlines() if line.startswith("COPY")]
     sources = [source for sources in copied for source in sources]
-    let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    included = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert sources
     for source in sources:
         assert (ROOT / source).exists()
-        assert source in let_in
+        assert source in included
 
 
-def audited(services, tmp_path):
-    """Wait for the monitor and the report of the job; give what the monitor said."""
+def run_audit(services, tmp_path):
+    """Wait for the monitor and the report of the job, and return the output of the monitor."""
     (monitor,) = (each for name, each in services.items() if name.startswith("monitor"))
-    wait_until(monitor.completed, f"the monitor has not ended: {monitor.said}")
+    wait_until(monitor.completed, f"the monitor has not ended: {monitor.output}")
     report = tmp_path / "volumes" / "data" / "results" / "folder-audit" / "report.json"
     wait_until(report.exists, "there is no report")
     assert json.loads(report.read_text())["files"] == 6
-    return monitor.said
+    return monitor.output
 
 
-def test_the_audit_on_redis(up, tmp_path):
-    said = audited(up("redis"), tmp_path)
-    assert "all finished" in said
-    assert "6 of 6 finished" in said
+def test_the_audit_finishes_on_redis(up, tmp_path):
+    output = run_audit(up("redis"), tmp_path)
+    assert "all finished" in output
+    assert "6 of 6 finished" in output
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(shutil.which("gcloud") is None, reason="no gcloud, which the emulator's image brings")
-def test_the_audit_on_the_firestore_emulator(up, tmp_path):
-    said = audited(up("firestore"), tmp_path)
-    assert "6 of 6 finished" in said
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+def test_the_audit_finishes_on_the_firestore_emulator(up, tmp_path):
+    output = run_audit(up("firestore"), tmp_path)
+    assert "6 of 6 finished" in output

@@ -1,4 +1,4 @@
-"""The image of examples/Dockerfile as a worker in a container, by pytest-celery; skipped where there is no engine."""
+"""The image of examples/Dockerfile as a worker in a container; skipped without a container engine."""
 
 import gc
 import json
@@ -19,13 +19,13 @@ from pytest_docker_tools import build, container, fxtr
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120
 FOLDER = "/etc"
-"""A folder with some files, here as in the image."""
+"""A folder that contains files on this machine and in the image."""
 
 pytestmark = pytest.mark.containers
 
 
-def complaint():
-    """Give why no container can run; None where one can."""
+def engine_error():
+    """Return the reason why no container can run, or None."""
     try:
         client = docker.from_env()
         client.ping()
@@ -37,13 +37,13 @@ def complaint():
 
 @pytest.fixture(scope="session", autouse=True)
 def engine():
-    """Skip before any image is built."""
+    """Skip the tests before an image is built if there is no engine."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the client leaves its socket open where nobody answers
-        why = complaint()
+        warnings.simplefilter("ignore", ResourceWarning)  # the client leaves its socket open if no engine responds
+        error = engine_error()
         gc.collect()
-    if why is not None:
-        pytest.skip(f"no container engine answers: {why}")
+    if error is not None:
+        pytest.skip(f"no container engine responds: {error}")
 
 
 image = build(path=str(ROOT), dockerfile="examples/Dockerfile", tag="celery-statemanager-examples:test")
@@ -67,7 +67,7 @@ def celery_broker_cluster(celery_redis_broker):
 
 @pytest.fixture
 def celery_backend_cluster():
-    """There is no result backend; none is needed."""
+    """Return no result backend, because none is needed."""
     return
 
 
@@ -83,14 +83,14 @@ def worker_environment(celery_redis_broker):
 
 @pytest.fixture
 def run(celery_setup):
-    """Run a command on this side of the containers; give what it says."""
-    surroundings = {**os.environ, **environment(celery_setup.broker.config()["host_url"])}
+    """Return a function that runs a command outside the containers and returns its output."""
+    variables = {**os.environ, **environment(celery_setup.broker.config()["host_url"])}
 
     def run(*command):
         done = subprocess.run(
             [sys.executable, "-m", *command],
             cwd=ROOT,
-            env=surroundings,
+            env=variables,
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -102,14 +102,14 @@ def run(celery_setup):
     return run
 
 
-def test_a_job_runs_in_a_container_and_is_watched_from_outside(run):
+def test_a_job_runs_in_a_container_and_is_monitored_from_outside(run):
     run("examples.submit", FOLDER, "--job", "smoke", "--shards", "3")
     run("celery", "-A", "examples", "monitor-state", "--job", "smoke", "--exit-status")
-    told = json.loads(run("celery", "-A", "examples", "show-state", "smoke", "--format", "json"))
-    assert (told["phase"], told["finished"]) == ("finished", 6)
+    shown = json.loads(run("celery", "-A", "examples", "show-state", "smoke", "--format", "json"))
+    assert (shown["phase"], shown["finished"]) == ("finished", 6)
 
 
-def test_a_worker_that_is_started_again_goes_on(run, celery_setup):
+def test_a_restarted_worker_runs_another_job(run, celery_setup):
     celery_setup.worker.restart()
     run("examples.submit", FOLDER, "--job", "again", "--shards", "3")
     run("celery", "-A", "examples", "monitor-state", "--job", "again", "--exit-status")

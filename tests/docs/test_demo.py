@@ -1,4 +1,4 @@
-"""The demo, as a user runs it, on a small folder."""
+"""The demo on a small folder, run as a user does."""
 
 import json
 import os
@@ -35,44 +35,44 @@ def report(home):
     return json.loads(path.read_text())
 
 
-def test_the_demo_audits_a_folder_from_start_to_report(folder, tmp_path):
+def test_the_demo_audits_a_folder_and_prints_a_report(folder, tmp_path):
     done = demo(folder, tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert "7 files, 97.7 KiB in 4 shards" in done.stdout
     assert "inner/large.bin" in done.stdout
-    found = report(tmp_path / "home")
-    assert sorted(len(each["paths"]) for each in found["duplicates"]) == [2, 2, 2]
-    assert found["bytes_by_type"] == {".bin": 100_000, ".txt": 54}
+    saved = report(tmp_path / "home")
+    assert sorted(len(each["paths"]) for each in saved["duplicates"]) == [2, 2, 2]
+    assert saved["bytes_by_type"] == {".bin": 100_000, ".txt": 54}
 
 
 def test_a_report_of_long_paths_fits_80_columns():
     path = f"/audited/{'long/' * 30}name.txt"
-    told = {"largest": [{"bytes": 10**8, "path": path}], "duplicates": [{"bytes": 10**8, "paths": [path] * 1_000}]}
-    whole = {"files": 1_000, "bytes": 10**11, "shards": 4, "failed_shards": [], "bytes_by_type": {".txt": 10**11}}
-    said = list(lines({**told, **whole}, "/audited"))
-    assert max(map(len, said)) <= 80
-    assert [line.endswith("name.txt") for line in said].count(True) == 2
+    files = {"largest": [{"bytes": 10**8, "path": path}], "duplicates": [{"bytes": 10**8, "paths": [path] * 1_000}]}
+    totals = {"files": 1_000, "bytes": 10**11, "shards": 4, "failed_shards": [], "bytes_by_type": {".txt": 10**11}}
+    printed = list(lines({**files, **totals}, "/audited"))
+    assert max(map(len, printed)) <= 80
+    assert [line.endswith("name.txt") for line in printed].count(True) == 2
 
 
 def without_root_powers():
-    """Make file permissions count for root, too."""
+    """Return a command prefix under which file permissions apply to root, too."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
-        pytest.skip("root reads every file: apt-get install util-linux for setpriv, or run as a user")
+        pytest.skip("root can read every file: install util-linux for setpriv, or run the tests as another user")
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
-def test_an_unreadable_file_is_a_failed_shard_with_its_reason(folder, tmp_path):
+def test_an_unreadable_file_fails_its_shard_with_the_reason(folder, tmp_path):
     (folder / "3.txt").chmod(0)
     done = demo(folder, tmp_path / "home", *without_root_powers())
     assert done.returncode == 1, done.stderr
     assert "PermissionError" in done.stdout
-    assert "without shards [3]" in done.stdout
+    assert "without failed shards [3]" in done.stdout
     assert report(tmp_path / "home")["failed_shards"] == [3]
 
 
-def test_a_folder_that_is_none_is_refused_in_one_line(tmp_path):
+def test_a_missing_folder_is_rejected_in_one_line(tmp_path):
     done = demo(tmp_path / "missing", tmp_path / "home")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("demo: ")

@@ -1,4 +1,4 @@
-"""What the documents claim about rules and tests: each rule is stated once, and the tests that are named exist."""
+"""The design states each rule once, and the documents name tests that exist."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_each_rule_is_named_by_a_test_file():
 
 
 def test_each_failure_mode_names_tests_that_exist():
-    named = re.findall(r"`((?:test|contract)_\w+\.py)`", text_of("docs/failure-modes.md"))
-    there = {path.name for folder in (CONTRACT, ROOT / "tests") for path in folder.rglob("*.py")}
-    assert len(named) > 30
-    assert not {*named} - there
+    names = re.findall(r"`((?:test|contract)_\w+\.py)`", text_of("docs/failure-modes.md"))
+    existing = {path.name for folder in (CONTRACT, ROOT / "tests") for path in folder.rglob("*.py")}
+    assert len(names) > 30
+    assert not {*names} - existing

@@ -1,4 +1,4 @@
-"""What the documents say runs: every Python block, every command line, every message, every link."""
+"""Every Python block, command line, message and link in the documents is valid."""
 
 import functools
 import logging
@@ -41,7 +41,7 @@ def example(**names):
 
 
 def run(page, names):
-    """Run a page's Python blocks in order; one that makes an app of its own keeps it to itself."""
+    """Run a page's Python blocks in order. A block that creates an app leaves the names of the others unchanged."""
     for number, block in enumerate(blocks(page, "python"), 1):
         own_app = block.startswith("app = Celery(")
         exec(compile(block, f"{page} block {number}", "exec"), {**names} if own_app else names)
@@ -56,7 +56,7 @@ def names(tmp_path, monkeypatch):
     """Return the names of the README's example, which the other pages continue."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(worker_init, "receivers", [*worker_init.receivers])  # other tests start workers in this process
-    names = example(__name__=f"readme_{uuid.uuid4().hex}")  # Celery keeps tasks by their module's name
+    names = example(__name__=f"readme_{uuid.uuid4().hex}")  # Celery registers tasks by module name
     names["app"].conf.update(EAGER)
     return names
 
@@ -126,7 +126,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_line_is_one_that_would_be_taken(line):
+def test_every_command_line_is_valid(line):
     words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
     if words[0] == "celery":
         words = words[3:] if words[1] == "-A" else words[1:]
@@ -167,7 +167,7 @@ def links():
 
 
 def anchors(path):
-    """Return the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -189,12 +189,12 @@ MESSAGES = [
 ]
 
 
-def test_the_faq_quotes_messages_as_they_are():
+def test_the_faq_quotes_error_messages_verbatim():
     quoted = re.findall(r"^    (.+)$", text_of("docs/faq.md"), re.MULTILINE)
     assert sorted(quoted) == sorted(map(str, MESSAGES))
 
 
-def test_the_faq_has_every_error_that_is_raised():
+def test_the_faq_describes_every_error():
     headings = " ".join(re.findall(r"^### (.+)$", text_of("docs/faq.md"), re.MULTILINE))
     raised_by_users, bases = {"StateError"}, {"StateManagerError", "StoreError"}
     named = {name for name, each in vars(errors).items() if isinstance(each, type) and not name.startswith("_")}
@@ -202,13 +202,13 @@ def test_the_faq_has_every_error_that_is_raised():
     assert not {name for name in missing if issubclass(getattr(errors, name), errors.StateManagerError)}
 
 
-def test_the_faq_quotes_the_log_as_it_is():
+def test_the_faq_quotes_log_messages_verbatim():
     sources = " ".join(path.read_text() for path in sorted((ROOT / "celery_statemanager").rglob("*.py")))
-    said = re.sub(r'"\s*"', "", sources)
+    joined = re.sub(r'"\s*"', "", sources)
     rows = re.findall(r"^\| (`.+`) \|", text_of("docs/faq.md").partition("## In the log")[2], re.MULTILINE)
     quoted = [part for row in rows for each in re.findall("`(.+?)`", row) for part in each.split("…")]
     assert len(quoted) > 12
-    assert not [part for part in quoted if part.strip() not in said]
+    assert not [part for part in quoted if part.strip() not in joined]
 
 
 def test_the_table_of_settings_is_current():
@@ -222,6 +222,6 @@ def test_the_table_of_metrics_is_current():
 
     from celery_statemanager.telemetry import OpenTelemetry
 
-    made = {instrument.name for instrument in vars(OpenTelemetry(MeterProvider(shutdown_on_exit=False))).values()}
+    names = {instrument.name for instrument in vars(OpenTelemetry(MeterProvider(shutdown_on_exit=False))).values()}
     page = text_of("docs/logging-and-metrics.md")
-    assert set(re.findall(r"^\| `(statemanager\.[\w.]+)` \|", page, re.MULTILINE)) == made
+    assert set(re.findall(r"^\| `(statemanager\.[\w.]+)` \|", page, re.MULTILINE)) == names

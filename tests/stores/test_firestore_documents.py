@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from firestore_kit import Documents, listening
 
 from celery_statemanager import JobNotFound, Manager, Status, StoreError, collect_garbage
-from celery_statemanager.models import State
+from celery_statemanager.models import SCHEMA_VERSION, State
 from celery_statemanager.records import JobKey, to_datetime
 from celery_statemanager.stores.firestore import Address, FirestoreStore
 from celery_statemanager.stores.firestore.names import cell_id_of, job_id_of, place_of
+from celery_statemanager.stores.firestore.tallies import shard_of
 from celery_statemanager.stores.firestore.values import Moment
-from celery_statemanager.testing.kit import Grid, purge
+from celery_statemanager.testing.kit import FAILED, Grid, purge
 
 STAMP = 1_700_000_000_123_000
 
@@ -197,3 +199,52 @@ def test_a_payload_that_firestore_cannot_represent_is_stored_as_text(
         manager.set_state("a", 5, payload={"grid": [1]})
         cell = documents.get("jobs/job/states/a:0")
         assert (cell["payload"], cell.get("payloadJSON")) == ({"grid": [1]}, None)
+
+
+def counted_before(documents: Documents, grid: Grid, tag: str, row: int) -> None:
+    """Make the documents of a blocked cell those of a release that counted it as failed."""
+    names = grid.store._names  # type: ignore[attr-defined]
+    root = documents.name("")
+    cell = names.cell(grid.ref, tag, row).removeprefix(root)
+    shard = names.tally(grid.ref, tag, shard_of(grid.job, row)).removeprefix(root)
+    fields, counts = documents.get(cell), documents.get(shard)
+    assert (fields.pop("notRun"), counts.pop("not_run")) == (True, 1)
+    documents.put_all({cell: fields, shard: {**counts, "failed": counts["failed"] + 1}})
+
+
+def counts_of(grid: Grid, tag: str) -> tuple[int, int, int]:
+    summary = grid.manager().summary(tag, indexes=False)
+    return summary.failed, summary.not_run, summary.not_started
+
+
+def test_a_cell_that_an_older_release_counted_as_failed_stays_so_until_it_changes(
+    store: FirestoreStore, documents: Documents
+) -> None:
+    grid = Grid.create(store, 4, ("scan", "save"))
+    for row in (0, 1):
+        grid.run("scan", row, FAILED)
+        counted_before(documents, grid, "save", row)
+    assert counts_of(grid, "save") == (2, 0, 2)
+    with FirestoreStore(store._connection.address) as other:
+        grid = grid.seen_by(other)
+        grid.run("scan", 2, FAILED)
+        assert counts_of(grid, "save") == (2, 1, 1)
+        assert str(grid.manager().summary("save").not_run_indexes) == "0-2"
+        grid.begin("scan", 0, takes_over=True)
+        assert counts_of(grid, "save") == (1, 1, 2)
+        grid.end("scan", 0, FAILED)
+        assert counts_of(grid, "save") == (1, 2, 1)
+
+
+def test_a_migration_counts_as_not_run_what_an_older_release_counted_as_failed(
+    store: FirestoreStore, documents: Documents
+) -> None:
+    grid = Grid.create(store, 3, ("scan", "save"))
+    grid.run("scan", 1, FAILED)
+    counted_before(documents, grid, "save", 1)
+    found = list(store.outdated_cells(grid.ref, SCHEMA_VERSION + 1))
+    later = [replace(each, cell=replace(each.cell, schema_version=SCHEMA_VERSION + 1)) for each in found]
+    assert store.rewrite_cells(grid.ref, later) == 2
+    assert counts_of(grid, "save") == (0, 1, 2)
+    grid.begin("scan", 1, takes_over=True)
+    assert counts_of(grid, "save") == (0, 0, 3)

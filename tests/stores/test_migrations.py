@@ -291,7 +291,7 @@ def test_another_run_between_any_two_steps_is_safe(store: Store, create: Callabl
 
 
 def foreign_states_have_schema_0(store: Store) -> bool:
-    """Return whether states of other programs have schema 0: only in Firestore do other programs write."""
+    """Return whether states of other programs have schema 0, as they do in Firestore only."""
     return type(store).__name__ == "FirestoreStore"
 
 

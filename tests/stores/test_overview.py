@@ -7,6 +7,7 @@ from dataclasses import replace
 from celery_statemanager import Manager, Status, Store
 from celery_statemanager.overview import Phase, Wanted, list_overviews, look_alikes, overview
 from celery_statemanager.records import Cancellation, JobKey
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
 ENDS = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
@@ -31,6 +32,14 @@ def test_each_job_has_its_phase_and_the_last_written_comes_first(store: Store) -
     shown = overview(store, Manager.open(store, "failing").ref, indexes=True)
     assert list(shown.tags) == ["b", "a"]
     assert str(shown.tags["a"].failed_indexes) == "1"
+
+
+def test_a_job_with_rows_that_were_not_run_stays_failed_after_the_failed_cell_is_overwritten(store: Store) -> None:
+    grid = Grid.create(store, 1, ("scan", "save"))
+    grid.run("scan", 0, FAILED)
+    grid.write("scan", 0, FINISHED)
+    shown = overview(store, grid.ref)
+    assert (shown.summary.failed, shown.summary.not_run, shown.phase) == (0, 1, Phase.FAILED)
 
 
 def test_an_unknown_job_id_yields_similar_ones(store: Store) -> None:

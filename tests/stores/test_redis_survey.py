@@ -71,17 +71,19 @@ def batches(store, monkeypatch):
 def filled(store, rows=ROWS, tags=("a", "b"), **options):
     grid = Grid.create(store, rows, tags, **options)
     for row in range(0, rows, 2):
-        grid.write("a", row, STATUSES[row // 2 % len(STATUSES)])
+        grid.write("a", row, STATUSES[row // 2 % len(STATUSES)], block_later_stages=True)
     return grid
 
 
 def expected(grid, tag):
     statuses = dict.fromkeys(grid.job.plan.columns[tag] if grid.job.plan else range(grid.job.num_tasks), 0)
     statuses.update({each.task_index: each.status for each in grid.states(tag) if each.task_index in statuses})
+    blocked = {row for row, status in statuses.items() if status < 0 and grid.cell(tag, row).blocked_by}
     return (
-        IndexSet(row for row, status in statuses.items() if status < 0),
+        IndexSet(row for row, status in statuses.items() if status < 0 and row not in blocked),
         IndexSet(row for row, status in statuses.items() if 0 < status < FINISHED),
         IndexSet(row for row, status in statuses.items() if status == 0),
+        IndexSet(blocked),
     )
 
 
@@ -89,8 +91,8 @@ def surveyed(grid, tag=None):
     _, columns = grid.store.column_summaries(grid.ref, tag, indexes=True)
     for each in columns:
         assert (len(each.failed), len(each.running)) == (each.tally.failed, each.tally.running)
-        assert len(each.missing) == each.expected - sum(each.tally[:3])
-    return {each.tag: (each.failed, each.running, each.missing) for each in columns}
+        assert (len(each.not_run), len(each.missing)) == (each.tally.not_run, each.expected - each.tally.started)
+    return {each.tag: (each.failed, each.running, each.missing, each.not_run) for each in columns}
 
 
 @pytest.mark.usefixtures("in_small_batches")
@@ -103,6 +105,7 @@ class TestBatches:
         grid.write("unplanned", 0, 5)
         found = surveyed(grid)
         assert {tag: found[tag] for tag in "ab"} == {tag: expected(grid, tag) for tag in "ab"}
+        assert bool(found["b"][3]) == (tags is not None)
         assert surveyed(grid, "b") == {"b": expected(grid, "b")}
 
     def test_the_size_of_a_reply_is_bounded(self, store, batches):
@@ -123,7 +126,8 @@ class TestBatches:
             if number % every == 0 and number < 60:
                 for _ in range(7):
                     turn = next(written)
-                    grid.write("ab"[turn % 2], turn * 53 % ROWS, STATUSES[turn % 5], event_id=f"{turn}")
+                    tag, row, status = "ab"[turn % 2], turn * 53 % ROWS, STATUSES[turn % 5]
+                    grid.write(tag, row, status, event_id=f"{turn}", block_later_stages=True)
 
         batches.between.append(write)
         found = surveyed(grid)
@@ -142,7 +146,7 @@ class TestBatches:
         def write_repeatedly(number):
             turn = number
             while not stop.is_set():
-                grid.write("ab"[turn % 2], turn * 53 % ROWS, STATUSES[turn % 5])
+                grid.write("ab"[turn % 2], turn * 53 % ROWS, STATUSES[turn % 5], block_later_stages=True)
                 turn += 3
 
         threads = [threading.Thread(target=write_repeatedly, args=(number,)) for number in range(3)]

@@ -82,17 +82,17 @@ FELL = Latch(None, 1)
         (PLANNED, Tally(), ()),
         (PLANNED, Tally(finished=6, succeeded=5, ended=5, pending=1), ()),
         (PLANNED, Tally(finished=6, succeeded=6, ended=6), ("success", "settled")),
-        (PLANNED, Tally(succeeded=5, ended=6, failed=1, alarms=1), ("failure", "settled")),
-        (PLANNED, Tally(ended=1, failed=1, alarms=1), ("failure",)),
+        (PLANNED, Tally(succeeded=5, ended=6, failed=1, failed_final=1), ("failure", "settled")),
+        (PLANNED, Tally(ended=1, failed=1, failed_final=1), ("failure",)),
         (PLANNED, Tally(ended=1, failed=1), ()),
         (PLANNED, Tally(ended=6, failed=6), ("settled",)),
-        (PLANNED.with_latches(failure=FELL), Tally(ended=2, failed=2, alarms=2), ()),
+        (PLANNED.with_latches(failure=FELL), Tally(ended=2, failed=2, failed_final=2), ()),
         (PLANNED.with_latches(failure=FELL), Tally(succeeded=6, ended=6), ("success", "settled")),
         (PLANNED.with_latches(success=FELL, settled=FELL), Tally(succeeded=6, ended=6), ()),
         (cancelled(PLANNED), Tally(), ("settled",)),
         (cancelled(PLANNED), Tally(pending=1), ()),
         (cancelled(PLANNED), Tally(ended=6, pending=1), ()),
-        (cancelled(PLANNED), Tally(ended=1, alarms=1), ("failure", "settled")),
+        (cancelled(PLANNED), Tally(ended=1, failed_final=1), ("failure", "settled")),
         (cancelled(PLANNED), Tally(ended=6, succeeded=6), ("success", "settled")),
         (cancelled(PLANNED).with_latches(settled=FELL), Tally(), ()),
     ],
@@ -131,12 +131,22 @@ def test_a_summary_adds_up_its_columns() -> None:
         failed=IndexSet([1]),
         running=IndexSet([2]),
         missing=IndexSet([3]),
+        not_run=IndexSet(),
     )
-    second = column(Tally(finished=2), 2, "b", failed=IndexSet(), running=IndexSet(), missing=IndexSet())
+    second = column(
+        Tally(finished=2, not_run=1),
+        3,
+        "b",
+        failed=IndexSet(),
+        running=IndexSet(),
+        missing=IndexSet(),
+        not_run=IndexSet([1]),
+    )
     found = summarize(PLANNED, [first, second], indexes=True)
-    assert (found.num_tasks, found.expected, found.not_started) == (4, 6, 1)
-    assert (found.running, found.finished, found.failed) == (1, 3, 1)
-    assert found.fraction == 3.5 / 6
+    assert (found.num_tasks, found.expected, found.not_started) == (4, 7, 1)
+    assert (found.running, found.finished, found.failed, found.not_run) == (1, 3, 1, 1)
+    assert found.not_run_indexes == IndexSet([1])
+    assert found.fraction == 3.5 / 7
     assert found.lowest == state(-1)
     assert [str(each) for each in (found.failed_indexes, found.running_indexes, found.missing_indexes)] == [
         "1",
@@ -145,7 +155,9 @@ def test_a_summary_adds_up_its_columns() -> None:
     ]
     gone = summarize(cancelled(PLANNED), [first, second], indexes=True)
     assert (gone.not_started, gone.failed, gone.failed_indexes, gone.missing_indexes) == (0, 2, {1, 3}, set())
-    assert summarize(PLANNED, [first], indexes=False).failed_indexes is None
+    assert (gone.not_run, gone.not_run_indexes) == (1, {1})
+    bare = summarize(PLANNED, [first, second], indexes=False)
+    assert (bare.failed_indexes, bare.not_run_indexes, bare.not_run) == (None, None, 1)
 
 
 def test_a_summary_without_expected_cells_is_empty() -> None:

@@ -25,8 +25,11 @@ from celery_statemanager.codec import (
     state_from_wire,
     state_of,
     state_to_wire,
+    summary_to_wire,
 )
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.manager import new_job
+from celery_statemanager.models import Summary
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import Cancellation, Cell, Latch, Submission, to_datetime
 
@@ -53,6 +56,21 @@ states = st.builds(
     attempt=st.integers(0, 100),
     schema_version=st.integers(1, 9),
 )
+
+
+def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
+    summary = Summary(4, 8, 1, 1, 3, 1, State("job", 1, "a", -1), 0.5, not_run=2)
+    assert summary_to_wire(summary) == {
+        "status": -1,
+        "fraction": 0.5,
+        "expected": 8,
+        "notStarted": 1,
+        "running": 1,
+        "finished": 3,
+        "failed": 1,
+        "notRun": 2,
+    }
+    assert summary_to_wire(replace(summary, not_run_indexes=IndexSet([1, 2])))["notRunIDs"] == "1-2"
 
 
 @given(states)

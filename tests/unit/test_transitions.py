@@ -255,11 +255,12 @@ TALLIES = [
     (SAID_DONE, Tally(finished=1, pending=1)),
     (DONE, Tally(finished=1, succeeded=1, ended=1)),
     (SAID_BAD, Tally(failed=1, pending=1)),
-    (BAD, Tally(failed=1, ended=1, alarms=1)),
-    (BLOCKED, Tally(failed=1, ended=1, alarms=1)),
+    (BAD, Tally(failed=1, ended=1, failed_final=1)),
+    (BLOCKED, Tally(not_run=1, ended=1, failed_final=1)),
+    (replace(BLOCKED, status=CANCELLED), Tally(not_run=1, ended=1)),
     (replace(BAD, status=CANCELLED), Tally(failed=1, ended=1)),
     (replace(SAID_BAD, status=CANCELLED), Tally(failed=1, pending=1)),
-    (replace(BAD, status=-(2**31)), Tally(failed=1, ended=1, alarms=1)),
+    (replace(BAD, status=-(2**31)), Tally(failed=1, ended=1, failed_final=1)),
 ]
 PROGRESSES = [
     ('{"progress":{"done":1,"total":4}}', 0.25),

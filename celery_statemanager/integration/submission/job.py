@@ -121,7 +121,7 @@ class Job:
         if plan is None:
             return
         _, columns = self._tracker.store.column_summaries(ref)
-        begun = {each.tag: each.tally.running + each.tally.finished + each.tally.failed for each in columns}
+        begun = {each.tag: each.tally.started for each in columns}
         to_begin = (rows.after(begun[tag]) for tag, rows in plan.columns.items() if begun[tag] < len(rows))
         for row in range(min(to_begin, default=self.num_tasks), self.num_tasks):
             for stage, tag in enumerate(plan.stages(row)):

@@ -30,8 +30,8 @@ from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.limits import sanitize
-from celery_statemanager.manager import Manager, new_event_id
-from celery_statemanager.models import State, Status
+from celery_statemanager.manager import Manager
+from celery_statemanager.models import State
 from celery_statemanager.records import Begin, Delivery, JobRef, Verdict, When, Write, WriteReply
 from celery_statemanager.retention import current
 
@@ -73,7 +73,6 @@ class Run:
         self._begin = Begin(
             tag=binding.tag,
             task_index=binding.task_index,
-            event_id=new_event_id(),
             delivery=delivery,
             owner=owner,
             kept=kept,
@@ -122,52 +121,46 @@ class Run:
         self._next_progress = now + self.tracker.settings.progress_interval
         return True
 
-    def write(self, status: int, message: str | None, **kind: Any) -> State:
-        """Write this execution's cell. Raises: AttemptSuperseded, JobCancelled, JobNotFound, StoreError."""
-        return self._state(self._put(self._request(status, message, **kind)))
+    @property
+    def cell(self) -> tuple[str, int]:
+        """The tag and the row of the cell that it writes."""
+        return self.binding.tag, self.binding.task_index
 
-    def end(self, status: int, message: str | None = None, **kind: Any) -> None:
+    def write(self, request: Write) -> State:
+        """Write this execution's cell. Raises: AttemptSuperseded, JobCancelled, JobNotFound, StoreError."""
+        return self._state(self._put(request))
+
+    def end(self, status: int, message: str | None = None, *, keep_app_status: bool = True) -> None:
         """Write the last state of this execution and close its attempt; what comes after it changes nothing."""
+        progress, held_message = self.held_progress or (None, None)
+        message = held_message if message is None else message
+        text = None if message is None else sanitize(message)
+        self._close(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
+
+    def pause(self, message: str, next_delivery: Delivery) -> None:
+        """Close the attempt without an ending: another delivery is to come."""
+        progress = self.held_progress[0] if self.held_progress else None
+        self._close(Write.returned(*self.cell, sanitize(message), next_delivery, progress=progress))
+
+    def _close(self, last: Write) -> None:
         if self.ended:
             return
-        if self._ending is None:  # else a soft time limit struck, and all this is done over
-            self._ending = self._last_request(status, message, **kind)
-        request = self._ending
+        request = self._ending = self._ending or last  # where a soft time limit struck, all this is done over
         try:
             self._soon("end", lambda: self._put(request))
         except StateManagerError as error:
             self._log(error)
         self.ended = True
 
-    def _last_request(self, status: int, message: str | None, **kind: Any) -> Write:
-        progress = self.held_progress[0] if self.held_progress else None
-        if self.held_progress and message is None:
-            message = self.held_progress[1]
-        text = None if message is None else sanitize(message)
-        kind = {"keep_app_status": True, "block_later_stages": True, **kind}
-        return self._request(status, text, keep_payload=True, progress=progress, ends_attempt=True, **kind)
-
-    def say(self, status: int, message: str | None, **kind: Any) -> State | None:
+    def say(self, request: Write) -> State | None:
         """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
-        request = self._request(status, message, **kind)
         written: list[WriteReply] = []
         self._soon("word", lambda: written.append(self._put(request)))
         return self._state(written[0]) if written else None
 
-    def pause(self, message: str, next_delivery: Delivery) -> None:
-        """Close the attempt without an ending: another delivery is to come."""
-        self.end(
-            int(Status.STARTED), message, keep_app_status=False, block_later_stages=False, next_delivery=next_delivery
-        )
-
     def _soon(self, kind: str, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
         backlog.now_or_later((name, kind), action, self.log_extra)
-
-    def _request(self, status: int, message: str | None, event_id: str | None = None, **kind: Any) -> Write:
-        """Make a write of this execution's cell: the same one, however late and often it is sent."""
-        cell = self.binding.tag, self.binding.task_index
-        return Write(*cell, status, event_id or new_event_id(), message, when=When.OPEN, **kind)
 
     def _put(self, request: Write) -> WriteReply:
         try:
@@ -182,7 +175,7 @@ class Run:
         return reply
 
     def _sent(self, request: Write) -> WriteReply:
-        request.attempt = self.attempt
+        request.attempt, request.when = self.attempt, When.OPEN
         request.begin = self._begin if self.attempt is None else None
         if request.begin is not None:
             self._may_have_begun.add(request.event_id)
@@ -222,14 +215,8 @@ class _RunManager(Manager):
         with interrupting():
             if request.tag != self._run.binding.tag:
                 return super()._send(request)
-            return self._run.write(
-                request.status,
-                request.message,
-                event_id=request.event_id,
-                payload=request.payload,
-                keep_payload=request.keep_payload,
-                progress=request.progress,
-            )
+            request.ends_attempt = False
+            return self._run.write(request)
 
 
 def start_run(task: Task[Any, Any], binding: Binding) -> bool:

@@ -14,6 +14,7 @@ from celery_statemanager.integration.task.run import Run, run_of
 from celery_statemanager.limits import check_message, check_size, check_status, encode_payload
 from celery_statemanager.manager import Manager, percent, progress_json
 from celery_statemanager.models import State
+from celery_statemanager.records import Write
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class TaskState:
         status, text = check_status(status), encode_payload(payload)
         check_size(check_message(message), text, run.tracker.settings.max_state_bytes)
         run.held_progress = None
-        return _said(run, status, message, payload=text)
+        return _said(run, Write.state(*run.cell, status, message, text))
 
     def progress(self, done: float, total: float, message: str | None = None) -> State | None:
         """Write ``done`` of ``total``; None where nothing is tracked, or when held back.
@@ -103,7 +104,7 @@ class TaskState:
             run.held_progress = (text, message)
             return None
         run.held_progress = None
-        return _said(run, status, message, keep_payload=True, progress=text)
+        return _said(run, Write.progress(*run.cell, status, text, message))
 
     def get(self) -> State | None:
         """Read this cell; None where nothing is tracked. Raises: as the class says."""
@@ -132,11 +133,11 @@ def _attempted(run: Run, action: Callable[[], State | None]) -> State | None:
         return None
 
 
-def _said(run: Run, status: int, message: str | None, **kind: Any) -> State | None:
+def _said(run: Run, request: Write) -> State | None:
     """Write what the task says; a store that is down takes it later, or fails the task if the settings say so."""
     if run.tracker.settings.on_store_error == "raise":
-        return _attempted(run, lambda: run.write(status, message, **kind))
-    return _attempted(run, lambda: run.say(status, message, **kind))
+        return _attempted(run, lambda: run.write(request))
+    return _attempted(run, lambda: run.say(request))
 
 
 def current_state() -> TaskState:

@@ -6,7 +6,7 @@ import atexit
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
@@ -23,9 +23,7 @@ from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.sweeping import keep_sweeping
 from celery_statemanager.limits import sanitize
-from celery_statemanager.manager import new_event_id
-from celery_statemanager.models import Status
-from celery_statemanager.records import Delivery, When, Write, WriteReply
+from celery_statemanager.records import Delivery, Write, WriteReply
 
 LAST_CHANCE = 10.0
 """Seconds that a process which ends waits for a store that is down."""
@@ -90,8 +88,9 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
     """
     told = _Told.of(app, task_id, carrier)
     if told is not None:
-        outcome = told.write(status, message)
-        told.later(lambda: (told.close(outcome) if began else None) or told.settle(outcome))
+        ending = Write.ending(*told.cell, status, sanitize(message), if_owner=told.holder)
+        never_begun = Write.never_begun(*told.cell, status, sanitize(message))
+        told.later(lambda: (told.close(ending) if began else None) or told.put(never_begun))
 
 
 def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_retries: int) -> None:
@@ -104,7 +103,7 @@ def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_
     told = _Told.of(app, task_id, carrier)
     if told is not None:
         coming = Delivery(told.delivery.replacements, told.delivery.retries + more_retries)
-        pause = replace(told.write(int(Status.STARTED), message), next_delivery=coming, block_later_stages=False)
+        pause = Write.returned(*told.cell, sanitize(message), coming, if_owner=told.holder)
         told.later(lambda: told.close(pause))
 
 
@@ -131,16 +130,14 @@ class _Told:
             return None
         return cls(tracker, binding, delivery_of(source), request)
 
-    def write(self, status: int, message: str) -> Write:
-        return Write(
-            tag=self.binding.tag,
-            task_index=self.binding.task_index,
-            status=status,
-            message=sanitize(message),
-            event_id=new_event_id(),
-            keep_payload=True,
-            block_later_stages=True,
-        )
+    @property
+    def cell(self) -> tuple[str, int]:
+        return self.binding.tag, self.binding.task_index
+
+    @property
+    def holder(self) -> tuple[str, Delivery]:
+        """Who has the open attempt: this worker, by this delivery."""
+        return requests.worker_id(), self.delivery
 
     def later(self, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
@@ -150,17 +147,13 @@ class _Told:
         """Write over this worker's open attempt; None if there is none, or it may be that of a later delivery."""
         if requests.find(self.binding.celery_task_id) not in {None, self.request}:
             return None
-        holder = (requests.worker_id(), self.delivery)
         try:
-            return self._put(replace(request, when=When.OPEN, if_owner=holder, ends_attempt=True, keep_app_status=True))
+            return self.put(request)
         except AttemptSuperseded:
             return None
 
-    def settle(self, request: Write) -> WriteReply:
-        """Write over a cell that nobody has open. Raises: AttemptSuperseded."""
-        return self._put(replace(request, when=When.IDLE))
-
-    def _put(self, request: Write) -> WriteReply:
+    def put(self, request: Write) -> WriteReply:
+        """Write, and publish what that decided. Raises: AttemptSuperseded."""
         reply = self.tracker.store.write(self.binding.ref, request)
         publish_decided(self.tracker, self.binding.ref, reply.decided)
         return reply

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
 from celery_statemanager.models import FINISHED, SCHEMA_VERSION
 from celery_statemanager.records import Cell, Delivery, JobRecord, JobRef
+from celery_statemanager.stores.fields import check_cells
 from celery_statemanager.stores.firestore.tallies import is_counted
 from celery_statemanager.stores.firestore.values import Moment, payload_fields, payload_of
 from celery_statemanager.transitions import tally_of
 
-INDEX_FIELDS = ("column", "waiting", "fraction", "held")
-"""Fields that queries find cells by."""
+INDEX_FIELDS = ("column", "waiting", "fraction", "held", "notRun")
+"""Fields that say what a cell counts as: queries find cells by all but the last."""
 
 REMEMBERED = 8
 """How many operations a document remembers, so that one whose answer was lost is known again."""
@@ -28,12 +29,20 @@ class CachedJob:
         stamp: its update time, the precondition of the next write; None where there is none.
         operations: the last operations that wrote it, oldest first.
         counted: whether its job's tallies hold it; not so what another program wrote.
+        counted_as_failed: whether they hold this blocked cell as failed, as releases without ``Tally.not_run`` do.
     """
 
     cell: Cell | None = None
     stamp: Any = None
     operations: list[str] = field(default_factory=list)
     counted: bool = True
+    counted_as_failed: bool = False
+
+    def as_counted(self) -> Cell | None:
+        """Return the cell as its job's tallies hold it."""
+        if not self.counted:
+            return None
+        return replace(self.cell, blocked_by=None) if self.cell and self.counted_as_failed else self.cell
 
 
 @dataclass
@@ -141,6 +150,8 @@ def _add_index_fields(fields: dict[str, Any], job: JobRecord, tag: str, cell: Ce
         fields["waiting"] = True
     if 0 < cell.status < FINISHED:
         fields["fraction"] = tally_of(cell).progress
+    if tally_of(cell).not_run:
+        fields["notRun"] = True
 
 
 def column_of(ref: JobRef, tag: str) -> str:
@@ -179,10 +190,22 @@ def cell_in(fields: Mapping[str, Any], job: JobRecord) -> Cell | None:
     return replace(cell_of(fields), schema_version=0)
 
 
+def counted_as_failed(fields: Mapping[str, Any]) -> bool:
+    """Return whether a blocked cell's document does not say that it is counted as not run."""
+    return fields.get("blockedBy") is not None and not fields.get("notRun")
+
+
 def is_ours(fields: Mapping[str, Any], job: JobRecord) -> bool:
     """Whether a document names the job's very incarnation."""
     return (fields.get("incarnation") or "") == job.incarnation
 
+
+def _round_trip(cell: Cell) -> Cell:
+    fields = cell_fields(JobRecord("job", None, "incarnation", 1), "a", 0, cell, collection="jobs")
+    return cell_of({**fields, "timestamp": Moment(cell.timestamp), "beganAt": Moment(cell.began_at)})
+
+
+check_cells("Firestore", __name__, _round_trip)
 
 K = TypeVar("K")
 V = TypeVar("V")

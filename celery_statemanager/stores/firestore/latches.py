@@ -40,20 +40,20 @@ class Latches:
         if known is None or not _may_decide(known.job, place, cell) or (done is None and known.job.settled):
             return ()
         changed = {place: cell} if done is None else {at: new for at, (_, new) in done.puts.items()}
-        alarm = any(tally_of(new).alarms for at, new in changed.items() if tallies.is_expected(known.job, *at))
+        failed = any(tally_of(new).failed_final for at, new in changed.items() if tallies.is_expected(known.job, *at))
         try:
-            return self.decide(ref, None, self._database.deadline(), alarm=alarm)
+            return self.decide(ref, None, self._database.deadline(), failed=failed)
         except JobNotFound:
             return ()
 
     def decide(
-        self, ref: JobRef, known: KnownJob | None, deadline: Deadline, *, alarm: bool = False
+        self, ref: JobRef, known: KnownJob | None, deadline: Deadline, *, failed: bool = False
     ) -> tuple[str, ...]:
         """Decide what the cells say by now.
 
         Args:
             known: the job as it was read or written a moment ago.
-            alarm: one of its cells has failed for good.
+            failed: one of its cells has failed for good.
         """
         operation = new_operation()
         names: tuple[str, ...] = ()
@@ -64,10 +64,12 @@ class Latches:
                     return names
             job = known.job
             open_latches = {name for name, latch in job.latches.items() if latch.decided_at is None}
-            if job.plan is None or not open_latches or (open_latches == {"failure"} and not alarm):
+            if job.plan is None or not open_latches or (open_latches == {"failure"} and not failed):
                 return ()
             total = self.total(ref, deadline)
-            names = aggregate.decisions(job, job.plan.expected, total._replace(alarms=total.alarms + alarm))
+            names = aggregate.decisions(
+                job, job.plan.expected, total._replace(failed_final=total.failed_final + failed)
+            )
             if not names:
                 return ()
             now = self._database.now()
@@ -84,8 +86,8 @@ class Latches:
     def total(self, ref: JobRef, deadline: Deadline) -> Tally:
         """Sum the tallies of the expected columns: one read at any size."""
         shards = requests.select("tallies", ("expected", "==", True))
-        sums = self._database.sums(self._database.names.run(ref), shards, tallies.DECISIVE, deadline)
-        return Tally()._replace(**sums)
+        sums = self._database.sums(self._database.names.run(ref), shards, tuple(tallies.DECISIVE.values()), deadline)
+        return Tally()._replace(**{name: sums.get(stored, 0) for name, stored in tallies.DECISIVE.items()})
 
 
 def _may_decide(job: JobRecord, place: Place, cell: Cell) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from celery_statemanager.records import JobRecord, JobRef, StoredCell
+from celery_statemanager.records import Cell, JobRecord, JobRef, StoredCell
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import (
@@ -15,6 +15,7 @@ from celery_statemanager.stores.firestore.documents import (
     CachedJob,
     KnownJob,
     cell_fields,
+    counted_as_failed,
     is_ours,
     job_fields,
 )
@@ -76,7 +77,7 @@ def outdated(database: Database, job: JobRecord, below: int) -> Iterator[StoredC
             if not document.fields.get("incarnation"):  # its number is of the other program's counting
                 cell = replace(cell, schema_version=0)
             if cell.schema_version < below:
-                yield StoredCell(tag, row, cell, CachedJob(cell, document.stamp, counted=is_ours(document.fields, job)))
+                yield StoredCell(tag, row, cell, _mark(job, cell, document))
 
 
 def rewrite(database: Database, job: JobRecord, cells: Sequence[StoredCell]) -> int:
@@ -86,7 +87,7 @@ def rewrite(database: Database, job: JobRecord, cells: Sequence[StoredCell]) -> 
 
 
 def _rewrite(database: Database, job: JobRecord, cells: list[StoredCell]) -> int:
-    changes = tallies.changes(job, (((each.tag, each.task_index), _before(each), each.cell) for each in cells))
+    changes = tallies.changes(job, (((each.tag, each.task_index), each.mark.as_counted(), each.cell) for each in cells))
     writes = [_cell_write(database, job, each) for each in cells]
     for (tag, shard), change in changes.items():
         name = database.names.tally(job.ref, tag, shard)
@@ -102,8 +103,10 @@ def _rewrite(database: Database, job: JobRecord, cells: list[StoredCell]) -> int
     return _rewrite(database, job, cells[:half]) + _rewrite(database, job, cells[half:]) if half else 0
 
 
-def _before(found: StoredCell) -> Any:
-    return found.mark.cell if found.mark.counted else None
+def _mark(job: JobRecord, cell: Cell, document: Found) -> CachedJob:
+    fields = document.fields
+    as_failed = counted_as_failed(fields)
+    return CachedJob(cell, document.stamp, counted=is_ours(fields, job), counted_as_failed=as_failed)
 
 
 def _cell_write(database: Database, job: JobRecord, found: StoredCell) -> Any:

@@ -17,8 +17,9 @@ from celery_statemanager.stores.firestore.tallies import Counts
 from celery_statemanager.stores.firestore.view import known_of
 from celery_statemanager.transitions import tally_of
 
-_HALVES = Counts._fields[:5], Counts._fields[5:]
-"""A query sums five fields at most."""
+_SUMMED = tuple(name for name in Counts._fields if name != "not_run")
+_HALVES = _SUMMED[:5], _SUMMED[5:]
+"""A query sums five fields at most, and only over documents that have them all: older shards have no ``not_run``."""
 
 
 class Snapshot:
@@ -64,6 +65,8 @@ class Snapshot:
     def _counts(self, tag: str) -> Counts:
         shards = requests.select("tallies", ("tag", "==", tag))
         sums = {**self._sums(self._run, shards, _HALVES[0]), **self._sums(self._run, shards, _HALVES[1])}
+        if sums["ended"] > sums["succeeded"]:
+            sums |= self._sums(self._run, shards, ("not_run",))
         return Counts(**sums)
 
     def _lowest(self, tag: str, written: int | None) -> State:
@@ -163,7 +166,7 @@ def column(job: JobRecord, tag: str, cells: dict[int, Cell]) -> Column:
     for cell in cells.values():
         total = total.plus(tally_of(cell))
     made = Column(tag, len(rows), total, _lowest(job, tag, rows, cells))
-    made.failed, made.running, made.missing = index_sets(rows, cells)
+    made.failed, made.running, made.missing, made.not_run = index_sets(rows, cells)
     return made
 
 
@@ -186,12 +189,13 @@ def lowest(job: JobRecord, cells: Cells, scope: Scope) -> State:
     return least or aggregate.missing_state(job, scope.tag or "", row or 0)
 
 
-def index_sets(rows: IndexSet, cells: dict[int, Cell]) -> tuple[IndexSet, IndexSet, IndexSet]:
-    """Give the rows that failed, that run and that were not started."""
-    failed = IndexSet(row for row, cell in cells.items() if cell.status < 0)
+def index_sets(rows: IndexSet, cells: dict[int, Cell]) -> tuple[IndexSet, IndexSet, IndexSet, IndexSet]:
+    """Return the rows that failed, that run, that were not started, and that an earlier stage kept from running."""
+    negative = IndexSet(row for row, cell in cells.items() if cell.status < 0)
+    not_run = IndexSet(row for row, cell in cells.items() if tally_of(cell).not_run)
     running = IndexSet(row for row, cell in cells.items() if cell.status > 0 and not cell.terminal)
     started = IndexSet(row for row, cell in cells.items() if cell.status != 0)
-    return failed, running, rows.without(started)
+    return negative.without(not_run), running, rows.without(started), not_run
 
 
 def _lowest(job: JobRecord, tag: str, rows: IndexSet, cells: dict[int, Cell]) -> State | None:

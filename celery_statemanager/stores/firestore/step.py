@@ -136,7 +136,7 @@ class Steps:
         names, job, known = self._database.names, tx.job, tx.view.cells
         if tx.view.job.foreign:  # who migrates it begins with this document: no write may come after that
             return [requests.touch(names.job(ref.key), {}, tx.view.job.stamp)]
-        puts = ((at, old if known[at].counted else None, new) for at, (old, new) in tx.puts.items())
+        puts = ((at, known[at].as_counted(), new) for at, (_, new) in tx.puts.items())
         changes = tallies.changes(job, puts)
         writes = [
             requests.add(names.tally(ref, tag, shard), tallies.fields_of(job, tag), change._asdict())

@@ -26,7 +26,8 @@ from celery_statemanager.records import (
     WriteReply,
 )
 from celery_statemanager.stores import checked_timeout
-from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.firestore import garbage, latches, listing, migrating, snapshot, workers
 from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.client import Connection
@@ -45,7 +46,7 @@ from celery_statemanager.stores.firestore.writer import Writer
 MOST_FLOORS = 1_000
 
 
-class FirestoreStore(Store):
+class FirestoreStore(FullStore):
     """States in a collection of a Firestore database, shared by any number of machines. Connects on first use.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, Tally
+from celery_statemanager.stores.fields import check_tally
 from celery_statemanager.transitions import tally_of
 
 SHARDS = 500
@@ -18,11 +19,15 @@ SHARDS = 500
 
 
 class Counts(NamedTuple):
-    """What a shard keeps: ``Tally`` without progress, which changes with every write, and the cells ever written."""
+    """What a shard keeps: ``Tally`` without progress, which changes with every write, and the cells ever written.
+
+    The names are those of the stored fields: ``alarms`` is ``Tally.failed_final``.
+    """
 
     running: int = 0
     finished: int = 0
     failed: int = 0
+    not_run: int = 0
     succeeded: int = 0
     ended: int = 0
     alarms: int = 0
@@ -39,11 +44,15 @@ class Counts(NamedTuple):
 
     def tally(self, progress: int = 0) -> Tally:
         """Give the tally."""
-        return Tally(*self[:7], progress)
+        return Tally(*self[:8], progress)
 
 
-DECISIVE = ("succeeded", "ended", "alarms", "pending")
-"""What the latches are decided by."""
+DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failed_final": "alarms", "pending": "pending"}
+"""What the latches are decided by: the field of ``Tally`` and the stored one."""
+
+check_tally(
+    "Firestore", __name__, [*("failed_final" if name == "alarms" else name for name in Counts._fields), "progress"]
+)
 
 
 def is_counted(job: JobRecord, tag: str, task_index: int) -> bool:
@@ -66,7 +75,7 @@ def shard_of(job: JobRecord, task_index: int) -> int:
 
 def counts_of(cell: Cell | None) -> Counts:
     """Give what a cell adds."""
-    return Counts() if cell is None else Counts._make((*tally_of(cell)[:7], 1))
+    return Counts() if cell is None else Counts._make((*tally_of(cell)[:8], 1))
 
 
 def changes(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from celery_statemanager.records import Cell, JobRecord, Tally
 from celery_statemanager.stores.firestore import tallies
 from celery_statemanager.stores.firestore.database import Got
-from celery_statemanager.stores.firestore.documents import CachedJob, KnownJob, cell_in, is_ours
+from celery_statemanager.stores.firestore.documents import CachedJob, KnownJob, cell_in, counted_as_failed, is_ours
 
 Place = tuple[str, int]
 
@@ -93,7 +93,8 @@ def known_of(job: JobRecord, got: Got, name: str) -> CachedJob:
     cell = cell_in(fields, job)
     if cell is None:
         return CachedJob(None, document.stamp)
-    return CachedJob(cell, document.stamp, fields.get("operations") or [], is_ours(fields, job))
+    operations = fields.get("operations") or []
+    return CachedJob(cell, document.stamp, operations, is_ours(fields, job), counted_as_failed(fields))
 
 
 def set_time(cell: Cell, now: int) -> None:

@@ -11,7 +11,8 @@ import msgpack
 from celery_statemanager.codec import compact
 from celery_statemanager.models import State, fraction_of, state_from_fields
 from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, to_datetime
-from celery_statemanager.stores.redis.packing import unpack, unpack_all
+from celery_statemanager.stores.fields import check_cells, check_tally
+from celery_statemanager.stores.redis.packing import pack_array, unpack, unpack_all
 
 CELL = (
     "timestamp",
@@ -42,6 +43,20 @@ CELL = (
 ``payload`` is without its ``progress``, which stands apart as JSON text with its ``share`` as it is and, in
 ``full``, once done; ``done`` says that it counts as done: ``payload_of`` writes it so.
 """
+
+TALLY = (
+    "running",
+    "finished",
+    "failed",
+    "succeeded",
+    "ended",
+    "failed_final",
+    "pending",
+    "progress",
+    "unwritten",
+    "not_run",
+)
+"""The fields of a packed tally, in order; what is missing at the end is 0. New ones go to the end."""
 
 _BEYOND_PERCENT = 1_000
 
@@ -209,3 +224,16 @@ def _completed(progress: Any) -> Any:
     if isinstance(progress, dict) and "total" in progress and "done" in progress:
         return {**progress, "done": progress["total"]}
     return progress
+
+
+_UNCHANGED = ("timestamp", "status", "version", "attempt", "open", "owner")
+"""What a migration leaves as it is."""
+
+
+def _round_trip(cell: Cell) -> Cell:
+    begun = [getattr(cell, name) if name in _UNCHANGED else False for name in CELL]
+    return cell_of(repacked(pack_array(begun), cell))
+
+
+check_cells("Redis", f"{__name__} and the scripts that build cells, lua/common.lua and lua/attempts.lua", _round_trip)
+check_tally("Redis", f"{__name__} and lua/common.lua", TALLY)

@@ -51,7 +51,8 @@ def rewrite(reader: Reader, scripts: Scripts, layout: Layout, cells: Sequence[St
         columns.setdefault((key, each.tag), []).append(each)
     replaced = 0
     for (key, tag), found in columns.items():
-        keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream, key]
+        _, low, _ = layout.keys.column(tag)
+        keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream, key, low]
         args = [part for each in found for part in _arguments(layout, each)]
         _, count = reader.run(scripts.rewrite, layout.job.ref, keys, [tag, *args])
         replaced += count

@@ -106,7 +106,7 @@ def write_call(layout: Layout, write: Write) -> Call:
 def _payload(write: Write) -> Payload:
     if not write.keep_payload:
         return split(write.payload)
-    return NO_PAYLOAD if write.progress is None else progress_parts(write.progress)
+    return NO_PAYLOAD if write.new_progress is None else progress_parts(write.new_progress)
 
 
 def _begin(begin: Begin, place: Place, later: list[Place] | None) -> tuple[Any, ...]:

@@ -26,16 +26,20 @@ class RowSets(NamedTuple):
     failed: IndexSet
     running: IndexSet
     missing: IndexSet
+    not_run: IndexSet
 
     @classmethod
-    def from_reply(cls, ranks: Ranks, failed: Any, running: Any, zero: Any, written: bytes | None) -> RowSets:
+    def from_reply(
+        cls, ranks: Ranks, failed: Any, running: Any, zero: Any, written: bytes | None, not_run: Any
+    ) -> RowSets:
         """Read what ``columns.lua`` gives of a column."""
         zeros = IndexSet(map(int, zero)).union(ranks.unset(written or b""))
-        return cls(IndexSet(map(int, failed)), IndexSet(map(int, running)), zeros)
+        failed, running, not_run = (IndexSet(map(int, rows)) for rows in (failed, running, not_run))
+        return cls(failed, running, zeros, not_run)
 
     def corrected(self, scores: Scores) -> RowSets:
         """Give them with some rows put where they belong by now."""
-        moved: tuple[list[int], ...] = ([], [], [])
+        moved: tuple[list[int], ...] = ([], [], [], [])
         for row, score in scores.items():
             if score is not None:
                 moved[_class_of(score)].append(row)
@@ -98,8 +102,8 @@ class Portions:
             for name, score in rows:
                 row = int(name)
                 marked[_class_of(score)][row >> 3] |= 0x80 >> (row & 7)
-        failed, running, zero = (set_bits(bytes(bitmap), size) for bitmap in marked)
-        return RowSets(failed, running, zero.union(self._layout.ranks(tag).unset(self._bitmap(written))))
+        failed, running, zero, not_run = (set_bits(bytes(bitmap), size) for bitmap in marked)
+        return RowSets(failed, running, zero.union(self._layout.ranks(tag).unset(self._bitmap(written))), not_run)
 
     def _bitmap(self, key: str) -> bytes:
         found: bytes = b""
@@ -129,4 +133,7 @@ class Portions:
 
 
 def _class_of(score: float) -> int:
-    return 0 if score < 0 else 1 if score >= 1 else 2
+    """Give the place of a row's class in ``RowSets``."""
+    if score < 0:
+        return 0 if score == int(score) else 3
+    return 1 if score >= 1 else 2

@@ -9,8 +9,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from celery_statemanager.models import FINISHED, Status
-from celery_statemanager.records import Tally
-from celery_statemanager.stores.redis.cells import CELL
+from celery_statemanager.stores.redis.cells import CELL, TALLY
 from celery_statemanager.stores.redis.jobs import HEAD
 from celery_statemanager.stores.redis.requests import BEGIN, WRITE
 
@@ -23,7 +22,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
 """Other texts that stand before a script's own."""
 
 _CONSTANTS = {
-    **{f"N_{field.upper()}": str(at) for at, field in enumerate((*Tally._fields, "unwritten"), 1)},
+    **{f"N_{field.upper()}": str(at) for at, field in enumerate(TALLY, 1)},
     **{field.upper(): str(at) for at, field in enumerate(CELL, 1)},
     "FINISHED": str(FINISHED),
     "CANCELLED": str(int(Status.CANCELLED)),

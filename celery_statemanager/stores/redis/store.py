@@ -28,7 +28,8 @@ from celery_statemanager.records import (
     WriteReply,
 )
 from celery_statemanager.stores import checked_timeout, masked
-from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.redis import migrating
 from celery_statemanager.stores.redis.address import check_options, client_of, parse
@@ -46,7 +47,7 @@ from celery_statemanager.stores.redis.server import Server
 from celery_statemanager.stores.redis.watch import RedisWatch
 
 
-class RedisStore(Store):
+class RedisStore(FullStore):
     """Keeps jobs on a Redis server, a Redis cluster, or what speaks their language.
 
     Thread-safe. May be made, and used, before a fork and used after it: connections are per process.

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any
 
 from celery_statemanager.records import Cell, Delivery, JobRecord
+from celery_statemanager.stores.fields import check_cells, check_tally
 
 COLUMNS = (
     "status",
@@ -26,6 +27,19 @@ COLUMNS = (
     "payload",
     "kept",
 )
+TALLY = (
+    "running",
+    "finished",
+    "failed",
+    "not_run",
+    "succeeded",
+    "ended",
+    "failed_final",
+    "pending",
+    "progress",
+)
+"""The columns of a tally, as ``Tally`` orders them."""
+
 SELECTED = ", ".join(f"c.{name}" for name in COLUMNS)
 """For a SELECT whose cell goes by the name ``c``."""
 
@@ -141,3 +155,7 @@ def kind_of(job: JobRecord, tag: str, task_index: int) -> Kind:
 def column_kind(job: JobRecord, tag: str) -> Kind:
     """Give the kind of the cells that make up a tag's column."""
     return Kind.EXPECTED if job.plan is None or tag in job.plan.columns else Kind.EXTRA
+
+
+check_cells("SQLite", __name__, lambda cell: cell_of(row_of(cell)))
+check_tally("SQLite", f"{__name__} and schema.sql", TALLY)

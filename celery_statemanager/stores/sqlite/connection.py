@@ -19,7 +19,7 @@ CHECKPOINT_PAGES = 4_000
 WAL_BYTES = 16 * 2**20
 """What is left of the write-ahead log after a reader had kept it from being reset."""
 
-_OLDEST = (3, 24, 0)
+_OLDEST = (3, 25, 0)
 _RETRY = 0.01
 
 _MENDS: tuple[tuple[str, type[StoreError], str], ...] = (
@@ -47,7 +47,7 @@ def connect(path: str, timeout: float, *, waits: bool = True) -> sqlite3.Connect
     """
     if sqlite3.sqlite_version_info < _OLDEST:
         raise ConfigurationError(
-            f"SQLite {sqlite3.sqlite_version} is too old, 3.24 is needed: use a Python built with a newer one"
+            f"SQLite {sqlite3.sqlite_version} is too old, 3.25 is needed: use a Python built with a newer one"
         )
     connection = sqlite3.connect(
         path, timeout=timeout if waits else 0.0, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -126,7 +126,22 @@ _TO_3 = (
     "CREATE INDEX cell_status ON cell (job, tag, status, task_index) WHERE status <> 2147483647",
 )
 
-_LATER = {2: _TO_2, 3: _TO_3}
+_TO_4 = (
+    "ALTER TABLE tag ADD COLUMN not_run INTEGER NOT NULL DEFAULT 0",
+    """
+    UPDATE tag SET not_run = (
+      SELECT count(*) FROM cell c INDEXED BY cell_status
+      WHERE c.job = tag.job AND c.tag = tag.id AND c.status < 0 AND c.status <> 2147483647 AND c.open = 0
+        AND c.blocked_by IS NOT NULL
+    )
+    WHERE failed > 0
+    """,
+    "UPDATE tag SET failed = failed - not_run WHERE not_run > 0",
+    "ALTER TABLE tag RENAME COLUMN alarms TO failed_final",
+)
+"""Blocked cells are counted apart: ``failed`` includes them in the layout before."""
+
+_LATER = {2: _TO_2, 3: _TO_3, 4: _TO_4}
 """The statements that lead to each layout from the one before."""
 
 

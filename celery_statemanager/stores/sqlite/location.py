@@ -13,7 +13,7 @@ from celery_statemanager.errors import ConfigurationError
 APPLICATION_ID = 0x43534D31
 """Marks our files in the SQLite header: "CSM1"."""
 
-SCHEMA = 3
+SCHEMA = 4
 """The newest layout of the file that this release knows; kept as ``PRAGMA user_version``."""
 
 NETWORK_FILE_SYSTEMS = frozenset(

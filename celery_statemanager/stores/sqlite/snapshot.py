@@ -11,10 +11,10 @@ from celery_statemanager import aggregate
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, Scope, State
 from celery_statemanager.records import Cell, Column, Tally
-from celery_statemanager.stores.sqlite.cells import SELECTED, Kind, cell_of, column_kind, kind_of
+from celery_statemanager.stores.sqlite.cells import SELECTED, TALLY, Kind, cell_of, column_kind, kind_of
 from celery_statemanager.stores.sqlite.jobs import CachedJob
 
-_TAG = f"SELECT id, {', '.join(Tally._fields)} FROM tag WHERE job = ? AND kind = ? AND name = ?"
+_TAG = f"SELECT id, {', '.join(TALLY)} FROM tag WHERE job = ? AND kind = ? AND name = ?"
 _SEEN = "SELECT name FROM tag WHERE job = ? AND kind = ?"
 _CELL = f"""
 SELECT {SELECTED} FROM tag t JOIN cell c ON c.job = t.job AND c.tag = t.id
@@ -32,6 +32,10 @@ WHERE job = ? AND tag = ? AND status = 0 AND open = 0 ORDER BY task_index LIMIT 
 _ROWS = f"""
 SELECT task_index FROM cell INDEXED BY cell_status
 WHERE job = ? AND tag = ? AND status BETWEEN ? AND ? AND status <> {FINISHED}
+"""
+_BLOCKED = f"""
+SELECT task_index FROM cell INDEXED BY cell_status
+WHERE job = ? AND tag = ? AND status < 0 AND status <> {FINISHED} AND open = 0 AND blocked_by IS NOT NULL
 """
 _LOWEST_GAP = "SELECT low FROM gap WHERE job = ? AND tag = ? ORDER BY high LIMIT 1"
 _GAPS = "SELECT low, high FROM gap WHERE job = ? AND tag = ? ORDER BY high"
@@ -84,16 +88,23 @@ class Snapshot:
         rows = aggregate.expected_rows(self.job, tag)
         column = Column(tag, len(rows), tally, self._lowest(tag))
         if indexes and number is None:
-            column.failed, column.running, column.missing = IndexSet(), IndexSet(), rows
+            column.failed, column.running, column.missing, column.not_run = IndexSet(), IndexSet(), rows, IndexSet()
         elif indexes and number is not None:
             gaps = IndexSet.from_ranges(self._db.execute(_GAPS, (self._id, number)))
-            column.failed = self._rows(number, -(2**31), -1)
+            column.not_run = self._not_run(number, tally)
+            column.failed = self._rows(number, -(2**31), -1).without(column.not_run)
             column.running = self._rows(number, 1, FINISHED - 1)
             column.missing = gaps.union(self._rows(number, 0, 0))
         return column
 
     def _rows(self, number: int, low: int, high: int) -> IndexSet:
         return IndexSet(row for (row,) in self._db.execute(_ROWS, (self._id, number, low, high)))
+
+    def _not_run(self, number: int, tally: Tally) -> IndexSet:
+        """Give the blocked rows; where there are any, each negative cell is looked at, which no index spares."""
+        if not tally.not_run:
+            return IndexSet()
+        return IndexSet(row for (row,) in self._db.execute(_BLOCKED, (self._id, number)))
 
     def _lowest(self, tag: str) -> State:
         number, _ = self._tally(tag)

@@ -6,14 +6,12 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
-    Begin,
-    BeginReply,
     Cell,
     Column,
     JobKey,
@@ -23,11 +21,10 @@ from celery_statemanager.records import (
     Page,
     StoredCell,
     WorkerRecord,
-    Write,
-    WriteReply,
 )
-from celery_statemanager.stores import checked_timeout, steps
-from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores import checked_timeout
+from celery_statemanager.stores.base import Watch
+from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.sqlite import jobs, listing
 from celery_statemanager.stores.sqlite.data_version import DataVersionPoller
 from celery_statemanager.stores.sqlite.location import locate, require
@@ -36,6 +33,8 @@ from celery_statemanager.stores.sqlite.snapshot import Snapshot
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.stores.sqlite.watch import SQLiteWatch
 from celery_statemanager.stores.sqlite.write_cache import WriteCache
+from celery_statemanager.stores.steps import Transaction
+from celery_statemanager.stores.transactional import Place, Reply, TransactionalStore
 
 _WORKERS = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
 _PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
@@ -48,7 +47,7 @@ WHERE body = excluded.body OR lease_until <= excluded.renewed_at
 """
 
 
-class SQLiteStore(Store):
+class SQLiteStore(TransactionalStore, FullStore):
     """States in a file of this machine, shared by any number of its processes. Connects on first use.
 
     Args:
@@ -83,11 +82,6 @@ class SQLiteStore(Store):
     def get_job(self, key: JobKey) -> JobRecord:
         return self._pool.read(lambda db: self._jobs.get(db, key).job)
 
-    def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
-        return self._pool.write(
-            lambda db: steps.update_job(SQLiteTransaction.read(db, self._jobs, job.ref, self.now()), job)
-        )
-
     def list_jobs(
         self,
         cursor: str | None = None,
@@ -115,17 +109,10 @@ class SQLiteStore(Store):
     def purge(self, limit: int = 1_000) -> int:
         return self._pool.write(lambda db: jobs.purge(db, limit))
 
-    def write(self, ref: JobRef, write: Write) -> WriteReply:
-        place = (write.tag, write.task_index)
-        return self._pool.write(
-            lambda db: self._recent.step(db, ref, place, self.now(), steps.write, write), self._recent.keep
-        )
-
-    def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        place = (begin.tag, begin.task_index)
-        return self._pool.write(
-            lambda db: self._recent.step(db, ref, place, self.now(), steps.begin, begin), self._recent.keep
-        )
+    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], place: Place | None = None) -> Reply:
+        if place is None:
+            return self._pool.write(lambda db: step(SQLiteTransaction.read(db, self._jobs, ref, self.now())))
+        return self._pool.write(lambda db: self._recent.step(db, ref, place, self.now(), step), self._recent.keep)
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
         return self._pool.read(lambda db: Snapshot(db, self._jobs.current(db, ref)).cell(tag, task_index))
@@ -157,11 +144,6 @@ class SQLiteStore(Store):
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         return listing.cells(self._pool, self._jobs, ref, below)
-
-    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
-        return self._pool.write(
-            lambda db: steps.rewrite(SQLiteTransaction.read(db, self._jobs, ref, self.now()), cells)
-        )
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         now = self.now()

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
-from celery_statemanager.stores.sqlite.cells import COLUMNS, COUNTED, SELECTED, Kind, cell_of, event_of, kind_of, row_of
+from celery_statemanager.stores.sqlite.cells import (
+    COLUMNS,
+    COUNTED,
+    SELECTED,
+    TALLY,
+    Kind,
+    cell_of,
+    event_of,
+    kind_of,
+    row_of,
+)
 from celery_statemanager.stores.sqlite.jobs import CachedJob, Jobs, update
 from celery_statemanager.transitions import tally_of
 
@@ -34,9 +44,9 @@ _READ_SPOT = f"""
 SELECT t.id, {SELECTED} FROM tag t LEFT JOIN cell c ON c.job = t.job AND c.tag = t.id AND c.task_index = ?
 WHERE t.job = ? AND t.kind = ? AND t.name = ?
 """
-_TOTAL = f"SELECT {', '.join(f'ifnull(sum({name}), 0)' for name in Tally._fields)} FROM tag WHERE job = ? AND kind = ?"
+_TOTAL = f"SELECT {', '.join(f'ifnull(sum({name}), 0)' for name in TALLY)} FROM tag WHERE job = ? AND kind = ?"
 _NEW_COLUMN = "SELECT ifnull(max(id), 0) + 1 FROM tag WHERE job = ?"
-_COUNT = f"UPDATE tag SET {', '.join(f'{name} = {name} + ?' for name in Tally._fields)} WHERE job = ? AND id = ?"
+_COUNT = f"UPDATE tag SET {', '.join(f'{name} = {name} + ?' for name in TALLY)} WHERE job = ? AND id = ?"
 _GAP = "SELECT low, high FROM gap WHERE job = ? AND tag = ? AND high >= ? ORDER BY high LIMIT 1"
 
 _KEY = ("job", "tag", "task_index")

@@ -13,7 +13,6 @@ from celery_statemanager.stores.sqlite.transaction import Place, Slot, SQLiteTra
 
 MOST_RECENT = 128
 
-Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 
@@ -36,16 +35,15 @@ class WriteCache:
         ref: JobRef,
         place: Place,
         clock: int,
-        step: Callable[[SQLiteTransaction, Request], Reply],
-        request: Request,
+        step: Callable[[SQLiteTransaction], Reply],
     ) -> Reply:
         """Make a step that begins with this cell. Raises: JobNotFound, and what the step raises."""
         self._made = None
         transaction = self._recalled(db, ref, place, clock)
-        reply = None if transaction is None else _proven(transaction, step, request)
+        reply = None if transaction is None else _proven(transaction, step)
         if transaction is None or reply is None:
             transaction = SQLiteTransaction.read(db, self._jobs, ref, clock, place)
-            reply = step(transaction, request)
+            reply = step(transaction)
         self._made = place, transaction
         return reply
 
@@ -70,12 +68,10 @@ class WriteCache:
         return SQLiteTransaction(db, known, touched, now, {place: spot})
 
 
-def _proven(
-    transaction: SQLiteTransaction, step: Callable[[SQLiteTransaction, Request], Reply], request: Request
-) -> Reply | None:
+def _proven(transaction: SQLiteTransaction, step: Callable[[SQLiteTransaction], Reply]) -> Reply | None:
     """Make a step; None where nothing came of it that is certain."""
     try:
-        reply = step(transaction, request)
+        reply = step(transaction)
     except (StaleCache, StateManagerError):
         if transaction.changed:
             raise

@@ -8,7 +8,7 @@
 -- ARGV[5]  for each column its tag and its first expected row ...
 -- Gives {"gone"}, {"tags", tag ...}, or {"read", values of HEAD, columns, changes}. A column is {tally, {row, cell, ...}}:
 -- the lowest of each kind, FINISHED only where nothing is lower; and with sets
--- {..., failed rows, running rows, rows of status 0, bitmap of the written ranks}. Changes are the address of each cell
+-- {..., failed rows, running rows, rows of status 0, bitmap of the written ranks, rows not run}. Changes are the address of each cell
 -- that has changed and its score in low, nil where it has none; nil if the stream no longer says.
 
 local columns = {}
@@ -21,6 +21,16 @@ local function rows_between(low, least, most)
   return redis.call("ZRANGEBYSCORE", low, least, most)
 end
 
+-- Gives the failed rows, and those that were not run.
+local function negative_rows(low)
+  local scored, failed, not_run = redis.call("ZRANGEBYSCORE", low, "-inf", "(0", "WITHSCORES"), {}, {}
+  for i = 1, #scored, 2 do
+    local rows = tonumber(scored[i + 1]) % 1 == 0 and failed or not_run
+    rows[#rows + 1] = scored[i]
+  end
+  return failed, not_run
+end
+
 local function are_small(most)
   local size = 0
   for _, column in ipairs(columns) do
@@ -31,9 +41,10 @@ end
 
 local function read(column, with_sets)
   local low = column.low
-  local lowest = { redis.call("ZRANGE", low, 0, 0)[1] or column.first }
-  for _, zero in ipairs({ 0, 0.5 }) do
-    lowest[#lowest + 1] = redis.call("ZRANGEBYSCORE", low, zero, zero, "LIMIT", 0, 1)[1]
+  local first = redis.call("ZRANGE", low, 0, 0, "WITHSCORES")
+  local lowest, status = { first[1] or column.first }, math.floor(tonumber(first[2] or 0))
+  for _, score in ipairs({ status + 0.5, 0, status < 0 and 0.5 or nil }) do
+    lowest[#lowest + 1] = redis.call("ZRANGEBYSCORE", low, score, score, "LIMIT", 0, 1)[1]
   end
   local found = {}
   for _, row in ipairs(lowest) do
@@ -44,8 +55,9 @@ local function read(column, with_sets)
   if not with_sets then
     return { tally, found }
   end
-  local failed, running, zero = rows_between(low, "-inf", "(0"), rows_between(low, 1, "+inf"), rows_between(low, 0, 0.5)
-  return { tally, found, failed, running, zero, redis.call("GET", column.written) }
+  local failed, not_run = negative_rows(low)
+  local running, zero = rows_between(low, 1, "+inf"), rows_between(low, 0, 0.5)
+  return { tally, found, failed, running, zero, redis.call("GET", column.written), not_run }
 end
 
 local function changed(since, newest)

@@ -2,14 +2,16 @@
 --
 -- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, ...; total is
 --                   the sum of the tallies of what is expected, but for their progress: no latch asks for it
--- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, alarms, pending,
---                   progress (in 1e-8 cells), lowest rank never written}
+-- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
+--                   progress (in 1e-8 cells), lowest rank never written, not_run}; what is missing at the end is 0
 -- KEYS[3]  open     set: "row tag" of each open attempt that has an owner
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each cell of the request: the one that is asked for, then the row's later stages
 --          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of
 --                   callbacks: tag -> packed cell
---          low      zset: row in seven digits -> status, 0.5 for a 0 with an open attempt; FINISHED is left out
+--          low      zset: row in seven digits -> status, 0.5 for a 0 with an open attempt; FINISHED is left out. A
+--                   blocked cell that is counted as not_run stands half above its status; one that a release without
+--                   that count had blocked stands at its status and is counted as failed
 --          written  bitmap: one bit per expected row, by its rank among them
 --
 -- ARGV[1]  incarnation
@@ -63,7 +65,7 @@ local function decide(job)
   if job.expected then
     local total, expected = total_of(job), tonumber(job.expected)
     fall("success", total[N_SUCCEEDED] >= expected)
-    fall("failure", total[N_ALARMS] > 0)
+    fall("failure", total[N_FAILED_FINAL] > 0)
     if job.cancelled_at then
       fall("settled", total[N_PENDING] == 0)
     else
@@ -122,13 +124,20 @@ local function is_waiting(cell)
   return cell[STATUS] == 0 and not cell[OPEN]
 end
 
+-- Whether an earlier stage's failure gave the cell its status.
+local function is_not_run(cell)
+  return cell[BLOCKED_BY] and cell[STATUS] < 0 and not cell[OPEN]
+end
+
 -- transitions.tally_of, in the order of KEYS[2]
-local function tally_of(cell)
+local function tally_of(cell, not_run)
   local status, closed = cell[STATUS], cell[OPEN] and 0 or 1
   if status == 0 then
     return { 0, 0, 0, 0, 0, 0, 1 - closed, 0 }
   elseif status == FINISHED then
     return { 0, 1, 0, closed, closed, 0, 1 - closed, 0 }
+  elseif not_run then
+    return { 0, 0, 0, 0, 1, status == CANCELLED and 0 or 1, 0, 0, 0, 1 }
   elseif status < 0 then
     return { 0, 0, 1, 0, closed, status == CANCELLED and 0 or closed, 1 - closed, 0 }
   end
@@ -137,16 +146,29 @@ local function tally_of(cell)
 end
 
 local function score_of(cell)
+  if is_not_run(cell) then
+    return cell[STATUS] + 0.5
+  end
   return cell[STATUS] == 0 and cell[OPEN] and 0.5 or cell[STATUS]
 end
 
+local function member_of(place)
+  return string.format("%07d", place.row)
+end
+
+-- Whether the tally counts a cell, as it is kept, as not_run.
+local function was_not_run(place, cell)
+  local score = is_not_run(cell) and redis.call("ZSCORE", place.low, member_of(place))
+  return score and tonumber(score) == cell[STATUS] + 0.5
+end
+
 local function count(job, place, tally, old, new)
-  local after, before = tally_of(new), old and tally_of(old)
-  for i = 1, 8 do
-    local change = after[i] - (before and before[i] or 0)
+  local after, before = tally_of(new, is_not_run(new)), old and tally_of(old, was_not_run(place, old))
+  for i = 1, N_NOT_RUN do
+    local change = (after[i] or 0) - (before and before[i] or 0)
     if change ~= 0 then
-      tally[i] = tally[i] + change
-      if place.counts and i ~= N_PROGRESS then
+      tally[i] = (tally[i] or 0) + change
+      if place.counts and i < N_PROGRESS then
         local total = total_of(job)
         total[i] = total[i] + change
       end
@@ -165,9 +187,9 @@ local function rank(place, tally, old, new)
   if old and score == score_of(old) then
     return
   elseif score ~= FINISHED then
-    redis.call("ZADD", place.low, score, string.format("%07d", place.row))
+    redis.call("ZADD", place.low, score, member_of(place))
   elseif old then
-    redis.call("ZREM", place.low, string.format("%07d", place.row))
+    redis.call("ZREM", place.low, member_of(place))
   end
 end
 

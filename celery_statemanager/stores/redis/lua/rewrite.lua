@@ -1,6 +1,6 @@
 -- Replaces cells of one column by what they say in a later layout, each if it is still as it was found. No change.
 --
--- KEYS     1 head, 2 tallies, 3 and 4 not used, 5 cells (see common.lua)
+-- KEYS     1 head, 2 tallies, 3 and 4 not used, 5 cells, 6 low (see common.lua)
 -- ARGV[1]  incarnation
 -- ARGV[2]  tag
 -- ARGV[3]  for each cell: its field, whether it counts in the column, and in the job ("1" or ""), the packed cell
@@ -19,7 +19,12 @@ for i = 3, #ARGV, 5 do
   if redis.call("HGET", KEYS[5], field) == found then
     redis.call("HSET", KEYS[5], field, becomes)
     if in_column == "1" then
-      count(job, { counts = in_job == "1" }, tally, cmsgpack.unpack(found), cmsgpack.unpack(becomes))
+      local place = { counts = in_job == "1", row = field, low = KEYS[6] }
+      local new = cmsgpack.unpack(becomes)
+      count(job, place, tally, cmsgpack.unpack(found), new)
+      if new[STATUS] < 0 then
+        redis.call("ZADD", place.low, score_of(new), member_of(place))
+      end
     end
     replaced = replaced + 1
   end

@@ -1,4 +1,4 @@
-"""The workers of a run: started, killed, paused, and none of them left."""
+"""The workers of a run: start, kill, pause and stop them."""
 
 from __future__ import annotations
 
@@ -15,83 +15,86 @@ from celery_statemanager.testing import processes
 from chaos.places import Place
 
 SIZE = 2
-READY = 60.0
-STOPPED = 30.0
+READY_TIMEOUT = 60.0
+STOP_TIMEOUT = 30.0
 
 
-class Crew:
-    """``SIZE`` workers, replaced when they were killed."""
+class Workers:
+    """``SIZE`` workers. A killed worker is replaced."""
 
     def __init__(self, place: Place, pool: str) -> None:
         self._place = place
         self._pool = pool
-        self._made = 0
+        self._started = 0
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._logs: dict[int, Path] = {}
-        self._seen: list[psutil.Process] = []
+        self._processes: list[psutil.Process] = []
 
-    def muster(self) -> None:
-        """Be complete and ready."""
+    def ensure_ready(self) -> None:
+        """Start missing workers and wait until all are ready."""
         for pid, worker in [*self._workers.items()]:
             if worker.poll() is not None:
                 del self._workers[pid]
         while len(self._workers) < SIZE:
             self._start()
-        deadline = time.monotonic() + READY
+        deadline = time.monotonic() + READY_TIMEOUT
         while not all(" ready." in self._logs[pid].read_text() for pid in self._workers):
-            assert time.monotonic() < deadline, f"no worker within {READY} s: {[*self._logs.values()]}"
+            assert time.monotonic() < deadline, (
+                f"a worker is not ready after {READY_TIMEOUT} s: {[*self._logs.values()]}"
+            )
             time.sleep(0.05)
 
     def kill(self, number: int) -> None:
-        """Kill one with its children, and start another."""
+        """Kill a worker with its children and start another one."""
         pid = sorted(self._workers)[number % len(self._workers)]
-        self._see(pid)
+        self._record_processes(pid)
         processes.kill(pid)
         self._workers.pop(pid).wait()
         self._start()
 
     def pause(self, number: int, seconds: float) -> None:
-        """Stop one with its children for so many seconds."""
+        """Pause a worker with its children for ``seconds``."""
         with processes.paused(sorted(self._workers)[number % len(self._workers)]):
             time.sleep(seconds)
 
-    def dismiss(self) -> None:
-        """Stop all, warmly, and kill who does not."""
+    def stop(self) -> None:
+        """Stop all workers by a warm shutdown. Raises: AssertionError if one does not stop and is killed."""
         for pid, worker in self._workers.items():
-            self._see(pid)
+            self._record_processes(pid)
             worker.terminate()
         for pid, worker in self._workers.items():
             with suppress(subprocess.TimeoutExpired):
-                worker.wait(STOPPED)
+                worker.wait(STOP_TIMEOUT)
                 continue
             processes.kill(pid)
             worker.wait()
-            raise AssertionError(f"worker {pid} did not stop within {STOPPED} s: {self._logs[pid].read_text()[-3000:]}")
+            log = self._logs[pid].read_text()[-3000:]
+            raise AssertionError(f"worker {pid} did not stop within {STOP_TIMEOUT} s: {log}")
         self._workers.clear()
 
-    def left_behind(self) -> list[psutil.Process]:
-        """Give the processes of workers that are gone."""
-        lives = []
-        for process in self._seen:
+    def leftovers(self) -> list[psutil.Process]:
+        """Return the processes of killed or stopped workers that still run."""
+        running = []
+        for process in self._processes:
             with suppress(psutil.NoSuchProcess):
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    lives.append(process)
-        return lives
+                    running.append(process)
+        return running
 
-    def _see(self, pid: int) -> None:
-        self._seen += processes.family(pid)
+    def _record_processes(self, pid: int) -> None:
+        self._processes += processes.family(pid)
 
     def _start(self) -> None:
-        self._made += 1
-        log = self._place.home / f"worker-{self._made}.log"
+        self._started += 1
+        log = self._place.home / f"worker-{self._started}.log"
         command = [sys.executable, "-m", "celery", "-A", "chaos.app", "worker", "-P", self._pool, "-c", "2"]
-        command += ["-n", f"chaos-{self._made}@test", "-l", "INFO"]
+        command += ["-n", f"chaos-{self._started}@test", "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         with log.open("wb") as output:
             worker = subprocess.Popen(
                 command,
                 cwd=Path(__file__).parents[1],
-                env={**os.environ, **self._place.far},
+                env={**os.environ, **self._place.worker_environment},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -1,4 +1,4 @@
-"""What must hold after a round, whatever happened in it. Each finding is a sentence; none is good."""
+"""The guarantees that must hold after every round. Each violation is a sentence."""
 
 from __future__ import annotations
 
@@ -11,57 +11,57 @@ from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord
 from celery_statemanager.stores import Store
 
 ALLOWED = {
-    "sturdy": {Status.FINISHED, Status.LOST},
-    "fickle": {Status.FINISHED, Status.LOST},
-    "fragile": {Status.FINISHED, Status.LOST},
-    "doomed": {Status.FAILED, Status.LOST},
+    "requeued": {Status.FINISHED, Status.LOST},
+    "retried": {Status.FINISHED, Status.LOST},
+    "marked": {Status.FINISHED, Status.LOST},
+    "failing": {Status.FAILED, Status.LOST},
 }
-"""How a row may end, by its task."""
+"""The final statuses that each task may have."""
 
-REQUEUED = {"sturdy", "fickle", "doomed"}
-UNASKED = "None"
-"""The attempt of a body that ran because the store was away and could not veto it: its words are refused later."""
+REQUEUED = {"requeued", "retried", "failing"}
+NO_ATTEMPT = "None"
+"""Noted by a task that ran without an attempt because the store was unavailable. The store rejects its later writes."""
 
 
-def findings(store: Store, job: Job, tasks: list[str], notes: list[list[str]], max_lost: int) -> list[str]:
-    """Look at a job that should have settled."""
+def job_violations(store: Store, job: Job, tasks: list[str], notes: list[list[str]], max_lost: int) -> list[str]:
+    """Return the violated guarantees of a job that should have settled."""
     record = store.get_job(job.manager.ref.key)
-    found = [] if record.settled else ["the job has not settled"]
+    violations = [] if record.settled else ["the job has not settled"]
     for row, task in enumerate(tasks):
         cell = store.get_cell(record.ref, "work", row) or Cell()
-        found += [f"row {row} ({task}): {each}" for each in _of_row(cell, task, row, notes, max_lost)]
-    return [*found, *_of_callbacks(store, record, tasks, notes)]
+        violations += [f"row {row} ({task}): {each}" for each in _row_violations(cell, task, row, notes, max_lost)]
+    return [*violations, *_callback_violations(store, record, tasks, notes)]
 
 
-def _of_row(cell: Cell, task: str, row: int, notes: list[list[str]], max_lost: int) -> Iterator[str]:
+def _row_violations(cell: Cell, task: str, row: int, notes: list[list[str]], max_lost: int) -> Iterator[str]:
     if not cell.final:
         yield f"is not final: status {cell.status}, attempt {cell.attempt}, open {cell.open}, {cell.message!r}"
         return
     if cell.status not in ALLOWED[task]:
         yield f"ended {cell.status}: {cell.message!r}"
     if cell.status == Status.LOST and task in REQUEUED and cell.losses < max_lost:
-        yield f"was given up after {cell.losses} losses"
+        yield f"was marked LOST after {cell.losses} losses, before the limit"
     if cell.status == Status.LOST and not cell.losses:
-        yield "is LOST and never was"
+        yield "is LOST without a loss"
     ended = [note[3] for note in notes if note[1] == "ended" and int(note[2]) == row]
-    if cell.status == Status.FINISHED and not {*ended} & {str(cell.attempt), UNASKED}:
-        yield f"is FINISHED at attempt {cell.attempt}, but its body ended in {ended}"
+    if cell.status == Status.FINISHED and not {*ended} & {str(cell.attempt), NO_ATTEMPT}:
+        yield f"is FINISHED at attempt {cell.attempt}, but its task ended in attempts {ended}"
 
 
-def of_stream(store: Store, job: Job, states: list[State]) -> Iterator[str]:
-    """Look at what a subscriber saw: each cell's versions rise to its last one, and FINISHED is the end."""
+def stream_violations(store: Store, job: Job, states: list[State]) -> Iterator[str]:
+    """Yield the cells whose versions did not rise to the last one, or that changed after FINISHED."""
     for row in range(job.num_tasks):
-        mine = [state for state in states if state.task_index == row]
-        versions = [state.version for state in mine]
+        received = [state for state in states if state.task_index == row]
+        versions = [state.version for state in received]
         cell = store.get_cell(job.manager.ref, "work", row) or Cell()
         if versions != sorted({*versions}) or versions[-1:] != [cell.version][: cell.version]:
-            yield f"row {row}: a subscriber saw the versions {versions} of {cell.version}"
-        done = next((state for state in mine if state.finished), None)
+            yield f"row {row}: a subscriber received the versions {versions} of {cell.version}"
+        done = next((state for state in received if state.finished), None)
         if done is not None and done.version != cell.version:
-            yield f"row {row} was FINISHED at attempt {done.attempt} and went on to attempt {cell.attempt}"
+            yield f"row {row} was FINISHED at attempt {done.attempt} and changed again at attempt {cell.attempt}"
 
 
-def _of_callbacks(store: Store, record: JobRecord, tasks: list[str], notes: list[list[str]]) -> Iterator[str]:
+def _callback_violations(store: Store, record: JobRecord, tasks: list[str], notes: list[list[str]]) -> Iterator[str]:
     cells = [store.get_cell(record.ref, "work", row) or Cell() for row in range(len(tasks))]
     failed = any(cell.status < 0 for cell in cells)
     succeeded = all(cell.status == Status.FINISHED for cell in cells)

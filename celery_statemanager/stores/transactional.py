@@ -1,0 +1,51 @@
+"""The base of stores that compute their atomic steps in Python, inside a transaction of their own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from celery_statemanager.records import Begin, BeginReply, JobRecord, JobRef, StoredCell, Write, WriteReply
+from celery_statemanager.stores import steps
+from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.steps import Transaction
+
+Place = tuple[str, int]
+"""A tag and a task_index."""
+
+Reply = TypeVar("Reply")
+
+
+class TransactionalStore(Store):
+    """Implement ``write``, ``begin``, ``update_job`` and ``rewrite_cells`` over the operations of a ``Transaction``.
+
+    A subclass implements ``transact`` and the remaining methods of ``Store``. The last of the four belongs to
+    ``Migratable``; inherit from ``TransactionalStore`` first to use it there.
+    """
+
+    @abstractmethod
+    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], place: Place | None = None) -> Reply:
+        """Run a step on one job in one transaction: commit when it returns, change nothing when it raises.
+
+        A step raises its refusals before its first change, so a store that cannot fail in between needs no
+        rollback. A store may run the step again, with a new ``Transaction``, where another process changed the job.
+
+        Args:
+            place: the cell that the step reads first, for stores that read it together with the job.
+
+        Raises: JobNotFound; what the step raises.
+        """
+
+    def write(self, ref: JobRef, write: Write) -> WriteReply:
+        return self.transact(ref, lambda tx: steps.write(tx, write), (write.tag, write.task_index))
+
+    def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
+        return self.transact(ref, lambda tx: steps.begin(tx, begin), (begin.tag, begin.task_index))
+
+    def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
+        return self.transact(job.ref, lambda tx: steps.update_job(tx, job))
+
+    def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
+        """Replace cells as ``Migratable.rewrite_cells`` describes."""
+        return self.transact(ref, lambda tx: steps.rewrite(tx, cells))
