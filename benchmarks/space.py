@@ -31,7 +31,7 @@ def in_sqlite(num_tasks: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "states.db")
         with open_store(f"sqlite:///{path}") as store:
-            store.list_workers()  # creates the file
+            list(store.list_workers())  # creates the file
             empty = path.stat().st_size
             create_filled_job(store, num_tasks)
         return (path.stat().st_size - empty) / num_tasks

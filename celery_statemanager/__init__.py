@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ReadOnlyManager,
         StateError,
         StateManagerError,
+        StoreContended,
         StoreError,
         StoreUnavailable,
         SubmitFailed,
@@ -50,6 +51,7 @@ __all__ = (
     "StateManagerError", "ConfigurationError", "JobExists", "JobNotFound", "TaskMismatch", "ReadOnlyManager",
     "BeginRefused", "AttemptSuperseded", "JobCancelled", "StateError", "SynchronizeFailed", "SynchronizeTimeout",
     "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
+    "StoreContended",
 )  # fmt: skip
 
 _MODULES = {

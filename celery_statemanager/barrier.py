@@ -11,7 +11,8 @@ from celery_statemanager import aggregate
 from celery_statemanager.errors import StoreUnavailable, SynchronizeFailed, SynchronizeTimeout
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
-from celery_statemanager.records import JobRecord, JobRef
+from celery_statemanager.records import JobRef
+from celery_statemanager.retention import current
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import NO_CELLS, Feed
 
@@ -104,7 +105,7 @@ def _run_query(feed: Feed, query: Callable[[], Result | None]) -> Result | None:
 
 
 def _states_of_rows(store: Store, ref: JobRef, scope: Scope) -> list[State]:
-    job: JobRecord = store.get_job(ref.key)
+    job = current(store, ref)
     tag = scope.tag or ""
     written = {state.task_index: state for state in store.list_states(ref, scope)}
     return [written.get(row) or aggregate.missing_state(job, tag, row) for row in aggregate.expected_rows(job, tag)]

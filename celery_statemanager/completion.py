@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from celery_statemanager.records import Cancellation, JobRecord, JobRef
-from celery_statemanager.retention import current
+from celery_statemanager.retention import CHANGE_TIMEOUT, change_job, current
 from celery_statemanager.stores.base import Store
 
 Send = Callable[[JobRecord, str, str], bool]
@@ -16,7 +17,9 @@ Return False to leave the callback due.
 """
 
 
-def publish_due(store: Store, ref: JobRef, latches: Iterable[str], send: Send) -> int:
+def publish_due(
+    store: Store, ref: JobRef, latches: Iterable[str], send: Send, *, timeout: float = CHANGE_TIMEOUT
+) -> int:
     """Publish the due callbacks of latches and mark each as published afterwards.
 
     After a crash between the two steps, the callback is published again with the same task id. Pass only the latches
@@ -25,36 +28,31 @@ def publish_due(store: Store, ref: JobRef, latches: Iterable[str], send: Send) -
 
     Returns: the number of published callbacks.
 
-    Raises: JobNotFound; any error of ``send``, in which case the callback stays due.
+    Raises: JobNotFound; StoreContended; any error of ``send``, in which case the callback stays due.
     """
     job, published = current(store, ref), 0
     for name in latches:
         latch = job.latches[name]
         if latch.due and latch.callback is not None and send(job, name, latch.callback):
-            _mark_published(store, ref, name)
+            change_job(store, ref, partial(_published, name, store.now()), timeout=timeout)
             published += 1
     return published
 
 
-def _mark_published(store: Store, ref: JobRef, name: str) -> None:
-    while True:
-        job = current(store, ref)
-        latch = job.latches[name]
-        if not latch.due:
-            return
-        marked = job.with_latches(**{name: replace(latch, published_at=store.now())})
-        if store.update_job(marked) is not None:
-            return
+def _published(name: str, now: int, job: JobRecord) -> JobRecord | None:
+    latch = job.latches[name]
+    return job.with_latches(**{name: replace(latch, published_at=now)}) if latch.due else None
 
 
-def cancel(store: Store, ref: JobRef, reason: str | None) -> bool:
+def cancel(store: Store, ref: JobRef, reason: str | None, *, timeout: float = CHANGE_TIMEOUT) -> bool:
     """Cancel a job by compare-and-set.
 
-    Returns: False if the job has settled or is already cancelled. Raises: JobNotFound.
+    Returns: False if the job has settled or is already cancelled. Raises: JobNotFound, StoreContended.
     """
-    while True:
-        job = current(store, ref)
+
+    def cancelled(job: JobRecord) -> JobRecord | None:
         if job.settled or job.cancelled:
-            return False
-        if store.update_job(replace(job, cancelled=Cancellation(reason, store.now()))) is not None:
-            return True
+            return None
+        return replace(job, cancelled=Cancellation(reason, store.now()))
+
+    return change_job(store, ref, cancelled, timeout=timeout) is not None

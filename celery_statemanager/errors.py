@@ -17,6 +17,7 @@
     ├── SubmitFailed
     └── StoreError                                 the store refused or failed
         └── StoreUnavailable        (ConnectionError)
+            └── StoreContended                     others changed the same record at each of many tries
 
 ``args`` are always the constructor's own arguments, and ``__str__`` builds the message.
 Celery rebuilds an error from a result backend as ``cls(*error.args)``.
@@ -56,6 +57,10 @@ class StoreError(StateManagerError):
 
 class StoreUnavailable(StoreError, ConnectionError):
     """The store cannot be reached or did not answer in time. A retry may succeed."""
+
+
+class StoreContended(StoreUnavailable):
+    """Other writers changed the same record at each try until the time was up; the store itself answers."""
 
 
 class _JobIdentity(StateManagerError):

@@ -1,4 +1,4 @@
-"""Why a job is not done: a sentence for each range of open cells, and what will happen next."""
+"""Explain why a job is not done: a sentence for each range of open cells, and what happens next."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from celery_statemanager import leases
 from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report, cell_name
+from celery_statemanager.liveness import WorkerSnapshot
 from celery_statemanager.models import Status, status_name
-from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, WorkerRecord
+from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef, WorkerRecord
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 MOST_CELLS = 1_000
-"""Cells in progress that are looked at one by one; more are told by their number."""
+"""Maximum number of cells in progress that are read one by one; the rest is only counted."""
 
-
-NOBODY = "no worker has this store: start one, or look at the store_url of those that run"
+NO_WORKER = "no live worker uses this store: start one, or compare the store_url of the running ones"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,8 @@ class Reason:
     """Why some rows of a column, or a callback, are not done.
 
     Attributes:
-        rows: None for a callback, whose latch is then the tag.
+        tag: for a callback, the name of its latch.
+        rows: None for a callback.
         code: one word for programs: ``unpublished``, ``unwritten``, ``queued``, ``received``, ``waits``, ``running``,
             ``lost``, ``retrying``, ``written``, ``callback``, ``more``.
         text: a sentence for people.
@@ -39,49 +39,56 @@ class Reason:
 
 
 def explain(store: WorkerRegistry, job: JobRecord) -> list[Reason]:
-    """Give the reasons why a job has not settled, or its callbacks have not run. Raises: JobNotFound."""
-    job, columns = store.column_summaries(job.ref, indexes=True)
-    told = _Told(store, job)
-    reasons = [each for column in columns for each in told.in_progress(column)]
-    if not job.cancelled:
-        reasons += [each for column in columns for each in told.missing(column, columns)]
-    return _merged(reasons) + list(told.callbacks())
+    """Return the reasons why a job has not settled or its callbacks have not run. Raises: JobNotFound."""
+    return JobDiagnosis(store, job.ref).reasons()
 
 
-class _Told:
-    """What is known of a job's cells and of the workers, as of one moment."""
+class JobDiagnosis:
+    """The cells of one incarnation of a job and the workers of its store, as of one moment.
 
-    def __init__(self, store: WorkerRegistry, job: JobRecord) -> None:
+    Attributes:
+        job: the record that the reasons refer to.
+
+    Raises: JobNotFound – from the constructor.
+    """
+
+    def __init__(self, store: WorkerRegistry, ref: JobRef) -> None:
         self._store = store
-        self._job = job
-        self._now = store.now()
-        self._workers = leases.workers(store)
-        self._turn = store.get_worker(leases.SWEEPER)
-        self._reports = {worker_id: Report.from_record(each) for worker_id, each in self._workers.items()}
-        alive = [self._reports[each.worker_id] for each in self._workers.values() if each.lease_until > self._now]
-        dead = [self._reports[each.worker_id] for each in self._workers.values() if each.lease_until <= self._now]
+        self.job, self._columns = store.column_summaries(ref, indexes=True)
+        self._workers = WorkerSnapshot(store)
+        self._now = self._workers.now
+        self._reports = {worker_id: Report.from_record(each) for worker_id, each in self._workers.records.items()}
+        alive = [self._reports[each.worker_id] for each in self._workers.alive]
+        dead = [self._reports[each.worker_id] for each in self._workers.dead]
         self._received, self._left_behind = self._rows_of(alive), self._rows_of(dead)
-        self._unseen = _unseen(alive)
+        self._unlisted = _unlisted(alive)
+
+    def reasons(self) -> list[Reason]:
+        """Return a reason for each range of open rows and each callback. Raises: JobNotFound."""
+        found = [each for column in self._columns for each in self._in_progress(column)]
+        if not self.job.cancelled:
+            found += [each for column in self._columns for each in self._missing(column)]
+        return _merged(found) + list(self._callbacks())
 
     def _rows_of(self, reports: Iterable[Report]) -> list[Received]:
-        """Give the rows of the job that workers have received and not begun."""
-        return [row for each in reports for row in each.received if row.ref == self._job.ref]
+        """Return the rows of the job that workers have received and not begun."""
+        return [row for each in reports for row in each.received if row.ref == self.job.ref]
 
-    def missing(self, column: Column, columns: list[Column]) -> Iterator[Reason]:
-        """Tell of the rows that never began."""
+    def _missing(self, column: Column) -> Iterator[Reason]:
+        """Yield reasons for the rows that never began."""
         left = column.missing or IndexSet()
-        submission = self._job.submission
+        submission = self.job.submission
         if submission is None:
             yield from _some(column.tag, left, "unwritten", "never written; no task was submitted for it")
             return
         if not submission.done:
-            unsent = IndexSet(range(submission.published, self._job.num_tasks))
+            unsent = IndexSet(range(submission.published, self.job.num_tasks))
             unpublished, left = left.within(unsent), left.without(unsent)
             alive = submission.alive_until > self._now
             gone = f"never published: its publisher is gone; {self._sweep()}: the job is cancelled"
             fate = "being published" if alive else gone
             yield from _some(column.tag, unpublished, "unpublished", fate)
-        for earlier in columns:
+        for earlier in self._columns:
             unfinished = (earlier.missing or IndexSet()).union(earlier.running or IndexSet())
             held_up = left.within(self._rows_with(earlier.tag, column.tag)).within(unfinished)
             yield from _some(column.tag, held_up, "waits", f"waits for stage {earlier.tag!r} of its row")
@@ -89,35 +96,35 @@ class _Told:
         yield from self._sent(column.tag, left)
 
     def _sent(self, tag: str, left: IndexSet) -> Iterator[Reason]:
-        """Tell of the rows whose message is with a worker or the broker."""
+        """Yield reasons for the rows whose message is with a worker or the broker."""
         held = left.within(_under(tag, self._received))
-        yield from _some(tag, held, "received", "received by a worker, which has not begun it")
+        yield from _some(tag, held, "received", "received by a worker, not begun")
         left = left.without(held)
         for kept in (True, False):
             held = left.within(_under(tag, (row for row in self._left_behind if bool(row.message) is kept)))
             fate = f"received by a worker that is gone; {self._sweep()}: {_fate(kept=kept)}"
             yield from _some(tag, held, "lost", fate)
             left = left.without(held)
-        yield from _some(tag, left, "queued", f"in the queue: no live worker has received it{self._unseen}")
+        yield from _some(tag, left, "queued", f"in the queue: no live worker has received it{self._unlisted}")
 
-    def in_progress(self, column: Column) -> Iterator[Reason]:
-        """Tell of the rows that have begun and not ended."""
+    def _in_progress(self, column: Column) -> Iterator[Reason]:
+        """Yield reasons for the rows that have begun and not ended."""
         rows = column.running or IndexSet()
         for number, row in enumerate(rows):
             if number == MOST_CELLS:
                 rest = IndexSet([*rows][MOST_CELLS:])
                 yield Reason(column.tag, rest, "more", f"{len(rest):,} more in progress")
                 return
-            cell = self._store.get_cell(self._job.ref, column.tag, row)
+            cell = self._store.get_cell(self.job.ref, column.tag, row)
             if cell is not None and not cell.final:
                 yield Reason(column.tag, IndexSet([row]), *self._cell(column.tag, row, cell))
 
-    def callbacks(self) -> Iterator[Reason]:
-        """Tell of callbacks whose latch has fallen and that have not run to their end."""
-        for name, latch in self._job.latches.items():
+    def _callbacks(self) -> Iterator[Reason]:
+        """Yield reasons for callbacks whose latch is decided and that have not run to their end."""
+        for name, latch in self.job.latches.items():
             if latch.callback is None or latch.decided_at is None:
                 continue
-            cell = self._store.get_cell(self._job.ref, name, CALLBACK_ROW)
+            cell = self._store.get_cell(self.job.ref, name, CALLBACK_ROW)
             age = self._age(latch.decided_at)
             if latch.due and cell is None:
                 yield Reason(name, None, "callback", f"decided {age} ago, not published; {self._sweep()}: it is sent")
@@ -129,8 +136,8 @@ class _Told:
                 yield Reason(name, None, "callback", f"ended {status_name(cell.status)}: {cell.message}")
 
     def _rows_with(self, earlier: str, later: str) -> IndexSet:
-        """Give the rows that run one stage before the other."""
-        shapes = self._job.plan.shapes if self._job.plan else ()
+        """Return the rows that run one stage before the other."""
+        shapes = self.job.plan.shapes if self.job.plan else ()
         return IndexSet().union(
             *(
                 rows
@@ -140,7 +147,7 @@ class _Told:
         )
 
     def _cell(self, tag: str, row: int, cell: Cell) -> tuple[str, str]:
-        state = state_of(self._job.job_id, tag, row, cell)
+        state = state_of(self.job.job_id, tag, row, cell)
         wrote = f"last write {self._age(cell.timestamp)} ago"
         if not cell.open:
             if cell.attempt:
@@ -149,26 +156,26 @@ class _Told:
         attempt = f"attempt {cell.attempt}"
         if cell.owner is None:
             return "running", f"{attempt} of a Manager or an eager run, {wrote}"
-        worker = self._workers.get(cell.owner)
+        worker = self._workers.records.get(cell.owner)
         host, _, pid = cell.owner.rpartition(":")[0].partition(":")
         where = f"on {host}, worker pid {pid}, {attempt}, {wrote}"
         if worker is not None and worker.lease_until > self._now and self._listed(worker, tag, row, cell):
             left = self._age(2 * self._now - worker.lease_until)
             return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more)"
         fate = _fate(kept=bool(cell.kept))
-        return "lost", f"lost {where}: its worker is gone or has forgotten it; {self._sweep()}: {fate}"
+        return "lost", f"lost {where}: its worker is gone or no longer lists it; {self._sweep()}: {fate}"
 
     def _listed(self, worker: WorkerRecord, tag: str, row: int, cell: Cell) -> bool:
         report = self._reports[worker.worker_id]
-        return cell.began_at > worker.renewed_at or report.lists(cell_name(self._job.ref, tag, row))
+        return cell.began_at > worker.renewed_at or report.lists(cell_name(self.job.ref, tag, row))
 
     def _sweep(self) -> str:
-        """Say when the next sweep comes, as far as the last one tells: its turn has the length of their interval."""
-        turn = self._turn
-        if turn is not None and self._now < 2 * turn.lease_until - turn.renewed_at:
-            return f"swept at {_clock(max(self._now, turn.lease_until))}"
-        since = "ever" if turn is None else f"for {self._age(turn.renewed_at)}"
-        return f"nobody swept {since}, start a worker or beat, or run sweep-state"
+        """Return when the next sweep is due, or that there is none."""
+        due, turn = self._workers.sweep_at, self._workers.turn
+        if due is not None:
+            return f"swept at {_clock(due)}"
+        last = "no sweep yet" if turn is None else f"no sweep for {self._age(turn.renewed_at)}"
+        return f"{last}, start a worker or beat, or run sweep-state"
 
     def _age(self, moment: int) -> str:
         seconds = max(0, (self._now - moment) // 1_000_000)
@@ -182,16 +189,16 @@ def _clock(moment: int) -> str:
 
 
 def _fate(*, kept: bool) -> str:
-    """Say what a sweep does with a row whose worker is gone, by whether its message was kept."""
+    """Return what a sweep does with a row whose worker is gone; it depends on whether the message was kept."""
     return "its message is sent again" if kept else "it is marked LOST"
 
 
-def _unseen(reports: list[Report]) -> str:
-    """Give the end of a sentence about rows that no live worker lists."""
+def _unlisted(reports: list[Report]) -> str:
+    """Return the end of a sentence about rows that no live worker lists."""
     if not reports:
-        return f"; {NOBODY}"
+        return f"; {NO_WORKER}"
     cut = any("received" in each.cut for each in reports)
-    return ", or it is among the many that one holds and does not list" if cut else ""
+    return ", or one has received it and does not list it, because it holds too many" if cut else ""
 
 
 def _under(tag: str, rows: Iterable[Received]) -> IndexSet:
@@ -204,7 +211,7 @@ def _some(tag: str, rows: IndexSet, code: str, text: str) -> Iterator[Reason]:
 
 
 def _merged(reasons: Iterable[Reason]) -> list[Reason]:
-    """Put rows together that have the same reason."""
+    """Merge the rows that have the same reason."""
     found: dict[tuple[str, str, str], IndexSet] = {}
     for each in reasons:
         key = (each.tag, each.code, each.text)

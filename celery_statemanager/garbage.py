@@ -1,4 +1,4 @@
-"""Garbage collection (rule R10): idle jobs are hidden, deleted when idle for longer, and revived when written to."""
+"""Collect garbage: hide idle jobs, delete them when they stay idle, revive them when they are written (rule R10)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from celery_statemanager.retention import Ages, current, is_newer
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 PURGED_AT_ONCE = 10_000
-"""Leftover rows that one call removes, about; between two calls other writers have their turn."""
+"""Approximate number of leftover rows that one call removes; other writers proceed between two calls."""
 
 
 class Act(str, Enum):
-    """What becomes of a job."""
+    """What a collection does to a job."""
 
     TOMBSTONED = "tombstoned"
     REVIVED = "revived"
@@ -27,28 +27,28 @@ class Act(str, Enum):
 
 
 class Skip(str, Enum):
-    """Why an idle job is left as it is."""
+    """Why a collection leaves an idle job unchanged."""
 
     RUNNING = "running"
-    """A live worker runs or holds one of its tasks."""
+    """A live worker runs, or has received, one of its tasks."""
     CALLBACK = "callback"
-    """A callback of it is still to be published."""
+    """One of its callbacks is not published yet."""
     PUBLISHING = "publishing"
-    """Its publisher lives and has not come to its end."""
+    """It is still being submitted."""
     NEWER = "newer"
-    """Only a newer release understands it."""
+    """Only a newer release can read it."""
     CHANGED = "changed"
-    """It was written to, or changed, or deleted by another, at this very moment."""
+    """It was written, changed or deleted during the collection."""
 
 
 @dataclass(slots=True)
 class GarbageReport:
-    """What a collection did or, on a dry run, would do; in numbers.
+    """Count what a collection did or, on a dry run, would do.
 
     Attributes:
-        scanned: jobs looked at: the idle ones, and those marked deleted.
+        scanned: jobs examined: idle ones and those marked deleted.
         purged: rows of deleted jobs that were removed.
-        skipped: idle jobs that were left, by the reason (``Skip``).
+        skipped: idle jobs that were left unchanged, by reason (``Skip``).
     """
 
     scanned: int = 0
@@ -62,8 +62,8 @@ class GarbageReport:
         return any((self.tombstoned, self.revived, self.deleted, self.purged))
 
 
-Tell = Callable[[JobRecord, "Act | Skip"], object]
-"""Is told of each job that something is done to, or that is spared."""
+Notify = Callable[[JobRecord, "Act | Skip"], object]
+"""Called with each job and with what is done to it or why it is skipped."""
 
 
 def collect_garbage(
@@ -72,44 +72,44 @@ def collect_garbage(
     tombstone_age: str | float | timedelta,
     delete_age: str | float | timedelta,
     dry_run: bool = False,
-    tell: Tell | None = None,
+    tell: Notify | None = None,
 ) -> GarbageReport:
-    """Hide jobs that are idle, delete those that have been for longer, revive the hidden ones that were written to.
+    """Hide idle jobs, delete jobs that have been idle longer, and revive hidden jobs that were written to.
 
-    Spared are jobs with a task that a live worker runs or has received, and jobs with a callback to be published. Cut
-    off, it is done by the next run; two at once do no harm.
+    Jobs are skipped while a live worker runs or has received one of their tasks, and while a callback is unpublished.
+    The next run resumes an interrupted one. Concurrent runs are safe.
 
     Args:
         tombstone_age, delete_age: time since the last write, as ``"30d"``, seconds or a timedelta.
-        dry_run: write nothing; tell what would be done.
-        tell: called with each job and what became, or would become, of it.
+        dry_run: write nothing and only report.
+        tell: called with each job and its ``Act`` or ``Skip``.
 
     Raises: ConfigurationError, StoreError.
     """
     collection = _Collection(store, Ages.parse(tombstone_age, delete_age), tell)
     if dry_run:
-        _rehearse(collection)
+        _dry_run(collection)
     else:
         _Collector(collection).run()
     return collection.report
 
 
 class _Collection:
-    """What is found in a store, and the report on it.
+    """Find the jobs to act on, and count the results.
 
     Attributes:
-        now: the store's time when it began, by which all jobs are judged.
+        now: the store's time at the start; all jobs are judged by it.
     """
 
-    def __init__(self, store: WorkerRegistry, ages: Ages, tell: Tell | None) -> None:
+    def __init__(self, store: WorkerRegistry, ages: Ages, tell: Notify | None) -> None:
         self.store = store
         self.report = GarbageReport()
         self._ages = ages
-        self._tell = tell or (lambda job, what: None)  # noqa: ARG005 - nobody listens
+        self._notify = tell or (lambda job, what: None)  # noqa: ARG005 - a default that ignores its arguments
         self.now = store.now()
 
     def revivable(self) -> Iterator[JobRecord]:
-        """Give the hidden jobs that were written to since, and are not idle again."""
+        """Yield hidden jobs that were written to after they were hidden and are not idle again."""
         for page in _pages(self.store, tombstoned=True):
             for job in page:
                 self.report.scanned += 1
@@ -117,7 +117,7 @@ class _Collection:
                     yield job
 
     def collectable(self) -> Iterator[tuple[JobRecord, Act]]:
-        """Give the idle jobs that nothing holds, and what is to become of each."""
+        """Yield idle jobs that nothing protects, each with the act that is due."""
         for page in _pages(self.store, idle_before=self.now - self._ages.tombstone):
             held: Callable[[str], bool] | None = None
             for job in page:
@@ -126,26 +126,26 @@ class _Collection:
                 if act is Act.TOMBSTONED and job.tombstoned_at is not None:
                     continue
                 held = leases.jobs_at_work(self.store) if held is None else held
-                reason = self._spared(job, held)
+                reason = self._skip_reason(job, held)
                 if reason is None:
                     yield job, act
                 else:
                     self.skip(job, reason)
 
-    def did(self, job: JobRecord, act: Act) -> None:
-        """Count what became of a job."""
+    def record(self, job: JobRecord, act: Act) -> None:
+        """Count an act and report it."""
         setattr(self.report, act.value, getattr(self.report, act.value) + 1)
-        self._tell(job, act)
+        self._notify(job, act)
 
     def skip(self, job: JobRecord, reason: Skip) -> None:
-        """Count a job that is left as it is."""
+        """Count a skipped job and report it."""
         self.report.skipped[reason.value] = self.report.skipped.get(reason.value, 0) + 1
-        self._tell(job, reason)
+        self._notify(job, reason)
 
     def _idle_for(self, job: JobRecord, age: int) -> bool:
         return self.now - job.last_activity > age
 
-    def _spared(self, job: JobRecord, held: Callable[[str], bool]) -> Skip | None:
+    def _skip_reason(self, job: JobRecord, held: Callable[[str], bool]) -> Skip | None:
         if is_newer(job):
             return Skip.NEWER
         if held(job.incarnation):
@@ -158,15 +158,15 @@ class _Collection:
         return None
 
 
-def _rehearse(collection: _Collection) -> None:
+def _dry_run(collection: _Collection) -> None:
     for job in collection.revivable():
-        collection.did(job, Act.REVIVED)
+        collection.record(job, Act.REVIVED)
     for job, act in collection.collectable():
-        collection.did(job, act)
+        collection.record(job, act)
 
 
 class _Collector:
-    """Does it. Each act is a compare-and-set on the job as it was judged."""
+    """Carry out the acts. Each is a compare-and-set on the job record as it was judged."""
 
     def __init__(self, collection: _Collection) -> None:
         self._collection = collection
@@ -186,7 +186,7 @@ class _Collector:
         except JobNotFound:
             reason = Skip.CHANGED
         if reason is None:
-            self._collection.did(job, act)
+            self._collection.record(job, act)
         else:
             self._collection.skip(job, reason)
 
@@ -198,16 +198,17 @@ class _Collector:
         return None if isinstance(marked, JobRecord) else marked
 
     def _delete(self, job: JobRecord) -> Skip | None:
-        """Delete a job that is as it was judged; marking one that has not settled makes sure that nothing is due."""
+        """Delete an unchanged job; mark it first if it has not settled, so that no latch is decided later."""
         marked = job if job.settled or job.tombstoned_at is not None else self._marked(job)
         if not isinstance(marked, JobRecord):
             return marked
         return None if self._store.delete_job(marked, if_idle=True) else Skip.CHANGED
 
     def _marked(self, job: JobRecord) -> JobRecord | Skip:
-        """Mark a job deleted, and take that back if it was written to before the mark, or has a latch fall by it.
+        """Mark a job deleted; undo this if it was written to before the mark, or if the mark decided a latch.
 
-        The mark bears the time of the judgement: should this be cut off, the next run sees that the write came later.
+        The mark carries the time of the judgement. If the collection is interrupted here, the next run sees that the
+        write came later.
         """
         if self._store.update_job(replace(job, tombstoned_at=self._collection.now)) is None:
             return Skip.CHANGED
@@ -223,7 +224,7 @@ class _Collector:
 
 
 def has_callback_to_publish(job: JobRecord) -> bool:
-    """Whether a latch has fallen whose callback is not known to be sent."""
+    """Return whether a latch is decided whose callback is not known to be published."""
     return any(latch.due for latch in job.latches.values())
 
 

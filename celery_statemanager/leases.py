@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -126,7 +126,7 @@ class Report:
         try:
             return cls._read(json.loads(record.body))
         except (KeyError, TypeError, ValueError):
-            _tell_unreadable(record.worker_id)
+            _warn_unreadable(record.worker_id)
             return cls(cut=("pending", "running", "previous", "received"), readable=False)
 
     @classmethod
@@ -139,10 +139,10 @@ class Report:
 
 
 @lru_cache(maxsize=1_000)
-def _tell_unreadable(worker_id: str) -> None:
+def _warn_unreadable(worker_id: str) -> None:
     logger.warning(
-        "the record of worker %s is no such as this release writes: what it runs is left alone while it lives, and "
-        "what it had received is left to processes of its own release",
+        "cannot read the record of worker %s (written by another release): its running tasks are not reclaimed while "
+        "its lease is valid, its received messages only by a process of its release",
         worker_id,
     )
 
@@ -174,23 +174,35 @@ class _Body:
         return "{" + ",".join([*fields, f'"cut":{compact(self.cut)}']) + "}"
 
 
+def each_worker(store: WorkerRegistry) -> Iterator[WorkerRecord]:
+    """Yield all worker records, those of dead workers too, in bounded memory."""
+    return (each for each in store.list_workers() if each.worker_id != SWEEPER)
+
+
 def workers(store: WorkerRegistry) -> dict[str, WorkerRecord]:
-    """Give all worker records by id, those of dead workers too."""
-    return {each.worker_id: each for each in store.list_workers() if each.worker_id != SWEEPER}
+    """Return all worker records by id, those of dead workers too."""
+    return {each.worker_id: each for each in each_worker(store)}
 
 
 def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:
-    """Tell of a job's incarnation whether a live worker is at it: it runs, has received or may still write a cell."""
+    """Return whether a live worker runs, has received or may still write a cell of a job, by its incarnation.
+
+    Keeps the names of live workers and of the jobs they are at, not their records.
+    """
     now = store.now()
-    alive = {each.worker_id: Report.from_record(each) for each in workers(store).values() if each.lease_until > now}
-    if any("pending" in report.cut for report in alive.values()):
-        return lambda _: True
-    found = (
-        {each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive} if alive else set()
-    )
-    for report in alive.values():
+    alive: set[str] = set()
+    found: set[str] = set()
+    for each in each_worker(store):
+        if each.lease_until <= now:
+            continue
+        report = Report.from_record(each)
+        if "pending" in report.cut:
+            return lambda _: True
+        alive.add(each.worker_id)
         found.update(name.partition(".")[0] for name in report.cells)
         found.update(row.ref.incarnation for row in report.received)
+    if alive:
+        found.update(each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive)
     return found.__contains__
 
 
@@ -217,17 +229,18 @@ def begin(
     if not ended and _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)):
         return reply
     if cell.owner is not None and cell.losses + 1 >= max_lost:
-        decided = mark_lost(store, ref, request.tag, request.task_index, cell, request.event_id)
+        place = request.tag, request.task_index
+        decided = mark_lost(store, ref, *place, cell, request.event_id, max_lost=max_lost)
         return replace(reply, verdict=Verdict.CLOSED, decided=decided)
     return store.begin(ref, replace(request, supersedes=cell.attempt))
 
 
 def mark_lost(
-    store: WorkerRegistry, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str
+    store: WorkerRegistry, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str, *, max_lost: int
 ) -> tuple[str, ...]:
-    """End an open attempt whose worker is gone as LOST; give the latches that fell."""
-    times = "" if cell.losses == 0 else f", for the {cell.losses + 1}. time"
-    message = f"lost with its worker {cell.owner}{times}"
+    """End an open attempt whose worker is dead as LOST; return the latches that this decided."""
+    losses = "" if cell.losses == 0 else f" (loss {cell.losses + 1} of {max_lost})"
+    message = f"lost with its worker {cell.owner}{losses}"
     lost = Write.lost(tag, task_index, message, attempt=cell.attempt, event_id=event_id)
     try:
         return store.write(ref, lost).decided

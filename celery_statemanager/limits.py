@@ -10,6 +10,7 @@ import math
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 MAX_NAME = 200
 MAX_TASKS = 10_000_000
@@ -39,6 +40,13 @@ def check_name(kind: str, value: Any) -> str:
         if bad is not None:
             raise ValueError(f"{kind} must not contain the character {bad!r}: {value[:60]!r}")
     return str.__str__(value)  # the value of a str enum, whose ``str()`` may differ
+
+
+def check_id(kind: str, value: Any) -> str:
+    """Return a valid job_id or run_token as a plain string, a UUID as its text. Raises: TypeError, ValueError."""
+    if not isinstance(value, (str, UUID)):
+        raise TypeError(f"{kind} must be a string or a UUID, not {_type_and_repr(value)}")
+    return check_name(kind, str(value) if isinstance(value, UUID) else value)
 
 
 def check_num_tasks(value: Any) -> int:

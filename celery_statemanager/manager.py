@@ -8,12 +8,14 @@ import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from celery_statemanager import aggregate, barrier
 from celery_statemanager.codec import compact, state_of
 from celery_statemanager.errors import BeginRefused, JobCancelled, ReadOnlyManager, TaskMismatch
 from celery_statemanager.limits import (
     MAX_STATE_BYTES,
+    check_id,
     check_index,
     check_message,
     check_name,
@@ -28,14 +30,24 @@ from celery_statemanager.limits import (
 from celery_statemanager.models import FINISHED, Scope, State, Summary
 from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.records import Begin, JobKey, JobRecord, JobRef, Verdict, Write, new_event_id  # noqa: F401
-from celery_statemanager.retention import delete_job, find_job, tombstone_job
+from celery_statemanager.retention import current, delete_job, find_job, tombstone_job
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
 
+_MOST_TAGS = 10
+"""Tags that an error names."""
 
-def new_job(job_id: str, num_tasks: int, tags: PlanSpec | None = None, run_token: str | None = None) -> JobRecord:
+
+def job_key(job_id: str | UUID, run_token: str | UUID | None = None) -> JobKey:
+    """Return the key that names a job. Raises: TypeError, ValueError."""
+    return JobKey(check_id("job_id", job_id), None if run_token is None else check_id("run_token", run_token))
+
+
+def new_job(
+    job_id: str | UUID, num_tasks: int, tags: PlanSpec | None = None, run_token: str | UUID | None = None
+) -> JobRecord:
     """Check what a caller gave for a job and make its record, not yet stored. Raises: TypeError, ValueError."""
-    key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
+    key = job_key(job_id, run_token)
     rows = check_num_tasks(num_tasks)
     plan = None if tags is None else Plan.from_spec(rows, tags)
     return JobRecord(*key, new_incarnation(), rows, plan)
@@ -90,12 +102,12 @@ class Manager:
     def create(
         cls,
         store: Store,
-        job_id: str,
+        job_id: str | UUID,
         *,
         num_tasks: int,
         task_index: int | None = None,
         tags: PlanSpec | None = None,
-        run_token: str | None = None,
+        run_token: str | UUID | None = None,
         max_state_bytes: int = MAX_STATE_BYTES,
     ) -> Manager:
         """Create a job and open it.
@@ -115,15 +127,14 @@ class Manager:
     def open(
         cls,
         store: Store,
-        job_id: str,
+        job_id: str | UUID,
         *,
         task_index: int | None = None,
-        run_token: str | None = None,
+        run_token: str | UUID | None = None,
         max_state_bytes: int = MAX_STATE_BYTES,
     ) -> Manager:
         """Open a job. Raises: JobNotFound, ConfigurationError, TypeError, ValueError, StoreError."""
-        key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
-        return cls(store, find_job(store, key), task_index, max_state_bytes=max_state_bytes)
+        return cls(store, find_job(store, job_key(job_id, run_token)), task_index, max_state_bytes=max_state_bytes)
 
     @property
     def job_id(self) -> str:
@@ -187,7 +198,7 @@ class Manager:
         row, tag = self._own_row(None), check_name("tag", tag)
         reply = self.store.begin(self.ref, Begin(tag=tag, task_index=row, takes_over=True))
         if reply.verdict is Verdict.CANCELLED:
-            cancelled = self.store.get_job(self.ref.key).cancelled
+            cancelled = current(self.store, self.ref).cancelled
             raise JobCancelled(self.job_id, cancelled.reason if cancelled else None)
         if reply.verdict is not Verdict.BEGUN:
             raise BeginRefused(self.job_id, tag, row, reply.verdict.value)
@@ -195,15 +206,22 @@ class Manager:
         return reply.cell.attempt
 
     def get_state(self, tag: str | None = None, task_index: int | None = None) -> State:
-        """Give one cell, or the lowest cell of a column, a row or the whole grid.
+        """Return one cell, or the lowest cell of a column, a row or the whole grid.
 
-        A cell never written counts as NOT_STARTED. Raises: JobNotFound, TypeError, ValueError.
+        A cell never written counts as NOT_STARTED. Raises: JobNotFound, TypeError; ValueError, also for a tag that is
+        neither in the job's plan nor was ever written.
         """
-        return self.store.lowest(self.ref, self._scope(tag, task_index))
+        state = self.store.lowest(self.ref, self._scope(tag, task_index))
+        if not state.version:
+            self._check_known(tag)
+        return state
 
     def list_states(self, tag: str | None = None, task_index: int | None = None) -> list[State]:
-        """Give the written cells by (timestamp, tag, task_index). Raises: JobNotFound, TypeError, ValueError."""
-        return list(self.store.list_states(self.ref, self._scope(tag, task_index)))
+        """Return the written cells by (timestamp, tag, task_index). Raises: as ``get_state``."""
+        states = list(self.store.list_states(self.ref, self._scope(tag, task_index)))
+        if not states:
+            self._check_known(tag)
+        return states
 
     def summary(self, tag: str | None = None, indexes: bool = True) -> Summary:
         """Return counts of cells and sets of rows by class: not started, running, finished, failed, not run.
@@ -211,9 +229,11 @@ class Manager:
         Args:
             indexes: False leaves the sets None, at a cost that does not grow with the job.
 
-        Raises: JobNotFound, TypeError, ValueError.
+        Raises: as ``get_state``.
         """
         job, columns = self.store.column_summaries(self.ref, check_optional("tag", tag), indexes=indexes)
+        if not any(any(column.tally) for column in columns):
+            self._check_known(tag)
         return aggregate.summarize(job, columns, indexes=indexes)
 
     def subscribe(
@@ -221,7 +241,8 @@ class Manager:
     ) -> Subscription:
         """Follow the written cells: what exists, oldest first, then changes as they come.
 
-        Registered when it returns. Raises: JobNotFound, TypeError, ValueError, StoreError.
+        Registered when it returns. Accepts any tag: it may be written later. Raises: JobNotFound, TypeError,
+        ValueError, StoreError.
         """
         subscription = Subscription(self.store, self.ref, self._scope(tag, task_index), until_settled=until_settled)
         with self._lock:
@@ -283,6 +304,20 @@ class Manager:
     def _send(self, request: Write) -> State:
         cell = self.store.write(self.ref, request).cell
         return state_of(self.job_id, request.tag, request.task_index, cell)
+
+    def _check_known(self, tag: str | None) -> None:
+        """Check a tag that a read found no written cell of; a planned one costs nothing. Raises: ValueError."""
+        if tag is None or self.plan is None or tag in self.plan.columns:
+            return
+        _, columns = self.store.column_summaries(self.ref, tag)
+        if any(any(column.tally) for column in columns) or any(self.store.list_states(self.ref, Scope(tag))):
+            return
+        known = ", ".join(map(repr, self.tags[:_MOST_TAGS]))
+        more = len(self.tags) - _MOST_TAGS
+        raise ValueError(
+            f"job {self.job_id!r} has no tag {tag!r}: it is not planned and was never written; the planned tags are "
+            f"{known}{f' and {more} more' if more > 0 else ''}"
+        )
 
     def _own_row(self, task_index: int | None) -> int:
         if task_index is not None:

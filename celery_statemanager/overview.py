@@ -1,4 +1,4 @@
-"""Jobs at a glance: which there are, and how far each has got, without reading their states."""
+"""List jobs and their progress without reading their states."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from celery_statemanager.stores.base import Store
 
 
 class Phase(str, Enum):
-    """Where a job is, in a word; the last three are ends."""
+    """The condition of a job in one word; the last three are final."""
 
     WAITING = "waiting"
-    """Nothing of it has begun."""
+    """No cell has begun."""
     RUNNING = "running"
     FAILING = "failing"
-    """It goes on, and a cell has failed or was not run."""
+    """The job is not over, and a cell has failed or was not run."""
     FINISHED = "finished"
     FAILED = "failed"
     """Every cell has ended, and one has failed or was not run."""
@@ -32,10 +32,10 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """A job as of one moment.
+    """A job at one moment.
 
     Attributes:
-        columns: the expected tags as the store counted them, in the order in which they first run.
+        columns: the store's counts of the expected tags, in the order in which they first run.
     """
 
     job: JobRecord
@@ -45,7 +45,7 @@ class Overview:
 
     @property
     def tags(self) -> dict[str, Summary]:
-        """The summary of each expected tag; with index sets where they were asked for."""
+        """The summary of each expected tag, with index sets if they were requested."""
         return {
             each.tag: aggregate.summarize(self.job, [each], indexes=each.failed is not None) for each in self.columns
         }
@@ -53,13 +53,13 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which jobs to list; what is None, or empty, does not matter.
+    """Which jobs to list; None or an empty value matches all.
 
     Attributes:
-        text: part of the job's id, in upper or lower case.
-        idle_before: only those last written before this moment, in microseconds since the epoch.
-        active_since: only those last written at this moment or later.
-        tombstoned: list those marked deleted, too.
+        text: part of the job's id, ignoring case.
+        idle_before: only jobs last written before this time, in microseconds since the epoch.
+        active_since: only jobs last written at this time or later.
+        tombstoned: include jobs marked deleted.
     """
 
     text: str = ""
@@ -69,7 +69,7 @@ class Wanted:
     tombstoned: bool = False
 
     def holds(self, job: JobRecord) -> bool:
-        """Whether a job's record, before its cells are counted, is one of them."""
+        """Return whether a job's record matches; phases need the cells and are not checked."""
         return (
             (self.tombstoned or job.tombstoned_at is None)
             and self.text.casefold() in job.job_id.casefold()
@@ -79,7 +79,7 @@ class Wanted:
 
 
 def overview(store: Store, ref: JobRef, *, indexes: bool = False) -> Overview:
-    """Give one job. Raises: JobNotFound, StoreError."""
+    """Return one job with its counts. Raises: JobNotFound, StoreError."""
     job, columns = store.column_summaries(ref, indexes=indexes)
     summary = aggregate.summarize(job, columns, indexes=indexes)
     phase = _phase(job, summary, over=aggregate.settled(job, columns))
@@ -88,10 +88,10 @@ def overview(store: Store, ref: JobRef, *, indexes: bool = False) -> Overview:
 
 
 def list_overviews(store: Store, wanted: Wanted, limit: int) -> tuple[list[Overview], int]:
-    """Give the jobs wanted, the last written first, and how many there were without the limit.
+    """Return the wanted jobs, the most recently written first, and their number without the limit.
 
-    Reads every job's record (with ``idle_before``, those of idle jobs), and counts the cells of those it gives or,
-    where phases are chosen, of all that are left. Memory grows with the limit alone. Raises: StoreError.
+    All job records are read (with ``idle_before``, those of idle jobs). Cells are counted for the returned jobs or, if
+    phases are given, for all that match otherwise. Memory grows only with the limit. Raises: StoreError.
     """
     records = (job for job in _records(store, wanted.idle_before) if wanted.holds(job))
     total = 0
@@ -109,10 +109,10 @@ def list_overviews(store: Store, wanted: Wanted, limit: int) -> tuple[list[Overv
 
 
 def look_alikes(store: Store, key: JobKey, among: int = 1_000) -> list[JobKey]:
-    """Give the runs of a name that are there or, where there are none, the names that look most like it; five at most.
+    """Return at most five jobs: other runs with the same name or, if there are none, those with a similar name.
 
     Args:
-        among: records that are read at most.
+        among: the maximum number of records to read.
 
     Raises: StoreError.
     """

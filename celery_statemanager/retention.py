@@ -1,12 +1,14 @@
-"""Tombstones and deletion, and after what time: plain functions over any store (rule R10)."""
+"""Tombstone and delete jobs, in any store (rule R10)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from celery_statemanager.deadline import Deadline
 from celery_statemanager.durations import format_duration, to_duration
-from celery_statemanager.errors import ConfigurationError, JobNotFound
+from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreContended, StoreError
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.stores.base import Store
@@ -14,14 +16,14 @@ from celery_statemanager.stores.base import Store
 
 @dataclass(frozen=True, slots=True)
 class Ages:
-    """How long a job is idle, in microseconds, until it is hidden and until it is deleted."""
+    """Idle times in microseconds after which a job is hidden and after which it is deleted."""
 
     tombstone: int
     delete: int
 
     @classmethod
     def parse(cls, tombstone_age: Any, delete_age: Any) -> Ages:
-        """Check two ages: texts such as ``30d``, seconds or timedeltas. Raises: ConfigurationError – with the mend."""
+        """Return both ages, checked: a text such as ``30d``, seconds or a timedelta. Raises: ConfigurationError."""
         read = {}
         for name, value in (("tombstone age", tombstone_age), ("delete age", delete_age)):
             try:
@@ -32,13 +34,13 @@ class Ages:
         if delete <= tombstone:
             raise ConfigurationError(
                 f"the delete age ({format_duration(delete)}) must be longer than the tombstone age "
-                f"({format_duration(tombstone)}): a job is hidden first and deleted later, such as after 30d and 90d"
+                f"({format_duration(tombstone)}): a job is hidden first and deleted later; set for example 30d and 90d"
             )
         return cls(round(tombstone * 1_000_000), round(delete * 1_000_000))
 
 
 def find_job(store: Store, key: JobKey) -> JobRecord:
-    """Give the job of a name. Raises: JobNotFound; ConfigurationError – a newer release has written it."""
+    """Return the job with this name. Raises: JobNotFound; ConfigurationError – a newer release has written it."""
     job = store.get_job(key)
     if is_newer(job):
         raise ConfigurationError(
@@ -49,30 +51,60 @@ def find_job(store: Store, key: JobKey) -> JobRecord:
 
 
 def is_newer(job: JobRecord) -> bool:
-    """Whether only a newer release understands a job; other programs number their schemas themselves."""
+    """Return whether only a newer release can read the job; the schema numbers of other programs do not count."""
     return job.schema > SCHEMA_VERSION
 
 
 def current(store: Store, ref: JobRef) -> JobRecord:
-    """Give the job as it is now. Raises: JobNotFound – also when the key belongs to another incarnation by now."""
+    """Return the current record of this incarnation. Raises: JobNotFound – also if its name has a newer incarnation."""
     job = store.get_job(ref.key)
     if job.incarnation != ref.incarnation:
         raise JobNotFound(*ref.key)
     return job
 
 
-def tombstone_job(store: Store, ref: JobRef) -> bool:
-    """Mark a job deleted; its states stay readable and writable. False when it was marked. Raises: JobNotFound."""
+CHANGE_TIMEOUT = 10.0
+"""Seconds for which a change of a job's record is tried again while others change it too."""
+
+
+def change_job(
+    store: Store, ref: JobRef, change: Callable[[JobRecord], JobRecord | None], *, timeout: float = CHANGE_TIMEOUT
+) -> tuple[str, ...] | None:
+    """Change a job's record by compare-and-set, in as many tries as other writers make necessary.
+
+    Args:
+        change: returns the changed record, or None to leave it; called again with the current record at each try.
+
+    Returns: the names of the latches that this decided; None when ``change`` left the record as it is.
+    Raises: JobNotFound; StoreContended – others changed the job at each try until the time was up.
+    """
+    deadline = Deadline(timeout)
     while True:
-        job = current(store, ref)
-        if job.tombstoned_at is not None:
-            return False
-        if store.update_job(replace(job, tombstoned_at=store.now())) is not None:
-            return True
+        changed = change(current(store, ref))
+        if changed is None:
+            return None
+        decided = store.update_job(changed)
+        if decided is not None:
+            return decided
+        deadline.pause(StoreError(f"job {ref.key.job_id!r} was changed by others at each try"), StoreContended)
+
+
+def tombstone_job(store: Store, ref: JobRef, *, timeout: float = CHANGE_TIMEOUT) -> bool:
+    """Mark a job deleted; its states stay readable and writable.
+
+    Returns: False when it was marked already. Raises: JobNotFound, StoreContended.
+    """
+
+    def mark(job: JobRecord) -> JobRecord | None:
+        return None if job.tombstoned_at is not None else replace(job, tombstoned_at=store.now())
+
+    return change_job(store, ref, mark, timeout=timeout) is not None
+
+
+PURGED_AT_DELETION = 1_000
+"""Rows, about, that deleting one job removes at once; garbage collection removes the rest."""
 
 
 def delete_job(store: Store, ref: JobRef) -> None:
     """Delete a job and all its states. Raises: JobNotFound."""
-    store.delete_job(current(store, ref))
-    while store.purge():
-        pass
+    store.delete_job(current(store, ref), purge=PURGED_AT_DELETION)

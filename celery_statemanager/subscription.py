@@ -17,6 +17,7 @@ from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable
 from celery_statemanager.limits import check_timeout
 from celery_statemanager.models import Scope, State, StateEvent, event_from_fields
 from celery_statemanager.records import CALLBACK_ROW, Batch, JobRef
+from celery_statemanager.retention import current
 from celery_statemanager.stores.base import Store
 
 logger = logging.getLogger(__name__)
@@ -237,7 +238,7 @@ class Subscription:
 
     def _scope_to_watch(self) -> Scope:
         """Return all cells for a job without a plan, because it settles without a change of its record."""
-        self._planless = self._until_settled and self._store.get_job(self._ref.key).plan is None
+        self._planless = self._until_settled and current(self._store, self._ref).plan is None
         return Scope() if self._planless else self._scope
 
     def _has_settled(self) -> bool:

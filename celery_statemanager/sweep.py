@@ -5,11 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Protocol
 
 from celery_statemanager import completion, leases
-from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StateManagerError
+from celery_statemanager.errors import (
+    AttemptSuperseded,
+    JobCancelled,
+    JobNotFound,
+    StoreContended,
+    StoreError,
+    StoreUnavailable,
+)
 from celery_statemanager.leases import Report
 from celery_statemanager.records import LATCHES, JobRecord, JobRef, OpenAttempt, WorkerRecord, Write, new_event_id
 from celery_statemanager.retention import current
@@ -42,21 +49,30 @@ class SweepReport:
         return any((self.marked, self.requeued, self.callbacks, self.submissions))
 
 
-class _Known:
-    """A worker's record, read once for all attempts that it may list."""
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """What a sweep keeps of a worker's record, whose body may be large.
 
-    def __init__(self, record: WorkerRecord) -> None:
-        self.record = record
+    Attributes:
+        cells: the hashes of the names of the cells that it lists; None if it accounts for others too.
+    """
+
+    renewed_at: int
+    lease_until: int
+    cells: frozenset[int] | None = None
+
+    @classmethod
+    def from_record(cls, record: WorkerRecord, now: int) -> _Worker:
+        """Read a record; what a dead worker lists does not matter."""
+        if record.lease_until <= now:
+            return cls(record.renewed_at, record.lease_until)
+        report = Report.from_record(record)
+        cells = frozenset(map(hash, report.cells)) if report.lists_all else None
+        return cls(record.renewed_at, record.lease_until, cells)
 
     def lists(self, name: str) -> bool:
         """Whether it accounts for an attempt on this cell."""
-        return self._names is None or name in self._names
-
-    @cached_property
-    def _names(self) -> frozenset[str] | None:
-        """The cells that it lists; None if it accounts for others too."""
-        report = Report.from_record(self.record)
-        return frozenset(report.cells) if report.lists_all else None
+        return self.cells is None or hash(name) in self.cells
 
 
 class Sweep:
@@ -75,44 +91,47 @@ class Sweep:
         self._swept = SweepReport()
 
     def run(self) -> SweepReport:
-        """Look once. What fails for one job is logged and does not keep it from the others. Raises: StoreError."""
-        known = {worker_id: _Known(record) for worker_id, record in leases.workers(self._store).items()}
+        """Look once. What fails for one job is logged and does not keep it from the others.
+
+        Raises: StoreUnavailable; StoreError – a list cannot be read.
+        """
         now = self._store.now()
-        for attempt in list(self._store.list_open_attempts()):
+        known = {each.worker_id: _Worker.from_record(each, now) for each in leases.each_worker(self._store)}
+        for attempt in self._store.list_open_attempts():
             if self._is_lost(attempt, known.get(attempt.cell.owner or ""), now):
                 self._guarded(partial(self._lose, attempt), attempt.ref)
-        for worker in known.values():
-            if worker.record.lease_until <= now:
-                self._bury(worker.record.worker_id)
+        for worker_id, worker in known.items():
+            if worker.lease_until <= now:
+                self._bury(worker_id)
         self._look_at_due_jobs(now)
         return self._swept
 
-    def _is_lost(self, attempt: OpenAttempt, worker: _Known | None, now: int) -> bool:
+    def _is_lost(self, attempt: OpenAttempt, worker: _Worker | None, now: int) -> bool:
         began_at = attempt.cell.began_at
         if worker is None:
             return began_at < now - self._lease
-        record = worker.record
-        if record.lease_until <= now:
-            return began_at <= record.lease_until or began_at < now - self._lease
+        if worker.lease_until <= now:
+            return began_at <= worker.lease_until or began_at < now - self._lease
         listed = worker.lists(leases.cell_name(attempt.ref, attempt.tag, attempt.task_index))
-        return not listed and began_at < record.renewed_at - self._lease // leases.RENEWALS
+        return not listed and began_at < worker.renewed_at - self._lease // leases.RENEWALS
 
     def _lose(self, attempt: OpenAttempt) -> None:
         """Mark it or send it again, unless its worker has come back since this sweep began."""
         cell = attempt.cell
-        record = self._store.get_worker(cell.owner or "")
-        if not self._is_lost(attempt, None if record is None else _Known(record), self._store.now()):
+        record, now = self._store.get_worker(cell.owner or ""), self._store.now()
+        if not self._is_lost(attempt, None if record is None else _Worker.from_record(record, now), now):
             return
+        place = attempt.tag, attempt.task_index
         if cell.kept is None or cell.losses + 1 >= self._max_lost:
-            decided = leases.mark_lost(self._store, attempt.ref, attempt.tag, attempt.task_index, cell, new_event_id())
+            decided = leases.mark_lost(self._store, attempt.ref, *place, cell, new_event_id(), max_lost=self._max_lost)
             self._swept.marked += 1
-            self._actions.publish(attempt.ref, decided)
+            if decided:
+                self._actions.publish(attempt.ref, decided)
             return
         if not self._actions.resend(attempt.ref, cell.kept):
             return
         self._swept.requeued += 1
         message = f"sent again: its worker {cell.owner} is gone"
-        place = attempt.tag, attempt.task_index
         self._store.write(attempt.ref, Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=True))
 
     def _bury(self, worker_id: str) -> None:
@@ -177,8 +196,13 @@ class Sweep:
         except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
             logger.info("sweep: %s", error, extra={"job_id": ref.key.job_id})
             return True
-        except StateManagerError:
-            raise
+        except StoreError as error:
+            if isinstance(error, StoreUnavailable) and not isinstance(error, StoreContended):
+                raise
+            job_id = ref.key.job_id
+            logger.warning("sweep: job %r is left for the next sweep: %s", job_id, error, extra={"job_id": job_id})
+            return False
         except Exception:
-            logger.exception("sweep: job %r is left for the next one", ref.key.job_id, extra={"job_id": ref.key.job_id})
+            job_id = ref.key.job_id
+            logger.exception("sweep: job %r is left for the next sweep", job_id, extra={"job_id": job_id})
             return False

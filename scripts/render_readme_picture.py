@@ -15,7 +15,7 @@ from rich.console import Console
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.follow import Follower, Until
-from celery_statemanager.cli.rendering.live import LivePicture
+from celery_statemanager.cli.rendering.live import LiveDisplay
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.memory import MemoryStore
 
@@ -93,12 +93,12 @@ def draw() -> str:
     clock.now = BEGAN + SHOWN_AFTER
     console = Console(record=True, file=io.StringIO(), width=COLUMNS, color_system="truecolor", force_terminal=True)
     follower = Follower(store, store.get_job(job.ref.key), Scope(), Until.NOW, clock=clock)
-    picture = LivePicture(follower, console)
+    display = LiveDisplay(follower, console)
     for event in follower.events():
         if event is not None:
-            picture.board.apply(event.state)
-    picture.board.loading = False
-    console.print(picture.render(picture.view(), COLUMNS, ROWS))
+            display.model.apply(event.state)
+    display.model.loading = False
+    console.print(display.render(display.view(), COLUMNS, ROWS))
     return console.export_svg(title=f"celery -A shop monitor-state {JOB}", unique_id="live")
 
 

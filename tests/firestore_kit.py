@@ -156,8 +156,8 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
     def client(self, address: Address, transport: Transport) -> GrpcClient:
         return GrpcClient(grpc.intercept_channel(grpc_channel(address), self))
 
-    def store(self, address: Address, timeout: float = 10.0) -> FirestoreStore:
-        return FirestoreStore(address, timeout=timeout, make_client=self.client)
+    def store(self, address: Address, timeout: float = 10.0, **options: Any) -> FirestoreStore:
+        return FirestoreStore(address, timeout=timeout, make_client=self.client, **options)
 
 
 def wait_until_streaming(watch: Watch) -> None:
@@ -190,7 +190,16 @@ class Documents:
 
     def put_all(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
         """Overwrite documents in one commit."""
-        writes = [requests.overwrite(self.name(path), fields) for path, fields in documents.items()]
+        self._commit([requests.overwrite(self.name(path), fields) for path, fields in documents.items()])
+
+    def touch(self, path: str, **fields: Any) -> None:
+        """Set some fields of an existing document."""
+        self._commit([requests.touch(self.name(path), fields)])
+
+    def delete(self, path: str) -> None:
+        self._commit([requests.delete(self.name(path))])
+
+    def _commit(self, writes: list[Any]) -> None:
         request = requests.commit(self.address.database_path, writes)
         self.client.commit(firestore.CommitRequest.wrap(request), retry=PATIENT, timeout=60)
 

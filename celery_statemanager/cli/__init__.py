@@ -1,1 +1,1 @@
-"""``celery … monitor-state`` and the other commands: one file a command."""
+"""``celery … monitor-state`` and the other commands, one module each."""

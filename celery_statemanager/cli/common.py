@@ -1,7 +1,7 @@
-"""What all commands share: finding the store and the job, and telling trouble in one line with an exit code.
+"""Options, error handling and lookups that all commands share.
 
-Every command tells people in a table and programs in JSON (``--format``), colours only what a terminal shows, and
-ends with a code of ``Exit``, which its ``--help`` lists.
+Every command writes tables for people and JSON for programs (``--format``), uses colour only on a terminal, reports
+an error in one line on stderr, and exits with a code of ``Exit`` that its ``--help`` lists.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from celery_statemanager.stores import FullStore, Store, masked, open_store
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""What writing an output meets; other such errors are no command's to explain."""
+"""Errors of writing the output that are reported in one line; others are raised."""
 
 
 class Exit(IntEnum):
-    """How a command ends; the numbers from 64 on are those of ``sysexits.h``."""
+    """Exit codes; those from 64 on are taken from ``sysexits.h``."""
 
     OK = 0
     FAILED = 1
@@ -49,47 +49,47 @@ class Exit(IntEnum):
 
 
 def option(*names: str, group: str, **settings: Any) -> Callable[[Command], Command]:
-    """Declare an option under a heading of the help."""
+    """Return a decorator that adds an option under a heading of the help."""
     return click.option(*names, cls=CeleryOption, help_group=group, **settings)
 
 
 def store_option(command: Command) -> Command:
-    """Declare ``--store``."""
-    told = f"URL of the store to read, in place of the app's {PREFIX}store_url. Needs no -A."
-    return option("--store", "store_url", metavar="URL", help=told, group="Store")(command)
+    """Add the option ``--store``."""
+    text = f"URL of the store, instead of the app's {PREFIX}store_url. Needs no -A."
+    return option("--store", "store_url", metavar="URL", help=text, group="Store")(command)
 
 
 def job_argument(command: Command) -> Command:
-    """Declare the job that a command is about."""
+    """Add the argument ``JOB``."""
     return click.argument("job_id", metavar="JOB")(command)
 
 
 def run_option(command: Command) -> Command:
-    """Declare ``--run-token``."""
-    told = "Which run, for a job that was created with one."
-    return option("--run-token", metavar="R", help=told, group="Which job")(command)
+    """Add the option ``--run-token``."""
+    text = "The run, if the job was created with a run token."
+    return option("--run-token", metavar="R", help=text, group="Which job")(command)
 
 
 def format_option(command: Command) -> Command:
-    """Declare ``--format`` of a command that tells what it has to tell and ends."""
+    """Add the option ``--format`` to a command that prints a result and exits."""
     styles = click.Choice(["table", "json"], case_sensitive=False)
-    told = "table, the default, for people; json for programs."
-    return option("--format", "style", type=styles, default="table", help=told, group="Output")(command)
+    text = "table (the default) for people, json for programs."
+    return option("--format", "style", type=styles, default="table", help=text, group="Output")(command)
 
 
 def fail(message: str, code: Exit) -> NoReturn:
-    """End the command with one line on stderr."""
+    """Exit with one line on stderr. Raises: CeleryCommandException."""
     raise CeleryCommandException(" ".join(message.split()), int(code))
 
 
 def note(message: str) -> None:
-    """Tell something on stderr and go on."""
+    """Write one line on stderr and continue."""
     click.echo(" ".join(message.split()), err=True)
 
 
 @contextmanager
 def opened_store(app: Celery, url: str | None) -> Iterator[FullStore]:
-    """Open the store of an app, or the one at ``url``, and tell its trouble; none is made where none is."""
+    """Open the store of an app, or the one at ``url``; report its errors and exit. A missing store is not created."""
     shown = "" if url is None else masked(url)
     try:
         shown = masked(url or _settings(app).store_url)
@@ -98,7 +98,7 @@ def opened_store(app: Celery, url: str | None) -> Iterator[FullStore]:
             try:
                 yield store
             except JobNotFound as error:
-                fail(f"{error} ({shown}){unseen(app, url)}{_others(store, JobKey(*error.args))}", Exit.NO_JOB)
+                fail(f"{error} ({shown}){memory_hint(app, url)}{_others(store, JobKey(*error.args))}", Exit.NO_JOB)
     except SubscriptionLost as error:
         fail(str(error), Exit.UNAVAILABLE)
     except StoreError as error:
@@ -109,7 +109,7 @@ def opened_store(app: Celery, url: str | None) -> Iterator[FullStore]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """End quietly on Ctrl-C, and when nobody reads the output any more; tell of output that cannot be written."""
+    """Exit quietly on Ctrl-C and when the reader of the output is gone; report output that cannot be written."""
     try:
         yield
     except KeyboardInterrupt:
@@ -121,24 +121,24 @@ def interruptible() -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         _discard_output()
-        fail(f"the output cannot be written: {error.strerror}", Exit.OUTPUT)
+        fail(f"cannot write the output: {error.strerror}", Exit.OUTPUT)
 
 
-def job_key(job_id: str, run_token: str | None) -> JobKey:
-    """Give the pair that a job is kept under; end the command where it cannot be any job's."""
+def job_key(job_id: str, run_token: str | None, *, named_by: str = "JOB") -> JobKey:
+    """Return the key of a job; exit if a name is invalid."""
     try:
-        return JobKey(check_name("--job", job_id), check_optional("--run-token", run_token))
+        return JobKey(check_name(named_by, job_id), check_optional("--run-token", run_token))
     except ValueError as error:
         fail(str(error), Exit.USAGE)
 
 
 def find_job(store: Store, job_id: str, run_token: str | None) -> JobRecord:
-    """Give a job. Raises: JobNotFound, StoreError; ends the command where the names cannot be any job's."""
+    """Return a job's record; exit if a name is invalid. Raises: JobNotFound, StoreError."""
     return retention.find_job(store, job_key(job_id, run_token))
 
 
 def checked_task(job: JobRecord, task_index: int | None) -> int | None:
-    """Accept a row of the job; end the command where it has no such row."""
+    """Return the index of a row; exit if the job has no such row."""
     try:
         return None if task_index is None else check_index(task_index, job.num_tasks)
     except ValueError:
@@ -146,17 +146,17 @@ def checked_task(job: JobRecord, task_index: int | None) -> int | None:
 
 
 def checked_tag(tag: str | None) -> str | None:
-    """Accept a tag, known or not; end the command where it cannot be one."""
+    """Return a tag, planned or not; exit if it is invalid."""
     try:
         return check_optional("--tag", tag)
     except ValueError as error:
         fail(str(error), Exit.USAGE)
 
 
-def unseen(app: Celery, url: str | None) -> str:
-    """Give the end of a sentence about what is not found, where a command cannot see what others keep."""
+def memory_hint(app: Celery, url: str | None) -> str:
+    """Return the end of a message about a missing job if the store is in memory, else an empty text."""
     memory = (url or _settings(app).store_url).startswith("memory:")
-    return "; a memory store is seen by its own process only" if memory else ""
+    return "; a memory store is visible only in its own process" if memory else ""
 
 
 def _open(app: Celery, url: str | None) -> FullStore:
@@ -172,14 +172,14 @@ def _open(app: Celery, url: str | None) -> FullStore:
 
 
 def _settings(app: Celery) -> Settings:
-    nobodys = app is _state.default_app  # type: ignore[attr-defined]
-    if nobodys and app.conf.get(f"{PREFIX}store_url") is None:
-        fail("which app? write celery -A proj …, or name a store with --store URL", Exit.USAGE)
+    is_default = app is _state.default_app  # type: ignore[attr-defined]
+    if is_default and app.conf.get(f"{PREFIX}store_url") is None:
+        fail("no app and no store: write celery -A proj …, or name a store with --store URL", Exit.USAGE)
     return Settings.from_app(app)
 
 
 def _others(store: Store, wanted: JobKey) -> str:
-    """Give the end of a sentence that names what may have been meant."""
+    """Return the end of a message about a missing job that names similar jobs, or an empty text."""
     found = look_alikes(store, wanted)
     if not found:
         return ""
@@ -190,7 +190,7 @@ def _others(store: Store, wanted: JobKey) -> str:
 
 
 def _discard_output() -> None:
-    """Keep the interpreter's last flush from failing once more."""
+    """Redirect stdout to the null device, so that the interpreter's last flush succeeds."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
@@ -198,12 +198,12 @@ def _discard_output() -> None:
 
 
 class Age(click.ParamType):  # type: ignore[type-arg] # older click has no arguments for it
-    """An age such as ``30d``, given as microseconds."""
+    """An age such as ``30d``, converted to microseconds."""
 
     name = "age"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it, or end the command with the mend."""
+        """Return the age in microseconds; exit if it is invalid."""
         try:
             return round(parse_duration(value) * 1_000_000)
         except ValueError as error:

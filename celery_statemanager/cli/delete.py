@@ -1,4 +1,4 @@
-"""``celery -A proj delete-state JOB``: remove a job and all its states, after asking."""
+"""``celery -A proj delete-state JOB``: delete a job and all its states, after a confirmation."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from celery_statemanager.records import to_datetime
 from celery_statemanager.retention import delete_job
 from celery_statemanager.stores import Store
 
-_HELP = """Delete a job and every state of it, for good.
+_HELP = """Delete a job and all its states permanently.
 
-Asks first; --yes does not, and is needed where there is no terminal to ask on.
-Tasks of the job that still run find it gone at their next write, and stop.
-To let a job go in time instead, leave it to gc-state.
+The command asks for confirmation; --yes skips it and is required without a
+terminal. Running tasks of the job stop at their next write. To delete old
+jobs automatically, use gc-state.
 
 \b
 Examples:
@@ -45,19 +45,19 @@ Examples:
 Exit status:
     0  deleted
     1  not deleted: the answer was no
-    2  wrong use, or nobody to ask
+    2  usage error, or no terminal to ask on
    66  no such job
-   69  the store cannot be reached
+   69  the store is unavailable
    74  the output cannot be written
-   78  the store's URL or a setting is wrong, or its file is not there
-  130  ended by Ctrl-C; nothing was deleted if it still asked
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C; nothing was deleted if this was at the question
 """
 
 
 @click.command("delete-state", cls=CeleryCommand, help=_HELP, short_help="Delete a job and all its states.")
 @job_argument
 @run_option
-@option("--yes", is_flag=True, help="Do not ask.", group="Whether to ask")
+@option("--yes", is_flag=True, help="Do not ask for confirmation.", group="Confirmation")
 @format_option
 @store_option
 @click.pass_context
@@ -67,24 +67,24 @@ def delete_state(
 ) -> None:
     """Delete a job."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Output(no_color=ctx.obj.no_color)
-        doomed = overview(store, find_job(store, job_id, run_token).ref)
+        output = Output(no_color=ctx.obj.no_color)
+        found = overview(store, find_job(store, job_id, run_token).ref)
         if not yes:
-            _ask(store, doomed, outlet.glyphs)
-        delete_job(store, doomed.job.ref)
+            _ask(store, found, output.glyphs)
+        delete_job(store, found.job.ref)
         if style == "json":
-            outlet.record(compact({"jobID": doomed.job.job_id, "runToken": doomed.job.run_token, "deleted": True}))
+            output.record(compact({"jobID": found.job.job_id, "runToken": found.job.run_token, "deleted": True}))
         else:
-            outlet.line([Span(f"deleted {name(doomed.job, outlet.glyphs)}")])
+            output.line([Span(f"deleted {name(found.job, output.glyphs)}")])
 
 
-def _ask(store: Store, doomed: Overview, glyphs: Glyphs) -> None:
-    """End the command unless a person at a terminal agrees."""
+def _ask(store: Store, found: Overview, glyphs: Glyphs) -> None:
+    """Exit unless a user at a terminal agrees."""
     if not sys.stdin.isatty():
-        fail(f"nobody to ask whether to delete job {doomed.job.job_id!r}: say --yes", Exit.USAGE)
-    ago = formatting.ago((to_datetime(store.now()) - to_datetime(doomed.job.last_activity)).total_seconds())
-    cells = formatting.counted(doomed.summary.expected - doomed.summary.not_started, "state")
-    click.echo(f"{name(doomed.job, glyphs)}: {doomed.phase.value}, {cells}, last written {ago}", err=True)
+        fail(f"no terminal to confirm the deletion of job {found.job.job_id!r}: add --yes", Exit.USAGE)
+    ago = formatting.ago((to_datetime(store.now()) - to_datetime(found.job.last_activity)).total_seconds())
+    cells = formatting.counted(found.summary.expected - found.summary.not_started, "state")
+    click.echo(f"{name(found.job, glyphs)}: {found.phase.value}, {cells}, last written {ago}", err=True)
     try:
         agreed = click.confirm("Delete it and all its states?", err=True)
     except click.Abort:  # Ctrl-C, or the end of input

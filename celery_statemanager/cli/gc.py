@@ -1,4 +1,4 @@
-"""``celery -A proj gc-state``: hide jobs that are idle, and delete those that have been for longer."""
+"""``celery -A proj gc-state``: hide idle jobs and delete jobs that have been idle longer."""
 
 from __future__ import annotations
 
@@ -29,61 +29,66 @@ from celery_statemanager.integration.settings import PREFIX, Settings
 from celery_statemanager.records import JobRecord, to_datetime
 from celery_statemanager.retention import Ages
 
-_HELP = f"""Collect garbage: hide jobs that are idle, delete those that have been for longer.
+_HELP = f"""Collect garbage: hide idle jobs, and delete jobs that have been idle longer.
 
 Ages count from a job's last write: 30d, 4w, 1mo (30 days), 72h, 1h30m. A hidden
-job that was written to since is shown again. Spared are jobs with a task that a
-live worker runs, and with a callback that is still to be published.
+job that was written to again is shown again. A job is skipped while a live
+worker runs one of its tasks or while one of its callbacks is unpublished.
 
-Without ages those of the app's settings hold, {PREFIX}gc_tombstone_age
-and {PREFIX}gc_delete_age. Beat can do this: {PREFIX}gc_schedule.
+The default ages are the app's settings {PREFIX}gc_tombstone_age and
+{PREFIX}gc_delete_age; with --store, both ages are required. Beat collects
+garbage by itself if {PREFIX}gc_schedule is set.
 
 \b
 Examples:
   celery -A proj gc-state --tombstone-age 30d --delete-age 90d --dry-run
   celery -A proj gc-state --tombstone-age 30d --delete-age 90d
-  celery -A proj gc-state --store sqlite:///old.db --dry-run
+  celery gc-state --store sqlite:///old.db --tombstone-age 4w --delete-age 3mo
 
 \b
 Exit status:
     0  collected, whether or not anything was found
-    2  wrong use
-   69  the store cannot be reached; what was done stays done
+    2  usage error
+   69  the store became unavailable; completed steps stay
    74  the output cannot be written
-   78  the store's URL or a setting is wrong, or its file is not there
-  130  ended by Ctrl-C; the next run goes on
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C; the next run resumes
 """
 
 _DONE = {
-    "scanned": "idle or hidden jobs looked at",
+    "scanned": "idle or hidden jobs examined",
     "tombstoned": "hidden",
     "revived": "shown again",
     "deleted": "deleted",
     "purged": "states and other rows of deleted jobs removed",
 }
 
-_REHEARSED = {
-    "scanned": "idle or hidden jobs looked at",
+_DRY_RUN = {
+    "scanned": "idle or hidden jobs examined",
     "tombstoned": "would be hidden",
     "revived": "would be shown again",
     "deleted": "would be deleted",
 }
 
 _REASONS = {
-    Skip.RUNNING: "spared: a live worker runs one of its tasks",
-    Skip.CALLBACK: "spared: a callback is still to be published",
-    Skip.PUBLISHING: "spared: it is being published",
-    Skip.NEWER: "spared: written by a newer release",
-    Skip.CHANGED: "spared: changed at this very moment",
+    Skip.RUNNING: "skipped: a live worker runs one of its tasks",
+    Skip.CALLBACK: "skipped: a callback is not published yet",
+    Skip.PUBLISHING: "skipped: it is being submitted",
+    Skip.NEWER: "skipped: written by a newer release",
+    Skip.CHANGED: "skipped: changed during the collection",
 }
 
 _WOULD = {Act.TOMBSTONED: "would hide", Act.REVIVED: "would show again", Act.DELETED: "would delete"}
 
 
 @click.command("gc-state", cls=CeleryCommand, help=_HELP, short_help="Hide idle jobs, and delete them later.")
-@option("--tombstone-age", metavar="AGE", help="Hide jobs that are idle for longer.", group="What to collect")
-@option("--delete-age", metavar="AGE", help="Delete jobs that are idle for longer.", group="What to collect")
-@option("--dry-run", is_flag=True, help="Write nothing; tell what would be done.", group="What to collect")
+@option(
+    "--tombstone-age", metavar="AGE", help="Hide jobs that have been idle longer than this.", group="What to collect"
+)
+@option(
+    "--delete-age", metavar="AGE", help="Delete jobs that have been idle longer than this.", group="What to collect"
+)
+@option("--dry-run", is_flag=True, help="Write nothing; print what would be done.", group="What to collect")
 @format_option
 @store_option
 @click.pass_context
@@ -97,22 +102,22 @@ def gc_state(
     style: str,
     store_url: str | None,
 ) -> None:
-    """Collect once."""
+    """Run one collection."""
     tombstone, delete = _checked(ctx.obj.app, tombstone_age, delete_age, own_store=store_url is not None)
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        teller = _Teller(Output(no_color=ctx.obj.no_color), store.now(), as_json=style == "json")
+        printer = _Printer(Output(no_color=ctx.obj.no_color), store.now(), as_json=style == "json")
         report = collect_garbage(
             store,
             tombstone_age=tombstone,
             delete_age=delete,
             dry_run=dry_run,
-            tell=teller.job if dry_run else None,
+            tell=printer.job if dry_run else None,
         )
-        teller.report(report, dry_run=dry_run)
+        printer.report(report, dry_run=dry_run)
 
 
 def _checked(app: Celery, tombstone: str | None, delete: str | None, *, own_store: bool) -> tuple[str, str]:
-    """Give both ages, the app's where none is given; end the command where they make no sense."""
+    """Return both ages, by default those of the app; exit if they are missing or invalid."""
     if tombstone is None and delete is None and not own_store:
         try:
             settings = Settings.from_app(app)
@@ -120,7 +125,7 @@ def _checked(app: Celery, tombstone: str | None, delete: str | None, *, own_stor
             fail(str(error), Exit.CONFIGURATION)
         tombstone, delete = settings.gc_tombstone_age, settings.gc_delete_age
     if tombstone is None or delete is None:
-        fail("how old is garbage? say both, such as --tombstone-age 30d --delete-age 90d", Exit.USAGE)
+        fail("both ages are required, for example --tombstone-age 30d --delete-age 90d", Exit.USAGE)
     try:
         Ages.parse(tombstone, delete)
     except ConfigurationError as error:
@@ -128,32 +133,32 @@ def _checked(app: Celery, tombstone: str | None, delete: str | None, *, own_stor
     return tombstone, delete
 
 
-class _Teller:
-    def __init__(self, outlet: Output, now: int, *, as_json: bool) -> None:
-        self._outlet = outlet
+class _Printer:
+    def __init__(self, output: Output, now: int, *, as_json: bool) -> None:
+        self._output = output
         self._now = now
         self._as_json = as_json
 
     def job(self, job: JobRecord, what: Act | Skip) -> None:
-        """Tell what would become of a job."""
+        """Print what would be done to a job."""
         if self._as_json:
             last = rfc3339(to_datetime(job.last_activity))
-            told = {"jobID": job.job_id, "runToken": job.run_token, "action": what.value, "lastActivity": last}
-            self._outlet.record(compact(told))
+            fields = {"jobID": job.job_id, "runToken": job.run_token, "action": what.value, "lastActivity": last}
+            self._output.record(compact(fields))
             return
         text = _WOULD[what] if isinstance(what, Act) else _REASONS[what]
         idle = f", idle for {formatting.duration((self._now - job.last_activity) / 1_000_000)}"
-        self._outlet.fitted([Span(named(f"{text}: ", job, idle, self._outlet.size.columns, self._outlet.glyphs))])
+        self._output.fitted([Span(named(f"{text}: ", job, idle, self._output.size.columns, self._output.glyphs))])
 
     def report(self, report: GarbageReport, *, dry_run: bool) -> None:
-        """Tell the numbers."""
+        """Print the counts."""
         if self._as_json:
-            self._outlet.record(compact({**asdict(report), "dryRun": dry_run}))
+            self._output.record(compact({**asdict(report), "dryRun": dry_run}))
             return
-        for kind, told in (_REHEARSED if dry_run else _DONE).items():
+        for kind, label in (_DRY_RUN if dry_run else _DONE).items():
             count = getattr(report, kind)
-            self._outlet.fitted([Span(f"{count:>6}  {told}", "" if count else "dim")])
+            self._output.fitted([Span(f"{count:>6}  {label}", "" if count else "dim")])
         for reason, count in report.skipped.items():
-            self._outlet.fitted([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
+            self._output.fitted([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
         if dry_run:
             note("note: nothing was written")

@@ -1,4 +1,4 @@
-"""``celery -A proj list-state``: which jobs there are, and how far each has got."""
+"""``celery -A proj list-state``: list jobs and their progress."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from celery_statemanager.cli.common import (
     AGE,
     format_option,
     interruptible,
+    memory_hint,
     note,
     opened_store,
     option,
     store_option,
-    unseen,
 )
 from celery_statemanager.cli.rendering.jobs import job_table
 from celery_statemanager.cli.rendering.lines import Output
@@ -24,16 +24,17 @@ from celery_statemanager.stores import Store
 
 _WHICH = "Which jobs"
 _PHASES = [each.value for each in Phase]
-_HELP = """List jobs, the last written first: status, share done, cells finished and failed, age of the last write.
+_HELP = """List jobs with status, progress, finished and failed cells and the age of the last write.
 
-TEXT chooses jobs whose id contains it, in upper or lower case. An age is like
-90s, 1h30m, 30d, 4w or 1mo (30 days), counted from the last write.
+The most recently written job comes first. TEXT selects the jobs whose id
+contains it, ignoring case. Ages count from the last write and are written like
+90s, 1h30m, 30d, 4w or 1mo (30 days).
 
 \b
 The status of a job:
-  waiting    nothing has begun      finished   every cell is FINISHED
-  running    some cells have        failed     all have ended, some failed
-  failing    and some have failed   cancelled  it was cancelled
+  waiting    no cell has begun          finished   every cell is FINISHED
+  running    some cells have begun      failed     all have ended, some failed
+  failing    running, and some failed   cancelled  the job was cancelled
 
 \b
 Examples:
@@ -45,23 +46,36 @@ Examples:
 
 \b
 Exit status:
-    0  listed, be it nothing
-    2  wrong use
-   69  the store cannot be reached
+    0  listed, even if there are no jobs
+    2  usage error
+   69  the store is unavailable
    74  the output cannot be written
-   78  the store's URL or a setting is wrong, or its file is not there
-  130  ended by Ctrl-C
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C
 """
 
 
-@click.command("list-state", cls=CeleryCommand, help=_HELP, short_help="List jobs and how far they are.")
+@click.command("list-state", cls=CeleryCommand, help=_HELP, short_help="List jobs and their progress.")
 @click.argument("text", metavar="[TEXT]", default="")
-@option("--older-than", type=AGE, help="Only jobs last written longer ago.", group=_WHICH)
-@option("--newer-than", type=AGE, help="Only jobs written since.", group=_WHICH)
-@option("--status", "phases", type=click.Choice(_PHASES), multiple=True, help="Only these; repeatable.", group=_WHICH)
-@option("--all", "everything", is_flag=True, help="Also hidden ones, which are marked deleted.", group=_WHICH)
+@option("--older-than", type=AGE, help="Only jobs last written before this age.", group=_WHICH)
+@option("--newer-than", type=AGE, help="Only jobs written within this age.", group=_WHICH)
 @option(
-    "--limit", type=click.IntRange(1), metavar="N", default=50, show_default=True, help="At most so many.", group=_WHICH
+    "--status",
+    "phases",
+    type=click.Choice(_PHASES),
+    multiple=True,
+    help="Only jobs with this status; repeatable.",
+    group=_WHICH,
+)
+@option("--all", "everything", is_flag=True, help="Include hidden jobs, which are marked deleted.", group=_WHICH)
+@option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    default=50,
+    show_default=True,
+    help="Maximum number of jobs.",
+    group=_WHICH,
 )
 @format_option
 @store_option
@@ -81,7 +95,7 @@ def list_state(
 ) -> None:
     """List jobs."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Output(no_color=ctx.obj.no_color)
+        output = Output(no_color=ctx.obj.no_color)
         now = store.now()
         wanted = Wanted(
             text,
@@ -93,19 +107,19 @@ def list_state(
         listed, total = list_overviews(store, wanted, limit)
         if style == "json":
             for each in listed:
-                outlet.record(compact(_wire(each)))
+                output.record(compact(_wire(each)))
         elif listed:
-            for line in job_table(listed, to_datetime(store.now()), outlet.size.columns, outlet.glyphs):
-                outlet.line(line)
+            for line in job_table(listed, to_datetime(store.now()), output.size.columns, output.glyphs):
+                output.line(line)
         else:
-            note("no such jobs" if wanted != Wanted() else f"{_none(store)}{unseen(ctx.obj.app, store_url)}")
+            note("no matching jobs" if wanted != Wanted() else f"{_none(store)}{memory_hint(ctx.obj.app, store_url)}")
         if total > limit:
             note(f"note: {limit} of {total} jobs; --limit {total} lists them all")
 
 
 def _none(store: Store) -> str:
     hidden = store.list_jobs(limit=1, tombstoned=True).jobs
-    return "no jobs but hidden ones: --all lists them" if hidden else "no jobs yet"
+    return "only hidden jobs: --all lists them" if hidden else "no jobs yet"
 
 
 def _wire(each: Overview) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``celery -A proj migrate-state``: bring jobs of earlier releases, and of the Go module, to a later schema."""
+"""``celery -A proj migrate-state``: migrate jobs of earlier releases, and of the Go module, to a later schema."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from celery_statemanager.integration.settings import PREFIX, Settings
 from celery_statemanager.migrations import STEPS, MigrationReport, Skip, migrate_jobs
 from celery_statemanager.records import JobRecord
 
-_HELP = f"""Bring jobs of earlier releases, and their states, to a later schema.
+_HELP = f"""Migrate jobs of earlier releases, and their states, to a later schema.
 
-Upgrade the workers first; they may go on meanwhile. A job bears the new schema
-only after all its states do: what is cut off is gone on with by the next run.
+Upgrade all workers first; they may run during the migration. A job gets the
+new schema number after all its states; the next run resumes an interrupted one.
 
-Jobs of the Go module gain attempts, counts and all else that ours have. Their
-program must have stopped: nobody sees what it writes into them afterwards.
+Jobs of the Go module get attempts, counts and everything else that jobs of this
+package have. Stop the Go program first: its later writes have no effect.
 
-Without a target it is the app's {PREFIX}migrate_target, or the newest.
-Beat can do this, except for jobs of the Go module.
+The default target is the app's setting {PREFIX}migrate_target, else the
+newest schema. Beat migrates jobs too, except those of the Go module.
 
 \b
 Examples:
@@ -51,28 +51,28 @@ Examples:
 \b
 Exit status:
     0  migrated, whether or not anything was found
-    2  wrong use, a target that no steps lead to, or the job is beyond it
+    2  usage error, an unknown target, or the job's schema is newer than it
    66  no such job
-   69  the store cannot be reached; what was done stays done
+   69  the store became unavailable; completed steps stay
    74  the output cannot be written
-   78  the store's URL or a setting is wrong, or its file is not there
-  130  ended by Ctrl-C; the next run goes on
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C; the next run resumes
 """
 
 _REASONS = {
-    Skip.NEWER: "left: has a later schema",
-    Skip.FOREIGN: "left: made by another program",
-    Skip.CHANGED: "left: written to all the while, or deleted",
+    Skip.NEWER: "skipped: has a later schema",
+    Skip.FOREIGN: "skipped: created by another program",
+    Skip.CHANGED: "skipped: changed during the migration, or deleted",
 }
 
 _JOB, _WHAT = "Which job", "What to migrate"
 
 
-@click.command("migrate-state", cls=CeleryCommand, help=_HELP, short_help="Bring jobs to a later schema.")
-@option("--target", metavar="N", type=int, help="The schema to reach. [default: the newest]", group=_WHAT)
-@option("--limit", metavar="N", type=click.IntRange(min=1), help="End after so many jobs.", group=_WHAT)
-@option("--dry-run", is_flag=True, help="Write nothing; tell what would be done.", group=_WHAT)
-@option("--job", "job_id", metavar="ID", help="This job alone.", group=_JOB)
+@click.command("migrate-state", cls=CeleryCommand, help=_HELP, short_help="Migrate jobs to a later schema.")
+@option("--target", metavar="N", type=int, help="The target schema. [default: the newest]", group=_WHAT)
+@option("--limit", metavar="N", type=click.IntRange(min=1), help="Stop after this number of jobs.", group=_WHAT)
+@option("--dry-run", is_flag=True, help="Write nothing; print what would be done.", group=_WHAT)
+@option("--job", "job_id", metavar="ID", help="Only this job.", group=_JOB)
 @run_option
 @format_option
 @store_option
@@ -89,13 +89,13 @@ def migrate_state(
     style: str,
     store_url: str | None,
 ) -> None:
-    """Migrate once."""
+    """Run one migration."""
     if job_id is None and run_token is not None:
-        fail("--run-token tells runs of one job apart: give the job, --job ID", Exit.USAGE)
-    key = None if job_id is None else job_key(job_id, run_token)
+        fail("--run-token needs a job: add --job ID", Exit.USAGE)
+    key = None if job_id is None else job_key(job_id, run_token, named_by="--job")
     schema = _checked(ctx.obj.app, target, own_store=store_url is not None)
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        teller = _Teller(Output(no_color=ctx.obj.no_color), as_json=style == "json")
+        printer = _Printer(Output(no_color=ctx.obj.no_color), as_json=style == "json")
         try:
             report = migrate_jobs(
                 store,
@@ -104,15 +104,15 @@ def migrate_state(
                 run_token=key and key.run_token,
                 limit=limit,
                 dry_run=dry_run,
-                tell=teller.job if dry_run else None,
+                tell=printer.job if dry_run else None,
             )
         except ConfigurationError as error:
             fail(str(error), Exit.USAGE)
-        teller.report(report, dry_run=dry_run)
+        printer.report(report, dry_run=dry_run)
 
 
 def _checked(app: Celery, target: int | None, *, own_store: bool) -> int:
-    """Give the schema to reach, the app's where none is given; end the command where no steps lead there."""
+    """Return the target schema, by default that of the app; exit if no steps lead to it."""
     if target is None and not own_store:
         try:
             target = Settings.from_app(app).migrate_target
@@ -124,38 +124,38 @@ def _checked(app: Celery, target: int | None, *, own_store: bool) -> int:
         fail(str(error), Exit.USAGE)
 
 
-class _Teller:
-    def __init__(self, outlet: Output, *, as_json: bool) -> None:
-        self._outlet = outlet
+class _Printer:
+    def __init__(self, output: Output, *, as_json: bool) -> None:
+        self._output = output
         self._as_json = as_json
 
     def job(self, job: JobRecord, what: int | Skip) -> None:
-        """Tell what would become of a job."""
+        """Print what would be done to a job."""
         if self._as_json:
             action, states = (what.value, 0) if isinstance(what, Skip) else ("migrated", what)
-            told = {"jobID": job.job_id, "runToken": job.run_token, "action": action, "states": states}
-            self._outlet.record(compact({**told, "schemaVersion": job.schema}))
+            fields = {"jobID": job.job_id, "runToken": job.run_token, "action": action, "states": states}
+            self._output.record(compact({**fields, "schemaVersion": job.schema}))
             return
         if isinstance(what, Skip):
             before, after = f"{_REASONS[what]}: ", ""
         else:
-            made = f"from schema {job.schema}" if job.incarnation else "made by another program"
-            before, after = "would migrate: ", f", {made}, {formatting.counted(what, 'state')}"
-        self._outlet.fitted([Span(named(before, job, after, self._outlet.size.columns, self._outlet.glyphs))])
+            origin = f"from schema {job.schema}" if job.incarnation else "created by another program"
+            before, after = "would migrate: ", f", {origin}, {formatting.counted(what, 'state')}"
+        self._output.fitted([Span(named(before, job, after, self._output.size.columns, self._output.glyphs))])
 
     def report(self, report: MigrationReport, *, dry_run: bool) -> None:
-        """Tell the numbers."""
+        """Print the counts."""
         if self._as_json:
-            self._outlet.record(compact({**asdict(report), "dryRun": dry_run}))
+            self._output.record(compact({**asdict(report), "dryRun": dry_run}))
             return
         would = "would be " if dry_run else ""
-        for count, told in (
-            (report.scanned, "jobs looked at"),
-            (report.migrated, f"{would}brought to schema {report.target}"),
-            (report.states, "states of theirs"),
+        for count, label in (
+            (report.scanned, "jobs examined"),
+            (report.migrated, f"{would}migrated to schema {report.target}"),
+            (report.states, "states of these jobs"),
         ):
-            self._outlet.fitted([Span(f"{count:>6}  {told}", "" if count else "dim")])
+            self._output.fitted([Span(f"{count:>6}  {label}", "" if count else "dim")])
         for reason, count in report.skipped.items():
-            self._outlet.fitted([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
+            self._output.fitted([Span(f"{count:>6}  {_REASONS[Skip(reason)]}")])
         if dry_run:
             note("note: nothing was written")

@@ -1,13 +1,14 @@
-"""The cells of a job as a watcher holds them: what each change costs does not grow with the job. Pure."""
+"""The cells of a job as a watcher keeps them; the cost of a change does not grow with the job. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
 
 from celery_statemanager import aggregate, records
+from celery_statemanager.failures import FailedRows, FailureGroup, FailureReport, Failures, cause_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status, Summary
 from celery_statemanager.records import FRACTION_UNIT, JobRecord
@@ -27,14 +28,6 @@ class Row(NamedTuple):
     attempt: int
 
 
-class Failure(NamedTuple):
-    """What failed cells have in common."""
-
-    tag: str
-    status: int
-    message: str
-
-
 class Counts(NamedTuple):
     """Cells by class; ``work`` is the sum of the fractions of the running ones."""
 
@@ -42,30 +35,36 @@ class Counts(NamedTuple):
     finished: int = 0
     running: int = 0
     failed: int = 0
+    not_run: int = 0
     waiting: int = 0
     work: float = 0.0
 
     @classmethod
     def from_summary(cls, summary: Summary) -> Counts:
-        """Give the counts of a summary."""
+        """Return the counts of a summary."""
         work = summary.fraction * summary.expected - summary.finished
-        classes = (summary.finished, summary.running, summary.failed + summary.not_run, summary.not_started)
+        classes = (summary.finished, summary.running, summary.failed, summary.not_run, summary.not_started)
         return cls(summary.expected, *classes, max(0.0, work))
 
     @property
     def fraction(self) -> float:
-        """How much is done, 0.0 … 1.0: failed cells count for nothing, as in a job's summary."""
+        """How much is done, 0.0 … 1.0; failed cells do not count, as in a job's summary."""
         return min(1.0, (self.finished + self.work) / self.expected) if self.expected else 0.0
 
-    def plus(self, other: Counts) -> Counts:
-        """Add class by class."""
-        expected, finished, running, failed, waiting = (a + b for a, b in zip(self[:5], other[:5]))
-        return Counts(expected, finished, running, failed, waiting, self.work + other.work)
+    @property
+    def ended(self) -> int:
+        """Cells that have ended, successfully or not."""
+        return self.finished + self.failed + self.not_run
 
     @property
     def passed(self) -> float:
-        """How much lies behind, in cells, well or not."""
-        return self.finished + self.failed + self.work
+        """The ended cells and the work done in the running ones, in cells."""
+        return self.ended + self.work
+
+    def plus(self, other: Counts) -> Counts:
+        """Add class by class."""
+        expected, finished, running, failed, not_run, waiting = (a + b for a, b in zip(self[:6], other[:6]))
+        return Counts(expected, finished, running, failed, not_run, waiting, self.work + other.work)
 
 
 @dataclass(slots=True)
@@ -84,19 +83,20 @@ class Column:
     finished: set[int] = field(default_factory=set)
     running: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
+    not_run: set[int] = field(default_factory=set)
     work: int = 0
 
 
-class Board:
-    """Holds of each cell no more than a picture of the job needs.
+class JobModel:
+    """Keep of each cell what a display of the job needs.
 
     Attributes:
-        job: the job's record as last read; the reader exchanges it.
-        running: by (tag, row), in the order in which they were seen to run; a change keeps the place.
-        failures: rows by what they have in common, in the order first seen.
+        job: the job's record as last read; the reader replaces it.
+        running: by (tag, row), in the order in which they began to run; a change keeps the position.
+        failures: failed cells grouped by cause.
         changes: rises with every change.
         last_write: the newest timestamp seen.
-        loading: whether what existed before is still being read.
+        loading: whether the existing states are still being read.
     """
 
     def __init__(self, job: JobRecord, scope: Scope) -> None:
@@ -104,18 +104,18 @@ class Board:
         self.scope = scope
         self.columns: dict[str, Column] = {}
         self.running: dict[CellKey, Row] = {}
-        self.failures: dict[Failure, set[int]] = {}
+        self.failures = Failures()
         self.changes = 0
         self.last_write: datetime | None = None
         self.loading = True
-        self._failed: dict[CellKey, Failure] = {}
-        self._surveyed: dict[str, Counts] = {}
+        self._summaries: dict[str, Counts] = {}
+        self._report: tuple[int, FailureReport] | None = None
         planned = job.plan.tags if job.plan else ()
         for tag in planned if scope.tag is None else (scope.tag,):
             self._column(tag)
 
     def apply(self, state: State) -> None:
-        """Take in the newest state of a cell; one that the plan does not expect under its tag is passed over."""
+        """Record the newest state of a cell; a cell that the plan does not expect is ignored."""
         column = self._column(state.tag)
         if state.task_index not in column.rows:
             return
@@ -126,35 +126,37 @@ class Board:
         self._leave(key, column, runs_on=state.status > 0 and not state.terminal)
         if state.finished:
             column.finished.add(state.task_index)
-        elif state.failed:
-            self._fail(key, column, Failure(state.tag, state.status, state.message or ""))
         elif state.status > 0:
             self._run(key, column, state)
+        failed = self.failures.record(state)
+        if failed is not None:
+            (column.failed if failed else column.not_run).add(state.task_index)
 
     def column_summaries(self, columns: Iterable[records.Column]) -> None:
-        """Take over what the store counted: the truth about a large job until all its cells were read."""
+        """Take over the store's counts; they are shown until all cells have been read."""
         if self.scope.task_index is not None:
             return
-        self._surveyed = {each.tag: _counted(each) for each in columns}
+        self._summaries = {each.tag: _counted(each) for each in columns}
 
     def counts(self, column: Column) -> Counts:
-        """Count the expected cells under a tag; in a cancelled job what never began has failed."""
+        """Return the counts of a tag; in a cancelled job, cells that never began count as failed."""
         counts = Counts(
             len(column.rows),
             len(column.finished),
             len(column.running),
             len(column.failed),
+            len(column.not_run),
             0,
             column.work / FRACTION_UNIT,
         )
         if self.loading:
-            counts = self._surveyed.get(column.tag, counts)
-        waiting = counts.expected - counts.finished - counts.running - counts.failed
+            counts = self._summaries.get(column.tag, counts)
+        waiting = counts.expected - counts.running - counts.ended
         gone = waiting if self.job.cancelled else 0
         return counts._replace(failed=counts.failed + gone, waiting=waiting - gone)
 
     def total(self) -> Counts:
-        """Count the expected cells of the job, or of what is watched of it."""
+        """Return the counts of the job, or of the watched part."""
         total = Counts()
         for column in self.columns.values():
             if column.counts:
@@ -165,16 +167,39 @@ class Board:
     def over(self) -> bool:
         """Whether the job has settled or, without a plan, every cell seen so far has ended."""
         total = self.total()
-        return self.job.settled or total.finished + total.failed == total.expected > 0
+        return self.job.settled or total.ended == total.expected > 0
 
-    def never_begun(self) -> Iterator[tuple[Failure, IndexSet]]:
-        """Give the cells that a cancelled job will not begin."""
+    def never_begun(self) -> Iterator[tuple[str, IndexSet]]:
+        """Yield the cells that a cancelled job will not begin: tag and rows."""
         if self.job.cancelled is None:
             return
         for column in filter(lambda column: column.counts, self.columns.values()):
-            rows = column.rows.without(IndexSet(column.finished | column.running | column.failed))
+            begun = column.finished | column.running | column.failed | column.not_run
+            rows = column.rows.without(IndexSet(begun))
             if rows:
-                yield Failure(column.tag, Status.CANCELLED, self.job.cancelled.reason or ""), rows
+                yield column.tag, rows
+
+    def failure_report(self, *, never_begun: bool = False) -> FailureReport:
+        """Return the failures by cause, the most frequent first.
+
+        Args:
+            never_begun: include the cells that a cancelled job will not begin; takes time for each row.
+        """
+        if self._report is None or self._report[0] != self.changes:
+            self._report = (self.changes, self.failures.report())
+        report = self._report[1]
+        for tag, rows in self.never_begun() if never_begun else ():
+            report = replace(report, groups=self._with_cancelled(report.groups, tag, rows))
+        return report
+
+    def _with_cancelled(self, groups: list[FailureGroup], tag: str, rows: IndexSet) -> list[FailureGroup]:
+        reason = self.job.cancelled.reason if self.job.cancelled else None
+        cause, message, _ = cause_of(State(self.job.job_id, 0, tag, int(Status.CANCELLED), reason))
+        same = [each for each in groups if each.cause == cause]
+        every = rows.union(*(each.rows.first for each in same))
+        count = len(rows) + sum(len(each.rows) for each in same)
+        group = FailureGroup(cause, message, any(each.varies for each in same), FailedRows(count, every), {})
+        return sorted([*(each for each in groups if each not in same), group], key=lambda each: -len(each.rows))
 
     def _column(self, tag: str) -> Column:
         if tag not in self.columns:
@@ -193,17 +218,8 @@ class Board:
             column.work -= _units(self.running[key])
             if not runs_on:
                 del self.running[key]
-        elif row in column.failed:
-            column.failed.discard(row)
-            failure = self._failed.pop(key)
-            self.failures[failure].discard(row)
-            if not self.failures[failure]:
-                del self.failures[failure]
-
-    def _fail(self, key: CellKey, column: Column, failure: Failure) -> None:
-        column.failed.add(key[1])
-        self._failed[key] = failure
-        self.failures.setdefault(failure, set()).add(key[1])
+        column.failed.discard(row)
+        column.not_run.discard(row)
 
     def _run(self, key: CellKey, column: Column, state: State) -> None:
         row = Row(*key, state.status, state.fraction, state.message or "", state.timestamp, state.attempt)
@@ -219,4 +235,4 @@ def _units(row: Row) -> int:
 def _counted(column: records.Column) -> Counts:
     tally = column.tally
     work = tally.progress / FRACTION_UNIT
-    return Counts(column.expected, tally.finished, tally.running, tally.failed + tally.not_run, 0, work)
+    return Counts(column.expected, tally.finished, tally.running, tally.failed, tally.not_run, 0, work)

@@ -27,58 +27,61 @@ from celery_statemanager.models import Scope
 from celery_statemanager.records import JobRecord
 
 _JOB, _HOW = "Which job", "How to watch"
-_HELP = """Watch a job: what is there, then every change, until the job has settled.
+_HELP = """Watch a job until it has settled: its current states, then every change.
 
-A job without a plan of tags has settled once all its cells have ended and
-nothing was written for 10 seconds.
+A job without planned tags has settled once all its cells have ended and nothing
+was written for 10 seconds.
 
 \b
 Examples:
-  celery -A proj monitor-state --job etl-42
-  celery -A proj monitor-state --job etl-42 --tag export --format table
-  celery -A proj monitor-state --job etl-42 --exit-status && deploy
-  celery -A proj monitor-state --job etl-42 --format json | jq .status
-  celery monitor-state --store sqlite:///states.db --job etl-42 --no-follow
+  celery -A proj monitor-state etl-42
+  celery -A proj monitor-state etl-42 --tag export --format table
+  celery -A proj monitor-state etl-42 --exit-status && deploy
+  celery -A proj monitor-state etl-42 --format json | jq .status
+  celery monitor-state etl-42 --store sqlite:///states.db --no-follow
 
 \b
 Exit status:
     0  the job has settled, failed or not (with --no-follow: it was shown)
-    1  with --exit-status: it has failures, or was cancelled
-    2  wrong use
-   66  no such job, or it was deleted meanwhile
-   69  the store cannot be reached
+    1  with --exit-status: a task has failed, or the job was cancelled
+    2  usage error
+   66  no such job, or it was deleted while it was watched
+   69  the store is unavailable
    74  the output cannot be written
-   78  the store's URL or a setting is wrong, or its file is not there
-  130  ended by Ctrl-C; the job goes on
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C; the job continues
 """
 
 
 @click.command("monitor-state", cls=CeleryCommand, help=_HELP, short_help="Watch a job's tasks live.")
-@option("--job", "job_id", metavar="ID", required=True, help="The job to watch.", group=_JOB)
+@click.argument("job_argument", metavar="JOB", required=False)
+@option("--job", "job_option", metavar="ID", help="The same as JOB.", group=_JOB)
 @run_option
-@option("--tag", metavar="T", help="Only the cells under this tag.", group=_JOB)
+@option("--tag", metavar="T", help="Only the cells with this tag.", group=_JOB)
 @option("--task", "task_index", metavar="N", type=int, help="Only the cells of this task index.", group=_JOB)
 @option(
     "--format",
     "style",
     type=click.Choice(["json", "table", "live"], case_sensitive=False),
-    help="live: bars, the default on a terminal; table: lines; json: an object a change, the default in a pipe.",
+    help="live: bars (the default on a terminal). table: a line for each change. json: an object for each change (the "
+    "default in a pipe).",
     group=_HOW,
 )
 @option(
     "--follow/--no-follow",
     default=None,
-    help="Go on after the job has settled; or show what is there and end. [default: until settled]",
+    help="Continue after the job has settled, or show the current states and exit. [default: until settled]",
     group=_HOW,
 )
-@option("--exit-status", is_flag=True, help="End with 1 if any task has failed or was cancelled.", group=_HOW)
+@option("--exit-status", is_flag=True, help="Exit with 1 if a task has failed or the job was cancelled.", group=_HOW)
 @store_option
 @click.pass_context
 @handle_preload_options
 def monitor_state(
     ctx: click.Context,
     /,
-    job_id: str,
+    job_argument: str | None,
+    job_option: str | None,
     run_token: str | None,
     tag: str | None,
     task_index: int | None,
@@ -88,17 +91,28 @@ def monitor_state(
     store_url: str | None,
 ) -> None:
     """Watch a job."""
+    job_id = _job_id(job_argument, job_option)
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Output(no_color=ctx.obj.no_color)
-        show = choose(style, outlet)
+        output = Output(no_color=ctx.obj.no_color)
+        show = choose(style, output)
         job = find_job(store, job_id, run_token)
         scope = Scope(checked_tag(tag), checked_task(job, task_index))
-        _tell_unplanned(job, scope.tag)
+        _warn_if_unplanned(job, scope.tag)
         follower = Follower(store, job, scope, _until(follow=follow))
-        show(follower, outlet)
+        show(follower, output)
         if follower.deleted:
             fail(f"job {job_id!r} was deleted while it was watched", Exit.NO_JOB)
         ctx.exit(int(Exit.FAILED if exit_status and follower.failed() else Exit.OK))
+
+
+def _job_id(argument: str | None, option: str | None) -> str:
+    """Return the job given as JOB or as ``--job``; exit if there is none, or if the two differ."""
+    if argument is not None and option is not None and argument != option:
+        fail(f"two different jobs: JOB is {argument!r} and --job is {option!r}; give one of them", Exit.USAGE)
+    job_id = option if argument is None else argument
+    if job_id is None:
+        fail("no job: write monitor-state JOB; list-state lists the jobs", Exit.USAGE)
+    return job_id
 
 
 def _until(*, follow: bool | None) -> Until:
@@ -107,8 +121,8 @@ def _until(*, follow: bool | None) -> Until:
     return Until.FOREVER if follow else Until.NOW
 
 
-def _tell_unplanned(job: JobRecord, tag: str | None) -> None:
-    """A mistyped tag would show nothing, for ever."""
+def _warn_if_unplanned(job: JobRecord, tag: str | None) -> None:
+    """Write a note for a tag that is not planned: if it is misspelt, nothing will ever be shown."""
     if tag is None or job.plan is None or tag in job.plan.columns:
         return
     near = difflib.get_close_matches(tag, job.plan.tags, 1)

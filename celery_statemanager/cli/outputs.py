@@ -1,4 +1,4 @@
-"""The ways to show a job, and which of them suits the output."""
+"""Show a job as JSON, as a table or as a live display."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from celery_statemanager.cli.common import Exit, fail, note
 from celery_statemanager.cli.follow import Follower, Until
-from celery_statemanager.cli.model import Board
-from celery_statemanager.cli.rendering.final_summary import closing
+from celery_statemanager.cli.model import JobModel
+from celery_statemanager.cli.rendering.final_summary import final_summary
 from celery_statemanager.cli.rendering.frame import Frame
-from celery_statemanager.cli.rendering.header import View
+from celery_statemanager.cli.rendering.header import View, worker_remark
 from celery_statemanager.cli.rendering.lines import Output, Table, json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Show = Callable[[Follower, Output], None]
-"""Shows a job until the follower ends.
+"""Show a job until the follower ends.
 
 Raises: KeyboardInterrupt, BrokenPipeError, StateManagerError.
 """
@@ -26,88 +26,105 @@ Raises: KeyboardInterrupt, BrokenPipeError, StateManagerError.
 INSTALL = 'pip install "celery-statemanager[monitor]"'
 
 
-def choose(style: str | None, outlet: Output) -> Show:
-    """Give the way asked for, or the one that suits the output; end the command where it is not to be had."""
-    if style == "json" or (style is None and not outlet.terminal):
+def choose(style: str | None, output: Output) -> Show:
+    """Return the requested way to show a job, or the one that suits the output; exit if it is not available."""
+    if style == "json" or (style is None and not output.terminal):
         return show_json
     if style == "table":
         return show_table
     if importlib.util.find_spec("rich") is None:
-        return _instead(style, Exit.CONFIGURATION, "bars need rich", INSTALL)
+        return _fall_back(style, Exit.CONFIGURATION, "the live display needs rich", INSTALL)
     from celery_statemanager.cli.rendering.live import terminal
 
-    console = terminal(no_color=outlet.no_color)
+    console = terminal(no_color=output.no_color)
     if console is None:
-        return _instead(style, Exit.USAGE, "bars need a terminal that can move its cursor", "use --format table")
-    return lambda follower, outlet: show_live(follower, outlet, console)
+        return _fall_back(
+            style, Exit.USAGE, "the live display needs a terminal that can move its cursor", "use --format table"
+        )
+    return lambda follower, output: show_live(follower, output, console)
 
 
-def show_json(follower: Follower, outlet: Output) -> None:
-    """Write an object for each change."""
+def show_json(follower: Follower, output: Output) -> None:
+    """Write a JSON object for each change."""
     for event in follower.events():
         if event is None:
-            outlet.check()
+            output.check()
         else:
-            outlet.record(json_text(event))
+            output.record(json_text(event))
 
 
-def show_table(follower: Follower, outlet: Output) -> None:
-    """Write a line for each change, and a summary at the end."""
-    board = Board(follower.job, follower.scope)
-    table = Table(follower.job, outlet.size.columns, outlet.glyphs)
-    outlet.line(table.head())
+def show_table(follower: Follower, output: Output) -> None:
+    """Write a line for each change and a summary at the end; report missing workers on stderr."""
+    model = JobModel(follower.job, follower.scope)
+    standstill = None
+    table = Table(follower.job, output.size.columns, output.glyphs)
+    output.line(table.header())
     try:
         for event in follower.events():
             if event is None:
-                outlet.check()
+                output.check()
+                model.loading = False
+                standstill = _report_standstill(model, follower, standstill)
                 continue
-            board.apply(event.state)
-            outlet.line(table.row(event.state))
+            model.apply(event.state)
+            output.line(table.row(event.state))
     except KeyboardInterrupt:
-        _conclude(board, follower, outlet)
+        _conclude(model, follower, output)
         raise
-    _conclude(board, follower, outlet)
+    _conclude(model, follower, output)
 
 
-def show_live(follower: Follower, outlet: Output, console: Console) -> None:
-    """Draw the job on the terminal, and leave a summary there."""
+def show_live(follower: Follower, output: Output, console: Console) -> None:
+    """Draw the job on the terminal and leave a summary there."""
     if follower.until is Until.NOW or (follower.until is Until.SETTLED and follower.job.settled):
-        _show_once(follower, outlet)
+        _show_once(follower, output)
         return
-    from celery_statemanager.cli.rendering.live import LivePicture
+    from celery_statemanager.cli.rendering.live import LiveDisplay
 
-    picture = LivePicture(follower, console)
+    display = LiveDisplay(follower, console)
     try:
-        picture.run()
+        display.run()
     finally:
-        _conclude(picture.board, follower, outlet)
+        _conclude(display.model, follower, output)
 
 
-def _show_once(follower: Follower, outlet: Output) -> None:
-    board = Board(follower.job, follower.scope)
+def _show_once(follower: Follower, output: Output) -> None:
+    model = JobModel(follower.job, follower.scope)
     for event in follower.events():
         if event is not None:
-            board.apply(event.state)
-    board.loading = False
-    view = View(board, follower.now)
-    if board.over:
-        _conclude(board, follower, outlet)
+            model.apply(event.state)
+    model.loading = False
+    view = View(model, follower.now, liveness=follower.liveness)
+    if model.over:
+        _conclude(model, follower, output)
         return
-    columns, rows = outlet.size
-    for line in Frame(outlet.glyphs, hints=False).draw(view, columns, rows - 1):
-        outlet.line(line)
+    columns, rows = output.size
+    for line in Frame(output.glyphs, hints=False).draw(view, columns, rows - 1):
+        output.line(line)
 
 
-def _conclude(board: Board, follower: Follower, outlet: Output) -> None:
-    board.job = follower.job
-    outlet.line([])
-    for line in closing(View(board, follower.now), outlet.size.columns, outlet.glyphs):
-        outlet.line(line)
+def _conclude(model: JobModel, follower: Follower, output: Output) -> None:
+    model.job = follower.job
+    output.line([])
+    for line in final_summary(
+        View(model, follower.now, liveness=follower.liveness), output.size.columns, output.glyphs
+    ):
+        output.line(line)
 
 
-def _instead(style: str | None, code: Exit, why: str, mend: str) -> Show:
-    """Fall back to a table where live was not asked for by name."""
+def _report_standstill(model: JobModel, follower: Follower, before: str | None) -> str | None:
+    """Write a note when the job stops making progress or the reason changes; return the reason."""
+    model.job = follower.job
+    view = View(model, follower.now, liveness=follower.liveness)
+    found = view.standstill
+    if found is not None and found != before:
+        note(f"note: {found}: {worker_remark(view)}")
+    return found
+
+
+def _fall_back(style: str | None, code: Exit, problem: str, hint: str) -> Show:
+    """Exit if live was requested, else fall back to a table."""
     if style is not None:
-        fail(f"{why}: {mend}", code)
-    note(f"note: {why}: {mend if code is Exit.CONFIGURATION else 'showing a table'}")
+        fail(f"{problem}: {hint}", code)
+    note(f"note: {problem}: {hint if code is Exit.CONFIGURATION else 'showing a table'}")
     return show_table

@@ -1,9 +1,10 @@
-"""``celery -A proj show-state JOB``: everything about one job."""
+"""``celery -A proj show-state JOB``: show everything about one job."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -20,15 +21,19 @@ from celery_statemanager.cli.common import (
     run_option,
     store_option,
 )
-from celery_statemanager.cli.rendering.job_view import Callback, Card, card_lines
+from celery_statemanager.cli.rendering.job_view import Callback, JobView, job_lines
 from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.codec import compact, job_to_wire, moment_to_wire, state_of, state_to_wire, summary_to_wire
+from celery_statemanager.failures import FailureGroup, FailureReport, group_failures
 from celery_statemanager.models import State
 from celery_statemanager.overview import Overview, overview
 from celery_statemanager.records import CALLBACK_ROW, JobRecord, to_datetime
 from celery_statemanager.stores import Store
 
-_HELP = """Show everything about one job: counts, submission, cancellation, callbacks, and rows, failed ones first.
+MOST_FAILED = 200
+"""Number of failed cells that are read to group them by cause, unless ``--limit`` is higher."""
+
+_HELP = """Show everything about one job: counts, submission, callbacks, failures by cause, running rows.
 
 \b
 Examples:
@@ -40,12 +45,12 @@ Examples:
 \b
 Exit status:
     0  shown
-    2  wrong use
+    2  usage error
    66  no such job
-   69  the store cannot be reached
+   69  the store is unavailable
    74  the output cannot be written
-   78  the store's URL or a setting is wrong, or its file is not there
-  130  ended by Ctrl-C
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C
 """
 
 
@@ -58,7 +63,7 @@ Exit status:
     metavar="N",
     default=20,
     show_default=True,
-    help="At most so many rows.",
+    help="Maximum number of running rows; with --format json, of failed and running rows.",
     group="Output",
 )
 @format_option
@@ -70,28 +75,51 @@ def show_state(
 ) -> None:
     """Show a job."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Output(no_color=ctx.obj.no_color)
-        card = _card(store, find_job(store, job_id, run_token), limit)
+        output = Output(no_color=ctx.obj.no_color)
+        view = _read(store, find_job(store, job_id, run_token), limit)
         if style == "json":
-            outlet.record(compact(_wire(card)))
+            output.record(compact(_wire(view)))
             return
-        for line in card_lines(card, outlet.size.columns, outlet.glyphs):
-            outlet.line(line)
+        for line in job_lines(view, output.size.columns, output.glyphs):
+            output.line(line)
 
 
-def _card(store: Store, job: JobRecord, limit: int) -> Card:
+def _read(store: Store, job: JobRecord, limit: int) -> JobView:
     shown = overview(store, job.ref, indexes=True)
     callbacks = {name: _callback(store, shown.job, name) for name in shown.job.latches}
-    states = [state for each in islice(_telling(shown), limit) for state in _state(store, shown.job, *each)]
-    hidden = sum(len(column.failed or ()) + len(column.running or ()) for column in shown.columns) - limit
-    return Card(shown, callbacks, states, max(0, hidden), to_datetime(store.now()))
+    most = max(limit, MOST_FAILED)
+    failed = [state for each in islice(_cells(shown, "failed"), most) for state in _state(store, shown.job, *each)]
+    running = [state for each in islice(_cells(shown, "running"), limit) for state in _state(store, shown.job, *each)]
+    count = sum(len(rows or ()) for column in shown.columns for rows in (column.failed, column.running))
+    return JobView(
+        shown,
+        callbacks,
+        [*failed, *running][:limit],
+        running,
+        max(0, count - limit),
+        _grouped(store, shown, failed),
+        to_datetime(store.now()),
+    )
 
 
-def _telling(shown: Overview) -> Iterator[tuple[str, int]]:
-    """Give the cells that say most: failed ones, then running ones."""
-    for kind in ("failed", "running"):
-        for column in shown.columns:
-            yield from ((column.tag, row) for row in getattr(column, kind) or ())
+def _cells(shown: Overview, kind: str) -> Iterator[tuple[str, int]]:
+    """Yield the cells of a class: ``failed``, ``running`` or ``not_run``."""
+    for column in shown.columns:
+        yield from ((column.tag, row) for row in getattr(column, kind) or ())
+
+
+def _grouped(store: Store, shown: Overview, failed: list[State]) -> FailureReport:
+    """Group failed cells by cause, together with the first cells that were not run; the others are only counted."""
+    not_run = islice(_cells(shown, "not_run"), MOST_FAILED)
+    blocked = [state for each in not_run for state in _state(store, shown.job, *each)]
+    report = group_failures([*failed, *blocked])
+    counts = (sum(len(getattr(column, kind) or ()) for column in shown.columns) for kind in ("failed", "not_run"))
+    all_failed, all_not_run = counts
+    return replace(
+        report,
+        other_failed=report.other_failed + max(0, all_failed - len(failed)),
+        other_not_run=report.other_not_run + max(0, all_not_run - len(blocked)),
+    )
 
 
 def _state(store: Store, job: JobRecord, tag: str, row: int) -> Iterator[State]:
@@ -106,8 +134,8 @@ def _callback(store: Store, job: JobRecord, name: str) -> Callback:
     return Callback(latch, task, store.get_cell(job.ref, name, CALLBACK_ROW) if task and latch.decided_at else None)
 
 
-def _wire(card: Card) -> dict[str, Any]:
-    shown, submission = card.overview, card.overview.job.submission
+def _wire(view: JobView) -> dict[str, Any]:
+    shown, submission = view.overview, view.overview.job.submission
     return {
         **job_to_wire(shown.job),
         "phase": shown.phase.value,
@@ -119,9 +147,20 @@ def _wire(card: Card) -> dict[str, Any]:
             "done": submission.done,
             "aliveUntil": moment_to_wire(submission.alive_until),
         },
-        "callbacks": {name: _callback_wire(shown.job, name, each) for name, each in card.callbacks.items()},
-        "states": [state_to_wire(state) for state in card.states],
-        "statesHidden": card.hidden,
+        "callbacks": {name: _callback_wire(shown.job, name, each) for name, each in view.callbacks.items()},
+        "failures": [_failure_wire(group) for group in view.failures.groups],
+        "states": [state_to_wire(state) for state in view.states],
+        "statesHidden": view.hidden,
+    }
+
+
+def _failure_wire(group: FailureGroup) -> dict[str, Any]:
+    return {
+        "tag": group.cause.tag,
+        "status": group.cause.status,
+        "message": group.text or None,
+        "taskIDs": str(group.rows.first),
+        "notRun": {tag: str(rows.first) for tag, rows in group.not_run.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""``celery -A proj sweep-state``: look once for what died without a word."""
+"""``celery -A proj sweep-state``: run one sweep for lost workers and unpublished callbacks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from celery_statemanager.codec import compact
 from celery_statemanager.integration.app import StateManager
 from celery_statemanager.integration.worker.sweeping import sweep
 
-_HELP = """Look once for lost workers, unpublished callbacks and dead publishers, and mend what is found.
+_HELP = """Sweep once: handle tasks of lost workers, unpublished callbacks and interrupted submissions.
 
-Every worker and beat do this by themselves; run it where neither runs, or
-where you do not want to wait. It believes the leases that it finds: after the
-store was away, give workers one lease to renew theirs.
+Every worker and beat sweep by themselves. Run this command where neither runs,
+or to avoid the wait. A sweep trusts the leases in the store: after an outage of
+the store, wait for one lease, so that workers can renew theirs.
 
 \b
 Examples:
@@ -28,35 +28,35 @@ Examples:
 \b
 Exit status:
     0  swept, whether or not anything was found
-    2  wrong use
-   69  the store cannot be reached
+    2  usage error
+   69  the store is unavailable
    74  the output cannot be written
-   78  the store's URL or a setting is wrong, or its file is not there
-  130  ended by Ctrl-C
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C
 """
 
-_WORDS = {
+_LABELS = {
     "marked": "attempts marked LOST",
     "requeued": "messages sent again",
     "callbacks": "jobs whose callbacks were published",
-    "submissions": "jobs cancelled whose publisher died",
-    "workers": "dead workers forgotten",
+    "submissions": "jobs cancelled because their publisher died",
+    "workers": "records of dead workers removed",
 }
 
 
-@click.command("sweep-state", cls=CeleryCommand, help=_HELP, short_help="Mend what dead workers left behind.")
+@click.command("sweep-state", cls=CeleryCommand, help=_HELP, short_help="Handle tasks of lost workers.")
 @format_option
 @click.pass_context
 @handle_preload_options
 def sweep_state(ctx: click.Context, /, style: str) -> None:
-    """Sweep once."""
+    """Run one sweep."""
     with interruptible(), opened_store(ctx.obj.app, None):
-        outlet = Output(no_color=ctx.obj.no_color)
+        output = Output(no_color=ctx.obj.no_color)
         app = ctx.obj.app
-        app.loader.import_default_modules()  # as workers and beat do: a sweep sends only messages of tasks it knows
-        swept = asdict(sweep(StateManager(app)))
+        app.loader.import_default_modules()  # as workers and beat do: a sweep sends only messages of registered tasks
+        counts = asdict(sweep(StateManager(app)))
         if style == "json":
-            outlet.record(compact(swept))
+            output.record(compact(counts))
             return
-        for kind, count in swept.items():
-            outlet.line([Span(f"{count:>6}  {_WORDS[kind]}", "" if count else "dim")])
+        for kind, count in counts.items():
+            output.line([Span(f"{count:>6}  {_LABELS[kind]}", "" if count else "dim")])

@@ -1,4 +1,4 @@
-"""``celery -A proj why-state JOB``: why is it not done, and what happens next."""
+"""``celery -A proj why-state JOB``: explain why a job is not done and what happens next."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from celery_statemanager.cli.rendering.jobs import name
 from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, fit, width, wrapped
 from celery_statemanager.codec import compact
-from celery_statemanager.explain import Reason, explain
+from celery_statemanager.explain import JobDiagnosis, Reason
 from celery_statemanager.records import JobRecord
 
 WIDEST = 110
-"""Columns beyond which a sentence is hard to read."""
+"""Maximum width of a sentence in columns."""
 
 MOST_LINES = 6
 MOST_RANGES = 200
-"""Characters of ranges shown for one reason; ``--format json`` has all."""
+"""Maximum length of the row ranges of one reason; ``--format json`` has all of them."""
 
 _INDENT = "      "
 
-_HELP = """Say why a job is not done: which tasks, on which worker, and what happens next.
+_HELP = """Explain why a job is not done: which tasks, on which worker, and what happens next.
 
 \b
 Examples:
@@ -41,17 +41,17 @@ Examples:
 
 \b
 Exit status:
-    0  told, whether or not the job is done
-    2  wrong use
+    0  explained, whether or not the job is done
+    2  usage error
    66  no such job
-   69  the store cannot be reached
+   69  the store is unavailable
    74  the output cannot be written
-   78  the store's URL or a setting is wrong, or its file is not there
-  130  ended by Ctrl-C
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C
 """
 
 
-@click.command("why-state", cls=CeleryCommand, help=_HELP, short_help="Say why a job is not done.")
+@click.command("why-state", cls=CeleryCommand, help=_HELP, short_help="Explain why a job is not done.")
 @job_argument
 @run_option
 @format_option
@@ -61,19 +61,19 @@ Exit status:
 def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: str, store_url: str | None) -> None:
     """Explain a job."""
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        outlet = Output(no_color=ctx.obj.no_color)
-        job = find_job(store, job_id, run_token)
-        reasons = explain(store, job)
+        output = Output(no_color=ctx.obj.no_color)
+        diagnosis = JobDiagnosis(store, find_job(store, job_id, run_token).ref)
+        reasons = diagnosis.reasons()
         if style == "json":
             for each in reasons:
-                outlet.record(compact(_wire(each)))
+                output.record(compact(_wire(each)))
             return
-        columns, glyphs = outlet.size.columns, outlet.glyphs
-        for line in _headline(store.get_job(job.key), reasons, columns, glyphs):
-            outlet.line(line)
+        columns, glyphs = output.size.columns, output.glyphs
+        for line in _headline(diagnosis.job, reasons, columns, glyphs):
+            output.line(line)
         for each in reasons:
             for line in _lines(each, columns, glyphs):
-                outlet.line(line)
+                output.line(line)
 
 
 def _wire(reason: Reason) -> dict[str, str | None]:
@@ -84,19 +84,19 @@ def _wire(reason: Reason) -> dict[str, str | None]:
 def _verdict(job: JobRecord, reasons: list[Reason]) -> str:
     cancelled = f"cancelled ({clean(job.cancelled.reason or 'no reason given')}), " if job.cancelled else ""
     if job.settled:
-        return f"{cancelled}settled" + (", but a callback has not finished:" if reasons else ", nothing is open")
+        return f"{cancelled}settled" + (", but a callback has not finished:" if reasons else ", no cell is open")
     if not reasons:
-        return f"{cancelled}not settled, and nothing is open: it has no plan, or ends this moment"
+        return f"{cancelled}not settled, but no cell is open: it has no plan, or is settling now"
     count = sum(len(each.rows or ()) for each in reasons)
     return f"{cancelled}not settled, {formatting.counted(count, 'cell')} open:"
 
 
 def _headline(job: JobRecord, reasons: list[Reason], columns: int, glyphs: Glyphs) -> list[Line]:
-    """Give name and verdict, the verdict below the name where both do not fit."""
-    named, verdict = name(job, glyphs), _verdict(job, reasons)
-    if width(named) + 2 + width(verdict) <= columns:
-        return [[Span(named, "head"), Span(f": {verdict}")]]
-    return [[Span(fit(named, columns, glyphs.ellipsis), "head")], *_broken(verdict, "", columns, glyphs)]
+    """Return the name and the verdict, on two lines if they do not fit on one."""
+    label, verdict = name(job, glyphs), _verdict(job, reasons)
+    if width(label) + 2 + width(verdict) <= columns:
+        return [[Span(label, "head"), Span(f": {verdict}")]]
+    return [[Span(fit(label, columns, glyphs.ellipsis), "head")], *_wrapped(verdict, "", columns, glyphs)]
 
 
 def _lines(reason: Reason, columns: int, glyphs: Glyphs) -> list[Line]:
@@ -105,9 +105,9 @@ def _lines(reason: Reason, columns: int, glyphs: Glyphs) -> list[Line]:
     else:
         tag = fit(clean(reason.tag), columns // 2, glyphs.ellipsis)
         where = f"{tag}  {formatting.ranges(reason.rows, MOST_RANGES, glyphs.ellipsis)}"
-    return _broken(f"{where}: {clean(reason.text)}", "bad" if reason.code == "lost" else "", columns, glyphs)
+    return _wrapped(f"{where}: {clean(reason.text)}", "bad" if reason.code == "lost" else "", columns, glyphs)
 
 
-def _broken(text: str, style: str, columns: int, glyphs: Glyphs) -> list[Line]:
+def _wrapped(text: str, style: str, columns: int, glyphs: Glyphs) -> list[Line]:
     first, *others = wrapped(text, min(columns, WIDEST) - len(_INDENT), MOST_LINES, glyphs.ellipsis)
     return [[Span(f"  {first}", style)], *([Span(_INDENT + each, style)] for each in others)]

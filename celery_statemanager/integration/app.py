@@ -5,25 +5,30 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from celery import Celery, current_task
 from celery.canvas import Signature, group
 
 from celery_statemanager.integration import beat, signals
+from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import at_start, install, tracker_of
+from celery_statemanager.integration.locked import LockedProperty
+from celery_statemanager.integration.pending_files import PendingFiles
+from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.submit import submit
+from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.run import run_of
-from celery_statemanager.limits import check_name, check_optional
+from celery_statemanager.limits import check_name
+from celery_statemanager.manager import job_key
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
-from celery_statemanager.records import JobKey
-from celery_statemanager.retention import find_job
-from celery_statemanager.stores import FullStore, open_store
+from celery_statemanager.retention import current, find_job
+from celery_statemanager.stores import FullStore, masked, open_store
 
 _installing = threading.Lock()
 
@@ -40,14 +45,22 @@ class StateManager:
     """
 
     app: Celery
+    backlog: Backlog
+    pending_files: PendingFiles
+    held_messages: HeldMessages
 
     def __new__(cls, app: Celery) -> StateManager:
-        """Give the app's StateManager, installing it at the first call."""
+        """Return the app's StateManager; the first call installs it. Raises: TypeError."""
+        if not isinstance(app, Celery):
+            raise TypeError(f"StateManager takes a Celery app, not {_name_of(app)}")
         with _installing:
             found = cls.installed(app)
             if found is None:
                 found = super().__new__(cls)
                 found.app = app
+                found.pending_files = PendingFiles(app.main)
+                found.backlog = Backlog(found.pending_files)
+                found.held_messages = HeldMessages()
                 install(app, found)
                 beat.install(found)
                 at_start(found, _require_store)
@@ -60,19 +73,19 @@ class StateManager:
         found = tracker_of(app)
         return found if isinstance(found, StateManager) else None
 
-    @cached_property
+    @LockedProperty
     def settings(self) -> Settings:
         """The app's settings. Raises: ConfigurationError."""
         return Settings.from_app(self.app)
 
-    @cached_property
+    @LockedProperty
     def store(self) -> FullStore:
         """The store of the settings; survives forks. Raises: ConfigurationError."""
         settings = self.settings
         store = open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
         return self.metrics.measured(store)
 
-    @cached_property
+    @LockedProperty
     def metrics(self) -> Metrics:
         """What measures the app's store, callbacks and sweeps. Raises: ConfigurationError."""
         return find_metrics(wanted=self.settings.metrics)
@@ -81,8 +94,8 @@ class StateManager:
         self,
         tasks: Iterable[Signature[Any]] | group,
         *,
-        job_id: str | None = None,
-        run_token: str | None = None,
+        job_id: str | UUID | None = None,
+        run_token: str | UUID | None = None,
         tags: PlanSpec | None = None,
         on_success: Signature[Any] | None = None,
         on_failure: Signature[Any] | None = None,
@@ -106,15 +119,21 @@ class StateManager:
         callbacks = {"success": on_success, "failure": on_failure, "settled": on_settled}
         return submit(self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks)
 
-    def job(self, job_id: str, run_token: str | None = None) -> Job:
+    def job(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:
         """Give a job that was submitted before. Raises: JobNotFound, TypeError, ValueError, StoreError."""
-        key = JobKey(check_name("job_id", job_id), check_optional("run_token", run_token))
-        return Job(self, find_job(self.store, key))
+        return Job(self, find_job(self.store, job_key(job_id, run_token)))
 
     def current_job(self) -> Job | None:
-        """Give the job whose task or callback runs here; None outside of tracked tasks."""
+        """Return the job whose task or callback runs here, or None outside of tracked tasks.
+
+        In a callback this is the way to the job: its job_id alone does not name a run. Raises: JobNotFound – the job
+        was deleted or replaced by a newer run, and the task is to stop: it is also a Celery ``Ignore``; StoreError.
+        """
         run = run_of(current_task)
-        return None if run is None else Job(self, self.store.get_job(run.binding.ref.key))
+        if run is None:
+            return None
+        with interrupting():
+            return Job(self, current(self.store, run.binding.ref))
 
     @staticmethod
     def tag(signature: Signature[Any], tag: str) -> Signature[Any]:
@@ -122,6 +141,13 @@ class StateManager:
         tagged = signature.clone()
         tagged.options["headers"] = {**(tagged.options.get("headers") or {}), TAG_HEADER: check_name("tag", tag)}
         return tagged
+
+
+def _name_of(given: Any) -> str:
+    """Return the end of a sentence about what is no app; without the password of a URL."""
+    if isinstance(given, str):
+        return f"the text {masked(given)!r}: pass the app, and set the store's URL as app.conf.statemanager_store_url"
+    return f"{given!r:.60}: pass the app that runs the tasks"
 
 
 def find_metrics(*, wanted: bool) -> Metrics:

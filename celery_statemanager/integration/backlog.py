@@ -1,195 +1,132 @@
-"""State writes that the store would not take at once: written from one thread until it does (rule R18)."""
+"""State writes that the store could not take at once: a thread retries them until it does (rule R18)."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreUnavailable
-from celery_statemanager.integration import requests
+from celery_statemanager.integration.pending_files import PendingFiles
 
 logger = logging.getLogger(__name__)
 
-MOST = 10_000
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 2.0
-SUSPECT = 2.0
-"""Seconds for which a store that just failed is not asked again by a task itself."""
-
-TOLD_EVERY = 1.0
-"""Seconds between two whole lists of what waits: each costs its length."""
-
 Key = tuple[str, str]
-"""The cell's name, and which of its writes: of each only the newest is kept."""
+"""The name of a cell and the kind of write: only the newest write of each kind is kept."""
 
 Action = Callable[[], object]
 
-About = Mapping[str, Any]
-"""What log lines about a write carry: its job, row and tag."""
+LogExtra = Mapping[str, Any]
+"""The fields that log lines about a write carry: its job, row and tag."""
 
-
-def publish_pending(names: Sequence[str]) -> None:
-    """Say which cells wait in this process, if it is a worker's child."""
-    with _own_file() as mine:
-        if mine is None:
-            return
-        if not names:
-            mine.unlink(missing_ok=True)
-            return
-        draft = _with_folder(mine).with_suffix(".draft")
-        draft.write_text("".join(map(_line, names)), encoding="utf-8")
-        draft.replace(mine)
-
-
-def publish_one_more(name: str) -> None:
-    """Say that one more waits; costs the same however many do."""
-    with _own_file() as mine:
-        if mine is not None:
-            with _with_folder(mine).open("a", encoding="utf-8") as file:
-                file.write(_line(name))
-
-
-def pending_in_children() -> list[str]:
-    """Give the cells that wait in this worker's living children."""
-    names: set[str] = set()
-    for file in _folder().glob("*[0-9]"):
-        if not _lives(int(file.name)):
-            file.unlink(missing_ok=True)
-            continue
-        with suppress(FileNotFoundError):  # written by now
-            whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last may be on its way
-            names.update(map(json.loads, whole.splitlines()))
-    return sorted(names)
-
-
-@contextmanager
-def _own_file() -> Iterator[Path | None]:
-    """Give the file of a worker's child, None in any other process; a disk that takes nothing is no task's trouble."""
-    try:
-        yield _folder() / str(os.getpid()) if requests.is_child() else None
-    except OSError as error:
-        logger.warning("the main process is not told which states wait here, a sweep may take them for lost: %s", error)
-
-
-def _with_folder(mine: Path) -> Path:
-    mine.parent.mkdir(mode=0o700, exist_ok=True)
-    return mine
-
-
-def _line(name: str) -> str:
-    return json.dumps(name) + "\n"
-
-
-def remove_pending_folder() -> None:
-    """Remove the folder, once the children are gone."""
-    shutil.rmtree(_folder(), ignore_errors=True)
-
-
-def _folder() -> Path:
-    return Path(tempfile.gettempdir(), f"statemanager-{requests.worker_id().replace(':', '-')}")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+_backlogs: weakref.WeakSet[Backlog] = weakref.WeakSet()
 
 
 class Backlog:
-    """The writes of one process that wait for its store; thread-safe, empty in a forked child.
+    """The waiting writes of one ``StateManager`` in one process; thread-safe, empty in a forked child.
 
     Args:
-        tell: told the names of the cells whose writes wait once these are fewer, within ``TOLD_EVERY``.
-        tell_more: told the name of one more, at once.
+        pending_files: where the cells with waiting writes are reported; nowhere when not given.
+        max_writes: number of waiting writes above which the oldest is dropped.
+        first_delay: seconds between the first failure and the first retry; each further delay is twice as long.
+        longest_delay: the longest delay between two retries in seconds.
+        avoid_for: seconds after a failure for which tasks do not call the store themselves.
+        report_every: seconds between two complete reports to ``pending_files``; each costs its length.
     """
 
     def __init__(
         self,
-        tell: Callable[[Sequence[str]], None] = lambda _: None,
-        tell_more: Callable[[str], None] = lambda _: None,
+        pending_files: PendingFiles | None = None,
+        *,
+        max_writes: int = 10_000,
+        first_delay: float = 0.1,
+        longest_delay: float = 2.0,
+        avoid_for: float = 2.0,
+        report_every: float = 1.0,
     ) -> None:
-        self._tell = tell
-        self._tell_more = tell_more
-        self.forget()
+        self._pending_files = pending_files
+        self._max_writes = max_writes
+        self._first_delay = first_delay
+        self._longest_delay = longest_delay
+        self._avoid_for = avoid_for
+        self._report_every = report_every
+        self.clear()
+        _backlogs.add(self)
 
-    def forget(self) -> None:
-        """Begin anew, as a forked child must: what waits is the parent's, and so is the thread."""
+    def clear(self) -> None:
+        """Start empty, as a forked child must: the waiting writes and the thread are its parent's."""
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)  # never entered: a signal may strike its exit, which is Python
-        self._waiting: dict[Key, tuple[Action, About | None]] = {}
+        self._changed = threading.Condition(self._lock)  # enter the lock: a signal can interrupt Condition.__exit__
+        self._waiting: dict[Key, tuple[Action, LogExtra | None]] = {}
         self._thread: threading.Thread | None = None
-        self._suspect_until = 0.0
+        self._avoid_until = 0.0
         self._refused = False
-        self._told_at = -math.inf
-        self._tell(())
+        self._reported_at = -math.inf
+        if self._pending_files is not None:
+            self._pending_files.replace(())
 
     @property
     def store_is_down(self) -> bool:
-        """Whether asking the store now would most likely only block."""
-        return self._refused or time.monotonic() < self._suspect_until
+        """Whether a call of the store would most likely only block and fail."""
+        return self._refused or time.monotonic() < self._avoid_until
 
     def cells(self) -> list[str]:
-        """Name the cells whose writes wait."""
+        """Return the names of the cells whose writes wait."""
         if not self._waiting:
             return []
         with self._lock:
             return self._names()
 
-    def suspect(self) -> None:
-        """Note that the store has just failed."""
-        self._suspect_until = time.monotonic() + SUSPECT
+    def avoid_store(self) -> None:
+        """Note that a call of the store has just failed."""
+        self._avoid_until = time.monotonic() + self._avoid_for
 
-    def now_or_later(self, key: Key, action: Action, about: About | None = None) -> None:
-        """Do it at once, or from the thread if the store is down or an earlier write of the cell still waits.
+    def now_or_later(self, key: Key, action: Action, log_extra: LogExtra | None = None) -> None:
+        """Call ``action``, or queue it if the store is down or an earlier write of the cell still waits.
 
-        Raises: what ``action`` raises otherwise.
+        Raises: what ``action`` raises, except ``StoreUnavailable``.
         """
         if not self.store_is_down and not self._waits(key[0]):
             try:
                 action()
             except StoreUnavailable:
                 self._refused = True
-                self.suspect()
+                self.avoid_store()
             else:
                 return
-        self.put(key, action, about)
+        self.put(key, action, log_extra)
 
-    def put(self, key: Key, action: Action, about: About | None = None) -> None:
-        """Do it from the thread, in place of an older one under the same key."""
+    def put(self, key: Key, action: Action, log_extra: LogExtra | None = None) -> None:
+        """Queue a write for the thread, in place of an older one under the same key."""
         with self._lock:
             if key in self._waiting:
-                self._waiting[key] = action, about
+                self._waiting[key] = action, log_extra
             else:
                 self._make_room()
-                self._waiting[key] = action, about
-                self._tell_more(key[0])
+                self._waiting[key] = action, log_extra
+                if self._pending_files is not None:
+                    self._pending_files.add(key[0])
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="statemanager-backlog", daemon=True)
                 self._thread.start()
-            self._changed.notify_all()
 
     def flush(self, timeout: float) -> None:
-        """Wait until nothing waits, for at most ``timeout`` seconds."""
+        """Wait until no write waits, for at most ``timeout`` seconds."""
         with self._lock:
             if not self._changed.wait_for(lambda: not self._waiting, timeout):
-                logger.error("the store did not come back: the states of %d cells are lost", len(self._waiting))
+                logger.error(
+                    "the store did not recover in time: the states of %d cells are lost; a sweep marks their tasks as "
+                    "LOST or sends them again",
+                    len(self._names()),
+                )
 
     def _waits(self, cell: str) -> bool:
-        if not self._waiting:  # as a rule, and on every write's way
+        if not self._waiting:  # the usual case, checked before every write
             return False
         with self._lock:
             return any(name == cell for name, _ in self._waiting)
@@ -197,50 +134,63 @@ class Backlog:
     def _names(self) -> list[str]:
         return sorted({name for name, _ in self._waiting})
 
-    def _tell_all(self) -> None:
-        self._told_at = time.monotonic()
-        self._tell(self._names())
-
     def _make_room(self) -> None:
-        if len(self._waiting) >= MOST:
+        if len(self._waiting) >= self._max_writes:
             oldest = next(iter(self._waiting))
-            _, about = self._waiting.pop(oldest)
-            logger.error("too many states wait for the store: that of cell %s is lost", oldest[0], extra=about)
+            _, log_extra = self._waiting.pop(oldest)
+            text = "more than %d writes wait for the store: the oldest, of cell %s, is dropped"
+            logger.error(text, self._max_writes, oldest[0], extra=log_extra)
 
     def _run(self) -> None:
-        delay = FIRST_DELAY
-        while True:
-            key, action, about = self._next()
+        delay = self._first_delay
+        while (waiting := self._next()) is not None:
+            key, action, log_extra = waiting
             try:
                 action()
             except StoreUnavailable as error:
                 self._refused = True
-                logger.warning("a state waits for the store, trying again: %s", error, extra=about)
+                logger.warning("cannot write a state, will retry: %s", error, extra=log_extra)
                 time.sleep(delay)
-                delay = min(delay * 2, LONGEST_DELAY)
+                delay = min(delay * 2, self._longest_delay)
                 continue
             except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
-                logger.info("state not written: %s", error, extra=about)
+                logger.info("state not written: %s", error, extra=log_extra)
             except Exception:
-                logger.exception("state not written: cell %s", key[0], extra=about)
-            delay, self._refused, self._suspect_until = FIRST_DELAY, False, 0.0
-            self._done(key, action)
+                logger.exception("state not written: cell %s", key[0], extra=log_extra)
+            delay, self._refused, self._avoid_until = self._first_delay, False, 0.0
+            self._remove(key, action)
 
-    def _next(self) -> tuple[Key, Action, About | None]:
+    def _next(self) -> tuple[Key, Action, LogExtra | None] | None:
+        """Return the oldest write; None, which ends the thread, when no write waits."""
         with self._lock:
-            self._changed.wait_for(lambda: self._waiting)
-            key, (action, about) = next(iter(self._waiting.items()))
-            return key, action, about
+            if not self._waiting:
+                self._thread = None  # under the lock: the next write starts another
+                return None
+            key, (action, log_extra) = next(iter(self._waiting.items()))
+            return key, action, log_extra
 
-    def _done(self, key: Key, action: Action) -> None:
+    def _remove(self, key: Key, action: Action) -> None:
         with self._lock:
             if key in self._waiting and self._waiting[key][0] is action:
                 del self._waiting[key]
-                if not self._waiting or time.monotonic() - self._told_at >= TOLD_EVERY:
-                    self._tell_all()
+                now = time.monotonic()
+                if not self._waiting or now - self._reported_at >= self._report_every:
+                    self._reported_at = now
+                    if self._pending_files is not None:
+                        self._pending_files.replace(self._names())
             self._changed.notify_all()
 
 
-backlog = Backlog(publish_pending, publish_one_more)
+def flush_all(timeout: float) -> None:
+    """Wait until no write of this process waits, whatever its store, for at most ``timeout`` seconds in all."""
+    deadline = time.monotonic() + timeout
+    for backlog in list(_backlogs):
+        backlog.flush(max(0.0, deadline - time.monotonic()))
 
-os.register_at_fork(after_in_child=backlog.forget)
+
+def _clear_all() -> None:
+    for backlog in list(_backlogs):
+        backlog.clear()
+
+
+os.register_at_fork(after_in_child=_clear_all)

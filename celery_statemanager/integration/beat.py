@@ -1,6 +1,6 @@
-"""What beat has workers do from time to time: tasks known by their names, and entries of its schedule from settings.
+"""Periodic tasks: registered with the app, and scheduled by beat as the settings say.
 
-Beat and every worker also sweep by themselves (``turns``); a task alone could wait on the queue whose workers died.
+Beat and every worker also sweep without a task (``worker.sweeping``): it could wait in the queue whose workers died.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ COLLECT = "celery_statemanager.collect_garbage"
 SWEEP = "celery_statemanager.sweep"
 MIGRATE = "celery_statemanager.migrate_jobs"
 
-LONGEST_WAIT = 3_600.0
-"""Seconds after which a message that no worker took is dropped: the next one comes soon."""
+MAX_EXPIRES = 3_600.0
+"""The longest time in seconds after which a message that no worker took expires: the next one follows soon."""
 
 
 def install(tracker: Tracker) -> None:
-    """Register the tasks with the app, and have their entries put into its schedule before beat reads it."""
+    """Register the tasks with the app, and add their entries to its schedule before beat reads it."""
     register = partial(tracker.app.task, ignore_result=True, shared=False)
 
     @register(name=COLLECT)
@@ -48,7 +48,7 @@ def install(tracker: Tracker) -> None:
 
 
 def _add_entries(tracker: Tracker) -> None:
-    """Put the entries that the settings ask for beside the app's own; one of the same name stays as it is."""
+    """Add the entries that the settings ask for; keep an entry of the app under the same name."""
     conf, settings = tracker.app.conf, tracker.settings
     migrate_when = None if settings.migrate_target is None else settings.migrate_schedule
     wanted = {COLLECT: settings.gc_schedule, SWEEP: settings.sweep_schedule, MIGRATE: migrate_when}
@@ -58,14 +58,14 @@ def _add_entries(tracker: Tracker) -> None:
 
 
 def _entry(task: str, when: Any) -> dict[str, Any]:
-    """Give an entry whose message is dropped where the next one comes before it is taken."""
+    """Return an entry whose message expires when the next one is sent."""
     seconds = when.total_seconds() if isinstance(when, timedelta) else when
-    expires = min(seconds, LONGEST_WAIT) if isinstance(seconds, (int, float)) else LONGEST_WAIT
+    expires = min(seconds, MAX_EXPIRES) if isinstance(seconds, (int, float)) else MAX_EXPIRES
     return {"task": task, "schedule": when, "options": {"expires": expires}}
 
 
 def _migrate(tracker: Tracker) -> dict[str, Any]:
-    """Migrate, but for jobs of other programs: nobody is there to say that these have stopped writing."""
+    """Migrate, except jobs of other programs: only an operator can confirm that these no longer write."""
     migrated = migrate_jobs(tracker.store, tracker.settings.migrate_target, foreign=False)
     if migrated:
         logger.info("migrated: %s", migrated)
@@ -76,7 +76,7 @@ def _collect(tracker: Tracker) -> dict[str, Any]:
     settings = tracker.settings
     if settings.gc_tombstone_age is None:
         raise ConfigurationError(
-            f"{COLLECT} needs ages: set {PREFIX}gc_tombstone_age and {PREFIX}gc_delete_age, such as '30d' and '90d'"
+            f"{COLLECT} needs {PREFIX}gc_tombstone_age and {PREFIX}gc_delete_age: set both, such as '30d' and '90d'"
         )
     collected = collect_garbage(
         tracker.store, tombstone_age=settings.gc_tombstone_age, delete_age=settings.gc_delete_age

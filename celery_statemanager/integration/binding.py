@@ -1,4 +1,4 @@
-"""Which cell a message belongs to: one header key and the task id, both ours."""
+"""The link from a message to its cell: one header of ours, and a Celery task id that we choose."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAG_HEADER = "statemanager_tag"
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One cell of one incarnation of a job, as a message carries it.
+    """One cell of one incarnation of a job, as it travels in a message.
 
     Attributes:
         task_index: the row; ``CALLBACK_ROW`` for a job's callback, whose tag is then its latch.
@@ -36,37 +36,37 @@ class Binding:
 
     @property
     def is_callback(self) -> bool:
-        """Whether it is a job's callback rather than a cell of the grid."""
+        """Return whether it is a job's callback rather than a cell of the grid."""
         return self.task_index == CALLBACK_ROW
 
     @property
     def scope(self) -> Scope:
-        """The cell, for readers."""
+        """The scope of the cell, for reads."""
         return Scope(self.tag, self.task_index)
 
     @property
     def log_extra(self) -> dict[str, Any]:
-        """What every log line about it carries."""
+        """The fields that every log line about it carries."""
         return {"job_id": self.ref.key.job_id, "task_index": self.task_index, "tag": self.tag}
 
     @property
     def celery_task_id(self) -> str:
-        """The id of every message for this cell: ASCII and short, whatever the names."""
+        """The Celery task id of every message for this cell: short ASCII, whatever the names."""
         incarnation = self.ref.incarnation
         return f"{incarnation}.{self.tag}" if self.is_callback else f"{incarnation}.{self.task_index}.{self.stage}"
 
     def to_header(self) -> str:
-        """Give the header value."""
+        """Return the header value."""
         return compact([*self.ref.key, self.ref.incarnation, self.task_index, self.tag, self.stage])
 
     @classmethod
     def from_header(cls, value: str) -> Binding:
-        """Read a header value. Raises: ValueError."""
+        """Parse a header value. Raises: ValueError."""
         job_id, run_token, incarnation, task_index, tag, stage = json.loads(value)
         return cls(_ref(job_id, run_token, incarnation), task_index, tag, stage)
 
     def bind(self, signature: Signature[Any]) -> Signature[Any]:
-        """Make a task signature, which is nobody else's, run for this cell; give it back."""
+        """Bind a task signature to this cell, in place, and return it."""
         headers = {**(signature.options.get("headers") or {}), HEADER: self.to_header()}
         headers.pop(TAG_HEADER, None)
         signature.options.update(headers=headers, task_id=self.celery_task_id)
@@ -75,19 +75,19 @@ class Binding:
 
 @lru_cache(maxsize=1_000)
 def _ref(job_id: str, run_token: str | None, incarnation: str) -> JobRef:
-    """Make one reference for all messages of a job: a worker may hold thousands."""
+    """Return one reference for all messages of a job: a worker may hold thousands."""
     return JobRef(JobKey(job_id, run_token), incarnation)
 
 
 def binding_of(request: Any) -> Binding | None:
-    """Give the binding that a task request, or a message's header mapping, carries; None when it is untracked."""
+    """Return the binding in a task request or in the headers of a message; None when it is untracked."""
     value = request.get(HEADER)
     if value is None:
         headers = request.get("headers")
-        value = headers.get(HEADER) if isinstance(headers, dict) else None  # a Mapping takes long to be told
+        value = headers.get(HEADER) if isinstance(headers, dict) else None  # an isinstance check of Mapping is slow
     return None if value is None else Binding.from_header(value)
 
 
 def delivery_of(request: Any) -> Delivery:
-    """Give the place of a request, or of a message's header mapping, among the deliveries of its cell."""
+    """Return the place of a request, or of the headers of a message, among the deliveries of its cell."""
     return Delivery(request.get("replaced_task_nesting") or 0, request.get("retries") or 0)

@@ -1,4 +1,4 @@
-"""A job's callbacks, published as tasks of their own."""
+"""The callbacks of a job: kept as JSON, published as tasks."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ logger = logging.getLogger(__name__)
 
 
 def callback_to_json(name: str, signature: Any) -> str | None:
-    """Give a callback as the JSON text that is kept with the job. Raises: TypeError, ValueError."""
+    """Return a callback as the JSON text that is kept with the job. Raises: TypeError, ValueError."""
     if signature is None:
         return None
-    if not isinstance(signature, Signature) or signature.subtask_type is not None:
-        raise TypeError(f"on_{name} is one task signature like publish.s(), not {signature!r:.80}")
+    if not isinstance(signature, Signature) or signature.subtask_type is not None or signature.task == "celery.chunks":
+        raise TypeError(f"on_{name} must be one task signature such as publish.s(), not {signature!r:.80}")
     if "task_id" in signature.options:
-        raise ValueError(f"on_{name} may not have a task_id of its own: its id tells repeated messages apart")
+        raise ValueError(f"on_{name} must not have a task_id: leave it out, the job gives each callback its id")
     try:
         return str(dumps(dict(signature)))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"on_{name} cannot be kept as JSON: {error}") from error
+        raise TypeError(f"on_{name} cannot be stored as JSON: {error}") from error
 
 
 def publish_decided(
     tracker: Tracker, ref: JobRef, decided: tuple[str, ...], may_send: Callable[[str], bool] = lambda _: True
 ) -> int:
-    """Publish the callbacks of latches that fell; what fails stays due for the sweep.
+    """Publish the callbacks of decided latches; a callback that cannot be published stays due for the sweep.
 
     Args:
-        may_send: whether a task's message may be sent by this app; what may not stays due.
+        may_send: whether this app may send a message of the task of this name; else the callback stays due.
 
-    Returns: how many were published.
+    Returns: the number of published callbacks.
     """
     if not decided:
         return 0
@@ -55,5 +55,6 @@ def publish_decided(
     try:
         return publish_due(tracker.store, ref, decided, send)
     except Exception:
-        logger.exception("callbacks of job %r stay due", ref.key.job_id, extra={"job_id": ref.key.job_id})
+        text = "cannot publish the callbacks of job %r, the next sweep will retry"
+        logger.exception(text, ref.key.job_id, extra={"job_id": ref.key.job_id})
         return 0

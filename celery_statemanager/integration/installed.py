@@ -1,4 +1,4 @@
-"""Which app is tracked by what: the look-up that lets signal handlers find their way without importing it."""
+"""The link from a Celery app to its ``StateManager``: signal handlers find it here without importing it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,44 @@ from typing import Any, Protocol, TypeVar
 from celery import Celery
 from celery.signals import import_modules
 
+from celery_statemanager.integration.backlog import Backlog
+from celery_statemanager.integration.pending_files import PendingFiles
+from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.stores import FullStore
 
 
 class Tracker(Protocol):
-    """What the handlers need of a ``StateManager``."""
+    """The part of a ``StateManager`` that the handlers need."""
 
     @property
     def app(self) -> Celery:
-        """The app that is tracked."""
+        """The tracked app."""
 
     @property
     def settings(self) -> Settings:
-        """Its settings."""
+        """The settings of the app."""
 
     @property
     def store(self) -> FullStore:
-        """Its store."""
+        """The store of the app."""
 
     @property
     def metrics(self) -> Metrics:
-        """What measures it."""
+        """The metrics of the app."""
+
+    @property
+    def backlog(self) -> Backlog:
+        """The writes of this process that wait for the store."""
+
+    @property
+    def pending_files(self) -> PendingFiles:
+        """The files by which a worker's children report these writes to its main process."""
+
+    @property
+    def held_messages(self) -> HeldMessages:
+        """The messages that this worker's main process holds."""
 
 
 AnyTracker = TypeVar("AnyTracker", bound=Tracker)
@@ -40,21 +55,21 @@ _ATTRIBUTE = "_celery_statemanager"
 
 
 def install(app: Celery, tracker: Tracker) -> None:
-    """Hang a tracker on its app, with which it goes."""
+    """Set the tracker of an app; both are garbage together."""
     setattr(app, _ATTRIBUTE, tracker)
 
 
 def tracker_of(app: Celery) -> Tracker | None:
-    """Give the app's tracker; None for an app without one."""
+    """Return the tracker of an app; None for an app without one."""
     return getattr(app, _ATTRIBUTE, None)
 
 
 def at_start(tracker: AnyTracker, action: Callable[[AnyTracker], object]) -> None:
-    """Do something with the tracker as a worker or beat of its app starts; what is raised ends it."""
-    mine = weakref.ref(tracker)  # a signal must not keep an app alive
+    """Call ``action`` with the tracker when a worker or beat of its app starts; an error that it raises ends them."""
+    reference = weakref.ref(tracker)  # a signal must not keep an app alive
 
     def act(**_: Any) -> None:
-        alive = mine()
+        alive = reference()
         if alive is not None:
             action(alive)
 

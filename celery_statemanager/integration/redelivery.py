@@ -1,4 +1,4 @@
-"""Messages kept to be sent again when their worker dies: JSON text only."""
+"""Messages that are kept so that they can be sent again when their worker is lost, and the policy that decides it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from kombu.utils.json import dumps, loads
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration.settings import POLICIES
 
+logger = logging.getLogger(__name__)
+
 MAX_BYTES = 65_536
 
 
-def of_execution(task: Task[Any, Any]) -> str | None:
-    """Give the message of the execution that is about to begin; None if it cannot be kept."""
+def execution_to_json(task: Task[Any, Any]) -> str | None:
+    """Return the message of the execution that is about to begin as JSON; None if it cannot be kept."""
     request = task.request
     signature = task.signature_from_request(
         request, tuple(request.args or ()), dict(request.kwargs or {}), retries=request.retries
     )
-    return _text({"signature": dict(signature)})
+    return _to_json({"signature": dict(signature)})
 
 
-def of_message(message: Any) -> str | None:
-    """Give a message that a worker has received and not begun; None if it cannot be kept."""
+def message_to_json(message: Any) -> str | None:
+    """Return a message that a worker has received and not begun as JSON; None if it cannot be kept."""
     if message.content_type != "application/json":
         return None
     try:
@@ -33,16 +35,16 @@ def of_message(message: Any) -> str | None:
     except UnicodeDecodeError:
         return None
     headers = {**message.headers}
-    compression = headers.pop("compression", None)  # undone as it was received
+    compression = headers.pop("compression", None)  # the body was decompressed when it was received
     properties = {name: message.properties.get(name) for name in ("correlation_id", "reply_to", "priority")}
     where = {name: message.delivery_info.get(name) for name in ("exchange", "routing_key")}
     encoding = {"content_type": message.content_type, "content_encoding": message.content_encoding}
     encoding["compression"] = compression
-    return _text({"body": body, "publish": {**properties, **where, **encoding, "headers": headers}})
+    return _to_json({"body": body, "publish": {**properties, **where, **encoding, "headers": headers}})
 
 
-def task_of(text: str) -> str:
-    """Name the task of a kept message."""
+def task_name(text: str) -> str:
+    """Return the name of the task of a kept message."""
     kept = loads(text)
     return str(kept["signature"]["task"] if "signature" in kept else kept["publish"]["headers"]["task"])
 
@@ -58,7 +60,7 @@ def resend(app: Celery, text: str) -> None:
         producer.publish(kept["body"], **given)
 
 
-def _text(value: Any) -> str | None:
+def _to_json(value: Any) -> str | None:
     try:
         text = str(dumps(value))
     except (TypeError, ValueError):
@@ -66,38 +68,37 @@ def _text(value: Any) -> str | None:
     return text if len(text.encode("utf-8", "replace")) <= MAX_BYTES else None
 
 
-logger = logging.getLogger(__name__)
-
-
 def requeues(task: Any, setting: str) -> bool:
-    """Whether a lost message of this task is to be sent again; a policy that does not exist is passed over."""
+    """Return whether a lost message of this task is sent again; an invalid policy of the task is ignored."""
     own = getattr(task, "on_lost", None)
     policy = own if own in POLICIES else setting
     return policy == "requeue" or (policy == "auto" and bool(task.acks_late))
 
 
 def check(name: str, on_lost: Any) -> None:
-    """Refuse a policy that does not exist. Raises: ConfigurationError."""
+    """Raise ``ConfigurationError`` for an invalid policy of the task of this name."""
     if on_lost not in (None, *POLICIES):
         raise ConfigurationError(
-            f"task {name!r}: on_lost is one of {', '.join(POLICIES)}, not {on_lost!r}: correct it where the task is "
-            "declared, or leave it out to go by statemanager_on_lost"
+            f"task {name!r}: on_lost must be one of {', '.join(POLICIES)}, not {on_lost!r}: correct it where the task "
+            "is declared, or remove it to use statemanager_on_lost"
         )
 
 
 def check_task(task: Any) -> None:
-    """Refuse a task whose policy does not exist; None is one that the app does not know. Raises: ConfigurationError."""
+    """Raise ``ConfigurationError`` for a task with an invalid policy; None stands for a task unknown to the app."""
     if task is not None:
         check(task.name, getattr(task, "on_lost", None))
 
 
-def tell(app: Celery) -> None:
-    """Log which of an app's tasks have a policy that does not exist.
+def log_invalid_policies(app: Celery) -> None:
+    """Log the tasks of an app whose policy is invalid.
 
-    No more than that: Celery gives an app all decorated tasks of its process, its own or not.
+    An error would be too much: Celery gives an app every decorated task of its process, also those of other apps.
     """
     for name in sorted(app.tasks):
         try:
             check_task(app.tasks[name])
         except ConfigurationError as error:
-            logger.error("%s; until then it goes by that, and submit refuses it", error)  # noqa: TRY400 - no bug of ours
+            logger.error(  # noqa: TRY400 - no defect of ours
+                "%s; until then statemanager_on_lost applies to it, and submit rejects it", error
+            )

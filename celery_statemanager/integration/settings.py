@@ -1,4 +1,4 @@
-"""``statemanager_*`` keys of ``app.conf``, read once into one frozen value."""
+"""The ``statemanager_*`` keys of ``app.conf``, read once and checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POLICIES = ("auto", "mark", "requeue")
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``app.conf`` says; under ``namespace="CELERY"`` the keys are ``CELERY_STATEMANAGER_…``.
+    """The settings of an app; with ``namespace="CELERY"`` the keys are ``CELERY_STATEMANAGER_…``.
 
     Attributes:
         store_url: the store's URL; a relative SQLite path is resolved in each process's working directory, so workers
@@ -74,12 +74,12 @@ class Settings:
 
     @classmethod
     def from_app(cls, app: Celery) -> Settings:
-        """Read and check an app's settings. Raises: ConfigurationError – naming the key and the mend."""
+        """Read and check an app's settings. Raises: ConfigurationError – with the key and what to write instead."""
         given = {each.name: app.conf.get(PREFIX + each.name) for each in fields(cls)}
         settings = cls(**{name: value for name, value in given.items() if value is not None})
         settings._check()
         for key in _unknown(app, known={each.name for each in fields(cls)}):
-            _tell_once(app.main, key)
+            _warn_unknown(app.main, key)
         return settings
 
     def _check(self) -> None:
@@ -96,13 +96,13 @@ class Settings:
         self._ages()
         self._target()
         if not isinstance(self.store_url, str):
-            raise ConfigurationError(f"{PREFIX}store_url is a URL, not {self.store_url!r}")
+            raise ConfigurationError(f"{PREFIX}store_url must be a URL, not {self.store_url!r}")
 
     def _number(self, name: str, kind: str, is_one: Callable[[float], bool]) -> None:
         value = getattr(self, name)
         valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not valid or not is_one(value):
-            raise ConfigurationError(f"{PREFIX}{name} is {kind}, not {value!r}")
+            raise ConfigurationError(f"{PREFIX}{name} must be {kind}, not {value!r}")
 
     def _schedule(self, name: str) -> None:
         value = getattr(self, name)
@@ -113,7 +113,7 @@ class Settings:
             valid = value is None or isinstance(value, BaseSchedule)
         if not valid:
             raise ConfigurationError(
-                f"{PREFIX}{name} is a number of seconds above 0, a timedelta or a crontab, not {value!r}"
+                f"{PREFIX}{name} must be a number of seconds above 0, a timedelta or a crontab, not {value!r}"
             )
 
     def _ages(self) -> None:
@@ -122,8 +122,8 @@ class Settings:
             return
         if None in given:
             raise ConfigurationError(
-                f"{PREFIX}gc_tombstone_age and {PREFIX}gc_delete_age go together, and with {PREFIX}gc_schedule: "
-                f"say both, such as '30d' and '90d'; they are {given[0]!r} and {given[1]!r}"
+                f"{PREFIX}gc_tombstone_age and {PREFIX}gc_delete_age must be set together, and with "
+                f"{PREFIX}gc_schedule: set both, such as '30d' and '90d', instead of {given[0]!r} and {given[1]!r}"
             )
         Ages.parse(*given)
 
@@ -138,11 +138,11 @@ class Settings:
     def _choice(self, name: str, choices: tuple[object, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
-            raise ConfigurationError(f"{PREFIX}{name} is one of {', '.join(map(str, choices))}, not {value!r}")
+            raise ConfigurationError(f"{PREFIX}{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
 
 
 def _unknown(app: Celery, known: set[str]) -> Iterator[str]:
-    """Give what is written like a setting of ours and is none: it would be passed over in silence."""
+    """Yield the keys with our prefix that are no setting of this release, such as mistyped ones."""
     namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined] # incomplete stubs
     for key in map(str.lower, filter(lambda key: isinstance(key, str), app.conf)):
         name = key.removeprefix(namespace)
@@ -151,7 +151,7 @@ def _unknown(app: Celery, known: set[str]) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1_000)
-def _tell_once(app: str | None, key: str) -> None:
+def _warn_unknown(app: str | None, key: str) -> None:
     near = difflib.get_close_matches(key, [PREFIX + each.name for each in fields(Settings)], 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    logger.warning("app %r: %s is no setting of this release and does nothing%s", app, key, hint)
+    logger.warning("app %r: unknown setting %s has no effect%s", app, key, hint)

@@ -1,7 +1,7 @@
-"""One small handler per Celery signal, each making one state write.
+"""One small handler per Celery signal; each makes one state write.
 
-A handler finds the run that ``task_prerun`` left on the request: then it speaks for the process that runs the
-body. Without one it is the worker's main process that learnt of an outcome; it only enqueues (``worker``).
+In the process that runs the body, a handler finds the ``Run`` that ``task_prerun`` set on the request and writes at
+once. Without a ``Run`` it is in the worker's main process, where it only enqueues the write (``worker.main``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled, StateError
-from celery_statemanager.integration import requests
 from celery_statemanager.integration.binding import HEADER, binding_of
+from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task import outcomes
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.task.run import Run, run_of, start_run
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 def connect() -> None:
-    """Connect the handlers; harmless when repeated."""
+    """Connect the handlers; may be called again."""
     _connect(_HANDLERS)
-    if _warn_of_deadlock not in barrier.before_waiting:
-        barrier.before_waiting.append(_warn_of_deadlock)
+    if _warn_before_waiting not in barrier.before_waiting:
+        barrier.before_waiting.append(_warn_before_waiting)
 
 
 def _connect(handlers: list[tuple[Signal, Any]]) -> None:
@@ -45,38 +45,38 @@ def _connect(handlers: list[tuple[Signal, Any]]) -> None:
 
 @cache
 def _connect_endings() -> None:
-    """Connect what every task would pay for, once this process has a tracked one."""
+    """Connect the handlers that would slow down every task, once this process has run a tracked one."""
     _connect(_ENDINGS)
 
 
-def _done_over(handler: Callable[..., None]) -> Callable[..., None]:
-    """Do a handler over where a soft time limit strikes it, once: what a handler raises, Celery only logs."""
+def _repeated_after_limit(handler: Callable[..., None]) -> Callable[..., None]:
+    """Call a handler once more if a soft time limit interrupts it: Celery only logs what a handler raises."""
 
     @wraps(handler)
-    def call(**told: Any) -> None:
+    def call(**arguments: Any) -> None:
         try:
-            handler(**told)
+            handler(**arguments)
         except SoftTimeLimitExceeded:
-            handler(**told)
+            handler(**arguments)
 
     return call
 
 
-@_done_over
+@_repeated_after_limit
 def _on_prerun(task: Any = None, **_: Any) -> None:
     binding = binding_of(task.request)
     if binding is not None and start_run(task, binding):
         _connect_endings()
 
 
-@_done_over
+@_repeated_after_limit
 def _on_success(sender: Any = None, **_: Any) -> None:
     run = run_of(sender)
     if run is not None:
         run.end(int(Status.FINISHED))
 
 
-@_done_over
+@_repeated_after_limit
 def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
     run = run_of(sender)
     status, message = outcomes.failure(exception)
@@ -88,9 +88,9 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
         main.report(sender.app, task_id, None, status, message, began=True)
 
 
-@_done_over
+@_repeated_after_limit
 def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
-    if reason is None:  # a shutdown stopped it: whether it will run again is not known
+    if reason is None:  # a shutdown stopped the task; whether it runs again is unknown
         return
     run = run_of(sender)
     message = outcomes.retry(reason, request.retries or 0, sender.max_retries)
@@ -100,14 +100,14 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
         main.report_pause(sender.app, request.id, request, message, more_retries=1)
 
 
-@_done_over
+@_repeated_after_limit
 def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
     run = run_of(task)
     if run is None:
         return
     if state is None:
         _on_aborted(run, sys.exc_info()[1])
-    elif run.ended:  # as a rule: the signal of its own has told
+    elif run.ended:  # the usual case: the handler of the outcome's own signal has written it
         return
     elif state == "IGNORED":
         _on_ignored(run, retval)
@@ -117,7 +117,7 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
             run.pause("requeued by the task", run.delivery)
         else:
             run.end(int(Status.REJECTED), outcomes.rejection(reason, in_vain=bool(requeue)))
-    elif state == "SUCCESS":  # this, and what follows, where a limit struck before the signal's own handler had begun
+    elif state == "SUCCESS":  # from here on: a time limit struck before the handler of the outcome's own signal began
         _on_success(sender=task)
     elif state == "FAILURE":
         _on_failure(sender=task, exception=retval)
@@ -126,11 +126,11 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
 
 
 def _on_aborted(run: Run, error: BaseException | None) -> None:
-    """Where eager mode propagates, Celery tells of an exception by no other signal; an exit is for the sweep."""
+    """Write an exception that eager mode propagates: no other signal reports it. An exit is left to the sweep."""
     if isinstance(error, Exception):
         run.end(*outcomes.failure(error), keep_app_status=not isinstance(error, StateError))
     else:
-        requests.forget(run.binding.celery_task_id)
+        run.tracker.held_messages.abandon(run.binding.celery_task_id)
 
 
 def _on_ignored(run: Run, retval: Any) -> None:
@@ -146,7 +146,9 @@ def _on_ignored(run: Run, retval: Any) -> None:
 
 
 def _on_received(request: Any = None, **_: Any) -> None:
-    requests.remember(request)
+    tracker = tracker_of(request.app)
+    if tracker is not None:
+        tracker.held_messages.add(request)
 
 
 def _on_revoked(
@@ -162,16 +164,17 @@ def _on_unknown(sender: Any = None, message: Any = None, name: str = "", **kwarg
 
 
 def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: Any) -> None:
-    """Report a message that the worker cannot read: of no task, or in a format that it does not accept."""
+    """Report a message that the worker cannot read: it names no task, or has a format that is not accepted."""
     headers = message.headers or {}
     why = "refused by the worker" if exc is None else f"refused by the worker: {outcomes.describe(exc)}"
     main.report(sender.app, headers.get("id", ""), headers, int(Status.REJECTED), why, began=False)
 
 
 def _on_publish(headers: Any = None, properties: Any = None, **_: Any) -> None:
-    """Give a message that takes the id of the running task its binding, where a retry or replace dropped it.
+    """Add the binding to a message with the id of the running task, where a retry or replace dropped it.
 
-    A tracked one expires in the worker, which tells; a broker that is told when (RabbitMQ) drops it in silence.
+    Remove the expiration from the properties of a tracked message: RabbitMQ would drop it without any signal. The
+    header stays, by which the worker lets the message expire and reports it.
     """
     if HEADER not in headers:
         run = run_of(current_task)
@@ -183,18 +186,18 @@ def _on_publish(headers: Any = None, properties: Any = None, **_: Any) -> None:
 
 
 @cache
-def _blocking_in_a_task() -> None:
+def _log_deadlock_risk() -> None:
     run = run_of(current_task)
     logger.warning(
         "a task waits for others of its job: with fewer free worker slots than rows, those it waits for never begin; "
-        "use a chain, a callback, or one worker slot per row (told once per process)",
+        "use a chain, a callback, or one worker slot per row (logged once per process)",
         extra=run.log_extra if run else None,
     )
 
 
-def _warn_of_deadlock() -> None:
+def _warn_before_waiting() -> None:
     if current_task and not current_task.request.is_eager and not current_task.request.called_directly:
-        _blocking_in_a_task()
+        _log_deadlock_risk()
 
 
 _HANDLERS: list[tuple[Signal, Any]] = [

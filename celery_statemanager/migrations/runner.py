@@ -14,9 +14,6 @@ from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.retention import current
 from celery_statemanager.stores.capabilities import Migratable
 
-AT_ONCE = 200
-"""Number of cells that are rewritten together. Other writers proceed between two portions."""
-
 MOST_PASSES = 10
 """Maximum number of passes over the states of a job that other writers keep changing."""
 
@@ -69,6 +66,7 @@ def migrate_jobs(
     foreign: bool = True,
     tell: Tell | None = None,
     steps: Steps = STEPS,
+    batch_size: int = 200,
 ) -> MigrationReport:
     """Migrate jobs and their states to a later schema.
 
@@ -84,11 +82,13 @@ def migrate_jobs(
         foreign: in a run over all jobs, include those that another program created. That program must no longer
             write to them, because its later writes are invisible.
         tell: called with each job that has an earlier or a later schema.
+        batch_size: the number of states to rewrite together. Other writers proceed between two batches.
 
     Raises: ConfigurationError if no steps lead to the target or the named job has a later schema; JobNotFound;
     StoreError.
     """
     run = _Run(store, steps, steps.checked(steps.newest if target is None else target), tell)
+    run.batch_size = batch_size
     run.dry_run, run.foreign = dry_run, foreign
     if job_id is not None:
         run.migrate_one(store.get_job(JobKey(job_id, run_token)))
@@ -102,13 +102,14 @@ class _Run:
     """One call of ``migrate_jobs``.
 
     Attributes:
-        dry_run, foreign: as in ``migrate_jobs``.
+        dry_run, foreign, batch_size: as in ``migrate_jobs``.
     """
 
     def __init__(self, store: Migratable, steps: Steps, target: int, tell: Tell | None) -> None:
         self.report = MigrationReport(target)
         self.dry_run = False
         self.foreign = True
+        self.batch_size = 200
         self._store = store
         self._steps = steps
         self._target = target
@@ -182,7 +183,7 @@ class _Run:
         """Return how many states had an earlier schema, and how many of them were rewritten."""
         outdated = rewritten = 0
         cells = self._store.outdated_cells(job.ref, self._target)
-        while portion := list(islice(cells, AT_ONCE)):
+        while portion := list(islice(cells, self.batch_size)):
             new = [replace(each, cell=self._steps.state(job, each.cell, self._target)) for each in portion]
             rewritten += self._store.rewrite_cells(job.ref, new)
             outdated += len(portion)

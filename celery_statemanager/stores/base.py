@@ -120,13 +120,14 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         """Delete a job and all its cells for every reader and writer, at once at any size.
 
         Leftover rows are invisible and removed by ``purge``. The key is free for a new job.
 
         Args:
             if_idle: only if neither its revision nor its last activity has changed since ``job`` was read.
+            purge: also remove about this many of its own rows. The cost does not grow with other jobs' leftovers.
 
         Returns: whether it was deleted. Raises: JobNotFound.
         """

@@ -39,8 +39,11 @@ class WorkerRegistry(Store):
         """
 
     @abstractmethod
-    def list_workers(self) -> list[WorkerRecord]:
-        """Return all worker records, those with expired leases too; compare leases with ``now``."""
+    def list_workers(self) -> Iterator[WorkerRecord]:
+        """Yield each worker record once, those with expired leases too, in bounded memory; compare leases with ``now``.
+
+        A record that is written or dropped meanwhile may be missing, or be as it was before.
+        """
 
     @abstractmethod
     def drop_worker(self, worker_id: str) -> None:
@@ -48,7 +51,11 @@ class WorkerRegistry(Store):
 
     @abstractmethod
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
-        """Return every open attempt that has an owner, in any order. The cost grows with these alone."""
+        """Yield every open attempt that has an owner, in any order and in bounded memory.
+
+        The cost grows with these alone. One that begins, ends or changes its owner meanwhile may be missing or be
+        yielded twice.
+        """
 
 
 class Migratable(Store):

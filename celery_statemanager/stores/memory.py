@@ -98,7 +98,7 @@ class MemoryStore(TransactionalStore, FullStore):
             page = [job.snapshot() for _, job in listed[:limit]]
         return Page(page, listed[limit - 1][0] if len(listed) > limit else None)
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         with self._lock:
             kept = self._incarnation(job.ref)
             moved = kept.record.revision != job.revision or kept.last_activity != job.last_activity
@@ -176,9 +176,9 @@ class MemoryStore(TransactionalStore, FullStore):
             worker = self._workers.get(worker_id)
             return None if worker is None else replace(worker)
 
-    def list_workers(self) -> list[WorkerRecord]:
+    def list_workers(self) -> Iterator[WorkerRecord]:
         with self._lock:
-            return [replace(worker) for worker in self._workers.values()]
+            return iter([replace(worker) for worker in self._workers.values()])
 
     def drop_worker(self, worker_id: str) -> None:
         with self._lock:

@@ -70,8 +70,8 @@ class WrappedStore(FullStore):
         only: dict[str, Any] = {"due": due, "tombstoned": tombstoned, "idle_before": idle_before}
         return self.calling("list_jobs", lambda: self.inner.list_jobs(cursor, limit, **only))
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
-        return self.calling("delete_job", lambda: self.inner.delete_job(job, if_idle=if_idle))
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
+        return self.calling("delete_job", lambda: self.inner.delete_job(job, if_idle=if_idle, purge=purge))
 
     def purge(self, limit: int = 1_000) -> int:
         return self.calling("purge", lambda: self.inner.purge(limit))
@@ -117,7 +117,7 @@ class WrappedStore(FullStore):
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return self.calling("get_worker", lambda: self.inner.get_worker(worker_id))
 
-    def list_workers(self) -> list[WorkerRecord]:
+    def list_workers(self) -> Iterator[WorkerRecord]:
         return self.calling("list_workers", lambda: self.inner.list_workers())
 
     def drop_worker(self, worker_id: str) -> None:

@@ -42,11 +42,13 @@ class Published:
 
 @contextmanager
 def published(app: Celery) -> Iterator[list[Published]]:
-    """Note the task messages that this process sends for as long as the block lasts, to ``redeliver`` them::
+    """Record the task messages that this process sends inside the block, so that a test can ``redeliver`` them.
 
-    with published(app) as messages:
-        job = states.submit([resize.s("a.png")])
-    messages[0].redeliver()
+    ::
+
+        with published(app) as messages:
+            job = states.submit([resize.s("a.png")])
+        messages[0].redeliver()
     """
     messages: list[Published] = []
 

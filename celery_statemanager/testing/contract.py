@@ -20,6 +20,7 @@ from celery_statemanager.testing.contract_deletion import DeletionContract
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigratableContract
+from celery_statemanager.testing.contract_paging import PagingContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_signals import SignalContract
@@ -92,7 +93,7 @@ class CoreContract(
             yield store
 
 
-class StoreContract(CoreContract, WorkerRegistryContract, MigratableContract):
+class StoreContract(CoreContract, WorkerRegistryContract, PagingContract, MigratableContract):
     """What every ``FullStore`` passes: the parts for all capabilities. Use it as ``CoreContract``."""
 
     def test_an_open_attempt_is_listed_as_its_cell_was_rewritten(self, store: FullStore) -> None:

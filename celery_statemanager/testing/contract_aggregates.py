@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 
+from celery_statemanager.errors import SynchronizeTimeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
 from celery_statemanager.plan import PlanSpec
@@ -86,6 +88,40 @@ class AggregateContract:
         grid.write("\U0001f600", 2, 7)
         assert (grid.lowest().tag, grid.lowest().task_index) == ("\uffff", 2)
         assert (grid.lowest(row=2).tag, grid.lowest("\U0001f600").task_index) == ("\uffff", 2)
+
+    def test_a_tag_that_is_neither_planned_nor_written_is_refused_with_the_tags_there_are(self, store: Store) -> None:
+        manager = Manager.create(store, "job", num_tasks=2, task_index=1, tags=("ingest", "export"))
+        reads: list[Callable[[], object]] = [
+            lambda: manager.get_state("typo"),
+            lambda: manager.get_state("typo", 0),
+            lambda: manager.summary("typo"),
+            lambda: manager.summary("typo", indexes=False),
+            lambda: manager.list_states("typo"),
+            lambda: manager.list_states("typo", 1),
+        ]
+        for read in reads:
+            with pytest.raises(ValueError, match=r"job 'job' has no tag 'typo'.* 'ingest', 'export'"):
+                read()
+        manager.set_state("typo", 0, "written, though not started")
+        assert [read() for read in reads] != []
+        assert manager.get_state("typo", 0).version == 0
+        assert (manager.get_state("typo").status, manager.get_state("typo", 1).version) == (0, 1)
+        assert manager.summary("typo").expected == 2
+        assert manager.list_states("typo", 0) == []
+
+    def test_every_tag_may_be_read_in_a_job_without_a_plan(self, store: Store) -> None:
+        manager = Manager.create(store, "job", num_tasks=2)
+        assert manager.get_state("any") == State("job", 0, "any")
+        assert manager.summary("any").expected == 2
+        assert manager.list_states("any") == []
+
+    def test_what_waits_accepts_a_tag_that_will_be_written(self, store: Store) -> None:
+        manager = Manager.create(store, "job", num_tasks=1, task_index=0, tags=("ingest",))
+        with manager.subscribe("extra") as events:
+            manager.set_state("extra", 5)
+            assert next(events).state.status == 5
+        with pytest.raises(SynchronizeTimeout):
+            manager.synchronize("later", 5, timeout=0)
 
     def test_unplanned_cells_are_kept_and_readable_but_do_not_count(self, store: Store) -> None:
         grid = Grid.create(store, 4, HOLES)

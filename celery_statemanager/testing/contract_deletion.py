@@ -144,6 +144,49 @@ class DeletionContract:
         assert [(state.tag, state.task_index) for state in fresh.states()] == [("a", 1)]
         assert store.purge() == 0
 
+    def test_deleting_a_job_leaves_the_garbage_of_other_jobs_to_garbage_collection(self, store: Store) -> None:
+        """Memory keeps no garbage; elsewhere as much is left as without the last deletion, give or take its note."""
+
+        def leave_garbage() -> None:
+            for number in range(3):
+                other = Grid.create(store, 40, ("a",), job_id=f"other {number}")
+                for row in range(40):
+                    other.write("a", row, 5)
+                assert store.delete_job(other.job)
+
+        leave_garbage()
+        expected = purge(store)
+        leave_garbage()
+        manager = Manager.create(store, "job", num_tasks=5, task_index=0, tags=("a",))
+        manager.set_state("a", 5)
+        manager.delete_job()
+        assert expected <= purge(store) <= expected + 1
+
+    def test_a_deletion_removes_a_bounded_number_of_rows_itself(self, store: Store) -> None:
+        def filled() -> Grid:
+            grid = Grid.create(store, 60, ("a", "b", "c"))
+            for row in range(60):
+                for tag in ("a", "b", "c"):
+                    grid.write(tag, row, 5)
+            return grid
+
+        assert store.delete_job(filled().job)
+        everything = purge(store)
+        assert store.delete_job(filled().job, purge=20)
+        rest = purge(store)
+        assert rest <= max(everything - 20, 0)
+        assert rest > 0 or everything == 0
+        assert store.delete_job(filled().job, purge=1_000)
+        assert purge(store) <= 1
+
+    def test_a_deletion_that_was_refused_removes_nothing(self, store: Store) -> None:
+        grid = Grid.create(store)
+        old = grid.job
+        grid.write("a", 0, 5)
+        grid.tombstone()
+        assert store.delete_job(old, if_idle=True, purge=100) is False
+        assert grid.cell("a", 0).status == 5
+
     def test_a_deleted_job_leaves_nothing_due(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",), failure="call")
         grid.run("a", 1, -1)

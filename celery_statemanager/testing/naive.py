@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+from celery_statemanager.aggregate import summarize
 from celery_statemanager.models import State, Status, Summary, fraction_of
 from celery_statemanager.records import FRACTION_UNIT, Cell, JobRecord, Tally
 from celery_statemanager.testing.kit import Grid
@@ -73,7 +74,8 @@ def check_grid(
     for tag in {tag for tag, _ in states}:
         inside = [place for place in places if place[0] == tag] or [place for place in states if place[0] == tag]
         _check_lowest(grid.lowest(tag), [states[place] for place in inside])
-        check_summary(manager.summary(tag), cells, states, inside, cancelled=job.cancelled is not None)
+        summary = summarize(*grid.store.column_summaries(grid.ref, tag, indexes=True), indexes=True)
+        check_summary(summary, cells, states, inside, cancelled=job.cancelled is not None)
     for indexes in (True, False) if places else ():
         summary = manager.summary(indexes=indexes)
         check_summary(summary, cells, states, places, cancelled=job.cancelled is not None)

@@ -1,4 +1,4 @@
-"""Jobs to look at, and ways to look at them."""
+"""Jobs, and ways to run the commands on them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from celery.bin.celery import celery as celery_command
 from click.testing import CliRunner
 
 from celery_statemanager import Manager, State, Status, open_store
-from celery_statemanager.cli.model import Board
+from celery_statemanager.cli.model import JobModel
 from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation
 
 PATIENCE = 30.0
-HEARD = 3.0
+RETRY = 3.0
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what goes on behind it: children inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background process; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 BEGAN = NOW - timedelta(seconds=134)
@@ -41,7 +41,7 @@ BEGAN = NOW - timedelta(seconds=134)
 
 @pytest.fixture
 def url():
-    """The URL of a store of this test's own, in this process."""
+    """The URL of an empty store in this process."""
     return f"memory://{uuid.uuid4().hex}"
 
 
@@ -59,7 +59,7 @@ def app(url):
 
 @pytest.fixture
 def command(app):
-    """Run a command by its name; give its result."""
+    """Return a function that runs a command by its name and returns its result."""
 
     def command(name, *arguments, app=app):
         obj = SimpleNamespace(app=app, no_color=False)
@@ -70,7 +70,7 @@ def command(app):
 
 @pytest.fixture
 def error_of():
-    """Give the one line of an error."""
+    """Return a function that returns the error of a result, which must be one line."""
 
     def error_of(result):
         assert result.stdout == ""
@@ -123,27 +123,27 @@ def state():
 
 
 @pytest.fixture
-def busy_board():
-    """A job in the middle: some finished, many running, failures of several kinds."""
+def busy_model():
+    """A job in progress: some cells finished, many running, failures of several causes."""
 
-    def busy_board(num_tasks=100, tags=("ingest", "export"), running=30, **changes):
-        board = Board(make_job(num_tasks, tags, **changes), Scope())
-        board.loading = False
+    def busy_model(num_tasks=100, tags=("ingest", "export"), running=30, **changes):
+        model = JobModel(make_job(num_tasks, tags, **changes), Scope())
+        model.loading = False
         for index in range(40):
-            board.apply(make_state(index, tags[0], Status.FINISHED))
+            model.apply(make_state(index, tags[0], Status.FINISHED))
         for index in range(40, 40 + running):
-            board.apply(make_state(index, tags[0], 40, "Seite 4 von 10: 日本語 " + "x" * 300, progress=(4, 10)))
+            model.apply(make_state(index, tags[0], 40, "Seite 4 von 10: 日本語 " + "x" * 300, progress=(4, 10)))
         for index in (3, 17, 18, 19, 20):
-            board.apply(make_state(index, tags[-1], Status.FAILED, "ValueError: no such page"))
-        board.apply(make_state(22, tags[-1], Status.TIMED_OUT, "soft time limit\n\x1b[2Jexceeded"))
-        board.apply(make_state(23, tags[-1], -12))
-        return board
+            model.apply(make_state(index, tags[-1], Status.FAILED, "ValueError: no such page"))
+        model.apply(make_state(22, tags[-1], Status.TIMED_OUT, "soft time limit\n\x1b[2Jexceeded"))
+        model.apply(make_state(23, tags[-1], -12))
+        return model
 
-    return busy_board
+    return busy_model
 
 
 class Watched:
-    """A monitor in a process of its own; its lines come with a deadline."""
+    """A monitor in a process of its own; its lines are read with a timeout."""
 
     def __init__(self, arguments, cwd, **environment):
         self.process = subprocess.Popen(
@@ -172,7 +172,7 @@ class Watched:
         return found
 
     def end(self):
-        """Wait for the end; give exit code and standard error."""
+        """Wait for the end; return the exit code and standard error."""
         code = self.process.wait(PATIENCE)
         return code, self.process.stderr.read().decode()
 
@@ -187,7 +187,7 @@ class Watched:
 
 @pytest.fixture
 def home(tmp_path):
-    """A folder with an app, ``proj``, that keeps its states in ``states.db``."""
+    """A directory with an app, ``proj``, whose store is ``states.db``."""
     (tmp_path / "proj.py").write_text(
         "from celery import Celery\n"
         "app = Celery('proj', broker='memory://')\n"
@@ -218,7 +218,7 @@ def watched(home):
 
 
 class Terminal:
-    """A command on a terminal of its own; what it draws comes with a deadline."""
+    """A command on a terminal of its own; its output is read with a timeout."""
 
     def __init__(self, arguments, cwd, **environment):
         self._master, slave = pty.openpty()
@@ -250,7 +250,7 @@ class Terminal:
                 return
 
     def wait_for(self, pattern):
-        """Wait until something was drawn since the last call; give all up to now."""
+        """Wait until the output matches a pattern."""
         while not re.search(pattern, self.drawn):
             chunk = self._chunks.get(timeout=PATIENCE)
             assert chunk, f"ended without {pattern!r}: {self.drawn!r}"
@@ -260,15 +260,15 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def interrupt(self):
-        """Press Ctrl-C until it is heard: one between Python's last look and its read does not end the read."""
-        for _ in range(int(PATIENCE / HEARD)):
+        """Press Ctrl-C until the process ends: one just before a blocking read does not interrupt the read."""
+        for _ in range(int(PATIENCE / RETRY)):
             self.process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(HEARD)
+                self.process.wait(RETRY)
                 return
 
     def end(self):
-        """Wait for the end; give the exit code and what stays on the screen."""
+        """Wait for the end; return the exit code and what remains on the screen."""
         while chunk := self._chunks.get(timeout=PATIENCE):
             self.drawn += chunk.decode(errors="replace")
         code = self.process.wait(PATIENCE)

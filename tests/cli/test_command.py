@@ -1,4 +1,4 @@
-"""What the command says and how it ends, in this process."""
+"""``monitor-state`` without a terminal, run in this process."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def settled(store, write):
     return "etl-42"
 
 
-def test_it_is_found_by_celery():
+def test_celery_lists_the_command():
     result = CliRunner().invoke(celery_command, ["--help"])
     assert "monitor-state  Watch a job's tasks live." in result.stdout
 
@@ -45,7 +45,7 @@ def test_help_is_grouped_and_has_examples(run):
         assert part in text
 
 
-def test_json_is_the_default_where_nobody_looks(run, settled):
+def test_json_is_the_default_without_a_terminal(run, settled):
     result = run("--job", settled)
     objects = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.exit_code == 0
@@ -70,20 +70,20 @@ def test_the_table_has_aligned_columns_and_a_summary(run, settled):
     assert re.search(r"× +TIMED_OUT  1  too slow|✗ TIMED_OUT  1  too slow", text)
 
 
-def test_tag_and_task_choose_cells(run, store, write):
+def test_tag_and_task_select_cells(run, store, write):
     Manager.create(store, "job", num_tasks=2, tags=("a", "b"))
     write("job", *((index, tag, Status.FINISHED, None) for index in (0, 1) for tag in ("a", "b")))
 
-    def chosen(*arguments):
+    def selected(*arguments):
         found = (json.loads(line) for line in run("--job", "job", *arguments).stdout.splitlines())
         return [(each["tag"], each["taskID"]) for each in found]
 
-    assert chosen("--tag", "a") == [("a", 0), ("a", 1)]
-    assert chosen("--task", "1") == [("a", 1), ("b", 1)]
-    assert chosen("--tag", "b", "--task", "0") == [("b", 0)]
+    assert selected("--tag", "a") == [("a", 0), ("a", 1)]
+    assert selected("--task", "1") == [("a", 1), ("b", 1)]
+    assert selected("--tag", "b", "--task", "0") == [("b", 0)]
 
 
-def test_the_run_token_chooses_the_run(run, store, settled):
+def test_the_run_token_selects_the_run(run, store, settled):
     Manager.create(store, settled, num_tasks=1, tags=("x",), run_token="r2", task_index=0).set_state(
         "x", Status.FINISHED
     )
@@ -91,7 +91,7 @@ def test_the_run_token_chooses_the_run(run, store, settled):
     assert [each["tag"] for each in objects] == ["x"]
 
 
-def test_no_follow_shows_what_is_there(run, store, write):
+def test_no_follow_shows_the_current_states_and_exits(run, store, write):
     Manager.create(store, "job", num_tasks=2, tags=("a",))
     write("job", (0, "a", 40, None))
     result = run("--job", "job", "--no-follow")
@@ -100,14 +100,14 @@ def test_no_follow_shows_what_is_there(run, store, write):
 
 
 @pytest.mark.parametrize(("status", "code"), [(-5, 1), (Status.FINISHED, 0)])
-def test_exit_status_tells_failures_when_asked_to(run, store, write, status, code):
+def test_exit_status_reports_failures_only_on_request(run, store, write, status, code):
     Manager.create(store, "job", num_tasks=1, tags=("a",))
     write("job", (0, "a", status, None))
     assert run("--job", "job").exit_code == 0
     assert run("--job", "job", "--exit-status").exit_code == code
 
 
-def test_exit_status_tells_a_cancelled_job(run, store, cancel):
+def test_exit_status_reports_a_cancelled_job(run, store, cancel):
     Manager.create(store, "job", num_tasks=2, tags=("a",))
     cancel(store, "job")
     result = run("--job", "job", "--exit-status", "--format", "table")
@@ -115,7 +115,7 @@ def test_exit_status_tells_a_cancelled_job(run, store, cancel):
     assert re.search(r"CANCELLED  0-1  user asked", result.stdout)
 
 
-def test_a_tombstoned_job_is_told(run, store, settled):
+def test_a_tombstoned_job_is_marked_deleted(run, store, settled):
     Manager.open(store, settled).tombstone_job()
     assert "marked deleted" in run("--job", settled, "--format", "table").stdout
 
@@ -134,7 +134,7 @@ def test_an_unknown_run(run, settled, error_of):
     assert result.stderr.endswith("; there is one without --run-token\n")
 
 
-def test_runs_and_names_that_may_be_meant(run, store, error_of):
+def test_an_unknown_job_suggests_similar_runs_and_names(run, store, error_of):
     for token in ("monday", "the 2nd"):
         Manager.create(store, "report", num_tasks=1, run_token=token)
     told = error_of(run("--job", "report"))
@@ -152,23 +152,37 @@ def test_a_task_out_of_range(run, settled, task, error_of):
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        (["--job", ""], "--job must have 1 to 200 characters"),
-        (["--job", "a\nb"], "--job must not contain the character"),
+        (["--job", ""], "JOB must have 1 to 200 characters"),
+        (["--job", "a\nb"], "JOB must not contain the character"),
         (["--job", "etl-42", "--run-token", "x" * 201], "--run-token must have 1 to 200 characters"),
         (["--job", "etl-42", "--tag", ""], "--tag must have 1 to 200 characters"),
     ],
 )
-def test_names_that_cannot_be(run, settled, arguments, start, error_of):
+def test_invalid_names_are_rejected(run, settled, arguments, start, error_of):
     result = run(*arguments)
     assert result.exit_code == 2
     assert error_of(result).startswith(start)
 
 
-def test_a_job_must_be_named(run):
-    assert run().exit_code == 2
+def test_a_job_must_be_named(run, error_of):
+    result = run()
+    assert result.exit_code == 2
+    assert error_of(result) == "no job: write monitor-state JOB; list-state lists the jobs"
 
 
-def test_a_mistyped_tag_is_told(run, settled):
+@pytest.mark.parametrize("words", [["etl-42"], ["etl-42", "--job", "etl-42"], ["--job", "etl-42"]])
+def test_the_job_is_an_argument_or_an_option(run, settled, words):
+    result = run(*words)
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 3)
+
+
+def test_two_different_jobs_are_rejected(run, settled, error_of):
+    result = run(settled, "--job", "other")
+    assert result.exit_code == 2
+    assert error_of(result) == "two different jobs: JOB is 'etl-42' and --job is 'other'; give one of them"
+
+
+def test_a_mistyped_tag_is_reported(run, settled):
     result = run("--job", settled, "--tag", "ingset")
     assert result.exit_code == 0
     assert "did you mean 'ingest'?" in result.stderr
@@ -196,7 +210,7 @@ def test_a_bad_setting(run, app, error_of):
     assert "statemanager_store_timeout" in error_of(result)
 
 
-def test_a_store_out_of_reach(run, monkeypatch, store, error_of):
+def test_an_unreachable_store(run, monkeypatch, store, error_of):
     def unreachable(key):
         raise common.StoreError("cannot reach the store:\nno route")
 
@@ -206,7 +220,7 @@ def test_a_store_out_of_reach(run, monkeypatch, store, error_of):
     assert error_of(result).startswith("cannot reach the store: no route (memory://")
 
 
-def test_a_subscription_that_cannot_heal(run, monkeypatch, store, settled, error_of):
+def test_a_subscription_that_cannot_reconnect(run, monkeypatch, store, settled, error_of):
     def refused(ref, scope):
         raise common.SubscriptionLost(settled, "password changed")
 
@@ -219,10 +233,10 @@ def test_a_subscription_that_cannot_heal(run, monkeypatch, store, settled, error
 def test_a_memory_store_of_another_process(run, error_of):
     result = run("--job", "job", "--store", "memory://")
     assert result.exit_code == 66
-    assert "seen by its own process only" in error_of(result)
+    assert "visible only in its own process" in error_of(result)
 
 
-def test_an_installed_app_gives_its_own_store(run, app, settled):
+def test_an_app_with_a_state_manager_uses_its_store(run, app, settled):
     from celery_statemanager import StateManager
 
     StateManager(app)
@@ -230,38 +244,38 @@ def test_an_installed_app_gives_its_own_store(run, app, settled):
 
 
 def test_without_an_app_there_is_no_store(run, monkeypatch, settled, url, error_of):
-    nobodys = Celery("default", set_as_current=False)
-    monkeypatch.setattr(common._state, "default_app", nobodys)
-    result = run("--job", settled, app=nobodys)
+    default = Celery("default", set_as_current=False)
+    monkeypatch.setattr(common._state, "default_app", default)
+    result = run("--job", settled, app=default)
     assert result.exit_code == 2
-    assert error_of(result) == "which app? write celery -A proj …, or name a store with --store URL"
-    assert run("--job", settled, "--store", url, app=nobodys).exit_code == 0
+    assert error_of(result) == "no app and no store: write celery -A proj …, or name a store with --store URL"
+    assert run("--job", settled, "--store", url, app=default).exit_code == 0
 
 
 def test_live_needs_a_terminal(run, settled, error_of):
     result = run("--job", settled, "--format", "live")
     assert result.exit_code == 2
-    assert error_of(result) == "bars need a terminal that can move its cursor: use --format table"
+    assert error_of(result) == "the live display needs a terminal that can move its cursor: use --format table"
 
 
 def test_live_needs_rich(run, monkeypatch, settled, error_of):
     monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
     result = run("--job", settled, "--format", "live")
     assert result.exit_code == 78
-    assert error_of(result) == 'bars need rich: pip install "celery-statemanager[monitor]"'
+    assert error_of(result) == 'the live display needs rich: pip install "celery-statemanager[monitor]"'
 
 
 @pytest.mark.parametrize(("rich", "hint"), [(False, "celery-statemanager[monitor]"), (True, "showing a table")])
-def test_a_terminal_without_bars_gets_a_table_and_a_hint(monkeypatch, capsys, rich, hint):
+def test_a_terminal_without_a_live_display_gets_a_table_and_a_hint(monkeypatch, capsys, rich, hint):
     if not rich:
         monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
-    outlet = Output()
-    outlet.terminal = True
-    assert outputs.choose(None, outlet) is outputs.show_table
+    output = Output()
+    output.terminal = True
+    assert outputs.choose(None, output) is outputs.show_table
     assert hint in capsys.readouterr().err
 
 
-def test_nothing_is_shown_of_a_job_deleted_meanwhile(run, store, monkeypatch):
+def test_a_job_deleted_while_it_is_opened_exits_with_66(run, store, monkeypatch):
     job = Manager.create(store, "job", num_tasks=1, tags=("a",))
     original = store.watch
 
@@ -279,7 +293,7 @@ READING = [("monitor-state", "--job", "job"), ("list-state",), ("show-state", "j
 
 
 @pytest.mark.parametrize("words", [*READING, ("delete-state", "job", "--yes")], ids=lambda words: words[0])
-def test_a_file_that_is_not_there_is_told_and_not_made(command, tmp_path, error_of, words):
+def test_a_missing_file_is_reported_and_not_created(command, tmp_path, error_of, words):
     path = tmp_path / "mistyped.db"
     result = command(*words, "--store", f"sqlite:///{path}")
     assert result.exit_code == 78
@@ -287,7 +301,7 @@ def test_a_file_that_is_not_there_is_told_and_not_made(command, tmp_path, error_
     assert not path.exists()
 
 
-def test_a_sweep_in_the_wrong_directory_is_told(command, app, tmp_path, error_of):
+def test_a_sweep_in_the_wrong_directory_is_reported(command, app, tmp_path, error_of):
     app.conf.statemanager_store_url = f"sqlite:///{tmp_path}/states.db"
     result = command("sweep-state")
     assert result.exit_code == 78

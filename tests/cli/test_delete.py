@@ -1,4 +1,4 @@
-"""``delete-state``: nothing is deleted that nobody agreed to."""
+"""``delete-state`` deletes only what was confirmed."""
 
 import json
 
@@ -31,7 +31,7 @@ def is_there(store, job_id, run_token=None):
     return True
 
 
-def test_it_deletes_the_run_that_was_named_and_no_other(run, store, etl):
+def test_only_the_named_run_is_deleted(run, store, etl):
     result = run(etl, "--yes")
     assert (result.exit_code, result.stdout) == (0, "deleted etl-42\n")
     assert not is_there(store, etl)
@@ -41,10 +41,10 @@ def test_it_deletes_the_run_that_was_named_and_no_other(run, store, etl):
     assert not is_there(store, etl, "r2")
 
 
-def test_without_a_terminal_it_deletes_nothing_unless_told_to(run, store, etl, error_of):
+def test_without_a_terminal_nothing_is_deleted_without_yes(run, store, etl, error_of):
     result = run(etl)
     assert result.exit_code == 2
-    assert error_of(result) == "nobody to ask whether to delete job 'etl-42': say --yes"
+    assert error_of(result) == "no terminal to confirm the deletion of job 'etl-42': add --yes"
     assert is_there(store, etl)
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_job(run, error_of):
     assert error_of(result).startswith("no job 'nope' in this store")
 
 
-def test_help_tells_every_exit_code(run):
+def test_help_lists_the_exit_codes(run):
     text = run("--help").stdout
     assert "1  not deleted: the answer was no" in text
 
@@ -70,7 +70,7 @@ def asking(kept, terminal):
 
 
 @pytest.mark.parametrize(("answer", "code", "stays"), [("y\n", 0, False), ("n\n", 1, True)])
-def test_a_terminal_is_asked(kept, asking, answer, code, stays):
+def test_a_user_at_a_terminal_is_asked(kept, asking, answer, code, stays):
     asking.type(answer)
     assert asking.end()[0] == code
     assert is_there(kept, "etl-42") is stays

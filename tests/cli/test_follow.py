@@ -1,19 +1,23 @@
-"""A follower ends when the watcher's wish is met, and not before."""
+"""A follower ends when the watcher's condition is met, and not before."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
-from celery_statemanager import Manager, Status
-from celery_statemanager.cli.follow import QUIET, Follower, Until
+from celery_statemanager import Manager, Status, leases
+from celery_statemanager.cli.follow import LOOK, QUIET, Follower, Until
 from celery_statemanager.errors import StoreUnavailable
+from celery_statemanager.liveness import Activity, Liveness
+from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
+from celery_statemanager.records import Begin, JobKey, Submission, Write
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.memory import MemoryStore
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """Seconds that pass only when a test advances them."""
 
     def __init__(self):
         self.time = 1_000_000.0
@@ -81,13 +85,13 @@ def test_an_old_job_without_a_plan_is_shown_at_once(store, write, follow, clock)
     assert cells(follow(job).events()) == [("a", 0, True)]
 
 
-def test_what_is_there_now_ends_at_once(store, write, follow):
+def test_the_current_states_are_read_once(store, write, follow):
     job = Manager.create(store, "job", num_tasks=2, tags=("a",))
     write("job", (0, "a", 40, None))
     assert cells(follow(job, until=Until.NOW).events()) == [("a", 0, True)]
 
 
-def test_following_for_ever_goes_on_after_the_end(store, write, follow, clock):
+def test_following_forever_continues_after_the_end(store, write, follow, clock):
     job = Manager.create(store, "job", num_tasks=1, tags=("a",))
     write("job", (0, "a", Status.FINISHED, None))
     follower = follow(job, until=Until.FOREVER)
@@ -101,7 +105,7 @@ def test_following_for_ever_goes_on_after_the_end(store, write, follow, clock):
     assert cells(events) == []
 
 
-def test_only_the_scope_is_given(store, write, follow):
+def test_only_the_scope_is_read(store, write, follow):
     job = Manager.create(store, "job", num_tasks=2, tags=("a", "b"))
     write("job", *((index, tag, 40, None) for index in (0, 1) for tag in ("a", "b")))
     assert cells(follow(job, Scope("a", 1), Until.NOW).events()) == [("a", 1, True)]
@@ -129,7 +133,7 @@ def test_a_job_replaced_by_a_new_one_counts_as_deleted(store, follow):
     assert follower.deleted
 
 
-def test_the_record_is_read_again_now_and_then(store, follow, clock, cancel):
+def test_the_record_is_read_again_periodically(store, follow, clock, cancel):
     job = Manager.create(store, "job", num_tasks=1, tags=("a",))
     Manager.open(store, "job", task_index=0).set_state("a", 40)
     follower = follow(job)
@@ -151,10 +155,101 @@ def test_the_record_is_read_again_now_and_then(store, follow, clock, cancel):
         (Scope("a", 1), True),
     ],
 )
-def test_failed_is_asked_of_the_scope(store, write, follow, scope, expected):
+def test_failed_refers_to_the_scope(store, write, follow, scope, expected):
     job = Manager.create(store, "job", num_tasks=2, tags=("a", "b"))
     write("job", (0, "a", Status.FINISHED, None), (1, "a", -1, None))
     assert follow(job, scope).failed() is expected
+
+
+class CountingStore(MemoryStore):
+    """A memory store that counts the reads of the worker records."""
+
+    looks = 0
+
+    def list_workers(self, *arguments, **options):
+        self.looks += 1
+        return super().list_workers(*arguments, **options)
+
+
+def submitted(store):
+    """A submitted job of one row that a worker runs."""
+    submission = Submission(1, done=True, alive_until=0)
+    job = store.create_job(replace(new_job("job", 1, ("a",)), submission=submission))
+    store.begin(job.ref, Begin(tag="a", task_index=0, event_id="e", owner="w1"))
+    leases.renew(store, "w1", leases.Report([leases.cell_name(job.ref, "a", 0)]), 30.0)
+    return job
+
+
+def write_progress(store, job, number):
+    store.write(job.ref, Write(tag="a", task_index=0, status=2 + number, event_id=f"e{number}", attempt=1))
+
+
+def test_the_worker_records_are_read_every_few_seconds_while_nothing_changes(clock):
+    store = CountingStore(clock)
+    events = Follower(store, submitted(store), Scope(), clock=clock).events()
+    assert next(events) is not None
+    for _ in range(10):
+        assert next(events) is None
+        clock.time += LOOK / 5
+    assert store.looks <= 1 + 10 / 5
+    events.close()
+
+
+def test_the_worker_records_are_not_read_while_changes_arrive(clock):
+    store = CountingStore(clock)
+    job = submitted(store)
+    events = Follower(store, job, Scope(), clock=clock).events()
+    assert next(events) is not None
+    assert next(events) is None
+    known = store.looks
+    for number in range(5):
+        write_progress(store, job, number)
+        clock.time += LOOK / 2
+        assert next(events) is not None
+    assert store.looks == known == 1
+    events.close()
+
+
+def test_the_worker_records_are_not_read_for_a_job_without_submission(clock):
+    store = CountingStore(clock)
+    Manager.create(store, "managers", num_tasks=1, tags=("a",))
+    events = Follower(store, store.get_job(JobKey("managers")), Scope(), clock=clock).events()
+    for _ in range(3):
+        assert next(events) is None
+        clock.time += LOOK
+    assert store.looks == 0
+    events.close()
+
+
+def test_the_end_of_the_last_lease_is_noticed_at_once(clock):
+    store = CountingStore(clock)
+    follower = Follower(store, submitted(store), Scope(), clock=clock)
+    events = follower.events()
+    assert next(events) is not None
+    clock.time += 28.9
+    assert next(events) is None
+    assert follower.liveness.activity is Activity.WORKING
+    clock.time += 1.2
+    assert next(events) is None
+    assert follower.liveness == Liveness(Activity.NO_WORKER, lost=True)
+    events.close()
+
+
+def test_a_worker_that_returns_is_noticed_while_changes_arrive(clock):
+    store = CountingStore(clock)
+    job = submitted(store)
+    follower = Follower(store, job, Scope(), clock=clock)
+    events = follower.events()
+    assert next(events) is not None
+    clock.time += 31
+    assert next(events) is None
+    assert follower.liveness.activity is Activity.NO_WORKER
+    leases.renew(store, "w1", leases.Report([leases.cell_name(job.ref, "a", 0)]), 30.0)
+    clock.time += LOOK
+    write_progress(store, job, 1)
+    assert next(events) is not None
+    assert follower.liveness.activity is Activity.WORKING
+    events.close()
 
 
 class _Torn(Watch):
@@ -196,7 +291,7 @@ class FlakyStore(MemoryStore):
             raise StoreUnavailable("pulled the plug")
 
 
-def test_a_lost_connection_is_told_and_healed(clock):
+def test_a_lost_connection_is_reported_and_restored(clock):
     store = FlakyStore(clock)
     job = Manager.create(store, "job", num_tasks=1, tags=("a",))
     writer = Manager.open(store, "job", task_index=0)

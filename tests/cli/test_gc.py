@@ -1,4 +1,4 @@
-"""``gc-state``: says what it does, and on a dry run what it would do."""
+"""``gc-state`` reports what it does and, on a dry run, what it would do."""
 
 import json
 import re
@@ -31,18 +31,18 @@ HIDE = ("--tombstone-age", "1ms", "--delete-age", "90d")
 DELETE = ("--tombstone-age", "1ms", "--delete-age", "2ms")
 
 
-def test_it_hides_then_deletes_and_counts(run, idle):
+def test_jobs_are_hidden_then_deleted_and_counted(run, idle):
     result = run(*HIDE)
     assert result.exit_code == 0
     assert "     2  hidden\n" in result.stdout
     assert all(job.tombstoned_at for job in every_job(idle))
-    told = json.loads(run(*DELETE, "--format", "json").stdout)
-    assert (told["deleted"], told["dryRun"], told["skipped"]) == (2, False, {})
+    report = json.loads(run(*DELETE, "--format", "json").stdout)
+    assert (report["deleted"], report["dryRun"], report["skipped"]) == (2, False, {})
     with pytest.raises(JobNotFound):
         Manager.open(idle, "etl-42")
 
 
-def test_a_dry_run_tells_each_job_and_leaves_it(run, idle):
+def test_a_dry_run_lists_each_job_and_changes_nothing(run, idle):
     before = list(every_job(idle))
     result = run(*DELETE, "--dry-run")
     text = result.stdout
@@ -65,7 +65,7 @@ def test_lines_fit_80_columns(run, store):
     assert re.search(r"…, idle for \d+s$", first)
 
 
-def test_the_ages_of_the_settings_hold_where_none_is_given(run, app, idle):
+def test_the_default_ages_are_those_of_the_settings(run, app, idle):
     app.conf.update(statemanager_gc_tombstone_age=0.001, statemanager_gc_delete_age="90d")
     assert "     2  hidden\n" in run().stdout
 
@@ -73,27 +73,29 @@ def test_the_ages_of_the_settings_hold_where_none_is_given(run, app, idle):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "how old is garbage? say both, such as --tombstone-age 30d --delete-age 90d"),
-        (("--tombstone-age", "30d"), "how old is garbage? say both, such as --tombstone-age 30d --delete-age 90d"),
-        (("--tombstone-age", "30", "--delete-age", "90d"), "tombstone age: not a length of time: '30'"),
+        ((), "both ages are required, for example --tombstone-age 30d --delete-age 90d"),
+        (("--tombstone-age", "30d"), "both ages are required, for example --tombstone-age 30d --delete-age 90d"),
+        (("--tombstone-age", "30", "--delete-age", "90d"), "tombstone age: not a duration: '30'"),
         (("--tombstone-age", "4w", "--delete-age", "28d"), "the delete age (28d) must be longer than the tombstone"),
     ],
 )
-def test_ages_that_make_no_sense_end_it_before_anything_is_done(run, idle, error_of, arguments, words):
+def test_invalid_ages_are_rejected_before_anything_is_done(run, idle, error_of, arguments, words):
     result = run(*arguments)
     assert result.exit_code == 2
     assert error_of(result).startswith(words)
     assert not any(job.tombstoned_at for job in every_job(idle))
 
 
-def test_a_wrong_setting_is_named(run, app, error_of):
+def test_an_invalid_setting_is_named(run, app, error_of):
     app.conf.statemanager_gc_tombstone_age = "30d"
     result = run()
     assert result.exit_code == 78
-    assert error_of(result).startswith("statemanager_gc_tombstone_age and statemanager_gc_delete_age go together")
+    assert error_of(result).startswith(
+        "statemanager_gc_tombstone_age and statemanager_gc_delete_age must be set together"
+    )
 
 
 def test_help_has_examples_and_exit_codes(run):
     text = run("--help").stdout
     assert "celery -A proj gc-state --tombstone-age 30d --delete-age 90d" in text
-    assert "69  the store cannot be reached" in text
+    assert "69  the store became unavailable" in text

@@ -1,4 +1,4 @@
-"""``list-state``: which jobs are told, in which order, at what cost."""
+"""``list-state``: which jobs are listed, in which order, at what cost."""
 
 import json
 import re
@@ -49,29 +49,29 @@ def phases(store, write, cancel):
     cancel(store, "cancelled")
 
 
-def test_the_last_written_comes_first(store, write, listed):
+def test_the_most_recently_written_job_comes_first(store, write, listed):
     for name in ("first", "second", "third"):
         Manager.create(store, name, num_tasks=1, tags=("a",))
     write("first", (0, "a", 5, None))
     assert listed() == ["first", "third", "second"]
 
 
-def test_each_job_is_in_the_phase_that_its_cells_say(phases, run):
+def test_the_phase_follows_from_the_cells(phases, run):
     objects = [json.loads(line) for line in run("--format", "json").stdout.splitlines()]
     assert len(objects) == 6
     assert all(each["phase"] == each["jobID"] for each in objects)
 
 
 @pytest.mark.parametrize("phase", ["waiting", "running", "failing", "finished", "failed", "cancelled"])
-def test_a_status_chooses_jobs(phases, listed, phase):
+def test_a_status_selects_jobs(phases, listed, phase):
     assert listed("--status", phase) == [phase]
 
 
-def test_statuses_add_up(phases, listed):
+def test_statuses_can_be_combined(phases, listed):
     assert sorted(listed("--status", "failed", "--status", "failing")) == ["failed", "failing"]
 
 
-def test_text_in_the_id_chooses_jobs_in_either_case(phases, listed):
+def test_text_in_the_id_selects_jobs_ignoring_case(phases, listed):
     assert sorted(listed("AIL")) == ["failed", "failing"]
 
 
@@ -82,7 +82,7 @@ def test_a_job_without_a_plan_is_over_when_all_its_cells_have_ended(store, write
     assert "finished" in run().stdout
 
 
-def test_ages_choose_jobs_by_their_last_write():
+def test_ages_select_jobs_by_their_last_write():
     clock = FakeClock()
     store = open_store("memory://", clock=clock)
     for name in ("old", "middle", "new"):
@@ -98,55 +98,55 @@ def test_ages_choose_jobs_by_their_last_write():
     assert named(active_since=now - 250_000_000, idle_before=now - 150_000_000) == ["middle"]
 
 
-def test_ages_are_read_from_the_command_line(phases, listed):
+def test_ages_are_parsed_from_the_command_line(phases, listed):
     assert listed("--older-than", "1h") == []
     assert len(listed("--newer-than", "1h30m")) == 6
 
 
-def test_an_age_that_is_none_is_refused(run):
+def test_an_invalid_age_is_rejected(run):
     result = run("--older-than", "soon")
     assert result.exit_code == 2
     assert "soon" in result.stderr
 
 
-def test_a_job_marked_deleted_is_hidden_unless_all_are_wanted(store, phases, run, listed):
+def test_a_job_marked_deleted_is_listed_only_with_all(store, phases, run, listed):
     Manager.open(store, "failed").tombstone_job()
     assert "failed" not in listed()
     assert "failed" in listed("--all")
     assert re.search(r"^failed \(hidden\) ", run("--all").stdout, re.MULTILINE)
 
 
-def test_what_the_limit_leaves_out_is_told(phases, run, listed):
+def test_jobs_beyond_the_limit_are_counted(phases, run, listed):
     assert len(listed("--limit", "2")) == 2
     assert run("--limit", "2").stderr == "note: 2 of 6 jobs; --limit 6 lists them all\n"
 
 
-def test_no_jobs_are_no_failure(run):
+def test_no_matching_jobs_are_not_an_error(run):
     result = run("nothing like it")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no such jobs\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no matching jobs\n")
     assert run("nothing like it", "--format", "json").stdout == ""
 
 
-def test_that_all_jobs_are_hidden_is_told(store, run):
+def test_a_store_with_only_hidden_jobs_is_reported(store, run):
     Manager.create(store, "old", num_tasks=1).tombstone_job()
-    assert run().stderr.startswith("no jobs but hidden ones: --all lists them")
+    assert run().stderr.startswith("only hidden jobs: --all lists them")
 
 
-def test_that_there_are_none_yet_is_told(run, tmp_path):
+def test_a_store_without_jobs_is_reported(run, tmp_path):
     url = f"sqlite:///{tmp_path}/states.db"
     with open_store(url) as store:
         store.list_jobs()
     assert run("--store", url).stderr == "no jobs yet\n"
-    assert run("--store", "memory://").stderr == "no jobs yet; a memory store is seen by its own process only\n"
+    assert run("--store", "memory://").stderr == "no jobs yet; a memory store is visible only in its own process\n"
 
 
 class Counting(WrappedStore):
-    """Counts surveys, and lets no state be read."""
+    """Counts the column summaries and fails if states are read."""
 
-    surveys = 0
+    summaries = 0
 
     def column_summaries(self, *arguments, **options):
-        self.surveys += 1
+        self.summaries += 1
         assert not options.get("indexes")
         return super().column_summaries(*arguments, **options)
 
@@ -160,7 +160,7 @@ def test_only_what_is_shown_is_counted_and_no_states_are_read(store):
     counting = Counting(store)
     found, total = list_overviews(counting, Wanted(), 7)
     assert [each.job.job_id for each in found] == [f"job-{number}" for number in range(249, 242, -1)]
-    assert (total, counting.surveys) == (250, 7)
+    assert (total, counting.summaries) == (250, 7)
 
 
 def test_a_job_deleted_while_it_is_listed_is_left_out(store):

@@ -1,24 +1,27 @@
-"""The live picture: drawn when something changed, never faster than it may be."""
+"""The live display is drawn when something changes, but not more often than allowed."""
 
 import io
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from celery_statemanager import Manager, Status
+from celery_statemanager import Manager, Status, leases
 from celery_statemanager.cli.follow import Follower
-from celery_statemanager.cli.rendering.live import FRAME, LivePicture
+from celery_statemanager.cli.rendering.live import FRAME, LiveDisplay
 from celery_statemanager.errors import SubscriptionLost
+from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.models import Scope
+from celery_statemanager.records import Begin, Submission, Write, to_datetime
 
 PATIENCE = 30.0
 
 
 class Film(io.StringIO):
-    """A terminal that keeps each picture drawn on it, and says when a text is seen."""
+    """A terminal that records everything drawn on it and can wait for a text."""
 
     encoding = "utf-8"
 
@@ -36,8 +39,18 @@ class Film(io.StringIO):
         with self.changed:
             assert self.changed.wait_for(lambda: re.search(pattern, self.getvalue()), PATIENCE), self.getvalue()
 
+    def wait_for_frame(self, pattern):
+        """Wait until the newest frame matches, across lines; return it."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: re.search(pattern, self.frame, re.DOTALL), PATIENCE), self.frame
+            return self.frame
+
     @property
-    def pictures(self):
+    def frame(self):
+        return self.getvalue().rpartition("\x1b[H")[2]
+
+    @property
+    def frames(self):
         return self.getvalue().count("\x1b[H")
 
 
@@ -52,12 +65,12 @@ def console(film):
 
 
 @pytest.fixture
-def picture(store, console):
-    def picture(job_id):
+def display(store, console):
+    def display(job_id):
         record = store.get_job(Manager.open(store, job_id).ref.key)
-        return LivePicture(Follower(store, record, Scope()), console)
+        return LiveDisplay(Follower(store, record, Scope()), console)
 
-    return picture
+    return display
 
 
 @pytest.fixture
@@ -67,13 +80,13 @@ def job(store):
 
 
 def beside(work):
-    """Do the work while the picture is drawn by this thread, as only the main thread may heed signals."""
+    """Do the work in a thread: only the main thread can handle signals, so it draws."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
 
 
-def test_it_draws_what_is_there_then_changes_until_the_end(job, picture, film, write):
+def test_existing_states_then_changes_are_drawn_until_the_end(job, display, film, write):
     write(job, (0, "a", 40, "first"))
 
     def work():
@@ -83,14 +96,14 @@ def test_it_draws_what_is_there_then_changes_until_the_end(job, picture, film, w
         write(job, (0, "a", Status.FINISHED, None), (1, "a", Status.FINISHED, None))
 
     worker = beside(work)
-    drawn = picture(job)
+    drawn = display(job)
     drawn.run()
     worker.join(PATIENCE)
-    assert drawn.board.total().finished == 2
-    assert drawn.board.over
+    assert drawn.model.total().finished == 2
+    assert drawn.model.over
 
 
-def test_many_changes_make_few_pictures(job, picture, film, write):
+def test_many_changes_make_few_frames(job, display, film, write):
     def work():
         film.wait_for("waiting")
         for step in range(3_000):
@@ -99,13 +112,13 @@ def test_many_changes_make_few_pictures(job, picture, film, write):
 
     began = time.monotonic()
     worker = beside(work)
-    picture(job).run()
+    display(job).run()
     worker.join(PATIENCE)
-    assert 1 <= film.pictures <= (time.monotonic() - began) / FRAME + 3
+    assert 1 <= film.frames <= (time.monotonic() - began) / FRAME + 3
 
 
-def test_what_the_reader_cannot_heal_is_raised(job, picture, monkeypatch):
-    drawn = picture(job)
+def test_an_error_of_the_reader_is_raised(job, display, monkeypatch):
+    drawn = display(job)
 
     def broken():
         yield None
@@ -116,8 +129,8 @@ def test_what_the_reader_cannot_heal_is_raised(job, picture, monkeypatch):
         drawn.run()
 
 
-def test_a_lost_connection_is_shown(job, picture, film, monkeypatch):
-    drawn = picture(job)
+def test_a_lost_connection_is_shown(job, display, film, monkeypatch):
+    drawn = display(job)
     monkeypatch.setattr(type(drawn.follower), "connected", property(lambda self: False))
 
     def work():
@@ -129,7 +142,83 @@ def test_a_lost_connection_is_shown(job, picture, film, monkeypatch):
     worker.join(PATIENCE)
 
 
-def test_the_picture_follows_the_size_of_the_terminal(job, picture, film, console, write):
+@pytest.fixture
+def submitted(store):
+    """A submitted job of two rows that are half done and run by the worker ``w1``."""
+    record = store.create_job(
+        replace(new_job("job", 2, ("a",)), submission=Submission(2, done=True, alive_until=0), created_at=1)
+    )
+    for row in range(2):
+        store.begin(record.ref, Begin(tag="a", task_index=row, event_id=new_event_id(), owner="w1"))
+    return record
+
+
+def renew(store, record, seconds):
+    cells = [leases.cell_name(record.ref, "a", row) for row in range(2)]
+    leases.renew(store, "w1", leases.Report(running=cells), seconds)
+
+
+def write_progress(store, record, row, percent):
+    write = Write(tag="a", task_index=row, status=percent, event_id=new_event_id(), attempt=1)
+    store.write(record.ref, write)
+
+
+def end(store, record):
+    for row in range(2):
+        write = Write(tag="a", task_index=row, status=-1, event_id=new_event_id(), attempt=1)
+        write.ends_attempt = True
+        store.write(record.ref, write)
+
+
+def test_the_death_of_the_last_worker_is_shown_when_its_lease_ends(store, submitted, display, film):
+    """Rate and ETA are withdrawn, and return when the worker does."""
+    write_progress(store, submitted, 0, 40)
+    renew(store, submitted, 5.0)
+    frames = []
+
+    def work():
+        film.wait_for_frame("running .*ETA ")
+        frames.append(film.wait_for_frame("no live worker"))
+        renew(store, submitted, 60.0)
+        write_progress(store, submitted, 1, 50)
+        film.wait_for_frame("running .*ETA ")
+        end(store, submitted)
+
+    run_while(work, display("job"))
+    assert "ETA" not in frames[0]
+    assert "a worker died; no sweep is due: start a worker or beat, or run sweep-state" in frames[0]
+
+
+def test_the_time_of_the_next_sweep_is_shown(store, submitted, display, film):
+    renew(store, submitted, 0.5)
+    leases.renew(store, "w2", leases.Report(), 60.0)
+    leases.try_acquire(store, "w2", 60.0)
+    due = to_datetime(store.get_worker(leases.SWEEPER).lease_until).astimezone()
+
+    def work():
+        film.wait_for_frame(f"waiting for the sweep at {due:%H:%M:%S}")
+        end(store, submitted)
+
+    run_while(work, display("job"))
+
+
+def run_while(work, drawn):
+    """Draw until the job has settled; end at once if the work fails."""
+
+    def guarded():
+        try:
+            work()
+        except BaseException:
+            drawn.follower.close()
+            raise
+
+    worker = beside(guarded)
+    drawn.run()
+    worker.join(PATIENCE)
+    assert drawn.model.over
+
+
+def test_the_display_adapts_to_the_size_of_the_terminal(job, display, film, console, write):
     write(job, (0, "a", 40, "x" * 200))
 
     def work():
@@ -139,5 +228,5 @@ def test_the_picture_follows_the_size_of_the_terminal(job, picture, film, consol
         write(job, (0, "a", Status.FINISHED, None), (1, "a", Status.FINISHED, None))
 
     worker = beside(work)
-    picture(job).run()
+    display(job).run()
     worker.join(PATIENCE)

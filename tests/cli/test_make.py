@@ -1,4 +1,4 @@
-"""``make gc`` and ``make migrate``, with the variables of the Go module's."""
+"""``make gc`` and ``make migrate`` take the variables of the Go module's targets."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def make():
-    """Make a target with the environment that runs the tests, as it is, but for what an outer make was told."""
+    """Run a make target with the environment of the tests, without the flags of an outer make."""
     environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKEOVERRIDES"}}
 
     def make(target, **variables):
@@ -41,35 +41,35 @@ def make():
     return make
 
 
-def test_make_gc_collects_with_the_ages_given(make, tmp_path):
+def test_make_gc_collects_with_the_given_ages(make, tmp_path):
     url = f"sqlite:///{tmp_path}/states.db"
     with open_store(url) as store:
         Manager.create(store, "old", num_tasks=1)
-        rehearsed = make("gc", URL=url, TOMBSTONE_AGE="1us", ARGS="--dry-run")
-        assert "     1  would be hidden\n" in rehearsed.stdout, rehearsed.stderr
+        dry_run = make("gc", URL=url, TOMBSTONE_AGE="1us", ARGS="--dry-run")
+        assert "     1  would be hidden\n" in dry_run.stdout, dry_run.stderr
         assert "     1  hidden\n" in make("gc", URL=url, TOMBSTONE_AGE="1us").stdout
         assert "     1  deleted\n" in make("gc", URL=url, TOMBSTONE_AGE="1us", DELETE_AGE="2us").stdout
         assert list(every_job(store)) == []
 
 
-def test_make_gc_says_what_it_needs(make):
+def test_make_gc_prints_its_usage(make):
     done = make("gc")
     assert done.returncode == 2
     assert done.stderr.startswith("usage: make gc PROJECT_ID=my-project [TOMBSTONE_AGE=30d] [DELETE_AGE=90d]")
 
 
-def test_make_migrate_brings_jobs_to_the_target(make, tmp_path):
+def test_make_migrate_migrates_jobs_to_the_target(make, tmp_path):
     url = f"sqlite:///{tmp_path}/states.db"
     with open_store(url) as store:
         job = store.create_job(replace(new_job("old", 1), incarnation=""))
-        rehearsed = make("migrate", URL=url, TARGET="1", ARGS="--dry-run --job old")
-        assert "     1  would be brought to schema 1\n" in rehearsed.stdout, rehearsed.stderr
-        assert "     1  brought to schema 1\n" in make("migrate", URL=url, TARGET="1").stdout
+        dry_run = make("migrate", URL=url, TARGET="1", ARGS="--dry-run --job old")
+        assert "     1  would be migrated to schema 1\n" in dry_run.stdout, dry_run.stderr
+        assert "     1  migrated to schema 1\n" in make("migrate", URL=url, TARGET="1").stdout
         assert store.get_job(job.key).schema == 1
         assert "this release supports schemas up to 1, not 99" in make("migrate", URL=url, TARGET="99").stderr
 
 
-def test_make_migrate_says_what_it_needs(make):
+def test_make_migrate_prints_its_usage(make):
     done = make("migrate")
     assert done.returncode == 2
     assert done.stderr.startswith("usage: make migrate PROJECT_ID=my-project [TARGET=1]")

@@ -1,4 +1,4 @@
-"""``migrate-state``: says what it does, and on a dry run what it would do."""
+"""``migrate-state`` reports what it does and, on a dry run, what it would do."""
 
 import json
 from dataclasses import replace
@@ -42,47 +42,47 @@ def longer_history(monkeypatch):
     return steps
 
 
-def test_it_migrates_and_counts(run, old):
+def test_jobs_are_migrated_and_counted(run, old):
     result = run("--target", "1")
     assert result.exit_code == 0
-    assert result.stdout == "     3  jobs looked at\n     2  brought to schema 1\n     0  states of theirs\n"
+    assert result.stdout == "     3  jobs examined\n     2  migrated to schema 1\n     0  states of these jobs\n"
     assert all(job.incarnation for job in every_job(old))
-    told = json.loads(run("--format", "json").stdout)
-    assert told == {"target": 1, "scanned": 3, "migrated": 0, "states": 0, "skipped": {}, "dryRun": False}
+    report = json.loads(run("--format", "json").stdout)
+    assert report == {"target": 1, "scanned": 3, "migrated": 0, "states": 0, "skipped": {}, "dryRun": False}
 
 
-def test_a_dry_run_tells_each_job_and_leaves_it(run, old):
+def test_a_dry_run_lists_each_job_and_changes_nothing(run, old):
     before = list(every_job(old))
     result = run("--dry-run")
     text = result.stdout
     assert result.stderr == "note: nothing was written\n"
-    assert "would migrate: etl-42, made by another program, 0 states\n" in text
-    assert "     2  would be brought to schema 1\n" in text
+    assert "would migrate: etl-42, created by another program, 0 states\n" in text
+    assert "     2  would be migrated to schema 1\n" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert "x…, made by another program, 0 states\n" in text
+    assert "x…, created by another program, 0 states\n" in text
     job, _, report = map(json.loads, run("--dry-run", "--format", "json").stdout.splitlines())
     assert job == {"jobID": "etl-42", "runToken": None, "action": "migrated", "states": 0, "schemaVersion": 0}
     assert (report["migrated"], report["dryRun"]) == (2, True)
     assert list(every_job(old)) == before
 
 
-def test_a_dry_run_tells_the_schema_that_a_half_migrated_job_has(run, old):
+def test_a_dry_run_reports_the_schema_of_a_half_migrated_job(run, old):
     old.adopt_job(old.get_job(JobKey("etl-42")).ref, "f" * 16)
     text = run("--dry-run", "--job", "etl-42").stdout
     assert text.startswith("would migrate: etl-42, from schema 0, 0 states\n")
 
 
 def test_one_job_and_a_limit(run, old):
-    assert "     1  brought to schema 1\n" in run("--job", "etl-42").stdout
+    assert "     1  migrated to schema 1\n" in run("--job", "etl-42").stdout
     assert old.get_job(JobKey("etl-42")).incarnation
-    assert "     0  brought to schema 1\n" in run("--job", "ours").stdout
+    assert "     0  migrated to schema 1\n" in run("--job", "ours").stdout
     old.create_job(replace(new_job("third", 1), incarnation=""))
-    assert "     1  brought to schema 1\n" in run("--limit", "1").stdout
+    assert "     1  migrated to schema 1\n" in run("--limit", "1").stdout
 
 
-def test_the_target_of_the_settings_holds_where_none_is_given(run, app, old):
+def test_the_default_target_is_that_of_the_settings(run, app, old):
     app.conf.statemanager_migrate_target = 1
-    assert "     2  brought to schema 1\n" in run().stdout
+    assert "     2  migrated to schema 1\n" in run().stdout
     app.conf.statemanager_migrate_target = 9
     result = run()
     assert result.exit_code == 78
@@ -94,38 +94,38 @@ def test_the_target_of_the_settings_holds_where_none_is_given(run, app, old):
     [
         (("--target", "2"), "this release supports schemas up to 1, not 2: upgrade celery-statemanager"),
         (("--target", "0"), "the target must be a schema number, 1 … 1, not 0"),
-        (("--run-token", "r"), "--run-token tells runs of one job apart: give the job, --job ID"),
+        (("--run-token", "r"), "--run-token needs a job: add --job ID"),
         (("--job", ""), "--job"),
     ],
 )
-def test_what_makes_no_sense_ends_it_before_anything_is_done(run, old, error_of, arguments, words):
+def test_invalid_arguments_are_rejected_before_anything_is_done(run, old, error_of, arguments, words):
     result = run(*arguments)
     assert result.exit_code == 2
     assert error_of(result).startswith(words)
     assert not old.get_job(JobKey("etl-42")).incarnation
 
 
-def test_a_gap_is_named(run, old, error_of, longer_history):
+def test_a_missing_step_is_named(run, old, error_of, longer_history):
     result = run("--target", "3")
     assert result.exit_code == 2
     assert error_of(result).startswith("no step leads to schema 2, so schema 3 cannot be reached")
 
 
-def test_there_is_no_way_back(run, old, error_of):
+def test_a_lower_target_is_rejected(run, old, error_of):
     job = old.get_job(JobKey("ours"))
     old.update_job(replace(job, schema_version=2))
     result = run("--target", "1", "--job", "ours")
     assert result.exit_code == 2
     assert error_of(result).startswith("job 'ours' has schema 2 and cannot be migrated back to 1")
-    assert "     1  left: has a later schema\n" in run("--target", "1").stdout
+    assert "     1  skipped: has a later schema\n" in run("--target", "1").stdout
 
 
-def test_a_job_that_is_not_there(run, old):
+def test_an_unknown_job(run, old):
     assert run("--job", "nobody").exit_code == 66
 
 
 def test_help_has_examples_and_exit_codes_and_fits_80_columns(run):
     text = run("--help").stdout
     assert "celery -A proj migrate-state --target 1 --dry-run" in text
-    assert "69  the store cannot be reached" in text
+    assert "69  the store became unavailable" in text
     assert max(map(len, text.splitlines())) <= 80

@@ -1,22 +1,25 @@
-"""The command as users run it: a process at the end of a pipe, or on a terminal."""
+"""``monitor-state`` as users run it: a process with a pipe or a terminal."""
 
 import json
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from celery_statemanager import Manager, Status
+from celery_statemanager.manager import new_job
+from celery_statemanager.records import Submission
 
 PATIENCE = 30.0
 
 
 @pytest.fixture
 def running(kept):
-    """A job that goes on."""
+    """A job that is not over."""
     Manager.create(kept, "etl-42", num_tasks=2, tags=("ingest",))
     Manager.open(kept, "etl-42", task_index=0).progress("ingest", 4, 10, "page 4")
     return "etl-42"
@@ -46,15 +49,15 @@ def test_no_app_is_needed_where_a_store_is_named(kept, running, watched):
     assert monitor.end() == (0, "")
 
 
-def test_without_app_or_store_it_says_what_to_write(watched):
+def test_without_app_and_store_the_error_says_what_to_write(watched):
     monitor = watched("--job", "etl-42", app=False)
     code, error = monitor.end()
     assert code == 2
-    assert error == "Error: which app? write celery -A proj …, or name a store with --store URL\n"
+    assert error == "Error: no app and no store: write celery -A proj …, or name a store with --store URL\n"
 
 
 @pytest.mark.parametrize("style", ["json", "table"])
-def test_ctrl_c_ends_it_cleanly(running, watched, style):
+def test_ctrl_c_ends_the_command_cleanly(running, watched, style):
     monitor = watched("--job", running, "--format", style)
     while "page 4" not in monitor.line():
         pass
@@ -64,8 +67,19 @@ def test_ctrl_c_ends_it_cleanly(running, watched, style):
     assert ("0 of 2 finished" in "".join(monitor.rest())) is (style == "table")
 
 
-def test_it_ends_quietly_when_nobody_reads_any_more(home, running):
-    """The job does not go on meanwhile: the closed pipe is found without writing to it."""
+def test_a_table_notes_once_that_no_worker_is_alive(kept, watched):
+    submission = Submission(1, done=True, alive_until=0)
+    kept.create_job(replace(new_job("queued", 1, ("ingest",)), submission=submission))
+    monitor = watched("queued", "--format", "table")
+    said = monitor.process.stderr.readline().decode()
+    assert said == "note: no live worker: start a worker, or compare the store_url of the running ones\n"
+    monitor.process.send_signal(signal.SIGINT)
+    assert monitor.end() == (130, "")
+    assert any("not settled" in line for line in monitor.rest())
+
+
+def test_the_command_ends_quietly_when_the_reader_is_gone(home, running):
+    """Nothing is written meanwhile: the closed pipe is noticed without a write."""
     command = [sys.executable, "-m", "celery", "-A", "proj", "monitor-state", "--job", running]
     with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert b"page 4" in process.stdout.readline()
@@ -75,7 +89,7 @@ def test_it_ends_quietly_when_nobody_reads_any_more(home, running):
 
 
 @pytest.mark.parametrize("command", [("monitor-state", "--job"), ("show-state",), ("why-state",)])
-def test_output_that_cannot_be_written_is_told_in_one_line(home, running, command):
+def test_output_that_cannot_be_written_is_reported_in_one_line(home, running, command):
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "celery", *command, running, "--store", "sqlite:///states.db"],
@@ -86,17 +100,17 @@ def test_output_that_cannot_be_written_is_told_in_one_line(home, running, comman
             timeout=PATIENCE,
             check=False,
         )
-    assert (ended.returncode, ended.stderr) == (74, "Error: the output cannot be written: No space left on device\n")
+    assert (ended.returncode, ended.stderr) == (74, "Error: cannot write the output: No space left on device\n")
 
 
-def test_text_that_an_encoding_cannot_say_does_not_end_it(kept, running, watched):
+def test_text_that_cannot_be_encoded_is_replaced(kept, running, watched):
     Manager.open(kept, running, task_index=1).set_state("ingest", 50, "größer ☃")
     monitor = watched("--job", running, "--no-follow", "--format", "table", PYTHONIOENCODING="ascii")
     assert "gr??er ?" in "".join(monitor.rest())
     assert monitor.end() == (0, "")
 
 
-def test_a_terminal_gets_a_live_picture_and_keeps_the_summary(kept, running, terminal):
+def test_a_terminal_shows_a_live_display_and_keeps_the_summary(kept, running, terminal):
     monitor = terminal("--job", running)
     monitor.wait_for(r"page 4")
     finish(kept, running)
@@ -108,7 +122,7 @@ def test_a_terminal_gets_a_live_picture_and_keeps_the_summary(kept, running, ter
     assert "\x1b[?25h" in monitor.drawn
 
 
-def test_ctrl_c_gives_the_terminal_back(running, terminal):
+def test_ctrl_c_restores_the_terminal(running, terminal):
     monitor = terminal("--job", running)
     monitor.wait_for(r"page 4")
     monitor.process.send_signal(signal.SIGINT)
@@ -118,7 +132,7 @@ def test_ctrl_c_gives_the_terminal_back(running, terminal):
     assert "Traceback" not in left
 
 
-def test_being_terminated_gives_the_terminal_back(running, terminal):
+def test_sigterm_restores_the_terminal(running, terminal):
     monitor = terminal("--job", running)
     monitor.wait_for(r"page 4")
     monitor.process.terminate()
@@ -136,7 +150,7 @@ def test_a_settled_job_shows_its_summary_at_once(kept, running, terminal):
     assert "\x1b[?1049h" not in monitor.drawn
 
 
-def test_a_look_at_what_is_there_is_one_picture(running, terminal):
+def test_no_follow_prints_one_frame(running, terminal):
     code, left = terminal("--job", running, "--no-follow").end()
     assert code == 0
     assert "page 4" in left
@@ -144,7 +158,7 @@ def test_a_look_at_what_is_there_is_one_picture(running, terminal):
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_colours_can_be_left_out(kept, running, terminal, environment):
+def test_colours_can_be_switched_off(kept, running, terminal, environment):
     finish(kept, running)
     _, left = terminal("--job", running, **environment).end()
     assert "2 of 2 finished" in left

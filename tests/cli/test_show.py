@@ -1,4 +1,4 @@
-"""``show-state``: everything about one job."""
+"""``show-state`` shows everything about one job."""
 
 import json
 import re
@@ -51,16 +51,16 @@ def run_callback(store, job_id, latch, status, message=None):
     store.write(ref, Write(tag=latch, task_index=CALLBACK_ROW, status=status, event_id=new_event_id(), message=message))
 
 
-def test_the_whole_of_a_job_as_json(etl, shown):
-    told = shown(etl)
-    assert (told["jobID"], told["phase"], told["status"], told["numTasks"]) == ("etl-42", "failing", -5, 10)
-    assert list(told["tags"]) == ["ingest", "export"]
-    assert told["tags"]["ingest"]["failedIDs"] == "9"
-    assert told["tags"]["export"]["missingIDs"] == "0-2,4-9"
-    assert told["submission"] == {"published": 7, "done": False, "aliveUntil": "1970-01-01T00:00:00.000000Z"}
-    assert told["callbacks"]["failure"]["task"] == "proj.alert"
-    assert told["callbacks"]["failure"]["decidedAt"] is not None
-    assert told["callbacks"]["success"] == {
+def test_a_complete_job_as_json(etl, shown):
+    found = shown(etl)
+    assert (found["jobID"], found["phase"], found["status"], found["numTasks"]) == ("etl-42", "failing", -5, 10)
+    assert list(found["tags"]) == ["ingest", "export"]
+    assert found["tags"]["ingest"]["failedIDs"] == "9"
+    assert found["tags"]["export"]["missingIDs"] == "0-2,4-9"
+    assert found["submission"] == {"published": 7, "done": False, "aliveUntil": "1970-01-01T00:00:00.000000Z"}
+    assert found["callbacks"]["failure"]["task"] == "proj.alert"
+    assert found["callbacks"]["failure"]["decidedAt"] is not None
+    assert found["callbacks"]["success"] == {
         "task": "proj.publish",
         "decidedAt": None,
         "publishedAt": None,
@@ -77,14 +77,15 @@ def test_failed_rows_come_first_then_running_ones(etl, shown):
     ]
 
 
-def test_the_limit_bounds_the_rows_and_tells_how_many_are_left(etl, run, shown):
-    told = shown(etl, "--limit", "1")
-    assert (len(told["states"]), told["statesHidden"]) == (1, 2)
-    assert "and 2 more, failed or running" in run(etl, "--limit", "1").stdout
+def test_the_limit_bounds_the_rows_and_the_others_are_counted(etl, run, shown):
+    found = shown(etl, "--limit", "1")
+    assert (len(found["states"]), found["statesHidden"]) == (1, 2)
+    assert "more running" not in run(etl, "--limit", "1").stdout
+    assert "and 1 more running: --limit shows them" in run(etl, "--limit", "0").stdout
     assert shown(etl, "--limit", "0")["states"] == []
 
 
-def test_the_page_for_people(etl, run):
+def test_a_complete_job_as_text(etl, run):
     result = run(etl)
     lines = result.stdout.splitlines()
     assert lines[0] == "etl-42 · 10 tasks · failing"
@@ -95,13 +96,15 @@ def test_the_page_for_people(etl, run):
         "on_success  proj.publish  not decided yet",
         "on_failure  proj.alert    decided",
         "not published yet",
-        "TIMED_OUT    too slow",
+        "✗ TIMED_OUT  ingest  9  too slow",
+        "✗ FAILED     export  3  no[2J such page",
+        "4  ingest  40%          page 4",
     ):
         assert part in result.stdout
     assert "\x1b" not in result.stdout
 
 
-def test_what_became_of_a_callback(store, etl, run, shown):
+def test_the_result_of_a_callback(store, etl, run, shown):
     run_callback(store, etl, "failure", -1, "OSError: no mail today")
     assert "now, FAILED: OSError: no mail today" in run(etl).stdout
     assert shown(etl)["callbacks"]["failure"]["state"]["status"] == -1
@@ -113,7 +116,7 @@ def test_a_callback_that_will_not_be_called(store, run, write):
     text = run("job").stdout
     assert "on_success  proj.publish  will not be called" in text
     assert "on_settled" not in text
-    assert re.search(r", (now|\d+s ago): the first cell failed for good", text)
+    assert re.search(r", (now|\d+s ago): the first cell failed permanently", text)
 
 
 def test_a_cancelled_job(store, etl, run, shown, cancel):
@@ -128,11 +131,11 @@ def test_a_job_without_a_plan_that_is_marked_deleted(store, run):
     Manager.create(store, "job", num_tasks=3).tombstone_job()
     text = run("job").stdout
     assert text.startswith("job (hidden) · 3 tasks · waiting\n")
-    assert "hidden from lists, collected later" in text
+    assert "hidden from listings, deleted later" in text
     assert "none: every row is expected under every tag seen" in text
 
 
-def test_the_run_token_chooses_the_run(store, etl, shown):
+def test_the_run_token_selects_the_run(store, etl, shown):
     store.create_job(new_job(etl, 3, ("x",), "r2"))
     assert shown(etl, "--run-token", "r2")["numTasks"] == 3
 

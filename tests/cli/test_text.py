@@ -1,4 +1,4 @@
-"""Text stays within its columns, whatever it is."""
+"""Text stays within its columns, whatever characters it contains."""
 
 import pytest
 from hypothesis import given
@@ -13,11 +13,11 @@ from celery_statemanager.cli.rendering.text import (
     Span,
     clean,
     cut,
+    encodable,
     fit,
     glyphs_for,
     left,
     right,
-    sayable,
     spread,
     width,
     width_of,
@@ -38,7 +38,7 @@ def test_padded_text_is_exactly_as_wide_as_asked(text, columns):
 
 
 @given(texts, st.integers(2, 30), st.integers(1, 5))
-def test_wrapped_text_fits_and_loses_nothing_but_blanks_before_its_last_line(text, columns, most):
+def test_wrapped_text_fits_and_loses_only_spaces_before_its_last_line(text, columns, most):
     lines = wrapped(text, columns, most)
     assert len(lines) <= most
     assert max(map(width, lines)) <= columns
@@ -46,7 +46,7 @@ def test_wrapped_text_fits_and_loses_nothing_but_blanks_before_its_last_line(tex
     assert "".join(text.split()).replace(" ", "").startswith(whole) or text.strip().replace(" ", "").startswith(whole)
 
 
-def test_text_is_wrapped_at_blanks_and_after_commas():
+def test_text_is_wrapped_at_spaces_and_after_commas():
     assert wrapped("a page was lost", 10, 9) == ["a page was", "lost"]
     assert wrapped("1-3,17-20,31", 8, 9) == ["1-3,", "17-20,31"]
     assert wrapped("日本語日本語", 7, 9) == ["日本語", "日本語"]
@@ -63,7 +63,7 @@ def test_widths_are_those_of_a_terminal(text):
     assert width(clean(text)) == cell_len(clean(text))
 
 
-def test_clean_text_moves_no_cursor():
+def test_clean_text_contains_no_control_characters():
     assert clean("a\nb\tc\x1b[2J\x07\u202ed") == "a b c[2Jd"
 
 
@@ -71,7 +71,7 @@ def test_clean_text_moves_no_cursor():
     ("encoding", "colour", "expected"),
     [("utf-8", True, COLOURED), ("utf-8", False, PLAIN), ("ascii", True, ASCII), ("latin-1", False, ASCII)],
 )
-def test_glyphs_are_those_that_the_encoding_can_say(encoding, colour, expected):
+def test_the_glyphs_are_encodable(encoding, colour, expected):
     assert glyphs_for(encoding, colour=colour) is expected
 
 
@@ -79,11 +79,11 @@ def test_an_unknown_encoding_gets_ascii():
     assert glyphs_for("no-such-encoding", colour=True) is ASCII
 
 
-def test_what_cannot_be_said_is_a_question_mark():
-    assert sayable("Größe 日", "latin-1") == "Größe ?"
+def test_characters_that_cannot_be_encoded_become_question_marks():
+    assert encodable("Größe 日", "latin-1") == "Größe ?"
 
 
-def test_two_parts_that_do_not_fit_stand_under_each_other():
+def test_two_parts_that_do_not_fit_are_put_on_two_lines():
     start, end = [Span("a" * 10)], [Span("b" * 10)]
     assert len(spread(start, end, 21)) == 2
     assert spread(start, end, 22) == [[*start, Span("  "), *end]]

@@ -1,4 +1,4 @@
-"""``why-state``: sentences that fit, and nothing in them that moves a cursor."""
+"""``why-state`` prints sentences that fit the terminal and contain no control characters."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 
 from celery_statemanager import Manager, Status
+from celery_statemanager.cli import why
+from celery_statemanager.cli.common import Exit
 from celery_statemanager.cli.rendering.text import width
+from celery_statemanager.explain import explain
 from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.records import Begin, Submission
 
@@ -32,7 +35,7 @@ def etl(store):
     return "etl-42"
 
 
-def test_a_sentence_for_each_range_of_open_rows(etl, run):
+def test_each_range_of_open_rows_has_a_sentence(etl, run):
     result = run(etl)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -44,9 +47,9 @@ def test_a_sentence_for_each_range_of_open_rows(etl, run):
     assert max(map(len, lines)) <= 80
 
 
-def test_the_same_for_programs(etl, run):
-    told = [json.loads(line) for line in run(etl, "--format", "json").stdout.splitlines()]
-    assert {(each["tag"], each["taskIDs"], each["code"]) for each in told} >= {
+def test_the_reasons_as_json(etl, run):
+    reasons = [json.loads(line) for line in run(etl, "--format", "json").stdout.splitlines()]
+    assert {(each["tag"], each["taskIDs"], each["code"]) for each in reasons} >= {
         ("ingest", "3", "queued"),
         ("ingest", "1", "lost"),
         ("ingest", "2", "written"),
@@ -67,20 +70,48 @@ def test_long_and_wide_names_fit_80_columns(store, run, job_id, tag):
     assert others[-1].endswith("…): never written; no task was submitted for it") or "(19,901)" in others[-1]
 
 
-def test_a_job_that_is_done(store, run, write):
+def test_a_settled_job_has_no_open_cells(store, run, write):
     Manager.create(store, "job", num_tasks=1, tags=("a",))
     write("job", (0, "a", Status.FINISHED, None))
-    assert run("job").stdout == "job: settled, nothing is open\n"
+    assert run("job").stdout == "job: settled, no cell is open\n"
 
 
-def test_a_cancelled_job_says_why(store, run, cancel, write):
+def test_a_cancelled_job_shows_the_reason(store, run, cancel, write):
     Manager.create(store, "job", num_tasks=2, tags=("a",))
     write("job", (0, "a", 40, None))
     cancel(store, "job", "user\x1b[2J asked")
     assert run("job").stdout.startswith("job: cancelled (user[2J asked), not settled, 1 cell open:\n")
 
 
+def test_a_successor_created_meanwhile_is_not_shown(store, run, cancel, monkeypatch):
+    """The job is deleted and created again while the command reads; the verdict is that of the job it has read."""
+    job = Manager.create(store, "etl-42", num_tasks=4, tags=("ingest",))
+    list_workers = store.list_workers
+
+    def replaced_meanwhile(*arguments, **options):
+        job.delete_job()
+        Manager.create(store, "etl-42", num_tasks=2, tags=("a",))
+        cancel(store, "etl-42", "the successor")
+        return list_workers(*arguments, **options)
+
+    monkeypatch.setattr(store, "list_workers", replaced_meanwhile)
+    assert run("etl-42").stdout.startswith("etl-42: not settled, 4 cells open:\n  ingest  0-3 (4): never written")
+
+
 def test_an_unknown_job(run, error_of):
     result = run("nope")
     assert result.exit_code == 66
     assert error_of(result).startswith("no job 'nope' in this store")
+
+
+def test_a_successor_that_comes_meanwhile_is_not_explained(store, etl, run, monkeypatch):
+    def explain_and_replace(store, job):
+        reasons = explain(store, job)
+        Manager.open(store, etl).delete_job()
+        Manager.create(store, etl, num_tasks=1, tags=("other",))
+        return reasons
+
+    monkeypatch.setattr(why, "explain", explain_and_replace)
+    result = run(etl)
+    assert result.exit_code == Exit.NO_JOB
+    assert result.stdout == ""

@@ -96,13 +96,13 @@ def test_schedule_settings_work_under_a_namespace():
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ({"statemanager_gc_schedule": 60}, "gc_tombstone_age and statemanager_gc_delete_age go together"),
+        ({"statemanager_gc_schedule": 60}, "gc_tombstone_age and statemanager_gc_delete_age must be set together"),
         ({"statemanager_gc_tombstone_age": "30d", "statemanager_gc_delete_age": "3d"}, "must be longer"),
         ({"statemanager_gc_schedule": "daily", **AGES}, "a crontab, not 'daily'"),
         ({"statemanager_sweep_schedule": 0}, "seconds above 0"),
-        ({"statemanager_lease": 0}, "statemanager_lease is a number above 0, not 0"),
-        ({"statemanager_max_lost": 1.5}, r"statemanager_max_lost is a whole number above 0, not 1\.5"),
-        ({"statemanager_progress_interval": -1}, "statemanager_progress_interval is a number, 0 or more, not -1"),
+        ({"statemanager_lease": 0}, "statemanager_lease must be a number above 0, not 0"),
+        ({"statemanager_max_lost": 1.5}, r"statemanager_max_lost must be a whole number above 0, not 1\.5"),
+        ({"statemanager_progress_interval": -1}, "statemanager_progress_interval must be a number, 0 or more, not -1"),
         (
             {"statemanager_migrate_target": 99},
             "statemanager_migrate_target: this release supports schemas up to 1, not 99",

@@ -1,13 +1,16 @@
 """Eager mode runs a job and its callbacks before submit returns. Also: settings, and one StateManager per app."""
 
 import gc
+import json
 import subprocess
 import sys
 import weakref
 from contextlib import suppress
+from uuid import uuid4
 
 import pytest
-from celery import Celery, chain, shared_task
+from celery import Celery, chain, current_app, shared_task
+from celery.canvas import chunks
 
 from celery_statemanager import (
     ConfigurationError,
@@ -20,7 +23,7 @@ from celery_statemanager import (
     SubmitFailed,
     current_state,
 )
-from celery_statemanager.integration import backlog
+from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.worker.sweeping import sweep
@@ -273,9 +276,9 @@ def test_a_time_limit_during_the_first_begin_of_a_process_does_not_lose_the_end_
 
 
 @pytest.mark.parametrize("policy", ["log", "raise"])
-def test_a_duplicate_that_could_not_reach_the_store_stops_at_its_first_write(policy, monkeypatch):
-    monkeypatch.setattr(backlog, "SUSPECT", 0.0)
+def test_a_duplicate_that_could_not_reach_the_store_stops_at_its_first_write(policy):
     app, states, store = with_faults(statemanager_on_store_error=policy)
+    states.backlog = Backlog(avoid_for=0.0)
     ran = []
 
     @app.task(shared=False, base=StatefulTask, bind=True)
@@ -294,9 +297,9 @@ def test_a_duplicate_that_could_not_reach_the_store_stops_at_its_first_write(pol
 @pytest.mark.parametrize("policy", ["log", "raise"])
 @pytest.mark.parametrize("lost", [["begin"], ["write"], ["begin", "write"]])
 @pytest.mark.parametrize("words", [0, 1, 3])
-def test_an_attempt_whose_begin_got_no_response_keeps_its_number(lost, words, policy, monkeypatch):
-    monkeypatch.setattr(backlog, "SUSPECT", 0.0)
+def test_an_attempt_whose_begin_got_no_response_keeps_its_number(lost, words, policy):
     app, states, store = with_faults(statemanager_on_store_error=policy)
+    states.backlog = Backlog(avoid_for=0.0)
     if "begin" not in lost:
         store.lose_response("begin", applied=False)
     for method in lost:
@@ -314,10 +317,68 @@ def test_an_attempt_whose_begin_got_no_response_keeps_its_number(lost, words, po
     assert (cell.attempt, cell.losses, cell.open) == (1, 0, False)
 
 
+def test_an_outage_of_one_store_does_not_stop_the_begins_of_another_app():
+    down_app, down, down_store = with_faults()
+    up_app, up, _ = with_faults()
+    ran = []
+
+    @down_app.task(shared=False, base=StatefulTask, bind=True)
+    def cut_off(self):
+        ran.append(("down", self.state.attempt))
+
+    @up_app.task(shared=False, base=StatefulTask, bind=True)
+    def work(self):
+        ran.append(("up", self.state.attempt))
+
+    def deliver(job, task):
+        return Binding(job.manager.ref, 0, "default").bind(task.s()).apply_async()
+
+    cut, finished = down.submit([cut_off.s()]), up.submit([work.s()])
+    del ran[:]
+    with down_store.away():
+        deliver(cut, cut_off)
+        assert up.submit([work.s()]).summary().finished == 1
+        assert deliver(finished, work).state == "IGNORED"
+    assert ran == [("down", None), ("up", 1)]
+
+
 def test_an_app_has_one_state_manager(app, states):
     assert StateManager(app) is states
     assert StateManager.installed(app) is states
     assert StateManager.installed(Celery("other", set_as_current=False)) is None
+
+
+@pytest.mark.parametrize("given", ["redis://", "redis://:secret@localhost/0", "sqlite:///states.db"])
+def test_a_url_in_the_place_of_the_app_is_told_where_it_goes(given):
+    with pytest.raises(TypeError, match=r"takes a Celery app, not .*app\.conf\.statemanager_store_url") as caught:
+        StateManager(given)
+    assert "secret" not in str(caught.value)
+    assert given.partition(":")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, MemoryStore(), Celery])
+def test_what_is_no_app_is_refused(given):
+    with pytest.raises(TypeError, match="StateManager takes a Celery app, not"):
+        StateManager(given)
+
+
+def test_an_apps_proxy_is_an_app(app):
+    app.set_current()
+    assert StateManager(current_app) is StateManager(app)
+
+
+def test_a_uuid_is_a_job_id_and_a_run_token(app, states):
+    @app.task(shared=False)
+    def task(value=None): ...
+
+    job_id, run_token = uuid4(), uuid4()
+    job = states.submit([task.s()], job_id=job_id, run_token=run_token)
+    assert (job.id, job.run_token) == (str(job_id), str(run_token))
+    for found in (states.job(job_id, run_token=run_token), states.job(str(job_id), str(run_token))):
+        assert found.manager.ref == job.manager.ref
+    with pytest.raises(SubmitFailed, match=str(job_id)) as caught:
+        states.submit([task.s(object())], job_id=job_id)
+    assert caught.value.job_id == str(job_id)
 
 
 def test_an_app_without_a_state_manager_is_not_affected(states):
@@ -360,7 +421,9 @@ def test_a_given_plan_must_contain_the_tags_of_the_members(app, states):
         (lambda task: task, "write task.s"),
         (lambda task: 7, "a task signature or a chain of them, not 7"),
         (lambda task: task.s().set(task_id="mine"), "has a task_id of its own"),
-        (lambda task: task.chunks(zip(range(4)), 2), "holds a celery.chunks"),
+        (lambda task: task.chunks(zip(range(4)), 2), r"write .*task\.chunks\(…\)\.group\(\)"),
+        (lambda task: json.loads(json.dumps(task.chunks([(1,)], 2))), r"write .*task\.chunks\(…\)\.group\(\)"),
+        (lambda task: chain(task.s(), task.chunks([(1,)], 2)), "holds chunks in a chain, .* one task or a flat chain"),
     ],
 )
 def test_submit_rejects_an_invalid_member_with_a_hint(app, states, member, text):
@@ -369,6 +432,17 @@ def test_submit_rejects_an_invalid_member_with_a_hint(app, states, member, text)
 
     with pytest.raises((TypeError, ValueError), match=text):
         states.submit([task.s(), member(task)])
+
+
+def test_chunks_are_no_list_and_are_refused_with_the_mend(app, states):
+    @app.task(shared=False)
+    def task(*args): ...
+
+    with pytest.raises(TypeError, match=r"submit takes a list, .*: write .*task\.chunks\(…\)\.group\(\)"):
+        states.submit(task.chunks([(1,), (2,)], 1))
+    with pytest.raises(TypeError, match=r"write .*task\.chunks\(…\)\.group\(\)"):
+        states.submit(json.loads(json.dumps(task.chunks([(1,), (2,)], 1))))
+    assert states.submit(task.chunks([(1,), (2,), (3,)], 2).group()).summary().finished == 2
 
 
 @pytest.mark.parametrize("tasks", [lambda task: task, lambda task: task.s(), lambda task: chain(task.s(), task.s())])
@@ -380,15 +454,78 @@ def test_submit_rejects_a_single_task_with_a_hint(app, states, tasks):
         states.submit(tasks(task))
 
 
-@pytest.mark.parametrize("callback", [7, "name", lambda task: None])
+@pytest.mark.parametrize("callback", [7, "name", lambda task: None, chunks("task", [(1,)], 2)])
 def test_submit_rejects_a_callback_that_is_not_one_task_signature(app, states, callback):
     @app.task(shared=False)
     def task(*args): ...
 
-    with pytest.raises(TypeError, match="on_success is one task signature"):
+    with pytest.raises(TypeError, match="on_success must be one task signature"):
         states.submit([task.s()], on_success=callback)
-    with pytest.raises(TypeError, match="on_settled is one task signature"):
+    with pytest.raises(TypeError, match="on_settled must be one task signature"):
         states.submit([task.s()], on_settled=chain(task.s(), task.s()))
+
+
+@pytest.mark.parametrize(
+    ("callback", "given"),
+    [
+        (lambda task: task.s(), r"positional arguments? but .* given \(the job_id is prepended, notify\.si"),
+        (lambda task: task.s(1), r"positional arguments? but .* given \(the job_id is prepended"),
+        (lambda task: task.si(1), r"positional arguments? but .* given \(it is immutable"),
+        (lambda task: task.s(word=1), "unexpected keyword argument 'word'"),
+        (lambda task: task.si(word=1), "unexpected keyword argument 'word'"),
+        (lambda task: json.loads(json.dumps(task.s())), r"positional arguments? but .* \(the job_id is prepended"),
+    ],
+)
+@pytest.mark.parametrize("when", ["on_success", "on_failure", "on_settled"])
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_callback_that_cannot_take_its_arguments_is_refused(app, states, callback, given, when, bound):
+    published = []
+
+    @app.task(shared=False)
+    def member():
+        published.append(1)
+
+    task = app.task(shared=False, name="notify", bind=bound)(notify_bound if bound else notify)
+    with pytest.raises(TypeError, match=rf"{when}, task notify: .*{given}"):
+        states.submit([member.s()], **{when: callback(task)})
+    assert published == []
+
+
+def notify(): ...
+
+
+def notify_bound(self): ...
+
+
+def test_a_callback_that_can_take_its_arguments_is_accepted(app, states):
+    ran = []
+
+    @app.task(shared=False, name="publish")
+    def publish(job_id, word="word"):
+        ran.append(word)
+
+    @app.task(shared=False)
+    def nothing():
+        ran.append("nothing")
+
+    @app.task(shared=False, typing=False)
+    def untyped():
+        raise AssertionError("it cannot run")
+
+    for callback in (publish.s(), publish.s("args"), publish.s(word="kwargs"), nothing.si(), untyped.s()):
+        assert states.submit([nothing.si()], on_success=callback).summary().finished == 1
+    assert [each for each in ran if each != "nothing"] == ["word", "args", "kwargs"]
+    assert ran.count("nothing") == 6
+
+
+def test_a_callback_of_another_app_cannot_be_checked(app, states):
+    @app.task(shared=False)
+    def task(): ...
+
+    app.conf.task_always_eager = False
+    app.conf.broker_url = "memory://"
+    job = states.submit([task.s()], on_success=app.signature("elsewhere.publish", args=(1, 2)))
+    assert states.store.get_job(JobKey(job.id)).latches["success"].callback is not None
 
 
 def test_settings_are_read_with_and_without_a_namespace():
@@ -416,20 +553,19 @@ def test_settings_are_read_with_and_without_a_namespace():
     ],
 )
 def test_an_invalid_setting_is_named(key, value):
-    with pytest.raises(ConfigurationError, match=f"statemanager_{key} is .*, not "):
+    with pytest.raises(ConfigurationError, match=f"statemanager_{key} must be .*, not "):
         Settings.from_app(Celery("bad", set_as_current=False, **{f"statemanager_{key}": value}))
 
 
 @pytest.mark.parametrize("namespace", [None, "CELERY"])
-def test_a_mistyped_setting_is_reported_once(namespace, caplog):
+def test_a_mistyped_setting_is_logged_once(namespace, caplog):
     app = Celery(f"typo {namespace}", set_as_current=False)
     prefix = f"{namespace}_STATEMANAGER_" if namespace else "statemanager_"
     app.config_from_object({f"{prefix}LEESE" if namespace else f"{prefix}leese": 7}, namespace=namespace)
     for _ in range(2):
         Settings.from_app(app)
-    told = [record.getMessage() for record in caplog.records]
-    mend = "statemanager_leese is no setting of this release and does nothing; did you mean statemanager_lease?"
-    assert told == [f"app {app.main!r}: {mend}"]
+    warning = "unknown setting statemanager_leese has no effect; did you mean statemanager_lease?"
+    assert [record.getMessage() for record in caplog.records] == [f"app {app.main!r}: {warning}"]
 
 
 def test_a_state_manager_does_not_connect_before_its_first_use(tmp_path):

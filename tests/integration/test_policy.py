@@ -1,4 +1,4 @@
-"""What is done with a message whose worker is gone is the task's own say, and a slip of the pen there is told."""
+"""What happens to the messages of a lost worker is the policy of the task; an invalid policy is reported."""
 
 import logging
 from types import SimpleNamespace
@@ -12,8 +12,8 @@ from celery_statemanager.integration.redelivery import requeues
 from celery_statemanager.integration.worker import main
 
 TYPO = (
-    "task 'shared.typo': on_lost is one of auto, mark, requeue, not 'reqeue': correct it where the task is declared, "
-    "or leave it out to go by statemanager_on_lost"
+    "task 'shared.typo': on_lost must be one of auto, mark, requeue, not 'reqeue': correct it where the task "
+    "is declared, or remove it to use statemanager_on_lost"
 )
 
 
@@ -54,7 +54,7 @@ def ours():
         ("requeue", "mark", False, True),
     ],
 )
-def test_the_policy_is_the_tasks_own_else_the_settings(own, setting, late, expected):
+def test_policy_is_that_of_the_task_or_else_of_the_settings(own, setting, late, expected):
     app = Celery("policy", set_as_current=False)
 
     @app.task(shared=False, base=StatefulTask, acks_late=late, on_lost=own)
@@ -63,14 +63,14 @@ def test_the_policy_is_the_tasks_own_else_the_settings(own, setting, late, expec
     assert requeues(task, setting) is expected
 
 
-def test_a_policy_that_does_not_exist_is_refused_where_a_class_is_defined():
-    with pytest.raises(ConfigurationError, match="'Resize': on_lost is one of auto, mark, requeue, not 'reqeue'"):
+def test_class_with_an_invalid_policy_is_rejected_where_it_is_defined():
+    with pytest.raises(ConfigurationError, match="'Resize': on_lost must be one of auto, mark, requeue, not 'reqeue'"):
         type("Resize", (StatefulTask,), {"on_lost": "reqeue"})
 
 
 @pytest.mark.usefixtures("typo")
 @pytest.mark.parametrize("tracked", [True, False])
-def test_a_shared_task_with_one_breaks_no_app_of_the_process(ours, tracked):
+def test_shared_task_with_an_invalid_policy_breaks_no_app_of_the_process(ours, tracked):
     if tracked:
         assert StateManager(ours).submit([ours.tasks["well"].s()]).wait(0).finished == 1
     else:
@@ -79,7 +79,7 @@ def test_a_shared_task_with_one_breaks_no_app_of_the_process(ours, tracked):
 
 
 @pytest.mark.usefixtures("typo")
-def test_whoever_would_submit_it_is_told_which_task_and_what_to_do(ours):
+def test_submit_rejects_an_invalid_policy_and_names_the_task(ours):
     states = StateManager(ours)
     well, typo = (ours.tasks[name].s() for name in ("well", "shared.typo"))
     for members, callbacks in (([well, typo], {}), ([well | typo], {}), ([well], {"on_settled": typo})):
@@ -91,11 +91,11 @@ def test_whoever_would_submit_it_is_told_which_task_and_what_to_do(ours):
 
 
 @pytest.mark.usefixtures("typo")
-def test_a_worker_says_so_when_it_starts_and_the_setting_counts(ours, caplog, monkeypatch):
+def test_worker_logs_an_invalid_policy_when_it_starts_and_uses_the_setting(ours, caplog, monkeypatch):
     StateManager(ours)
     monkeypatch.setenv(requests.WORKER_ID, "")
     main.on_init(sender=SimpleNamespace(app=ours, pool_cls="solo"))
-    told = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-    assert told == [f"{TYPO}; until then it goes by that, and submit refuses it"]
+    logged = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert logged == [f"{TYPO}; until then statemanager_on_lost applies to it, and submit rejects it"]
     task = ours.tasks["shared.typo"]
     assert [requeues(task, setting) for setting in ("requeue", "mark")] == [True, False]

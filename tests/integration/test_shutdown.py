@@ -61,7 +61,7 @@ def test_a_stopping_worker_writes_states_that_wait_for_the_store(tracked, start_
         (tracked.HOME / f"{key}.go").touch()
         eventually(lambda: len(tracked.notes(key)) == 2)
         worker.process.terminate()
-        eventually(lambda: "a state waits for the store" in worker.log.read_text())
+        eventually(lambda: "cannot write a state, will retry" in worker.log.read_text())
         lock.execute("ROLLBACK")
     finally:
         lock.close()

@@ -7,14 +7,14 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from servers import RedisServer, running_cluster, running_redis
 
 from celery_statemanager import Store, open_store
-from celery_statemanager.stores.firestore import jobs, poll
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing import StoreFactory
 
 if TYPE_CHECKING:  # gRPC installs fork handlers, so tests of other stores do not import it
@@ -46,12 +46,12 @@ def firestore(request: pytest.FixtureRequest) -> StoreFactory:
 def firestore_rest(request: pytest.FixtureRequest) -> StoreFactory:
     if "two_different_names" in request.node.name:
         pytest.skip("the emulator treats a colon in a document name as the end of the URL, even if it is escaped")
-    request.getfixturevalue("monkeypatch").setattr(poll, "EVERY", 0.05)
     return _firestore(request, transport="rest")
 
 
-def _firestore(request: pytest.FixtureRequest, **chosen: str) -> StoreFactory:
+def _firestore(request: pytest.FixtureRequest, **chosen: Any) -> StoreFactory:
     request.getfixturevalue("firestore_emulator")
+    chosen["timings"] = request.getfixturevalue("timings")
     url = f"firestore://test-{uuid.uuid4().hex[:8]}-{next(_numbers)}"
     return StoreFactory(lambda **options: open_store(url, **chosen, **options), url)
 
@@ -97,9 +97,9 @@ def firestore_emulator(emulator_process: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def long_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a process cache a Firestore job for longer than any test takes."""
-    monkeypatch.setattr(jobs, "REMEMBERED_FOR", 3_600.0)
+def timings() -> Timings:
+    """Return the periods of a test's Firestore stores. A test overrides them with a parameter of this name."""
+    return Timings(poll_every=0.05)
 
 
 @pytest.fixture
@@ -111,11 +111,11 @@ def spy() -> Spy:
 
 
 @pytest.fixture
-def spied(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
+def spied(firestore_emulator: str, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
     """Yield a Firestore store whose calls pass through ``spy``."""
     from celery_statemanager.stores.firestore import Address
 
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}"), timings=timings) as store:
         yield store
 
 

@@ -9,22 +9,32 @@ from itertools import combinations
 
 import grpc
 import pytest
-from firestore_kit import Spy
+from firestore_kit import Documents, Spy
 
 from celery_statemanager import AttemptSuperseded
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Delivery, Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, writer
-from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid
-
-pytestmark = pytest.mark.usefixtures("long_memory")
+from celery_statemanager.records import Delivery, JobKey, Verdict
+from celery_statemanager.stores.firestore import Address, FirestoreStore, garbage
+from celery_statemanager.stores.firestore.timings import Timings
+from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, purge
 
 SUM = "RunAggregationQuery"
 
 
 @pytest.fixture
+def timings() -> Timings:
+    """Let a process use a job as it last saw it for as long as a test takes."""
+    return Timings(job_memory=3_600.0)
+
+
+@pytest.fixture
 def store(spied: FirestoreStore) -> FirestoreStore:
     return spied
+
+
+@pytest.fixture
+def address(store: FirestoreStore) -> Address:
+    return store._connection.address
 
 
 def cost(spy: Spy) -> tuple[dict[str, int], int, int]:
@@ -231,10 +241,8 @@ def test_the_first_writes_of_a_process_read_the_job_once(store: FirestoreStore, 
         assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1}, 2, 4)
 
 
-def test_a_look_whether_a_running_job_was_decided(
-    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
+@pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, check_after=-1.0)])
+def test_a_look_whether_a_running_job_was_decided(store: FirestoreStore, spy: Spy) -> None:
     Grid.create(store, 2, ("a",))
     spy.clear()
     assert store.list_jobs(due=True).jobs == []
@@ -256,10 +264,10 @@ def test_a_subscription_reads_the_job_and_what_exists(store: FirestoreStore, spy
         assert cost(spy) == ({"BatchGetDocuments": 2, "RunQuery": 1}, 5, 0)
 
 
-def test_an_idle_mark_is_one_write(store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, activity_every=-1.0)])
+def test_an_idle_mark_is_one_write(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
     grid.write("a", 0, 5)
-    monkeypatch.setattr(writer, "EVERY", -1)
     spy.clear()
     grid.write("a", 0, 6)
     assert cost(spy) == ({"Commit": 2}, 0, 2)
@@ -271,6 +279,85 @@ def test_deleting_is_one_read_and_one_commit(store: FirestoreStore, spy: Spy) ->
     spy.clear()
     store.delete_job(job)
     assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 1, 2)
+
+
+@pytest.mark.parametrize("others", [0, 25])
+def test_deleting_a_job_with_its_cells_costs_the_same_beside_any_garbage(
+    store: FirestoreStore, spy: Spy, others: int
+) -> None:
+    for number in range(others):
+        store.delete_job(Grid.create(store, job_id=f"other {number}").job)
+    grid = Grid.create(store)
+    for row in range(3):
+        grid.write("a", row, 5)
+    manager = grid.manager()
+    spy.clear()
+    manager.delete_job()
+    calls, reads, writes = cost(spy)
+    assert calls == {"BatchGetDocuments": 2, "RunQuery": 3, "Commit": 4}
+    assert (reads, writes) == (2 + 3 + 3 + 1, 2 + 3 + 3 + 1), "the job, its note, cells and tallies, and an empty list"
+
+
+def go_states(documents: Documents, count: int) -> None:
+    """Write a job of the Go module with so many states."""
+    documents.put("jobs/go", numTasks=count, deleted=False)
+    for start in range(0, count, 400):
+        rows = range(start, min(start + 400, count))
+        documents.put_all({f"jobs/go/states/extract:{row}": {"tag": "extract", "taskID": row} for row in rows})
+
+
+@pytest.mark.parametrize("count", [500, 2_000])
+def test_purging_a_job_of_the_go_module_reads_each_state_at_most_twice(
+    store: FirestoreStore, spy: Spy, count: int
+) -> None:
+    documents = Documents(store)
+    go_states(documents, count)
+    assert store.delete_job(store.get_job(JobKey("go")))
+    spy.clear()
+    assert purge(store, 500) == count
+    calls, reads, writes = cost(spy)
+    assert reads <= 2 * count + 10 * calls["RunQuery"]
+    assert calls["RunQuery"] <= 3 * count / 400 + 10
+    assert writes <= count + count / 500 + 2
+    assert documents.ids("jobs/go/states") == []
+
+
+def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
+    address: Address, store: FirestoreStore, spy: Spy
+) -> None:
+    documents, rows = Documents(store), 450
+    go_states(documents, 600)
+    assert store.delete_job(store.get_job(JobKey("go")))
+    successor = Grid.create(store, rows, ("before",), job_id="go")
+    for row in range(rows):
+        successor.write("before", row, 5)
+    spy.clear()
+    for left in (500, 400, 300, 200, 100, 0):
+        with spy.store(address) as fresh:  # another process each time: the place is kept in the store
+            assert fresh.purge(100) == 100
+        assert len(documents.ids("jobs/go/states")) == rows + left
+    _, reads, _ = cost(spy)
+    assert reads <= rows + 6 * (400 + 20)
+    assert store.purge() == 0
+    assert successor.manager().summary().running == rows
+
+
+def test_what_is_purged_is_not_looked_at_again_until_stragglers_have_had_their_time(
+    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = Documents(store)
+    for number in range(5):
+        grid = Grid.create(store, job_id=f"job {number}")
+        grid.write("a", 0, 5)
+        store.delete_job(grid.job)
+    assert purge(store) == 10, "a cell and a tally each"
+    spy.clear()
+    assert store.purge() == 0
+    assert cost(spy) == ({"RunQuery": 2}, 2, 0)
+    assert len(documents.ids("jobs_garbage")) == 5
+    monkeypatch.setattr(garbage, "GRACE", -60_000_000)
+    assert purge(store) == 5
+    assert documents.ids("jobs_garbage") == []
 
 
 def test_a_worker_record_is_one_write(store: FirestoreStore, spy: Spy) -> None:

@@ -58,7 +58,7 @@ def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
         for job in list(every_job(store)):
             store.delete_job(job)
         store.purge()
-        store.list_workers()
+        list(store.list_workers())
     return [found for request in spy.requests if (found := query_of(request)) is not None]
 
 

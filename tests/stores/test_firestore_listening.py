@@ -15,8 +15,9 @@ from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.models import Scope
-from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests, stream, watch
+from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests
 from celery_statemanager.stores.firestore.client import STREAM_TRIES
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 ROWS = 5_000
@@ -30,8 +31,8 @@ def address(firestore_emulator: str) -> Address:
 
 
 @pytest.fixture
-def store(address: Address, spy: Spy) -> Iterator[FirestoreStore]:
-    with spy.store(address) as store:
+def store(address: Address, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
+    with spy.store(address, timings=timings) as store:
         yield store
 
 
@@ -120,12 +121,11 @@ class Silence:
                 yield message
 
 
-@pytest.mark.parametrize(("limit", "after"), [("FIRST_SILENCE", 0), ("SILENCE", 4)])
-def test_a_silent_stream_is_reopened_and_loses_nothing(
-    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch, limit: str, after: int
-) -> None:
-    monkeypatch.setattr(stream, limit, 0.5)
-    monkeypatch.setattr(watch, "LOOK_AFTER", 0.1)
+@pytest.mark.parametrize(
+    ("timings", "after"),
+    [(Timings(first_silence=0.5, stream_check=0.1), 0), (Timings(silence=0.5, stream_check=0.1), 4)],
+)
+def test_a_silent_stream_is_reopened_and_loses_nothing(store: FirestoreStore, spy: Spy, after: int) -> None:
     spy.alter = Silence(after)
     grid = Grid.create(store, 3, ("a",))
     with grid.manager().subscribe() as events:
@@ -163,10 +163,7 @@ def test_a_stream_that_breaks_inside_a_snapshot_loses_nothing(store: FirestoreSt
         assert spy.calls["Listen"] == 2
 
 
-def test_a_watch_polls_when_streams_cannot_be_opened(
-    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(poll, "EVERY", 0.05)
+def test_a_watch_polls_when_streams_cannot_be_opened(store: FirestoreStore, spy: Spy) -> None:
     spy.fault = lambda method, request: ("before", grpc.StatusCode.UNIMPLEMENTED) if method == "Listen" else None
     grid = Grid.create(store, 3, ("a",))
     with grid.manager().subscribe() as events:
@@ -207,9 +204,8 @@ def test_a_store_that_has_read_a_stream_keeps_trying_streams(store: FirestoreSto
 
 
 def test_polling_respects_its_read_limit(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll, "EVERY", 0.01)
-    monkeypatch.setattr(poll, "DOCUMENTS_A_SECOND", 10.0)
-    with FirestoreStore(address, timeout=10.0, transport="rest") as store:
+    timings = Timings(poll_every=0.01, polled_documents=10.0)
+    with FirestoreStore(address, timeout=10.0, transport="rest", timings=timings) as store:
         grid = Grid.create(store, 3, ("a",))
         for row in range(3):
             grid.write("a", row, 5)

@@ -12,10 +12,15 @@ from firestore_kit import Documents, Spy
 
 from celery_statemanager import JobCancelled, JobNotFound, StoreUnavailable
 from celery_statemanager.records import Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore, jobs, latches
+from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, purge
 
-pytestmark = pytest.mark.usefixtures("long_memory")
+
+@pytest.fixture
+def timings() -> Timings:
+    """Let a process use a job as it last saw it for as long as a test takes."""
+    return Timings(job_memory=3_600.0)
 
 
 @pytest.fixture
@@ -24,15 +29,15 @@ def address(firestore_emulator: str) -> Address:
 
 
 @pytest.fixture
-def store(address: Address) -> Iterator[FirestoreStore]:
-    with FirestoreStore(address) as store:
+def store(address: Address, timings: Timings) -> Iterator[FirestoreStore]:
+    with FirestoreStore(address, timings=timings) as store:
         yield store
 
 
 @pytest.fixture
-def other(address: Address, spy: Spy) -> Iterator[FirestoreStore]:
+def other(address: Address, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
     """Give what another process has: it knows nothing of what the first one does."""
-    with spy.store(address) as other:
+    with spy.store(address, timings=timings) as other:
         yield other
 
 
@@ -73,16 +78,17 @@ def test_the_end_of_the_last_open_cell_settles_a_job_cancelled_elsewhere(
 
 
 def test_a_cancellation_reaches_a_writer_elsewhere_once_it_looks_again(
-    store: FirestoreStore, other: FirestoreStore, monkeypatch: pytest.MonkeyPatch
+    address: Address, store: FirestoreStore, other: FirestoreStore
 ) -> None:
-    grid = Grid.create(store, 2, ("a",))
-    elsewhere = grid.seen_by(other)
-    elsewhere.begin("a", 0)
-    grid.cancel("enough")
-    assert elsewhere.write("a", 0, 50, attempt=1).cell.version == 2
-    monkeypatch.setattr(jobs, "REMEMBERED_FOR", 0.0)
-    with pytest.raises(JobCancelled, match="enough"):
-        elsewhere.write("a", 0, 51, attempt=1)
+    remembered, expired = (Grid.create(store, 2, ("a",), job_id=name) for name in ("remembered", "expired"))
+    with FirestoreStore(address, timings=Timings(job_memory=0.0)) as forgetful:
+        remembers, forgets = remembered.seen_by(other), expired.seen_by(forgetful)
+        for grid, elsewhere in ((remembered, remembers), (expired, forgets)):
+            elsewhere.begin("a", 0)
+            grid.cancel("enough")
+        assert remembers.write("a", 0, 50, attempt=1).cell.version == 2
+        with pytest.raises(JobCancelled, match="enough"):
+            forgets.write("a", 0, 50, attempt=1)
 
 
 def test_what_a_straggler_writes_after_a_deletion_it_could_not_know_of_is_seen_by_nobody_and_collected(
@@ -127,11 +133,10 @@ def test_a_cell_that_begins_again_while_its_job_is_decided_is_not_overlooked(
     assert set(grid.end("a", 0).decided) == {"success", "settled"}
 
 
+@pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, check_after=-1.0, recheck_after=-1.0)])
 def test_the_claim_of_a_decider_that_died_is_made_by_the_next_who_looks(
-    store: FirestoreStore, other: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
+    store: FirestoreStore, other: FirestoreStore, spy: Spy
 ) -> None:
-    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
-    monkeypatch.setattr(latches, "FIRST", -1_000_000)
     ways = {
         "repetition": lambda grid: grid.write("a", 0, FINISHED, event_id="end"),
         "delivery": lambda grid: grid.begin("a", 0),
@@ -158,10 +163,8 @@ def test_the_claim_of_a_decider_that_died_is_made_by_the_next_who_looks(
         other._connection.timeout = 10.0
 
 
-def test_looks_at_jobs_that_run_are_few_and_far_between(
-    store: FirestoreStore, other: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
+@pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, check_after=-1.0)])
+def test_looks_at_jobs_that_run_are_few_and_far_between(store: FirestoreStore, other: FirestoreStore, spy: Spy) -> None:
     for number in range(3):
         Grid.create(store, 1, ("a",), job_id=f"job {number}")
     list(every_job(other, due=True))

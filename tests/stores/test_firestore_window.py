@@ -6,10 +6,8 @@ import subprocess
 import sys
 import uuid
 
-import pytest
-
 from celery_statemanager import open_store
-from celery_statemanager.stores.firestore import jobs, latches
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing.kit import FINISHED, Grid
 
@@ -42,13 +40,9 @@ class SweepActions:
         return 1
 
 
-def test_a_decision_that_was_never_made_is_made_by_the_sweep(
-    firestore_emulator: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "CHECK_AFTER", -1_000_000)
-    monkeypatch.setattr(latches, "FIRST", -1_000_000)
+def test_a_decision_that_was_never_made_is_made_by_the_sweep(firestore_emulator: str) -> None:
     url = f"firestore://test-{uuid.uuid4().hex[:12]}"
-    with open_store(url, timeout=20) as store:
+    with open_store(url, timeout=20, timings=Timings(check_after=-1.0, recheck_after=-1.0)) as store:
         grid = Grid.create(store, 1, ("a",), success="{}")
         killed = subprocess.run([sys.executable, "-c", WRITER, url], timeout=60, check=False)
         assert (killed.returncode, grid.cell("a", 0).status, grid.fallen) == (-9, FINISHED, set())

@@ -16,6 +16,7 @@ from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store,
 from celery_statemanager.garbage import Act, GarbageReport, Skip
 from celery_statemanager.leases import MOST_BYTES, Received, Report, cell_name
 from celery_statemanager.records import JobRecord, Submission
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing import FakeClock, StoreFactory, WrappedStore
 from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
 from celery_statemanager.testing.load import in_threads
@@ -26,13 +27,10 @@ TOMBSTONE = {"tombstone_age": 0.002, "delete_age": HOUR}
 LATER = {"tombstone_age": HOUR, "delete_age": 2 * HOUR}
 
 
-@pytest.fixture(autouse=True)
-def exact_activity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Firestore store the activity of each write: its delay of up to 45 s is too long for these tests."""
-    if "firestore" in request.node.name:
-        from celery_statemanager.stores.firestore import writer
-
-        monkeypatch.setattr(writer, "EVERY", 0)
+@pytest.fixture
+def timings() -> Timings:
+    """Make Firestore store the activity of each write; its delay of up to 45 s is too long for these tests."""
+    return Timings(poll_every=0.05, activity_every=0.0)
 
 
 def wait_until_idle(store: Store, *grids: Grid) -> None:
@@ -316,8 +314,8 @@ def test_ages_are_counted_from_the_last_write_by_the_stores_clock(store_factory:
     [
         (("30d", "30d"), "the delete age (30d) must be longer than the tombstone age (30d)"),
         (("4w", 3600), "the delete age (1h) must be longer than the tombstone age (28d)"),
-        (("30", "90d"), "tombstone age: not a length of time: '30' (no unit after 30)"),
-        (("30d", None), "delete age: a length of time is a text, seconds or a timedelta, not None"),
+        (("30", "90d"), "tombstone age: not a duration: '30' (no unit after 30)"),
+        (("30d", None), "delete age: a duration is a text, a number of seconds or a timedelta, not None"),
     ],
 )
 def test_invalid_ages_are_rejected(ages: tuple[Any, Any], words: str) -> None:

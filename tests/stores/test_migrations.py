@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from between import Between
 
-from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, migrate_jobs
+from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, migrations
 from celery_statemanager.manager import new_job
-from celery_statemanager.migrations import STEPS, MigrationReport, Skip, Steps, runner
+from celery_statemanager.migrations import STEPS, MigrationReport, Skip, Steps
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import Cell, JobKey, JobRecord
 from celery_statemanager.testing import StoreFactory, WrappedStore
@@ -22,6 +23,9 @@ from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, every_job,
 
 LATER = Steps()
 """Steps of a later release, with a gap at 5."""
+
+migrate_jobs = partial(migrations.migrate_jobs, batch_size=2)
+"""Rewrites the states of a job in several batches."""
 
 
 @LATER.states(1)
@@ -43,11 +47,6 @@ def remove_plus(_: JobRecord, cell: Cell) -> Cell:
 @LATER.states(6)
 def unreachable(_: JobRecord, cell: Cell) -> Cell:
     raise AssertionError
-
-
-@pytest.fixture(autouse=True)
-def rewrite_in_small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "AT_ONCE", 2)
 
 
 def create_job(store: Store, name: str = "job") -> Grid:
@@ -399,7 +398,7 @@ def test_concurrent_writers_and_migrations_lose_no_write(store: Store) -> None:
 CHILD = """
 import sys
 from celery_statemanager import migrate_jobs, open_store
-from celery_statemanager.migrations import Steps, runner
+from celery_statemanager.migrations import Steps
 from celery_statemanager.testing import WrappedStore
 
 class Reporting(WrappedStore):
@@ -413,8 +412,7 @@ class Reporting(WrappedStore):
 steps = Steps()
 steps.states(1)(lambda job, cell: cell)
 steps.states(2)(lambda job, cell: cell)
-runner.AT_ONCE = 20
-migrate_jobs(Reporting(open_store(sys.argv[1])), 2, steps=steps)
+migrate_jobs(Reporting(open_store(sys.argv[1])), 2, steps=steps, batch_size=20)
 """
 
 

@@ -1,4 +1,4 @@
-"""Overviews of jobs, on every store."""
+"""Overviews of jobs, over every store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 ENDS = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
 
-def test_each_job_has_its_phase_and_the_last_written_comes_first(store: Store) -> None:
+def test_each_job_is_in_its_phase_and_the_most_recently_written_comes_first(store: Store) -> None:
     for name in ("cancelled", "waiting", "running", "failing", "finished", "failed"):
         manager = Manager.create(store, name, num_tasks=2, tags=("b", "a"), task_index=1)
         if name in ("running", "failing"):
@@ -42,7 +42,7 @@ def test_a_job_with_rows_that_were_not_run_stays_failed_after_the_failed_cell_is
     assert (shown.summary.failed, shown.summary.not_run, shown.phase) == (0, 1, Phase.FAILED)
 
 
-def test_an_unknown_job_id_yields_similar_ones(store: Store) -> None:
+def test_similar_jobs_are_found_for_a_missing_one(store: Store) -> None:
     Manager.create(store, "etl-42", num_tasks=1)
     for token in ("monday", "tuesday"):
         Manager.create(store, "report", num_tasks=1, run_token=token)

@@ -13,7 +13,7 @@ import redis.crc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_statemanager import ConfigurationError, JobNotFound, Manager, Status, open_store
+from celery_statemanager import ConfigurationError, JobNotFound, Manager, Status, StoreContended, open_store
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.records import CALLBACK_ROW, JobKey, JobRef, Write
@@ -108,6 +108,46 @@ class TestCosts:
         client.config_resetstat()
         grid.write("a", 0, 7)
         assert calls(client)["evalsha"] == 2
+
+
+class TestPortions:
+    def test_open_attempts_of_one_job_are_read_in_portions(self, store, client):
+        grid = Grid.create(store, 1_300, ("a",))
+        for row in range(1_300):
+            grid.begin("a", row, owner="w")
+        client.config_resetstat()
+        assert {each.task_index for each in store.list_open_attempts()} == set(range(1_300))
+        made = calls(client)
+        assert made["sscan"] >= 3
+        assert "smembers" not in made
+
+    def test_worker_records_are_read_in_portions(self, store, client):
+        for number in range(300):
+            store.put_worker(f"w{number}", "x" * 100, 30)
+        client.config_resetstat()
+        assert sorted(each.worker_id for each in store.list_workers()) == sorted(f"w{number}" for number in range(300))
+        made = calls(client)
+        assert made["hscan"] >= 5
+        assert "hgetall" not in made
+
+
+class TestContention:
+    def test_an_adoption_of_a_job_that_gains_a_tag_at_each_try_pauses_and_ends(self, store, redis_server, prefix):
+        grid = Grid.create(store)
+        tries = []
+        with open_store(redis_server.url, prefix=prefix, timeout=0.5) as adopting:
+            run = adopting._server.run
+
+            def gain_a_tag_before(script, keys, args):
+                if script is adopting._scripts.adopt:
+                    tries.append(grid.write(f"tag {len(tries)}", 0, 5))
+                return run(script, keys, args)
+
+            adopting._server.run = gain_a_tag_before
+            with pytest.raises(StoreContended, match=r"job 'job' gained a tag .*gave up after 0\.5 s"):
+                adopting.adopt_job(grid.ref, "new")
+        assert 1 < len(tries) <= 12
+        assert grid.job.incarnation == grid.ref.incarnation
 
 
 class TestKeys:
@@ -395,7 +435,8 @@ class TestClients:
                     grid.begin("a", 1, owner="w")
                     seen = events.get(PATIENCE)
                 store.put_worker("w", "{}", 1.0)
-                found = [store.list_jobs().jobs, list(store.list_open_attempts()), store.list_workers(), grid.states()]
+                found = [store.list_jobs().jobs, list(store.list_open_attempts()), list(store.list_workers())]
+                found.append(grid.states())
                 read.append(
                     [len(each) for each in found] + [seen.state.status, str(grid.manager().summary().missing_indexes)]
                 )

@@ -40,12 +40,12 @@ def test_parse_duration_reads_every_unit(text, expected):
     [
         ("30", "no unit after 30"),
         ("1h30", "no unit after 30"),
-        ("30x", "time: '30x'; write"),
+        ("30x", "duration: '30x'; write"),
         ("1h bad", "at ' bad'"),
-        ("-3d", "time: '-3d'; write"),
-        ("d", "time: 'd'; write"),
-        ("٣d", "time: '٣d'; write"),
-        ("1M", "time: '1M'; write"),
+        ("-3d", "duration: '-3d'; write"),
+        ("d", "duration: 'd'; write"),
+        ("٣d", "duration: '٣d'; write"),
+        ("1M", "duration: '1M'; write"),
         ("", "above 0"),
         ("0d", "above 0"),
         ("0.0000001s", "above 0"),
@@ -71,7 +71,7 @@ def test_to_duration_rejects_numbers_that_are_not_positive_and_finite(value):
 
 @pytest.mark.parametrize("value", [True, None, b"30d", [30]])
 def test_to_duration_rejects_other_types(value):
-    with pytest.raises(TypeError, match="text, seconds or a timedelta"):
+    with pytest.raises(TypeError, match="a text, a number of seconds or a timedelta"):
         to_duration(value)
 
 

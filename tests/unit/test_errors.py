@@ -49,6 +49,7 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     errors.SubmitFailed("etl", 3, 7, "OSError: no"): (None, "3 of 7 messages: OSError: no; the job is cancelled"),
     errors.StoreError("text"): (None, "text"),
     errors.StoreUnavailable("text"): (ConnectionError, "text"),
+    errors.StoreContended("text"): (ConnectionError, "text"),
 }
 ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
 PUBLIC = [kind for kind in ALL if not kind.__name__.startswith("_")]

@@ -1,4 +1,4 @@
-"""Why a job is not done, in one sentence for each range of rows."""
+"""``explain`` gives one sentence for each range of open rows."""
 
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -6,14 +6,14 @@ from datetime import datetime, timezone
 import pytest
 
 from celery_statemanager import Status, leases
-from celery_statemanager.explain import NOBODY, explain
+from celery_statemanager.explain import NO_WORKER, explain
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.manager import Manager, new_event_id, new_job
 from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Submission, Write
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FakeClock
 
-UNSWEPT = "nobody swept ever, start a worker or beat, or run sweep-state"
+UNSWEPT = "no sweep yet, start a worker or beat, or run sweep-state"
 WORKER = "pod-3:4711:ab12"
 
 
@@ -37,7 +37,7 @@ def clock_time(moment):
     return datetime.fromtimestamp(moment // 1_000_000, timezone.utc).strftime("%H:%M:%S UTC")
 
 
-def told(store, job):
+def reasons(store, job):
     return [
         (each.tag, None if each.rows is None else str(each.rows), each.code, each.text) for each in explain(store, job)
     ]
@@ -48,86 +48,88 @@ def begin(store, job, tag, row, owner=WORKER, **kind):
 
 
 def test_rows_in_the_queue_and_rows_behind_a_stage(store, job):
-    assert told(store, job) == [
+    assert reasons(store, job) == [
         ("hash", "0-3", "waits", "waits for stage 'scan' of its row"),
-        ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NOBODY}"),
+        ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NO_WORKER}"),
     ]
 
 
-def test_that_no_worker_has_the_store_is_told_once_there_is_none(store, job, clock):
+def test_queued_rows_report_a_store_without_live_workers(store, job, clock):
     leases.renew(store, WORKER, Report(), 30.0)
-    assert ("scan", "0-3", "queued", "in the queue: no live worker has received it") in told(store, job)
+    assert ("scan", "0-3", "queued", "in the queue: no live worker has received it") in reasons(store, job)
     clock.advance(31)
-    assert ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NOBODY}") in told(store, job)
+    assert ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NO_WORKER}") in reasons(
+        store, job
+    )
 
 
 @pytest.mark.parametrize(("message", "fate"), [(None, "it is marked LOST"), ("m", "its message is sent again")])
-def test_rows_that_a_dead_worker_had_received_are_in_no_queue(store, job, clock, message, fate):
+def test_rows_that_a_dead_worker_had_received_are_lost(store, job, clock, message, fate):
     leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row, message) for row in (1, 2)]), 30.0)
     clock.advance(31)
     gone = f"received by a worker that is gone; {UNSWEPT}: {fate}"
-    assert ("scan", "1-2", "lost", gone) in told(store, job)
+    assert ("scan", "1-2", "lost", gone) in reasons(store, job)
     leases.renew(store, "pod-4:1:cd", Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
-    assert ("scan", "1", "lost", gone) in told(store, job)
+    assert ("scan", "1", "lost", gone) in reasons(store, job)
 
 
-def test_what_has_begun_comes_before_what_waits_for_it(store, job):
+def test_rows_in_progress_come_before_rows_that_wait_for_them(store, job):
     begin(store, job, "scan", 1)
-    assert [code for _, _, code, _ in told(store, job)] == ["lost", "waits", "queued"]
+    assert [code for _, _, code, _ in reasons(store, job)] == ["lost", "waits", "queued"]
 
 
 def test_rows_of_a_job_that_was_not_submitted(store):
     job = store.create_job(new_job("managers", 4, ("scan", "hash")))
     text = "never written; no task was submitted for it"
-    assert told(store, job) == [("hash", "0-3", "unwritten", text), ("scan", "0-3", "unwritten", text)]
+    assert reasons(store, job) == [("hash", "0-3", "unwritten", text), ("scan", "0-3", "unwritten", text)]
 
 
 def test_rows_that_a_worker_has_received(store, job):
     leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
-    assert ("scan", "2", "received", "received by a worker, which has not begun it") in told(store, job)
-    assert ("scan", "0-1,3", "queued", "in the queue: no live worker has received it") in told(store, job)
+    assert ("scan", "2", "received", "received by a worker, not begun") in reasons(store, job)
+    assert ("scan", "0-1,3", "queued", "in the queue: no live worker has received it") in reasons(store, job)
 
 
 def test_rows_that_a_worker_may_have_received_without_listing_them(store, job):
     rows = [Received(job.ref, "scan", 2, "x" * size) for size in (1, leases.MOST_BYTES)]
     leases.renew(store, WORKER, Report(received=rows), 30.0)
-    text = "in the queue: no live worker has received it, or it is among the many that one holds and does not list"
-    assert ("scan", "0-1,3", "queued", text) in told(store, job)
+    text = "in the queue: no live worker has received it, or one has received it and does not list it, because it holds too many"
+    assert ("scan", "0-1,3", "queued", text) in reasons(store, job)
 
 
-def test_a_running_row_tells_worker_attempt_and_age(store, job, clock):
+def test_a_running_row_reports_worker_attempt_and_age(store, job, clock):
     begin(store, job, "scan", 1)
     clock.advance(94)
     leases.renew(store, WORKER, Report([cell_name(job.ref, "scan", 1)]), 30.0)
     clock.advance(9)
     until = clock_time(leases.workers(store)[WORKER].lease_until)
     expected = f"running on pod-3, worker pid 4711, attempt 1, last write 103 s ago, lease until {until} (21 s more)"
-    assert ("scan", "1", "running", expected) in told(store, job)
+    assert ("scan", "1", "running", expected) in reasons(store, job)
 
 
 @pytest.mark.parametrize(("kept", "fate"), [(None, "it is marked LOST"), ("message", "its message is sent again")])
-def test_a_lost_row_tells_when_it_is_swept_and_what_becomes_of_it(store, job, clock, kept, fate):
+def test_a_lost_row_reports_the_next_sweep_and_its_effect(store, job, clock, kept, fate):
     begin(store, job, "scan", 1, kept=kept)
     clock.advance(600)
     leases.try_acquire(store, "w2", 15.0)
-    gone = "lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is gone or has forgotten it"
+    gone = "lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is gone or no longer lists it"
     swept = clock_time(store.now() + 15_000_000)
-    assert ("scan", "1", "lost", f"{gone}; swept at {swept}: {fate}") in told(store, job)
+    assert ("scan", "1", "lost", f"{gone}; swept at {swept}: {fate}") in reasons(store, job)
 
 
-def test_that_nobody_sweeps_is_told_with_the_mend(store, job, clock):
+def test_a_missing_sweep_is_reported_with_a_hint(store, job, clock):
     begin(store, job, "scan", 1)
     clock.advance(600)
 
     def when():
-        return next(text for _, _, code, text in told(store, job) if code == "lost").partition("; ")[2]
+        return next(text for _, _, code, text in reasons(store, job) if code == "lost").partition("; ")[2]
 
-    assert when() == "nobody swept ever, start a worker or beat, or run sweep-state: it is marked LOST"
+    assert when() == "no sweep yet, start a worker or beat, or run sweep-state: it is marked LOST"
     leases.try_acquire(store, "w2", 15.0)
     clock.advance(20)
     assert when() == f"swept at {clock_time(store.now())}: it is marked LOST"
     clock.advance(30)
-    assert when() == "nobody swept for 50 s, start a worker or beat, or run sweep-state: it is marked LOST"
+    assert when() == "no sweep for 50 s, start a worker or beat, or run sweep-state: it is marked LOST"
 
 
 def test_a_row_that_waits_for_a_retry(store, job):
@@ -148,39 +150,39 @@ def test_a_row_that_waits_for_a_retry(store, job):
         "1",
         "retrying",
         "waits for its next delivery: retry 1 of 3: OSError: no, last write 0 s ago",
-    ) in told(store, job)
+    ) in reasons(store, job)
 
 
-def test_a_manager_and_its_attempt(store, job):
+def test_rows_written_by_a_manager(store, job):
     Manager.open(store, "why", task_index=0).set_state("scan", 5)
     Manager.open(store, "why", task_index=1).begin("scan")
-    assert ("scan", "0", "written", "written by a Manager, last write 0 s ago") in told(store, job)
-    assert ("scan", "1", "running", "attempt 1 of a Manager or an eager run, last write 0 s ago") in told(store, job)
+    assert ("scan", "0", "written", "written by a Manager, last write 0 s ago") in reasons(store, job)
+    assert ("scan", "1", "running", "attempt 1 of a Manager or an eager run, last write 0 s ago") in reasons(store, job)
 
 
-def test_a_publisher_at_work_and_a_dead_one(store, clock):
+def test_rows_of_a_live_and_of_a_dead_publisher(store, clock):
     publishing = Submission(published=1, done=False, alive_until=store.now() + 60_000_000)
     job = store.create_job(replace(new_job("half", 3, ("a",)), submission=publishing))
-    assert ("a", "1-2", "unpublished", "being published") in told(store, job)
+    assert ("a", "1-2", "unpublished", "being published") in reasons(store, job)
     clock.advance(61)
-    assert told(store, job)[0][3] == "never published: its publisher is gone; " + UNSWEPT + ": the job is cancelled"
+    assert reasons(store, job)[0][3] == "never published: its publisher is gone; " + UNSWEPT + ": the job is cancelled"
 
 
-def test_callbacks_from_decision_to_end(store, job, clock):
+def test_a_callback_from_its_decision_to_its_end(store, job, clock):
     for row in range(4):
         for tag in ("scan", "hash"):
             Manager.open(store, "why", task_index=row).set_state(tag, Status.FINISHED)
     clock.advance(5)
-    assert told(store, job) == [
+    assert reasons(store, job) == [
         ("settled", None, "callback", "decided 5 s ago, not published; " + UNSWEPT + ": it is sent")
     ]
     fresh = store.get_job(job.key)
     latches = {**fresh.latches, "settled": replace(fresh.latches["settled"], published_at=store.now())}
     store.update_job(replace(fresh, latches=latches))
-    assert told(store, job) == [("settled", None, "callback", "decided 5 s ago, published, not begun")]
+    assert reasons(store, job) == [("settled", None, "callback", "decided 5 s ago, published, not begun")]
     begin(store, job, "settled", CALLBACK_ROW)
     leases.renew(store, WORKER, Report([cell_name(job.ref, "settled", CALLBACK_ROW)]), 30.0)
-    assert told(store, job)[0][3].startswith("running on pod-3")
+    assert reasons(store, job)[0][3].startswith("running on pod-3")
     failed = Write(
         tag="settled",
         task_index=CALLBACK_ROW,
@@ -191,10 +193,10 @@ def test_callbacks_from_decision_to_end(store, job, clock):
         ends_attempt=True,
     )
     store.write(job.ref, failed)
-    assert told(store, job) == [("settled", None, "callback", "ended FAILED: ValueError: no")]
+    assert reasons(store, job) == [("settled", None, "callback", "ended FAILED: ValueError: no")]
 
 
-def test_nothing_is_open_in_a_settled_job(store):
+def test_a_settled_job_has_no_reasons(store):
     job = Manager.create(store, "done", num_tasks=1, task_index=0, tags=("a",))
     job.set_state("a", Status.FINISHED)
     assert explain(store, store.get_job(job.ref.key)) == []

@@ -6,10 +6,13 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from celery_statemanager import Job, Manager, State, SynchronizeTimeout, open_store
+from celery_statemanager.testing import FaultyStore
 from celery_statemanager.testing.kit import PATIENCE
 
 TIMES = 10_000
@@ -50,6 +53,61 @@ def test_documented_parameters_are_positional_in_the_documented_order(
 ) -> None:
     _, *given = inspect.signature(method).parameters.values()
     assert [each.name for each in given if each.kind is each.POSITIONAL_OR_KEYWORD] == expected
+
+
+def test_a_uuid_is_a_job_id_and_a_run_token() -> None:
+    store, job_id, run_token = open_store("memory://"), uuid4(), uuid4()
+    created = Manager.create(store, job_id, num_tasks=1, run_token=run_token)
+    assert (created.job_id, created.run_token) == (str(job_id), str(run_token))
+    for names in ((job_id, run_token), (str(job_id), str(run_token))):
+        assert Manager.open(store, names[0], run_token=names[1]).ref == created.ref
+
+
+@pytest.mark.parametrize("job_id", [5, b"etl", 5.0, ["etl"]])
+def test_what_is_no_name_is_no_job_id(job_id: Any) -> None:
+    with pytest.raises(TypeError, match="job_id must be a string or a UUID, not"):
+        Manager.create(open_store("memory://"), job_id, num_tasks=1)
+
+
+READS: dict[str, Callable[[Manager], object]] = {
+    "get_state": lambda manager: manager.get_state("a"),
+    "get_state of a cell": lambda manager: manager.get_state("a", 0),
+    "summary": lambda manager: manager.summary("a"),
+    "list_states": lambda manager: manager.list_states("a"),
+}
+
+
+@pytest.mark.parametrize("tags", [("a",), None], ids=["planned", "without a plan"])
+@pytest.mark.parametrize("read", READS)
+def test_a_known_tag_is_read_by_one_call_though_nobody_has_written_it(
+    monkeypatch: pytest.MonkeyPatch, read: str, tags: tuple[str, ...] | None
+) -> None:
+    calls: list[str] = []
+    store = FaultyStore(open_store("memory://"))
+    manager = Manager.create(store, "job", num_tasks=2, tags=tags)
+    calling = store.calling
+    monkeypatch.setattr(store, "calling", lambda method, call: (calls.append(method), calling(method, call))[1])
+    READS[read](manager)
+    assert len(calls) == 1
+
+
+def test_an_unplanned_tag_that_was_written_is_read_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    store = FaultyStore(open_store("memory://"))
+    manager = Manager.create(store, "job", num_tasks=1, task_index=0, tags=("planned",))
+    manager.set_state("a", 5)
+    calling = store.calling
+    monkeypatch.setattr(store, "calling", lambda method, call: (calls.append(method), calling(method, call))[1])
+    for read in READS.values():
+        read(manager)
+    assert len(calls) == len(READS)
+
+
+def test_so_many_tags_are_named_as_there_is_room_for() -> None:
+    manager = Manager.create(open_store("memory://"), "job", num_tasks=1, tags=[f"tag-{n}" for n in range(500)])
+    with pytest.raises(ValueError, match=r"'tag-0', 'tag-1', .* and 490 more") as caught:
+        manager.get_state("typo")
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.usefixtures("fast_thread_switching")

@@ -10,12 +10,9 @@ from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject
 
 from celery_statemanager import Manager, StatefulTask, StateManager, Status
-from celery_statemanager.integration.backlog import backlog
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.testing.contract_signals import broken_off, ours
 from celery_statemanager.testing.kit import PATIENCE
-
-pytestmark = pytest.mark.usefixtures("holds_nothing")
 
 
 def succeed(self):
@@ -64,7 +61,7 @@ def run_interrupted(run, number):
 def test_a_soft_time_limit_during_a_write_does_not_lose_the_end_state(body, status):
     app = Celery("interrupted", broker="memory://", set_as_current=False, statemanager_store_url="memory://")
     states = StateManager(app)
-    task = app.task(bind=True, base=StatefulTask, name="task")(body)
+    task = app.task(bind=True, base=StatefulTask, name="task", shared=False)(body)
     trace = build_tracer(task.name, task, app=app)
     number, interrupted = 0, True
     while interrupted:
@@ -72,7 +69,7 @@ def test_a_soft_time_limit_during_a_write_does_not_lose_the_end_state(body, stat
         binding = Binding(job.ref, 0, "work")
         request = {"id": binding.celery_task_id, HEADER: binding.to_header(), "delivery_info": {}, "retries": 0}
         interrupted, limited = run_interrupted(partial(trace, binding.celery_task_id, (), {}, request), number)
-        backlog.flush(PATIENCE)
+        states.backlog.flush(PATIENCE)
         assert not states.store.get_cell(job.ref, "work", 0).open, number
         assert job.get_state("work", 0).status == (Status.TIMED_OUT if limited else status), number
         number += 1

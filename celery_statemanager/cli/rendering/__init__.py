@@ -1,1 +1,1 @@
-"""What commands print: lines for programs, lines for people, and the live picture."""
+"""Render job states: JSON lines, tables and the live display."""

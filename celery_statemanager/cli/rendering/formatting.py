@@ -1,4 +1,4 @@
-"""Numbers, times and statuses as people read them. Pure."""
+"""Format numbers, times, rows and statuses for people. Pure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from celery_statemanager.models import Status, status_name
 
 
 def number(value: int) -> str:
-    """Give ``12,312``."""
+    """Return a number like ``12,312``."""
     return f"{value:,}"
 
 
 def counted(value: int, noun: str) -> str:
-    """Give ``1 task`` and ``2 tasks``."""
+    """Return a number with its noun: ``1 task``, ``2 tasks``."""
     return f"{number(value)} {noun}{'' if value == 1 else 's'}"
 
 
 def percent(fraction: float) -> str:
-    """Give ``62%``, rounded down: 100% only when all is done."""
+    """Return a percentage like ``62%``, rounded down: 100% only when everything is done."""
     return f"{math.floor(100 * fraction + 1e-9)}%"
 
 
 def duration(seconds: float) -> str:
-    """Give ``42s``, ``2m 14s``, ``3h 05m``, ``5d 03h``."""
+    """Return a duration like ``42s``, ``2m 14s``, ``3h 05m`` or ``5d 03h``."""
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """Give a duration in one unit: ``now``, ``14s``, ``3m``, ``2h``, ``5d``."""
+    """Return an age in one unit: ``now``, ``14s``, ``3m``, ``2h`` or ``5d``."""
     whole = int(seconds)
     if whole < 1:
         return "now"
@@ -45,12 +45,12 @@ def age(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """Give ``now``, or an age with its word: ``14s ago``."""
+    """Return ``now`` or an age like ``14s ago``."""
     return f"{age(seconds)} ago" if seconds >= 1 else "now"
 
 
 def rate(per_second: float) -> str:
-    """Give ``4.1/s``, ``25/min`` or ``3/h``."""
+    """Return a rate like ``4.1/s``, ``25/min`` or ``3/h``."""
     for scale, unit in ((1, "s"), (60, "min"), (3600, "h")):
         value = per_second * scale
         if value >= 1 or unit == "h":
@@ -58,19 +58,24 @@ def rate(per_second: float) -> str:
     raise AssertionError
 
 
-def ranges(rows: IndexSet, columns: int, ellipsis: str) -> str:
-    """Give rows as ranges, cut at a comma where there are too many; with their number where it is not plain."""
+def ranges(rows: IndexSet, columns: int, ellipsis: str, total: int | None = None) -> str:
+    """Return rows as ranges, cut at a comma if they are too long, with their number if it is not obvious.
+
+    Args:
+        total: the number of rows, if ``rows`` are only the first of them.
+    """
     text = str(rows)
-    plain = len(rows.ranges) <= 1 and len(rows) <= 2
-    count = "" if plain else f" ({number(len(rows))})"
-    if len(text) + len(count) <= columns:
+    size = len(rows) if total is None else total
+    obvious = len(rows.ranges) <= 1 and size <= 2
+    count = "" if obvious else f" ({number(size)})"
+    if size == len(rows) and len(text) + len(count) <= columns:
         return text + count
     kept = text[: max(columns - len(count) - len(ellipsis), 1)].rpartition(",")[0]
     return f"{kept},{ellipsis}{count}" if kept else f"{ellipsis}{count}"
 
 
 def status(code: int, fraction: float | None) -> str:
-    """Give a status's name, its percent where it has one, else its number."""
+    """Return the name of a status, its percentage, or its number."""
     if code < 0 or code in (Status.FINISHED, Status.NOT_STARTED) or not fraction:
         return status_name(code)
     return percent(fraction)

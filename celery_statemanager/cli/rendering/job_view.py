@@ -1,4 +1,4 @@
-"""Everything about one job, for ``show-state``. Pure."""
+"""Render everything about one job, for ``show-state``. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from datetime import datetime, timezone
 from celery_statemanager.cli.model import Column, Counts
 from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.bars import tag_lines
+from celery_statemanager.cli.rendering.final_summary import failure_lines
 from celery_statemanager.cli.rendering.frame import WIDEST
 from celery_statemanager.cli.rendering.header import counts_line
 from celery_statemanager.cli.rendering.jobs import PHASE_STYLES, name
 from celery_statemanager.cli.rendering.lines import Table
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, joined, left, width
+from celery_statemanager.failures import FailureReport
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, status_name
 from celery_statemanager.overview import Overview
@@ -24,11 +26,11 @@ _LABEL = 12
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """One of a job's latches, and what became of the callback that waits for it.
+    """One of a job's latches and its callback.
 
     Attributes:
-        task: the callback's name; None where there is none, and only the decision falls.
-        cell: its run; None until it began.
+        task: the name of the callback's task; None without a callback.
+        cell: its run; None until it has begun.
     """
 
     latch: Latch
@@ -37,36 +39,40 @@ class Callback:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class JobView:
     """What is shown of a job.
 
     Attributes:
         callbacks: by the latch's name.
-        states: of some rows, failed ones first.
-        hidden: how many failed and running cells there are beside them.
+        states: of some cells, failed ones first, for programs.
+        running: of some running cells.
+        hidden: the number of failed and running cells that are not among them.
+        failures: failed cells by cause; not all cells, if there are many.
         now: by the store's clock.
     """
 
     overview: Overview
     callbacks: dict[str, Callback]
     states: list[State] = field(default_factory=list)
+    running: list[State] = field(default_factory=list)
     hidden: int = 0
+    failures: FailureReport = field(default_factory=lambda: FailureReport([]))
     now: datetime = datetime.min.replace(tzinfo=timezone.utc)
 
 
-def card_lines(card: Card, columns: int, glyphs: Glyphs) -> list[Line]:
-    """Give the lines, none wider than ``columns``."""
+def job_lines(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:
+    """Return the lines, at most ``columns`` wide."""
     body = min(columns, WIDEST)
-    lines = [_title(card, glyphs), [], *_facts(card, glyphs)]
-    lines += [[], *_tags(card, body, glyphs)] if card.overview.tags else []
-    for block in (_callbacks(card), _states(card, columns, glyphs)):
-        told = list(block)
-        lines += [[], *told] if told else []
+    lines = [_title(view, glyphs), [], *_facts(view, glyphs)]
+    lines += [[], *_tags(view, body, glyphs)] if view.overview.tags else []
+    for block in (_callbacks(view), _failures(view, columns, glyphs), _running(view, columns, glyphs)):
+        found = list(block)
+        lines += [[], *found] if found else []
     return [cut(line, columns, glyphs.ellipsis) for line in lines]
 
 
-def _title(card: Card, glyphs: Glyphs) -> Line:
-    shown = card.overview
+def _title(view: JobView, glyphs: Glyphs) -> Line:
+    shown = view.overview
     parts: list[Line] = [
         [Span(name(shown.job, glyphs), "head")],
         [Span(formatting.counted(shown.job.num_tasks, "task"), "dim")],
@@ -75,63 +81,63 @@ def _title(card: Card, glyphs: Glyphs) -> Line:
     return joined(parts, f" {glyphs.dot} ")
 
 
-def _facts(card: Card, glyphs: Glyphs) -> Iterator[Line]:
-    job = card.overview.job
-    yield [_label("cells"), *counts_line(Counts.from_summary(card.overview.summary), glyphs, zeros=False)]
-    yield _moment(card, "created", job.created_at)
-    yield _moment(card, "last write", job.last_activity)
+def _facts(view: JobView, glyphs: Glyphs) -> Iterator[Line]:
+    job = view.overview.job
+    yield [_label("cells"), *counts_line(Counts.from_summary(view.overview.summary), glyphs, zeros=False)]
+    yield _moment(view, "created", job.created_at)
+    yield _moment(view, "last write", job.last_activity)
     failed = job.latches["failure"].decided_at
-    if failed is not None and not card.callbacks["failure"].task:
-        yield [*_moment(card, "failing", failed), Span(": the first cell failed for good")]
+    if failed is not None and not view.callbacks["failure"].task:
+        yield [*_moment(view, "failing", failed), Span(": the first cell failed permanently")]
     settled = job.latches["settled"].decided_at
     if settled is not None:
         yield [
-            *_moment(card, "settled", settled),
+            *_moment(view, "settled", settled),
             Span(f", after {formatting.duration((settled - job.created_at) / 1e6)}"),
         ]
     if job.cancelled is not None:
         reason = clean(job.cancelled.reason or "no reason given")
-        yield [*_moment(card, "cancelled", job.cancelled.at), Span(f": {reason}", "warn")]
+        yield [*_moment(view, "cancelled", job.cancelled.at), Span(f": {reason}", "warn")]
     if job.submission is not None:
-        yield _submission(card)
+        yield _submission(view)
     if job.tombstoned_at is not None:
-        yield [*_moment(card, "deleted", job.tombstoned_at), Span(": hidden from lists, collected later", "warn")]
+        yield [*_moment(view, "deleted", job.tombstoned_at), Span(": hidden from listings, deleted later", "warn")]
     if job.plan is None:
         yield [_label("plan"), Span("none: every row is expected under every tag seen", "dim")]
 
 
-def _submission(card: Card) -> Line:
-    job, submission = card.overview.job, card.overview.job.submission
+def _submission(view: JobView) -> Line:
+    job, submission = view.overview.job, view.overview.job.submission
     assert submission is not None
     sent = f"{formatting.number(submission.published)} of {formatting.counted(job.num_tasks, 'message')}"
     line: Line = [_label("submitted"), Span(sent)]
     if not submission.done:
-        alive = to_datetime(submission.alive_until) > card.now
-        line.append(Span(", goes on" if alive else ", its publisher is gone", "busy" if alive else "bad"))
+        alive = to_datetime(submission.alive_until) > view.now
+        line.append(Span(", in progress" if alive else ", its publisher is gone", "busy" if alive else "bad"))
     return line
 
 
-def _tags(card: Card, columns: int, glyphs: Glyphs) -> list[Line]:
-    tags = card.overview.tags
+def _tags(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:
+    tags = view.overview.tags
     labels = min(max(width(clean(tag)) for tag in tags), 24, columns // 4)
     shown = [(Column(tag, IndexSet(), counts=True), Counts.from_summary(summary)) for tag, summary in tags.items()]
     return tag_lines(shown, columns, labels, glyphs)
 
 
-def _callbacks(card: Card) -> Iterator[Line]:
-    told = {latch: each for latch, each in card.callbacks.items() if each.task}
-    wide = max((width(clean(each.task)) for each in told.values() if each.task), default=1)
-    for latch, each in told.items():
+def _callbacks(view: JobView) -> Iterator[Line]:
+    shown = {latch: each for latch, each in view.callbacks.items() if each.task}
+    wide = max((width(clean(each.task)) for each in shown.values() if each.task), default=1)
+    for latch, each in shown.items():
         task = left(clean(each.task or ""), min(wide, 30))
-        yield [_label(f"on_{latch}"), Span(f"{task}  "), *_fate(card, latch, each)]
+        yield [_label(f"on_{latch}"), Span(f"{task}  "), *_fate(view, latch, each)]
 
 
-def _fate(card: Card, latch: str, each: Callback) -> Line:
+def _fate(view: JobView, latch: str, each: Callback) -> Line:
     decided = each.latch.decided_at
     if decided is None:
-        settled = card.overview.job.settled and latch != "settled"
+        settled = view.overview.job.settled and latch != "settled"
         return [Span("will not be called" if settled else "not decided yet", "dim")]
-    ago = f"decided {_ago(card, decided)}"
+    ago = f"decided {_ago(view, decided)}"
     if each.cell is None:
         return [Span(f"{ago}, {'not published yet' if each.latch.due else 'published, not begun'}", "busy")]
     message = f": {clean(each.cell.message)}" if each.cell.message else ""
@@ -139,28 +145,30 @@ def _fate(card: Card, latch: str, each: Callback) -> Line:
     return [Span(f"{ago}, "), Span(status_name(each.cell.status), style), Span(message)]
 
 
-def _states(card: Card, columns: int, glyphs: Glyphs) -> Iterator[Line]:
-    if not card.states:
-        return
-    table = Table(card.overview.job, columns, glyphs)
-    yield table.head()
-    yield from map(table.row, card.states)
-    if card.hidden:
-        yield [
-            Span(
-                f"{glyphs.ellipsis} and {formatting.number(card.hidden)} more, failed or running: --limit shows them",
-                "dim",
-            )
-        ]
+def _failures(view: JobView, columns: int, glyphs: Glyphs) -> Iterator[Line]:
+    """Yield the failures by cause, the cause before the stages that were not run because of it."""
+    yield from failure_lines(view.failures, columns, glyphs, tags=len(view.overview.columns) > 1)
 
 
-def _moment(card: Card, label: str, microseconds: int) -> Line:
+def _running(view: JobView, columns: int, glyphs: Glyphs) -> Iterator[Line]:
+    """Yield a table of running cells."""
+    if view.running:
+        table = Table(view.overview.job, columns, glyphs)
+        yield table.header()
+        yield from map(table.row, view.running)
+    hidden = sum(map(len, (column.running or () for column in view.overview.columns))) - len(view.running)
+    if hidden > 0:
+        count = formatting.number(hidden)
+        yield [Span(f"{glyphs.ellipsis} and {count} more running: --limit shows them", "dim")]
+
+
+def _moment(view: JobView, label: str, microseconds: int) -> Line:
     moment = to_datetime(microseconds).astimezone()
-    return [_label(label), Span(f"{moment:%Y-%m-%d %H:%M:%S}, {_ago(card, microseconds)}")]
+    return [_label(label), Span(f"{moment:%Y-%m-%d %H:%M:%S}, {_ago(view, microseconds)}")]
 
 
-def _ago(card: Card, microseconds: int) -> str:
-    return formatting.ago((card.now - to_datetime(microseconds)).total_seconds())
+def _ago(view: JobView, microseconds: int) -> str:
+    return formatting.ago((view.now - to_datetime(microseconds)).total_seconds())
 
 
 def _label(text: str) -> Span:

@@ -1,4 +1,4 @@
-"""A list of jobs as aligned columns. Pure."""
+"""Render a list of jobs as aligned columns. Pure."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PHASE_STYLES = {
 
 _HEAD = ("STATUS", "DONE", "FINISHED", "FAILED", "LAST WRITE")
 _SHORTEST = 12
-"""Columns that a job's name has at least."""
+"""Minimum width of a job's name."""
 
 
 def job_table(listed: Sequence[Overview], now: datetime, columns: int, glyphs: Glyphs) -> list[Line]:
-    """Give a head and a line a job, none wider than ``columns``; the name gets what the numbers leave."""
+    """Return a header and a line for each job, at most ``columns`` wide; names get the space beside the numbers."""
     rows = [_cells(each, now) for each in listed]
     widths = [max(map(len, column)) for column in zip(_HEAD, *rows)]
     names = [name(each.job, glyphs) for each in listed]
@@ -46,13 +46,13 @@ def job_table(listed: Sequence[Overview], now: datetime, columns: int, glyphs: G
 
 
 def name(job: JobRecord, glyphs: Glyphs) -> str:
-    """Give a job's name as people tell runs apart; a job marked deleted is hidden, and says so."""
+    """Return a job's name with its run token and, if it is marked deleted, the word hidden."""
     run = "" if job.run_token is None else f" {glyphs.dot} run {clean(job.run_token)}"
     return clean(job.job_id) + run + (" (hidden)" if job.tombstoned_at is not None else "")
 
 
 def named(before: str, job: JobRecord, after: str, columns: int, glyphs: Glyphs) -> str:
-    """Give a job's name between words; a long one is cut, so that the words are seen."""
+    """Return a job's name between two texts; a long name is shortened so that both texts stay visible."""
     room = columns - width(before) - width(after)
     return f"{before}{fit(name(job, glyphs), max(room, _SHORTEST), glyphs.ellipsis)}{after}"
 
@@ -69,5 +69,5 @@ def _cells(each: Overview, now: datetime) -> tuple[str, ...]:
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The first column is a word, the others are numbers."""
+    """Align the first column, a word, to the left and the numbers to the right."""
     return [left(cells[0], widths[0]), *(right(cell, wide) for cell, wide in zip(cells[1:], widths[1:]))]

@@ -1,4 +1,4 @@
-"""One line a change: JSON for programs, aligned columns for people; and where lines go."""
+"""Write lines to standard output: JSON for programs, aligned columns for people."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from celery_statemanager.cli.rendering.text import (
     Span,
     clean,
     cut,
+    encodable,
     glyphs_for,
     left,
     plain,
-    sayable,
     width,
 )
 from celery_statemanager.codec import compact, event_to_wire
@@ -42,7 +42,7 @@ STYLES: dict[str, dict[str, object]] = {
 class Output:
     """Standard output, flushed after each line.
 
-    Raises: BrokenPipeError – the reader has gone.
+    Raises: BrokenPipeError – the reader is gone.
     """
 
     def __init__(self, *, no_color: bool = False) -> None:
@@ -56,32 +56,32 @@ class Output:
 
     @property
     def size(self) -> os.terminal_size:
-        """The terminal's size, or that of a plain pipe."""
+        """The terminal's size, or a default for a pipe."""
         return shutil.get_terminal_size((PIPE_WIDTH, 24))
 
     def record(self, text: str) -> None:
-        """Write JSON text, which is UTF-8 everywhere."""
+        """Write JSON text, in UTF-8 whatever the terminal's encoding."""
         self._bytes.write(text.encode() + b"\n")
         self._bytes.flush()
 
     def line(self, line: Line) -> None:
-        """Write a line, in colour where that is seen."""
+        """Write a line, in colour on a terminal that shows it."""
         text = painted(line) if self.colour else plain(line)
-        self._bytes.write(sayable(text, self.encoding).encode(self.encoding) + b"\n")
+        self._bytes.write(encodable(text, self.encoding).encode(self.encoding) + b"\n")
         self._bytes.flush()
 
     def fitted(self, line: Line) -> None:
-        """Write a line, cut where the terminal ends."""
+        """Write a line, shortened to the terminal's width."""
         self.line(cut(line, self.size.columns, self.glyphs.ellipsis))
 
     def check(self) -> None:
-        """Find out without writing whether anybody still reads."""
+        """Check without writing whether the reader is still there."""
         if self._poll is not None and self._poll.poll(0):
             raise BrokenPipeError
 
 
 class Table:
-    """Aligned columns: time, task, tag, status, message."""
+    """Render states as aligned columns: time, task, tag, status, message."""
 
     def __init__(self, job: JobRecord, columns: int, glyphs: Glyphs) -> None:
         self.columns = columns
@@ -92,33 +92,33 @@ class Table:
         today = datetime.now(timezone.utc).astimezone().date()
         self._time = "%H:%M:%S" if to_datetime(job.created_at).astimezone().date() == today else "%m-%d %H:%M:%S"
 
-    def head(self) -> Line:
-        """Give the line of the columns' names."""
+    def header(self) -> Line:
+        """Return the line with the names of the columns."""
         time = left("TIME", len(datetime.now(timezone.utc).strftime(self._time)))
         return [Span(f"{time}  {'TASK':>{self._index}}  {left('TAG', self._tag)}  {'STATUS':<11}  MESSAGE", "dim")]
 
     def row(self, state: State) -> Line:
-        """Give the line of a change."""
+        """Return the line of a state."""
         moment = state.timestamp.astimezone().strftime(self._time) if state.timestamp else ""
         tag = left(clean(state.tag), self._tag, self._glyphs.ellipsis)
         style = "good" if state.finished else "bad" if state.failed else ""
-        again = f"attempt {state.attempt} {self._glyphs.dot} " if state.attempt > 1 else ""
+        attempt = f"attempt {state.attempt} {self._glyphs.dot} " if state.attempt > 1 else ""
         line = [
             Span(f"{moment}  ", "dim"),
             Span(f"{state.task_index:>{self._index}}  {tag}  "),
             Span(f"{formatting.status(state.status, state.fraction):<11}", style),
-            Span(f"  {again}{clean(state.message or '')}"),
+            Span(f"  {attempt}{clean(state.message or '')}"),
         ]
         return cut(line, self.columns, self._glyphs.ellipsis)
 
 
 def json_text(event: StateEvent) -> str:
-    """Give a delivery as one line of JSON."""
+    """Return an event as one line of JSON."""
     return compact(event_to_wire(event))
 
 
 def painted(line: Line) -> str:
-    """Give a line with the escape sequences of its colours."""
+    """Return the text of a line with the escape sequences of its colours."""
     return "".join(
         click.style(span.text, **STYLES[span.style]) if span.style else span.text  # type: ignore[arg-type]
         for span in line
@@ -126,7 +126,7 @@ def painted(line: Line) -> str:
 
 
 def _hang_up_poll() -> select.poll | None:
-    """Watch for the other end of a pipe being closed; None where standard output is no file."""
+    """Return a poll for the other end of a pipe being closed; None if standard output is not a file."""
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):

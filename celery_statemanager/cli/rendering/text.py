@@ -1,4 +1,4 @@
-"""Text that fits a terminal: measured, cut, cleaned, with a style's name beside it. Pure."""
+"""Measure, cut and clean styled text for a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """Some characters of one style: ``good``, ``busy``, ``bad``, ``warn``, ``dim``, ``head`` or none."""
+    """Characters in one style: ``good``, ``busy``, ``bad``, ``warn``, ``dim``, ``head`` or none."""
 
     text: str
     style: str = ""
@@ -20,15 +20,16 @@ Line = list[Span]
 
 @dataclass(frozen=True)
 class Glyphs:
-    """The characters of a picture; the four of a bar differ where colour does not tell them apart.
+    """The characters to draw with; without colour, the segments of a bar have different characters.
 
     Attributes:
-        half: half a column of a running bar; empty where there is none.
+        half: half a column of a running bar; may be empty.
     """
 
     finished: str
     running: str
     failed: str
+    not_run: str
     rest: str
     half: str
     tick: str
@@ -38,13 +39,13 @@ class Glyphs:
     ellipsis: str
 
 
-COLOURED = Glyphs("━", "━", "━", "─", "╸", "✓", "✗", "·", "×", "…")
-PLAIN = Glyphs("█", "▓", "×", "·", "", "✓", "✗", "·", "×", "…")
-ASCII = Glyphs("#", "=", "x", ".", "", "ok", "x", "-", "x", "~")
+COLOURED = Glyphs("━", "━", "━", "─", "─", "╸", "✓", "✗", "·", "×", "…")
+PLAIN = Glyphs("█", "▓", "×", "-", "·", "", "✓", "✗", "·", "×", "…")
+ASCII = Glyphs("#", "=", "x", "-", ".", "", "ok", "x", "-", "x", "~")
 
 
 def glyphs_for(encoding: str, *, colour: bool) -> Glyphs:
-    """Choose the characters that an encoding can say."""
+    """Return the characters that the encoding supports."""
     glyphs = COLOURED if colour else PLAIN
     try:
         "".join(vars(glyphs).values()).encode(encoding)
@@ -53,13 +54,13 @@ def glyphs_for(encoding: str, *, colour: bool) -> Glyphs:
     return glyphs
 
 
-def sayable(text: str, encoding: str) -> str:
-    """Put a question mark for what an encoding cannot say."""
+def encodable(text: str, encoding: str) -> str:
+    """Replace characters that the encoding does not support by question marks."""
     return text if text.isascii() else text.encode(encoding, "replace").decode(encoding)
 
 
 def clean(text: str) -> str:
-    """Make foreign text harmless in one line: blanks for line ends, nothing that moves a cursor or turns text round."""
+    """Make text printable on one line: spaces for line ends, no control or bidirectional characters."""
     if text.isprintable() and text.isascii():
         return text
     return "".join(
@@ -70,12 +71,12 @@ def clean(text: str) -> str:
 
 
 def width(text: str) -> int:
-    """Count the columns that clean text takes."""
+    """Return the number of columns that clean text occupies."""
     return len(text) if text.isascii() else sum(map(_columns, text))
 
 
 def fit(text: str, columns: int, ellipsis: str = "…") -> str:
-    """Cut text that is too wide."""
+    """Shorten text to a number of columns."""
     if width(text) <= columns:
         return text
     room = columns - width(ellipsis)
@@ -83,19 +84,19 @@ def fit(text: str, columns: int, ellipsis: str = "…") -> str:
 
 
 def left(text: str, columns: int, ellipsis: str = "…") -> str:
-    """Give exactly so many columns, text at the left."""
+    """Return text left-aligned in exactly this number of columns."""
     cut = fit(text, columns, ellipsis)
     return cut + " " * (columns - width(cut))
 
 
 def right(text: str, columns: int, ellipsis: str = "…") -> str:
-    """Give exactly so many columns, text at the right."""
+    """Return text right-aligned in exactly this number of columns."""
     cut = fit(text, columns, ellipsis)
     return " " * (columns - width(cut)) + cut
 
 
 def wrapped(text: str, columns: int, most: int, ellipsis: str = "…") -> list[str]:
-    """Break text into lines, after blanks and commas where there are any; at most so many, the last one cut."""
+    """Wrap text after spaces and commas into at most ``most`` lines; the last one is shortened."""
     lines: list[str] = []
     rest = text.strip()
     while len(lines) < most - 1 and width(rest) > columns:
@@ -108,12 +109,12 @@ def wrapped(text: str, columns: int, most: int, ellipsis: str = "…") -> list[s
 
 
 def width_of(line: Iterable[Span]) -> int:
-    """Count the columns of a line."""
+    """Return the number of columns of a line."""
     return sum(width(span.text) for span in line)
 
 
 def cut(line: Sequence[Span], columns: int, ellipsis: str = "…") -> Line:
-    """Cut a line that is too wide."""
+    """Shorten a line to a number of columns."""
     if width_of(line) <= columns:
         return list(line)
     kept: Line = []
@@ -126,15 +127,15 @@ def cut(line: Sequence[Span], columns: int, ellipsis: str = "…") -> Line:
 
 
 def spread(start: Line, end: Line, columns: int) -> list[Line]:
-    """Put two parts at the ends of one line or, where they do not fit, under each other."""
+    """Return two parts at the two ends of one line, or on two lines if they do not fit."""
     gap = columns - width_of(start) - width_of(end)
     if not end:
         return [start]
-    return [start, end] if gap < 2 else [[*start, Span(" " * gap), *end]]
+    return [start, [Span(" "), *end]] if gap < 2 else [[*start, Span(" " * gap), *end]]
 
 
 def joined(parts: Iterable[Line], separator: str) -> Line:
-    """Join parts of a line, a dim separator between them."""
+    """Join parts of a line with a dim separator."""
     line: Line = []
     for part in parts:
         line += [Span(separator, "dim"), *part] if line else part
@@ -142,7 +143,7 @@ def joined(parts: Iterable[Line], separator: str) -> Line:
 
 
 def plain(line: Iterable[Span]) -> str:
-    """Give the bare text of a line."""
+    """Return the text of a line without styles."""
     return "".join(span.text for span in line).rstrip()
 
 

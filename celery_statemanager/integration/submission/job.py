@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import cached_property
 from itertools import islice
 
 from celery_statemanager import barrier, completion
@@ -12,6 +11,7 @@ from celery_statemanager.errors import WaitTimeout
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.locked import LockedProperty
 from celery_statemanager.limits import check_message, check_timeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State, Summary
@@ -51,7 +51,7 @@ class Job:
         """The planned tags, in the order they first run."""
         return self.manager.tags
 
-    @cached_property
+    @LockedProperty
     def manager(self) -> Manager:
         """A read-only Manager of it."""
         return Manager(self._tracker.store, self._record)

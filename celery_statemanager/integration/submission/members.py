@@ -46,7 +46,9 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
         if row >= MAX_TASKS:
             raise ValueError(f"a job has at most {MAX_TASKS} members")
         stages = _stages(row, as_signature(app, member))
-        _check_arguments(app, row, stages)
+        for number, stage in enumerate(stages):
+            result_of_the_last = (None,) if number else ()
+            check_call(app, f"member {row}", stage, *result_of_the_last)
         shapes.add(tuple(tag_of(app, stage) for stage in stages), row)
         kept.add(row, stages)
     if not shapes.rows:
@@ -58,7 +60,20 @@ def _mend(tasks: Any) -> str:
     """Give the end of a sentence about one member that should stand in a list."""
     if isinstance(tasks, Task):
         return f": write [{tasks.__name__}.s(…)]"
+    if is_chunks(tasks):
+        return f": write {_chunks_as_group(tasks)}"
     return f": write [{tasks!r:.80}]" if isinstance(tasks, Signature) else ""
+
+
+def is_chunks(value: Any) -> bool:
+    """Whether a value is the signature that ``task.chunks()`` makes; read from JSON, it has no class of its own."""
+    return isinstance(value, Signature) and value.task == "celery.chunks"
+
+
+def _chunks_as_group(made: Any) -> str:
+    """Return how to write chunks as a group of tasks."""
+    task = made.kwargs["task"]
+    return f"{task['task'] if isinstance(task, Mapping) else task}.chunks(…).group()"
 
 
 def tag_of(app: Celery, signature: Signature[Any]) -> str:
@@ -89,30 +104,42 @@ def _stages(row: int, member: Any) -> Stages:
         raise TypeError(f"member {row} is the task {member.name}, not a call of it: write {member.__name__}.s(…)")
     if not isinstance(member, Signature):
         raise TypeError(f"member {row} is a task signature or a chain of them, not {member!r:.80}")
+    if is_chunks(member):
+        raise ValueError(
+            f"member {row} is chunks, which are many tasks: write {_chunks_as_group(member)} and submit its members"
+        )
     parts = list(parts_of(member))
     if not parts:
         raise ValueError(f"member {row} is an empty chain")
     for part in parts:
-        if not isinstance(part, Signature) or part.subtask_type is not None or part.task == "celery.chunks":
-            kind = getattr(part, "subtask_type", None) or getattr(part, "task", None) or type(part).__name__
-            raise ValueError(f"member {row} holds a {kind}: a member is one task or a flat chain of tasks")
+        if is_chunks(part):
+            raise ValueError(f"member {row} holds chunks in a chain, but a member is one task or a flat chain of tasks")
+        if not isinstance(part, Signature) or part.subtask_type is not None:
+            kind = getattr(part, "subtask_type", None) or type(part).__name__
+            raise ValueError(f"member {row} holds a {kind}, but a member is one task or a flat chain of tasks")
         if "task_id" in part.options:
             raise ValueError(f"member {row} ({part.task}) has a task_id of its own: leave it out, the job gives ids")
     return parts
 
 
-def _check_arguments(app: Celery, row: int, stages: Stages) -> None:
-    """Refuse what Celery would refuse to publish, or fail in the worker, before the job is created."""
-    for number, stage in enumerate(stages):
-        task = app.tasks.get(stage.task or "")
-        redelivery.check_task(task)
-        check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
-        if check is not None:
-            result_of_the_last = (None,) if number and not stage.immutable else ()
-            try:
-                check(*result_of_the_last, *(stage.args or ()), **(stage.kwargs or {}))
-            except TypeError as error:
-                raise TypeError(f"member {row}, task {stage.task}: {error}") from None
+def check_call(app: Celery, what: str, signature: Signature[Any], *prepended: Any) -> None:
+    """Check a call as Celery does when it publishes it; the task of another app cannot be checked.
+
+    Args:
+        what: the name of the call for the error.
+        prepended: the arguments that a signature gets in front of its own, unless it is immutable.
+
+    Raises: TypeError – the task does not take the arguments; ConfigurationError – it has a policy that does not exist.
+    """
+    task = app.tasks.get(signature.task or "")
+    redelivery.check_task(task)
+    check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
+    if check is None:
+        return
+    try:
+        check(*(() if signature.immutable else prepended), *(signature.args or ()), **(signature.kwargs or {}))
+    except TypeError as error:
+        raise TypeError(f"{what}, task {signature.task}: {error}") from None
 
 
 class _Shapes:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 from celery import Celery
 from celery.canvas import Signature, chain
@@ -16,7 +17,6 @@ from kombu.exceptions import EncodeError
 
 from celery_statemanager import completion
 from celery_statemanager.errors import StoreUnavailable, SubmitFailed
-from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
 from celery_statemanager.integration.installed import Tracker
@@ -24,12 +24,12 @@ from celery_statemanager.integration.submission import members
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.members import Members, Stages, as_signature
 from celery_statemanager.integration.task.outcomes import describe
-from celery_statemanager.limits import check_name
+from celery_statemanager.limits import check_id
 from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import LATCHES, JobRecord, Latch, Submission
-from celery_statemanager.retention import current
+from celery_statemanager.retention import change_job
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def submit(
     tracker: Tracker,
     tasks: Iterable[Any],
     *,
-    job_id: str | None,
-    run_token: str | None,
+    job_id: str | UUID | None,
+    run_token: str | UUID | None,
     tags: PlanSpec | None,
     callbacks: Mapping[str, Signature[Any] | None],
 ) -> Job:
@@ -58,7 +58,7 @@ def submit(
     app = tracker.app
     latches = {name: _latch(app, name, as_signature(app, each)) for name, each in callbacks.items()}
     if job_id is not None:
-        check_name("job_id", job_id)
+        check_id("job_id", job_id)
     found, derived, num_tasks = members.read(app, tasks)
     name = f"job-{secrets.token_hex(5)}" if job_id is None else job_id
     record = new_job(name, num_tasks, run_token=run_token)
@@ -74,7 +74,7 @@ def submit(
         publisher.give_up()
         if not isinstance(error, Exception):
             raise
-        failed = SubmitFailed(name, publisher.published, num_tasks, describe(error))
+        failed = SubmitFailed(record.job_id, publisher.published, num_tasks, describe(error))
         failed.job = job
         raise failed from error
     return job
@@ -83,7 +83,12 @@ def submit(
 def _latch(app: Celery, name: str, callback: Any) -> Latch:
     text = callback_to_json(name, callback)
     if callback is not None:
-        redelivery.check_task(app.tasks.get(callback.task or ""))
+        try:
+            members.check_call(app, f"on_{name}", callback, "job_id")
+        except TypeError as error:
+            hint = "it is immutable and gets its own arguments only"
+            hint = hint if callback.immutable else f"the job_id is prepended, {callback.task}.si(…) leaves it out"
+            raise TypeError(f"{error} ({hint})") from None
     return Latch(text)
 
 
@@ -128,10 +133,7 @@ class _Publisher:
 
     def _note(self, *, done: bool) -> None:
         submission = Submission(self.published, done, _alive_until(self._tracker))
-        decided = None
-        while decided is None:
-            job = current(self._tracker.store, self._record.ref)
-            decided = self._tracker.store.update_job(replace(job, submission=submission))
+        change_job(self._tracker.store, self._record.ref, lambda job: replace(job, submission=submission))
 
     def give_up(self) -> None:
         """Cancel the job: what was published is vetoed, what was not is never waited for."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
-from celery import Task
-from celery.canvas import Signature
+from celery import Celery, Task
+from celery.canvas import Signature, chunks, group, maybe_signature
 from celery.exceptions import Ignore
+from celery.result import allow_join_result
 
+from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
-from celery_statemanager.integration.task.run import run_of, tell_of_no_manager
+from celery_statemanager.integration.task.run import run_of, warn_no_manager
 from celery_statemanager.integration.task.state import TaskState, current_state
 
 __all__ = ["StatefulTask", "TaskState", "current_state"]
@@ -20,6 +23,9 @@ __all__ = ["StatefulTask", "TaskState", "current_state"]
 
 class StatefulTask(Task):  # type: ignore[type-arg]
     """A task that knows its place in a job.
+
+    A task that Celery makes with it as its base (``@app.task(base=StatefulTask)``) also inherits the app's own task
+    class, such as the one that gives ``delay_on_commit`` to a Django project.
 
     Attributes:
         tag: the column under which it runs; ``"default"`` when not given.
@@ -32,7 +38,13 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     on_lost: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class with a policy that does not exist. Raises: ConfigurationError."""
+        """Add the app's own task class to a task that Celery makes, and check the policy of any other class.
+
+        Raises: ConfigurationError – the classes do not combine, or there is no such policy.
+        """
+        app = vars(cls).get("app")
+        if isinstance(app, Celery):
+            _add_task_class_of(app, cls)
         super().__init_subclass__(**kwargs)
         if "app" not in vars(cls):  # else Celery makes it, for any app of the process: submit checks it
             redelivery.check(cls.__qualname__, cls.on_lost)
@@ -40,34 +52,86 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     @property
     def state(self) -> TaskState:
         """This execution's state; false when it is untracked."""
-        return TaskState(run_of(self))
+        return TaskState(run_of(self), self.name)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Refuse a delivery whose cell is finished, runs elsewhere, or whose job is closed."""
         run = run_of(self)
         binding = binding_of(self.request) if run is None else None
         if binding is not None and tracker_of(self.app) is None:
-            tell_of_no_manager(self.app.main, binding.ref)
+            warn_no_manager(self.app.main, binding.ref)
         if run is not None and run.verdict is not None:
             raise Ignore(f"not run: {run.verdict.value}")
         super().before_start(task_id, args, kwargs)
 
+    def replace(self, sig: Any) -> Any:
+        """Replace this task by any canvas; see ``celery.Task.replace``.
+
+        Signatures in their JSON form are accepted, and chunks run as the group they are. Where the replacement ends in
+        several tasks, one more collects their results: it has this task's id, and ends its cell.
+        """
+        new: Any = maybe_signature(sig, app=self.app)
+        if isinstance(new, Signature) and new.task == "celery.chunks":  # read from JSON, it has no class of its own
+            made: Any = chunks.from_dict(new, app=self.app)
+            new = made.group()
+        if not isinstance(new, group) and _ends_in_group(new):
+            new |= self.app.tasks["celery.accumulate"].s(index=0)
+        return super().replace(new)
+
     def on_replace(self, sig: Signature[Any]) -> Any:
         """Hand the cell over to the task that takes this one's id."""
         run = run_of(self)
-        if run is not None:
-            for leaf in _leaves(sig):
-                if leaf.options.get("task_id") == self.request.id:
-                    leaf.options["headers"] = {**(leaf.options.get("headers") or {}), HEADER: run.binding.to_header()}
-            run.replaced_by = sig.task
-        return super().on_replace(sig)
+        if run is None:
+            return super().on_replace(sig)
+        for leaf in _leaves(sig):
+            if leaf["options"].get("task_id") == self.request.id:
+                headers = {**(leaf["options"].get("headers") or {}), HEADER: run.binding.to_header()}
+                leaf["options"].update(headers=headers, replaced_task_nesting=run.delivery.replacements + 1)
+        run.replaced_by = sig.task
+        with allow_join_result() if self.request.is_eager else nullcontext():  # Celery waits inside of this task
+            return super().on_replace(sig)
 
 
-def _leaves(signature: Any) -> Iterator[Signature[Any]]:
-    """Give the task signatures inside any canvas."""
-    inner = [*(getattr(signature, "tasks", None) or ())]
-    body = getattr(signature, "body", None)
-    if not inner and body is None:
-        yield signature
-    for each in [*inner, *([] if body is None else [body])]:
+def _add_task_class_of(app: Celery, task: type) -> None:
+    """Make an app's own task class, whose place an explicit base takes, the last base of a task's class."""
+    own: type = app.Task
+    if issubclass(task, own):
+        return
+    try:
+        task.__bases__ = (*(base for base in task.__bases__ if not issubclass(own, base)), own)
+    except TypeError as error:
+        written = own.__mro__[1] if "_app" in vars(own) else own  # Celery derives app.Task from what was written
+        bases = ", ".join(base.__name__ for base in (*task.__bases__, written))
+        raise ConfigurationError(
+            f"the base of task {task.__name__!r} and the task class of app {app.main!r}, {written.__name__}, do not "
+            f"combine: 'class {task.__name__}({bases})' must be possible; change the bases of one of them ({error})"
+        ) from error
+
+
+def _ends_in_group(node: Any) -> bool:
+    """Whether what a canvas ends in is more than one task, and so none that could take another's id."""
+    kwargs, kind = node["kwargs"], node["subtask_type"]
+    if kind == "chord":
+        return kwargs["body"] is not None and _ends_in_group(kwargs["body"])
+    if kind == "chain":
+        return bool(kwargs["tasks"]) and _ends_in_group(kwargs["tasks"][-1])
+    return bool(kind == "group")
+
+
+def _leaves(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield the task signatures inside any frozen canvas, as mappings: some parts may be in their JSON form."""
+    kwargs, kind = node["kwargs"], node["subtask_type"]
+    if kind == "chord":
+        header, body = kwargs["header"], kwargs["body"]
+        inner = [header] if isinstance(header, Mapping) else [*header]
+        inner += [] if body is None else [body]
+    elif kind == "chain":  # where freezing made a chord of a group and the task behind it, that is what is sent
+        steps, _ = getattr(node, "_frozen", None) or ([], [])
+        inner = [*kwargs["tasks"], *steps]
+    elif kind == "group":
+        inner = [*kwargs["tasks"]]
+    else:
+        yield node
+        return
+    for each in inner:
         yield from _leaves(each)

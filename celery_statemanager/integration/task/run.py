@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -24,16 +25,13 @@ from celery_statemanager.errors import (
     StoreUnavailable,
 )
 from celery_statemanager.integration import redelivery, requests
-from celery_statemanager.integration.backlog import backlog
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
 from celery_statemanager.records import Begin, Delivery, JobRef, Verdict, When, Write, WriteReply
-from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +42,12 @@ class Run:
     """A tracked execution, kept on its task request from ``task_prerun`` to ``task_postrun``.
 
     Attributes:
-        attempt: its number; None when the store could not be asked or refused it.
+        attempt: its number; None when the store failed or refused it.
         verdict: why it was refused; None when it was not.
-        replaced_by: the task to which this one gave its id and cell.
+        replaced_by: the task that replaces this one under its id, in its cell.
         held_progress: the newest progress that was not written, as JSON text and message.
-        ended: whether its last state was written, by us or by whoever superseded it.
+        ended: whether its last state was written, by this execution or by one that superseded it.
+        manager: what ``task.manager.manager_of`` keeps, under ``manager_lock``.
     """
 
     def __init__(
@@ -69,6 +68,8 @@ class Run:
         self.ended = False
         self.replaced_by: str | None = None
         self.held_progress: tuple[str, str | None] | None = None
+        self.manager: Manager | None = None
+        self.manager_lock = threading.Lock()
         self._ending: Write | None = None
         self._begin = Begin(
             tag=binding.tag,
@@ -78,17 +79,17 @@ class Run:
             kept=kept,
         )
         self._may_have_begun = {self._begin.event_id}
-        """The event ids of the steps that may have taken the attempt."""
+        """The event ids of the writes that may have taken the attempt."""
         self._alone_since = alone_since
         self._next_progress = 0.0
 
     @property
     def log_extra(self) -> dict[str, Any]:
-        """What every log line about it carries."""
+        """The fields that every log line about it carries."""
         return self.binding.log_extra
 
     def begin(self) -> None:
-        """Take an attempt; where the store fails, the first write takes it."""
+        """Take an attempt; where the store fails, the first write of the task takes it."""
         try:
             self._begin_now()
         except StateManagerError as error:
@@ -100,7 +101,7 @@ class Run:
             reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
-            tell_of_unknown_job(repr(store), self.binding.ref)
+            warn_unknown_job(repr(store), self.binding.ref)
             return
         if reply.verdict is Verdict.BEGUN:
             self.attempt = reply.cell.attempt
@@ -109,12 +110,8 @@ class Run:
             logger.info("not run: %s is %s", self.binding.celery_task_id, reply.verdict.value, extra=self.log_extra)
         publish_decided(self.tracker, self.binding.ref, reply.decided)
 
-    def manager(self) -> Manager:
-        """Give a Manager of this row that writes this execution's cell as this execution. Raises: JobNotFound."""
-        return _RunManager(self)
-
     def progress_is_due(self) -> bool:
-        """Whether enough time has passed since the last progress write."""
+        """Return whether enough time has passed since the last progress write."""
         now = time.monotonic()
         if now < self._next_progress:
             return False
@@ -131,58 +128,60 @@ class Run:
         return self._state(self._put(request))
 
     def end(self, status: int, message: str | None = None, *, keep_app_status: bool = True) -> None:
-        """Write the last state of this execution and close its attempt; what comes after it changes nothing."""
+        """Write the last state of this execution and close its attempt; later writes have no effect."""
         progress, held_message = self.held_progress or (None, None)
         message = held_message if message is None else message
         text = None if message is None else sanitize(message)
         self._close(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
-        """Close the attempt without an ending: another delivery is to come."""
+        """Close the attempt without a final state: another delivery will follow."""
         progress = self.held_progress[0] if self.held_progress else None
         self._close(Write.returned(*self.cell, sanitize(message), next_delivery, progress=progress))
 
     def _close(self, last: Write) -> None:
         if self.ended:
             return
-        request = self._ending = self._ending or last  # where a soft time limit struck, all this is done over
+        request = self._ending = (
+            self._ending or last
+        )  # keep the first one: a soft time limit may have interrupted its write
         try:
-            self._soon("end", lambda: self._put(request))
+            self._now_or_later("end", lambda: self._put(request))
         except StateManagerError as error:
             self._log(error)
         self.ended = True
 
-    def say(self, request: Write) -> State | None:
-        """Write what the application says; None, and written later, if the store is down. Raises: as ``write``."""
+    def write_or_queue(self, request: Write) -> State | None:
+        """Write this execution's cell; queue the write and return None if the store is down. Raises: as ``write``."""
         written: list[WriteReply] = []
-        self._soon("word", lambda: written.append(self._put(request)))
+        self._now_or_later("state", lambda: written.append(self._put(request)))
         return self._state(written[0]) if written else None
 
-    def _soon(self, kind: str, action: Callable[[], object]) -> None:
+    def _now_or_later(self, kind: str, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
-        backlog.now_or_later((name, kind), action, self.log_extra)
+        self.tracker.backlog.now_or_later((name, kind), action, self.log_extra)
 
     def _put(self, request: Write) -> WriteReply:
         try:
-            reply = self._sent(request)
+            reply = self._send(request)
         except BeginRefused:
-            self.attempt = self._attempt_unheard_of()
+            self.attempt = self._attempt_without_response()
             if self.attempt is None:
                 raise
-            reply = self._sent(request)
+            reply = self._send(request)
         self.attempt = reply.cell.attempt
         publish_decided(self.tracker, self.binding.ref, reply.decided)
         return reply
 
-    def _sent(self, request: Write) -> WriteReply:
+    def _send(self, request: Write) -> WriteReply:
         request.attempt, request.when = self.attempt, When.OPEN
         request.begin = self._begin if self.attempt is None else None
         if request.begin is not None:
             self._may_have_begun.add(request.event_id)
         return self.tracker.store.write(self.binding.ref, request)
 
-    def _attempt_unheard_of(self) -> int | None:
-        """Give the open attempt that this execution took by a step whose answer was lost; None if it took none."""
+    def _attempt_without_response(self) -> int | None:
+        """Return the open attempt that this execution took by a write whose response was lost; None if it took none."""
         cell = self.tracker.store.get_cell(self.binding.ref, self.binding.tag, self.binding.task_index)
         return cell.attempt if cell and cell.open and cell.event_id in self._may_have_begun else None
 
@@ -190,42 +189,26 @@ class Run:
         return state_of(self.binding.ref.key.job_id, self.binding.tag, self.binding.task_index, reply.cell)
 
     def _log(self, error: StateManagerError) -> None:
-        """Say what the task itself need not know."""
+        """Log a failed write, which is no failure of the task."""
         if isinstance(error, (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound)):
             logger.info("state not written: %s", error, extra=self.log_extra)
         elif isinstance(error, StoreUnavailable):
-            backlog.suspect()
-            logger.warning("the attempt begins with its first write: %s", error, extra=self.log_extra)
+            self.tracker.backlog.avoid_store()
+            text = "cannot record that the task began, its first write will do so: %s"
+            logger.warning(text, error, extra=self.log_extra)
         else:
             bug = None if isinstance(error, (StoreError, ConfigurationError)) else error
-            told = (self.binding.celery_task_id, error)
-            logger.error("state not written: %s: %s", *told, exc_info=bug, extra=self.log_extra)
-
-
-class _RunManager(Manager):
-    """A Manager inside a task: under the task's own tag it is bound by the task's attempt and never ends it."""
-
-    def __init__(self, run: Run) -> None:
-        tracker, binding = run.tracker, run.binding
-        limit = tracker.settings.max_state_bytes
-        super().__init__(tracker.store, current(tracker.store, binding.ref), binding.task_index, max_state_bytes=limit)
-        self._run = run
-
-    def _send(self, request: Write) -> State:
-        with interrupting():
-            if request.tag != self._run.binding.tag:
-                return super()._send(request)
-            request.ends_attempt = False
-            return self._run.write(request)
+            values = (self.binding.celery_task_id, error)
+            logger.error("state not written: %s: %s", *values, exc_info=bug, extra=self.log_extra)
 
 
 def start_run(task: Task[Any, Any], binding: Binding) -> bool:
-    """Begin tracking the execution that is about to start; False in an app without a ``StateManager``.
+    """Begin tracking the execution that is about to start; return False in an app without a ``StateManager``.
 
-    Harmless when repeated, as it is where a soft time limit broke it off.
+    May be called again where a soft time limit interrupted it.
     """
     run = run_of(task) or _new_run(task, binding)
-    if run is not None and run.verdict is None and not backlog.store_is_down:
+    if run is not None and run.verdict is None and not run.tracker.backlog.store_is_down:
         run.begin()
     return run is not None
 
@@ -236,22 +219,22 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
         return None
     owner = None if request.is_eager else os.environ.get(requests.WORKER_ID)
     keeps = owner is not None and redelivery.requeues(task, tracker.settings.on_lost)
-    message = redelivery.of_execution(task) if keeps else None
+    message = redelivery.execution_to_json(task) if keeps else None
     received: Mapping[str, Any] = request.delivery_info or {}
-    run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(requests.ALONE))
+    run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(requests.ALONE_SINCE))
     setattr(request, _ATTRIBUTE, run)
     return run
 
 
 def run_of(task: Any) -> Run | None:
-    """Give the run of a task's current execution; None when it is untracked or not in this process."""
+    """Return the run of a task's current execution; None when it is untracked or not in this process."""
     request = task.request if task else None
     return None if request is None else request.__dict__.get(_ATTRIBUTE)
 
 
 @lru_cache(maxsize=1_000)
-def tell_of_no_manager(app: str | None, job: JobRef) -> None:
-    """Say that tasks of a job run in an app, of this name, that tracks nothing."""
+def warn_no_manager(app: str | None, job: JobRef) -> None:
+    """Log, once, that tasks of a job run in an app without a ``StateManager``."""
     logger.error(
         "app %r has no StateManager: the states of its tasks are not written; "
         "call StateManager(app) in a module that its workers load",
@@ -261,11 +244,11 @@ def tell_of_no_manager(app: str | None, job: JobRef) -> None:
 
 
 @lru_cache(maxsize=1_000)
-def tell_of_unknown_job(store: str, job: JobRef) -> None:
-    """Say that tasks of a job are here, and the job is not in the store, which is shown as this."""
+def warn_unknown_job(store: str, job: JobRef) -> None:
+    """Log, once, that tasks of a job run here although the store, shown as this text, does not have the job."""
     logger.warning(
         "job %r is not in this worker's store, %s: it was deleted, or submitted with another statemanager_store_url "
-        "(a relative path begins at each process's own working directory)",
+        "(a relative path is resolved in each process's working directory)",
         job.key.job_id,
         store,
         extra={"job_id": job.key.job_id},

@@ -10,9 +10,11 @@ from celery import current_task
 
 from celery_statemanager.errors import ConfigurationError, StoreError
 from celery_statemanager.integration.task.errors import interrupting
+from celery_statemanager.integration.task.manager import manager_of
+from celery_statemanager.integration.task.progress import to_progress
 from celery_statemanager.integration.task.run import Run, run_of
 from celery_statemanager.limits import check_message, check_size, check_status, encode_payload
-from celery_statemanager.manager import Manager, percent, progress_json
+from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
 from celery_statemanager.records import Write
 
@@ -28,8 +30,9 @@ class TaskState:
     ``statemanager_on_store_error`` is ``"raise"``.
     """
 
-    def __init__(self, run: Run | None) -> None:
+    def __init__(self, run: Run | None, task_name: str = "") -> None:
         self._run = None if run is None or run.binding.is_callback else run
+        self._task_name = task_name
 
     def __bool__(self) -> bool:
         return self._run is not None
@@ -65,7 +68,7 @@ class TaskState:
 
     @property
     def manager(self) -> Manager:
-        """A Manager of the job, bound to this row; under this tag it writes as this execution does.
+        """The Manager of this execution: bound to this row; under this tag it writes as this execution does.
 
         Raises: JobNotFound, StoreError; RuntimeError where nothing is tracked.
         """
@@ -73,8 +76,7 @@ class TaskState:
             raise RuntimeError(
                 "this task runs outside of a job: self.state is false here, ask before using its manager"
             )
-        with interrupting():
-            return self._run.manager()
+        return manager_of(self._run)
 
     def set(self, status: int, message: str | None = None, payload: Mapping[str, Any] | None = None) -> State | None:
         """Write a status at once; None where nothing is tracked.
@@ -90,21 +92,24 @@ class TaskState:
         return _said(run, Write.state(*run.cell, status, message, text))
 
     def progress(self, done: float, total: float, message: str | None = None) -> State | None:
-        """Write ``done`` of ``total``; None where nothing is tracked, or when held back.
+        """Write ``done`` of ``total``; return None where nothing is tracked, or when the write is held back.
 
-        At most one a ``statemanager_progress_interval`` reaches the store; the last one always lands, at the
-        latest with the end of the task. Raises: TypeError, ValueError, and as the class says.
+        At most one write per ``statemanager_progress_interval`` reaches the store. The last one always does, at the
+        latest with the end of the task. Values never fail the task: those out of range are clamped and what is no
+        number is not written, with one warning per task name. Raises: as the class says.
         """
         run = self._run
         if run is None:
             return None
-        status, text = percent(done, total), progress_json(done, total)
-        check_size(check_message(message), None, run.tracker.settings.max_state_bytes)
+        limit = run.tracker.settings.max_state_bytes
+        new = to_progress(done, total, message, max_bytes=limit, task=self._task_name, log_extra=run.log_extra)
+        if new is None:
+            return None
         if not run.progress_is_due():
-            run.held_progress = (text, message)
+            run.held_progress = (new.text, new.message)
             return None
         run.held_progress = None
-        return _said(run, Write.progress(*run.cell, status, text, message))
+        return _said(run, Write.progress(*run.cell, new.status, new.text, new.message))
 
     def get(self) -> State | None:
         """Read this cell; None where nothing is tracked. Raises: as the class says."""
@@ -117,8 +122,7 @@ class TaskState:
         """Block until every row of this tag has at least ``status``; see ``Manager.synchronize``."""
         if self._run is None:
             return None
-        with interrupting():
-            return self.manager.synchronize(self._run.binding.tag, status, timeout)
+        return self.manager.synchronize(self._run.binding.tag, status, timeout)
 
 
 def _attempted(run: Run, action: Callable[[], State | None]) -> State | None:
@@ -137,9 +141,9 @@ def _said(run: Run, request: Write) -> State | None:
     """Write what the task says; a store that is down takes it later, or fails the task if the settings say so."""
     if run.tracker.settings.on_store_error == "raise":
         return _attempted(run, lambda: run.write(request))
-    return _attempted(run, lambda: run.say(request))
+    return _attempted(run, lambda: run.write_or_queue(request))
 
 
 def current_state() -> TaskState:
     """Give the state of the task that runs here, in a plain function as in a task; false where nothing is tracked."""
-    return TaskState(run_of(current_task))
+    return TaskState(run_of(current_task), getattr(current_task, "name", ""))

@@ -1,4 +1,4 @@
-"""A worker's lease, and what its record says of what the worker does."""
+"""The lease of a worker: a record in the store that lists what the worker runs and holds, renewed while it lives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_statemanager import leases
-from celery_statemanager.integration import redelivery, requests
-from celery_statemanager.integration.backlog import backlog, pending_in_children
+from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.worker.periodic import Periodic
@@ -21,83 +20,86 @@ from celery_statemanager.records import Delivery
 logger = logging.getLogger(__name__)
 
 NO_ROOM = {
-    "cells": "the worker's record has no room for all cells that it is at (%s): until it has, none of its attempts is "
-    "taken for lost while it lives",
-    "received": "the worker's record has no room for all messages that it has received (%s): should it die, the broker "
-    "alone knows of the others; a lower worker_prefetch_multiplier mends it or, where they wait for their eta, a "
+    "cells": "the worker's record has no room for all cells that run or wait to be written (%s): until it has, none of "
+    "the worker's attempts is marked as LOST while its lease is valid",
+    "received": "the worker's record has no room for all received messages (%s): if the worker dies, the sweep cannot "
+    "send the others again; set a lower worker_prefetch_multiplier or, for messages with an eta, a "
     "worker_eta_task_limit",
 }
-"""What is logged when a record begins to be cut."""
+"""The warning for each part of a record that is cut."""
 
 
 class Lease:
-    """One worker's record, renewed with what it does at that moment.
+    """The record of one worker.
 
     Args:
-        clock: gives the time in seconds since whenever.
+        clock: returns a time in seconds that only rises.
     """
 
     def __init__(self, tracker: Tracker, worker_id: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._tracker = tracker
         self._clock = clock
         self._worker_id = worker_id
-        self._due = self._due_for_news = -math.inf
+        self._due = self._early_due = -math.inf
         self._ran: dict[str, float | None] = {}
-        """What was found running, and when the record first told that it had ended."""
+        """The cells that were found running, with the time of the first record that lists them as ended."""
         self._listed: set[weakref.ref[Any]] = set()
         """The received messages that the record lists, or has no room for."""
         self._seen: set[weakref.ref[Any]] = set()
-        """The received messages that the last look found."""
+        """The received messages that the last check found."""
         self._lacking: set[str] = set()
-        """What the record has no room for, as ``NO_ROOM`` calls it."""
+        """The keys of ``NO_ROOM`` that apply to the record."""
 
     def keep(self) -> Periodic:
-        """Start renewing it; stopping gives it back."""
-        often = self._tracker.settings.lease / leases.LOOKS
+        """Start to renew the lease; the thread gives it back when it is stopped."""
+        interval = self._tracker.settings.lease / leases.LOOKS
         give_back = lambda: self._tracker.store.drop_worker(self._worker_id)  # noqa: E731 - shorter than its name
-        return Periodic("lease", self.renew_where_needed, lambda: often, give_back).start()
+        return Periodic("lease", self.renew_if_needed, lambda: interval, give_back).start()
 
-    def renew_where_needed(self) -> None:
-        """Renew it if it is time, or if it lacks a message that is held for longer than a look. Raises: StoreError."""
-        seen, self._seen = self._seen, requests.waiting()
+    def renew_if_needed(self) -> None:
+        """Renew the record when it is due, or when it lacks a message that two checks in a row found.
+
+        Raises: StoreError.
+        """
+        seen, self._seen = self._seen, self._tracker.held_messages.waiting()
         now = self._clock()
         if now >= self._due:
             self.renew()
-        elif now >= self._due_for_news and (seen & self._seen) - self._listed:
+        elif now >= self._early_due and (seen & self._seen) - self._listed:
             self.renew()
-            self._due_for_news = now + self._tracker.settings.lease / leases.NEWS
+            self._early_due = now + self._tracker.settings.lease / leases.NEWS
 
     def renew(self) -> None:
-        """Write the record: what runs, what ended less than a renewal ago, what waits. Raises: StoreError."""
+        """Write what runs, what ended within the last renewal period, and what waits. Raises: StoreError."""
         now, renewal = self._clock(), self._tracker.settings.lease / leases.RENEWALS
-        listed = requests.waiting()
-        received = {_name(*each): each for each in requests.received()}
-        running = dict.fromkeys(cell_name(each.ref, each.tag, each.task_index) for each in requests.running())
+        held = self._tracker.held_messages
+        listed = held.waiting()
+        received = {_key(*each): each for each in held.waiting_cells()}
+        running = dict.fromkeys(cell_name(each.ref, each.tag, each.task_index) for each in held.running())
         self._ran.update(running)
-        ended = {name: now if told is None else told for name, told in self._ran.items() if name not in running}
-        before = sorted(name for name, told in ended.items() if now - told < renewal)
-        pending_cells = [*backlog.cells(), *pending_in_children()]
+        ended = {name: now if since is None else since for name, since in self._ran.items() if name not in running}
+        before = sorted(name for name, since in ended.items() if now - since < renewal)
+        pending_cells = [*self._tracker.backlog.cells(), *self._tracker.pending_files.of_children()]
         report = Report([*running], before, pending_cells, map(self._row, received.values()))
         cut = leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
         self._ran = {**running, **{name: ended[name] for name in before}}
         self._listed = listed
         self._due = now + renewal
-        held = f"{len(running):,} run, {len(pending_cells):,} wait to be written, {len(received):,} are received"
-        self._tell(cut, held)
+        self._warn(cut, f"{len(running):,} run, {len(pending_cells):,} wait, {len(received):,} are received")
 
     def _row(self, held: tuple[Any, Binding]) -> Received:
         request, binding = held
         requeues = redelivery.requeues(request.task, self._tracker.settings.on_lost)
-        message = redelivery.of_message(request.message) if requeues else None
+        message = redelivery.message_to_json(request.message) if requeues else None
         return Received(binding.ref, binding.tag, binding.task_index, message, delivery_of(request.request_dict))
 
-    def _tell(self, cut: list[str], held: str) -> None:
-        """Log once that the record has no room for something, until it has again."""
+    def _warn(self, cut: list[str], numbers: str) -> None:
+        """Log each part for which the record has no room, once until it has room again."""
         lacking = {"received" if kind == "received" else "cells" for kind in cut}
         for kind in sorted(lacking - self._lacking):
-            logger.warning(NO_ROOM[kind], held)
+            logger.warning(NO_ROOM[kind], numbers)
         self._lacking = lacking
 
 
-def _name(request: Any, binding: Binding) -> tuple[str, Delivery]:
+def _key(request: Any, binding: Binding) -> tuple[str, Delivery]:
     return binding.celery_task_id, delivery_of(request.request_dict)

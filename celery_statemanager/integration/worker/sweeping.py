@@ -1,4 +1,4 @@
-"""Whose turn it is to sweep, and whether leases that have run out can be believed."""
+"""Sweeps by workers and beat: one process at a time, and none that cannot trust an expired lease."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.records import JobRef
 from celery_statemanager.sweep import Sweep, SweepReport
 
+logger = logging.getLogger(__name__)
+
 JITTER = (0.6, 1.0)
 
 
-class _Trust:
-    """Whether a lease that has run out says that its worker is dead, and not that nobody could renew.
+class LeaseTrust:
+    """Decides whether an expired lease proves that its worker is dead: the worker may have been unable to renew it.
 
-    After the store has failed, or taken long, it says nothing for one lease: the others could not renew theirs either.
-    Who has just started, or stood still with its machine, cannot know and waits for two renewals.
+    After the store failed or was slow, it proves nothing for one lease: other workers could not renew theirs either.
+    A process that has just started, or that was suspended with its machine, waits for two renewals.
     """
 
     def __init__(self, lease: float, interval: float) -> None:
         self._lease = lease
-        self._long = lease / leases.RENEWALS / 2
-        self._stood_still = lease + interval
-        self._asked = time.time()
+        self._slow = lease / leases.RENEWALS / 2
+        self._suspended_after = lease + interval
+        self._checked_at = time.time()
         self._since = self._two_renewals_from_now()
 
     def holds(self) -> bool:
-        """Whether it does now; asked at each turn."""
-        if time.time() - self._asked > self._stood_still:
+        """Return whether it does now; must be called at every check."""
+        if time.time() - self._checked_at > self._suspended_after:
             self._since = max(self._since, self._two_renewals_from_now())
-        self._asked = time.time()
+        self._checked_at = time.time()
         return time.monotonic() >= self._since
 
     def observe(self, seconds: float) -> None:
         """Note how long the store took to answer."""
-        if seconds > self._long:
+        if seconds > self._slow:
             self.lose()
 
     def lose(self) -> None:
@@ -55,58 +57,55 @@ class _Trust:
 
 
 class _Sweeping:
-    """Sweeps when it is this holder's turn; between two turns it sees whether others can renew their leases."""
+    """Sweeps when this process acquires the sweep; between two sweeps it checks whether leases can be renewed."""
 
     def __init__(self, tracker: Tracker, holder: str) -> None:
         self._tracker = tracker
         self._holder = holder
         self._interval = tracker.settings.sweep_interval
-        self._looks = min(self._interval, tracker.settings.lease / 2)
-        self._trust = _Trust(tracker.settings.lease, self._looks)
+        self._check_interval = min(self._interval, tracker.settings.lease / 2)
+        self._trust = LeaseTrust(tracker.settings.lease, self._check_interval)
         self._due = -math.inf
 
     def pause(self) -> float:
-        """Give the seconds until the next look."""
-        return self._looks * random.uniform(*JITTER)
+        """Return the seconds until the next check."""
+        return self._check_interval * random.uniform(*JITTER)
 
-    def look(self) -> None:
-        """Sweep, if it may. Raises: StoreError."""
+    def check(self) -> None:
+        """Sweep, if this process may. Raises: StoreError."""
         try:
             began = time.monotonic()
-            mine = self._takes_turn(began)
+            acquired = self._acquire(began)
             self._trust.observe(time.monotonic() - began)
-            if mine and self._trust.holds():
+            if acquired and self._trust.holds():
                 sweep(self._tracker)
         except StoreUnavailable:
             self._trust.lose()
             raise
 
-    def _takes_turn(self, now: float) -> bool:
+    def _acquire(self, now: float) -> bool:
         if now >= self._due and self._trust.holds():
-            mine = leases.try_acquire(self._tracker.store, self._holder, self._interval)
+            acquired = leases.try_acquire(self._tracker.store, self._holder, self._interval)
             self._due = now + self._interval * JITTER[0]
-            return mine
-        leases.try_a_write(self._tracker.store)  # the turn is for those who may use it
+            return acquired
+        leases.try_a_write(self._tracker.store)  # without trust it could not sweep: leave the acquisition to others
         return False
 
 
 def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
-    """Start sweeping whenever it is this holder's turn."""
+    """Start a thread that sweeps whenever this holder acquires the sweep."""
     sweeping = _Sweeping(tracker, holder)
-    return Periodic("sweep", sweeping.look, sweeping.pause).start()
-
-
-logger = logging.getLogger(__name__)
+    return Periodic("sweep", sweeping.check, sweeping.pause).start()
 
 
 class _AppActions:
-    """Send what a sweep found due through the app of the tracker."""
+    """Publishes the messages that a sweep found due, through the tracker's app."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
 
     def resend(self, ref: JobRef, message: str) -> bool:
-        ours = self._is_ours(ref, redelivery.task_of(message))
+        ours = self._is_ours(ref, redelivery.task_name(message))
         if ours:
             redelivery.resend(self._tracker.app, message)
         return ours
@@ -115,18 +114,18 @@ class _AppActions:
         return publish_decided(self._tracker, ref, decided, partial(self._is_ours, ref))
 
     def _is_ours(self, ref: JobRef, task: str) -> bool:
-        """Whether this app has the task: another's message would end in a queue that nobody reads."""
+        """Return whether this app has the task: the message of another app's task would reach no worker of that app."""
         ours = task in self._tracker.app.tasks
         if not ours:
-            _tell_once(self._tracker.app.main, ref, task)
+            _warn_foreign(self._tracker.app.main, ref, task)
         return ours
 
 
 @lru_cache(maxsize=10_000)
-def _tell_once(app: str | None, ref: JobRef, task: str) -> None:
+def _warn_foreign(app: str | None, ref: JobRef, task: str) -> None:
     logger.warning(
-        "sweep: app %r has no task %r and leaves the messages of job %r to the app that has it; if none with this "
-        "store does, add the task's module to `include`, or give each app a statemanager_store_url of its own",
+        "sweep: app %r has no task %r and leaves the messages of job %r to the app that has it; if no app with this "
+        "store has it, add the task's module to `include`, or give each app a statemanager_store_url of its own",
         app,
         task,
         ref.key.job_id,
@@ -135,11 +134,19 @@ def _tell_once(app: str | None, ref: JobRef, task: str) -> None:
 
 
 def sweep(tracker: Tracker) -> SweepReport:
-    """Look once for what died without a word, and mend it. Raises: StoreError."""
+    """Sweep the store once for what lost workers and publishers left, and return what was done. Raises: StoreError."""
     settings = tracker.settings
     began = time.perf_counter()
-    swept = Sweep(tracker.store, _AppActions(tracker), lease=settings.lease, max_lost=settings.max_lost).run()
+    report = Sweep(tracker.store, _AppActions(tracker), lease=settings.lease, max_lost=settings.max_lost).run()
     tracker.metrics.swept(time.perf_counter() - began)
-    if swept:
-        logger.info("swept: %s", swept)
-    return swept
+    if report:
+        logger.log(
+            logging.WARNING if report.marked or report.requeued else logging.INFO,
+            "sweep: %d attempts marked as LOST, %d messages sent again, callbacks of %d jobs published, "
+            "%d unfinished submissions cancelled",
+            report.marked,
+            report.requeued,
+            report.callbacks,
+            report.submissions,
+        )
+    return report

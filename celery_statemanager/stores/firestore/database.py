@@ -10,6 +10,7 @@ from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.errors import Deadline
 from celery_statemanager.stores.firestore.names import Names
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.values import decode, decoded, microseconds
 
 LARGEST_DOCUMENT = 1_000_000
@@ -54,9 +55,10 @@ class Database:
         committed: the time of this process's last commit, in nanoseconds.
     """
 
-    def __init__(self, connection: Connection, names: Names) -> None:
+    def __init__(self, connection: Connection, names: Names, timings: Timings) -> None:
         self.connection = connection
         self.names = names
+        self.timings = timings
         self.path = connection.address.database_path
         self.clock = connection.clock
         self.committed = 0
@@ -79,14 +81,28 @@ class Database:
         answers = self.connection.read("run_query", requests.run(parent, structured, at=at), deadline)
         return [found(answer.document) for answer in answers if answer.HasField("document")]
 
-    def pages(self, parent: str, collection: str, *filters: requests.Filter, at: Any = None) -> Iterator[Found]:
-        """Run a query in the order of the documents' names, page by page, each with a deadline of its own."""
+    def pages(
+        self,
+        parent: str,
+        collection: str,
+        *filters: requests.Filter,
+        at: Any = None,
+        everywhere: bool = False,
+        size: int = PAGE,
+    ) -> Iterator[Found]:
+        """Run a query in the order of the documents' names, page by page, each with a deadline of its own.
+
+        Args:
+            everywhere: in all collections of the name below the parent.
+        """
         after: tuple[Any, ...] = ()
         while True:
-            structured = requests.select(collection, *filters, order=("__name__",), limit=PAGE, after=after)
+            structured = requests.select(
+                collection, *filters, order=("__name__",), limit=size, after=after, everywhere=everywhere
+            )
             page = self.query(parent, structured, self.deadline(), at=at)
             yield from page
-            if len(page) < PAGE:
+            if len(page) < size:
                 return
             after = (requests.Reference(page[-1].name),)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import re
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,7 +10,8 @@ from google.api_core import exceptions
 from google.auth import exceptions as auth_errors
 from requests import exceptions as http_errors
 
-from celery_statemanager.errors import StoreError, StoreUnavailable
+from celery_statemanager import deadline
+from celery_statemanager.errors import StoreContended, StoreError, StoreUnavailable
 from celery_statemanager.stores.firestore.address import EMULATOR_VARIABLE, Address, emulator
 
 
@@ -56,7 +55,7 @@ def translated(error: Exception, address: Address) -> StoreError:
         return Transient(f"{address} did not answer{_of_emulator()}: {said}")
     mend = next((mend for words, mend in _SETUP if re.search(words, said, re.IGNORECASE)), None)
     if isinstance(error, REFUSED) and mend is None:
-        return PreconditionFailed(f"{address}: {said}")
+        return PreconditionFailed(f"{address}: another writer was faster: {said}")
     if isinstance(error, _NOT_ALLOWED) and mend is None:
         mend = "check the project's name and that the account holds roles/datastore.user"
     return StoreError(f"{address} refused: {said}{f'; {mend}' if mend else ''}")
@@ -67,32 +66,18 @@ def _of_emulator() -> str:
     return f" (is the emulator at {host} running? {EMULATOR_VARIABLE} names it)" if host else ""
 
 
-FIRST_PAUSE = 0.005
-LONGEST_PAUSE = 0.5
-SHORTEST_CALL = 0.05
-
 T = TypeVar("T")
 
 
-class Deadline:
-    """Counts down from the making; each pause is about twice the one before."""
+class Deadline(deadline.Deadline):
+    """The time that one call of the store may take."""
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._end = time.monotonic() + timeout
-        self._pause = FIRST_PAUSE
+    def pause(self, error: StoreError, raised: type[StoreUnavailable] = StoreUnavailable) -> None:
+        """Wait before the next try.
 
-    def for_a_call(self) -> float:
-        """Give the seconds that the next call may take."""
-        return max(self._end - time.monotonic(), SHORTEST_CALL)
-
-    def pause(self, error: StoreUnavailable) -> None:
-        """Wait before the next try. Raises: ``error``, when time is up."""
-        wait = self._pause * random.uniform(0.5, 1.0)
-        if time.monotonic() + wait >= self._end:
-            raise StoreUnavailable(f"{error} (gave up after {self._timeout:g} s)") from error.__cause__
-        time.sleep(wait)
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        Raises: StoreContended – the time is up, and a precondition failed; StoreUnavailable – anything else did.
+        """
+        super().pause(error, StoreContended if isinstance(error, PreconditionFailed) else raised)
 
     def retry(self, call: Callable[[], T]) -> T:
         """Make a call that may be repeated until it is answered. Raises: StoreUnavailable, StoreError."""

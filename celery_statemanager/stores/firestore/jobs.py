@@ -6,19 +6,16 @@ import secrets
 import time
 from dataclasses import replace
 
-from celery_statemanager.errors import JobExists, JobNotFound
+from celery_statemanager.errors import JobExists, JobNotFound, StoreError
 from celery_statemanager.records import JobKey, JobRecord, JobRef
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import KnownJob, job_fields, job_of, remember
 from celery_statemanager.stores.firestore.errors import Deadline, PreconditionFailed, Transient
+from celery_statemanager.stores.firestore.timings import in_microseconds
 from celery_statemanager.stores.firestore.values import microseconds
 
-REMEMBERED_FOR = 5.0
-"""Seconds for which a write takes a job as it was last seen by this process."""
 MOST_REMEMBERED = 1_000
-CHECK_AFTER = 60_000_000
-"""Microseconds after which it is seen to that a job's latches were decided."""
 
 
 def new_operation() -> str:
@@ -61,7 +58,7 @@ class Jobs:
         known = self._known.get(ref.key)
         if known is None or known.job.incarnation != ref.incarnation:
             return None
-        return known if time.monotonic() - known.at < REMEMBERED_FOR else None
+        return known if time.monotonic() - known.at < self._database.timings.job_memory else None
 
     def remember(self, known: KnownJob, key: JobKey | None = None) -> KnownJob:
         """Keep a job as it is seen now."""
@@ -74,7 +71,7 @@ class Jobs:
         self._known.pop(key, None)
 
     def create(self, job: JobRecord) -> JobRecord:
-        """Create a job. Raises: JobExists."""
+        """Create a job. Raises: JobExists; StoreError – the document is there and is no job's."""
         deadline, operations = self._database.deadline(), [new_operation()]
         name = self._database.names.job(job.key)
         kept = replace(job, revision=1, latches=dict(job.latches))
@@ -86,22 +83,32 @@ class Jobs:
                 answer = self._database.commit(
                     [requests.put(name, fields, None, ("createdAt", "lastActivity"))], deadline
                 )
-            except PreconditionFailed:
-                pass
-            except Transient as error:
-                deadline.pause(error)
-            else:
-                (result,) = answer.write_results
-                now = int(microseconds(result.transform_results[0].timestamp_value))
-                kept = replace(kept, created_at=now, last_activity=now)
-                return self.remember(KnownJob(kept, result.update_time, operations)).job
-            try:
-                found = self.get(job.key, deadline)
-            except JobNotFound:
-                continue
-            if found.job.incarnation != job.incarnation:
-                raise JobExists(*job.key)
-            return found.job
+            except (PreconditionFailed, Transient) as error:
+                found = self._in_the_way(job.key, deadline)
+                if found is None:
+                    deadline.pause(error)
+                    continue
+                if found.job.incarnation != job.incarnation:
+                    raise JobExists(*job.key) from None
+                return found.job
+            (result,) = answer.write_results
+            now = int(microseconds(result.transform_results[0].timestamp_value))
+            kept = replace(kept, created_at=now, last_activity=now)
+            return self.remember(KnownJob(kept, result.update_time, operations)).job
+
+    def _in_the_way(self, key: JobKey, deadline: Deadline) -> KnownJob | None:
+        """Read the job that has a name by now, if any. Raises: StoreError – a document that is no job's has it."""
+        name = self._database.names.job(key)
+        document = self._database.get([name], deadline).documents.get(name)
+        if document is None:
+            return None
+        try:
+            return self.read(key, document)
+        except JobNotFound:
+            raise StoreError(
+                f"the document {document.id!r} in {self._database.names.address.collection!r} is no job's, so no job "
+                f"can be created there: choose another job_id, or a collection of its own in the store's URL"
+            ) from None
 
     def replace(self, known: KnownJob, job: JobRecord, operation: str, deadline: Deadline) -> KnownJob:
         """Write the document under its next revision if it is unchanged. Raises: PreconditionFailed, Transient."""
@@ -113,4 +120,4 @@ class Jobs:
         return self.remember(KnownJob(kept, result.update_time, operations))
 
     def _check_after(self) -> int:
-        return self._database.now() + CHECK_AFTER
+        return self._database.now() + in_microseconds(self._database.timings.check_after)

@@ -14,10 +14,9 @@ from celery_statemanager.errors import JobNotFound
 from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
-from celery_statemanager.stores.firestore.documents import KnownJob, job_of
+from celery_statemanager.stores.firestore.documents import KnownJob
 from celery_statemanager.stores.firestore.errors import Deadline, PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
-from celery_statemanager.stores.firestore.values import Moment
 from celery_statemanager.stores.firestore.view import Done, Place
 from celery_statemanager.transitions import tally_of
 
@@ -77,9 +76,7 @@ class Latches:
             try:
                 self._jobs.replace(known, decided, operation, deadline)
                 return names
-            except PreconditionFailed:
-                pass
-            except Transient as error:
+            except (PreconditionFailed, Transient) as error:
                 deadline.pause(error)
             known = None
 
@@ -95,33 +92,3 @@ def _may_decide(job: JobRecord, place: Place, cell: Cell) -> bool:
     if job.plan is None or tally_of(cell).pending:
         return False
     return job.plan.expects(*place)
-
-
-MOST_AT_ONCE = 10
-FIRST = 60_000_000
-LONGEST = 3_600 * 1_000_000
-
-
-def decide_overdue(database: Database, jobs: Jobs, latches: Latches) -> None:
-    """Decide what is open in the jobs that are most overdue."""
-    collection, now = database.names.address.collection, database.now()
-    structured = requests.select(
-        collection, ("checkAfter", "<", Moment(now)), order=("checkAfter",), limit=MOST_AT_ONCE
-    )
-    for document in database.query(database.names.address.root, structured, database.deadline()):
-        job = job_of(document.fields, document.id)
-        if job is not None:
-            _look_at(database, jobs, latches, job, now)
-
-
-def _look_at(database: Database, jobs: Jobs, latches: Latches, job: JobRecord, now: int) -> None:
-    deadline = database.deadline()
-    try:
-        latches.decide(job.ref, jobs.current(job.ref, deadline), deadline)
-        known = jobs.current(job.ref, deadline)
-        if not known.job.settled:
-            later = Moment(now + min(max((now - job.created_at) // 4, FIRST), LONGEST))
-            name = database.names.job(job.key)
-            database.retry([requests.touch(name, {"checkAfter": later}, known.stamp)], deadline)
-    except (JobNotFound, PreconditionFailed):
-        return  # deleted, or changed by somebody who decides himself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from celery_statemanager.codec import compact
@@ -81,13 +82,12 @@ def _values(database: Database, cursor: list[Any]) -> tuple[Any, ...]:
 
 
 def open_attempts(database: Database) -> Iterator[OpenAttempt]:
-    """Give the open attempts of workers; those that deleted jobs left behind are passed over."""
-    collection = database.names.address.collection
-    structured = requests.select("states", ("held", "==", collection), everywhere=True)
-    found = database.query(database.names.address.root, structured, database.deadline())
-    inside = [document for document in found if document.name.startswith(f"{database.names.jobs}/")]
-    for start in range(0, len(inside), JOBS_AT_ONCE):
-        yield from _living(database, inside[start : start + JOBS_AT_ONCE])
+    """Yield the open attempts of workers, page by page; those that deleted jobs left behind are passed over."""
+    held = ("held", "==", database.names.address.collection)
+    found = database.pages(database.names.address.root, "states", held, everywhere=True)
+    inside = (document for document in found if document.name.startswith(f"{database.names.jobs}/"))
+    while some := list(islice(inside, JOBS_AT_ONCE)):
+        yield from _living(database, some)
 
 
 def _living(database: Database, documents: list[Found]) -> Iterator[OpenAttempt]:

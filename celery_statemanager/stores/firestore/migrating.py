@@ -44,9 +44,7 @@ def adopt(database: Database, jobs: Jobs, ref: JobRef, incarnation: str) -> JobR
             (result,) = database.commit(
                 [requests.touch(name, job_fields(job, [], 0), known.stamp)], deadline
             ).write_results
-        except PreconditionFailed:
-            continue
-        except Transient as error:
+        except (PreconditionFailed, Transient) as error:
             deadline.pause(error)
         else:
             return jobs.remember(KnownJob(job, result.update_time, [])).job

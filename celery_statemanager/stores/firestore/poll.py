@@ -13,11 +13,7 @@ from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.listing import filters_of
 from celery_statemanager.stores.firestore.stream import News, Snapshot
-
-EVERY = 1.0
-"""Seconds between two looks, at least."""
-DOCUMENTS_A_SECOND = 100.0
-"""What polling may read: every look is billed for every cell of the scope, as no index tells what changed."""
+from celery_statemanager.stores.firestore.timings import Timings
 
 
 class Poll:
@@ -30,8 +26,14 @@ class Poll:
     """
 
     def __init__(
-        self, target: Target, since: Any, take: Callable[[Snapshot, Any], None], lost: Callable[[StoreError], None]
+        self,
+        target: Target,
+        since: Any,
+        take: Callable[[Snapshot, Any], None],
+        lost: Callable[[StoreError], None],
+        timings: Timings,
     ) -> None:
+        self._timings = timings
         self._target = target
         self._news = News(since)
         self._take, self._lost = take, lost
@@ -46,10 +48,10 @@ class Poll:
         """Do nothing: unlike a stream, a look always ends."""
 
     def _run(self) -> None:
-        pause = EVERY
+        pause = self._timings.poll_every
         while not self._closed.wait(pause):
             try:
-                pause = max(EVERY, self._look() / DOCUMENTS_A_SECOND)
+                pause = max(self._timings.poll_every, self._look() / self._timings.polled_documents)
             except StoreError as error:
                 self._lost(error)
                 return

@@ -101,7 +101,7 @@ class Steps:
             return self._commit(ref, tx, operation, deadline)
         except PreconditionFailed as error:
             if tx.view.fresh:  # somebody writes the same cell
-                deadline.pause(Transient(str(error)))
+                deadline.pause(error)
         except Transient as error:
             deadline.pause(error)
         return None

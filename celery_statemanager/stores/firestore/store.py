@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, get_args
 
 from celery_statemanager import aggregate
-from celery_statemanager.errors import ConfigurationError, JobNotFound
+from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreUnavailable
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -28,7 +29,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import checked_timeout
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore
-from celery_statemanager.stores.firestore import garbage, latches, listing, migrating, snapshot, workers
+from celery_statemanager.stores.firestore import garbage, listing, migrating, overdue, snapshot, workers
 from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Database
@@ -39,6 +40,7 @@ from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import Names
 from celery_statemanager.stores.firestore.snapshot import Snapshot, read_cell
 from celery_statemanager.stores.firestore.step import Steps
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.transports import ClientFactory, Transport, make_client
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.stores.firestore.writer import Writer
@@ -53,6 +55,7 @@ class FirestoreStore(FullStore):
         timeout: seconds after which a call gives up, all its tries together.
         transport: "rest" where gRPC does not get through; watches then poll.
         make_client: makes the client of a process when it first needs one.
+        timings: how often it does what is billed.
     """
 
     def __init__(
@@ -62,18 +65,18 @@ class FirestoreStore(FullStore):
         timeout: float = 5.0,
         transport: Transport = "grpc",
         make_client: ClientFactory = make_client,
+        timings: Timings = Timings(),  # noqa: B008 - immutable
     ) -> None:
         if transport not in get_args(Transport):
             raise ConfigurationError(f"Firestore's transport is 'grpc' or 'rest', not {transport!r}")
         self._connection = Connection(address.checked(), checked_timeout(timeout), transport, make_client)
         self._names = Names(address)
-        self._database = Database(self._connection, self._names)
+        self._database = Database(self._connection, self._names, timings)
         self._jobs = Jobs(self._database)
         self._steps = Steps(self._database, self._jobs)
         self._latches = Latches(self._database, self._jobs)
         self._writer = Writer(self._database, self._jobs, self._steps, self._latches)
         self._floors: dict[JobRef, dict[str, int]] = {}
-        self._emptied: dict[str, bool] = {}
         weakref.finalize(self, Connection.close, self._connection)
 
     @classmethod
@@ -95,9 +98,7 @@ class FirestoreStore(FullStore):
                     return None
                 try:
                     known = self._jobs.replace(known, _changed(known.job, job), operation, deadline)
-                except PreconditionFailed:
-                    continue
-                except Transient as error:
+                except (PreconditionFailed, Transient) as error:
                     deadline.pause(error)
                     continue
             return self._latches.decide(job.ref, known, deadline)
@@ -111,11 +112,12 @@ class FirestoreStore(FullStore):
         tombstoned: bool = False,
         idle_before: int | None = None,
     ) -> Page:
-        if due and cursor is None:
-            latches.decide_overdue(self._database, self._jobs, self._latches)
-        return listing.page(self._database, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
+        if due:
+            parts = self._database, self._jobs, self._latches
+            return overdue.due_page(*parts, cursor, limit, tombstoned=tombstoned, idle_before=idle_before)
+        return listing.page(self._database, cursor, limit, due=False, tombstoned=tombstoned, idle_before=idle_before)
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         deadline = self._database.deadline()
         uncertain = False
         while True:
@@ -128,19 +130,21 @@ class FirestoreStore(FullStore):
             moved = (known.job.revision, known.job.last_activity) != (job.revision, job.last_activity)
             if if_idle and moved:
                 return False
+            writes = garbage.discard(self._database, known)
             try:
-                self._database.commit(garbage.discard(self._database, known), deadline)
-            except PreconditionFailed:
-                continue
-            except Transient as error:
-                uncertain = True
+                answer = self._database.commit(writes, deadline)
+            except (PreconditionFailed, Transient) as error:
+                uncertain = uncertain or isinstance(error, Transient)
                 deadline.pause(error)
                 continue
             self._forget(job.ref)
+            if purge:
+                with suppress(StoreUnavailable):  # the job is deleted; what is left of it is purged later
+                    garbage.purge_discarded(self._database, writes, answer.write_results, purge)
             return True
 
     def purge(self, limit: int = 1_000) -> int:
-        return garbage.purge(self._database, self._emptied, limit)
+        return garbage.purge(self._database, limit)
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         return self._writer.write(ref, write)
@@ -200,7 +204,7 @@ class FirestoreStore(FullStore):
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return workers.one(self._database, worker_id)
 
-    def list_workers(self) -> list[WorkerRecord]:
+    def list_workers(self) -> Iterator[WorkerRecord]:
         return workers.every(self._database)
 
     def drop_worker(self, worker_id: str) -> None:

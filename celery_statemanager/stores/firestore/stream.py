@@ -21,11 +21,8 @@ from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Found, found, nanoseconds
 from celery_statemanager.stores.firestore.errors import FINAL, TRANSIENT, Transient, translated
+from celery_statemanager.stores.firestore.timings import Timings
 
-SILENCE = 120.0
-"""Seconds without any message after which a stream counts as dead; the service sends a sign of life every 30."""
-FIRST_SILENCE = 20.0
-"""The same before the first message, which comes at once: a proxy may hold it back for ever."""
 PAUSE = 0.2
 _RESET, _REMOVED, _CURRENT, _NO_CHANGE = 4, 2, 3, 0
 _types = firestore.TargetChange.TargetChangeType
@@ -51,15 +48,17 @@ class Stream:
         take: Callable[[Snapshot, Any], None],
         lost: Callable[[StoreError], None],
         again: Callable[[], None],
+        timings: Timings,
     ) -> None:
         self._connection = connection
+        self._timings = timings
         self._targets = targets
         self._news, self._snapshot = News(since), Snapshot()
         self._take, self._lost, self._again = take, lost, again
         self._closed = threading.Event()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._call: Any = None
-        self._alive_at, self._silence = time.monotonic(), FIRST_SILENCE
+        self._alive_at, self._silence = time.monotonic(), timings.first_silence
         self._healthy = True
         self._thread = threading.Thread(target=self._run, name="firestore-listen", daemon=True)
         self._thread.start()
@@ -123,7 +122,7 @@ class Stream:
         current = False
         for response in responses:
             snapshot = self._snapshot  # what a stream that broke had brought of it is news no more in the next one
-            self._alive_at, self._silence = time.monotonic(), SILENCE
+            self._alive_at, self._silence = time.monotonic(), self._timings.silence
             self._connection.stream_works()
             kind = response.WhichOneof("response_type")
             if kind == "document_change":

@@ -26,7 +26,6 @@ CATCH_UP = 0.1
 """Seconds that a read with news waits for the stream to show what this process itself has committed before."""
 SETTLED = 50_000_000
 """Nanoseconds; a moment that is complete for so long shows that what was committed before is not of this scope."""
-LOOK_AFTER = 30.0
 LOOK_FOR = 2.0
 """Seconds in which a job must be read after its stream broke; else the reader is told."""
 
@@ -62,7 +61,7 @@ class FirestoreWatch(Watch):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
-                self._changed.wait(min(left, LOOK_AFTER))
+                self._changed.wait(min(left, self._database.timings.stream_check))
                 self._source.watch_over()
             self._catch_up(deadline)
             return self._taken()
@@ -82,12 +81,13 @@ class FirestoreWatch(Watch):
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # never entered: a signal may strike its exit, which is Python
-        connection = self._database.connection
+        connection, timings = self._database.connection, self._database.timings
         take, lose, check = _weakly(self._take), _weakly(self._lose), _weakly(self._check)
         if connection.streams:
-            self._source: Stream | Poll = Stream(connection, self._target.requests, self._since, take, lose, check)
+            made = Stream(connection, self._target.requests, self._since, take, lose, check, timings)
+            self._source: Stream | Poll = made
         else:
-            self._source = Poll(self._target, self._since, take, lose)
+            self._source = Poll(self._target, self._since, take, lose, timings)
 
     def _ready(self) -> bool:
         news = self._states or self._job_changed or self._resync

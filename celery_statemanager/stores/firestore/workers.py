@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from celery_statemanager.records import WorkerRecord
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.errors import PreconditionFailed
+
+PAGE = 50
+"""Records read at once; each may take 800 KiB."""
 
 
 def put(database: Database, worker_id: str, body: str, lease: float) -> None:
@@ -38,10 +42,10 @@ def one(database: Database, worker_id: str) -> WorkerRecord | None:
     return None if document is None else _record(document)
 
 
-def every(database: Database) -> list[WorkerRecord]:
-    """Read all records."""
+def every(database: Database) -> Iterator[WorkerRecord]:
+    """Yield all records, page by page."""
     collection = database.names.workers.rpartition("/")[2]
-    return [_record(document) for document in database.pages(database.names.address.root, collection)]
+    return map(_record, database.pages(database.names.address.root, collection, size=PAGE))
 
 
 def drop(database: Database, worker_id: str) -> None:

@@ -13,6 +13,7 @@ from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.jobs import Jobs
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.step import Steps
+from celery_statemanager.stores.firestore.timings import in_microseconds
 from celery_statemanager.stores.firestore.view import Done
 
 
@@ -82,10 +83,6 @@ class Writer:
         return BeginReply(Verdict.CANCELLED if job.cancelled else Verdict.CLOSED, reply.cell, reply.decided)
 
 
-EVERY = 45_000_000
-"""Microseconds; contract: at most a minute old."""
-
-
 class Activity:
     """Tells."""
 
@@ -98,7 +95,8 @@ class Activity:
             return
         job, now = done.job.job, self._database.now()
         hidden = job.tombstoned_at is not None and job.last_activity <= job.tombstoned_at
-        if now - job.last_activity < EVERY and not hidden:
+        every = in_microseconds(self._database.timings.activity_every)
+        if now - job.last_activity < every and not hidden:
             return
         done.job.job = replace(job, last_activity=now)
         name = self._database.names.job(ref.key)

@@ -68,9 +68,10 @@ def entry_of(ref: JobRef) -> str:
     return f"{_quoted(ref.key)} {ref.incarnation}"
 
 
-def ref_of(entry: bytes) -> JobRef:
+def ref_of(entry: str | bytes) -> JobRef:
     """Read what ``entry_of`` wrote."""
-    quoted, _, incarnation = entry.decode().partition(" ")
+    text = entry if isinstance(entry, str) else entry.decode()
+    quoted, _, incarnation = text.partition(" ")
     job_id, colon, run_token = quoted.partition(":")
     return JobRef(JobKey(unquote(job_id), unquote(run_token) if colon else None), incarnation)
 

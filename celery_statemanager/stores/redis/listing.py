@@ -19,6 +19,16 @@ from celery_statemanager.stores.redis.server import Server
 _AT_ONCE = 1_000
 _JOBS_AT_ONCE = 100
 
+_ATTEMPTS_AT_ONCE = 500
+"""Open attempts of a job in one portion, about; each may hold a message of 64 KiB."""
+
+
+class _Portion(NamedTuple):
+    """A part of a set: where it goes on, 0 at its end, and members; one may come twice."""
+
+    cursor: int
+    addresses: list[bytes]
+
 
 class Found(NamedTuple):
     """Written cells in order, each behind its place, and the tags by their rank there."""
@@ -73,7 +83,7 @@ def rid_of_revived(registry: Registry, jobs: Iterable[JobRecord]) -> None:
 
 
 def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> Iterator[OpenAttempt]:
-    """Give the open attempts of live jobs, and take jobs that are quiet out of the live ones.
+    """Yield the open attempts of live jobs in portions, and take jobs that are quiet out of the live ones.
 
     Args:
         now: the registry's time in microseconds.
@@ -81,32 +91,39 @@ def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> 
     entries = registry.live()
     quiet_since = now - REST_AFTER * 1_000_000
     while some := list(islice(entries, _JOBS_AT_ONCE)):
-        for entry, job, addresses in _look(server, prefix, some):
+        for entry, job, first in _look(server, prefix, some):
             if job is None:
                 registry.heal(entry[0])
-            elif addresses:
-                yield from _attempts(server, prefix, job.ref, addresses)
+            elif any(first):
+                yield from _attempts(server, prefix, job.ref, first)
             elif not job.due and entry[1] < quiet_since:
                 registry.rest(entry[0])
 
 
-def _look(
-    server: Server, prefix: str, entries: list[Entry]
-) -> Iterator[tuple[Entry, JobRecord | None, Iterable[bytes]]]:
+def _look(server: Server, prefix: str, entries: list[Entry]) -> Iterator[tuple[Entry, JobRecord | None, _Portion]]:
+    """Read jobs, and of each the first portion of the addresses of its open attempts."""
     refs = [ref_of(entry) for entry, _ in entries]
     keys = [JobKeys(prefix, ref) for ref in refs]
-    commands = (command for each in keys for command in (("HMGET", each.head, *HEAD), ("SMEMBERS", each.open)))
+    commands = (command for each in keys for command in (("HMGET", each.head, *HEAD), _scanning_open(each, 0)))
     replies = server.call_all(commands)
-    for entry, ref, head, addresses in zip(entries, refs, replies[::2], replies[1::2]):
+    for entry, ref, head, first in zip(entries, refs, replies[::2], replies[1::2]):
         alive = head[0] == ref.incarnation.encode()
-        yield entry, record_of(ref.key, head, None) if alive else None, addresses
+        yield entry, record_of(ref.key, head, None) if alive else None, _Portion(*first)
 
 
-def _attempts(server: Server, prefix: str, ref: JobRef, addresses: Iterable[bytes]) -> Iterator[OpenAttempt]:
-    keys = JobKeys(prefix, ref)
-    places = [address_of(address) for address in addresses]
-    wanted = (("HGET", *keys.cell(tag, row)) for tag, row in places)
-    for (tag, row), packed in zip(places, server.call_all(wanted)):
-        cell = packed and cell_of(packed)
-        if cell and cell.open and cell.owner is not None:
-            yield OpenAttempt(ref, tag, row, cell)
+def _attempts(server: Server, prefix: str, ref: JobRef, first: _Portion) -> Iterator[OpenAttempt]:
+    keys, portion = JobKeys(prefix, ref), first
+    while True:
+        places = [address_of(address) for address in dict.fromkeys(portion.addresses)]
+        wanted = (("HGET", *keys.cell(tag, row)) for tag, row in places)
+        for (tag, row), packed in zip(places, server.call_all(wanted)):
+            cell = packed and cell_of(packed)
+            if cell and cell.open and cell.owner is not None:
+                yield OpenAttempt(ref, tag, row, cell)
+        if not portion.cursor:
+            return
+        portion = _Portion(*server.call(*_scanning_open(keys, portion.cursor)))
+
+
+def _scanning_open(keys: JobKeys, cursor: int) -> tuple[str | int, ...]:
+    return "SSCAN", keys.open, cursor, "COUNT", _ATTEMPTS_AT_ONCE

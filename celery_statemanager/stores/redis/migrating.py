@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from celery_statemanager.errors import JobNotFound
+from celery_statemanager.deadline import Deadline
+from celery_statemanager.errors import JobNotFound, StoreContended, StoreError
 from celery_statemanager.records import CALLBACK_ROW, JobRef, StoredCell
 from celery_statemanager.stores.redis.cells import cell_of, repacked
 from celery_statemanager.stores.redis.keys import JobKeys
@@ -15,8 +16,13 @@ from celery_statemanager.stores.redis.registry import Registry
 from celery_statemanager.stores.redis.scripts import Scripts
 
 
-def adopt(reader: Reader, registry: Registry, scripts: Scripts, ref: JobRef, incarnation: str) -> None:
-    """Rename a job's keys after another incarnation, if it is still this one; the registry is told before."""
+def adopt(
+    reader: Reader, registry: Registry, scripts: Scripts, ref: JobRef, incarnation: str, deadline: Deadline
+) -> None:
+    """Rename a job's keys after another incarnation, if it is still this one; the registry is told before.
+
+    Raises: StoreContended – the job gained a tag at each try.
+    """
     adopted = JobRef(ref.key, incarnation)
     old, new = (JobKeys(reader.prefix, each) for each in (ref, adopted))
     registry.adopt(adopted)
@@ -31,6 +37,7 @@ def adopt(reader: Reader, registry: Registry, scripts: Scripts, ref: JobRef, inc
         if word == b"adopted":
             registry.forget(ref)
             return
+        deadline.pause(StoreError(f"job {ref.key.job_id!r} gained a tag at each try"), StoreContended)
 
 
 def outdated(reader: Reader, layout: Layout, below: int) -> Iterator[StoredCell]:

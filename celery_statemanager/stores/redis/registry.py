@@ -21,6 +21,9 @@ REST_AFTER = 600.0
 HEAL_AFTER = 3600.0
 """Seconds after which a registered job without a head was not just being created: its maker or deleter died."""
 
+WORKERS_AT_ONCE = 50
+"""Workers' records in one portion, about; each may take 800 KiB."""
+
 Entry = tuple[bytes, float]
 """A job's name in the registry, and its place in a list."""
 
@@ -115,12 +118,13 @@ class Registry:
         """Remove leftovers of about ``limit`` cells; give their number, and one for each job that is gone for good."""
         removed = 0
         for entry in self._server.call("SRANDMEMBER", self.keys.trash, limit):
-            removed += self._purge_job(entry, limit - removed)
+            removed += self.purge_job(entry, limit - removed)
             if removed >= limit:
                 break
         return removed
 
-    def _purge_job(self, entry: bytes, limit: int) -> int:
+    def purge_job(self, entry: str | bytes, limit: int) -> int:
+        """Remove leftovers of about ``limit`` cells of one job that was detached; return their number."""
         keys = JobKeys(self._prefix, ref_of(entry))
         removed = 0
         for tag in self._server.call("HKEYS", keys.tallies):
@@ -145,10 +149,14 @@ class Registry:
         packed = self._server.call("HGET", self.keys.workers, worker_id)
         return None if packed is None else WorkerRecord(worker_id, *unpack(packed))
 
-    def workers(self) -> list[WorkerRecord]:
-        """Read all workers' records."""
-        found = self._server.call("HGETALL", self.keys.workers)
-        return [WorkerRecord(worker.decode(), *unpack(packed)) for worker, packed in found.items()]
+    def workers(self) -> Iterator[WorkerRecord]:
+        """Yield each worker's record once, in portions."""
+        seen: set[bytes] = set()
+        for portion in self._server.scan(self.keys.workers, WORKERS_AT_ONCE):
+            for worker, packed in portion:
+                if worker not in seen:
+                    seen.add(worker)
+                    yield WorkerRecord(worker.decode(), *unpack(packed))
 
     def drop_worker(self, worker_id: str) -> None:
         """Forget a worker."""

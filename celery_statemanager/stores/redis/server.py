@@ -92,7 +92,7 @@ class Server:
                 pipeline.execute_command(*command)
             return list(pipeline.execute())
 
-    def scan(self, key: str) -> Iterator[Iterable[tuple[bytes, bytes]]]:
+    def scan(self, key: str, at_once: int = _AT_ONCE) -> Iterator[Iterable[tuple[bytes, bytes]]]:
         """Give a hash's fields and values in portions; a field may come twice.
 
         The server is at the next portion while the caller is at one.
@@ -102,12 +102,12 @@ class Server:
             if connections is None:
                 cursor = None
                 while cursor != 0:
-                    cursor, portion = client.execute_command(*_scanning(key, cursor or 0))
+                    cursor, portion = client.execute_command(*_scanning(key, cursor or 0, at_once))
                     yield portion.items()
                 return
             for _, flat in connections.ask_ahead(
-                pack_command(*_scanning(key, 0)),
-                lambda reply: None if reply[0] == b"0" else pack_command(*_scanning(key, reply[0])),
+                pack_command(*_scanning(key, 0, at_once)),
+                lambda reply: None if reply[0] == b"0" else pack_command(*_scanning(key, reply[0], at_once)),
             ):
                 yield zip(flat[::2], flat[1::2])
 
@@ -164,5 +164,5 @@ class Server:
         return self.client.get_node_from_key(key) if self.clustered else None
 
 
-def _scanning(key: str, cursor: int | bytes) -> tuple[str | bytes | int, ...]:
-    return "HSCAN", key, cursor, "COUNT", _AT_ONCE
+def _scanning(key: str, cursor: int | bytes, at_once: int) -> tuple[str | bytes | int, ...]:
+    return "HSCAN", key, cursor, "COUNT", at_once

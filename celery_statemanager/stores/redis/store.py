@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from celery_statemanager.aggregate import lowest, missing_state
 from celery_statemanager.codec import control_to_json
-from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobExists, JobNotFound
+from celery_statemanager.deadline import Deadline
+from celery_statemanager.errors import (
+    AttemptSuperseded,
+    BeginRefused,
+    JobCancelled,
+    JobExists,
+    JobNotFound,
+    StoreUnavailable,
+)
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -35,7 +44,7 @@ from celery_statemanager.stores.redis import migrating
 from celery_statemanager.stores.redis.address import check_options, client_of, parse
 from celery_statemanager.stores.redis.cells import cell_of
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
-from celery_statemanager.stores.redis.keys import JobKeys, head_key
+from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key
 from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, rid_of_revived, scan, states_of
 from celery_statemanager.stores.redis.packing import pack
@@ -126,13 +135,17 @@ class RedisStore(FullStore):
         ]
         return Page(jobs, cursor_at(page[-1]) if page and len(page) == limit else None)
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         keys = JobKeys(self._prefix, job.ref)
         unmoved = [job.revision, job.last_activity] if if_idle else ["", ""]
         word = self._reader.run(self._scripts.detach, job.ref, [keys.head, keys.stream], unmoved)[0]
-        if word == b"detached":
-            self._registry.trash(job.ref)
-        return bool(word == b"detached")
+        if word != b"detached":
+            return False
+        self._registry.trash(job.ref)
+        if purge:
+            with suppress(StoreUnavailable):  # the job is deleted; what is left of it is purged later
+                self._registry.purge_job(entry_of(job.ref), purge)
+        return True
 
     def purge(self, limit: int = 1_000) -> int:
         return self._registry.purge(limit)
@@ -184,7 +197,8 @@ class RedisStore(FullStore):
         return RedisWatch(self._server, self._reader.layout(ref), scope, self._timeout)
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
-        migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation)
+        deadline = Deadline(self._timeout)
+        migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation, deadline)
         return self.get_job(ref.key)
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
@@ -203,7 +217,7 @@ class RedisStore(FullStore):
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return self._registry.worker(worker_id)
 
-    def list_workers(self) -> list[WorkerRecord]:
+    def list_workers(self) -> Iterator[WorkerRecord]:
         return self._registry.workers()
 
     def drop_worker(self, worker_id: str) -> None:

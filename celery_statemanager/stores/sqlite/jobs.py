@@ -203,11 +203,12 @@ def purge(db: sqlite3.Connection, limit: int) -> int:
         oldest = db.execute("SELECT min(job) FROM garbage").fetchone()[0]
         if oldest is None:
             break
-        removed += _purge_job(db, oldest, limit - removed)
+        removed += purge_job(db, oldest, limit - removed)
     return removed
 
 
-def _purge_job(db: sqlite3.Connection, number: int, limit: int) -> int:
+def purge_job(db: sqlite3.Connection, number: int, limit: int) -> int:
+    """Remove up to ``limit`` rows of one discarded job; return their number, and one more for the last of them."""
     removed = 0
     for table, key in _TABLES:
         rows = f"SELECT job, {key} FROM {table} WHERE job = ? LIMIT ?"

@@ -13,7 +13,16 @@ from typing import Any
 
 from celery_statemanager import aggregate
 from celery_statemanager.models import Scope, State, state_from_fields
-from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, OpenAttempt, StoredCell, to_datetime
+from celery_statemanager.records import (
+    Cell,
+    JobKey,
+    JobRecord,
+    JobRef,
+    OpenAttempt,
+    StoredCell,
+    WorkerRecord,
+    to_datetime,
+)
 from celery_statemanager.stores.sqlite.cells import SELECTED, Kind, cell_of, unpacked
 from celery_statemanager.stores.sqlite.jobs import Jobs
 from celery_statemanager.stores.sqlite.pool import Pool
@@ -161,6 +170,30 @@ def list_open(pool: Pool) -> Iterator[OpenAttempt]:
         if len(rows) < ATTEMPTS_PAGE:
             return
         place = rows[-1][:3]
+
+
+WORKERS_PAGE = 50
+"""Records read at once; each may take 800 KiB."""
+
+_RECORD = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
+WORKER = f"{_RECORD} WHERE worker_id = ?"
+_WORKERS = f"{_RECORD} WHERE worker_id > ? ORDER BY worker_id LIMIT {WORKERS_PAGE}"
+
+
+def list_workers(pool: Pool) -> Iterator[WorkerRecord]:
+    """Yield all worker records, page by page."""
+    last = ""
+
+    def page(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return db.execute(_WORKERS, (last,)).fetchall()
+
+    while True:
+        rows = pool.read(page)
+        for row in rows:
+            yield WorkerRecord(*row)
+        if len(rows) < WORKERS_PAGE:
+            return
+        last = rows[-1][0]
 
 
 _BELOW = f"""

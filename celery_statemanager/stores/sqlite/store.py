@@ -36,7 +36,6 @@ from celery_statemanager.stores.sqlite.write_cache import WriteCache
 from celery_statemanager.stores.steps import Transaction
 from celery_statemanager.stores.transactional import Place, Reply, TransactionalStore
 
-_WORKERS = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
 _PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
 
 _TAKE_TURN = """
@@ -95,13 +94,15 @@ class SQLiteStore(TransactionalStore, FullStore):
             lambda db: self._jobs.page(db, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
         )
 
-    def delete_job(self, job: JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         def delete(db: sqlite3.Connection) -> bool:
             kept = self._jobs.read(db, job.ref)
             moved = (kept.job.revision, kept.job.last_activity) != (job.revision, job.last_activity)
             if if_idle and moved:
                 return False
             jobs.discard(db, kept.id)
+            if purge:
+                jobs.purge_job(db, kept.id, purge)
             return True
 
         return self._pool.write(delete)
@@ -156,12 +157,11 @@ class SQLiteStore(TransactionalStore, FullStore):
         return self._pool.write(lambda db: db.execute(_TAKE_TURN, row).rowcount == 1)
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
-        row = self._pool.read(lambda db: db.execute(f"{_WORKERS} WHERE worker_id = ?", (worker_id,)).fetchone())
+        row = self._pool.read(lambda db: db.execute(listing.WORKER, (worker_id,)).fetchone())
         return None if row is None else WorkerRecord(*row)
 
-    def list_workers(self) -> list[WorkerRecord]:
-        rows = self._pool.read(lambda db: db.execute(_WORKERS).fetchall())
-        return [WorkerRecord(*row) for row in rows]
+    def list_workers(self) -> Iterator[WorkerRecord]:
+        return listing.list_workers(self._pool)
 
     def drop_worker(self, worker_id: str) -> None:
         self._pool.write(lambda db: db.execute("DELETE FROM worker WHERE worker_id = ?", (worker_id,)))

@@ -97,7 +97,7 @@ class TestConnections:
         def clock() -> float:
             if store is not None and not inner:
                 inner.append(None)
-                inner[0] = store.list_workers()
+                inner[0] = list(store.list_workers())
                 with pytest.raises(StoreUnavailable):
                     store.drop_worker("w")
             return 1.0

@@ -1,4 +1,4 @@
-"""Messages that are kept to be sent again: what comes back is what was sent (rule R16)."""
+"""Messages that are kept to be sent again equal those that were sent (rule R16)."""
 
 import json
 
@@ -11,7 +11,7 @@ from celery_statemanager.integration import redelivery
 
 @pytest.fixture
 def app(key):
-    app = Celery("keeper", broker="memory://", set_as_current=False)
+    app = Celery("redelivery", broker="memory://", set_as_current=False)
     app.conf.task_default_queue = key  # the broker in memory is one for the whole process
     app.conf.task_queues = [Queue(key), Queue(f"{key}.other")]
     yield app
@@ -34,56 +34,56 @@ def receive(app):
         yield lambda name="": queues[app.conf.task_default_queue + name](connection.default_channel).get(no_ack=True)
 
 
-def said(message):
+def content(message):
     headers = {name: value for name, value in message.headers.items() if name != "compression"}
     routed = [message.delivery_info[name] for name in ("exchange", "routing_key")]
     return message.payload, headers, message.properties["correlation_id"], message.properties["priority"], routed
 
 
 OPTIONS = {
-    "nothing said": {},
+    "no options": {},
     "compressed": {"compression": "gzip"},
     "later, with a priority": {"countdown": 60, "priority": 7},
-    "headers of one's own": {"headers": {"mine": "é", "n": 1}},
+    "headers of the application": {"headers": {"mine": "é", "n": 1}},
     "links": {"link": {"task": "linked", "args": [], "kwargs": {}, "options": {}}},
 }
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_a_received_message_that_is_sent_again_is_the_same(app, task, receive, options):
+def test_received_message_is_sent_again_unchanged(app, task, receive, options):
     task.apply_async((1, "☃", {"a": [None]}), {"k": '"\\'}, **OPTIONS[options])
     first = receive()
-    redelivery.resend(app, redelivery.of_message(first))
+    redelivery.resend(app, redelivery.message_to_json(first))
     again = receive()
-    assert said(again) == said(first)
+    assert content(again) == content(first)
     assert again.payload[0] == [1, "☃", {"a": [None]}]
 
 
-def test_it_is_sent_to_where_it_came_from(app, task, key, receive):
+def test_message_is_sent_again_to_the_queue_it_came_from(app, task, key, receive):
     task.apply_async(queue=f"{key}.other")
-    redelivery.resend(app, redelivery.of_message(receive(".other")))
+    redelivery.resend(app, redelivery.message_to_json(receive(".other")))
     assert receive(".other").headers["task"] == "kept.task"
 
 
-def test_what_is_not_json_is_not_kept(app, task, receive):
+def test_message_that_is_not_json_is_not_kept(app, task, receive):
     app.conf.accept_content = ["json", "pickle"]
     task.apply_async((1,), serializer="pickle")
-    assert redelivery.of_message(receive()) is None
+    assert redelivery.message_to_json(receive()) is None
 
 
-def test_what_says_it_is_json_and_is_not_is_not_kept_and_harms_nobody(app, key, receive):
+def test_message_whose_body_is_no_text_is_not_kept(app, key, receive):
     with app.producer_or_acquire() as producer:
         producer.publish(b"\xff\xfe", routing_key=key, content_type="application/json", content_encoding="utf-8")
-    assert redelivery.of_message(receive()) is None
+    assert redelivery.message_to_json(receive()) is None
 
 
-def test_what_is_too_long_is_not_kept(task, receive):
+def test_message_that_is_too_long_is_not_kept(task, receive):
     task.apply_async(("x" * redelivery.MAX_BYTES,))
-    assert redelivery.of_message(receive()) is None
+    assert redelivery.message_to_json(receive()) is None
 
 
-def test_a_kept_message_names_its_task(task, receive):
+def test_kept_message_contains_the_name_of_its_task(task, receive):
     task.apply_async()
-    text = redelivery.of_message(receive())
-    assert redelivery.task_of(text) == "kept.task"
+    text = redelivery.message_to_json(receive())
+    assert redelivery.task_name(text) == "kept.task"
     assert json.loads(text)

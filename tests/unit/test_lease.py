@@ -1,4 +1,4 @@
-"""What a worker says of itself, and when its sweep dares to declare others dead."""
+"""What the record of a worker lists, and when a sweep trusts that an expired lease means a dead worker."""
 
 import json
 import logging
@@ -6,26 +6,29 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from celery import Celery
+from celery.worker import state as worker_state
 
 from celery_statemanager import Status, StoreError, StoreUnavailable, leases
-from celery_statemanager.integration import requests
+from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
+from celery_statemanager.integration.pending_files import PendingFiles
+from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
-from celery_statemanager.integration.worker import lease as lease_module
-from celery_statemanager.integration.worker import sweeping
 from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.periodic import Periodic
-from celery_statemanager.integration.worker.sweeping import keep_sweeping
+from celery_statemanager.integration.worker.sweeping import LeaseTrust, keep_sweeping, sweep
 from celery_statemanager.leases import Report, cell_name
+from celery_statemanager.manager import new_job
+from celery_statemanager.metrics import Metrics
+from celery_statemanager.records import Submission
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid
 from celery_statemanager.testing.kit import PATIENCE
-
-pytestmark = pytest.mark.usefixtures("holds_nothing")
 
 LEASE = 0.6
 LONGEST = "\N{SNOWMAN}" * 200
@@ -33,7 +36,7 @@ LONGEST = "\N{SNOWMAN}" * 200
 
 
 class Request:
-    """A message of a tracked task as a worker holds it: received, and not begun."""
+    """A message of a tracked task that a worker has received and not begun."""
 
     time_start = None
     acknowledged = False
@@ -44,25 +47,36 @@ class Request:
         self.task = SimpleNamespace(on_lost=on_lost)
         self.message = message
         self.delivery_info = {}
-        requests.remember(self)
+
+    def run(self):
+        self.time_start = 1.0
+        worker_state.active_requests.add(self)
+        return self
 
 
 @pytest.fixture
 def tracker():
-    app = Celery("kept", broker="memory://", set_as_current=False)
-    settings = Settings(lease=LEASE, sweep_interval=0.02)
-    return SimpleNamespace(app=app, settings=settings, store=FaultyStore(open_store("memory://")))
+    app = Celery("leased", broker="memory://", set_as_current=False)
+    return SimpleNamespace(
+        app=app,
+        settings=Settings(lease=LEASE, sweep_interval=0.02),
+        store=FaultyStore(open_store("memory://")),
+        backlog=Backlog(first_delay=0.01, longest_delay=0.01),
+        pending_files=PendingFiles(app.main),
+        held_messages=HeldMessages(),
+        metrics=Metrics(),
+    )
 
 
 @pytest.fixture
 def patient(tracker):
-    """One whose next renewal is far away."""
+    """A tracker whose next renewal is far away."""
     tracker.settings = Settings(lease=3_600.0, sweep_interval=0.02)
     return tracker
 
 
 def with_dead_worker(store):
-    """Give a job with a cell whose worker's lease has run out."""
+    """Create a job with a cell whose worker's lease has expired."""
     grid = Grid.create(store, 1, ("a",))
     grid.begin("a", 0, owner="dead")
     store.put_worker("dead", Report().to_json(), 0)
@@ -75,7 +89,7 @@ def dead(tracker):
 
 
 def lost_at(tracker, grid):
-    """Sweep until the cell is LOST; give when it was seen."""
+    """Sweep until the cell is LOST; return when that was seen."""
     sweeping = keep_sweeping(tracker, "me")
     with grid.manager().subscribe("a") as events:
         while events.get(PATIENCE).state.status != Status.LOST:
@@ -85,22 +99,22 @@ def lost_at(tracker, grid):
     return seen
 
 
-def test_who_has_just_started_to_sweep_waits_for_two_renewals_of_the_others(tracker, dead):
+def test_new_sweeper_waits_for_two_renewals_of_the_others(tracker, dead):
     began = time.monotonic()
     assert lost_at(tracker, dead) >= began + 2 / 3 * LEASE
 
 
-def test_who_may_not_sweep_yet_leaves_the_turn_to_others(patient):
+def test_sweeper_that_may_not_sweep_yet_leaves_the_sweep_to_others(patient):
     asked = threading.Semaphore(0)
     patient.store.at("drop_worker", lambda _: asked.release(), after=True, times=3)
     sweeping = keep_sweeping(patient, "me")
     assert all(asked.acquire(timeout=PATIENCE) for _ in range(3))
     sweeping.stop()
-    assert patient.store.list_workers() == []
+    assert list(patient.store.list_workers()) == []
     assert leases.try_acquire(patient.store, "another", 30)
 
 
-def test_nobody_is_declared_dead_for_one_lease_after_the_store_has_failed(tracker, dead):
+def test_no_worker_counts_as_dead_for_one_lease_after_the_store_failed(tracker, dead):
     failures = []
 
     def fail(_):
@@ -111,8 +125,8 @@ def test_nobody_is_declared_dead_for_one_lease_after_the_store_has_failed(tracke
     assert lost_at(tracker, dead) >= failures[-1] + LEASE
 
 
-def test_nobody_is_declared_dead_for_one_lease_after_a_store_that_took_no_writes(tracker, tmp_path):
-    """It answers reads, and what waits for a write goes on when it can: nothing fails."""
+def test_no_worker_counts_as_dead_for_one_lease_after_the_store_took_no_writes(tracker, tmp_path):
+    """It answers reads, and a write that waits is made when it can be: nothing fails."""
     with open_store(f"sqlite:///{tmp_path}/states.db", timeout=PATIENCE) as locked:
         tracker.store = FaultyStore(locked)
         grid = with_dead_worker(locked)
@@ -126,7 +140,7 @@ def test_nobody_is_declared_dead_for_one_lease_after_a_store_that_took_no_writes
         assert lost >= released[0] + LEASE
 
 
-def test_writes_are_tried_within_half_a_lease_however_seldom_a_turn_comes(tracker):
+def test_writes_are_tried_within_half_a_lease_at_any_sweep_interval(tracker):
     tracker.settings = Settings(lease=LEASE, sweep_interval=60.0)
     took, tried = threading.Event(), threading.Event()
     tracker.store.at("try_acquire", lambda _: (tracker.store.at("drop_worker", lambda _: tried.set()), took.set()))
@@ -136,8 +150,8 @@ def test_writes_are_tried_within_half_a_lease_however_seldom_a_turn_comes(tracke
     sweeping.stop()
 
 
-def test_who_stood_still_with_its_machine_starts_anew(monkeypatch):
-    trust = sweeping._Trust(0.0, 1.0)
+def test_suspended_sweeper_waits_for_two_renewals_again(monkeypatch):
+    trust = LeaseTrust(0.0, 1.0)
     assert trust.holds()
     trust._lease = LEASE
     now = time.time()
@@ -145,8 +159,8 @@ def test_who_stood_still_with_its_machine_starts_anew(monkeypatch):
     assert not trust.holds()
 
 
-def test_who_stood_still_with_its_machine_after_the_store_had_failed_waits_no_less(monkeypatch):
-    trust = sweeping._Trust(LEASE, 1.0)
+def test_sweeper_suspended_after_the_store_failed_waits_no_less(monkeypatch):
+    trust = LeaseTrust(LEASE, 1.0)
     trust.lose()
     until = trust._since
     now = time.time()
@@ -155,29 +169,73 @@ def test_who_stood_still_with_its_machine_after_the_store_had_failed_waits_no_le
     assert trust._since >= until
 
 
-class Worker:
-    """A worker's lease, by a clock that stands still, and what the worker does."""
+def with_lost_message(tracker):
+    """Create a job with a message that a dead worker had received."""
 
-    def __init__(self, tracker, monkeypatch):
+    @tracker.app.task(name="lost", shared=False)
+    def lost(): ...
+
+    grid = Grid.create(tracker.store, 1, ("a",))
+    row = leases.Received(grid.ref, "a", 0, json.dumps({"signature": lost.s()}))
+    tracker.store.put_worker("dead", Report(received=[row]).to_json(), 0)
+
+
+def with_dead_publisher(tracker):
+    """Create a job whose publisher died before it had sent all messages."""
+    submission = Submission(published=1, done=False, alive_until=0)
+    tracker.store.create_job(replace(new_job("half", 3, ("a",)), submission=submission))
+
+
+@pytest.mark.parametrize(
+    ("create", "level", "numbers"),
+    [
+        (lambda tracker: with_dead_worker(tracker.store), "WARNING", (1, 0, 0, 0)),
+        (with_lost_message, "WARNING", (0, 1, 0, 0)),
+        (with_dead_publisher, "INFO", (0, 0, 0, 1)),
+    ],
+)
+def test_sweep_logs_a_warning_if_it_marked_or_sent_again_else_an_information(tracker, caplog, create, level, numbers):
+    create(tracker)
+    name = "celery_statemanager.integration.worker.sweeping"
+    with caplog.at_level(logging.INFO, logger=name):
+        sweep(tracker)
+        sweep(tracker)
+    assert [(each.levelname, each.args) for each in caplog.records if each.name == name] == [(level, numbers)]
+
+
+class Worker:
+    """The lease of a worker by a clock that the test moves, and what the worker runs and holds."""
+
+    def __init__(self, tracker):
         self.grid = Grid.create(tracker.store, 1_000, ("a",))
-        self.running, self.held = [], []
+        self.held = []
         self.now = 0.0
-        self._store = tracker.store
+        self._running = []
+        self._store, self._messages = tracker.store, tracker.held_messages
         self._lease = Lease(tracker, "w", clock=lambda: self.now)
-        monkeypatch.setattr(requests, "running", lambda: [*map(self._binding, self.running)])
 
     def receive(self, row, retries=0):
-        self.held.append(Request(self._binding(row), retries))
+        request = Request(self._binding(row), retries)
+        self._messages.add(request)
+        self.held.append(request)
+        return request
+
+    def run(self, *rows):
+        """End the bodies that run, and run those of these rows."""
+        self._running.clear()
+        for row in rows:
+            self._running.append(self.receive(row).run())
+            self.held.pop()
 
     def look(self, seconds=1.0):
-        """Let time pass, and look; give the rows that the record then lists as (running, previous, received)."""
+        """Let time pass and check; return the rows that the record then lists: running, previous, received."""
         self.now += seconds
-        self._lease.renew_where_needed()
+        self._lease.renew_if_needed()
         report = self.report
         return *map(self._rows, (report.running, report.previous)), [row.task_index for row in report.received]
 
     def writes(self, looks):
-        """Look so often; give when the record was written."""
+        """Check so many times; return the times at which the record was written."""
         written = []
         for _ in range(looks):
             before = self.record.renewed_at
@@ -203,30 +261,31 @@ class Worker:
 
 
 @pytest.fixture
-def worker(tracker, monkeypatch):
-    """One with a lease of 30 s: renewed every 10 s, looked at every second."""
+def worker(tracker):
+    """A worker with a lease of 30 s: renewed every 10 s, checked every second."""
     tracker.settings = Settings(lease=30.0)
-    return Worker(tracker, monkeypatch)
+    return Worker(tracker)
 
 
-def test_what_ran_at_a_renewal_that_failed_is_not_forgotten(worker, tracker):
-    worker.running = [0]
+def test_cell_that_ran_at_a_failed_renewal_is_listed_at_the_next(worker, tracker):
+    worker.run(0)
     assert worker.look()[:2] == ([0], [])
     with tracker.store.away():
-        for worker.running in ([1], []):
+        for rows in ([1], []):
+            worker.run(*rows)
             with pytest.raises(StoreUnavailable):
                 worker.look(10.0)
     assert worker.look(10.0)[:2] == ([], [0, 1])
     assert worker.look(10.0)[:2] == ([], [])
 
 
-def test_a_record_that_nothing_is_new_to_is_written_at_each_renewal(worker):
-    worker.running = [0]
+def test_unchanged_record_is_written_at_each_renewal(worker):
+    worker.run(0)
     worker.look()
     assert worker.writes(30) == [11.0, 21.0, 31.0]
 
 
-def test_a_message_that_is_held_and_not_listed_renews_the_record_before_its_time(worker):
+def test_held_message_that_is_not_listed_renews_the_record_early(worker):
     assert worker.look()[2] == []
     worker.receive(0)
     assert worker.look()[2] == []
@@ -242,15 +301,15 @@ def test_a_message_that_is_held_and_not_listed_renews_the_record_before_its_time
     assert worker.report.received[0].delivery.retries == 1
 
 
-def test_a_renewal_before_its_time_puts_off_the_next(worker):
+def test_early_renewal_postpones_the_next(worker):
     worker.look()
     assert worker.writes(5) == []
     worker.receive(0)
     assert worker.writes(25) == [8.0, 18.0, 28.0]
 
 
-def test_messages_that_are_begun_soon_cost_no_renewal(worker):
-    """At most one write a renewal, however many tasks come and go."""
+def test_messages_that_begin_soon_cost_no_renewal(worker):
+    """The record is written once a renewal at any rate of tasks."""
     worker.look()
     first = worker.record
     for row in range(100):
@@ -260,8 +319,8 @@ def test_messages_that_are_begun_soon_cost_no_renewal(worker):
     assert worker.record == first
 
 
-def test_messages_that_keep_coming_and_waiting_cost_ten_renewals_a_lease(worker):
-    """Each is listed within four looks, or has begun."""
+def test_steady_stream_of_waiting_messages_costs_ten_renewals_a_lease(worker):
+    """Each message is listed within four checks, or has begun."""
     worker.look()
     written = []
     for row in range(60):
@@ -273,12 +332,12 @@ def test_messages_that_keep_coming_and_waiting_cost_ten_renewals_a_lease(worker)
     assert 18 <= len(written) <= 20
 
 
-def test_who_has_ended_is_listed_for_a_renewal_whatever_is_new(worker):
-    """The store may not have its end yet."""
-    worker.running = [0]
+def test_ended_cell_is_listed_for_one_renewal_despite_early_renewals(worker):
+    """The store may not have its last state yet."""
+    worker.run(0)
     for _ in range(10):
         worker.look()
-    worker.running = []
+    worker.run()
     ended = worker.now
     while worker.now < ended + 10:
         worker.receive(int(worker.now))
@@ -290,7 +349,7 @@ def test_who_has_ended_is_listed_for_a_renewal_whatever_is_new(worker):
 
 
 def lines_of(caplog, actions):
-    """Give what is logged while one thing after the other is done, or raised."""
+    """Return what is logged while each outcome in turn is returned or raised."""
     left, done = iter(actions), threading.Event()
 
     def act():
@@ -308,22 +367,22 @@ def lines_of(caplog, actions):
 
 
 @pytest.mark.parametrize("kind", [StoreError, StoreUnavailable])
-def test_trouble_that_lasts_is_told_once_in_one_line_and_so_is_its_end(caplog, kind):
+def test_repeated_failure_and_its_end_are_logged_once_in_one_line(caplog, kind):
     lines = lines_of(caplog, [kind("no credentials: run this")] * 5 + ["fine"])
     assert lines == [
-        ("lease failed; the next time may do: no credentials: run this", False),
-        ("lease works again", False),
+        ("lease failed, will retry: no credentials: run this", False),
+        ("lease recovered", False),
     ]
 
 
-def test_other_trouble_is_told_too_and_a_bug_with_its_traceback(caplog):
+def test_other_failures_are_logged_too_and_a_defect_with_its_traceback(caplog):
     lines = lines_of(caplog, [StoreError("first"), StoreError("second"), KeyError("bug")])
     assert [each.rpartition(": ")[2] for each, _ in lines[:2]] == ["first", "second"]
-    assert lines[2] == ("lease failed; the next time may do", True)
+    assert lines[2] == ("lease failed, will retry", True)
 
 
-def test_a_record_lists_as_many_messages_as_every_store_takes(patient, monkeypatch):
-    """A worker may hold any number of messages for a later time; a record that no store takes would be its end."""
+def test_record_lists_as_many_messages_as_every_store_accepts(patient):
+    """A worker may hold any number of messages with an eta; it must still be able to renew its lease."""
     grid = Grid.create(patient.store, 1_000, ("a",))
     message = SimpleNamespace(
         content_type="application/json",
@@ -334,6 +393,8 @@ def test_a_record_lists_as_many_messages_as_every_store_takes(patient, monkeypat
         headers={"task": "t"},
     )
     held = [Request(Binding(grid.ref, row, "a"), on_lost="requeue", message=message) for row in range(1_000)]
+    for request in held:
+        patient.held_messages.add(request)
     lease = Lease(patient, "w")
     lease.renew()
     record = leases.workers(patient.store)["w"]
@@ -341,19 +402,19 @@ def test_a_record_lists_as_many_messages_as_every_store_takes(patient, monkeypat
     assert rows == [*range(len(rows))]
     assert len(rows) < len(held)
     assert 700_000 < len(record.body.encode()) < 1_000_000
-    lease.renew_where_needed()
+    lease.renew_if_needed()
     assert leases.workers(patient.store)["w"] == record
 
 
-def test_a_record_with_more_cells_than_there_is_room_for_is_one_that_every_store_takes(patient, monkeypatch, caplog):
-    """A store that is back after a while finds any number of cells waiting: their worker must be heard all the same."""
+def test_record_with_more_cells_than_it_has_room_for_is_accepted_by_every_store(patient, caplog):
+    """After an outage any number of cells may wait; their worker must still be able to renew its lease."""
     grid = Grid.create(patient.store, 10_000, (LONGEST,))
     names = [cell_name(grid.ref, LONGEST, row) for row in range(10_000)]
     held = [Request(Binding(grid.ref, row, LONGEST)) for row in range(10_000)]
-    waiting = []
-    monkeypatch.setattr(lease_module, "backlog", SimpleNamespace(cells=waiting.copy))
-    monkeypatch.setattr(requests, "running", lambda: [Binding(grid.ref, 0, LONGEST)])
-    lease = Lease(patient, "w")
+    held.append(Request(Binding(grid.ref, 0, LONGEST)).run())
+    for request in held:
+        patient.held_messages.add(request)
+    lease, up = Lease(patient, "w"), threading.Event()
 
     def renewed():
         lease.renew()
@@ -361,36 +422,38 @@ def test_a_record_with_more_cells_than_there_is_room_for_is_one_that_every_store
         assert len(record.body.encode()) <= leases.MOST_BYTES
         return Report.from_record(record)
 
-    with caplog.at_level(logging.WARNING, logger="celery_statemanager"):
+    with caplog.at_level(logging.WARNING, logger="celery_statemanager.integration.worker"):
         assert renewed().cut == ["received"]
-        waiting.extend(names)
+        for name in names:
+            patient.backlog.put((name, "end"), lambda: up.wait(PATIENCE))
         for _ in range(3):
             report = renewed()
             assert report.cut == ["pending", "running", "received"]
             assert 500 < len(report.pending) < 10_000
             assert 300 < len(report.received) < 10_000
             assert all(map(report.lists, names))
-        waiting.clear()
+        up.set()
+        patient.backlog.flush(PATIENCE)
         held.clear()
         assert renewed().cut == []
     text = "the worker's record has no room for all"
     assert [each.getMessage().partition(":")[0] for each in caplog.records] == [
-        f"{text} messages that it has received (1 run, 0 wait to be written, 10,000 are received)",
-        f"{text} cells that it is at (1 run, 10,000 wait to be written, 10,000 are received)",
+        f"{text} received messages (1 run, 0 wait, 10,000 are received)",
+        f"{text} cells that run or wait to be written (1 run, 10,000 wait, 10,000 are received)",
     ]
 
 
-def test_what_is_received_is_spelt_once_and_only_while_there_is_room():
-    """What waits is spelt at each renewal: ten thousand rows with their messages take a while."""
-    spelt = []
+def test_received_rows_are_encoded_once_and_only_while_there_is_room():
+    """They are encoded at each renewal: ten thousand rows with their messages take a while."""
+    encoded = []
 
     class Row(leases.Received):
         def to_list(self):
-            spelt.append(self.task_index)
+            encoded.append(self.task_index)
             return super().to_list()
 
     ref = Grid.create(open_store("memory://"), 1).ref
     report = Report(received=(Row(ref, "a", row, "m" * 60_000) for row in range(100)))
     listed = json.loads(report.to_json())["received"]
-    assert spelt == [*range(len(listed) + 1)]
+    assert encoded == [*range(len(listed) + 1)]
     assert len(listed) == 13

@@ -1,4 +1,4 @@
-"""One look and feel: what every command has in common."""
+"""What all commands have in common."""
 
 import re
 from importlib.metadata import entry_points
@@ -12,7 +12,7 @@ COMMANDS = sorted(
 )
 ABOUT_A_JOB = {"monitor-state", "show-state", "why-state", "delete-state"}
 NEEDED = {
-    "monitor-state": ["--job", "x"],
+    "monitor-state": ["x"],
     "gc-state": ["--tombstone-age", "1d", "--delete-age", "2d"],
     "migrate-state": ["--target", "1"],
 }
@@ -29,15 +29,15 @@ def helped(request, command):
 def test_help_has_examples_exit_codes_and_both_formats(helped):
     name, text = helped
     assert len(re.findall(rf"^    celery (-A proj )?{name}\b", text, re.MULTILINE)) >= 2
-    told = {int(code) for code in re.findall(r"^ +(\d+)  \w", text.partition("Exit status:")[2], re.MULTILINE)}
+    listed = {int(code) for code in re.findall(r"^ +(\d+)  \w", text.partition("Exit status:")[2], re.MULTILINE)}
     every = {Exit.OK, Exit.USAGE, Exit.UNAVAILABLE, Exit.CONFIGURATION, Exit.INTERRUPTED}
-    assert told >= (every | {Exit.NO_JOB} if name in ABOUT_A_JOB else every)
+    assert listed >= (every | {Exit.NO_JOB} if name in ABOUT_A_JOB else every)
     assert re.search(r"--format \[(json\|table\|live|table\|json)\]", text)
     assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "sweep-state"])  # which takes an app alone
-def test_a_mistyped_store_is_told_in_one_line(name, command, error_of):
+def test_a_mistyped_store_is_reported_in_one_line(name, command, error_of):
     given = NEEDED.get(name, ["x"] if name in ABOUT_A_JOB else [])
     result = command(name, *given, "--store", "sqlit:///states.db")
     assert result.exit_code == Exit.CONFIGURATION

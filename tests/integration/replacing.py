@@ -1,0 +1,127 @@
+"""An app whose tasks replace themselves by every kind of canvas; the worker and the tests import it."""
+
+import json
+import os
+
+from celery import Celery, chain, chord, group
+from celery.canvas import Signature
+
+from celery_statemanager import StatefulTask, StateManager
+
+QUEUE = "replacing"
+
+app = Celery("replacing", broker=os.environ.get("TRACKED_BROKER", "memory://"))
+app.conf.update(
+    result_backend=os.environ.get("TRACKED_BROKER", "cache+memory://"),
+    statemanager_store_url=os.environ.get("TRACKED_STORE", "memory://"),
+    task_always_eager="TRACKED_BROKER" not in os.environ,
+    task_default_queue=QUEUE,
+    broker_connection_retry_on_startup=True,
+)
+states = StateManager(app)
+
+
+@app.task(shared=False)
+def add(x, y):
+    return x + y
+
+
+@app.task(shared=False)
+def total(numbers):
+    return sum(numbers)
+
+
+@app.task(shared=False, base=StatefulTask, bind=True)
+def stateful_add(self, x, y):
+    return x + y
+
+
+@app.task(shared=False, base=StatefulTask, bind=True)
+def stateful_total(self, numbers):
+    return sum(numbers)
+
+
+def as_json(signature):
+    return json.loads(json.dumps(signature))
+
+
+def read(signature):
+    return Signature.from_dict(as_json(signature), app=app)
+
+
+def numbers():
+    return [add.s(1, 2), add.s(3, 4)]
+
+
+def stateful_numbers():
+    return [stateful_add.s(1, 2), stateful_add.s(3, 4)]
+
+
+def split():
+    return chain(add.s(1, 2), group(add.s(1), add.s(2)))
+
+
+PAIRS = [(1, 2), (3, 4), (5, 6)]
+
+CANVASES = {
+    "signature": (lambda: add.s(1, 2), 3),
+    "stateful signature": (lambda: stateful_add.s(1, 2), 3),
+    "chain": (lambda: chain(add.s(1, 2), add.s(3)), 6),
+    "chain of stateful tasks": (lambda: chain(stateful_add.s(1, 2), stateful_add.s(3)), 6),
+    "chain of one": (lambda: chain(add.s(1, 2)), 3),
+    "group": (lambda: group(numbers()), [3, 7]),
+    "group of stateful tasks": (lambda: group(stateful_numbers()), [3, 7]),
+    "group of one": (lambda: group([add.s(1, 2)]), [3]),
+    "empty group": (lambda: group([]), []),
+    "group of chains": (lambda: group(chain(add.s(1, 2), add.s(1)), chain(add.s(1, 2), add.s(2))), [4, 5]),
+    "group of groups": (lambda: group(group(add.s(1, 2), add.s(1, 2)), add.s(1, 2)), [3, 3, 3]),
+    "group of chords": (lambda: group(chord(numbers(), total.s()), add.s(1, 2)), [10, 3]),
+    "chord": (lambda: chord(numbers(), total.s()), 10),
+    "chord of stateful tasks": (lambda: chord(stateful_numbers(), stateful_total.s()), 10),
+    "chord of a group": (lambda: chord(group(numbers()), total.s()), 10),
+    "chord of one": (lambda: chord([add.s(1, 2)], total.s()), 3),
+    "chord with a chain as body": (lambda: chord(numbers(), chain(total.s(), add.s(1))), 11),
+    "chord with a group as body": (lambda: chord(numbers(), group(total.s(), total.s())), [10, 10]),
+    "chord with a chord as body": (lambda: chord(numbers(), chord([total.s(), total.s()], total.s())), 20),
+    "chord with a body that ends in a group": (
+        lambda: chord(numbers(), chain(total.s(), group(add.s(1), add.s(2)))),
+        [11, 12],
+    ),
+    "chain that ends in a group": (split, [4, 5]),
+    "chain with a group inside": (lambda: chain(split(), total.s(), add.s(1)), 10),
+    "chain that ends in a chord": (lambda: chain(add.s(1, 2), chord([add.s(1), add.s(2)], total.s())), 9),
+    "chain that ends in a chord with a group as body": (
+        lambda: chain(add.s(1, 2), chord([add.s(1), add.s(2)], group(total.s(), total.s()))),
+        [9, 9],
+    ),
+    "map": (lambda: total.map(PAIRS), [3, 7, 11]),
+    "starmap": (lambda: add.starmap(PAIRS), [3, 7, 11]),
+    "chunks": (lambda: add.chunks(PAIRS, 2), [[3, 7], [11]]),
+    "group of chunks": (lambda: add.chunks(PAIRS, 2).group(), [[3, 7], [11]]),
+    "JSON of a signature": (lambda: as_json(add.s(1, 2)), 3),
+    "JSON of a group": (lambda: as_json(group(numbers())), [3, 7]),
+    "JSON of a chord": (lambda: as_json(chord(numbers(), total.s())), 10),
+    "JSON of a map": (lambda: as_json(total.map(PAIRS)), [3, 7, 11]),
+    "JSON of chunks": (lambda: as_json(add.chunks(PAIRS, 2)), [[3, 7], [11]]),
+    "group read from JSON": (lambda: read(group(numbers())), [3, 7]),
+    "chord read from JSON": (lambda: read(chord(numbers(), total.s())), 10),
+    "chain read from JSON": (lambda: read(chain(split(), total.s())), 9),
+}
+"""What a task is replaced by, and the result of that."""
+
+
+@app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+def replaced(self, name):
+    make, _ = CANVASES[name]
+    return self.replace(make())
+
+
+@app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+def replaced_twice(self, name):
+    return self.replace(replaced.s(name))
+
+
+@app.task(shared=False, base=StatefulTask, bind=True, tag="after")
+def keep(self, result):
+    """Keep in its cell what the stage before it returned."""
+    self.state.set(50, payload={"result": result})

@@ -1,0 +1,104 @@
+"""``states.current_job()``: the job of the running task or callback, and never a successor of the same name."""
+
+import pytest
+from celery import Celery
+
+from celery_statemanager import JobNotFound, Manager, StatefulTask, StateManager
+from celery_statemanager.integration.binding import Binding
+from celery_statemanager.records import JobKey
+from celery_statemanager.testing import FaultyStore
+
+
+@pytest.fixture
+def app():
+    return Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://")
+
+
+@pytest.fixture
+def states(app):
+    return StateManager(app)
+
+
+def replace_job(states, job_id):
+    """Delete a job and create its successor, as a rerun that does not wait for stragglers does."""
+    states.job(job_id).delete()
+    successor = Manager.create(states.store, job_id, num_tasks=1, task_index=0, tags=("work",))
+    successor.set_state("work", 7)
+    return successor
+
+
+def run_in(states, signature):
+    """Run a task as row 0 of a new job that nobody publishes meanwhile."""
+    job = Manager.create(states.store, "etl", num_tasks=1, tags=("work",))
+    return Binding(job.ref, 0, "work").bind(signature).apply_async()
+
+
+USES = {
+    "cancel": lambda job: job.cancel("mine"),
+    "delete": lambda job: job.delete(),
+    "summary": lambda job: job.summary(),
+    "wait": lambda job: job.wait(0),
+    "subscribe": lambda job: job.subscribe(),
+}
+
+
+@pytest.mark.parametrize("base", [StatefulTask, None], ids=["stateful", "plain"])
+@pytest.mark.parametrize("use", USES)
+def test_the_current_job_of_a_straggler_is_not_its_successor(app, states, base, use):
+    raised = []
+
+    @app.task(shared=False, bind=True, base=base, autoretry_for=(Exception,), max_retries=1)
+    def straggler(self):
+        successors.append(replace_job(states, "etl"))
+        try:
+            USES[use](states.current_job())
+        except JobNotFound as error:
+            raised.append(error)
+            raise
+
+    successors = []
+    result = run_in(states, straggler.s())
+    assert result.state == "IGNORED"
+    assert [error.job_id for error in raised] == ["etl"]
+    (successor,) = successors
+    assert successor.get_state("work", 0).status == 7
+    assert states.store.get_job(JobKey("etl")).cancelled is None
+
+
+def test_a_job_that_a_task_took_before_it_was_replaced_reaches_no_successor(app, states):
+    refused = []
+
+    @app.task(shared=False)
+    def straggler():
+        job = states.current_job()
+        replace_job(states, "etl")
+        for name, use in USES.items():
+            try:
+                use(job)
+            except JobNotFound:
+                refused.append(name)
+
+    run_in(states, straggler.s())
+    assert refused == list(USES)
+    assert states.job("etl").get_state().status == 7
+    assert states.store.get_job(JobKey("etl")).cancelled is None
+
+
+def test_a_manager_that_is_vetoed_reads_no_reason_from_a_successor(states):
+    store = FaultyStore(states.store)
+    manager = Manager.create(store, "etl", num_tasks=2, task_index=0, tags=("work",))
+    Manager.open(store, "etl", task_index=1).begin("work")
+    states.job("etl").cancel("the reason of the first run")
+    store.at("begin", lambda _: replace_job(states, "etl"), after=True)
+    with pytest.raises(JobNotFound):
+        manager.begin("work")
+
+
+def test_a_mistyped_tag_of_a_job_is_refused(app, states):
+    @app.task(shared=False, base=StatefulTask, tag="ingest")
+    def task(): ...
+
+    job = states.submit([task.s()])
+    for read in (job.summary, job.get_state, job.list_states):
+        with pytest.raises(ValueError, match=r"has no tag 'injest': .* the planned tags are 'ingest'"):
+            read("injest")

@@ -1,0 +1,92 @@
+"""``self.replace`` in a tracked task, by every kind of canvas: its last task ends the cell, and the row goes on."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from celery import chain
+from replacing import CANVASES
+from servers import running_redis
+from workers import Worker
+
+from celery_statemanager import Status
+from celery_statemanager.testing.kit import PATIENCE
+
+FILE = Path(__file__).with_name("replacing.py")
+
+
+def load():
+    """Import the app for the environment as it is now."""
+    spec = importlib.util.spec_from_file_location("replacing", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def submit(module, name):
+    return module.states.submit([chain(module.replaced.s(name), module.keep.s())])
+
+
+@pytest.fixture(scope="module")
+def eager():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRACKED_BROKER", raising=False)
+        patch.delenv("TRACKED_STORE", raising=False)
+        module = load()
+        module.jobs = {name: submit(module, name) for name in CANVASES}
+        yield module
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The app with a broker, a result backend and a worker."""
+    home = tmp_path_factory.mktemp("replacing")
+    with running_redis() as server, pytest.MonkeyPatch.context() as patch:
+        environment = {
+            "TRACKED_HOME": str(home),
+            "TRACKED_BROKER": server.url,
+            "TRACKED_STORE": f"sqlite:///{home}/states.db",
+        }
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        module = load()
+        worker = Worker(environment, "prefork", module.QUEUE, app="replacing")
+        try:
+            module.jobs = {name: submit(module, name) for name in CANVASES}
+            yield module
+        finally:
+            worker.stop()
+            module.states.store.close()
+            module.app.close()
+
+
+@pytest.fixture(params=["eager", "served"])
+def module(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("name", CANVASES)
+@pytest.mark.xdist_group("replacing")
+def test_a_row_goes_on_with_the_result_of_the_replacement(module, name):
+    _, result = CANVASES[name]
+    job = module.jobs[name]
+    assert job.wait(PATIENCE).finished == 2, job.list_states()
+    assert job.get_state("after", 0).payload == {"result": result}
+    assert job.get_state("work", 0).attempt == 2
+    assert not module.states.store.get_cell(job.manager.ref, "work", 0).open
+
+
+@pytest.mark.parametrize("name", ["signature", "group", "chord"])
+@pytest.mark.xdist_group("replacing")
+def test_a_replacement_may_be_replaced_in_turn(module, name):
+    job = module.states.submit([module.replaced_twice.s(name)])
+    assert job.wait(PATIENCE).finished == 1, job.list_states()
+    assert (job.get_state("work", 0).status, job.get_state("work", 0).attempt) == (Status.FINISHED, 3)
+
+
+@pytest.mark.parametrize("name", ["chunks", "chord with a group as body", "JSON of a group"])
+@pytest.mark.xdist_group("replacing")
+def test_an_untracked_run_is_replaced_alike(module, name):
+    _, result = CANVASES[name]
+    run = module.replaced.apply if module.app.conf.task_always_eager else module.replaced.apply_async
+    assert run((name,)).get(timeout=PATIENCE) == result

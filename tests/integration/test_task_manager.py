@@ -1,0 +1,109 @@
+"""``self.state.manager``: one Manager per run, whose refusals stop the task as those of ``self.state`` do."""
+
+import pytest
+from celery import Celery
+
+from celery_statemanager import StatefulTask, StateManager, Status, SubmitFailed, current_state
+from celery_statemanager.testing import FaultyStore
+from celery_statemanager.testing.kit import PATIENCE
+
+FINISHED = Status.FINISHED
+
+
+@pytest.fixture
+def app():
+    return Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://")
+
+
+@pytest.fixture
+def states(app):
+    states = StateManager(app)
+    states.store = FaultyStore(states.store)
+    return states
+
+
+def is_open(job, tag):
+    return job.manager.store.get_cell(job.manager.ref, tag, 0).open
+
+
+def test_an_attempt_that_it_begins_ends_with_its_terminal_status(app, states):
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+    def task(self):
+        assert self.state.manager.begin("extra") == 1
+        current_state().manager.set_state("extra", FINISHED)
+
+    job = states.submit([task.s()])
+    assert job.get_state("extra", 0).status == FINISHED
+    assert not is_open(job, "extra")
+
+
+def test_it_reads_the_job_once_per_run(app, states):
+    reads = []
+    seen = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+    def task(self):
+        states.store.at("get_job", reads.append, times=100)
+        seen.append({id(self.state.manager) for _ in range(5)} | {id(current_state().manager)})
+        assert [self.state.num_tasks for _ in range(5)] == [2] * 5
+
+    states.submit([task.s(), task.s()])
+    assert [len(each) for each in seen] == [1, 1]
+    assert len(reads) <= 2 + 4, "one read per run, and those of submit"
+
+
+def test_begin_under_the_tasks_own_tag_returns_the_attempt_that_it_has(app, states):
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+    def task(self):
+        assert self.state.manager.begin("work") == self.state.attempt == 1
+        assert self.state.manager.begin("work") == 1
+        self.state.set(50)
+
+    job = states.submit([task.s()])
+    assert (job.get_state("work", 0).status, job.get_state("work", 0).attempt) == (FINISHED, 1)
+    assert not is_open(job, "work")
+
+
+def test_begin_under_its_own_tag_takes_the_attempt_that_the_store_could_not_give(app, states):
+    given = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+    def task(self):
+        given.append((self.state.attempt, self.state.manager.begin("work"), self.state.attempt))
+
+    states.store.lose_response("begin", applied=False)
+    job = states.submit([task.s()])
+    assert given == [(None, 1, 1)]
+    assert job.wait(PATIENCE).finished == 1
+
+
+USES = {
+    "begin": lambda manager: manager.begin("extra"),
+    "set_state": lambda manager: manager.set_state("work", 5),
+    "set_state of another tag": lambda manager: manager.set_state("extra", 5),
+    "progress": lambda manager: manager.progress("work", 1, 2),
+    "get_state": lambda manager: manager.get_state(),
+    "list_states": lambda manager: manager.list_states(),
+    "summary": lambda manager: manager.summary(),
+    "subscribe": lambda manager: manager.subscribe(),
+    "synchronize": lambda manager: manager.synchronize("work", 0),
+    "tombstone_job": lambda manager: manager.tombstone_job(),
+    "delete_job": lambda manager: manager.delete_job(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_whatever_finds_the_job_gone_stops_the_task(app, states, use):
+    ran = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="work", autoretry_for=(Exception,), max_retries=2)
+    def task(self):
+        manager = self.state.manager
+        states.job("etl").delete()
+        ran.append(use)
+        USES[use](manager)
+        ran.append("went on")
+
+    with pytest.raises(SubmitFailed, match="no job 'etl'"):  # it records in the job that everything is published
+        states.submit([task.s()], job_id="etl")
+    assert ran == [use]

@@ -1,0 +1,147 @@
+"""``self.state.progress`` never fails the work that it reports on."""
+
+import logging
+import os
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from celery_statemanager import StatefulTask, StateManager, Status, current_state
+
+LOGGER = "celery_statemanager.integration.task.progress"
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.fixture
+def app():
+    return Celery(
+        "eager",
+        set_as_current=False,
+        task_always_eager=True,
+        statemanager_store_url="memory://",
+        statemanager_progress_interval=0.0,
+    )
+
+
+@pytest.fixture
+def states(app):
+    return StateManager(app)
+
+
+def report(app, states, name, *calls):
+    """Run a task that reports progress; return the job and what each call returned."""
+    returned = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True, name=name, tag="work")
+    def task(self):
+        returned.extend(self.state.progress(*call) for call in calls)
+
+    return states.submit([task.s()]), returned
+
+
+def warnings_of(caplog):
+    return [each.getMessage() for each in caplog.records if each.name == LOGGER and each.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "status", "kept"),
+    [
+        (11, 10, 100, (10, 10)),
+        (0, 0, 1, (0, 1)),
+        (-1, 5, 1, (0, 5)),
+        (3, 0, 100, (1, 1)),
+        (3, -2, 100, (1, 1)),
+        (INFINITY, 4, 100, (4, 4)),
+        (-INFINITY, 4, 1, (0, 4)),
+        (True, 2, 50, (1, 2)),
+        (Decimal("2.5"), 5, 50, (2.5, 5)),
+        (Fraction(1, 2), Fraction(2), 25, (0.5, 2.0)),
+        (10**400, 5.0, 100, (5.0, 5.0)),
+    ],
+)
+def test_values_out_of_range_are_clamped(app, states, caplog, done, total, status, kept):
+    name = f"clamped {done!r:.20} {total!r}"
+    job, (state,) = report(app, states, name, (done, total, "at work"))
+    assert job.summary().finished == 1
+    assert (state.status, state.message) == (status, "at work")
+    assert (state.payload["progress"]["done"], state.payload["progress"]["total"]) == kept
+    (warning,) = warnings_of(caplog)
+    assert name in warning
+    assert f"{done!r:.20}" in warning
+
+
+@pytest.mark.parametrize(
+    ("done", "total"),
+    [(NAN, 5), (1, NAN), (1, INFINITY), ("1", "2"), (None, 5), (1j, 5), ([], 5), (1 << 20_000, 1 << 20_001)],
+    ids=range(8),
+)
+def test_what_is_no_progress_is_not_written(app, states, caplog, done, total):
+    job, returned = report(app, states, f"unwritten {type(done)} {type(total)} {os.urandom(4)}", (1, 2), (done, total))
+    assert job.summary().finished == 1
+    assert returned[1] is None
+    assert job.get_state("work", 0).payload == {"progress": {"done": 2, "total": 2}}
+    assert len(warnings_of(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [(Path("a/b"), "a/b"), (7, "7"), ("lone \udc80", "lone ?"), ("x" * 70_000, "x" * 1_999 + "…")],
+)
+def test_a_message_that_cannot_be_kept_is_made_one_that_can(app, states, caplog, message, kept):
+    job, (state,) = report(app, states, f"message {kept:.8}", (1, 2, message))
+    assert job.summary().finished == 1
+    assert state.message == kept
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_a_message_that_cannot_be_printed_is_left_out(app, states):
+    class Silent:
+        def __str__(self):
+            raise RuntimeError("nothing to say")
+
+    job, (state,) = report(app, states, "silent", (1, 2, Silent()))
+    assert job.summary().finished == 1
+    assert (state.status, state.message) == (50, None)
+
+
+def test_a_short_limit_of_bytes_holds_for_messages_that_are_cut(states, app):
+    app.conf.statemanager_max_state_bytes = 40
+    job, (state,) = report(app, states, "short limit", (1, 2, "ä" * 100))
+    assert job.summary().finished == 1
+    assert state.message == "ä" * 9 + "…"
+
+
+def test_one_warning_per_task_name(app, states, caplog):
+    report(app, states, "first", (11, 10), (12, 10), (-1, 10))
+    report(app, states, "second", (11, 10), (NAN, 10))
+
+    @app.task(shared=False, name="third")
+    def plain():
+        current_state().progress(11, 10)
+        current_state().progress(12, 10)
+
+    states.submit([plain.s(), plain.s()])
+    warnings = warnings_of(caplog)
+    assert len(warnings) == 3
+    assert all(
+        name in text and "11" in text and "10" in text for name, text in zip(("first", "second", "third"), warnings)
+    )
+
+
+def test_values_in_range_are_reported_without_a_warning(app, states, caplog):
+    _, returned = report(app, states, "in range", (0, 10), (5, 10), (1.5, 3), (10, 10))
+    assert [state.status for state in returned] == [1, 50, 50, 100]
+    assert warnings_of(caplog) == []
+
+
+def test_a_manager_raises_for_values_out_of_range(app, states):
+    @app.task(shared=False, base=StatefulTask, bind=True, name="by manager", tag="work")
+    def task(self):
+        self.state.manager.progress("work", 11, 10)
+
+    job = states.submit([task.s()])
+    assert job.get_state("work", 0).status == Status.FAILED
+    assert "11 of 10" in job.get_state("work", 0).message

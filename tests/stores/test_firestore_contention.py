@@ -1,0 +1,131 @@
+"""The Firestore store when others change the same document before each of its commits: pauses, and an end."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from firestore_kit import Documents, Spy
+
+from celery_statemanager import StoreContended, StoreError
+from celery_statemanager.manager import new_incarnation
+from celery_statemanager.records import JobKey, JobRef
+from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.testing.kit import FINISHED, Grid
+
+pytestmark = pytest.mark.timeout(30)
+
+TIMEOUT = 0.5
+MOST_TRIES = 12
+"""Commits that fit into ``TIMEOUT`` with pauses of 5, 10, 20 ms and so on, halved at most by jitter."""
+
+
+@pytest.fixture
+def store(firestore_emulator: str, spy: Spy) -> FirestoreStore:
+    return spy.store(Address(f"test-{uuid.uuid4().hex[:12]}"))
+
+
+@pytest.fixture
+def documents(store: FirestoreStore) -> Documents:
+    return Documents(store)
+
+
+def targets(request: Any) -> list[str]:
+    """Return the names of the documents that a commit writes or deletes."""
+    return [each.update.name or each.delete for each in getattr(request, "writes", ())]
+
+
+def interfere(store: FirestoreStore, spy: Spy, documents: Documents, path: str) -> list[int]:
+    """Change a document before each commit that writes it; return a list that grows with each of them."""
+    tries: list[int] = []
+
+    def change(method: str, request: Any) -> None:
+        if method == "Commit" and documents.name(path) in targets(request):
+            tries.append(len(tries))
+            documents.touch(path, reopened=f"by another, {len(tries)}")
+
+    store._connection.timeout = TIMEOUT
+    spy.fault = change
+    return tries
+
+
+def update(grid: Grid) -> None:
+    grid.store.update_job(replace(grid.job, tombstoned_at=1))
+
+
+def delete(grid: Grid) -> None:
+    grid.store.delete_job(grid.job)
+
+
+def decide(grid: Grid) -> None:
+    for row in range(2):
+        grid.write("a", row, FINISHED)
+
+
+@pytest.mark.parametrize("operation", [update, delete, decide], ids=lambda each: each.__name__)
+def test_a_change_of_a_job_that_others_change_each_time_pauses_and_ends(
+    store: FirestoreStore, spy: Spy, documents: Documents, operation: Callable[[Grid], None]
+) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    tries = interfere(store, spy, documents, "jobs/job")
+    with pytest.raises(StoreContended, match=r"gave up after 0\.5 s"):
+        operation(grid)
+    assert 1 < len(tries) <= MOST_TRIES
+
+
+def test_a_write_of_a_cell_that_others_write_each_time_pauses_and_ends(
+    store: FirestoreStore, spy: Spy, documents: Documents
+) -> None:
+    grid = Grid.create(store, 2, ("a",))
+    grid.write("a", 0, 5)
+    tries = interfere(store, spy, documents, "jobs/job/states/a:0")
+    with pytest.raises(StoreContended, match=r"gave up after 0\.5 s"):
+        grid.write("a", 0, 6)
+    assert 1 < len(tries) <= MOST_TRIES
+
+
+def test_an_adoption_of_a_job_that_others_change_each_time_pauses_and_ends(
+    store: FirestoreStore, spy: Spy, documents: Documents
+) -> None:
+    documents.put("jobs/go", numTasks=3, deleted=False)
+    tries = interfere(store, spy, documents, "jobs/go")
+    with pytest.raises(StoreContended, match=r"gave up after 0\.5 s"):
+        store.adopt_job(JobRef(JobKey("go"), ""), new_incarnation())
+    assert 1 < len(tries) <= MOST_TRIES
+
+
+def test_a_creation_of_a_job_that_comes_and_goes_pauses_and_ends(
+    store: FirestoreStore, spy: Spy, documents: Documents
+) -> None:
+    Grid.create(store, 2, ("a",), job_id="other")  # the store knows the time
+    tries = itertools.count()
+
+    def come_and_go(method: str, request: Any) -> None:
+        if method == "Commit":
+            next(tries)
+            documents.put("jobs/job", numTasks=3, deleted=False)
+        else:
+            documents.delete("jobs/job")
+
+    store._connection.timeout = TIMEOUT
+    spy.fault = come_and_go
+    with pytest.raises(StoreContended, match=r"gave up after 0\.5 s"):
+        Grid.create(store, 2, ("a",))
+    assert 1 < next(tries) <= MOST_TRIES
+
+
+def test_a_job_is_not_created_over_a_document_that_is_none(
+    store: FirestoreStore, spy: Spy, documents: Documents
+) -> None:
+    documents.put("jobs/job", note="somebody else's")
+    Grid.create(store, 2, ("a",), job_id="other")
+    spy.clear()
+    with pytest.raises(StoreError, match=r"document 'job' in 'jobs' is no job's") as refused:
+        Grid.create(store, 2, ("a",))
+    assert not isinstance(refused.value, StoreContended)
+    assert spy.calls["Commit"] == 1
+    assert documents.get("jobs/job") == {"note": "somebody else's"}

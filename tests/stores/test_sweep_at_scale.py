@@ -1,0 +1,181 @@
+"""Sweeps over long lists: entries that nothing can be done about, errors of single entries, and memory."""
+
+from __future__ import annotations
+
+import logging
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from celery_statemanager import Store, StoreContended, StoreError, StoreUnavailable, leases, open_store
+from celery_statemanager.leases import Received, Report
+from celery_statemanager.manager import new_job
+from celery_statemanager.records import Cell, JobRef, OpenAttempt, WorkerRecord, Write, WriteReply
+from celery_statemanager.stores.wrapped import WrappedStore
+from celery_statemanager.sweep import Sweep, SweepReport
+from celery_statemanager.testing import FakeClock, FaultyStore
+from celery_statemanager.testing.kit import FAILED, Grid
+
+LEASE = 30.0
+
+
+class OneApp:
+    """What the sweep of one app does: it publishes the callbacks of its own jobs and leaves the others'."""
+
+    def __init__(self, own: str = "") -> None:
+        self.own = own
+        self.published: list[str] = []
+        self.resent: list[str] = []
+
+    def resend(self, ref: JobRef, message: str) -> bool:
+        if message.startswith(self.own):
+            self.resent.append(message)
+        return message.startswith(self.own)
+
+    def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
+        if not ref.key.job_id.startswith(self.own):
+            return 0
+        self.published.append(ref.key.job_id)
+        return len(decided)
+
+
+def sweep(store: Store, actions: OneApp) -> SweepReport:
+    return Sweep(store, actions, lease=LEASE, max_lost=3).run()
+
+
+def test_due_jobs_of_another_app_do_not_hide_those_of_this_one(store: Store) -> None:
+    """More than a page of them stay due, for that app is switched off."""
+    for number in range(120):
+        Grid.create(store, 1, ("a",), job_id=f"a: other {number:03}", failure="call").run("a", 0, FAILED)
+    Grid.create(store, 1, ("a",), job_id="z: mine", failure="call").run("a", 0, FAILED)
+    later, actions = AdvancedStore(store), OneApp("z")
+    report = sweep(later, actions)
+    assert (actions.published, report.callbacks) == (["z: mine"], 1)
+
+
+class AdvancedStore(WrappedStore):
+    """A store whose time is an hour ahead, so that leases and grace periods of what was just written are over."""
+
+    def now(self) -> int:
+        return super().now() + 3_600_000_000
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def local(clock: FakeClock) -> Store:
+    return open_store("memory://", clock=clock)
+
+
+class RefusingStore(WrappedStore):
+    """A store that refuses to write one job."""
+
+    def __init__(self, inner: Store, job_id: str, error: StoreError) -> None:
+        super().__init__(inner)
+        self.job_id = job_id
+        self.error = error
+
+    def write(self, ref: JobRef, write: Write) -> WriteReply:
+        if ref.key.job_id == self.job_id:
+            raise self.error
+        return super().write(ref, write)
+
+
+ERRORS = [StoreError("the document is too large"), StoreContended("others write the same cell")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["refused", "contended"])
+def test_an_attempt_that_the_store_refuses_to_end_does_not_keep_the_sweep_from_the_others(
+    local: Store, clock: FakeClock, error: StoreError, caplog: pytest.LogCaptureFixture
+) -> None:
+    grids = [Grid.create(local, 1, ("a",), job_id=name) for name in ("first", "second", "third")]
+    for grid in grids:
+        grid.begin("a", 0, owner="dead")
+    clock.advance(LEASE + 1)
+    with caplog.at_level(logging.WARNING):
+        assert sweep(RefusingStore(local, "first", error), OneApp()).marked == 2
+    assert [grid.cell("a", 0).open for grid in grids] == [True, False, False]
+    assert f"job 'first' is left for the next sweep: {error}" in caplog.text
+    assert sweep(local, OneApp()).marked == 1
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["refused", "contended"])
+def test_a_received_row_that_the_store_refuses_to_mark_does_not_keep_the_sweep_from_the_others(
+    local: Store, clock: FakeClock, error: StoreError
+) -> None:
+    grids = [Grid.create(local, 1, ("a",), job_id=name) for name in ("first", "second")]
+    rows = [Received(grid.ref, "a", 0, None) for grid in grids]
+    leases.renew(local, "dead", Report(received=rows), 0)
+    clock.advance(1)
+    assert sweep(RefusingStore(local, "first", error), OneApp()).marked == 1
+    assert sweep(local, OneApp()).marked == 1
+    assert list(local.list_workers()) == []
+
+
+def test_a_store_that_is_away_ends_the_sweep(local: Store, clock: FakeClock) -> None:
+    for name in ("first", "second"):
+        Grid.create(local, 1, ("a",), job_id=name).begin("a", 0, owner="dead")
+    clock.advance(LEASE + 1)
+    faulty = FaultyStore(local)
+    faulty.lose_response("write", applied=False)
+    with pytest.raises(StoreUnavailable):
+        sweep(faulty, OneApp())
+
+
+class EndlessLists(WrappedStore):
+    """A store with long lists of large entries, each of which exists only while it is in somebody's hands."""
+
+    def __init__(self, inner: Store, ref: JobRef, workers: int, attempts: int) -> None:
+        super().__init__(inner)
+        self.ref = ref
+        self.workers = workers
+        self.attempts = attempts
+
+    def list_workers(self) -> Iterator[WorkerRecord]:
+        now = self.now()
+        for number in range(self.workers):
+            rows = [Received(self.ref, "a", row, "x" * 10_000) for row in range(50)]
+            body = Report([leases.cell_name(self.ref, "a", number)], received=rows).to_json()
+            yield WorkerRecord(f"w{number}", body, now, now + 30_000_000)
+
+    def list_open_attempts(self) -> Iterator[OpenAttempt]:
+        for number in range(self.attempts):
+            kept = f"{number}" + "x" * 50_000
+            yield OpenAttempt(self.ref, "a", number, Cell(1, open=True, owner=f"w{number}", kept=kept))
+
+
+@pytest.mark.parametrize("look", ["sweep", "jobs at work"])
+def test_a_look_at_long_lists_takes_little_memory(local: Store, look: str) -> None:
+    """100 records and 500 attempts take some 75 MB together."""
+    job = local.create_job(replace(new_job("job", 500, ("a",))))
+    store = EndlessLists(local, job.ref, workers=100, attempts=500)
+    looks: dict[str, Callable[[], object]] = {
+        "sweep": lambda: sweep(store, OneApp("another app's")),
+        "jobs at work": lambda: leases.jobs_at_work(store)(job.incarnation),
+    }
+    looks[look]()  # what is loaded or remembered once is there
+    tracemalloc.start()
+    try:
+        looks[look]()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_jobs_at_work_are_those_of_live_workers(local: Store, clock: FakeClock) -> None:
+    names = ["running", "received", "listed", "dead", "idle"]
+    grids = dict(zip(names, (Grid.create(local, 1, ("a",), job_id=name) for name in names)))
+    grids["running"].begin("a", 0, owner="alive")
+    grids["dead"].begin("a", 0, owner="dead")
+    leases.renew(local, "dead", Report(received=[Received(grids["dead"].ref, "a", 0, None)]), 1)
+    clock.advance(2)
+    listed = leases.cell_name(grids["listed"].ref, "a", 0)
+    leases.renew(local, "alive", Report([listed], received=[Received(grids["received"].ref, "a", 0, None)]), LEASE)
+    held = leases.jobs_at_work(local)
+    assert [name for name in names if held(grids[name].ref.incarnation)] == ["running", "received", "listed"]
