@@ -122,6 +122,22 @@ class Store(ABC):
             idle_before: only jobs whose last activity is earlier; likewise.
         """
 
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        """Return the run tokens of the jobs with this job_id, in any order; None stands for the one without a token.
+
+        Only error messages use it. A store that finds jobs by their job_id overrides it: this one reads at most 1,000
+        job records.
+        """
+        found: list[str | None] = []
+        cursor: str | None = None
+        for _ in range(10):
+            page = self.list_jobs(cursor)
+            found += [job.run_token for job in page.jobs if job.job_id == job_id]
+            cursor = page.cursor
+            if cursor is None or len(found) >= limit:
+                break
+        return found[:limit]
+
     @abstractmethod
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         """Delete a job and all its cells for every reader and writer, at once at any size.

@@ -117,6 +117,9 @@ class FirestoreStore(FullStore):
             return overdue.due_page(*parts, cursor, limit, tombstoned=tombstoned, idle_before=idle_before)
         return listing.page(self._database, cursor, limit, due=False, tombstoned=tombstoned, idle_before=idle_before)
 
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        return listing.runs(self._database, job_id, limit)
+
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         deadline = self._database.deadline()
         uncertain = False
