@@ -111,7 +111,7 @@ def complete(grid: Grid, run: int, arm: Arm) -> None:
     made = Grid.create(grid.store, 1, ("a",), job_id=f"complete {run}")
     arm()
     assert set(made.write("a", 0, FINISHED).decided) == {"success", "settled"}
-    assert (made.cell("a", 0).version, made.fallen) == (1, {"success", "settled"})
+    assert (made.cell("a", 0).version, made.decided) == (1, {"success", "settled"})
     assert made.job.revision == 2
 
 
@@ -129,7 +129,7 @@ def cancel(grid: Grid, run: int, arm: Arm) -> None:
     arm()
     decided = grid.store.update_job(replace(job, cancelled=Cancellation("enough", 1)))
     assert decided == ("settled",)
-    assert (made.fallen, made.job.revision) == ({"settled"}, 3)
+    assert (made.decided, made.job.revision) == ({"settled"}, 3)
 
 
 def delete(grid: Grid, run: int, arm: Arm) -> None:

@@ -74,7 +74,7 @@ def test_the_end_of_the_last_open_cell_settles_a_job_cancelled_elsewhere(
     elsewhere.begin("a", 0)
     assert grid.cancel() == ()
     assert elsewhere.end("a", 0).decided == ("settled",)
-    assert grid.fallen == {"settled"}
+    assert grid.decided == {"settled"}
 
 
 def test_a_cancellation_reaches_a_writer_elsewhere_once_it_looks_again(
@@ -129,7 +129,7 @@ def test_a_cell_that_begins_again_while_its_job_is_decided_is_not_overlooked(
     spy.fault = begin_again_before_the_claim
     assert elsewhere.end("a", 1).decided == ()
     assert begun == [Verdict.BEGUN]
-    assert grid.fallen == {"failure"}
+    assert grid.decided == {"failure"}
     assert set(grid.end("a", 0).decided) == {"success", "settled"}
 
 
@@ -156,9 +156,9 @@ def test_the_claim_of_a_decider_that_died_is_made_by_the_next_who_looks(
         spy.fault = lose_claims
         with pytest.raises(StoreUnavailable):
             elsewhere.end("a", 0, event_id="end")
-        assert (grid.cell("a", 0).status, grid.fallen) == (FINISHED, set())
+        assert (grid.cell("a", 0).status, grid.decided) == (FINISHED, set())
         look(grid)
-        assert grid.fallen == {"success", "settled"}
+        assert grid.decided == {"success", "settled"}
         spy.fault = lambda method, request: None
         other._connection.timeout = 10.0
 
