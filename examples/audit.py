@@ -80,9 +80,10 @@ def report_failure(_job_id: str) -> None:
 def write_partial_report(job_id: str) -> None:
     """Merge the results of the finished shards if any shard has failed."""
     job = states.current_job()
-    failed = job.summary("hash").failed_indexes
+    hashed = job.summary("hash")
+    failed = {*(hashed.failed_indexes or ()), *(hashed.not_run_indexes or ())}
     if failed:
-        make_report(results(job_id), job.num_tasks, failed=[*failed])
+        make_report(results(job_id), job.num_tasks, failed=sorted(failed))
 
 
 def files(root: str) -> Iterator[Path]:

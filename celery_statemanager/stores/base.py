@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
@@ -20,6 +20,9 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Watch(ABC):
@@ -63,7 +66,7 @@ class Store(ABC):
 
     @classmethod
     @abstractmethod
-    def from_url(cls, url: str, *, timeout: float, **options: Any) -> Store:
+    def from_url(cls, url: str, *, timeout: float, **options: Any) -> Self:
         """Create a store from its URL; validates without connecting where possible.
 
         Args:
@@ -214,7 +217,7 @@ class Store(ABC):
     def close(self) -> None:  # noqa: B027 - a store may hold nothing to release
         """Release the connections of this process. The store may be used again and reconnects."""
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

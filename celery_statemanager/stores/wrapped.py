@@ -39,7 +39,7 @@ class WrappedStore(FullStore):
         self.inner = inner
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float, **options: Any) -> FullStore:
+    def from_url(cls, url: str, *, timeout: float, **options: Any) -> WrappedStore:
         raise ConfigurationError("a wrapped store has no URL: give it the store to wrap")
 
     def calling(self, method: str, call: Callable[[], T]) -> T:
