@@ -22,8 +22,8 @@ REST_AFTER = 600.0
 HEAL_AFTER = 3600.0
 """Seconds after which a registered job without a head was not just being created: its maker or deleter died."""
 
-_SCANS, _SCANNED_AT_ONCE = 10, 10_000
-"""Calls, and entries that the server examines in each, to find a job by its job_id: about 3 ms of its time each."""
+_SCANS, _SCANNED_AT_ONCE = 20, 1_000
+"""Calls, and entries that the server examines in each, to find a job by its job_id; less than 1 ms each."""
 
 WORKERS_AT_ONCE = 50
 """Workers' records in one portion, about; each may take 800 KiB."""
@@ -112,7 +112,7 @@ class Registry:
         return self.page(self.keys.jobs if idle_before is None else self.keys.active, cursor, limit, idle_before)
 
     def named(self, job_id: str, limit: int) -> list[Entry]:
-        """Return jobs with a job_id, among the first 100,000 or so: entries are ordered by time, not by name."""
+        """Return jobs with a job_id, among 20,000 or so: entries are ordered by time, not by name."""
         found: dict[bytes, float] = {}
         cursor: bytes | int = 0
         for _ in range(_SCANS):
