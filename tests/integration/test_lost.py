@@ -10,6 +10,7 @@ from conftest import load
 from celery_statemanager import Status, StoreUnavailable, leases
 from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.sweep import SweepReport
+from celery_statemanager.testing.kit import workers
 
 PATIENCE = 40
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_rows_that_a_killed_worker_held_back_are_run_or_marked(tracked, setting,
 
 def held(tracked, job):
     """The rows of a job that workers say they have received and not begun."""
-    reports = map(leases.Report.from_record, leases.workers(tracked.states.store).values())
+    reports = map(leases.Report.from_record, workers(tracked.states.store).values())
     return {each.task_index for report in reports for each in report.received if each.ref == job.manager.ref}
 
 
@@ -133,7 +134,7 @@ def holding(tracked, key):
 
     A row that was is gone with a broker made of folders.
     """
-    for record in leases.workers(tracked.states.store).values():
+    for record in workers(tracked.states.store).values():
         report = leases.Report.from_record(record)
         if report.running and any(key in (each.message or "") for each in report.received):
             return record.renewed_at, sorted(report.running), sorted(each.task_index for each in report.received)
@@ -181,6 +182,6 @@ def test_a_callback_that_was_decided_and_not_published_is_published(tracked, sub
 def test_a_clean_stop_leaves_no_record(tracked, victim, key, eventually):
     worker = victim(key)
     its_own = f":{worker.process.pid}:"
-    eventually(lambda: any(its_own in each for each in leases.workers(tracked.states.store)))
+    eventually(lambda: any(its_own in each for each in workers(tracked.states.store)))
     assert worker.stop() == 0
-    assert not any(its_own in each for each in leases.workers(tracked.states.store))
+    assert not any(its_own in each for each in workers(tracked.states.store))
