@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from celery_statemanager.records import JobKey, JobRef
 
+_GLOB = re.compile(r"[*?\[\]^\\-]")
 _SPECIAL = re.compile(r"[%{}:* ]")
 
 
@@ -66,6 +67,11 @@ def head_key(prefix: str, key: JobKey) -> str:
 def entry_of(ref: JobRef) -> str:
     """Name a job in the registry."""
     return f"{_quoted(ref.key)} {ref.incarnation}"
+
+
+def pattern_of(job_id: str) -> str:
+    """Return what the registry's names of a job_id's runs match, as the server matches."""
+    return _GLOB.sub(r"\\\g<0>", _quoted(JobKey(job_id))) + "[: ]*"
 
 
 def ref_of(entry: str | bytes) -> JobRef:

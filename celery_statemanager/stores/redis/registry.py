@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from celery_statemanager.records import JobRef, WorkerRecord
-from celery_statemanager.stores.redis.keys import JobKeys, RegistryKeys, entry_of, ref_of
+from celery_statemanager.stores.redis.keys import JobKeys, RegistryKeys, entry_of, pattern_of, ref_of
 from celery_statemanager.stores.redis.layout import Layout
 from celery_statemanager.stores.redis.packing import unpack
 from celery_statemanager.stores.redis.scripts import Scripts
@@ -20,6 +21,9 @@ REST_AFTER = 600.0
 
 HEAL_AFTER = 3600.0
 """Seconds after which a registered job without a head was not just being created: its maker or deleter died."""
+
+_SCANS, _SCANNED_AT_ONCE = 10, 10_000
+"""Calls, and entries that the server examines in each, to find a job by its job_id: about 3 ms of its time each."""
 
 WORKERS_AT_ONCE = 50
 """Workers' records in one portion, about; each may take 800 KiB."""
@@ -107,6 +111,18 @@ class Registry:
             return self.page(self.keys.live if due else self.keys.tombs, cursor, limit)
         return self.page(self.keys.jobs if idle_before is None else self.keys.active, cursor, limit, idle_before)
 
+    def named(self, job_id: str, limit: int) -> list[Entry]:
+        """Return jobs with a job_id, among the first 100,000 or so: entries are ordered by time, not by name."""
+        found: dict[bytes, float] = {}
+        cursor: bytes | int = 0
+        for _ in range(_SCANS):
+            scan = ("ZSCAN", self.keys.jobs, cursor, "MATCH", pattern_of(job_id), "COUNT", _SCANNED_AT_ONCE)
+            cursor, entries = self._server.call(*scan)
+            found.update(_paired(entries))
+            if len(found) >= limit or int(cursor) == 0:
+                break
+        return list(found.items())[:limit]
+
     def live(self) -> Iterator[Entry]:
         """Give the jobs that sweeps must look at."""
         cursor: str | None = None
@@ -166,10 +182,14 @@ class Registry:
         self._server.run(self._scripts.retire, [*self._lists, self.keys.trash], [entry, kind, age])
 
     def _entries(self, listed: str, least: str, most: str, count: int) -> list[Entry]:
-        found = self._server.call("ZRANGEBYSCORE", listed, least, most, "WITHSCORES", "LIMIT", 0, count)
-        if found and not isinstance(found[0], (list, tuple)):
-            found = list(zip(found[::2], found[1::2]))
-        return [(entry, float(place)) for entry, place in found]
+        return _paired(self._server.call("ZRANGEBYSCORE", listed, least, most, "WITHSCORES", "LIMIT", 0, count))
+
+
+def _paired(found: list[Any]) -> list[Entry]:
+    """Return entries with their places, which come in pairs or one after the other, depending on the protocol."""
+    if found and not isinstance(found[0], (list, tuple)):
+        found = list(zip(found[::2], found[1::2]))
+    return [(entry, float(place)) for entry, place in found]
 
 
 def cursor_at(entry: Entry) -> str:

@@ -135,6 +135,10 @@ class RedisStore(FullStore):
         ]
         return Page(jobs, cursor_at(page[-1]) if page and len(page) == limit else None)
 
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        found = jobs_at(self._server, self._registry, self._prefix, self._registry.named(job_id, limit))
+        return [job.run_token for job in found]
+
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         keys = JobKeys(self._prefix, job.ref)
         unmoved = [job.revision, job.last_activity] if if_idle else ["", ""]

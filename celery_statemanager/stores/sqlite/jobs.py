@@ -164,6 +164,12 @@ def update(db: sqlite3.Connection, number: int, job: JobRecord) -> None:
     db.execute(_UPDATE, (control_to_json(job), *_marks(job), job.revision, job.schema_version, number))
 
 
+def runs(db: sqlite3.Connection, job_id: str, limit: int) -> list[str | None]:
+    """Return the run tokens of a job_id, by the index that keeps the names unique."""
+    found = db.execute("SELECT run_token FROM job WHERE job_id = ? LIMIT ?", (job_id, limit))
+    return [token or None for (token,) in found.fetchall()]
+
+
 def adopt(db: sqlite3.Connection, ref: JobRef, incarnation: str) -> None:
     """Give a job another incarnation, if it is still that one."""
     db.execute(_ADOPT, (incarnation, *_key(ref.key), ref.incarnation))
