@@ -14,11 +14,10 @@ from firestore_kit import Documents, Spy
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.records import Latch
-from celery_statemanager.stores.firestore import Address, FirestoreStore, database, jobs, workers
+from celery_statemanager.stores.firestore import Address, FirestoreStore, database, workers
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.values import Moment
 from celery_statemanager.testing.kit import FINISHED, Grid, every_job
-
-pytestmark = pytest.mark.usefixtures("long_memory")
 
 ATTEMPTS = 700
 WORKERS = 120
@@ -26,7 +25,7 @@ WORKERS = 120
 
 @pytest.fixture
 def store(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}"), timings=Timings(job_memory=3_600.0)) as store:
         yield store
 
 
@@ -96,14 +95,13 @@ def overdue_job(store: FirestoreStore, documents: Documents, job_id: str) -> Gri
 
 
 @pytest.fixture
-def overdue(store: FirestoreStore, documents: Documents, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def overdue(store: FirestoreStore, documents: Documents) -> list[str]:
     """Create 25 overdue jobs and return their names, the most overdue first."""
     names = [f"job {number:02}" for number in range(25)]
     for number, name in enumerate(names):
-        monkeypatch.setattr(jobs, "CHECK_AFTER", -3_600_000_000 + number * 1_000_000)
-        overdue_job(store, documents, name)
-    monkeypatch.setattr(jobs, "CHECK_AFTER", 60_000_000)
-    store._jobs._known.clear()
+        timings = Timings(job_memory=3_600.0, check_after=-3_600.0 + number)
+        with FirestoreStore(store._connection.address, timings=timings) as creator:
+            overdue_job(creator, documents, name)
     return names
 
 
