@@ -62,7 +62,7 @@ def test_a_store_that_forgets_a_new_cell_field_is_not_imported(store, codec):
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_a_new_cell_field_without_an_example_is_refused(codec):
+def test_a_new_cell_field_without_an_example_is_rejected(codec):
     error = error_of(NEW_CELL_FIELD, f"import {codec}")
     assert error == "RuntimeError: stores.fields.EXAMPLES and Cell differ in priority: change EXAMPLES"
 
