@@ -101,7 +101,7 @@ def test_an_adoption_pauses_and_ends_when_others_change_the_job_each_time(
 def test_a_creation_pauses_and_ends_when_others_create_and_delete_the_job_each_time(
     store: FirestoreStore, spy: Spy, documents: Documents
 ) -> None:
-    Grid.create(store, 2, ("a",), job_id="other")  # the store knows the time
+    Grid.create(store, 2, ("a",), job_id="other")  # the store has read the server's clock
     tries = itertools.count()
 
     def come_and_go(method: str, request: Any) -> None:
@@ -119,11 +119,11 @@ def test_a_creation_pauses_and_ends_when_others_create_and_delete_the_job_each_t
 
 
 def test_a_job_is_not_created_over_a_foreign_document(store: FirestoreStore, spy: Spy, documents: Documents) -> None:
-    documents.put("jobs/job", note="somebody else's")
+    documents.put("jobs/job", note="foreign")
     Grid.create(store, 2, ("a",), job_id="other")
     spy.clear()
     with pytest.raises(StoreError, match=r"document 'job' in 'jobs' is no job's") as refused:
         Grid.create(store, 2, ("a",))
     assert not isinstance(refused.value, StoreContended)
     assert spy.calls["Commit"] == 1
-    assert documents.get("jobs/job") == {"note": "somebody else's"}
+    assert documents.get("jobs/job") == {"note": "foreign"}

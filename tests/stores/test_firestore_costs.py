@@ -340,7 +340,7 @@ def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
     assert successor.manager().summary().running == rows
 
 
-def test_what_is_purged_is_not_looked_at_again_until_stragglers_have_had_their_time(
+def test_purged_garbage_is_read_again_only_after_a_grace_period(
     store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = Documents(store)

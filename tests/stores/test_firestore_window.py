@@ -46,8 +46,8 @@ def test_the_sweep_makes_the_decision_that_a_killed_process_missed(firestore_emu
         grid = Grid.create(store, 1, ("a",), success="{}")
         killed = subprocess.run([sys.executable, "-c", WRITER, url], timeout=60, check=False)
         assert (killed.returncode, grid.cell("a", 0).status, grid.fallen) == (-9, FINISHED, set())
-        hands = SweepActions()
+        actions = SweepActions()
         for _ in range(2):  # one look decides, and what was decided a moment ago is left to its decider
-            Sweep(store, hands, lease=0.001, max_lost=3).run()
+            Sweep(store, actions, lease=0.001, max_lost=3).run()
         assert grid.fallen == {"success", "settled"}
-        assert hands.published == ["job"]
+        assert actions.published == ["job"]
