@@ -1,4 +1,4 @@
-"""A store between whose calls a test does something: races are forced, not hoped for."""
+"""A store that runs an action before one of its calls, so that a race happens in every run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from celery_statemanager.stores.wrapped import WrappedStore
 
 
 class Between(WrappedStore):
-    """Does something before one of the calls that are made to it."""
+    """Run an action before the call with the given number."""
 
     def __init__(self, inner: Store, number: int, action: Callable[[], object]) -> None:
         super().__init__(inner)

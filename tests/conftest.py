@@ -1,4 +1,4 @@
-"""What all tests share: which tests run, which run side by side, and the Firestore emulator."""
+"""Setup for all tests: which tests run, which run in one process, and the Firestore emulator."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Deselect what was not requested; keep tests that share servers in one process."""
-    left_out = [item for item in items if not _is_requested(item, config.getoption)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    deselected = [item for item in items if not _is_requested(item, config.getoption)]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]
     for item in items:
         group = _group(item)
         if group:
@@ -40,7 +40,7 @@ def _is_requested(item, option):
 
 
 def _group(item):
-    """Name the servers and workers that a test uses: each of these sets is started once, by one process."""
+    """Return the name of the servers and workers that a test uses; one process starts each set once."""
     shared = next((name for name in ("firestore", "redis-cluster", "test_size") if name in item.nodeid), None)
     place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
     return shared or (place[0] if place else None)
@@ -48,10 +48,10 @@ def _group(item):
 
 @pytest.fixture(scope="session")
 def emulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Give the address of an emulator that no test hurts: the environment's, or one of our own."""
-    given = os.environ.get("FIRESTORE_EMULATOR_HOST")
-    if given:
-        yield given
+    """Yield the address of an emulator: the one in the environment, or a new one. Tests must not stop it."""
+    configured = os.environ.get("FIRESTORE_EMULATOR_HOST")
+    if configured:
+        yield configured
         return
     with running(tmp_path_factory.mktemp("firestore")) as emulator:
         yield emulator.host

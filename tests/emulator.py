@@ -1,4 +1,4 @@
-"""The real Firestore emulator for tests: started on a free port, stopped with its process group."""
+"""The real Firestore emulator for tests, on a free port and in a process group of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from google.cloud.firestore_v1.types import firestore
 from celery_statemanager.testing.ports import free_port
 
 PATIENCE = 60.0
-"""Seconds after which an emulator that should be there is given up."""
+"""Seconds to wait for the emulator to start or stop."""
 
 MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 JAR = Path("platform", "cloud-firestore-emulator", "cloud-firestore-emulator.jar")
@@ -38,22 +38,22 @@ HELP = (
 )
 
 
-def missing(what: str) -> None:
-    """Skip or, where CI says that everything must be there, fail."""
-    complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-    complain(f"{what}: {HELP}")
+def skip_or_fail(what: str) -> None:
+    """Skip the test, or fail it if ``CI`` is ``true``."""
+    end_test = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    end_test(f"{what}: {HELP}")
 
 
 @cache
 def command() -> tuple[str, ...]:
-    """Give what runs the emulator, but for its options: the jar of the SDK that ``gcloud`` belongs to, or our own."""
+    """Return the command that runs the emulator, from the SDK of ``gcloud`` or from our own download."""
     if shutil.which("java") is None:
-        missing("no java")
+        skip_or_fail("no java")
     found = next((jar for jar in _jars() if jar.is_file()), None)
     if found is None:
-        missing("no jar")
-    frugal = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")  # it lives for a minute: this halves what it costs
-    java = ("java", "-Duser.language=en", *frugal)
+        skip_or_fail("no jar")
+    cheap = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")  # halves the CPU time of a short run
+    java = ("java", "-Duser.language=en", *cheap)
     with ZipFile(str(found)) as jar:
         runs = b"Main-Class:" in jar.read("META-INF/MANIFEST.MF")
     return (*java, "-jar", str(found)) if runs else (*java, "-cp", str(found), MAIN)
@@ -62,14 +62,14 @@ def command() -> tuple[str, ...]:
 def _jars() -> Iterator[Path]:
     gcloud = shutil.which("gcloud")
     if gcloud is not None:
-        asked = [str(gcloud), "info", "--format=value(installation.sdk_root)"]
-        root = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
+        info = [str(gcloud), "info", "--format=value(installation.sdk_root)"]
+        root = subprocess.run(info, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
         yield Path(root) / JAR
     yield from sorted(INSTALLED.glob("cloud-firestore-emulator-*.jar"), reverse=True)
 
 
 class Emulator:
-    """One emulator process, restartable on its port; a restart forgets everything."""
+    """One emulator process, restartable on its port. A restart deletes all data."""
 
     def __init__(self, log: Path) -> None:
         self.port = free_port()
@@ -85,7 +85,7 @@ class Emulator:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([*command(), *options], stdout=log, stderr=log, start_new_session=True)
         pause, deadline = threading.Event(), time.monotonic() + PATIENCE
-        while not self.answers():
+        while not self.responds():
             assert self.process.poll() is None, f"the emulator did not start:\n{self.log.read_text()}"
             assert time.monotonic() < deadline, f"the emulator did not answer:\n{self.log.read_text()}"
             pause.wait(0.05)
@@ -93,29 +93,29 @@ class Emulator:
         return self
 
     def warm_up(self) -> None:
-        """Make one call of each kind: the first takes long, and a change that comes during the first listen gets lost."""
+        """Make one call of each kind: first calls are slow, and changes during the first listen are lost."""
         with grpc.insecure_channel(self.host) as channel:
             client = FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
             database = "projects/warm-up/databases/(default)"
             get = firestore.BatchGetDocumentsRequest(database=database, documents=[f"{database}/documents/a/b"])
-            patient = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=PATIENCE)  # it may be busy
+            patient = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=PATIENCE)
             list(client.batch_get_documents(get, retry=patient, timeout=PATIENCE))
             write = {"update": {"name": f"{database}/documents/a/b"}}
             client.commit(firestore.CommitRequest(database=database, writes=[write]), retry=None, timeout=PATIENCE)
-            self._listen(client, database)
+            self._listen_once(client, database)
 
     @staticmethod
-    def _listen(client: FirestoreClient, database: str) -> None:
-        """Listen to a collection until what is there has come."""
+    def _listen_once(client: FirestoreClient, database: str) -> None:
+        """Listen to a collection until its documents have arrived."""
         query = {"from_": [{"collection_id": "a"}]}
         target = {"query": {"parent": f"{database}/documents", "structured_query": query}, "target_id": 1}
-        asked: queue.SimpleQueue[firestore.ListenRequest | None] = queue.SimpleQueue()
-        asked.put(firestore.ListenRequest(database=database, add_target=target))
-        answers = client.listen(iter(asked.get, None), retry=None, timeout=PATIENCE)
-        while next(answers).target_change.target_change_type != firestore.TargetChange.TargetChangeType.CURRENT:
+        requests: queue.SimpleQueue[firestore.ListenRequest | None] = queue.SimpleQueue()
+        requests.put(firestore.ListenRequest(database=database, add_target=target))
+        responses = client.listen(iter(requests.get, None), retry=None, timeout=PATIENCE)
+        while next(responses).target_change.target_change_type != firestore.TargetChange.TargetChangeType.CURRENT:
             pass
-        asked.put(None)
-        answers.cancel()
+        requests.put(None)
+        responses.cancel()
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
@@ -124,7 +124,7 @@ class Emulator:
             self.process.wait(PATIENCE)
             self.process = None
 
-    def answers(self) -> bool:
+    def responds(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://{self.host}/", timeout=1) as answer:
                 return answer.read().strip() == b"Ok"
@@ -134,7 +134,7 @@ class Emulator:
 
 @contextlib.contextmanager
 def running(directory: Path) -> Iterator[Emulator]:
-    """Run an emulator of one's own."""
+    """Run an emulator and yield it."""
     emulator = Emulator(directory / "emulator.log")
     try:
         yield emulator.start()

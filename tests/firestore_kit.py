@@ -1,4 +1,4 @@
-"""What tests of the Firestore store share: a client that counts and loses calls, and documents as they lie there."""
+"""Helpers for tests of the Firestore store: a client that counts and loses calls, and direct access to documents."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import PATIENCE
 
 PATIENT = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=60.0)
-"""Tries again while an emulator on a busy machine has no time to take the connection."""
+"""Retry while the emulator does not accept the connection."""
 
 
 class Lost(grpc.RpcError, grpc.Call):
-    """An error as gRPC gives it."""
+    """An error as gRPC raises it."""
 
     def __init__(self, code: grpc.StatusCode, details: str = "injected by a test") -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Lost(grpc.RpcError, grpc.Call):
 
 
 class Altered:
-    """A stream's call whose messages pass through a generator."""
+    """The call of a stream, with its messages passed through a generator."""
 
     def __init__(self, call: Any, alter: Callable[[Any], Iterator[Any]]) -> None:
         self._call = call
@@ -88,7 +88,8 @@ class Altered:
 class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
     """Counts calls by method, and documents read and written, as Firestore bills them.
 
-    ``fault`` may lose a call before or after it was done, with a code and what the server says; ``alter`` is what messages of Listen pass through.
+    ``fault`` may lose a call before or after it is applied, with a code and the server's message. The messages of
+    Listen pass through ``alter``.
     """
 
     def __init__(self) -> None:
@@ -116,7 +117,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
         return Altered(self._pass(continuation, details, request), self._reading)
 
     def _reading(self, messages: Any) -> Iterator[Any]:
-        """Count what a stream brings: a document, found or missing, and a sum or an empty answer as one."""
+        """Count the documents of a stream, found or missing; a sum or an empty response counts as one."""
         read = 0
         for message in messages:
             kinds = {field.name for field, _ in message.ListFields()}
@@ -159,8 +160,8 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
         return FirestoreStore(address, timeout=timeout, make_client=self.client, **options)
 
 
-def begun(watch: Watch) -> None:
-    """Wait until the stream of a watch has begun: the emulator garbles, or loses, what meets one that it opens."""
+def wait_until_streaming(watch: Watch) -> None:
+    """Wait until the stream of a watch is open: the emulator may lose changes made while it opens one."""
     assert isinstance(watch, FirestoreWatch)
     with watch._changed:
         assert watch._changed.wait_for(lambda: watch._complete, PATIENCE)
@@ -168,14 +169,14 @@ def begun(watch: Watch) -> None:
 
 @contextmanager
 def listening(events: Subscription) -> Iterator[Subscription]:
-    """Do with a subscription whose stream has begun what the block does, and close it."""
+    """Yield a subscription whose stream is open, and close it."""
     with events:
-        begun(events._feed._watch)
+        wait_until_streaming(events._feed._watch)
         yield events
 
 
 class Documents:
-    """The documents of an address as any client sees them."""
+    """Direct access to the documents of an address."""
 
     def __init__(self, store: FirestoreStore) -> None:
         self.address = store._connection.address
@@ -188,11 +189,11 @@ class Documents:
         self.put_all({path: fields})
 
     def put_all(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write documents whole, in one commit."""
+        """Overwrite documents in one commit."""
         self._commit([requests.overwrite(self.name(path), fields) for path, fields in documents.items()])
 
     def touch(self, path: str, **fields: Any) -> None:
-        """Set some fields of a document that is there."""
+        """Set some fields of an existing document."""
         self._commit([requests.touch(self.name(path), fields)])
 
     def delete(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""A real RabbitMQ server for tests: its own ports, node, directories and Erlang port mapper, stopped with all of it."""
+"""A real RabbitMQ server for tests, with its own ports, node name, directories and Erlang port mapper."""
 
 import os
 import shutil
@@ -19,10 +19,10 @@ PATIENCE = 60
 
 @contextmanager
 def running_rabbitmq() -> Iterator[str]:
-    """Run a server and give its URL; without one installed skip, or fail where CI says that all must be there."""
+    """Run a server and yield its URL. If it is not installed, skip the test, or fail it if ``CI`` is ``true``."""
     if shutil.which("epmd") is None or not Path(PROGRAM).exists():
-        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        complain("RabbitMQ is not installed: apt-get install rabbitmq-server")
+        skip_or_fail = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        skip_or_fail("RabbitMQ is not installed: apt-get install rabbitmq-server")
     with tempfile.TemporaryDirectory(prefix="rabbitmq-", ignore_cleanup_errors=True) as directory:
         port, environment = _environment(Path(directory))
         server = subprocess.Popen(
@@ -33,12 +33,12 @@ def running_rabbitmq() -> Iterator[str]:
             text=True,
             start_new_session=True,
         )
-        said: list[str] = []
+        lines: list[str] = []
         started = threading.Event()
-        threading.Thread(target=_listen, args=(server, said, started), daemon=True).start()
+        threading.Thread(target=_read_output, args=(server, lines, started), daemon=True).start()
         try:
             if not started.wait(PATIENCE) or server.poll() is not None:
-                raise RuntimeError("RabbitMQ did not start:\n" + "".join(said))
+                raise RuntimeError("RabbitMQ did not start:\n" + "".join(lines))
             yield f"amqp://guest:guest@127.0.0.1:{port}//"
         finally:
             server.terminate()
@@ -46,11 +46,11 @@ def running_rabbitmq() -> Iterator[str]:
             subprocess.run(["epmd", "-kill"], env=environment, capture_output=True, check=False)
 
 
-def _listen(server: "subprocess.Popen[str]", said: list[str], started: threading.Event) -> None:
+def _read_output(server: "subprocess.Popen[str]", lines: list[str], started: threading.Event) -> None:
     assert server.stdout is not None
     with server.stdout as output:
         for line in output:
-            said.append(line)
+            lines.append(line)
             if "completed with" in line:
                 started.set()
     started.set()

@@ -1,4 +1,4 @@
-"""Real servers for tests: started on free ports in directories of their own, stopped by their process."""
+"""Real servers for tests, each on a free port and in a temporary directory."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ import redis
 from celery_statemanager.testing.ports import free_port
 
 PATIENCE = 20.0
-"""Seconds after which a server that should be there is given up."""
+"""Seconds to wait for a server to start or stop."""
 
 
 READY = "Ready to accept connections"
 
 
 def require(program: str, package: str) -> str:
-    """Give the path of a program; without it skip, or fail where CI says that everything must be there."""
+    """Return the path of a program. If it is not installed, skip the test, or fail it if ``CI`` is ``true``."""
     path = shutil.which(program)
     if path is None:
-        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        complain(f"{program} is not installed: apt-get install {package}")
+        skip_or_fail = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        skip_or_fail(f"{program} is not installed: apt-get install {package}")
     return str(path)
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Ask again and again until it holds. Raises: AssertionError after ``PATIENCE``."""
+    """Wait until a condition is true.
+
+    Raises: AssertionError after ``PATIENCE`` seconds.
+    """
     deadline = time.monotonic() + PATIENCE
     pause = threading.Event()
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come within {PATIENCE} s"
+        assert time.monotonic() < deadline, f"timed out after {PATIENCE} s: {what}"
         pause.wait(0.02)
 
 
@@ -67,9 +70,9 @@ class RedisServer:
         for name, value in self.options.items():
             command += [f"--{name.replace('_', '-')}", *(str(value).split() if value else [""])]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        said, lines = threading.Event(), []
-        threading.Thread(target=self._follow, args=(self.process, said, lines), daemon=True).start()
-        if not said.wait(PATIENCE) or not any(READY in line for line in lines):
+        ready, lines = threading.Event(), []
+        threading.Thread(target=self._read_output, args=(self.process, ready, lines), daemon=True).start()
+        if not ready.wait(PATIENCE) or not any(READY in line for line in lines):
             raise AssertionError("redis-server did not start:\n" + "".join(lines))
         return self
 
@@ -79,21 +82,21 @@ class RedisServer:
             self.process.wait(PATIENCE)
             self.process = None
 
-    def _follow(self, process: subprocess.Popen[str], said: threading.Event, lines: list[str]) -> None:
-        """Read what it says until it is ready or ends, and drop the rest."""
+    def _read_output(self, process: subprocess.Popen[str], ready: threading.Event, lines: list[str]) -> None:
+        """Collect output until the server is ready or ends, and drop the rest."""
         assert process.stdout is not None
         with process.stdout as output:
             for line in output:
-                if not said.is_set():
+                if not ready.is_set():
                     lines.append(line)
                 if READY in line:
-                    said.set()
-        said.set()
+                    ready.set()
+        ready.set()
 
 
 @contextmanager
 def running_redis(**options: object) -> Iterator[RedisServer]:
-    """Run a redis-server of one's own."""
+    """Run a redis-server and yield it."""
     with tempfile.TemporaryDirectory(prefix="redis-") as directory:
         server = RedisServer(Path(directory), **options)
         try:
@@ -103,17 +106,17 @@ def running_redis(**options: object) -> Iterator[RedisServer]:
 
 
 def cut_connections(url: str) -> None:
-    """Close every connection to one database of a Redis server, as a broken network does."""
+    """Close all other connections to one database of a Redis server, as a network failure does."""
     with redis.Redis.from_url(url) as client:
-        database, me = str(client.connection_pool.connection_kwargs["db"]), str(client.client_id())
+        database, own_id = str(client.connection_pool.connection_kwargs["db"]), str(client.client_id())
         for each in client.client_list():
-            if each["db"] == database and each["id"] != me:
+            if each["db"] == database and each["id"] != own_id:
                 client.client_kill_filter(_id=each["id"])
 
 
 @contextmanager
 def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
-    """Run a Redis cluster of one's own, all its slots served."""
+    """Run a Redis cluster that serves all slots, and yield its nodes."""
     with tempfile.TemporaryDirectory(prefix="redis-cluster-") as directory:
         servers = []
         try:

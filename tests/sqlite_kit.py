@@ -1,4 +1,4 @@
-"""What tests of the SQLite store have in common: its file seen from outside, children that use it."""
+"""Helpers for tests of the SQLite store: direct access to its file, and forked processes that use it."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ from celery_statemanager.transitions import tally_of
 
 
 def opened(path: Path, **options: object) -> SQLiteStore:
+    """Return a store on a file."""
     store = open_store(f"sqlite:///{path}", **options)  # type: ignore[arg-type]
     assert isinstance(store, SQLiteStore)
     return store
 
 
 def raw(path: Path, **options: object) -> closing[sqlite3.Connection]:
+    """Return a plain connection to a file."""
     return closing(sqlite3.connect(path, isolation_level=None, **options))  # type: ignore[call-overload]
 
 
 def open_files(path: Path) -> int:
-    """Count this process's open files of a database, its log and shared memory included."""
+    """Return how many files of a database this process has open, its log and shared memory included."""
     links = (os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir())
     return sum(link.startswith(str(path)) for link in links)
 
 
 def forked(work: Callable[[], object]) -> Callable[[], None]:
-    """Do something in a forked child; call what is given back to wait for its success."""
+    """Run a function in a forked child; return a function that waits for its success."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of threads, which are the point here
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns about threads, which are intended here
         pid = os.fork()
     if pid == 0:
         code = 1
         try:
             work()
             code = 0
-        except BaseException:  # noqa: BLE001 - a child must not run pytest's own ending
+        except BaseException:  # noqa: BLE001 - a child must not run pytest's shutdown
             import traceback
 
             traceback.print_exc()
@@ -67,23 +69,24 @@ def forked(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def in_child(work: Callable[[], object]) -> None:
+    """Run a function in a forked child and wait for its success."""
     forked(work)()
 
 
 @contextmanager
-def elsewhere(call: Callable[[Callable[..., None]], object]) -> Iterator[None]:
-    """Have another thread be in the middle of a call for as long as the block lasts.
+def in_another_thread(call: Callable[[Callable[..., None]], object]) -> Iterator[None]:
+    """Keep another thread inside a call until the block ends.
 
     Args:
-        call: is given what it must call there, with whatever.
+        call: the call; it receives a function that it must call, with any arguments, and that waits there.
     """
     entered, leave = threading.Event(), threading.Event()
 
-    def rest(*_: object) -> None:
+    def wait_here(*_: object) -> None:
         entered.set()
         leave.wait(PATIENCE)
 
-    holder = threading.Thread(target=call, args=(rest,), daemon=True)
+    holder = threading.Thread(target=call, args=(wait_here,), daemon=True)
     holder.start()
     assert entered.wait(PATIENCE)
     try:
@@ -93,18 +96,18 @@ def elsewhere(call: Callable[[Callable[..., None]], object]) -> Iterator[None]:
         holder.join(PATIENCE)
 
 
-def held_elsewhere(lock: AbstractContextManager[Any]) -> AbstractContextManager[None]:
-    """Have another thread hold a lock for as long as the block lasts."""
+def held_by_another_thread(lock: AbstractContextManager[Any]) -> AbstractContextManager[None]:
+    """Let another thread hold a lock until the block ends."""
 
-    def hold(rest: Callable[[], None]) -> None:
+    def hold(wait_here: Callable[[], None]) -> None:
         with lock:
-            rest()
+            wait_here()
 
-    return elsewhere(hold)
+    return in_another_thread(hold)
 
 
 def recount(path: Path) -> dict[tuple[str, int], int]:
-    """Check all that is derived from cells against the cells; give the versions by tag and row."""
+    """Check everything derived from cells against the cells; return the versions by tag and row."""
     versions: dict[tuple[str, int], int] = {}
     with opened(path) as store, raw(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -137,7 +140,7 @@ def recount(path: Path) -> dict[tuple[str, int], int]:
 
 
 def fill(store: SQLiteStore, ref: JobRef, rows: int) -> None:
-    """Write many cells as ``write`` would, but commit once."""
+    """Write many cells as ``write`` does, but in one transaction."""
 
     def write(db: sqlite3.Connection) -> None:
         for row in range(rows):
@@ -148,12 +151,13 @@ def fill(store: SQLiteStore, ref: JobRef, rows: int) -> None:
 
 
 def path_of(grid: Grid) -> Path:
+    """Return the path of a grid's file."""
     assert isinstance(grid.store, SQLiteStore)
     return Path(grid.store._path)
 
 
-def effort(grid: Grid, work: Callable[[], object]) -> int:
-    """Count what SQLite computes for a call, in units of ten of its instructions."""
+def instruction_count(grid: Grid, work: Callable[[], object]) -> int:
+    """Return how many instructions SQLite executes for a call, in units of ten."""
     store, counts = grid.store, [0]
     assert isinstance(store, SQLiteStore)
 
@@ -162,10 +166,10 @@ def effort(grid: Grid, work: Callable[[], object]) -> int:
         return 0
 
     work()
-    both = (store._pool.read(lambda db: db), store._pool.write(lambda db: db))
-    for db in both:
+    connections = (store._pool.read(lambda db: db), store._pool.write(lambda db: db))
+    for db in connections:
         db.set_progress_handler(count, 10)
     work()
-    for db in both:
+    for db in connections:
         db.set_progress_handler(None, 10)
     return counts[0]

@@ -1,4 +1,4 @@
-"""What users write, as their type checker sees it: read by ``mypy --strict`` in ``make check``, never run."""
+"""Typical user code, checked by ``mypy --strict`` in ``make check`` and never run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ states = StateManager(app)
 @app.task(base=StatefulTask, bind=True, tag="resize", autoretry_for=(OSError,), max_retries=3)
 def resize(self: StatefulTask, path: str) -> None:
     self.state.progress(1, 2, path)
-    current_state().set(40, "words", payload={"rows": 812})
+    current_state().set(40, "halfway", payload={"rows": 812})
     state: State | None = self.state.get()
     if self.state and state is not None:
         resize.delay(state.tag)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
@@ -20,6 +20,9 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Watch(ABC):
@@ -63,7 +66,7 @@ class Store(ABC):
 
     @classmethod
     @abstractmethod
-    def from_url(cls, url: str, *, timeout: float, **options: Any) -> Store:
+    def from_url(cls, url: str, *, timeout: float, **options: Any) -> Self:
         """Create a store from its URL; validates without connecting where possible.
 
         Args:
@@ -119,6 +122,22 @@ class Store(ABC):
             tombstoned: only jobs with ``JobRecord.tombstoned_at``; likewise.
             idle_before: only jobs whose last activity is earlier; likewise.
         """
+
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        """Return the run tokens of the jobs with this job_id, in any order; None for the job without a token.
+
+        Only error messages use it. The default implementation searches at most 1,000 job records; a store that can find
+        jobs by their job_id overrides it.
+        """
+        runs: list[str | None] = []
+        cursor: str | None = None
+        for _ in range(10):
+            page = self.list_jobs(cursor)
+            runs += [job.run_token for job in page.jobs if job.job_id == job_id]
+            cursor = page.cursor
+            if cursor is None or len(runs) >= limit:
+                break
+        return runs[:limit]
 
     @abstractmethod
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
@@ -199,7 +218,7 @@ class Store(ABC):
     def close(self) -> None:  # noqa: B027 - a store may hold nothing to release
         """Release the connections of this process. The store may be used again and reconnects."""
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from celery_statemanager.records import JobRecord, JobRef, OpenAttempt, StoredCell, WorkerRecord
 from celery_statemanager.stores.base import Store
@@ -98,11 +97,3 @@ class Migratable(Store):
 
 class FullStore(WorkerRegistry, Migratable):
     """A store with every capability: the type of the stores in this package and of what ``open_store`` returns."""
-
-    @classmethod
-    @abstractmethod
-    def from_url(cls, url: str, *, timeout: float, **options: Any) -> FullStore:
-        """Create a store from its URL, as ``Store.from_url``."""
-
-    def __enter__(self) -> FullStore:
-        return self

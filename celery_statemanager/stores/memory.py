@@ -98,6 +98,10 @@ class MemoryStore(TransactionalStore, FullStore):
             page = [job.snapshot() for _, job in listed[:limit]]
         return Page(page, listed[limit - 1][0] if len(listed) > limit else None)
 
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        with self._lock:
+            return [key.run_token for key in self._jobs if key.job_id == job_id][:limit]
+
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         with self._lock:
             stored = self._incarnation(job.ref)

@@ -40,7 +40,7 @@ class WrappedStore(FullStore):
         self.inner = inner
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float, **options: Any) -> FullStore:
+    def from_url(cls, url: str, *, timeout: float, **options: Any) -> WrappedStore:
         raise ConfigurationError(f"{cls.__name__} cannot be created from {masked(url)}: pass it the store to wrap")
 
     def calling(self, method: str, call: Callable[[], T]) -> T:
@@ -70,6 +70,9 @@ class WrappedStore(FullStore):
     ) -> Page:
         only: dict[str, Any] = {"due": due, "tombstoned": tombstoned, "idle_before": idle_before}
         return self.calling("list_jobs", lambda: self.inner.list_jobs(cursor, limit, **only))
+
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        return self.calling("list_runs", lambda: self.inner.list_runs(job_id, limit))
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         return self.calling("delete_job", lambda: self.inner.delete_job(job, if_idle=if_idle, purge=purge))

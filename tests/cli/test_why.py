@@ -6,10 +6,7 @@ from dataclasses import replace
 import pytest
 
 from celery_statemanager import Manager, Status
-from celery_statemanager.cli import why
-from celery_statemanager.cli.common import Exit
 from celery_statemanager.cli.rendering.text import width
-from celery_statemanager.explain import explain
 from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.records import Begin, Submission
 
@@ -102,16 +99,3 @@ def test_an_unknown_job(run, error_of):
     result = run("nope")
     assert result.exit_code == 66
     assert error_of(result).startswith("no job 'nope' in this store")
-
-
-def test_a_successor_that_comes_meanwhile_is_not_explained(store, etl, run, monkeypatch):
-    def explain_and_replace(store, job):
-        reasons = explain(store, job)
-        Manager.open(store, etl).delete_job()
-        Manager.create(store, etl, num_tasks=1, tags=("other",))
-        return reasons
-
-    monkeypatch.setattr(why, "explain", explain_and_replace)
-    result = run(etl)
-    assert result.exit_code == Exit.NO_JOB
-    assert result.stdout == ""

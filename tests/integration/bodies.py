@@ -1,4 +1,4 @@
-"""What the bodies of tasks do in the matrix of outcomes: functions of the running task and its trace."""
+"""Bodies of the tasks in the matrix of outcomes: functions of the running task and its trace."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery_statemanager import StateError, Status
 
 LIMITED, UNLIMITED = 20.0, 3.0
-"""Seconds that are longer than a limit of one: in a child, which is cut short however late its main process looks; and
-where limits may count for nothing."""
+"""Seconds that exceed a time limit of 1 s: in a child, which its main process interrupts, possibly late; and in a main
+process, where a limit may have no effect."""
 
 
 class Unpicklable(Exception):
     def __reduce__(self):
-        raise TypeError("not to be pickled")
+        raise TypeError("cannot be pickled")
 
 
 def succeed(task, trace):
@@ -36,20 +36,20 @@ def fail_with_a_code(task, trace):
     raise StateError(-42, "disk full")
 
 
-def run_out_of_memory(task, trace):
+def raise_memory_error(task, trace):
     raise MemoryError("none left")
 
 
-def give_an_object(task, trace):
+def return_an_object(task, trace):
     return object()
 
 
-def say_negative(task, trace):
-    task.state.set(-50, "my own word")
+def write_negative(task, trace):
+    task.state.set(-50, "out of quota")
 
 
-def say_negative_and_fail(task, trace):
-    task.state.set(-50, "my own word")
+def write_negative_and_fail(task, trace):
+    task.state.set(-50, "out of quota")
     raise ValueError("broken")
 
 
@@ -68,16 +68,16 @@ def retry_later(task, trace):
         raise task.retry(countdown=1)
 
 
-def retry_for_ever(task, trace):
+def retry_forever(task, trace):
     raise task.retry(countdown=0)
 
 
-def retry_for_ever_with_a_cause(task, trace):
+def retry_forever_with_a_cause(task, trace):
     raise task.retry(exc=OSError("never"), countdown=0)
 
 
 def retry_ahead(task, trace):
-    """Retry, and be run again before this execution has ended."""
+    """Retry; the retry runs before this execution has ended."""
     if trace.is_first:
         raise task.retry(countdown=0)
     trace.touch("ahead")
@@ -108,18 +108,18 @@ def replace(task, trace):
 
 
 def take_too_long(task, trace):
-    """Longer than a limit of 1 s, the first time."""
+    """Exceed a limit of 1 s in the first execution."""
     if trace.is_first:
-        work_on()
+        exceed_the_time_limit()
 
 
-def work_on():
+def exceed_the_time_limit():
     time.sleep(UNLIMITED if current_process().name == "MainProcess" else LIMITED)
 
 
-def catch_the_limit(task, trace):
+def catch_the_time_limit(task, trace):
     try:
-        work_on()
+        exceed_the_time_limit()
     except SoftTimeLimitExceeded:
         task.state.set(90, "cut short")
 
@@ -134,7 +134,7 @@ def exit_at_once_first(task, trace):
         os._exit(0)
 
 
-def be_killed_first(task, trace):
+def kill_itself_first(task, trace):
     if trace.is_first:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""One app, one store and one worker per pool for each setting of broker and store, shared by all acceptance tests."""
+"""One app, one store and one worker per pool for each pair of broker and store, shared by all integration tests."""
 
 import importlib.util
 import os
@@ -29,7 +29,7 @@ PLACES = [
     ("redis-redis", "threads"),
     ("folders-sqlite", "gevent"),
 ]
-"""Brokers, stores and pools that every acceptance test meets."""
+"""Brokers, stores and pools in which every integration test runs."""
 
 MORE_PLACES = [
     ("rabbitmq-sqlite", "prefork"),
@@ -40,10 +40,10 @@ MORE_PLACES = [
     ("redis-redis", "solo"),
     ("redis-redis", "gevent"),
 ]
-"""Those that ``--full`` adds."""
+"""More of them, added by ``--full``."""
 
 SLOW_PLACES = [("folders-sqlite", "prefork"), ("rabbitmq-redis", "prefork"), ("redis-redis", "threads")]
-"""Where tests that wait for a lease to end are run without ``--full``."""
+"""Where slow tests, which wait for a lease to end, run without ``--full``."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ STARTED = {"rabbitmq": running_rabbitmq, "redis": redis_url}
 
 
 class Servers:
-    """Servers of one setting, each started when first asked for: queues of the same name are another setting's elsewhere."""
+    """Servers of one setting, started at first use. Settings share no server, so their queues may have equal names."""
 
     def __init__(self, stack, start_emulator):
         self._stack = stack
@@ -79,7 +79,7 @@ class Servers:
 
 
 class Setting:
-    """A broker and a store, the app that uses them, and its workers."""
+    """A broker, a store, the app that uses them, and its workers."""
 
     def __init__(self, name, home, servers):
         broker, store = name.split("-")
@@ -90,7 +90,7 @@ class Setting:
             "TRACKED_STORE": servers.url(store, home) + (f"?prefix={name}" if store == "redis" else ""),
         }
         if store == "firestore":
-            self.environment["TRACKED_STORE_TIMEOUT"] = "5"  # an emulator shares the machine with what it serves
+            self.environment["TRACKED_STORE_TIMEOUT"] = "5"  # an emulator shares the machine with its clients
         self.tracked = load(self.environment)
         self._workers = {}
 
@@ -99,13 +99,13 @@ class Setting:
             self._workers[pool] = Worker(self.environment, pool, pool)
         return self._workers[pool]
 
-    def ask_to_stop(self):
-        """Let all workers stop at the same time: a warm shutdown takes some seconds on a polled broker."""
+    def terminate_workers(self):
+        """Terminate all workers at once, because each warm shutdown takes seconds on a polled broker."""
         for worker in self._workers.values():
             worker.process.terminate()
 
     def close(self):
-        self.ask_to_stop()
+        self.terminate_workers()
         for worker in self._workers.values():
             worker.stop()
         self.tracked.states.store.close()
@@ -113,7 +113,7 @@ class Setting:
 
 
 def load(environment):
-    """Import the app of the tests for a setting, beside those of the others."""
+    """Import the app of the tests for one setting, as a module separate from those of other settings."""
     os.environ.update(environment)
     spec = importlib.util.spec_from_file_location("tracked", HERE / "tracked.py")
     module = importlib.util.module_from_spec(spec)
@@ -123,25 +123,25 @@ def load(environment):
 
 @pytest.fixture(scope="session")
 def settings(request, tmp_path_factory):
-    """Give settings by name."""
+    """Yield a function that returns a setting by name."""
     with ExitStack() as stack:
-        made = {}
+        created = {}
 
         def get(name):
-            if name not in made:
+            if name not in created:
                 servers = Servers(stack, lambda: request.getfixturevalue("emulator_process"))
-                made[name] = Setting(name, tmp_path_factory.mktemp(name), servers)
-                stack.callback(made[name].close)
-            return made[name]
+                created[name] = Setting(name, tmp_path_factory.mktemp(name), servers)
+                stack.callback(created[name].close)
+            return created[name]
 
         yield get
-        for setting in made.values():
-            setting.ask_to_stop()
+        for setting in created.values():
+            setting.terminate_workers()
 
 
 @pytest.fixture
-def victim(setting, place):
-    """Start workers of a test's own, on a queue of their own; what is left of them is killed."""
+def start_worker(setting, place):
+    """Yield a function that starts a worker of the setting on a queue; kill these workers at the end."""
     started = []
 
     def start(queue, *options, pool=None, **environment):
@@ -154,8 +154,8 @@ def victim(setting, place):
 
 
 @pytest.fixture(scope="session")
-def eager(tmp_path_factory):
-    """Give the app in eager mode, on a store in memory."""
+def eager_tracked(tmp_path_factory):
+    """Return the module of the app in eager mode, with a store in memory."""
     home = tmp_path_factory.mktemp("eager")
     tracked = load({"TRACKED_HOME": str(home), "TRACKED_BROKER": "memory://", "TRACKED_STORE": "memory://"})
     tracked.app.conf.task_always_eager = True
@@ -163,13 +163,13 @@ def eager(tmp_path_factory):
 
 
 def pytest_generate_tests(metafunc):
-    """Give each test its places: all settings and pools that it shall meet."""
+    """Run each test in its places: pairs of a setting and a pool."""
     if "place" in metafunc.fixturenames:
-        own = metafunc.definition.get_closest_marker("places")
-        places = list(own.args) if own else PLACES + MORE_PLACES
+        marker = metafunc.definition.get_closest_marker("places")
+        places = list(marker.args) if marker else PLACES + MORE_PLACES
         if not metafunc.config.getoption("--full"):
             slow = metafunc.definition.get_closest_marker("slow")
-            places = places[: own.kwargs.get("usual", 1)] if own else SLOW_PLACES if slow else PLACES
+            places = places[: marker.kwargs.get("usual", 1)] if marker else SLOW_PLACES if slow else PLACES
         metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 
@@ -191,13 +191,13 @@ def tracked(setting):
 
 @pytest.fixture
 def key():
-    """A name of this test's own, for its notes."""
+    """Return a name that is unique to the test, for its notes."""
     return f"note-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
 def submit(tracked, pool):
-    """Submit to the worker of the pool under test."""
+    """Return a function that submits tasks to the worker of the tested pool."""
 
     def submit(members, **options):
         routed = [route(member, pool) for member in members]
@@ -214,15 +214,15 @@ def route(signature, queue):
 
 
 @pytest.fixture
-def hired():
-    """Start workers of a test's own; none is left."""
+def start_configured_worker():
+    """Yield a function that starts a worker with a given environment; kill these workers at the end."""
     started = []
 
-    def hire(environment, pool, queue, *options):
+    def start(environment, pool, queue, *options):
         started.append(Worker(environment, pool, queue, *options))
         return started[-1]
 
-    yield hire
+    yield start
     for worker in started:
         if worker.process.poll() is None:
             worker.kill()
@@ -230,12 +230,12 @@ def hired():
 
 @pytest.fixture
 def eventually():
-    """Wait until something the test cannot be told of holds; give what it gave."""
+    """Return a function that polls until a condition is true, and returns its value."""
 
     def eventually(probe, seconds=PATIENCE):
         deadline = time.monotonic() + seconds
         while not (found := probe()):
-            assert time.monotonic() < deadline, f"did not come true within {seconds} s"
+            assert time.monotonic() < deadline, f"the condition was not true within {seconds} s"
             time.sleep(0.02)
         return found
 

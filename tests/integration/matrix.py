@@ -1,6 +1,6 @@
-"""The matrix of outcomes: what a cell ends with, by what happens to its task and in which pool.
+"""The matrix of outcomes: how a cell ends, by what happens to its task and by pool.
 
-One table (``matrix_rows``) for the tests that play it (``test_matrix``) and for docs/internals/celery.md, which shows it.
+The rows (``matrix_rows``) are tested by ``test_matrix`` and shown in docs/internals/celery.md.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Ends(NamedTuple):
     """How a cell ends.
 
     Attributes:
-        message: a pattern for the whole of it.
-        attempt: of how many.
-        writes: its version at the most: what comes doubled or late changes nothing. Fewer, where the next delivery
-            begins before the one that announced it has ended, or before the sweep sends it again.
+        message: a pattern for the whole message.
+        attempt: the number of the last attempt.
+        writes: the highest possible version; duplicate and late writes change nothing. The version is lower if the next
+            delivery begins before the one that announced it has ended, or before the sweep sends it again.
     """
 
     status: int
@@ -43,13 +43,13 @@ class Outcome:
     """One row of the matrix.
 
     Attributes:
-        what: what happens, for readers.
-        task, body: which variant of the acting task does what.
-        ends: how it ends by pool; a pool that is not there cannot have it.
-        options: of the signature.
-        act: what the test does meanwhile, a method of ``Stage``.
-        fate: what becomes of the worker, a method of ``Fate``: it then has one of its own, and a successor.
-        older: how it ends before Celery 5.7, where that differs.
+        what: what happens, as text.
+        task, body: the task that runs, and the function in ``bodies`` that it calls.
+        ends: how the cell ends, by pool. The outcome is impossible in a pool that is missing.
+        options: the options of the signature.
+        act: what the test does meanwhile: a method of ``Stage``.
+        worker_end: how the worker ends: a method of ``EndingWorker``. A second worker then takes over the job.
+        older: how the cell ends before Celery 5.7, where that differs.
     """
 
     what: str
@@ -58,22 +58,24 @@ class Outcome:
     ends: Mapping[str, Ends]
     options: Mapping[str, Any] = field(default_factory=dict)
     act: str | None = None
-    fate: str | None = None
+    worker_end: str | None = None
     older: Mapping[str, Ends] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.what.replace("`", "").replace(" ", "-")
 
     def ending(self, pool: str) -> Ends | None:
-        """How it ends with the Celery that is installed; None where it cannot happen."""
+        """Return how the cell ends with the installed Celery, or None if the outcome is impossible."""
         return (BEFORE_5_7 and self.older.get(pool)) or self.ends.get(pool)
 
 
-def same(status: int, message: str | None, attempt: int = 1, writes: int = 2, *, but: Any = ()) -> dict[str, Ends]:
-    """Give the same ending in all pools, but for those named."""
-    return {pool: Ends(status, message, attempt, writes) for pool in POOLS} | dict(but)
+def same(
+    status: int, message: str | None, attempt: int = 1, writes: int = 2, *, except_for: Any = ()
+) -> dict[str, Ends]:
+    """Return the same ending for all pools, except for those named."""
+    return {pool: Ends(status, message, attempt, writes) for pool in POOLS} | dict(except_for)
 
 
 def only(pools: str, status: int, message: str | None, attempt: int = 1, writes: int = 2) -> dict[str, Ends]:
-    """Give the ending in the pools named."""
+    """Return the ending for the pools named."""
     return {pool: Ends(status, message, attempt, writes) for pool in pools.split()}

@@ -19,30 +19,30 @@ OUTCOMES = [
     Outcome(
         "its result cannot be encoded",
         "act_stored",
-        "give_an_object",
-        same(Status.FAILED, "EncodeError: .*", but=only("eager", DONE, None)),
+        "return_an_object",
+        same(Status.FAILED, "EncodeError: .*", except_for=only("eager", DONE, None)),
     ),
-    Outcome("wrote -50, returns", "act_early", "say_negative", same(-50, "my own word", writes=3)),
-    Outcome("wrote -50, raises", "act_early", "say_negative_and_fail", same(-50, "my own word", writes=3)),
+    Outcome("wrote -50, returns", "act_early", "write_negative", same(-50, "out of quota", writes=3)),
+    Outcome("wrote -50, raises", "act_early", "write_negative_and_fail", same(-50, "out of quota", writes=3)),
     Outcome(
         "wrote FINISHED, raises", "act_early", "finish_and_fail", same(Status.FAILED, "ValueError: broken", writes=3)
     ),
     Outcome("retries twice, returns", "act_early", "retry_twice", same(DONE, None, 3, 6)),
     Outcome("retries with a delay, returns", "act_early", "retry_later", same(DONE, None, 2, 4)),
     Outcome(
-        "retries, and the retry begins first",
+        "retries, and the retry begins before this run ends",
         "act_early",
         "retry_ahead",
         only("prefork threads gevent", DONE, None, 2, 3),
-        fate="by_itself",
+        worker_end="self_inflicted",
     ),
     Outcome(
-        "runs out of retries", "act_early", "retry_for_ever", same(Status.FAILED, "MaxRetriesExceededError: .*", 3, 6)
+        "runs out of retries", "act_early", "retry_forever", same(Status.FAILED, "MaxRetriesExceededError: .*", 3, 6)
     ),
     Outcome(
         "runs out of retries with a cause",
         "act_early",
-        "retry_for_ever_with_a_cause",
+        "retry_forever_with_a_cause",
         same(Status.FAILED, "OSError: never", 3, 6),
     ),
     Outcome("`autoretry_for` runs out", "act_autoretried", "fail", same(Status.FAILED, "ValueError: broken", 3, 6)),
@@ -52,7 +52,7 @@ OUTCOMES = [
         "raises `Reject(requeue=True)`, acked late",
         "act_late",
         "requeue_first",
-        same(DONE, None, 2, 4, but=only("eager", Status.REJECTED, "rejected: .*")),
+        same(DONE, None, 2, 4, except_for=only("eager", Status.REJECTED, "rejected: .*")),
     ),
     Outcome(
         "raises `Reject(requeue=True)`, acked early", "act_early", "requeue", same(Status.REJECTED, "rejected: .*")
@@ -68,7 +68,7 @@ OUTCOMES = [
     Outcome(
         "soft time limit, caught",
         "act_early",
-        "catch_the_limit",
+        "catch_the_time_limit",
         only("prefork", DONE, "cut short", writes=3) | only("threads solo gevent", DONE, None),
         {"soft_time_limit": 1},
     ),
@@ -81,23 +81,26 @@ OUTCOMES = [
         older=only("gevent", Status.LOST, LOST),
     ),
     Outcome(
-        "hard time limit, not acked on it",
+        "hard time limit, `acks_on_failure_or_timeout=False`",
         "act_again",
         "take_too_long",
         only("prefork gevent", DONE, None, 2, 4) | only("threads solo", DONE, None),
         {"time_limit": 1},
     ),
-    Outcome("process killed", "act_early", "be_killed_first", only("prefork", Status.LOST, "WorkerLostError: .*")),
+    Outcome("process killed", "act_early", "kill_itself_first", only("prefork", Status.LOST, "WorkerLostError: .*")),
     Outcome(
-        "process killed, acked late", "act_late", "be_killed_first", only("prefork", Status.LOST, "WorkerLostError: .*")
+        "process killed, acked late",
+        "act_late",
+        "kill_itself_first",
+        only("prefork", Status.LOST, "WorkerLostError: .*"),
     ),
     Outcome(
-        "process killed, `reject_on_worker_lost`", "act_again", "be_killed_first", only("prefork", DONE, None, 2, 4)
+        "process killed, `reject_on_worker_lost`", "act_again", "kill_itself_first", only("prefork", DONE, None, 2, 4)
     ),
     Outcome(
         "process killed, `retry_on_worker_lost`",
         "act_retried",
-        "be_killed_first",
+        "kill_itself_first",
         only("prefork", DONE, None, 2, 4),
         older=only("prefork", Status.LOST, "WorkerLostError: .*"),
     ),
@@ -164,11 +167,11 @@ OUTCOMES = [
         only("prefork threads solo gevent", Status.REJECTED, "the worker knows no task 'act_unknown'", 0, 1),
     ),
     Outcome(
-        "a message that is no task's",
+        "a message that is not a valid task message",
         "act_early",
         "succeed",
         only("prefork threads solo gevent", Status.REJECTED, "refused by the worker: .*", 0, 1),
-        {"headers": {"eta": "at no time"}},
+        {"headers": {"eta": "never"}},
     ),
     Outcome(
         "arguments in a format that is not accepted",
@@ -180,46 +183,58 @@ OUTCOMES = [
     Outcome(
         "raises `MemoryError`",
         "act_early",
-        "run_out_of_memory",
+        "raise_memory_error",
         only(WORKERS, Status.FAILED, "MemoryError: none left"),
-        fate="by_itself",
+        worker_end="self_inflicted",
     ),
-    Outcome("`sys.exit`, in solo", "act_early", "exit_first", only("solo", Status.LOST, LOST), fate="by_itself"),
+    Outcome(
+        "`sys.exit`, in solo", "act_early", "exit_first", only("solo", Status.LOST, LOST), worker_end="self_inflicted"
+    ),
     Outcome(
         "`sys.exit`, acked late, not in prefork",
         "act_late",
         "exit_first",
         only("threads solo gevent", DONE, None, 2, 4),
-        fate="by_itself",
+        worker_end="self_inflicted",
     ),
-    Outcome("worker: warm shutdown (SIGTERM)", "act_early", "wait", only(WORKERS, DONE, None), fate="warm"),
+    Outcome("worker: warm shutdown (SIGTERM)", "act_early", "wait", only(WORKERS, DONE, None), worker_end="warm"),
     Outcome(
         "worker: soft shutdown, ends in time",
         "act_early",
         "wait",
         only("prefork threads gevent", DONE, None),
-        fate="soft",
+        worker_end="soft",
     ),
     Outcome(
         "worker: soft shutdown, too slow",
         "act_early",
         "wait_first",
         only("prefork", Status.LOST, LOST),
-        fate="soft_end",
+        worker_end="soft_end",
     ),
     Outcome(
         "worker: soft shutdown, too slow, acked late",
         "act_late",
         "wait_first",
         only("prefork", DONE, None, 2, 4),
-        fate="soft_end",
+        worker_end="soft_end",
     ),
     Outcome(
-        "worker: cold shutdown (SIGQUIT)", "act_early", "wait_first", only("prefork", Status.LOST, LOST), fate="cold"
+        "worker: cold shutdown (SIGQUIT)",
+        "act_early",
+        "wait_first",
+        only("prefork", Status.LOST, LOST),
+        worker_end="cold",
     ),
     Outcome(
-        "worker: cold shutdown, acked late", "act_late", "wait_first", only("prefork", DONE, None, 2, 4), fate="cold"
+        "worker: cold shutdown, acked late",
+        "act_late",
+        "wait_first",
+        only("prefork", DONE, None, 2, 4),
+        worker_end="cold",
     ),
-    Outcome("worker: killed", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), fate="killed"),
-    Outcome("worker: killed, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 4), fate="killed"),
+    Outcome("worker: killed", "act_early", "wait_first", only(WORKERS, Status.LOST, LOST), worker_end="killed"),
+    Outcome(
+        "worker: killed, acked late", "act_late", "wait_first", only(WORKERS, DONE, None, 2, 4), worker_end="killed"
+    ),
 ]

@@ -1,4 +1,4 @@
-"""The matrix of outcomes as docs/internals/celery.md shows it; run as a script, it writes it there."""
+"""The matrix of outcomes as a table in docs/internals/celery.md. Run this module as a script to write it there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- matrix:begin -->\n", "<!-- matrix:end -->\n"
 
 
 def table() -> str:
-    """Give the matrix in Markdown, for the newest Celery, with what differs before 5.7."""
+    """Return the matrix in Markdown for the newest Celery, with the differences of Celery before 5.7."""
     lines = [f"| what happens | {' | '.join(POOLS)} | message |", "|---" * (len(POOLS) + 2) + "|"]
     return "\n".join([*lines, *map(_line, OUTCOMES)]) + "\n"
 
@@ -33,7 +33,7 @@ def _cell(outcome: Outcome, pool: str) -> str:
 
 
 def _plain(pattern: str) -> str:
-    """Give a pattern as a reader would write it."""
+    """Return a pattern as readable text."""
     return re.sub(r"\((\w+)\|\w+\)", r"\1", pattern).replace(".*", "…")
 
 
@@ -43,7 +43,7 @@ def shown() -> str:
 
 
 def write() -> None:
-    """Put the table into the page."""
+    """Write the table into the page."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
 

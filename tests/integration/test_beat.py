@@ -1,4 +1,4 @@
-"""Entries of beat's schedule from settings, and a real beat with a real worker."""
+"""Schedule entries from settings, and a real beat with a real worker."""
 
 import gc
 import os
@@ -21,15 +21,15 @@ from celery_statemanager.manager import new_incarnation, new_job
 AGES = {"statemanager_gc_tombstone_age": "30d", "statemanager_gc_delete_age": "90d"}
 
 
-def app_with(**conf):
-    app = Celery("beaten", set_as_current=False, broker="memory://")
+def new_app(**conf):
+    app = Celery("scheduled", set_as_current=False, broker="memory://")
     StateManager(app)
     app.conf.update(conf)
     return app
 
 
 def schedule_of(app):
-    """Give the schedule as beat reads it."""
+    """Return the schedule as beat reads it."""
     app.loader.import_default_modules()
     app.finalize()
     return app.conf.beat_schedule
@@ -38,9 +38,9 @@ def schedule_of(app):
 @pytest.mark.parametrize(
     ("when", "expires"), [(60, 60), (timedelta(minutes=5), 300), (timedelta(days=1), 3600), (crontab(hour=3), 3600)]
 )
-def test_entries_come_from_settings_and_expire(when, expires):
+def test_schedule_entries_come_from_settings_and_expire(when, expires):
     entries = schedule_of(
-        app_with(
+        new_app(
             **AGES,
             statemanager_gc_schedule=when,
             statemanager_sweep_schedule=30,
@@ -53,33 +53,33 @@ def test_entries_come_from_settings_and_expire(when, expires):
     assert entries[SWEEP]["schedule"] == 30
 
 
-def test_a_target_alone_has_jobs_migrated_each_hour():
+def test_a_migrate_target_without_a_schedule_migrates_hourly():
     entry = {"task": MIGRATE, "schedule": 3600.0, "options": {"expires": 3600.0}}
-    assert schedule_of(app_with(statemanager_migrate_target=1)) == {MIGRATE: entry}
+    assert schedule_of(new_app(statemanager_migrate_target=1)) == {MIGRATE: entry}
 
 
-def test_without_settings_there_are_tasks_to_name_and_no_entries():
-    app = app_with()
+def test_without_settings_there_are_tasks_but_no_entries():
+    app = new_app()
     assert not schedule_of(app)
     assert {COLLECT, SWEEP, MIGRATE} <= set(app.tasks)
     assert app.tasks[COLLECT].ignore_result
 
 
-def test_entries_stand_beside_the_apps_own_whose_name_wins():
+def test_entries_are_merged_with_the_apps_own_which_take_precedence():
     own = {"mine": {"task": "mine", "schedule": 1}, COLLECT: {"task": COLLECT, "schedule": 7}}
-    app = app_with(**AGES, statemanager_gc_schedule=60, statemanager_sweep_schedule=30, beat_schedule=dict(own))
+    app = new_app(**AGES, statemanager_gc_schedule=60, statemanager_sweep_schedule=30, beat_schedule=dict(own))
     entries = schedule_of(app)
     assert {name: entries[name] for name in own} == own
     assert SWEEP in entries
 
 
-def test_an_app_goes_when_nobody_holds_it():
-    app = weakref.ref(app_with())
+def test_an_unreferenced_app_is_garbage_collected():
+    app = weakref.ref(new_app())
     gc.collect()
     assert app() is None
 
 
-def test_settings_under_a_namespace():
+def test_schedule_settings_work_under_a_namespace():
     conf = {
         "CELERY_STATEMANAGER_GC_SCHEDULE": 60,
         "CELERY_STATEMANAGER_GC_TOMBSTONE_AGE": "30d",
@@ -87,14 +87,14 @@ def test_settings_under_a_namespace():
         "CELERY_STATEMANAGER_MIGRATE_TARGET": 1,
         "CELERY_BEAT_SCHEDULE": {"mine": {"task": "mine", "schedule": 1}},
     }
-    app = Celery("beaten", set_as_current=False)
+    app = Celery("scheduled", set_as_current=False)
     app.config_from_object(conf, namespace="CELERY")
     StateManager(app)
     assert set(schedule_of(app)) == {"mine", COLLECT, MIGRATE}
 
 
 @pytest.mark.parametrize(
-    ("conf", "words"),
+    ("conf", "message"),
     [
         ({"statemanager_gc_schedule": 60}, "gc_tombstone_age and statemanager_gc_delete_age must be set together"),
         ({"statemanager_gc_tombstone_age": "30d", "statemanager_gc_delete_age": "3d"}, "must be longer"),
@@ -111,14 +111,14 @@ def test_settings_under_a_namespace():
         ({"statemanager_migrate_schedule": "daily"}, "a crontab, not 'daily'"),
     ],
 )
-def test_settings_that_make_no_sense_keep_beat_from_starting(conf, words):
-    with pytest.raises(ConfigurationError, match=words):
-        schedule_of(app_with(**conf))
+def test_invalid_settings_prevent_beat_from_starting(conf, message):
+    with pytest.raises(ConfigurationError, match=message):
+        schedule_of(new_app(**conf))
 
 
 @pytest.mark.parametrize("later", ["attribute", "update", "periodic task"])
-def test_a_schedule_that_is_set_after_the_entries_were_asked_for_stands_beside_them(later):
-    app = Celery("beaten", set_as_current=False)
+def test_a_schedule_set_after_the_state_manager_is_merged_with_its_entries(later):
+    app = Celery("scheduled", set_as_current=False)
     conf = {"STATEMANAGER_GC_SCHEDULE": 60, "STATEMANAGER_GC_TOMBSTONE_AGE": "30d", "STATEMANAGER_GC_DELETE_AGE": "90d"}
     app.config_from_object({f"CELERY_{name}": value for name, value in conf.items()}, namespace="CELERY")
     StateManager(app)
@@ -155,7 +155,7 @@ GARBAGE = {
 }
 
 SITE = """
-SECRET_KEY = "of a test"
+SECRET_KEY = "test"
 INSTALLED_APPS = ["django_celery_beat"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.db"}}
 USE_TZ = True
@@ -169,8 +169,8 @@ SCHEDULERS = {
 
 
 @pytest.fixture
-def beaten(tmp_path):
-    """Run beat with a scheduler, and a worker, until the test ends; give the store."""
+def start_beat(tmp_path):
+    """Yield a function that starts beat and a worker and returns their store; stop them at the end."""
     with ExitStack() as stack:
 
         def start(scheduler, **settings):
@@ -199,15 +199,15 @@ def beaten(tmp_path):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_a_real_beat_has_a_real_worker_collect_garbage(scheduler, beaten, tmp_path, eventually):
-    store = beaten(scheduler, **GARBAGE)
+def test_beat_schedules_garbage_collection_on_a_worker(scheduler, start_beat, tmp_path, eventually):
+    store = start_beat(scheduler, **GARBAGE)
     job = Manager.create(store, "old", num_tasks=1)
-    eventually(lambda: gone(job))
+    eventually(lambda: is_deleted(job))
     eventually((tmp_path / "mine").exists)
 
 
-def test_a_real_beat_has_a_real_worker_migrate_jobs_but_not_those_of_other_programs(beaten, eventually):
-    store = beaten("celery", statemanager_migrate_target=1, statemanager_migrate_schedule=1)
+def test_beat_schedules_migrations_but_not_of_other_programs_jobs(start_beat, eventually):
+    store = start_beat("celery", statemanager_migrate_target=1, statemanager_migrate_schedule=1)
     foreign = store.create_job(replace(new_job("foreign", 1), incarnation=""))
     half = store.create_job(replace(new_job("half", 1), incarnation=""))
     half = store.adopt_job(half.ref, new_incarnation())
@@ -216,7 +216,7 @@ def test_a_real_beat_has_a_real_worker_migrate_jobs_but_not_those_of_other_progr
     assert store.get_job(foreign.key).incarnation == ""
 
 
-def gone(manager):
+def is_deleted(manager):
     try:
         manager.get_state()
     except JobNotFound:

@@ -3,7 +3,7 @@
 import pytest
 from celery import chain, group
 
-from celery_statemanager import JobExists, JobNotFound, Status, SubmitFailed, WaitTimeout
+from celery_statemanager import JobExists, JobNotFound, Manager, Status, SubmitFailed, WaitTimeout
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.leases import cell_name
 
@@ -14,7 +14,7 @@ def callbacks(tracked, job):
     return sorted(tracked.notes(f"callback.{job.id}"))
 
 
-def test_success_callbacks_run_once_with_the_job_id(tracked, submit, eventually):
+def test_the_success_callback_runs_once_with_the_job_id(tracked, submit, eventually):
     callback = tracked.callback
     job = submit(
         [tracked.succeed.s(i) for i in range(5)],
@@ -29,7 +29,7 @@ def test_success_callbacks_run_once_with_the_job_id(tracked, submit, eventually)
     assert eventually(lambda: not job._tracker.store.get_job(record.key).due)
 
 
-def test_failure_callback_runs_once_for_many_failures(tracked, submit, eventually):
+def test_the_failure_callback_runs_once_for_many_failures(tracked, submit, eventually):
     callback = tracked.callback
     job = submit(
         [tracked.fail.s() for _ in range(4)], on_success=callback.s(), on_failure=callback.s(), on_settled=callback.s()
@@ -45,16 +45,16 @@ def test_a_callback_sent_again_does_not_run_again(tracked, submit, pool, key, ev
     eventually(lambda: callbacks(tracked, job))
     bound = Binding(job.manager.ref, -1, "success").bind(tracked.callback.s(job.id).set(queue=pool))
     bound.apply_async()
-    probe(tracked, submit, key)
+    wait_for_earlier_messages(tracked, submit, key)
     assert len(callbacks(tracked, job)) == 1
 
 
-def probe(tracked, submit, key):
-    """Come back when the messages sent before have been looked at, in the order they were sent."""
-    submit([tracked.count.s(f"{key}.probe") for _ in range(4)]).wait(PATIENCE)
+def wait_for_earlier_messages(tracked, submit, key):
+    """Return once the worker has processed the messages sent so far; it takes them in order."""
+    submit([tracked.count.s(f"{key}.earlier") for _ in range(4)]).wait(PATIENCE)
 
 
-def test_a_finished_cell_is_never_run_again(tracked, submit, pool, key):
+def test_a_finished_cell_does_not_run_again(tracked, submit, pool, key):
     job = submit([tracked.count.s(key), tracked.gate.s(key + "x")])
     with job.subscribe("work", 0) as events:
         while not (event := events.get(PATIENCE)).state.finished:
@@ -62,33 +62,33 @@ def test_a_finished_cell_is_never_run_again(tracked, submit, pool, key):
     Binding(job.manager.ref, 0, "work").bind(tracked.count.s(key).set(queue=pool)).apply_async()
     (tracked.HOME / f"{key}x.go").touch()
     job.wait(PATIENCE)
-    probe(tracked, submit, key)
+    wait_for_earlier_messages(tracked, submit, key)
     assert tracked.notes(key) == ["1"]
 
 
-def test_a_delivery_of_a_running_cell_is_dropped_while_its_worker_lives(tracked, submit, pool, key, eventually):
+def test_a_delivery_of_a_running_cell_is_dropped_while_its_worker_is_alive(tracked, submit, pool, key, eventually):
     if pool == "solo":
         pytest.skip("a solo worker cannot receive a second message while the first one runs")
     job = submit([tracked.gate.s(key)])
     eventually(lambda: tracked.notes(key))
-    worker_lists(tracked, job, eventually)
+    wait_until_a_worker_lists_row_0(tracked, job, eventually)
     Binding(job.manager.ref, 0, "work").bind(tracked.gate.s(key).set(queue=pool)).apply_async()
-    probe(tracked, submit, key)
+    wait_for_earlier_messages(tracked, submit, key)
     (tracked.HOME / f"{key}.go").touch()
     job.wait(PATIENCE)
     assert tracked.notes(key) == ["begun 1", "ended 1"]
 
 
-def worker_lists(tracked, job, eventually):
+def wait_until_a_worker_lists_row_0(tracked, job, eventually):
     name = cell_name(job.manager.ref, "work", 0)
     eventually(lambda: any(name in worker.body for worker in tracked.states.store.list_workers()))
 
 
-def test_once_settled_a_job_is_closed(tracked, submit, pool, key):
+def test_a_settled_job_skips_later_deliveries(tracked, submit, pool, key):
     job = submit([tracked.fail.s()])
     job.wait(PATIENCE)
     Binding(job.manager.ref, 0, "work").bind(tracked.count.s(key).set(queue=pool)).apply_async()
-    probe(tracked, submit, key)
+    wait_for_earlier_messages(tracked, submit, key)
     assert tracked.notes(key) == []
     assert job.get_state().status == Status.FAILED
 
@@ -99,13 +99,13 @@ def test_a_message_of_a_deleted_job_is_dropped(tracked, submit, pool, key):
     ref = job.manager.ref
     job.delete()
     Binding(ref, 0, "work").bind(tracked.count.s(key).set(queue=pool)).apply_async()
-    probe(tracked, submit, key)
+    wait_for_earlier_messages(tracked, submit, key)
     assert tracked.notes(key) == []
     with pytest.raises(JobNotFound):
         tracked.states.job(ref.key.job_id)
 
 
-def test_cancel_stops_a_running_task_at_its_next_write_and_vetoes_the_rest(tracked, submit, key, eventually):
+def test_cancel_stops_a_running_task_at_its_next_write_and_vetoes_waiting_rows(tracked, submit, key, eventually):
     waiting = [tracked.count.s(f"{key}.never").set(countdown=3600) for _ in range(3)]
     job = submit(
         [tracked.wait_for_cancel.s(key), *waiting], on_failure=tracked.callback.s(), on_settled=tracked.callback.s()
@@ -123,12 +123,14 @@ def test_cancel_stops_a_running_task_at_its_next_write_and_vetoes_the_rest(track
 
 
 @pytest.mark.slow
-def test_cancel_in_mid_job_ends_what_runs_and_what_waits_and_leaves_what_is_done(
-    tracked, submit, pool, key, eventually
-):
+def test_cancel_ends_running_and_waiting_rows_and_keeps_finished_ones(tracked, submit, pool, key, eventually):
     if pool == "solo":
-        pytest.skip("a solo worker cannot be held by one row and run another")
-    members = [tracked.succeed.s(0), tracked.late_word.s(key), *(tracked.count.s(f"{key}.never") for _ in range(5))]
+        pytest.skip("a solo worker cannot run another row while one waits")
+    members = [
+        tracked.succeed.s(0),
+        tracked.write_after_go.s(key),
+        *(tracked.count.s(f"{key}.never") for _ in range(5)),
+    ]
     held = [member.set(countdown=3600) if row > 1 else member for row, member in enumerate(members)]
     job = submit(held, on_success=tracked.callback.s(), on_settled=tracked.callback.s())
     eventually(lambda: tracked.notes(key) and job.summary().finished == 1)
@@ -142,21 +144,21 @@ def test_cancel_in_mid_job_ends_what_runs_and_what_waits_and_leaves_what_is_done
     assert (tracked.notes(key), tracked.notes(f"{key}.never")) == (["begun 1"], [])
 
 
-def test_wait_times_out_with_the_summary(tracked, submit):
+def test_a_wait_timeout_carries_the_summary(tracked, submit):
     job = submit([tracked.succeed.s().set(countdown=3600)])
     with pytest.raises(WaitTimeout) as caught:
         job.wait(0.05)
     assert caught.value.summary.not_started == 1
 
 
-def test_generators_and_groups_are_members(tracked, pool):
+def test_submit_accepts_generators_and_groups(tracked, pool):
     app_submit = tracked.states.submit
     generated = app_submit(tracked.succeed.s(i).set(queue=pool) for i in range(3))
     grouped = app_submit(group(tracked.succeed.s(i).set(queue=pool) for i in range(3)))
     assert generated.wait(PATIENCE).finished == grouped.wait(PATIENCE).finished == 3
 
 
-def test_a_rerun_under_a_run_token_starts_clean(tracked, submit, key):
+def test_a_rerun_with_a_run_token_starts_empty(tracked, submit, key):
     first = submit([tracked.succeed.s()], job_id=key)
     first.wait(PATIENCE)
     with pytest.raises(JobExists):
@@ -167,7 +169,7 @@ def test_a_rerun_under_a_run_token_starts_clean(tracked, submit, key):
     assert tracked.states.job(key, "again").summary().finished == 1
 
 
-def test_nothing_is_created_when_a_member_is_bad(tracked, key):
+def test_submit_creates_no_job_for_an_invalid_member(tracked, key):
     members = (member for member in [tracked.succeed.s(), chain(tracked.succeed.s(), tracked.count.si(key))])
     with pytest.raises(ValueError, match="runs twice under the tag 'work'"):
         tracked.states.submit(members, job_id=key)
@@ -175,14 +177,14 @@ def test_nothing_is_created_when_a_member_is_bad(tracked, key):
         tracked.states.job(key)
 
 
-def test_arguments_that_do_not_fit_are_refused_before_the_job_is_created(tracked, key):
+def test_submit_rejects_wrong_arguments_before_it_creates_the_job(tracked, key):
     with pytest.raises(TypeError, match=r"member 1, task tracked.count: .*argument"):
         tracked.states.submit([tracked.count.s(key), tracked.count.s()], job_id=key)
     with pytest.raises(JobNotFound):
         tracked.states.job(key)
 
 
-def test_a_publish_that_breaks_off_cancels_the_job(tracked, pool, key):
+def test_a_failed_publish_cancels_the_job(tracked, pool, key):
     members = [tracked.succeed.s().set(queue=pool), tracked.succeed.s(object()).set(queue=pool)]
     with pytest.raises(SubmitFailed) as caught:
         tracked.states.submit(members, job_id=key)
@@ -190,3 +192,17 @@ def test_a_publish_that_breaks_off_cancels_the_job(tracked, pool, key):
     job = caught.value.job
     job.wait(PATIENCE)
     assert job.get_state("work", 1).message == "submit failed after 1 of 2"
+
+
+@pytest.mark.parametrize("kind", ["stateful_callback", "plain_callback"])
+@pytest.mark.parametrize("immutable", [False, True], ids=["job_id", "immutable"])
+def test_a_callback_finds_the_run_that_it_belongs_to(tracked, submit, eventually, key, kind, immutable):
+    signature = getattr(tracked, kind).signature((key,), immutable=immutable)
+    job_id, run_token = f"runs-{key}", "second"
+    other = Manager.create(tracked.states.store, job_id, num_tasks=1, run_token="first")
+    submit([tracked.succeed.s(), tracked.succeed.s()], job_id=job_id, run_token=run_token, on_success=signature)
+    expected = f"{job_id} {run_token} 2 {[] if immutable else [job_id]}"
+    assert eventually(lambda: tracked.notes(key)) == [expected]
+    with pytest.raises(JobNotFound, match=r"runs of it: 'first', 'second'; .* states\.current_job\(\)"):
+        tracked.states.job(job_id)
+    other.delete_job()

@@ -1,4 +1,4 @@
-"""Eager mode: the job runs inline, callbacks included, before submit returns. And the extension by itself."""
+"""Eager mode runs a job and its callbacks before submit returns. Also: settings, and one StateManager per app."""
 
 import gc
 import json
@@ -37,7 +37,7 @@ def new_app(**settings):
 
 
 def with_faults(**settings):
-    """Give an app, its manager, and the manager's store, which fails where it is told to."""
+    """Return an app, its StateManager, and the store of that, which fails on request."""
     app = new_app(**settings)
     states = StateManager(app)
     states.store = FaultyStore(states.store)
@@ -80,7 +80,7 @@ def test_a_job_and_its_callbacks_run_before_submit_returns(app, states):
     assert states.current_job() is None
 
 
-def test_a_manager_inside_a_task_keeps_the_payload_at_progress(app, states):
+def test_progress_of_a_tasks_manager_keeps_the_payload(app, states):
     @app.task(shared=False, base=StatefulTask, bind=True, tag="a")
     def counts(self):
         self.state.set(5, payload={"page": 7})
@@ -90,7 +90,7 @@ def test_a_manager_inside_a_task_keeps_the_payload_at_progress(app, states):
     assert job.get_state("a", 0).payload == {"page": 7, "progress": {"done": 4, "total": 4}}
 
 
-def test_a_member_that_takes_minutes_has_a_publisher_that_others_believe_alive(app, states):
+def test_a_sweep_during_a_long_eager_task_does_not_cancel_the_job(app, states):
     clock = FakeClock(1_000_000.0)
     states.store = MemoryStore(clock=clock)
 
@@ -104,7 +104,7 @@ def test_a_member_that_takes_minutes_has_a_publisher_that_others_believe_alive(a
     assert job.summary().finished == 2
 
 
-def test_a_failing_member_fails_its_row_and_no_other(app, states):
+def test_a_failing_member_fails_only_its_row(app, states):
     @app.task(shared=False, base=StatefulTask, tag="a")
     def odd(value):
         if value % 2:
@@ -120,7 +120,7 @@ def test_a_failing_member_fails_its_row_and_no_other(app, states):
     assert job.get_state("b", 1).message == "not run: stage 'a' failed: odd"
 
 
-def test_a_raised_code_is_the_last_word_of_an_application_that_wrote_another(app, states):
+def test_a_raised_state_error_overrides_a_written_status(app, states):
     @app.task(shared=False, base=StatefulTask, bind=True, tag="a")
     def doubly_failed(self, code):
         self.state.set(-9, "bad page", {"page": 4})
@@ -132,7 +132,7 @@ def test_a_raised_code_is_the_last_word_of_an_application_that_wrote_another(app
     assert (written.status, written.message) == (-9, "bad page")
 
 
-def test_a_member_that_cannot_be_sent_breaks_submit_off_as_with_a_broker(app, states):
+def test_a_member_that_cannot_be_encoded_stops_submit_as_with_a_broker(app, states):
     ran = []
 
     @app.task(shared=False, base=StatefulTask, tag="a")
@@ -147,7 +147,7 @@ def test_a_member_that_cannot_be_sent_breaks_submit_off_as_with_a_broker(app, st
     assert job.wait(timeout=0).failed == 2
 
 
-def test_a_body_that_cannot_send_a_task_fails_its_row_and_no_other(app, states):
+def test_a_task_that_cannot_send_another_task_fails_only_its_row(app, states):
     app.conf.task_eager_propagates = True
 
     @app.task(shared=False, base=StatefulTask, tag="a")
@@ -159,7 +159,7 @@ def test_a_body_that_cannot_send_a_task_fails_its_row_and_no_other(app, states):
     assert [job.get_state("a", row).status for row in range(2)] == [Status.FAILED, Status.FINISHED]
 
 
-def test_a_propagated_exception_fails_its_row_and_is_not_swallowed_by_others():
+def test_a_propagated_exception_fails_only_its_row():
     app = new_app(task_eager_propagates=True)
     states = StateManager(app)
 
@@ -173,7 +173,7 @@ def test_a_propagated_exception_fails_its_row_and_is_not_swallowed_by_others():
     assert (job.summary().finished, job.wait(1).failed) == (2, 1)
 
 
-def test_retries_are_attempts(app, states):
+def test_each_retry_is_an_attempt(app, states):
     seen = []
 
     @app.task(
@@ -189,7 +189,7 @@ def test_retries_are_attempts(app, states):
     assert (job.get_state().status, job.get_state("default", 0).attempt) == (Status.FINISHED, 3)
 
 
-def test_payload_is_a_checkpoint_for_the_next_attempt(app, states):
+def test_the_next_attempt_finds_the_payload_of_the_previous_one(app, states):
     found = []
 
     @app.task(
@@ -205,7 +205,7 @@ def test_payload_is_a_checkpoint_for_the_next_attempt(app, states):
     assert found == [None, {"row": 7}]
 
 
-def test_held_back_progress_lands_with_the_end():
+def test_throttled_progress_is_written_with_the_end():
     app = new_app(statemanager_progress_interval=3600.0)
     states = StateManager(app)
 
@@ -228,7 +228,7 @@ def test_held_back_progress_lands_with_the_end():
 
 @pytest.mark.parametrize("call", [lambda s: s.set(5, "said"), lambda s: s.progress(1, 2, "said"), lambda s: s.get()])
 @pytest.mark.parametrize("policy", ["log", "raise"])
-def test_a_store_that_is_down_is_the_tasks_trouble_only_if_the_settings_say_so(policy, call):
+def test_a_store_outage_fails_a_task_only_under_the_raise_policy(policy, call):
     app, states, store = with_faults(statemanager_on_store_error=policy)
     given = []
 
@@ -247,7 +247,7 @@ def test_a_store_that_is_down_is_the_tasks_trouble_only_if_the_settings_say_so(p
         assert (state.status, state.message.partition(":")[0]) == (Status.FAILED, "StoreUnavailable")
 
 
-FIRST = """
+INTERRUPTED_BEGIN = """
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery_statemanager import StatefulTask, StateManager
@@ -260,21 +260,23 @@ states.store = FaultyStore(states.store)
 @app.task(base=StatefulTask)
 def task(): ...
 
-def strike(_):
+def interrupt(_):
     raise SoftTimeLimitExceeded
 
-states.store.at("begin", strike)
+states.store.at("begin", interrupt)
 print(states.submit([task.s()]).summary().finished)
 """
 
 
-def test_a_time_limit_that_strikes_while_the_first_task_of_a_process_begins_costs_it_no_ending():
-    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=True, timeout=60)
+def test_a_time_limit_during_the_first_begin_of_a_process_does_not_lose_the_end_state():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_BEGIN], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout == "1\n"
 
 
 @pytest.mark.parametrize("policy", ["log", "raise"])
-def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_write(policy):
+def test_a_duplicate_that_could_not_reach_the_store_stops_at_its_first_write(policy):
     app, states, store = with_faults(statemanager_on_store_error=policy)
     states.backlog = Backlog(avoid_for=0.0)
     ran = []
@@ -295,7 +297,7 @@ def test_a_second_delivery_that_could_not_ask_the_store_is_stopped_by_its_first_
 @pytest.mark.parametrize("policy", ["log", "raise"])
 @pytest.mark.parametrize("lost", [["begin"], ["write"], ["begin", "write"]])
 @pytest.mark.parametrize("words", [0, 1, 3])
-def test_an_attempt_whose_begin_was_not_answered_is_still_its_own(lost, words, policy):
+def test_an_attempt_whose_begin_got_no_response_keeps_its_number(lost, words, policy):
     app, states, store = with_faults(statemanager_on_store_error=policy)
     states.backlog = Backlog(avoid_for=0.0)
     if "begin" not in lost:
@@ -340,7 +342,7 @@ def test_an_outage_of_one_store_does_not_stop_the_begins_of_another_app():
     assert ran == [("down", None), ("up", 1)]
 
 
-def test_the_same_extension_is_given_for_the_same_app(app, states):
+def test_an_app_has_one_state_manager(app, states):
     assert StateManager(app) is states
     assert StateManager.installed(app) is states
     assert StateManager.installed(Celery("other", set_as_current=False)) is None
@@ -379,7 +381,7 @@ def test_a_uuid_is_a_job_id_and_a_run_token(app, states):
     assert caught.value.job_id == str(job_id)
 
 
-def test_an_app_without_states_is_left_alone(states):
+def test_an_app_without_a_state_manager_is_not_affected(states):
     other = Celery("other", set_as_current=False, task_always_eager=True)
 
     @other.task(shared=False, base=StatefulTask, bind=True)
@@ -390,7 +392,7 @@ def test_an_app_without_states_is_left_alone(states):
     assert not current_state()
 
 
-def test_tag_marks_a_signature_and_leaves_no_trace_in_its_message(app, states):
+def test_the_tag_of_a_signature_is_not_sent_in_its_message(app, states):
     headers = []
 
     @app.task(shared=False, base=StatefulTask, bind=True, tag="first")
@@ -403,7 +405,7 @@ def test_tag_marks_a_signature_and_leaves_no_trace_in_its_message(app, states):
     assert [("statemanager_tag" in each, each.get("mine")) for each in headers] == [(False, None), (False, 1)]
 
 
-def test_a_plan_given_must_hold_what_the_members_run(app, states):
+def test_a_given_plan_must_contain_the_tags_of_the_members(app, states):
     @app.task(shared=False, base=StatefulTask, tag="a")
     def task(): ...
 
@@ -424,7 +426,7 @@ def test_a_plan_given_must_hold_what_the_members_run(app, states):
         (lambda task: chain(task.s(), task.chunks([(1,)], 2)), "holds chunks in a chain, .* one task or a flat chain"),
     ],
 )
-def test_what_is_no_member_is_refused_with_the_mend(app, states, member, text):
+def test_submit_rejects_an_invalid_member_with_a_hint(app, states, member, text):
     @app.task(shared=False)
     def task(*args): ...
 
@@ -444,7 +446,7 @@ def test_chunks_are_no_list_and_are_refused_with_the_mend(app, states):
 
 
 @pytest.mark.parametrize("tasks", [lambda task: task, lambda task: task.s(), lambda task: chain(task.s(), task.s())])
-def test_one_task_is_no_list_and_is_refused_with_the_mend(app, states, tasks):
+def test_submit_rejects_a_single_task_with_a_hint(app, states, tasks):
     @app.task(shared=False)
     def task(*args): ...
 
@@ -453,7 +455,7 @@ def test_one_task_is_no_list_and_is_refused_with_the_mend(app, states, tasks):
 
 
 @pytest.mark.parametrize("callback", [7, "name", lambda task: None, chunks("task", [(1,)], 2)])
-def test_a_callback_is_one_task_signature(app, states, callback):
+def test_submit_rejects_a_callback_that_is_not_one_task_signature(app, states, callback):
     @app.task(shared=False)
     def task(*args): ...
 
@@ -526,7 +528,7 @@ def test_a_callback_of_another_app_cannot_be_checked(app, states):
     assert states.store.get_job(JobKey(job.id)).latches["success"].callback is not None
 
 
-def test_settings_are_read_plain_and_under_a_namespace():
+def test_settings_are_read_with_and_without_a_namespace():
     class Config:
         CELERY_STATEMANAGER_LEASE = 7
         CELERY_STATEMANAGER_STORE_URL = "memory://"
@@ -550,7 +552,7 @@ def test_settings_are_read_plain_and_under_a_namespace():
         ("max_state_bytes", True),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(key, value):
+def test_an_invalid_setting_is_named(key, value):
     with pytest.raises(ConfigurationError, match=f"statemanager_{key} must be .*, not "):
         Settings.from_app(Celery("bad", set_as_current=False, **{f"statemanager_{key}": value}))
 
@@ -566,14 +568,14 @@ def test_a_mistyped_setting_is_logged_once(namespace, caplog):
     assert [record.getMessage() for record in caplog.records] == [f"app {app.main!r}: {warning}"]
 
 
-def test_the_extension_connects_nothing_by_itself(tmp_path):
+def test_a_state_manager_does_not_connect_before_its_first_use(tmp_path):
     app = Celery("lazy", set_as_current=False, statemanager_store_url=f"sqlite:///{tmp_path}/missing/states.db")
     states = StateManager(app)
     with pytest.raises(ConfigurationError):
         states.job("any")
 
 
-def test_an_app_can_be_forgotten():
+def test_an_unreferenced_app_with_a_state_manager_is_garbage_collected():
     app = new_app()
     StateManager(app)
     seen = weakref.ref(app)
@@ -582,7 +584,7 @@ def test_an_app_can_be_forgotten():
     assert seen() is None
 
 
-def test_unknown_jobs_are_not_found(states):
+def test_an_unknown_job_is_not_found(states):
     with pytest.raises(JobNotFound):
         states.job("never")
 
@@ -597,7 +599,7 @@ def test_a_shared_task_is_tracked_by_the_app_that_runs_it(app, states):
     assert job.get_state("shared", 0).message == "from a shared task"
 
 
-def test_a_state_prints_its_place(app, states):
+def test_the_repr_of_a_task_state_names_its_cell(app, states):
     said = []
 
     @app.task(shared=False, base=StatefulTask, tag="b")

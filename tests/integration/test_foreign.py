@@ -1,4 +1,4 @@
-"""Two apps on one store: each mends what it can, and leaves the other's messages to the other."""
+"""Two apps on one store: each sends only messages of its own tasks."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ LEASE = 30.0
 
 
 class Shop:
-    """An app with a task of its own."""
+    """An app with one task, which other apps do not have."""
 
     def __init__(self, name, store, broker="memory://"):
         self.app = Celery(name, broker=broker, set_as_current=False)
@@ -39,7 +39,7 @@ class Shop:
         self.app.finalize()
 
     def sweep(self):
-        """Give what a sweep counted, and the tasks whose messages it sent."""
+        """Sweep, and return the report and the tasks whose messages were sent."""
         with published(self.app) as messages:
             return sweep(self.states), [message.task for message in messages]
 
@@ -65,7 +65,7 @@ def theirs(store):
     return Shop("theirs", store)
 
 
-def job_of(shop, store):
+def create_job(shop, store):
     callback = Latch(callback_to_json("settled", shop.task.si()))
     latches = {"success": Latch(), "failure": Latch(), "settled": callback}
     return store.create_job(replace(new_job("a job", 1, ("work",)), latches=latches))
@@ -82,23 +82,23 @@ def begin(store, job, kept=None):
 
 
 def test_a_lost_message_is_sent_again_only_by_an_app_that_has_its_task(store, clock, ours, theirs, caplog):
-    job = job_of(ours, store)
+    job = create_job(ours, store)
     begin(store, job, kept_message(ours, job))
     clock.advance(LEASE + 1)
     with caplog.at_level(logging.WARNING):
         assert not theirs.sweep()[0]
         assert theirs.sweep() == theirs.sweep()
-    told = [record.getMessage() for record in caplog.records if "a job" in record.getMessage()]
-    assert len(told) == 1
-    assert "no task 'ours.work'" in told[0]
-    assert "statemanager_store_url" in told[0]
+    warnings = [record.getMessage() for record in caplog.records if "a job" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "no task 'ours.work'" in warnings[0]
+    assert "statemanager_store_url" in warnings[0]
     assert store.get_cell(job.ref, "work", 0).open
     swept, sent = ours.sweep()
     assert (swept.requeued, sent) == (1, ["ours.work"])
 
 
 def test_a_due_callback_is_published_only_by_an_app_that_has_its_task(store, clock, ours, theirs):
-    job = job_of(ours, store)
+    job = create_job(ours, store)
     begin(store, job)
     clock.advance(LEASE + 1)
     swept, sent = theirs.sweep()
@@ -113,8 +113,8 @@ def test_a_due_callback_is_published_only_by_an_app_that_has_its_task(store, clo
     assert not store.get_job(job.key).due
 
 
-def test_the_rows_that_a_dead_worker_had_received_wait_for_their_own_app(store, clock, ours, theirs):
-    own = job_of(ours, store)
+def test_received_rows_of_a_dead_worker_are_sent_by_their_own_app(store, clock, ours, theirs):
+    own = create_job(ours, store)
     other = store.create_job(new_job("another job", 1, ("work",)))
     rows = [Received(job.ref, "work", 0, kept_message(shop, job)) for shop, job in ((ours, own), (theirs, other))]
     renew(store, "dead", Report(received=rows), LEASE)
@@ -131,10 +131,10 @@ def broker():
         yield proxy
 
 
-def test_rows_that_a_dead_worker_had_received_wait_while_the_broker_is_away(store, clock, broker):
+def test_received_rows_of_a_dead_worker_wait_for_the_broker(store, clock, broker):
     shop = Shop("ours", store, f"redis://127.0.0.1:{broker.port}/0")
     shop.app.conf.task_publish_retry = False
-    job = job_of(shop, store)
+    job = create_job(shop, store)
     renew(store, "dead", Report(received=[Received(job.ref, "work", 0, kept_message(shop, job))]), LEASE)
     clock.advance(LEASE + 1)
     with broker.down():
@@ -145,7 +145,7 @@ def test_rows_that_a_dead_worker_had_received_wait_while_the_broker_is_away(stor
     shop.app.close()
 
 
-def test_the_command_knows_the_tasks_of_the_modules_that_its_app_includes(tmp_path):
+def test_the_sweep_command_imports_the_modules_that_its_app_includes(tmp_path):
     url = f"sqlite:///{tmp_path}/states.db"
     (tmp_path / "included.py").write_text("from swept import app\n@app.task\ndef work(): ...\n")
     (tmp_path / "swept.py").write_text(
@@ -164,6 +164,6 @@ def test_the_command_knows_the_tasks_of_the_modules_that_its_app_includes(tmp_pa
         store.write(job.ref, Write(tag="work", task_index=0, status=-1, event_id="end", attempt=1, ends_attempt=True))
         assert store.get_job(job.key).due
         command = [sys.executable, "-m", "celery", "-A", "swept", "sweep-state", "--format", "json"]
-        told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-        assert json.loads(told.stdout)["callbacks"] == 1
+        swept = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(swept.stdout)["callbacks"] == 1
         assert not store.get_job(job.key).due

@@ -1,4 +1,4 @@
-"""The store is away for half a minute in mid-job, five times the lease (rule R18): all work is done once."""
+"""The store is unavailable for five times the lease during a job (rule R18): every task runs once."""
 
 import sqlite3
 import threading
@@ -17,7 +17,7 @@ PATIENCE = 60
 
 @contextmanager
 def redis_store(home):
-    """A Redis that forgets nothing, killed and started again; the broker is elsewhere."""
+    """Yield the URL of a Redis that persists every write, and a context in which it is down."""
     with running_redis(appendonly="yes", appendfsync="always") as server:
 
         @contextmanager
@@ -31,7 +31,7 @@ def redis_store(home):
 
 @contextmanager
 def sqlite_store(home):
-    """A file that somebody keeps locked."""
+    """Yield the URL of a file, and a context in which it is locked."""
 
     @contextmanager
     def away():
@@ -45,25 +45,27 @@ def sqlite_store(home):
 
 
 @pytest.mark.parametrize("kind", [redis_store, sqlite_store])
-def test_half_a_minute_without_a_store(kind, tmp_path, request, hired, key, eventually):
+def test_a_job_finishes_after_half_a_minute_without_its_store(
+    kind, tmp_path, request, start_configured_worker, key, eventually
+):
     if not request.config.getoption("--full"):
         pytest.skip("with --full")
     with kind(tmp_path) as (url, away):
         environment = {"TRACKED_HOME": str(tmp_path), "TRACKED_BROKER": "filesystem://", "TRACKED_STORE": url}
         own = load(environment)
-        worker = hired(environment, "prefork", "celery")
+        worker = start_configured_worker(environment, "prefork", "celery")
         rows = [f"{key}-{row}" for row in range(4)]
         job = own.states.submit([own.late_gate.s(row) for row in rows], on_success=own.callback.s())
         eventually(lambda: own.notes(rows[0]) and own.notes(rows[1]))
-        began = time.monotonic()
+        started_at = time.monotonic()
         with away():
             for row in rows:
                 (tmp_path / f"{row}.go").touch()
             eventually(lambda: all(len(own.notes(row)) == 2 for row in rows))
-            worked = time.monotonic() - began
+            worked = time.monotonic() - started_at
             threading.Event().wait(SECONDS - worked)
         assert worked < 2 * own.app.conf.statemanager_store_timeout + 2.0, (
-            "nothing waited for the store but one call a process"
+            "only one call per process may wait for the store"
         )
         assert job.wait(PATIENCE).finished == 4
         eventually(lambda: len(own.notes(f"callback.{job.id}")) == 1)

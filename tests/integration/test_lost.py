@@ -1,4 +1,4 @@
-"""Workers that die without a word (rule R16): killed for real, found by the sweep of another."""
+"""Workers that are killed (rule R16): the sweep of another worker deals with their rows."""
 
 import os
 import re
@@ -20,11 +20,11 @@ def state_when(job, condition, task_index=0):
         for event in iter(lambda: events.get(PATIENCE), None):
             if condition(event.state):
                 return event.state
-    raise AssertionError(f"never: {job.list_states()}")
+    raise AssertionError(f"no matching state: {job.list_states()}")
 
 
-def test_an_attempt_of_a_killed_worker_is_lost(tracked, setting, pool, victim, key, eventually):
-    worker = victim(key)
+def test_an_attempt_of_a_killed_worker_is_lost(tracked, setting, pool, start_worker, key, eventually):
+    worker = start_worker(key)
     job = tracked.states.submit([tracked.gate.s(key).set(queue=key)], on_failure=tracked.callback.s().set(queue=pool))
     eventually(lambda: tracked.notes(key))
     worker.kill()
@@ -34,43 +34,41 @@ def test_an_attempt_of_a_killed_worker_is_lost(tracked, setting, pool, victim, k
     eventually(lambda: tracked.notes(f"callback.{job.id}"))
 
 
-def test_an_acks_late_attempt_of_a_killed_worker_is_run_again(tracked, setting, pool, victim, key, eventually):
-    worker = victim(key)
+def test_an_acks_late_task_of_a_killed_worker_runs_again(tracked, setting, pool, start_worker, key, eventually):
+    worker = start_worker(key)
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
     worker.kill()
     (tracked.HOME / f"{key}.go").touch()
-    victim(key)
+    start_worker(key)
     assert job.wait(PATIENCE).finished == 1
     assert tracked.notes(key) == ["begun 1", "begun 2", "ended 2"]
     assert tracked.states.store.get_cell(job.manager.ref, "work", 0).losses == 1
 
 
-def test_rows_that_a_killed_worker_had_received_are_run(tracked, setting, pool, victim, key, eventually):
+def test_received_rows_of_a_killed_worker_run(tracked, setting, pool, start_worker, key, eventually):
     if pool != "prefork":
-        pytest.skip("only the prefork pool holds messages for long that it has not begun")
-    worker = victim(key, "--prefetch-multiplier=3")
+        pytest.skip("only the prefork pool holds messages that it has not begun for long")
+    worker = start_worker(key, "--prefetch-multiplier=3")
     rows = 6
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key) for _ in range(rows)])
     eventually(lambda: tracked.notes(key))
-    held = eventually(lambda: holding(tracked, key))
-    while (now := said_again(tracked, key, held[0], eventually))[1:] != held[1:]:
-        held = now
+    report = eventually(lambda: last_report(tracked, key))
+    while (now := next_report(tracked, key, report[0], eventually))[1:] != report[1:]:
+        report = now
     worker.kill()
     (tracked.HOME / f"{key}.go").touch()
-    victim(key)
+    start_worker(key)
     assert job.wait(PATIENCE).finished == rows
 
 
 @pytest.mark.places(("redis-redis", "prefork"))
-def test_hosts_whose_clocks_are_hours_apart_take_each_other_neither_for_dead_nor_for_alive(
-    tracked, setting, victim, key, eventually
-):
-    """They share a store with nobody else: one takes all turns to sweep, the other has them when he is gone."""
+def test_clocks_that_are_hours_apart_do_not_affect_leases(tracked, setting, start_worker, key, eventually):
+    """Two workers have a store to themselves. One of them does all sweeps; the other one takes over when it is killed."""
     store = f"{setting.environment['TRACKED_STORE']}-{key}"
     own = load({**setting.environment, "TRACKED_STORE": store})
     queues = [f"{key}.clock_ahead", f"{key}.clock_behind"]
-    workers = [victim(each, TRACKED_STORE=store, TRACKED_FAULT=each.partition(".")[2]) for each in queues]
+    workers = [start_worker(each, TRACKED_STORE=store, TRACKED_FAULT=each.partition(".")[2]) for each in queues]
     job = own.states.submit(own.gate.s(each).set(queue=each) for each in queues)
     eventually(lambda: all(own.notes(each) for each in queues))
     (sweeper,) = sweepers(own, eventually, leases_long=1.5, looks=4)
@@ -85,7 +83,7 @@ def test_hosts_whose_clocks_are_hours_apart_take_each_other_neither_for_dead_nor
 
 
 def sweepers(tracked, eventually, *, leases_long, looks):
-    """The processes that take turns to sweep within some leases; looks again if one that was held up lost its turn."""
+    """Return the processes that sweep within some leases; look again if a delayed one lost its turn."""
     store, found = tracked.states.store, set()
     until = store.now() + leases_long * tracked.states.settings.lease * 1_000_000
 
@@ -100,17 +98,19 @@ def sweepers(tracked, eventually, *, leases_long, looks):
 
 
 @pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"), usual=2)
-def test_rows_that_a_killed_worker_held_back_are_run_or_marked(tracked, setting, victim, key, eventually):
-    """For their time (``eta``, ``countdown``) or for their turn (``rate_limit``), with brokers that keep them to it."""
-    worker = victim(key)
-    countdown = 15  # the worker must have said that it holds them by then
+def test_delayed_rows_of_a_killed_worker_run_or_are_marked(tracked, setting, start_worker, key, eventually):
+    """Rows wait in the worker for their ``eta`` or ``rate_limit``; these brokers deliver them to no other worker."""
+    worker = start_worker(key)
+    countdown = 15  # by then the worker's record must list them
     members = [each.s(key).set(countdown=countdown) for each in (tracked.late_gate, tracked.gate)]
-    members += [tracked.rare.s(f"{key}.rare") for _ in range(2)]
+    members += [tracked.rate_limited.s(f"{key}.rate_limited") for _ in range(2)]
     job = tracked.states.submit(member.set(queue=key) for member in members)
-    eventually(lambda: tracked.notes(f"{key}.rare") and held(tracked, job) == {0, 1, 2, 3} - ended(job))
+    eventually(
+        lambda: tracked.notes(f"{key}.rate_limited") and listed_as_received(tracked, job) == {0, 1, 2, 3} - ended(job)
+    )
     worker.kill()
     (tracked.HOME / f"{key}.go").touch()
-    victim(key)
+    start_worker(key)
     assert job.wait(PATIENCE).finished == 3
     state = job.get_state("work", 1)
     assert state.status == Status.LOST
@@ -118,8 +118,8 @@ def test_rows_that_a_killed_worker_held_back_are_run_or_marked(tracked, setting,
     assert tracked.notes(key) == ["begun 1", "ended 1"]
 
 
-def held(tracked, job):
-    """The rows of a job that workers say they have received and not begun."""
+def listed_as_received(tracked, job):
+    """Return the rows of a job that workers list as received and not begun."""
     reports = map(leases.Report.from_record, leases.workers(tracked.states.store).values())
     return {each.task_index for report in reports for each in report.received if each.ref == job.manager.ref}
 
@@ -128,10 +128,10 @@ def ended(job):
     return {state.task_index for state in job.list_states() if state.finished}
 
 
-def holding(tracked, key):
-    """When the victim last said what it holds, and what; the same twice: nothing was received since unsaid.
+def last_report(tracked, key):
+    """Return when the worker of a queue last reported its rows, and which; None before it reports any.
 
-    A row that was is gone with a broker made of folders.
+    Two equal reports mean that every received row is listed. A folder as the broker loses rows that are not.
     """
     for record in leases.workers(tracked.states.store).values():
         report = leases.Report.from_record(record)
@@ -140,13 +140,13 @@ def holding(tracked, key):
     return None
 
 
-def said_again(tracked, key, before, eventually):
-    """What the victim says that it holds the next time."""
-    return eventually(lambda: (now := holding(tracked, key)) and now[0] > before and now)
+def next_report(tracked, key, before, eventually):
+    """Wait for the next report of the worker, and return it."""
+    return eventually(lambda: (now := last_report(tracked, key)) and now[0] > before and now)
 
 
-def stop_outside_of_a_write(process, store):
-    """Stop a process, but not while it holds the lock of an SQLite file, which would keep all others from writing."""
+def stop_outside_a_write(process, store):
+    """Stop a process while it does not hold the lock of an SQLite file, so that others can write."""
     while True:
         process.send_signal(signal.SIGSTOP)
         try:
@@ -155,21 +155,21 @@ def stop_outside_of_a_write(process, store):
             process.send_signal(signal.SIGCONT)
 
 
-def test_a_stopped_worker_that_comes_back_is_refused(tracked, setting, pool, victim, key, eventually):
-    worker = victim(key, pool="solo")
-    job = tracked.states.submit([tracked.late_word.s(key).set(queue=key)])
+def test_writes_of_a_resumed_worker_are_rejected(tracked, setting, pool, start_worker, key, eventually):
+    worker = start_worker(key, pool="solo")
+    job = tracked.states.submit([tracked.write_after_go.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
-    stop_outside_of_a_write(worker.process, tracked.states.store)
+    stop_outside_a_write(worker.process, tracked.states.store)
     lost = state_when(job, lambda state: state.terminal)
     assert lost.status == Status.LOST
     (tracked.HOME / f"{key}.go").touch()
     os.kill(worker.process.pid, signal.SIGCONT)
-    eventually(lambda: "Task tracked.late_word" in worker.log.read_text().split("received")[-1])
+    eventually(lambda: "Task tracked.write_after_go" in worker.log.read_text().split("received")[-1])
     assert tracked.notes(key) == ["begun 1"]
     assert job.get_state("work", 0).message == lost.message
 
 
-def test_a_callback_that_was_decided_and_not_published_is_published(tracked, submit, pool, key, eventually):
+def test_a_published_callback_is_not_due_at_the_next_sweep(tracked, submit, pool, key, eventually):
     job = submit([tracked.succeed.s()], on_settled=tracked.callback.s())
     job.wait(PATIENCE)
     eventually(lambda: not tracked.states.store.get_job(job.manager.ref.key).due)
@@ -178,9 +178,9 @@ def test_a_callback_that_was_decided_and_not_published_is_published(tracked, sub
     assert isinstance(swept, SweepReport)
 
 
-def test_a_clean_stop_leaves_no_record(tracked, victim, key, eventually):
-    worker = victim(key)
-    its_own = f":{worker.process.pid}:"
-    eventually(lambda: any(its_own in each for each in leases.workers(tracked.states.store)))
+def test_a_cleanly_stopped_worker_leaves_no_record(tracked, start_worker, key, eventually):
+    worker = start_worker(key)
+    own_suffix = f":{worker.process.pid}:"
+    eventually(lambda: any(own_suffix in each for each in leases.workers(tracked.states.store)))
     assert worker.stop() == 0
-    assert not any(its_own in each for each in leases.workers(tracked.states.store))
+    assert not any(own_suffix in each for each in leases.workers(tracked.states.store))

@@ -1,4 +1,4 @@
-"""The matrix of outcomes, played by real workers."""
+"""The matrix of outcomes, tested with real workers."""
 
 import re
 import signal
@@ -29,7 +29,7 @@ PLACES = [
 
 
 class Stage:
-    """One job of several outcomes, one row each, and what the test does to its tasks."""
+    """One job with one row per outcome, and the actions of the test on its tasks."""
 
     def __init__(self, tracked, pool, key, outcomes, queue):
         self.tracked, self.pool, self.key, self.outcomes, self.queue = tracked, pool, key, outcomes, queue
@@ -60,7 +60,7 @@ class Stage:
         self.wait_until_begun(row)
         self.revoke(row, terminate=True, signal=signal)
         if self.outcomes[row].ending(self.pool).status > 0:
-            self.let_go(row)
+            self.release(row)
 
     def terminate_by_kill(self, row):
         self.terminate(row, "SIGKILL")
@@ -71,12 +71,12 @@ class Stage:
             assert time.monotonic() < deadline, f"row {row} did not begin"
             time.sleep(0.02)
 
-    def let_go(self, row):
+    def release(self, row):
         (self.tracked.HOME / f"{self.key}.{row}.go").touch()
 
 
-class Fate:
-    """A worker of its own that ends in some way while it runs a job of its own."""
+class EndingWorker:
+    """A worker that ends in a given way while it runs a job of its own."""
 
     def __init__(self, setting, pool, queue, name, outcomes):
         self.name = name
@@ -84,21 +84,21 @@ class Fate:
         self.worker = Worker({**setting.environment, **soft}, pool, queue, concurrency=len(outcomes) + 1)
         self.stage = Stage(setting.tracked, pool, queue, outcomes, queue)
 
-    def befall(self):
+    def end(self):
         for row in range(len(self.stage.outcomes)):
             self.stage.wait_until_begun(row)
         getattr(self, self.name)()
 
-    def by_itself(self):
+    def self_inflicted(self):
         pass
 
     def warm(self):
         self.worker.process.terminate()
-        self.stage.let_go(0)
+        self.stage.release(0)
 
     def soft(self):
         self.worker.process.send_signal(signal.SIGQUIT)
-        self.stage.let_go(0)
+        self.stage.release(0)
 
     def cold(self):
         self.worker.process.send_signal(signal.SIGQUIT)
@@ -111,79 +111,86 @@ class Fate:
 
 @pytest.fixture(scope="session")
 def stage(tracked, pool):
-    outcomes = [each for each in OUTCOMES if each.ending(pool) and not each.fate]
+    outcomes = [each for each in OUTCOMES if each.ending(pool) and not each.worker_end]
     stage = Stage(tracked, pool, f"matrix-{pool}", outcomes, pool)
-    with suppress(AssertionError, TimeoutError):  # each test says what became of its row
+    with suppress(AssertionError, TimeoutError):  # each test checks its own row
         stage.play()
     return stage
 
 
 @pytest.fixture(scope="session")
-def fates(setting, pool):
-    """Play all fates of workers at the same time; give the job of each outcome, and its row."""
-    played = [
-        Fate(setting, pool, f"{pool}-{number}", name, outcomes) for number, (name, outcomes) in enumerate(grouped(pool))
+def jobs_of_ending_workers(setting, pool):
+    """End one worker in each way, all at the same time; return the job and row of each outcome."""
+    ending_workers = [
+        EndingWorker(setting, pool, f"{pool}-{number}", name, outcomes)
+        for number, (name, outcomes) in enumerate(grouped(pool))
     ]
-    workers = [fate.worker for fate in played]
-    with suppress(AssertionError, TimeoutError, TimeoutExpired):  # each test says what became of its row
-        for fate in played:
-            fate.befall()
-        for fate in played:
-            if fate.name != "by_itself":
-                fate.worker.process.wait(PATIENCE)
-        workers.append(Worker(setting.environment, pool, ",".join(fate.stage.queue for fate in played)))
-        for fate in played:
-            fate.stage.job.wait(PATIENCE)
+    workers = [ending_worker.worker for ending_worker in ending_workers]
+    with suppress(AssertionError, TimeoutError, TimeoutExpired):  # each test checks its own row
+        for ending_worker in ending_workers:
+            ending_worker.end()
+        for ending_worker in ending_workers:
+            if ending_worker.name != "self_inflicted":
+                ending_worker.worker.process.wait(PATIENCE)
+        workers.append(
+            Worker(setting.environment, pool, ",".join(ending_worker.stage.queue for ending_worker in ending_workers))
+        )
+        for ending_worker in ending_workers:
+            ending_worker.stage.job.wait(PATIENCE)
     for worker in workers:
         worker.kill()
-    return {each.what: (fate.stage.job, row) for fate in played for row, each in enumerate(fate.stage.outcomes)}
+    return {
+        each.what: (ending_worker.stage.job, row)
+        for ending_worker in ending_workers
+        for row, each in enumerate(ending_worker.stage.outcomes)
+    }
 
 
 def grouped(pool):
-    """Group the outcomes by fate; one that comes by itself, or a solo worker, is for one outcome alone."""
+    """Group outcomes by how the worker ends; self-inflicted ends and solo workers have one outcome each."""
     groups = {}
     for number, outcome in enumerate(OUTCOMES):
-        if outcome.fate and outcome.ending(pool):
-            alone = pool == "solo" or outcome.fate == "by_itself"
-            groups.setdefault((outcome.fate, number if alone else None), []).append(outcome)
+        if outcome.worker_end and outcome.ending(pool):
+            alone = pool == "solo" or outcome.worker_end == "self_inflicted"
+            groups.setdefault((outcome.worker_end, number if alone else None), []).append(outcome)
     return [(name, outcomes) for (name, _), outcomes in groups.items()]
 
 
 @pytest.mark.places(*PLACES, usual=3)
-@pytest.mark.parametrize("outcome", [each for each in OUTCOMES if not each.fate], ids=str)
-def test_what_a_cell_ends_with(outcome, stage, pool):
+@pytest.mark.parametrize("outcome", [each for each in OUTCOMES if not each.worker_end], ids=str)
+def test_a_cell_ends_as_the_matrix_states(outcome, stage, pool):
     if outcome.ending(pool) is None:
         pytest.skip(f"cannot happen in the {pool} pool")
-    check(outcome.ending(pool), stage.job.get_state("work", stage.outcomes.index(outcome)))
+    assert_ended(outcome.ending(pool), stage.job.get_state("work", stage.outcomes.index(outcome)))
 
 
 @pytest.mark.full
 @pytest.mark.places(*PLACES)
-@pytest.mark.parametrize("outcome", [each for each in OUTCOMES if each.fate], ids=str)
-def test_what_a_cell_ends_with_when_its_worker_does(outcome, fates, pool):
+@pytest.mark.parametrize("outcome", [each for each in OUTCOMES if each.worker_end], ids=str)
+def test_a_cell_ends_as_the_matrix_states_when_its_worker_ends(outcome, jobs_of_ending_workers, pool):
     if outcome.ending(pool) is None:
         pytest.skip(f"cannot happen in the {pool} pool")
-    job, row = fates[outcome.what]
-    check(outcome.ending(pool), job.get_state("work", row))
+    job, row = jobs_of_ending_workers[outcome.what]
+    assert_ended(outcome.ending(pool), job.get_state("work", row))
 
 
 @pytest.fixture(scope="session")
-def eager_stage(eager):
+def eager_stage(eager_tracked):
     outcomes = [each for each in OUTCOMES if each.ending("eager")]
-    return Stage(eager, "eager", "matrix-eager", outcomes, None)
+    return Stage(eager_tracked, "eager", "matrix-eager", outcomes, None)
 
 
 @pytest.mark.parametrize("outcome", [each for each in OUTCOMES if each.ending("eager")], ids=str)
-def test_what_a_cell_ends_with_in_eager_mode(outcome, eager_stage):
-    check(outcome.ending("eager"), eager_stage.job.get_state("work", eager_stage.outcomes.index(outcome)))
+def test_a_cell_ends_as_the_matrix_states_in_eager_mode(outcome, eager_stage):
+    assert_ended(outcome.ending("eager"), eager_stage.job.get_state("work", eager_stage.outcomes.index(outcome)))
 
 
-def test_the_docs_show_this_matrix():
-    """``python tests/integration/matrix_table.py`` writes it."""
+def test_the_documentation_shows_the_matrix():
+    """Run ``python tests/integration/matrix_table.py`` to write it."""
     assert shown() == table()
 
 
-def check(ends, state):
+def assert_ended(ends, state):
     assert state.status == ends.status, state
     assert re.fullmatch(ends.message or "None", str(state.message), re.DOTALL), state
     assert state.attempt == ends.attempt, state

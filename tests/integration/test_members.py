@@ -1,4 +1,4 @@
-"""What is published for a member is what Celery itself would publish for it (rule R12), but for the binding."""
+"""Submit publishes the messages that Celery would publish, plus the binding (rule R12)."""
 
 import json
 from functools import partial
@@ -73,14 +73,14 @@ def linked_group(members, tasks):
     return members
 
 
-def sent(app, publish):
-    """What was published: everything that a user can have said, nothing that names this very message."""
+def published_by(app, publish):
+    """Return what was published: everything that users can set, without the ids of the messages."""
     with published(app) as messages:
         publish()
-    return [_said(each) for each in messages]
+    return [_contents(each) for each in messages]
 
 
-def _said(message):
+def _contents(message):
     args, kwargs, embed = message.body
     header = {name: message.headers[name] for name in ("task", "timelimit", "stamps", "stamped_headers")}
     header["mine"] = message.headers.get("mine")
@@ -99,50 +99,52 @@ def _step(signature):
 
 @pytest.mark.parametrize("canvas", CANVASES)
 @pytest.mark.parametrize("spooled", [False, True], ids=["listed", "spooled"])
-def test_a_member_is_published_as_celery_would(app, states, tasks, canvas, spooled):
+def test_submit_publishes_a_member_as_celery_would(app, states, tasks, canvas, spooled):
     member = CANVASES[canvas](tasks)
-    celery = sent(app, member.clone().apply_async)
-    assert sent(app, lambda: states.submit(iter([member]) if spooled else [member])) == celery
+    celery = published_by(app, member.clone().apply_async)
+    assert published_by(app, lambda: states.submit(iter([member]) if spooled else [member])) == celery
 
 
 @pytest.mark.parametrize("members", GROUPS)
-def test_a_group_is_published_as_celery_would(app, states, tasks, members):
-    made = GROUPS[members](tasks)
-    assert sent(app, lambda: states.submit(made)) == sent(app, made.clone().apply_async)
+def test_submit_publishes_a_group_as_celery_would(app, states, tasks, members):
+    members_group = GROUPS[members](tasks)
+    assert published_by(app, lambda: states.submit(members_group)) == published_by(
+        app, members_group.clone().apply_async
+    )
 
 
-def test_a_group_with_options_may_hold_what_a_list_may(app, states, tasks):
+def test_a_group_with_options_may_have_arguments_that_are_not_json(app, states, tasks):
     app.conf.task_serializer = "pickle"
-    made = group([tasks.scan.s(1j)])
-    assert states.submit(made.set(queue="slow")).num_tasks == 1
+    members_group = group([tasks.scan.s(1j)])
+    assert states.submit(members_group.set(queue="slow")).num_tasks == 1
 
 
-def test_a_signature_that_came_as_json_is_one_still(app, states, tasks):
+def test_a_signature_decoded_from_json_is_accepted(app, states, tasks):
     members = [tasks.scan.s(1), chain(tasks.scan.s(2), tasks.load.s())]
-    told = json.loads(json.dumps(members))
-    assert sent(app, lambda: states.submit(told)) == sent(app, lambda: states.submit(members))
+    decoded = json.loads(json.dumps(members))
+    assert published_by(app, lambda: states.submit(decoded)) == published_by(app, lambda: states.submit(members))
     assert states.submit(json.loads(json.dumps(group(members)))).num_tasks == 2
     called = states.submit(members, on_success=json.loads(json.dumps(tasks.note.si("done"))))
     assert json.loads(called._record.latches["success"].callback)["args"] == ["done"]
 
 
-def test_a_task_known_by_its_name_only_is_sent_by_the_app_of_the_states(app, states):
+def test_a_signature_of_an_unregistered_task_is_sent_by_the_state_managers_app(app, states):
     loaded = states.tag(signature("elsewhere.load"), "load")
     elsewhere = [signature("elsewhere.scan"), chain(signature("elsewhere.scan"), loaded)]
-    assert len(sent(app, lambda: states.submit(elsewhere))) == 2
+    assert len(published_by(app, lambda: states.submit(elsewhere))) == 2
 
 
-def test_a_chain_has_no_task_id_of_its_own_either(states, tasks):
+def test_submit_rejects_a_chain_with_a_task_id(states, tasks):
     with pytest.raises(ValueError, match="has a task_id of its own"):
         states.submit([chain(tasks.scan.s(), tasks.load.s()).set(task_id="mine")])
 
 
-def test_a_tag_survives_the_headers_of_its_chain(states, tasks):
+def test_a_tag_is_kept_when_its_chain_sets_headers(states, tasks):
     tagged = chain(states.tag(tasks.scan.s(), "first"), tasks.load.s()).set(headers={"mine": "x"})
     assert states.submit([tagged]).tags == ("first", "load")
 
 
-def test_submitting_leaves_the_signatures_as_they_were(states, tasks):
+def test_submit_does_not_modify_its_signatures(states, tasks):
     member = chain(tasks.scan.s(1), tasks.load.s()).set(queue="slow").on_error(tasks.note.si("failed"))
     before = json.dumps(member)
     assert states.submit([member, member]).num_tasks == 2
@@ -151,8 +153,8 @@ def test_submitting_leaves_the_signatures_as_they_were(states, tasks):
 
 
 @pytest.mark.parametrize("tags", [("load", "audit", "scan"), {"load": [0, 1], "audit": [1], "scan": [0, 1]}])
-def test_a_plan_that_replaces_the_derived_one_keeps_the_order_of_its_chains(tags):
-    """A stage that fails takes the later ones along, whatever the order in which ``tags`` names them."""
+def test_a_given_plan_does_not_change_the_order_of_stages(tags):
+    """A failed stage fails the later stages of its chain, in whatever order ``tags`` names them."""
     app = Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://")
     states = StateManager(app)
 

@@ -1,4 +1,4 @@
-"""What a real worker's processes hand to an exporter of OpenTelemetry."""
+"""What the processes of a real worker export through OpenTelemetry."""
 
 import json
 import subprocess
@@ -22,8 +22,8 @@ states = StateManager(app)
 
 @worker_init.connect
 def measure(**_):
-    told = ConsoleMetricExporter(open("metrics.jsonl", "a"), lambda data: data.to_json(indent=None) + "\\n")
-    metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(told, export_interval_millis=200)]))
+    exporter = ConsoleMetricExporter(open("metrics.jsonl", "a"), lambda data: data.to_json(indent=None) + "\\n")
+    metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=200)]))
 
 @app.task(base=StatefulTask, bind=True)
 def work(self, number):
@@ -37,7 +37,7 @@ def alert(job_id): ...
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """Import an app whose worker runs until the test ends."""
+    """Yield the module of an app whose worker runs until the test ends."""
     folder = {name: str(tmp_path) for name in ("data_folder_in", "data_folder_out", "control_folder")}
     (tmp_path / "measured.py").write_text(APP.format(folder=folder, url=f"sqlite:///{tmp_path}/states.db"))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -48,15 +48,15 @@ def measured(tmp_path, monkeypatch):
     import measured
 
     yield measured
-    worker_init.disconnect(measured.measure)  # other tests play a worker's start in this process
+    worker_init.disconnect(measured.measure)  # other tests send worker_init in this process
     del sys.modules["measured"]
     measured.states.store.close()
     worker.terminate()
     worker.wait(20)
 
 
-def told(path):
-    """Give the highest value that any process told, by metric and attributes."""
+def highest_values(path):
+    """Return the highest value that any process exported, by metric and attributes."""
     found = {}
     text = path.read_text().rpartition("\n")[0] if path.exists() else ""
     for line in text.splitlines():
@@ -68,7 +68,7 @@ def told(path):
     return found
 
 
-def test_children_tell_of_states_and_the_main_process_of_sweeps(measured, tmp_path, eventually):
+def test_children_export_states_and_the_main_process_exports_sweeps(measured, tmp_path, eventually):
     job = measured.states.submit([measured.work.s(1), measured.work.s(0)], on_failure=measured.alert.s())
     job.wait(30)
     path = tmp_path / "metrics.jsonl"
@@ -81,5 +81,5 @@ def test_children_tell_of_states_and_the_main_process_of_sweeps(measured, tmp_pa
         ("callbacks", "failure"),
         ("sweep.duration",),
     }
-    eventually(lambda: awaited <= told(path).keys())
-    assert told(path)["callbacks", "failure"] == 1
+    eventually(lambda: awaited <= highest_values(path).keys())
+    assert highest_values(path)["callbacks", "failure"] == 1

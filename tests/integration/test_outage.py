@@ -64,11 +64,13 @@ def test_an_attempt_that_could_not_begin_takes_its_number_with_its_first_write(
 
 
 @pytest.mark.slow
-def test_the_sweep_leaves_what_waits_in_a_workers_children(place, setting, tracked, pool, hired, key, eventually):
+def test_the_sweep_leaves_what_waits_in_a_workers_children(
+    place, setting, tracked, pool, start_configured_worker, key, eventually
+):
     if place != ("folders-sqlite", "prefork"):
         pytest.skip("one store and the pool that has children")
     cut_off = tracked.HOME / "cut-off"
-    hired({**setting.environment, "TRACKED_FAULT": "child_cut_off"}, "prefork", key)
+    start_configured_worker({**setting.environment, "TRACKED_FAULT": "child_cut_off"}, "prefork", key)
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
     cut_off.touch()

@@ -1,4 +1,4 @@
-"""What a cell shows of an execution (rule R13), beside how it ends: that is in ``test_matrix``."""
+"""What a cell records of an execution (rule R13). ``test_matrix`` tests how it ends."""
 
 import pytest
 from celery import chain
@@ -8,20 +8,20 @@ from celery_statemanager import Status
 PATIENCE = 30
 
 
-def ended(job, task_index=0, tag="work"):
+def end_of(job, task_index=0, tag="work"):
     job.wait(PATIENCE)
     state = job.get_state(tag, task_index)
     return state.status, state.message
 
 
-def test_success_is_finished_and_keeps_message_and_payload(tracked, submit):
+def test_a_finished_cell_keeps_message_and_payload(tracked, submit):
     job = submit([tracked.succeed.s(3)])
-    assert ended(job) == (Status.FINISHED, "half way")
+    assert end_of(job) == (Status.FINISHED, "half way")
     state = job.get_state("work", 0)
     assert (state.payload, state.attempt, state.version) == ({"value": 3}, 1, 3)
 
 
-def test_every_state_of_an_execution_is_seen_in_order(tracked, submit):
+def test_a_subscription_yields_the_states_of_an_execution_in_order(tracked, submit):
     job = submit([tracked.succeed.s(3)])
     with job.subscribe(until_settled=True) as events:
         seen = [event.state for event in events]
@@ -29,21 +29,21 @@ def test_every_state_of_an_execution_is_seen_in_order(tracked, submit):
     assert seen[-1].finished
 
 
-def test_progress_ends_at_its_total(tracked, submit):
+def test_a_finished_task_sets_progress_to_its_total(tracked, submit):
     job = submit([tracked.advance.s(4)])
-    assert ended(job) == (Status.FINISHED, "step 4")
+    assert end_of(job) == (Status.FINISHED, "step 4")
     assert job.get_state("work", 0).payload == {"progress": {"done": 4, "total": 4}}
 
 
-def test_wrong_arguments_are_failed(tracked, submit):
-    status, message = ended(submit([tracked.one_argument.s(1, 2, 3)]))
+def test_a_task_with_wrong_arguments_fails(tracked, submit):
+    status, message = end_of(submit([tracked.one_argument.s(1, 2, 3)]))
     assert status == Status.FAILED
     assert message.startswith("TypeError: ")
 
 
-def test_a_replacement_takes_over_the_cell(tracked, submit, key):
+def test_a_replacement_runs_in_the_same_cell(tracked, submit, key):
     job = submit([tracked.replaced.s(key)])
-    assert ended(job)[0] == Status.FINISHED
+    assert end_of(job)[0] == Status.FINISHED
     assert tracked.notes(key) == ["old 1", "new 2 work"]
 
 
@@ -55,32 +55,32 @@ def test_a_chain_runs_its_stages_in_one_row(tracked, submit):
     )
 
 
-def test_a_failed_stage_gives_its_status_to_the_later_ones(tracked, submit):
+def test_later_stages_take_the_status_of_a_failed_stage(tracked, submit):
     job = submit([chain(tracked.fail_with.s(-42, "disk full"), tracked.second.s())])
-    assert ended(job, tag="second") == (-42, "not run: stage 'work' failed: disk full")
+    assert end_of(job, tag="second") == (-42, "not run: stage 'work' failed: disk full")
 
 
 def test_plain_tasks_are_tracked(tracked, submit, key):
     job = submit([tracked.plain.s(key)])
-    assert ended(job, tag="plain") == (Status.FINISHED, "from a plain function")
+    assert end_of(job, tag="plain") == (Status.FINISHED, "from a plain function")
     assert tracked.notes(key) == ["0"]
 
 
-def test_a_manager_of_a_task_is_bound_by_its_attempt(tracked, submit):
+def test_writes_of_a_tasks_manager_belong_to_its_attempt(tracked, submit):
     job = submit([tracked.finish_by_manager.s()])
-    assert ended(job) == (Status.FINISHED, "by hand")
+    assert end_of(job) == (Status.FINISHED, "by hand")
     assert job.get_state("extra", 0).status == 5
 
 
-def test_a_barrier_inside_a_task_holds_until_all_are_there_and_warns(tracked, submit, setting, pool, key, eventually):
+def test_a_barrier_in_a_task_waits_for_all_rows_and_warns(tracked, submit, setting, pool, key, eventually):
     if pool == "solo":
-        pytest.skip("a solo worker runs one task at a time: a barrier there never opens")
+        pytest.skip("a solo worker runs one task at a time, so a barrier cannot complete")
     job = submit([tracked.wait_for_all.s(30), tracked.gate.s(key)])
     eventually(lambda: "those it waits for never begin" in setting.worker(pool).log.read_text())
     (tracked.HOME / f"{key}.go").touch()
     assert job.wait(PATIENCE).finished == 2
 
 
-def test_untracked_runs_touch_no_store(tracked, pool, key, eventually):
+def test_an_untracked_run_does_not_use_the_store(tracked, pool, key, eventually):
     tracked.untracked_state.apply_async(args=(key,), queue=pool)
     assert eventually(lambda: tracked.notes(key)) == ["False None None None"]

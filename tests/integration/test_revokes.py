@@ -1,4 +1,4 @@
-"""What a cancellation spares the workers: the messages that come next, as many as they remember."""
+"""Cancel revokes the messages that workers would receive next, up to the number that they remember."""
 
 import pytest
 from celery import Celery
@@ -15,47 +15,47 @@ def states():
 
 
 @pytest.fixture
-def portions(states, monkeypatch):
-    """The ids of each broadcast."""
-    found = []
-    monkeypatch.setattr(states.app.control, "revoke", found.append)
-    return found
+def broadcasts(states, monkeypatch):
+    """Return the ids of each revoke broadcast."""
+    sent = []
+    monkeypatch.setattr(states.app.control, "revoke", sent.append)
+    return sent
 
 
-def cancelled_after(states, portions, begun, tags, num_tasks):
-    """Begin so many rows under each tag, cancel, and give what was revoked as (row, stage)."""
+def cancel_after(states, broadcasts, begun, tags, num_tasks):
+    """Begin rows under each tag, cancel the job, and return the revoked cells as (row, stage)."""
     grid = Grid.create(states.store, num_tasks, tags)
     for tag, rows in begun.items():
         for row in rows:
             grid.run(tag, row, FINISHED)
     assert states.job("job").cancel("enough")
-    ids = [each for portion in portions for each in portion]
+    ids = [each for broadcast in broadcasts for each in broadcast]
     assert len(ids) == len(set(ids))
     return [tuple(map(int, each.removeprefix(f"{grid.ref.incarnation}.").split("."))) for each in ids]
 
 
-def test_the_messages_that_come_next_are_revoked_in_portions_and_no_more_than_a_worker_remembers(states, portions):
-    """A worker remembers 50,000 ids, of all jobs and of whoever revoked them: the last ones."""
-    revoked = cancelled_after(states, portions, {"a": range(12_000)}, ("a",), 10_000_000)
+def test_cancel_revokes_the_next_messages_in_batches_up_to_a_limit(states, broadcasts):
+    """A worker remembers the last 50,000 revoked ids of all jobs."""
+    revoked = cancel_after(states, broadcasts, {"a": range(12_000)}, ("a",), 10_000_000)
     assert revoked == [(row, 0) for row in range(12_000, 22_000)]
-    assert {len(portion) for portion in portions} == {1_000}
+    assert {len(broadcast) for broadcast in broadcasts} == {1_000}
 
 
-def test_rows_that_are_between_their_stages_are_among_them(states, portions):
+def test_cancel_revokes_rows_between_two_stages(states, broadcasts):
     begun = {"a": range(50), "b": range(30)}
-    revoked = cancelled_after(states, portions, begun, ("a", "b"), 100)
+    revoked = cancel_after(states, broadcasts, begun, ("a", "b"), 100)
     assert revoked == [(row, stage) for row in range(30, 100) for stage in (0, 1)]
 
 
-def test_stages_that_not_every_row_has_count_by_their_own_rows(states, portions):
+def test_cancel_counts_begun_rows_per_stage(states, broadcasts):
     begun = {"a": range(100), "b": range(60, 70)}
-    revoked = cancelled_after(states, portions, begun, {"a": range(100), "b": range(60, 90)}, 100)
+    revoked = cancel_after(states, broadcasts, begun, {"a": range(100), "b": range(60, 90)}, 100)
     assert revoked == [(row, stage) for row in range(70, 100) for stage in ((0, 1) if row < 90 else (0,))]
 
 
-def test_where_all_has_begun_nothing_is_revoked(states, portions):
+def test_cancel_revokes_nothing_when_every_row_has_begun(states, broadcasts):
     grid = Grid.create(states.store, 2, ("a",))
     for row in range(2):
         grid.begin("a", row)
     assert states.job("job").cancel()
-    assert portions == []
+    assert broadcasts == []

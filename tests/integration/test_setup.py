@@ -1,4 +1,4 @@
-"""Workers that were set up wrongly: they say so and do not start, rather than take messages that they must fail."""
+"""A worker or beat with an unusable store reports the reason and does not start."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ states = StateManager(app)
 
 
 @pytest.mark.parametrize("program", [("worker", "-P", "solo"), ("beat",)])
-def test_one_whose_store_cannot_be_used_does_not_start(tmp_path, program):
+def test_a_program_with_an_unusable_store_does_not_start(tmp_path, program):
     (tmp_path / "shop.py").write_text(SHOP)
     ended = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "shop", *program],

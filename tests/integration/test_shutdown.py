@@ -1,4 +1,4 @@
-"""Workers that are told to stop: what still runs keeps its lease, what still waits is written."""
+"""Workers that stop: running tasks keep their lease, and waiting states are written."""
 
 import signal
 import sqlite3
@@ -14,8 +14,8 @@ REDIS = [("redis1-redis", pool) for pool in ("prefork", "threads", "gevent")]
 SQLITE = [("folders-sqlite", pool) for pool in ("prefork", "threads", "gevent")]
 
 
-def renewals(tracked, job):
-    """When the worker that runs row 0 last renewed its lease; None if nobody lists the row."""
+def last_renewal(tracked, job):
+    """Return when the worker that runs row 0 last renewed its lease; None if no worker lists the row."""
     name = cell_name(job.manager.ref, "work", 0)
     records = leases.workers(tracked.states.store).values()
     return next((each.renewed_at for each in records if leases.Report.from_record(each).lists(name)), None)
@@ -32,25 +32,27 @@ def renewals(tracked, job):
     ],
 )
 @pytest.mark.full
-def test_a_worker_that_stops_keeps_the_lease_of_what_it_still_runs(tracked, victim, key, eventually, how, loses_broker):
-    worker = victim(key, TRACKED_SOFT_SHUTDOWN="60")
+def test_a_stopping_worker_renews_the_lease_of_its_running_tasks(
+    tracked, start_worker, key, eventually, how, loses_broker
+):
+    worker = start_worker(key, TRACKED_SOFT_SHUTDOWN="60")
     job = tracked.states.submit([tracked.gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
     worker.process.send_signal(signal.SIGTERM if how == "warm" else signal.SIGQUIT)
     eventually(lambda: {"warm": "Warm shutdown", "soft": "Initiating Soft Shutdown"}[how] in worker.log.read_text())
     if loses_broker:
         cut_connections(tracked.app.conf.broker_url)
-    last = eventually(lambda: renewals(tracked, job))
+    last = eventually(lambda: last_renewal(tracked, job))
     for _ in range(2):
-        last = eventually(lambda last=last: (now := renewals(tracked, job)) != last and now)
+        last = eventually(lambda last=last: (now := last_renewal(tracked, job)) != last and now)
     (tracked.HOME / f"{key}.go").touch()
     assert job.wait(PATIENCE).finished == 1
     assert job.get_state("work", 0).attempt == 1
 
 
 @pytest.mark.places(*SQLITE)
-def test_what_waits_for_the_store_is_written_before_the_worker_goes(tracked, victim, key, eventually):
-    worker = victim(key)
+def test_a_stopping_worker_writes_states_that_wait_for_the_store(tracked, start_worker, key, eventually):
+    worker = start_worker(key)
     job = tracked.states.submit([tracked.gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
     lock = sqlite3.connect(tracked.app.conf.statemanager_store_url.removeprefix("sqlite:///"), isolation_level=None)
@@ -65,17 +67,17 @@ def test_what_waits_for_the_store_is_written_before_the_worker_goes(tracked, vic
         lock.close()
     assert job.wait(PATIENCE).finished == 1
     assert worker.process.wait(PATIENCE) == 0
-    assert renewals(tracked, job) is None
+    assert last_renewal(tracked, job) is None
 
 
 @pytest.mark.places(("redis1-redis", "prefork"), ("rabbitmq-redis", "prefork"))
-def test_what_a_cold_shutdown_gives_back_begins_elsewhere_at_once(tracked, victim, key, eventually):
-    """Its redelivery is not taken for a duplicate of what the stopped worker ran."""
-    worker = victim(key)
+def test_a_task_requeued_by_a_cold_shutdown_begins_on_another_worker(tracked, start_worker, key, eventually):
+    """The redelivery does not count as a duplicate of the stopped worker's run."""
+    worker = start_worker(key)
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
-    eventually(lambda: renewals(tracked, job))
-    victim(f"{key},another")
+    eventually(lambda: last_renewal(tracked, job))
+    start_worker(f"{key},another")
     worker.process.send_signal(signal.SIGQUIT)
     eventually(lambda: len(tracked.notes(key)) == 2)
     (tracked.HOME / f"{key}.go").touch()

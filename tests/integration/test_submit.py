@@ -1,4 +1,4 @@
-"""What ``submit`` does when something breaks in the middle of it (rule R12)."""
+"""What ``submit`` does when the store fails or it is interrupted (rule R12)."""
 
 import pytest
 from celery import Celery
@@ -26,13 +26,13 @@ def task(states):
     return task
 
 
-def test_a_store_that_is_away_for_a_moment_at_the_end_is_waited_for(states, task):
+def test_submit_waits_for_a_store_that_is_briefly_unavailable(states, task):
     states.store.lose_response("update_job", applied=False, times=2)
     job = states.submit([task.s(), task.s()])
     assert states.store.get_job(job.manager.ref.key).submission.done
 
 
-def test_a_store_that_does_not_come_back_breaks_the_submit_off(states, task, monkeypatch):
+def test_submit_fails_when_the_store_stays_unavailable(states, task, monkeypatch):
     monkeypatch.setattr(submit, "PATIENCE", 0.0)
     states.store.lose_response("update_job", applied=False, times=10)
     with pytest.raises(SubmitFailed) as caught:
@@ -42,13 +42,13 @@ def test_a_store_that_does_not_come_back_breaks_the_submit_off(states, task, mon
     assert f"2 of 2 messages: StoreUnavailable: {caught.value.__cause__}; the job" in str(caught.value)
 
 
-def test_a_store_that_is_away_while_messages_are_sent_does_not_stop_them(states, task, monkeypatch):
+def test_submit_publishes_while_the_store_is_unavailable(states, task, monkeypatch):
     monkeypatch.setattr(submit, "PUBLISHER_LEASE", 0.0)
     states.store.lose_response("update_job", applied=False)
     assert states.submit([task.s() for _ in range(3)]).num_tasks == 3
 
 
-def test_who_is_interrupted_has_the_job_cancelled(states, task):
+def test_an_interrupted_submit_cancels_the_job(states, task):
     def interrupt(headers, **_):
         if headers["id"].endswith(".3.0"):
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The sweep by hand, over windows that are forced: what it finds, and what it leaves alone."""
+"""Single sweeps over prepared stores: what they change, and what they leave unchanged."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from celery_statemanager.testing import FakeClock, FaultyStore
 LEASE = 30.0
 
 
-class SweepActions:
-    """Notes what a sweep would publish."""
+class RecordedActions:
+    """Record what a sweep would publish."""
 
     def __init__(self):
         self.resent = []
@@ -46,13 +46,13 @@ def store(clock, tmp_path):
 
 
 @pytest.fixture
-def hands():
-    return SweepActions()
+def actions():
+    return RecordedActions()
 
 
 @pytest.fixture
-def sweep(store, hands):
-    return lambda: Sweep(store, hands, lease=LEASE, max_lost=3).run()
+def sweep(store, actions):
+    return lambda: Sweep(store, actions, lease=LEASE, max_lost=3).run()
 
 
 @pytest.fixture
@@ -74,29 +74,29 @@ def end(store, job, row):
     store.write(job.ref, last)
 
 
-def name(job, row=0):
+def cell_name_of(job, row=0):
     return leases.cell_name(job.ref, "a", row)
 
 
-def test_an_attempt_that_its_live_worker_lists_is_left_alone(store, job, clock, sweep):
+def test_an_attempt_listed_by_a_live_worker_stays_open(store, job, clock, sweep):
     begin(store, job)
     for _ in range(10):
         clock.advance(LEASE / 3)
-        leases.renew(store, "w1", Report([name(job)]), LEASE)
+        leases.renew(store, "w1", Report([cell_name_of(job)]), LEASE)
         assert not sweep()
     assert store.get_cell(job.ref, "a", 0).open
 
 
 @pytest.mark.parametrize("report", [Report(previous=["NAME"]), Report(pending=["NAME"])])
-def test_an_attempt_that_ran_a_moment_ago_or_waits_to_be_written_is_left_alone(store, job, clock, sweep, report):
+def test_an_attempt_listed_as_previous_or_pending_stays_open(store, job, clock, sweep, report):
     begin(store, job)
     clock.advance(LEASE)
-    listing = json.loads(report.to_json().replace("NAME", name(job)))
+    listing = json.loads(report.to_json().replace("NAME", cell_name_of(job)))
     leases.renew(store, "w1", Report(**listing), LEASE)
     assert not sweep()
 
 
-def test_an_attempt_that_its_live_worker_has_forgotten_is_lost(store, job, clock, sweep, hands):
+def test_an_attempt_that_its_live_worker_no_longer_lists_is_lost(store, job, clock, sweep, actions):
     begin(store, job)
     clock.advance(LEASE / 2)
     leases.renew(store, "w1", Report(), LEASE)
@@ -104,12 +104,12 @@ def test_an_attempt_that_its_live_worker_has_forgotten_is_lost(store, job, clock
     cell = store.get_cell(job.ref, "a", 0)
     assert (cell.status, cell.open, cell.losses) == (Status.LOST, False, 1)
     assert store.get_cell(job.ref, "b", 0).message == f"not run: stage 'a' failed: {cell.message}"
-    assert hands.published == [("failure",)]
+    assert actions.published == [("failure",)]
 
 
 @pytest.mark.parametrize("body", ["[]", "no json", '{"running":[],"previous":[],"pending":[],"received":[[1]]}'])
-def test_a_record_of_another_release_costs_nothing_while_its_worker_lives(store, job, clock, sweep, body, caplog):
-    """What is known of a dead worker is acted on; its record stays for who can read it."""
+def test_an_unreadable_worker_record_protects_attempts_while_its_lease_is_valid(store, job, clock, sweep, body, caplog):
+    """Attempts of a dead worker are lost; its record stays for a release that can read it."""
     alive, dead = new_event_id(), new_event_id()
     begin(store, job, row=0, owner=alive)
     begin(store, job, row=1, owner=dead)
@@ -125,8 +125,8 @@ def test_a_record_of_another_release_costs_nothing_while_its_worker_lives(store,
 
 
 @pytest.mark.parametrize("cut", ["running", "previous", "pending"])
-def test_an_attempt_that_its_live_worker_had_no_room_for_is_left_alone(store, job, clock, sweep, cut):
-    """It may run, or wait to be written: nobody can tell from what is not listed. With its worker it is lost."""
+def test_an_attempt_stays_open_while_its_live_worker_has_no_room_to_list_it(store, job, clock, sweep, cut):
+    """It may be running or waiting to be written, although it is not listed. It is lost when its worker dies."""
     begin(store, job)
     clock.advance(LEASE)
     leases.renew(store, "w1", Report(**{cut: ["x" * leases.MOST_BYTES]}), LEASE)
@@ -136,14 +136,14 @@ def test_an_attempt_that_its_live_worker_had_no_room_for_is_left_alone(store, jo
     assert sweep().marked == 1
 
 
-def test_rows_that_there_was_no_room_for_tell_nothing_of_attempts(store, job, clock, sweep):
+def test_a_record_without_room_for_received_rows_protects_no_attempt(store, job, clock, sweep):
     begin(store, job)
     clock.advance(LEASE)
     leases.renew(store, "w1", Report(received=[Received(job.ref, "a", 1, "x" * leases.MOST_BYTES)]), LEASE)
     assert sweep().marked == 1
 
 
-def test_an_attempt_of_a_dead_worker_is_lost_and_the_worker_forgotten(store, job, clock, sweep):
+def test_an_attempt_of_a_dead_worker_is_lost_and_the_worker_record_deleted(store, job, clock, sweep):
     leases.renew(store, "w1", Report(), LEASE)
     begin(store, job)
     clock.advance(LEASE - 1)
@@ -154,7 +154,7 @@ def test_an_attempt_of_a_dead_worker_is_lost_and_the_worker_forgotten(store, job
     assert leases.workers(store) == {}
 
 
-def test_an_attempt_of_a_worker_without_a_record_gets_one_lease(store, job, clock, sweep):
+def test_an_attempt_of_a_worker_without_a_record_is_lost_after_one_lease(store, job, clock, sweep):
     begin(store, job)
     clock.advance(LEASE - 1)
     assert not sweep()
@@ -162,25 +162,25 @@ def test_an_attempt_of_a_worker_without_a_record_gets_one_lease(store, job, cloc
     assert sweep().marked == 1
 
 
-def test_an_attempt_without_owner_is_never_lost(store, job, clock, sweep):
+def test_an_attempt_without_an_owner_is_never_lost(store, job, clock, sweep):
     begin(store, job, owner=None)
     clock.advance(1e6)
     assert not sweep()
 
 
-def test_a_kept_message_is_sent_again_until_it_was_lost_too_often(store, job, clock, sweep, hands):
+def test_a_stored_message_is_sent_again_until_max_lost(store, job, clock, sweep, actions):
     for losses in (1, 2, 3):
         reply = begin(store, job, kept="message")
         assert (reply.verdict, reply.cell.attempt) == (Verdict.BEGUN, losses)
         clock.advance(LEASE + 1)
         sweep()
         assert store.get_cell(job.ref, "a", 0).losses == losses
-    assert hands.resent == ["message", "message"]
+    assert actions.resent == ["message", "message"]
     assert store.get_cell(job.ref, "a", 0).status == Status.LOST
     assert store.get_cell(job.ref, "a", 0).message == "lost with its worker w1 (loss 3 of 3)"
 
 
-def test_a_delivery_that_begins_over_a_dead_attempt_counts_the_loss(store, job, clock):
+def test_a_begin_that_replaces_a_dead_attempt_counts_a_loss(store, job, clock):
     begin(store, job)
     assert begin(store, job, owner="w2").cell.losses == 1
     assert begin(store, job, owner="w3").cell.losses == 2
@@ -189,13 +189,13 @@ def test_a_delivery_that_begins_over_a_dead_attempt_counts_the_loss(store, job, 
     assert store.get_cell(job.ref, "a", 0).status == Status.LOST
 
 
-def test_a_delivery_of_a_retry_is_no_loss(store, job):
+def test_a_retry_does_not_count_as_a_loss(store, job):
     begin(store, job)
     later = Begin(tag="a", task_index=0, event_id=new_event_id(), delivery=Delivery(0, 1), owner="w1")
     assert store.begin(job.ref, later).cell.losses == 0
 
 
-def test_received_rows_of_a_dead_worker_are_sent_again_or_marked(store, job, clock, sweep, hands):
+def test_received_rows_of_a_dead_worker_are_sent_again_or_marked(store, job, clock, sweep, actions):
     begin(store, job, row=2, owner=None)
     rows = [
         Received(job.ref, "a", 0, "message"),
@@ -205,12 +205,12 @@ def test_received_rows_of_a_dead_worker_are_sent_again_or_marked(store, job, clo
     leases.renew(store, "w1", Report(received=rows), LEASE)
     clock.advance(LEASE + 1)
     swept = sweep()
-    assert (swept.requeued, swept.marked, hands.resent) == (1, 1, ["message"])
+    assert (swept.requeued, swept.marked, actions.resent) == (1, 1, ["message"])
     assert store.get_cell(job.ref, "a", 0) is None
     assert store.get_cell(job.ref, "a", 1).status == Status.LOST
 
 
-def test_a_received_row_that_has_ended_since_is_left_alone(store, job, clock, sweep, hands):
+def test_a_received_row_that_has_ended_is_not_changed(store, job, clock, sweep, actions):
     for row in (0, 1):
         begin(store, job, row=row, owner=None)
         end(store, job, row)
@@ -220,20 +220,20 @@ def test_a_received_row_that_has_ended_since_is_left_alone(store, job, clock, sw
     clock.advance(LEASE + 1)
     assert not sweep()
     assert [store.get_cell(job.ref, "a", row).status for row in (0, 1)] == [Status.FINISHED] * 2
-    assert hands.resent == []
+    assert actions.resent == []
 
 
 MOVES = {
     "it has ended": lambda store, job: end(store, job, 0),
     "another delivery has begun": lambda store, job: begin(store, job, owner="w2"),
-    "its worker has come back": lambda store, job: leases.renew(store, "w1", Report([name(job)]), LEASE),
+    "its worker has come back": lambda store, job: leases.renew(store, "w1", Report([cell_name_of(job)]), LEASE),
 }
 
 
 @pytest.mark.parametrize("kept", [None, "message"])
 @pytest.mark.parametrize("move", MOVES)
-def test_a_sweep_that_acts_on_what_it_saw_too_late_does_no_harm(store, job, clock, hands, move, kept):
-    leases.renew(store, "w1", Report([name(job)]), LEASE)
+def test_a_sweep_that_acts_on_outdated_reads_changes_nothing(store, job, clock, actions, move, kept):
+    leases.renew(store, "w1", Report([cell_name_of(job)]), LEASE)
     begin(store, job, kept=kept)
     clock.advance(LEASE + 1)
     seen = []
@@ -242,13 +242,13 @@ def test_a_sweep_that_acts_on_what_it_saw_too_late_does_no_harm(store, job, cloc
         "get_worker",  # the attempts are listed, and this one is about to be looked at again
         lambda _: (MOVES[move](store, job), seen.append(store.get_cell(job.ref, "a", 0))),
     )
-    Sweep(late, hands, lease=LEASE, max_lost=3).run()
+    Sweep(late, actions, lease=LEASE, max_lost=3).run()
     assert store.get_cell(job.ref, "a", 0) == seen[0]
     assert ("w1" in leases.workers(store)) == (move == "its worker has come back")
-    assert hands.published == []
+    assert actions.published == []
 
 
-def test_the_retry_that_a_dead_worker_had_received_is_sent_again_or_marked(store, job, clock, sweep, hands):
+def test_a_received_retry_of_a_dead_worker_is_sent_again_or_marked(store, job, clock, sweep, actions):
     for row in (0, 1, 2):
         cell = begin(store, job, row=row).cell
         pause = {"status": 1, "ends_attempt": True, "next_delivery": Delivery(0, 1)}
@@ -261,16 +261,16 @@ def test_the_retry_that_a_dead_worker_had_received_is_sent_again_or_marked(store
     leases.renew(store, "w2", Report(received=rows), LEASE)
     clock.advance(LEASE + 1)
     sweep()
-    assert hands.resent == ["the retry"]
+    assert actions.resent == ["the retry"]
     assert [store.get_cell(job.ref, "a", row).status for row in (0, 1, 2)] == [1, Status.LOST, 1]
 
 
-def test_a_callback_that_was_not_published_is_due_after_a_moment(store, job, clock, sweep, hands):
+def test_an_unpublished_callback_is_published_after_a_lease(store, job, clock, sweep, actions):
     leases.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id(), max_lost=3)
     assert not sweep()
     clock.advance(LEASE)
     assert sweep().callbacks == 1
-    assert hands.published == [("failure",)]
+    assert actions.published == [("failure",)]
 
 
 def test_a_job_whose_publisher_died_is_cancelled(store, job, clock, sweep):
@@ -285,7 +285,7 @@ def test_a_job_whose_publisher_died_is_cancelled(store, job, clock, sweep):
     assert not sweep()
 
 
-def test_sweepers_take_turns(store, clock):
+def test_only_one_sweeper_holds_the_lock(store, clock):
     assert leases.try_acquire(store, "w1", 30.0)
     assert not leases.try_acquire(store, "w2", 30.0)
     assert leases.try_acquire(store, "w1", 30.0)
@@ -294,7 +294,7 @@ def test_sweepers_take_turns(store, clock):
     assert leases.workers(store) == {}
 
 
-def test_the_command_tells_what_it_mended(tmp_path):
+def test_the_sweep_command_reports_what_it_changed(tmp_path):
     url = f"sqlite:///{tmp_path}/states.db"
     (tmp_path / "swept.py").write_text(
         "from celery import Celery\nfrom celery_statemanager import StateManager\n"
@@ -314,18 +314,18 @@ def test_the_command_tells_what_it_mended(tmp_path):
     assert "0  attempts marked LOST" in run().stdout
 
 
-def test_beat_sweeps(tmp_path, eventually):
-    """A real beat process, no worker: a dead worker's record is gone soon after."""
+def test_beat_runs_sweeps(tmp_path, eventually):
+    """A beat process without a worker deletes the record of a dead worker."""
     url = f"sqlite:///{tmp_path}/states.db"
-    (tmp_path / "beaten.py").write_text(
+    (tmp_path / "scheduled.py").write_text(
         "from celery import Celery\nfrom celery_statemanager import StateManager\n"
-        f"app = Celery('beaten', broker='memory://', statemanager_store_url={url!r}, statemanager_sweep_interval=0.1,\n"
+        f"app = Celery('scheduled', broker='memory://', statemanager_store_url={url!r}, statemanager_sweep_interval=0.1,\n"
         "    statemanager_lease=1.0)\n"
         "StateManager(app)\n"
     )
     store = open_store(url)
     store.put_worker("dead", Report().to_json(), 0)
-    beat = subprocess.Popen([sys.executable, "-m", "celery", "-A", "beaten", "beat"], cwd=tmp_path, env=os.environ)
+    beat = subprocess.Popen([sys.executable, "-m", "celery", "-A", "scheduled", "beat"], cwd=tmp_path, env=os.environ)
     try:
         assert eventually(lambda: not leases.workers(store))
     finally:

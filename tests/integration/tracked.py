@@ -1,4 +1,4 @@
-"""The app of the acceptance tests; workers and tests import it, configured by the environment."""
+"""The app of the integration tests, imported by workers and tests and configured by the environment."""
 
 import os
 import time
@@ -35,12 +35,12 @@ if "TRACKED_VISIBILITY" in os.environ:
     app.conf.broker_transport_options = {"visibility_timeout": int(os.environ["TRACKED_VISIBILITY"]), **options}
 states = StateManager(app)
 if "TRACKED_FAULT" in os.environ:
-    windows.lay(os.environ["TRACKED_FAULT"], states, HOME)
+    windows.install(os.environ["TRACKED_FAULT"], states, HOME)
 task = partial(app.task, shared=False)
 
 
 def note(name, text=""):
-    """Leave a trace that survives the process: one line in the file of that name."""
+    """Append a line to the file of that name, which outlives the process."""
     with (HOME / name).open("a") as file:
         file.write(f"{text}\n")
 
@@ -51,7 +51,7 @@ def notes(name):
 
 
 class Trace:
-    """What the executions of one task leave behind."""
+    """The notes and files of the executions of one task."""
 
     def __init__(self, key):
         self.key = key
@@ -81,7 +81,7 @@ class Acting(StatefulTask):
 
 
 def act(self, body, key):
-    """Do what the function of that name in ``bodies`` does."""
+    """Call the function of that name in ``bodies``."""
     note(key, f"begun {self.state.attempt}")
     return getattr(bodies, body)(self, Trace(key))
 
@@ -182,15 +182,15 @@ def late_gate(self, key):
 
 
 @task(base=StatefulTask, bind=True, tag="work", acks_late=True, rate_limit="1/m")
-def rare(self, key):
+def rate_limited(self, key):
     note(key, f"begun {self.state.attempt}")
 
 
 @task(base=StatefulTask, bind=True, tag="work")
-def late_word(self, key):
+def write_after_go(self, key):
     note(key, f"begun {self.state.attempt}")
     wait_for(f"{key}.go", 60)
-    self.state.set(50, "a zombie's word")
+    self.state.set(50, "written too late")
     note(key, "not stopped")
 
 
@@ -210,6 +210,22 @@ def callback(self, *args):
     note(f"callback.{job.id}", f"{self.request.id.partition('.')[2]} {list(args)} {bool(self.state)}")
 
 
+def note_the_job(key, *job_id):
+    """Leave a trace of the job that a callback finds, and of the arguments that it gets."""
+    job = states.current_job()
+    note(key, f"{job.id} {job.run_token} {job.summary().finished} {list(job_id)}")
+
+
+@task(base=StatefulTask)
+def stateful_callback(*args):
+    note_the_job(args[-1], *args[:-1])
+
+
+@task()
+def plain_callback(*args):
+    note_the_job(args[-1], *args[:-1])
+
+
 @task(base=StatefulTask, bind=True)
 def failing_callback(self, job_id):
     note(f"callback.{job_id}", self.request.id.partition(".")[2])
@@ -217,7 +233,7 @@ def failing_callback(self, job_id):
 
 
 @task(base=StatefulTask, bind=True, tag="work")
-def fail_at_first(self, key):
+def fail_first_attempt(self, key):
     note(key, self.state.attempt)
     if self.state.attempt == 1:
         raise ValueError("broken at first")
@@ -235,7 +251,7 @@ def untracked_state(self, key):
 
 
 def wait_for(name, seconds):
-    """Block until the test has made a file: the work of a task that the test steers."""
+    """Block until the test has created a file, so that the test controls how long a task runs."""
     deadline = time.monotonic() + seconds
     while not (HOME / name).exists():
         if time.monotonic() > deadline:

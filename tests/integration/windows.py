@@ -1,4 +1,4 @@
-"""Faults for the workers of tests, by name: the app of the tests lays one in where the environment asks for it."""
+"""Faults for the workers of tests, by name. The app of the tests installs the one named in the environment."""
 
 import os
 import signal
@@ -11,13 +11,16 @@ from celery_statemanager.testing import FaultyStore
 ALWAYS = 1_000_000
 
 
-def lay(name, states, home):
-    """Lay in a fault. Raises: KeyError."""
+def install(name, states, home):
+    """Install a fault.
+
+    Raises: KeyError for an unknown name.
+    """
     FAULTS[name](states, home)
 
 
 def die():
-    """Take the whole worker along, as a machine that is lost does."""
+    """Kill all processes of the worker, as the loss of its machine does."""
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
@@ -28,7 +31,7 @@ def after_deciding(states, _):
 
 
 def after_publishing(states, _):
-    """Die once a callback was published, before it is marked."""
+    """Die once a callback has been published, before it is marked."""
 
     def publishing(headers, **_):
         if headers["id"].endswith((".success", ".failure", ".settled")):
@@ -38,18 +41,18 @@ def after_publishing(states, _):
 
 
 def child_cut_off(states, home):
-    """Keep the store from the worker's children, not from its main process, while a file is there."""
+    """Make the store unavailable to the worker's children, but not to its main process, while a file exists."""
     main = os.getpid()
     states.store = FaultyStore(states.store, down=lambda: os.getpid() != main and (home / "cut-off").exists())
 
 
 def clock_ahead(*_):
-    """Let this host's clock be an hour ahead of the store's."""
+    """Set the clock of this process an hour ahead of the store's."""
     _skew(3_600)
 
 
 def clock_behind(*_):
-    """Let this host's clock be an hour behind the store's."""
+    """Set the clock of this process an hour behind the store's."""
     _skew(-3_600)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 READY = 30.0
 STOPPED = 60.0
-"""Seconds for a warm shutdown: twenty workers stop at the same time, some whose store is gone already."""
+"""Seconds to wait for a warm shutdown; many workers stop at the same time, some without their store."""
 
 
 class Worker:
-    """A worker of an app, ready when made; stopped with all its children."""
+    """A worker of an app. The constructor returns when it is ready; its children stop with it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One fixture over all stores. A new store is one more entry in ``FACTORIES``."""
+"""The fixtures that run a test on every store. To add a store, add an entry to ``FACTORIES``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from celery_statemanager import Store, open_store
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing import StoreFactory
 
-if TYPE_CHECKING:  # gRPC takes note of forks, so it is not imported for tests of other stores
+if TYPE_CHECKING:  # gRPC installs fork handlers, so tests of other stores do not import it
     from firestore_kit import Spy
 
     from celery_statemanager.stores.firestore import FirestoreStore
@@ -39,13 +39,13 @@ def sqlite(request: pytest.FixtureRequest) -> StoreFactory:
 
 
 def firestore(request: pytest.FixtureRequest) -> StoreFactory:
-    """Give each test a project of its own: the emulator makes it on the fly, apart from all others."""
+    """Return a factory with a project of its own, which the emulator creates at its first use."""
     return _firestore(request)
 
 
 def firestore_rest(request: pytest.FixtureRequest) -> StoreFactory:
     if "two_different_names" in request.node.name:
-        pytest.skip("the emulator takes a colon in a document's name for the end of the URL, even if it is escaped")
+        pytest.skip("the emulator treats a colon in a document name as the end of the URL, even if it is escaped")
     return _firestore(request, transport="rest")
 
 
@@ -65,10 +65,10 @@ def redis_cluster(request: pytest.FixtureRequest) -> StoreFactory:
 
 
 def _redis(request: pytest.FixtureRequest, url: str) -> StoreFactory:
-    """Give each test a prefix of its own, and see afterwards that deleted jobs leave no key behind."""
+    """Return a factory with a prefix of its own; check afterwards that deleted jobs leave no key."""
     prefix = f"test-{next(_numbers)}"
     url += f"{'&' if '?' in url else '?'}prefix={prefix}"
-    request.addfinalizer(lambda: leaves_no_keys(url, prefix))
+    request.addfinalizer(lambda: assert_no_keys_left(url, prefix))
     return StoreFactory(lambda **options: open_store(url, **options), url)
 
 
@@ -85,7 +85,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(params=FACTORIES)
 def store_factory(request: pytest.FixtureRequest) -> StoreFactory:
-    """Give what makes the store asked for, and build no other."""
+    """Return the factory of one store."""
     return FACTORIES[request.param](request)
 
 
@@ -98,13 +98,13 @@ def firestore_emulator(emulator_process: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def timings() -> Timings:
-    """Return the periods of the Firestore stores of a test. A test overrides them by its parameter of this name."""
+    """Return the periods of a test's Firestore stores. A test overrides them with a parameter of this name."""
     return Timings(poll_every=0.05)
 
 
 @pytest.fixture
 def spy() -> Spy:
-    """Give what listens on the wire to Firestore."""
+    """Return a spy that counts and changes calls to Firestore."""
     from firestore_kit import Spy
 
     return Spy()
@@ -112,7 +112,7 @@ def spy() -> Spy:
 
 @pytest.fixture
 def spied(firestore_emulator: str, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
-    """Give a Firestore store to whose calls ``spy`` listens."""
+    """Yield a Firestore store whose calls pass through ``spy``."""
     from celery_statemanager.stores.firestore import Address
 
     with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}"), timings=timings) as store:
@@ -121,27 +121,27 @@ def spied(firestore_emulator: str, spy: Spy, timings: Timings) -> Iterator[Fires
 
 @pytest.fixture
 def store(store_factory: StoreFactory) -> Iterator[Store]:
-    """Give an empty store."""
+    """Yield an empty store."""
     with store_factory.make() as store:
         yield store
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """Run a redis-server for all tests that do not hurt it."""
+    """Run a redis-server, shared by all tests that do not disturb it."""
     with running_redis() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_nodes() -> Iterator[list[RedisServer]]:
-    """Run a Redis cluster of three nodes for all tests that do not hurt it."""
+    """Run a Redis cluster of three nodes, shared by all tests that do not disturb it."""
     with running_cluster() as servers:
         yield servers
 
 
-def leaves_no_keys(url: str, prefix: str) -> None:
-    """Delete every job and worker of a store; then no key of its prefix is left."""
+def assert_no_keys_left(url: str, prefix: str) -> None:
+    """Delete every job and worker of a store and check that no key of its prefix is left."""
     with open_store(url) as store:
         while jobs := store.list_jobs().jobs:
             for job in jobs:
@@ -154,7 +154,7 @@ def leaves_no_keys(url: str, prefix: str) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many examples the state machines ran."""
+    """Print how many examples the state machines ran."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         counts = dict(report.user_properties)
         if report.when == "call" and "examples" in counts:

@@ -1,4 +1,4 @@
-"""Many writers at once: exact versions, one attempt, latches that fall once; and forks (rules R2, R11, R14, R15)."""
+"""Concurrent writers and forks: exact versions, one attempt, one decision per latch (rules R2, R11, R14, R15)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning
 
 @pytest.fixture
 def store(store_factory: StoreFactory) -> Iterator[Store]:
-    """Give an empty store that is patient with a busy machine."""
+    """Yield an empty store with a long timeout."""
     with store_factory.make(timeout=load.PATIENCE) as store:
         yield store
 
@@ -38,12 +38,12 @@ def store(store_factory: StoreFactory) -> Iterator[Store]:
 @pytest.fixture
 def url(store_factory: StoreFactory) -> str:
     if store_factory.url is None:
-        pytest.skip("its data live and die with one store object")
+        pytest.skip("its data exist only in one store object")
     return store_factory.url
 
 
 def check_versions(grid: Grid, done: Iterable[tuple[tuple[str, int], int]], expected: int) -> None:
-    """Every version from 1 to ``expected`` was given once, for each cell, and the last one stands."""
+    """Check that each cell got every version from 1 to ``expected`` once, and has the last one."""
     done = list(done)
     for place in {place for place, _ in done}:
         assert sorted(version for each, version in done if each == place) == list(range(1, expected + 1))
@@ -65,7 +65,7 @@ def test_threads_writing_different_cells_keep_the_tally_exact(store: Store) -> N
     assert summary.fraction == pytest.approx(sum(state.fraction or 0 for state in grid.states()) / 24)
 
 
-def test_one_of_many_threads_begins_a_cell_and_the_others_are_duplicates(store: Store) -> None:
+def test_only_one_of_many_threads_begins_a_cell(store: Store) -> None:
     grid = Grid.create(store)
     for place in SAME:
         verdicts = Counter(load.in_threads(THREADS, lambda _, place=place: load.begin_cell(store, grid.ref, place)))
@@ -75,7 +75,7 @@ def test_one_of_many_threads_begins_a_cell_and_the_others_are_duplicates(store: 
 
 
 @smoke
-def test_each_latch_falls_once_though_threads_end_the_last_cells_at_once(store: Store) -> None:
+def test_each_latch_is_decided_once_when_threads_end_the_last_cells_together(store: Store) -> None:
     for number in range(5):
         grid = Grid.create(store, THREADS, ("a",), job_id=f"job {number}")
         parts = load.in_threads(THREADS, lambda row, grid=grid: load.end_cells(store, grid.ref, [("a", row)]))
@@ -83,7 +83,7 @@ def test_each_latch_falls_once_though_threads_end_the_last_cells_at_once(store: 
         assert grid.fallen == {"success", "settled"}
 
 
-def test_a_compare_and_set_is_won_by_one_thread_at_a_time(store: Store) -> None:
+def test_only_one_thread_wins_each_compare_and_set(store: Store) -> None:
     grid = Grid.create(store)
 
     def count(_: int) -> None:
@@ -95,14 +95,14 @@ def test_a_compare_and_set_is_won_by_one_thread_at_a_time(store: Store) -> None:
     assert grid.job.schema_version == before + 10 * THREADS
 
 
-def test_one_of_many_threads_takes_a_turn_each_time_that_it_is_free(store: Store) -> None:
+def test_only_one_of_many_threads_acquires_a_free_lock(store: Store) -> None:
     for _ in range(TIMES):
         taken = load.in_threads(THREADS, lambda number: store.try_acquire("turn", f"holder {number}", 60))
         assert Counter(taken) == {True: 1, False: THREADS - 1}
         store.drop_worker("turn")
 
 
-def test_one_of_many_threads_creates_a_job(store: Store) -> None:
+def test_only_one_of_many_threads_creates_a_job(store: Store) -> None:
     def create(number: int) -> int | None:
         try:
             return Grid.create(store, number + 1).job.num_tasks
@@ -113,7 +113,7 @@ def test_one_of_many_threads_creates_a_job(store: Store) -> None:
     assert Manager.open(store, "job").num_tasks == winner
 
 
-def test_cancelling_amid_endings_settles_once(store: Store) -> None:
+def test_a_cancel_during_endings_settles_the_job_once(store: Store) -> None:
     for number in range(5):
         grid = Grid.create(store, THREADS, ("a",), job_id=f"job {number}")
         for row in range(1, THREADS):
@@ -125,9 +125,9 @@ def test_cancelling_amid_endings_settles_once(store: Store) -> None:
         assert Counter(chain.from_iterable(load.in_threads(THREADS, act))) == {"settled": 1}
 
 
-def test_writers_of_a_deleted_job_stop_and_leave_nothing(store: Store) -> None:
+def test_writers_of_a_deleted_job_stop_and_leave_no_data(store: Store) -> None:
     grid = Grid.create(store, THREADS)
-    writing = threading.Barrier(THREADS)  # all have written before the job goes
+    writing = threading.Barrier(THREADS)  # all have written before the job is deleted
 
     def act(row: int) -> bool:
         if row == 0:
@@ -148,7 +148,7 @@ def test_writers_of_a_deleted_job_stop_and_leave_nothing(store: Store) -> None:
     assert Grid.create(store).states() == []
 
 
-def test_a_reader_amid_writers_sees_rising_versions_and_every_last_one(store: Store) -> None:
+def test_a_reader_sees_rising_versions_and_every_last_one_during_writes(store: Store) -> None:
     grid = Grid.create(store, THREADS)
     seen: dict[tuple[str, int], list[int]] = {}
     with grid.manager().subscribe() as events:
@@ -168,7 +168,7 @@ def test_a_reader_amid_writers_sees_rising_versions_and_every_last_one(store: St
     assert all(versions == sorted(set(versions)) for versions in seen.values())
 
 
-def test_a_survey_amid_writers_counts_and_names_rows_as_of_one_moment(store: Store) -> None:
+def test_column_summaries_are_consistent_during_writes(store: Store) -> None:
     grid = Grid.create(store, THREADS, ("a",))
     stop = threading.Event()
 
@@ -202,7 +202,7 @@ def test_processes_writing_the_same_cells_get_every_version_once(store: Store, u
     check_versions(grid, chain.from_iterable(parts), 3 * 2 * TIMES)
 
 
-def test_processes_open_and_close_the_store_while_others_do(store_factory: StoreFactory, url: str) -> None:
+def test_processes_open_and_close_the_store_concurrently(store_factory: StoreFactory, url: str) -> None:
     with open_store(url) as first:
         grid = Grid.create(first)
     parts = load.in_processes("fork", load.reopen_and_write, *[(url, grid.ref, SAME, TIMES)] * 4)
@@ -221,7 +221,7 @@ def test_processes_begin_each_cell_once(store: Store, url: str, start_method: st
 
 
 @both_start_methods
-def test_each_latch_falls_once_though_processes_end_the_cells(store: Store, url: str, start_method: str) -> None:
+def test_each_latch_is_decided_once_when_processes_end_the_cells(store: Store, url: str, start_method: str) -> None:
     grid = Grid.create(store, 8, ("a", "b", "c"), success="call", settled="call")
     shares = [(url, grid.ref, PLACES[number::3]) for number in range(3)]
     parts = load.in_processes(start_method, load.end_cells_by_url, *shares)
@@ -231,7 +231,10 @@ def test_each_latch_falls_once_though_processes_end_the_cells(store: Store, url:
 
 
 def forked(act: Callable[[], Any]) -> Any:
-    """Call in a forked child and give the result. Raises: AssertionError with the child's error."""
+    """Call a function in a forked child and return its result.
+
+    Raises: AssertionError with the child's error.
+    """
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
     def run() -> None:
@@ -255,7 +258,7 @@ def forked(act: Callable[[], Any]) -> Any:
 
 
 def use(manager: Manager) -> tuple[int, int]:
-    """Do a bit of everything; give the process and the version written."""
+    """Make a call of each kind; return the process id and the version written."""
     manager.set_state("a", 5)
     state = manager.progress("a", 1, 2)
     assert manager.get_state("a", manager.task_index).version == state.version
@@ -267,7 +270,7 @@ def use(manager: Manager) -> tuple[int, int]:
     return os.getpid(), state.version
 
 
-def test_what_was_made_and_used_before_a_fork_works_after_it_in_parent_and_child(store: Store) -> None:
+def test_a_manager_used_before_a_fork_works_in_parent_and_child(store: Store) -> None:
     manager = Manager.create(store, "job", num_tasks=2, task_index=0)
     assert use(manager) == (os.getpid(), 2)
     child, version = forked(lambda: use(manager))
@@ -277,7 +280,7 @@ def test_what_was_made_and_used_before_a_fork_works_after_it_in_parent_and_child
     use(manager)
 
 
-def test_what_a_child_writes_is_seen_by_its_parent_and_the_other_way(store: Store, url: str) -> None:
+def test_parent_and_child_see_each_others_writes(store: Store, url: str) -> None:
     manager = Manager.create(store, "job", num_tasks=2, task_index=0)
     versions = [use(manager)[1]]
     for _ in range(3):
@@ -286,7 +289,7 @@ def test_what_a_child_writes_is_seen_by_its_parent_and_the_other_way(store: Stor
     assert versions == [2, 4, 6, 8, 10, 12, 14]
 
 
-def test_what_was_made_but_not_used_before_a_fork_works_after_it(store_factory: StoreFactory, url: str) -> None:
+def test_a_store_not_used_before_a_fork_works_after_it(store_factory: StoreFactory, url: str) -> None:
     with open_store(url) as store:
         Grid.create(store, 2)
     fresh = store_factory.make()
@@ -296,7 +299,7 @@ def test_what_was_made_but_not_used_before_a_fork_works_after_it(store_factory: 
     fresh.close()
 
 
-def test_a_subscription_outlives_a_fork_in_the_parent(store: Store) -> None:
+def test_a_subscription_continues_in_the_parent_after_a_fork(store: Store) -> None:
     manager = Manager.create(store, "job", num_tasks=2, task_index=0)
     manager.set_state("a", 1)
     with manager.subscribe() as events:
@@ -310,7 +313,7 @@ def test_a_subscription_outlives_a_fork_in_the_parent(store: Store) -> None:
         assert event.state.version == 2
 
 
-def test_a_subscription_goes_on_in_parent_and_child_after_a_fork(
+def test_a_subscription_continues_in_parent_and_child_after_a_fork(
     store: Store, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = Manager.create(store, "job", num_tasks=1, task_index=0)
@@ -336,7 +339,9 @@ def test_a_subscription_goes_on_in_parent_and_child_after_a_fork(
     assert caplog.messages == []
 
 
-def test_a_child_that_closes_its_manager_disturbs_nobody(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_child_that_closes_its_manager_does_not_affect_the_parent(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     manager = Manager.create(store, "job", num_tasks=1, task_index=0)
     with manager.subscribe() as events:
         assert events.get(0) is None
@@ -348,7 +353,7 @@ def test_a_child_that_closes_its_manager_disturbs_nobody(store: Store, caplog: p
     assert caplog.messages == []
 
 
-def test_a_closed_store_opens_again_before_and_after_a_fork(store: Store) -> None:
+def test_a_closed_store_reopens_before_and_after_a_fork(store: Store) -> None:
     manager = Manager.create(store, "job", num_tasks=2, task_index=0)
     use(manager)
     store.close()
@@ -357,7 +362,7 @@ def test_a_closed_store_opens_again_before_and_after_a_fork(store: Store) -> Non
     use(manager)
 
 
-def test_many_children_of_one_used_store_write_exactly(store: Store, url: str) -> None:
+def test_children_of_a_used_store_write_exact_versions(store: Store, url: str) -> None:
     manager = Manager.create(store, "job", num_tasks=2, task_index=0)
     manager.set_state("a", 1)
     context = multiprocessing.get_context("fork")
@@ -376,7 +381,7 @@ def test_many_children_of_one_used_store_write_exactly(store: Store, url: str) -
     assert manager.get_state("a", 0).version == 1 + 5 * TIMES
 
 
-def test_who_expects_forks_may_be_inside_a_call_when_they_happen(store: Store, url: str) -> None:
+def test_a_store_that_expects_forks_allows_them_during_calls(store: Store, url: str) -> None:
     store.expect_forks()
     manager = Manager.create(store, "job", num_tasks=3, task_index=0)
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""The contract, held against every store of this package."""
+"""The store contract, run on every store of this package."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from celery_statemanager.testing import StoreContract
 
 
 class TestStore(StoreContract):
-    """Runs once for each store of ``conftest.FACTORIES``."""
+    """Run once for each store in ``conftest.FACTORIES``."""

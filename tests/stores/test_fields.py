@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
 
+from celery_statemanager.codec import cell_from_fields, cell_to_fields
 from celery_statemanager.manager import new_job
 from celery_statemanager.records import Begin, Cell, Write
 from celery_statemanager.stores.fields import EXAMPLES, check_cells
@@ -79,6 +81,10 @@ def test_a_codec_that_fails_is_named():
 
     with pytest.raises(RuntimeError, match=r"the X store cannot read .* \(too many values to unpack\): change x.cells"):
         check_cells("X", "x.cells", broken)
+
+
+def test_the_json_fields_of_a_cell_are_complete():
+    check_cells("JSON", "codec", lambda cell: cell_from_fields(json.loads(json.dumps(cell_to_fields(cell)))))
 
 
 def test_no_example_is_a_default():

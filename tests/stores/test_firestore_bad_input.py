@@ -1,4 +1,4 @@
-"""What the Firestore store says of what cannot be: one clear error, soon."""
+"""The Firestore store reports invalid input and unusable projects quickly, with one clear error."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def store(spied: FirestoreStore) -> FirestoreStore:
     return spied
 
 
-def test_a_dead_server_costs_no_more_than_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_server_takes_no_longer_than_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{free_port()}")
-    with open_store("firestore://test-down", timeout=1.0) as store:
+    with open_store("firestore://test-unavailable", timeout=1.0) as store:
         for use in (
             lambda: Manager.create(store, "job", num_tasks=1),
             lambda: Manager.open(store, "job"),
@@ -35,17 +35,17 @@ def test_a_dead_server_costs_no_more_than_the_timeout(monkeypatch: pytest.Monkey
             store.now,
         ):
             since = time.monotonic()
-            with pytest.raises(StoreUnavailable, match="gave up after 1 s") as down:
+            with pytest.raises(StoreUnavailable, match="gave up after 1 s") as caught:
                 use()
             assert time.monotonic() - since < 10
-            assert down.value.__cause__ is not None
+            assert caught.value.__cause__ is not None
 
 
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
-def test_an_emulator_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+def test_an_unavailable_emulator_is_named(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
     host = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", host)
-    with open_store("firestore://test-down", timeout=0.2, transport=transport) as store:
+    with open_store("firestore://test-unavailable", timeout=0.2, transport=transport) as store:
         with pytest.raises(
             StoreUnavailable, match=rf"is the emulator at {host} running\? FIRESTORE_EMULATOR_HOST names it"
         ):
@@ -53,7 +53,7 @@ def test_an_emulator_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, tran
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "mend"),
+    ("code", "details", "hint"),
     [
         ("PERMISSION_DENIED", "Permission denied on resource project p.", "roles/datastore.user"),
         ("PERMISSION_DENIED", "Cloud Firestore API has not been used in project p before", "firestore-init"),
@@ -66,42 +66,49 @@ def test_an_emulator_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, tran
         ),
     ],
 )
-def test_a_project_that_is_wrong_or_not_set_up_is_told_at_once_with_the_mend(
-    store: FirestoreStore, spy: Spy, code: str, said: str, mend: str
+def test_a_wrong_project_is_reported_at_once_with_a_hint(
+    store: FirestoreStore, spy: Spy, code: str, details: str, hint: str
 ) -> None:
     grid = Grid.create(store)
     spy.clear()
-    spy.fault = lambda method, request: ("before", grpc.StatusCode[code], said)
+    spy.fault = lambda method, request: ("before", grpc.StatusCode[code], details)
     uses = [lambda: Grid.create(store, job_id="other"), lambda: grid.write("a", 0, 5), grid.manager]
     for use in uses:
-        with pytest.raises(StoreError, match=mend) as refused:
+        with pytest.raises(StoreError, match=hint) as caught:
             use()
-        assert said in str(refused.value)
-        assert not isinstance(refused.value, StoreUnavailable)
-    assert spy.total == len(uses), "what cannot succeed is not tried again"
+        assert details in str(caught.value)
+        assert not isinstance(caught.value, StoreUnavailable)
+    assert spy.total == len(uses), "a permanent error must not be retried"
 
 
 @pytest.mark.firestore
-def test_no_credentials_are_told_soon_where_a_metadata_server_does_not_answer(tmp_path: Path) -> None:
+def test_missing_credentials_are_reported_when_the_metadata_server_does_not_respond(tmp_path: Path) -> None:
     code = "from celery_statemanager import *; Manager.open(open_store('firestore://some-project'), 'job')"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = f"127.0.0.1:{silent.getsockname()[1]}"
-        told = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GCE_METADATA_IP": host, "GCE_METADATA_HOST": host}
-        done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, timeout=60, check=False)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "GCE_METADATA_IP": host,
+            "GCE_METADATA_HOST": host,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, timeout=60, check=False
+        )
         silent.setblocking(False)
         with contextlib.closing(silent.accept()[0]), pytest.raises(BlockingIOError):
             silent.accept()  # asked once, not three times
     assert b"gcloud auth application-default login" in done.stderr
 
 
-def test_a_key_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FIRESTORE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     with open_store("firestore://some-project") as store, pytest.raises(StoreError, match=r"/nowhere/key\.json"):
         Manager.open(store, "job")
 
 
-def test_no_credentials_are_told_with_the_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_are_reported_with_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FIRESTORE_EMULATOR_HOST", raising=False)
     for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "CLOUDSDK_CONFIG"):
         monkeypatch.delenv(name, raising=False)
@@ -114,7 +121,7 @@ def test_no_credentials_are_told_with_the_mend(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "message"),
     [
         ("firestore://", "project"),
         ("firestore://BadProject", "lower-case"),
@@ -124,19 +131,19 @@ def test_no_credentials_are_told_with_the_mend(monkeypatch: pytest.MonkeyPatch, 
         ("firestore://p?databse=x", "option"),
     ],
 )
-def test_a_bad_url_is_told_without_connecting(url: str, words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
+def test_an_invalid_url_is_rejected_without_connecting(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         open_store(url)
 
 
-def test_urls_name_collection_and_database() -> None:
+def test_a_url_names_collection_and_database() -> None:
     assert repr(open_store("firestore://my-project")) == "<FirestoreStore firestore://my-project/jobs>"
     assert repr(open_store("firestore://my-project/etl?database=other")) == (
         "<FirestoreStore firestore://my-project/etl?database=other>"
     )
 
 
-def test_what_is_too_large_for_a_document_is_told_before_it_is_sent(store: FirestoreStore, spy: Spy) -> None:
+def test_a_too_large_document_is_rejected_before_it_is_sent(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 1)
     spy.clear()
     with pytest.raises(StoreError, match="Firestore allows 1000000"):

@@ -32,12 +32,12 @@ def documents(store: FirestoreStore) -> Documents:
     return Documents(store)
 
 
-def test_a_job_lies_where_the_go_module_looks_with_its_field_names(store: FirestoreStore, documents: Documents) -> None:
+def test_a_job_has_the_path_and_field_names_of_the_go_module(store: FirestoreStore, documents: Documents) -> None:
     with Manager.create(store, "load-42", num_tasks=3, task_index=1, tags=("extract", "load")) as manager:
         state = manager.set_state("extract", 40, "page 4 of 10", {"rows": 812, "tables": ["a", "b"]}, event_id="e1")
         job, cell = documents.get("jobs/load-42"), documents.get("jobs/load-42/states/extract:1")
-        seeds = {name: job[name] for name in ("jobID", "numTasks", "deleted", "schemaVersion")}
-        assert seeds == {"jobID": "load-42", "numTasks": 3, "deleted": False, "schemaVersion": 1}
+        shared = {name: job[name] for name in ("jobID", "numTasks", "deleted", "schemaVersion")}
+        assert shared == {"jobID": "load-42", "numTasks": 3, "deleted": False, "schemaVersion": 1}
         names = ("jobID", "taskID", "tag", "status", "message", "version", "eventID", "payload", "schemaVersion")
         assert {name: cell[name] for name in names} == {
             "jobID": "load-42",
@@ -124,7 +124,7 @@ def test_a_job_of_the_go_module_can_be_deleted(store: FirestoreStore, documents:
     assert documents.ids("jobs/go/states") == []
 
 
-def test_a_job_of_the_go_module_is_not_collected_for_its_last_write_is_not_known(
+def test_a_job_of_the_go_module_is_not_collected_because_its_last_write_is_unknown(
     store: FirestoreStore, documents: Documents
 ) -> None:
     go_job(documents)
@@ -134,8 +134,8 @@ def test_a_job_of_the_go_module_is_not_collected_for_its_last_write_is_not_known
     assert Manager.open(store, "go").get_state("extract", 0).status == 50
 
 
-def test_a_document_that_is_no_job_is_passed_over(store: FirestoreStore, documents: Documents) -> None:
-    documents.put("jobs/other", words="none of ours")
+def test_a_document_that_is_not_a_job_is_skipped(store: FirestoreStore, documents: Documents) -> None:
+    documents.put("jobs/other", text="not a job")
     Grid.create(store)
     assert [job.job_id for job in store.list_jobs().jobs] == ["job"]
     with pytest.raises(JobNotFound):
@@ -157,20 +157,20 @@ def test_a_document_that_is_no_job_is_passed_over(store: FirestoreStore, documen
     ],
     ids=str,
 )
-def test_plain_names_give_plain_ids_and_others_are_encoded(key: JobKey, expected: str) -> None:
+def test_plain_names_are_used_as_ids_and_others_are_encoded(key: JobKey, expected: str) -> None:
     assert job_id_of(key) == expected
 
 
 @pytest.mark.parametrize("tag", ["a", "a:b", "a/b", "%2F", "ß" * 200, "__", "😀"])
-def test_a_cells_id_can_be_read_back(tag: str) -> None:
+def test_a_cell_id_can_be_decoded(tag: str) -> None:
     assert place_of(cell_id_of(tag, 7)) == (tag, 7)
 
 
-def test_a_name_too_long_for_an_id_is_told_and_a_pair_is_hashed() -> None:
+def test_a_name_too_long_for_an_id_is_rejected_and_a_pair_is_hashed() -> None:
     assert len(job_id_of(JobKey("😀" * 200, "😀" * 200)).encode()) <= 1_500
-    for tell in (lambda: job_id_of(JobKey("x" * 1_501)), lambda: cell_id_of("ß" * 750, 1)):
+    for encode in (lambda: job_id_of(JobKey("x" * 1_501)), lambda: cell_id_of("ß" * 750, 1)):
         with pytest.raises(StoreError, match="Firestore allows 1500"):
-            tell()
+            encode()
 
 
 def test_cells_of_an_older_incarnation_stay_invisible_and_are_purged(
@@ -189,7 +189,9 @@ def test_cells_of_an_older_incarnation_stay_invisible_and_are_purged(
     assert [state.status for state in new.states()] == [7]
 
 
-def test_a_payload_that_firestore_cannot_hold_goes_whole_as_text(store: FirestoreStore, documents: Documents) -> None:
+def test_a_payload_that_firestore_cannot_represent_is_stored_as_text(
+    store: FirestoreStore, documents: Documents
+) -> None:
     with Manager.create(store, "job", num_tasks=1, task_index=0) as manager:
         manager.set_state("a", 5, payload={"grid": [[1]]})
         cell = documents.get("jobs/job/states/a:0")

@@ -1,4 +1,4 @@
-"""The Firestore store when calls are lost, the server is away or what is asked for cannot be."""
+"""The Firestore store when calls are lost or the server is unavailable."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CODES = [
 
 @pytest.fixture
 def runs(request: pytest.FixtureRequest) -> int:
-    """Give how often each operation loses its answer, each way."""
+    """Return how often each operation loses its response, before and after it is applied."""
     return 200 if request.config.getoption("--firestore") or request.config.getoption("--full") else 8
 
 
@@ -52,7 +52,7 @@ Arm = Callable[[], None]
 
 
 def lose_commits(spy: Spy, when: str, run: int) -> None:
-    """Lose one to three of the next commits, before they are done or after; sometimes not the first."""
+    """Lose one to three of the next commits, before or after they are applied; sometimes skip the first."""
     skipped, left, code = [run // 3 % 2], [1 + run % 3], CODES[run % len(CODES)]
 
     def fault(method: str, request: Any) -> tuple[str, grpc.StatusCode] | None:
@@ -144,9 +144,9 @@ def delete(grid: Grid, run: int, arm: Arm) -> None:
 def renew(grid: Grid, run: int, arm: Arm) -> None:
     arm()
     grid.store.put_worker("w", f"body {run}", 30)
-    kept = grid.store.get_worker("w")
-    assert kept is not None
-    assert kept.body == f"body {run}"
+    stored = grid.store.get_worker("w")
+    assert stored is not None
+    assert stored.body == f"body {run}"
 
 
 OPERATIONS = [create, first_write, next_write, begin, begin_again, end, complete, fail, cancel, delete, renew]
@@ -155,7 +155,7 @@ OPERATIONS = [create, first_write, next_write, begin, begin_again, end, complete
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-def test_an_operation_whose_answer_is_lost_is_done_exactly_once(
+def test_an_operation_whose_response_is_lost_is_applied_exactly_once(
     store: FirestoreStore, spy: Spy, runs: int, operation: Any, when: str
 ) -> None:
     grid = Grid.create(store, 1_000, ("a", "b"), job_id="faults")
@@ -164,15 +164,15 @@ def test_an_operation_whose_answer_is_lost_is_done_exactly_once(
     assert spy.lost >= runs // 2
     spy.fault = lambda method, request: None
     counted, listed = (replace(grid.manager().summary(indexes=each), **NO_SETS) for each in (False, True))
-    assert counted == listed, "tallies were counted exactly once too"
+    assert counted == listed, "tallies must count each write exactly once"
 
 
 @pytest.mark.timeout(300)
-def test_many_writers_that_lose_calls_leave_exact_versions_and_one_claim(address: Address, runs: int) -> None:
+def test_writers_that_lose_calls_leave_exact_versions_and_one_decision(address: Address, runs: int) -> None:
     for _ in range(runs // 4):
         job_id = uuid.uuid4().hex
-        with Spy().store(address) as quiet:
-            grid = Grid.create(quiet, 12, ("a",), job_id=job_id)
+        with Spy().store(address) as reliable:
+            grid = Grid.create(reliable, 12, ("a",), job_id=job_id)
             decided: list[str] = []
             threads = [threading.Thread(target=_finish_rows, args=(address, grid, part, decided)) for part in range(4)]
             for thread in threads:
@@ -181,16 +181,16 @@ def test_many_writers_that_lose_calls_leave_exact_versions_and_one_claim(address
                 thread.join(120)
             assert sorted(decided) == ["settled", "success"]
             assert {state.version for state in grid.states("a")} == {6}
-            assert quiet.get_cell(grid.ref, "shared", 0) is not None
+            assert reliable.get_cell(grid.ref, "shared", 0) is not None
             assert grid.cell("shared", 0).version == 12
             assert grid.manager().summary(indexes=False).finished == 12
 
 
 def _finish_rows(address: Address, grid: Grid, part: int, decided: list[str]) -> None:
-    spy, dice = Spy(), random.Random()
+    spy, rng = Spy(), random.Random()
 
     def fault(method: str, request: Any) -> tuple[str, grpc.StatusCode] | None:
-        return (dice.choice(["before", "after"]), dice.choice(CODES)) if dice.random() < 0.3 else None
+        return (rng.choice(["before", "after"]), rng.choice(CODES)) if rng.random() < 0.3 else None
 
     spy.fault = fault
     with spy.store(address, timeout=30) as store:
@@ -204,7 +204,7 @@ def _finish_rows(address: Address, grid: Grid, part: int, decided: list[str]) ->
 
 
 @pytest.mark.firestore
-def test_a_subscription_goes_through_an_outage_told_and_at_next_to_no_cost(
+def test_a_subscription_survives_an_outage_at_low_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
     with running(tmp_path) as emulator:
@@ -225,7 +225,7 @@ def test_a_subscription_goes_through_an_outage_told_and_at_next_to_no_cost(
                 assert more <= 2
                 store._connection.timeout = 10.0
                 emulator.start()
-                assert events.get(30) is None  # the emulator has forgotten the job
+                assert events.get(30) is None  # the restarted emulator has no data
                 assert events.closed
             again = Grid.create(store, 3)
             with again.manager().subscribe() as events:

@@ -1,4 +1,4 @@
-"""firestore.indexes.json against the queries that the store really sends: the emulator enforces no index."""
+"""firestore.indexes.json matches the queries that the store sends; the emulator enforces no index."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def declared() -> dict[str, Any]:
 
 @pytest.fixture
 def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
-    """Give every query, with the fields it sums, of a run that calls every method in every way that matters."""
+    """Return every query, with the fields it sums, of a run that calls each method with all relevant arguments."""
     spy = Spy()
     with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
         for tags in (("a", "b"), None):
@@ -72,7 +72,7 @@ def query_of(request: Any) -> tuple[Any, tuple[str, ...]] | None:
 
 
 def fields_of(query: Any, sums: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Give the fields compared for equality, and those that must follow in order."""
+    """Return the fields compared for equality, and those that must follow in order."""
     filters = [each.field_filter for each in query.where.composite_filter.filters]
     equal = [each.field.field_path for each in filters if each.op == EQUAL]
     ordered = [each.field.field_path for each in query.order_by]
@@ -89,7 +89,7 @@ def collection_of(query: Any) -> str:
 def test_the_composite_indexes_are_exactly_those_that_the_queries_need(
     queries: list[tuple[Any, tuple[str, ...]]], declared: dict[str, Any]
 ) -> None:
-    """Equality alone is served by merging single fields; any other pair of fields needs an index of its own."""
+    """Firestore merges single-field indexes for equality; any other pair of fields needs a composite index."""
     needed: set[Index] = set()
     for query, sums in queries:
         equal, rest = fields_of(query, sums)
@@ -102,7 +102,7 @@ def test_the_composite_indexes_are_exactly_those_that_the_queries_need(
     assert len(declared["indexes"]) == len(found)
 
 
-def test_no_field_is_exempt_that_a_query_needs_alone_and_groups_have_their_index(
+def test_fields_queried_alone_are_not_exempt_and_group_queries_have_an_index(
     queries: list[tuple[Any, tuple[str, ...]]], declared: dict[str, Any]
 ) -> None:
     overrides = {(each["collectionGroup"], each["fieldPath"]): each["indexes"] for each in declared["fieldOverrides"]}
@@ -119,7 +119,7 @@ def test_no_field_is_exempt_that_a_query_needs_alone_and_groups_have_their_index
     assert everywhere == {place for place, indexes in overrides.items() if indexes}
 
 
-def test_what_grows_or_rises_is_exempt(declared: dict[str, Any]) -> None:
+def test_large_and_monotonic_fields_are_exempt(declared: dict[str, Any]) -> None:
     exempt = {
         (each["collectionGroup"], each["fieldPath"]) for each in declared["fieldOverrides"] if not each["indexes"]
     }

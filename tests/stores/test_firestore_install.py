@@ -1,4 +1,4 @@
-"""The script that installs the Firestore emulator, downloading from a server of the test's."""
+"""The script that installs the Firestore emulator, run with a local download server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JAR = b"stands for a jar"
 
 
 class Installer:
-    """Runs the script with a checksum of the test's, where there is no gcloud."""
+    """Run the script with the checksum of a test file, without gcloud."""
 
     def __init__(self, folder: Path, server: str) -> None:
         self.cache = folder / "cache"
@@ -71,7 +71,7 @@ def test_the_emulator_is_downloaded_once(installer: Installer) -> None:
     assert installer.run().stdout == done.stdout
 
 
-def test_another_file_than_the_known_one_is_refused(installer: Installer) -> None:
+def test_a_file_with_another_checksum_is_rejected(installer: Installer) -> None:
     (installer.served / installer.name).write_bytes(b"something else")
     done = installer.run()
     assert done.returncode == 1
@@ -79,7 +79,7 @@ def test_another_file_than_the_known_one_is_refused(installer: Installer) -> Non
     assert list(installer.cache.rglob("*.jar*")) == []
 
 
-def test_a_download_that_fails_is_told_with_the_mend(installer: Installer) -> None:
+def test_a_failed_download_is_reported_with_a_hint(installer: Installer) -> None:
     done = installer.run()
     assert done.returncode == 1
     assert (
@@ -89,7 +89,7 @@ def test_a_download_that_fails_is_told_with_the_mend(installer: Installer) -> No
     assert list(installer.cache.rglob("*.jar*")) == []
 
 
-def test_an_emulator_that_is_broken_is_downloaded_again(installer: Installer) -> None:
+def test_a_damaged_emulator_is_downloaded_again(installer: Installer) -> None:
     (installer.served / installer.name).write_bytes(JAR)
     installed = Path(installer.run().stdout.strip())
     installed.write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""How the Firestore store learns of changes: its stream at size and in trouble, and polling in its place."""
+"""How the Firestore store receives changes: large streams, broken streams, and polling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from firestore_kit import Documents, Lost, Spy, begun, listening
+from firestore_kit import Documents, Lost, Spy, listening, wait_until_streaming
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager import StoreUnavailable
@@ -37,7 +37,7 @@ def store(address: Address, spy: Spy, timings: Timings) -> Iterator[FirestoreSto
 
 
 def fill(store: FirestoreStore, grid: Grid) -> None:
-    """Write every row of a column as its first one is, many in a commit."""
+    """Write every row of a column like its first one, many in a commit."""
     grid.write("a", 0, 5)
     path = "jobs/job/states/a:"
     fields = Documents(store).get(f"{path}0")
@@ -61,7 +61,7 @@ def test_five_thousand_states_arrive_at_a_bounded_cost(store: FirestoreStore, re
     batch = read_until(
         watch, lambda batch: {(row, 6) for row in range(10)} <= {(s.task_index, s.status) for s in batch.states}
     )
-    assert len(batch.states) == 10, "what has not changed is not told again, though the emulator sends it"
+    assert len(batch.states) == 10, "unchanged states must not be delivered again, although the emulator sends them"
     used = time.process_time() - cpu
     record_property("listener", f"{used:.1f} s of CPU")
     assert used < 20
@@ -70,11 +70,11 @@ def test_five_thousand_states_arrive_at_a_bounded_cost(store: FirestoreStore, re
 
 
 class Mismatch:
-    """Takes the changes of one document out of a stream, and has the stream say so later, as Firestore would."""
+    """Remove the changes of one document from a stream and report the mismatch later, as Firestore would."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._missed = self._told = False
+        self._missed = self._reported = False
 
     def __call__(self, messages: Any) -> Iterator[Any]:
         current = False
@@ -83,13 +83,13 @@ class Mismatch:
                 self._missed = current
                 continue
             current = current or message.target_change.target_change_type == CURRENT
-            if self._missed and not self._told and message.HasField("document_change"):
-                self._told = True
+            if self._missed and not self._reported and message.HasField("document_change"):
+                self._reported = True
                 yield firestore.ListenResponse.pb()(filter={"target_id": 1, "count": 9})
             yield message
 
 
-def test_a_filter_mismatch_makes_a_subscriber_read_again_and_loses_nothing(store: FirestoreStore, spy: Spy) -> None:
+def test_a_subscription_loses_nothing_after_a_filter_mismatch(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
     spy.alter = Mismatch("a:1")
     with listening(grid.manager().subscribe()) as events:
@@ -108,16 +108,16 @@ def test_a_filter_mismatch_makes_a_subscriber_read_again_and_loses_nothing(store
 
 
 class Silence:
-    """Holds back all that one stream brings after so many messages, as a dead connection or a proxy would."""
+    """Withhold the later messages of the first stream, as a dead connection or a proxy would."""
 
     def __init__(self, after: int) -> None:
         self._after = after
-        self._fell = False
+        self._silenced = False
 
     def __call__(self, messages: Any) -> Iterator[Any]:
-        falls, self._fell = not self._fell, True
+        silent, self._silenced = not self._silenced, True
         for number, message in enumerate(messages):
-            if not falls or number < self._after:
+            if not silent or number < self._after:
                 yield message
 
 
@@ -125,9 +125,7 @@ class Silence:
     ("timings", "after"),
     [(Timings(first_silence=0.5, stream_check=0.1), 0), (Timings(silence=0.5, stream_check=0.1), 4)],
 )
-def test_a_stream_that_is_silent_for_too_long_is_opened_anew_and_loses_nothing(
-    store: FirestoreStore, spy: Spy, after: int
-) -> None:
+def test_a_silent_stream_is_reopened_and_loses_nothing(store: FirestoreStore, spy: Spy, after: int) -> None:
     spy.alter = Silence(after)
     grid = Grid.create(store, 3, ("a",))
     with grid.manager().subscribe() as events:
@@ -139,8 +137,8 @@ def test_a_stream_that_is_silent_for_too_long_is_opened_anew_and_loses_nothing(
     assert spy.calls["Listen"] > 1
 
 
-class Break:
-    """Ends one stream with trouble: between the change of a document and the word that all up to then has come."""
+class BrokenSnapshot:
+    """Fail the first stream between the change of a document and the end of its snapshot."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -154,9 +152,9 @@ class Break:
                 raise Lost(grpc.StatusCode.UNAVAILABLE)
 
 
-def test_a_stream_that_breaks_within_a_snapshot_loses_nothing(store: FirestoreStore, spy: Spy) -> None:
+def test_a_stream_that_breaks_inside_a_snapshot_loses_nothing(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
-    spy.alter = Break("a:1")
+    spy.alter = BrokenSnapshot("a:1")
     with listening(grid.manager().subscribe()) as events:
         grid.write("a", 1, 5)
         event = events.get(PATIENCE)
@@ -165,7 +163,7 @@ def test_a_stream_that_breaks_within_a_snapshot_loses_nothing(store: FirestoreSt
         assert spy.calls["Listen"] == 2
 
 
-def test_where_streams_never_open_a_watch_polls(store: FirestoreStore, spy: Spy) -> None:
+def test_a_watch_polls_when_streams_cannot_be_opened(store: FirestoreStore, spy: Spy) -> None:
     spy.fault = lambda method, request: ("before", grpc.StatusCode.UNIMPLEMENTED) if method == "Listen" else None
     grid = Grid.create(store, 3, ("a",))
     with grid.manager().subscribe() as events:
@@ -183,10 +181,10 @@ def test_where_streams_never_open_a_watch_polls(store: FirestoreStore, spy: Spy)
         assert events.closed
 
 
-def test_who_has_read_a_stream_goes_on_trying_streams(store: FirestoreStore, spy: Spy) -> None:
+def test_a_store_that_has_read_a_stream_keeps_trying_streams(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
     watch = store.watch(grid.ref, Scope())
-    begun(watch)
+    wait_until_streaming(watch)
     grid.write("a", 1, 5)
     read_until(watch, lambda batch: bool(batch.states))
     watch.close()
@@ -198,14 +196,14 @@ def test_who_has_read_a_stream_goes_on_trying_streams(store: FirestoreStore, spy
     spy.fault = lambda method, request: None
     spy.clear()
     watch = store.watch(grid.ref, Scope())
-    begun(watch)
+    wait_until_streaming(watch)
     grid.write("a", 1, 6)
     read_until(watch, lambda batch: bool(batch.states))
     watch.close()
     assert spy.calls["Listen"] == 1
 
 
-def test_a_poll_reads_no_more_than_it_may(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polling_respects_its_read_limit(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     timings = Timings(poll_every=0.01, polled_documents=10.0)
     with FirestoreStore(address, timeout=10.0, transport="rest", timings=timings) as store:
         grid = Grid.create(store, 3, ("a",))
@@ -213,7 +211,7 @@ def test_a_poll_reads_no_more_than_it_may(address: Address, monkeypatch: pytest.
             grid.write("a", row, 5)
         watch = store.watch(grid.ref, Scope())
         looks: list[int] = []
-        monkeypatch.setattr(poll.Poll, "_look", counted(poll.Poll._look, looks))
+        monkeypatch.setattr(poll.Poll, "_look", counting(poll.Poll._look, looks))
         began = time.monotonic()
         while len(looks) < 4:
             watch.read(0.1)
@@ -221,7 +219,7 @@ def test_a_poll_reads_no_more_than_it_may(address: Address, monkeypatch: pytest.
         watch.close()
 
 
-def counted(look: Any, looks: list[int]) -> Any:
+def counting(look: Any, looks: list[int]) -> Any:
     def look_and_count(self: poll.Poll) -> int:
         looks.append(look(self))
         return looks[-1]

@@ -1,4 +1,4 @@
-"""Jobs that the Go module wrote, document by document, become ours: counted, settled, watched, cancelled, collected."""
+"""Migrated jobs of the Go module are counted, settled, watched, cancelled and collected like ours."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def go_state(tag: str, row: int, status: int, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def go_job(documents: Documents) -> None:
-    """Write a job of 40 tasks: 30 done, 5 under way, one failed, four never heard of."""
+    """Write a job of 40 tasks: 30 finished, 5 running, one failed, four never written."""
     found: dict[str, Any] = {"jobs/go": {"numTasks": 40, "deleted": False, "schemaVersion": 1}}
     for row in range(36):
         found |= go_state("ingest", row, Status.FINISHED if row < 30 else 50 if row < 35 else -12)
@@ -52,7 +52,7 @@ def go_job(documents: Documents) -> None:
 pytestmark = pytest.mark.usefixtures("go_job")
 
 
-def test_states_gain_our_fields_and_keep_their_own(store: FirestoreStore, documents: Documents) -> None:
+def test_migrated_states_gain_our_fields_and_keep_theirs(store: FirestoreStore, documents: Documents) -> None:
     odd = {"payload": {"at": Moment(STAMP), "n": 1}, "traceID": "t-1", "eventID": ""}
     documents.put_all(go_state("ingest", 36, 7, **odd))
     before = Manager.open(store, "go").list_states()
@@ -71,7 +71,7 @@ def test_states_gain_our_fields_and_keep_their_own(store: FirestoreStore, docume
     assert [state for state in after if state.task_index != 36] == [each for each in before if each.task_index != 36]
 
 
-def test_its_aggregates_cost_what_those_of_our_jobs_do(store: FirestoreStore, spy: Spy) -> None:
+def test_aggregates_of_a_migrated_job_cost_as_much_as_ours(store: FirestoreStore, spy: Spy) -> None:
     def cost() -> tuple[int, int]:
         spy.clear()
         manager = Manager.open(store, "go")
@@ -95,7 +95,7 @@ def test_its_aggregates_cost_what_those_of_our_jobs_do(store: FirestoreStore, sp
     assert calls <= spy.total
 
 
-def test_it_settles_is_watched_and_cancelled(store: FirestoreStore) -> None:
+def test_a_migrated_job_settles_is_watched_and_cancelled(store: FirestoreStore) -> None:
     migrate_jobs(store)
     with listening(Manager.open(store, "go").subscribe(until_settled=True)) as events:
         seen = [next(events) for _ in range(36)]
@@ -111,7 +111,7 @@ def test_it_settles_is_watched_and_cancelled(store: FirestoreStore) -> None:
     assert grid.begin("other", 0).verdict.value == "cancelled"
 
 
-def test_it_is_collected_when_it_has_been_idle_since(store: FirestoreStore, documents: Documents) -> None:
+def test_a_migrated_job_is_collected_when_idle(store: FirestoreStore, documents: Documents) -> None:
     migrate_jobs(store)
     job = store.get_job(JobKey("go"))
     assert (job.last_activity > STAMP, job.created_at > STAMP) == (True, True)
@@ -123,7 +123,7 @@ def test_it_is_collected_when_it_has_been_idle_since(store: FirestoreStore, docu
     assert documents.ids("jobs/go/states") == []
 
 
-def test_a_job_that_was_marked_deleted_stays_so(store: FirestoreStore, documents: Documents) -> None:
+def test_a_migrated_job_marked_deleted_stays_tombstoned(store: FirestoreStore, documents: Documents) -> None:
     documents.put("jobs/go", numTasks=40, deleted=True, schemaVersion=1)
     migrate_jobs(store)
     assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 0
@@ -131,20 +131,20 @@ def test_a_job_that_was_marked_deleted_stays_so(store: FirestoreStore, documents
     assert store.get_job(JobKey("go")).tombstoned_at is not None
 
 
-def test_documents_without_what_later_releases_of_the_module_write(store: FirestoreStore, documents: Documents) -> None:
+def test_documents_of_early_releases_of_the_module_are_migrated(store: FirestoreStore, documents: Documents) -> None:
     documents.put("jobs/bare", numTasks=1, deleted=False)
     documents.put("jobs/bare/states/a:0", taskID=0, tag="a", status=5)
-    documents.put("jobs/bare/states/notes", words="none of ours")
+    documents.put("jobs/bare/states/notes", text="not a state")
     assert migrate_jobs(store, job_id="bare").states == 1
     state = Manager.open(store, "bare").get_state("a", 0)
     assert (state.status, state.version, bool(state.event_id)) == (5, 1, True)
-    assert documents.get("jobs/bare/states/notes") == {"words": "none of ours"}
+    assert documents.get("jobs/bare/states/notes") == {"text": "not a state"}
 
 
-def test_a_writer_that_knows_nothing_of_it_yet_is_fenced(
+def test_a_writer_with_a_cached_job_is_fenced_by_a_migration(
     store: FirestoreStore, documents: Documents, firestore_emulator: str
 ) -> None:
-    """It has seen the job a moment ago and would write from memory: a new cell, and one that it wrote before."""
+    """It read the job before and writes from its cache: a new cell, and one that it wrote before."""
     stale = Manager.open(store, "go", task_index=30), Manager.open(store, "go", task_index=39)
     for manager in stale:
         manager.set_state("ingest", 51)
@@ -162,13 +162,13 @@ def test_a_writer_that_knows_nothing_of_it_yet_is_fenced(
     assert now.set_state("ingest", 52).version == 5
 
 
-def test_a_dry_run_counts_what_would_be_taken_over(store: FirestoreStore, documents: Documents) -> None:
+def test_a_dry_run_counts_the_states_to_migrate(store: FirestoreStore, documents: Documents) -> None:
     before = documents.get("jobs/go")
     assert migrate_jobs(store, dry_run=True).states == 36
     assert documents.get("jobs/go") == before
 
 
-def test_large_states_are_spread_over_commits(store: FirestoreStore) -> None:
+def test_large_states_are_rewritten_in_several_commits(store: FirestoreStore) -> None:
     grid = Grid.create(store, 200, job_id="large")
     for row in range(200):
         grid.write("a", row, 5)
@@ -179,7 +179,7 @@ def test_large_states_are_spread_over_commits(store: FirestoreStore) -> None:
     assert len(grid.cell("a", 199).message or "") == 59_000
 
 
-def test_what_beat_does_leaves_it_alone(store: FirestoreStore, documents: Documents) -> None:
+def test_a_scheduled_migration_skips_other_programs_jobs(store: FirestoreStore, documents: Documents) -> None:
     before = documents.get("jobs/go")
     assert migrate_jobs(store, foreign=False).skipped == {Skip.FOREIGN.value: 1}
     assert documents.get("jobs/go") == before
@@ -187,8 +187,10 @@ def test_what_beat_does_leaves_it_alone(store: FirestoreStore, documents: Docume
 
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_commit_whose_answer_is_lost_is_done_once(store: FirestoreStore, spy: Spy, when: str, number: int) -> None:
-    """The three commits: the job's incarnation, its states, its schema."""
+def test_a_migration_commit_whose_response_is_lost_is_applied_once(
+    store: FirestoreStore, spy: Spy, when: str, number: int
+) -> None:
+    """The three commits write the job's incarnation, its states and its schema."""
     commits = iter(range(100))
 
     def lose(method: str, _: Any) -> tuple[str, grpc.StatusCode] | None:
@@ -205,28 +207,26 @@ def test_a_commit_whose_answer_is_lost_is_done_once(store: FirestoreStore, spy: 
     assert (column.tally.finished, column.tally.running, column.tally.failed) == (30, 5, 1)
 
 
-def test_states_written_while_a_portion_is_on_its_way_are_taken_one_by_one(
-    store: FirestoreStore, documents: Documents
-) -> None:
-    """A Go program that writes on: nothing fences it, but until the job is stamped its last word is taken."""
+def test_states_written_during_a_batch_are_migrated_one_by_one(store: FirestoreStore, documents: Documents) -> None:
+    """Nothing fences a Go program that keeps writing; its last write before the job is stamped is kept."""
 
-    class Meanwhile(WrappedStore):
-        left = 2
+    class InterferingStore(WrappedStore):
+        remaining = 2
 
         def rewrite_cells(self, ref: Any, cells: Any) -> int:
-            if self.left:
-                self.left -= 1
-                documents.put_all(go_state("ingest", 31, 60 + self.left, version=4))
+            if self.remaining:
+                self.remaining -= 1
+                documents.put_all(go_state("ingest", 31, 60 + self.remaining, version=4))
             return super().rewrite_cells(ref, cells)
 
-    assert migrate_jobs(Meanwhile(store)).states == 36
+    assert migrate_jobs(InterferingStore(store)).states == 36
     job = store.get_job(JobKey("go"))
     assert Grid(store, job.ref).cell("ingest", 31).status == 60
     assert store.column_summaries(job.ref)[1][0].tally == store.column_summaries(job.ref, indexes=True)[1][0].tally
 
 
-def test_readers_of_a_half_migrated_job_see_all_of_it(store: FirestoreStore) -> None:
-    looks: list[Callable[[Manager], Any]] = [
+def test_readers_of_a_partly_migrated_job_see_all_its_states(store: FirestoreStore) -> None:
+    reads: list[Callable[[Manager], Any]] = [
         lambda manager: replace(manager.summary(), lowest=None),
         lambda manager: replace(manager.summary(indexes=False), lowest=None).failed,
         lambda manager: replace(manager.get_state(), schema_version=0),
@@ -235,21 +235,21 @@ def test_readers_of_a_half_migrated_job_see_all_of_it(store: FirestoreStore) -> 
         lambda manager: manager.get_state("ingest", 31).status,
         lambda manager: [state.version for state in manager.list_states()],
     ]
-    before = [look(Manager.open(store, "go")) for look in looks]
+    before = [read(Manager.open(store, "go")) for read in reads]
 
-    class Looking(WrappedStore):
+    class CheckingStore(WrappedStore):
         def calling(self, method: str, call: Callable[[], Any]) -> Any:
             answer = call()
-            assert [look(Manager.open(store, "go")) for look in looks] == before, method
+            assert [read(Manager.open(store, "go")) for read in reads] == before, method
             return answer
 
         def rewrite_cells(self, ref: Any, cells: Any) -> int:
-            return sum(super(Looking, self).rewrite_cells(ref, [each]) for each in cells)
+            return sum(super(CheckingStore, self).rewrite_cells(ref, [each]) for each in cells)
 
-    assert migrate_jobs(Looking(store)).states == 36
+    assert migrate_jobs(CheckingStore(store)).states == 36
 
 
-def test_several_of_our_writers_share_a_job_that_is_not_migrated_yet(store: FirestoreStore) -> None:
+def test_several_writers_share_a_job_that_is_not_migrated(store: FirestoreStore) -> None:
     managers = [Manager.open(store, "go", task_index=row) for row in range(30, 36)]
 
     def write(manager: Manager) -> int:

@@ -1,4 +1,4 @@
-"""Documents word for word, read and written with Google's own client: what the Go module and browsers meet."""
+"""Documents read and written with Google's own client, as the Go module and browsers see them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from google.cloud import firestore
 from celery_statemanager import Manager, Status
 from celery_statemanager.stores.firestore import Address, FirestoreStore
 
-SEEDS_JOB = {"numTasks": 3, "deleted": False, "schemaVersion": 1}
+GO_JOB = {"numTasks": 3, "deleted": False, "schemaVersion": 1}
 WRITTEN = datetime(2025, 3, 4, 5, 6, 7, 891_000, tzinfo=timezone.utc)
-SEEDS_STATE = {
+GO_STATE = {
     "jobID": "load-42",
     "taskID": 1,
     "tag": "extract",
@@ -47,33 +47,33 @@ def store(project: str) -> Iterator[FirestoreStore]:
         yield store
 
 
-def test_what_the_seed_writes_is_read_word_for_word(google: Any, store: FirestoreStore) -> None:
-    google.document("jobs/load-42").set(SEEDS_JOB)
-    google.document("jobs/load-42/states/extract:1").set(SEEDS_STATE)
+def test_documents_of_the_go_module_are_read_exactly(google: Any, store: FirestoreStore) -> None:
+    google.document("jobs/load-42").set(GO_JOB)
+    google.document("jobs/load-42/states/extract:1").set(GO_STATE)
     manager = Manager.open(store, "load-42")
     (state,) = manager.list_states()
     assert manager.num_tasks == 3
     assert (state.job_id, state.task_index, state.tag, state.status) == ("load-42", 1, "extract", 40)
     assert (state.message, state.timestamp, state.version, state.event_id) == ("page 4 of 10", WRITTEN, 3, "0b5c")
-    assert (state.payload, state.schema_version) == (SEEDS_STATE["payload"], 1)
+    assert (state.payload, state.schema_version) == (GO_STATE["payload"], 1)
 
 
-def test_what_we_write_is_what_the_seed_would_have_written(google: Any, store: FirestoreStore) -> None:
+def test_our_documents_equal_those_of_the_go_module(google: Any, store: FirestoreStore) -> None:
     before = datetime.now(timezone.utc) - timedelta(minutes=1)
     manager = Manager.create(store, "load-42", num_tasks=3, task_index=1)
     for status in (20, 30):
         manager.set_state("extract", status)
-    payload: Any = SEEDS_STATE["payload"]
+    payload: Any = GO_STATE["payload"]
     manager.set_state("extract", 40, "page 4 of 10", payload, event_id="0b5c")
     job, state = (google.document(path).get().to_dict() for path in ("jobs/load-42", "jobs/load-42/states/extract:1"))
-    assert {name: job[name] for name in SEEDS_JOB} == SEEDS_JOB
+    assert {name: job[name] for name in GO_JOB} == GO_JOB
     times = {"timestamp": state["timestamp"]}
-    assert {name: state[name] for name in SEEDS_STATE} == {**SEEDS_STATE, **times}
+    assert {name: state[name] for name in GO_STATE} == {**GO_STATE, **times}
     assert before < state["timestamp"] < before + timedelta(minutes=2)
     assert {type(state[name]) for name in ("taskID", "status", "version", "schemaVersion")} == {int}
 
 
-def test_what_may_be_missing_in_the_seeds_documents(google: Any, store: FirestoreStore) -> None:
+def test_documents_of_the_go_module_may_lack_optional_fields(google: Any, store: FirestoreStore) -> None:
     google.document("jobs/old").set({"numTasks": 1})
     google.document("jobs/old/states/extract:0").set({"taskID": 0, "tag": "extract", "status": int(Status.FINISHED)})
     manager = Manager.open(store, "old")
@@ -82,10 +82,10 @@ def test_what_may_be_missing_in_the_seeds_documents(google: Any, store: Firestor
     assert manager.summary().finished == 1
 
 
-def test_what_a_payload_of_the_seeds_may_hold_beside_json(google: Any, store: FirestoreStore) -> None:
-    google.document("jobs/load-42").set(SEEDS_JOB)
+def test_a_payload_may_contain_firestore_types_beside_json(google: Any, store: FirestoreStore) -> None:
+    google.document("jobs/load-42").set(GO_JOB)
     payload = {"at": WRITTEN, "raw": b"\x00\xff", "where": firestore.GeoPoint(1.5, -2), "like": google.document("a/b")}
-    google.document("jobs/load-42/states/extract:1").set({**SEEDS_STATE, "payload": payload})
+    google.document("jobs/load-42/states/extract:1").set({**GO_STATE, "payload": payload})
     assert Manager.open(store, "load-42").get_state("extract", 1).payload == {
         "at": "2025-03-04T05:06:07.891000Z",
         "raw": "AP8=",
@@ -123,13 +123,13 @@ def nested(depth: int) -> dict[str, Any]:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_payload_is_a_native_map_where_firestore_can_hold_it_and_comes_back_as_it_was(
+def test_a_payload_is_a_native_map_where_possible_and_is_read_back_unchanged(
     google: Any, store: FirestoreStore, payload: dict[str, Any], native: bool
 ) -> None:
     manager = Manager.create(store, "job", num_tasks=1, task_index=0)
     manager.set_state("a", 5, payload=payload)
-    kept = google.document("jobs/job/states/a:0").get().to_dict()
-    assert (kept["payload"], "payloadJSON" in kept) == ((payload, False) if native else (None, True))
-    again = manager.get_state("a", 0).payload
-    assert again == payload
-    assert [type(value) for value in (again or {}).values()] == [type(payload[key]) for key in again or {}]
+    stored = google.document("jobs/job/states/a:0").get().to_dict()
+    assert (stored["payload"], "payloadJSON" in stored) == ((payload, False) if native else (None, True))
+    read_back = manager.get_state("a", 0).payload
+    assert read_back == payload
+    assert [type(value) for value in (read_back or {}).values()] == [type(payload[key]) for key in read_back or {}]

@@ -1,4 +1,4 @@
-"""firestore.rules, as the emulator enforces them: people read, servers write."""
+"""firestore.rules, enforced by the emulator: signed-in users read, only servers write."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ def _part(content: dict[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
 
 
-class Ruled:
-    """A project of the emulator's with our rules, seen as a browser sees it."""
+class ProjectWithRules:
+    """A project in the emulator with our rules, accessed as from a browser."""
 
     def __init__(self, host: str) -> None:
-        self.project = f"test-{uuid.uuid4().hex[:12]}"
-        self._documents = f"http://{host}/v1/projects/{self.project}/databases/(default)/documents"
+        self.project_id = f"test-{uuid.uuid4().hex[:12]}"
+        self._documents = f"http://{host}/v1/projects/{self.project_id}/databases/(default)/documents"
         rules = {"rules": {"files": [{"name": "firestore.rules", "content": RULES}]}}
         requests.put(
-            f"http://{host}/emulator/v1/projects/{self.project}:securityRules", json=rules, timeout=20
+            f"http://{host}/emulator/v1/projects/{self.project_id}:securityRules", json=rules, timeout=20
         ).raise_for_status()
 
     @property
-    def somebody(self) -> dict[str, str]:
-        """Give what a browser of a signed-in user sends; the emulator takes tokens without a signature."""
-        issuer = f"https://securetoken.google.com/{self.project}"
-        claims = {"sub": "u1", "user_id": "u1", "iss": issuer, "aud": self.project, "iat": 1, "exp": 9_999_999_999}
+    def signed_in(self) -> dict[str, str]:
+        """Return the headers of a signed-in user; the emulator accepts unsigned tokens."""
+        issuer = f"https://securetoken.google.com/{self.project_id}"
+        claims = {"sub": "u1", "user_id": "u1", "iss": issuer, "aud": self.project_id, "iat": 1, "exp": 9_999_999_999}
         return {"Authorization": f"Bearer {_part({'alg': 'none', 'type': 'JWT'})}.{_part(claims)}."}
 
-    def does(self, verb: str, path: str, who: dict[str, str]) -> bool:
-        """Whether somebody may do it."""
+    def is_allowed(self, verb: str, path: str, headers: dict[str, str]) -> bool:
+        """Return whether the rules permit a request."""
         body = {"json": {"fields": {}}} if verb == "PATCH" else {}
-        answer = requests.request(verb, f"{self._documents}/{path}", headers=who, timeout=20, **body)
+        answer = requests.request(verb, f"{self._documents}/{path}", headers=headers, timeout=20, **body)
         assert answer.status_code in {200, 403, 404}, answer.text
         return answer.status_code != 403
 
 
 @pytest.fixture
-def ruled(firestore_emulator: str) -> Ruled:
-    return Ruled(firestore_emulator)
+def project(firestore_emulator: str) -> ProjectWithRules:
+    return ProjectWithRules(firestore_emulator)
 
 
 @pytest.fixture(params=get_args(Transport))
-def store(ruled: Ruled, request: pytest.FixtureRequest) -> Iterator[FirestoreStore]:
-    with FirestoreStore(Address(ruled.project), timeout=10.0, transport=request.param) as store:
+def store(project: ProjectWithRules, request: pytest.FixtureRequest) -> Iterator[FirestoreStore]:
+    with FirestoreStore(Address(project.project_id), timeout=10.0, transport=request.param) as store:
         yield store
 
 
@@ -69,14 +69,14 @@ def test_servers_are_not_subject_to_rules(store: FirestoreStore) -> None:
         assert events.get(20).state.status == 5
 
 
-def test_who_is_signed_in_reads_jobs_and_states_and_nobody_writes(ruled: Ruled) -> None:
+def test_signed_in_users_read_jobs_and_states_and_cannot_write(project: ProjectWithRules) -> None:
     for path in READABLE:
-        assert ruled.does("GET", path, ruled.somebody), path
-        assert not ruled.does("GET", path, {}), path
-    assert ruled.does("GET", "jobs/job/states", ruled.somebody)
+        assert project.is_allowed("GET", path, project.signed_in), path
+        assert not project.is_allowed("GET", path, {}), path
+    assert project.is_allowed("GET", "jobs/job/states", project.signed_in)
     for path in HIDDEN:
-        assert not ruled.does("GET", path, ruled.somebody), path
+        assert not project.is_allowed("GET", path, project.signed_in), path
     for path in (*READABLE, *HIDDEN):
-        for who in (ruled.somebody, {}):
-            assert not ruled.does("PATCH", path, who), path
-            assert not ruled.does("DELETE", path, who), path
+        for headers in (project.signed_in, {}):
+            assert not project.is_allowed("PATCH", path, headers), path
+            assert not project.is_allowed("DELETE", path, headers), path

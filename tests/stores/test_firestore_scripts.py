@@ -1,4 +1,4 @@
-"""The scripts that set up a Firestore project, run against a gcloud that only takes notes."""
+"""The scripts that set up a Firestore project, run with a stub that records calls of gcloud."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 WANTED = json.loads((ROOT / "firestore.indexes.json").read_text())
 
-OF_AN_OUTER_MAKE = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
-"""By these a make learns that another one, that of the tests, has started it: it talks of folders then."""
+MAKE_VARIABLES = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+"""Variables of the make that runs the tests. With them, an inner make also prints its directories."""
 
 STUB = """#!/usr/bin/env bash
 echo "$*" >>"$NOTES/calls"
@@ -35,8 +35,8 @@ esac
 """
 
 
-class Gcloud:
-    """Notes its calls in a folder, and says of the project what lies there."""
+class StubGcloud:
+    """Record calls in a folder, and report the project that the folder describes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class Gcloud:
         program.parent.mkdir()
         program.write_text(STUB)
         program.chmod(0o755)
-        ours = {name: value for name, value in os.environ.items() if name not in OF_AN_OUTER_MAKE}
+        ours = {name: value for name, value in os.environ.items() if name not in MAKE_VARIABLES}
         self.environment = {**ours, "NOTES": str(folder), "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
     def run(self, *command: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
@@ -55,7 +55,7 @@ class Gcloud:
         )
         return done, calls.read_text().splitlines() if calls.exists() else []
 
-    def has_all(self) -> None:
+    def has_all_indexes(self) -> None:
         base = "projects/p/databases/(default)/collectionGroups"
         composite = [
             {
@@ -76,11 +76,11 @@ class Gcloud:
 
 
 @pytest.fixture
-def gcloud(tmp_path: Path) -> Gcloud:
-    return Gcloud(tmp_path)
+def gcloud(tmp_path: Path) -> StubGcloud:
+    return StubGcloud(tmp_path)
 
 
-def test_the_database_is_created_once(gcloud: Gcloud) -> None:
+def test_the_database_is_created_once(gcloud: StubGcloud) -> None:
     done, calls = gcloud.run("make", "firestore-init", "PROJECT_ID=p-1", "REGION=eur3")
     assert done.returncode == 0, done.stderr
     assert calls[0] == "services enable firestore.googleapis.com --project=p-1 --quiet"
@@ -91,7 +91,7 @@ def test_the_database_is_created_once(gcloud: Gcloud) -> None:
     assert not [call for call in calls if "create" in call]
 
 
-def test_indexes_that_are_missing_are_created_and_no_others(gcloud: Gcloud) -> None:
+def test_only_missing_indexes_are_created(gcloud: StubGcloud) -> None:
     done, calls = gcloud.run("make", "firestore-indexes", "PROJECT_ID=p-1")
     assert done.returncode == 0, done.stderr
     created = [call for call in calls if "composite create" in call]
@@ -105,14 +105,14 @@ def test_indexes_that_are_missing_are_created_and_no_others(gcloud: Gcloud) -> N
     assert any("fields update payload --collection-group=states --disable-indexes" in call for call in updated)
     group = "fields update held --collection-group=states --index=order=ascending,query-scope=collection-group"
     assert any(group in call for call in updated)
-    gcloud.has_all()
+    gcloud.has_all_indexes()
     done, calls = gcloud.run("make", "firestore-indexes", "PROJECT_ID=p-1")
     assert done.returncode == 0, done.stderr
     assert [call for call in calls if " list " not in call] == []
 
 
-def test_another_collection_has_indexes_of_its_own(gcloud: Gcloud) -> None:
-    gcloud.has_all()
+def test_another_collection_gets_its_own_indexes(gcloud: StubGcloud) -> None:
+    gcloud.has_all_indexes()
     done, calls = gcloud.run(str(SCRIPTS / "firestore_apply_indexes.sh"), "p-1", "other", "etl")
     assert done.returncode == 0, done.stderr
     created = [call for call in calls if "composite create" in call]
@@ -122,13 +122,13 @@ def test_another_collection_has_indexes_of_its_own(gcloud: Gcloud) -> None:
 
 
 @pytest.mark.parametrize("target", ["firestore-init", "firestore-indexes"])
-def test_what_is_missing_is_named(gcloud: Gcloud, target: str) -> None:
+def test_a_missing_project_id_is_named(gcloud: StubGcloud, target: str) -> None:
     done, calls = gcloud.run("make", target)
     assert (done.returncode != 0, calls) == (True, [])
     assert "PROJECT_ID" in done.stderr
 
 
-def test_a_missing_gcloud_is_told(gcloud: Gcloud) -> None:
+def test_a_missing_gcloud_is_reported(gcloud: StubGcloud) -> None:
     shutil.rmtree(gcloud.folder / "bin")
     bash = str(shutil.which("bash"))
     gcloud.environment["PATH"] = ""
@@ -147,7 +147,7 @@ def test_a_missing_gcloud_is_told(gcloud: Gcloud) -> None:
 
 
 @pytest.mark.parametrize(("given", "used"), [((), "localhost:8787"), (("HOST_PORT=localhost:9000",), "localhost:9000")])
-def test_the_emulator_is_started_where_it_was_asked_for(gcloud: Gcloud, given: tuple[str, ...], used: str) -> None:
+def test_the_emulator_starts_at_the_given_address(gcloud: StubGcloud, given: tuple[str, ...], used: str) -> None:
     done, calls = gcloud.run("make", "firestore-emulator", *given)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"export FIRESTORE_EMULATOR_HOST={used}"]
@@ -155,9 +155,9 @@ def test_the_emulator_is_started_where_it_was_asked_for(gcloud: Gcloud, given: t
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"), [("gcloud", "gcloud is not installed"), ("java", "Java is not installed")]
+    ("missing", "message"), [("gcloud", "gcloud is not installed"), ("java", "Java is not installed")]
 )
-def test_what_the_emulator_needs_is_named(gcloud: Gcloud, missing: str, told: str) -> None:
+def test_a_missing_program_of_the_emulator_is_named(gcloud: StubGcloud, missing: str, message: str) -> None:
     programs = gcloud.folder / "bin"
     for program in ("make", "bash", "java", "sed"):
         found = shutil.which(program)
@@ -167,19 +167,17 @@ def test_what_the_emulator_needs_is_named(gcloud: Gcloud, missing: str, told: st
     gcloud.environment["PATH"] = str(programs)
     done, calls = gcloud.run("make", "firestore-emulator")
     assert (done.returncode != 0, calls) == (True, [])
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
     ("stop", "sign"),
     [pytest.param(os.kill, signal.SIGTERM, id="killed"), pytest.param(os.killpg, signal.SIGINT, id="by a terminal")],
 )
-def test_an_emulator_that_is_stopped_leaves_nothing_behind(
-    gcloud: Gcloud, stop: Callable[[int, int], None], sign: int
-) -> None:
+def test_a_stopped_emulator_leaves_no_process(gcloud: StubGcloud, stop: Callable[[int, int], None], sign: int) -> None:
     (gcloud.folder / "stay").touch()
     child = gcloud.folder / "child"
-    command = ["env", "--default-signal=INT", "make", "firestore-emulator"]  # what runs in the background ignores it
+    command = ["env", "--default-signal=INT", "make", "firestore-emulator"]  # background processes ignore SIGINT
     with subprocess.Popen(command, env=gcloud.environment, cwd=ROOT, start_new_session=True) as running:
         wait_for(lambda: child.exists() and child.read_text().strip(), "the emulator")
         left = psutil.Process(int(child.read_text()))
@@ -192,7 +190,7 @@ def test_an_emulator_that_is_stopped_leaves_nothing_behind(
     assert running.returncode != 0
 
 
-def test_the_scripts_are_clean() -> None:
+def test_the_scripts_pass_shellcheck() -> None:
     shellcheck = shutil.which("shellcheck") or shutil.which(str(ROOT / ".venv" / "bin" / "shellcheck"))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: apt-get install shellcheck")

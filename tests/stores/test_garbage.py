@@ -1,4 +1,4 @@
-"""Garbage collection on every store, with whatever may happen between any two of its steps."""
+"""Garbage collection on every store, with other changes between any two of its steps."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
 from celery_statemanager.testing.load import in_threads
 
 HOUR = 3600.0
-AT_ONCE = {"tombstone_age": 0.002, "delete_age": 0.004}
-HIDE = {"tombstone_age": 0.002, "delete_age": HOUR}
+DELETE = {"tombstone_age": 0.002, "delete_age": 0.004}
+TOMBSTONE = {"tombstone_age": 0.002, "delete_age": HOUR}
 LATER = {"tombstone_age": HOUR, "delete_age": 2 * HOUR}
 
 
 @pytest.fixture
 def timings() -> Timings:
-    """Make Firestore record each write's time: one that may be 45 s old is no use for jobs that live milliseconds."""
+    """Make Firestore store the activity of each write; its delay of up to 45 s is too long for these tests."""
     return Timings(poll_every=0.05, activity_every=0.0)
 
 
-def idle(store: Store, *grids: Grid) -> None:
-    """Wait until jobs are idle by the ages of these tests."""
+def wait_until_idle(store: Store, *grids: Grid) -> None:
+    """Wait until jobs are older than the ages of these tests."""
     deadline = time.monotonic() + PATIENCE
     while any(store.now() - grid.job.last_activity <= 5_000 for grid in grids):
         assert time.monotonic() < deadline
@@ -47,10 +47,10 @@ def exists(grid: Grid) -> bool:
         return False
 
 
-def an_idle_job(store: Store, name: str = "job", **callbacks: str) -> Grid:
+def create_idle_job(store: Store, name: str = "job", **callbacks: str) -> Grid:
     grid = Grid.create(store, 2, ("a",), job_id=name, **callbacks)
     grid.write("a", 0, 5)
-    idle(store, grid)
+    wait_until_idle(store, grid)
     return grid
 
 
@@ -61,12 +61,12 @@ def at_every_step(
     check: Callable[[Grid, GarbageReport], object],
     **callbacks: str,
 ) -> None:
-    """Collect a new idle job again and again, acting on it before each call to the store but the first.
+    """Collect a new idle job repeatedly, each time with the action before a later call to the store.
 
-    That one asks for the time by which the job is judged; what is written before it is idle by then.
+    The first call is left out: it reads the time that idleness refers to, so a job written before it counts as idle.
     """
     for number in range(1, 100):
-        grid = an_idle_job(store, f"job {number}", **callbacks)
+        grid = create_idle_job(store, f"job {number}", **callbacks)
         between = Between(store, number, lambda grid=grid: action(grid) if exists(grid) else None)
         report = collect_garbage(between, **ages)
         if between.left >= 0:
@@ -75,47 +75,47 @@ def at_every_step(
         check(grid, report)
         if exists(grid):
             grid.delete()
-    raise AssertionError("no end of steps")
+    raise AssertionError("the number of steps is not bounded")
 
 
-def test_an_idle_job_is_hidden_then_deleted_and_nothing_is_left(store: Store) -> None:
-    grid = an_idle_job(store)
+def test_an_idle_job_is_tombstoned_then_deleted_completely(store: Store) -> None:
+    grid = create_idle_job(store)
     assert collect_garbage(store, **LATER) == GarbageReport()
     told: list[tuple[str, object]] = []
-    report = collect_garbage(store, **HIDE, tell=lambda job, what: told.append((job.job_id, what)))
+    report = collect_garbage(store, **TOMBSTONE, tell=lambda job, what: told.append((job.job_id, what)))
     assert report == GarbageReport(scanned=1, tombstoned=1)
     assert told == [("job", Act.TOMBSTONED)]
     assert grid.state("a", 0).status == 5
-    assert collect_garbage(store, **HIDE) == GarbageReport(scanned=1)
-    report = collect_garbage(store, **AT_ONCE)
+    assert collect_garbage(store, **TOMBSTONE) == GarbageReport(scanned=1)
+    report = collect_garbage(store, **DELETE)
     assert (report.deleted, report.tombstoned, report.revived, report.skipped) == (1, 0, 0, {})
     assert not exists(grid)
     assert purge(store) == 0
 
 
 @pytest.mark.parametrize("tags", [("a",), None])
-def test_settled_jobs_and_jobs_without_a_plan_are_deleted_though_never_hidden(store: Store, tags: Any) -> None:
+def test_settled_jobs_and_jobs_without_a_plan_are_deleted_without_a_tombstone(store: Store, tags: Any) -> None:
     grid = Grid.create(store, 1, tags)
     grid.run("a", 0)
-    idle(store, grid)
-    assert collect_garbage(store, **AT_ONCE).deleted == 1
+    wait_until_idle(store, grid)
+    assert collect_garbage(store, **DELETE).deleted == 1
     assert not exists(grid)
 
 
-def test_a_hidden_job_that_is_written_to_is_revived(store: Store) -> None:
-    alive, asleep = an_idle_job(store, "alive"), an_idle_job(store, "asleep")
-    assert collect_garbage(store, **HIDE).tombstoned == 2
+def test_a_tombstoned_job_that_is_written_to_is_revived(store: Store) -> None:
+    alive, asleep = create_idle_job(store, "alive"), create_idle_job(store, "asleep")
+    assert collect_garbage(store, **TOMBSTONE).tombstoned == 2
     alive.write("a", 1, 6)
     assert collect_garbage(store, **LATER) == GarbageReport(scanned=2, revived=1)
     assert alive.job.tombstoned_at is None
     assert asleep.job.tombstoned_at is not None
 
 
-def test_a_dry_run_writes_nothing_and_tells_what_would_be_done(store: Store) -> None:
-    grids = {name: an_idle_job(store, name) for name in ("revive", "hide")}
-    collect_garbage(store, **HIDE)
-    grids["hide"].update(lambda job: replace(job, tombstoned_at=None))
-    grids["revive"].write("a", 1, 6)
+def test_a_dry_run_writes_nothing_and_reports_what_it_would_do(store: Store) -> None:
+    grids = {name: create_idle_job(store, name) for name in ("revived", "tombstoned")}
+    collect_garbage(store, **TOMBSTONE)
+    grids["tombstoned"].update(lambda job: replace(job, tombstoned_at=None))
+    grids["revived"].write("a", 1, 6)
 
     class ReadOnly(WrappedStore):
         def calling(self, method: str, call: Callable[[], Any]) -> Any:
@@ -124,17 +124,15 @@ def test_a_dry_run_writes_nothing_and_tells_what_would_be_done(store: Store) -> 
 
     before = list(every_job(store))
     assert collect_garbage(ReadOnly(store), **LATER, dry_run=True).revived == 1
-    idle(store, *grids.values())
-    report = collect_garbage(ReadOnly(store), **HIDE, dry_run=True)
+    wait_until_idle(store, *grids.values())
+    report = collect_garbage(ReadOnly(store), **TOMBSTONE, dry_run=True)
     assert (report.tombstoned, report.deleted) == (1, 0)
-    assert collect_garbage(ReadOnly(store), **AT_ONCE, dry_run=True).deleted == 2
+    assert collect_garbage(ReadOnly(store), **DELETE, dry_run=True).deleted == 2
     assert list(every_job(store)) == before
 
 
-@pytest.mark.parametrize("ages", [HIDE, AT_ONCE], ids=["hide", "delete"])
-def test_a_job_written_to_between_any_two_steps_is_there_and_seen_after_the_next_run(
-    store: Store, ages: dict[str, float]
-) -> None:
+@pytest.mark.parametrize("ages", [TOMBSTONE, DELETE], ids=["tombstone", "delete"])
+def test_a_job_written_to_between_any_two_steps_survives_and_is_listed(store: Store, ages: dict[str, float]) -> None:
     written: set[Grid] = set()
     reasons: set[str] = set()
 
@@ -154,7 +152,7 @@ def test_a_job_written_to_between_any_two_steps_is_there_and_seen_after_the_next
     assert reasons == {Skip.CHANGED.value}
 
 
-def test_a_callback_that_falls_due_between_any_two_steps_keeps_the_job(store: Store) -> None:
+def test_a_callback_that_becomes_due_between_any_two_steps_keeps_the_job(store: Store) -> None:
     finished: set[Grid] = set()
 
     def finish(grid: Grid) -> None:
@@ -165,14 +163,14 @@ def test_a_callback_that_falls_due_between_any_two_steps_keeps_the_job(store: St
     def check(grid: Grid, _: GarbageReport) -> None:
         if grid in finished:
             assert grid.job.latches["success"].due
-            idle(store, grid)
-            assert collect_garbage(store, **AT_ONCE).skipped == {Skip.CALLBACK.value: 1}
+            wait_until_idle(store, grid)
+            assert collect_garbage(store, **DELETE).skipped == {Skip.CALLBACK.value: 1}
 
-    at_every_step(store, AT_ONCE, finish, check, success="call")
+    at_every_step(store, DELETE, finish, check, success="call")
     assert len(finished) > 4
 
 
-def test_another_run_between_any_two_steps_does_no_harm(store: Store) -> None:
+def test_a_second_run_between_any_two_steps_deletes_the_job_once(store: Store) -> None:
     other: list[GarbageReport] = []
 
     def check(grid: Grid, report: GarbageReport) -> None:
@@ -180,13 +178,13 @@ def test_another_run_between_any_two_steps_does_no_harm(store: Store) -> None:
         assert report.deleted + sum(each.deleted for each in other) == 1
         other.clear()
 
-    at_every_step(store, AT_ONCE, lambda _: other.append(collect_garbage(store, **AT_ONCE)), check)
+    at_every_step(store, DELETE, lambda _: other.append(collect_garbage(store, **DELETE)), check)
     assert purge(store) == 0
 
 
-def test_runs_of_many_at_once_do_each_thing_once(store: Store) -> None:
-    grids = [an_idle_job(store, f"job {number}") for number in range(12)]
-    for ages, act in ((HIDE, "tombstoned"), (AT_ONCE, "deleted")):
+def test_concurrent_runs_act_on_each_job_once(store: Store) -> None:
+    grids = [create_idle_job(store, f"job {number}") for number in range(12)]
+    for ages, act in ((TOMBSTONE, "tombstoned"), (DELETE, "deleted")):
         reports = in_threads(3, lambda _, ages=ages: collect_garbage(store, **ages))
         assert sum(getattr(report, act) for report in reports) == len(grids)
         assert {reason for report in reports for reason in report.skipped} <= {Skip.CHANGED.value}
@@ -194,8 +192,8 @@ def test_runs_of_many_at_once_do_each_thing_once(store: Store) -> None:
     assert purge(store) == 0
 
 
-def test_a_run_reads_the_records_of_idle_jobs_and_no_states(store: Store) -> None:
-    old = an_idle_job(store, "old")
+def test_a_run_reads_only_the_records_of_idle_jobs(store: Store) -> None:
+    old = create_idle_job(store, "old")
     busy = [Grid.create(store, 1, job_id=f"busy {number}") for number in range(30)]
     between = (old.job.last_activity + busy[0].job.last_activity) // 2
     now = store.now()
@@ -214,20 +212,20 @@ def test_a_run_reads_the_records_of_idle_jobs_and_no_states(store: Store) -> Non
     assert read == ["old"]
 
 
-def test_a_run_that_is_cut_off_anywhere_is_done_by_the_next(store: Store) -> None:
-    class CutOffError(Exception):
+def test_an_interrupted_run_is_completed_by_the_next_one(store: Store) -> None:
+    class InterruptedRunError(Exception):
         pass
 
-    def cut_off(_: Grid) -> None:
-        raise CutOffError
+    def interrupt(_: Grid) -> None:
+        raise InterruptedRunError
 
     for number in range(100):
-        grid = an_idle_job(store, f"job {number}")
-        between = Between(store, number, lambda grid=grid: cut_off(grid))
+        grid = create_idle_job(store, f"job {number}")
+        between = Between(store, number, lambda grid=grid: interrupt(grid))
         try:
-            collect_garbage(between, **AT_ONCE)
-        except CutOffError:
-            collect_garbage(store, **AT_ONCE)
+            collect_garbage(between, **DELETE)
+        except InterruptedRunError:
+            collect_garbage(store, **DELETE)
         assert not exists(grid)
         assert purge(store) == 0
         if between.left >= 0:
@@ -252,44 +250,44 @@ def _nothing(grid: Grid) -> Report:
 
 
 @pytest.mark.parametrize("report_of", [_running, _received, _no_room, _nothing])
-def test_a_job_that_a_live_worker_is_at_is_spared_until_the_worker_is_dead(
+def test_a_job_of_a_live_worker_is_kept_until_the_worker_is_dead(
     store: Store, report_of: Callable[[Grid], Report]
 ) -> None:
-    grid = an_idle_job(store)
+    grid = create_idle_job(store)
     report = report_of(grid)
-    idle(store, grid)
+    wait_until_idle(store, grid)
     store.put_worker("w1", report.to_json(), HOUR)
-    assert collect_garbage(store, **AT_ONCE).skipped == {Skip.RUNNING.value: 1}
+    assert collect_garbage(store, **DELETE).skipped == {Skip.RUNNING.value: 1}
     assert grid.job.tombstoned_at is None
     store.put_worker("w1", report.to_json(), 0)
-    assert collect_garbage(store, **AT_ONCE).deleted == 1
+    assert collect_garbage(store, **DELETE).deleted == 1
 
 
-def test_a_job_that_is_being_published_is_spared_until_its_publisher_is_dead(store: Store) -> None:
-    grid = an_idle_job(store)
+def test_a_job_that_is_being_published_is_kept_until_its_publisher_is_dead(store: Store) -> None:
+    grid = create_idle_job(store)
 
     def publishing(until: int) -> Callable[[JobRecord], JobRecord]:
         return lambda job: replace(job, submission=Submission(1, done=False, alive_until=until))
 
     grid.update(publishing(store.now() + 60_000_000))
-    assert collect_garbage(store, **AT_ONCE).skipped == {Skip.PUBLISHING.value: 1}
+    assert collect_garbage(store, **DELETE).skipped == {Skip.PUBLISHING.value: 1}
     grid.update(publishing(1))
-    assert collect_garbage(store, **AT_ONCE).deleted == 1
+    assert collect_garbage(store, **DELETE).deleted == 1
 
 
-def test_a_job_of_a_newer_release_is_spared_and_told_in_words_when_it_is_opened(store: Store) -> None:
-    grid = an_idle_job(store)
+def test_a_job_of_a_newer_release_is_kept_and_rejected_when_opened(store: Store) -> None:
+    grid = create_idle_job(store)
     grid.update(lambda job: replace(job, schema_version=job.schema_version + 1))
-    assert collect_garbage(store, **AT_ONCE).skipped == {Skip.NEWER.value: 1}
+    assert collect_garbage(store, **DELETE).skipped == {Skip.NEWER.value: 1}
     with pytest.raises(ConfigurationError, match=r"newer release \(schema 2, this one knows 1\): upgrade"):
         Manager.open(store, "job")
 
 
-def test_many_jobs_are_looked_at_page_by_page(store: Store) -> None:
+def test_many_jobs_are_collected_page_by_page(store: Store) -> None:
     grids = [Grid.create(store, 1, job_id=f"job {number}") for number in range(120)]
-    idle(store, *grids[-1:])
-    assert collect_garbage(store, **HIDE).tombstoned == 120
-    assert collect_garbage(store, **AT_ONCE).deleted == 120
+    wait_until_idle(store, *grids[-1:])
+    assert collect_garbage(store, **TOMBSTONE).tombstoned == 120
+    assert collect_garbage(store, **DELETE).deleted == 120
     assert list(every_job(store)) == []
 
 
@@ -320,7 +318,7 @@ def test_ages_are_counted_from_the_last_write_by_the_stores_clock(store_factory:
         (("30d", None), "delete age: a duration is a text, a number of seconds or a timedelta, not None"),
     ],
 )
-def test_ages_that_make_no_sense_are_refused_in_words(ages: tuple[Any, Any], words: str) -> None:
+def test_invalid_ages_are_rejected(ages: tuple[Any, Any], words: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         collect_garbage(WrappedStore(None), tombstone_age=ages[0], delete_age=ages[1])  # type: ignore[arg-type]
     assert str(raised.value).startswith(words)
@@ -331,27 +329,27 @@ import sys
 from celery_statemanager import collect_garbage, garbage, open_store
 from celery_statemanager.testing import WrappedStore
 
-class Telling(WrappedStore):
+class PrintingStore(WrappedStore):
     def purge(self, limit):
         removed = super().purge(limit)
         print(removed, flush=True)
         return removed
 
 garbage.PURGED_AT_ONCE = 50
-collect_garbage(Telling(open_store(sys.argv[1])), tombstone_age=0.002, delete_age=0.004)
+collect_garbage(PrintingStore(open_store(sys.argv[1])), tombstone_age=0.002, delete_age=0.004)
 """
 
 
-def test_a_killed_process_leaves_only_what_the_next_run_removes(store: Store, store_factory: StoreFactory) -> None:
+def test_the_next_run_removes_what_a_killed_process_left(store: Store, store_factory: StoreFactory) -> None:
     if store_factory.url is None:
-        pytest.skip("its data live and die with one store object")
+        pytest.skip("its data exist only in one store object")
     grid = Grid.create(store, 400)
     for row in range(400):
         for tag in ("a", "b", "c") if "firestore" not in store_factory.url else ("a",):
             grid.write(tag, row, 5)
-    idle(store, grid)
+    wait_until_idle(store, grid)
     child = subprocess.Popen([sys.executable, "-c", CHILD, store_factory.url], stdout=subprocess.PIPE)
-    assert [int(child.stdout.readline()) > 0 for _ in range(2)] == [False, True]  # nothing of old, then of the job
+    assert [int(child.stdout.readline()) > 0 for _ in range(2)] == [False, True]  # no earlier garbage, then the job's
     child.kill()
     child.communicate(timeout=PATIENCE)
     assert not exists(grid)

@@ -1,4 +1,4 @@
-"""Data that older releases made: opened, read, written on, collected. One file in ``fixtures`` for each of them."""
+"""Data of older releases, one file of ``fixtures`` each, can be read, written, migrated and collected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job, p
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DUMPS = sorted(FIXTURES.glob("*-*"))
 FOREIGN = sorted((FIXTURES / "foreign").iterdir())
-"""Jobs as another program makes them: no incarnation, schema 0, states with the seed's fields alone."""
+"""Jobs of another program: without an incarnation, schema 0, states with only the shared fields."""
 
 
 def restored_sqlite(dump: Path, home: Path) -> str:
@@ -34,7 +34,7 @@ def restored_sqlite(dump: Path, home: Path) -> str:
 
 
 def restore_redis(dump: Path, server) -> None:
-    """Send the commands of a dump; values are in base 64."""
+    """Send the commands of a dump; values are base64-encoded."""
     with server.client() as client:
         for line in dump.read_text().splitlines():
             command, key, *rest = json.loads(line)
@@ -46,7 +46,7 @@ def restore_redis(dump: Path, server) -> None:
 
 @pytest.fixture(params=DUMPS, ids=[dump.stem for dump in DUMPS])
 def old_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Give a store as an older release left it."""
+    """Yield a store as an older release left it."""
     dump: Path = request.param
     if dump.name.startswith("sqlite"):
         with open_store(restored_sqlite(dump, tmp_path)) as store:
@@ -58,7 +58,7 @@ def old_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]
             yield store
 
 
-def test_what_was_written_is_read(old_store: Store) -> None:
+def test_data_of_an_older_release_are_read(old_store: Store) -> None:
     manager = Manager.open(old_store, "etl-42")
     summary = manager.summary()
     assert (summary.expected, summary.finished, summary.running) == (6, 1, 1)
@@ -73,7 +73,7 @@ def test_what_was_written_is_read(old_store: Store) -> None:
     assert (attempt.cell.owner, attempt.cell.kept) == ("w1", '{"m": 1}')
 
 
-def test_what_was_begun_is_gone_on_with(old_store: Store) -> None:
+def test_an_open_attempt_of_an_older_release_continues(old_store: Store) -> None:
     grid = Grid(old_store, old_store.get_job(JobKey("etl-42")).ref)
     grid.write("load", 0, FINISHED, attempt=1, ends_attempt=True, keep_payload=True)
     assert grid.state("load", 0).payload == {"progress": {"done": 10, "total": 10}, "rows": 812}
@@ -84,14 +84,14 @@ def test_what_was_begun_is_gone_on_with(old_store: Store) -> None:
 
 
 def counted(grid: Grid) -> tuple[int, int, str, str]:
-    """Return how many cells failed and were not run, and in which rows; with and without index sets alike."""
+    """Return how many cells failed and were not run, and their rows; check that index sets change no count."""
     found, bare = grid.manager().summary("load"), grid.manager().summary("load", indexes=False)
     assert (found.failed, found.not_run) == (bare.failed, bare.not_run)
     return bare.failed, bare.not_run, str(found.failed_indexes), str(found.not_run_indexes)
 
 
-def test_what_was_blocked_is_counted_once_however_it_goes_on(old_store: Store, request: pytest.FixtureRequest) -> None:
-    """Upgrading a file counts anew; elsewhere a cell stays failed until it is written or migrated."""
+def test_a_blocked_cell_of_an_older_release_is_counted_once(old_store: Store, request: pytest.FixtureRequest) -> None:
+    """Upgrading an SQLite file recounts its cells; in Redis the cell counts as failed until it is written or migrated."""
     grid = Grid(old_store, old_store.get_job(JobKey("etl-42")).ref)
     upgraded = "sqlite" in request.node.callspec.id
     assert counted(grid) == ((0, 1, "", "1") if upgraded else (1, 0, "1", ""))
@@ -110,14 +110,14 @@ def test_a_blocked_cell_that_is_migrated_is_counted_as_not_run(old_store: Store)
     assert grid.lowest("load").task_index == 1
 
 
-def test_old_jobs_are_collected(old_store: Store) -> None:
+def test_jobs_of_an_older_release_are_collected(old_store: Store) -> None:
     report = collect_garbage(old_store, tombstone_age=0.001, delete_age=0.002)
     assert (report.deleted, report.skipped) == (1, {"callback": 1})
     assert [job.job_id for job in every_job(old_store)] == ["etl-42"]
     assert purge(old_store) == 0
 
 
-def test_all_of_it_is_brought_to_the_schema_of_this_release(old_store: Store) -> None:
+def test_jobs_of_an_older_release_are_migrated_to_this_schema(old_store: Store) -> None:
     before = {job.key: Grid(old_store, job.ref).states() for job in every_job(old_store)}
     report = migrate_jobs(old_store)
     assert (report.scanned, report.skipped) == (2, {})
@@ -129,7 +129,7 @@ def test_all_of_it_is_brought_to_the_schema_of_this_release(old_store: Store) ->
 
 
 @pytest.mark.parametrize("dump", FOREIGN, ids=lambda dump: dump.stem)
-def test_a_job_of_another_program_in_an_old_file_becomes_ours(dump: Path, tmp_path: Path) -> None:
+def test_another_programs_job_in_an_old_file_is_migrated(dump: Path, tmp_path: Path) -> None:
     clock = FakeClock()
     with open_store(restored_sqlite(dump, tmp_path), clock=clock) as store:
         before = Manager.open(store, "load").list_states()
@@ -138,8 +138,8 @@ def test_a_job_of_another_program_in_an_old_file_becomes_ours(dump: Path, tmp_pa
         grid = Grid(store, store.get_job(JobKey("load")).ref)
         assert grid.ref.incarnation
         assert {each.schema_version for each in grid.states()} == {grid.job.schema} == {SCHEMA_VERSION}
-        told = [(each.task_index, each.status, each.version, each.timestamp, each.message) for each in before]
-        assert [(s.task_index, s.status, s.version, s.timestamp, s.message) for s in grid.states()] == told
+        expected = [(each.task_index, each.status, each.version, each.timestamp, each.message) for each in before]
+        assert [(s.task_index, s.status, s.version, s.timestamp, s.message) for s in grid.states()] == expected
         assert all(each.event_id for each in grid.states())
         with grid.manager().subscribe(until_settled=True) as events:
             for row in (1, 2):
@@ -152,8 +152,8 @@ def test_a_job_of_another_program_in_an_old_file_becomes_ours(dump: Path, tmp_pa
         assert collect_garbage(store, tombstone_age=10, delete_age=20).deleted == 1
 
 
-def test_an_old_file_has_the_layout_of_a_new_one(tmp_path: Path) -> None:
-    """Whatever way led to it: a column or an index that only new files have would be missed where it matters."""
+def test_an_upgraded_file_has_the_layout_of_a_new_one(tmp_path: Path) -> None:
+    """Every upgrade leads to the same layout: no old file lacks a column or an index of new ones."""
 
     def layout(url: str) -> dict[str, list[str]]:
         with open_store(url) as store:
@@ -173,6 +173,6 @@ def test_an_old_file_has_the_layout_of_a_new_one(tmp_path: Path) -> None:
         assert layout(restored_sqlite(dump, home)) == new
 
 
-def test_jobs_that_an_older_release_hid_are_listed_as_such(tmp_path: Path) -> None:
+def test_jobs_tombstoned_by_an_older_release_are_listed_as_tombstoned(tmp_path: Path) -> None:
     with open_store(restored_sqlite(FIXTURES / "sqlite-0.1.0.sql", tmp_path)) as store:
         assert [job.key for job in every_job(store, tombstoned=True)] == [JobKey("old", "r 1")]

@@ -34,7 +34,7 @@ def test_each_job_is_in_its_phase_and_the_most_recently_written_comes_first(stor
     assert str(shown.tags["a"].failed_indexes) == "1"
 
 
-def test_a_job_with_rows_that_were_not_run_has_failed_even_if_the_failed_cell_was_overwritten(store: Store) -> None:
+def test_a_job_with_rows_that_were_not_run_stays_failed_after_the_failed_cell_is_overwritten(store: Store) -> None:
     grid = Grid.create(store, 1, ("scan", "save"))
     grid.run("scan", 0, FAILED)
     grid.write("scan", 0, FINISHED)

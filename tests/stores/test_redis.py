@@ -1,4 +1,4 @@
-"""What only the Redis store promises: what a step costs, what it keeps, what it leaves."""
+"""What only the Redis store guarantees: the cost of a call, what it stores, what it deletes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TestCosts:
             assert counted["evalsha"] == 5
             assert not counted.keys() & {"eval", "script|load", "multi", "exec", "client|setinfo"}
 
-    def test_an_unplanned_jobs_tags_are_learnt_once(self, store, client):
+    def test_the_tags_of_an_unplanned_job_are_read_once(self, store, client):
         grid = Grid.create(store, 3)
         for tag in ("b", "a"):
             grid.write(tag, 0, 5)
@@ -89,7 +89,7 @@ class TestCosts:
             assert grid.lowest(None, row).tag == tag
 
     @pytest.mark.parametrize(("status", "limit"), [(40, 400), (int(Status.FINISHED), 250)])
-    def test_a_state_takes_few_bytes_of_the_server(self, store, client, prefix, status, limit):
+    def test_a_state_takes_few_bytes(self, store, client, prefix, status, limit):
         rows = 10_000
         grid = Grid.create(store, rows, ("a",))
         for row in range(rows):
@@ -98,7 +98,7 @@ class TestCosts:
         assert len(keys) < 12
         assert sum(client.memory_usage(key, samples=0) for key in keys) / rows <= limit
 
-    def test_a_job_is_touched_once_a_minute(self, store, client, monkeypatch):
+    def test_the_activity_of_a_job_is_stored_once_a_minute(self, store, client, monkeypatch):
         grid = Grid.create(store, 1, ("a",))
         grid.write("a", 0, 5)
         client.config_resetstat()
@@ -151,7 +151,7 @@ class TestContention:
 
 
 class TestKeys:
-    def test_after_deletion_and_purge_no_key_is_left(self, store, client, prefix):
+    def test_deletion_and_purge_leave_no_key(self, store, client, prefix):
         grid = Grid.create(store, 50, ("a", "b"), success="call")
         grid.run("a", 0, -1)
         grid.begin("b", 1, owner="w", kept="{}")
@@ -175,7 +175,7 @@ class TestKeys:
             assert tag != "{*}"
 
     @given(st.tuples(st.text(min_size=1), st.none() | st.text(min_size=1)))
-    def test_registry_entries_give_back_the_names(self, names):
+    def test_registry_entries_decode_to_the_names(self, names):
         try:
             "".join(name or "" for name in names).encode()
         except UnicodeEncodeError:
@@ -183,7 +183,7 @@ class TestKeys:
         ref = JobRef(JobKey(*names), "0f1e")
         assert ref_of(entry_of(ref).encode()) == ref
 
-    def test_stores_with_other_prefixes_do_not_see_each_other(self, redis_server, store, prefix):
+    def test_stores_with_different_prefixes_are_separate(self, redis_server, store, prefix):
         Grid.create(store).write("a", 0, 5)
         with open_store(f"{redis_server.url}?prefix={prefix}-2") as other:
             with pytest.raises(JobNotFound):
@@ -192,7 +192,7 @@ class TestKeys:
 
 
 class TestActivity:
-    def test_a_job_is_deleted_if_idle_only_if_nothing_moved_since_it_was_read(self, store):
+    def test_an_idle_job_is_deleted_only_if_unchanged_since_it_was_read(self, store):
         grid = Grid.create(store)
         for move in (lambda: grid.write("a", 0, 5), grid.tombstone):
             old = grid.job
@@ -201,7 +201,7 @@ class TestActivity:
         assert grid.cell("a", 0).status == 5
         assert store.delete_job(grid.job, if_idle=True) is True
 
-    def test_a_write_and_a_begin_end_idleness_and_a_tombstone_does_not(self, store):
+    def test_a_write_or_begin_ends_idleness_but_a_tombstone_does_not(self, store):
         grids = {name: Grid.create(store, job_id=name) for name in ("written", "begun", "marked", "idle")}
         before = store.now()
         grids["written"].write("a", 0, 5)
@@ -213,53 +213,53 @@ class TestActivity:
 
 
 class TestRegistry:
-    def test_a_quiet_job_is_no_longer_looked_at_until_it_is_touched(self, store, client, prefix, monkeypatch):
+    def test_a_quiet_job_is_not_scanned_until_its_next_write(self, store, client, prefix, monkeypatch):
         live = f"{prefix}:{{*}}:live"
         quiet, busy, due = (Grid.create(store, 1, ("a",), job_id=name, success="call") for name in ("q", "b", "d"))
         busy.begin("a", 0, owner="w")
         due.run("a", 0)
         list(store.list_open_attempts())
         assert client.zcard(live) == 3
-        monkeypatch.setattr("celery_statemanager.stores.redis.listing.REST_AFTER", 0.0)
-        monkeypatch.setattr(registry, "REST_AFTER", 0.0)
+        monkeypatch.setattr("celery_statemanager.stores.redis.listing.QUIET_AFTER", 0.0)
+        monkeypatch.setattr(registry, "QUIET_AFTER", 0.0)
         assert [each.ref for each in store.list_open_attempts()] == [busy.ref]
         assert {ref_of(entry) for entry in client.zrange(live, 0, -1)} == {busy.ref, due.ref}
         monkeypatch.setattr(registry, "TOUCH_INTERVAL", 0.0)
         quiet.begin("a", 0, owner="w2")
         assert {each.ref for each in store.list_open_attempts()} == {busy.ref, quiet.ref}
 
-    def test_a_job_touched_a_short_while_ago_stays_live(self, store, client, prefix):
+    def test_a_recently_active_job_stays_in_the_live_set(self, store, client, prefix):
         grid = Grid.create(store)
-        store._registry.rest(entry_of(grid.ref).encode())
+        store._registry.mark_quiet(entry_of(grid.ref).encode())
         assert client.zcard(f"{prefix}:{{*}}:live") == 1
 
-    def test_a_maker_or_deleter_that_died_halfway_leaves_nothing_for_long(self, store, client, prefix, monkeypatch):
+    def test_an_interrupted_create_or_delete_is_cleaned_up(self, store, client, prefix, monkeypatch):
         store._registry.register(JobRef(JobKey("never created"), "0f"))
         grid = Grid.create(store)
         grid.write("a", 0, 5)
-        monkeypatch.setattr(store._registry, "trash", lambda ref: None)
+        monkeypatch.setattr(store._registry, "queue_purge", lambda ref: None)
         store.delete_job(grid.job)
         assert store.list_jobs().jobs == []
         assert purge(store) == 0
-        monkeypatch.setattr(registry, "HEAL_AFTER", 0.0)
+        monkeypatch.setattr(registry, "ORPHANED_AFTER", 0.0)
         assert store.list_jobs().jobs == []
         assert purge(store) > 0
         assert list(client.scan_iter(f"{prefix}:*")) == []
 
-    def test_open_attempts_of_dead_jobs_are_healed_too(self, store, client, prefix, monkeypatch):
+    def test_listing_open_attempts_cleans_up_an_interrupted_create(self, store, client, prefix, monkeypatch):
         store._registry.register(JobRef(JobKey("never created"), "0f"))
-        monkeypatch.setattr(registry, "HEAL_AFTER", 0.0)
+        monkeypatch.setattr(registry, "ORPHANED_AFTER", 0.0)
         assert list(store.list_open_attempts()) == []
         assert client.zcard(f"{prefix}:{{*}}:jobs") == 0
 
-    def test_a_deleted_job_does_not_come_back_by_a_touch(self, store, client, prefix):
+    def test_a_late_touch_does_not_restore_a_deleted_job(self, store, client, prefix):
         grid = Grid.create(store)
         layout = store._reader.layout(grid.ref)
         grid.delete()
         store._registry.touch(layout)
         assert list(client.scan_iter(f"{prefix}:*")) == []
 
-    def test_a_registry_that_was_lost_learns_of_living_jobs_again(self, store, client, prefix):
+    def test_a_lost_registry_is_rebuilt_from_active_jobs(self, store, client, prefix):
         grid = Grid.create(store)
         client.delete(*(f"{prefix}:{{*}}:{name}" for name in ("jobs", "active", "live")))
         assert store.list_jobs().jobs == []
@@ -267,7 +267,7 @@ class TestRegistry:
         assert [job.job_id for job in store.list_jobs().jobs] == ["job"]
         assert [each.ref for each in store.list_open_attempts()] == [grid.ref]
 
-    def test_pages_go_on_where_many_jobs_share_a_place(self, store, client, prefix):
+    def test_pages_continue_among_jobs_with_equal_scores(self, store, client, prefix):
         grids = [Grid.create(store, job_id=f"job {number}") for number in range(9)]
         for grid in grids:
             client.zadd(f"{prefix}:{{*}}:jobs", {entry_of(grid.ref): 1_700_000_000_000_000})
@@ -280,13 +280,13 @@ class TestRegistry:
                 break
         assert sorted(met) == [f"job {number}" for number in range(9)]
 
-    def test_creating_again_after_a_lost_answer_gives_the_same_job(self, store):
+    def test_creating_again_after_a_lost_response_returns_the_same_job(self, store):
         job = new_job("job", 3, ("a",))
         assert store.create_job(job) == store.create_job(job) == store.get_job(job.key)
 
 
 class TestScripts:
-    def test_flushed_scripts_are_sent_again(self, store, client):
+    def test_flushed_scripts_are_loaded_again(self, store, client):
         grid = Grid.create(store)
         client.script_flush()
         assert grid.write("a", 0, 5).cell.version == 1
@@ -295,7 +295,7 @@ class TestScripts:
         client.script_flush()
         assert grid.begin("a", 0).cell.version == 2
 
-    def test_numbers_come_through_exactly(self, store):
+    def test_numbers_are_stored_exactly(self, store):
         grid = Grid.create(store, 10_000_000, ("a",))
         for status in (-(2**31), 2**31 - 2, 2**31 - 1, 0, 100):
             cell = grid.write("a", 9_999_999, status, attempt=None).cell
@@ -303,7 +303,7 @@ class TestScripts:
             assert (cell.status, grid.state("a", 9_999_999).status) == (status, status)
             assert abs(cell.timestamp - store.now()) < 60_000_000
 
-    def test_time_never_goes_back_within_a_job(self, store, client, prefix):
+    def test_timestamps_never_decrease_within_a_job(self, store, client, prefix):
         grid = Grid.create(store, 2, ("a",), failure="call")
         future = store.now() + 3_600_000_000
         client.hset(JobKeys(prefix, grid.ref).head, "active_at", future)
@@ -313,7 +313,7 @@ class TestScripts:
         grid.cancel()
         assert grid.write("a", 0, -2).cell.timestamp == future
 
-    def test_what_the_server_packs_is_read_as_it_was(self, client):
+    def test_values_packed_by_the_server_are_unpacked_exactly(self, client):
         values = [
             0,
             1,
@@ -339,7 +339,7 @@ class TestScripts:
         assert unpack(client.eval(numbers, 0)) == [*values, True, False]
         assert unpack(client.eval("return cmsgpack.pack(ARGV)", 0, *texts)) == texts
 
-    def test_the_first_rows_never_written_are_found_whatever_the_order(self, store):
+    def test_the_lowest_missing_row_is_found_in_any_order_of_writes(self, store):
         rows = list(range(40))
         random.Random(7).shuffle(rows)
         grid = Grid.create(store, 60, {"a": range(10, 50), "b": range(60)})
@@ -351,7 +351,7 @@ class TestScripts:
             state = grid.lowest("a")
             assert (state.task_index, state.version) == ((left[0], 0) if left else (10, 1))
 
-    def test_a_repeated_call_writes_once_also_as_the_first_of_a_new_process(self, redis_server, store, prefix):
+    def test_a_repeated_call_writes_once_even_in_a_new_process(self, redis_server, store, prefix):
         grid = Grid.create(store, 1, ("a",))
         call = Write(tag="a", task_index=0, status=5, event_id="e", begin=grid.request("a", 0), ends_attempt=True)
         first = store.write(grid.ref, call)
@@ -366,7 +366,7 @@ class TestParts:
     progress = st.fixed_dictionaries({}, optional={"done": json_values, "total": st.integers(-1, 5), "x": json_values})
 
     @given(st.none() | st.dictionaries(st.text(max_size=9), json_values), st.none() | progress | json_values)
-    def test_a_payload_parted_from_its_progress_is_joined_again(self, payload, progress):
+    def test_a_payload_split_from_its_progress_is_joined_again(self, payload, progress):
         if payload is not None and progress is not None:
             payload = {**payload, "progress": progress}
         text = None if payload is None else cells.compact(payload)
@@ -395,7 +395,7 @@ class TestClients:
         assert client.ping()
         assert store.get_job(JobKey("job")).num_tasks == 1
 
-    def test_a_client_that_gives_texts_is_refused(self, redis_server):
+    def test_a_client_that_decodes_responses_is_rejected(self, redis_server):
         with redis_server.client(decode_responses=True) as client, pytest.raises(ConfigurationError, match="bytes"):
             RedisStore(client)
 
@@ -404,7 +404,7 @@ class TestClients:
         store.close()
         assert grid.write("a", 0, 5).cell.version == 1
 
-    def test_client_options_pass_through(self, redis_server, client, prefix):
+    def test_client_options_are_passed_to_the_client(self, redis_server, client, prefix):
         url = f"{redis_server.url}?prefix={prefix}&client_name=tracker&health_check_interval=7&socket_timeout=2.5"
         with open_store(url, timeout=9.0) as store:
             Grid.create(store).write("a", 0, 5)
@@ -413,7 +413,7 @@ class TestClients:
             assert options["socket_connect_timeout"] == 9.0
             assert "tracker" in [each["name"] for each in client.client_list()]
 
-    def test_threads_wait_for_each_other_where_connections_are_few(self, redis_server, prefix):
+    def test_threads_share_a_single_connection(self, redis_server, prefix):
         with open_store(redis_server.url, prefix=prefix, max_connections=1) as store:
             grid = Grid.create(store, 8, ("a",))
             threads = [
@@ -426,7 +426,7 @@ class TestClients:
                 thread.join()
             assert {state.version for state in grid.states()} == {28}
 
-    def test_protocols_2_and_3_read_alike(self, redis_server, prefix):
+    def test_protocols_2_and_3_read_the_same_values(self, redis_server, prefix):
         read = []
         for protocol in (2, 3):
             with open_store(redis_server.url, prefix=f"{prefix}:{protocol}", protocol=protocol) as store:
@@ -442,7 +442,7 @@ class TestClients:
                 )
         assert read[0] == read[1] == [1, 1, 1, 1, 1, "0,2"]
 
-    def test_a_store_made_before_a_fork_works_in_parent_and_child(self, store):
+    def test_a_store_created_before_a_fork_works_in_parent_and_child(self, store):
         grid = Grid.create(store, 2, ("a",))
         grid.write("a", 0, 5)
         child = os.fork()
@@ -456,7 +456,7 @@ class TestClients:
         assert [state.status for state in sorted(grid.states(), key=lambda state: state.task_index)] == [7, 6]
 
 
-def test_update_of_a_job_that_another_process_deleted_finds_none(store):
+def test_updating_a_job_that_another_process_deleted_raises_job_not_found(store):
     grid = Grid.create(store)
     job = grid.job
     store.delete_job(job)

@@ -1,4 +1,4 @@
-"""The connections on which scripts are sent: used again, never after a failure, never across a fork."""
+"""The connections that send scripts are reused, but never after a failure or across a fork."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import pytest
 import redis
 
-from celery_statemanager.stores.redis.connections import MOST_IDLE, Connections
+from celery_statemanager.stores.redis.connections import MAX_IDLE, Connections
 
 OURS = "connections-under-test"
 BLOCKED = "b"
@@ -34,8 +34,8 @@ def connections(redis_server):
         made.close()
 
 
-def kept(client, flag=""):
-    """Count the connections under test that the server knows: other tests share it."""
+def open_connections(client, flag=""):
+    """Return how many connections under test the server lists; other tests share it."""
     return sum(each["name"] == OURS and flag in each["flags"] for each in client.client_list())
 
 
@@ -47,30 +47,30 @@ def ask(connections, *command):
     return connections.ask(packed(*command))
 
 
-def ours(connections):
-    """Give the server's number of the connection that the next call will take."""
+def connection_id(connections):
+    """Return the server's id of the connection that the next call uses."""
     return ask(connections, "CLIENT", "ID")
 
 
-def test_one_after_the_other_use_one_connection_also_after_a_refusal(connections):
-    number = ours(connections)
+def test_consecutive_calls_reuse_a_connection_even_after_an_error_reply(connections):
+    number = connection_id(connections)
     with pytest.raises(redis.ResponseError, match="unknown command"):
         ask(connections, "NONSENSE")
-    assert ours(connections) == number
+    assert connection_id(connections) == number
 
 
-def test_one_that_the_server_has_closed_is_noticed_before_sending(connections, client):
-    number = ours(connections)
+def test_a_connection_closed_by_the_server_is_replaced_before_sending(connections, client):
+    number = connection_id(connections)
     client.execute_command("CLIENT", "KILL", "ID", number)
     assert ask(connections, "ECHO", "x") == b"x"
-    assert ours(connections) != number
+    assert connection_id(connections) != number
 
 
-def test_an_interrupted_calls_reply_is_nobody_elses(connections, client):
-    number = ours(connections)
+def test_the_reply_of_an_interrupted_call_is_discarded(connections, client):
+    number = connection_id(connections)
 
     def interrupt(*_):
-        if not kept(client, BLOCKED):  # too early, on a busy machine
+        if not open_connections(client, BLOCKED):  # the command is not blocked yet
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             return
         client.lpush("late", "reply")
@@ -85,69 +85,69 @@ def test_an_interrupted_calls_reply_is_nobody_elses(connections, client):
         signal.signal(signal.SIGALRM, before)
         client.delete("late")
     assert ask(connections, "ECHO", "x") == b"x"
-    assert ours(connections) != number
+    assert connection_id(connections) != number
 
 
-def test_what_follows_is_under_way_before_a_reply_is_handed_on(connections, client):
-    client.delete("asked")
-    number = ours(connections)
-    asked = connections.ask_ahead(packed("INCR", "asked"), lambda n: packed("INCR", "asked") if n < 3 else None)
+def test_the_next_request_is_sent_before_a_reply_is_returned(connections, client):
+    client.delete("replies")
+    number = connection_id(connections)
+    replies = connections.ask_ahead(packed("INCR", "replies"), lambda n: packed("INCR", "replies") if n < 3 else None)
     pause = threading.Event()
     for reply in (1, 2):
-        assert next(asked) == reply
-        while client.get("asked") != str(reply + 1).encode():
+        assert next(replies) == reply
+        while client.get("replies") != str(reply + 1).encode():
             pause.wait(0.01)
-    assert list(asked) == [3]
-    assert ours(connections) == number
+    assert list(replies) == [3]
+    assert connection_id(connections) == number
 
 
-def test_replies_that_nobody_waits_for_are_nobody_elses(connections):
-    number = ours(connections)
-    asked = connections.ask_ahead(packed("ECHO", "y"), lambda _: packed("ECHO", "y"))
-    assert next(asked) == b"y"
-    asked.close()
+def test_replies_of_an_abandoned_iteration_are_discarded(connections):
+    number = connection_id(connections)
+    replies = connections.ask_ahead(packed("ECHO", "y"), lambda _: packed("ECHO", "y"))
+    assert next(replies) == b"y"
+    replies.close()
     assert ask(connections, "ECHO", "x") == b"x"
-    assert ours(connections) != number
+    assert connection_id(connections) != number
 
 
-def test_a_child_takes_none_of_its_parents(connections):
-    number = ours(connections)
+def test_a_child_process_uses_its_own_connections(connections):
+    number = connection_id(connections)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(writing, str(ours(connections)).encode())
+            os.write(writing, str(connection_id(connections)).encode())
         finally:
             os._exit(0)
     os.waitpid(child, 0)
     assert int(os.read(reading, 20)) != number
-    assert ours(connections) == number
+    assert connection_id(connections) == number
 
 
-def test_no_more_are_kept_than_are_of_use(connections, client):
-    callers = MOST_IDLE + 8
+def test_idle_connections_are_limited(connections, client):
+    callers = MAX_IDLE + 8
     threads = [threading.Thread(target=ask, args=(connections, "BLPOP", f"go {n}", 20)) for n in range(callers)]
     for thread in threads:
         thread.start()
     pause = threading.Event()
-    while kept(client, BLOCKED) < callers:
+    while open_connections(client, BLOCKED) < callers:
         pause.wait(0.01)
     for number in range(callers):
         client.rpush(f"go {number}", "x")
     for thread in threads:
         thread.join()
-    while kept(client) > MOST_IDLE:
+    while open_connections(client) > MAX_IDLE:
         pause.wait(0.01)
-    assert kept(client) == MOST_IDLE
+    assert open_connections(client) == MAX_IDLE
 
 
-def test_closed_means_that_none_is_kept(connections, client):
-    ours(connections)
-    assert kept(client) == 1
+def test_a_closed_pool_keeps_no_connection(connections, client):
+    connection_id(connections)
+    assert open_connections(client) == 1
     connections.close()
     pause = threading.Event()
-    while kept(client):
+    while open_connections(client):
         pause.wait(0.01)
     ask(connections, "ECHO", "x")
-    while kept(client):
+    while open_connections(client):
         pause.wait(0.01)

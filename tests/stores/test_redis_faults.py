@@ -1,4 +1,4 @@
-"""What a Redis that is wrong, full, foreign or gone does to its users: one clear error, and nothing half done."""
+"""A Redis server that is misconfigured, full, foreign or unavailable causes one clear error and no partial write."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SECRET = "hunter2"
 
 
 @contextmanager
-def refused(match: str):
-    """Expect a StoreError that waiting will not heal."""
+def raises_permanent_error(match: str):
+    """Expect a StoreError that is permanent, has one line and shows no password."""
     with pytest.raises(StoreError, match=match) as caught:
         yield
     assert not isinstance(caught.value, StoreUnavailable)
@@ -37,20 +37,20 @@ def refused(match: str):
 
 
 @contextmanager
-def answering(reply: bytes | None):
-    """Listen on a port and give every caller this reply; None says nothing at all."""
+def serve_reply(reply: bytes | None):
+    """Listen on a port and send each client this reply, or nothing for None; yield the port."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        kept = []
+        accepted = []
 
         def serve() -> None:
             while True:
                 try:
-                    caller, _ = listener.accept()
+                    client_socket, _ = listener.accept()
                 except OSError:
                     return
-                kept.append(caller)
+                accepted.append(client_socket)
                 if reply is not None:
-                    caller.sendall(reply)
+                    client_socket.sendall(reply)
 
         serving = threading.Thread(target=serve)
         serving.start()
@@ -59,8 +59,8 @@ def answering(reply: bytes | None):
         finally:
             listener.shutdown(socket.SHUT_RDWR)  # which ends the accept
             serving.join()
-            for caller in kept:
-                caller.close()
+            for client_socket in accepted:
+                client_socket.close()
 
 
 class TestBadInput:
@@ -85,39 +85,42 @@ class TestBadInput:
             f"reddis://:{SECRET}@localhost",
         ],
     )
-    def test_a_url_that_cannot_be_used_is_refused_before_anything_is_sent(self, url):
+    def test_an_invalid_url_is_rejected_before_connecting(self, url):
         with pytest.raises(ConfigurationError) as caught:
             open_store(url)
         assert SECRET not in str(caught.value)
 
     @pytest.mark.parametrize("option", ["timeout", "stream_length"])
-    def test_an_option_that_is_no_number_is_named(self, option):
-        with pytest.raises(ConfigurationError, match=f"cannot be used: {option} is a number, not 'soon'"):
+    def test_an_option_that_is_not_a_number_is_named(self, option):
+        with pytest.raises(ConfigurationError, match=f"cannot be used: {option} must be a number, not 'soon'"):
             open_store(f"redis://:{SECRET}@localhost?{option}=soon")
 
-    def test_a_server_that_is_no_sentinel_is_told(self, redis_server):
-        with open_store(f"redis+sentinel://127.0.0.1:{redis_server.port}/mymaster") as store, refused("no sentinel"):
+    def test_a_server_that_is_not_a_sentinel_is_reported(self, redis_server):
+        with (
+            open_store(f"redis+sentinel://127.0.0.1:{redis_server.port}/mymaster") as store,
+            raises_permanent_error("not a sentinel"),
+        ):
             store.now()
 
     def test_a_missing_database_is_named(self, redis_server):
-        with open_store(f"redis://127.0.0.1:{redis_server.port}/99") as store, refused("no database"):
+        with open_store(f"redis://127.0.0.1:{redis_server.port}/99") as store, raises_permanent_error("no database"):
             store.now()
 
     @pytest.mark.parametrize("reply", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
-    def test_a_port_that_is_not_redis_is_told(self, reply):
-        with answering(reply) as port, open_store(f"redis://:{SECRET}@127.0.0.1:{port}") as store:
-            with refused("not a Redis server"):
+    def test_a_port_that_is_not_redis_is_reported(self, reply):
+        with serve_reply(reply) as port, open_store(f"redis://:{SECRET}@127.0.0.1:{port}") as store:
+            with raises_permanent_error("not a Redis server"):
                 store.now()
 
-    def test_a_port_that_says_nothing_holds_nobody_up(self):
-        with answering(None) as port, open_store(f"redis://:{SECRET}@127.0.0.1:{port}", timeout=0.3) as store:
+    def test_a_port_that_does_not_respond_times_out(self):
+        with serve_reply(None) as port, open_store(f"redis://:{SECRET}@127.0.0.1:{port}", timeout=0.3) as store:
             start = time.monotonic()
             with pytest.raises(StoreUnavailable) as caught:
                 store.now()
             assert time.monotonic() - start < 5
             assert SECRET not in str(caught.value)
 
-    def test_a_closed_port_is_unavailable(self):
+    def test_a_closed_port_raises_unavailable(self):
         with open_store("redis://127.0.0.1:1") as store:
             for use in (
                 store.now,
@@ -129,41 +132,47 @@ class TestBadInput:
                 with pytest.raises(StoreUnavailable, match=":1 cannot be reached"):
                     use()
 
-    def test_a_cluster_of_one_server_that_is_none_is_told(self, redis_server):
-        with open_store(redis_server.url + "?cluster=true") as store, refused("cluster"):
+    def test_a_single_server_used_as_a_cluster_is_reported(self, redis_server):
+        with open_store(redis_server.url + "?cluster=true") as store, raises_permanent_error("cluster"):
             store.now()
 
-    def test_a_cluster_node_taken_for_a_single_server_is_told(self, redis_nodes):
-        with open_store(redis_nodes[0].url) as store, refused("cluster=true"):
+    def test_a_cluster_node_used_as_a_single_server_is_reported(self, redis_nodes):
+        with open_store(redis_nodes[0].url) as store, raises_permanent_error("cluster=true"):
             for number in range(50):
                 Grid.create(store, job_id=f"job {number}")
 
 
 @pytest.fixture(scope="module")
-def guarded():
+def password_server():
     with running_redis(requirepass="right") as server:
         yield server
 
 
 class TestPasswords:
     @pytest.mark.parametrize("login", ["", f":{SECRET}@", f"nobody:{SECRET}@"])
-    def test_a_wrong_password_is_refused_and_not_shown(self, guarded, login):
-        with open_store(f"redis://{login}127.0.0.1:{guarded.port}/0") as store, refused("user name or password"):
+    def test_a_wrong_password_is_rejected_and_not_shown(self, password_server, login):
+        with (
+            open_store(f"redis://{login}127.0.0.1:{password_server.port}/0") as store,
+            raises_permanent_error("user name or password"),
+        ):
             store.now()
 
-    def test_a_right_password_is_taken(self, guarded):
-        with open_store(f"redis://:right@127.0.0.1:{guarded.port}/0") as store:
+    def test_a_correct_password_is_accepted(self, password_server):
+        with open_store(f"redis://:right@127.0.0.1:{password_server.port}/0") as store:
             assert Grid.create(store).write("a", 0, 5).cell.version == 1
             assert "right" not in repr(store._server.shown)
 
-    def test_a_user_who_may_too_little_is_told(self, guarded):
-        with guarded.client(password="right") as client:
+    def test_a_user_without_permission_is_reported(self, password_server):
+        with password_server.client(password="right") as client:
             client.acl_setuser("reader", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], categories=["+@read"])
-        with open_store(f"redis://reader:{SECRET}@127.0.0.1:{guarded.port}/0") as store, refused("does not permit"):
+        with (
+            open_store(f"redis://reader:{SECRET}@127.0.0.1:{password_server.port}/0") as store,
+            raises_permanent_error("does not permit"),
+        ):
             Grid.create(store)
 
 
-class TestTrouble:
+class TestServerErrors:
     @pytest.fixture
     def server(self):
         with running_redis() as server:
@@ -174,7 +183,7 @@ class TestTrouble:
         with open_store(server.url) as store:
             yield store
 
-    def test_a_full_server_refuses_a_step_wholly(self, server, store):
+    def test_a_full_server_rejects_a_call_completely(self, server, store):
         grid = Grid.create(store, 3, ("a", "b"))
         grid.begin("a", 0, owner="w")
         steps = [
@@ -189,7 +198,7 @@ class TestTrouble:
             dump = {key: client.dump(key) for key in client.scan_iter()}
             client.config_set("maxmemory", 1)
             for step in steps:
-                with refused("is full"):
+                with raises_permanent_error("is full"):
                     step()
             assert {key: client.dump(key) for key in client.scan_iter()} == dump
             assert grid.lowest().status == 0
@@ -200,7 +209,7 @@ class TestTrouble:
             assert list(client.scan_iter()) == []
         assert Grid.create(store).write("a", 0, 5).cell.version == 1
 
-    def test_a_replica_is_unavailable_for_writes_and_comes_back(self, server, store):
+    def test_a_replica_is_unavailable_for_writes_until_promoted(self, server, store):
         grid = Grid.create(store, 1, ("a",))
         with server.client() as client:
             client.replicaof("127.0.0.1", 1)
@@ -213,15 +222,15 @@ class TestTrouble:
             client.replicaof("NO", "ONE")
         assert grid.write("a", 0, 5).cell.version == 1
 
-    def test_other_data_under_the_prefix_is_told(self, server, store):
+    def test_other_data_under_the_prefix_are_reported(self, server, store):
         with server.client() as client:
             client.set("statemanager:{job}", "mine")
-        with refused("another one with"):
+        with raises_permanent_error("another prefix with"):
             Grid.create(store)
 
-    def test_a_server_too_old_is_told_and_keeps_nothing_of_a_job(self):
+    def test_a_too_old_server_is_reported_and_stores_no_job(self):
         with running_redis(rename_command="XADD ''") as server, open_store(server.url) as store:
-            with refused("at least Redis 5"):
+            with raises_permanent_error("Redis 5 or newer"):
                 Grid.create(store)
             with pytest.raises(JobNotFound):
                 store.get_job(JobKey("job"))
@@ -264,7 +273,7 @@ class TestTrouble:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_passes_is_unavailable_and_what_stays_is_refused(error, kind):
+def test_temporary_errors_are_unavailable_and_permanent_ones_are_not(error, kind):
     assert type(translate(error, "redis://x")) is kind
 
 
@@ -280,7 +289,7 @@ class TestCluster:
         with open_store(f"redis+cluster://127.0.0.1:{nodes[0].port}", timeout=2.0) as store:
             yield store
 
-    def test_a_job_whose_slot_has_moved_is_followed(self, nodes, store):
+    def test_a_job_is_found_after_its_slot_has_moved(self, nodes, store):
         grid = Grid.create(store, 2, ("a",), job_id="moving")
         grid.write("a", 0, 5)
         watch = store.watch(grid.ref, Scope())
@@ -294,7 +303,7 @@ class TestCluster:
             assert events.get(PATIENCE).state.status == 6
         watch.close()
 
-    def test_a_dead_node_is_unavailable_and_holds_nobody_up(self, nodes, store):
+    def test_a_dead_node_raises_unavailable_within_the_timeout(self, nodes, store):
         grids = [Grid.create(store, job_id=f"job {number}") for number in range(12)]
         nodes[2].stop(kill=True)
         outcomes = set()
@@ -308,7 +317,7 @@ class TestCluster:
             assert time.monotonic() - start < 10
         assert "unavailable" in outcomes
         nodes[2].start()
-        for node in nodes:  # the one that was started again takes no writes for a while
+        for node in nodes:  # the restarted node accepts no writes at first
             with node.client() as client:
                 wait_for(lambda client=client: client.cluster("INFO")["cluster_state"] == "ok", "the cluster")
         fresh = Grid.create(store, job_id="after")
@@ -316,7 +325,7 @@ class TestCluster:
 
 
 def _move(nodes: list[RedisServer], store, key: str) -> None:
-    """Move a key's slot with all its keys to another node, as an operator does."""
+    """Move the slot of a key, with all its keys, to another node as an operator does."""
     cluster = store._server.client
     slot = cluster.keyslot(key)
     by_port = {node.port: node for node in nodes}
@@ -333,7 +342,7 @@ def _move(nodes: list[RedisServer], store, key: str) -> None:
                 client.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[taking])
 
 
-def test_a_unix_socket_is_a_way_to_the_server():
+def test_a_server_is_reached_through_a_unix_socket():
     with running_redis(unixsocket="redis.sock") as server:
         with open_store(f"redis+unix://{server.directory}/redis.sock?db=1") as store:
             assert Grid.create(store).write("a", 0, 5).cell.version == 1
@@ -350,7 +359,7 @@ def test_a_server_behind_sentinels_is_found(tmp_path):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as sentinel:
             try:
                 with watcher.client() as client:
-                    wait_for(lambda: _answers(client), "the sentinel")
+                    wait_for(lambda: _responds(client), "the sentinel")
                 with open_store(f"redis+sentinel://127.0.0.1:{watcher.port}/mine/0") as store:
                     grid = Grid.create(store)
                     watch = store.watch(grid.ref, Scope())
@@ -361,7 +370,7 @@ def test_a_server_behind_sentinels_is_found(tmp_path):
                 sentinel.terminate()
 
 
-def _answers(client) -> bool:
+def _responds(client) -> bool:
     try:
         return bool(client.ping())
     except exceptions.ConnectionError:
@@ -369,7 +378,7 @@ def _answers(client) -> bool:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed: apt-get install openssl")
-def test_tls_is_spoken_and_distrusted_certificates_are_told(tmp_path):
+def test_tls_works_and_an_untrusted_certificate_is_reported(tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     made = [
         "openssl",
@@ -404,7 +413,7 @@ def test_tls_is_spoken_and_distrusted_certificates_are_told(tmp_path):
             watch.close()
             reading.join(PATIENCE)
             assert not reading.is_alive()
-        with open_store(url) as store, refused("TLS"):
+        with open_store(url) as store, raises_permanent_error("TLS"):
             store.now()
         with open_store(f"redis://127.0.0.1:{server.options['tls_port']}") as store, pytest.raises(StoreError):
             store.now()

@@ -1,4 +1,4 @@
-"""Watches and subscriptions over Redis: nothing lost across trimmed streams, cut connections and restarts."""
+"""Watches and subscriptions over Redis lose nothing in trimmed streams, broken connections and restarts."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def store(redis_server, prefix):
         yield store
 
 
-def connections(client, name: str) -> int:
-    """Count the connections of the store under test: other tests share the server."""
+def open_connections(client, name: str) -> int:
+    """Return the number of connections of the store under test; other tests share the server."""
     return sum(each["name"] == name for each in client.client_list())
 
 
-def given_back(client, name: str, before: int) -> None:
-    """Wait until the server, which lists one that was closed until its next turn, knows no more than before."""
-    wait_for(lambda: connections(client, name) <= before, "the end of a connection")
+def wait_until_closed(client, name: str, before: int) -> None:
+    """Wait until the server lists no more connections than before; it removes closed ones with a delay."""
+    wait_for(lambda: open_connections(client, name) <= before, "the end of a connection")
 
 
-def test_a_trimmed_stream_means_read_again(store):
+def test_a_trimmed_stream_causes_a_resync(store):
     grid = Grid.create(store, 2, ("a",))
     watch = store.watch(grid.ref, Scope())
     for status in range(2, 1_000):
@@ -58,7 +58,7 @@ def test_a_trimmed_stream_means_read_again(store):
     watch.close()
 
 
-def test_a_job_that_settled_in_the_trimmed_part_of_its_stream_ends_its_readers(store):
+def test_readers_end_when_the_settling_event_was_trimmed(store):
     grid = Grid.create(store, 1, ("a",))
     events = grid.manager().subscribe("a", until_settled=True)
     assert events.get(0.0) is None
@@ -73,7 +73,7 @@ def test_a_job_that_settled_in_the_trimmed_part_of_its_stream_ends_its_readers(s
     assert [event.state.status for event in got] == [FINISHED]
 
 
-def test_a_reader_ten_thousand_events_behind_gets_every_last_version_once(redis_server, prefix):
+def test_a_reader_far_behind_gets_every_last_version_once(redis_server, prefix):
     with open_store(redis_server.url, prefix=prefix) as store:
         grid = Grid.create(store, 20, ("a",))
         with grid.manager().subscribe() as events:
@@ -89,7 +89,7 @@ def test_a_reader_ten_thousand_events_behind_gets_every_last_version_once(redis_
             assert events.get(0.1) is None
 
 
-def test_a_silent_loss_of_the_stream_is_noticed(store, client, prefix):
+def test_a_deleted_stream_causes_a_resync(store, client, prefix):
     grid = Grid.create(store)
     watch = store.watch(grid.ref, Scope())
     client.delete(JobKeys(prefix, grid.ref).stream)
@@ -106,7 +106,7 @@ def test_a_silent_loss_of_the_stream_is_noticed(store, client, prefix):
     watch.close()
 
 
-def test_a_job_deleted_and_purged_between_two_reads_is_noticed(store):
+def test_a_job_deleted_between_two_reads_raises_job_not_found(store):
     grid = Grid.create(store)
     watch = store.watch(grid.ref, Scope())
     grid.delete()
@@ -115,42 +115,42 @@ def test_a_job_deleted_and_purged_between_two_reads_is_noticed(store):
     watch.close()
 
 
-def test_a_watch_holds_one_connection_and_gives_it_back(store, client, prefix):
+def test_a_watch_uses_one_connection_and_closes_it(store, client, prefix):
     grid = Grid.create(store)
-    before = connections(client, prefix)
+    before = open_connections(client, prefix)
     watch = store.watch(grid.ref, Scope())
-    assert connections(client, prefix) == before + 1
+    assert open_connections(client, prefix) == before + 1
     watch.close()
     watch.close()
-    given_back(client, prefix, before)
+    wait_until_closed(client, prefix, before)
     assert watch.read(PATIENCE).states == []
 
 
-def test_a_watch_of_no_job_leaves_no_connection(store, client, prefix):
+def test_a_watch_of_a_deleted_job_leaves_no_connection(store, client, prefix):
     grid = Grid.create(store)
     store._reader.layout(grid.ref)
     store.delete_job(grid.job)
-    before = connections(client, prefix)
+    before = open_connections(client, prefix)
     with pytest.raises(JobNotFound):
         store.watch(grid.ref, Scope())
-    given_back(client, prefix, before)
+    wait_until_closed(client, prefix, before)
 
 
-def test_closing_ends_a_read_under_way_at_once(store, client, prefix):
+def test_closing_a_watch_ends_a_running_read_at_once(store, client, prefix):
     grid = Grid.create(store)
-    before = connections(client, prefix)
+    before = open_connections(client, prefix)
     watch = store.watch(grid.ref, Scope())
     with ThreadPoolExecutor() as pool:
         reading = pool.submit(watch.read, 60.0)
-        _until_blocked(client)
+        _wait_until_blocked(client)
         start = time.monotonic()
         watch.close()
         assert reading.result(PATIENCE).states == []
         assert time.monotonic() - start < 5
-    given_back(client, prefix, before)
+    wait_until_closed(client, prefix, before)
 
 
-def test_a_silent_watch_blocks_and_does_not_poll(store, client):
+def test_an_idle_watch_blocks_and_does_not_poll(store, client):
     grid = Grid.create(store)
     watch = store.watch(grid.ref, Scope())
     client.config_resetstat()
@@ -171,12 +171,12 @@ def test_changes_of_other_rows_do_not_end_a_read(store):
     watch.close()
 
 
-def test_a_killed_connection_is_unavailable_to_a_watch_and_heals_in_a_subscription(store, client):
+def test_a_killed_connection_breaks_a_watch_but_not_a_subscription(store, client):
     grid = Grid.create(store, 1, ("a",))
     watch = store.watch(grid.ref, Scope())
     with grid.manager().subscribe() as events, ThreadPoolExecutor() as pool:
         reading = pool.submit(watch.read, 60.0)
-        _until_blocked(client)
+        _wait_until_blocked(client)
         client.client_kill_filter(_type="normal", skipme=True)
         with pytest.raises(StoreUnavailable):
             reading.result(PATIENCE)
@@ -188,7 +188,7 @@ def test_a_killed_connection_is_unavailable_to_a_watch_and_heals_in_a_subscripti
 @pytest.mark.parametrize(
     "options", [{}, {"appendonly": "yes", "appendfsync": "always"}], ids=["empty", "with its data"]
 )
-def test_a_subscription_outlives_a_killed_server_with_its_data_and_ends_without(options):
+def test_a_subscription_survives_a_server_restart_unless_the_data_are_lost(options):
     with running_redis(**options) as server, open_store(server.url) as store:
         grid = Grid.create(store, 2, ("a",))
         grid.write("a", 0, 5)
@@ -212,7 +212,7 @@ def test_a_subscription_outlives_a_killed_server_with_its_data_and_ends_without(
                 assert events.closed
 
 
-def test_writers_and_readers_in_threads_miss_and_double_nothing(store):
+def test_a_reader_neither_loses_nor_repeats_events_of_concurrent_writers(store):
     grid = Grid.create(store, 4, ("a",))
     with grid.manager().subscribe() as events:
         writers = [
@@ -231,7 +231,7 @@ def test_writers_and_readers_in_threads_miss_and_double_nothing(store):
             writer.join()
 
 
-def _until_blocked(client) -> None:
+def _wait_until_blocked(client) -> None:
     deadline = time.monotonic() + PATIENCE
     while not any("b" in each["flags"] for each in client.client_list()):
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The rows of each class, read in portions: right as of one moment though others write in between."""
+"""The rows of each class, read in batches, are those of one moment although others write in between."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store(redis_server, prefix):
 
 @pytest.fixture(params=["protocol 2", "protocol 3", "redis-cluster"])
 def each_store(request, prefix):
-    """One on each kind of connection."""
+    """Yield a store on each kind of connection."""
     if request.param == "redis-cluster":
         url, options = request.getfixturevalue("redis_nodes")[0].url, {"cluster": True}
     else:
@@ -43,29 +43,29 @@ def each_store(request, prefix):
 
 
 @pytest.fixture
-def in_portions(monkeypatch):
-    """Let every set be too large to be given at once, and portions be small."""
-    monkeypatch.setattr(reader, "SMALL", 1)
-    monkeypatch.setattr(rowsets, "AT_ONCE", 20)
-    monkeypatch.setattr(rowsets, "BYTES_AT_ONCE", 7)
+def in_small_batches(monkeypatch):
+    """Make every set too large for one reply, and batches small."""
+    monkeypatch.setattr(reader, "MAX_SET_MEMBERS", 1)
+    monkeypatch.setattr(rowsets, "CHUNK", 20)
+    monkeypatch.setattr(rowsets, "CHUNK_BYTES", 7)
 
 
 @pytest.fixture
-def asked(store, monkeypatch):
-    """What is sent in portions; ``between`` is called before each."""
+def batches(store, monkeypatch):
+    """Record what is sent in batches; the functions in ``between`` are called before each."""
     sent: list[list[tuple[object, ...]]] = []
     call_all = store._server.call_all
 
-    def told(commands: Iterable[tuple[object, ...]]):
+    def record(commands: Iterable[tuple[object, ...]]):
         sent.append(list(commands))
-        for act in told.between:
+        for act in record.between:
             act(len(sent))
         return call_all(sent[-1])
 
-    told.between = []
-    monkeypatch.setattr(store._server, "call_all", told)
-    told.sent = sent
-    return told
+    record.between = []
+    monkeypatch.setattr(store._server, "call_all", record)
+    record.sent = sent
+    return record
 
 
 def filled(store, rows=ROWS, tags=("a", "b"), **options):
@@ -95,10 +95,10 @@ def surveyed(grid, tag=None):
     return {each.tag: (each.failed, each.running, each.missing, each.not_run) for each in columns}
 
 
-@pytest.mark.usefixtures("in_portions")
-class TestPortions:
+@pytest.mark.usefixtures("in_small_batches")
+class TestBatches:
     @pytest.mark.parametrize("tags", [("a", "b"), None, {"a": range(ROWS), "b": range(3, 390, 3)}])
-    def test_they_add_up_to_what_is_there(self, each_store, tags):
+    def test_batches_add_up_to_the_stored_rows(self, each_store, tags):
         grid = filled(each_store, tags=tags)
         for row in range(0, ROWS, 5):
             grid.write("b", row, STATUSES[row % 3])
@@ -108,17 +108,17 @@ class TestPortions:
         assert bool(found["b"][3]) == (tags is not None)
         assert surveyed(grid, "b") == {"b": expected(grid, "b")}
 
-    def test_what_is_given_at_once_is_bounded(self, store, asked):
+    def test_the_size_of_a_reply_is_bounded(self, store, batches):
         grid = filled(store)
         sizes = []
         run = store._server.run
         store._server.run = lambda *args: (reply := run(*args), sizes.append(_size(reply)))[0]
         surveyed(grid)
         assert max(sizes) < 60
-        assert len(asked.sent) > 12
+        assert len(batches.sent) > 12
 
     @pytest.mark.parametrize("every", [1, 3])
-    def test_what_changes_between_two_portions_is_as_it_is_at_the_end(self, store, asked, every):
+    def test_changes_between_two_batches_are_included(self, store, batches, every):
         grid = filled(store)
         written = iter(range(10**6))
 
@@ -129,27 +129,27 @@ class TestPortions:
                     tag, row, status = "ab"[turn % 2], turn * 53 % ROWS, STATUSES[turn % 5]
                     grid.write(tag, row, status, event_id=f"{turn}", block_later_stages=True)
 
-        asked.between.append(write)
+        batches.between.append(write)
         found = surveyed(grid)
         assert next(written) > 60
         assert found == {tag: expected(grid, tag) for tag in "ab"}
 
-    def test_all_rows_may_change_at_once(self, store, asked):
+    def test_all_rows_may_change_between_two_batches(self, store, batches):
         grid = filled(store)
-        asked.between.append(lambda number: number == 3 and [grid.write("a", row, 7) for row in range(ROWS)])
+        batches.between.append(lambda number: number == 3 and [grid.write("a", row, 7) for row in range(ROWS)])
         assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
 
-    def test_amid_writers_sets_and_counts_are_of_one_moment(self, store):
+    def test_sets_and_counts_are_consistent_during_writes(self, store):
         grid = filled(store)
         stop = threading.Event()
 
-        def hammer(number):
+        def write_repeatedly(number):
             turn = number
             while not stop.is_set():
                 grid.write("ab"[turn % 2], turn * 53 % ROWS, STATUSES[turn % 5], block_later_stages=True)
                 turn += 3
 
-        threads = [threading.Thread(target=hammer, args=(number,)) for number in range(3)]
+        threads = [threading.Thread(target=write_repeatedly, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
         try:
@@ -161,7 +161,7 @@ class TestPortions:
                 thread.join(PATIENCE)
         assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
 
-    def test_where_the_stream_is_too_short_they_are_given_as_a_whole(self, redis_server, prefix, monkeypatch):
+    def test_sets_are_read_whole_when_the_stream_is_too_short(self, redis_server, prefix, monkeypatch):
         with open_store(redis_server.url, prefix=prefix, stream_length=1) as store:
             grid = filled(store)
             call_all, calls = store._server.call_all, []
@@ -174,7 +174,7 @@ class TestPortions:
             assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
             assert 3 <= len(calls) < 20
 
-    def test_where_the_stream_is_gone_they_are_given_as_a_whole(self, store, asked, redis_server):
+    def test_sets_are_read_whole_when_the_stream_is_gone(self, store, batches, redis_server):
         grid = filled(store)
         stream = store._reader.layout(grid.ref).keys.stream
 
@@ -183,17 +183,17 @@ class TestPortions:
             with redis_server.client() as client:
                 client.delete(stream)
 
-        asked.between.append(lose)
+        batches.between.append(lose)
         assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
 
-    def test_a_tag_that_comes_meanwhile_is_in_it(self, store, asked):
+    def test_a_tag_added_between_two_batches_is_included(self, store, batches):
         grid = filled(store, tags=None)
-        asked.between.append(lambda number: number == 3 and grid.write("new", 5, 7))
+        batches.between.append(lambda number: number == 3 and grid.write("new", 5, 7))
         assert surveyed(grid)["new"][1] == IndexSet([5])
 
-    def test_a_job_that_is_deleted_meanwhile_is_gone(self, store, asked):
+    def test_a_job_deleted_between_two_batches_raises_job_not_found(self, store, batches):
         grid = filled(store)
-        asked.between.append(lambda number: number == 3 and grid.delete())
+        batches.between.append(lambda number: number == 3 and grid.delete())
         with pytest.raises(JobNotFound):
             surveyed(grid)
 

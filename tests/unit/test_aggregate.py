@@ -1,4 +1,4 @@
-"""Lowest status wins over a grid with holes; latches fall as the tallies say."""
+"""The lowest status of a grid with missing cells; latch decisions from tallies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_lowest_status_wins_then_the_lowest_row_then_the_first_tag() -> None
     assert lowest([state(5, 0, "\U0001f600"), state(5, 0, "\uffff")]) == state(5, 0, "\uffff")
 
 
-def test_an_absent_cell_is_not_started_or_in_a_cancelled_job_cancelled() -> None:
+def test_a_missing_cell_is_not_started_or_cancelled_with_its_job() -> None:
     assert missing_state(FREE, "a", 3) == state(0, 3)
     assert missing_state(cancelled(FREE), "a", 3) == state(CANCELLED, 3, message="why")
 
@@ -56,7 +56,7 @@ def test_an_absent_cell_is_not_started_or_in_a_cancelled_job_cancelled() -> None
     ("cell", "masked"),
     [(Cell(0), True), (Cell(0, open=True), False), (Cell(1), False), (Cell(FAILED), False), (Cell(FINISHED), False)],
 )
-def test_only_a_waiting_cell_of_a_cancelled_job_is_read_as_cancelled(cell: Cell, masked: bool) -> None:
+def test_only_an_unstarted_cell_of_a_cancelled_job_reads_as_cancelled(cell: Cell, masked: bool) -> None:
     seen = state(cell.status, payload={"n": 1}, version=3, event_id="e")
     assert mask_cancelled(FREE, cell, seen) is seen
     expected = replace(seen, status=CANCELLED, message="why") if masked else seen
@@ -97,7 +97,7 @@ FELL = Latch(None, 1)
         (cancelled(PLANNED).with_latches(settled=FELL), Tally(), ()),
     ],
 )
-def test_latches_fall_once_their_condition_is_met(job: Any, tally: Tally, expected: tuple[str, ...]) -> None:
+def test_latches_are_decided_when_their_condition_is_met(job: Any, tally: Tally, expected: tuple[str, ...]) -> None:
     assert decisions(job, 6, tally) == expected
 
 
@@ -119,7 +119,7 @@ def column(tally: Tally, expected: int = 4, tag: str = "a", **sets: IndexSet) ->
         (cancelled(PLANNED), [column(Tally())], False),
     ],
 )
-def test_a_planned_job_settles_by_its_latch_and_a_free_one_momentarily(
+def test_a_planned_job_settles_by_its_latch_and_an_unplanned_one_by_its_columns(
     job: Any, columns: list[Column], expected: bool
 ) -> None:
     assert settled(job, columns) is expected
@@ -160,7 +160,7 @@ def test_a_summary_adds_up_its_columns() -> None:
     assert (bare.failed_indexes, bare.not_run_indexes, bare.not_run) == (None, None, 1)
 
 
-def test_a_summary_of_nothing_expected_is_empty() -> None:
+def test_a_summary_without_expected_cells_is_empty() -> None:
     found = summarize(FREE, [], indexes=True)
     assert (found.expected, found.fraction, found.lowest.status) == (0, 0.0, 0)
     assert found.missing_indexes == set()
@@ -184,7 +184,9 @@ def test_a_summary_of_nothing_expected_is_empty() -> None:
         (5000, {"progress": "half"}, None),
     ],
 )
-def test_the_fraction_of_a_state_is_as_promised(status: int, payload: Any, fraction: float | None) -> None:
+def test_the_fraction_of_a_state_follows_its_status_and_progress(
+    status: int, payload: Any, fraction: float | None
+) -> None:
     assert state(status, payload=payload).fraction == fraction
 
 
@@ -192,12 +194,12 @@ def test_the_fraction_of_a_state_is_as_promised(status: int, payload: Any, fract
     ("status", "terminal", "finished", "failed"),
     [(0, False, False, False), (50, False, False, False), (FINISHED, True, True, False), (-99, True, False, True)],
 )
-def test_a_state_says_what_its_status_is(status: int, terminal: bool, finished: bool, failed: bool) -> None:
+def test_a_state_classifies_its_status(status: int, terminal: bool, finished: bool, failed: bool) -> None:
     found = state(status)
     assert (found.terminal, found.finished, found.failed) == (terminal, finished, failed)
 
 
-def test_statuses_have_names_where_they_have_a_meaning() -> None:
+def test_predefined_statuses_have_names() -> None:
     assert [status_name(status) for status in (0, FINISHED, -7, 40, -42)] == [
         "NOT_STARTED",
         "FINISHED",
@@ -207,7 +209,7 @@ def test_statuses_have_names_where_they_have_a_meaning() -> None:
     ]
 
 
-def test_a_scope_holds_its_cells() -> None:
+def test_a_scope_contains_its_cells() -> None:
     assert Scope().holds("a", 1)
     assert Scope("a").holds("a", 1)
     assert not Scope("a").holds("b", 1)

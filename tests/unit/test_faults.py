@@ -1,4 +1,4 @@
-"""The fault injectors do what they say: a test that leans on them proves nothing otherwise."""
+"""The fault injectors work as documented; the tests that use them rely on it."""
 
 import socket
 import subprocess
@@ -31,7 +31,7 @@ def grid(store):
 
 
 @pytest.mark.parametrize("applied", [True, False])
-def test_a_lost_response_was_applied_or_not_as_asked(store, grid, applied):
+def test_a_lost_response_is_applied_or_not_as_requested(store, grid, applied):
     store.lose_response("write", applied=applied)
     with pytest.raises(StoreUnavailable, match="response to write was lost"):
         grid.write("a", 0, FINISHED)
@@ -39,7 +39,7 @@ def test_a_lost_response_was_applied_or_not_as_asked(store, grid, applied):
     assert grid.write("a", 1, FINISHED).changed
 
 
-def test_faults_come_in_the_order_they_were_asked_for_and_end(store, grid):
+def test_faults_occur_in_the_requested_order_and_end(store, grid):
     store.lose_response("now", applied=False, times=2)
     seen = []
     store.at("now", seen.append, after=True)
@@ -52,7 +52,7 @@ def test_faults_come_in_the_order_they_were_asked_for_and_end(store, grid):
     assert seen == [now]
 
 
-def test_a_store_that_is_away_refuses_calls_and_breaks_watches(store, grid):
+def test_an_unavailable_store_rejects_calls_and_breaks_watches(store, grid):
     watch = store.watch(grid.ref, Scope())
     with store.away():
         with pytest.raises(StoreUnavailable):
@@ -63,7 +63,7 @@ def test_a_store_that_is_away_refuses_calls_and_breaks_watches(store, grid):
     watch.close()
 
 
-def test_a_file_switches_the_stores_of_all_processes(tmp_path, store):
+def test_a_file_makes_a_store_unavailable(tmp_path, store):
     switched = FaultyStore(store, down=(tmp_path / "down").exists)
     assert switched.now()
     (tmp_path / "down").touch()
@@ -71,7 +71,7 @@ def test_a_file_switches_the_stores_of_all_processes(tmp_path, store):
         switched.now()
 
 
-def test_dropped_notifications_are_made_up_for_by_reading_again(store, grid):
+def test_a_watch_resyncs_after_dropped_notifications(store, grid):
     with closing(store.watch(grid.ref, Scope())) as watch:
         with store.silent():
             grid.write("a", 0, 7)
@@ -82,7 +82,7 @@ def test_dropped_notifications_are_made_up_for_by_reading_again(store, grid):
         assert read_until(watch, lambda batch: batch.resync)
 
 
-def test_a_subscription_loses_nothing_that_was_dropped(store, grid):
+def test_a_subscription_recovers_from_dropped_notifications(store, grid):
     with grid.manager().subscribe("a") as events:
         with store.silent():
             grid.write("a", 0, 7)
@@ -94,22 +94,22 @@ def test_a_subscription_loses_nothing_that_was_dropped(store, grid):
 
 
 @pytest.fixture
-def echo():
-    """Give the port of a server that says what it hears."""
+def echo_port():
+    """Yield the port of a server that sends back what it receives."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 
-        def serve(caller):
-            with caller:
-                while data := received(caller):
-                    caller.sendall(data)
+        def serve(client):
+            with client:
+                while data := received(client):
+                    client.sendall(data)
 
         def accept():
             while True:
                 try:
-                    caller, _ = listener.accept()
+                    client, _ = listener.accept()
                 except OSError:
                     return
-                threading.Thread(target=serve, args=(caller,), daemon=True).start()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
         yield listener.getsockname()[1]
@@ -117,7 +117,7 @@ def echo():
 
 
 def received(connection):
-    """Give what came; nothing when the connection is gone, whichever way."""
+    """Return the received bytes; none if the connection is closed or broken."""
     try:
         return connection.recv(100)
     except ConnectionError:
@@ -138,8 +138,8 @@ def is_refused(port):
         return True
 
 
-def test_a_proxy_hands_on_cuts_and_refuses(echo):
-    with Proxy("127.0.0.1", echo) as proxy:
+def test_a_proxy_forwards_cuts_and_refuses_connections(echo_port):
+    with Proxy("127.0.0.1", echo_port) as proxy:
         with connected(proxy.port) as first:
             first.sendall(b"hello")
             assert first.recv(100) == b"hello"
@@ -154,7 +154,7 @@ def test_a_proxy_hands_on_cuts_and_refuses(echo):
         connected(proxy.port)
 
 
-def test_a_proxy_to_nobody_resets():
+def test_a_proxy_without_a_server_resets_connections():
     with closing(socket.create_server(("127.0.0.1", 0))) as unused:
         port = unused.getsockname()[1]
     with Proxy("127.0.0.1", port) as proxy:
@@ -163,7 +163,7 @@ def test_a_proxy_to_nobody_resets():
 
 @pytest.fixture
 def parent():
-    """Give a process that has a child of its own."""
+    """Yield a process that has a child, and the child's process id."""
     code = (
         "import subprocess,sys; child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); child.wait()"
     )
@@ -174,7 +174,7 @@ def parent():
     process.stdout.close()
 
 
-def test_a_process_is_paused_continued_and_killed_with_its_children(parent):
+def test_a_process_and_its_children_are_paused_resumed_and_killed(parent):
     process, child = parent
     with processes.paused(process.pid):
         assert {each.status() for each in processes.family(process.pid)} == {psutil.STATUS_STOPPED}
@@ -186,7 +186,7 @@ def test_a_process_is_paused_continued_and_killed_with_its_children(parent):
     assert processes.family(process.pid) == []
 
 
-def test_a_message_is_delivered_once_more_as_it_was():
+def test_a_redelivered_message_is_unchanged():
     app = Celery("twice", broker="memory://", set_as_current=False)
 
     @app.task(shared=False)

@@ -1,4 +1,4 @@
-"""Which workers tell their store that they will fork."""
+"""Workers with a forking pool notify their store before they fork."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from celery_statemanager.integration import requests
 from celery_statemanager.testing import WrappedStore
 
 
-class Told(WrappedStore):
+class RecordingStore(WrappedStore):
+    """Record whether forks are expected."""
+
     expects_forks = False
 
     def expect_forks(self) -> None:
@@ -22,13 +24,13 @@ class Told(WrappedStore):
 @pytest.mark.parametrize(
     ("pool", "forks"), [("prefork", True), ("processes", True), (TaskPool, True), ("threads", False), ("solo", False)]
 )
-def test_a_worker_that_forks_tells_its_store_before_it_does(
+def test_a_worker_with_a_forking_pool_notifies_its_store(
     pool: object, forks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(requests.WORKER_ID, "")
     app = Celery("forking", broker="memory://", set_as_current=False)
     with open_store("memory://") as inner:
         states = StateManager(app)
-        states.__dict__["store"] = told = Told(inner)
+        states.__dict__["store"] = store = RecordingStore(inner)
         WorkController(app=app, pool_cls=pool, concurrency=1)
-        assert told.expects_forks is forks
+        assert store.expects_forks is forks

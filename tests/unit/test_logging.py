@@ -1,4 +1,4 @@
-"""Log lines say which job, row and tag they are about, as fields that a log search can use."""
+"""Log records carry job, row and tag as fields that a log search can use."""
 
 import ast
 import logging
@@ -72,18 +72,18 @@ CALLS = [
 ]
 
 
-def test_there_are_calls_to_look_at():
+def test_log_calls_are_found():
     assert len(CALLS) > 15
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_each_call_carries_its_fields_or_is_about_no_job(call):
+def test_each_log_call_has_job_fields_or_concerns_no_job(call):
     first = call.args[call.func.attr == "log"]
     text = first.value if isinstance(first, ast.Constant) else ast.unparse(first)
     assert text in ABOUT_NO_JOB or "extra" in {each.arg for each in call.keywords}
 
 
-def test_the_fields_of_a_cell():
+def test_the_log_fields_of_a_cell():
     job = new_job("etl-42", 3, ("a",))
     assert Binding(job.ref, 2, "a").log_extra == {"job_id": "etl-42", "task_index": 2, "tag": "a"}
 
@@ -103,7 +103,7 @@ def test_a_state_that_waits_for_the_store_is_told_with_its_cell(caplog):
     assert (record.job_id, record.task_index, record.tag) == ("etl-42", 3, "a")
 
 
-def test_a_subscription_that_lost_its_connection_names_its_job(caplog):
+def test_a_lost_subscription_connection_is_logged_with_its_job(caplog):
     class Fragile(WrappedStore):
         def watch(self, ref, scope):
             watch = super().watch(ref, scope)
@@ -125,8 +125,8 @@ def test_a_subscription_that_lost_its_connection_names_its_job(caplog):
 
 
 @pytest.mark.parametrize("kind", [StoreError, ConfigurationError])
-def test_a_store_that_refuses_fails_no_task_and_is_told_in_one_line_each(kind, caplog):
-    app = Celery("told", broker="memory://", set_as_current=False)
+def test_a_store_error_fails_no_task_and_is_logged_in_one_line(kind, caplog):
+    app = Celery("unavailable", broker="memory://", set_as_current=False)
     app.conf.update(task_always_eager=True, statemanager_store_url="memory://")
     states = StateManager(app)
     states.store = faulty = FaultyStore(states.store)
@@ -151,10 +151,10 @@ def test_a_store_that_refuses_fails_no_task_and_is_told_in_one_line_each(kind, c
 
 
 @pytest.fixture
-def orphan():
-    """Give a task of a new app, and a way to run it for a cell of a job that no store of the app has."""
+def task_without_job():
+    """Return a function that creates a task, and a way to run it for a job that the app's store does not contain."""
 
-    def orphan(*, tracked):
+    def task_without_job(*, tracked):
         app = Celery(uuid.uuid4().hex, broker="memory://", set_as_current=False)
         app.conf.update(statemanager_store_url="memory://")
         if tracked:
@@ -170,11 +170,11 @@ def orphan():
 
         return run, ran
 
-    return orphan
+    return task_without_job
 
 
-def test_a_worker_whose_app_has_no_manager_says_so_once(orphan, caplog):
-    run, ran = orphan(tracked=False)
+def test_an_app_without_a_state_manager_is_logged_once(task_without_job, caplog):
+    run, ran = task_without_job(tracked=False)
     StateManager(Celery("another", set_as_current=False))
     run(0), run(1)
     (record,) = caplog.records
@@ -184,8 +184,8 @@ def test_a_worker_whose_app_has_no_manager_says_so_once(orphan, caplog):
     assert len(ran) == 2
 
 
-def test_a_job_that_the_workers_store_does_not_have_is_told_once(orphan, caplog):
-    run, ran = orphan(tracked=True)
+def test_a_job_missing_from_the_workers_store_is_logged_once(task_without_job, caplog):
+    run, ran = task_without_job(tracked=True)
     with caplog.at_level(logging.WARNING, "celery_statemanager"):
         run(0), run(1)
     (record,) = caplog.records

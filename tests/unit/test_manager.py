@@ -1,4 +1,4 @@
-"""Managers and jobs as callers hold them: their parameters, their subscriptions shared by threads, their patience."""
+"""The interface of managers and jobs: the order of parameters, use by several threads, timeouts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def manager() -> Manager:
 
 
 @pytest.fixture
-def hasty_threads() -> Iterator[None]:
-    """Let threads take turns as often as they can."""
-    usual = sys.getswitchinterval()
+def fast_thread_switching() -> Iterator[None]:
+    """Switch between threads as often as possible."""
+    default = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
-    sys.setswitchinterval(usual)
+    sys.setswitchinterval(default)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,9 @@ def hasty_threads() -> Iterator[None]:
         (Job.cancel, ["reason"]),
     ],
 )
-def test_what_is_documented_in_order_may_be_given_in_order(method: Callable[..., object], expected: list[str]) -> None:
+def test_documented_parameters_are_positional_in_the_documented_order(
+    method: Callable[..., object], expected: list[str]
+) -> None:
     _, *given = inspect.signature(method).parameters.values()
     assert [each.name for each in given if each.kind is each.POSITIONAL_OR_KEYWORD] == expected
 
@@ -108,10 +110,10 @@ def test_so_many_tags_are_named_as_there_is_room_for() -> None:
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.usefixtures("fast_thread_switching")
 def test_a_manager_may_be_closed_while_another_thread_subscribes(manager: Manager) -> None:
     subscribed = threading.Event()
-    trouble: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def subscribe() -> None:
         kept = [manager.subscribe() for _ in range(TIMES)]
@@ -123,18 +125,18 @@ def test_a_manager_may_be_closed_while_another_thread_subscribes(manager: Manage
             while not subscribed.is_set():
                 manager.close()
         except RuntimeError as error:
-            trouble.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=each) for each in (subscribe, close, close)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert trouble == []
+    assert errors == []
 
 
 @pytest.mark.parametrize("timeout", [True, "5", b"5", [5], float("nan")])
-def test_a_timeout_that_is_no_number_is_refused(manager: Manager, timeout: float) -> None:
+def test_an_invalid_timeout_is_rejected(manager: Manager, timeout: float) -> None:
     with manager.subscribe() as events:
         for wait in (lambda: manager.synchronize("a", 1, timeout), lambda: events.get(timeout)):
             with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds or None, not"):
@@ -142,7 +144,7 @@ def test_a_timeout_that_is_no_number_is_refused(manager: Manager, timeout: float
 
 
 @pytest.mark.parametrize("timeout", [float("inf"), 1e300, 10**400], ids=["inf", "1e300", "10**400"])
-def test_a_timeout_beyond_all_clocks_is_for_ever(manager: Manager, timeout: float) -> None:
+def test_a_very_large_timeout_is_infinite(manager: Manager, timeout: float) -> None:
     with manager.subscribe() as events:
         manager.set_state("a", 5)
         assert events.get(timeout) is not None
@@ -153,19 +155,19 @@ def test_a_timeout_beyond_all_clocks_is_for_ever(manager: Manager, timeout: floa
         assert not waiter.is_alive()
 
 
-def test_time_that_is_up_already_is_enough_for_a_look(manager: Manager) -> None:
-    with pytest.raises(SynchronizeTimeout) as late:
+def test_a_negative_timeout_still_checks_once(manager: Manager) -> None:
+    with pytest.raises(SynchronizeTimeout) as caught:
         manager.synchronize("a", 5, timeout=-1)
-    assert late.value.missing == "0-1"
+    assert caught.value.missing == "0-1"
     with manager.subscribe() as events:
         assert events.get(-1) is None
 
 
-def test_a_state_can_be_an_element_of_a_set(manager: Manager) -> None:
+def test_a_state_is_hashable(manager: Manager) -> None:
     written = manager.set_state("a", 5, payload={"rows": 3})
     assert {written, manager.get_state("a", 0)} == {written}
     assert len({written, State("job", 1, "a")}) == 2
 
 
-def test_a_status_is_a_plain_number_whether_written_or_not(manager: Manager) -> None:
+def test_a_status_is_an_int_whether_written_or_not(manager: Manager) -> None:
     assert type(manager.get_state("a", 0).status) is type(manager.set_state("a", 0).status) is int

@@ -1,4 +1,4 @@
-"""A soft time limit strikes wherever a function begins: what a task ended with is written all the same."""
+"""A soft time limit may interrupt the begin of any function; the task's end state is written nevertheless."""
 
 from functools import partial
 from pathlib import Path
@@ -35,19 +35,19 @@ def retry(self):
     raise self.retry(countdown=60)
 
 
-def guarded(frame):
-    """Whether a function is ours, and not the guard that Celery calls: its first instruction is beyond any guard."""
+def is_guarded(frame):
+    """Return whether a function is ours and not the guard that Celery calls: no guard covers its first instruction."""
     return ours(frame) and (frame.f_code.co_name, Path(frame.f_code.co_filename).name) != ("call", "signals.py")
 
 
-def traced(run, number):
-    """Run a task, struck at that function; whether it was, and whether that ended it for Celery."""
+def run_interrupted(run, number):
+    """Run a task interrupted at a function; return whether it was, and whether that ended the task for Celery."""
     outcomes = []
-    struck = broken_off(lambda: outcomes.append(run()), number, SoftTimeLimitExceeded, guarded)
-    return struck, isinstance(getattr(outcomes[0].info, "retval", None), SoftTimeLimitExceeded)
+    interrupted = broken_off(lambda: outcomes.append(run()), number, SoftTimeLimitExceeded, is_guarded)
+    return interrupted, isinstance(getattr(outcomes[0].info, "retval", None), SoftTimeLimitExceeded)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a generator struck as it is closed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator interrupted as it closes
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -58,17 +58,17 @@ def traced(run, number):
         (retry, Status.STARTED),
     ],
 )
-def test_a_limit_that_strikes_while_a_state_is_written_costs_no_ending(body, status):
-    app = Celery("struck", broker="memory://", set_as_current=False, statemanager_store_url="memory://")
+def test_a_soft_time_limit_during_a_write_does_not_lose_the_end_state(body, status):
+    app = Celery("interrupted", broker="memory://", set_as_current=False, statemanager_store_url="memory://")
     states = StateManager(app)
     task = app.task(bind=True, base=StatefulTask, name="task", shared=False)(body)
     trace = build_tracer(task.name, task, app=app)
-    number, struck = 0, True
-    while struck:
+    number, interrupted = 0, True
+    while interrupted:
         job = Manager.create(states.store, f"job {number}", num_tasks=1, tags=("work",))
         binding = Binding(job.ref, 0, "work")
         request = {"id": binding.celery_task_id, HEADER: binding.to_header(), "delivery_info": {}, "retries": 0}
-        struck, limited = traced(partial(trace, binding.celery_task_id, (), {}, request), number)
+        interrupted, limited = run_interrupted(partial(trace, binding.celery_task_id, (), {}, request), number)
         states.backlog.flush(PATIENCE)
         assert not states.store.get_cell(job.ref, "work", 0).open, number
         assert job.get_state("work", 0).status == (Status.TIMED_OUT if limited else status), number

@@ -1,4 +1,4 @@
-"""The decision tables of begins and writes, line by line; stores are held against the same by their contract."""
+"""The decision tables of begins and writes, line by line. The store contract tests every store against the same rules."""
 
 from __future__ import annotations
 
@@ -96,14 +96,14 @@ def write(status: int, **fields: Any) -> Write:
 
 
 @pytest.mark.parametrize(("job", "cell", "fields", "verdict"), BEGINS)
-def test_a_begin_is_judged(job: Any, cell: Cell, fields: dict[str, Any], verdict: Verdict) -> None:
+def test_a_begin_gets_the_verdict_of_the_table(job: Any, cell: Cell, fields: dict[str, Any], verdict: Verdict) -> None:
     found, after = apply_begin(job, cell, begin(**fields), 7)
     assert found is verdict
     ends = job.cancelled and not job.settled and cell is RETRYING
     assert (after is cell) == (verdict is not Verdict.BEGUN and not ends)
 
 
-def test_what_begins_is_a_new_attempt_that_keeps_payload_and_losses() -> None:
+def test_a_begin_starts_a_new_attempt_and_keeps_payload_and_losses() -> None:
     old = replace(RUNNING, payload='{"n":1}', losses=1, message="old")
     request = begin(delivery=LATER, owner="w2", kept="m2", message="retry 2")
     assert apply_begin(JOB, old, request, 77)[1] == Cell(
@@ -121,7 +121,7 @@ def test_what_begins_is_a_new_attempt_that_keeps_payload_and_losses() -> None:
         (RETRYING, {"supersedes": 2, "delivery": LATER}, 0),
     ],
 )
-def test_superseding_a_workers_attempt_counts_as_its_loss(cell: Cell, fields: dict[str, Any], losses: int) -> None:
+def test_superseding_a_workers_attempt_counts_as_a_loss(cell: Cell, fields: dict[str, Any], losses: int) -> None:
     assert apply_begin(JOB, cell, begin(**fields), 7)[1].losses == losses
 
 
@@ -130,7 +130,7 @@ def test_a_retry_vetoed_by_cancellation_ends_as_cancelled() -> None:
     assert cell == replace(RETRYING, status=CANCELLED, message="why", timestamp=7, version=4, event_id="new", kept=None)
 
 
-REFUSED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
+REJECTED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
     (JOB, NEW, {"attempt": 1}, AttemptSuperseded),
     (JOB, RUNNING, {"attempt": 1}, AttemptSuperseded),
     (JOB, RUNNING, {"attempt": 3}, AttemptSuperseded),
@@ -156,7 +156,7 @@ REFUSED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
     (CANCELLED_JOB, RUNNING, {"status": 5, "attempt": 1}, AttemptSuperseded),
 ]
 
-TAKEN: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
+ACCEPTED: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
     (JOB, NEW, {}, {"status": 5, "version": 1, "open": False}),
     (JOB, RUNNING, {"attempt": 2}, {"open": True, "owner": "w", "kept": "m", "attempt": 2, "began_at": 9}),
     (JOB, RUNNING, {"if_owner": ("w", EQUAL)}, {"status": 5}),
@@ -204,31 +204,31 @@ TAKEN: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("job", "cell", "fields", "kind"), REFUSED)
-def test_a_write_is_refused(job: Any, cell: Cell, fields: dict[str, Any], kind: type[Exception]) -> None:
+@pytest.mark.parametrize(("job", "cell", "fields", "kind"), REJECTED)
+def test_a_write_is_rejected(job: Any, cell: Cell, fields: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):
         apply_write(job, cell, write(**{"status": 5, **fields}), 7)
 
 
-@pytest.mark.parametrize(("job", "cell", "fields", "expected"), TAKEN)
-def test_a_write_is_taken(job: Any, cell: Cell, fields: dict[str, Any], expected: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("job", "cell", "fields", "expected"), ACCEPTED)
+def test_a_write_is_accepted(job: Any, cell: Cell, fields: dict[str, Any], expected: dict[str, Any]) -> None:
     after = apply_write(job, cell, write(**{"status": 5, **fields}), 7)
     assert {name: getattr(after, name) for name in expected} == expected
     assert (after.version, after.timestamp, after.event_id) == (cell.version + 1, 7, "new")
 
 
 @pytest.mark.parametrize("job", [JOB, CANCELLED_JOB, SETTLED_JOB])
-def test_a_repetition_is_the_same_cell_whatever_it_asks(job: Any) -> None:
+def test_a_repeated_event_id_returns_the_same_cell(job: Any) -> None:
     for cell in (ZERO, RUNNING, RETRYING, DONE, BAD, HALFWAY):
         request = write(99, event_id=cell.event_id, attempt=77, when=When.OPEN, ends_attempt=True)
         assert apply_write(job, cell, request, 7) is cell
 
 
-def test_a_cell_never_written_repeats_nothing() -> None:
+def test_an_unwritten_cell_has_no_event_id_to_repeat() -> None:
     assert apply_write(JOB, NEW, write(5, event_id=""), 7).version == 1
 
 
-def test_a_blocked_cell_says_which_stage_failed_and_is_freed_whole() -> None:
+def test_a_blocked_cell_names_the_failed_stage_and_is_restored_when_unblocked() -> None:
     cell = replace(ZERO, payload='{"n":1}', attempt=1)
     gone = blocked(cell, replace(BAD, message="no file"), "scan", "end", 7)
     assert gone == replace(
@@ -278,12 +278,12 @@ PROGRESSES = [
 
 
 @pytest.mark.parametrize(("cell", "expected"), TALLIES)
-def test_a_cell_counts_in_its_classes(cell: Cell, expected: Tally) -> None:
+def test_a_cell_is_counted_in_its_tally_classes(cell: Cell, expected: Tally) -> None:
     assert tally_of(cell) == expected
     assert Tally().plus(expected).plus(expected).minus(expected) == expected
 
 
 @pytest.mark.parametrize(("payload", "share"), PROGRESSES)
-def test_a_running_cell_counts_its_progress(payload: str, share: float) -> None:
+def test_a_running_cell_adds_its_progress_to_the_tally(payload: str, share: float) -> None:
     assert tally_of(replace(HALFWAY, payload=payload)).progress == round(share * FRACTION_UNIT)
     assert tally_of(replace(DONE, payload=payload)).progress == 0

@@ -72,6 +72,15 @@ def page(
     return Page([job for job in jobs if job is not None], more)
 
 
+def runs(database: Database, job_id: str, limit: int) -> list[str | None]:
+    """Return the run tokens of a job_id."""
+    collection, root = database.names.address.collection, database.names.address.root
+    structured = requests.select(collection, ("jobID", "==", job_id), limit=limit)
+    found = database.query(root, structured, database.deadline())
+    jobs = (job_of(document.fields, document.id) for document in found)
+    return [job.run_token for job in jobs if job is not None]
+
+
 def _cursor(last: Found, *, idle: bool) -> str:
     return compact([int(last.fields["lastActivity"]), last.id] if idle else [last.id])
 

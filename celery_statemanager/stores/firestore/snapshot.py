@@ -8,14 +8,13 @@ from typing import Any
 from celery_statemanager import aggregate
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
-from celery_statemanager.records import Cell, Column, JobRecord, Tally
-from celery_statemanager.stores.firestore import requests, tallies
+from celery_statemanager.records import Cell, Column, JobRecord
+from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found, Got
 from celery_statemanager.stores.firestore.documents import cell_of, column_of
 from celery_statemanager.stores.firestore.errors import Deadline
 from celery_statemanager.stores.firestore.tallies import Counts
 from celery_statemanager.stores.firestore.view import known_of
-from celery_statemanager.transitions import tally_of
 
 _SUMMED = tuple(name for name in Counts._fields if name != "not_run")
 _HALVES = _SUMMED[:5], _SUMMED[5:]
@@ -144,63 +143,3 @@ def read_cell(job: JobRecord, got: Got, name: str) -> Cell | None:
 def seen(job: JobRecord, document: Found) -> State:
     """Give a cell's document as readers see it."""
     return aggregate.visible_state(job, document.fields["tag"], document.fields["taskID"], cell_of(document.fields))
-
-
-Cells = dict[str, dict[int, Cell]]
-"""By tag and row."""
-
-
-def counted(job: JobRecord, cells: Iterable[tuple[str, int, Cell]]) -> Cells:
-    """Sort cells by column, those that count in one."""
-    found: Cells = {}
-    for tag, row, cell in cells:
-        if tallies.is_counted(job, tag, row):
-            found.setdefault(tag, {})[row] = cell
-    return found
-
-
-def column(job: JobRecord, tag: str, cells: dict[int, Cell]) -> Column:
-    """Count one column."""
-    rows = aggregate.expected_rows(job, tag)
-    total = Tally()
-    for cell in cells.values():
-        total = total.plus(tally_of(cell))
-    made = Column(tag, len(rows), total, _lowest(job, tag, rows, cells))
-    made.failed, made.running, made.missing, made.not_run = index_sets(rows, cells)
-    return made
-
-
-def column_summaries(job: JobRecord, cells: Cells, tag: str | None) -> list[Column]:
-    """Count the expected columns, or one."""
-    tags = aggregate.expected_tags(job, cells) if tag is None else [tag]
-    return [column(job, each, cells.get(each, {})) for each in tags]
-
-
-def lowest(job: JobRecord, cells: Cells, scope: Scope) -> State:
-    """Give the lowest cell of a scope, absent ones counted."""
-    row = scope.task_index
-    tags = aggregate.expected_tags(job, cells) if scope.tag is None else [scope.tag]
-    if row is None:
-        found = [column(job, tag, cells.get(tag, {})).lowest for tag in tags]
-    else:
-        counts = [tag for tag in tags if scope.tag is not None or aggregate.expects(job, tag, row)]
-        found = [aggregate.visible_state(job, tag, row, cells.get(tag, {}).get(row)) for tag in counts]
-    least = aggregate.lowest(state for state in found if state is not None)
-    return least or aggregate.missing_state(job, scope.tag or "", row or 0)
-
-
-def index_sets(rows: IndexSet, cells: dict[int, Cell]) -> tuple[IndexSet, IndexSet, IndexSet, IndexSet]:
-    """Return the rows that failed, that run, that were not started, and that an earlier stage kept from running."""
-    negative = IndexSet(row for row, cell in cells.items() if cell.status < 0)
-    not_run = IndexSet(row for row, cell in cells.items() if tally_of(cell).not_run)
-    running = IndexSet(row for row, cell in cells.items() if cell.status > 0 and not cell.terminal)
-    started = IndexSet(row for row, cell in cells.items() if cell.status != 0)
-    return negative.without(not_run), running, rows.without(started), not_run
-
-
-def _lowest(job: JobRecord, tag: str, rows: IndexSet, cells: dict[int, Cell]) -> State | None:
-    found = [aggregate.visible_state(job, tag, row, cell) for row, cell in cells.items()]
-    missing = rows.without(IndexSet(cells))
-    if missing:
-        found.append(aggregate.missing_state(job, tag, missing.first))
-    return aggregate.lowest(found)

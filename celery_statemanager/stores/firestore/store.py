@@ -26,10 +26,10 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
-from celery_statemanager.stores import checked_timeout
+from celery_statemanager.stores import checked_timeout, recount
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore
-from celery_statemanager.stores.firestore import garbage, listing, migrating, overdue, snapshot, workers
+from celery_statemanager.stores.firestore import garbage, listing, migrating, overdue, workers
 from celery_statemanager.stores.firestore.address import Address
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Database
@@ -117,6 +117,9 @@ class FirestoreStore(FullStore):
             return overdue.due_page(*parts, cursor, limit, tombstoned=tombstoned, idle_before=idle_before)
         return listing.page(self._database, cursor, limit, due=False, tombstoned=tombstoned, idle_before=idle_before)
 
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        return listing.runs(self._database, job_id, limit)
+
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         deadline = self._database.deadline()
         uncertain = False
@@ -165,7 +168,7 @@ class FirestoreStore(FullStore):
             return aggregate.visible_state(known.job, scope.tag, scope.task_index, cell)
         job, at = self._read(ref)
         if not job.schema:
-            return snapshot.lowest(job, self._cells(job, Scope(), at), scope)
+            return recount.lowest(job, self._cells(job, Scope(), at), scope)
         return self._snapshot(job, at).lowest(scope)
 
     def column_summaries(
@@ -174,7 +177,7 @@ class FirestoreStore(FullStore):
         job, at = self._read(ref)
         if not indexes and job.schema:
             return job, self._snapshot(job, at).column_summaries(tag)
-        return job, snapshot.column_summaries(job, self._cells(job, Scope(tag), at), tag)
+        return job, recount.column_summaries(job, self._cells(job, Scope(tag), at), tag)
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         job, at = self._read(ref)
@@ -237,8 +240,8 @@ class FirestoreStore(FullStore):
         remember(self._floors, job.ref, floors, MOST_FLOORS)
         return Snapshot(self._database, job, at, floors, self._database.deadline())
 
-    def _cells(self, job: JobRecord, scope: Scope, at: Any) -> snapshot.Cells:
-        return snapshot.counted(job, listing.cells(self._database, job, scope, at))
+    def _cells(self, job: JobRecord, scope: Scope, at: Any) -> recount.Cells:
+        return {(tag, row): cell for tag, row, cell in listing.cells(self._database, job, scope, at)}
 
     def _forget(self, ref: JobRef) -> None:
         self._jobs.forget(ref.key)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, Tally
 from celery_statemanager.stores.fields import check_tally
+from celery_statemanager.stores.recount import is_counted
 from celery_statemanager.transitions import tally_of
 
 SHARDS = 500
@@ -53,14 +54,6 @@ DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failed_final": "alarms"
 check_tally(
     "Firestore", __name__, [*("failed_final" if name == "alarms" else name for name in Counts._fields), "progress"]
 )
-
-
-def is_counted(job: JobRecord, tag: str, task_index: int) -> bool:
-    """Whether a cell counts in its column: not a callback's, nor one of a planned tag outside of its rows."""
-    if task_index < 0:
-        return False
-    rows = job.plan.columns.get(tag) if job.plan else None
-    return rows is None or task_index in rows
 
 
 def is_expected(job: JobRecord, tag: str, task_index: int) -> bool:

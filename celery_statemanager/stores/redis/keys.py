@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from celery_statemanager.records import JobKey, JobRef
 from celery_statemanager.stores.transactional import CellKey
 
+_GLOB = re.compile(r"[*?\[\]^\\-]")
 _SPECIAL = re.compile(r"[%{}:* ]")
 
 
@@ -67,6 +68,11 @@ def head_key(prefix: str, key: JobKey) -> str:
 def entry_of(ref: JobRef) -> str:
     """Encode a reference as an entry of the registry."""
     return f"{_quoted(ref.key)} {ref.incarnation}"
+
+
+def pattern_of(job_id: str) -> str:
+    """Return the glob pattern that matches the entries of all runs of a job_id."""
+    return _GLOB.sub(r"\\\g<0>", _quoted(JobKey(job_id))) + "[: ]*"
 
 
 def ref_of(entry: str | bytes) -> JobRef:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from celery_statemanager.models import Scope, State
 from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
 from celery_statemanager.stores.redis.cells import cell_of, split_sort_key, unpack_states, with_sort_keys
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
-from celery_statemanager.stores.redis.keys import JobKeys, cell_key_of, head_key, ref_of
+from celery_statemanager.stores.redis.keys import JobKeys, cell_key_of, entry_of, head_key, ref_of
 from celery_statemanager.stores.redis.layout import JobLayout
 from celery_statemanager.stores.redis.reader import decode_visible_state
 from celery_statemanager.stores.redis.registry import QUIET_AFTER, Entry, Registry
@@ -73,6 +73,13 @@ def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry
             yield record_of(ref.key, head, plan_of(head))
         else:
             registry.purge_orphan(entry)
+
+
+def mark_revived(registry: Registry, jobs: Iterable[JobRecord]) -> None:
+    """Remove the jobs whose record is not tombstoned from the registry's tombstones."""
+    for job in jobs:
+        if job.tombstoned_at is None:
+            registry.mark_revived(entry_of(job.ref))
 
 
 def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> Iterator[OpenAttempt]:

@@ -46,7 +46,7 @@ from celery_statemanager.stores.redis.cells import cell_of
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key
 from celery_statemanager.stores.redis.layout import JobLayout
-from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, scan, states_of
+from celery_statemanager.stores.redis.listing import jobs_at, mark_revived, open_attempts, scan, states_of
 from celery_statemanager.stores.redis.packing import pack
 from celery_statemanager.stores.redis.reader import JobReader
 from celery_statemanager.stores.redis.registry import Registry, cursor_at
@@ -57,9 +57,7 @@ from celery_statemanager.stores.redis.watch import RedisWatch
 
 
 class RedisStore(FullStore):
-    """A store on a Redis server, a Redis cluster, or a compatible server.
-
-    Thread-safe. A store that was created or used before a fork can be used after it: connections are per process.
+    """A store on a Redis server, a Redis cluster, or a compatible server. Thread-safe, and usable after a fork.
 
     Args:
         client: a ``redis.Redis`` or ``redis.RedisCluster`` with ``decode_responses=False``. Closing the store does not
@@ -123,12 +121,10 @@ class RedisStore(FullStore):
         tombstoned: bool = False,
         idle_before: int | None = None,
     ) -> Page:
-        page = self._registry.listed(cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
-        candidates = list(jobs_at(self._server, self._registry, self._prefix, page))
+        entries = self._registry.listed(cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
+        candidates = list(jobs_at(self._server, self._registry, self._prefix, entries))
         if tombstoned:
-            for job in candidates:
-                if job.tombstoned_at is None:
-                    self._registry.mark_revived(entry_of(job.ref))
+            mark_revived(self._registry, candidates)
         jobs = [
             job
             for job in candidates
@@ -136,7 +132,11 @@ class RedisStore(FullStore):
             and (not tombstoned or job.tombstoned_at is not None)
             and (idle_before is None or job.last_activity < idle_before)
         ]
-        return Page(jobs, cursor_at(page[-1]) if page and len(page) == limit else None)
+        return Page(jobs, cursor_at(entries[-1]) if entries and len(entries) == limit else None)
+
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        entries = self._registry.named(job_id, limit)
+        return [job.run_token for job in jobs_at(self._server, self._registry, self._prefix, entries)]
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         keys = JobKeys(self._prefix, job.ref)

@@ -165,6 +165,12 @@ def update(db: sqlite3.Connection, number: int, job: JobRecord) -> None:
     db.execute(_UPDATE, (control_to_json(job), *_list_flags(job), job.revision, job.schema_version, number))
 
 
+def list_runs(db: sqlite3.Connection, job_id: str, limit: int) -> list[str | None]:
+    """Return the run tokens of a job_id."""
+    rows = db.execute("SELECT run_token FROM job WHERE job_id = ? LIMIT ?", (job_id, limit)).fetchall()
+    return [token or None for (token,) in rows]
+
+
 def adopt(db: sqlite3.Connection, ref: JobRef, incarnation: str) -> None:
     """Set another incarnation of a job, unless its incarnation has changed already."""
     db.execute(_ADOPT, (incarnation, *_key(ref.key), ref.incarnation))

@@ -94,6 +94,9 @@ class SQLiteStore(TransactionalStore, FullStore):
             lambda db: self._jobs.page(db, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
         )
 
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        return self._pool.read(lambda db: jobs.list_runs(db, job_id, limit))
+
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         def delete(db: sqlite3.Connection) -> bool:
             stored = self._jobs.read(db, job.ref)

@@ -1,4 +1,4 @@
-"""A store in a file of the test's own."""
+"""A store in a temporary file."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[SQLiteStore]:
-    with opened(path, timeout=PATIENCE) as store:  # patient with a busy machine
+    with opened(path, timeout=PATIENCE) as store:
         yield store

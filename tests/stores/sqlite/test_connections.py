@@ -1,4 +1,4 @@
-"""Connections: lent for one call, none left behind."""
+"""A connection is used by one call at a time and closed in the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 
 class TestConnections:
-    def test_many_processes_may_make_the_file_at_once(self, path: Path) -> None:
+    def test_many_processes_may_create_the_file_at_once(self, path: Path) -> None:
         gate, opener = os.pipe()
 
         def work(name: str) -> None:
@@ -38,14 +38,12 @@ class TestConnections:
             assert len(store.list_jobs().jobs) == 12
         recount(path)
 
-    def test_the_log_is_written_ahead_in_small_pages_and_synchronised_at_checkpoints(
-        self, path: Path, store: SQLiteStore
-    ) -> None:
+    def test_the_database_uses_a_write_ahead_log_with_small_pages(self, path: Path, store: SQLiteStore) -> None:
         Grid.create(store)
         for name, value in {"synchronous": 1, "journal_mode": "wal", "page_size": PAGE_BYTES}.items():
             assert store._pool.write(lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()) == (value,)
 
-    def test_threads_that_come_and_go_leave_no_files_open(self, path: Path, store: SQLiteStore) -> None:
+    def test_ended_threads_leave_no_files_open(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 200)
         for row in range(200):
             thread = threading.Thread(target=lambda row=row: grid.write("a", row, 5))  # type: ignore[misc]
@@ -61,7 +59,7 @@ class TestConnections:
         assert {state.version for state in grid.states()} == {2}
         assert open_files(path) <= 40
 
-    def test_a_closed_store_holds_no_file_and_connects_again(self, path: Path) -> None:
+    def test_a_closed_store_has_no_open_file_and_connects_again(self, path: Path) -> None:
         store = opened(path)
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
@@ -75,7 +73,7 @@ class TestConnections:
         store.close()
         assert open_files(path) == 0
 
-    def test_a_connection_lent_while_the_store_closes_is_closed_when_it_comes_back(self, path: Path) -> None:
+    def test_a_connection_in_use_while_the_store_closes_is_closed_on_return(self, path: Path) -> None:
         store = opened(path)
 
         def close(_: sqlite3.Connection) -> int:
@@ -85,7 +83,7 @@ class TestConnections:
         assert store._pool.read(close)
         assert open_files(path) == 0
 
-    def test_a_store_that_is_forgotten_closes_its_files(self, path: Path) -> None:
+    def test_an_unreferenced_store_closes_its_files(self, path: Path) -> None:
         store = opened(path)
         Grid.create(store).write("a", 0, 5)
         assert open_files(path)
@@ -93,7 +91,7 @@ class TestConnections:
         gc.collect()
         assert open_files(path) == 0
 
-    def test_a_call_within_a_call_of_the_same_thread_spoils_nothing(self, path: Path) -> None:
+    def test_a_nested_call_of_the_same_thread_does_no_damage(self, path: Path) -> None:
         inner: list[object] = []
 
         def clock() -> float:

@@ -1,4 +1,4 @@
-"""Neither a connection nor its locks cross a fork."""
+"""Connections and their locks are not used across a fork."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlite_kit import elsewhere, forked, held_elsewhere, in_child, open_files, opened, recount
+from sqlite_kit import forked, held_by_another_thread, in_another_thread, in_child, open_files, opened, recount
 
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.sqlite import SQLiteStore
@@ -19,7 +19,7 @@ from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 
 class TestForks:
-    def test_no_connection_crosses_a_fork(self, path: Path, store: SQLiteStore) -> None:
+    def test_a_connection_is_not_used_across_a_fork(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
 
@@ -38,16 +38,16 @@ class TestForks:
         assert read_until(watch, lambda batch: batch.states[-1:] != [] and batch.states[-1].version == 100)
         recount(path)
 
-    def test_a_fork_waits_for_calls_under_way_and_both_sides_go_on(self, path: Path, store: SQLiteStore) -> None:
+    def test_a_fork_waits_for_running_calls_and_both_processes_continue(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 4)
         stop = threading.Event()
 
-        def hammer(row: int) -> None:
+        def write_repeatedly(row: int) -> None:
             while not stop.is_set():
                 grid.write("a", row, 5)
                 grid.lowest()
 
-        threads = [threading.Thread(target=hammer, args=(row,), daemon=True) for row in range(2)]
+        threads = [threading.Thread(target=write_repeatedly, args=(row,), daemon=True) for row in range(2)]
         for thread in threads:
             thread.start()
         try:
@@ -59,7 +59,7 @@ class TestForks:
                 thread.join(PATIENCE)
         assert recount(path)["a", 2] == 100
 
-    def test_a_fork_does_not_wait_for_ever_and_the_child_lets_the_strange_connection_be(self, path: Path) -> None:
+    def test_a_fork_waits_for_a_limited_time_and_the_child_abandons_the_connection(self, path: Path) -> None:
         store = opened(path, timeout=0.05)
         grid = Grid.create(store)
 
@@ -67,14 +67,14 @@ class TestForks:
             assert len(abandoned) == 1
             grid.write("a", 0, 5)
 
-        with elsewhere(lambda rest: store._pool.read(lambda db: (db.execute("SELECT * FROM job").fetchone(), rest()))):
+        with in_another_thread(
+            lambda wait_here: store._pool.read(lambda db: (db.execute("SELECT * FROM job").fetchone(), wait_here()))
+        ):
             in_child(work)
         assert grid.cell("a", 0).version == 1
         store.close()
 
-    def test_a_watch_under_way_survives_forks_in_the_parent_and_can_be_closed_in_the_child(
-        self, store: SQLiteStore
-    ) -> None:
+    def test_a_running_watch_survives_forks_and_can_be_closed_in_the_child(self, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
         versions: list[int] = []
@@ -91,7 +91,7 @@ class TestForks:
         reader.join(PATIENCE)
         assert versions[-1] == 20
 
-    def test_a_fork_behind_pythons_back_is_noticed_at_the_next_call(self, path: Path, store: SQLiteStore) -> None:
+    def test_a_fork_without_python_hooks_is_detected_at_the_next_call(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
         grid.write("a", 0, 5)
@@ -103,11 +103,9 @@ class TestForks:
         assert grid.write("a", 0, 7).cell.version == 3
         recount(path)
 
-    def test_a_fork_behind_pythons_back_leaves_another_threads_turn_to_write_in_the_parent(
-        self, store: SQLiteStore
-    ) -> None:
+    def test_a_child_forked_without_python_hooks_does_not_inherit_a_write_lock(self, store: SQLiteStore) -> None:
         grid = Grid.create(store)
-        with held_elsewhere(store._pool.turn):
+        with held_by_another_thread(store._pool.write_lock):
             pid = ctypes.PyDLL(None).fork()
             if pid == 0:
                 try:
@@ -117,19 +115,19 @@ class TestForks:
         assert os.waitpid(pid, 0)[1] == 0
         assert grid.write("a", 0, 6).cell.version == 2
 
-    def test_a_watch_that_another_thread_was_about_to_close_does_not_hang_the_child(self, store: SQLiteStore) -> None:
+    def test_a_child_can_close_a_watch_that_another_thread_is_closing(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         assert isinstance(watch, SQLiteWatch)
-        with held_elsewhere(watch._closed._cond):
+        with held_by_another_thread(watch._closed._cond):
             in_child(watch.close)
 
-    def test_a_signal_that_breaks_the_wait_before_a_fork_leaves_the_store_usable(self, store: SQLiteStore) -> None:
+    def test_a_signal_during_the_wait_before_a_fork_leaves_the_store_usable(self, store: SQLiteStore) -> None:
         grid = Grid.create(store)
 
         def interrupt(*_: object) -> None:
             raise InterruptedError
 
-        with elsewhere(store._pool.read):
+        with in_another_thread(store._pool.read):
             before = signal.signal(signal.SIGALRM, interrupt)
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             try:

@@ -1,4 +1,4 @@
-"""A writer killed in the middle."""
+"""Writers that are killed, and writers that compete."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def writer(path: Path, row: int) -> subprocess.Popen[str]:
 
 
 class TestKilled:
-    def test_a_writer_killed_in_the_middle_leaves_everything_whole(self, path: Path) -> None:
+    def test_a_writer_killed_during_a_write_leaves_a_consistent_file(self, path: Path) -> None:
         with opened(path) as store:
             Manager.create(store, "job", num_tasks=3, tags=("a", "b"))
         acknowledged: dict[tuple[str, int], int] = {}
-        for turn in range(8):
+        for repetition in range(8):
             writers = [writer(path, row) for row in (0, 1)]
             for process in writers:
                 assert process.stdout is not None
@@ -53,20 +53,20 @@ class TestKilled:
                 process.stdin.flush()
             for row, process in enumerate(writers):
                 assert process.stdout is not None
-                lines = [process.stdout.readline() for _ in range(5 + 3 * turn)]
+                lines = [process.stdout.readline() for _ in range(5 + 3 * repetition)]
                 process.kill()
                 lines += process.stdout.readlines()
                 process.communicate()
                 for tag, version in (line.split() for line in lines if line.endswith("\n")):
                     assert int(version) == acknowledged.get((tag, row), int(version) - 1) + 1
                     acknowledged[tag, row] = int(version)
-            kept = recount(path)
+            stored = recount(path)
             for place, version in acknowledged.items():
-                assert kept[place] in (version, version + 1)
-                acknowledged[place] = kept[place]
+                assert stored[place] in (version, version + 1)
+                acknowledged[place] = stored[place]
         assert min(acknowledged.values()) > 10
 
-    def test_many_processes_at_once_give_exact_versions(self, path: Path, store: SQLiteStore) -> None:
+    def test_concurrent_processes_produce_exact_versions(self, path: Path, store: SQLiteStore) -> None:
         manager = Manager.create(store, "job", num_tasks=6, tags=("own", "shared"))
 
         def work(row: int) -> None:

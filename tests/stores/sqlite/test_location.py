@@ -1,4 +1,4 @@
-"""Where the file is, and what is no place for one."""
+"""Where the file may be, and which locations are rejected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from celery_statemanager.stores.sqlite import location
 
 
 class TestLocation:
-    def test_a_relative_path_is_made_absolute_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_relative_path_is_resolved_when_the_store_is_opened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         monkeypatch.chdir(tmp_path)
@@ -26,34 +28,34 @@ class TestLocation:
         assert (tmp_path / "states.db").exists()
         assert not list(elsewhere.iterdir())
 
-    def test_opening_connects_to_nothing_and_makes_nothing(self, path: Path) -> None:
+    def test_opening_a_store_does_not_connect_or_create_a_file(self, path: Path) -> None:
         opened(path)
         assert not list(path.parent.iterdir())
 
     @pytest.mark.parametrize(
-        ("url", "words"),
+        ("url", "message"),
         [
-            ("sqlite://", "names no file"),
-            ("sqlite:///", "names no file"),
-            ("sqlite://states.db", "names no file; write sqlite:///states.db"),
-            ("sqlite:///dir/", "names no file"),
+            ("sqlite://", "does not name a file"),
+            ("sqlite:///", "does not name a file"),
+            ("sqlite://states.db", "does not name a file; use sqlite:///states.db"),
+            ("sqlite:///dir/", "does not name a file"),
             ("sqlite:///:memory:", "memory://"),
             ("sqlite://:memory:", "memory://"),
-            ("sqlite:///states.db?mode=ro", "without options"),
+            ("sqlite:///states.db?mode=ro", "may not contain options"),
             ("sqlite:///{tmp}", "is a directory; name a file"),
-            ("sqlite:///{tmp}/none/states.db", "no directory .*/none; make it first: mkdir -p"),
-            ("sqlite:///{tmp}/text", "no SQLite database"),
-            ("sqlite:///{tmp}/short", "no SQLite database"),
+            ("sqlite:///{tmp}/none/states.db", "no directory .*/none; create it: mkdir -p"),
+            ("sqlite:///{tmp}/text", "is not a SQLite database"),
+            ("sqlite:///{tmp}/short", "is not a SQLite database"),
             ("sqlite:///{tmp}/text/states.db", "no directory"),
             ("sqlite:///{tmp}/fifo", "not a regular file"),
             ("sqlite:///{tmp}/" + "x" * 300, "name too long"),
             ("sqlite:///{tmp}/foreign.db", "another application"),
-            ("sqlite:///{tmp}/marked.db", r"another application \(application_id 0x7, ours is 0x"),
-            ("sqlite:///{tmp}/newer.db", r"newer release \(schema 99, this one knows 3\): upgrade"),
+            ("sqlite:///{tmp}/marked.db", r"another application \(application_id 0x7, expected 0x"),
+            ("sqlite:///{tmp}/newer.db", r"newer release \(schema 99, this release supports {schema}\): upgrade"),
         ],
     )
-    def test_what_cannot_be_used_is_told_at_open_and_nothing_is_made(
-        self, tmp_path: Path, url: str, words: str
+    def test_an_unusable_location_is_rejected_at_open_and_nothing_is_created(
+        self, tmp_path: Path, url: str, message: str
     ) -> None:
         (tmp_path / "text").write_text("no database, but longer than the header of one " * 9)
         (tmp_path / "short").write_bytes(b"SQLite format 3\x00")
@@ -66,33 +68,33 @@ class TestLocation:
             with raw(tmp_path / name) as db:
                 db.executescript(script)
         before = sorted(tmp_path.iterdir())
-        url = url.format(tmp=tmp_path)
-        with pytest.raises(ConfigurationError, match=f"(?i){words}") as refused:
+        url, message = url.format(tmp=tmp_path), message.replace("{schema}", str(location.SCHEMA))
+        with pytest.raises(ConfigurationError, match=f"(?i){message}") as caught:
             open_store(url)
-        assert url.partition("?")[0] in str(refused.value) or "/" in str(refused.value)
+        assert url.partition("?")[0] in str(caught.value) or "/" in str(caught.value)
         assert sorted(tmp_path.iterdir()) == before
 
     @pytest.mark.parametrize("sealed", ["directory", "file"])
-    def test_a_place_without_access_is_told_at_open(self, sealed: str) -> None:
-        with tempfile.TemporaryDirectory() as place:  # what is above it lets anybody through
-            path = Path(place, "states.db")
+    def test_a_location_without_access_is_rejected_at_open(self, sealed: str) -> None:
+        with tempfile.TemporaryDirectory() as directory:  # every user may enter its parent directories
+            path = Path(directory, "states.db")
             path.write_bytes(b"")
-            Path(place).chmod(0o555 if sealed == "directory" else 0o777)
+            Path(directory).chmod(0o555 if sealed == "directory" else 0o777)
             path.chmod(0o444 if sealed == "file" else 0o666)
 
             def work() -> None:
                 if os.getuid() == 0:
                     os.setuid(65534)
-                with pytest.raises(ConfigurationError, match=f"{place}.*(write access|change its mode)"):
+                with pytest.raises(ConfigurationError, match=f"{directory}.*(write access|change its mode)"):
                     opened(path)
 
             try:
                 in_child(work)
             finally:
-                Path(place).chmod(0o755)
+                Path(directory).chmod(0o755)
 
     @pytest.mark.parametrize("content", [b"", None])
-    def test_an_empty_file_and_an_empty_database_are_taken(self, path: Path, content: bytes | None) -> None:
+    def test_an_empty_file_and_an_empty_database_are_accepted(self, path: Path, content: bytes | None) -> None:
         if content is None:
             with raw(path) as db:
                 db.execute("PRAGMA user_version = 3")
@@ -101,24 +103,24 @@ class TestLocation:
         with opened(path) as store:
             assert Manager.create(store, "job", num_tasks=1).get_state().status == 0
 
-    def test_another_applications_tables_behind_an_unwritten_log_are_found_at_the_first_call(self, path: Path) -> None:
+    def test_another_applications_tables_in_the_log_are_found_at_the_first_call(self, path: Path) -> None:
         with raw(path) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("CREATE TABLE person (name)")
             with opened(path) as store, pytest.raises(ConfigurationError, match="another application"):
                 store.list_jobs()
 
-    def test_the_file_bears_our_mark_before_the_log_is_moved_into_it(self, path: Path) -> None:
+    def test_the_file_has_our_application_id_before_the_first_checkpoint(self, path: Path) -> None:
         with opened(path) as store:
             Manager.create(store, "job", num_tasks=1)
             header = path.read_bytes()[:108]
         assert int.from_bytes(header[68:72], "big") == location.APPLICATION_ID
         assert int.from_bytes(header[60:64], "big") == location.SCHEMA
 
-    def test_a_store_is_known_by_its_file(self, path: Path) -> None:
+    def test_the_repr_of_a_store_names_its_file(self, path: Path) -> None:
         assert repr(opened(path)) == f"<SQLiteStore {path}>"
 
-    def test_unknown_options_and_odd_timeouts_are_refused(self, path: Path) -> None:
+    def test_unknown_options_and_invalid_timeouts_are_rejected(self, path: Path) -> None:
         with pytest.raises(ConfigurationError, match="colour"):
             opened(path, colour="red")
         for timeout in (-1, float("nan"), float("inf"), True, "5"):
@@ -145,21 +147,21 @@ a line from the future
             ("/mnt/my share/deep/states.db", "cifs"),
         ],
     )
-    def test_the_longest_mount_point_above_a_file_tells_its_file_system(self, path: str, kind: str) -> None:
+    def test_the_longest_mount_point_above_a_file_determines_its_file_system(self, path: str, kind: str) -> None:
         assert location.file_system(path, self.MOUNTS) == kind
         assert location.file_system(path, "") is None
 
     @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "afs", "fuse.sshfs"])
-    def test_a_network_file_system_is_refused_by_name(self, path: Path, kind: str) -> None:
+    def test_a_network_file_system_is_rejected_by_name(self, path: Path, kind: str) -> None:
         mounts = f"22 1 254:1 / / rw - ext4 /dev/root rw\n40 22 0:50 / {path.parent} rw - {kind} there rw"
         with pytest.raises(ConfigurationError, match=rf"network file system \({kind}\).*local disk"):
             location.locate(f"sqlite:///{path}", lambda: mounts)
         assert location.locate(f"sqlite:///{path}", lambda: mounts.replace(kind, "btrfs")) == str(path)
 
-    def test_a_system_without_mountinfo_refuses_no_place(self, tmp_path: Path, path: Path) -> None:
+    def test_a_system_without_mountinfo_accepts_every_location(self, tmp_path: Path, path: Path) -> None:
         assert location.read_mountinfo(tmp_path / "none") == ""
         assert location.locate(f"sqlite:///{path}", lambda: "") == str(path)
 
-    def test_a_link_is_judged_by_what_it_points_to(self, tmp_path: Path, path: Path) -> None:
+    def test_a_symbolic_link_is_checked_by_its_target(self, tmp_path: Path, path: Path) -> None:
         (tmp_path / "link.db").symlink_to(path)
         assert location.locate(f"sqlite:///{tmp_path}/link.db") == str(path)

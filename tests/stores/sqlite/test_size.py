@@ -1,4 +1,4 @@
-"""What a job costs in bytes, steps and memory, however large it is."""
+"""What a job costs in bytes, instructions and memory, whatever its size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlite_kit import effort, fill, in_child, opened, path_of, raw
+from sqlite_kit import fill, in_child, instruction_count, opened, path_of, raw
 
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.models import Scope
@@ -20,8 +20,8 @@ MANY = 100_000
 
 
 @pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
-    path = tmp_path_factory.mktemp("big") / "states.db"
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
+    path = tmp_path_factory.mktemp("large") / "states.db"
     with opened(path) as store:
         grid = Grid.create(store, MANY, ("a", "b"))
         fill(store, grid.ref, MANY)
@@ -29,10 +29,10 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
 
 
 class TestSize:
-    def test_a_state_takes_at_most_300_bytes(self, big: Grid) -> None:
-        with raw(path_of(big)) as db:
+    def test_a_state_takes_at_most_300_bytes(self, large: Grid) -> None:
+        with raw(path_of(large)) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        assert path_of(big).stat().st_size / MANY <= 300
+        assert path_of(large).stat().st_size / MANY <= 300
 
     @pytest.mark.parametrize(
         "work",
@@ -54,21 +54,23 @@ class TestSize:
             lambda grid: grid.store.watch(grid.ref, Scope()).read(0),
         ],
     )
-    def test_no_cost_grows_with_the_job(self, big: Grid, tmp_path: Path, work: Callable[[Grid], object]) -> None:
+    def test_no_cost_grows_with_the_job(self, large: Grid, tmp_path: Path, work: Callable[[Grid], object]) -> None:
         with opened(tmp_path / "small.db") as store:
             small = Grid.create(store, 600, ("a", "b"))
             fill(store, small.ref, 600)
-            assert effort(big, lambda: work(big)) <= 2 * effort(small, lambda: work(small)) + 50
+            assert (
+                instruction_count(large, lambda: work(large)) <= 2 * instruction_count(small, lambda: work(small)) + 50
+            )
 
-    def test_a_slow_reader_of_the_list_holds_no_transaction_and_little_memory(self, big: Grid) -> None:
-        with raw(path_of(big)) as db:
-            states = big.store.list_states(big.ref, Scope())
+    def test_a_slow_listing_holds_no_transaction_and_little_memory(self, large: Grid) -> None:
+        with raw(path_of(large)) as db:
+            states = large.store.list_states(large.ref, Scope())
             next(states)
             tracemalloc.start()
             count, checked = 1, 0
             for count, _ in enumerate(states, start=2):
                 if count % 9_000 == 0:
-                    big.write("b", 0, 5)
+                    large.write("b", 0, 5)
                     busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                     assert busy == 0
                     checked += 1
@@ -78,9 +80,7 @@ class TestSize:
         assert checked > 10
         assert peak < 5_000_000
 
-    def test_states_come_in_order_each_once_and_none_is_left_out_while_others_write(
-        self, path: Path, store: SQLiteStore
-    ) -> None:
+    def test_a_listing_has_every_state_once_and_in_order_during_writes(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 3 * PAGE)
         fill(store, grid.ref, 3 * PAGE)
         listing = store.list_states(grid.ref, Scope())
@@ -93,7 +93,7 @@ class TestSize:
         assert sorted(state.task_index for state in seen) == list(range(3 * PAGE))
         assert [state.timestamp for state in seen] == sorted(state.timestamp for state in seen)  # type: ignore[type-var]
 
-    def test_what_was_written_in_one_moment_is_ordered_by_tag_and_row(self, path: Path) -> None:
+    def test_states_with_equal_timestamps_are_ordered_by_tag_and_row(self, path: Path) -> None:
         with opened(path, clock=FakeClock()) as store:
             grid = Grid.create(store, PAGE)
             for row in reversed(range(PAGE)):
@@ -102,7 +102,7 @@ class TestSize:
             expected = [(tag, row) for tag in ("a", "b", "Ä") for row in range(PAGE)]
             assert [(state.tag, state.task_index) for state in grid.states()] == expected
 
-    def test_a_list_of_a_job_deleted_meanwhile_does_not_pass_for_whole(self, store: SQLiteStore) -> None:
+    def test_a_listing_fails_when_its_job_is_deleted(self, store: SQLiteStore) -> None:
         grid = Grid.create(store, 2 * PAGE)
         fill(store, grid.ref, 2 * PAGE)
         states = store.list_states(grid.ref, Scope())
@@ -111,13 +111,13 @@ class TestSize:
         with pytest.raises(JobNotFound):
             list(states)
 
-    def test_a_big_job_is_deleted_at_once_and_purged_by_whoever_comes(self, path: Path, store: SQLiteStore) -> None:
+    def test_a_large_job_is_deleted_at_once_and_purged_by_any_process(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 20_000, {"a": range(0, 20_000, 2), "b": range(20_000)})
         fill(store, grid.ref, 20_000)
-        assert effort(grid, lambda: None) == 0
+        assert instruction_count(grid, lambda: None) == 0
         assert store.delete_job(grid.job)
-        portions = [store.purge(1_000) for _ in range(3)]
-        assert portions == [1_000, 1_000, 1_000]
+        purged = [store.purge(1_000) for _ in range(3)]
+        assert purged == [1_000, 1_000, 1_000]
         in_child(lambda: [store.purge(1_000) for _ in range(3)])
         with opened(path) as other:
             while other.purge(1_000):
@@ -126,7 +126,7 @@ class TestSize:
             for table in ("job", "tag", "cell", "gap", "garbage"):
                 assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
 
-    def test_numbers_of_deleted_jobs_are_not_used_again(self, path: Path, store: SQLiteStore) -> None:
+    def test_ids_of_deleted_jobs_are_not_reused(self, path: Path, store: SQLiteStore) -> None:
         first = Grid.create(store)
         job = first.job
         first.delete()

@@ -1,4 +1,4 @@
-"""The time of a file that several processes write."""
+"""Timestamps in a file that several processes write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celery_statemanager.testing.kit import FAILED, Grid
 
 
 class TestTime:
-    def test_times_never_decrease_though_the_clock_does(self, path: Path) -> None:
+    def test_timestamps_never_decrease_when_the_clock_does(self, path: Path) -> None:
         clock = FakeClock()
         with opened(path, clock=clock) as store:
             grid = Grid.create(store, 2, ("a",))
@@ -24,7 +24,7 @@ class TestTime:
             clock.advance(3601)
             assert grid.write("b", 1, 5).cell.timestamp == newest + 1_000_000
 
-    def test_a_decision_is_not_followed_by_an_earlier_write(self, path: Path) -> None:
+    def test_a_write_after_a_decision_is_not_earlier_than_it(self, path: Path) -> None:
         clock = FakeClock()
         with opened(path, clock=clock) as store:
             grid = Grid.create(store, 1, ("a",))
@@ -34,24 +34,24 @@ class TestTime:
             clock.advance(-30)
             assert grid.run("settled", CALLBACK_ROW).cell.timestamp == decided
 
-    def test_activity_is_exact_though_it_is_noted_once_a_minute(self, path: Path) -> None:
+    def test_last_activity_is_exact_although_it_is_stored_once_a_minute(self, path: Path) -> None:
         clock = FakeClock()
         with opened(path, clock=clock) as store, raw(path) as db:
             grid = Grid.create(store)
-            notes = []
+            stored = []
             for _ in range(5):
                 clock.advance(25)
                 grid.write("a", 0, 5)
-                notes.append(db.execute("SELECT touched FROM job").fetchone()[0] - grid.job.created_at)
+                stored.append(db.execute("SELECT touched FROM job").fetchone()[0] - grid.job.created_at)
                 active = grid.job.last_activity
                 assert active == store.now()
                 assert [store.list_jobs(idle_before=active + more).jobs != [] for more in (0, 1)] == [False, True]
-            assert notes == [0, 0, 75_000_000, 75_000_000, 75_000_000]
+            assert stored == [0, 0, 75_000_000, 75_000_000, 75_000_000]
             clock.advance(25)
             grid.tombstone()
             assert grid.job.last_activity == active
 
-    def test_idle_jobs_are_paged_though_some_become_active(self, path: Path) -> None:
+    def test_idle_jobs_are_paged_while_some_become_active(self, path: Path) -> None:
         clock = FakeClock()
         with opened(path, clock=clock) as store:
             grids = {name: Grid.create(store, job_id=name) for name in "abcdefgh"}

@@ -1,4 +1,4 @@
-"""Changes seen by polling, and what that costs."""
+"""Changes read by polling, and what polling costs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation
 from celery_statemanager.stores.sqlite import SQLiteStore
-from celery_statemanager.stores.sqlite.watch import MOST_STATES
+from celery_statemanager.stores.sqlite.watch import MAX_STATES
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 
 class TestWatching:
-    def test_changes_are_read_soon_and_each_version_last(self, path: Path, store: SQLiteStore) -> None:
+    def test_every_change_is_read_promptly(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
         delays = []
@@ -34,26 +34,26 @@ class TestWatching:
                 write.join()
         assert sorted(delays)[len(delays) // 4] < 0.03
 
-    def test_an_idle_watch_costs_next_to_nothing(self, store: SQLiteStore) -> None:
+    def test_an_idle_watch_uses_little_cpu_time(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         begun = time.thread_time()
         assert watch.read(1.0).states == []
         assert time.thread_time() - begun < 0.2
 
-    def test_writes_elsewhere_wake_no_reader(self, store: SQLiteStore) -> None:
+    def test_a_watch_reads_no_writes_of_other_jobs(self, store: SQLiteStore) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         Grid.create(store, job_id="other").write("a", 0, 5)
         store.put_worker("w", "{}", 5)
         batch = watch.read(0.05)
         assert (batch.states, batch.job_changed) == ([], False)
 
-    def test_more_changes_than_one_batch_holds_come_in_several(self, store: SQLiteStore) -> None:
-        rows = 2 * MOST_STATES + 500
+    def test_many_changes_arrive_in_several_batches(self, store: SQLiteStore) -> None:
+        rows = 2 * MAX_STATES + 500
         grid = Grid.create(store, rows)
         watch = store.watch(grid.ref, Scope("a"))
         fill(store, grid.ref, rows)
         sizes = [len(watch.read(PATIENCE).states) for _ in range(3)]
-        assert sizes == [MOST_STATES, MOST_STATES, 500]
+        assert sizes == [MAX_STATES, MAX_STATES, 500]
         assert watch.read(0).states == []
 
     def test_many_watches_share_one_connection(self, path: Path, store: SQLiteStore) -> None:
@@ -63,14 +63,14 @@ class TestWatching:
         assert [len(watch.read(PATIENCE).states) for watch in watches] == [1] * 50
         assert open_files(path) <= 8
 
-    def test_a_watch_of_a_deleted_job_finds_none_once_it_looks(self, store: SQLiteStore) -> None:
+    def test_a_watch_of_a_deleted_job_raises_job_not_found(self, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
         in_child(grid.delete)
         with pytest.raises(JobNotFound):
             watch.read(PATIENCE)
 
-    def test_a_watch_of_a_damaged_store_says_so(self, path: Path) -> None:
+    def test_a_watch_of_a_damaged_file_raises_a_store_error(self, path: Path) -> None:
         store = opened(path)
         watch = store.watch(Grid.create(store).ref, Scope())
         store.close()
@@ -78,10 +78,10 @@ class TestWatching:
         with pytest.raises(StoreError, match="overwritten"):
             watch.read(PATIENCE)
 
-    def test_a_poll_that_failed_is_made_on_a_new_connection(self, store: SQLiteStore) -> None:
+    def test_a_failed_poll_is_repeated_on_a_new_connection(self, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
-        polled = store._pulse._connection
+        polled = store._poller._connection
         assert polled is not None
         polled.close()
         with pytest.raises(StoreError):
@@ -89,7 +89,7 @@ class TestWatching:
         grid.write("a", 0, 5)
         assert len(watch.read(0).states) == 1
 
-    def test_a_cell_that_never_began_is_seen_as_cancelled_in_a_cancelled_job(self, store: SQLiteStore) -> None:
+    def test_an_unstarted_cell_of_a_cancelled_job_is_watched_as_cancelled(self, store: SQLiteStore) -> None:
         grid = Grid.create(store, 2, ("a",))
         watch = store.watch(grid.ref, Scope())
         grid.write("a", 0, 0)

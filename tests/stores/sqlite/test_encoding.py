@@ -1,4 +1,4 @@
-"""How cells and their counts are spelled in the file."""
+"""How cells and their counts are stored in the file."""
 
 from __future__ import annotations
 
@@ -11,43 +11,42 @@ from sqlite_kit import raw, recount
 from celery_statemanager.records import CALLBACK_ROW
 from celery_statemanager.stores.sqlite import SQLiteStore, transaction
 from celery_statemanager.stores.sqlite.cells import Kind
-from celery_statemanager.stores.sqlite.jobs import MOST_KNOWN
+from celery_statemanager.stores.sqlite.jobs import MAX_CACHED_JOBS
 from celery_statemanager.testing.kit import Grid
 
 STATEMENTS = [transaction._INSERT_CELL, *transaction._UPDATE_CELL.values()]
 
 
-class TestSpelling:
+class TestEncoding:
     @pytest.mark.parametrize("statement", STATEMENTS)
-    def test_question_marks_are_plain_as_early_3_12_warns_of_numbers_at_every_write(
-        self, statement: transaction._Statement
-    ) -> None:
+    def test_statements_use_unnumbered_placeholders(self, statement: transaction._Statement) -> None:
+        """Early releases of Python 3.12 warn about numbered placeholders at every write."""
         assert re.search(r"\?\d", statement.text) is None
         assert statement.text.count("?") == len(statement.ordered(tuple(transaction._BOUND)))
 
     @pytest.mark.parametrize(
         "event_id", ["0" * 32, "f" * 32, "F" * 32, "g" * 32, "ab" * 15 + "a ", "x", "ä" * 32, "0" * 31, "0" * 64]
     )
-    def test_every_event_id_comes_back_as_it_was(self, store: SQLiteStore, event_id: str) -> None:
+    def test_every_event_id_is_read_back_unchanged(self, store: SQLiteStore, event_id: str) -> None:
         grid = Grid.create(store)
         assert grid.write("a", 0, 5, event_id=event_id).cell.event_id == event_id
         assert grid.cell("a", 0).event_id == event_id
         assert grid.write("a", 0, 6, event_id=event_id).changed is False
 
     @pytest.mark.parametrize("message", ["", "a\x00b", "ß\n☃", None])
-    def test_every_message_comes_back_as_it_was(self, store: SQLiteStore, message: str | None) -> None:
+    def test_every_message_is_read_back_unchanged(self, store: SQLiteStore, message: str | None) -> None:
         grid = Grid.create(store)
         grid.write("a", 0, 5, message=message)
         assert grid.state("a", 0).message == message
 
-    def test_more_jobs_than_are_remembered_do_no_harm(self, store: SQLiteStore) -> None:
-        grids = [Grid.create(store, job_id=f"job {number}", tags=("a",)) for number in range(MOST_KNOWN + 5)]
+    def test_more_jobs_than_the_cache_holds_are_written_correctly(self, store: SQLiteStore) -> None:
+        grids = [Grid.create(store, job_id=f"job {number}", tags=("a",)) for number in range(MAX_CACHED_JOBS + 5)]
         for version in (1, 2):
             for grid in grids:
                 assert grid.write("a", 0, 5).cell.version == version
-        assert len(store._jobs._known) == MOST_KNOWN
+        assert len(store._jobs._cached) == MAX_CACHED_JOBS
 
-    def test_strays_and_extras_are_kept_apart_from_the_column(self, path: Path, store: SQLiteStore) -> None:
+    def test_unexpected_cells_are_stored_apart_from_their_column(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 4, {"a": [0, 1], "b": [2, 3]})
         grid.write("a", 3, -9)
         grid.write("a", 0, 5)
@@ -69,7 +68,7 @@ class TestSpelling:
         assert kinds == {Kind.CALLBACK: 1, Kind.EXPECTED: 1, Kind.EXTRA: 2, Kind.STRAY: 1}
         recount(path)
 
-    def test_gaps_are_split_wherever_a_row_falls(self, path: Path, store: SQLiteStore) -> None:
+    def test_gaps_are_split_at_any_row(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 12, {"a": [*range(5), *range(7, 10)], "b": range(12)})
         for row in (2, 0, 4, 1, 3, 9, 8, 7):
             grid.write("a", row, 5)

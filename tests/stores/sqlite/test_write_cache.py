@@ -1,4 +1,4 @@
-"""What a process remembers of the cells it wrote is never taken for the truth, whoever has written since."""
+"""A cached cell is used only while no other process has written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlite_kit import opened, recount
 
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StoreError
 from celery_statemanager.stores.sqlite import SQLiteStore
-from celery_statemanager.stores.sqlite.write_cache import MOST_RECENT
+from celery_statemanager.stores.sqlite.write_cache import MAX_CACHED_CELLS
 from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
@@ -20,7 +20,7 @@ PLAN = ("a", "b")
 
 @pytest.fixture
 def ours(store: SQLiteStore) -> Grid:
-    """Give a job one of whose cells this store has written last."""
+    """Return a job with a cell that this store wrote last."""
     grid = Grid.create(store, 4, PLAN)
     grid.begin("a", 0)
     grid.write("a", 0, 5, message="first")
@@ -29,20 +29,20 @@ def ours(store: SQLiteStore) -> Grid:
 
 @pytest.fixture
 def theirs(path: Path, ours: Grid) -> Iterator[Grid]:
-    """Give the same job to somebody with a memory of its own."""
+    """Yield the same job in a store with its own cache."""
     with opened(path) as other:
         yield ours.seen_by(other)
 
 
-class TestRecent:
-    def test_a_write_goes_on_from_what_others_wrote(self, path: Path, ours: Grid, theirs: Grid) -> None:
+class TestWriteCache:
+    def test_a_write_continues_from_the_writes_of_others(self, path: Path, ours: Grid, theirs: Grid) -> None:
         for version in range(3, 13, 2):
             assert theirs.write("a", 0, 6, payload=f'{{"n":{version}}}').cell.version == version
             mine = ours.write("a", 0, 7, keep_payload=True).cell
             assert (mine.version, mine.payload) == (version + 1, f'{{"n":{version}}}')
         recount(path)
 
-    def test_a_fence_is_judged_by_the_attempt_that_others_took(self, path: Path, ours: Grid, theirs: Grid) -> None:
+    def test_a_write_is_fenced_by_an_attempt_that_others_began(self, path: Path, ours: Grid, theirs: Grid) -> None:
         second = theirs.begin("a", 0, takes_over=True).cell
         assert ours.write("a", 0, 8, attempt=second.attempt).cell.attempt == second.attempt
         third = theirs.begin("a", 0, takes_over=True).cell
@@ -51,7 +51,7 @@ class TestRecent:
         assert ours.write("a", 0, 9, attempt=third.attempt).changed
         recount(path)
 
-    def test_a_repetition_is_one_only_while_nobody_else_has_written(self, ours: Grid, theirs: Grid) -> None:
+    def test_an_event_id_counts_as_repeated_only_until_others_write(self, ours: Grid, theirs: Grid) -> None:
         first = ours.write("a", 0, 5, event_id="mine").cell
         assert ours.write("a", 0, 5, event_id="mine").changed is False
         theirs.write("a", 0, 6)
@@ -62,12 +62,12 @@ class TestRecent:
         theirs.end("a", 0, FINISHED)
         assert ours.begin("a", 0).verdict.value == "finished"
 
-    def test_a_job_that_others_cancelled_takes_no_more_progress(self, ours: Grid, theirs: Grid) -> None:
+    def test_a_job_that_others_cancelled_accepts_no_progress(self, ours: Grid, theirs: Grid) -> None:
         theirs.cancel()
         with pytest.raises(JobCancelled):
             ours.write("a", 0, 6)
 
-    def test_a_job_that_others_deleted_is_gone_though_another_has_its_name(self, ours: Grid, theirs: Grid) -> None:
+    def test_a_job_that_others_deleted_is_not_found_even_if_recreated(self, ours: Grid, theirs: Grid) -> None:
         theirs.delete()
         with pytest.raises(JobNotFound):
             ours.write("a", 0, 6)
@@ -75,9 +75,7 @@ class TestRecent:
         with pytest.raises(JobNotFound):
             ours.write("a", 0, 6)
 
-    def test_a_job_is_not_taken_for_that_of_a_new_file_in_the_place_of_the_old_one(
-        self, path: Path, ours: Grid
-    ) -> None:
+    def test_a_job_is_not_found_after_its_file_is_replaced(self, path: Path, ours: Grid) -> None:
         ours.write("a", 0, 5, event_id="mine")
         ours.store.close()
         for file in path.parent.iterdir():
@@ -98,7 +96,7 @@ class TestRecent:
                     use()
             assert [(state.tag, state.status) for state in another.states()] == [("a", 5)]
 
-    def test_later_stages_are_read_afresh(self, path: Path, ours: Grid, theirs: Grid) -> None:
+    def test_later_stages_are_not_read_from_the_cache(self, path: Path, ours: Grid, theirs: Grid) -> None:
         ours.end("a", 0, FAILED)
         ours.begin("a", 0)
         assert theirs.run("b", 0).cell.version == 4
@@ -106,7 +104,7 @@ class TestRecent:
         assert ours.cell("b", 0).status == FINISHED
         recount(path)
 
-    def test_no_time_is_earlier_than_what_others_wrote_by_a_clock_ahead_of_ours(self, path: Path) -> None:
+    def test_a_write_is_not_earlier_than_one_by_a_clock_ahead_of_ours(self, path: Path) -> None:
         clock, ahead = FakeClock(), FakeClock()
         ahead.advance(3600)
         with opened(path, clock=clock) as store, opened(path, clock=ahead) as other:
@@ -116,7 +114,7 @@ class TestRecent:
             assert ours.write("a", 0, 6).cell.timestamp == newest
         recount(path)
 
-    def test_what_was_rolled_back_is_not_gone_on_from(self, path: Path, ours: Grid) -> None:
+    def test_a_write_does_not_continue_from_a_rolled_back_write(self, path: Path, ours: Grid) -> None:
         store = ours.store
         assert isinstance(store, SQLiteStore)
         forbid_commits(store)
@@ -129,7 +127,7 @@ class TestRecent:
         assert [ours.write(tag, row, 7).cell.version for tag, row in (("a", 0), ("b", 1))] == [3, 1]
         recount(path)
 
-    def test_a_column_that_was_rolled_back_is_not_taken_for_the_one_that_another_made_in_its_place(
+    def test_a_rolled_back_column_is_not_confused_with_the_one_that_replaced_it(
         self, path: Path, ours: Grid, theirs: Grid
     ) -> None:
         store = ours.store
@@ -143,21 +141,21 @@ class TestRecent:
         assert theirs.cell("theirs", 0).status == 5
         recount(path)
 
-    def test_more_cells_than_are_remembered_do_no_harm(self, path: Path, store: SQLiteStore) -> None:
-        grid = Grid.create(store, MOST_RECENT + 5)
+    def test_more_cells_than_the_cache_holds_are_written_correctly(self, path: Path, store: SQLiteStore) -> None:
+        grid = Grid.create(store, MAX_CACHED_CELLS + 5)
         for version in (1, 2, 3):
-            for row in range(MOST_RECENT + 5):
+            for row in range(MAX_CACHED_CELLS + 5):
                 assert grid.write("a", row, 5).cell.version == version
-        assert len(store._recent._written) == MOST_RECENT
+        assert len(store._write_cache._cells) == MAX_CACHED_CELLS
         recount(path)
 
 
 def forbid_commits(store: SQLiteStore) -> None:
-    """Let writes fail at their end, until the store's connections are closed."""
+    """Make every commit fail until the store's connections are closed."""
     with pytest.raises(StoreError, match="not authorized"):
-        store._pool.write(lambda db: db.set_authorizer(_no_commit))
+        store._pool.write(lambda db: db.set_authorizer(_deny_commit))
 
 
-def _no_commit(action: int, operation: str | None, *_: object) -> int:
+def _deny_commit(action: int, operation: str | None, *_: object) -> int:
     denied = action == sqlite3.SQLITE_TRANSACTION and operation == "COMMIT"
     return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK

@@ -1,4 +1,4 @@
-"""Files that are damaged, locked, gone or not ours."""
+"""Files that are damaged, locked, missing or unusable."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from sqlite_kit import in_child, opened, raw, recount
 
 from celery_statemanager.errors import AttemptSuperseded, ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.stores.sqlite import SQLiteStore, connection
-from celery_statemanager.stores.sqlite.connection import translated
+from celery_statemanager.stores.sqlite.connection import translate
 from celery_statemanager.testing.kit import PATIENCE, Grid
 
 
-class TestTrouble:
-    def test_a_lock_held_by_others_is_unavailable_after_the_timeout(self, path: Path) -> None:
+class TestErrors:
+    def test_a_lock_held_by_others_raises_unavailable_after_the_timeout(self, path: Path) -> None:
         store = opened(path, timeout=0.05)
         grid = Grid.create(store)
         with raw(path) as db:
             db.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreUnavailable, match=rf"{path}.*locked.*0\.05 s; a larger store timeout") as refused:
+            with pytest.raises(
+                StoreUnavailable, match=rf"{path}.*locked.*0\.05 s; increase the store timeout"
+            ) as caught:
                 grid.write("a", 0, 5)
-            assert isinstance(refused.value.__cause__, sqlite3.OperationalError)
+            assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
             assert grid.lowest().status == 0
             db.execute("ROLLBACK")
         assert grid.write("a", 0, 5).cell.version == 1
         store.close()
 
-    def test_a_thread_that_writes_too_long_keeps_the_others_out(self, path: Path) -> None:
+    def test_a_long_write_makes_other_threads_time_out(self, path: Path) -> None:
         store = opened(path, timeout=0.05)
         grid = Grid.create(store)
         entered, leave = threading.Event(), threading.Event()
@@ -50,7 +52,7 @@ class TestTrouble:
         assert grid.cell("a", 0).version == 1
         store.close()
 
-    def test_a_writer_that_is_kept_waiting_gets_its_turn(self, path: Path, store: SQLiteStore) -> None:
+    def test_a_waiting_writer_continues_when_the_lock_is_released(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         with raw(path, check_same_thread=False) as db:
             db.execute("BEGIN IMMEDIATE")
@@ -59,7 +61,7 @@ class TestTrouble:
             assert grid.write("a", 0, 5).cell.version == 1
             release.join()
 
-    def test_what_raises_changes_nothing(self, path: Path, store: SQLiteStore) -> None:
+    def test_a_rejected_write_changes_nothing(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         with pytest.raises(AttemptSuperseded):
             grid.write("new", 0, 5, attempt=9)
@@ -67,7 +69,7 @@ class TestTrouble:
             assert db.execute("SELECT count(*) FROM tag").fetchone() == (0,)
         assert recount(path) == {}
 
-    def test_a_damaged_file_is_a_store_error(self, path: Path) -> None:
+    def test_a_damaged_file_raises_a_store_error(self, path: Path) -> None:
         with opened(path) as store:
             grid = Grid.create(store)
             grid.write("a", 0, 5)
@@ -75,12 +77,14 @@ class TestTrouble:
         with path.open("r+b") as file:
             file.seek(4096)
             file.write(b"\xff" * (size - 4096))
-        with opened(path) as store, pytest.raises(StoreError, match="damaged: restore it") as refused:
+        with opened(path) as store, pytest.raises(StoreError, match="damaged: restore it") as caught:
             grid.seen_by(store).write("a", 0, 6)
-        assert not isinstance(refused.value, StoreUnavailable)
-        assert isinstance(refused.value.__cause__, sqlite3.DatabaseError)
+        assert not isinstance(caught.value, StoreUnavailable)
+        assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
 
-    def test_a_file_that_may_not_grow_is_unavailable_and_whole_afterwards(self, path: Path, store: SQLiteStore) -> None:
+    def test_a_file_that_cannot_grow_raises_unavailable_and_stays_consistent(
+        self, path: Path, store: SQLiteStore
+    ) -> None:
         import resource
 
         grid = Grid.create(store)
@@ -95,43 +99,43 @@ class TestTrouble:
         assert grid.write("b", 0, 5).cell.version == 1
         recount(path)
 
-    def test_a_full_database_is_unavailable(self, path: Path) -> None:
+    def test_a_full_database_raises_unavailable(self, path: Path) -> None:
         with raw(path) as db:
             db.execute("PRAGMA max_page_count = 2")
             with pytest.raises(sqlite3.OperationalError) as full:
                 db.executescript("CREATE TABLE a (b); CREATE TABLE c (d); CREATE TABLE e (f)")
-        error = translated(full.value, "states.db", 5)
+        error = translate(full.value, "states.db", 5)
         assert isinstance(error, StoreUnavailable)
-        assert "make room" in str(error)
+        assert "free space" in str(error)
 
-    def test_a_file_that_became_read_only_is_a_store_error(self, path: Path) -> None:
+    def test_a_file_that_became_read_only_raises_a_store_error(self, path: Path) -> None:
         with raw(path) as db:
             db.execute("CREATE TABLE a (b)")
             db.execute("PRAGMA query_only = 1")
             with pytest.raises(sqlite3.OperationalError) as denied:
                 db.execute("INSERT INTO a VALUES (1)")
-        error = translated(denied.value, "states.db", 5)
+        error = translate(denied.value, "states.db", 5)
         assert type(error) is StoreError
         assert "write access" in str(error)
 
-    def test_a_vanished_directory_is_unavailable(self, tmp_path: Path) -> None:
+    def test_a_deleted_directory_raises_unavailable(self, tmp_path: Path) -> None:
         (tmp_path / "gone").mkdir()
         store = opened(tmp_path / "gone" / "states.db")
         (tmp_path / "gone").rmdir()
-        with pytest.raises(StoreUnavailable, match="directory is still there"):
+        with pytest.raises(StoreUnavailable, match="check that its directory exists"):
             store.list_jobs()
 
-    def test_a_file_without_a_log_is_refused(self) -> None:
+    def test_a_database_without_a_write_ahead_log_is_rejected(self) -> None:
         with (
             closing(sqlite3.connect(":memory:", isolation_level=None)) as db,
             pytest.raises(StoreError, match="'memory'"),
         ):
             connection._set_up(db, "states.db")
 
-    def test_an_old_sqlite_is_refused(self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_old_sqlite_is_rejected(self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(connection, "_OLDEST", (99, 0, 0))
         with pytest.raises(ConfigurationError, match=r"too old.*newer"):
             store.list_jobs()
 
-    def test_an_error_of_no_known_kind_is_a_store_error(self) -> None:
-        assert "no such table: x" in str(translated(sqlite3.OperationalError("no such table: x"), "states.db", 5))
+    def test_an_unknown_error_becomes_a_store_error(self) -> None:
+        assert "no such table: x" in str(translate(sqlite3.OperationalError("no such table: x"), "states.db", 5))
