@@ -109,7 +109,7 @@ check: $(VENV)/.test
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/codespell
-	$(bin)/mypy && $(bin)/mypy tests/typed_use.py
+	$(bin)/mypy && $(bin)/mypy tests/typed_use.py examples/folder_store.py
 	$(bin)/lint-imports
 
 docs: $(VENV)/.test

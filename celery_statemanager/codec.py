@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import datetime, timezone
 from typing import Any
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, StateEvent, Summary, state_from_fields
 from celery_statemanager.plan import Plan
-from celery_statemanager.records import LATCHES, Cancellation, Cell, JobRecord, Latch, Submission, to_datetime
+from celery_statemanager.records import LATCHES, Cancellation, Cell, Delivery, JobRecord, Latch, Submission, to_datetime
 
 
 def state_of(job_id: str, tag: str, task_index: int, cell: Cell) -> State:
@@ -184,3 +185,29 @@ def control_from_json(text: str) -> dict[str, Any]:
         "submission": Submission(*control["submission"]) if control["submission"] else None,
         "tombstoned_at": control["tombstonedAt"],
     }
+
+
+def job_to_fields(job: JobRecord) -> dict[str, Any]:
+    """Return a job as the JSON object of a store that keeps text."""
+    kept = ("job_id", "run_token", "incarnation", "num_tasks", "created_at", "last_activity", "revision")
+    plain = {name: getattr(job, name) for name in (*kept, "schema_version")}
+    return {**plain, "plan": plan_to_json(job.plan), "control": control_to_json(job)}
+
+
+def job_from_fields(values: Mapping[str, Any]) -> JobRecord:
+    """Create a job from an object of ``job_to_fields``."""
+    plain = {name: value for name, value in values.items() if name not in {"plan", "control"}}
+    return JobRecord(**plain, plan=plan_from_json(values["plan"]), **control_from_json(values["control"]))
+
+
+_CELL_FIELDS = tuple(field.name for field in fields(Cell))
+
+
+def cell_to_fields(cell: Cell) -> dict[str, Any]:
+    """Return a cell as the JSON object of a store that keeps text."""
+    return {name: getattr(cell, name) for name in _CELL_FIELDS}
+
+
+def cell_from_fields(values: Mapping[str, Any]) -> Cell:
+    """Create a cell from an object of ``cell_to_fields``; a field that it lacks has its default."""
+    return Cell(**{**values, "delivery": Delivery(*values["delivery"])})

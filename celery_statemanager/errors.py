@@ -43,6 +43,10 @@ def truncate(indexes: str) -> str:
     return f"{indexes[:_MAX_INDEXES_LENGTH].rpartition(',')[0]} and more"
 
 
+_MOST_RUNS = 5
+"""Runs that an error names."""
+
+
 class StateManagerError(Exception):
     """Base of all errors of this package."""
 
@@ -85,9 +89,27 @@ class JobExists(_JobIdentity, ValueError):
 
 
 class JobNotFound(_JobIdentity, LookupError):
-    """The job was never created, was deleted, or was replaced by a newer job of the same name."""
+    """The job was never created, was deleted, or was replaced by a newer job of the same name.
+
+    Attributes:
+        runs: the run tokens under which this job_id exists, as far as they were looked up: None for a run without one.
+    """
+
+    def __init__(self, job_id: str, run_token: str | None = None, runs: Sequence[str | None] = ()) -> None:
+        super().__init__(job_id, run_token)
+        self.runs = tuple(runs)
+        if self.runs:
+            self.args = (job_id, run_token, self.runs)
 
     def __str__(self) -> str:
+        if self.runs:
+            known = sorted(self.runs, key=lambda token: (token is not None, token or ""))
+            tokens = ["one without run_token" if token is None else repr(token) for token in known]
+            more = " and more" if len(tokens) > _MOST_RUNS else ""
+            return (
+                f"no {self._job} in this store; runs of it: {', '.join(tokens[:_MOST_RUNS])}{more}; "
+                f"pass one of them as run_token, or use states.current_job() in a callback"
+            )
         why = "never created, deleted, or replaced by a newer run"
         return f"no {self._job} in this store: {why}; check the job_id, the run_token and the store"
 

@@ -108,6 +108,15 @@ class Report:
         """Whether an attempt on this cell is accounted for."""
         return not self.lists_all or name in self.cells
 
+    def about(self, ref: JobRef) -> Report:
+        """Return the part about one job; of a received row's message, only whether there is one remains."""
+        prefix = f"{ref.incarnation}."
+        running, previous, pending = (
+            [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
+        )
+        received = [replace(row, message=row.message and row.message[:1]) for row in self.received if row.ref == ref]
+        return replace(self, running=running, previous=previous, pending=pending, received=received)
+
     def to_json(self) -> str:
         """Give the body of a worker record, of at most ``MOST_BYTES``."""
         return self.fitted()[0]
@@ -177,11 +186,6 @@ class _Body:
 def each_worker(store: WorkerRegistry) -> Iterator[WorkerRecord]:
     """Yield all worker records, those of dead workers too, in bounded memory."""
     return (each for each in store.list_workers() if each.worker_id != SWEEPER)
-
-
-def workers(store: WorkerRegistry) -> dict[str, WorkerRecord]:
-    """Return all worker records by id, those of dead workers too."""
-    return {each.worker_id: each for each in each_worker(store)}
 
 
 def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:

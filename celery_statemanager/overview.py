@@ -109,17 +109,19 @@ def list_overviews(store: Store, wanted: Wanted, limit: int) -> tuple[list[Overv
 
 
 def look_alikes(store: Store, key: JobKey, among: int = 1_000) -> list[JobKey]:
-    """Return at most five jobs: other runs with the same name or, if there are none, those with a similar name.
+    """Return at most five jobs: the runs of this job_id or, if there are none, those with a similar job_id.
 
     Args:
-        among: the maximum number of records to read.
+        among: the maximum number of records to read to find similar job_ids.
 
     Raises: StoreError.
     """
+    runs = [JobKey(key.job_id, token) for token in store.list_runs(key.job_id, 5)]
+    if runs:
+        return runs
     found = [job.key for job in islice(_records(store, None), among)]
-    runs = [each for each in found if each.job_id == key.job_id]
     names = difflib.get_close_matches(key.job_id, {each.job_id for each in found}, 3, 0.8)
-    return (runs or [each for name in names for each in found if each.job_id == name])[:5]
+    return [each for name in names for each in found if each.job_id == name][:5]
 
 
 def _phase(job: JobRecord, summary: Summary, *, over: bool) -> Phase:

@@ -41,13 +41,24 @@ class Ages:
 
 def find_job(store: Store, key: JobKey) -> JobRecord:
     """Return the job with this name. Raises: JobNotFound; ConfigurationError – a newer release has written it."""
-    job = store.get_job(key)
+    try:
+        job = store.get_job(key)
+    except JobNotFound:
+        raise JobNotFound(*key, _other_runs(store, key)) from None
     if is_newer(job):
         raise ConfigurationError(
             f"job {job.job_id!r} was written by a newer release (schema {job.schema_version}, this one knows "
             f"{SCHEMA_VERSION}): upgrade celery-statemanager here"
         )
     return job
+
+
+def _other_runs(store: Store, key: JobKey) -> list[str | None]:
+    """Return the runs to name where one was not found; none where the store fails meanwhile."""
+    try:
+        return [token for token in store.list_runs(key.job_id) if token != key.run_token]
+    except StoreError:
+        return []
 
 
 def is_newer(job: JobRecord) -> bool:

@@ -66,23 +66,24 @@ def digest(self: Any, result: str) -> None:
 @app.task(base=StatefulTask)
 def write_report(job_id: str) -> None:
     """Merge the results after all shards have finished."""
-    make_report(results(job_id), states.job(job_id).num_tasks)
+    make_report(results(job_id), states.current_job().num_tasks)
 
 
 @app.task(base=StatefulTask)
-def report_failure(job_id: str) -> None:
+def report_failure(_job_id: str) -> None:
     """Print the first failed shard and the reason."""
-    worst = states.job(job_id).get_state()
+    worst = states.current_job().get_state()
     print(f"shard {worst.task_index} failed in {worst.tag}: {worst.message}", flush=True)
 
 
 @app.task(base=StatefulTask)
 def write_partial_report(job_id: str) -> None:
     """Merge the results of the finished shards if any shard has failed."""
-    job = states.job(job_id)
-    failed = job.summary("hash").failed_indexes
+    job = states.current_job()
+    hashed = job.summary("hash")
+    failed = {*(hashed.failed_indexes or ()), *(hashed.not_run_indexes or ())}
     if failed:
-        make_report(results(job_id), job.num_tasks, failed=[*failed])
+        make_report(results(job_id), job.num_tasks, failed=sorted(failed))
 
 
 def files(root: str) -> Iterator[Path]:

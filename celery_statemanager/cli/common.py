@@ -98,7 +98,8 @@ def opened_store(app: Celery, url: str | None) -> Iterator[FullStore]:
             try:
                 yield store
             except JobNotFound as error:
-                fail(f"{error} ({shown}){memory_hint(app, url)}{_others(store, JobKey(*error.args))}", Exit.NO_JOB)
+                key = JobKey(error.job_id, error.run_token)
+                fail(f"{JobNotFound(*key)} ({shown}){memory_hint(app, url)}{_others(store, key)}", Exit.NO_JOB)
     except SubscriptionLost as error:
         fail(str(error), Exit.UNAVAILABLE)
     except StoreError as error:

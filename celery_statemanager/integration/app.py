@@ -110,7 +110,7 @@ class StateManager:
             run_token: keeps runs of one job_id apart.
             tags: replaces the plan derived from the members, and must contain it.
             on_success: sent once every expected cell is FINISHED for good. A callback is one task signature; it gets
-                the job_id prepended, or nothing if it is immutable.
+                the job_id prepended, or nothing if it is immutable, and finds its job with ``states.current_job()``.
             on_failure: sent once the first cell has failed for good.
             on_settled: sent once every expected cell has ended.
 
@@ -120,7 +120,10 @@ class StateManager:
         return submit(self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks)
 
     def job(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:
-        """Give a job that was submitted before. Raises: JobNotFound, TypeError, ValueError, StoreError."""
+        """Return a job that was submitted before; a callback uses ``current_job``.
+
+        Raises: JobNotFound – it names the runs of the job_id that exist; TypeError, ValueError, StoreError.
+        """
         return Job(self, find_job(self.store, job_key(job_id, run_token)))
 
     def current_job(self) -> Job | None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
-import pytest
-
-from celery_statemanager.stores.base import Store
 from celery_statemanager.stores.capabilities import FullStore
-from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.contract_aggregates import AggregateContract
 from celery_statemanager.testing.contract_attempts import AttemptContract
 from celery_statemanager.testing.contract_barrier import BarrierContract
@@ -17,6 +12,7 @@ from celery_statemanager.testing.contract_cancel import CancelContract
 from celery_statemanager.testing.contract_cells import CellContract
 from celery_statemanager.testing.contract_completion import CompletionContract
 from celery_statemanager.testing.contract_deletion import DeletionContract
+from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigratableContract
@@ -28,10 +24,11 @@ from celery_statemanager.testing.contract_stages import StageContract
 from celery_statemanager.testing.contract_subscriptions import SubscriptionContract
 from celery_statemanager.testing.contract_watching import WatchContract
 from celery_statemanager.testing.contract_workers import WorkerRegistryContract
-from celery_statemanager.testing.kit import Grid, StoreFactory
+from celery_statemanager.testing.kit import Grid
 
 
 class CoreContract(
+    ContractFixtures,
     JobContract,
     DeletionContract,
     CellContract,
@@ -64,33 +61,6 @@ class CoreContract(
     field of ``StoreFactory``, and tests of it are skipped where it is missing: data that a second store object reaches
     (``url``), a clock that the test controls (``takes_clock``).
     """
-
-    @pytest.fixture
-    def store(self, store_factory: StoreFactory) -> Iterator[Store]:
-        """Yield an empty store."""
-        with store_factory.make() as store:
-            yield store
-
-    @pytest.fixture
-    def other_store(self, store: Store, store_factory: StoreFactory) -> Iterator[Store]:
-        """Yield a second store object on the data of ``store``."""
-        if store_factory.url is None:
-            pytest.skip("its data live and die with one store object")
-        with store_factory.make() as other:
-            yield other
-
-    @pytest.fixture
-    def clock(self, store_factory: StoreFactory) -> FakeClock:
-        """Return the clock of ``clocked_store``."""
-        if not store_factory.takes_clock:
-            pytest.skip("its clock is the server's")
-        return FakeClock()
-
-    @pytest.fixture
-    def clocked_store(self, store_factory: StoreFactory, clock: FakeClock) -> Iterator[Store]:
-        """Yield an empty store whose time changes only by ``clock.advance``."""
-        with store_factory.make(clock=clock) as store:
-            yield store
 
 
 class StoreContract(CoreContract, WorkerRegistryContract, PagingContract, MigratableContract):

@@ -50,6 +50,36 @@ class JobContract:
         with pytest.raises(JobNotFound):
             Manager.open(store, "job", run_token="3")  # noqa: S106
 
+    def test_the_runs_of_a_job_are_listed_by_their_tokens(self, store: Store) -> None:
+        tokens = {None, "1", "2 *?[a]\\^-", "%+/:", "läuft"}
+        names = ["job", "job*", "job:1", "job 1", "jo", "jobs", "[j]ob", "%"]
+        for name in names:
+            for token in tokens if name == "job" else {None, "other"}:
+                store.create_job(new_job(name, 1, run_token=token))
+        assert sorted(map(str, store.list_runs("job"))) == sorted(map(str, tokens))
+        for name in names[1:]:
+            assert set(store.list_runs(name)) == {None, "other"}
+        assert store.list_runs("nobody") == []
+        some = store.list_runs("job", limit=2)
+        assert len(some) == 2
+        assert set(some) < tokens
+
+    def test_deleted_runs_are_not_listed_and_tombstoned_ones_are(self, store: Store) -> None:
+        gone, hidden = (Grid.create(store, run_token=token) for token in ("gone", "hidden"))
+        store.delete_job(gone.job)
+        hidden.tombstone()
+        assert store.list_runs("job") == ["hidden"]
+
+    def test_a_job_that_is_not_found_is_told_the_runs_that_there_are(self, store: Store) -> None:
+        store.create_job(new_job("etl", 1, run_token="monday"))  # noqa: S106
+        store.create_job(new_job("etl", 1, run_token="tuesday"))  # noqa: S106
+        unknown: tuple[str | None, ...] = (None, "wednesday")
+        for token in unknown:
+            with pytest.raises(JobNotFound, match=r"no job 'etl'.*; runs of it: 'monday', 'tuesday'") as caught:
+                Manager.open(store, "etl", run_token=token)
+            assert (caught.value.job_id, caught.value.run_token) == ("etl", token)
+            assert sorted(map(str, caught.value.runs)) == ["monday", "tuesday"]
+
     def test_an_unknown_job_is_not_found(self, store: Store) -> None:
         with pytest.raises(JobNotFound):
             store.get_job(JobKey("nobody"))

@@ -14,6 +14,7 @@ from celery_statemanager.models import SCHEMA_VERSION, Scope
 from celery_statemanager.records import CALLBACK_ROW, Cell, StoredCell
 from celery_statemanager.stores.capabilities import Migratable
 from celery_statemanager.subscription import Subscription
+from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.kit import FINISHED, Grid, every_job, smoke
 
 LATER = SCHEMA_VERSION + 1
@@ -42,7 +43,7 @@ def busy(store: Migratable) -> Grid:
     return grid
 
 
-class MigratableContract:
+class MigratableContract(ContractFixtures):
     """What holds for cells and jobs of an earlier schema."""
 
     def test_cells_of_an_earlier_schema_are_found_and_those_of_callbacks(self, store: Migratable) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -88,22 +89,34 @@ def broken_off_everywhere(store: Store, call: Callable[[str], object]) -> Iterat
         call: is given an event id, which is handed on after each.
     """
     theirs = Grid.create(store, job_id="theirs")
+    counts = partial(ours, places=places_of(store))
     number, struck = 0, True
     while struck:
         event_id = new_event_id()
-        struck = broken_off(lambda event_id=event_id: call(event_id), number)  # type: ignore[misc]
+        struck = broken_off(lambda event_id=event_id: call(event_id), number, counts=counts)  # type: ignore[misc]
         writes_of_another_thread(theirs)
         yield event_id
         number += 1
     assert number > 3, "nothing was broken off"
 
 
-def ours(frame: FrameType) -> bool:
-    """Whether a function is this package's, or one of ``threading`` that this package calls."""
+def ours(frame: FrameType, places: tuple[str, ...] = (PACKAGE,)) -> bool:
+    """Return whether a function is this package's, or one of ``threading`` that this package calls.
+
+    Args:
+        places: the beginnings of the paths of the files that count.
+    """
     caller = frame.f_back
     if frame.f_code.co_filename == threading.__file__ and caller is not None:
         frame = caller
-    return frame.f_code.co_filename.startswith(PACKAGE)
+    return frame.f_code.co_filename.startswith(places)
+
+
+def places_of(store: Store) -> tuple[str, ...]:
+    """Return where the functions of a store are: in this package and, for a store of another one, there too."""
+    package, dot, _ = type(store).__module__.partition(".")
+    file = sys.modules[package].__file__ or ""
+    return PACKAGE, f"{Path(file).parent}/" if dot else file
 
 
 def broken_off(

@@ -9,10 +9,11 @@ from celery_statemanager.manager import Manager
 from celery_statemanager.records import CALLBACK_ROW, OpenAttempt
 from celery_statemanager.stores.capabilities import WorkerRegistry
 from celery_statemanager.testing.clock import FakeClock
+from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, smoke
 
 
-class WorkerRegistryContract:
+class WorkerRegistryContract(ContractFixtures):
     """What holds for worker records and open attempts."""
 
     def test_a_worker_record_is_kept_whole_and_leased_from_now(self, store: WorkerRegistry) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from celery import chain, group
 
-from celery_statemanager import JobExists, JobNotFound, Status, SubmitFailed, WaitTimeout
+from celery_statemanager import JobExists, JobNotFound, Manager, Status, SubmitFailed, WaitTimeout
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.leases import cell_name
 
@@ -192,3 +192,17 @@ def test_a_failed_publish_cancels_the_job(tracked, pool, key):
     job = caught.value.job
     job.wait(PATIENCE)
     assert job.get_state("work", 1).message == "submit failed after 1 of 2"
+
+
+@pytest.mark.parametrize("kind", ["stateful_callback", "plain_callback"])
+@pytest.mark.parametrize("immutable", [False, True], ids=["job_id", "immutable"])
+def test_a_callback_finds_the_run_that_it_belongs_to(tracked, submit, eventually, key, kind, immutable):
+    signature = getattr(tracked, kind).signature((key,), immutable=immutable)
+    job_id, run_token = f"runs-{key}", "second"
+    other = Manager.create(tracked.states.store, job_id, num_tasks=1, run_token="first")
+    submit([tracked.succeed.s(), tracked.succeed.s()], job_id=job_id, run_token=run_token, on_success=signature)
+    expected = f"{job_id} {run_token} 2 {[] if immutable else [job_id]}"
+    assert eventually(lambda: tracked.notes(key)) == [expected]
+    with pytest.raises(JobNotFound, match=r"runs of it: 'first', 'second'; .* states\.current_job\(\)"):
+        tracked.states.job(job_id)
+    other.delete_job()

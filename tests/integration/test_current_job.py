@@ -102,3 +102,27 @@ def test_a_mistyped_tag_of_a_job_is_refused(app, states):
     for read in (job.summary, job.get_state, job.list_states):
         with pytest.raises(ValueError, match=r"has no tag 'injest': .* the planned tags are 'ingest'"):
             read("injest")
+
+
+@pytest.mark.parametrize("base", [StatefulTask, None], ids=["stateful", "plain"])
+@pytest.mark.parametrize("immutable", [False, True], ids=["job_id", "immutable"])
+def test_a_callback_finds_the_run_that_it_belongs_to_in_eager_mode(app, states, base, immutable):
+    found = []
+
+    @app.task(shared=False, base=base)
+    def callback(*args):
+        found.append((states.current_job().manager.ref, args))
+
+    @app.task(shared=False)
+    def task(): ...
+
+    run_token = "second"
+    for each in ("first", run_token):
+        job = states.submit(
+            [task.s()], job_id="etl", run_token=each, on_settled=callback.signature(immutable=immutable)
+        )
+    assert found[-1] == (job.manager.ref, () if immutable else ("etl",))
+    with pytest.raises(JobNotFound, match=r"runs of it: 'first', 'second'; .* states\.current_job\(\)"):
+        states.job("etl")
+    with pytest.raises(JobNotFound, match=r"no job 'etl' \(run token 'third'\) .*: 'first', 'second'"):
+        states.job("etl", "third")

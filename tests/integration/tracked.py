@@ -210,6 +210,22 @@ def callback(self, *args):
     note(f"callback.{job.id}", f"{self.request.id.partition('.')[2]} {list(args)} {bool(self.state)}")
 
 
+def note_the_job(key, *job_id):
+    """Leave a trace of the job that a callback finds, and of the arguments that it gets."""
+    job = states.current_job()
+    note(key, f"{job.id} {job.run_token} {job.summary().finished} {list(job_id)}")
+
+
+@task(base=StatefulTask)
+def stateful_callback(*args):
+    note_the_job(args[-1], *args[:-1])
+
+
+@task()
+def plain_callback(*args):
+    note_the_job(args[-1], *args[:-1])
+
+
 @task(base=StatefulTask, bind=True)
 def failing_callback(self, job_id):
     note(f"callback.{job_id}", self.request.id.partition(".")[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import inspect
+import json
 import pickle
 import threading
 
@@ -24,6 +25,11 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     ),
     errors.JobExists("etl", "r1"): (ValueError, "job 'etl' (run token 'r1') already exists"),
     errors.JobNotFound("etl", "r1"): (LookupError, "check the job_id, the run_token and the store"),
+    errors.JobNotFound("etl", None, ["r2", None, "r1"]): (
+        LookupError,
+        "no job 'etl' in this store; runs of it: one without run_token, 'r1', 'r2'; pass one of them as run_token",
+    ),
+    errors.JobNotFound("etl", "r9", tuple("abcdefg")): (LookupError, "'a', 'b', 'c', 'd', 'e' and more; pass one"),
     errors.TaskMismatch("etl", 3, 5): (ValueError, "a Manager writes only its own row; open one with task_index=5"),
     errors.ReadOnlyManager("etl"): (TypeError, "open it with task_index=… to write"),
     errors.BeginRefused("etl", "scan", 3, "finished"): (None, "it is already FINISHED; skip this delivery"),
@@ -106,6 +112,14 @@ def test_every_error_is_exported_and_listed_in_the_module_docstring(kind: type[E
 def test_state_error_rejects_codes_that_are_not_negative_int32(code: object) -> None:
     with pytest.raises(ValueError, match="an error code must be a negative int32"):
         errors.StateError(code)  # type: ignore[arg-type]
+
+
+def test_a_job_not_found_rebuilt_from_json_names_the_same_runs() -> None:
+    error = errors.JobNotFound("etl", None, (None, "r1"))
+    read = errors.JobNotFound(*json.loads(json.dumps(error.args)))
+    assert (read.runs, str(read)) == ((None, "r1"), str(error))
+    assert errors.JobNotFound("etl").runs == ()
+    assert errors.JobNotFound("etl").args == ("etl", None)
 
 
 def test_errors_expose_their_arguments_as_attributes() -> None:

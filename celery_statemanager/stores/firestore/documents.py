@@ -10,8 +10,8 @@ from celery_statemanager.codec import control_from_json, control_to_json, plan_f
 from celery_statemanager.models import FINISHED, SCHEMA_VERSION
 from celery_statemanager.records import Cell, Delivery, JobRecord, JobRef
 from celery_statemanager.stores.fields import check_cells
-from celery_statemanager.stores.firestore.tallies import is_counted
 from celery_statemanager.stores.firestore.values import Moment, payload_fields, payload_of
+from celery_statemanager.stores.recount import is_counted
 from celery_statemanager.transitions import tally_of
 
 INDEX_FIELDS = ("column", "waiting", "fraction", "held", "notRun")

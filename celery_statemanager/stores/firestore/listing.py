@@ -79,6 +79,15 @@ def page(
     return Page([job for job in jobs if job is not None], next_cursor)
 
 
+def runs(database: Database, job_id: str, limit: int) -> list[str | None]:
+    """Return the run tokens of the jobs with a job_id."""
+    collection, root = database.names.address.collection, database.names.address.root
+    structured = requests.select(collection, ("jobID", "==", job_id), limit=limit)
+    documents = database.query(root, structured, database.deadline())
+    jobs = (job_of(document.fields, document.id) for document in documents)
+    return [job.run_token for job in jobs if job is not None]
+
+
 def open_attempts(database: Database) -> Iterator[OpenAttempt]:
     """Yield the open attempts of workers, without those of deleted jobs."""
     held = ("held", "==", database.names.address.collection)

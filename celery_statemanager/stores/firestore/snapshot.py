@@ -8,17 +8,13 @@ from typing import Any
 from celery_statemanager import aggregate
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
-from celery_statemanager.records import Cell, Column, JobRecord, Tally
-from celery_statemanager.stores.firestore import requests, tallies
+from celery_statemanager.records import Cell, Column, JobRecord
+from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import BatchRead, Database
 from celery_statemanager.stores.firestore.documents import cell_of, column_of
 from celery_statemanager.stores.firestore.errors import CallDeadline
 from celery_statemanager.stores.firestore.tallies import ShardCounts
 from celery_statemanager.stores.firestore.view import CellKey, cell_document
-from celery_statemanager.transitions import tally_of
-
-CellsByColumn = dict[str, dict[int, Cell]]
-"""Cells by tag and row."""
 
 _SUMMED = tuple(name for name in ShardCounts._fields if name != "not_run")
 _HALVES = _SUMMED[:5], _SUMMED[5:]
@@ -147,54 +143,3 @@ class JobSnapshot:
 def read_cell(job: JobRecord, batch: BatchRead, name: str) -> Cell | None:
     """Return a cell of a batch, or None if the job has no such cell."""
     return cell_document(job, batch, name).cell
-
-
-def by_column(job: JobRecord, cells: Iterable[tuple[str, int, Cell]]) -> CellsByColumn:
-    """Group the cells that count in a column by tag and row."""
-    columns: CellsByColumn = {}
-    for tag, row, cell in cells:
-        if tallies.is_counted(job, tag, row):
-            columns.setdefault(tag, {})[row] = cell
-    return columns
-
-
-def column_summaries(job: JobRecord, cells: CellsByColumn, tag: str | None) -> list[Column]:
-    """Summarize the expected columns, or a single one, from all their cells."""
-    tags = aggregate.expected_tags(job, cells) if tag is None else [tag]
-    return [column_summary(job, each, cells.get(each, {})) for each in tags]
-
-
-def column_summary(job: JobRecord, tag: str, cells: dict[int, Cell]) -> Column:
-    """Summarize one column from all its cells, with index sets."""
-    rows = aggregate.expected_rows(job, tag)
-    total = Tally()
-    for cell in cells.values():
-        total = total.plus(tally_of(cell))
-    states = [aggregate.visible_state(job, tag, row, cell) for row, cell in cells.items()]
-    unwritten = rows.without(IndexSet(cells))
-    if unwritten:
-        states.append(aggregate.missing_state(job, tag, unwritten.first))
-    not_run = IndexSet(row for row, cell in cells.items() if tally_of(cell).not_run)
-    return Column(
-        tag,
-        len(rows),
-        total,
-        aggregate.lowest(states),
-        failed=IndexSet(row for row, cell in cells.items() if cell.status < 0).without(not_run),
-        running=IndexSet(row for row, cell in cells.items() if cell.status > 0 and not cell.terminal),
-        missing=rows.without(IndexSet(row for row, cell in cells.items() if cell.status != 0)),
-        not_run=not_run,
-    )
-
-
-def lowest(job: JobRecord, cells: CellsByColumn, scope: Scope) -> State:
-    """Return the lowest cell of a scope from all its cells, missing cells included."""
-    row = scope.task_index
-    tags = aggregate.expected_tags(job, cells) if scope.tag is None else [scope.tag]
-    if row is None:
-        states = [column_summary(job, tag, cells.get(tag, {})).lowest for tag in tags]
-    else:
-        expected = [tag for tag in tags if scope.tag is not None or aggregate.expects(job, tag, row)]
-        states = [aggregate.visible_state(job, tag, row, cells.get(tag, {}).get(row)) for tag in expected]
-    least = aggregate.lowest(state for state in states if state is not None)
-    return least or aggregate.missing_state(job, scope.tag or "", row or 0)

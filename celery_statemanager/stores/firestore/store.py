@@ -26,10 +26,10 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
-from celery_statemanager.stores import checked_timeout
+from celery_statemanager.stores import checked_timeout, recount
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore
-from celery_statemanager.stores.firestore import garbage, listing, migrating, overdue, snapshot, workers
+from celery_statemanager.stores.firestore import garbage, listing, migrating, overdue, workers
 from celery_statemanager.stores.firestore.address import FirestoreAddress
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Database
@@ -38,7 +38,7 @@ from celery_statemanager.stores.firestore.errors import PreconditionFailed, Tran
 from celery_statemanager.stores.firestore.jobs import JobDocuments, new_operation
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import DocumentNames
-from celery_statemanager.stores.firestore.snapshot import CellsByColumn, JobSnapshot, read_cell
+from celery_statemanager.stores.firestore.snapshot import JobSnapshot, read_cell
 from celery_statemanager.stores.firestore.step import StepRunner
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.transports import ClientFactory, Transport, make_client
@@ -126,6 +126,9 @@ class FirestoreStore(FullStore):
             return overdue.due_page(*parts, cursor, limit, tombstoned=tombstoned, idle_before=idle_before)
         return listing.page(self._database, cursor, limit, due=False, tombstoned=tombstoned, idle_before=idle_before)
 
+    def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
+        return listing.runs(self._database, job_id, limit)
+
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         notes = garbage.delete(self._database, self._jobs, job, if_idle=if_idle)
         if notes is None:
@@ -160,7 +163,7 @@ class FirestoreStore(FullStore):
             return aggregate.visible_state(document.job, scope.tag, scope.task_index, cell)
         job, at = self._read(ref)
         if not job.schema:
-            return snapshot.lowest(job, self._cells(job, Scope(), at), scope)
+            return recount.lowest(job, self._cells(job, Scope(), at), scope)
         return self._snapshot(job, at).lowest(scope)
 
     def column_summaries(
@@ -169,7 +172,7 @@ class FirestoreStore(FullStore):
         job, at = self._read(ref)
         if not indexes and job.schema:
             return job, self._snapshot(job, at).column_summaries(tag)
-        return job, snapshot.column_summaries(job, self._cells(job, Scope(tag), at), tag)
+        return job, recount.column_summaries(job, self._cells(job, Scope(tag), at), tag)
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         job, at = self._read(ref)
@@ -232,8 +235,8 @@ class FirestoreStore(FullStore):
         remember(self._floors, job.ref, floors, MAX_CACHED_FLOORS)
         return JobSnapshot(self._database, job, at, floors, self._database.deadline())
 
-    def _cells(self, job: JobRecord, scope: Scope, at: Any) -> CellsByColumn:
-        return snapshot.by_column(job, listing.cells(self._database, job, scope, at))
+    def _cells(self, job: JobRecord, scope: Scope, at: Any) -> recount.Cells:
+        return {(tag, row): cell for tag, row, cell in listing.cells(self._database, job, scope, at)}
 
 
 def _copy(job: JobRecord) -> JobRecord:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, Tally
 from celery_statemanager.stores.fields import check_tally
+from celery_statemanager.stores.recount import is_counted
 from celery_statemanager.transitions import tally_of
 
 SHARDS = 500
@@ -53,14 +54,6 @@ class ShardCounts(NamedTuple):
 check_tally(
     "Firestore", __name__, [*("failed_final" if name == "alarms" else name for name in ShardCounts._fields), "progress"]
 )
-
-
-def is_counted(job: JobRecord, tag: str, task_index: int) -> bool:
-    """Return whether a cell counts in its column: a callback does not, nor does a row outside its planned column."""
-    if task_index < 0:
-        return False
-    rows = job.plan.columns.get(tag) if job.plan else None
-    return rows is None or task_index in rows
 
 
 def is_expected(job: JobRecord, tag: str, task_index: int) -> bool:

@@ -35,23 +35,23 @@ class TestLocation:
     @pytest.mark.parametrize(
         ("url", "message"),
         [
-            ("sqlite://", "names no file"),
-            ("sqlite:///", "names no file"),
-            ("sqlite://states.db", "names no file; write sqlite:///states.db"),
-            ("sqlite:///dir/", "names no file"),
+            ("sqlite://", "does not name a file"),
+            ("sqlite:///", "does not name a file"),
+            ("sqlite://states.db", "does not name a file; use sqlite:///states.db"),
+            ("sqlite:///dir/", "does not name a file"),
             ("sqlite:///:memory:", "memory://"),
             ("sqlite://:memory:", "memory://"),
-            ("sqlite:///states.db?mode=ro", "without options"),
+            ("sqlite:///states.db?mode=ro", "may not contain options"),
             ("sqlite:///{tmp}", "is a directory; name a file"),
-            ("sqlite:///{tmp}/none/states.db", "no directory .*/none; make it first: mkdir -p"),
-            ("sqlite:///{tmp}/text", "no SQLite database"),
-            ("sqlite:///{tmp}/short", "no SQLite database"),
+            ("sqlite:///{tmp}/none/states.db", "no directory .*/none; create it: mkdir -p"),
+            ("sqlite:///{tmp}/text", "is not a SQLite database"),
+            ("sqlite:///{tmp}/short", "is not a SQLite database"),
             ("sqlite:///{tmp}/text/states.db", "no directory"),
             ("sqlite:///{tmp}/fifo", "not a regular file"),
             ("sqlite:///{tmp}/" + "x" * 300, "name too long"),
             ("sqlite:///{tmp}/foreign.db", "another application"),
-            ("sqlite:///{tmp}/marked.db", r"another application \(application_id 0x7, ours is 0x"),
-            ("sqlite:///{tmp}/newer.db", r"newer release \(schema 99, this one knows 3\): upgrade"),
+            ("sqlite:///{tmp}/marked.db", r"another application \(application_id 0x7, expected 0x"),
+            ("sqlite:///{tmp}/newer.db", r"newer release \(schema 99, this release supports {schema}\): upgrade"),
         ],
     )
     def test_an_unusable_location_is_rejected_at_open_and_nothing_is_created(
@@ -68,7 +68,7 @@ class TestLocation:
             with raw(tmp_path / name) as db:
                 db.executescript(script)
         before = sorted(tmp_path.iterdir())
-        url = url.format(tmp=tmp_path)
+        url, message = url.format(tmp=tmp_path), message.replace("{schema}", str(location.SCHEMA))
         with pytest.raises(ConfigurationError, match=f"(?i){message}") as caught:
             open_store(url)
         assert url.partition("?")[0] in str(caught.value) or "/" in str(caught.value)

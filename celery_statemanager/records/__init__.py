@@ -1,0 +1,66 @@
+"""What stores keep and exchange with the layers above: jobs, cells, and the requests on them. Pure values.
+
+Times are integer microseconds since the epoch, UTC, from the store's clock. Payloads are JSON text.
+"""
+
+from celery_statemanager.records.cells import (
+    FRACTION_UNIT,
+    Batch,
+    Cell,
+    Column,
+    Delivery,
+    OpenAttempt,
+    StoredCell,
+    Tally,
+    WorkerRecord,
+)
+from celery_statemanager.records.jobs import (
+    CALLBACK_ROW,
+    LATCHES,
+    Cancellation,
+    JobKey,
+    JobRecord,
+    JobRef,
+    Latch,
+    Page,
+    Submission,
+    to_datetime,
+)
+from celery_statemanager.records.requests import (
+    Begin,
+    BeginReply,
+    Verdict,
+    When,
+    Write,
+    WriteReply,
+    new_event_id,
+)
+
+__all__ = [
+    "CALLBACK_ROW",
+    "to_datetime",
+    "JobKey",
+    "JobRef",
+    "Latch",
+    "LATCHES",
+    "Cancellation",
+    "Submission",
+    "JobRecord",
+    "Page",
+    "Delivery",
+    "Cell",
+    "StoredCell",
+    "OpenAttempt",
+    "WorkerRecord",
+    "Tally",
+    "FRACTION_UNIT",
+    "Column",
+    "Batch",
+    "new_event_id",
+    "When",
+    "Begin",
+    "Write",
+    "Verdict",
+    "BeginReply",
+    "WriteReply",
+]

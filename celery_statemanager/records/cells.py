@@ -1,0 +1,188 @@
+"""Cells, what is derived from them, and the workers that run them. Pure values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import add, sub
+from typing import Any, NamedTuple
+
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State
+from celery_statemanager.records.jobs import JobRef
+
+
+class Delivery(NamedTuple):
+    """The rank of a message among those of its cell, compared by replacements, then by retries."""
+
+    replacements: int = 0
+    retries: int = 0
+
+
+@dataclass(slots=True)
+class Cell:
+    """All that a store keeps of one cell. It is a value: change it by ``dataclasses.replace`` only.
+
+    Attributes:
+        open: whether an attempt is open.
+        delivery: the delivery of the newest attempt or, after a retry was announced, of the next one.
+        owner: the worker that runs the open attempt; None for a Manager, which holds no lease.
+        losses: the number of attempts that were lost with their worker.
+        kept: the message to send again if the worker is lost; removed when the cell ends.
+        blocked_by: the failed stage of the row that gave this never-begun cell its status.
+        began_at: when the open attempt began.
+    """
+
+    status: int = 0
+    message: str | None = None
+    payload: str | None = None
+    timestamp: int = 0
+    version: int = 0
+    event_id: str = ""
+    attempt: int = 0
+    open: bool = False
+    delivery: Delivery = Delivery()
+    owner: str | None = None
+    losses: int = 0
+    kept: str | None = None
+    blocked_by: str | None = None
+    began_at: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the status is negative or FINISHED."""
+        return self.status < 0 or self.status == FINISHED
+
+    @property
+    def final(self) -> bool:
+        """Whether the cell has ended: a terminal status and no open attempt."""
+        return self.terminal and not self.open
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the cell is not started and no attempt is open."""
+        return self.status == 0 and not self.open
+
+
+@dataclass(slots=True)
+class StoredCell:
+    """A cell as a migration reads it and writes it back.
+
+    Attributes:
+        mark: a value of the store's own that tells whether the cell has changed since it was read.
+    """
+
+    tag: str
+    task_index: int
+    cell: Cell
+    mark: Any = None
+
+
+@dataclass(slots=True)
+class OpenAttempt:
+    """An open attempt of a worker, as the sweep reads it."""
+
+    ref: JobRef
+    tag: str
+    task_index: int
+    cell: Cell
+
+
+@dataclass(slots=True)
+class WorkerRecord:
+    """The newest report of one worker process.
+
+    Attributes:
+        body: JSON text that ``leases`` writes and reads: the attempts that it runs, the rows that it received.
+        renewed_at: the time of the report.
+        lease_until: the time until which the worker counts as alive without another report.
+    """
+
+    worker_id: str
+    body: str
+    renewed_at: int
+    lease_until: int
+
+
+class Tally(NamedTuple):
+    """Counts of one column's written cells; each changes by (new cell − old cell) in the cell's own step.
+
+    A cell is in at most one of the classes ``running``, ``finished``, ``failed`` and ``not_run``. A cell in none of
+    them is not started.
+
+    Attributes:
+        failed: negative, without ``not_run``.
+        not_run: negative because an earlier stage of the row failed (``Cell.blocked_by``).
+        succeeded: final and FINISHED.
+        ended: final.
+        failed_final: final and negative, without CANCELLED.
+        pending: begun and not ended: an open attempt, or a status of work in progress.
+        progress: the sum of the fractions of running cells, in units of ``1 / FRACTION_UNIT``.
+    """
+
+    running: int = 0
+    finished: int = 0
+    failed: int = 0
+    not_run: int = 0
+    succeeded: int = 0
+    ended: int = 0
+    failed_final: int = 0
+    pending: int = 0
+    progress: int = 0
+
+    @property
+    def started(self) -> int:
+        """The number of cells that are not ``not started``."""
+        return self.running + self.finished + self.failed + self.not_run
+
+    def plus(self, other: Tally) -> Tally:
+        """Add field by field."""
+        return Tally._make(map(add, self, other))
+
+    def minus(self, other: Tally) -> Tally:
+        """Subtract field by field."""
+        return Tally._make(map(sub, self, other))
+
+    def moved(self, old: Tally, new: Tally) -> Tally:
+        """Return a column's tally after a cell that added ``old`` adds ``new``."""
+        if old[:-1] == new[:-1]:  # progress of a running cell, by far the most frequent change
+            return Tally._make((*self[:-1], self.progress - old.progress + new.progress))
+        return Tally._make(map(add, self, map(sub, new, old)))
+
+
+FRACTION_UNIT = 10**8
+
+
+@dataclass(slots=True)
+class Column:
+    """One tag of a job as of one moment.
+
+    Attributes:
+        expected: rows expected under the tag.
+        lowest: the lowest cell, missing cells included; None only where no row is expected.
+        failed, running, missing, not_run: the rows in each class; None if not requested.
+    """
+
+    tag: str
+    expected: int
+    tally: Tally
+    lowest: State | None
+    failed: IndexSet | None = None
+    running: IndexSet | None = None
+    missing: IndexSet | None = None
+    not_run: IndexSet | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """The changes that a watch has seen since it was last read.
+
+    Attributes:
+        states: the newest version of each cell that changed, older changes first.
+        job_changed: the job record may have changed (settled, cancelled, tombstoned).
+        resync: changes were lost; the reader must list the states again.
+    """
+
+    states: list[State]
+    job_changed: bool = False
+    resync: bool = False

@@ -1,0 +1,140 @@
+"""Jobs without their cells. Pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+from celery_statemanager.models import SCHEMA_VERSION
+from celery_statemanager.plan import Plan
+
+CALLBACK_ROW = -1
+"""The row of a job's callback runs, one tag per latch. Readers of the grid do not see it."""
+
+
+def to_datetime(microseconds: int) -> datetime:
+    """Return a time as an aware UTC datetime, exact to the microsecond until the year 2242."""
+    return datetime.fromtimestamp(microseconds / 1_000_000, timezone.utc)
+
+
+class JobKey(NamedTuple):
+    """The pair under which a job is stored."""
+
+    job_id: str
+    run_token: str | None = None
+
+
+class JobRef(NamedTuple):
+    """One incarnation of a job. Writes name it, so a straggler never changes a successor."""
+
+    key: JobKey
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Latch:
+    """One of a job's three once-only decisions, and the callback that waits for it.
+
+    Attributes:
+        callback: a task signature as JSON text; None if only the decision is recorded.
+        decided_at: the time of the decision; None before it.
+        published_at: the time from which the callback's message is known to be sent; None before it.
+    """
+
+    callback: str | None = None
+    decided_at: int | None = None
+    published_at: int | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether the callback must still be published."""
+        return self.callback is not None and self.decided_at is not None and self.published_at is None
+
+
+LATCHES = ("success", "failure", "settled")
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """The reason and the time of a job's cancellation."""
+
+    reason: str | None
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """The progress of publishing a job's messages.
+
+    Attributes:
+        published: the number of rows whose message is known to be sent; they are sent in row order.
+        done: whether the publisher has ended, successfully or not.
+        alive_until: the time until which the publisher counts as alive without another report.
+    """
+
+    published: int
+    done: bool
+    alive_until: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job without its cells.
+
+    ``num_tasks``, ``plan``, ``incarnation`` and ``created_at`` never change; ``last_activity`` is the store's
+    (exact, or at most a minute old); everything else changes by compare-and-set on ``revision``.
+    """
+
+    job_id: str
+    run_token: str | None
+    incarnation: str
+    num_tasks: int
+    plan: Plan | None = None
+    latches: Mapping[str, Latch] = field(default_factory=lambda: dict.fromkeys(LATCHES, Latch()))
+    cancelled: Cancellation | None = None
+    submission: Submission | None = None
+    tombstoned_at: int | None = None
+    created_at: int = 0
+    last_activity: int = 0
+    revision: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> JobKey:
+        """The pair under which the job is kept."""
+        return JobKey(self.job_id, self.run_token)
+
+    @property
+    def ref(self) -> JobRef:
+        """The reference to this incarnation of the job."""
+        return JobRef(self.key, self.incarnation)
+
+    @property
+    def schema(self) -> int:
+        """The schema of its states; 0 for a job of another program until it is migrated."""
+        return self.schema_version if self.incarnation else 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the latch ``settled`` is decided: the job is closed. Never true without a plan."""
+        return self.latches["settled"].decided_at is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether a sweep must process it: a callback to publish or a submission not known to be done."""
+        unfinished = self.submission is not None and not self.submission.done
+        return unfinished or any(latch.due for latch in self.latches.values())
+
+    def with_latches(self, **latches: Latch) -> JobRecord:
+        """Return the record with some latches replaced."""
+        return replace(self, latches={**self.latches, **latches})
+
+
+@dataclass(slots=True)
+class Page:
+    """Some jobs, and the position of the next page; ``cursor`` is None at the end."""
+
+    jobs: list[JobRecord]
+    cursor: str | None

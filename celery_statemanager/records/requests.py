@@ -1,0 +1,225 @@
+"""The requests on a cell, and the replies to them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import KW_ONLY, dataclass, field
+from enum import Enum
+
+from celery_statemanager.models import Status
+from celery_statemanager.records.cells import Cell, Delivery
+
+
+def new_event_id() -> str:
+    """Create the event id of a write or a begin."""
+    return os.urandom(16).hex()
+
+
+class When(Enum):
+    """The condition under which a write is accepted, in addition to its fence."""
+
+    ANY = "any"
+    OPEN = "open"
+    """The writer's attempt must still be open. Tasks and their workers write under this condition."""
+    IDLE = "idle"
+    """No attempt may be open and the cell must not be final: the message never began."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Begin:
+    """Take the next attempt of a cell.
+
+    Attributes:
+        supersedes: the number of the open attempt known to be dead; the cell must still have it. Counts as a loss.
+        takes_over: begin even if an attempt is open (a Manager outside Celery).
+    """
+
+    tag: str
+    task_index: int
+    event_id: str = field(default_factory=new_event_id)
+    delivery: Delivery = Delivery()
+    owner: str | None = None
+    kept: str | None = None
+    message: str | None = None
+    supersedes: int | None = None
+    takes_over: bool = False
+
+
+@dataclass(slots=True)
+class Write:
+    """Write one cell. The class methods create the kinds of writes that exist.
+
+    Attributes:
+        payload: JSON text; ignored when ``keep_payload``.
+        new_progress: JSON text of a ``{"done": …, "total": …}`` to set in the payload that is kept.
+        attempt: the number of the attempt that must be the cell's; None for a Manager that took none.
+        if_owner: the worker and delivery that must hold the open attempt; for a worker's main process, which does
+            not know the number of the attempt.
+        begin: take an attempt in the same step, for an execution that could not begin earlier.
+        ends_attempt: close the attempt.
+        keep_app_status: keep the application's negative status, written during the open attempt, and, where this
+            write has no message, its last message.
+        block_later_stages: if the cell is final and negative afterwards, set the row's later stages to its status.
+        counts_as_loss: count a loss, because the attempt's worker is gone.
+        next_delivery: the delivery that a retry announced.
+    """
+
+    tag: str
+    task_index: int
+    status: int
+    event_id: str = field(default_factory=new_event_id)
+    message: str | None = None
+    payload: str | None = None
+    _: KW_ONLY
+    keep_payload: bool = False
+    new_progress: str | None = None
+    attempt: int | None = None
+    if_owner: tuple[str, Delivery] | None = None
+    begin: Begin | None = None
+    when: When = When.ANY
+    ends_attempt: bool = False
+    keep_app_status: bool = False
+    block_later_stages: bool = False
+    counts_as_loss: bool = False
+    next_delivery: Delivery | None = None
+
+    @classmethod
+    def state(
+        cls,
+        tag: str,
+        task_index: int,
+        status: int,
+        message: str | None = None,
+        payload: str | None = None,
+        *,
+        event_id: str | None = None,
+    ) -> Write:
+        """Create a write of what the application reports; the payload is replaced."""
+        return cls(tag, task_index, status, new_event_id() if event_id is None else event_id, message, payload)
+
+    @classmethod
+    def progress(
+        cls,
+        tag: str,
+        task_index: int,
+        status: int,
+        progress: str,
+        message: str | None = None,
+        *,
+        event_id: str | None = None,
+    ) -> Write:
+        """Create a write of the application's progress; the rest of the payload is kept."""
+        write = cls.state(tag, task_index, status, message, event_id=event_id)
+        write.keep_payload, write.new_progress = True, progress
+        return write
+
+    @classmethod
+    def ending(
+        cls,
+        tag: str,
+        task_index: int,
+        status: int,
+        message: str | None = None,
+        *,
+        attempt: int | None = None,
+        if_owner: tuple[str, Delivery] | None = None,
+        progress: str | None = None,
+        keep_app_status: bool = True,
+    ) -> Write:
+        """Create the last write of an open attempt.
+
+        Args:
+            keep_app_status: False where this status replaces a negative one that the application wrote.
+        """
+        return cls(
+            tag,
+            task_index,
+            status,
+            message=message,
+            keep_payload=True,
+            new_progress=progress,
+            attempt=attempt,
+            if_owner=if_owner,
+            when=When.OPEN,
+            ends_attempt=True,
+            keep_app_status=keep_app_status,
+            block_later_stages=True,
+        )
+
+    @classmethod
+    def returned(
+        cls,
+        tag: str,
+        task_index: int,
+        message: str,
+        next_delivery: Delivery | None = None,
+        *,
+        attempt: int | None = None,
+        if_owner: tuple[str, Delivery] | None = None,
+        progress: str | None = None,
+        counts_as_loss: bool = False,
+    ) -> Write:
+        """Create the write that closes an open attempt whose message comes again: a retry, or one sent again."""
+        return cls(
+            tag,
+            task_index,
+            int(Status.STARTED),
+            message=message,
+            keep_payload=True,
+            new_progress=progress,
+            attempt=attempt,
+            if_owner=if_owner,
+            when=When.OPEN,
+            ends_attempt=True,
+            counts_as_loss=counts_as_loss,
+            next_delivery=next_delivery,
+        )
+
+    @classmethod
+    def lost(
+        cls, tag: str, task_index: int, message: str, *, attempt: int | None = None, event_id: str | None = None
+    ) -> Write:
+        """Create the write that marks as LOST an open attempt or, without ``attempt``, a message that never began."""
+        write = cls.never_begun(tag, task_index, int(Status.LOST), message)
+        write.event_id, write.counts_as_loss = event_id or write.event_id, True
+        if attempt is not None:
+            write.when, write.attempt, write.ends_attempt = When.OPEN, attempt, True
+        return write
+
+    @classmethod
+    def never_begun(cls, tag: str, task_index: int, status: int, message: str) -> Write:
+        """Create the write that ends a cell without an open attempt: its message never reached a task's body."""
+        return cls(tag, task_index, status, message=message, keep_payload=True, when=When.IDLE, block_later_stages=True)
+
+
+class Verdict(Enum):
+    """The outcome of a Begin."""
+
+    BEGUN = "begun"
+    FINISHED = "finished"
+    CLOSED = "closed"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class BeginReply:
+    """The verdict on a Begin and the current cell (that of the other delivery, for a duplicate).
+
+    ``decided`` names the latches that the same step decided: refusing to begin the last running row of a cancelled
+    job settles it.
+    """
+
+    verdict: Verdict
+    cell: Cell
+    decided: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class WriteReply:
+    """The current cell, the latches that the same step decided, and whether this write changed anything."""
+
+    cell: Cell
+    decided: tuple[str, ...] = ()
+    changed: bool = True

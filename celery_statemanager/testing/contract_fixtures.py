@@ -1,0 +1,42 @@
+"""The fixtures of every part of the store contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from celery_statemanager.stores.base import Store
+from celery_statemanager.testing.clock import FakeClock
+from celery_statemanager.testing.kit import StoreFactory
+
+
+class ContractFixtures:
+    """What the tests use, made from the fixture ``store_factory`` of a subclass."""
+
+    @pytest.fixture
+    def store(self, store_factory: StoreFactory) -> Iterator[Store]:
+        """Yield an empty store."""
+        with store_factory.make() as store:
+            yield store
+
+    @pytest.fixture
+    def other_store(self, store: Store, store_factory: StoreFactory) -> Iterator[Store]:
+        """Yield a second store object on the data of ``store``."""
+        if store_factory.url is None:
+            pytest.skip("its data live and die with one store object")
+        with store_factory.make() as other:
+            yield other
+
+    @pytest.fixture
+    def clock(self, store_factory: StoreFactory) -> FakeClock:
+        """Return the clock of ``clocked_store``."""
+        if not store_factory.takes_clock:
+            pytest.skip("its clock is the server's")
+        return FakeClock()
+
+    @pytest.fixture
+    def clocked_store(self, store_factory: StoreFactory, clock: FakeClock) -> Iterator[Store]:
+        """Yield an empty store whose time changes only by ``clock.advance``."""
+        with store_factory.make(clock=clock) as store:
+            yield store

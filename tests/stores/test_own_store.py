@@ -1,0 +1,104 @@
+"""The store of the guide "Write a store of your own": each of its classes passes the contract of what it promises."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from celery_statemanager import ConfigurationError, Manager, Status, open_store
+from celery_statemanager.sweep import Sweep
+from celery_statemanager.testing import (
+    CoreContract,
+    FakeClock,
+    Grid,
+    MigratableContract,
+    StoreContract,
+    StoreFactory,
+    WorkerRegistryContract,
+)
+from examples.folder_store import FolderStore, FullFolderStore, SweptFolderStore
+
+ROOT = Path(__file__).parents[2]
+
+
+class FolderTests:
+    """What the classes below share."""
+
+    store_class: type[FolderStore]
+
+    @pytest.fixture
+    def store_factory(self, tmp_path: Path) -> StoreFactory:
+        return StoreFactory(lambda **options: self.store_class(tmp_path, **options), str(tmp_path), takes_clock=True)
+
+
+class TestJobs(FolderTests, CoreContract):
+    store_class = FolderStore
+
+
+class TestWorkers(FolderTests, WorkerRegistryContract):
+    store_class = SweptFolderStore
+
+
+class TestMigrations(FolderTests, MigratableContract):
+    store_class = FullFolderStore
+
+
+@pytest.mark.full
+class TestAll(FolderTests, StoreContract):
+    store_class = FullFolderStore
+
+
+class NoActions:
+    def resend(self, ref, message):
+        return True
+
+    def publish(self, ref, decided):
+        return 0
+
+
+def test_a_store_with_worker_records_can_be_swept(tmp_path):
+    clock = FakeClock()
+    store = SweptFolderStore(tmp_path, clock=clock)
+    grid = Grid.create(store, 2, ("a",))
+    grid.begin("a", 0, owner="w1")
+    clock.advance(60)
+    assert Sweep(store, NoActions(), lease=30.0, max_lost=3).run().marked == 1
+    assert grid.state("a", 0).status == Status.LOST
+
+
+def plugin(monkeypatch: pytest.MonkeyPatch, store_class: type[FolderStore]) -> None:
+    """Register a store under the scheme ``folder``, as an installed package does."""
+    point = metadata.EntryPoint("folder", f"examples.folder_store:{store_class.__name__}", "celery_statemanager.stores")
+    monkeypatch.setattr(metadata, "entry_points", lambda *, group: [point] if group == point.group else [])
+
+
+def test_a_full_store_is_opened_by_its_url(tmp_path, monkeypatch):
+    plugin(monkeypatch, FullFolderStore)
+    with open_store(f"folder://{tmp_path}/states") as store:
+        Manager.create(store, "job", num_tasks=2, task_index=0).set_state("a", 5)
+    with open_store(f"folder://{tmp_path}/states", timeout=1) as again:
+        assert Manager.open(again, "job").get_state("a", 0).status == 5
+
+
+@pytest.mark.parametrize(
+    ("store_class", "lacking"), [(FolderStore, "WorkerRegistry and Migratable"), (SweptFolderStore, "Migratable")]
+)
+def test_a_store_that_lacks_a_capability_is_not_opened_by_its_url(store_class, lacking, tmp_path, monkeypatch):
+    plugin(monkeypatch, store_class)
+    reason = rf"{store_class.__name__} is no FullStore \(it lacks {lacking}\), .* pass it to Manager"
+    with pytest.raises(ConfigurationError, match=reason):
+        open_store(f"folder://{tmp_path}")
+
+
+def test_the_guide_shows_the_code_of_the_example():
+    example = (ROOT / "examples" / "folder_store.py").read_text()
+    guide = (ROOT / "docs" / "writing-a-store.md").read_text()
+    excerpts = re.findall(r"```py\n(.*?)```", guide, re.DOTALL)
+    assert len(excerpts) > 4
+    for block in excerpts:
+        for part in re.split(r"\n *\.\.\.\n", f"\n{block}"):
+            assert part.strip("\n") in example
+    assert len(example.splitlines()) < 300
