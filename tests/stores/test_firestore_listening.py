@@ -210,18 +210,18 @@ def test_polling_respects_its_read_limit(address: FirestoreAddress, monkeypatch:
         for row in range(3):
             grid.write("a", row, 5)
         watch = store.watch(grid.ref, Scope())
-        looks: list[int] = []
-        monkeypatch.setattr(poll.Poller, "_poll", counting(poll.Poller._poll, looks))
+        reads: list[int] = []
+        monkeypatch.setattr(poll.Poller, "_poll", recording(poll.Poller._poll, reads))
         began = time.monotonic()
-        while len(looks) < 4:
+        while len(reads) < 4:
             watch.read(0.1)
-        assert sum(looks[:-1]) / 10.0 <= time.monotonic() - began
+        assert sum(reads[:-1]) / 10.0 <= time.monotonic() - began
         watch.close()
 
 
-def counting(look: Any, looks: list[int]) -> Any:
-    def look_and_count(self: poll.Poller) -> int:
-        looks.append(look(self))
-        return looks[-1]
+def recording(poll_once: Any, reads: list[int]) -> Any:
+    def poll_and_record(self: poll.Poller) -> int:
+        reads.append(poll_once(self))
+        return reads[-1]
 
-    return look_and_count
+    return poll_and_record

@@ -17,7 +17,8 @@ from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.documents import JobDocument
 from celery_statemanager.stores.firestore.errors import CallDeadline, PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import JobDocuments, new_operation
-from celery_statemanager.stores.firestore.view import CellKey, StepResult
+from celery_statemanager.stores.firestore.view import StepResult
+from celery_statemanager.stores.transactional import CellKey
 from celery_statemanager.transitions import tally_of
 
 

@@ -14,7 +14,8 @@ from celery_statemanager.stores.firestore.database import BatchRead, Database
 from celery_statemanager.stores.firestore.documents import cell_of, column_of
 from celery_statemanager.stores.firestore.errors import CallDeadline
 from celery_statemanager.stores.firestore.tallies import ShardCounts
-from celery_statemanager.stores.firestore.view import CellKey, cell_document
+from celery_statemanager.stores.firestore.view import cell_document
+from celery_statemanager.stores.transactional import CellKey
 
 _SUMMED = tuple(name for name in ShardCounts._fields if name != "not_run")
 _HALVES = _SUMMED[:5], _SUMMED[5:]

@@ -25,13 +25,13 @@ from celery_statemanager.stores.firestore.jobs import JobDocuments, new_operatio
 from celery_statemanager.stores.firestore.values import Moment, microseconds
 from celery_statemanager.stores.firestore.view import (
     NOW,
-    CellKey,
     StepDocuments,
     StepResult,
     StepTransaction,
     cell_document,
     set_time,
 )
+from celery_statemanager.stores.transactional import CellKey
 
 Reply = TypeVar("Reply", WriteReply, BeginReply)
 
