@@ -14,7 +14,7 @@ from firestore_kit import Documents, Spy
 from celery_statemanager import AttemptSuperseded
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Delivery, JobKey, Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore, garbage
+from celery_statemanager.stores.firestore import Address, FirestoreStore
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, purge
 
@@ -341,7 +341,7 @@ def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
 
 
 def test_purged_garbage_is_read_again_only_after_a_grace_period(
-    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
+    address: Address, store: FirestoreStore, spy: Spy
 ) -> None:
     documents = Documents(store)
     for number in range(5):
@@ -353,8 +353,8 @@ def test_purged_garbage_is_read_again_only_after_a_grace_period(
     assert store.purge() == 0
     assert cost(spy) == ({"RunQuery": 2}, 2, 0)
     assert len(documents.ids("jobs_garbage")) == 5
-    monkeypatch.setattr(garbage, "GRACE", -60_000_000)
-    assert purge(store) == 5
+    with spy.store(address, timings=Timings(straggler_grace=-60.0)) as later:
+        assert purge(later) == 5
     assert documents.ids("jobs_garbage") == []
 
 

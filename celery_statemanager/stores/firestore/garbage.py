@@ -11,12 +11,11 @@ from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Found
 from celery_statemanager.stores.firestore.documents import KnownJob
 from celery_statemanager.stores.firestore.errors import PreconditionFailed
+from celery_statemanager.stores.firestore.timings import in_microseconds
 from celery_statemanager.stores.firestore.values import Moment, decoded
 
 MOST_AT_ONCE = 400
 NOTES_AT_ONCE = 100
-GRACE = 60_000_000
-"""Microseconds for which what a straggler may still leave behind is looked for."""
 
 
 def discard(database: Database, known: KnownJob) -> list[Any]:
@@ -28,7 +27,7 @@ def discard(database: Database, known: KnownJob) -> list[Any]:
 
 
 def _note(database: Database, job: JobRecord, incarnation: str) -> Any:
-    """Note a deleted job. A note of an earlier release has no ``emptied``, and is found once ``GRACE`` is over."""
+    """Note a deleted job. A note of an earlier release has no ``emptied``, and is found after ``straggler_grace``."""
     document = database.names.job(job.key).rpartition("/")[2]
     note = {"job": document, "incarnation": incarnation, "emptied": False}
     return requests.stamp_time(f"{database.names.garbage}/{incarnation or document}", note, "deletedAt")
@@ -64,7 +63,7 @@ def purge_discarded(database: Database, writes: list[Any], results: Any, limit: 
 def _notes(database: Database, *, over: bool) -> Iterator[Found]:
     """Yield the notes to look at, page by page; the look at a page takes its notes out of what is found next."""
     collection = database.names.garbage.rpartition("/")[2]
-    before = Moment(database.now() - GRACE)
+    before = Moment(database.now() - in_microseconds(database.timings.straggler_grace))
     wanted: requests.Filter = ("deletedAt", "<", before) if over else ("emptied", "==", False)
     while True:
         structured = requests.select(collection, wanted, limit=NOTES_AT_ONCE)

@@ -13,6 +13,7 @@ class Timings:
         job_memory: how long a write may use a job as this process last saw it.
         check_after: after which time a sweep checks whether the latches of a changed job were decided.
         recheck_after: the shortest time after which it checks an unsettled job again.
+        straggler_grace: how long after its deletion a job may still be written to by who does not know of it.
         activity_every: by how much a job's last activity may be too early; the contract allows a minute.
         first_silence: how long a new stream may be silent until it is opened again.
         silence: the same for a stream that has delivered something.
@@ -25,6 +26,7 @@ class Timings:
     job_memory: float = 5.0
     check_after: float = 60.0
     recheck_after: float = 60.0
+    straggler_grace: float = 60.0
     activity_every: float = 45.0
     first_silence: float = 20.0
     silence: float = 120.0
