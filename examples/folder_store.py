@@ -129,7 +129,7 @@ class FolderStore(TransactionalStore):
         page = [wanted[position] for position in positions[:limit]]
         return r.Page(page, positions[limit - 1] if len(positions) > limit else None)
 
-    def delete_job(self, job: r.JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: r.JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         with self._lock():
             now = self.read(*job.ref).job
             if if_idle and (now.revision, now.last_activity) != (job.revision, job.last_activity):
@@ -238,8 +238,8 @@ class SweptFolderStore(FolderStore, WorkerRegistry):
     def get_worker(self, worker_id: str) -> r.WorkerRecord | None:
         return self._workers().get(worker_id)
 
-    def list_workers(self) -> list[r.WorkerRecord]:
-        return list(self._workers().values())
+    def list_workers(self) -> Iterator[r.WorkerRecord]:
+        return iter(self._workers().values())
 
     def drop_worker(self, worker_id: str) -> None:
         with self._lock():

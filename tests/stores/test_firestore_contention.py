@@ -1,4 +1,4 @@
-"""The Firestore store when others change the same document before each of its commits: pauses, and an end."""
+"""A call that loses a race for a Firestore document pauses, retries and ends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 from firestore_kit import Documents, Spy
 
 from celery_statemanager import StoreContended, StoreError
-from celery_statemanager.manager import new_incarnation
-from celery_statemanager.records import JobKey, JobRef
+from celery_statemanager.records import JobKey, JobRef, new_incarnation
 from celery_statemanager.stores.firestore import Address, FirestoreStore
 from celery_statemanager.testing.kit import FINISHED, Grid
 
@@ -67,7 +66,7 @@ def decide(grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("operation", [update, delete, decide], ids=lambda each: each.__name__)
-def test_a_change_of_a_job_that_others_change_each_time_pauses_and_ends(
+def test_a_change_pauses_and_ends_when_others_change_the_job_each_time(
     store: FirestoreStore, spy: Spy, documents: Documents, operation: Callable[[Grid], None]
 ) -> None:
     grid = Grid.create(store, 2, ("a",))
@@ -77,7 +76,7 @@ def test_a_change_of_a_job_that_others_change_each_time_pauses_and_ends(
     assert 1 < len(tries) <= MOST_TRIES
 
 
-def test_a_write_of_a_cell_that_others_write_each_time_pauses_and_ends(
+def test_a_write_pauses_and_ends_when_others_write_the_cell_each_time(
     store: FirestoreStore, spy: Spy, documents: Documents
 ) -> None:
     grid = Grid.create(store, 2, ("a",))
@@ -88,7 +87,7 @@ def test_a_write_of_a_cell_that_others_write_each_time_pauses_and_ends(
     assert 1 < len(tries) <= MOST_TRIES
 
 
-def test_an_adoption_of_a_job_that_others_change_each_time_pauses_and_ends(
+def test_an_adoption_pauses_and_ends_when_others_change_the_job_each_time(
     store: FirestoreStore, spy: Spy, documents: Documents
 ) -> None:
     documents.put("jobs/go", numTasks=3, deleted=False)
@@ -98,10 +97,10 @@ def test_an_adoption_of_a_job_that_others_change_each_time_pauses_and_ends(
     assert 1 < len(tries) <= MOST_TRIES
 
 
-def test_a_creation_of_a_job_that_comes_and_goes_pauses_and_ends(
+def test_a_creation_pauses_and_ends_when_others_create_and_delete_the_job_each_time(
     store: FirestoreStore, spy: Spy, documents: Documents
 ) -> None:
-    Grid.create(store, 2, ("a",), job_id="other")  # the store knows the time
+    Grid.create(store, 2, ("a",), job_id="other")  # the store has read the server's clock
     tries = itertools.count()
 
     def come_and_go(method: str, request: Any) -> None:
@@ -118,14 +117,12 @@ def test_a_creation_of_a_job_that_comes_and_goes_pauses_and_ends(
     assert 1 < next(tries) <= MOST_TRIES
 
 
-def test_a_job_is_not_created_over_a_document_that_is_none(
-    store: FirestoreStore, spy: Spy, documents: Documents
-) -> None:
-    documents.put("jobs/job", note="somebody else's")
+def test_a_job_is_not_created_over_a_foreign_document(store: FirestoreStore, spy: Spy, documents: Documents) -> None:
+    documents.put("jobs/job", note="foreign")
     Grid.create(store, 2, ("a",), job_id="other")
     spy.clear()
     with pytest.raises(StoreError, match=r"document 'job' in 'jobs' is no job's") as refused:
         Grid.create(store, 2, ("a",))
     assert not isinstance(refused.value, StoreContended)
     assert spy.calls["Commit"] == 1
-    assert documents.get("jobs/job") == {"note": "somebody else's"}
+    assert documents.get("jobs/job") == {"note": "foreign"}

@@ -217,7 +217,7 @@ def counts_of(grid: Grid, tag: str) -> tuple[int, int, int]:
     return summary.failed, summary.not_run, summary.not_started
 
 
-def test_a_cell_that_an_older_release_counted_as_failed_stays_so_until_it_changes(
+def test_a_blocked_cell_of_an_older_release_counts_as_failed_until_it_changes(
     store: FirestoreStore, documents: Documents
 ) -> None:
     grid = Grid.create(store, 4, ("scan", "save"))
@@ -236,7 +236,7 @@ def test_a_cell_that_an_older_release_counted_as_failed_stays_so_until_it_change
         assert counts_of(grid, "save") == (1, 2, 1)
 
 
-def test_a_migration_counts_as_not_run_what_an_older_release_counted_as_failed(
+def test_a_migration_counts_blocked_cells_of_an_older_release_as_not_run(
     store: FirestoreStore, documents: Documents
 ) -> None:
     grid = Grid.create(store, 3, ("scan", "save"))

@@ -1,4 +1,4 @@
-"""What several processes do at once to jobs in Firestore, played by stores that share nothing but the documents."""
+"""Races between processes in Firestore, with stores that share only the documents."""
 
 from __future__ import annotations
 
@@ -36,14 +36,12 @@ def store(address: Address, timings: Timings) -> Iterator[FirestoreStore]:
 
 @pytest.fixture
 def other(address: Address, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
-    """Give what another process has: it knows nothing of what the first one does."""
+    """Yield the store of another process, with a cache of its own."""
     with spy.store(address, timings=timings) as other:
         yield other
 
 
-def test_an_attempt_that_began_after_a_cancellation_it_could_not_know_of_is_ended_before_it_runs(
-    store: FirestoreStore, other: FirestoreStore
-) -> None:
+def test_a_begin_after_an_unseen_cancellation_ends_as_cancelled(store: FirestoreStore, other: FirestoreStore) -> None:
     grid = Grid.create(store, 2, ("a", "b"))
     elsewhere = grid.seen_by(other)
     assert elsewhere.job.cancelled is None
@@ -56,7 +54,7 @@ def test_an_attempt_that_began_after_a_cancellation_it_could_not_know_of_is_ende
     assert grid.cell("a", 1).version == 0
 
 
-def test_a_late_begin_after_an_unknown_cancellation_is_taken_back(store: FirestoreStore, other: FirestoreStore) -> None:
+def test_a_late_begin_after_an_unseen_cancellation_is_undone(store: FirestoreStore, other: FirestoreStore) -> None:
     grid = Grid.create(store, 2, ("a", "b"))
     elsewhere = grid.seen_by(other)
     assert elsewhere.job.cancelled is None
@@ -66,7 +64,7 @@ def test_a_late_begin_after_an_unknown_cancellation_is_taken_back(store: Firesto
     assert (grid.cell("a", 0).status, grid.cell("a", 0).open) == (CANCELLED, False)
 
 
-def test_the_end_of_the_last_open_cell_settles_a_job_cancelled_elsewhere(
+def test_the_end_of_the_last_open_cell_settles_a_job_cancelled_by_another_process(
     store: FirestoreStore, other: FirestoreStore
 ) -> None:
     grid = Grid.create(store, 2, ("a",))
@@ -77,7 +75,7 @@ def test_the_end_of_the_last_open_cell_settles_a_job_cancelled_elsewhere(
     assert grid.fallen == {"settled"}
 
 
-def test_a_cancellation_reaches_a_writer_elsewhere_once_it_looks_again(
+def test_a_writer_sees_a_cancellation_when_its_cached_job_expires(
     address: Address, store: FirestoreStore, other: FirestoreStore
 ) -> None:
     remembered, expired = (Grid.create(store, 2, ("a",), job_id=name) for name in ("remembered", "expired"))
@@ -91,7 +89,7 @@ def test_a_cancellation_reaches_a_writer_elsewhere_once_it_looks_again(
             forgets.write("a", 0, 50, attempt=1)
 
 
-def test_what_a_straggler_writes_after_a_deletion_it_could_not_know_of_is_seen_by_nobody_and_collected(
+def test_a_write_after_an_unseen_deletion_stays_invisible_and_is_purged(
     address: Address, store: FirestoreStore, other: FirestoreStore
 ) -> None:
     grid = Grid.create(store, 2, ("a",))
@@ -111,7 +109,7 @@ def test_what_a_straggler_writes_after_a_deletion_it_could_not_know_of_is_seen_b
         elsewhere.end("a", 1, attempt=None)
 
 
-def test_a_cell_that_begins_again_while_its_job_is_decided_is_not_overlooked(
+def test_a_cell_that_begins_again_during_a_decision_prevents_it(
     store: FirestoreStore, other: FirestoreStore, spy: Spy
 ) -> None:
     grid = Grid.create(store, 2, ("a",))
@@ -134,7 +132,7 @@ def test_a_cell_that_begins_again_while_its_job_is_decided_is_not_overlooked(
 
 
 @pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, check_after=-1.0, recheck_after=-1.0)])
-def test_the_claim_of_a_decider_that_died_is_made_by_the_next_who_looks(
+def test_the_next_process_makes_the_decision_of_one_that_died(
     store: FirestoreStore, other: FirestoreStore, spy: Spy
 ) -> None:
     ways = {
@@ -164,7 +162,7 @@ def test_the_claim_of_a_decider_that_died_is_made_by_the_next_who_looks(
 
 
 @pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, check_after=-1.0)])
-def test_looks_at_jobs_that_run_are_few_and_far_between(store: FirestoreStore, other: FirestoreStore, spy: Spy) -> None:
+def test_running_jobs_are_checked_rarely(store: FirestoreStore, other: FirestoreStore, spy: Spy) -> None:
     for number in range(3):
         Grid.create(store, 1, ("a",), job_id=f"job {number}")
     list(every_job(other, due=True))

@@ -124,7 +124,7 @@ class TestBadInput:
         with open_store("redis://127.0.0.1:1") as store:
             for use in (
                 store.now,
-                store.list_workers,
+                lambda: list(store.list_workers()),
                 lambda: store.get_job(JobKey("job")),
                 store.list_jobs,
                 lambda: Grid.create(store),
