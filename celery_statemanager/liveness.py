@@ -1,4 +1,4 @@
-"""Determine from the worker records whether anybody works on a job, without reading its cells."""
+"""Determine from the worker records whether live workers process a job, without reading its cells."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from celery_statemanager.stores.capabilities import WorkerRegistry
 
 
 class Activity(Enum):
-    """What the live workers of a store do for a job."""
+    """Whether the live workers of a store process a job."""
 
     WORKING = "working"
-    """One of them runs or has received its tasks, or the job needs none of them."""
+    """A live worker runs or has received its tasks, or the job needs no worker."""
     IDLE = "idle"
-    """None of them has any of its tasks."""
+    """No live worker has any of its tasks."""
     LOST = "lost"
-    """As IDLE, and a dead worker had some; a sweep decides what becomes of them."""
+    """As IDLE, but a dead worker had some of its tasks. The next sweep marks them or sends them again."""
     NO_WORKER = "no worker"
-    """There is none."""
+    """No worker is alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """Who works on a job, as of one moment.
+    """The state of the workers of a job at one moment.
 
     Attributes:
         lost: whether a dead worker had tasks of the job that no sweep has handled.
-        sweep_at: when the next sweep is due; None if no sweep is due.
-        lease_until: when the last lease of a worker that works on the job ends, unless it is renewed.
+        sweep_at: the time of the next sweep; None if no sweep is due.
+        lease_until: the latest end of a lease among the workers of the job; None if the job has no live worker.
         lease: the longest lease of the live workers, in seconds.
     """
 
@@ -81,7 +81,7 @@ class WorkerSnapshot:
 
     @property
     def sweep_at(self) -> int | None:
-        """The time of the next sweep; None if the last one is two intervals ago."""
+        """The time of the next sweep; None if the last one is more than two intervals ago."""
         turn = self.turn
         if turn is None or self.now >= 2 * turn.lease_until - turn.renewed_at:
             return None
@@ -89,7 +89,7 @@ class WorkerSnapshot:
 
 
 def liveness(store: WorkerRegistry, job: JobRecord) -> Liveness:
-    """Return who works on a job; reads nothing for a job that needs no worker. Raises: StoreError."""
+    """Return the state of a job's workers. Reads nothing for a job that needs no worker. Raises: StoreError."""
     if job.submission is None or job.settled:
         return Liveness(Activity.WORKING)
     workers = WorkerSnapshot(store, job.ref)

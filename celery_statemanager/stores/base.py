@@ -160,10 +160,15 @@ class Store(ABC):
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         """Write one cell: the single step of rules R2–R4, R13–R15 and R17.
 
-        In this order: the incarnation is checked; a repeated event id returns the present cell without a change;
-        ``write.begin`` takes an attempt; fences are checked; the cell gets its next version; the later stages of a
-        failed row are blocked; the latches of a planned job are decided. ``transitions`` and ``stores.steps`` define
-        the step exactly.
+        The step consists of these parts, in this order; ``transitions`` and ``stores.steps`` define them exactly:
+
+        1. Check the incarnation.
+        2. If the event id is that of the present cell, return the cell without a change.
+        3. If ``write.begin`` is set, take an attempt.
+        4. Check the fences.
+        5. Store the cell under its next version.
+        6. If the cell has failed for good, block the later stages of its row.
+        7. Decide the latches of a planned job.
 
         Raises: JobNotFound, AttemptSuperseded, JobCancelled, BeginRefused.
         """

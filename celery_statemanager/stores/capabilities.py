@@ -10,7 +10,7 @@ from celery_statemanager.stores.base import Store
 
 
 class WorkerRegistry(Store):
-    """A store that also keeps worker records and finds open attempts: leases and the sweep need it (rule R16).
+    """A store that also keeps worker records and finds open attempts, as leases and the sweep require (rule R16).
 
     ``celery_statemanager.testing.WorkerRegistryContract`` tests it.
     """
@@ -58,7 +58,7 @@ class WorkerRegistry(Store):
 
 
 class Migratable(Store):
-    """A store whose jobs and cells can be brought to a later schema in place: ``migrate_jobs`` needs it.
+    """A store that can migrate its jobs and cells to a later schema in place, as ``migrate_jobs`` requires.
 
     ``celery_statemanager.testing.MigratableContract`` tests it.
     """
@@ -76,10 +76,10 @@ class Migratable(Store):
 
     @abstractmethod
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
-        """Return the cells with an earlier schema than ``below``, callback runs included, in any order.
+        """Return the cells with an earlier schema than ``below``, including callback runs, in any order.
 
-        Memory is bounded where possible. A cell that is written meanwhile may be returned as it was before, or be
-        missing if this is its first write. A cell of another program has schema 0. Raises: JobNotFound.
+        Memory is bounded where possible. A cell that is written during the iteration may be returned as it was before,
+        or be missing if this is its first write. A cell of another program has schema 0. Raises: JobNotFound.
         """
 
     @abstractmethod

@@ -24,7 +24,7 @@ from celery_statemanager.transitions import tally_of
 
 
 class MemoryJob:
-    """One job, and its ``steps.Transaction``: a step raises before its first write, so there is no rollback."""
+    """One job, and its ``steps.Transaction``. A step raises before its first write, so no rollback is needed."""
 
     def __init__(self, record: JobRecord, now: int) -> None:
         self.record = record

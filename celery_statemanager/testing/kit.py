@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from celery_statemanager.leases import each_worker
-from celery_statemanager.manager import Manager, new_job
+from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import (
@@ -23,6 +23,7 @@ from celery_statemanager.records import (
     WorkerRecord,
     Write,
     WriteReply,
+    new_job,
 )
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.capabilities import WorkerRegistry

@@ -8,8 +8,7 @@ import pytest
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
 from celery_statemanager.explain import JobDiagnosis
-from celery_statemanager.manager import new_event_id, new_job
-from celery_statemanager.records import Begin, Submission
+from celery_statemanager.records import Begin, Submission, new_event_id, new_job
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from celery_statemanager import Status, leases
+from celery_statemanager import Status, attempts, leases
 from celery_statemanager.leases import Received, Report
-from celery_statemanager.manager import new_event_id, new_job
-from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict, Write
+from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict, Write, new_event_id, new_job
 from celery_statemanager.stores import open_store
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import FakeClock, FaultyStore
@@ -65,7 +64,7 @@ def job(store):
 
 def begin(store, job, row=0, owner="w1", kept=None):
     request = Begin(tag="a", task_index=row, event_id=new_event_id(), owner=owner, kept=kept)
-    return leases.begin(store, job.ref, request, max_lost=3)
+    return attempts.begin(store, job.ref, request, max_lost=3)
 
 
 def end(store, job, row):
@@ -267,7 +266,7 @@ def test_a_received_retry_of_a_dead_worker_is_sent_again_or_marked(store, job, c
 
 
 def test_an_unpublished_callback_is_published_after_a_lease(store, job, clock, sweep, actions):
-    leases.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id(), max_lost=3)
+    attempts.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id(), max_lost=3)
     assert not sweep()
     clock.advance(LEASE)
     assert sweep().callbacks == 1

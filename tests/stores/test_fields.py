@@ -10,8 +10,7 @@ from dataclasses import fields
 import pytest
 
 from celery_statemanager.codec import cell_from_fields, cell_to_fields
-from celery_statemanager.manager import new_job
-from celery_statemanager.records import Begin, Cell, Write
+from celery_statemanager.records import Begin, Cell, Write, new_job
 from celery_statemanager.stores.fields import EXAMPLES, check_cells
 from celery_statemanager.transitions import apply_begin, apply_write
 

@@ -12,8 +12,7 @@ import pytest
 from firestore_kit import Documents, Spy
 
 from celery_statemanager import StoreContended, StoreError
-from celery_statemanager.manager import new_incarnation
-from celery_statemanager.records import JobKey, JobRef
+from celery_statemanager.records import JobKey, JobRef, new_incarnation
 from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.testing.kit import FINISHED, Grid
 

@@ -85,23 +85,19 @@ def test_each_page_has_the_whole_timeout(store: FirestoreStore, spy: Spy, docume
     assert len(list(found)) == (database.PAGE if listed == "attempts" else workers.PAGE)
 
 
-def overdue_job(store: FirestoreStore, documents: Documents, job_id: str) -> Grid:
-    """Create a job whose only cell has ended and whose latches are undecided."""
-    grid = Grid.create(store, 1, ("a",), job_id=job_id, success="call")
-    undecided = documents.get(f"jobs/{job_id}")
-    grid.write("a", 0, FINISHED)
-    documents.put(f"jobs/{job_id}", **undecided)
-    return grid
-
-
 @pytest.fixture
 def overdue(store: FirestoreStore, documents: Documents) -> list[str]:
-    """Create 25 overdue jobs and return their names, the most overdue first."""
+    """Create 25 overdue jobs and return their names, the most overdue first.
+
+    The only cell of each has ended, but the process that was to decide the latches died.
+    """
     names = [f"job {number:02}" for number in range(25)]
+    began = store.now() - 3_600_000_000
     for number, name in enumerate(names):
-        timings = Timings(job_memory=3_600.0, check_after=-3_600.0 + number)
-        with FirestoreStore(store._connection.address, timings=timings) as creator:
-            overdue_job(creator, documents, name)
+        grid = Grid.create(store, 1, ("a",), job_id=name, success="call")
+        undecided = documents.get(f"jobs/{name}")
+        grid.write("a", 0, FINISHED)
+        documents.put(f"jobs/{name}", **undecided | {"checkAfter": Moment(began + number)})
     return names
 
 

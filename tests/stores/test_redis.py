@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Status, StoreContended, open_store
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.manager import new_event_id, new_job
-from celery_statemanager.records import CALLBACK_ROW, JobKey, JobRef, Write
+from celery_statemanager.records import CALLBACK_ROW, JobKey, JobRef, Write, new_event_id, new_job
 from celery_statemanager.stores.redis import RedisStore, cells, registry
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, ref_of
 from celery_statemanager.stores.redis.layout import Ranks

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import pytest
 
 from celery_statemanager import IndexSet, JobNotFound, Status, open_store
-from celery_statemanager.manager import new_event_id
 from celery_statemanager.models import FINISHED
+from celery_statemanager.records import new_event_id
 from celery_statemanager.stores.redis import reader, rowsets
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE

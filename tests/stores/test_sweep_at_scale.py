@@ -13,8 +13,7 @@ from celery_statemanager import Store, StoreContended, StoreError, StoreUnavaila
 from celery_statemanager.explain import explain
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import liveness
-from celery_statemanager.manager import new_job
-from celery_statemanager.records import Cell, JobRef, OpenAttempt, Submission, WorkerRecord, Write, WriteReply
+from celery_statemanager.records import Cell, JobRef, OpenAttempt, Submission, WorkerRecord, Write, WriteReply, new_job
 from celery_statemanager.stores.wrapped import WrappedStore
 from celery_statemanager.sweep import Sweep, SweepReport
 from celery_statemanager.testing import FakeClock, FaultyStore

@@ -19,9 +19,8 @@ from celery_statemanager.aggregate import (
     settled,
     summarize,
 )
-from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope, status_name
-from celery_statemanager.records import FRACTION_UNIT, Cancellation, Cell, Column, Latch, Tally
+from celery_statemanager.records import FRACTION_UNIT, Cancellation, Cell, Column, Latch, Tally, new_job
 
 PLANNED = new_job("job", 4, {"a": [0, 1, 2, 3], "b": [1, 3]})
 FREE = new_job("job", 4)

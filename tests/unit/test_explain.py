@@ -8,8 +8,8 @@ import pytest
 from celery_statemanager import Status, leases
 from celery_statemanager.explain import NO_WORKER, explain
 from celery_statemanager.leases import Received, Report, cell_name
-from celery_statemanager.manager import Manager, new_event_id, new_job
-from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Submission, Write
+from celery_statemanager.manager import Manager
+from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Submission, Write, new_event_id, new_job
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FakeClock
 from celery_statemanager.testing.kit import workers

@@ -23,9 +23,8 @@ from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.sweeping import LeaseTrust, keep_sweeping, sweep
 from celery_statemanager.leases import Report, cell_name
-from celery_statemanager.manager import new_job
 from celery_statemanager.metrics import Metrics
-from celery_statemanager.records import Submission
+from celery_statemanager.records import Submission, new_job
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid
 from celery_statemanager.testing.kit import PATIENCE, workers

@@ -22,7 +22,7 @@ from celery_statemanager import (
 )
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
-from celery_statemanager.manager import new_job
+from celery_statemanager.records import new_job
 from celery_statemanager.testing import FaultyStore, WrappedStore
 
 ABOUT_NO_JOB = {

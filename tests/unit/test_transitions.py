@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from celery_statemanager import AttemptSuperseded, JobCancelled, Status
-from celery_statemanager.manager import new_job
 from celery_statemanager.records import (
     CALLBACK_ROW,
     FRACTION_UNIT,
@@ -21,6 +20,7 @@ from celery_statemanager.records import (
     Verdict,
     When,
     Write,
+    new_job,
 )
 from celery_statemanager.transitions import apply_begin, apply_write, blocked, tally_of, unblocked
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.manager import new_job
 from celery_statemanager.models import FINISHED, Status
-from celery_statemanager.records import Cell, Delivery, Write
+from celery_statemanager.records import Cell, Delivery, Write, new_job
 from celery_statemanager.transitions import apply_write
 
 JOB = new_job("job", 3, ("a", "b"))

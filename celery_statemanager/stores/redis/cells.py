@@ -117,7 +117,7 @@ def payload_of(rest: str | None, progress: str | None, done: bool) -> str | None
 
 def cell_of(packed: bytes) -> Cell:
     """Decode a packed cell."""
-    # without helpers, as in ``_state``: one of the two runs for every write and every state that is read
+    # No helpers here and in ``_state``, because one of the two runs for every write and every state that is read.
     (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done,
      replacements, retries, owner, began_at, losses, kept, blocked_by, schema) = _values(packed)  # fmt: skip
     return Cell(
@@ -164,7 +164,7 @@ def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:
 def with_sort_keys(rank: int, cells: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Prefix each packed cell of a column with its sort key: its timestamp, the rank of its tag, and its row.
 
-    The results are bytes that sort without decoding, and MessagePack of four values: lists of states may be long.
+    Each result is one byte string that sorts without being decoded, and the MessagePack of four values.
     """
     tag = b"\xce" + rank.to_bytes(4, "big") + b"\xa7"
     return {

@@ -15,7 +15,7 @@ _REFUSALS = {
     "PASSWORD": "refused the user name or password: correct them in the URL",
     "NOPERM": "does not permit the user a required command: allow EVALSHA, EVAL and those on hashes, sets and streams",
     "WRONGTYPE": "holds other data under this prefix: choose another prefix with ?prefix=",
-    "SENTINEL": "is not a sentinel: name the sentinels' hosts and ports (usually 26379), or use redis:// for a server",
+    "SENTINEL": "is not a sentinel: list hosts and ports of the sentinels, or use redis:// without sentinels",
     "UNKNOWN": "does not support a required command: use Redis 5 or newer with EVAL and streams enabled",
     "DATABASE": "has no database of this number: change the number in the URL",
     "FOREIGN": "is not a Redis server, or expects TLS: check host and port, or use rediss://",

@@ -13,7 +13,7 @@ from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, reco
 from celery_statemanager.stores.redis.keys import JobKeys, cell_key_of, entry_of, head_key, ref_of
 from celery_statemanager.stores.redis.layout import JobLayout
 from celery_statemanager.stores.redis.reader import decode_visible_state
-from celery_statemanager.stores.redis.registry import QUIET_AFTER, Entry, Registry
+from celery_statemanager.stores.redis.registry import QUIET_AFTER, Registry, RegistryEntry
 from celery_statemanager.stores.redis.server import Server
 
 _STATES_CHUNK = 1_000
@@ -64,7 +64,7 @@ def states_of(job: JobRecord, scanned: ScannedCells) -> Iterator[State]:
     return chain.from_iterable(unpack_states(job.job_id, tags, chunk) for chunk in chunks)
 
 
-def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Entry]) -> Iterator[JobRecord]:
+def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[RegistryEntry]) -> Iterator[JobRecord]:
     """Yield the jobs of registry entries, except deleted ones, which are purged."""
     refs = [ref_of(entry) for entry, _ in entries]
     heads = server.call_all(("HMGET", head_key(prefix, ref.key), *WITH_PLAN) for ref in refs)
@@ -101,8 +101,8 @@ def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> 
 
 
 def _read_jobs(
-    server: Server, prefix: str, entries: list[Entry]
-) -> Iterator[tuple[Entry, JobRecord | None, _AddressChunk]]:
+    server: Server, prefix: str, entries: list[RegistryEntry]
+) -> Iterator[tuple[RegistryEntry, JobRecord | None, _AddressChunk]]:
     """Read jobs, and the first chunk of each one's addresses of open attempts."""
     refs = [ref_of(entry) for entry, _ in entries]
     keys = [JobKeys(prefix, ref) for ref in refs]

@@ -19,7 +19,7 @@ from celery_statemanager.stores.redis.scripts import Scripts
 def adopt(
     reader: JobReader, registry: Registry, scripts: Scripts, ref: JobRef, incarnation: str, deadline: Deadline
 ) -> None:
-    """Rename a job's keys after another incarnation, unless its incarnation has changed. Register the job first.
+    """Register a job under another incarnation and rename its keys accordingly, unless it has changed already.
 
     Raises: StoreContended – the job gained a tag during each attempt.
     """

@@ -28,7 +28,7 @@ _SCANS, _SCAN_CHUNK = 20, 1_000
 WORKERS_CHUNK = 50
 """The approximate number of workers' records in one chunk; each may have 800 KiB."""
 
-Entry = tuple[bytes, float]
+RegistryEntry = tuple[bytes, float]
 """The encoded reference of a job, and its score in a sorted set."""
 
 
@@ -90,7 +90,7 @@ class Registry:
         """Remove a job whose record is not tombstoned from the tombstones, unless it was added recently."""
         self._server.run(self._scripts.unlist, [self.keys.tombstones], [entry, int(QUIET_AFTER * 1_000_000)])
 
-    def page(self, key: str, cursor: str | None, limit: int, before: int | None = None) -> list[Entry]:
+    def page(self, key: str, cursor: str | None, limit: int, before: int | None = None) -> list[RegistryEntry]:
         """Return the entries of a sorted set after a cursor, by score and member."""
         score, _, member = (cursor or "0 ").partition(" ")
         after = (float(score), member.encode())
@@ -105,13 +105,13 @@ class Registry:
 
     def listed(
         self, cursor: str | None, limit: int, *, due: bool, tombstoned: bool, idle_before: int | None
-    ) -> list[Entry]:
+    ) -> list[RegistryEntry]:
         """Return a page of the shortest list that contains every requested job; it may contain others."""
         if due or tombstoned:
             return self.page(self.keys.recently_active if due else self.keys.tombstones, cursor, limit)
         return self.page(self.keys.jobs if idle_before is None else self.keys.active, cursor, limit, idle_before)
 
-    def named(self, job_id: str, limit: int) -> list[Entry]:
+    def named(self, job_id: str, limit: int) -> list[RegistryEntry]:
         """Return jobs with a job_id. Only about 20,000 entries are searched, because they are not sorted by name."""
         found: dict[bytes, float] = {}
         cursor: bytes | int = 0
@@ -123,7 +123,7 @@ class Registry:
                 break
         return list(found.items())[:limit]
 
-    def recently_active(self) -> Iterator[Entry]:
+    def recently_active(self) -> Iterator[RegistryEntry]:
         """Yield the jobs that sweeps must read."""
         cursor: str | None = None
         while page := self.page(self.keys.recently_active, cursor, 500):
@@ -181,17 +181,17 @@ class Registry:
     def _retire(self, entry: str | bytes, kind: str, age: str | int) -> None:
         self._server.run(self._scripts.retire, [*self._lists, self.keys.purge_queue], [entry, kind, age])
 
-    def _entries(self, key: str, lowest: str, highest: str, count: int) -> list[Entry]:
+    def _entries(self, key: str, lowest: str, highest: str, count: int) -> list[RegistryEntry]:
         return _entries_of(self._server.call("ZRANGEBYSCORE", key, lowest, highest, "WITHSCORES", "LIMIT", 0, count))
 
 
-def _entries_of(reply: list[Any]) -> list[Entry]:
+def _entries_of(reply: list[Any]) -> list[RegistryEntry]:
     """Return entries with their scores. The protocol's version decides whether a reply contains pairs or alternates."""
     if reply and not isinstance(reply[0], (list, tuple)):
         reply = list(zip(reply[::2], reply[1::2]))
     return [(entry, float(score)) for entry, score in reply]
 
 
-def cursor_at(entry: Entry) -> str:
+def cursor_at(entry: RegistryEntry) -> str:
     """Return the cursor with which a list continues after an entry."""
     return f"{entry[1]:.0f} {entry[0].decode()}"

@@ -172,7 +172,7 @@ def list_runs(db: sqlite3.Connection, job_id: str, limit: int) -> list[str | Non
 
 
 def adopt(db: sqlite3.Connection, ref: JobRef, incarnation: str) -> None:
-    """Set another incarnation of a job, unless its incarnation has changed already."""
+    """Change the incarnation of a job, unless it has changed already."""
     db.execute(_ADOPT, (incarnation, *_key(ref.key), ref.incarnation))
 
 

@@ -93,7 +93,7 @@ def check_header(path: str, header: bytes) -> None:
 
 
 def check_identity(path: str, application: int, version: int, *, empty: bool) -> None:
-    """Check that a database is empty, or of this store and readable by this release. Raises: ConfigurationError."""
+    """Check that a database is empty, or one of this store that this release supports. Raises: ConfigurationError."""
     if application != APPLICATION_ID and not (application == 0 and empty):
         raise ConfigurationError(
             f"{path} is the SQLite database of another application (application_id {application:#x}, "
