@@ -1,4 +1,4 @@
-"""Calls that lose every race for a Firestore document pause between tries and end."""
+"""Calls that lose every race for a Firestore document pause between tries and give up in time."""
 
 from __future__ import annotations
 

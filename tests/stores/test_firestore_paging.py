@@ -1,4 +1,4 @@
-"""Long lists of the Firestore store: pages with a time limit each, and entries that the store cannot process."""
+"""Long lists of the Firestore store: pages with their own deadlines, and entries that the store cannot process."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_each_page_has_the_whole_timeout(store: FirestoreStore, spy: Spy, docume
 def overdue(store: FirestoreStore, documents: Documents) -> list[str]:
     """Create 25 overdue jobs and return their names, the most overdue first.
 
-    The only cell of each has ended, but the process that was to decide the latches died.
+    The only cell of each job has ended, and its latches are undecided.
     """
     names = [f"job {number:02}" for number in range(25)]
     began = store.now() - 3_600_000_000

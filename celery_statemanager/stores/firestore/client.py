@@ -50,7 +50,7 @@ class Connection:
         fork_aware(self)
 
     def deadline(self) -> CallDeadline:
-        """Start the time limit of one call of the store."""
+        """Return a new deadline for one call of the store."""
         return CallDeadline(self.timeout)
 
     def once(self, method: str, request: Any, deadline: CallDeadline) -> Any:
@@ -63,7 +63,7 @@ class Connection:
             raise translated(error, self.address) from error
 
     def read(self, method: str, request: Any, deadline: CallDeadline) -> list[Any]:
-        """Make a call that changes nothing, with retries, and return its responses.
+        """Make a read-only call with retries, and return its responses.
 
         Raises: StoreUnavailable, StoreError.
         """

@@ -21,7 +21,7 @@ PAGE = 300
 
 
 class Document(NamedTuple):
-    """A document as it was read."""
+    """A decoded document."""
 
     name: str
     fields: dict[str, Any]
@@ -30,12 +30,12 @@ class Document(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The last part of its name."""
+        """The last part of the name."""
         return self.name.rpartition("/")[2]
 
 
 class BatchRead(NamedTuple):
-    """The documents of one read by name, and the time as of which they were read."""
+    """Documents by name, as of one time."""
 
     documents: dict[str, Document]
     read_time: Any
@@ -57,7 +57,7 @@ class Database:
         self.committed = 0
 
     def deadline(self) -> CallDeadline:
-        """Start the time limit of one call of the store."""
+        """Return a new deadline for one call of the store."""
         return self.connection.deadline()
 
     def get(self, names: Iterable[str], deadline: CallDeadline, *, at: Any = None) -> BatchRead:
@@ -83,7 +83,7 @@ class Database:
         everywhere: bool = False,
         size: int = PAGE,
     ) -> Iterator[Document]:
-        """Yield the documents of a query in order of their names. Each page has a time limit of its own.
+        """Yield the documents of a query, ordered by name. Each page has its own deadline.
 
         Args:
             everywhere: query all collections of this name below the parent.
@@ -128,7 +128,7 @@ class Database:
         return deadline.retry(lambda: self.commit(writes, deadline))
 
     def now(self) -> int:
-        """Return the server's time. Only a process without any earlier answer makes a call for it."""
+        """Return the server's time. If no answer has carried it yet, make a call to learn it."""
         if not self.clock.known:
             self.get([f"{self.names.jobs}/%"], self.deadline())
         return self.clock.now()

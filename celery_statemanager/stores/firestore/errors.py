@@ -48,7 +48,7 @@ class Transient(StoreUnavailable):
 
 
 class PreconditionFailed(StoreError):
-    """A precondition of a commit failed. This try changed nothing; an earlier try of the same commit may have."""
+    """A precondition of a commit failed. This try changed nothing, but an earlier try may have been applied."""
 
 
 class CallDeadline(deadline.Deadline):

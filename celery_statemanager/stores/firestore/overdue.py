@@ -23,7 +23,7 @@ from celery_statemanager.stores.firestore.values import Moment
 logger = logging.getLogger(__name__)
 
 MAX_CHECKS = 10
-"""Jobs checked for one page. Each check takes several round trips under its own time limit."""
+"""Jobs checked for one page. Each check takes several round trips and has its own deadline."""
 
 MAX_RECHECK_AFTER = 3_600 * 1_000_000
 """The longest time until the next check of a job, in microseconds. ``Timings.recheck_after`` is the shortest."""
