@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 from benchmarks.harness import peak_memory
 from celery_statemanager import Store, collect_garbage, open_store
 from celery_statemanager.garbage import GarbageReport
-from celery_statemanager.manager import new_event_id, new_job
-from celery_statemanager.records import Write
+from celery_statemanager.records import Write, new_event_id, new_job
 from celery_statemanager.stores.wrapped import WrappedStore
 
 T = TypeVar("T")

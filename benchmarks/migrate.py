@@ -28,9 +28,9 @@ from benchmarks.collect import CallCounter
 from benchmarks.filling import TAG, create_filled_job
 from benchmarks.harness import peak_memory
 from celery_statemanager import Store, migrate_jobs, open_store
-from celery_statemanager.manager import new_job
 from celery_statemanager.migrations import Steps
 from celery_statemanager.migrations.runner import AT_ONCE
+from celery_statemanager.records import new_job
 
 STEPS = Steps()
 for number in (1, 2):

@@ -1,4 +1,4 @@
-"""Lowest status wins, over a grid with holes (rules R5, R6, R17). Pure."""
+"""Aggregate cells over a grid with holes: the lowest status wins (rules R5, R6, R17). Pure."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from celery_statemanager.records import FRACTION_UNIT, Cell, Column, JobRecord, 
 
 
 def missing_state(job: JobRecord, tag: str, task_index: int) -> State:
-    """Give the state of a cell that nobody wrote: not started or, in a cancelled job, CANCELLED."""
+    """Return the state of a cell that was never written: not started or, in a cancelled job, CANCELLED."""
     if job.cancelled is None:
         return State(job.job_id, task_index, tag)
     return State(job.job_id, task_index, tag, int(Status.CANCELLED), job.cancelled.reason)
 
 
 def mask_cancelled(job: JobRecord, cell: Cell, state: State) -> State:
-    """Give a written cell's state as readers see it: in a cancelled job, CANCELLED if it waits to be begun."""
+    """Return the state of a written cell as readers see it: CANCELLED if it waits to begin in a cancelled job."""
     if job.cancelled is None or not cell.waiting:
         return state
     return replace(state, status=int(Status.CANCELLED), message=job.cancelled.reason)
 
 
 def visible_state(job: JobRecord, tag: str, task_index: int, cell: Cell | None) -> State:
-    """Give a cell as readers see it."""
+    """Return the state of a cell as readers see it."""
     if cell is None:
         return missing_state(job, tag, task_index)
     return mask_cancelled(job, cell, state_of(job.job_id, tag, task_index, cell))
 
 
 def lowest(states: Iterable[State]) -> State | None:
-    """Give the lowest state; ties go to the lowest row, then to the tag first in code-point order."""
+    """Return the lowest state. Ties go to the lowest row, then to the first tag in code-point order."""
     return min(states, key=lambda state: (state.status, state.task_index, state.tag), default=None)
 
 
-def expected_tags(job: JobRecord, seen: Iterable[str]) -> list[str]:
-    """Give the tags that count in row and grid aggregates, in code-point order."""
-    return sorted(job.plan.tags if job.plan else seen)
+def expected_tags(job: JobRecord, written: Iterable[str]) -> list[str]:
+    """Return the tags that count in row and grid aggregates, in code-point order."""
+    return sorted(job.plan.tags if job.plan else written)
 
 
 def expected_rows(job: JobRecord, tag: str) -> IndexSet:
-    """Give the rows expected under a tag: the planned ones, or all for an unplanned tag."""
+    """Return the rows expected under a tag: the planned rows, or all rows for an unplanned tag."""
     planned = job.plan.columns.get(tag) if job.plan else None
     return IndexSet(range(job.num_tasks)) if planned is None else planned
 
 
 def expects(job: JobRecord, tag: str, task_index: int) -> bool:
-    """Whether a cell counts in row and grid aggregates, once its tag has been seen."""
+    """Return whether a cell counts in row and grid aggregates, once its tag has been written."""
     return job.plan is None or job.plan.expects(tag, task_index)
 
 
 def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
-    """Name the latches that fall now: those not yet decided whose condition the tally meets (rule R15).
+    """Return the names of the undecided latches whose condition the tally meets (rule R15).
 
     Args:
-        expected: the number of cells expected in all.
+        expected: the number of expected cells.
         tally: the sum over all expected columns.
     """
     settled = tally.pending == 0 if job.cancelled else tally.ended >= expected
@@ -66,7 +66,7 @@ def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
 
 
 def settled(job: JobRecord, columns: Sequence[Column]) -> bool:
-    """Whether every expected cell is final; for a job without a plan this may change again."""
+    """Return whether every expected cell is final. Without a plan, a later write may change the result."""
     if job.plan:
         return job.settled
     if job.cancelled:
@@ -75,10 +75,10 @@ def settled(job: JobRecord, columns: Sequence[Column]) -> bool:
 
 
 def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Summary:
-    """Sum columns up; in a cancelled job what was not started counts as failed.
+    """Return the summary of columns. In a cancelled job, cells that are not started count as failed.
 
     Args:
-        indexes: whether the columns carry their index sets.
+        indexes: whether the columns contain their index sets.
     """
     expected = sum(column.expected for column in columns)
     total = Tally()

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import StoreUnavailable, SynchronizeFailed, SynchronizeTimeout
+from celery_statemanager.feed import NO_CELLS, Feed
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import JobRef
 from celery_statemanager.retention import current
 from celery_statemanager.stores.base import Store
-from celery_statemanager.subscription import NO_CELLS, Feed
 
 before_waiting: list[Callable[[], None]] = []
 """Functions called before a barrier blocks. The Celery integration adds one that warns inside a worker's task."""

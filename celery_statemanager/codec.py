@@ -140,6 +140,11 @@ _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|
 """Groups: date and time, fraction, offset. Python 3.10 reads fractions of three or six digits only; Go writes any."""
 
 
+def progress_json(done: float, total: float) -> str:
+    """Return the JSON text that is stored as ``payload["progress"]``."""
+    return compact({"done": done, "total": total})
+
+
 def compact(value: Any) -> str:
     """Return a value as JSON text without whitespace and without escapes of non-ASCII characters."""
     return _encoder.encode(value)

@@ -1,4 +1,4 @@
-"""Retries with an end: pauses with jitter that grow, until the time is up."""
+"""Retries until a deadline, with growing pauses and jitter."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SHORTEST_CALL = 0.05
 
 
 class Deadline:
-    """Count down from construction; each pause is about twice the one before.
+    """A time limit for repeated calls, from construction on. Each pause is about twice as long as the previous one.
 
     Args:
-        timeout: seconds for all tries and pauses together.
+        timeout: seconds for all calls and pauses together.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -29,9 +29,9 @@ class Deadline:
         return max(self._end - time.monotonic(), SHORTEST_CALL)
 
     def pause(self, error: StoreError, raised: type[StoreUnavailable] = StoreUnavailable) -> None:
-        """Wait before the next try.
+        """Wait before the next call.
 
-        Raises: ``raised``, with the text and the cause of ``error``, when the time is up.
+        Raises: ``raised``, with the text and the cause of ``error``, if the pause would end after the deadline.
         """
         wait = self._pause * random.uniform(0.5, 1.0)
         if time.monotonic() + wait >= self._end:

@@ -1,4 +1,4 @@
-"""A set of row indexes whose text is compressed: ``"3,17-20"``. Pure."""
+"""Sets of row indexes: an immutable one whose text is compressed, ``"3,17-20"``, and a mutable one. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from typing import Any
+
+_CHUNK = 1_024
 
 
 class IndexSet(AbstractSet[int]):
@@ -115,6 +117,51 @@ class IndexSet(AbstractSet[int]):
             if low <= high:
                 left.append((low, high))
         return IndexSet.from_ranges(left)
+
+
+class MutableIndexSet:
+    """A mutable set of indexes >= 0, stored as the bits of integers for ``_CHUNK`` indexes each."""
+
+    __slots__ = ("_chunks", "_count")
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, int] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, index: int) -> None:
+        """Add an index."""
+        number, at = divmod(index, _CHUNK)
+        chunk = self._chunks.get(number, 0)
+        self._count += not chunk >> at & 1
+        self._chunks[number] = chunk | 1 << at
+
+    def discard(self, index: int) -> bool:
+        """Remove an index. Return whether it was in the set."""
+        number, at = divmod(index, _CHUNK)
+        chunk = self._chunks.get(number, 0)
+        if not chunk >> at & 1:
+            return False
+        self._count -= 1
+        self._chunks[number] = chunk ^ 1 << at
+        return True
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield the disjoint ranges as inclusive ``(low, high)`` pairs in ascending order."""
+        return _merged(self._ranges_by_chunk())
+
+    def _ranges_by_chunk(self) -> Iterator[tuple[int, int]]:
+        for number in sorted(self._chunks):
+            left, start = self._chunks[number], number * _CHUNK
+            while left:
+                gap = (left & -left).bit_length() - 1
+                left >>= gap
+                run = (~left & (left + 1)).bit_length() - 1
+                yield start + gap, start + gap + run - 1
+                left >>= run
+                start += gap + run
 
 
 def _ranges(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -1,67 +1,57 @@
-"""Who runs what, and until when that is believed (rules R14, R16)."""
+"""Worker records: which cells a worker runs or has received, and until when its lease is valid (rules R14, R16)."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from celery_statemanager.codec import compact
-from celery_statemanager.errors import AttemptSuperseded, JobCancelled
-from celery_statemanager.records import (
-    Begin,
-    BeginReply,
-    Cell,
-    Delivery,
-    JobKey,
-    JobRef,
-    Verdict,
-    WorkerRecord,
-    Write,
-)
+from celery_statemanager.records import Delivery, JobKey, JobRef, WorkerRecord
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 logger = logging.getLogger(__name__)
 
 RENEWALS = 3
-"""How often a worker renews its record within one lease."""
+"""Renewals of a worker's record within one lease."""
 
-LOOKS = 30
-"""How often within one lease a worker looks whether its record lists what it holds. It renews it before its time for
-what two looks in a row have found: what is begun sooner costs nothing."""
+CHECKS = 30
+"""Checks within one lease whether a worker's record lists all its cells.
 
-NEWS = 10
-"""How often within one lease it does so at most, while more and more is received."""
+A cell that two successive checks find unlisted causes an early renewal. Shorter executions cause none.
+"""
+
+EARLY_RENEWALS = 10
+"""Maximum early renewals within one lease, while messages keep arriving."""
 
 MOST_BYTES = 768 * 1024
-"""Bytes of a record's body, which goes whole to the store: Firestore takes a mebibyte."""
+"""Maximum bytes of a record's body. A Firestore document holds one mebibyte."""
 
 MOST_BYTES_OF_CELLS = 512 * 1024
-"""What the cells that run or wait may take of it; received rows have the rest."""
+"""Maximum bytes for running and pending cells. Received rows use the rest."""
 
 SWEEPER = "~sweeper"
-"""The name under which the process whose turn it is to sweep is kept among the workers."""
+"""The worker id of the record that holds the lease to sweep."""
 
-NOBODY = "~nobody"
-"""The name of a worker that is never kept."""
+NO_WORKER = "~nobody"
+"""A worker id that never has a record."""
 
 
 def cell_name(ref: JobRef, tag: str, task_index: int) -> str:
-    """Give a cell as worker records spell it."""
+    """Return the name of a cell in worker records."""
     return f"{ref.incarnation}.{task_index}.{tag}"
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A row that a worker has received and not begun.
+    """A row that a worker has received but not begun.
 
     Attributes:
-        message: what is sent again should the worker die; None where its task's policy is to mark it.
-        delivery: its place among the deliveries of its cell.
+        message: the message to publish again if the worker dies; None if the task's policy is to mark the row.
+        delivery: the delivery of the message.
     """
 
     ref: JobRef
@@ -71,20 +61,20 @@ class Received:
     delivery: Delivery = Delivery()
 
     def to_list(self) -> list[Any]:
-        """Give it as the body of a record spells it."""
+        """Return the row as a list for the body of a record."""
         return [*self.ref.key, self.ref.incarnation, self.tag, self.task_index, self.message, self.delivery]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker says of itself at a renewal.
+    """The content of a worker record.
 
     Attributes:
-        running: names of the cells whose attempts it runs; ``previous``: those of the renewal before.
-        pending: names of the cells whose writes it still holds, because the store failed.
-        received: is read only as far as the record has room for.
-        cut: of a record that was read: which of these had more than it had room for.
-        readable: whether this release understands the record that was read; what is in another's is not known.
+        running: names of the cells whose attempts the worker runs; ``previous``: those of the previous renewal.
+        pending: names of the cells with writes that the worker still holds, because the store failed.
+        received: rows that the worker has received; iterated only as far as the record has room.
+        cut: in a record that was read, the names of the lists above that did not fit completely.
+        readable: whether this release can read the record; if not, its content is unknown.
     """
 
     running: Sequence[str] = ()
@@ -96,24 +86,33 @@ class Report:
 
     @property
     def lists_all(self) -> bool:
-        """Whether an attempt that it does not list has no account."""
+        """Whether the record lists every cell that the worker runs or still has to write."""
         return not {*self.cut} - {"received"}
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The names of the cells whose attempts or writes it lists."""
+        """The names of the listed cells, without received rows."""
         return (*self.running, *self.previous, *self.pending)
 
     def lists(self, name: str) -> bool:
-        """Whether an attempt on this cell is accounted for."""
+        """Return whether the worker lists, or may run, an attempt on this cell."""
         return not self.lists_all or name in self.cells
 
+    def about(self, ref: JobRef) -> Report:
+        """Return the part about one job; of a received row's message, only whether there is one remains."""
+        prefix = f"{ref.incarnation}."
+        running, previous, pending = (
+            [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
+        )
+        received = [replace(row, message=row.message and row.message[:1]) for row in self.received if row.ref == ref]
+        return replace(self, running=running, previous=previous, pending=pending, received=received)
+
     def to_json(self) -> str:
-        """Give the body of a worker record, of at most ``MOST_BYTES``."""
+        """Return the body of a worker record, at most ``MOST_BYTES`` long."""
         return self.fitted()[0]
 
     def fitted(self) -> tuple[str, list[str]]:
-        """Give the body of a worker record, and what of it was cut."""
+        """Return the body of a worker record and the names of the lists that did not fit."""
         body = _Body()
         for kind in ("pending", "running", "previous"):
             body.add(kind, getattr(self, kind), MOST_BYTES_OF_CELLS)
@@ -122,7 +121,7 @@ class Report:
 
     @classmethod
     def from_record(cls, record: WorkerRecord) -> Report:
-        """Read the body of a worker record; one of another release is logged, once, and lists nothing."""
+        """Read the body of a worker record. If it cannot be read, log that once and return an unreadable report."""
         try:
             return cls._read(json.loads(record.body))
         except (KeyError, TypeError, ValueError):
@@ -148,15 +147,15 @@ def _warn_unreadable(worker_id: str) -> None:
 
 
 class _Body:
-    """The JSON of a record, put together of parts that are spelt once each."""
+    """Build the JSON of a record from lists, each value encoded once."""
 
     def __init__(self) -> None:
         self.cut: list[str] = []
-        self._size = 200  # what is not in the parts
+        self._size = 200  # enough for the keys and the list of cuts
         self._parts: dict[str, str] = {}
 
     def add(self, kind: str, values: Iterable[Any], most: int) -> None:
-        """Take values while all of it has no more than so many bytes."""
+        """Add values as long as the body has at most ``most`` bytes."""
         taken: list[str] = []
         for value in values:
             text = compact(value)
@@ -169,7 +168,7 @@ class _Body:
         self._parts[kind] = ",".join(taken)
 
     def text(self) -> str:
-        """Give the whole."""
+        """Return the JSON text."""
         fields = [f'"{kind}":[{values}]' for kind, values in self._parts.items()]
         return "{" + ",".join([*fields, f'"cut":{compact(self.cut)}']) + "}"
 
@@ -179,15 +178,11 @@ def each_worker(store: WorkerRegistry) -> Iterator[WorkerRecord]:
     return (each for each in store.list_workers() if each.worker_id != SWEEPER)
 
 
-def workers(store: WorkerRegistry) -> dict[str, WorkerRecord]:
-    """Return all worker records by id, those of dead workers too."""
-    return {each.worker_id: each for each in each_worker(store)}
-
-
 def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:
-    """Return whether a live worker runs, has received or may still write a cell of a job, by its incarnation.
+    """Return a predicate: whether a live worker holds cells of the job with a given incarnation.
 
-    Keeps the names of live workers and of the jobs they are at, not their records.
+    A worker holds the cells that it runs, has received or may still write. Memory grows with the number of live
+    workers and of their jobs, not with the size of their records.
     """
     now = store.now()
     alive: set[str] = set()
@@ -206,69 +201,18 @@ def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:
     return found.__contains__
 
 
-def begin(
-    store: WorkerRegistry,
-    ref: JobRef,
-    request: Begin,
-    *,
-    max_lost: int,
-    alone_since: float | None = None,
-) -> BeginReply:
-    """Take an attempt; a duplicate takes it only from an attempt that no live worker accounts for.
-
-    Args:
-        max_lost: losses at which the cell is LOST rather than begun again.
-        alone_since: monotonic time at which the asking worker ran nothing for this cell: what it began before is dead.
-    """
-    reply = store.begin(ref, request)
-    if reply.verdict is not Verdict.DUPLICATE:
-        return reply
-    cell = reply.cell
-    own = alone_since if cell.owner is not None and cell.owner == request.owner else None
-    ended = own is not None and cell.began_at < store.now() - (time.monotonic() - own) * 1_000_000
-    if not ended and _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)):
-        return reply
-    if cell.owner is not None and cell.losses + 1 >= max_lost:
-        place = request.tag, request.task_index
-        decided = mark_lost(store, ref, *place, cell, request.event_id, max_lost=max_lost)
-        return replace(reply, verdict=Verdict.CLOSED, decided=decided)
-    return store.begin(ref, replace(request, supersedes=cell.attempt))
-
-
-def mark_lost(
-    store: WorkerRegistry, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str, *, max_lost: int
-) -> tuple[str, ...]:
-    """End an open attempt whose worker is dead as LOST; return the latches that this decided."""
-    losses = "" if cell.losses == 0 else f" (loss {cell.losses + 1} of {max_lost})"
-    message = f"lost with its worker {cell.owner}{losses}"
-    lost = Write.lost(tag, task_index, message, attempt=cell.attempt, event_id=event_id)
-    try:
-        return store.write(ref, lost).decided
-    except (AttemptSuperseded, JobCancelled):
-        return ()
-
-
 def try_acquire(store: WorkerRegistry, holder: str, seconds: float) -> bool:
-    """Whether it is this holder's turn to sweep, for so many seconds; two at once would do no harm."""
+    """Acquire the lease to sweep for some seconds. Return whether the holder has it. Concurrent sweeps are harmless."""
     return store.try_acquire(SWEEPER, holder, seconds)
 
 
 def try_a_write(store: WorkerRegistry) -> None:
-    """See whether leases can be renewed: a store may answer readers and keep writers waiting. Raises: StoreError."""
-    store.drop_worker(NOBODY)
+    """Check that the store accepts writes. A store may answer readers while writers wait. Raises: StoreError."""
+    store.drop_worker(NO_WORKER)
 
 
 def renew(store: WorkerRegistry, worker_id: str, report: Report, lease: float) -> list[str]:
-    """Say in one write what a worker does, and that it lives for ``lease`` more seconds; give what had no room."""
+    """Write a worker's report and extend its lease to ``lease`` seconds from now. Return the lists that did not fit."""
     body, cut = report.fitted()
     store.put_worker(worker_id, body, lease)
     return cut
-
-
-def _accounted_for(store: WorkerRegistry, cell: Cell, name: str) -> bool:
-    """Whether a live worker lists an attempt, or has hardly had the time to."""
-    record = None if cell.owner is None else store.get_worker(cell.owner)
-    if record is None or record.lease_until <= store.now():
-        return False
-    renewal = (record.lease_until - record.renewed_at) // RENEWALS
-    return cell.began_at >= record.renewed_at - renewal or Report.from_record(record).lists(name)

@@ -121,6 +121,23 @@ def check_size(message: str | None, payload: str | None, limit: int) -> None:
         )
 
 
+def percent(done: float, total: float) -> int:
+    """Return ``done`` of ``total`` as a status, 1 … 100; 100 only if all is done. Raises: TypeError, ValueError."""
+    for name, value in (("done", done), ("total", total)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, not {_type_and_repr(value)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value!r}")
+    if not 0 <= done <= total or total <= 0:
+        values = f"{short_repr(done)} of {short_repr(total)}"
+        raise ValueError(f"progress must be 0 <= done <= total with total > 0, not {values}")
+    if isinstance(done, int) and isinstance(total, int):
+        return max(1, 100 * done // total)
+    from fractions import Fraction  # a quotient of floats is not exact
+
+    return max(1, math.floor(100 * Fraction(done) / Fraction(total)))
+
+
 def short_repr(value: Any) -> str:
     """Return a short description of a rejected value for its error message, at most 60 characters of its ``repr``."""
     try:

@@ -1,4 +1,4 @@
-"""What one write or begin makes of one cell: fences, attempts, payloads. Pure; the heart of every atomic step."""
+"""Apply one write or begin to one cell: fences, attempts, payloads. Pure. Every store does this in its atomic step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from celery_statemanager.records import FRACTION_UNIT, Begin, Cancellation, Cell
 
 
 def apply_begin(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, Cell]:
-    """Judge a Begin; the cell given back differs from the old one only if it must be written."""
+    """Return the verdict on a Begin and the resulting cell, which is the same object if nothing must be written."""
     verdict = _verdict(job, cell, begin)
     if verdict is Verdict.CANCELLED and job.cancelled and cell.status > 0 and not cell.final and not cell.open:
         return verdict, _ended(cell, Status.CANCELLED, job.cancelled.reason, begin.event_id, now)
@@ -33,7 +33,7 @@ def apply_begin(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Ver
         begin.owner,
         cell.losses + lost,
         begin.kept,
-        None,  # blocked by nothing
+        None,  # blocked_by
         now,
         cell.schema_version,
     )
@@ -57,7 +57,7 @@ def _verdict(job: JobRecord, cell: Cell, begin: Begin) -> Verdict:
 
 
 def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
-    """Give the cell after a write, or the very same object when the write is a repetition.
+    """Return the cell after a write, or the same object if the write is a repetition.
 
     Raises: AttemptSuperseded, JobCancelled.
     """
@@ -66,10 +66,10 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     _fence(job, cell, write)
     if job.cancelled is not None:
         _refuse_if_cancelled(job, job.cancelled, cell, write)
-    status, message = _last_word(job, cell, write)
+    status, message = _status_and_message(job, cell, write)
     still_open = cell.open and not write.ends_attempt
     ends = not still_open and (status < 0 or status == FINISHED)
-    return Cell(  # by position, for this is on every write's way: names take three times as long, ``replace`` more
+    return Cell(  # by position, because every write does this: keywords take three times as long, ``replace`` more
         status,
         message,
         _kept_payload(cell, write, status) if write.keep_payload else write.payload,
@@ -82,7 +82,7 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         cell.owner if still_open else None,
         cell.losses + write.counts_as_loss,
         None if ends else cell.kept,
-        None,  # blocked by nothing
+        None,  # blocked_by
         cell.began_at,
         cell.schema_version,
     )
@@ -100,7 +100,7 @@ def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
 
 
 def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, write: Write) -> None:
-    """A cancelled job takes only what ends a cell that was begun, and everything of its callbacks."""
+    """Refuse a write to a cancelled job, unless it ends a cell that has begun or belongs to a callback."""
     if write.task_index < 0 or write.ends_attempt:
         return
     ends_it = write.status < 0 or write.status == FINISHED
@@ -108,7 +108,7 @@ def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, wr
         raise JobCancelled(job.job_id, cancelled.reason)
 
 
-def _last_word(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | None]:
+def _status_and_message(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | None]:
     if job.cancelled is not None and write.when is When.IDLE:
         return int(Status.CANCELLED), job.cancelled.reason
     if write.keep_app_status and cell.open and cell.status < 0:
@@ -138,18 +138,18 @@ def _ended(cell: Cell, status: int, message: str | None, event_id: str, now: int
 
 
 def blocked(cell: Cell, failed: Cell, stage: str, event_id: str, now: int) -> Cell:
-    """Give a later stage's never-begun cell the status of the stage that failed for good."""
+    """Return a later stage's cell with the status of the stage that failed. The cell has never begun."""
     message = f"not run: stage {stage!r} failed: {failed.message or failed.status}"
     return replace(_ended(cell, failed.status, message, event_id, now), blocked_by=stage)
 
 
 def unblocked(cell: Cell, event_id: str, now: int) -> Cell:
-    """Take back what ``blocked`` gave: the failed stage has begun again."""
+    """Return a blocked cell as not started, because the failed stage has begun again."""
     return replace(_ended(cell, Status.NOT_STARTED, None, event_id, now), blocked_by=None)
 
 
 def tally_of(cell: Cell | None) -> Tally:
-    """Give what one cell, or one never written, adds to its column's tally."""
+    """Return what a cell adds to its column's tally; None stands for a cell that was never written."""
     if cell is None:
         return _NOTHING
     status, is_open = cell.status, cell.open

@@ -16,9 +16,9 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.firestore import Address, FirestoreStore, requests
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore, requests
 from celery_statemanager.stores.firestore.transports import GrpcClient, Transport, grpc_channel
-from celery_statemanager.stores.firestore.values import decoded
+from celery_statemanager.stores.firestore.values import decode_fields
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import PATIENCE
@@ -153,10 +153,10 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
                 list(answer)
         return Lost(*error)
 
-    def client(self, address: Address, transport: Transport) -> GrpcClient:
+    def client(self, address: FirestoreAddress, transport: Transport) -> GrpcClient:
         return GrpcClient(grpc.intercept_channel(grpc_channel(address), self))
 
-    def store(self, address: Address, timeout: float = 10.0, **options: Any) -> FirestoreStore:
+    def store(self, address: FirestoreAddress, timeout: float = 10.0, **options: Any) -> FirestoreStore:
         return FirestoreStore(address, timeout=timeout, make_client=self.client, **options)
 
 
@@ -206,7 +206,7 @@ class Documents:
     def get(self, path: str) -> dict[str, Any]:
         request = firestore.GetDocumentRequest(name=self.name(path))
         answer = self.client.get_document(request, retry=PATIENT, timeout=60)
-        return decoded(type(answer).pb(answer).fields)
+        return decode_fields(type(answer).pb(answer).fields)
 
     def ids(self, collection: str) -> list[str]:
         parent, _, last = self.name(collection).rpartition("/")

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from celery_statemanager import aggregate, open_store
-from celery_statemanager.manager import new_event_id
-from celery_statemanager.records import JobKey, JobRef, Tally, Write
+from celery_statemanager.records import JobKey, JobRef, Tally, Write, new_event_id
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.sqlite import SQLiteStore
 from celery_statemanager.stores.sqlite.cells import COLUMNS, COUNTED, cell_of

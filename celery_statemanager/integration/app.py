@@ -24,9 +24,9 @@ from celery_statemanager.integration.submission.submit import submit
 from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.run import run_of
 from celery_statemanager.limits import check_name
-from celery_statemanager.manager import job_key
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
+from celery_statemanager.records import job_key
 from celery_statemanager.retention import current, find_job
 from celery_statemanager.stores import FullStore, masked, open_store
 

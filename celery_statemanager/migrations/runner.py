@@ -8,9 +8,8 @@ from enum import Enum
 from itertools import islice
 
 from celery_statemanager.errors import ConfigurationError, JobNotFound
-from celery_statemanager.manager import new_incarnation
 from celery_statemanager.migrations.registry import STEPS, Steps
-from celery_statemanager.records import JobKey, JobRecord, JobRef
+from celery_statemanager.records import JobKey, JobRecord, JobRef, new_incarnation
 from celery_statemanager.retention import current
 from celery_statemanager.stores.capabilities import Migratable
 

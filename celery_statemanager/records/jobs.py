@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import NamedTuple
+from uuid import UUID
 
+from celery_statemanager.limits import check_id, check_num_tasks
 from celery_statemanager.models import SCHEMA_VERSION
-from celery_statemanager.plan import Plan
+from celery_statemanager.plan import Plan, PlanSpec
 
 CALLBACK_ROW = -1
 """The row of a job's callback runs, one tag per latch. Readers of the grid do not see it."""
@@ -24,6 +27,11 @@ class JobKey(NamedTuple):
 
     job_id: str
     run_token: str | None = None
+
+
+def job_key(job_id: str | UUID, run_token: str | UUID | None = None) -> JobKey:
+    """Return the key of a job. Raises: TypeError, ValueError."""
+    return JobKey(check_id("job_id", job_id), None if run_token is None else check_id("run_token", run_token))
 
 
 class JobRef(NamedTuple):
@@ -130,6 +138,21 @@ class JobRecord:
     def with_latches(self, **latches: Latch) -> JobRecord:
         """Return the record with some latches replaced."""
         return replace(self, latches={**self.latches, **latches})
+
+
+def new_job(
+    job_id: str | UUID, num_tasks: int, tags: PlanSpec | None = None, run_token: str | UUID | None = None
+) -> JobRecord:
+    """Create the record of a job from valid arguments, without storing it. Raises: TypeError, ValueError."""
+    key = job_key(job_id, run_token)
+    rows = check_num_tasks(num_tasks)
+    plan = None if tags is None else Plan.from_spec(rows, tags)
+    return JobRecord(*key, new_incarnation(), rows, plan)
+
+
+def new_incarnation() -> str:
+    """Create the identifier that distinguishes a job from all others of the same name."""
+    return os.urandom(8).hex()
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from celery_statemanager.errors import JobExists, JobNotFound
-from celery_statemanager.manager import Manager, new_job
-from celery_statemanager.records import LATCHES, Cancellation, JobKey, Latch, Submission
+from celery_statemanager.manager import Manager
+from celery_statemanager.records import LATCHES, Cancellation, JobKey, Latch, Submission, new_job
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.kit import Grid, every_job

@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 
 from celery_statemanager.errors import JobNotFound
-from celery_statemanager.manager import new_incarnation, new_job
 from celery_statemanager.models import SCHEMA_VERSION, Scope
-from celery_statemanager.records import CALLBACK_ROW, Cell, StoredCell
+from celery_statemanager.records import CALLBACK_ROW, Cell, StoredCell, new_incarnation, new_job
 from celery_statemanager.stores.capabilities import Migratable
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.contract_fixtures import ContractFixtures

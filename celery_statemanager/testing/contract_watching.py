@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from celery_statemanager.errors import JobNotFound
+from celery_statemanager.feed import NO_CELLS
 from celery_statemanager.models import Scope
 from celery_statemanager.records import CALLBACK_ROW, Batch
 from celery_statemanager.stores.base import Store
-from celery_statemanager.subscription import NO_CELLS
 from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, read_until
 
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from celery_statemanager.errors import JobExists, JobNotFound, StateManagerError
-from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, Delivery, Write, new_event_id
+from celery_statemanager.records import Begin, Delivery, Write, new_event_id, new_job
 from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.agreement import check_agreement

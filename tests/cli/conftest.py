@@ -26,9 +26,8 @@ from click.testing import CliRunner
 
 from celery_statemanager import Manager, State, Status, open_store
 from celery_statemanager.cli.model import JobModel
-from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Cancellation
+from celery_statemanager.records import Cancellation, new_job
 
 PATIENCE = 30.0
 RETRY = 3.0

@@ -11,9 +11,8 @@ from celery_statemanager.cli.rendering.final_summary import final_summary
 from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View
 from celery_statemanager.cli.rendering.text import COLOURED, plain
-from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, Write, to_datetime
+from celery_statemanager.records import Begin, Write, new_event_id, new_job, to_datetime
 
 STAGES = ("scan", "hash", "sign")
 

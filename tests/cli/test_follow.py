@@ -9,9 +9,8 @@ from celery_statemanager import Manager, Status, leases
 from celery_statemanager.cli.follow import LOOK, QUIET, Follower, Until
 from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.liveness import Activity, Liveness
-from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, JobKey, Submission, Write
+from celery_statemanager.records import Begin, JobKey, Submission, Write, new_job
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.memory import MemoryStore
 

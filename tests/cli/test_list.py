@@ -9,9 +9,8 @@ import pytest
 from celery_statemanager import Manager, Status, open_store
 from celery_statemanager.cli.rendering.jobs import job_table
 from celery_statemanager.cli.rendering.text import PLAIN, plain, width
-from celery_statemanager.manager import new_job
 from celery_statemanager.overview import Wanted, list_overviews, overview
-from celery_statemanager.records import to_datetime
+from celery_statemanager.records import new_job, to_datetime
 from celery_statemanager.testing import FakeClock, WrappedStore
 
 FINISHED = int(Status.FINISHED)

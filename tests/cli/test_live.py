@@ -13,9 +13,8 @@ from celery_statemanager import Manager, Status, leases
 from celery_statemanager.cli.follow import Follower
 from celery_statemanager.cli.rendering.live import FRAME, LiveDisplay
 from celery_statemanager.errors import SubscriptionLost
-from celery_statemanager.manager import new_event_id, new_job
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, Submission, Write, to_datetime
+from celery_statemanager.records import Begin, Submission, Write, new_event_id, new_job, to_datetime
 
 PATIENCE = 30.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from celery_statemanager import Manager, open_store
-from celery_statemanager.manager import new_job
+from celery_statemanager.records import new_job
 from celery_statemanager.testing.kit import every_job
 
 ROOT = Path(__file__).parents[2]

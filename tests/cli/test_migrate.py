@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from celery_statemanager.cli import migrate
-from celery_statemanager.manager import new_job
 from celery_statemanager.migrations import Steps
 from celery_statemanager.models import Status
-from celery_statemanager.records import JobKey, Write
+from celery_statemanager.records import JobKey, Write, new_job
 from celery_statemanager.testing.kit import every_job
 
 

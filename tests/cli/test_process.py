@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from celery_statemanager import Manager, Status
-from celery_statemanager.manager import new_job
-from celery_statemanager.records import Submission
+from celery_statemanager.records import Submission, new_job
 
 PATIENCE = 30.0
 

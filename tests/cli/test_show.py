@@ -8,8 +8,7 @@ import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
-from celery_statemanager.manager import new_event_id, new_job
-from celery_statemanager.records import CALLBACK_ROW, Latch, Submission, Write
+from celery_statemanager.records import CALLBACK_ROW, Latch, Submission, Write, new_event_id, new_job
 
 FINISHED = int(Status.FINISHED)
 

@@ -16,7 +16,7 @@ from servers import running_redis
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, StateManager, open_store
 from celery_statemanager.integration.beat import COLLECT, MIGRATE, SWEEP
-from celery_statemanager.manager import new_incarnation, new_job
+from celery_statemanager.records import new_incarnation, new_job
 
 AGES = {"statemanager_gc_tombstone_age": "30d", "statemanager_gc_delete_age": "90d"}
 

@@ -15,7 +15,7 @@ from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.models import Scope
-from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore, poll, requests
 from celery_statemanager.stores.firestore.client import STREAM_TRIES
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
@@ -26,12 +26,12 @@ CURRENT = firestore.TargetChange.TargetChangeType.CURRENT
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> Address:
-    return Address(f"test-{uuid.uuid4().hex[:12]}")
+def address(firestore_emulator: str) -> FirestoreAddress:
+    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture
-def store(address: Address, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
+def store(address: FirestoreAddress, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
     with spy.store(address, timings=timings) as store:
         yield store
 
@@ -203,7 +203,7 @@ def test_a_store_that_has_read_a_stream_keeps_trying_streams(store: FirestoreSto
     assert spy.calls["Listen"] == 1
 
 
-def test_polling_respects_its_read_limit(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polling_respects_its_read_limit(address: FirestoreAddress, monkeypatch: pytest.MonkeyPatch) -> None:
     timings = Timings(poll_every=0.01, polled_documents=10.0)
     with FirestoreStore(address, timeout=10.0, transport="rest", timings=timings) as store:
         grid = Grid.create(store, 3, ("a",))
@@ -211,7 +211,7 @@ def test_polling_respects_its_read_limit(address: Address, monkeypatch: pytest.M
             grid.write("a", row, 5)
         watch = store.watch(grid.ref, Scope())
         looks: list[int] = []
-        monkeypatch.setattr(poll.Poll, "_look", counting(poll.Poll._look, looks))
+        monkeypatch.setattr(poll.Poller, "_poll", counting(poll.Poller._poll, looks))
         began = time.monotonic()
         while len(looks) < 4:
             watch.read(0.1)
@@ -220,7 +220,7 @@ def test_polling_respects_its_read_limit(address: Address, monkeypatch: pytest.M
 
 
 def counting(look: Any, looks: list[int]) -> Any:
-    def look_and_count(self: poll.Poll) -> int:
+    def look_and_count(self: poll.Poller) -> int:
         looks.append(look(self))
         return looks[-1]
 

@@ -14,10 +14,9 @@ import pytest
 from between import Between
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, migrations
-from celery_statemanager.manager import new_job
 from celery_statemanager.migrations import STEPS, MigrationReport, Skip, Steps
 from celery_statemanager.models import SCHEMA_VERSION
-from celery_statemanager.records import Cell, JobKey, JobRecord
+from celery_statemanager.records import Cell, JobKey, JobRecord, new_job
 from celery_statemanager.testing import StoreFactory, WrappedStore
 from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, every_job, smoke
 

@@ -88,7 +88,7 @@ def test_a_full_store_is_opened_by_its_url(tmp_path, monkeypatch):
 )
 def test_a_store_that_lacks_a_capability_is_not_opened_by_its_url(store_class, lacking, tmp_path, monkeypatch):
     plugin(monkeypatch, store_class)
-    reason = rf"{store_class.__name__} is no FullStore \(it lacks {lacking}\), .* pass it to Manager"
+    reason = rf"{store_class.__name__} is not a FullStore \(it lacks {lacking}\), .* pass it to Manager"
     with pytest.raises(ConfigurationError, match=reason):
         open_store(f"folder://{tmp_path}")
 

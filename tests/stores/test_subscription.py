@@ -18,10 +18,10 @@ from celery_statemanager import (
     Subscription,
     SubscriptionLost,
 )
+from celery_statemanager.feed import LONGEST_DELAY, PATIENCE, Feed
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Batch, Column, JobRecord, JobRef
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.subscription import LONGEST_DELAY, PATIENCE, Feed
 from celery_statemanager.testing import FakeClock, Grid, WrappedStore
 from celery_statemanager.testing.kit import FAILED, FINISHED
 

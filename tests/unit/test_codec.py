@@ -28,10 +28,9 @@ from celery_statemanager.codec import (
     summary_to_wire,
 )
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.manager import new_job
 from celery_statemanager.models import Summary
 from celery_statemanager.plan import Plan
-from celery_statemanager.records import Cancellation, Cell, Latch, Submission, to_datetime
+from celery_statemanager.records import Cancellation, Cell, Latch, Submission, new_job, to_datetime
 
 UTC = timezone.utc
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)

@@ -1,4 +1,4 @@
-"""Failed cells by cause: messages alike but for their numbers, causes before consequences, bounded memory."""
+"""Failed cells grouped by cause: messages that differ only in numbers, causes before consequences, bounded memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def brief(report: FailureReport) -> list[tuple[str, str, str, dict[str, str]]]:
     ]
 
 
-def test_a_failed_row_of_three_stages_is_one_group_with_what_it_kept_from_running() -> None:
+def test_a_failed_row_is_grouped_with_its_later_stages() -> None:
     causes = [failed("scan", row, f"ValueError: no such page: {row}") for row in range(3, 61)]
     states = [not_run(each, tag) for tag in ("read", "save") for each in causes] + causes
     (group,) = group_failures(states).groups
@@ -54,7 +54,7 @@ def test_a_failed_row_of_three_stages_is_one_group_with_what_it_kept_from_runnin
     assert (group.message, group.text) == ("ValueError: no such page: 3", "ValueError: no such page: #")
 
 
-def test_the_message_stays_whole_while_all_are_the_same() -> None:
+def test_a_message_is_shown_whole_if_all_are_equal() -> None:
     states = [failed("scan", row, "code 42 from host 7") for row in (1, 2)]
     assert brief(group_failures(states)) == [("scan", "code 42 from host 7", "1-2", {})]
 
@@ -71,19 +71,19 @@ def test_the_message_stays_whole_while_all_are_the_same() -> None:
         ("digest 9f86d081", "digest 4"),
     ],
 )
-def test_numbers_in_messages_do_not_tell_causes_apart(one: str, other: str) -> None:
+def test_messages_that_differ_in_numbers_have_one_cause(one: str, other: str) -> None:
     report = group_failures([failed("scan", 1, one), failed("scan", 2, other)])
     assert [group.rows.count for group in report.groups] == [2]
 
 
-def test_the_tag_the_status_and_the_words_do() -> None:
+def test_tag_status_and_text_distinguish_causes() -> None:
     states = [failed("scan", 1), failed("read", 2), failed("scan", 3, status=-42), failed("scan", 4, "worse")]
     states += [failed("scan", 5, None, -8), failed("scan", 6, None, -9)]
     assert len(group_failures(states).groups) == 6
 
 
 @given(tag=st.text(min_size=1), message=st.none() | st.text(), status=st.integers(-(2**31), -1))
-def test_what_was_not_run_has_the_cause_of_the_stage_that_failed(tag: str, message: str | None, status: int) -> None:
+def test_a_cell_that_was_not_run_has_the_cause_of_the_failed_stage(tag: str, message: str | None, status: int) -> None:
     cause = failed(tag, 7, message, status)
     assume(not cause_of(cause)[2] and message != str(status))
     assert cause_of(not_run(cause, "later")) == (*cause_of(cause)[:2], True)
@@ -92,12 +92,12 @@ def test_what_was_not_run_has_the_cause_of_the_stage_that_failed(tag: str, messa
 @pytest.mark.parametrize(
     "message", ["not run: stage 'a\nb' failed: x", "not run: stage '\\x' failed: x", "not run: stage a failed: x"]
 )
-def test_words_that_only_look_like_ours_are_a_failure_of_their_own(message: str) -> None:
+def test_a_message_that_only_resembles_a_blocked_one_is_a_separate_cause(message: str) -> None:
     cause, text, was_not_run = cause_of(failed("scan", 1, message))
     assert (cause.tag, text, was_not_run) == ("scan", message, False)
 
 
-def test_the_largest_cause_comes_first_and_one_that_is_not_in_sight_last() -> None:
+def test_the_largest_cause_comes_first_and_an_unrecorded_one_last() -> None:
     few, many = failed("scan", 0, "few"), [failed("save", row, "many") for row in (5, 6, 9)]
     unseen = [not_run(failed("early", row, "unseen"), "scan") for row in range(20, 40)]
     two = [failed("scan", row, "two") for row in (3, 4)]
@@ -138,7 +138,7 @@ def words(number: int) -> str:
     return "".join(chr(ord("g") + int(digit)) for digit in str(number))
 
 
-def test_causes_beyond_the_most_are_counted_and_a_frequent_one_finds_its_place() -> None:
+def test_causes_beyond_the_limit_are_counted_and_a_frequent_one_is_kept() -> None:
     failures = Failures()
     for row in range(200):
         cause = failed("scan", row, f"cannot read {words(row)}")
@@ -152,7 +152,7 @@ def test_causes_beyond_the_most_are_counted_and_a_frequent_one_finds_its_place()
     assert (report.other_failed, report.other_not_run) == (200 - (MOST_GROUPS - 1),) * 2
 
 
-def test_a_cause_with_more_than_one_row_is_never_given_up() -> None:
+def test_a_cause_with_several_rows_is_always_kept() -> None:
     failures = Failures(most_groups=2)
     for row in range(4):
         failures.record(failed("scan", row, "one" if row % 2 else "two"))
@@ -164,7 +164,7 @@ def test_a_cause_with_more_than_one_row_is_never_given_up() -> None:
     assert failures.report().other_failed == 0
 
 
-def test_a_report_names_so_many_ranges_and_counts_all() -> None:
+def test_a_report_names_a_limited_number_of_ranges_and_counts_all() -> None:
     (group,) = group_failures(failed("scan", row) for row in range(0, 10_000, 2)).groups
     assert (len(group.rows), group.rows.complete) == (5_000, False)
     assert group.rows.first == IndexSet(range(0, 2 * MOST_RANGES, 2))
@@ -172,14 +172,14 @@ def test_a_report_names_so_many_ranges_and_counts_all() -> None:
     assert (str(whole.rows.first), whole.rows.complete) == ("0-9999", True)
 
 
-def test_it_agrees_with_a_recount_after_any_changes() -> None:
-    dice = random.Random(12)
+def test_a_report_agrees_with_a_recount_after_any_changes() -> None:
+    rng = random.Random(12)
     failures = Failures()
     cells: dict[tuple[str, int], State] = {}
     for step in range(3_000):
-        row, tag = dice.randrange(3_000), dice.choice(("scan", "read", "save"))
-        cause = failed("scan", row, f"{dice.choice('ab')} {row}")
-        state = dice.choice((State("job", row, tag, 1), failed(tag, row, dice.choice("xyz")), not_run(cause, tag)))
+        row, tag = rng.randrange(3_000), rng.choice(("scan", "read", "save"))
+        cause = failed("scan", row, f"{rng.choice('ab')} {row}")
+        state = rng.choice((State("job", row, tag, 1), failed(tag, row, rng.choice("xyz")), not_run(cause, tag)))
         cells[tag, row] = state
         failures.record(state)
         if step % 500 == 499:
@@ -215,6 +215,6 @@ def test_a_million_failed_rows_take_little_memory() -> None:
     assert taken < 3_000_000
 
 
-def test_a_long_message_is_looked_at_in_part() -> None:
+def test_the_message_of_a_cause_is_truncated() -> None:
     one = cause_of(failed("scan", 1, "1" * 65_000 + "g"))[0]
     assert len(one.message) < 300

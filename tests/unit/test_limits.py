@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_statemanager import Status, limits
-from celery_statemanager.manager import new_job, percent, progress_json
+from celery_statemanager.codec import progress_json
+from celery_statemanager.limits import percent
+from celery_statemanager.records import new_job
 
 
 class Tag(str, enum.Enum):

@@ -7,8 +7,7 @@ import pytest
 from celery_statemanager import leases
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import Activity, Liveness, liveness
-from celery_statemanager.manager import new_job
-from celery_statemanager.records import Submission
+from celery_statemanager.records import Submission, new_job
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FakeClock, WrappedStore
 

@@ -22,7 +22,7 @@ from celery_statemanager import (
 )
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
-from celery_statemanager.manager import new_job
+from celery_statemanager.records import new_job
 from celery_statemanager.testing import FaultyStore, WrappedStore
 
 ABOUT_NO_JOB = {
@@ -88,7 +88,7 @@ def test_the_log_fields_of_a_cell():
     assert Binding(job.ref, 2, "a").log_extra == {"job_id": "etl-42", "task_index": 2, "tag": "a"}
 
 
-def test_a_state_that_waits_for_the_store_is_told_with_its_cell(caplog):
+def test_a_state_that_waits_for_the_store_is_logged_with_its_cell(caplog):
     backlog, tried = Backlog(), threading.Event()
 
     def write():

@@ -12,9 +12,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from celery_statemanager import AttemptSuperseded, Manager, Status, Store, StoreError, StoreUnavailable, open_store
 from celery_statemanager.integration.app import find_metrics
-from celery_statemanager.manager import new_event_id
 from celery_statemanager.metrics import Metrics
-from celery_statemanager.records import Begin, Verdict, When, Write
+from celery_statemanager.records import Begin, Verdict, When, Write, new_event_id
 from celery_statemanager.telemetry import OpenTelemetry, class_of, outcome_of
 from celery_statemanager.testing import WrappedStore
 

@@ -25,10 +25,9 @@ from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.members import Members, Stages, as_signature
 from celery_statemanager.integration.task.outcomes import describe
 from celery_statemanager.limits import check_id
-from celery_statemanager.manager import new_job
 from celery_statemanager.models import Scope
 from celery_statemanager.plan import PlanSpec
-from celery_statemanager.records import LATCHES, JobRecord, Latch, Submission
+from celery_statemanager.records import LATCHES, JobRecord, Latch, Submission, new_job
 from celery_statemanager.retention import change_job
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from numbers import Number
 from typing import Any, NamedTuple
 
-from celery_statemanager.limits import check_message, check_size, sanitize, short_repr
-from celery_statemanager.manager import percent, progress_json
+from celery_statemanager.codec import progress_json
+from celery_statemanager.limits import check_message, check_size, percent, sanitize, short_repr
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import Task
 
-from celery_statemanager import leases
+from celery_statemanager import attempts, leases
 from celery_statemanager.codec import state_of
 from celery_statemanager.errors import (
     AttemptSuperseded,
@@ -98,7 +98,7 @@ class Run:
     def _begin_now(self) -> None:
         store, limit = self.tracker.store, self.tracker.settings.max_lost
         try:
-            reply = leases.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
+            reply = attempts.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
             warn_unknown_job(repr(store), self.binding.ref)

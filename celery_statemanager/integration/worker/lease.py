@@ -52,7 +52,7 @@ class Lease:
 
     def keep(self) -> Periodic:
         """Start to renew the lease; the thread gives it back when it is stopped."""
-        interval = self._tracker.settings.lease / leases.LOOKS
+        interval = self._tracker.settings.lease / leases.CHECKS
         give_back = lambda: self._tracker.store.drop_worker(self._worker_id)  # noqa: E731 - shorter than its name
         return Periodic("lease", self.renew_if_needed, lambda: interval, give_back).start()
 
@@ -67,7 +67,7 @@ class Lease:
             self.renew()
         elif now >= self._early_due and (seen & self._seen) - self._listed:
             self.renew()
-            self._early_due = now + self._tracker.settings.lease / leases.NEWS
+            self._early_due = now + self._tracker.settings.lease / leases.EARLY_RENEWALS
 
     def renew(self) -> None:
         """Write what runs, what ended within the last renewal period, and what waits. Raises: StoreError."""

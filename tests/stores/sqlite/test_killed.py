@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sqlite_kit import forked, opened, recount
 
-from celery_statemanager.manager import Manager, new_event_id
-from celery_statemanager.records import Write
+from celery_statemanager.manager import Manager
+from celery_statemanager.records import Write, new_event_id
 from celery_statemanager.stores.sqlite import SQLiteStore
 from celery_statemanager.testing.kit import FINISHED
 

@@ -1,0 +1,62 @@
+"""Begin attempts, and end those of dead workers (rules R14, R16)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from celery_statemanager.errors import AttemptSuperseded, JobCancelled
+from celery_statemanager.leases import RENEWALS, Report, cell_name
+from celery_statemanager.records import Begin, BeginReply, Cell, JobRef, Verdict, Write
+from celery_statemanager.stores.capabilities import WorkerRegistry
+
+
+def begin(
+    store: WorkerRegistry,
+    ref: JobRef,
+    request: Begin,
+    *,
+    max_lost: int,
+    alone_since: float | None = None,
+) -> BeginReply:
+    """Begin an attempt. A duplicate delivery supersedes the open attempt only if no live worker may still run it.
+
+    Args:
+        max_lost: the number of losses at which the cell becomes LOST instead of beginning again.
+        alone_since: monotonic time at which this worker ran nothing for the cell. Its earlier attempts are dead.
+    """
+    reply = store.begin(ref, request)
+    if reply.verdict is not Verdict.DUPLICATE:
+        return reply
+    cell = reply.cell
+    own = alone_since if cell.owner is not None and cell.owner == request.owner else None
+    ended = own is not None and cell.began_at < store.now() - (time.monotonic() - own) * 1_000_000
+    if not ended and _accounted_for(store, cell, cell_name(ref, request.tag, request.task_index)):
+        return reply
+    if cell.owner is not None and cell.losses + 1 >= max_lost:
+        place = request.tag, request.task_index
+        decided = mark_lost(store, ref, *place, cell, request.event_id, max_lost=max_lost)
+        return replace(reply, verdict=Verdict.CLOSED, decided=decided)
+    return store.begin(ref, replace(request, supersedes=cell.attempt))
+
+
+def mark_lost(
+    store: WorkerRegistry, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str, *, max_lost: int
+) -> tuple[str, ...]:
+    """End the open attempt of a dead worker as LOST. Return the latches that this decided."""
+    losses = "" if cell.losses == 0 else f" (loss {cell.losses + 1} of {max_lost})"
+    message = f"lost with its worker {cell.owner}{losses}"
+    lost = Write.lost(tag, task_index, message, attempt=cell.attempt, event_id=event_id)
+    try:
+        return store.write(ref, lost).decided
+    except (AttemptSuperseded, JobCancelled):
+        return ()
+
+
+def _accounted_for(store: WorkerRegistry, cell: Cell, name: str) -> bool:
+    """Return whether a live worker lists an attempt or may not have had the time to list it."""
+    record = None if cell.owner is None else store.get_worker(cell.owner)
+    if record is None or record.lease_until <= store.now():
+        return False
+    renewal = (record.lease_until - record.renewed_at) // RENEWALS
+    return cell.began_at >= record.renewed_at - renewal or Report.from_record(record).lists(name)
