@@ -99,9 +99,8 @@ def test_a_task_costs_the_same_in_a_job_of_any_size(store: FirestoreStore, spy: 
         assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 2)
         grid.begin("a", 2, owner="w")
         spy.clear()
-        grid.write(
-            "a", 2, FAILED, attempt=1, ends_attempt=True, block_later_stages=True
-        )  # also blocks b and decides failure
+        # This write also blocks the stage b and decides the latch of failure.
+        grid.write("a", 2, FAILED, attempt=1, ends_attempt=True, block_later_stages=True)
         assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 2, 5)
 
 

@@ -202,7 +202,7 @@ def test_a_payload_that_firestore_cannot_represent_is_stored_as_text(
 
 
 def counted_before(documents: Documents, grid: Grid, tag: str, row: int) -> None:
-    """Make the documents of a blocked cell those of a release that counted it as failed."""
+    """Change the documents of a blocked cell to those of a release that counted it as failed."""
     names = grid.store._names  # type: ignore[attr-defined]
     root = documents.name("")
     cell = names.cell(grid.ref, tag, row).removeprefix(root)

@@ -208,7 +208,7 @@ def test_a_migration_commit_whose_response_is_lost_is_applied_once(
 
 
 def test_states_written_during_a_batch_are_migrated_one_by_one(store: FirestoreStore, documents: Documents) -> None:
-    """Nothing fences a Go program that keeps writing; its last write before the job is stamped is kept."""
+    """Nothing fences a Go program that keeps writing; its last write before the schema stamp is kept."""
 
     class InterferingStore(WrappedStore):
         remaining = 2

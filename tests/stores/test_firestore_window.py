@@ -47,7 +47,7 @@ def test_the_sweep_makes_the_decision_that_a_killed_process_missed(firestore_emu
         killed = subprocess.run([sys.executable, "-c", WRITER, url], timeout=60, check=False)
         assert (killed.returncode, grid.cell("a", 0).status, grid.fallen) == (-9, FINISHED, set())
         actions = SweepActions()
-        for _ in range(2):  # the first sweep decides; the decider may still publish until the next one
+        for _ in range(2):  # the first sweep decides, and the second one publishes
             Sweep(store, actions, lease=0.001, max_lost=3).run()
         assert grid.fallen == {"success", "settled"}
         assert actions.published == ["job"]

@@ -1,4 +1,4 @@
-"""The connection of one store to Firestore, and the estimate of the server's clock.
+"""The connection of a store to Firestore, and an estimate of the server's clock.
 
 Only reads are repeated here. The client library's own retries last for minutes and repeat writes too.
 """
@@ -79,7 +79,7 @@ class Connection:
         return self._transport == "grpc" and self._streams_left > 0
 
     def stream_works(self) -> None:
-        """Record that a stream delivered a message; from then on failures do not count in this process."""
+        """Record that a stream delivered a message. Later failures do not disable streams in this process."""
         self._streams_left = math.inf
 
     def stream_failed(self) -> None:
@@ -87,7 +87,7 @@ class Connection:
         self._streams_left -= 1
 
     def expect_forks(self) -> None:
-        """Use REST in this process, because a fork beside gRPC's threads may hang the child.
+        """Use REST in this process, because a fork while gRPC's threads run may hang the child.
 
         Children use the configured transport.
         """
@@ -126,7 +126,7 @@ class ServerClock:
 
     An answer that carries the server time ``T`` and arrives at ``t`` proves that the server's clock was at least
     ``T`` at ``t``. Between two answers the estimate advances with the local monotonic clock. It is behind the server
-    by the time that an answer travels. Thread-safe without a lock, so that a fork copies no locked one.
+    by the time that an answer takes to arrive. Thread-safe without a lock, so that a fork copies no held lock.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -35,7 +35,7 @@ class Document(NamedTuple):
 
 
 class BatchRead(NamedTuple):
-    """The documents of one read, by name, and the time at which they were read."""
+    """The documents of one read by name, and the time as of which they were read."""
 
     documents: dict[str, Document]
     read_time: Any
@@ -61,7 +61,7 @@ class Database:
         return self.connection.deadline()
 
     def get(self, names: Iterable[str], deadline: CallDeadline, *, at: Any = None) -> BatchRead:
-        """Read documents at one time; the result contains the existing ones."""
+        """Read documents by name, all as of the same time. The result omits documents that do not exist."""
         request = requests.get(self.path, dict.fromkeys(names), at=at)
         responses = self.connection.read("batch_get_documents", request, deadline)
         existing = [response.found for response in responses if response.HasField("found")]
@@ -128,7 +128,7 @@ class Database:
         return deadline.retry(lambda: self.commit(writes, deadline))
 
     def now(self) -> int:
-        """Return the server's time; reads a document only if no answer has carried the time before."""
+        """Return the server's time. Only a process without any earlier answer makes a call for it."""
         if not self.clock.known:
             self.get([f"{self.names.jobs}/%"], self.deadline())
         return self.clock.now()
@@ -151,5 +151,5 @@ def check_sizes(writes: Iterable[Any]) -> None:
 
 
 def nanoseconds(timestamp: Any) -> int:
-    """Convert a protocol buffer timestamp to a single number."""
+    """Convert a protocol buffer timestamp to nanoseconds since the epoch."""
     return int(timestamp.seconds) * 1_000_000_000 + int(timestamp.nanos)

@@ -191,7 +191,7 @@ def cell_of(fields: Mapping[str, Any]) -> Cell:
 
 
 def cell_in(fields: Mapping[str, Any], job: JobRecord) -> Cell | None:
-    """Decode a cell if it belongs to the job. Cells of another program belong to it until the job is migrated."""
+    """Decode a cell if it belongs to the job. Cells of another program belong to a job until it is migrated."""
     if is_ours(fields, job):
         return cell_of(fields)
     if fields.get("incarnation") or job.schema:
@@ -200,7 +200,7 @@ def cell_in(fields: Mapping[str, Any], job: JobRecord) -> Cell | None:
 
 
 def counted_as_failed(fields: Mapping[str, Any]) -> bool:
-    """Return whether the document of a blocked cell lacks the mark that it is counted as not run."""
+    """Return whether a cell is blocked and its document lacks the mark that it is counted as not run."""
     return fields.get("blockedBy") is not None and not fields.get("notRun")
 
 
@@ -218,7 +218,7 @@ check_cells("Firestore", __name__, _round_trip)
 
 
 def remember(cache: dict[K, V], key: K, value: V, limit: int) -> None:
-    """Store a value in a cache. A full cache first loses its oldest tenth."""
+    """Store a value in a cache. If the cache is full, remove the oldest tenth of its entries first."""
     if len(cache) >= limit:
         for old in list(cache)[: limit // 10 + 1]:
             cache.pop(old, None)

@@ -1,4 +1,4 @@
-"""Errors of Firestore calls, translated to those of this package, and the retries they allow."""
+"""Errors of Firestore calls, their translation to this package's errors, and retries."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Deletion of jobs: one commit deletes the job's document, and ``purge`` later removes what it leaves behind.
 
-A note in the garbage collection names each deleted job until its documents are removed.
+A note in ``{collection}_garbage`` identifies each deleted job until its documents are removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOTES_AT_ONCE = 100
 
 
 def delete(database: Database, jobs: JobDocuments, job: JobRecord, *, if_idle: bool) -> list[Document] | None:
-    """Delete a job and return the notes of what it leaves behind, or None if ``if_idle`` is set and it has changed.
+    """Delete a job. Return its notes for ``purge_notes``, or None if ``if_idle`` is set and the job has changed.
 
     Raises: JobNotFound, StoreError.
     """
@@ -64,7 +64,7 @@ def _note(database: Database, job: JobRecord, incarnation: str) -> Any:
 
 
 def purge(database: Database, limit: int) -> int:
-    """Remove about ``limit`` documents of deleted jobs and of finished notes, and return their number.
+    """Remove about ``limit`` documents of deleted jobs, finished notes included, and return their number.
 
     Each job is searched twice: as soon as possible, and again after the grace period for late writes.
     """
@@ -138,7 +138,7 @@ def _purge_job(database: Database, note: Document, limit: int) -> tuple[int, str
 
 
 def _searches(database: Database, note: Document) -> Iterator[Callable[[int], list[Document]]]:
-    """Yield one function for each collection of a job; it returns the names of some documents of the job there."""
+    """Yield a function for each collection of a job. It returns the names of up to ``limit`` documents of the job."""
     parent, incarnation = f"{database.names.jobs}/{note.fields['job']}", note.fields["incarnation"]
     run = f"{parent}/runs/{incarnation}"
 
@@ -152,10 +152,10 @@ def _searches(database: Database, note: Document) -> Iterator[Callable[[int], li
 
 
 def _purge_foreign(database: Database, note: Document, limit: int) -> tuple[int, str | None]:
-    """Remove the states of another program's job. They have no incarnation, which no query can ask for.
+    """Remove the states of another program's job. They have no incarnation, and no query selects a missing field.
 
-    All states under the job's name are read page by page, those of its successors too. The note stores the position,
-    so that each state is read about once, however many calls the purge takes.
+    All states under the job's name are read page by page, including those of its successors. The note stores the
+    position, so that each state is read about once, however many calls the purge takes.
     """
     parent = f"{database.names.jobs}/{note.fields['job']}"
     removed, after = 0, note.fields.get("after", "")

@@ -17,7 +17,8 @@ from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.documents import JobDocument
 from celery_statemanager.stores.firestore.errors import CallDeadline, PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import JobDocuments, new_operation
-from celery_statemanager.stores.firestore.view import CellKey, StepResult
+from celery_statemanager.stores.firestore.view import StepResult
+from celery_statemanager.stores.transactional import CellKey
 from celery_statemanager.transitions import tally_of
 
 
@@ -29,7 +30,9 @@ class Latches:
         self._jobs = jobs
 
     def after(self, ref: JobRef, key: CellKey, cell: Cell, result: StepResult | None) -> tuple[str, ...]:
-        """Decide the latches after a step, and after an earlier one whose process died; () if the job was deleted.
+        """Decide the latches after a step, including those that a dead process left undecided.
+
+        Return () if the job was deleted.
 
         Args:
             cell: the cell as it is after the step.
@@ -55,7 +58,7 @@ class Latches:
 
         Args:
             document: the job as it was just read or written; None reads it.
-            failed: whether one of its cells has failed for good.
+            failed: whether one of its cells is final and failed.
         """
         operation = new_operation()
         names: tuple[str, ...] = ()

@@ -58,7 +58,7 @@ def keyed_cell(document: Document, job: JobRecord) -> tuple[str, int, Cell] | No
 def page(
     database: Database, cursor: str | None, limit: int, *, due: bool, tombstoned: bool, idle_before: int | None
 ) -> Page:
-    """Return a page of jobs in order of their document names or, with ``idle_before``, of their last activity."""
+    """Return a page of jobs, ordered by document name or, with ``idle_before``, by last activity."""
     filters: list[requests.Filter] = [("due", "==", True)] * due + [("deleted", "==", True)] * tombstoned
     order: tuple[str, ...] = ("__name__",)
     if idle_before is not None:
@@ -80,7 +80,7 @@ def page(
 
 
 def runs(database: Database, job_id: str, limit: int) -> list[str | None]:
-    """Return the run tokens of the jobs with a job_id."""
+    """Return the run tokens of the jobs with this job_id."""
     collection, root = database.names.address.collection, database.names.address.root
     structured = requests.select(collection, ("jobID", "==", job_id), limit=limit)
     documents = database.query(root, structured, database.deadline())

@@ -104,7 +104,7 @@ def _rewrite(database: Database, job: JobRecord, cells: list[StoredCell]) -> int
 
 
 def _cell_write(database: Database, job: JobRecord, stored: StoredCell) -> Any:
-    """Set our fields. A field whose content stays is not written: a payload may contain values that JSON lacks."""
+    """Set our fields whose content changes. Another program's payload may contain values that JSON cannot represent."""
     new, mark = stored.cell, stored.mark
     key = stored.tag, stored.task_index
     fields = cell_fields(job, *key, new, collection=database.names.address.collection)

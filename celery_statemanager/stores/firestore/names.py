@@ -87,7 +87,7 @@ class DocumentNames:
         return f"{self.job(ref.key)}/runs/{ref.incarnation}"
 
     def cell(self, ref: JobRef, tag: str, task_index: int) -> str:
-        """Return the name of a cell's document. Callbacks have another parent than the cells of the grid."""
+        """Return the name of a cell's document. Callback runs are stored apart from the grid."""
         parent = self.run(ref) if task_index <= CALLBACK_ROW else self.job(ref.key)
         return f"{parent}/states/{cell_id_of(tag, task_index)}"
 

@@ -1,4 +1,4 @@
-"""Listing of due jobs, and checks of overdue jobs, whose latches may be undecided after the death of a process."""
+"""The list of due jobs, and checks of overdue jobs, whose latches a dead process may have left undecided."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _overdue(database: Database, position: _OverduePosition, limit: int) -> list
 
 
 def _check(database: Database, jobs: JobDocuments, latches: Latches, document: Document) -> JobRecord | None:
-    """Decide the open latches of a job. Return the job if it became due by that.
+    """Decide the open latches of a job. Return the job if this made it due.
 
     A job that cannot be decided is logged and skipped, so that it does not block the others.
 

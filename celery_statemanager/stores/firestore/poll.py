@@ -1,4 +1,4 @@
-"""Changes of a job found by repeated reads, where no stream can be opened: over REST and behind some proxies."""
+"""Polling for the changes of a job where no stream can be opened: over REST and behind some proxies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class WatchTarget:
         return [*opening, requests.listen(path, 2, query_in=None, names=names, since=since)]
 
     def documents(self) -> tuple[Iterator[Document], Any]:
-        """Read all documents at one time; return them and that time. Raises: StoreError."""
+        """Read all documents as of the same time. Return them and that time. Raises: StoreError."""
         batch = self._database.get([self.job, *self._cell], self._database.deadline())
 
         def documents() -> Iterator[Document]:
@@ -53,7 +53,7 @@ class WatchTarget:
 
 
 class Poller:
-    """Reads a target in a thread of its own until it is closed or a read fails.
+    """Reads a target in its own thread until it is closed or a read fails.
 
     Args:
         since: only changes after this time are delivered.
@@ -77,10 +77,10 @@ class Poller:
         threading.Thread(target=self._run, name="firestore-poll", daemon=True).start()
 
     def close(self) -> None:
-        """Stop polling; return at once."""
+        """Stop polling without waiting for the thread."""
         self._closed.set()
 
-    def watch_over(self) -> None:
+    def check_silence(self) -> None:
         """Do nothing, because a read has a time limit, unlike a stream."""
 
     def _run(self) -> None:

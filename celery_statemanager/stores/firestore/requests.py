@@ -29,7 +29,7 @@ class Reference(str):
 
 
 def overwrite(name: str, fields: Mapping[str, Any]) -> Any:
-    """Write a whole document unconditionally."""
+    """Build a write of a whole document without a precondition."""
     message = _WriteMessage()
     message.update.name = name
     fill_fields(message.update, fields)
@@ -37,7 +37,7 @@ def overwrite(name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def put(name: str, fields: Mapping[str, Any], update_time: Any, server_times: Iterable[str] = ()) -> Any:
-    """Write a whole document if its update time is ``update_time``; None requires that it does not exist.
+    """Build a write of a whole document that must have this update time or, with None, must not exist.
 
     Args:
         server_times: fields that the server sets to its time, which is the same in all writes of a commit.
@@ -50,7 +50,7 @@ def put(name: str, fields: Mapping[str, Any], update_time: Any, server_times: It
 
 
 def add(name: str, fields: Mapping[str, Any], amounts: Mapping[str, int]) -> Any:
-    """Set some fields of a document and increment others. The document need not exist."""
+    """Build a write that sets some fields of a document and increments others. The document need not exist."""
     message = overwrite(name, fields)
     message.update_mask.field_paths.extend(fields)
     for path, amount in amounts.items():
@@ -60,7 +60,7 @@ def add(name: str, fields: Mapping[str, Any], amounts: Mapping[str, int]) -> Any
 
 
 def touch(name: str, fields: Mapping[str, Any], update_time: Any = None, *, without: Iterable[str] = ()) -> Any:
-    """Set some fields of an existing document, if its update time is ``update_time`` where that is given.
+    """Build a write of some fields of a document that must exist and, if ``update_time`` is given, must have it.
 
     Args:
         without: fields to remove.
@@ -76,21 +76,21 @@ def touch(name: str, fields: Mapping[str, Any], update_time: Any = None, *, with
 
 
 def touch_time(name: str, path: str) -> Any:
-    """Set one field of an existing document to the server's time."""
+    """Build a write that sets one field of an existing document to the server's time."""
     message = touch(name, {})
     _set_to_server_time(message, path)
     return message
 
 
 def stamp_time(name: str, fields: Mapping[str, Any], path: str) -> Any:
-    """Write a whole document unconditionally, with the server's time in one field."""
+    """Build a write of a whole document with the server's time in one field, without a precondition."""
     message = overwrite(name, fields)
     _set_to_server_time(message, path)
     return message
 
 
 def delete(name: str, update_time: Any = None) -> Any:
-    """Delete a document, if its update time is ``update_time`` where that is given."""
+    """Build a deletion of a document that must have the update time, if one is given."""
     message = _WriteMessage(delete=name)
     if update_time is not None:
         require(message, update_time)
@@ -98,7 +98,7 @@ def delete(name: str, update_time: Any = None) -> Any:
 
 
 def require(message: Any, update_time: Any) -> None:
-    """Add the precondition that the document has this update time; None requires that it does not exist."""
+    """Add the precondition that the document has this update time or, with None, does not exist."""
     if update_time is None:
         message.current_document.exists = False
     else:
@@ -112,7 +112,7 @@ def _set_to_server_time(message: Any, path: str) -> None:
 
 
 def commit(database: str, writes: Sequence[Any]) -> Any:
-    """Apply all writes or none."""
+    """Build a commit, which applies all writes or none."""
     message = firestore.CommitRequest.pb()(database=database)
     for each in writes:
         message.writes.add().CopyFrom(each)
@@ -120,7 +120,7 @@ def commit(database: str, writes: Sequence[Any]) -> Any:
 
 
 def get(database: str, names: Iterable[str], *, at: Any = None) -> Any:
-    """Read documents by name, all at one time."""
+    """Build a read of documents by name, all as of the same time."""
     message = firestore.BatchGetDocumentsRequest.pb()(database=database, documents=list(names))
     if at is not None:
         message.read_time.CopyFrom(at)
@@ -178,7 +178,7 @@ def _encode(value: Any) -> Any:
 
 
 def run(parent: str, structured: Any, *, at: Any = None) -> Any:
-    """Run a query."""
+    """Build the request that runs a query."""
     message = firestore.RunQueryRequest.pb()(parent=parent, structured_query=structured)
     if at is not None:
         message.read_time.CopyFrom(at)
@@ -186,7 +186,7 @@ def run(parent: str, structured: Any, *, at: Any = None) -> Any:
 
 
 def aggregate(parent: str, structured: Any, sums: Iterable[str] = (), *, count: bool = False, at: Any = None) -> Any:
-    """Sum fields over the documents of a query, or count them, without reading them."""
+    """Build a request that sums fields of a query's documents, or counts them, without reading them."""
     message = firestore.RunAggregationQueryRequest.pb()(parent=parent)
     message.structured_aggregation_query.structured_query.CopyFrom(structured)
     for path in sums:
@@ -200,7 +200,7 @@ def aggregate(parent: str, structured: Any, sums: Iterable[str] = (), *, count: 
 
 
 def listen(database: str, target: int, *, query_in: tuple[str, Any] | None, names: Iterable[str], since: Any) -> Any:
-    """Request a stream of the changes since a time, of a query's documents or of named documents.
+    """Build a request for the changes since a time, of a query's documents or of named documents.
 
     Args:
         query_in: the parent and the query.

@@ -1,4 +1,4 @@
-"""Aggregates of one job at one time: its lowest cells and its columns."""
+"""Aggregates of one job as of one time: its lowest cells and its columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from celery_statemanager.stores.firestore.database import BatchRead, Database
 from celery_statemanager.stores.firestore.documents import cell_of, column_of
 from celery_statemanager.stores.firestore.errors import CallDeadline
 from celery_statemanager.stores.firestore.tallies import ShardCounts
-from celery_statemanager.stores.firestore.view import CellKey, cell_document
+from celery_statemanager.stores.firestore.view import cell_document
+from celery_statemanager.stores.transactional import CellKey
 
 _SUMMED = tuple(name for name in ShardCounts._fields if name != "not_run")
 _HALVES = _SUMMED[:5], _SUMMED[5:]
@@ -22,10 +23,10 @@ _HALVES = _SUMMED[:5], _SUMMED[5:]
 
 
 class JobSnapshot:
-    """Computes aggregates of a job of this package by queries, all at the time when the job was read.
+    """Queries the aggregates of a job that has tallies, as of the time when the job was read.
 
     Args:
-        floors: for each column, how many of its lowest expected rows are known to be written. It never decreases.
+        floors: by column, the number of leading expected rows known to be written. It never decreases.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class JobSnapshot:
         ]
 
     def _first_missing(self, tag: str, rows: IndexSet) -> int:
-        """Return the lowest expected row never written, of which there is one, with at most log2(n) counts.
+        """Return the lowest expected row that was never written, with at most log2(n) counts. There must be one.
 
         Invariant, in positions among the expected rows: all before ``low`` are written, and one before ``high`` is
         missing.

@@ -1,7 +1,7 @@
 """One write or begin: computed from cached documents and applied by a commit that requires them to be unchanged.
 
-A normal write has its cell in the cache and reads nothing. A result without a commit, an error or a repetition,
-counts only if the documents were read for this step.
+A normal write has its cell in the cache and reads nothing. A step that ends without a commit, with an error or as a
+repetition, is valid only if its documents were read for it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from celery_statemanager.stores.firestore.jobs import JobDocuments, new_operatio
 from celery_statemanager.stores.firestore.values import Moment, microseconds
 from celery_statemanager.stores.firestore.view import (
     NOW,
-    CellKey,
     StepDocuments,
     StepResult,
     StepTransaction,
     cell_document,
     set_time,
 )
+from celery_statemanager.stores.transactional import CellKey
 
 Reply = TypeVar("Reply", WriteReply, BeginReply)
 

@@ -50,12 +50,12 @@ MAX_CACHED_FLOORS = 1_000
 
 
 class FirestoreStore(FullStore):
-    """Stores jobs in a collection of a Firestore database, for any number of machines. Connects at its first use.
+    """Stores jobs in a collection of a Firestore database, for any number of machines. Connects on first use.
 
     Args:
         timeout: the time limit of a call in seconds, for all its tries together.
         transport: "rest" for networks without gRPC; watches then poll.
-        make_client: creates the client of a process at its first use.
+        make_client: creates the client of a process on first use.
         timings: the periods of caches, checks and polls.
     """
 
@@ -224,7 +224,7 @@ class FirestoreStore(FullStore):
         return f"<FirestoreStore {self._connection.address}>"
 
     def _read(self, ref: JobRef) -> tuple[JobRecord, Any]:
-        """Return a job and the time at which it was read, for further reads at the same time."""
+        """Return a job and the time as of which it was read, for further reads as of the same time."""
         name = self._names.job(ref.key)
         batch = self._database.get([name], self._database.deadline())
         current = self._jobs.checked(ref, self._jobs.decode(ref.key, batch.documents.get(name)))

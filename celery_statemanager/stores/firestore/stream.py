@@ -1,4 +1,4 @@
-"""One stream of Firestore's ``Listen`` call, read by a thread of its own and reopened when it breaks.
+"""One stream of Firestore's ``Listen`` call, read by its own thread and reopened when it breaks.
 
 ``Query.on_snapshot`` of the client library is not used; docs/internals/firestore.md gives the reasons. This stream
 stores no documents. It stores the update times of recent changes, to recognise documents that the server resends.
@@ -83,7 +83,7 @@ class Stream:
         since: the first such time.
         take: receives each set of changes and the time up to which it is complete, in the reading thread.
         lost: receives the error that ended the stream; a ``Transient`` after the second failure in a row.
-        again: called after each reopening; may raise StoreError.
+        again: called before each reopening; may raise StoreError.
     """
 
     def __init__(
@@ -110,17 +110,17 @@ class Stream:
         self._thread.start()
 
     def close(self) -> None:
-        """End the stream; return at once."""
+        """End the stream without waiting for the thread."""
         self._closed.set()
-        self._hang_up()
+        self._cancel()
 
-    def watch_over(self) -> None:
+    def check_silence(self) -> None:
         """Cancel a stream that has been silent for too long. The reading thread then reopens it."""
         if time.monotonic() - self._alive_at > self._silence:
             self._alive_at = time.monotonic()
-            self._hang_up()
+            self._cancel()
 
-    def _hang_up(self) -> None:
+    def _cancel(self) -> None:
         self._requests.put(None)
         call = self._call
         if call is not None:
@@ -167,7 +167,7 @@ class Stream:
     def _read_changes(self, responses: Any) -> Iterator[tuple[DocumentChanges, Any]]:
         current = False
         for response in responses:
-            changes = self._changes  # also from a broken stream: what it delivered is not new in the next one
+            changes = self._changes  # may contain changes of a broken stream, which are not new in the next one
             self._alive_at, self._silence = time.monotonic(), self._timings.silence
             self._connection.stream_works()
             kind = response.WhichOneof("response_type")

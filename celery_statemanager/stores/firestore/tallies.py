@@ -23,7 +23,7 @@ DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failed_final": "alarms"
 
 
 class ShardCounts(NamedTuple):
-    """The counts in a shard: ``Tally`` without progress, which changes with every write, and the written cells.
+    """The counts of a shard: ``Tally`` except ``progress``, which changes with every write, and the written cells.
 
     The names are those of the stored fields; ``alarms`` is ``Tally.failed_final``.
     """

@@ -1,4 +1,4 @@
-"""The periods of a Firestore store. Each one limits the delay of an effect or the cost of finding it."""
+"""The periods of a Firestore store. Each balances a delay against the cost of calls."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class RestClient:
 
 
 def _raise_for_error(message: Any, http_status: int) -> None:
-    """Raise the error that gRPC would raise. An HTTP status alone does not separate contention from existence."""
+    """Raise the error that gRPC would raise. The HTTP status is the same for contention and an existing document."""
     error = message.get("error") if isinstance(message, dict) else {"message": str(message)[:200]}
     if error is None:
         return

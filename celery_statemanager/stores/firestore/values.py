@@ -135,7 +135,7 @@ def payload_of(fields: Mapping[str, Any]) -> str | None:
 
 
 def _json_value(value: Any) -> Any:
-    """Convert a value that another program may have written: times, bytes (as Go does) and places become JSON."""
+    """Convert a value that another program may have written: times, bytes (as Go does) and coordinates become JSON."""
     if isinstance(value, Moment):
         return rfc3339(to_datetime(value))
     if isinstance(value, bytes):

@@ -15,9 +15,7 @@ from celery_statemanager.stores.firestore.documents import (
     counted_as_failed,
     is_ours,
 )
-
-CellKey = tuple[str, int]
-"""A tag and a row."""
+from celery_statemanager.stores.transactional import CellKey
 
 NOW = -1
 """Stands for the server's time, which only the answer of the commit contains."""

@@ -25,7 +25,7 @@ CATCH_UP = 0.1
 """Seconds that a read with changes waits for the stream to deliver this process's own earlier commits."""
 
 COMPLETE_AFTER = 50_000_000
-"""Nanoseconds. A stream that is complete for so long after a commit delivers it no more: it is not in the scope."""
+"""Nanoseconds. A stream that is complete for this long after a commit will not deliver it: it is out of scope."""
 
 CHECK_TIMEOUT = 2.0
 """Seconds for reading the job after its stream broke. Without an answer, the reader gets an error."""
@@ -63,7 +63,7 @@ class FirestoreWatch(Watch):
                 if left <= 0:
                     break
                 self._changed.wait(min(left, self._database.timings.stream_check))
-                self._source.watch_over()
+                self._source.check_silence()
             self._catch_up(deadline)
             return self._take_batch()
 
@@ -81,7 +81,7 @@ class FirestoreWatch(Watch):
     def _open(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        # Only the lock is entered: a condition leaves in Python code, which a signal handler may interrupt.
+        # Callers enter the lock itself: a condition exits in Python code, which a signal handler may interrupt.
         self._changed = threading.Condition(self._lock)
         connection, timings = self._database.connection, self._database.timings
         take, lose, check = _weak(self._take), _weak(self._lose), _weak(self._check)
@@ -150,7 +150,7 @@ class FirestoreWatch(Watch):
             self._changed.notify_all()
 
     def _check(self) -> None:
-        """Read the job after a broken stream, because a stream since a time may not report a deletion."""
+        """Read the job after a broken stream, because the reopened stream may not report a deletion."""
         deadline = CallDeadline(min(self._database.connection.timeout, CHECK_TIMEOUT))
         try:
             current = self._jobs.current(self._ref, deadline)

@@ -22,7 +22,7 @@ class Writer:
     """Writes cells and begins attempts.
 
     A cancellation first writes the job and then counts the open cells. A begin first writes its cell and then reads
-    the job. So one of them sees the other.
+    the job. Therefore one of them sees the other.
     """
 
     def __init__(self, database: Database, jobs: JobDocuments, steps: StepRunner, latches: Latches) -> None:
@@ -83,7 +83,7 @@ class Writer:
         return BeginReply(Verdict.CANCELLED if job.cancelled else Verdict.CLOSED, reply.cell, reply.decided)
 
     def _record_activity(self, ref: JobRef, result: StepResult | None) -> None:
-        """Update the job's last activity after a step, if it is too old. A failure is left to the next step."""
+        """Update the job's last activity after a step, if it is too old. After a failure, the next step tries again."""
         if result is None or result.job.foreign:
             return
         job, now = result.job.job, self._database.now()
