@@ -142,7 +142,7 @@ migrate: $(VENV)/.test
 	@$(bin)/celery migrate-state --store "$(URL)" $(if $(TARGET),--target "$(TARGET)") $(ARGS)
 
 test-firestore: $(VENV)/.test
-	$(bin)/python -m pytest tests/stores tests/integration --firestore -k firestore $(ARGS)
+	$(pytest) tests/stores tests/integration --firestore -k firestore $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist

@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report, cell_name
-from celery_statemanager.liveness import WorkerSnapshot
+from celery_statemanager.liveness import WorkerShare, WorkerSnapshot
 from celery_statemanager.models import Status, status_name
-from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef, WorkerRecord
+from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 MOST_CELLS = 1_000
@@ -55,12 +55,11 @@ class JobDiagnosis:
     def __init__(self, store: WorkerRegistry, ref: JobRef) -> None:
         self._store = store
         self.job, self._columns = store.column_summaries(ref, indexes=True)
-        self._workers = WorkerSnapshot(store)
+        self._workers = WorkerSnapshot(store, ref)
         self._now = self._workers.now
-        self._reports = {worker_id: Report.from_record(each) for worker_id, each in self._workers.records.items()}
-        alive = [self._reports[each.worker_id] for each in self._workers.alive]
-        dead = [self._reports[each.worker_id] for each in self._workers.dead]
-        self._received, self._left_behind = self._rows_of(alive), self._rows_of(dead)
+        alive = [each.report for each in self._workers.alive]
+        self._received = [row for each in alive for row in each.received]
+        self._left_behind = [row for each in self._workers.dead for row in each.report.received]
         self._unlisted = _unlisted(alive)
 
     def reasons(self) -> list[Reason]:
@@ -69,10 +68,6 @@ class JobDiagnosis:
         if not self.job.cancelled:
             found += [each for column in self._columns for each in self._missing(column)]
         return _merged(found) + list(self._callbacks())
-
-    def _rows_of(self, reports: Iterable[Report]) -> list[Received]:
-        """Return the rows of the job that workers have received and not begun."""
-        return [row for each in reports for row in each.received if row.ref == self.job.ref]
 
     def _missing(self, column: Column) -> Iterator[Reason]:
         """Yield reasons for the rows that never began."""
@@ -156,7 +151,7 @@ class JobDiagnosis:
         attempt = f"attempt {cell.attempt}"
         if cell.owner is None:
             return "running", f"{attempt} of a Manager or an eager run, {wrote}"
-        worker = self._workers.records.get(cell.owner)
+        worker = self._workers.shares.get(cell.owner)
         host, _, pid = cell.owner.rpartition(":")[0].partition(":")
         where = f"on {host}, worker pid {pid}, {attempt}, {wrote}"
         if worker is not None and worker.lease_until > self._now and self._listed(worker, tag, row, cell):
@@ -165,9 +160,8 @@ class JobDiagnosis:
         fate = _fate(kept=bool(cell.kept))
         return "lost", f"lost {where}: its worker is gone or no longer lists it; {self._sweep()}: {fate}"
 
-    def _listed(self, worker: WorkerRecord, tag: str, row: int, cell: Cell) -> bool:
-        report = self._reports[worker.worker_id]
-        return cell.began_at > worker.renewed_at or report.lists(cell_name(self.job.ref, tag, row))
+    def _listed(self, worker: WorkerShare, tag: str, row: int, cell: Cell) -> bool:
+        return cell.began_at > worker.renewed_at or worker.report.lists(cell_name(self.job.ref, tag, row))
 
     def _sweep(self) -> str:
         """Return when the next sweep is due, or that there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -98,6 +98,15 @@ class Report:
         """Return whether the worker lists, or may run, an attempt on this cell."""
         return not self.lists_all or name in self.cells
 
+    def about(self, ref: JobRef) -> Report:
+        """Return the part about one job; of a received row's message, only whether there is one remains."""
+        prefix = f"{ref.incarnation}."
+        running, previous, pending = (
+            [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
+        )
+        received = [replace(row, message=row.message and row.message[:1]) for row in self.received if row.ref == ref]
+        return replace(self, running=running, previous=previous, pending=pending, received=received)
+
     def to_json(self) -> str:
         """Return the body of a worker record, at most ``MOST_BYTES`` long."""
         return self.fitted()[0]
@@ -167,11 +176,6 @@ class _Body:
 def each_worker(store: WorkerRegistry) -> Iterator[WorkerRecord]:
     """Yield all worker records, those of dead workers too, in bounded memory."""
     return (each for each in store.list_workers() if each.worker_id != SWEEPER)
-
-
-def workers(store: WorkerRegistry) -> dict[str, WorkerRecord]:
-    """Return all worker records by id, those of dead workers too."""
-    return {each.worker_id: each for each in each_worker(store)}
 
 
 def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:

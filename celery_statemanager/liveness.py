@@ -7,7 +7,7 @@ from enum import Enum
 
 from celery_statemanager import leases
 from celery_statemanager.leases import Report
-from celery_statemanager.records import JobRecord, WorkerRecord
+from celery_statemanager.records import JobRecord, JobRef, WorkerRecord
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 
@@ -42,19 +42,42 @@ class Liveness:
     lease: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerShare:
+    """What the record of a worker contains about one job.
+
+    Attributes:
+        named: whether the record names a cell of the job.
+        report: its part about the job.
+    """
+
+    worker_id: str
+    renewed_at: int
+    lease_until: int
+    named: bool
+    report: Report
+
+    @classmethod
+    def from_record(cls, record: WorkerRecord, ref: JobRef) -> WorkerShare:
+        """Read a record; its body spells incarnations as they are."""
+        report = Report.from_record(record).about(ref)
+        named = ref.incarnation in record.body
+        return cls(record.worker_id, record.renewed_at, record.lease_until, named, report)
+
+
 class WorkerSnapshot:
-    """The worker records of a store at one moment.
+    """The shares of all workers of a store in one job, at one moment. Records are read one by one.
 
     Attributes:
         turn: the record of the last sweep; its lease is the interval until the next one.
     """
 
-    def __init__(self, store: WorkerRegistry) -> None:
+    def __init__(self, store: WorkerRegistry, ref: JobRef) -> None:
         self.now = store.now()
-        self.records = leases.workers(store)
+        self.shares = {each.worker_id: WorkerShare.from_record(each, ref) for each in leases.each_worker(store)}
         self.turn = store.get_worker(leases.SWEEPER)
-        self.alive = [each for each in self.records.values() if each.lease_until > self.now]
-        self.dead = [each for each in self.records.values() if each.lease_until <= self.now]
+        self.alive = [each for each in self.shares.values() if each.lease_until > self.now]
+        self.dead = [each for each in self.shares.values() if each.lease_until <= self.now]
 
     @property
     def sweep_at(self) -> int | None:
@@ -69,9 +92,9 @@ def liveness(store: WorkerRegistry, job: JobRecord) -> Liveness:
     """Return the state of a job's workers. Reads nothing for a job that needs no worker. Raises: StoreError."""
     if job.submission is None or job.settled:
         return Liveness(Activity.WORKING)
-    workers = WorkerSnapshot(store)
-    lost = any(_names(record, job) for record in workers.dead)
-    at_work = [record.lease_until for record in workers.alive if _may_have(record, job)]
+    workers = WorkerSnapshot(store, job.ref)
+    lost = any(share.named for share in workers.dead)
+    at_work = [share.lease_until for share in workers.alive if share.named or share.report.cut]
     lease = max((each.lease_until - each.renewed_at for each in workers.alive), default=0) / 1_000_000
     if at_work:
         return Liveness(Activity.WORKING, lost, workers.sweep_at, max(at_work), lease)
@@ -81,13 +104,3 @@ def liveness(store: WorkerRegistry, job: JobRecord) -> Liveness:
     else:
         activity = Activity.LOST if lost else Activity.IDLE
     return Liveness(activity, lost, workers.sweep_at, lease=lease)
-
-
-def _names(record: WorkerRecord, job: JobRecord) -> bool:
-    """Return whether a record names a cell of the job. The body contains incarnations verbatim."""
-    return job.incarnation in record.body
-
-
-def _may_have(record: WorkerRecord, job: JobRecord) -> bool:
-    """Return whether a worker has tasks of the job or may have some that its record had no room for."""
-    return _names(record, job) or bool(Report.from_record(record).cut)

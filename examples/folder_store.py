@@ -23,7 +23,7 @@ from celery_statemanager.errors import JobExists, JobNotFound, StoreUnavailable
 from celery_statemanager.models import Scope, State
 from celery_statemanager.stores import FullStore, Watch, WorkerRegistry, recount
 from celery_statemanager.stores.steps import Transaction, mark_of
-from celery_statemanager.stores.transactional import Place, Reply, TransactionalStore
+from celery_statemanager.stores.transactional import CellKey, Reply, TransactionalStore
 
 POLL = 0.01  # seconds between two reads of a file that is watched
 
@@ -44,7 +44,7 @@ class JobFile:
 
     def save(self) -> None:
         content = {name: getattr(self, name) for name in ("now", "changes", "job_changed")}
-        cells = [(*place, *kept) for place, kept in self._cells.items()]
+        cells = [(*key, *stored) for key, stored in self._cells.items()]
         _replace(self.path, content | {"job": codec.job_to_fields(self.job), "cells": cells})
 
     def cell(self, tag: str, task_index: int) -> r.Cell | None:
@@ -69,8 +69,8 @@ class JobFile:
         self.job = replace(job, revision=self.job.revision + 1)
 
     @property
-    def cells(self) -> dict[Place, r.Cell]:
-        return {place: codec.cell_from_fields(fields) for place, (_, fields) in self._cells.items()}
+    def cells(self) -> dict[CellKey, r.Cell]:
+        return {key: codec.cell_from_fields(fields) for key, (_, fields) in self._cells.items()}
 
     def states(self, scope: Scope, since: int = 0) -> list[State]:
         """Return the states that changed after the change of that number, oldest change first."""
@@ -129,7 +129,7 @@ class FolderStore(TransactionalStore):
         page = [wanted[position] for position in positions[:limit]]
         return r.Page(page, positions[limit - 1] if len(positions) > limit else None)
 
-    def delete_job(self, job: r.JobRecord, *, if_idle: bool = False) -> bool:
+    def delete_job(self, job: r.JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         with self._lock():
             now = self.read(*job.ref).job
             if if_idle and (now.revision, now.last_activity) != (job.revision, job.last_activity):
@@ -140,7 +140,7 @@ class FolderStore(TransactionalStore):
     def purge(self, limit: int = 1_000) -> int:
         return 0  # a deleted job leaves nothing behind
 
-    def transact(self, ref: r.JobRef, step: Callable[[Transaction], Reply], place: Place | None = None) -> Reply:
+    def transact(self, ref: r.JobRef, step: Callable[[Transaction], Reply], key: CellKey | None = None) -> Reply:
         with self._lock():
             file = self.read(*ref)
             file.now = max(file.now, self.now())
@@ -238,8 +238,8 @@ class SweptFolderStore(FolderStore, WorkerRegistry):
     def get_worker(self, worker_id: str) -> r.WorkerRecord | None:
         return self._workers().get(worker_id)
 
-    def list_workers(self) -> list[r.WorkerRecord]:
-        return list(self._workers().values())
+    def list_workers(self) -> Iterator[r.WorkerRecord]:
+        return iter(self._workers().values())
 
     def drop_worker(self, worker_id: str) -> None:
         with self._lock():

@@ -41,7 +41,9 @@ def _is_requested(item, option):
 
 def _group(item):
     """Return the name of the servers and workers that a test uses; one process starts each set once."""
-    shared = next((name for name in ("firestore", "redis-cluster", "test_size") if name in item.nodeid), None)
+    shared = next(
+        (name for name in ("firestore-rest", "firestore", "redis-cluster", "test_size") if name in item.nodeid), None
+    )
     place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
     return shared or (place[0] if place else None)
 

@@ -1,4 +1,4 @@
-"""Where states are kept: ``open_store`` finds the store for a URL."""
+"""The stores of states. ``open_store`` creates the store that a URL names."""
 
 from __future__ import annotations
 
@@ -33,30 +33,29 @@ SCHEMES = {
     "rediss+cluster": "celery_statemanager.stores.redis:RedisStore",
     "redis+sentinel": "celery_statemanager.stores.redis:RedisStore",
 }
-"""URL scheme → ``module:Class``; others come through the entry point group ``celery_statemanager.stores``."""
+"""URL scheme → ``module:Class``. Plugins add schemes by the entry point group ``celery_statemanager.stores``."""
 
 EXTRAS = {"firestore": "firestore", **{scheme: "redis" for scheme in SCHEMES if scheme.startswith("redis")}}
-"""URL scheme → the extra that brings the client library it needs."""
+"""URL scheme → the extra that installs the required client library."""
 
-
-LONGEST_TIMEOUT = 3_600.0
-"""Seconds; a store that is asked to wait longer for an answer waits so long."""
+MAX_TIMEOUT = 3_600.0
+"""Seconds; longer timeouts of a store are reduced to this one."""
 
 
 def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> FullStore:
-    """Return the store that a URL names; nothing is imported for the other schemes.
+    """Return the store that a URL names. Modules of other stores are not imported.
 
     Args:
         url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
-            ``redis://host:6379/0``, ``firestore://project/collection?database=id``; docs/stores.md has all.
-        timeout: seconds after which a call gives up with ``StoreUnavailable``.
-        options: passed to the store, which refuses those that it does not know.
+            ``redis://host:6379/0``, ``firestore://project/collection?database=id``; docs/stores.md lists all.
+        timeout: seconds after which a call raises ``StoreUnavailable``.
+        options: passed to the store, which refuses unknown ones.
 
     Raises: ConfigurationError.
     """
     if not isinstance(url, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", url):
         raise ConfigurationError(
-            f"a store is named by a URL like 'sqlite:///states.db' or 'memory://', not {masked(str(url))!r}"
+            f"{masked(str(url))!r} is not the URL of a store; use a URL like 'sqlite:///states.db' or 'memory://'"
         )
     scheme = url.partition("://")[0].lower()
     seconds = checked_timeout(timeout)
@@ -67,22 +66,23 @@ def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> FullStore:
 
 
 def checked_timeout(timeout: Any) -> float:
-    """Accept the seconds after which a store's calls give up. Raises: ConfigurationError."""
+    """Return a store's timeout in seconds, at most ``MAX_TIMEOUT``. Raises: ConfigurationError."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
-        raise ConfigurationError(f"a store's timeout is a number of seconds, not {timeout!r:.60}")
-    return float(min(timeout, LONGEST_TIMEOUT))
+        raise ConfigurationError(f"a store's timeout must be a number of seconds, not {timeout!r:.60}")
+    return float(min(timeout, MAX_TIMEOUT))
 
 
 def masked(url: str) -> str:
-    """Give a URL that may be shown: the password, and options that look secret, are starred."""
-    shown = re.sub(r"((?:^(?!\w[\w+.\-]*://)|//)[^/@:]*):.*@", r"\1:**@", url)  # to the last @: passwords may hold one
+    """Replace the password of a URL, and the values of options that may be secret, by asterisks."""
+    # up to the last @: a password may contain one
+    shown = re.sub(r"((?:^(?!\w[\w+.\-]*://)|//)[^/@:]*):.*@", r"\1:**@", url)
     return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*)=[^&]*", r"\1=**", shown)
 
 
 def _store_class(scheme: str, url: str) -> type[FullStore]:
     if scheme in SCHEMES:
         return _load(scheme, url)
-    from importlib.metadata import entry_points  # half of what this package takes to be imported
+    from importlib.metadata import entry_points  # importing it takes as long as importing the rest of the package
 
     plugins = {point.name: point for point in entry_points(group="celery_statemanager.stores")}
     if scheme in plugins:
@@ -95,12 +95,12 @@ def _store_class(scheme: str, url: str) -> type[FullStore]:
     raise ConfigurationError(f"no store for scheme {scheme!r} in {masked(url)} (known: {', '.join(known)}){hint}")
 
 
-def _with_all_capabilities(found: type[Store], url: str) -> type[FullStore]:
-    if issubclass(found, FullStore):
-        return found
-    lacking = [each.__name__ for each in (WorkerRegistry, Migratable) if not issubclass(found, each)]
+def _with_all_capabilities(store_class: type[Store], url: str) -> type[FullStore]:
+    if issubclass(store_class, FullStore):
+        return store_class
+    lacking = [each.__name__ for each in (WorkerRegistry, Migratable) if not issubclass(store_class, each)]
     raise ConfigurationError(
-        f"cannot open {masked(url)}: {found.__module__}.{found.__qualname__} is no FullStore"
+        f"cannot open {masked(url)}: {store_class.__module__}.{store_class.__qualname__} is not a FullStore"
         f"{' (it lacks ' + ' and '.join(lacking) + ')' if lacking else ''}, which workers and commands need; derive it "
         "from celery_statemanager.stores.FullStore, or create it yourself and pass it to Manager"
     )
@@ -109,7 +109,7 @@ def _with_all_capabilities(found: type[Store], url: str) -> type[FullStore]:
 def _load(scheme: str, url: str) -> type[FullStore]:
     module, _, name = SCHEMES[scheme].partition(":")
     try:
-        found: type[FullStore] = getattr(importlib.import_module(module), name)
+        store_class: type[FullStore] = getattr(importlib.import_module(module), name)
     except ImportError as error:
         if scheme not in EXTRAS:
             raise
@@ -117,4 +117,4 @@ def _load(scheme: str, url: str) -> type[FullStore]:
         raise ConfigurationError(
             f'{masked(url)} needs a client library ({error}): pip install "celery-statemanager[{extra}]"'
         ) from error
-    return found
+    return store_class

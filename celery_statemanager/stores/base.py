@@ -32,12 +32,12 @@ class Watch(ABC):
     def read(self, timeout: float) -> Batch:
         """Wait for changes; return an empty batch after ``timeout`` seconds, or at once when closed.
 
-        The last version of every cell arrives. Between two reads only the newest version of a cell is kept, so a
-        slow reader costs writers and the store one entry a cell at most. A version may arrive twice and, after
-        ``resync``, older versions may be missing: readers drop what they have seen.
+        The last version of every cell is returned. Between two reads only the newest version of a cell is kept, so a
+        slow reader costs at most one entry a cell. A version may be returned twice, so readers ignore versions that
+        they have seen. After ``resync``, earlier versions may be missing.
 
-        Raises: JobNotFound – this incarnation was deleted; StoreUnavailable – the connection is lost, create a
-        new watch; StoreError – waiting longer does not help.
+        Raises: JobNotFound – this incarnation was deleted; StoreUnavailable – the connection was lost, create a new
+        watch; StoreError – a new watch would fail too.
         """
 
     @abstractmethod
@@ -46,12 +46,12 @@ class Watch(ABC):
 
 
 class Store(ABC):
-    """Jobs and their cells: all that Managers, subscriptions, barriers and callbacks use.
+    """Jobs and their cells: the part that Managers, subscriptions, barriers and callbacks use.
 
     Threads share one store object; it may be created before a fork and used after it. Worker records are added by
     ``WorkerRegistry``, migrations by ``Migratable``.
 
-    *Atomic.* Each method is one atomic step: it happens completely or, when it raises, not at all (``delete_job``,
+    *Atomic.* Each method is one atomic step: it is applied completely or, when it raises, not at all (``delete_job``,
     ``purge`` and the lists describe their own limits). *Cells are the truth*: the tallies, indexes and change feed of
     a job change in the same step as the cell. *Incarnations.* A method that takes a ``JobRef`` raises ``JobNotFound``
     unless exactly this incarnation is stored. *Clock.* Times come from the store's clock; within a job they never
@@ -71,20 +71,20 @@ class Store(ABC):
 
         Args:
             timeout: seconds after which a call raises ``StoreUnavailable``.
-            options: the other arguments of ``open_store``; a store refuses those it does not know.
+            options: the other arguments of ``open_store``; a store refuses unknown ones.
 
         Raises: ConfigurationError.
         """
 
     def require(self) -> None:  # noqa: B027 - most stores create nothing of their own
-        """Check, without connecting, that the data exist, where the first call would create them, such as a file.
+        """Check, without connecting, that the data exist if the first call would otherwise create them (a file).
 
-        Commands that only read call it to detect a mistyped address. Raises: ConfigurationError.
+        Commands that only read data call it to detect a mistyped address. Raises: ConfigurationError.
         """
 
     @abstractmethod
     def create_job(self, job: JobRecord) -> JobRecord:
-        """Store a new job under ``job.key`` and return it with times and revision set.
+        """Store a new job under ``job.key`` and return it with its times and revision.
 
         Raises: JobExists – a job is stored under this key, tombstoned or not.
         """
@@ -100,7 +100,8 @@ class Store(ABC):
         Changeable: latches, cancelled, submission, tombstoned_at, schema_version. The same step decides the job's
         latches again (a cancelled job settles once no cell of it is pending).
 
-        Returns: the names of the latches that were decided; None if the revision has changed: read the job again.
+        Returns: the names of the latches that were decided, or None if the revision has changed. In that case, read the
+        job again.
         Raises: JobNotFound.
         """
 
@@ -123,20 +124,20 @@ class Store(ABC):
         """
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
-        """Return the run tokens of the jobs with this job_id, in any order; None stands for the one without a token.
+        """Return the run tokens of the jobs with this job_id, in any order; None for the job without a token.
 
-        Only error messages use it. A store that finds jobs by their job_id overrides it: this one reads at most 1,000
-        job records.
+        Only error messages use it. The default implementation searches at most 1,000 job records; a store that can find
+        jobs by their job_id overrides it.
         """
-        found: list[str | None] = []
+        runs: list[str | None] = []
         cursor: str | None = None
         for _ in range(10):
             page = self.list_jobs(cursor)
-            found += [job.run_token for job in page.jobs if job.job_id == job_id]
+            runs += [job.run_token for job in page.jobs if job.job_id == job_id]
             cursor = page.cursor
-            if cursor is None or len(found) >= limit:
+            if cursor is None or len(runs) >= limit:
                 break
-        return found[:limit]
+        return runs[:limit]
 
     @abstractmethod
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
@@ -159,25 +160,30 @@ class Store(ABC):
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         """Write one cell: the single step of rules R2–R4, R13–R15 and R17.
 
-        In this order: the incarnation is checked; a repeated event id changes nothing and returns the present
-        cell; ``write.begin`` takes an attempt; fences are checked; the cell gets its next version; the later stages
-        of a row that failed for good are blocked; the latches of a planned job are decided. ``transitions`` and
-        ``stores.steps`` define it exactly.
+        The step consists of these parts, in this order; ``transitions`` and ``stores.steps`` define them exactly:
+
+        1. Check the incarnation.
+        2. If the event id is that of the present cell, return the cell without a change.
+        3. If ``write.begin`` is set, take an attempt.
+        4. Check the fences.
+        5. Store the cell under its next version.
+        6. If the cell has failed for good, block the later stages of its row.
+        7. Decide the latches of a planned job.
 
         Raises: JobNotFound, AttemptSuperseded, JobCancelled, BeginRefused.
         """
 
     @abstractmethod
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
-        """Take the next attempt of a cell, or return why not.
+        """Take the next attempt of a cell, or return the reason for the refusal.
 
-        Begun: the cell is STARTED, keeps its payload, and the later stages that its failure had blocked are not
-        started again. Raises: JobNotFound.
+        A cell that begins becomes STARTED and keeps its payload. Later stages that its failure had blocked become
+        NOT_STARTED again. Raises: JobNotFound.
         """
 
     @abstractmethod
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
-        """Return all that is stored of a cell; None if it was never written. Raises: JobNotFound."""
+        """Return a cell with all its fields, or None if it was never written. Raises: JobNotFound."""
 
     @abstractmethod
     def lowest(self, ref: JobRef, scope: Scope) -> State:
@@ -187,7 +193,7 @@ class Store(ABC):
     def column_summaries(
         self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
     ) -> tuple[JobRecord, list[Column]]:
-        """Return the job and its expected columns, or one column, as of one moment.
+        """Return the job and its expected columns, or one column, as a consistent snapshot.
 
         O(tags · log n) without ``indexes``. Raises: JobNotFound.
         """
@@ -201,7 +207,7 @@ class Store(ABC):
 
     @abstractmethod
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        """Watch a job: every change committed after the return is read. Raises: JobNotFound."""
+        """Watch a job. The watch returns every change that is committed after this call. Raises: JobNotFound."""
 
     @abstractmethod
     def now(self) -> int:
@@ -210,8 +216,8 @@ class Store(ABC):
     def expect_forks(self) -> None:  # noqa: B027 - most stores survive forks as they are
         """Hint that this process will keep forking while other threads use the store.
 
-        The store then holds nothing that could harm the children; calls may become slower. The children are not
-        affected.
+        The store then holds no resources that are unsafe in forked children, which may make calls slower. The hint does
+        not apply to the children.
         """
 
     def close(self) -> None:  # noqa: B027 - a store may hold nothing to release

@@ -1,4 +1,4 @@
-"""What a store may offer beyond jobs and cells. Each capability is a type: a function names the one that it needs."""
+"""The capabilities of stores beyond jobs and cells. Each one is a type, which functions require by annotation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from celery_statemanager.stores.base import Store
 
 
 class WorkerRegistry(Store):
-    """A store that also keeps worker records and finds open attempts: leases and the sweep need it (rule R16).
+    """A store that also keeps worker records and finds open attempts, as leases and the sweep require (rule R16).
 
     ``celery_statemanager.testing.WorkerRegistryContract`` tests it.
     """
@@ -39,9 +39,9 @@ class WorkerRegistry(Store):
 
     @abstractmethod
     def list_workers(self) -> Iterator[WorkerRecord]:
-        """Yield each worker record once, those with expired leases too, in bounded memory; compare leases with ``now``.
+        """Yield each worker record once, including those with expired leases, in bounded memory.
 
-        A record that is written or dropped meanwhile may be missing, or be as it was before.
+        Compare leases with ``now``. A record that is written or deleted meanwhile may be missing or outdated.
         """
 
     @abstractmethod
@@ -52,13 +52,13 @@ class WorkerRegistry(Store):
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
         """Yield every open attempt that has an owner, in any order and in bounded memory.
 
-        The cost grows with these alone. One that begins, ends or changes its owner meanwhile may be missing or be
-        yielded twice.
+        The cost grows only with the number of these attempts. One that begins, ends or changes its owner meanwhile may
+        be missing or be yielded twice.
         """
 
 
 class Migratable(Store):
-    """A store whose jobs and cells can be brought to a later schema in place: ``migrate_jobs`` needs it.
+    """A store that can migrate its jobs and cells to a later schema in place, as ``migrate_jobs`` requires.
 
     ``celery_statemanager.testing.MigratableContract`` tests it.
     """
@@ -67,19 +67,19 @@ class Migratable(Store):
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         """Set the incarnation of a job that another program created without one; its schema is 0 until migrated.
 
-        From then on the reference without an incarnation, and its watches, match no job. The job's states stay
-        unchanged and readable. If the other program keeps no tallies, aggregates read all states until the job has
-        a later schema.
+        From then on, the reference without an incarnation and its watches match no job. The job's states stay
+        unchanged and readable. If the other program keeps no tallies, aggregates read all states until the job is
+        migrated.
 
         Returns: the current job, even if another process adopted it first. Raises: JobNotFound.
         """
 
     @abstractmethod
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
-        """Return the cells with an earlier schema than ``below``, callback runs included, in any order.
+        """Return the cells with an earlier schema than ``below``, including callback runs, in any order.
 
-        Memory is bounded where possible. A cell written meanwhile may be returned as it was before; one first
-        written meanwhile may be missing. A cell of another program has schema 0. Raises: JobNotFound.
+        Memory is bounded where possible. A cell that is written during the iteration may be returned as it was before,
+        or be missing if this is its first write. A cell of another program has schema 0. Raises: JobNotFound.
         """
 
     @abstractmethod

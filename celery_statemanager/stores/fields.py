@@ -1,6 +1,6 @@
-"""The table of a cell's fields, against which each store checks its own at import.
+"""The table of a cell's fields, against which each store checks its codec at import.
 
-A field that is added to ``Cell`` or ``Tally`` and forgotten in a store makes the import of that store fail.
+If a field is added to ``Cell`` or ``Tally`` and a store does not keep it, the import of that store fails.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ EXAMPLES: dict[str, object] = {
     "began_at": 1_700_000_000_000_000,
     "schema_version": SCHEMA_VERSION + 1,
 }
-"""Each field of a cell with a value that is not its default."""
+"""Each field of a cell, with a value other than its default."""
 
 
 def check_cells(store: str, codec: str, round_trip: Callable[[Cell], Cell]) -> None:
     """Check that a store keeps every field of a cell.
 
     Args:
-        codec: the module to change if it does not.
-        round_trip: encodes a cell as the store keeps it and decodes it again.
+        codec: the module that the message names as the one to change.
+        round_trip: encodes a cell for the store and decodes it again.
 
     Raises: RuntimeError.
     """

@@ -1,4 +1,4 @@
-"""Stores survive ``os.fork``: what they hold is brought to rest before it and released after it."""
+"""Fork safety: stores release connections and take their locks before ``os.fork``, and release the locks after it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Protocol
 
 
 class ForkAware(Protocol):
-    """Something that must be at rest while its process forks."""
+    """An object that no other thread may use while its process forks."""
 
     def before_fork(self) -> None:
-        """Wait for calls under way and let go of what a child may not inherit."""
+        """Wait for calls in progress, lock the object, and release what a child must not inherit."""
 
     def after_fork(self) -> None:
-        """Go on, in the parent and in the child alike."""
+        """Unlock the object, in the parent and in the child."""
 
 
-_known: weakref.WeakSet[ForkAware] = weakref.WeakSet()
-_resting: list[ForkAware] = []
+_registered: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+_locked: list[ForkAware] = []
 
 
 def fork_aware(thing: ForkAware) -> None:
-    """Tell ``thing`` of every fork of this process, for as long as it lives."""
-    _known.add(thing)
+    """Call the object's methods before and after every fork of this process, while the object exists."""
+    _registered.add(thing)
 
 
-def _rest() -> None:
-    for thing in list(_known):
+def _lock_all() -> None:
+    for thing in list(_registered):
         thing.before_fork()
-        _resting.append(thing)
+        _locked.append(thing)
 
 
-def _go_on() -> None:
-    while _resting:
-        _resting.pop().after_fork()
+def _unlock_all() -> None:
+    while _locked:
+        _locked.pop().after_fork()
 
 
-os.register_at_fork(before=_rest, after_in_parent=_go_on, after_in_child=_go_on)
+os.register_at_fork(before=_lock_all, after_in_parent=_unlock_all, after_in_child=_unlock_all)

@@ -1,4 +1,4 @@
-"""States in this process's memory: for tests, for eager runs, and as the plainest reading of the contract."""
+"""The store in the memory of one process: for tests, for eager runs, and as the simplest model of the contract."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from celery_statemanager.records import (
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.memory_grid import Job, MemoryWatch
+from celery_statemanager.stores.memory_grid import MemoryJob, MemoryWatch
 from celery_statemanager.stores.steps import Transaction
-from celery_statemanager.stores.transactional import Place, Reply, TransactionalStore
+from celery_statemanager.stores.transactional import CellKey, Reply, TransactionalStore
 
 _named: dict[str, MemoryStore] = {}
 _named_lock = threading.Lock()
 
 
 class MemoryStore(TransactionalStore, FullStore):
-    """A store that lives and dies with its process; a forked child goes on with a copy of its own.
+    """A store that exists as long as its process. A forked child continues with a copy.
 
     Args:
-        clock: gives the time in seconds since the epoch.
+        clock: returns the time in seconds since the epoch.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.RLock()
-        self._jobs: dict[JobKey, Job] = {}
+        self._jobs: dict[JobKey, MemoryJob] = {}
         self._workers: dict[str, WorkerRecord] = {}
         fork_aware(self)
 
@@ -66,13 +66,13 @@ class MemoryStore(TransactionalStore, FullStore):
             if job.key in self._jobs:
                 raise JobExists(*job.key)
             now = self.now()
-            kept = replace(job, latches=dict(job.latches), created_at=now, last_activity=now, revision=1)
-            self._jobs[job.key] = Job(kept, now)
+            stored = replace(job, latches=dict(job.latches), created_at=now, last_activity=now, revision=1)
+            self._jobs[job.key] = MemoryJob(stored, now)
             return self._jobs[job.key].snapshot()
 
     def get_job(self, key: JobKey) -> JobRecord:
         with self._lock:
-            return self._kept(key).snapshot()
+            return self._job(key).snapshot()
 
     def list_jobs(
         self,
@@ -104,18 +104,18 @@ class MemoryStore(TransactionalStore, FullStore):
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         with self._lock:
-            kept = self._incarnation(job.ref)
-            moved = kept.record.revision != job.revision or kept.last_activity != job.last_activity
-            if if_idle and moved:
+            stored = self._incarnation(job.ref)
+            changed = stored.record.revision != job.revision or stored.last_activity != job.last_activity
+            if if_idle and changed:
                 return False
             del self._jobs[job.key]
-            kept.delete()
+            stored.delete()
             return True
 
     def purge(self, limit: int = 1_000) -> int:
         return 0
 
-    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], place: Place | None = None) -> Reply:
+    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], key: CellKey | None = None) -> Reply:
         with self._lock:
             job = self._incarnation(ref)
             job.now = max(self.now(), job.now)
@@ -141,26 +141,26 @@ class MemoryStore(TransactionalStore, FullStore):
         with self._lock:
             job = self._incarnation(ref)
             record, cells = job.record, list(job.written(scope))
-        cells.sort(key=lambda each: (each[2].timestamp, *each[:2]))  # without the lock: writers do not wait for a list
+        cells.sort(key=lambda each: (each[2].timestamp, *each[:2]))  # after releasing the lock that writers need
         return (aggregate.visible_state(record, *each) for each in cells)
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         with self._lock:
             job = self._incarnation(ref)
             watch = MemoryWatch(self._lock, job, scope)
-            job.follow(watch)
+            job.add_watch(watch)
             return watch
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         with self._lock:
-            kept = self._kept(ref.key)
-            if kept.record.incarnation == ref.incarnation:
-                kept = self._jobs[ref.key] = kept.adopted(incarnation)
-            return kept.snapshot()
+            job = self._job(ref.key)
+            if job.record.incarnation == ref.incarnation:
+                job = self._jobs[ref.key] = job.adopted(incarnation)
+            return job.snapshot()
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         with self._lock:
-            return iter([found for found in self._incarnation(ref).cells() if found.cell.schema_version < below])
+            return iter([each for each in self._incarnation(ref).cells() if each.cell.schema_version < below])
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         with self._lock:
@@ -169,8 +169,8 @@ class MemoryStore(TransactionalStore, FullStore):
 
     def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
         with self._lock:
-            turn = self._workers.get(name)
-            if turn is not None and turn.body != holder and turn.lease_until > self.now():
+            lock = self._workers.get(name)
+            if lock is not None and lock.body != holder and lock.lease_until > self.now():
                 return False
             self.put_worker(name, holder, seconds)
             return True
@@ -201,13 +201,13 @@ class MemoryStore(TransactionalStore, FullStore):
     def now(self) -> int:
         return int(self._clock() * 1_000_000)
 
-    def _kept(self, key: JobKey) -> Job:
+    def _job(self, key: JobKey) -> MemoryJob:
         job = self._jobs.get(key)
         if job is None:
             raise JobNotFound(*key)
         return job
 
-    def _incarnation(self, ref: JobRef) -> Job:
+    def _incarnation(self, ref: JobRef) -> MemoryJob:
         job = self._jobs.get(ref.key)
         if job is None or job.record.incarnation != ref.incarnation:
             raise JobNotFound(*ref.key)

@@ -1,4 +1,4 @@
-"""The jobs, columns and watches of the memory store. All of it runs under the store's lock."""
+"""The jobs, columns and watches of the memory store. Callers hold the store's lock."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -22,19 +23,16 @@ from celery_statemanager.stores.steps import mark_of
 from celery_statemanager.transitions import tally_of
 
 
-class Job:
-    """One job; the ``steps.Transaction`` of its store while the store's lock is held.
-
-    A step only writes after everything that may raise, so that nothing needs to be rolled back.
-    """
+class MemoryJob:
+    """One job, and its ``steps.Transaction``. A step raises before its first write, so no rollback is needed."""
 
     def __init__(self, record: JobRecord, now: int) -> None:
         self.record = record
         self.now = now
         self.last_activity = now
         self.deleted = False
-        self.followed = False
-        self.columns: dict[str, _Column] = {}
+        self.watched = False
+        self.columns: dict[str, _MemoryColumn] = {}
         self.callbacks: dict[str, Cell] = {}
         self.owned: dict[tuple[str, int], OpenAttempt] = {}
         self.watches: weakref.WeakSet[MemoryWatch] = weakref.WeakSet()
@@ -54,49 +52,45 @@ class Job:
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
         self.last_activity = self.now
-        self._note_owner(tag, task_index, old, new)
-        if task_index < 0:
-            self.callbacks[tag] = new
-            return
-        self._column(tag).put(task_index, old, new)
-        if self.followed:  # seldom, and a weak set is slow even to say that it is empty
+        self.rewrite(tag, task_index, old, new)
+        if self.watched and task_index >= 0:  # most jobs are not, and iterating over an empty weak set is slow
             for watch in self.watches:
                 watch.offer(tag, task_index, new)
 
-    def follow(self, watch: MemoryWatch) -> None:
+    def add_watch(self, watch: MemoryWatch) -> None:
         self.watches.add(watch)
-        self.followed = True
+        self.watched = True
 
-    def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
-        self._note_owner(tag, task_index, old, new)
+    def rewrite(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
+        if new.open and new.owner is not None:
+            self.owned[tag, task_index] = OpenAttempt(self.record.ref, tag, task_index, new)
+        elif old is not None and old.owner is not None:
+            self.owned.pop((tag, task_index), None)
         if task_index < 0:
             self.callbacks[tag] = new
         else:
             self._column(tag).put(task_index, old, new)
 
     def cells(self) -> Iterator[StoredCell]:
-        """Give all cells, runs of callbacks too."""
+        """Yield all cells, including the runs of callbacks."""
         runs = ((tag, -1, cell) for tag, cell in self.callbacks.items())
         grid = ((tag, row, cell) for tag, column in self.columns.items() for row, cell in column.cells.items())
-        return (StoredCell(*place, mark_of(place[2])) for place in chain(runs, grid))
+        return (StoredCell(*each, mark_of(each[2])) for each in chain(runs, grid))
 
-    def adopted(self, incarnation: str) -> Job:
-        """Give the job under another incarnation; this one is gone then."""
+    def adopted(self, incarnation: str) -> MemoryJob:
+        """Return the job under another incarnation, and delete this one."""
         job = copy(self)
         job.record = replace(self.record, incarnation=incarnation, schema_version=0, revision=self.record.revision + 1)
         job.watches = weakref.WeakSet()
-        job.owned = {place: replace(attempt, ref=job.record.ref) for place, attempt in self.owned.items()}
+        job.owned = {key: replace(attempt, ref=job.record.ref) for key, attempt in self.owned.items()}
         for column in job.columns.values():
             column.job = job
         self.delete()
         return job
 
     def total(self) -> Tally:
-        columns = (self.columns.get(tag) for tag in self.expected_tags())
-        total = Tally()
-        for column in columns:
-            total = total.plus(column.tally) if column else total
-        return total
+        tallies = (self.columns[tag].tally for tag in self.expected_tags() if tag in self.columns)
+        return reduce(Tally.plus, tallies, Tally())
 
     def put_job(self, job: JobRecord) -> None:
         self.record = replace(job, revision=self.record.revision + 1)
@@ -114,21 +108,21 @@ class Job:
     def lowest(self, scope: Scope) -> State:
         if scope.task_index is None:
             tags = self.expected_tags() if scope.tag is None else [scope.tag]
-            found = [self._column(tag, keep=False).lowest() for tag in tags]
+            states = [self._column(tag, keep=False).lowest() for tag in tags]
         else:
             row = scope.task_index
             tags = [tag for tag in self.expected_tags() if aggregate.expects(self.record, tag, row)]
-            found = [self.state(tag, row) for tag in (tags if scope.tag is None else [scope.tag])]
-        return aggregate.lowest(state for state in found if state) or aggregate.missing_state(
+            states = [self.state(tag, row) for tag in (tags if scope.tag is None else [scope.tag])]
+        return aggregate.lowest(state for state in states if state) or aggregate.missing_state(
             self.record, scope.tag or "", scope.task_index or 0
         )
 
     def column_summaries(self, tag: str, *, indexes: bool) -> Column:
         column = self._column(tag, keep=False)
-        made = Column(tag, len(column.rows), column.tally, column.lowest())
+        summary = Column(tag, len(column.rows), column.tally, column.lowest())
         if indexes:
-            made.failed, made.running, made.missing, made.not_run = column.index_sets()
-        return made
+            summary.failed, summary.running, summary.missing, summary.not_run = column.index_sets()
+        return summary
 
     def written(self, scope: Scope) -> Iterator[tuple[str, int, Cell]]:
         for tag, column in self.columns.items():
@@ -139,25 +133,19 @@ class Job:
     def state(self, tag: str, task_index: int) -> State:
         return aggregate.visible_state(self.record, tag, task_index, self.cell(tag, task_index))
 
-    def _column(self, tag: str, *, keep: bool = True) -> _Column:
+    def _column(self, tag: str, *, keep: bool = True) -> _MemoryColumn:
         column = self.columns.get(tag)
         if column is None:
-            column = _Column(self, tag)
+            column = _MemoryColumn(self, tag)
             if keep:
                 self.columns[tag] = column
         return column
 
-    def _note_owner(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
-        if new.open and new.owner is not None:
-            self.owned[tag, task_index] = OpenAttempt(self.record.ref, tag, task_index, new)
-        elif old is not None and old.owner is not None:
-            self.owned.pop((tag, task_index), None)
 
+class _MemoryColumn:
+    """The cells under one tag, with their tally and heaps that find the lowest cell without reading all."""
 
-class _Column:
-    """The cells under one tag, with their tally and what finds the lowest without a walk."""
-
-    def __init__(self, job: Job, tag: str) -> None:
+    def __init__(self, job: MemoryJob, tag: str) -> None:
         self.job = job
         self.tag = tag
         self.rows = aggregate.expected_rows(job.record, tag)
@@ -165,8 +153,8 @@ class _Column:
         self.tally = Tally()
         self._by_status = _LazyHeap(lambda status, row: self.cells[row].status == status)
         self._waiting = _LazyHeap(lambda _, row: self.cells[row].waiting)
-        self._unwritten = iter(self.rows)
-        self._first_unwritten = next(self._unwritten, None)
+        self._later_rows = iter(self.rows)
+        self._first_unwritten = next(self._later_rows, None)
 
     def put(self, row: int, old: Cell | None, new: Cell) -> None:
         self.cells[row] = new
@@ -181,7 +169,9 @@ class _Column:
             self._waiting.push(0, row, len(self.cells))
 
     def lowest(self) -> State | None:
-        rows = {self._by_status.first(), self._unwritten_row()}
+        while self._first_unwritten is not None and self._first_unwritten in self.cells:
+            self._first_unwritten = next(self._later_rows, None)
+        rows = {self._by_status.first(), self._first_unwritten}
         if self.job.record.cancelled:
             rows.add(self._waiting.first())
         return aggregate.lowest(self.job.state(self.tag, row) for row in rows if row is not None)
@@ -200,36 +190,31 @@ class _Column:
                     running.append(row)
         return IndexSet(failed), IndexSet(running), self.rows.without(IndexSet(started)), IndexSet(not_run)
 
-    def _unwritten_row(self) -> int | None:
-        while self._first_unwritten is not None and self._first_unwritten in self.cells:
-            self._first_unwritten = next(self._unwritten, None)
-        return self._first_unwritten
-
 
 class _LazyHeap:
-    """Pairs (rank, row), lowest first; outdated ones are dropped when they are met, or when they are too many."""
+    """A heap of pairs (rank, row). Outdated pairs are removed when they come first, or when there are too many."""
 
-    def __init__(self, holds: Callable[[int, int], bool]) -> None:
-        self._holds = holds
+    def __init__(self, is_current: Callable[[int, int], bool]) -> None:
+        self._is_current = is_current
         self._pairs: list[tuple[int, int]] = []
 
-    def push(self, rank: int, row: int, live: int) -> None:
+    def push(self, rank: int, row: int, written: int) -> None:
         heapq.heappush(self._pairs, (rank, row))
-        if len(self._pairs) > 2 * live + 64:
-            self._pairs = sorted({pair for pair in self._pairs if self._holds(*pair)})
+        if len(self._pairs) > 2 * written + 64:
+            self._pairs = sorted({pair for pair in self._pairs if self._is_current(*pair)})
 
     def first(self) -> int | None:
-        while self._pairs and not self._holds(*self._pairs[0]):
+        while self._pairs and not self._is_current(*self._pairs[0]):
             heapq.heappop(self._pairs)
         return self._pairs[0][1] if self._pairs else None
 
 
 class MemoryWatch(Watch):
-    """Holds the newest version of each cell that changed since the last read."""
+    """A watch that holds the newest version of each cell that has changed since the last read."""
 
-    def __init__(self, lock: Any, job: Job, scope: Scope) -> None:
+    def __init__(self, lock: Any, job: MemoryJob, scope: Scope) -> None:
         self._lock = lock
-        self._changed = threading.Condition(lock)  # never entered: a signal may strike its exit, which is Python
+        self._changed = threading.Condition(lock)  # never entered: a signal could interrupt its exit, which is Python
         self._job = job
         self._scope = scope
         self._cells: dict[tuple[str, int], Cell] = {}

@@ -1,4 +1,4 @@
-"""Aggregates counted from all cells of a job, for a store that keeps no tallies or has none for a job. Pure."""
+"""Aggregates computed from all cells of a job, for stores without tallies or jobs that have none. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from celery_statemanager.records import Cell, Column, JobRecord, Tally
 from celery_statemanager.transitions import tally_of
 
 Cells = Mapping[tuple[str, int], Cell]
-"""All written cells of a job by tag and row, callback runs and cells outside of the plan included."""
+"""All written cells of a job by tag and row, including callback runs and cells outside of the plan."""
 
 
 def is_counted(job: JobRecord, tag: str, task_index: int) -> bool:
-    """Return whether a cell counts in its column: not a callback's, nor one of a planned tag outside of its rows."""
+    """Return whether a cell counts in its column. Callback runs and cells outside of a planned tag's rows do not."""
     if task_index < 0:
         return False
     rows = job.plan.columns.get(tag) if job.plan else None

@@ -1,7 +1,7 @@
-"""The atomic steps, written once over the few reads and writes that a store makes inside its own transaction.
+"""The atomic steps, defined once over the reads and writes of a transaction.
 
-A store that computes in Python (memory, SQLite, Firestore) passes a ``Transaction``; one that computes on its server
-(Redis) implements the same steps in the server's language.
+A store that runs steps in Python (memory, SQLite, Firestore) passes a ``Transaction``. Redis implements the same steps
+in Lua.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from celery_statemanager.transitions import apply_begin, apply_write, blocked, u
 
 
 class WriteTransaction(Protocol):
-    """What ``write``, ``begin`` and ``update_job`` use of a store: one job inside its transaction.
+    """One job inside a store's transaction, as ``write``, ``begin`` and ``update_job`` use it.
 
     Attributes:
-        now: the store's time, not before any earlier write of the job; microseconds.
+        now: the store's time in microseconds, not earlier than any previous write of the job.
     """
 
     now: int
 
     @property
     def job(self) -> JobRecord:
-        """The job as it is by now in this transaction."""
+        """The job, including the changes of this transaction."""
 
     def cell(self, tag: str, task_index: int) -> Cell | None:
         """Read a cell."""
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
-        """Store a cell with all that is derived from it: tally, indexes, change feed."""
+        """Store a cell and update everything derived from it: tally, indexes, change feed."""
 
     def total(self) -> Tally:
         """Sum the tallies of the expected columns."""
@@ -53,14 +53,14 @@ class WriteTransaction(Protocol):
 
 
 class Transaction(WriteTransaction, Protocol):
-    """What a ``TransactionalStore`` passes to every step."""
+    """The transaction that a ``TransactionalStore`` passes to every step."""
 
     def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
-        """Store a cell that says the same in a later layout, and update its tally; not a change, nor activity."""
+        """Store a migrated cell and update its tally. This is neither a change to watches nor activity of the job."""
 
 
 def rewrite(tx: Transaction, cells: Sequence[StoredCell]) -> int:
-    """Replace the cells that are still as they were found, which their marks say; give how many."""
+    """Replace the cells whose mark is unchanged; return their number."""
     replaced = 0
     for found in cells:
         old = tx.cell(found.tag, found.task_index)
@@ -71,18 +71,18 @@ def rewrite(tx: Transaction, cells: Sequence[StoredCell]) -> int:
 
 
 def mark_of(cell: Cell) -> tuple[int, int]:
-    """Give what differs after every write and every migration of a cell."""
+    """Return a value that changes with every write and every migration of a cell."""
     return cell.version, cell.schema_version
 
 
 def write(tx: WriteTransaction, request: Write) -> WriteReply:
-    """Write one cell and all that follows from it."""
+    """Write one cell, block or unblock the later stages of its row, and decide the job's latches."""
     old = tx.cell(request.tag, request.task_index)
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id:
         return WriteReply(cell, changed=False)
     if request.begin is not None:
-        cell = _begun_late(tx, cell, request.begin, ends_attempt=request.ends_attempt)
+        cell = _begin_late(tx, cell, request.begin, ends_attempt=request.ends_attempt)
         request = replace(request, attempt=cell.attempt)
     new = apply_write(tx.job, cell, request, tx.now)
     tx.put(request.tag, request.task_index, old, new)
@@ -94,7 +94,7 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
 
 
 def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
-    """Take an attempt, or say why not."""
+    """Take an attempt, or return the reason for the refusal."""
     old = tx.cell(request.tag, request.task_index)
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id and cell.open:
@@ -109,7 +109,7 @@ def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
 
 
 def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
-    """Replace the changeable part of a job, if nobody else did since it was read, and decide its latches."""
+    """Replace the changeable part of a job unless its revision has changed, and decide its latches."""
     if job.revision != tx.job.revision:
         return None
     changed = replace(
@@ -125,14 +125,14 @@ def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
     return names
 
 
-def _begun_late(tx: WriteTransaction, cell: Cell, request: Begin, *, ends_attempt: bool) -> Cell:
-    job = replace(tx.job, cancelled=None) if ends_attempt else tx.job  # what is done is done, cancelled or not
+def _begin_late(tx: WriteTransaction, cell: Cell, request: Begin, *, ends_attempt: bool) -> Cell:
+    job = replace(tx.job, cancelled=None) if ends_attempt else tx.job  # the task has ended: a cancel comes too late
     verdict, new = apply_begin(job, cell, request, tx.now)
     if verdict is Verdict.CANCELLED and job.cancelled:
         raise JobCancelled(job.job_id, job.cancelled.reason)
     if verdict is not Verdict.BEGUN:
         raise BeginRefused(tx.job.job_id, request.tag, request.task_index, verdict.value)
-    return replace(new, version=cell.version, event_id=cell.event_id)  # one step, one version: the write's
+    return replace(new, version=cell.version, event_id=cell.event_id)  # the write assigns the step's only version
 
 
 def _block(tx: WriteTransaction, stage: str, task_index: int, failed: Cell) -> None:
@@ -150,7 +150,7 @@ def _unblock(tx: WriteTransaction, stage: str, task_index: int, event_id: str) -
 
 
 def _decide(tx: WriteTransaction, tag: str, task_index: int, new: Cell) -> tuple[str, ...]:
-    """Decide the latches after a cell changed; only an ending can move one, or coming to rest if cancelled."""
+    """Decide the latches after a change of a cell: only a final cell or, in a cancelled job, any cell can matter."""
     job = tx.job
     if job.plan is None or not (new.final or job.cancelled) or not job.plan.expects(tag, task_index):
         return ()

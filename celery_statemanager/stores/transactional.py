@@ -1,4 +1,4 @@
-"""The base of stores that compute their atomic steps in Python, inside a transaction of their own."""
+"""The base class of stores that run their atomic steps in Python, inside a transaction of the database."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from celery_statemanager.stores import steps
 from celery_statemanager.stores.base import Store
 from celery_statemanager.stores.steps import Transaction
 
-Place = tuple[str, int]
-"""A tag and a task_index."""
+CellKey = tuple[str, int]
+"""A tag and a task_index: the key of a cell within its job."""
 
 Reply = TypeVar("Reply")
 
@@ -25,14 +25,14 @@ class TransactionalStore(Store):
     """
 
     @abstractmethod
-    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], place: Place | None = None) -> Reply:
+    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], key: CellKey | None = None) -> Reply:
         """Run a step on one job in one transaction: commit when it returns, change nothing when it raises.
 
-        A step raises its refusals before its first change, so a store that cannot fail in between needs no
-        rollback. A store may run the step again, with a new ``Transaction``, where another process changed the job.
+        A step raises its refusals before its first change, so a store whose writes cannot fail needs no rollback.
+        A store may run the step again, with a new ``Transaction``, if another process changed the job.
 
         Args:
-            place: the cell that the step reads first, for stores that read it together with the job.
+            key: the cell that the step reads first, for stores that read it together with the job.
 
         Raises: JobNotFound; what the step raises.
         """

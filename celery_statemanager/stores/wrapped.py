@@ -1,4 +1,4 @@
-"""A store that hands every call on to another: to measure some of them or, in tests, to pause or fail them."""
+"""A store that passes every call to another one: a base class for measuring, delaying or failing calls."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
+from celery_statemanager.stores import masked
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore
 
@@ -29,10 +30,10 @@ T = TypeVar("T")
 
 
 class WrappedStore(FullStore):
-    """Subclass it and override what you are about: one method, or ``calling`` for all of them.
+    """A store that delegates to ``inner``. Subclasses override single methods, or ``calling`` for all of them.
 
     Args:
-        inner: the store that does the work; closed by whoever made it.
+        inner: the wrapped store. The caller that created it closes it.
     """
 
     def __init__(self, inner: FullStore) -> None:
@@ -40,10 +41,10 @@ class WrappedStore(FullStore):
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float, **options: Any) -> WrappedStore:
-        raise ConfigurationError("a wrapped store has no URL: give it the store to wrap")
+        raise ConfigurationError(f"{cls.__name__} cannot be created from {masked(url)}: pass it the store to wrap")
 
     def calling(self, method: str, call: Callable[[], T]) -> T:
-        """Do what a method was called for. Raises: what the inner store raises."""
+        """Run the call of a method on the inner store. Raises: what the inner store raises."""
         return call()
 
     def require(self) -> None:

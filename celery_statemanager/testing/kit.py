@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from celery_statemanager.leases import each_worker
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.plan import PlanSpec
@@ -19,11 +20,13 @@ from celery_statemanager.records import (
     JobRecord,
     JobRef,
     Latch,
+    WorkerRecord,
     Write,
     WriteReply,
     new_job,
 )
 from celery_statemanager.stores.base import Store, Watch
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 PATIENCE = 20.0
 """Seconds after which a test stops waiting for something that should happen at once."""
@@ -166,6 +169,11 @@ def purge(store: Store, limit: int = 1_000) -> int:
     while count := store.purge(limit):
         removed += count
     return removed
+
+
+def workers(store: WorkerRegistry) -> dict[str, WorkerRecord]:
+    """Return all worker records by id, those of dead workers too, without the record of the last sweep."""
+    return {each.worker_id: each for each in each_worker(store)}
 
 
 def every_job(store: Store, limit: int = 100, **filters: Any) -> Iterator[JobRecord]:

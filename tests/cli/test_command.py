@@ -191,7 +191,7 @@ def test_a_mistyped_tag_is_reported(run, settled):
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
-        ("nonsense", "a store is named by a URL"),
+        ("nonsense", "'nonsense' is not the URL of a store"),
         ("reddis://u:hunter2@host/0", "no store for scheme 'reddis'"),
         ("sqlite:////no/such/folder/states.db", "/no/such/folder"),
     ],
@@ -297,7 +297,7 @@ def test_a_missing_file_is_reported_and_not_created(command, tmp_path, error_of,
     path = tmp_path / "mistyped.db"
     result = command(*words, "--store", f"sqlite:///{path}")
     assert result.exit_code == 78
-    assert error_of(result).startswith(f"there is no file {path}: nothing was kept there yet")
+    assert error_of(result).startswith(f"there is no file {path}, so no state was stored there")
     assert not path.exists()
 
 

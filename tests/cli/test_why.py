@@ -7,6 +7,7 @@ import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
+from celery_statemanager.explain import JobDiagnosis
 from celery_statemanager.records import Begin, Submission, new_event_id, new_job
 
 
@@ -98,3 +99,17 @@ def test_an_unknown_job(run, error_of):
     result = run("nope")
     assert result.exit_code == 66
     assert error_of(result).startswith("no job 'nope' in this store")
+
+
+def test_a_successor_that_comes_meanwhile_is_not_explained(store, etl, run, monkeypatch):
+    diagnose = JobDiagnosis.reasons
+
+    def diagnose_and_replace(self):
+        reasons = diagnose(self)
+        Manager.open(store, etl).delete_job()
+        Manager.create(store, etl, num_tasks=1, tags=("other",))
+        return reasons
+
+    explained = run(etl).stdout
+    monkeypatch.setattr(JobDiagnosis, "reasons", diagnose_and_replace)
+    assert run(etl).stdout.splitlines()[0] == explained.splitlines()[0] == "etl-42: not settled, 7 cells open:"

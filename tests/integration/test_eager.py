@@ -296,8 +296,8 @@ def test_a_duplicate_that_could_not_reach_the_store_stops_at_its_first_write(pol
 
 @pytest.mark.parametrize("policy", ["log", "raise"])
 @pytest.mark.parametrize("lost", [["begin"], ["write"], ["begin", "write"]])
-@pytest.mark.parametrize("words", [0, 1, 3])
-def test_an_attempt_whose_begin_got_no_response_keeps_its_number(lost, words, policy):
+@pytest.mark.parametrize("writes", [0, 1, 3])
+def test_an_attempt_whose_begin_got_no_response_keeps_its_number(lost, writes, policy):
     app, states, store = with_faults(statemanager_on_store_error=policy)
     states.backlog = Backlog(avoid_for=0.0)
     if "begin" not in lost:
@@ -307,9 +307,9 @@ def test_an_attempt_whose_begin_got_no_response_keeps_its_number(lost, words, po
 
     @app.task(shared=False, base=StatefulTask, bind=True)
     def task(self):
-        for word in range(words):
+        for number in range(writes):
             with suppress(StoreUnavailable):
-                self.state.set(5 + word)
+                self.state.set(5 + number)
 
     job = states.submit([task.s()])
     assert job.wait(10).finished == 1

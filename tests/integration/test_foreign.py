@@ -14,11 +14,12 @@ from celery_statemanager import StatefulTask, StateManager, Status
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json
 from celery_statemanager.integration.worker.sweeping import sweep
-from celery_statemanager.leases import Received, Report, renew, workers
+from celery_statemanager.leases import Received, Report, renew
 from celery_statemanager.records import Begin, Latch, Write, new_event_id, new_job
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FakeClock, Proxy
 from celery_statemanager.testing.celery import published
+from celery_statemanager.testing.kit import workers
 
 LEASE = 30.0
 

@@ -10,6 +10,7 @@ from conftest import load
 from celery_statemanager import Status, StoreUnavailable, leases
 from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.sweep import SweepReport
+from celery_statemanager.testing.kit import workers
 
 PATIENCE = 40
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_delayed_rows_of_a_killed_worker_run_or_are_marked(tracked, setting, sta
 
 def listed_as_received(tracked, job):
     """Return the rows of a job that workers list as received and not begun."""
-    reports = map(leases.Report.from_record, leases.workers(tracked.states.store).values())
+    reports = map(leases.Report.from_record, workers(tracked.states.store).values())
     return {each.task_index for report in reports for each in report.received if each.ref == job.manager.ref}
 
 
@@ -133,7 +134,7 @@ def last_report(tracked, key):
 
     Two equal reports mean that every received row is listed. A folder as the broker loses rows that are not.
     """
-    for record in leases.workers(tracked.states.store).values():
+    for record in workers(tracked.states.store).values():
         report = leases.Report.from_record(record)
         if report.running and any(key in (each.message or "") for each in report.received):
             return record.renewed_at, sorted(report.running), sorted(each.task_index for each in report.received)
@@ -181,6 +182,6 @@ def test_a_published_callback_is_not_due_at_the_next_sweep(tracked, submit, pool
 def test_a_cleanly_stopped_worker_leaves_no_record(tracked, start_worker, key, eventually):
     worker = start_worker(key)
     own_suffix = f":{worker.process.pid}:"
-    eventually(lambda: any(own_suffix in each for each in leases.workers(tracked.states.store)))
+    eventually(lambda: any(own_suffix in each for each in workers(tracked.states.store)))
     assert worker.stop() == 0
-    assert not any(own_suffix in each for each in leases.workers(tracked.states.store))
+    assert not any(own_suffix in each for each in workers(tracked.states.store))

@@ -4,8 +4,9 @@ import sqlite3
 
 import pytest
 
-from celery_statemanager import Status, leases
+from celery_statemanager import Status
 from celery_statemanager.integration.binding import Binding
+from celery_statemanager.testing.kit import workers
 
 PATIENCE = 40
 
@@ -89,5 +90,5 @@ def test_the_sweep_leaves_what_waits_in_a_workers_children(
 
 def renewed(tracked, owner, eventually):
     """Wait for the next renewal of a worker's lease."""
-    last = eventually(lambda: leases.workers(tracked.states.store).get(owner)).renewed_at
-    eventually(lambda: leases.workers(tracked.states.store)[owner].renewed_at > last)
+    last = eventually(lambda: workers(tracked.states.store).get(owner)).renewed_at
+    eventually(lambda: workers(tracked.states.store)[owner].renewed_at > last)

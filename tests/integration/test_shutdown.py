@@ -8,6 +8,7 @@ from servers import cut_connections
 
 from celery_statemanager import leases
 from celery_statemanager.leases import cell_name
+from celery_statemanager.testing.kit import workers
 
 PATIENCE = 40
 REDIS = [("redis1-redis", pool) for pool in ("prefork", "threads", "gevent")]
@@ -17,7 +18,7 @@ SQLITE = [("folders-sqlite", pool) for pool in ("prefork", "threads", "gevent")]
 def last_renewal(tracked, job):
     """Return when the worker that runs row 0 last renewed its lease; None if no worker lists the row."""
     name = cell_name(job.manager.ref, "work", 0)
-    records = leases.workers(tracked.states.store).values()
+    records = workers(tracked.states.store).values()
     return next((each.renewed_at for each in records if leases.Report.from_record(each).lists(name)), None)
 
 

@@ -14,6 +14,7 @@ from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verd
 from celery_statemanager.stores import open_store
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import FakeClock, FaultyStore
+from celery_statemanager.testing.kit import workers
 
 LEASE = 30.0
 
@@ -118,7 +119,7 @@ def test_an_unreadable_worker_record_protects_attempts_while_its_lease_is_valid(
     assert (sweep().marked, sweep().marked) == (1, 0)
     assert store.get_cell(job.ref, "a", 0).open
     assert store.get_cell(job.ref, "a", 1).status == Status.LOST
-    assert {*leases.workers(store)} == {alive, dead}
+    assert {*workers(store)} == {alive, dead}
     logged = [each.args[0] for each in caplog.records if each.msg.startswith("cannot read the record of worker")]
     assert sorted(logged) == sorted([alive, dead])
 
@@ -150,7 +151,7 @@ def test_an_attempt_of_a_dead_worker_is_lost_and_the_worker_record_deleted(store
     clock.advance(2)
     swept = sweep()
     assert (swept.marked, swept.workers) == (1, 1)
-    assert leases.workers(store) == {}
+    assert workers(store) == {}
 
 
 def test_an_attempt_of_a_worker_without_a_record_is_lost_after_one_lease(store, job, clock, sweep):
@@ -243,7 +244,7 @@ def test_a_sweep_that_acts_on_outdated_reads_changes_nothing(store, job, clock, 
     )
     Sweep(late, actions, lease=LEASE, max_lost=3).run()
     assert store.get_cell(job.ref, "a", 0) == seen[0]
-    assert ("w1" in leases.workers(store)) == (move == "its worker has come back")
+    assert ("w1" in workers(store)) == (move == "its worker has come back")
     assert actions.published == []
 
 
@@ -290,7 +291,7 @@ def test_only_one_sweeper_holds_the_lock(store, clock):
     assert leases.try_acquire(store, "w1", 30.0)
     clock.advance(31)
     assert leases.try_acquire(store, "w2", 30.0)
-    assert leases.workers(store) == {}
+    assert workers(store) == {}
 
 
 def test_the_sweep_command_reports_what_it_changed(tmp_path):
@@ -326,7 +327,7 @@ def test_beat_runs_sweeps(tmp_path, eventually):
     store.put_worker("dead", Report().to_json(), 0)
     beat = subprocess.Popen([sys.executable, "-m", "celery", "-A", "scheduled", "beat"], cwd=tmp_path, env=os.environ)
     try:
-        assert eventually(lambda: not leases.workers(store))
+        assert eventually(lambda: not workers(store))
     finally:
         beat.terminate()
         beat.wait(20)

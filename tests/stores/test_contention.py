@@ -1,4 +1,4 @@
-"""Changes of a job's record while somebody else changes it before each try: pauses, and an end. Over every store."""
+"""A change of a job record that loses a race pauses, retries and ends, on every store."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def grid(store: Store) -> Grid:
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
-def test_a_change_that_always_comes_too_late_ends(grid: Grid, change: Callable[[Grid], object]) -> None:
+def test_a_change_that_always_loses_the_race_ends(grid: Grid, change: Callable[[Grid], object]) -> None:
     contended = ContendedStore(grid.store, float("inf"))
     with pytest.raises(StoreContended, match=r"job 'job' .*gave up after 0\.4 s"):
         change(grid.seen_by(contended))
@@ -66,13 +66,13 @@ def test_a_change_that_always_comes_too_late_ends(grid: Grid, change: Callable[[
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
-def test_a_change_that_comes_too_late_twice_is_made(grid: Grid, change: Callable[[Grid], object]) -> None:
+def test_a_change_that_loses_the_race_twice_is_made(grid: Grid, change: Callable[[Grid], object]) -> None:
     contended = ContendedStore(grid.store, 2)
     assert change(grid.seen_by(contended))
     assert contended.tries == 3
 
 
-def test_a_change_sees_each_time_what_the_others_made_of_the_job(grid: Grid) -> None:
+def test_each_try_of_a_change_reads_the_job_again(grid: Grid) -> None:
     contended, seen = ContendedStore(grid.store, 2), []
 
     def hide(job: JobRecord) -> JobRecord:
@@ -85,7 +85,7 @@ def test_a_change_sees_each_time_what_the_others_made_of_the_job(grid: Grid) -> 
     assert grid.job.tombstoned_at == 7
 
 
-def test_a_change_of_nothing_writes_nothing(grid: Grid) -> None:
+def test_an_empty_change_writes_nothing(grid: Grid) -> None:
     contended = ContendedStore(grid.store, 0)
     assert change_job(contended, grid.ref, lambda job: None) is None
     assert contended.tries == 0

@@ -1,4 +1,4 @@
-"""A field that is added to a cell or a tally and forgotten in a store: importing the store fails and names both."""
+"""If a store lacks a new field of cells or tallies, importing the store fails and the error names both."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def error_of(*lines: str) -> str:
 
 
 @pytest.mark.parametrize(("store", "codec"), CODECS.items(), ids=CODECS)
-def test_a_store_that_forgets_a_new_cell_field_is_not_imported(store, codec):
+def test_a_store_without_a_new_cell_field_cannot_be_imported(store, codec):
     error = error_of(NEW_CELL_FIELD, EXAMPLE, f"import {codec}")
     assert error.startswith(
         f"RuntimeError: the {store} store does not keep Cell.priority: 7 is read as 0; change {codec}"
@@ -61,7 +61,7 @@ def test_a_store_that_forgets_a_new_cell_field_is_not_imported(store, codec):
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_a_new_cell_field_without_an_example_is_refused(codec):
+def test_a_new_cell_field_without_an_example_is_rejected(codec):
     error = error_of(NEW_CELL_FIELD, f"import {codec}")
     assert error == "RuntimeError: stores.fields.EXAMPLES and Cell differ in priority: change EXAMPLES"
 
@@ -69,7 +69,7 @@ def test_a_new_cell_field_without_an_example_is_refused(codec):
 @pytest.mark.parametrize(
     ("store", "codec"), {**CODECS, "Firestore": "celery_statemanager.stores.firestore.tallies"}.items(), ids=CODECS
 )
-def test_a_store_that_forgets_a_new_tally_field_is_not_imported(store, codec):
+def test_a_store_without_a_new_tally_field_cannot_be_imported(store, codec):
     error = error_of(NEW_TALLY_FIELD, f"import {codec}")
     assert error.startswith(f"RuntimeError: the {store} store does not keep Tally.skipped: change {codec}")
 
@@ -92,7 +92,7 @@ def test_no_example_is_a_default():
 
 
 def test_a_write_and_a_begin_keep_the_fields_that_they_do_not_set():
-    """``apply_write`` and ``apply_begin`` list all fields of a cell: one that they forget would be reset."""
+    """``apply_write`` and ``apply_begin`` list all fields of a cell; a missing one would be reset."""
     job, cell = new_job("job", 1), Cell(**{**EXAMPLES, "blocked_by": None})
     written = apply_write(job, cell, Write.state("a", 0, 50, event_id="new"), 7)
     assert changed(cell, written) == {"status", "message", "payload", "timestamp", "version", "event_id"}

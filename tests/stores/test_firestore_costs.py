@@ -1,4 +1,4 @@
-"""What operations of the Firestore store cost, counted on the wire."""
+"""The cost of operations of the Firestore store, counted in calls and documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from firestore_kit import Documents, Spy
 from celery_statemanager import AttemptSuperseded
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Delivery, JobKey, Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore, garbage
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, purge
 
@@ -23,7 +23,7 @@ SUM = "RunAggregationQuery"
 
 @pytest.fixture
 def timings() -> Timings:
-    """Let a process use a job as it last saw it for as long as a test takes."""
+    """Return timings that let a process use its cached job during a whole test."""
     return Timings(job_memory=3_600.0)
 
 
@@ -33,19 +33,19 @@ def store(spied: FirestoreStore) -> FirestoreStore:
 
 
 @pytest.fixture
-def address(store: FirestoreStore) -> Address:
+def address(store: FirestoreStore) -> FirestoreAddress:
     return store._connection.address
 
 
 def cost(spy: Spy) -> tuple[dict[str, int], int, int]:
-    """Give the calls since the last time by method, and how many documents they read and wrote."""
+    """Return the calls since the last time by method, and the numbers of documents read and written."""
     calls, reads, writes = dict(Counter(spy.calls)), spy.reads, spy.writes
     spy.clear()
     return calls, reads, writes
 
 
 def test_nothing_is_sent_before_the_first_use(spy: Spy) -> None:
-    spy.store(Address("nowhere"))
+    spy.store(FirestoreAddress("nowhere"))
     assert spy.total == 0
 
 
@@ -59,7 +59,7 @@ def test_a_write_is_one_commit_and_reads_nothing(store: FirestoreStore, spy: Spy
         assert cost(spy) == ({"Commit": 1}, 0, 1)
 
 
-def test_the_job_document_is_not_written_by_writes_begins_and_ends(store: FirestoreStore, spy: Spy) -> None:
+def test_writes_begins_and_ends_do_not_write_the_job_document(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 10, ("a", "b"))
     spy.clear()
     for row in range(9):
@@ -72,7 +72,7 @@ def test_the_job_document_is_not_written_by_writes_begins_and_ends(store: Firest
 
 
 @pytest.mark.parametrize("rows", [500, 100_000])
-def test_rows_meet_in_no_document_up_to_500_and_in_one_of_500_beyond(
+def test_rows_share_no_document_up_to_500_rows_and_one_of_500_beyond(
     store: FirestoreStore, spy: Spy, rows: int
 ) -> None:
     grid = Grid.create(store, rows, ("a",))
@@ -87,7 +87,7 @@ def test_rows_meet_in_no_document_up_to_500_and_in_one_of_500_beyond(
         assert len(written[one] & written[other]) == (one % 500 == other % 500), (one, other)
 
 
-def test_a_life_of_a_task_costs_the_same_at_any_size(store: FirestoreStore, spy: Spy) -> None:
+def test_a_task_costs_the_same_in_a_job_of_any_size(store: FirestoreStore, spy: Spy) -> None:
     for rows in (3, 500_000):
         grid = Grid.create(store, rows, ("a", "b"), job_id=f"job {rows}")
         spy.clear()
@@ -99,9 +99,8 @@ def test_a_life_of_a_task_costs_the_same_at_any_size(store: FirestoreStore, spy:
         assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 2)
         grid.begin("a", 2, owner="w")
         spy.clear()
-        grid.write(
-            "a", 2, FAILED, attempt=1, ends_attempt=True, block_later_stages=True
-        )  # also blocks b, and decides failure
+        # This write also blocks the stage b and decides the latch of failure.
+        grid.write("a", 2, FAILED, attempt=1, ends_attempt=True, block_later_stages=True)
         assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 2, 5)
 
 
@@ -134,7 +133,7 @@ def test_aggregates_read_a_constant_number_of_documents(store: FirestoreStore, s
     assert cost(spy) == ({"BatchGetDocuments": 1}, 2, 0)
 
 
-def test_the_lowest_missing_cell_is_found_within_two_and_log2_n_counts(store: FirestoreStore, spy: Spy) -> None:
+def test_the_lowest_missing_cell_is_found_with_at_most_2_plus_log2_n_counts(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 64, ("a",))
     for row in [*range(41), 50, 63]:
         grid.write("a", row, 5)
@@ -155,7 +154,7 @@ def test_the_lowest_missing_cell_is_found_within_two_and_log2_n_counts(store: Fi
 
 @pytest.mark.firestore
 @pytest.mark.timeout(600)
-def test_a_full_grid_costs_a_reader_the_same_at_any_size(store: FirestoreStore, spy: Spy) -> None:
+def test_reading_a_full_grid_costs_the_same_at_any_size(store: FirestoreStore, spy: Spy) -> None:
     for rows in (100, 1_000, 10_000):
         grid = Grid.create(store, rows, ("a",), job_id=f"job {rows}")
         missing = rows * 2 // 3
@@ -175,9 +174,7 @@ def test_a_full_grid_costs_a_reader_the_same_at_any_size(store: FirestoreStore, 
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
-def test_a_missing_cell_is_found_wherever_it_is_by_who_knows_nothing(
-    store: FirestoreStore, spy: Spy, rows: int
-) -> None:
+def test_a_new_process_finds_a_missing_cell_wherever_it_is(store: FirestoreStore, spy: Spy, rows: int) -> None:
     grid = Grid.create(store, rows, ("a",))
     dice = random.Random(rows)
     left = list(range(rows))
@@ -191,7 +188,7 @@ def test_a_missing_cell_is_found_wherever_it_is_by_who_knows_nothing(
     assert grid.lowest("a").status == 5
 
 
-def test_what_is_refused_or_repeated_costs_a_look_at_job_and_cell(store: FirestoreStore, spy: Spy) -> None:
+def test_a_rejected_or_repeated_write_reads_job_and_cell(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 2, ("a",))
     grid.run("a", 0)
     grid.write("a", 1, 5, event_id="same")
@@ -199,7 +196,7 @@ def test_what_is_refused_or_repeated_costs_a_look_at_job_and_cell(store: Firesto
         grid.begin("a", 1, delivery=Delivery(0, retries))
     grid.write("a", 1, 6, attempt=2, event_id="same")
     spy.clear()
-    assert grid.begin("a", 0).verdict is not Verdict.BEGUN  # and looks whether what ended it was decided
+    assert grid.begin("a", 0).verdict is not Verdict.BEGUN  # also checks whether the latches were decided
     assert cost(spy) == ({"BatchGetDocuments": 2, SUM: 1}, 4, 0)
     grid.write("a", 1, 6, attempt=2, event_id="same")
     assert cost(spy) == ({"BatchGetDocuments": 1}, 2, 0)
@@ -209,7 +206,7 @@ def test_what_is_refused_or_repeated_costs_a_look_at_job_and_cell(store: Firesto
 
 
 @pytest.mark.parametrize(("when", "commits"), [("before", 2), ("after", 1)])
-def test_a_lost_answer_costs_a_look_and_what_was_not_done(
+def test_a_lost_response_costs_one_read_and_the_missing_commit(
     store: FirestoreStore, spy: Spy, when: str, commits: int
 ) -> None:
     grid = Grid.create(store, 2, ("a",))
@@ -221,7 +218,7 @@ def test_a_lost_answer_costs_a_look_and_what_was_not_done(
     assert cost(spy) == ({"Commit": commits, "BatchGetDocuments": 1}, 2, commits)
 
 
-def test_a_lost_race_costs_a_look_and_the_write_again(store: FirestoreStore, spy: Spy) -> None:
+def test_a_lost_race_costs_one_read_and_a_second_commit(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 2, ("a",))
     grid.write("a", 1, 5)
     with FirestoreStore(store._connection.address) as other:
@@ -242,16 +239,16 @@ def test_the_first_writes_of_a_process_read_the_job_once(store: FirestoreStore, 
 
 
 @pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, check_after=-1.0)])
-def test_a_look_whether_a_running_job_was_decided(store: FirestoreStore, spy: Spy) -> None:
+def test_a_check_for_a_missing_decision_has_a_fixed_cost(store: FirestoreStore, spy: Spy) -> None:
     Grid.create(store, 2, ("a",))
     spy.clear()
     assert store.list_jobs(due=True).jobs == []
     calls, reads, writes = cost(spy)
     assert calls == {"RunQuery": 2, "BatchGetDocuments": 2, SUM: 1, "Commit": 1}
-    assert (reads, writes) == (4 + 1, 1), "one of them for the empty list that was asked for"
+    assert (reads, writes) == (4 + 1, 1), "the empty result of a query counts as one read"
 
 
-def test_a_subscription_reads_the_job_and_what_exists(store: FirestoreStore, spy: Spy) -> None:
+def test_a_subscription_reads_the_job_and_its_existing_states(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
     for row in range(3):
         grid.write("a", row, 5)
@@ -265,7 +262,7 @@ def test_a_subscription_reads_the_job_and_what_exists(store: FirestoreStore, spy
 
 
 @pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, activity_every=-1.0)])
-def test_an_idle_mark_is_one_write(store: FirestoreStore, spy: Spy) -> None:
+def test_storing_the_activity_of_a_job_is_one_write(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
     grid.write("a", 0, 5)
     spy.clear()
@@ -273,7 +270,7 @@ def test_an_idle_mark_is_one_write(store: FirestoreStore, spy: Spy) -> None:
     assert cost(spy) == ({"Commit": 2}, 0, 2)
 
 
-def test_deleting_is_one_read_and_one_commit(store: FirestoreStore, spy: Spy) -> None:
+def test_deleting_a_job_is_one_read_and_one_commit(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store)
     job = grid.job
     spy.clear()
@@ -295,11 +292,13 @@ def test_deleting_a_job_with_its_cells_costs_the_same_beside_any_garbage(
     manager.delete_job()
     calls, reads, writes = cost(spy)
     assert calls == {"BatchGetDocuments": 2, "RunQuery": 3, "Commit": 4}
-    assert (reads, writes) == (2 + 3 + 3 + 1, 2 + 3 + 3 + 1), "the job, its note, cells and tallies, and an empty list"
+    assert (reads, writes) == (2 + 3 + 3 + 1, 2 + 3 + 3 + 1), (
+        "the job, its note, cells and tallies, and one empty result"
+    )
 
 
 def go_states(documents: Documents, count: int) -> None:
-    """Write a job of the Go module with so many states."""
+    """Write a job of the Go module with ``count`` states."""
     documents.put("jobs/go", numTasks=count, deleted=False)
     for start in range(0, count, 400):
         rows = range(start, min(start + 400, count))
@@ -323,7 +322,7 @@ def test_purging_a_job_of_the_go_module_reads_each_state_at_most_twice(
 
 
 def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
-    address: Address, store: FirestoreStore, spy: Spy
+    address: FirestoreAddress, store: FirestoreStore, spy: Spy
 ) -> None:
     documents, rows = Documents(store), 450
     go_states(documents, 600)
@@ -333,7 +332,7 @@ def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
         successor.write("before", row, 5)
     spy.clear()
     for left in (500, 400, 300, 200, 100, 0):
-        with spy.store(address) as fresh:  # another process each time: the place is kept in the store
+        with spy.store(address) as fresh:  # a new process each time: the note stores the position
             assert fresh.purge(100) == 100
         assert len(documents.ids("jobs/go/states")) == rows + left
     _, reads, _ = cost(spy)
@@ -342,8 +341,8 @@ def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
     assert successor.manager().summary().running == rows
 
 
-def test_what_is_purged_is_not_looked_at_again_until_stragglers_have_had_their_time(
-    store: FirestoreStore, spy: Spy, monkeypatch: pytest.MonkeyPatch
+def test_purged_garbage_is_read_again_only_after_a_grace_period(
+    address: FirestoreAddress, store: FirestoreStore, spy: Spy
 ) -> None:
     documents = Documents(store)
     for number in range(5):
@@ -355,8 +354,8 @@ def test_what_is_purged_is_not_looked_at_again_until_stragglers_have_had_their_t
     assert store.purge() == 0
     assert cost(spy) == ({"RunQuery": 2}, 2, 0)
     assert len(documents.ids("jobs_garbage")) == 5
-    monkeypatch.setattr(garbage, "GRACE", -60_000_000)
-    assert purge(store) == 5
+    with FirestoreStore(address, timings=Timings(purge_grace=-60.0)) as later:
+        assert purge(later) == 5
     assert documents.ids("jobs_garbage") == []
 
 
@@ -365,7 +364,7 @@ def test_a_worker_record_is_one_write(store: FirestoreStore, spy: Spy) -> None:
     assert cost(spy) == ({"Commit": 1}, 0, 1)
 
 
-def test_a_list_reads_its_documents_in_pages(store: FirestoreStore, spy: Spy) -> None:
+def test_listing_states_reads_documents_in_pages(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 400)
     for row in range(310):
         grid.write("a", row, 5)

@@ -1,4 +1,4 @@
-"""Long lists of the Firestore store: pages, a deadline for each, and entries that cannot be acted on."""
+"""Long lists of the Firestore store: pages with their own deadlines, and entries that the store cannot process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from firestore_kit import Documents, Spy
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.records import Latch
-from celery_statemanager.stores.firestore import Address, FirestoreStore, database, jobs, workers
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore, database, workers
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.values import Moment
 from celery_statemanager.testing.kit import FINISHED, Grid, every_job
-
-pytestmark = pytest.mark.usefixtures("long_memory")
 
 ATTEMPTS = 700
 WORKERS = 120
@@ -26,7 +25,7 @@ WORKERS = 120
 
 @pytest.fixture
 def store(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+    with spy.store(FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}"), timings=Timings(job_memory=3_600.0)) as store:
         yield store
 
 
@@ -36,14 +35,14 @@ def documents(store: FirestoreStore) -> Documents:
 
 
 def limits(spy: Spy) -> list[int]:
-    """Return the limit of each query since the last time."""
+    """Return the limit of each query since the last call."""
     asked = [request.structured_query for request in spy.requests if hasattr(request, "structured_query")]
     spy.clear()
     return [query.limit.value for query in asked]
 
 
 def open_attempts(store: FirestoreStore, documents: Documents, count: int) -> None:
-    """Copy one open attempt to so many rows."""
+    """Copy one open attempt to ``count`` rows."""
     grid = Grid.create(store, count, ("a",))
     grid.begin("a", 0, owner="w")
     cell = documents.get("jobs/job/states/a:0")
@@ -80,30 +79,25 @@ def test_each_page_has_the_whole_timeout(store: FirestoreStore, spy: Spy, docume
     store._connection.timeout = timeout = 1.0
     found = iter(store.list_open_attempts() if listed == "attempts" else store.list_workers())
     next(found)
-    threading.Event().wait(timeout)  # the caller is at work on the first page for longer than a call may take
+    threading.Event().wait(timeout)  # the caller processes the first page for longer than the timeout
     lost = iter([("before", grpc.StatusCode.UNAVAILABLE)])
     spy.fault = lambda method, request: next(lost, None)
     assert len(list(found)) == (database.PAGE if listed == "attempts" else workers.PAGE)
 
 
-def overdue_job(store: FirestoreStore, documents: Documents, job_id: str) -> Grid:
-    """Create a job whose only cell has ended, while the process that was to decide its latches died."""
-    grid = Grid.create(store, 1, ("a",), job_id=job_id, success="call")
-    undecided = documents.get(f"jobs/{job_id}")
-    grid.write("a", 0, FINISHED)
-    documents.put(f"jobs/{job_id}", **undecided)
-    return grid
-
-
 @pytest.fixture
-def overdue(store: FirestoreStore, documents: Documents, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Create 25 overdue jobs and return their names, the most overdue first."""
+def overdue(store: FirestoreStore, documents: Documents) -> list[str]:
+    """Create 25 overdue jobs and return their names, the most overdue first.
+
+    The only cell of each job has ended, and its latches are undecided.
+    """
     names = [f"job {number:02}" for number in range(25)]
+    began = store.now() - 3_600_000_000
     for number, name in enumerate(names):
-        monkeypatch.setattr(jobs, "CHECK_AFTER", -3_600_000_000 + number * 1_000_000)
-        overdue_job(store, documents, name)
-    monkeypatch.setattr(jobs, "CHECK_AFTER", 60_000_000)
-    store._jobs._known.clear()
+        grid = Grid.create(store, 1, ("a",), job_id=name, success="call")
+        undecided = documents.get(f"jobs/{name}")
+        grid.write("a", 0, FINISHED)
+        documents.put(f"jobs/{name}", **undecided | {"checkAfter": Moment(began + number)})
     return names
 
 
@@ -117,7 +111,7 @@ def test_all_overdue_jobs_are_decided_by_one_listing_page_by_page(
     assert {*limits(spy)} == {10, 101}
 
 
-def test_overdue_jobs_are_listed_once_though_they_become_due_while_they_are_listed(
+def test_overdue_jobs_that_become_due_during_a_listing_are_listed_once(
     store: FirestoreStore, overdue: list[str]
 ) -> None:
     for limit in (1, 4):
@@ -125,16 +119,16 @@ def test_overdue_jobs_are_listed_once_though_they_become_due_while_they_are_list
         assert sorted(listed) == overdue, limit
 
 
-def test_documents_that_are_no_jobs_do_not_hide_overdue_jobs(
+def test_foreign_documents_do_not_hide_overdue_jobs(
     store: FirestoreStore, documents: Documents, overdue: list[str]
 ) -> None:
-    """Another program's documents, or a later release's, stay the most overdue for ever."""
+    """Documents of other programs or of later releases always stay the most overdue ones."""
     for number in range(12):
         documents.put(f"jobs/other {number}", checkAfter=Moment(number + 1))
     assert sorted(job.job_id for job in every_job(store, due=True)) == overdue
 
 
-def test_jobs_that_the_server_refuses_to_change_do_not_hide_others(
+def test_jobs_that_cannot_be_changed_do_not_hide_others(
     store: FirestoreStore, spy: Spy, documents: Documents, overdue: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     refused = {documents.name(f"jobs/{name}") for name in overdue[:12]}
@@ -150,7 +144,7 @@ def test_jobs_that_the_server_refuses_to_change_do_not_hide_others(
     assert f"job {overdue[0]!r}" in caplog.text
 
 
-def test_a_job_that_others_change_each_time_does_not_hide_others(
+def test_a_contended_job_does_not_hide_others(
     store: FirestoreStore, spy: Spy, documents: Documents, overdue: list[str]
 ) -> None:
     contended = overdue[0]
@@ -164,14 +158,14 @@ def test_a_job_that_others_change_each_time_does_not_hide_others(
     assert sorted(job.job_id for job in every_job(store, due=True)) == overdue[1:]
 
 
-def test_a_store_that_is_away_ends_the_listing(store: FirestoreStore, spy: Spy, overdue: list[str]) -> None:
+def test_an_unavailable_store_ends_the_listing(store: FirestoreStore, spy: Spy, overdue: list[str]) -> None:
     store._connection.timeout = 0.2
     spy.fault = lambda method, request: ("before", grpc.StatusCode.UNAVAILABLE) if method == "Commit" else None
     with pytest.raises(StoreUnavailable):
         list(every_job(store, due=True))
 
 
-def test_what_becomes_due_by_a_look_is_listed_under_the_other_filters_too(
+def test_jobs_that_become_due_during_a_listing_match_its_other_filters(
     store: FirestoreStore, overdue: list[str]
 ) -> None:
     later = store.now() + 3_600_000_000

@@ -1,4 +1,4 @@
-"""The window that only Firestore has: a process is killed after its last cell's write and before the decision."""
+"""A process is killed after the last cell's write and before the decision, which only Firestore separates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ grid.end("a", 0)
 
 
 class SweepActions:
-    """Notes which jobs' callbacks a sweep would publish."""
+    """Record the jobs whose callbacks a sweep would publish."""
 
     def __init__(self) -> None:
         self.published: list[str] = []
@@ -40,14 +40,14 @@ class SweepActions:
         return 1
 
 
-def test_a_decision_that_was_never_made_is_made_by_the_sweep(firestore_emulator: str) -> None:
+def test_the_sweep_makes_the_decision_that_a_killed_process_missed(firestore_emulator: str) -> None:
     url = f"firestore://test-{uuid.uuid4().hex[:12]}"
     with open_store(url, timeout=20, timings=Timings(check_after=-1.0, recheck_after=-1.0)) as store:
         grid = Grid.create(store, 1, ("a",), success="{}")
         killed = subprocess.run([sys.executable, "-c", WRITER, url], timeout=60, check=False)
         assert (killed.returncode, grid.cell("a", 0).status, grid.decided) == (-9, FINISHED, set())
-        hands = SweepActions()
-        for _ in range(2):  # one look decides, and what was decided a moment ago is left to its decider
-            Sweep(store, hands, lease=0.001, max_lost=3).run()
+        actions = SweepActions()
+        for _ in range(2):  # the first sweep decides, and the second one publishes
+            Sweep(store, actions, lease=0.001, max_lost=3).run()
         assert grid.decided == {"success", "settled"}
-        assert hands.published == ["job"]
+        assert actions.published == ["job"]

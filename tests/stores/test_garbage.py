@@ -81,10 +81,10 @@ def at_every_step(
 def test_an_idle_job_is_tombstoned_then_deleted_completely(store: Store) -> None:
     grid = create_idle_job(store)
     assert collect_garbage(store, **LATER) == GarbageReport()
-    told: list[tuple[str, object]] = []
-    report = collect_garbage(store, **TOMBSTONE, tell=lambda job, what: told.append((job.job_id, what)))
+    reported: list[tuple[str, object]] = []
+    report = collect_garbage(store, **TOMBSTONE, tell=lambda job, what: reported.append((job.job_id, what)))
     assert report == GarbageReport(scanned=1, tombstoned=1)
-    assert told == [("job", Act.TOMBSTONED)]
+    assert reported == [("job", Act.TOMBSTONED)]
     assert grid.state("a", 0).status == 5
     assert collect_garbage(store, **TOMBSTONE) == GarbageReport(scanned=1)
     report = collect_garbage(store, **DELETE)
@@ -310,7 +310,7 @@ def test_ages_are_counted_from_the_last_write_by_the_stores_clock(store_factory:
 
 
 @pytest.mark.parametrize(
-    ("ages", "words"),
+    ("ages", "message"),
     [
         (("30d", "30d"), "the delete age (30d) must be longer than the tombstone age (30d)"),
         (("4w", 3600), "the delete age (1h) must be longer than the tombstone age (28d)"),
@@ -318,10 +318,10 @@ def test_ages_are_counted_from_the_last_write_by_the_stores_clock(store_factory:
         (("30d", None), "delete age: a duration is a text, a number of seconds or a timedelta, not None"),
     ],
 )
-def test_invalid_ages_are_rejected(ages: tuple[Any, Any], words: str) -> None:
+def test_invalid_ages_are_rejected(ages: tuple[Any, Any], message: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         collect_garbage(WrappedStore(None), tombstone_age=ages[0], delete_age=ages[1])  # type: ignore[arg-type]
-    assert str(raised.value).startswith(words)
+    assert str(raised.value).startswith(message)
 
 
 CHILD = """

@@ -88,7 +88,7 @@ def test_open_store_opens_a_full_store_by_its_url(tmp_path, monkeypatch):
 )
 def test_open_store_refuses_a_store_that_lacks_a_capability(store_class, lacking, tmp_path, monkeypatch):
     plugin(monkeypatch, store_class)
-    reason = rf"{store_class.__name__} is no FullStore \(it lacks {lacking}\), .* pass it to Manager"
+    reason = rf"{store_class.__name__} is not a FullStore \(it lacks {lacking}\), .* pass it to Manager"
     with pytest.raises(ConfigurationError, match=reason):
         open_store(f"folder://{tmp_path}")
 

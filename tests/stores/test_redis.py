@@ -109,8 +109,8 @@ class TestCosts:
         assert calls(client)["evalsha"] == 2
 
 
-class TestPortions:
-    def test_open_attempts_of_one_job_are_read_in_portions(self, store, client):
+class TestBatches:
+    def test_open_attempts_of_one_job_are_read_in_batches(self, store, client):
         grid = Grid.create(store, 1_300, ("a",))
         for row in range(1_300):
             grid.begin("a", row, owner="w")
@@ -120,7 +120,7 @@ class TestPortions:
         assert made["sscan"] >= 3
         assert "smembers" not in made
 
-    def test_worker_records_are_read_in_portions(self, store, client):
+    def test_worker_records_are_read_in_batches(self, store, client):
         for number in range(300):
             store.put_worker(f"w{number}", "x" * 100, 30)
         client.config_resetstat()
@@ -131,7 +131,7 @@ class TestPortions:
 
 
 class TestContention:
-    def test_an_adoption_of_a_job_that_gains_a_tag_at_each_try_pauses_and_ends(self, store, redis_server, prefix):
+    def test_an_adoption_pauses_and_ends_when_the_job_gains_a_tag_each_time(self, store, redis_server, prefix):
         grid = Grid.create(store)
         tries = []
         with open_store(redis_server.url, prefix=prefix, timeout=0.5) as adopting:
@@ -219,8 +219,8 @@ class TestRegistry:
         due.run("a", 0)
         list(store.list_open_attempts())
         assert client.zcard(live) == 3
-        monkeypatch.setattr("celery_statemanager.stores.redis.listing.REST_AFTER", 0.0)
-        monkeypatch.setattr(registry, "REST_AFTER", 0.0)
+        monkeypatch.setattr("celery_statemanager.stores.redis.listing.QUIET_AFTER", 0.0)
+        monkeypatch.setattr(registry, "QUIET_AFTER", 0.0)
         assert [each.ref for each in store.list_open_attempts()] == [busy.ref]
         assert {ref_of(entry) for entry in client.zrange(live, 0, -1)} == {busy.ref, due.ref}
         monkeypatch.setattr(registry, "TOUCH_INTERVAL", 0.0)
@@ -229,25 +229,25 @@ class TestRegistry:
 
     def test_a_recently_active_job_stays_in_the_live_set(self, store, client, prefix):
         grid = Grid.create(store)
-        store._registry.rest(entry_of(grid.ref).encode())
+        store._registry.mark_quiet(entry_of(grid.ref).encode())
         assert client.zcard(f"{prefix}:{{*}}:live") == 1
 
     def test_an_interrupted_create_or_delete_is_cleaned_up(self, store, client, prefix, monkeypatch):
         store._registry.register(JobRef(JobKey("never created"), "0f"))
         grid = Grid.create(store)
         grid.write("a", 0, 5)
-        monkeypatch.setattr(store._registry, "trash", lambda ref: None)
+        monkeypatch.setattr(store._registry, "queue_purge", lambda ref: None)
         store.delete_job(grid.job)
         assert store.list_jobs().jobs == []
         assert purge(store) == 0
-        monkeypatch.setattr(registry, "HEAL_AFTER", 0.0)
+        monkeypatch.setattr(registry, "ORPHANED_AFTER", 0.0)
         assert store.list_jobs().jobs == []
         assert purge(store) > 0
         assert list(client.scan_iter(f"{prefix}:*")) == []
 
     def test_listing_open_attempts_cleans_up_an_interrupted_create(self, store, client, prefix, monkeypatch):
         store._registry.register(JobRef(JobKey("never created"), "0f"))
-        monkeypatch.setattr(registry, "HEAL_AFTER", 0.0)
+        monkeypatch.setattr(registry, "ORPHANED_AFTER", 0.0)
         assert list(store.list_open_attempts()) == []
         assert client.zcard(f"{prefix}:{{*}}:jobs") == 0
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 import redis
 
-from celery_statemanager.stores.redis.connections import MOST_IDLE, Connections
+from celery_statemanager.stores.redis.connections import MAX_IDLE, Connections
 
 OURS = "connections-under-test"
 BLOCKED = "b"
@@ -125,7 +125,7 @@ def test_a_child_process_uses_its_own_connections(connections):
 
 
 def test_idle_connections_are_limited(connections, client):
-    callers = MOST_IDLE + 8
+    callers = MAX_IDLE + 8
     threads = [threading.Thread(target=ask, args=(connections, "BLPOP", f"go {n}", 20)) for n in range(callers)]
     for thread in threads:
         thread.start()
@@ -136,9 +136,9 @@ def test_idle_connections_are_limited(connections, client):
         client.rpush(f"go {number}", "x")
     for thread in threads:
         thread.join()
-    while open_connections(client) > MOST_IDLE:
+    while open_connections(client) > MAX_IDLE:
         pause.wait(0.01)
-    assert open_connections(client) == MOST_IDLE
+    assert open_connections(client) == MAX_IDLE
 
 
 def test_a_closed_pool_keeps_no_connection(connections, client):

@@ -45,9 +45,9 @@ def each_store(request, prefix):
 @pytest.fixture
 def in_small_batches(monkeypatch):
     """Make every set too large for one reply, and batches small."""
-    monkeypatch.setattr(reader, "SMALL", 1)
-    monkeypatch.setattr(rowsets, "AT_ONCE", 20)
-    monkeypatch.setattr(rowsets, "BYTES_AT_ONCE", 7)
+    monkeypatch.setattr(reader, "MAX_SET_MEMBERS", 1)
+    monkeypatch.setattr(rowsets, "CHUNK", 20)
+    monkeypatch.setattr(rowsets, "CHUNK_BYTES", 7)
 
 
 @pytest.fixture

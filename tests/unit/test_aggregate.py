@@ -72,7 +72,7 @@ def test_expected_cells_are_the_planned_ones_or_every_row_of_every_written_tag()
     assert expects(FREE, "z", 0)
 
 
-FELL = Latch(None, 1)
+DECIDED = Latch(None, 1)
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,15 @@ FELL = Latch(None, 1)
         (PLANNED, Tally(ended=1, failed=1, failed_final=1), ("failure",)),
         (PLANNED, Tally(ended=1, failed=1), ()),
         (PLANNED, Tally(ended=6, failed=6), ("settled",)),
-        (PLANNED.with_latches(failure=FELL), Tally(ended=2, failed=2, failed_final=2), ()),
-        (PLANNED.with_latches(failure=FELL), Tally(succeeded=6, ended=6), ("success", "settled")),
-        (PLANNED.with_latches(success=FELL, settled=FELL), Tally(succeeded=6, ended=6), ()),
+        (PLANNED.with_latches(failure=DECIDED), Tally(ended=2, failed=2, failed_final=2), ()),
+        (PLANNED.with_latches(failure=DECIDED), Tally(succeeded=6, ended=6), ("success", "settled")),
+        (PLANNED.with_latches(success=DECIDED, settled=DECIDED), Tally(succeeded=6, ended=6), ()),
         (cancelled(PLANNED), Tally(), ("settled",)),
         (cancelled(PLANNED), Tally(pending=1), ()),
         (cancelled(PLANNED), Tally(ended=6, pending=1), ()),
         (cancelled(PLANNED), Tally(ended=1, failed_final=1), ("failure", "settled")),
         (cancelled(PLANNED), Tally(ended=6, succeeded=6), ("success", "settled")),
-        (cancelled(PLANNED).with_latches(settled=FELL), Tally(), ()),
+        (cancelled(PLANNED).with_latches(settled=DECIDED), Tally(), ()),
     ],
 )
 def test_latches_are_decided_when_their_condition_is_met(job: Any, tally: Tally, expected: tuple[str, ...]) -> None:
@@ -108,7 +108,7 @@ def column(tally: Tally, expected: int = 4, tag: str = "a", **sets: IndexSet) ->
     ("job", "columns", "expected"),
     [
         (PLANNED, [column(Tally(ended=4))], False),
-        (PLANNED.with_latches(settled=FELL), [column(Tally())], True),
+        (PLANNED.with_latches(settled=DECIDED), [column(Tally())], True),
         (FREE, [], False),
         (FREE, [column(Tally(ended=4))], True),
         (FREE, [column(Tally(ended=4)), column(Tally(ended=3))], False),

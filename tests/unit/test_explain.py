@@ -12,6 +12,7 @@ from celery_statemanager.manager import Manager
 from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Submission, Write, new_event_id, new_job
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FakeClock
+from celery_statemanager.testing.kit import workers
 
 UNSWEPT = "no sweep yet, start a worker or beat, or run sweep-state"
 WORKER = "pod-3:4711:ab12"
@@ -102,7 +103,7 @@ def test_a_running_row_reports_worker_attempt_and_age(store, job, clock):
     clock.advance(94)
     leases.renew(store, WORKER, Report([cell_name(job.ref, "scan", 1)]), 30.0)
     clock.advance(9)
-    until = clock_time(leases.workers(store)[WORKER].lease_until)
+    until = clock_time(workers(store)[WORKER].lease_until)
     expected = f"running on pod-3, worker pid 4711, attempt 1, last write 103 s ago, lease until {until} (21 s more)"
     assert ("scan", "1", "running", expected) in reasons(store, job)
 

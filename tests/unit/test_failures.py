@@ -1,4 +1,4 @@
-"""Failed cells by cause: messages that differ in numbers, blocked stages, bounded memory."""
+"""Failed cells grouped by cause: messages that differ only in numbers, causes before consequences, bounded memory."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def not_run(cause: State, tag: str) -> State:
     return State("job", cause.task_index, tag, cell.status, cell.message, version=1)
 
 
-def as_text(report: FailureReport) -> list[tuple[str, str, str, dict[str, str]]]:
+def brief(report: FailureReport) -> list[tuple[str, str, str, dict[str, str]]]:
     return [
         (each.cause.tag, each.text, str(each.rows.first), {tag: str(rows.first) for tag, rows in each.not_run.items()})
         for each in report.groups
     ]
 
 
-def test_a_failed_stage_and_the_stages_it_blocked_are_one_group() -> None:
+def test_a_failed_row_is_grouped_with_its_later_stages() -> None:
     causes = [failed("scan", row, f"ValueError: no such page: {row}") for row in range(3, 61)]
     states = [not_run(each, tag) for tag in ("read", "save") for each in causes] + causes
     (group,) = group_failures(states).groups
@@ -54,9 +54,9 @@ def test_a_failed_stage_and_the_stages_it_blocked_are_one_group() -> None:
     assert (group.message, group.text) == ("ValueError: no such page: 3", "ValueError: no such page: #")
 
 
-def test_a_group_shows_the_whole_message_if_all_messages_are_equal() -> None:
+def test_a_message_is_shown_whole_if_all_are_equal() -> None:
     states = [failed("scan", row, "code 42 from host 7") for row in (1, 2)]
-    assert as_text(group_failures(states)) == [("scan", "code 42 from host 7", "1-2", {})]
+    assert brief(group_failures(states)) == [("scan", "code 42 from host 7", "1-2", {})]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_group_shows_the_whole_message_if_all_messages_are_equal() -> None:
         ("digest 9f86d081", "digest 4"),
     ],
 )
-def test_messages_that_differ_in_numbers_have_the_same_cause(one: str, other: str) -> None:
+def test_messages_that_differ_in_numbers_have_one_cause(one: str, other: str) -> None:
     report = group_failures([failed("scan", 1, one), failed("scan", 2, other)])
     assert [group.rows.count for group in report.groups] == [2]
 
@@ -83,7 +83,7 @@ def test_tag_status_and_text_distinguish_causes() -> None:
 
 
 @given(tag=st.text(min_size=1), message=st.none() | st.text(), status=st.integers(-(2**31), -1))
-def test_a_blocked_cell_has_the_cause_of_the_failed_stage(tag: str, message: str | None, status: int) -> None:
+def test_a_cell_that_was_not_run_has_the_cause_of_the_failed_stage(tag: str, message: str | None, status: int) -> None:
     cause = failed(tag, 7, message, status)
     assume(not cause_of(cause)[2] and message != str(status))
     assert cause_of(not_run(cause, "later")) == (*cause_of(cause)[:2], True)
@@ -92,17 +92,17 @@ def test_a_blocked_cell_has_the_cause_of_the_failed_stage(tag: str, message: str
 @pytest.mark.parametrize(
     "message", ["not run: stage 'a\nb' failed: x", "not run: stage '\\x' failed: x", "not run: stage a failed: x"]
 )
-def test_an_application_message_that_resembles_a_blocked_cell_is_its_own_cause(message: str) -> None:
+def test_a_message_that_only_resembles_a_blocked_one_is_a_separate_cause(message: str) -> None:
     cause, text, was_not_run = cause_of(failed("scan", 1, message))
     assert (cause.tag, text, was_not_run) == ("scan", message, False)
 
 
-def test_groups_are_ordered_by_size_and_causes_without_failed_rows_come_last() -> None:
+def test_the_largest_cause_comes_first_and_an_unrecorded_one_last() -> None:
     few, many = failed("scan", 0, "few"), [failed("save", row, "many") for row in (5, 6, 9)]
     unseen = [not_run(failed("early", row, "unseen"), "scan") for row in range(20, 40)]
     two = [failed("scan", row, "two") for row in (3, 4)]
     report = group_failures([*unseen, few, not_run(few, "save"), *many, *two])
-    assert as_text(report) == [
+    assert brief(report) == [
         ("save", "many", "5-6,9", {}),
         ("scan", "two", "3-4", {}),
         ("scan", "few", "0", {"save": "0"}),
@@ -116,7 +116,7 @@ def test_a_cell_belongs_to_the_cause_of_its_newest_state() -> None:
     assert (failures.record(cause), failures.record(not_run(cause, "save"))) == (True, False)
     assert failures.record(failed("scan", 1, "second")) is True
     assert failures.record(failed("save", 1, "of its own")) is True
-    assert as_text(failures.report()) == [("scan", "second", "1", {}), ("save", "of its own", "1", {})]
+    assert brief(failures.report()) == [("scan", "second", "1", {}), ("save", "of its own", "1", {})]
     assert failures.record(State("job", 1, "scan", 1)) is None
     failures.discard("save", 1)
     failures.discard("save", 1)
@@ -124,7 +124,7 @@ def test_a_cell_belongs_to_the_cause_of_its_newest_state() -> None:
     assert failures.report() == FailureReport([])
 
 
-def test_recording_a_state_twice_changes_nothing() -> None:
+def test_repeating_a_state_changes_nothing() -> None:
     failures, cause = Failures(), failed("scan", 1)
     for _ in range(3):
         failures.record(cause)
@@ -134,11 +134,11 @@ def test_recording_a_state_twice_changes_nothing() -> None:
 
 
 def words(number: int) -> str:
-    """Return a text without digits that is different for each number."""
+    """Spell a number without digits."""
     return "".join(chr(ord("g") + int(digit)) for digit in str(number))
 
 
-def test_causes_beyond_the_maximum_are_counted_and_a_frequent_one_gets_a_group() -> None:
+def test_causes_beyond_the_limit_are_counted_and_a_frequent_one_is_kept() -> None:
     failures = Failures()
     for row in range(200):
         cause = failed("scan", row, f"cannot read {words(row)}")
@@ -152,7 +152,7 @@ def test_causes_beyond_the_maximum_are_counted_and_a_frequent_one_gets_a_group()
     assert (report.other_failed, report.other_not_run) == (200 - (MOST_GROUPS - 1),) * 2
 
 
-def test_a_group_with_more_than_one_row_is_never_replaced() -> None:
+def test_a_cause_with_several_rows_is_always_kept() -> None:
     failures = Failures(most_groups=2)
     for row in range(4):
         failures.record(failed("scan", row, "one" if row % 2 else "two"))
@@ -164,7 +164,7 @@ def test_a_group_with_more_than_one_row_is_never_replaced() -> None:
     assert failures.report().other_failed == 0
 
 
-def test_a_report_limits_the_ranges_and_counts_all_rows() -> None:
+def test_a_report_names_a_limited_number_of_ranges_and_counts_all() -> None:
     (group,) = group_failures(failed("scan", row) for row in range(0, 10_000, 2)).groups
     assert (len(group.rows), group.rows.complete) == (5_000, False)
     assert group.rows.first == IndexSet(range(0, 2 * MOST_RANGES, 2))
@@ -172,7 +172,7 @@ def test_a_report_limits_the_ranges_and_counts_all_rows() -> None:
     assert (str(whole.rows.first), whole.rows.complete) == ("0-9999", True)
 
 
-def test_failures_equal_a_recount_after_random_changes() -> None:
+def test_a_report_agrees_with_a_recount_after_any_changes() -> None:
     rng = random.Random(12)
     failures = Failures()
     cells: dict[tuple[str, int], State] = {}
@@ -215,6 +215,6 @@ def test_a_million_failed_rows_take_little_memory() -> None:
     assert taken < 3_000_000
 
 
-def test_only_the_beginning_of_a_long_message_distinguishes_causes() -> None:
+def test_the_message_of_a_cause_is_truncated() -> None:
     one = cause_of(failed("scan", 1, "1" * 65_000 + "g"))[0]
     assert len(one.message) < 300

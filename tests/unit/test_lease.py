@@ -27,7 +27,7 @@ from celery_statemanager.metrics import Metrics
 from celery_statemanager.records import Submission, new_job
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid
-from celery_statemanager.testing.kit import PATIENCE
+from celery_statemanager.testing.kit import PATIENCE, workers
 
 LEASE = 0.6
 LONGEST = "\N{SNOWMAN}" * 200
@@ -249,7 +249,7 @@ class Worker:
 
     @property
     def record(self):
-        return leases.workers(self._store)["w"]
+        return workers(self._store)["w"]
 
     def _binding(self, row):
         return Binding(self.grid.ref, row, "a")
@@ -396,13 +396,13 @@ def test_record_lists_as_many_messages_as_every_store_accepts(patient):
         patient.held_messages.add(request)
     lease = Lease(patient, "w")
     lease.renew()
-    record = leases.workers(patient.store)["w"]
+    record = workers(patient.store)["w"]
     rows = [row.task_index for row in Report.from_record(record).received]
     assert rows == [*range(len(rows))]
     assert len(rows) < len(held)
     assert 700_000 < len(record.body.encode()) < 1_000_000
     lease.renew_if_needed()
-    assert leases.workers(patient.store)["w"] == record
+    assert workers(patient.store)["w"] == record
 
 
 def test_record_with_more_cells_than_it_has_room_for_is_accepted_by_every_store(patient, caplog):
@@ -417,7 +417,7 @@ def test_record_with_more_cells_than_it_has_room_for_is_accepted_by_every_store(
 
     def renewed():
         lease.renew()
-        record = leases.workers(patient.store)["w"]
+        record = workers(patient.store)["w"]
         assert len(record.body.encode()) <= leases.MOST_BYTES
         return Report.from_record(record)
 

@@ -88,7 +88,7 @@ def test_the_log_fields_of_a_cell():
     assert Binding(job.ref, 2, "a").log_extra == {"job_id": "etl-42", "task_index": 2, "tag": "a"}
 
 
-def test_a_state_that_waits_for_the_store_is_told_with_its_cell(caplog):
+def test_a_state_that_waits_for_the_store_is_logged_with_its_cell(caplog):
     backlog, tried = Backlog(), threading.Event()
 
     def write():

@@ -64,7 +64,7 @@ def test_a_uuid_is_a_job_id_and_a_run_token() -> None:
 
 
 @pytest.mark.parametrize("job_id", [5, b"etl", 5.0, ["etl"]])
-def test_an_invalid_name_is_rejected_as_job_id(job_id: Any) -> None:
+def test_a_job_id_of_another_type_is_rejected(job_id: Any) -> None:
     with pytest.raises(TypeError, match="job_id must be a string or a UUID, not"):
         Manager.create(open_store("memory://"), job_id, num_tasks=1)
 
@@ -79,7 +79,7 @@ READS: dict[str, Callable[[Manager], object]] = {
 
 @pytest.mark.parametrize("tags", [("a",), None], ids=["planned", "without a plan"])
 @pytest.mark.parametrize("read", READS)
-def test_reading_a_planned_tag_takes_one_store_call(
+def test_a_tag_without_written_cells_is_read_by_one_call(
     monkeypatch: pytest.MonkeyPatch, read: str, tags: tuple[str, ...] | None
 ) -> None:
     calls: list[str] = []
@@ -91,7 +91,7 @@ def test_reading_a_planned_tag_takes_one_store_call(
     assert len(calls) == 1
 
 
-def test_reading_a_written_unplanned_tag_takes_one_store_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_written_unplanned_tag_is_read_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     store = FaultyStore(open_store("memory://"))
     manager = Manager.create(store, "job", num_tasks=1, task_index=0, tags=("planned",))
@@ -103,7 +103,7 @@ def test_reading_a_written_unplanned_tag_takes_one_store_call(monkeypatch: pytes
     assert len(calls) == len(READS)
 
 
-def test_an_error_names_at_most_ten_tags() -> None:
+def test_an_error_names_only_as_many_tags_as_fit() -> None:
     manager = Manager.create(open_store("memory://"), "job", num_tasks=1, tags=[f"tag-{n}" for n in range(500)])
     with pytest.raises(ValueError, match=r"'tag-0', 'tag-1', .* and 490 more") as caught:
         manager.get_state("typo")

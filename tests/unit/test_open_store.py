@@ -32,13 +32,13 @@ def test_the_error_for_an_unknown_scheme_makes_no_suggestion() -> None:
     "url", ["", "states.db", "/tmp/x.db", "memory", "memory:", "memory:/x", "://x", "9p://x", " memory://"]
 )
 def test_the_error_for_other_text_contains_an_example(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"a store is named by a URL like 'sqlite:///states\.db'"):
+    with pytest.raises(ConfigurationError, match=r"is not the URL of a store; use a URL like 'sqlite:///states\.db'"):
         open_store(url)
 
 
 @pytest.mark.parametrize("url", [None, 7, True, b"memory://", ..., ["memory://"]], ids=repr)
 def test_a_url_must_be_a_string(url: Any) -> None:
-    with pytest.raises(ConfigurationError, match="a store is named by a URL"):
+    with pytest.raises(ConfigurationError, match="is not the URL of a store"):
         open_store(url)
 
 
@@ -51,7 +51,7 @@ def test_an_unknown_option_is_rejected(url: str, tmp_path: Any) -> None:
 @pytest.mark.parametrize("timeout", [None, "5", True, [5], -1, float("nan"), float("inf")], ids=repr)
 @pytest.mark.parametrize("url", ["memory://", "sqlite:///{}/x.db", "redis://127.0.0.1", "firestore://project"])
 def test_an_invalid_timeout_is_rejected(url: str, timeout: Any, tmp_path: Any) -> None:
-    with pytest.raises(ConfigurationError, match="a store's timeout is a number of seconds, not"):
+    with pytest.raises(ConfigurationError, match="a store's timeout must be a number of seconds, not"):
         open_store(url.format(tmp_path), timeout=timeout)
 
 
@@ -63,7 +63,7 @@ def test_a_valid_timeout_is_accepted(url: str, timeout: float, tmp_path: Any) ->
 
 @pytest.mark.parametrize("timeout", ["nan", "inf", "-1"])
 def test_an_invalid_timeout_in_a_url_is_rejected(timeout: str) -> None:
-    with pytest.raises(ConfigurationError, match="a store's timeout is a number of seconds, not"):
+    with pytest.raises(ConfigurationError, match="a store's timeout must be a number of seconds, not"):
         open_store(f"redis://127.0.0.1?timeout={timeout}")
 
 

@@ -36,10 +36,10 @@ RUNNING = Cell(
     1, version=2, event_id="r", attempt=2, open=True, delivery=Delivery(1, 1), owner="w", kept="m", began_at=9
 )
 RETRYING = Cell(1, version=3, event_id="t", attempt=2, delivery=Delivery(1, 2), kept="m")
-SAID_DONE = replace(RUNNING, status=FINISHED)
-SAID_BAD = replace(RUNNING, status=-42, message="mine")
+WROTE_DONE = replace(RUNNING, status=FINISHED)
+WROTE_ERROR = replace(RUNNING, status=-42, message="mine")
 DONE = Cell(FINISHED, version=4, event_id="d", attempt=2, delivery=Delivery(1, 1))
-BAD = Cell(FAILED, version=4, event_id="b", attempt=2, delivery=Delivery(1, 1))
+ERROR = Cell(FAILED, version=4, event_id="b", attempt=2, delivery=Delivery(1, 1))
 BLOCKED = Cell(FAILED, version=1, event_id="x", blocked_by="z")
 HALFWAY = Cell(50, version=1, event_id="h")
 
@@ -59,19 +59,19 @@ BEGINS: list[tuple[Any, Cell, dict[str, Any], Verdict]] = [
     (JOB, RUNNING, {"delivery": EQUAL, "supersedes": 2}, Verdict.BEGUN),
     (JOB, RUNNING, {"delivery": EARLIER, "supersedes": 2}, Verdict.BEGUN),
     (JOB, RUNNING, {"takes_over": True}, Verdict.BEGUN),
-    (JOB, SAID_DONE, {"delivery": EQUAL}, Verdict.DUPLICATE),
-    (JOB, SAID_DONE, {"delivery": LATER}, Verdict.BEGUN),
-    (JOB, SAID_BAD, {"delivery": EQUAL}, Verdict.DUPLICATE),
+    (JOB, WROTE_DONE, {"delivery": EQUAL}, Verdict.DUPLICATE),
+    (JOB, WROTE_DONE, {"delivery": LATER}, Verdict.BEGUN),
+    (JOB, WROTE_ERROR, {"delivery": EQUAL}, Verdict.DUPLICATE),
     (JOB, RETRYING, {"delivery": EQUAL}, Verdict.STALE),
     (JOB, RETRYING, {"delivery": EQUAL, "supersedes": 2}, Verdict.STALE),
     (JOB, RETRYING, {"delivery": LATER}, Verdict.BEGUN),
-    (JOB, BAD, {"delivery": EARLIER}, Verdict.STALE),
-    (JOB, BAD, {"delivery": EQUAL}, Verdict.BEGUN),
+    (JOB, ERROR, {"delivery": EARLIER}, Verdict.STALE),
+    (JOB, ERROR, {"delivery": EQUAL}, Verdict.BEGUN),
     (JOB, DONE, {"delivery": LATER}, Verdict.FINISHED),
     (JOB, DONE, {"takes_over": True}, Verdict.FINISHED),
     (JOB, DONE, {"supersedes": 2}, Verdict.FINISHED),
     (SETTLED_JOB, NEW, {}, Verdict.CLOSED),
-    (SETTLED_JOB, BAD, {"takes_over": True}, Verdict.CLOSED),
+    (SETTLED_JOB, ERROR, {"takes_over": True}, Verdict.CLOSED),
     (SETTLED_JOB, RUNNING, {"delivery": LATER}, Verdict.CLOSED),
     (SETTLED_JOB, DONE, {}, Verdict.FINISHED),
     (SETTLED_JOB, NEW, {"task_index": CALLBACK_ROW}, Verdict.BEGUN),
@@ -79,7 +79,7 @@ BEGINS: list[tuple[Any, Cell, dict[str, Any], Verdict]] = [
     (CANCELLED_JOB, NEW, {}, Verdict.CANCELLED),
     (CANCELLED_JOB, RUNNING, {"takes_over": True}, Verdict.CANCELLED),
     (CANCELLED_JOB, RUNNING, {"delivery": LATER}, Verdict.CANCELLED),
-    (CANCELLED_JOB, BAD, {"delivery": LATER}, Verdict.CANCELLED),
+    (CANCELLED_JOB, ERROR, {"delivery": LATER}, Verdict.CANCELLED),
     (CANCELLED_JOB, RETRYING, {"delivery": LATER}, Verdict.CANCELLED),
     (CANCELLED_JOB, DONE, {}, Verdict.FINISHED),
     (CANCELLED_JOB, NEW, {"task_index": CALLBACK_ROW}, Verdict.BEGUN),
@@ -142,9 +142,9 @@ REJECTED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
     (JOB, RETRYING, {"when": When.OPEN}, AttemptSuperseded),
     (JOB, DONE, {"when": When.OPEN, "attempt": 2}, AttemptSuperseded),
     (JOB, RUNNING, {"when": When.IDLE}, AttemptSuperseded),
-    (JOB, SAID_DONE, {"when": When.IDLE}, AttemptSuperseded),
+    (JOB, WROTE_DONE, {"when": When.IDLE}, AttemptSuperseded),
     (JOB, DONE, {"when": When.IDLE}, AttemptSuperseded),
-    (JOB, BAD, {"when": When.IDLE}, AttemptSuperseded),
+    (JOB, ERROR, {"when": When.IDLE}, AttemptSuperseded),
     (CANCELLED_JOB, NEW, {"status": FINISHED}, JobCancelled),
     (CANCELLED_JOB, NEW, {"status": 5}, JobCancelled),
     (CANCELLED_JOB, ZERO, {"status": FAILED}, JobCancelled),
@@ -173,24 +173,24 @@ ACCEPTED: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
     (JOB, RETRYING, {"when": When.IDLE, "status": FAILED}, {"status": FAILED, "kept": None}),
     (
         JOB,
-        SAID_BAD,
+        WROTE_ERROR,
         {"keep_app_status": True, "ends_attempt": True, "status": FINISHED},
         {"status": -42, "message": "mine"},
     ),
     (
         JOB,
-        SAID_BAD,
+        WROTE_ERROR,
         {"keep_app_status": True, "status": FAILED, "message": "theirs"},
         {"status": -42, "message": "mine"},
     ),
-    (JOB, SAID_BAD, {"ends_attempt": True, "status": FINISHED}, {"status": FINISHED, "message": None}),
+    (JOB, WROTE_ERROR, {"ends_attempt": True, "status": FINISHED}, {"status": FINISHED, "message": None}),
     (
         JOB,
-        SAID_DONE,
+        WROTE_DONE,
         {"keep_app_status": True, "status": FAILED, "message": "theirs"},
         {"status": FAILED, "message": "theirs"},
     ),
-    (JOB, BAD, {"keep_app_status": True, "status": FINISHED}, {"status": FINISHED}),
+    (JOB, ERROR, {"keep_app_status": True, "status": FINISHED}, {"status": FINISHED}),
     (JOB, replace(RUNNING, message="page 5"), {"keep_app_status": True, "status": FINISHED}, {"message": "page 5"}),
     (JOB, replace(RUNNING, message="page 5"), {"keep_app_status": True, "message": "end"}, {"message": "end"}),
     (JOB, replace(RUNNING, message="page 5"), {}, {"message": None}),
@@ -219,7 +219,7 @@ def test_a_write_is_accepted(job: Any, cell: Cell, fields: dict[str, Any], expec
 
 @pytest.mark.parametrize("job", [JOB, CANCELLED_JOB, SETTLED_JOB])
 def test_a_repeated_event_id_returns_the_same_cell(job: Any) -> None:
-    for cell in (ZERO, RUNNING, RETRYING, DONE, BAD, HALFWAY):
+    for cell in (ZERO, RUNNING, RETRYING, DONE, ERROR, HALFWAY):
         request = write(99, event_id=cell.event_id, attempt=77, when=When.OPEN, ends_attempt=True)
         assert apply_write(job, cell, request, 7) is cell
 
@@ -230,7 +230,7 @@ def test_an_unwritten_cell_has_no_event_id_to_repeat() -> None:
 
 def test_a_blocked_cell_names_the_failed_stage_and_is_restored_when_unblocked() -> None:
     cell = replace(ZERO, payload='{"n":1}', attempt=1)
-    gone = blocked(cell, replace(BAD, message="no file"), "scan", "end", 7)
+    gone = blocked(cell, replace(ERROR, message="no file"), "scan", "end", 7)
     assert gone == replace(
         cell,
         status=FAILED,
@@ -252,15 +252,15 @@ TALLIES = [
     (HALFWAY, Tally(running=1, pending=1, progress=FRACTION_UNIT // 2)),
     (replace(HALFWAY, status=101), Tally(running=1, pending=1)),
     (replace(HALFWAY, status=2**31 - 2), Tally(running=1, pending=1)),
-    (SAID_DONE, Tally(finished=1, pending=1)),
+    (WROTE_DONE, Tally(finished=1, pending=1)),
     (DONE, Tally(finished=1, succeeded=1, ended=1)),
-    (SAID_BAD, Tally(failed=1, pending=1)),
-    (BAD, Tally(failed=1, ended=1, failed_final=1)),
+    (WROTE_ERROR, Tally(failed=1, pending=1)),
+    (ERROR, Tally(failed=1, ended=1, failed_final=1)),
     (BLOCKED, Tally(not_run=1, ended=1, failed_final=1)),
     (replace(BLOCKED, status=CANCELLED), Tally(not_run=1, ended=1)),
-    (replace(BAD, status=CANCELLED), Tally(failed=1, ended=1)),
-    (replace(SAID_BAD, status=CANCELLED), Tally(failed=1, pending=1)),
-    (replace(BAD, status=-(2**31)), Tally(failed=1, ended=1, failed_final=1)),
+    (replace(ERROR, status=CANCELLED), Tally(failed=1, ended=1)),
+    (replace(WROTE_ERROR, status=CANCELLED), Tally(failed=1, pending=1)),
+    (replace(ERROR, status=-(2**31)), Tally(failed=1, ended=1, failed_final=1)),
 ]
 PROGRESSES = [
     ('{"progress":{"done":1,"total":4}}', 0.25),

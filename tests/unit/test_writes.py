@@ -1,4 +1,4 @@
-"""The named constructors of ``Write``: what each does to a cell of a task that runs."""
+"""The effect of each named constructor of ``Write`` on the cell of a running task."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_progress_keeps_the_rest_of_the_payload():
     assert cell.payload == '{"n":1,"progress":{"done":1,"total":2}}'
 
 
-def test_an_ending_closes_the_attempt_and_keeps_what_the_application_said():
+def test_an_ending_closes_the_attempt_and_keeps_an_application_status():
     done = taken(RUNNING, Write.ending("a", 0, FINISHED, progress='{"done":2,"total":2}'))
     assert (done.status, done.message, done.final, done.kept) == (FINISHED, "page 4", True, None)
     assert done.payload == '{"n":1,"progress":{"done":2,"total":2}}'
@@ -50,7 +50,7 @@ def test_an_ending_closes_the_attempt_and_keeps_what_the_application_said():
     assert (replaced.status, replaced.message) == (-7, "cancelled")
 
 
-def test_an_ending_needs_the_attempt_that_it_names():
+def test_an_ending_requires_its_attempt_to_be_the_current_one():
     assert taken(RUNNING, Write.ending("a", 0, FINISHED, attempt=1, if_owner=("w", FIRST))).final
     for write in (
         Write.ending("a", 0, FINISHED, attempt=2),
@@ -65,7 +65,7 @@ def test_an_ending_needs_the_attempt_that_it_names():
 
 @pytest.mark.parametrize("cell", [RUNNING, DENIED], ids=["running", "denied"])
 def test_a_returned_attempt_is_closed_and_waits_for_its_next_delivery(cell):
-    """Also where the application wrote a negative status: the next attempt decides."""
+    """This includes cells with a negative status of the application: the next attempt decides."""
     waiting = taken(cell, Write.returned("a", 0, "retry 1", RETRY, counts_as_loss=True))
     assert (waiting.status, waiting.message, waiting.open, waiting.final) == (1, "retry 1", False, False)
     assert (waiting.delivery, waiting.losses, waiting.kept, waiting.payload) == (RETRY, 1, "m", PAYLOAD)
@@ -84,7 +84,7 @@ def test_a_lost_attempt_is_ended_and_counted():
     [Write.lost("a", 0, "lost before it began"), Write.never_begun("a", 0, Status.EXPIRED, "expired")],
     ids=["lost", "never_begun"],
 )
-def test_a_message_that_never_began_ends_a_cell_without_an_open_attempt_alone(write):
+def test_a_message_that_never_began_ends_only_a_cell_without_an_open_attempt(write):
     for cell in (NEVER_BEGUN, RETURNED):
         ended = taken(cell, write)
         assert (ended.status, ended.final, ended.payload) == (write.status, True, cell.payload)

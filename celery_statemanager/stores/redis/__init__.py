@@ -1,4 +1,4 @@
-"""States in Redis, Valkey, or a cluster of them. The only package that imports ``redis``."""
+"""The store on Redis or Valkey, single server or cluster. Only this package imports ``redis``."""
 
 from celery_statemanager.stores.redis.store import RedisStore
 

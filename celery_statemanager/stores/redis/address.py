@@ -1,4 +1,4 @@
-"""What a store's URL says: where its servers are, how to talk to them, and what is the store's own. No connection."""
+"""Parsing of a store's URL into servers, options of the client and options of the store. Nothing connects."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from celery_statemanager.stores import checked_timeout, masked
 
 _OWN: dict[str, Callable[[str], Any]] = {"prefix": str, "stream_length": int, "timeout": float, "cluster": str}
 _REFUSED = {
-    "decode_responses": "states are kept as bytes",
-    "retry": "the store must know what was sent twice",
-    "retry_on_error": "the store must know what was sent twice",
-    "retry_on_timeout": "the store must know what was sent twice",
+    "decode_responses": "the store needs replies as bytes",
+    "retry": "only the store may send a command again",
+    "retry_on_error": "only the store may send a command again",
+    "retry_on_timeout": "only the store may send a command again",
 }
 _PORTS = {"redis+sentinel": 26379}
 
 
 @dataclass
-class Address:
-    """A URL taken apart.
+class RedisAddress:
+    """A parsed URL.
 
     Attributes:
-        own: the store's own options.
-        client: redis-py's options.
+        own: options of the store.
+        client: options of redis-py.
     """
 
     scheme: str
@@ -46,17 +46,17 @@ class Address:
 
     @property
     def clustered(self) -> bool:
-        """Whether it is a cluster."""
+        """Whether the URL names a cluster."""
         return self.scheme.endswith("+cluster") or str(self.own.get("cluster")).lower() in ("1", "true", "yes")
 
     @property
     def service(self) -> str:
-        """The name by which sentinels know the server."""
+        """The service name under which the sentinels monitor the server."""
         return self.path.strip("/").partition("/")[0] or "mymaster"
 
     @property
     def database(self) -> str:
-        """The database's number, as it was written."""
+        """The database's number as text, unchecked."""
         path = self.path.strip("/")
         if self.scheme == "redis+unix":
             path = ""
@@ -65,28 +65,28 @@ class Address:
         return path or str(self.client.get("db", 0))
 
 
-def parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
-    """Take a URL and what else was given apart. Raises: ConfigurationError."""
+def parse(url: str, timeout: float, options: dict[str, Any]) -> RedisAddress:
+    """Parse a URL and merge the options given beside it. Raises: ConfigurationError."""
     try:
         address = _parse(url, timeout, options)
         _check(address)
     except ConfigurationError:
         raise
     except (ValueError, TypeError) as error:
-        why = str(error)  # what others wrote of a URL may show its password
-        known = isinstance(error, _UnusableError) or why.startswith("Invalid value for")
-        hint = why if known else "look at its host, port, database and options"
+        text = str(error)
+        is_safe = isinstance(error, _UnusableError) or text.startswith("Invalid value for")
+        hint = text if is_safe else "check its host, port, database and options"  # other texts may show the password
         raise ConfigurationError(f"{masked(url)} cannot be used: {hint}") from None
     return address
 
 
 class _UnusableError(ValueError):
-    """Says what cannot be used of a URL, and nothing secret."""
+    """A part of a URL cannot be used. The message contains nothing secret."""
 
 
-def _parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
+def _parse(url: str, timeout: float, options: dict[str, Any]) -> RedisAddress:
     parts = urlsplit(url)
-    own = {name: _own(name, value) for name, value in parse_qsl(parts.query) if name in _OWN}
+    own = {name: _convert_own(name, value) for name, value in parse_qsl(parts.query) if name in _OWN}
     own |= {name: options[name] for name in options if name in _OWN}
     own["timeout"] = checked_timeout(own.get("timeout", timeout))
     hosts = _hosts(parts.netloc.rpartition("@")[2], _PORTS.get(parts.scheme, 6379))
@@ -96,18 +96,18 @@ def _parse(url: str, timeout: float, options: dict[str, Any]) -> Address:
         **_client_options(parts, hosts),
         **{name: value for name, value in options.items() if name not in _OWN},
     }
-    return Address(parts.scheme, hosts, unquote(parts.path), own, client)
+    return RedisAddress(parts.scheme, hosts, unquote(parts.path), own, client)
 
 
-def _own(name: str, value: str) -> Any:
+def _convert_own(name: str, value: str) -> Any:
     try:
         return _OWN[name](value)
     except ValueError:
-        raise _UnusableError(f"{name} is a number, not {value!r:.60}") from None
+        raise _UnusableError(f"{name} must be a number, not {value!r:.60}") from None
 
 
-def client_of(address: Address) -> Any:
-    """Make the client; a cluster's asks its servers at once, any other connects later."""
+def create_client(address: RedisAddress) -> Any:
+    """Create the client. A cluster's client connects at once, any other at its first command."""
     options = dict(address.client)
     if address.clustered:
         return _cluster(address, options)
@@ -123,18 +123,18 @@ def client_of(address: Address) -> Any:
     return redis.Redis(connection_pool=pool(**options))
 
 
-def check_options(address: Address) -> None:
-    """Refuse options that redis-py does not know, before anything is sent. Raises: ConfigurationError."""
-    apart = {"max_connections", *(inspect.signature(RedisCluster).parameters if address.clustered else ())}
-    made = {name: value for name, value in address.client.items() if name not in apart}
-    kind = made.pop("connection_class", redis.Connection)
+def check_options(address: RedisAddress) -> None:
+    """Check, without connecting, that redis-py accepts the client's options. Raises: ConfigurationError."""
+    not_of_connections = {"max_connections", *(inspect.signature(RedisCluster).parameters if address.clustered else ())}
+    options = {name: value for name, value in address.client.items() if name not in not_of_connections}
+    connection_class = options.pop("connection_class", redis.Connection)
     try:
-        kind(**made)
+        connection_class(**options)
     except TypeError as error:
-        raise ConfigurationError(f"an option that the Redis client does not take: {error}") from error
+        raise ConfigurationError(f"the Redis client does not accept an option of the URL: {error}") from error
 
 
-def _cluster(address: Address, options: dict[str, Any]) -> Any:
+def _cluster(address: RedisAddress, options: dict[str, Any]) -> Any:
     if options.pop("connection_class", None) is redis.SSLConnection:
         options["ssl"] = True
     if int(redis.__version__.partition(".")[0]) >= 6:
@@ -147,7 +147,7 @@ def _cluster(address: Address, options: dict[str, Any]) -> Any:
 
 
 def _no_retry() -> Retry:
-    """Send nothing twice: what had no answer may have been done."""
+    """Disable redis-py's retries: a command without a reply may have been executed."""
     return Retry(NoBackoff(), 0)
 
 
@@ -155,29 +155,29 @@ def _client_options(parts: Any, hosts: list[tuple[str, int]]) -> dict[str, Any]:
     query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name not in _OWN])
     base = {"redis+unix": "unix", "rediss": "rediss", "rediss+cluster": "rediss"}.get(parts.scheme, "redis")
     credentials, at, _ = parts.netloc.rpartition("@")
-    place = "" if base == "unix" else f"{hosts[0][0]}:{hosts[0][1]}"
+    host = "" if base == "unix" else f"{hosts[0][0]}:{hosts[0][1]}"
     path = "" if parts.scheme == "redis+sentinel" else parts.path
-    return dict(parse_url(f"{base}://{credentials}{at}{place}{path}?{query}"))
+    return dict(parse_url(f"{base}://{credentials}{at}{host}{path}?{query}"))
 
 
 def _hosts(netloc: str, default_port: int) -> list[tuple[str, int]]:
-    found = []
+    hosts = []
     for each in netloc.split(","):
         match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(?::(\d+))?", each)
         if match is None or int(match[2] or 1) not in range(1, 65_536):
-            raise _UnusableError("hosts and ports are written like localhost:6379")
-        found.append((match[1] or "localhost", int(match[2] or default_port)))
-    return found
+            raise _UnusableError("hosts and ports must have the form localhost:6379")
+        hosts.append((match[1] or "localhost", int(match[2] or default_port)))
+    return hosts
 
 
-def _check(address: Address) -> None:
-    for name, why in _REFUSED.items():
+def _check(address: RedisAddress) -> None:
+    for name, reason in _REFUSED.items():
         if name in address.client:
-            raise _UnusableError(f"option {name!r} cannot be set, {why}")
+            raise _UnusableError(f"option {name!r} cannot be set, because {reason}")
     if re.search(r"[{}\s]", str(address.own.get("prefix", ""))):
-        raise _UnusableError("the prefix may not hold braces or blanks")
+        raise _UnusableError("the prefix may not contain braces or white space")
     db = address.database
     if not db.isdecimal():
-        raise _UnusableError("a database is given by its number, like /0")
+        raise _UnusableError("the database must be a number, such as /0")
     if address.clustered and int(db):
         raise _UnusableError("a Redis cluster has only database 0")

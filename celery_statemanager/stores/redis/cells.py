@@ -1,4 +1,4 @@
-"""Cells as they are kept: packed, and a payload's progress apart from the rest, so that scripts need no JSON of it."""
+"""The encoding of cells. The progress of a payload is a field of its own, so that scripts need not parse JSON."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ CELL = (
     "blocked_by",
     "schema",
 )
-"""The fields of a packed cell, in order; what is missing at the end is empty. New ones go to the end.
+"""The fields of a packed cell, in order. Empty fields at the end are left out. Add new ones at the end.
 
-``timestamp`` comes first, so that cells are sorted without being unpacked.
+``timestamp`` comes first, so that packed cells can be sorted.
 
-``payload`` is without its ``progress``, which stands apart as JSON text with its ``share`` as it is and, in
-``full``, once done; ``done`` says that it counts as done: ``payload_of`` writes it so.
+``payload`` lacks its ``progress``, which is a field of its own as JSON text. ``share`` is the value of this progress,
+``full`` its value once done. ``done`` marks a progress that counts as done: ``payload_of`` completes it.
 """
 
 TALLY = (
@@ -56,16 +56,27 @@ TALLY = (
     "unwritten",
     "not_run",
 )
-"""The fields of a packed tally, in order; what is missing at the end is 0. New ones go to the end."""
+"""The fields of a packed tally, in order. Zeros at the end are left out. Add new ones at the end."""
 
 _BEYOND_PERCENT = 1_000
+"""A status that is not a percentage, so that ``fraction_of`` uses the progress alone."""
 
 _LONG = 0xDC
-"""The first byte of an array of more than 15 elements: its first one is behind a size of two bytes."""
+"""The first byte of a packed array of more than 15 elements; two bytes of its size follow."""
+
+_EMPTY = [False] * len(CELL)
+_SCHEMA = CELL.index("schema")
+_STATE_FIELDS = CELL.index("replacements")
+"""How many of the first fields make up a state, apart from its schema."""
+
+_FIRST = Delivery()
+
+_UNCHANGED = ("timestamp", "status", "version", "attempt", "open", "owner")
+"""The fields that a migration never changes."""
 
 
-class Payload(NamedTuple):
-    """A payload in two parts, and what its progress amounts to in units of ``1 / FRACTION_UNIT``, if anything."""
+class PayloadParts(NamedTuple):
+    """A payload in two parts, and the value of its progress in units of ``1 / FRACTION_UNIT``, if it has one."""
 
     rest: str | None
     progress: str | None = None
@@ -73,29 +84,29 @@ class Payload(NamedTuple):
     full: int | None = None
 
 
-NO_PAYLOAD = Payload(None)
+NO_PAYLOAD = PayloadParts(None)
 
 
-def split(payload: str | None) -> Payload:
-    """Part a payload from its progress."""
+def split(payload: str | None) -> PayloadParts:
+    """Split a payload into its progress and the rest."""
     if payload is None:
         return NO_PAYLOAD
     if '"progress"' not in payload:
-        return Payload(payload)
+        return PayloadParts(payload)
     parts = json.loads(payload)
     if "progress" not in parts:
-        return Payload(payload)
+        return PayloadParts(payload)
     progress = parts.pop("progress")
-    return Payload(compact(parts) if parts else None, *_weighed(progress))
+    return PayloadParts(compact(parts) if parts else None, *_progress_fields(progress))
 
 
-def progress_parts(progress: str) -> Payload:
-    """Give a progress alone."""
-    return Payload(None, *_weighed(json.loads(progress)))
+def progress_parts(progress: str) -> PayloadParts:
+    """Return the parts of a payload that consists of a progress only."""
+    return PayloadParts(None, *_progress_fields(json.loads(progress)))
 
 
 def payload_of(rest: str | None, progress: str | None, done: bool) -> str | None:
-    """Join what ``split`` parted."""
+    """Join the parts of a payload that ``split`` returned; set the progress to its total if it is done."""
     if progress is None:
         return rest
     if done:
@@ -105,7 +116,8 @@ def payload_of(rest: str | None, progress: str | None, done: bool) -> str | None
 
 
 def cell_of(packed: bytes) -> Cell:
-    """Read a packed cell. Written out, for it is on every write's way, as ``state_of`` is on every state's read."""
+    """Decode a packed cell."""
+    # No helpers here and in ``_state``, because one of the two runs for every write and every state that is read.
     (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done,
      replacements, retries, owner, began_at, losses, kept, blocked_by, schema) = _values(packed)  # fmt: skip
     return Cell(
@@ -128,31 +140,31 @@ def cell_of(packed: bytes) -> Cell:
 
 
 def repacked(packed: bytes, new: Cell) -> bytes:
-    """Give a packed cell with what a migration changed of it; what it left alone stays as it is kept."""
+    """Return a packed cell with the changes of a migration; all other fields keep their encoding."""
     values, old = _values(packed), cell_of(packed)
     if new.payload != old.payload:
         parts = split(new.payload)
         values[7:12] = [parts.rest, parts.progress, parts.share, parts.full, False]
     values[3], values[6], values[12:14] = new.event_id, new.message, list(new.delivery)
     values[15:20] = [new.began_at, new.losses, new.kept, new.blocked_by, new.schema_version]
-    if new.schema_version == 1:  # not worth a byte: see requests
+    if new.schema_version == 1:  # the default is not stored, as in requests
         values[19] = False
     values = [False if value is None else value for value in values]
     while not values[-1]:
         values.pop()
-    again: bytes = msgpack.packb(values)
-    return again
+    result: bytes = msgpack.packb(values)
+    return result
 
 
 def state_of(job_id: str, tag: str, row: int, packed: bytes) -> State:
-    """Read of a packed cell what readers see, without a ``Cell`` on the way."""
+    """Decode the state in a packed cell, without creating a ``Cell``."""
     return _state(job_id, tag, row, unpack(packed))
 
 
-def placed(rank: int, cells: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Put each packed cell of a column behind its place among others: its timestamp, the tag's rank, and its row.
+def with_sort_keys(rank: int, cells: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Prefix each packed cell of a column with its sort key: its timestamp, the rank of its tag, and its row.
 
-    In one piece of bytes that sorts by itself, and that is MessagePack of four values: lists are long.
+    Each result is one byte string that sorts without being decoded, and the MessagePack of four values.
     """
     tag = b"\xce" + rank.to_bytes(4, "big") + b"\xa7"
     return {
@@ -161,16 +173,16 @@ def placed(rank: int, cells: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes
     }
 
 
-def parted(cell: bytes) -> tuple[int, int, bytes]:
-    """Give the rank, the row and the packed cell of what ``placed`` joined."""
+def split_sort_key(cell: bytes) -> tuple[int, int, bytes]:
+    """Return the rank, the row and the packed cell of a cell ``with_sort_keys``."""
     return int.from_bytes(cell[10:14], "big"), int(cell[15:22]), cell[22:]
 
 
-def unpacked_states(job_id: str, tags: Sequence[str], cells: Sequence[bytes]) -> Iterator[State]:
-    """Read many cells that were ``placed``, all at once.
+def unpack_states(job_id: str, tags: Sequence[str], cells: Sequence[bytes]) -> Iterator[State]:
+    """Decode the states of many cells ``with_sort_keys`` at once.
 
     Args:
-        tags: by rank.
+        tags: the tags by rank.
     """
     parts = unpack_all(cells)
     for _, rank, row, values in zip(parts, parts, parts, parts):
@@ -178,10 +190,10 @@ def unpacked_states(job_id: str, tags: Sequence[str], cells: Sequence[bytes]) ->
 
 
 def _state(job_id: str, tag: str, row: int, values: list[Any]) -> State:
-    said = len(values)
-    if said < len(_UNSAID):
-        values += _UNSAID[said:]
-    timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done = values[:12]
+    size = len(values)
+    if size < _STATE_FIELDS:
+        values += _EMPTY[size:_STATE_FIELDS]
+    timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done = values[:_STATE_FIELDS]
     payload = payload_of(rest or None, progress or None, done) if rest or progress else None
     return state_from_fields(
         job_id,
@@ -194,7 +206,7 @@ def _state(job_id: str, tag: str, row: int, values: list[Any]) -> State:
         version,
         event_id or None,
         attempt or 0,
-        (values[_SCHEMA] or 1) if said > _SCHEMA else 1,
+        (values[_SCHEMA] or 1) if size > _SCHEMA else 1,
     )
 
 
@@ -203,15 +215,7 @@ def _values(packed: bytes) -> list[Any]:
     return values + _EMPTY[len(values) :]
 
 
-_EMPTY = [False] * len(CELL)
-_SCHEMA = CELL.index("schema")
-_UNSAID = _EMPTY[:12]
-"""What a state is made of, schema aside, where a cell says nothing of it."""
-
-_FIRST = Delivery()
-
-
-def _weighed(progress: Any) -> tuple[str, int | None, int | None]:
+def _progress_fields(progress: Any) -> tuple[str, int | None, int | None]:
     return compact(progress), _units(progress), _units(_completed(progress))
 
 
@@ -226,13 +230,9 @@ def _completed(progress: Any) -> Any:
     return progress
 
 
-_UNCHANGED = ("timestamp", "status", "version", "attempt", "open", "owner")
-"""What a migration leaves as it is."""
-
-
 def _round_trip(cell: Cell) -> Cell:
-    begun = [getattr(cell, name) if name in _UNCHANGED else False for name in CELL]
-    return cell_of(repacked(pack_array(begun), cell))
+    values = [getattr(cell, name) if name in _UNCHANGED else False for name in CELL]
+    return cell_of(repacked(pack_array(values), cell))
 
 
 check_cells("Redis", f"{__name__} and the scripts that build cells, lua/common.lua and lua/attempts.lua", _round_trip)

@@ -1,4 +1,4 @@
-"""Connections on which one command at a time is sent and answered."""
+"""A stack of connections for scripts, without the layers of redis-py between a call and its connection."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from redis.exceptions import ResponseError
 
 from celery_statemanager.stores.redis.errors import CLIENT_ERRORS
 
-MOST_IDLE = 32
-"""Connections that are kept for later calls: a thousand threads that call now and then need no thousand of them."""
+MAX_IDLE = 32
+"""Idle connections kept for later calls. A process with a thousand threads that call rarely needs only a few."""
 
 
 class Connections:
-    """A stack of connections like those of a client's pool, shared by threads.
+    """A stack of connections that threads share. A connection that failed is closed and never used again.
 
-    A script is answered sooner than redis-py's own layers (pool, retries, metrics) have handed its command through;
-    here is nothing between a call and its connection. A connection that failed is dropped, never used again.
+    redis-py's layers (pool, retries, metrics) take longer per command than the server takes for a script. This class
+    therefore sends packed commands directly.
 
     Args:
-        pool: says how connections are made; its own are not touched.
+        pool: the pool whose class and arguments create connections; its own connections are not used.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -32,68 +32,68 @@ class Connections:
         self._closed = False
 
     def ask(self, command: bytes) -> Any:
-        """Send a command, packed, once and give its reply as it came. Raises: what redis-py raises."""
-        connection = self._take()
+        """Send a packed command once and return its raw reply. Raises: the errors of redis-py."""
+        connection = self._acquire()
         try:
             connection.send_packed_command((command,))
             reply = connection.read_response()
         except ResponseError:
-            self._give(connection)
+            self._release(connection)
             raise
         except BaseException:
             connection.disconnect()
             raise
-        self._give(connection)
+        self._release(connection)
         return reply
 
-    def ask_ahead(self, command: bytes, following: Callable[[Any], bytes | None]) -> Iterator[Any]:
-        """Send a command, then what follows from each reply until nothing does; give the replies as they came.
+    def ask_ahead(self, command: bytes, next_command: Callable[[Any], bytes | None]) -> Iterator[Any]:
+        """Send a command, then the next one that each reply requires; yield the raw replies.
 
-        The next command is on its way before a reply is handed on: the server works while the caller does.
+        The next command is sent before a reply is yielded, so that the server works while the caller does.
         """
-        connection = self._take()
+        connection = self._acquire()
         try:
             connection.send_packed_command((command,))
             while True:
                 reply = connection.read_response()
-                then = following(reply)
-                if then is None:
+                command_after = next_command(reply)
+                if command_after is None:
                     break
-                connection.send_packed_command((then,))
+                connection.send_packed_command((command_after,))
                 yield reply
         except BaseException:
             connection.disconnect()
             raise
-        self._give(connection)
+        self._release(connection)
         yield reply
 
     def close(self) -> None:
-        """Disconnect those that are idle now, and others as soon as they are."""
+        """Close idle connections at once and the others as soon as they are idle."""
         self._closed = True
         while self._idle:
             self._idle.pop().disconnect()
 
-    def _take(self) -> Any:
+    def _acquire(self) -> Any:
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
                 return self._pool.connection_class(**self._pool.connection_kwargs)
-            if connection.pid != os.getpid():  # inherited by a fork: the parent goes on using it
+            if connection.pid != os.getpid():  # inherited by a fork: the parent still uses it
                 continue
-            if not _is_quiet(connection):
+            if not _is_clean(connection):
                 connection.disconnect()
-            return connection  # connects by itself where it must
+            return connection  # reconnects when it sends
 
-    def _give(self, connection: Any) -> None:
-        if self._closed or len(self._idle) >= MOST_IDLE:
+    def _release(self, connection: Any) -> None:
+        if self._closed or len(self._idle) >= MAX_IDLE:
             connection.disconnect()
         else:
             self._idle.append(connection)
 
 
-def _is_quiet(connection: Any) -> bool:
-    """Whether nothing came since the last reply: not the end of the connection, and no reply that nobody took."""
+def _is_clean(connection: Any) -> bool:
+    """Return whether nothing has arrived since the last reply: no end of the connection and no unread reply."""
     try:
         return not connection.can_read()
     except CLIENT_ERRORS:

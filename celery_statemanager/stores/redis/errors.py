@@ -1,4 +1,4 @@
-"""What redis-py raises, as the two kinds of trouble a store knows, in one line that says the mend."""
+"""Translation of redis-py's errors into ``StoreError`` and ``StoreUnavailable``, with a hint what to do."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from celery_statemanager.errors import StoreError, StoreUnavailable
 CLIENT_ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 
 _REFUSALS = {
-    "OOM": "is full: raise its maxmemory or delete jobs, nothing was written",
-    "PASSWORD": "refused the user name or password: put the right ones into the URL",
-    "NOPERM": "does not permit the user what a store needs: EVALSHA, EVAL and commands on hashes, sets and streams",
-    "WRONGTYPE": "keeps other data under this prefix: choose another one with ?prefix=",
-    "SENTINEL": "is no sentinel: name the sentinels' hosts and ports (26379 as a rule), or use redis:// for one server",
-    "UNKNOWN": "does not know a command that is needed: at least Redis 5 is, with EVAL and streams enabled",
-    "DATABASE": "has no database of this number",
+    "OOM": "is full, nothing was written: increase its maxmemory or delete jobs",
+    "PASSWORD": "refused the user name or password: correct them in the URL",
+    "NOPERM": "does not permit the user a required command: allow EVALSHA, EVAL and those on hashes, sets and streams",
+    "WRONGTYPE": "holds other data under this prefix: choose another prefix with ?prefix=",
+    "SENTINEL": "is not a sentinel: list hosts and ports of the sentinels, or use redis:// without sentinels",
+    "UNKNOWN": "does not support a required command: use Redis 5 or newer with EVAL and streams enabled",
+    "DATABASE": "has no database of this number: change the number in the URL",
     "FOREIGN": "is not a Redis server, or expects TLS: check host and port, or use rediss://",
     "CLUSTERED": "is part of a cluster: use redis+cluster:// or ?cluster=true",
-    "SINGLE": "is not part of a cluster: leave cluster out of the URL",
-    "TLS": "does not agree on TLS: check the certificates, or use redis://",
-    "MISCONF": "takes no writes because it cannot save to its disk",
+    "SINGLE": "is not part of a cluster: remove cluster from the URL",
+    "TLS": "failed the TLS handshake: check the certificates, or use redis:// for a server without TLS",
+    "MISCONF": "refuses writes because it cannot save to its disk: check the disk and the server's log",
 }
 
 _CLASSES: dict[type[Exception], str] = {
@@ -49,7 +49,7 @@ _TEXTS = (
     (r"^(MOVED|ASK) \d", "CLUSTERED"),
 )
 
-_PASSING = re.compile(r"READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|\bBUSY\b|UNBLOCKED")
+_TRANSIENT = re.compile(r"READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|\bBUSY\b|UNBLOCKED")
 
 _UNAVAILABLE: tuple[type[Exception], ...] = (
     exceptions.ConnectionError,
@@ -62,11 +62,11 @@ _UNAVAILABLE: tuple[type[Exception], ...] = (
 )
 
 
-class translated:  # noqa: N801 - used like a function
-    """Raises what redis-py raises as StoreError or StoreUnavailable, by ``with``.
+class translate_errors:  # noqa: N801 - used like a function
+    """A context manager that raises redis-py's errors as ``StoreError`` or ``StoreUnavailable``.
 
     Args:
-        shown: the server's URL as it may be printed.
+        shown: the server's URL without its password.
     """
 
     __slots__ = ("_shown",)
@@ -83,12 +83,12 @@ class translated:  # noqa: N801 - used like a function
 
 
 def translate(error: Exception, shown: str) -> StoreError:
-    """Give the store's error for a client's error."""
+    """Create the store's exception for an error of redis-py."""
     code = _code(error)
     if code is not None:
         return StoreError(f"{shown} {_REFUSALS[code]} ({_first_line(error)})")
-    if isinstance(error, _UNAVAILABLE) or _PASSING.search(str(error)):
-        return StoreUnavailable(f"{shown} cannot be reached or does not answer now ({_first_line(error)})")
+    if isinstance(error, _UNAVAILABLE) or _TRANSIENT.search(str(error)):
+        return StoreUnavailable(f"{shown} cannot be reached or does not answer ({_first_line(error)})")
     return StoreError(f"{shown} refused a call ({_first_line(error)})")
 
 

@@ -1,4 +1,4 @@
-"""Job records as they are kept: the fields of a job's head."""
+"""The encoding of job records as the fields of a hash, the job's head."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HEAD = (
     *LATCHES,
     "sequence",
 )
-"""The fields of a head that readers get, in order.
+"""The fields of a head that clients read, in order.
 
-``control`` is what clients change whole, by compare-and-set; the times when latches fell stand apart, for scripts
-change them too. ``sequence`` is the number of the job's newest change. Besides there are ``plan``, read once per
-incarnation, and what only scripts need: ``expected`` cells, ``total`` tally, ``clock_at`` of the last update,
-``cancelled_at`` and ``reason``.
+``control`` holds the fields that clients replace together, by compare-and-set. The times at which latches were decided
+are fields of their own, because scripts set them too. ``sequence`` is the number of the job's newest change. The head
+also holds ``plan``, which is read once per incarnation, and fields that only scripts use: ``expected`` cells, ``total``
+tally, ``clock_at`` of the last update, ``cancelled_at`` and ``reason``.
 """
 
 WITH_PLAN = (*HEAD, "plan")
@@ -35,7 +35,7 @@ Head = Sequence[Any]
 
 
 def record_of(key: JobKey, head: Head, plan: Plan | None) -> JobRecord:
-    """Read a head."""
+    """Decode a head."""
     fields = dict(zip(HEAD, head))
     control = control_from_json(fields["control"].decode())
     latches = {name: replace(latch, decided_at=_number(fields[name])) for name, latch in control.pop("latches").items()}
@@ -55,13 +55,13 @@ def record_of(key: JobKey, head: Head, plan: Plan | None) -> JobRecord:
 
 
 def plan_of(head: Head) -> Plan | None:
-    """Read the plan of a head that was read ``WITH_PLAN``."""
+    """Decode the plan of a head that was read ``WITH_PLAN``."""
     packed = head[len(HEAD)]
     return None if packed is None else plan_from_json(packed.decode())
 
 
 def fields_of(job: JobRecord) -> list[str | int]:
-    """Give the names and values of a new job's head, less what the server gives."""
+    """Return the names and values of a new job's head, without the fields that the server sets."""
     fields: dict[str, str | int | None] = {
         "num_tasks": job.num_tasks,
         "plan": plan_to_json(job.plan),
@@ -73,7 +73,7 @@ def fields_of(job: JobRecord) -> list[str | int]:
 
 
 def changes_of(job: JobRecord) -> dict[str, str | int | None]:
-    """Give the changeable fields that scripts read."""
+    """Return the changeable fields that scripts read."""
     return {
         "schema": job.schema_version,
         "cancelled_at": job.cancelled.at if job.cancelled else None,

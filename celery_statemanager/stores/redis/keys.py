@@ -1,4 +1,4 @@
-"""The names of all keys. Those of one job share a hash tag, so that a cluster keeps them together. Pure."""
+"""The names of all keys. The keys of one job share a hash tag, so that a cluster keeps them on one node. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 from celery_statemanager.records import JobKey, JobRef
+from celery_statemanager.stores.transactional import CellKey
 
 _GLOB = re.compile(r"[*?\[\]^\\-]")
 _SPECIAL = re.compile(r"[%{}:* ]")
@@ -16,7 +17,7 @@ class JobKeys:
     """The keys of one incarnation.
 
     Attributes:
-        head: the job's record; the one key that a later incarnation will use again. It decides who lives.
+        head: the job's record, which names its current incarnation. All incarnations share this key.
         tallies, open, stream, callbacks: see lua/common.lua.
     """
 
@@ -28,69 +29,65 @@ class JobKeys:
         )
 
     def cells(self, tag: str) -> str:
-        """Name the hash of a column's cells."""
+        """Return the key of the hash with a column's cells."""
         return f"{self._base}:cells:{tag}"
 
     def cell(self, tag: str, row: int) -> tuple[str, str | int]:
-        """Name a cell's hash and its field there."""
+        """Return the key of the hash with a cell, and the cell's field in it."""
         return (self.callbacks, tag) if row < 0 else (self.cells(tag), row)
 
     def every(self, tags: Iterable[str]) -> Iterator[str]:
-        """Name all keys but the head, the tallies first.
+        """Yield all keys except the head, the tallies first.
 
         Args:
-            tags: those the job has seen.
+            tags: the tags of the job.
         """
         yield from (self.tallies, self.open, self.stream, self.callbacks)
         for tag in tags:
             yield from self.column(tag)
 
     def column(self, tag: str) -> tuple[str, str, str]:
-        """Name a column's cells, its order by status and its bitmap of written ranks."""
+        """Return the keys of a column: its cells, its rows sorted by status, its bitmap of written ranks."""
         return self.cells(tag), f"{self._base}:low:{tag}", f"{self._base}:written:{tag}"
 
 
 class RegistryKeys:
-    """What is kept about all jobs and workers. No job's hash tag is ``*``."""
+    """The keys of the registry of jobs and workers. Their hash tag ``*`` is never that of a job."""
 
     def __init__(self, prefix: str) -> None:
-        self.jobs, self.active, self.live, self.tombs, self.trash, self.workers = (
+        self.jobs, self.active, self.recently_active, self.tombstones, self.purge_queue, self.workers = (
             f"{prefix}:{{*}}:{name}" for name in ("jobs", "active", "live", "tombs", "trash", "workers")
         )
 
 
 def head_key(prefix: str, key: JobKey) -> str:
-    """Name the key that holds whichever incarnation of a job lives."""
+    """Return the key of a job's head."""
     return f"{prefix}:{{{_quoted(key)}}}"
 
 
 def entry_of(ref: JobRef) -> str:
-    """Name a job in the registry."""
+    """Encode a reference as an entry of the registry."""
     return f"{_quoted(ref.key)} {ref.incarnation}"
 
 
 def pattern_of(job_id: str) -> str:
-    """Return what the registry's names of a job_id's runs match, as the server matches."""
+    """Return the glob pattern that matches the entries of all runs of a job_id."""
     return _GLOB.sub(r"\\\g<0>", _quoted(JobKey(job_id))) + "[: ]*"
 
 
 def ref_of(entry: str | bytes) -> JobRef:
-    """Read what ``entry_of`` wrote."""
+    """Decode an entry of the registry."""
     text = entry if isinstance(entry, str) else entry.decode()
     quoted, _, incarnation = text.partition(" ")
     job_id, colon, run_token = quoted.partition(":")
     return JobRef(JobKey(unquote(job_id), unquote(run_token) if colon else None), incarnation)
 
 
-def address_of(text: bytes) -> tuple[str, int]:
-    """Read the address of a cell, "row tag", as its tag and row."""
+def cell_key_of(text: bytes) -> CellKey:
+    """Decode the address of a cell, "row tag"."""
     row, _, tag = text.decode().partition(" ")
     return tag, int(row)
 
 
 def _quoted(key: JobKey) -> str:
-    return ":".join(_SPECIAL.sub(_escape, name) for name in key if name is not None)
-
-
-def _escape(match: re.Match[str]) -> str:
-    return f"%{ord(match[0]):02X}"
+    return ":".join(_SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name) for name in key if name is not None)

@@ -1,4 +1,4 @@
-"""What never changes of a job, kept by each client once it was read: keys, plan, and the ranks of its rows."""
+"""The unchangeable part of a job, which each client reads once: its keys, its plan and the ranks of its rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import JobRecord
 from celery_statemanager.stores.redis.keys import JobKeys
 
-Place = tuple[str, str, int, bool]
-"""A cell's tag, row, rank among the rows expected under the tag (-1: none of them), and whether the job counts it."""
-
+RankedCell = tuple[str, str, int, bool]
+"""A cell's tag, its row, the row's rank among those expected under the tag or -1, and whether the job counts it."""
 
 _INVERTED = bytes(range(255, -1, -1))
 
@@ -31,22 +30,22 @@ class Ranks:
         return self._starts[-1]
 
     def rank(self, row: int) -> int:
-        """Give the rank of a row, -1 if it is not expected."""
+        """Return the rank of a row, or -1 if it is not expected."""
         at = bisect_right(self._lows, row) - 1
         if at < 0 or row > self.rows.ranges[at][1]:
             return -1
         return self._starts[at] + row - self._lows[at]
 
     def row(self, rank: int) -> int:
-        """Give the row of a rank."""
+        """Return the row of a rank."""
         at = bisect_right(self._starts, rank) - 1
         return self._lows[at] + rank - self._starts[at]
 
     def unset(self, bitmap: bytes) -> IndexSet:
-        """Give the rows whose bit, by rank, is not set."""
-        return IndexSet.from_ranges(_joined(self._spread(_clear_bits(bitmap, len(self)))))
+        """Return the rows whose bit, at their rank, is not set."""
+        return IndexSet.from_ranges(_merge_adjacent(self._row_ranges(_clear_bits(bitmap, len(self)))))
 
-    def _spread(self, ranks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    def _row_ranges(self, ranks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         for first, last in ranks:
             low = first
             while low <= last:
@@ -55,19 +54,19 @@ class Ranks:
                 low = high + 1
 
 
-class Layout:
-    """One incarnation's keys, and which rows each tag expects.
+class JobLayout:
+    """One incarnation's keys, and the rows that each tag expects.
 
     Attributes:
-        job: as it was when first read; only its plan and number of tasks are of use later.
-        seen: the tags that an unplanned job was last known to have.
-        touched_at: when this process last noted the job as active; by the monotonic clock, in seconds.
+        job: the job when first read; only its plan and number of tasks stay valid.
+        tags_read: the tags that a job without a plan had when they were last read.
+        touched_at: when this process last recorded the job as active, by the monotonic clock in seconds.
     """
 
     def __init__(self, keys: JobKeys, job: JobRecord) -> None:
         self.keys = keys
         self.job = job
-        self.seen: list[str] = []
+        self.tags_read: list[str] = []
         self.touched_at: float | None = None
         self._planned = {tag: Ranks(rows) for tag, rows in job.plan.columns.items()} if job.plan else {}
         self._all = Ranks(IndexSet(range(job.num_tasks)))
@@ -75,24 +74,24 @@ class Layout:
 
     @property
     def planned(self) -> bool:
-        """Whether the expected tags are known without asking."""
+        """Whether the job has a plan, which defines the expected tags."""
         return self.job.plan is not None
 
     @property
     def tags(self) -> list[str]:
-        """The tags that count in aggregates, as far as known."""
-        return expected_tags(self.job, self.seen)
+        """The expected tags; for a job without a plan, those that were last read."""
+        return expected_tags(self.job, self.tags_read)
 
     def ranks(self, tag: str) -> Ranks:
-        """Give the ranks of the rows expected under a tag."""
+        """Return the ranks of the rows expected under a tag."""
         return self._planned.get(tag, self._all)
 
     def expects(self, tag: str, row: int) -> bool:
-        """Whether a cell counts in the job's aggregates, once its tag has been seen."""
+        """Return whether a cell counts in the job's aggregates once its tag exists."""
         return expects(self.job, tag, row)
 
-    def place(self, tag: str, row: int) -> Place:
-        """Give what scripts need to know of a cell."""
+    def ranked_cell(self, tag: str, row: int) -> RankedCell:
+        """Return a cell's description for scripts."""
         if row < 0:
             return tag, str(row), -1, False
         planned = self._planned.get(tag)
@@ -100,7 +99,7 @@ class Layout:
         return tag, str(row), rank, planned is not None and rank >= 0
 
     def step_keys(self, tags: tuple[str, ...], *, of_callback: bool) -> tuple[str, ...]:
-        """Give the keys of a step on cells under some tags, all of one row."""
+        """Return the keys of a step on the cells of one row under some tags."""
         keys = self._steps.get((tags, of_callback))
         if keys is None:
             columns = [self.keys.column(tag) for tag in tags]
@@ -112,8 +111,8 @@ class Layout:
 
 
 def set_bits(bitmap: bytes, size: int) -> IndexSet:
-    """Give the numbers, below a size, of the bits that are set."""
-    return IndexSet.from_ranges(_joined(_clear_bits(bitmap.translate(_INVERTED), size)))
+    """Return the numbers, below a size, of the bits that are set."""
+    return IndexSet.from_ranges(_merge_adjacent(_clear_bits(bitmap.translate(_INVERTED), size)))
 
 
 def _clear_bits(bitmap: bytes, size: int) -> Iterator[tuple[int, int]]:
@@ -129,14 +128,14 @@ def _clear_bits(bitmap: bytes, size: int) -> Iterator[tuple[int, int]]:
         yield len(bitmap) * 8, size - 1
 
 
-def _joined(pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    held: tuple[int, int] | None = None
-    for low, high in pairs:
-        if held and held[1] + 1 == low:
-            held = (held[0], high)
+def _merge_adjacent(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    pending: tuple[int, int] | None = None
+    for low, high in ranges:
+        if pending and pending[1] + 1 == low:
+            pending = (pending[0], high)
             continue
-        if held:
-            yield held
-        held = (low, high)
-    if held:
-        yield held
+        if pending:
+            yield pending
+        pending = (low, high)
+    if pending:
+        yield pending

@@ -1,7 +1,4 @@
-"""What goes over the wire: commands, and the format in which clients and scripts exchange what has parts.
-
-That is MessagePack, in which cells are kept too.
-"""
+"""The encoding of commands, and of structured values between clients and scripts: MessagePack, as for stored cells."""
 
 from __future__ import annotations
 
@@ -13,18 +10,18 @@ from typing import Any
 import msgpack
 
 _unpackers: deque[msgpack.Unpacker] = deque(maxlen=8)
-"""Idle ones. ``unpackb`` takes 40 KiB of the stack at each call: twice the time, and a page more in each thread."""
+"""Idle unpackers. ``unpackb`` uses 40 KiB of stack per call, which doubles its time and grows each thread's memory."""
 
 
 def pack(value: dict[str, Any]) -> bytes:
-    """Pack a request for ``cmsgpack.unpack``; what is None or False is left out."""
+    """Pack a map for ``cmsgpack.unpack``, without the values that are None or False."""
     given = {name: part for name, part in value.items() if part is not None and part is not False}
     packed: bytes = msgpack.packb(given)
     return packed
 
 
 def pack_array(values: Sequence[Any]) -> bytes:
-    """Pack a request for ``cmsgpack.unpack``; what is None or False at its end is left out."""
+    """Pack an array for ``cmsgpack.unpack``, without values at its end that are None or False."""
     size = len(values)
     while values[size - 1] is None or values[size - 1] is False:
         size -= 1
@@ -33,7 +30,7 @@ def pack_array(values: Sequence[Any]) -> bytes:
 
 
 def unpack(packed: bytes) -> list[Any]:
-    """Give the elements of an array that ``cmsgpack.pack`` made."""
+    """Return the elements of an array that ``cmsgpack.pack`` created."""
     try:
         unpacker = _unpackers.pop()
     except IndexError:
@@ -45,30 +42,30 @@ def unpack(packed: bytes) -> list[Any]:
 
 
 def unpack_all(packed: Iterable[bytes]) -> Iterator[Any]:
-    """Give many values, in less than half the time that one by one would take."""
+    """Iterate over many packed values, in less than half the time of unpacking them one by one."""
     unpacker = msgpack.Unpacker(max_buffer_size=0)
     unpacker.feed(b"".join(packed))
     return iter(unpacker)
 
 
 def pack_command(*command: str | bytes | int) -> bytes:
-    """Pack a command as it is sent, for connections on which redis-py need not do it."""
+    """Encode a command in the server's protocol, without redis-py."""
     return b"*%d\r\n" % len(command) + b"".join(map(_bulk, command))
 
 
 def pack_script_call(name: str, script: str, keys: tuple[str, ...], args: Sequence[str | bytes | int]) -> bytes:
-    """Pack a call of a script.
+    """Encode a call of a script in the server's protocol.
 
     Args:
         name: EVALSHA or EVAL.
-        script: the digest or the text.
+        script: the digest or the source.
     """
     return b"".join((b"*%d\r\n" % (3 + len(keys) + len(args)), _head(name, script, keys), *map(_bulk, args)))
 
 
 @lru_cache(maxsize=1_000)
 def _head(name: str, script: str, keys: tuple[str, ...]) -> bytes:
-    """Pack what is the same at each call on the same cells: most of it."""
+    """Encode the part of a call that is equal for all calls on the same cells."""
     return b"".join(map(_bulk, (name, script, str(len(keys)), *keys)))
 
 

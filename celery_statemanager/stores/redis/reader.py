@@ -1,4 +1,4 @@
-"""Reads of one job as of one moment, and what a client remembers of jobs."""
+"""Consistent reads of one job, the decoding of their replies, and the cache of job layouts."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from contextlib import suppress
 from itertools import repeat
 from typing import Any, NamedTuple
 
+from celery_statemanager.aggregate import lowest, mask_cancelled, missing_state
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.models import Scope, State
-from celery_statemanager.records import Cell, Column, JobRecord, JobRef
-from celery_statemanager.stores.redis.cells import cell_of
-from celery_statemanager.stores.redis.columns import column_of, seen_state
+from celery_statemanager.records import Cell, Column, JobRecord, JobRef, Tally
+from celery_statemanager.stores.redis.cells import TALLY, cell_of, state_of
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, Head, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, head_key
-from celery_statemanager.stores.redis.layout import Layout
-from celery_statemanager.stores.redis.rowsets import Missed, Portions, RowSets
+from celery_statemanager.stores.redis.layout import JobLayout, Ranks
+from celery_statemanager.stores.redis.packing import unpack
+from celery_statemanager.stores.redis.rowsets import ChunkedRowSets, RowSets, StreamTrimmed
 from celery_statemanager.stores.redis.scripts import Script, Scripts
 from celery_statemanager.stores.redis.server import Server
 
-REMEMBERED = 1_000
-"""Jobs whose plans are remembered at once."""
+MAX_LAYOUTS = 1_000
+"""Jobs whose layouts are cached."""
 
 UNCHECKED = -1
+"""Sent instead of a number of tags: the script need not check that the job has no other tags."""
 
-SMALL = 10_000
-"""Members of row sets that one script gives: 3 ms of the server's time."""
+MAX_SET_MEMBERS = 10_000
+"""Members of row sets that one script returns, which takes 3 ms of the server's time."""
 
 
-class Reader:
-    """Runs scripts on jobs, for reading and otherwise. Thread-safe."""
+class JobReader:
+    """Runs scripts on jobs and decodes what they read. Thread-safe."""
 
     def __init__(self, server: Server, scripts: Scripts, prefix: str) -> None:
         self.server = server
         self.prefix = prefix
         self._scripts = scripts
-        self._layouts: dict[JobRef, Layout] = {}
+        self._layouts: dict[JobRef, JobLayout] = {}
 
     def run(self, script: Script, ref: JobRef, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run a script on a job. Raises: JobNotFound."""
@@ -46,89 +48,91 @@ class Reader:
             raise JobNotFound(*ref.key)
         return reply
 
-    def layout(self, ref: JobRef) -> Layout:
-        """Give what never changes of a job; asks only the first time. Raises: JobNotFound."""
-        known = self._layouts.get(ref)
-        if known is not None:
-            return known
+    def layout(self, ref: JobRef) -> JobLayout:
+        """Return a job's layout, from the cache after the first call. Raises: JobNotFound."""
+        cached = self._layouts.get(ref)
+        if cached is not None:
+            return cached
         head = self.server.call("HMGET", head_key(self.prefix, ref.key), *WITH_PLAN)
         if head[0] != ref.incarnation.encode():
             raise JobNotFound(*ref.key)
-        return self.remember(record_of(ref.key, head, plan_of(head)))
+        return self.cache_layout(record_of(ref.key, head, plan_of(head)))
 
-    def remember(self, job: JobRecord) -> Layout:
-        """Keep what never changes of a job."""
-        if len(self._layouts) >= REMEMBERED:
+    def cache_layout(self, job: JobRecord) -> JobLayout:
+        """Cache and return a job's layout."""
+        if len(self._layouts) >= MAX_LAYOUTS:
             self._layouts.clear()
-        layout = self._layouts[job.ref] = Layout(JobKeys(self.prefix, job.ref), job)
+        layout = self._layouts[job.ref] = JobLayout(JobKeys(self.prefix, job.ref), job)
         return layout
 
     def cell(self, ref: JobRef, tag: str, row: int) -> Cell | None:
-        """Give all that is kept of a cell. Raises: JobNotFound."""
+        """Return a cell with all its fields. Raises: JobNotFound."""
         keys = self.layout(ref).keys
         key, field = keys.cell(tag, row)
         _, _, (packed,) = self.run(self._scripts.cells, ref, [keys.head, keys.tallies, key], [UNCHECKED, field])
         return None if packed is None else cell_of(packed)
 
     def row(self, ref: JobRef, scope: Scope, row: int) -> tuple[JobRecord, list[State]]:
-        """Give a row's states under the scope's tag or all expected tags. Raises: JobNotFound."""
+        """Return a row's states under the scope's tag or all expected tags. Raises: JobNotFound."""
         layout = self.layout(ref)
         while True:
             tags, checked = self._tags(layout, scope.tag)
             tags = [tag for tag in tags if scope.tag is not None or layout.expects(tag, row)]
             keys = [layout.keys.head, layout.keys.tallies, *map(layout.keys.cells, tags)]
-            word, *found = self.run(self._scripts.cells, ref, keys, [checked, *[row] * len(tags)])
-            if word == b"read":
-                job = record_of(ref.key, found[0], layout.job.plan)
-                return job, [seen_state(job, tag, row, packed) for tag, packed in zip(tags, found[1])]
-            layout.seen = [tag.decode() for tag in found]
+            status, *reply = self.run(self._scripts.cells, ref, keys, [checked, *[row] * len(tags)])
+            if status == b"read":
+                job = record_of(ref.key, reply[0], layout.job.plan)
+                return job, [decode_visible_state(job, tag, row, packed) for tag, packed in zip(tags, reply[1])]
+            layout.tags_read = [tag.decode() for tag in reply]
 
     def columns(self, ref: JobRef, tag: str | None) -> tuple[JobRecord, list[Column]]:
-        """Give the expected columns, or one. Raises: JobNotFound."""
+        """Return the expected columns, or one. Raises: JobNotFound."""
         layout = self.layout(ref)
-        return self._found(layout, tag).read(layout)
+        return self._read_columns(layout, tag).decode(layout)
 
     def column_summaries(self, ref: JobRef, tag: str | None) -> tuple[JobRecord, list[Column]]:
-        """Give the expected columns, or one, with the rows of each class. Raises: JobNotFound.
+        """Return the expected columns, or one, with the rows of each class. Raises: JobNotFound.
 
-        Sets that are large are read in portions. Where the stream is too short to tell what changed meanwhile, they are
-        read as a whole after all: the server does nothing else for a while.
+        Large sets are read in chunks. If the stream is too short to contain all changes during these reads, one script
+        finally reads the sets as a whole, which blocks the server for that time.
         """
         layout = self.layout(ref)
-        for most in (SMALL, SMALL, SMALL, sys.maxsize):
-            found = self._found(layout, tag, most=most)
-            if found.has_sets:
+        for limit in (MAX_SET_MEMBERS, MAX_SET_MEMBERS, MAX_SET_MEMBERS, sys.maxsize):
+            reply = self._read_columns(layout, tag, set_limit=limit)
+            if reply.has_sets:
                 break
-            with suppress(Missed):
-                portions = Portions(self.server, layout, found.tags, found.newest)
-                found = self._found(layout, tag, since=portions.catch_up())
-                return found.read(layout, portions.at_last(found.tags, found.changes))
-        return found.read(layout)
+            with suppress(StreamTrimmed):
+                chunked = ChunkedRowSets(self.server, layout, reply.tags, reply.newest)
+                reply = self._read_columns(layout, tag, since=chunked.catch_up())
+                return reply.decode(layout, chunked.finish(reply.tags, reply.changes))
+        return reply.decode(layout)
 
-    def _found(self, layout: Layout, tag: str | None, *, most: int = 0, since: int | None = None) -> _Found:
+    def _read_columns(
+        self, layout: JobLayout, tag: str | None, *, set_limit: int = 0, since: int | None = None
+    ) -> _ColumnsReply:
         """Run ``columns.lua``. Raises: JobNotFound."""
         while True:
             tags, checked = self._tags(layout, tag)
             keys = [layout.keys.head, layout.keys.tallies, layout.keys.stream]
-            args: list[str | int] = [checked, most, "" if since is None else since]
+            args: list[str | int] = [checked, set_limit, "" if since is None else since]
             for each in tags:
                 keys += layout.keys.column(each)
                 args += [each, layout.ranks(each).row(0)]
-            word, *found = self.run(self._scripts.columns, layout.job.ref, keys, args)
-            if word == b"read":
-                return _Found(tags, *found)
-            layout.seen = [each.decode() for each in found]
+            status, *reply = self.run(self._scripts.columns, layout.job.ref, keys, args)
+            if status == b"read":
+                return _ColumnsReply(tags, *reply)
+            layout.tags_read = [each.decode() for each in reply]
 
-    def _tags(self, layout: Layout, tag: str | None) -> tuple[list[str], int]:
-        """Give the tags to read, and their number where the script must check that the job has seen no other."""
+    def _tags(self, layout: JobLayout, tag: str | None) -> tuple[list[str], int]:
+        """Return the tags to read, and the number of tags against which the script checks the job's, or UNCHECKED."""
         if tag is not None:
             return [tag], UNCHECKED
         tags = layout.tags
         return tags, UNCHECKED if layout.planned else len(tags)
 
 
-class _Found(NamedTuple):
-    """What ``columns.lua`` gave."""
+class _ColumnsReply(NamedTuple):
+    """A reply of ``columns.lua`` and the tags that it is about."""
 
     tags: list[str]
     head: Head
@@ -144,8 +148,40 @@ class _Found(NamedTuple):
         """The number of the job's newest change."""
         return int(self.head[HEAD.index("sequence")])
 
-    def read(self, layout: Layout, sets: Iterable[RowSets | None] = repeat(None)) -> tuple[JobRecord, list[Column]]:
-        """Give the job and its columns."""
+    def decode(
+        self, layout: JobLayout, sets: Iterable[RowSets | None] = repeat(None)
+    ) -> tuple[JobRecord, list[Column]]:
+        """Return the job and its columns.
+
+        Args:
+            sets: the row sets of each column, unless the reply contains them.
+        """
         job = record_of(layout.job.key, self.head, layout.job.plan)
-        found = zip(self.tags, self.columns, sets)
-        return job, [column_of(job, tag, layout.ranks(tag), column, rows) for tag, column, rows in found]
+        columns = zip(self.tags, self.columns, sets)
+        return job, [_decode_column(job, tag, layout.ranks(tag), column, rows) for tag, column, rows in columns]
+
+
+def decode_visible_state(job: JobRecord, tag: str, row: int, packed: bytes | None) -> State:
+    """Decode a packed cell, or a missing one, to the state that readers of its job see."""
+    if packed is None:
+        return missing_state(job, tag, row)
+    state = state_of(job.job_id, tag, row, packed)
+    return state if job.cancelled is None else mask_cancelled(job, cell_of(packed), state)
+
+
+def _decode_column(job: JobRecord, tag: str, ranks: Ranks, reply: Sequence[Any], sets: RowSets | None) -> Column:
+    counts = dict(zip(TALLY, unpack(reply[0]))) if reply[0] else {}
+    unwritten = counts.pop("unwritten", 0)
+    cells = reply[1]
+    states = [
+        decode_visible_state(job, tag, int(row), packed)
+        for row, packed in zip(cells[::2], cells[1::2])
+        if packed is not None
+    ]
+    if unwritten < len(ranks):
+        states.append(missing_state(job, tag, ranks.row(unwritten)))
+    column = Column(tag, len(ranks), Tally(**counts), lowest(states))
+    sets = RowSets.from_reply(ranks, *reply[2:7]) if len(reply) > 2 else sets
+    if sets is not None:
+        column.failed, column.running, column.missing, column.not_run = sets
+    return column

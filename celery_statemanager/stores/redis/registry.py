@@ -1,4 +1,4 @@
-"""What is kept across jobs: which there are, which are at work, which are to be purged; and the workers' records."""
+"""The registry: which jobs exist, are recently active, tombstoned or to be purged; and the records of workers."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 
 from celery_statemanager.records import JobRef, WorkerRecord
 from celery_statemanager.stores.redis.keys import JobKeys, RegistryKeys, entry_of, pattern_of, ref_of
-from celery_statemanager.stores.redis.layout import Layout
+from celery_statemanager.stores.redis.layout import JobLayout
 from celery_statemanager.stores.redis.packing import unpack
 from celery_statemanager.stores.redis.scripts import Scripts
 from celery_statemanager.stores.redis.server import Server
 
 TOUCH_INTERVAL = 60.0
-"""Seconds during which a process does not say again that a job is at work."""
+"""Seconds for which a process does not touch a job again."""
 
-REST_AFTER = 600.0
-"""Seconds after its last touch when a job that is found quiet is no longer looked at by sweeps."""
+QUIET_AFTER = 600.0
+"""Seconds after its last touch at which a job may be marked quiet, so that sweeps do not read it."""
 
-HEAL_AFTER = 3600.0
-"""Seconds after which a registered job without a head was not just being created: its maker or deleter died."""
+ORPHANED_AFTER = 3600.0
+"""Seconds after which a registered job without a head is an orphan: the process that created or deleted it died."""
 
-_SCANS, _SCANNED_AT_ONCE = 10, 10_000
-"""Calls, and entries that the server examines in each, to find a job by its job_id: about 3 ms of its time each."""
+_SCANS, _SCAN_CHUNK = 20, 1_000
+"""The calls that search for a job by its job_id, and the entries that the server examines in each, within 1 ms."""
 
-WORKERS_AT_ONCE = 50
-"""Workers' records in one portion, about; each may take 800 KiB."""
+WORKERS_CHUNK = 50
+"""The approximate number of workers' records in one chunk; each may have 800 KiB."""
 
-Entry = tuple[bytes, float]
-"""A job's name in the registry, and its place in a list."""
+RegistryEntry = tuple[bytes, float]
+"""The encoded reference of a job, and its score in a sorted set."""
 
 
 class Registry:
-    """Keys of their own slot: each is told before the job itself is changed, and is never ahead of it for long.
+    """Sorted sets of jobs and a hash of workers, in a slot of their own. They are updated before the job itself.
 
-    A job is *live* from a touch until a sweep finds it quiet: nothing due, no attempt open, not touched for a
-    while. Whatever happens to a job, a touch came at most a minute earlier; so sweeps need not look at others.
+    A job is *recently active* from a touch until a sweep finds it quiet: nothing due, no attempt open, not touched for
+    ``QUIET_AFTER``. Every change of a job follows a touch within a minute, so sweeps read only recently active jobs.
     """
 
     def __init__(self, server: Server, scripts: Scripts, prefix: str) -> None:
@@ -44,103 +44,103 @@ class Registry:
         self._scripts = scripts
         self._prefix = prefix
         self.keys = RegistryKeys(prefix)
-        self._lists = [self.keys.jobs, self.keys.active, self.keys.live, self.keys.tombs]
+        self._lists = [self.keys.jobs, self.keys.active, self.keys.recently_active, self.keys.tombstones]
 
     def register(self, ref: JobRef) -> None:
-        """Note a job that is about to be created."""
+        """Record a job that is about to be created."""
         self._server.run(self._scripts.touch, self._lists, [entry_of(ref), "new"])
 
     def adopt(self, ref: JobRef) -> None:
-        """Note a job that is about to have this reference; whether it is marked deleted is seen when it is listed."""
-        for what in ("new", "tomb"):
-            self._server.run(self._scripts.touch, self._lists, [entry_of(ref), what])
+        """Record a job that is about to get this reference, and list it as tombstoned until a list reads its record."""
+        for change in ("new", "tombstone"):
+            self._server.run(self._scripts.touch, self._lists, [entry_of(ref), change])
 
-    def touch(self, layout: Layout, what: str = "cell") -> bool:
-        """Note that a job's cell (or ``"job"``, its record) is about to change, unless a short while ago.
+    def touch(self, layout: JobLayout, change: str = "cell") -> bool:
+        """Record that a job is about to change, unless this process did so within ``TOUCH_INTERVAL``.
 
         Args:
-            what: ``"tomb"`` for a record that is about to be marked deleted, or still is.
+            change: ``"cell"``; ``"job"`` for its record; ``"tombstone"`` for its record if it is tombstoned.
 
-        Returns: False if the job is not registered: it is gone, or the registry has lost it.
+        Returns: False if the job is not registered, because it was deleted or the registry was lost.
         """
         now = time.monotonic()
-        if what != "tomb" and layout.touched_at is not None and now - layout.touched_at <= TOUCH_INTERVAL:
+        if change != "tombstone" and layout.touched_at is not None and now - layout.touched_at <= TOUCH_INTERVAL:
             return True
-        registered = self._server.run(self._scripts.touch, self._lists, [entry_of(layout.job.ref), what])
-        layout.touched_at = now if what == "cell" and registered else None
+        registered = self._server.run(self._scripts.touch, self._lists, [entry_of(layout.job.ref), change])
+        layout.touched_at = now if change == "cell" and registered else None
         return bool(registered)
 
     def forget(self, ref: JobRef) -> None:
-        """Take back ``register``: the job was not created."""
+        """Undo ``register`` for a job that was not created."""
         self._retire(entry_of(ref), "forget", "")
 
-    def trash(self, ref: JobRef) -> None:
-        """Note a job that was detached, for purging."""
-        self._retire(entry_of(ref), "trash", "")
+    def queue_purge(self, ref: JobRef) -> None:
+        """Remove a deleted job from the lists and queue its keys for ``purge``."""
+        self._retire(entry_of(ref), "purge", "")
 
-    def heal(self, entry: bytes) -> None:
-        """Purge what is left of a registered job that has no head, if it is old enough not to be just being made."""
-        self._retire(entry, "trash", int(HEAL_AFTER * 1_000_000))
+    def purge_orphan(self, entry: bytes) -> None:
+        """Queue the keys of a registered job without a head for ``purge``, unless it was registered recently."""
+        self._retire(entry, "purge", int(ORPHANED_AFTER * 1_000_000))
 
-    def rest(self, entry: bytes) -> None:
-        """Take a job that was found quiet out of the live ones."""
-        self._server.run(self._scripts.rest, [self.keys.live], [entry, int(REST_AFTER * 1_000_000)])
+    def mark_quiet(self, entry: bytes) -> None:
+        """Remove a quiet job from the recently active ones, unless it was touched recently."""
+        self._server.run(self._scripts.unlist, [self.keys.recently_active], [entry, int(QUIET_AFTER * 1_000_000)])
 
-    def revive(self, entry: str) -> None:
-        """Take a job that was found unmarked out of the tombstoned ones."""
-        self._server.run(self._scripts.rest, [self.keys.tombs], [entry, int(REST_AFTER * 1_000_000)])
+    def mark_revived(self, entry: str) -> None:
+        """Remove a job whose record is not tombstoned from the tombstones, unless it was added recently."""
+        self._server.run(self._scripts.unlist, [self.keys.tombstones], [entry, int(QUIET_AFTER * 1_000_000)])
 
-    def page(self, listed: str, cursor: str | None, limit: int, before: int | None = None) -> list[Entry]:
-        """Give entries of a list after a cursor, by place and name."""
-        place, _, name = (cursor or "0 ").partition(" ")
-        after = (float(place), name.encode())
-        most = "+inf" if before is None else f"({before}"
-        wanted = limit + 1
+    def page(self, key: str, cursor: str | None, limit: int, before: int | None = None) -> list[RegistryEntry]:
+        """Return the entries of a sorted set after a cursor, by score and member."""
+        score, _, member = (cursor or "0 ").partition(" ")
+        after = (float(score), member.encode())
+        highest = "+inf" if before is None else f"({before}"
+        count = limit + 1
         while True:
-            found = self._entries(listed, place, most, wanted)
-            page = [each for each in found if (each[1], each[0]) > after]
-            if len(page) >= limit or len(found) < wanted:
+            entries = self._entries(key, score, highest, count)
+            page = [each for each in entries if (each[1], each[0]) > after]
+            if len(page) >= limit or len(entries) < count:
                 return page[:limit]
-            wanted *= 2  # that many share one microsecond
+            count *= 2  # all entries read have the cursor's score
 
     def listed(
         self, cursor: str | None, limit: int, *, due: bool, tombstoned: bool, idle_before: int | None
-    ) -> list[Entry]:
-        """Give a page of the shortest list that holds every job asked for, and others."""
+    ) -> list[RegistryEntry]:
+        """Return a page of the shortest list that contains every requested job; it may contain others."""
         if due or tombstoned:
-            return self.page(self.keys.live if due else self.keys.tombs, cursor, limit)
+            return self.page(self.keys.recently_active if due else self.keys.tombstones, cursor, limit)
         return self.page(self.keys.jobs if idle_before is None else self.keys.active, cursor, limit, idle_before)
 
-    def named(self, job_id: str, limit: int) -> list[Entry]:
-        """Return jobs with a job_id, among the first 100,000 or so: entries are ordered by time, not by name."""
+    def named(self, job_id: str, limit: int) -> list[RegistryEntry]:
+        """Return jobs with a job_id. Only about 20,000 entries are searched, because they are not sorted by name."""
         found: dict[bytes, float] = {}
         cursor: bytes | int = 0
         for _ in range(_SCANS):
-            scan = ("ZSCAN", self.keys.jobs, cursor, "MATCH", pattern_of(job_id), "COUNT", _SCANNED_AT_ONCE)
-            cursor, entries = self._server.call(*scan)
-            found.update(_paired(entries))
+            scan = ("ZSCAN", self.keys.jobs, cursor, "MATCH", pattern_of(job_id), "COUNT", _SCAN_CHUNK)
+            cursor, reply = self._server.call(*scan)
+            found.update(_entries_of(reply))
             if len(found) >= limit or int(cursor) == 0:
                 break
         return list(found.items())[:limit]
 
-    def live(self) -> Iterator[Entry]:
-        """Give the jobs that sweeps must look at."""
+    def recently_active(self) -> Iterator[RegistryEntry]:
+        """Yield the jobs that sweeps must read."""
         cursor: str | None = None
-        while page := self.page(self.keys.live, cursor, 500):
+        while page := self.page(self.keys.recently_active, cursor, 500):
             yield from page
             cursor = cursor_at(page[-1])
 
     def purge(self, limit: int) -> int:
-        """Remove leftovers of about ``limit`` cells; give their number, and one for each job that is gone for good."""
+        """Remove about ``limit`` cells of deleted jobs; return their number, plus one for each job without any."""
         removed = 0
-        for entry in self._server.call("SRANDMEMBER", self.keys.trash, limit):
+        for entry in self._server.call("SRANDMEMBER", self.keys.purge_queue, limit):
             removed += self.purge_job(entry, limit - removed)
             if removed >= limit:
                 break
         return removed
 
     def purge_job(self, entry: str | bytes, limit: int) -> int:
-        """Remove leftovers of about ``limit`` cells of one job that was detached; return their number."""
+        """Remove about ``limit`` cells of one deleted job; return their number, plus one if none is left."""
         keys = JobKeys(self._prefix, ref_of(entry))
         removed = 0
         for tag in self._server.call("HKEYS", keys.tallies):
@@ -151,14 +151,14 @@ class Registry:
             if removed >= limit:
                 return removed
         self._server.call("UNLINK", keys.tallies, keys.open, keys.stream, keys.callbacks)
-        self._server.call("SREM", self.keys.trash, entry)
+        self._server.call("SREM", self.keys.purge_queue, entry)
         return removed + 1
 
-    def put_worker(self, worker_id: str, body: str, lease: float, *, in_turn: bool = False) -> bool:
-        """Write a worker's record, or a turn if nobody else has it; whether it was written."""
-        how = "turn" if in_turn else ""
+    def put_worker(self, worker_id: str, body: str, lease: float, *, as_lock: bool = False) -> bool:
+        """Write a worker's record; return whether it was written. A lock is not written while another holder has it."""
+        mode = "lock" if as_lock else ""
         microseconds = round(lease * 1_000_000)
-        return bool(self._server.run(self._scripts.worker, [self.keys.workers], [worker_id, body, microseconds, how]))
+        return bool(self._server.run(self._scripts.worker, [self.keys.workers], [worker_id, body, microseconds, mode]))
 
     def worker(self, worker_id: str) -> WorkerRecord | None:
         """Read one worker's record."""
@@ -166,32 +166,32 @@ class Registry:
         return None if packed is None else WorkerRecord(worker_id, *unpack(packed))
 
     def workers(self) -> Iterator[WorkerRecord]:
-        """Yield each worker's record once, in portions."""
+        """Yield each worker's record once, read in chunks."""
         seen: set[bytes] = set()
-        for portion in self._server.scan(self.keys.workers, WORKERS_AT_ONCE):
-            for worker, packed in portion:
+        for chunk in self._server.scan(self.keys.workers, WORKERS_CHUNK):
+            for worker, packed in chunk:
                 if worker not in seen:
                     seen.add(worker)
                     yield WorkerRecord(worker.decode(), *unpack(packed))
 
     def drop_worker(self, worker_id: str) -> None:
-        """Forget a worker."""
+        """Delete a worker's record."""
         self._server.call("HDEL", self.keys.workers, worker_id)
 
     def _retire(self, entry: str | bytes, kind: str, age: str | int) -> None:
-        self._server.run(self._scripts.retire, [*self._lists, self.keys.trash], [entry, kind, age])
+        self._server.run(self._scripts.retire, [*self._lists, self.keys.purge_queue], [entry, kind, age])
 
-    def _entries(self, listed: str, least: str, most: str, count: int) -> list[Entry]:
-        return _paired(self._server.call("ZRANGEBYSCORE", listed, least, most, "WITHSCORES", "LIMIT", 0, count))
-
-
-def _paired(found: list[Any]) -> list[Entry]:
-    """Return entries with their places, which come in pairs or one after the other, depending on the protocol."""
-    if found and not isinstance(found[0], (list, tuple)):
-        found = list(zip(found[::2], found[1::2]))
-    return [(entry, float(place)) for entry, place in found]
+    def _entries(self, key: str, lowest: str, highest: str, count: int) -> list[RegistryEntry]:
+        return _entries_of(self._server.call("ZRANGEBYSCORE", key, lowest, highest, "WITHSCORES", "LIMIT", 0, count))
 
 
-def cursor_at(entry: Entry) -> str:
-    """Give where a list goes on after an entry."""
+def _entries_of(reply: list[Any]) -> list[RegistryEntry]:
+    """Return entries with their scores. The protocol's version decides whether a reply contains pairs or alternates."""
+    if reply and not isinstance(reply[0], (list, tuple)):
+        reply = list(zip(reply[::2], reply[1::2]))
+    return [(entry, float(score)) for entry, score in reply]
+
+
+def cursor_at(entry: RegistryEntry) -> str:
+    """Return the cursor with which a list continues after an entry."""
     return f"{entry[1]:.0f} {entry[0].decode()}"

@@ -1,4 +1,4 @@
-"""Writes and begins as the scripts are asked for them: keys, and arguments. Pure."""
+"""The encoding of writes and begins as keys and arguments of scripts. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import Begin, When, Write
-from celery_statemanager.stores.redis.cells import NO_PAYLOAD, Payload, progress_parts, split
-from celery_statemanager.stores.redis.layout import Layout, Place
+from celery_statemanager.stores.redis.cells import NO_PAYLOAD, PayloadParts, progress_parts, split
+from celery_statemanager.stores.redis.layout import JobLayout, RankedCell
 from celery_statemanager.stores.redis.packing import pack_array
 
 WRITE = (
@@ -30,18 +30,21 @@ WRITE = (
     "share",
     "full",
     "begin",
-    "holder",
-    "held",
+    "if_owner",
+    "if_delivery",
     "counts_as_loss",
     "next_delivery",
     "schema",
 )
-"""What is asked of write.lua, in order, as ``records.Write`` says it, and:
+"""The fields of a request of write.lua, in order. Most are those of ``records.Write``; the others are:
 
-``rank`` and ``counts`` are as in ``layout.Place``; ``when`` is ``"open"``, ``"idle"`` or nothing; ``later`` are the
-places of the row's later stages, and ``not_run`` is what those are told; ``progress`` is JSON, ``share`` and ``full``
-are what it amounts to as it is and once done, in units of ``1 / FRACTION_UNIT``; ``begin`` is as in ``BEGIN``;
-``holder`` and ``held`` are ``if_owner``.
+- ``rank`` and ``counts``, as in ``layout.RankedCell``
+- ``when``: ``"open"``, ``"idle"`` or nothing
+- ``later``: the ``RankedCell`` of each later stage of the row
+- ``not_run``: the beginning of the message that a blocked stage gets
+- ``progress`` as JSON, with its values ``share`` and, once done, ``full``, in units of ``1 / FRACTION_UNIT``
+- ``begin``: a request as in ``BEGIN``
+- ``if_owner`` and ``if_delivery``: the two parts of ``Write.if_owner``
 """
 
 BEGIN = (
@@ -59,26 +62,26 @@ BEGIN = (
     "later",
     "schema",
 )
-"""What is asked of begin.lua, in order, as ``records.Begin`` says it."""
+"""The fields of a request of begin.lua, in order: those of ``records.Begin``, and others as in ``WRITE``."""
 
-Call = tuple[tuple[str, ...], list[str | bytes]]
-"""Keys and arguments."""
-
-
-def begin_call(layout: Layout, begin: Begin) -> Call:
-    """Ask for an attempt."""
-    keys, place, later = _places(layout, begin.tag, begin.task_index, row_too=True)
-    return keys, [pack_array(_begin(begin, place, later))]
+ScriptCall = tuple[tuple[str, ...], list[str | bytes]]
+"""The keys and arguments of a script."""
 
 
-def write_call(layout: Layout, write: Write) -> Call:
-    """Ask for a write."""
-    row_too = write.block_later_stages or write.begin is not None
-    keys, place, later = _places(layout, write.tag, write.task_index, row_too=row_too)
+def begin_call(layout: JobLayout, begin: Begin) -> ScriptCall:
+    """Create the call that takes an attempt."""
+    keys, cell, later = _cells(layout, begin.tag, begin.task_index, with_later=True)
+    return keys, [pack_array(_begin(begin, cell, later))]
+
+
+def write_call(layout: JobLayout, write: Write) -> ScriptCall:
+    """Create the call that writes a cell."""
+    with_later = write.block_later_stages or write.begin is not None
+    keys, cell, later = _cells(layout, write.tag, write.task_index, with_later=with_later)
     payload = _payload(write)
-    holder, held = write.if_owner or (None, None)
+    if_owner, if_delivery = write.if_owner or (None, None)
     request = (
-        *place,
+        *cell,
         write.event_id,
         int(write.status),
         write.message,
@@ -93,9 +96,9 @@ def write_call(layout: Layout, write: Write) -> Call:
         payload.progress,
         payload.share,
         payload.full,
-        write.begin and _begin(write.begin, place, later),
-        holder,
-        held,
+        write.begin and _begin(write.begin, cell, later),
+        if_owner,
+        if_delivery,
         write.counts_as_loss,
         write.next_delivery,
         _schema(),
@@ -103,15 +106,15 @@ def write_call(layout: Layout, write: Write) -> Call:
     return keys, [pack_array(request), payload.rest or ""]
 
 
-def _payload(write: Write) -> Payload:
+def _payload(write: Write) -> PayloadParts:
     if not write.keep_payload:
         return split(write.payload)
     return NO_PAYLOAD if write.new_progress is None else progress_parts(write.new_progress)
 
 
-def _begin(begin: Begin, place: Place, later: list[Place] | None) -> tuple[Any, ...]:
+def _begin(begin: Begin, cell: RankedCell, later: list[RankedCell] | None) -> tuple[Any, ...]:
     return (
-        *place,
+        *cell,
         begin.event_id,
         begin.message,
         begin.owner,
@@ -124,13 +127,15 @@ def _begin(begin: Begin, place: Place, later: list[Place] | None) -> tuple[Any, 
     )
 
 
-def _places(layout: Layout, tag: str, row: int, *, row_too: bool) -> tuple[tuple[str, ...], Place, list[Place] | None]:
-    """Give the keys of a step on a cell, and its place; if asked, those of the row's later stages with it."""
-    later = layout.job.plan.after(tag, row) if row_too and layout.job.plan else ()
+def _cells(
+    layout: JobLayout, tag: str, row: int, *, with_later: bool
+) -> tuple[tuple[str, ...], RankedCell, list[RankedCell] | None]:
+    """Return the keys of a step on a cell, and the cell; optionally also those of the row's later stages."""
+    later = layout.job.plan.after(tag, row) if with_later and layout.job.plan else ()
     keys = layout.step_keys((tag, *later), of_callback=row < 0)
-    return keys, layout.place(tag, row), [layout.place(each, row) for each in later] if later else None
+    return keys, layout.ranked_cell(tag, row), [layout.ranked_cell(each, row) for each in later] if later else None
 
 
 def _schema() -> int | None:
-    """Name the layout of new cells; the first one is not worth a byte."""
+    """Return the schema of new cells, or None for schema 1, which is not stored."""
     return None if SCHEMA_VERSION == 1 else SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""The scripts, one per atomic step, as they are sent to the server."""
+"""The Lua scripts, one per atomic step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "update": ("common",),
     "rewrite": ("common",),
 }
-"""Other texts that stand before a script's own."""
+"""The files that are put before a script's own."""
 
 _CONSTANTS = {
     **{f"N_{field.upper()}": str(at) for at, field in enumerate(TALLY, 1)},
@@ -29,20 +29,20 @@ _CONSTANTS = {
     "STARTED": str(int(Status.STARTED)),
     "HEAD": ", ".join(map(json.dumps, HEAD)),
 }
-"""What names in capitals stand for. Numbers in the text: every function would have to be handed its variables."""
+"""The literals that replace names in capitals. Lua variables would be slower: each function captures those it uses."""
 
 _ELEMENTS = {
     name: {field: f"{name}[{at}]" for at, field in enumerate(fields, 1)}
     for name, fields in (("write", WRITE), ("begin", BEGIN))
 }
-"""What fields of requests stand for."""
+"""The array elements that replace fields of requests."""
 
 _COMMENT = re.compile(r"--.*")
 _NAME = re.compile(r"\b(?:(write|begin)\.(\w+)|[A-Z_]+)\b")
 
 
 class Script(NamedTuple):
-    """A script's text and the digest by which the server remembers it."""
+    """A script's source and the digest under which the server caches it."""
 
     source: str
     digest: str
@@ -52,27 +52,25 @@ class Scripts:
     """All scripts of a store.
 
     Args:
-        stream_length: after how many changes, about, the oldest ones leave a job's stream.
+        stream_length: the approximate number of changes that a job's stream keeps.
     """
 
     def __init__(self, stream_length: int) -> None:
         constants = {**_CONSTANTS, "EVENTS": f'"{stream_length}"'}
 
-        def meaning(found: re.Match[str]) -> str:
-            request, field = found.groups()
-            return _ELEMENTS[request][field] if request else constants.get(found[0], found[0])
+        def substitute(match: re.Match[str]) -> str:
+            request, field = match.groups()
+            return _ELEMENTS[request][field] if request else constants.get(match[0], match[0])
 
         def load(name: str) -> Script:
-            text = "".join(_text(part) for part in (*_PARTS.get(name, ()), name))
-            source = _NAME.sub(meaning, _COMMENT.sub("", text))
+            lua = files(__package__) / "lua"
+            parts = (*_PARTS.get(name, ()), name)
+            text = "".join(lua.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in parts)
+            source = _NAME.sub(substitute, _COMMENT.sub("", text))
             return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
         self.write, self.begin, self.update = map(load, ("write", "begin", "update"))
         self.create, self.detach = map(load, ("create", "detach"))
         self.rewrite, self.adopt = map(load, ("rewrite", "adopt"))
         self.cells, self.columns = map(load, ("cells", "columns"))
-        self.touch, self.rest, self.retire, self.worker = map(load, ("touch", "rest", "retire", "worker"))
-
-
-def _text(name: str) -> str:
-    return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+        self.touch, self.unlist, self.retire, self.worker = map(load, ("touch", "unlist", "retire", "worker"))

@@ -1,4 +1,4 @@
-"""The way to the server: one client, made at the first call; every call's errors translated."""
+"""Access to the server: one client, created at the first call. The errors of every call are translated."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from redis.exceptions import NoScriptError
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores.redis.connections import Connections
-from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate, translated
+from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate, translate_errors
 from celery_statemanager.stores.redis.packing import pack_command, pack_script_call
 from celery_statemanager.stores.redis.scripts import Script
 
-_AT_ONCE = 1_000
-"""Fields of a hash in one portion."""
+_CHUNK = 1_000
+"""Fields of a hash in one chunk."""
 
 
 class Server:
-    """Shared by threads. A forked child makes a client of its own; one that was given notices a fork by itself.
+    """A server or cluster, shared by threads. A forked child creates another client, unless it was passed in.
 
-    Scripts have connections of their own, unless somebody said which or how many there shall be: a client that was
-    given, ``max_connections``, sentinels, a cluster.
+    Scripts use connections outside of the client's pool. The exceptions are clients that were passed in,
+    ``max_connections``, sentinels and clusters.
 
     Args:
-        make: gives a redis-py client.
-        shown: the server's URL as it may be printed.
+        create_client: returns a client of redis-py.
+        shown: the server's URL without its password.
     """
 
-    def __init__(self, make: Callable[[], Any], shown: str) -> None:
+    def __init__(self, create_client: Callable[[], Any], shown: str) -> None:
         self.shown = shown
-        self._make = make
+        self._create_client = create_client
         self._client: Any = None
         self._connections: Connections | None = None
         self._inherited: list[Any] = []
@@ -43,88 +43,90 @@ class Server:
 
     @classmethod
     def from_client(cls, client: Any) -> Server:
-        """Wrap a client that is somebody else's: it is never closed. Raises: ConfigurationError."""
+        """Wrap a client that the caller owns and closes. Raises: ConfigurationError."""
         if client.get_encoder().decode_responses:
-            raise ConfigurationError("a store needs a Redis client that gives bytes: decode_responses=False")
+            raise ConfigurationError(
+                "the Redis client decodes replies, but the store needs bytes: create it with decode_responses=False"
+            )
         server = cls(lambda: client, type(client).__name__)
         server._owned = False
         return server
 
     @property
     def client(self) -> Any:
-        """The client; a cluster's is connected when it is made."""
+        """The client, created at the first access. A cluster's client then connects."""
         client = self._client
         if client is None:
             with self._lock:
                 if self._client is None:
-                    made = self._make()
-                    if self._owned and type(getattr(made, "connection_pool", None)) is ConnectionPool:
-                        self._connections = Connections(made.connection_pool)
-                    self._client = made
+                    created = self._create_client()
+                    if self._owned and type(getattr(created, "connection_pool", None)) is ConnectionPool:
+                        self._connections = Connections(created.connection_pool)
+                    self._client = created
                 client = self._client
         return client
 
     @property
     def clustered(self) -> bool:
-        """Whether it is a cluster."""
+        """Whether the server is a cluster."""
         return hasattr(self.client, "get_node_from_key")
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
-        """Run a script in one round trip, two if the server does not remember it."""
+        """Run a script in one round trip, or two if the server has not cached it."""
         try:
             try:
                 return self._send("EVALSHA", script.digest, keys, args)
             except NoScriptError:
                 return self._send("EVAL", script.source, keys, args)
-        except CLIENT_ERRORS as error:  # not by ``translated``, which takes a while when nothing is wrong
+        except CLIENT_ERRORS as error:  # not by ``translate_errors``, which costs time when nothing fails
             raise translate(error, self.shown) from error
 
     def call(self, *command: Any) -> Any:
-        """Send one command that names its key second."""
-        with translated(self.shown):
+        """Send one command whose first argument is its key."""
+        with translate_errors(self.shown):
             return self.client.execute_command(*command)
 
     def call_all(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
-        """Send many commands together, in no transaction; each names one key."""
-        with translated(self.shown):
+        """Send many commands together, without a transaction. Each command has one key."""
+        with translate_errors(self.shown):
             pipeline = self.client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
             return list(pipeline.execute())
 
-    def scan(self, key: str, at_once: int = _AT_ONCE) -> Iterator[Iterable[tuple[bytes, bytes]]]:
-        """Give a hash's fields and values in portions; a field may come twice.
+    def scan(self, key: str, chunk: int = _CHUNK) -> Iterator[Iterable[tuple[bytes, bytes]]]:
+        """Yield a hash's fields and values in chunks of about this size. Fields may repeat.
 
-        The server is at the next portion while the caller is at one.
+        The server prepares the next chunk while the caller processes one.
         """
         client, connections = self.client, self._connections
-        with translated(self.shown):
+        with translate_errors(self.shown):
             if connections is None:
                 cursor = None
                 while cursor != 0:
-                    cursor, portion = client.execute_command(*_scanning(key, cursor or 0, at_once))
-                    yield portion.items()
+                    cursor, values = client.execute_command(*_scan_command(key, cursor or 0, chunk))
+                    yield values.items()
                 return
             for _, flat in connections.ask_ahead(
-                pack_command(*_scanning(key, 0, at_once)),
-                lambda reply: None if reply[0] == b"0" else pack_command(*_scanning(key, reply[0], at_once)),
+                pack_command(*_scan_command(key, 0, chunk)),
+                lambda reply: None if reply[0] == b"0" else pack_command(*_scan_command(key, reply[0], chunk)),
             ):
                 yield zip(flat[::2], flat[1::2])
 
     def time_at(self, key: str) -> int:
-        """Give the time of the server that keeps a key, in microseconds."""
-        with translated(self.shown):
+        """Return the time of the server that holds a key, in microseconds."""
+        with translate_errors(self.shown):
             client = self.client
             node = self._node_of(key)
             seconds, microseconds = client.time() if node is None else client.time(target_nodes=node)
         return int(seconds) * 1_000_000 + int(microseconds)
 
     def connection(self, key: str, socket_timeout: float) -> Any:
-        """Make a connection of its own to the server that keeps a key; it is connected, and the caller's to close."""
-        with translated(self.shown):
+        """Open a dedicated connection to the server that holds a key. The caller closes it."""
+        with translate_errors(self.shown):
             client = self.client
             if self.clustered:
-                client.exists(key)  # the client learns so where the key has moved to
+                client.exists(key)  # updates the client's map of slots if the key has moved
             node = self._node_of(key)
             pool = (client if node is None else client.get_redis_connection(node)).connection_pool
             connection = pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": socket_timeout})
@@ -132,7 +134,7 @@ class Server:
             return connection
 
     def close(self) -> None:
-        """Close the client; the next call makes another."""
+        """Close the client; the next call creates another."""
         with self._lock:
             client, self._client = self._client, None
             connections, self._connections = self._connections, None
@@ -142,27 +144,27 @@ class Server:
             client.close()
 
     def before_fork(self) -> None:
-        """Wait until no other thread makes the client."""
+        """Wait until no other thread is creating the client."""
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        """Go on; a child makes a client of its own."""
+        """Release the lock. In a child, drop the parent's client."""
         if self._owned and os.getpid() != self._pid:
             self._pid = os.getpid()
-            self._inherited.append(self._client)  # its locks may be held for ever, and it takes them when it goes
+            self._inherited.append(self._client)  # its finalizer would take locks that may be held at the fork
             self._client = self._connections = None
         self._lock.release()
 
     def _send(self, name: str, script: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
-        client, connections = self.client, self._connections  # another thread may close the store
+        client, connections = self.client, self._connections  # both at once: another thread may close the store
         if connections is None:
             return client.execute_command(name, script, len(keys), *keys, *args)
         return connections.ask(pack_script_call(name, script, tuple(keys), args))
 
     def _node_of(self, key: str) -> Any:
-        """Give the cluster node that keeps a key; None for a single server."""
+        """Return the cluster node that holds a key, or None for a single server."""
         return self.client.get_node_from_key(key) if self.clustered else None
 
 
-def _scanning(key: str, cursor: int | bytes, at_once: int) -> tuple[str | bytes | int, ...]:
-    return "HSCAN", key, cursor, "COUNT", at_once
+def _scan_command(key: str, cursor: int | bytes, chunk: int) -> tuple[str | bytes | int, ...]:
+    return "HSCAN", key, cursor, "COUNT", chunk

@@ -1,4 +1,4 @@
-"""``RedisStore``: every step one script, and so atomic and one round trip."""
+"""``RedisStore``: each step is one script, and therefore atomic and one round trip."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.redis import migrating
-from celery_statemanager.stores.redis.address import check_options, client_of, parse
+from celery_statemanager.stores.redis.address import check_options, create_client, parse
 from celery_statemanager.stores.redis.cells import cell_of
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key
-from celery_statemanager.stores.redis.layout import Layout
-from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, rid_of_revived, scan, states_of
+from celery_statemanager.stores.redis.layout import JobLayout
+from celery_statemanager.stores.redis.listing import jobs_at, mark_revived, open_attempts, scan, states_of
 from celery_statemanager.stores.redis.packing import pack
-from celery_statemanager.stores.redis.reader import Reader
+from celery_statemanager.stores.redis.reader import JobReader
 from celery_statemanager.stores.redis.registry import Registry, cursor_at
 from celery_statemanager.stores.redis.requests import begin_call, write_call
 from celery_statemanager.stores.redis.scripts import Script, Scripts
@@ -57,16 +57,15 @@ from celery_statemanager.stores.redis.watch import RedisWatch
 
 
 class RedisStore(FullStore):
-    """Keeps jobs on a Redis server, a Redis cluster, or what speaks their language.
-
-    Thread-safe. May be made, and used, before a fork and used after it: connections are per process.
+    """A store on a Redis server, a Redis cluster, or a compatible server. Thread-safe, and usable after a fork.
 
     Args:
-        client: a ``redis.Redis`` or ``redis.RedisCluster`` that gives bytes; it stays open when the store is closed.
-        prefix: what the names of all keys begin with.
-        stream_length: changes that a job keeps for its subscribers, about; one that is further behind reads all
-            states again.
-        timeout: seconds that a subscription waits for an answer; other calls wait as long as the client says.
+        client: a ``redis.Redis`` or ``redis.RedisCluster`` with ``decode_responses=False``. Closing the store does not
+            close it.
+        prefix: the prefix of all keys.
+        stream_length: the approximate number of changes that a job keeps for its subscribers. A subscriber that is
+            further behind reads all states again.
+        timeout: seconds for which a subscription waits for a reply. Other calls use the timeout of the client.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class RedisStore(FullStore):
     ) -> None:
         self._server = client if isinstance(client, Server) else Server.from_client(client)
         self._scripts = Scripts(stream_length)
-        self._reader = Reader(self._server, self._scripts, prefix)
+        self._reader = JobReader(self._server, self._scripts, prefix)
         self._registry = Registry(self._server, self._scripts, prefix)
         self._prefix = prefix
         self._timeout = checked_timeout(timeout)
@@ -85,19 +84,19 @@ class RedisStore(FullStore):
         address = parse(url, timeout, options)
         check_options(address)
         own = {name: value for name, value in address.own.items() if name != "cluster"}
-        return cls(Server(partial(client_of, address), masked(url)), **own)
+        return cls(Server(partial(create_client, address), masked(url)), **own)
 
     def create_job(self, job: JobRecord) -> JobRecord:
         keys = JobKeys(self._prefix, job.ref)
         self._registry.register(job.ref)
-        word, *rest = self._reader.run(self._scripts.create, job.ref, [keys.head, keys.stream], fields_of(job))
-        if word == b"exists":
+        status, *reply = self._reader.run(self._scripts.create, job.ref, [keys.head, keys.stream], fields_of(job))
+        if status == b"exists":
             self._registry.forget(job.ref)
             raise JobExists(*job.key)
-        created = int(rest[0])
-        kept = replace(job, created_at=created, last_activity=created, revision=1, latches=dict(job.latches))
-        self._reader.remember(kept)
-        return kept
+        created = int(reply[0])
+        stored = replace(job, created_at=created, last_activity=created, revision=1, latches=dict(job.latches))
+        self._reader.cache_layout(stored)
+        return stored
 
     def get_job(self, key: JobKey) -> JobRecord:
         head = self._server.call("HMGET", head_key(self._prefix, key), *WITH_PLAN)
@@ -107,11 +106,11 @@ class RedisStore(FullStore):
 
     def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
         layout = self._reader.layout(job.ref)
-        self._registry.touch(layout, "job" if job.tombstoned_at is None else "tomb")
+        self._registry.touch(layout, "job" if job.tombstoned_at is None else "tombstone")
         keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream]
         args: list[str | bytes] = [pack({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
-        word, *names = self._reader.run(self._scripts.update, job.ref, keys, args)
-        return None if word == b"moved" else _texts(names)
+        status, *names = self._reader.run(self._scripts.update, job.ref, keys, args)
+        return None if status == b"moved" else _texts(names)
 
     def list_jobs(
         self,
@@ -122,32 +121,32 @@ class RedisStore(FullStore):
         tombstoned: bool = False,
         idle_before: int | None = None,
     ) -> Page:
-        page = self._registry.listed(cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
-        found = list(jobs_at(self._server, self._registry, self._prefix, page))
+        entries = self._registry.listed(cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
+        candidates = list(jobs_at(self._server, self._registry, self._prefix, entries))
         if tombstoned:
-            rid_of_revived(self._registry, found)
+            mark_revived(self._registry, candidates)
         jobs = [
             job
-            for job in found
+            for job in candidates
             if (not due or job.due)
             and (not tombstoned or job.tombstoned_at is not None)
             and (idle_before is None or job.last_activity < idle_before)
         ]
-        return Page(jobs, cursor_at(page[-1]) if page and len(page) == limit else None)
+        return Page(jobs, cursor_at(entries[-1]) if entries and len(entries) == limit else None)
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
-        found = jobs_at(self._server, self._registry, self._prefix, self._registry.named(job_id, limit))
-        return [job.run_token for job in found]
+        entries = self._registry.named(job_id, limit)
+        return [job.run_token for job in jobs_at(self._server, self._registry, self._prefix, entries)]
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         keys = JobKeys(self._prefix, job.ref)
-        unmoved = [job.revision, job.last_activity] if if_idle else ["", ""]
-        word = self._reader.run(self._scripts.detach, job.ref, [keys.head, keys.stream], unmoved)[0]
-        if word != b"detached":
+        unchanged = [job.revision, job.last_activity] if if_idle else ["", ""]
+        (status,) = self._reader.run(self._scripts.detach, job.ref, [keys.head, keys.stream], unchanged)
+        if status != b"detached":
             return False
-        self._registry.trash(job.ref)
+        self._registry.queue_purge(job.ref)
         if purge:
-            with suppress(StoreUnavailable):  # the job is deleted; what is left of it is purged later
+            with suppress(StoreUnavailable):  # the job is deleted already, and its keys are queued
                 self._registry.purge_job(entry_of(job.ref), purge)
         return True
 
@@ -159,22 +158,22 @@ class RedisStore(FullStore):
         reply = self._step(self._scripts.write, layout, *write_call(layout, write))
         if isinstance(reply, bytes):
             return WriteReply(cell_of(reply))
-        word, *rest = reply
-        if word in (b"written", b"same"):
-            return WriteReply(cell_of(rest[0]), _texts(rest[1:]), word == b"written")
-        if word == b"superseded":
-            raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, rest[0])
-        if word == b"cancelled":
-            raise JobCancelled(ref.key.job_id, rest[0] and rest[0].decode())
-        raise BeginRefused(ref.key.job_id, write.tag, write.task_index, rest[0].decode())
+        status, *values = reply
+        if status in (b"written", b"same"):
+            return WriteReply(cell_of(values[0]), _texts(values[1:]), status == b"written")
+        if status == b"superseded":
+            raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, values[0])
+        if status == b"cancelled":
+            raise JobCancelled(ref.key.job_id, values[0] and values[0].decode())
+        raise BeginRefused(ref.key.job_id, write.tag, write.task_index, values[0].decode())
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
         layout = self._reader.layout(ref)
         reply = self._step(self._scripts.begin, layout, *begin_call(layout, begin))
         if isinstance(reply, bytes):
             return BeginReply(Verdict.BEGUN, cell_of(reply))
-        word, packed, *names = reply
-        return BeginReply(Verdict(word.decode()), cell_of(packed), _texts(names))
+        verdict, packed, *names = reply
+        return BeginReply(Verdict(verdict.decode()), cell_of(packed), _texts(names))
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
         return self._reader.cell(ref, tag, task_index)
@@ -182,10 +181,10 @@ class RedisStore(FullStore):
     def lowest(self, ref: JobRef, scope: Scope) -> State:
         if scope.task_index is None:
             job, columns = self._reader.columns(ref, scope.tag)
-            found = [column.lowest for column in columns if column.lowest is not None]
+            states = [column.lowest for column in columns if column.lowest is not None]
         else:
-            job, found = self._reader.row(ref, scope, scope.task_index)
-        return lowest(found) or missing_state(job, scope.tag or "", scope.task_index or 0)
+            job, states = self._reader.row(ref, scope, scope.task_index)
+        return lowest(states) or missing_state(job, scope.tag or "", scope.task_index or 0)
 
     def column_summaries(
         self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
@@ -193,21 +192,20 @@ class RedisStore(FullStore):
         return self._reader.column_summaries(ref, tag) if indexes else self._reader.columns(ref, tag)
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
-        found = scan(self._server, self._reader.layout(ref), scope)
+        cells = scan(self._server, self._reader.layout(ref), scope)
         job, _ = self._reader.row(ref, Scope(tag=""), 0)
-        return states_of(job, found)
+        return states_of(job, cells)
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         return RedisWatch(self._server, self._reader.layout(ref), scope, self._timeout)
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
-        deadline = Deadline(self._timeout)
-        migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation, deadline)
+        migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation, Deadline(self._timeout))
         return self.get_job(ref.key)
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
-        self._reader.row(ref, Scope(tag=""), 0)  # it is there
-        return migrating.outdated(self._reader, self._reader.layout(ref), below)
+        self._reader.row(ref, Scope(tag=""), 0)  # raises JobNotFound; the cached layout does not
+        return migrating.list_outdated(self._reader, self._reader.layout(ref), below)
 
     def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         return migrating.rewrite(self._reader, self._scripts, self._reader.layout(ref), cells)
@@ -216,7 +214,7 @@ class RedisStore(FullStore):
         self._registry.put_worker(worker_id, body, lease)
 
     def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
-        return self._registry.put_worker(name, holder, seconds, in_turn=True)
+        return self._registry.put_worker(name, holder, seconds, as_lock=True)
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         return self._registry.worker(worker_id)
@@ -239,8 +237,8 @@ class RedisStore(FullStore):
     def __repr__(self) -> str:
         return f"<RedisStore {self._server.shown}>"
 
-    def _step(self, script: Script, layout: Layout, keys: tuple[str, ...], args: list[str | bytes]) -> Any:
-        """Change a cell; the registry is told before, and once more if it has lost a job that lives."""
+    def _step(self, script: Script, layout: JobLayout, keys: tuple[str, ...], args: list[str | bytes]) -> Any:
+        """Touch the job and run a step on one of its cells. Register the job again if the registry has lost it."""
         registered = self._registry.touch(layout)
         reply = self._reader.run(script, layout.job.ref, keys, args)
         if not registered:

@@ -1,4 +1,4 @@
-"""States in one SQLite file: one machine, many processes, no server."""
+"""The store in one SQLite file: for one machine and many processes, without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a cell is spelt as a row."""
+"""The encoding of cells as rows, and what each cell counts for."""
 
 from __future__ import annotations
 
@@ -41,11 +41,28 @@ TALLY = (
 """The columns of a tally, as ``Tally`` orders them."""
 
 SELECTED = ", ".join(f"c.{name}" for name in COLUMNS)
-"""For a SELECT whose cell goes by the name ``c``."""
+"""The columns of a cell in a SELECT that names the table ``c``."""
+
+
+class Kind(IntEnum):
+    """What a cell counts for. It follows from the job's plan and never changes."""
+
+    CALLBACK = 0
+    """A run of a callback: no reader of the grid sees it."""
+    EXPECTED = 1
+    """Counts in its column, row and grid: planned or, without a plan, any cell."""
+    EXTRA = 2
+    """Counts in its column only: the job's plan does not contain the tag."""
+    STRAY = 3
+    """Counts nowhere: the plan contains the tag, but not for this row."""
+
+
+COUNTED = (Kind.EXPECTED, Kind.EXTRA)
+"""The kinds whose cells make up a column."""
 
 
 def cell_of(row: Sequence[Any]) -> Cell:
-    """Read the columns ``SELECTED``."""
+    """Decode the columns ``SELECTED``."""
     (
         status,
         timestamp,
@@ -84,7 +101,7 @@ def cell_of(row: Sequence[Any]) -> Cell:
 
 
 def row_of(cell: Cell) -> tuple[Any, ...]:
-    """Give a cell's values in the order of ``COLUMNS``."""
+    """Return a cell's values in the order of ``COLUMNS``."""
     return (
         cell.status,
         cell.timestamp,
@@ -106,7 +123,7 @@ def row_of(cell: Cell) -> tuple[Any, ...]:
 
 
 def event_of(cell: Cell) -> str | bytes:
-    """Halve the event ids that this library makes: 32 lower-case hex digits become 16 bytes."""
+    """Encode an event id; the ids that this library creates, 32 lower-case hex digits, become 16 bytes."""
     event_id = cell.event_id
     if len(event_id) == 32:
         try:
@@ -119,29 +136,12 @@ def event_of(cell: Cell) -> str | bytes:
 
 
 def unpacked(event_id: str | bytes) -> str:
-    """Give the event id that ``event_of`` packed."""
+    """Decode an event id that ``event_of`` encoded."""
     return event_id.hex() if isinstance(event_id, bytes) else event_id
 
 
-class Kind(IntEnum):
-    """What a cell counts for; it follows from the job's plan and never changes."""
-
-    CALLBACK = 0
-    """A run of a callback: no reader of the grid sees it."""
-    EXPECTED = 1
-    """In its column, row and grid: planned or, without a plan, any."""
-    EXTRA = 2
-    """In its column alone: the job's plan does not know the tag."""
-    STRAY = 3
-    """In nothing: the plan knows the tag, but not for this row."""
-
-
-COUNTED = (Kind.EXPECTED, Kind.EXTRA)
-"""The kinds whose cells make up a column."""
-
-
 def kind_of(job: JobRecord, tag: str, task_index: int) -> Kind:
-    """Give the kind of a cell."""
+    """Return the kind of a cell."""
     if task_index < 0:
         return Kind.CALLBACK
     if job.plan is None:
@@ -153,7 +153,7 @@ def kind_of(job: JobRecord, tag: str, task_index: int) -> Kind:
 
 
 def column_kind(job: JobRecord, tag: str) -> Kind:
-    """Give the kind of the cells that make up a tag's column."""
+    """Return the kind of the cells that make up a tag's column."""
     return Kind.EXPECTED if job.plan is None or tag in job.plan.columns else Kind.EXTRA
 
 

@@ -1,4 +1,4 @@
-"""Tells watches whether anything was committed, at the price of one look into shared memory."""
+"""Detection of commits to the file, for watches; each check costs one read of shared memory."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from contextlib import suppress
 from typing import Protocol
 
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.sqlite.connection import connect, translated
+from celery_statemanager.stores.sqlite.connection import connect, translate
 from celery_statemanager.stores.sqlite.pool import abandoned
 
-Beat = tuple[int, int]
+DataVersion = tuple[int, int]
+"""The number of the poller's connection and its ``data_version``: values of two connections are not comparable."""
 
 
-class Forked(Protocol):
-    """What wants to know that it goes on in a child."""
+class ForkObserver(Protocol):
+    """An object that must replace its locks in a forked child."""
 
     def after_fork(self) -> None:
-        """Replace what a thread of the parent may have held."""
+        """Replace locks that a thread of the parent may have held at the fork."""
 
 
 class DataVersionPoller:
-    """Polls ``PRAGMA data_version`` on a connection that never writes: SQLite counts there what all others commit.
+    """Polls ``PRAGMA data_version`` on a connection that never writes; it changes with every commit of another one.
 
-    One for all watches of a store in this process. Thread-safe; closed while the process forks.
+    All watches of a store in this process share one poller. Thread-safe. It is closed while the process forks.
     """
 
     def __init__(self, path: str, timeout: float) -> None:
@@ -37,38 +38,38 @@ class DataVersionPoller:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._connections = 0
-        self._beat: Beat = (0, 0)
-        self._beat_at = -math.inf
+        self._current: DataVersion = (0, 0)
+        self._read_at = -math.inf
         self._pid = os.getpid()
-        self._watches: weakref.WeakSet[Forked] = weakref.WeakSet()
+        self._watches: weakref.WeakSet[ForkObserver] = weakref.WeakSet()
         fork_aware(self)
 
-    def beat(self, max_age: float = 0.0) -> Beat:
-        """Give a value that differs from an earlier one if anybody has committed in between.
+    def current(self, max_age: float = 0.0) -> DataVersion:
+        """Return a value that differs from an earlier one if any connection has committed in between.
 
         Args:
-            max_age: seconds that the answer may be old, so that many watches cost little more than one.
+            max_age: seconds for which a value read for another watch is reused.
 
         Raises: StoreError.
         """
         try:
             with self._lock:
                 now = time.monotonic()
-                if self._connection is None or now - self._beat_at >= max_age:
-                    self._beat = self._taken()
-                    self._beat_at = now
-                return self._beat
+                if self._connection is None or now - self._read_at >= max_age:
+                    self._current = self._read()
+                    self._read_at = now
+                return self._current
         except sqlite3.Error as error:
             self.close()
-            raise translated(error, self._path, self._timeout) from error
+            raise translate(error, self._path, self._timeout) from error
 
-    def tell_of_forks(self, watch: Forked) -> None:
-        """Call ``watch.after_fork`` in children, as long as it lives."""
+    def notify_of_forks(self, watch: ForkObserver) -> None:
+        """Call ``watch.after_fork`` in forked children while the watch exists."""
         with self._lock:
             self._watches.add(watch)
 
     def close(self) -> None:
-        """Let go of the connection; the next beat opens another."""
+        """Close the connection; the next read opens another."""
         with self._lock:
             if self._connection is not None:
                 with suppress(sqlite3.Error):
@@ -85,7 +86,7 @@ class DataVersionPoller:
         self._lock.release()
 
     def _abandon(self) -> None:
-        """Begin anew in a child."""
+        """Drop the parent's connection, in a forked child."""
         self._pid = os.getpid()
         if self._connection is not None:
             abandoned.append(self._connection)
@@ -93,8 +94,7 @@ class DataVersionPoller:
         for watch in list(self._watches):
             watch.after_fork()
 
-    def _taken(self) -> Beat:
-        """Look; counters of two connections cannot be compared, so that each beat names its own."""
+    def _read(self) -> DataVersion:
         if os.getpid() != self._pid:
             self._abandon()
         if self._connection is None:

@@ -1,4 +1,4 @@
-"""How a job is spelt as a row; jobs are parsed once and found again by their incarnation."""
+"""The encoding of jobs as rows, a cache of decoded jobs, and the removal of deleted ones."""
 
 # ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
 
@@ -15,7 +15,7 @@ from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import JobKey, JobRecord, JobRef, Page
 
-MOST_KNOWN = 128
+MAX_CACHED_JOBS = 128
 
 _SELECT = """
 SELECT j.id, j.touched, j.job_id, j.run_token, j.incarnation, j.num_tasks, j.control, j.created_at,
@@ -38,56 +38,59 @@ WHERE job_id = ? AND run_token = ? AND incarnation = ?
 _REVISION = "SELECT revision FROM job WHERE id = ? AND incarnation = ?"
 _UPDATE = "UPDATE job SET control = ?, due = ?, tombstoned = ?, revision = ?, schema_version = ? WHERE id = ?"
 
+_TABLES_OF_CELLS = (("cell", "tag, task_index"), ("gap", "tag, high"), ("tag", "id"))
+"""The tables with rows of a job, and the rest of their primary keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class CachedJob:
-    """A job.
+    """A decoded job.
 
     Attributes:
-        id: the number under which its cells are kept; never used again in the same file.
-        said_at: the newest time that the store itself has put on the record.
+        id: the number in the keys of its cells; never used again in the same file.
+        latest_time: the latest time in the record that the store has set.
     """
 
     id: int
     job: JobRecord
-    said_at: int
+    latest_time: int
 
 
-class Jobs:
-    """Reads jobs; remembers what was parsed. Thread-safe."""
+class JobCache:
+    """Reads jobs and caches the decoded ones by incarnation. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[JobRef, CachedJob] = {}
+        self._cached: dict[JobRef, CachedJob] = {}
 
-    def known(self, ref: JobRef) -> CachedJob | None:
-        """Give a job that may be out of date, or gone, if it was parsed before."""
-        return self._known.get(ref)
+    def peek(self, ref: JobRef) -> CachedJob | None:
+        """Return a job from the cache, or None. It may be out of date or deleted."""
+        return self._cached.get(ref)
 
-    def remembered(self, db: sqlite3.Connection, ref: JobRef) -> CachedJob:
-        """Give a job that may be out of date, or gone. Raises: JobNotFound – if it is told at once."""
-        known = self._known.get(ref)
-        return known if known is not None else self.read(db, ref)
+    def get_cached(self, db: sqlite3.Connection, ref: JobRef) -> CachedJob:
+        """Return a job from the cache, else from the file. It may be out of date or deleted. Raises: JobNotFound."""
+        cached = self._cached.get(ref)
+        return cached if cached is not None else self.read(db, ref)
 
     def current(self, db: sqlite3.Connection, ref: JobRef) -> CachedJob:
-        """Give an incarnation as it is now, but for its last activity. Raises: JobNotFound."""
-        known = self.remembered(db, ref)
-        row = db.execute(_REVISION, (known.id, ref.incarnation)).fetchone()
-        return known if row is not None and row[0] == known.job.revision else self.read(db, ref)
+        """Return the current record of an incarnation, except its last activity. Raises: JobNotFound."""
+        cached = self.get_cached(db, ref)
+        row = db.execute(_REVISION, (cached.id, ref.incarnation)).fetchone()
+        return cached if row is not None and row[0] == cached.job.revision else self.read(db, ref)
 
     def read(self, db: sqlite3.Connection, ref: JobRef) -> CachedJob:
-        """Give an incarnation as it is now. Raises: JobNotFound."""
-        known = self.get(db, ref.key)
-        if known.job.incarnation != ref.incarnation:
+        """Return the current record of an incarnation. Raises: JobNotFound."""
+        cached = self.get(db, ref.key)
+        if cached.job.incarnation != ref.incarnation:
             raise JobNotFound(*ref.key)
-        return known
+        return cached
 
     def get(self, db: sqlite3.Connection, key: JobKey) -> CachedJob:
-        """Give the job that is kept under a key now. Raises: JobNotFound."""
+        """Return the current job under a key. Raises: JobNotFound."""
         row = db.execute(f"{_SELECT} WHERE j.job_id = ? AND j.run_token = ?", _key(key)).fetchone()
         if row is None:
             raise JobNotFound(*key)
-        return self._parsed(db, row)
+        return self._decode(db, row)
 
     def page(
         self,
@@ -99,7 +102,7 @@ class Jobs:
         tombstoned: bool,
         idle_before: int | None,
     ) -> Page:
-        """List jobs in the order of their creation or, the idle ones, of their last activity to the minute."""
+        """Return a page of jobs, ordered by creation or, for idle ones, by ``touched``."""
         by_time = idle_before is not None and not due and not tombstoned
         order = "j.touched, j.id" if by_time else "j.id"
         terms = ["j.due = 1"] * due + ["j.tombstoned = 1"] * tombstoned
@@ -118,92 +121,69 @@ class Jobs:
         if not page:
             return Page([], None)
         last = f"{page[-1][1]}.{page[-1][0]}" if by_time else str(page[-1][0])
-        return Page([self._parsed(db, row).job for row in page], last if len(rows) > limit else None)
+        return Page([self._decode(db, row).job for row in page], last if len(rows) > limit else None)
 
-    def _parsed(self, db: sqlite3.Connection, row: Sequence[Any]) -> CachedJob:
+    def _decode(self, db: sqlite3.Connection, row: Sequence[Any]) -> CachedJob:
         number, _, job_id, run_token, incarnation, num_tasks, control, created_at, revision, schema, active = row
         ref = JobRef(JobKey(job_id, run_token or None), incarnation)
-        known = self._known.get(ref)
-        if known is not None and known.id != number:
-            known = None
-        if known is None or known.job.revision != revision:
+        cached = self._cached.get(ref)
+        if cached is not None and cached.id != number:
+            cached = None
+        if cached is None or cached.job.revision != revision:
             job = JobRecord(
                 *ref.key,
                 incarnation,
                 num_tasks,
-                known.job.plan if known else _plan(db, number),
+                cached.job.plan if cached else _plan(db, number),
                 created_at=created_at,
                 revision=revision,
                 schema_version=schema,
                 **control_from_json(control),
             )
-            known = self._remember(ref, CachedJob(number, job, _said_at(job)))
-        return replace(known, job=replace(known.job, last_activity=active, latches=dict(known.job.latches)))
-
-    def _remember(self, ref: JobRef, known: CachedJob) -> CachedJob:
-        with self._lock:
-            self._known.pop(ref, None)
-            self._known[ref] = known
-            if len(self._known) > MOST_KNOWN:
-                del self._known[next(iter(self._known))]
-        return known
+            latest_time = max(job.created_at, *(latch.decided_at or 0 for latch in job.latches.values()))
+            cached = CachedJob(number, job, latest_time)
+            with self._lock:
+                self._cached.pop(ref, None)
+                self._cached[ref] = cached
+                if len(self._cached) > MAX_CACHED_JOBS:
+                    del self._cached[next(iter(self._cached))]
+        return replace(cached, job=replace(cached.job, last_activity=active, latches=dict(cached.job.latches)))
 
 
 def insert(db: sqlite3.Connection, job: JobRecord) -> None:
-    """Keep a new job. Raises: JobExists."""
+    """Store a new job. Raises: JobExists."""
     fixed = (*_key(job.key), job.incarnation, job.num_tasks, job.created_at, job.last_activity)
-    moving = (*_marks(job), job.revision, job.schema_version, control_to_json(job))
+    changeable = (*_list_flags(job), job.revision, job.schema_version, control_to_json(job))
     try:
-        db.execute(_INSERT, (*fixed, *moving, plan_to_json(job.plan)))
+        db.execute(_INSERT, (*fixed, *changeable, plan_to_json(job.plan)))
     except sqlite3.IntegrityError:
         raise JobExists(*job.key) from None
 
 
 def update(db: sqlite3.Connection, number: int, job: JobRecord) -> None:
-    """Store what may change of a job."""
-    db.execute(_UPDATE, (control_to_json(job), *_marks(job), job.revision, job.schema_version, number))
+    """Store the changeable fields of a job."""
+    db.execute(_UPDATE, (control_to_json(job), *_list_flags(job), job.revision, job.schema_version, number))
 
 
-def runs(db: sqlite3.Connection, job_id: str, limit: int) -> list[str | None]:
-    """Return the run tokens of a job_id, by the index that keeps the names unique."""
-    found = db.execute("SELECT run_token FROM job WHERE job_id = ? LIMIT ?", (job_id, limit))
-    return [token or None for (token,) in found.fetchall()]
+def list_runs(db: sqlite3.Connection, job_id: str, limit: int) -> list[str | None]:
+    """Return the run tokens of a job_id."""
+    rows = db.execute("SELECT run_token FROM job WHERE job_id = ? LIMIT ?", (job_id, limit)).fetchall()
+    return [token or None for (token,) in rows]
 
 
 def adopt(db: sqlite3.Connection, ref: JobRef, incarnation: str) -> None:
-    """Give a job another incarnation, if it is still that one."""
+    """Change the incarnation of a job, unless it has changed already."""
     db.execute(_ADOPT, (incarnation, *_key(ref.key), ref.incarnation))
 
 
-def _marks(job: JobRecord) -> tuple[int, int]:
-    """Give what lists of jobs ask for."""
-    return int(job.due), int(job.tombstoned_at is not None)
-
-
-def _said_at(job: JobRecord) -> int:
-    return max(job.created_at, *(latch.decided_at or 0 for latch in job.latches.values()))
-
-
-def _plan(db: sqlite3.Connection, number: int) -> Plan | None:
-    return plan_from_json(db.execute("SELECT plan FROM job WHERE id = ?", (number,)).fetchone()[0])
-
-
-def _key(key: JobKey) -> tuple[str, str]:
-    """Spell no run token as the empty text, which no run token is: NULLs would not be unique."""
-    return key.job_id, key.run_token or ""
-
-
-_TABLES = (("cell", "tag, task_index"), ("gap", "tag, high"), ("tag", "id"))
-
-
 def discard(db: sqlite3.Connection, number: int) -> None:
-    """Take a job off the books; its number is never used again, so nobody finds its rows."""
+    """Delete a job and queue its rows for ``purge``. Its number is never used again, so the rows are invisible."""
     db.execute("DELETE FROM job WHERE id = ?", (number,))
     db.execute("INSERT INTO garbage (job) VALUES (?)", (number,))
 
 
 def purge(db: sqlite3.Connection, limit: int) -> int:
-    """Remove up to about ``limit`` rows of discarded jobs; give their number."""
+    """Remove up to about ``limit`` rows of discarded jobs; return their number."""
     removed = 0
     while removed < limit:
         oldest = db.execute("SELECT min(job) FROM garbage").fetchone()[0]
@@ -214,12 +194,26 @@ def purge(db: sqlite3.Connection, limit: int) -> int:
 
 
 def purge_job(db: sqlite3.Connection, number: int, limit: int) -> int:
-    """Remove up to ``limit`` rows of one discarded job; return their number, and one more for the last of them."""
+    """Remove up to ``limit`` rows of one discarded job; return their number, plus one if none is left."""
     removed = 0
-    for table, key in _TABLES:
+    for table, key in _TABLES_OF_CELLS:
         rows = f"SELECT job, {key} FROM {table} WHERE job = ? LIMIT ?"
         removed += db.execute(f"DELETE FROM {table} WHERE (job, {key}) IN ({rows})", (number, limit - removed)).rowcount
         if removed >= limit:
             return removed
     db.execute("DELETE FROM garbage WHERE job = ?", (number,))
     return removed + 1
+
+
+def _list_flags(job: JobRecord) -> tuple[int, int]:
+    """Return the columns by which lists of jobs are filtered."""
+    return int(job.due), int(job.tombstoned_at is not None)
+
+
+def _plan(db: sqlite3.Connection, number: int) -> Plan | None:
+    return plan_from_json(db.execute("SELECT plan FROM job WHERE id = ?", (number,)).fetchone()[0])
+
+
+def _key(key: JobKey) -> tuple[str, str]:
+    """Encode a key; a missing run token becomes the empty string, because SQLite treats NULLs as distinct."""
+    return key.job_id, key.run_token or ""

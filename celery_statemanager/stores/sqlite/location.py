@@ -1,4 +1,4 @@
-"""From a URL to a file that SQLite may use: all that can be told without opening it."""
+"""From a URL to a file that SQLite can use: every check that is possible without opening the database."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from celery_statemanager.errors import ConfigurationError
 
 APPLICATION_ID = 0x43534D31
-"""Marks our files in the SQLite header: "CSM1"."""
+"""The application id in the SQLite header of the store's files: "CSM1"."""
 
 SCHEMA = 4
-"""The newest layout of the file that this release knows; kept as ``PRAGMA user_version``."""
+"""The schema of the file that this release writes, stored as ``PRAGMA user_version``."""
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {
@@ -25,14 +25,14 @@ NETWORK_FILE_SYSTEMS = frozenset(
         *("fuse.smbnetfs", "fuse.sshfs"),
     }
 )
-"""Where SQLite's locks and shared memory do not hold between machines, by their names in mountinfo."""
+"""File systems on which SQLite's locks and shared memory do not work between machines, by their mountinfo names."""
 
 _MAGIC = b"SQLite format 3\x00"
-_EXAMPLE = "write sqlite:///states.db for a file in the working directory, sqlite:////var/lib/states.db for another"
+_EXAMPLE = "use sqlite:///states.db for a file in the working directory, or sqlite:////var/lib/states.db"
 
 
 def read_mountinfo(file: Path = Path("/proc/self/mountinfo")) -> str:
-    """Give the system's list of mounts; empty where there is none to read."""
+    """Return the system's list of mounts, or an empty string where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -40,11 +40,11 @@ def read_mountinfo(file: Path = Path("/proc/self/mountinfo")) -> str:
 
 
 def locate(url: str, mountinfo: Callable[[], str] = read_mountinfo) -> str:
-    """Give the real absolute path of the file that a URL names. Creates nothing.
+    """Return the real absolute path of the file that a URL names, and check it without creating anything.
 
-    Raises: ConfigurationError – SQLite could not work there, or the file is not ours.
+    Raises: ConfigurationError – SQLite cannot work there, or the file belongs to another application.
     """
-    path = Path(os.path.realpath(_named(url)))
+    path = Path(os.path.realpath(_path_in(url)))
     try:
         _check_directory(url, path, mountinfo)
         if path.exists():
@@ -55,16 +55,16 @@ def locate(url: str, mountinfo: Callable[[], str] = read_mountinfo) -> str:
 
 
 def require(path: str) -> None:
-    """Accept a file that is there. Raises: ConfigurationError."""
+    """Check that a file exists. Raises: ConfigurationError."""
     if not Path(path).exists():
         raise ConfigurationError(
-            f"there is no file {path}: nothing was kept there yet; look at the path (a relative one begins at the "
-            "working directory), or let a worker or a submitter make it"
+            f"there is no file {path}, so no state was stored there; check the path (a relative path starts at the "
+            "working directory), or let a worker or a submitter create the file"
         )
 
 
 def file_system(path: str, mountinfo: str) -> str | None:
-    """Give the type of the file system a path lies on: that of the longest mount point above it."""
+    """Return the type of the file system that holds a path, by the longest mount point above it."""
     best, found = "", None
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -78,59 +78,59 @@ def file_system(path: str, mountinfo: str) -> str | None:
 
 
 def check_header(path: str, header: bytes) -> None:
-    """Accept the first 108 bytes of an empty file, an empty database, or one of ours.
+    """Check that the first 108 bytes are those of an empty file, an empty database, or a database of this store.
 
-    The set-up writes our mark before the file is switched to WAL, so that it is always in the file itself.
+    The application id is always in the file itself: it is written before the file is switched to WAL.
     Raises: ConfigurationError.
     """
     if not header:
         return
     if len(header) < 108 or not header.startswith(_MAGIC):
-        raise ConfigurationError(f"{path} is no SQLite database; give another path, or move the file away")
+        raise ConfigurationError(f"{path} is not a SQLite database; name another path, or move the file away")
     version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
     table_free = header[100] == 0x0D and header[103:105] == b"\x00\x00"
     check_identity(path, application, version, empty=table_free)
 
 
 def check_identity(path: str, application: int, version: int, *, empty: bool) -> None:
-    """Accept an empty database or one of ours that this release can read. Raises: ConfigurationError."""
+    """Check that a database is empty, or one of this store that this release supports. Raises: ConfigurationError."""
     if application != APPLICATION_ID and not (application == 0 and empty):
         raise ConfigurationError(
             f"{path} is the SQLite database of another application (application_id {application:#x}, "
-            f"ours is {APPLICATION_ID:#x}); give the states a file of their own"
+            f"expected {APPLICATION_ID:#x}); name a separate file for the states"
         )
     if application == APPLICATION_ID and version > SCHEMA:
         raise ConfigurationError(
-            f"{path} was made by a newer release (schema {version}, this one knows {SCHEMA}): "
-            "upgrade celery-statemanager here, or give another file"
+            f"{path} was written by a newer release (schema {version}, this release supports {SCHEMA}): "
+            "upgrade celery-statemanager here, or name another file"
         )
 
 
-def _named(url: str) -> str:
+def _path_in(url: str) -> str:
     rest = url.partition("://")[2]
     if rest.partition("?")[0].strip("/") == ":memory:":
-        raise ConfigurationError(f"cannot use {url}: for states in memory write memory:// or memory://name")
+        raise ConfigurationError(f"cannot use {url}: to keep states in memory, use memory:// or memory://name")
     if not rest.startswith("/") or rest == "/" or rest.endswith("/"):
-        raise ConfigurationError(f"cannot use {url}: it names no file; {_EXAMPLE}")
+        raise ConfigurationError(f"cannot use {url}: it does not name a file; {_EXAMPLE}")
     if "?" in rest or "\x00" in rest:
-        raise ConfigurationError(f"cannot use {url!r}: a path without options or '?' is wanted; {_EXAMPLE}")
+        raise ConfigurationError(f"cannot use {url!r}: the path may not contain options, '?' or NUL; {_EXAMPLE}")
     return rest[1:]
 
 
 def _check_directory(url: str, path: Path, mountinfo: Callable[[], str]) -> None:
     parent = path.parent
     if not parent.is_dir():
-        raise ConfigurationError(f"cannot use {url}: there is no directory {parent}; make it first: mkdir -p {parent}")
+        raise ConfigurationError(f"cannot use {url}: there is no directory {parent}; create it: mkdir -p {parent}")
     kind = file_system(str(path), mountinfo())
     if kind in NETWORK_FILE_SYSTEMS:
         raise ConfigurationError(
-            f"cannot use {url}: {path} lies on a network file system ({kind}), where SQLite's locks are not to be "
-            "trusted; put the file on a local disk, or use a redis:// store for several machines"
+            f"cannot use {url}: {path} is on a network file system ({kind}), where SQLite's locks are unreliable; "
+            "put the file on a local disk, or use a redis:// store for several machines"
         )
     if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigurationError(
-            f"cannot use {url}: SQLite keeps further files beside {path} and this user may not write into {parent}; "
-            "give it write access to the directory"
+            f"cannot use {url}: SQLite creates more files beside {path} and this user cannot write to {parent}; "
+            "grant write access to the directory"
         )
 
 
@@ -141,8 +141,6 @@ def _check_file(url: str, path: Path) -> None:
     if not stat.S_ISREG(mode):
         raise ConfigurationError(f"cannot use {url}: {path} is not a regular file; name another one")
     if not os.access(path, os.R_OK | os.W_OK):
-        raise ConfigurationError(
-            f"cannot use {url}: {path} may not be read and written by this user; change its mode or owner"
-        )
+        raise ConfigurationError(f"cannot use {url}: this user cannot read and write {path}; change its mode or owner")
     with path.open("rb") as file:
         check_header(str(path), file.read(108))

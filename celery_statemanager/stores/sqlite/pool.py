@@ -1,4 +1,4 @@
-"""The SQLite connections of one process: lent for one call each, none open while the process forks."""
+"""The SQLite connections of one process: checked out for one call each, and closed while the process forks."""
 
 from __future__ import annotations
 
@@ -13,65 +13,69 @@ from typing import TypeVar
 
 from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.sqlite.connection import connect, is_busy, translated
+from celery_statemanager.stores.sqlite.connection import connect, is_busy, translate
 
 Result = TypeVar("Result")
 
-MOST_IDLE = 8
-LONGEST_PAUSE = 0.008
+MAX_IDLE = 8
+MAX_PAUSE = 0.008
 
 abandoned: list[sqlite3.Connection] = []
-"""Connections that were open, or in the hands of another thread, at a fork: the child must never close them."""
+"""Connections that were open, or used by another thread, at a fork. A forked child must never close them."""
 
 
 class Pool:
-    """Lends connections; thread-safe, and usable on both sides of a fork.
+    """A pool of connections that is thread-safe and can be used on both sides of a fork.
 
-    A thread has at most one at a time, and a connection passes from one thread to the next, so that their number
-    follows the calls under way and not the threads that come and go.
+    A call uses at most one connection, and the next call of any thread reuses it. The number of connections follows
+    the number of concurrent calls, not the number of threads.
     """
 
     def __init__(self, path: str, timeout: float) -> None:
         self.path = path
         self.timeout = timeout
-        self.turn = threading.RLock()
+        self.write_lock = threading.RLock()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._idle: dict[bool, list[sqlite3.Connection]] = {False: [], True: []}
-        self._loans: set[Loan] = set()
+        self._checkouts: set[Checkout] = set()
         self._forking = False
         self._pid = os.getpid()
         fork_aware(self)
 
     def read(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Do something that sees one moment. Raises: StoreError, and what it raises."""
+        """Run an action in a read transaction. Raises: StoreError; what the action raises."""
 
-        def steps(loan: Loan) -> Result:
-            connection = self._lend(loan)
+        def steps(checkout: Checkout) -> Result:
+            connection = self._check_out(checkout)
             connection.execute("BEGIN")
             return action(connection)
 
-        self.notice_fork()
-        return self._within(Loan(), steps)
+        self.detect_fork()
+        return self._run(Checkout(), steps)
 
     def write(
         self, action: Callable[[sqlite3.Connection], Result], committed: Callable[[], object] | None = None
     ) -> Result:
-        """Do something that alone may write: committed unless it raises.
+        """Run an action in a write transaction, which is committed unless the action raises.
 
-        The threads of a process queue up for their turn; between processes SQLite's lock is tried again and again,
-        at short random intervals: its own waiting grows to 100 ms a try, and starves some where many write.
+        The threads of a process wait for one lock. Between processes, SQLite's lock is retried at short random
+        intervals: SQLite's own retries are up to 100 ms apart, which starves some of many writers.
 
         Args:
-            committed: called once that is done, while it is still this thread's turn.
+            committed: called after the commit, while this thread still holds the write lock.
 
-        Raises: StoreError, and what it raises.
+        Raises: StoreError; what the action raises.
         """
 
-        def steps(loan: Loan) -> Result:
+        def steps(checkout: Checkout) -> Result:
             deadline = time.monotonic() + self.timeout
-            self._wait_for(turn)
-            connection = self._lend(loan)
+            if not write_lock.acquire(timeout=self.timeout):
+                raise StoreUnavailable(
+                    f"SQLite store {self.path}: other threads of this process have been writing for "
+                    f"{self.timeout:g} s; increase the store timeout to wait longer"
+                )
+            connection = self._check_out(checkout)
             _begin(connection, deadline)
             result = action(connection)
             connection.execute("COMMIT")
@@ -79,15 +83,15 @@ class Pool:
                 committed()
             return result
 
-        self.notice_fork()  # before the turn, which a thread of the parent may have taken with it
-        turn = self.turn
-        return self._within(Loan(turn), steps)
+        self.detect_fork()  # first, because a thread of the parent may have held the old lock
+        write_lock = self.write_lock
+        return self._run(Checkout(write_lock), steps)
 
     def close(self) -> None:
-        """Close this process's connections, those that are lent as soon as they come back."""
+        """Close this process's connections; those in use are closed when their call ends."""
         with self._lock:
-            for loan in self._loans:
-                loan.stale = True
+            for checkout in self._checkouts:
+                checkout.stale = True
             self._close_idle()
 
     def before_fork(self) -> None:
@@ -95,8 +99,8 @@ class Pool:
         self._forking = True
         me = threading.get_ident()
         try:
-            self._changed.wait_for(lambda: all(loan.thread == me for loan in self._loans), self.timeout)
-        except BaseException:  # of a signal handler: Python forks all the same, and calls no after_fork
+            self._changed.wait_for(lambda: all(each.thread == me for each in self._checkouts), self.timeout)
+        except BaseException:  # raised by a signal handler: Python forks anyway, without calling after_fork
             self._forking = False
             self._changed.release()
             raise
@@ -109,68 +113,61 @@ class Pool:
         self._changed.notify_all()
         self._changed.release()
 
-    def notice_fork(self) -> None:
-        """Begin anew in a child that was forked behind Python's back, as some web servers do."""
+    def detect_fork(self) -> None:
+        """Drop the parent's connections in a child that was forked without Python's fork hooks (some web servers)."""
         if os.getpid() != self._pid:
             with self._lock:
                 if os.getpid() != self._pid:
                     self._abandon()
 
-    def _within(self, loan: Loan, steps: Callable[[Loan], Result]) -> Result:
-        """Do something with a loan, and end it.
+    def _run(self, checkout: Checkout, steps: Callable[[Checkout], Result]) -> Result:
+        """Run the steps of a call and end its checkout.
 
-        What the handler of a signal raises (a soft time limit, Ctrl-C) strikes wherever a function begins or has
-        returned: in a context manager of ours before it has begun to clean up, and while a loan is being ended.
+        An exception of a signal handler (a soft time limit, Ctrl-C) can be raised wherever a function begins or
+        returns: in a context manager before its cleanup begins, and while the checkout is being ended.
         """
         try:
             try:
-                return steps(loan)
+                return steps(checkout)
             finally:
-                self._end(loan)
+                self._end(checkout)
         except BaseException as error:
-            self._end(loan)  # what is ended already is left alone
+            self._end(checkout)  # harmless when repeated
             if isinstance(error, sqlite3.Error):
-                raise translated(error, self.path, self.timeout) from error
+                raise translate(error, self.path, self.timeout) from error
             raise
 
-    def _end(self, loan: Loan) -> None:
-        self._take_back(loan)
-        if loan.turn is not None:
-            with suppress(RuntimeError):  # it had not come yet
-                loan.turn.release()
-            loan.turn = None
+    def _end(self, checkout: Checkout) -> None:
+        self._check_in(checkout)
+        if checkout.write_lock is not None:
+            with suppress(RuntimeError):  # not acquired
+                checkout.write_lock.release()
+            checkout.write_lock = None
 
-    def _wait_for(self, turn: threading.RLock) -> None:
-        if not turn.acquire(timeout=self.timeout):
-            raise StoreUnavailable(
-                f"SQLite store {self.path}: other threads of this process have been writing for {self.timeout:g} s; "
-                "a larger store timeout waits longer"
-            )
-
-    def _lend(self, loan: Loan) -> sqlite3.Connection:
-        """Lend a connection; one that writes does not itself wait for others. Raises: sqlite3.Error."""
+    def _check_out(self, checkout: Checkout) -> sqlite3.Connection:
+        """Provide a connection. One that writes does not wait for SQLite's locks itself. Raises: sqlite3.Error."""
         with self._lock:
             while self._forking:
                 self._changed.wait()
-            idle = self._idle[loan.writes]
-            loan.connection = idle.pop() if idle else None
-            self._loans.add(loan)
-        if loan.connection is None:
-            loan.connection = connect(self.path, self.timeout, waits=not loan.writes)
-        return loan.connection
+            idle = self._idle[checkout.writes]
+            checkout.connection = idle.pop() if idle else None
+            self._checkouts.add(checkout)
+        if checkout.connection is None:
+            checkout.connection = connect(self.path, self.timeout, waits=not checkout.writes)
+        return checkout.connection
 
-    def _take_back(self, loan: Loan) -> None:
-        """Take a connection back, if it was ever lent and is not back yet."""
-        connection = loan.connection
+    def _check_in(self, checkout: Checkout) -> None:
+        """Return a connection to the pool. Harmless when there is none, and when repeated."""
+        connection = checkout.connection
         if connection is not None and connection.in_transaction:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
         with self._lock:
-            self._loans.discard(loan)
-            loan.connection = None
+            self._checkouts.discard(checkout)
+            checkout.connection = None
             if connection is not None:
-                idle = self._idle[loan.writes]
-                if loan.stale or len(idle) >= MOST_IDLE or connection.in_transaction:
+                idle = self._idle[checkout.writes]
+                if checkout.stale or len(idle) >= MAX_IDLE or connection.in_transaction:
                     _close(connection)
                 else:
                     idle.append(connection)
@@ -178,15 +175,15 @@ class Pool:
                 self._changed.notify_all()
 
     def _abandon(self) -> None:
-        """Begin anew in a child."""
+        """Drop the parent's connections and locks, in a forked child."""
         self._pid = os.getpid()
-        self.turn = threading.RLock()
+        self.write_lock = threading.RLock()
         me = threading.get_ident()
-        strange = [loan.connection for loan in self._loans if loan.connection is not None and loan.thread != me]
-        abandoned.extend([*strange, *self._idle[False], *self._idle[True]])
+        others = [each.connection for each in self._checkouts if each.connection is not None and each.thread != me]
+        abandoned.extend([*others, *self._idle[False], *self._idle[True]])
         for idle in self._idle.values():
             idle.clear()
-        self._loans.clear()
+        self._checkouts.clear()
 
     def _close_idle(self) -> None:
         for idle in self._idle.values():
@@ -194,25 +191,27 @@ class Pool:
                 _close(idle.pop())
 
 
-class Loan:
-    """A connection in the hands of one call; None while it is in nobody's.
+class Checkout:
+    """The use of a connection by one call.
 
-    Args:
-        turn: the lock of those who write; None for one that only reads.
+    Attributes:
+        write_lock: the lock that writers hold; None for a call that only reads.
+        connection: None before the connection is provided, and after it was returned.
+        stale: whether the connection must be closed when it is returned.
     """
 
-    __slots__ = ("connection", "stale", "thread", "turn", "writes")
+    __slots__ = ("connection", "stale", "thread", "write_lock", "writes")
 
-    def __init__(self, turn: threading.RLock | None = None) -> None:
-        self.turn = turn
-        self.writes = turn is not None
+    def __init__(self, write_lock: threading.RLock | None = None) -> None:
+        self.write_lock = write_lock
+        self.writes = write_lock is not None
         self.connection: sqlite3.Connection | None = None
         self.stale = False
         self.thread = threading.get_ident()
 
 
 def _begin(connection: sqlite3.Connection, deadline: float) -> None:
-    pause = LONGEST_PAUSE / 16
+    pause = MAX_PAUSE / 16
     while True:
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -222,7 +221,7 @@ def _begin(connection: sqlite3.Connection, deadline: float) -> None:
         else:
             return
         time.sleep(random.uniform(0.0, pause))
-        pause = min(pause * 2, LONGEST_PAUSE)
+        pause = min(pause * 2, MAX_PAUSE)
 
 
 def _close(connection: sqlite3.Connection) -> None:

@@ -1,4 +1,4 @@
--- One row per job that is kept. `touched` follows the last write of a cell by at most a minute.
+-- One row per stored job. `touched` is at most a minute older than the last write of a cell.
 CREATE TABLE job (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   job_id TEXT NOT NULL,
@@ -19,7 +19,7 @@ CREATE INDEX job_due ON job (due) WHERE due = 1;
 CREATE INDEX job_touched ON job (touched);
 CREATE INDEX job_tombstoned ON job (tombstoned) WHERE tombstoned = 1;
 
--- One row per tag and kind of cell (see kinds.py), with the tally of a column's written cells.
+-- One row per tag and kind of cell (see cells.Kind), with the tally of the column's written cells.
 CREATE TABLE tag (
   job INTEGER NOT NULL,
   id INTEGER NOT NULL,
@@ -38,8 +38,8 @@ CREATE TABLE tag (
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX tag_name ON tag (job, kind, name);
 
--- One row per written cell. `seq` numbers the changes of a job. What may be long stands last. The order by status holds
--- what is not FINISHED: a task's end takes an entry away, and adds none elsewhere.
+-- One row per written cell. `seq` numbers the changes of a job. Columns whose values may be long come last. The index
+-- by status leaves out FINISHED, so that the end of a task removes an entry and adds none.
 CREATE TABLE cell (
   job INTEGER NOT NULL,
   tag INTEGER NOT NULL,
@@ -68,7 +68,7 @@ CREATE INDEX cell_status ON cell (job, tag, status, task_index) WHERE status <> 
 CREATE INDEX cell_waiting ON cell (job, tag, task_index) WHERE status = 0 AND open = 0;
 CREATE INDEX cell_owned ON cell (job, tag, task_index) WHERE owner IS NOT NULL;
 
--- The expected rows of a column that nobody has written, as inclusive ranges.
+-- The expected rows of a column that were never written, as inclusive ranges.
 CREATE TABLE gap (
   job INTEGER NOT NULL,
   tag INTEGER NOT NULL,
@@ -77,7 +77,7 @@ CREATE TABLE gap (
   PRIMARY KEY (job, tag, high)
 ) WITHOUT ROWID;
 
--- Jobs that are deleted and whose rows still lie about.
+-- Deleted jobs whose rows have not been removed yet.
 CREATE TABLE garbage (
   job INTEGER PRIMARY KEY
 );

@@ -1,4 +1,4 @@
-"""States in one SQLite file."""
+"""``SQLiteStore``: states in one SQLite file."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from celery_statemanager.stores.sqlite import jobs, listing
 from celery_statemanager.stores.sqlite.data_version import DataVersionPoller
 from celery_statemanager.stores.sqlite.location import locate, require
 from celery_statemanager.stores.sqlite.pool import Pool
-from celery_statemanager.stores.sqlite.snapshot import Snapshot
+from celery_statemanager.stores.sqlite.read_transaction import SQLiteReadTransaction
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.stores.sqlite.watch import SQLiteWatch
 from celery_statemanager.stores.sqlite.write_cache import WriteCache
 from celery_statemanager.stores.steps import Transaction
-from celery_statemanager.stores.transactional import Place, Reply, TransactionalStore
+from celery_statemanager.stores.transactional import CellKey, Reply, TransactionalStore
 
 _PUT_WORKER = "INSERT OR REPLACE INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)"
 
-_TAKE_TURN = """
+_TRY_ACQUIRE = """
 INSERT INTO worker (worker_id, body, renewed_at, lease_until) VALUES (?, ?, ?, ?)
 ON CONFLICT (worker_id) DO UPDATE
 SET body = excluded.body, renewed_at = excluded.renewed_at, lease_until = excluded.lease_until
@@ -47,23 +47,23 @@ WHERE body = excluded.body OR lease_until <= excluded.renewed_at
 
 
 class SQLiteStore(TransactionalStore, FullStore):
-    """States in a file of this machine, shared by any number of its processes. Connects on first use.
+    """A store in a file, shared by any number of processes of one machine. It connects on first use.
 
     Args:
-        path: the file; see ``location.locate`` for what may be used.
+        path: the file. Unlike ``from_url``, the constructor does not check it.
         timeout: seconds to wait for other writers.
-        clock: gives the time in seconds since the epoch.
+        clock: returns the time in seconds since the epoch.
     """
 
     def __init__(self, path: str, *, timeout: float = 5.0, clock: Callable[[], float] = time.time) -> None:
         seconds = checked_timeout(timeout)
         self._clock = clock
-        self._jobs = jobs.Jobs()
-        self._recent = WriteCache(self._jobs)
+        self._jobs = jobs.JobCache()
+        self._write_cache = WriteCache(self._jobs)
         self._path = os.path.realpath(path)
         self._pool = Pool(self._path, seconds)
-        self._pulse = DataVersionPoller(self._path, seconds)
-        weakref.finalize(self, _close, self._pool, self._pulse)
+        self._poller = DataVersionPoller(self._path, seconds)
+        weakref.finalize(self, _close, self._pool, self._poller)
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float, **options: Any) -> SQLiteStore:
@@ -74,9 +74,9 @@ class SQLiteStore(TransactionalStore, FullStore):
 
     def create_job(self, job: JobRecord) -> JobRecord:
         now = self.now()
-        kept = replace(job, created_at=now, last_activity=now, revision=1, latches=dict(job.latches))
-        self._pool.write(lambda db: jobs.insert(db, kept))
-        return kept
+        stored = replace(job, created_at=now, last_activity=now, revision=1, latches=dict(job.latches))
+        self._pool.write(lambda db: jobs.insert(db, stored))
+        return stored
 
     def get_job(self, key: JobKey) -> JobRecord:
         return self._pool.read(lambda db: self._jobs.get(db, key).job)
@@ -95,17 +95,17 @@ class SQLiteStore(TransactionalStore, FullStore):
         )
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
-        return self._pool.read(lambda db: jobs.runs(db, job_id, limit))
+        return self._pool.read(lambda db: jobs.list_runs(db, job_id, limit))
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         def delete(db: sqlite3.Connection) -> bool:
-            kept = self._jobs.read(db, job.ref)
-            moved = (kept.job.revision, kept.job.last_activity) != (job.revision, job.last_activity)
-            if if_idle and moved:
+            stored = self._jobs.read(db, job.ref)
+            changed = (stored.job.revision, stored.job.last_activity) != (job.revision, job.last_activity)
+            if if_idle and changed:
                 return False
-            jobs.discard(db, kept.id)
+            jobs.discard(db, stored.id)
             if purge:
-                jobs.purge_job(db, kept.id, purge)
+                jobs.purge_job(db, stored.id, purge)
             return True
 
         return self._pool.write(delete)
@@ -113,23 +113,24 @@ class SQLiteStore(TransactionalStore, FullStore):
     def purge(self, limit: int = 1_000) -> int:
         return self._pool.write(lambda db: jobs.purge(db, limit))
 
-    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], place: Place | None = None) -> Reply:
-        if place is None:
+    def transact(self, ref: JobRef, step: Callable[[Transaction], Reply], key: CellKey | None = None) -> Reply:
+        if key is None:
             return self._pool.write(lambda db: step(SQLiteTransaction.read(db, self._jobs, ref, self.now())))
-        return self._pool.write(lambda db: self._recent.step(db, ref, place, self.now(), step), self._recent.keep)
+        cache = self._write_cache
+        return self._pool.write(lambda db: cache.step(db, ref, key, self.now(), step), cache.committed)
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
-        return self._pool.read(lambda db: Snapshot(db, self._jobs.current(db, ref)).cell(tag, task_index))
+        return self._pool.read(lambda db: SQLiteReadTransaction(db, self._jobs.current(db, ref)).cell(tag, task_index))
 
     def lowest(self, ref: JobRef, scope: Scope) -> State:
-        return self._pool.read(lambda db: Snapshot(db, self._jobs.current(db, ref)).lowest(scope))
+        return self._pool.read(lambda db: SQLiteReadTransaction(db, self._jobs.current(db, ref)).lowest(scope))
 
     def column_summaries(
         self, ref: JobRef, tag: str | None = None, *, indexes: bool = False
     ) -> tuple[JobRecord, list[Column]]:
         def read(db: sqlite3.Connection) -> tuple[JobRecord, list[Column]]:
-            snapshot = Snapshot(db, self._jobs.read(db, ref))
-            return snapshot.job, snapshot.column_summaries(tag, indexes=indexes)
+            transaction = SQLiteReadTransaction(db, self._jobs.read(db, ref))
+            return transaction.job, transaction.column_summaries(tag, indexes=indexes)
 
         return self._pool.read(read)
 
@@ -137,7 +138,7 @@ class SQLiteStore(TransactionalStore, FullStore):
         return listing.list_states(self._pool, self._jobs, ref, scope)
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        return SQLiteWatch(self._pool, self._pulse, self._jobs, ref, scope)
+        return SQLiteWatch(self._pool, self._poller, self._jobs, ref, scope)
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         def adopt(db: sqlite3.Connection) -> JobRecord:
@@ -147,7 +148,7 @@ class SQLiteStore(TransactionalStore, FullStore):
         return self._pool.write(adopt)
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
-        return listing.cells(self._pool, self._jobs, ref, below)
+        return listing.list_outdated(self._pool, self._jobs, ref, below)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         now = self.now()
@@ -157,7 +158,7 @@ class SQLiteStore(TransactionalStore, FullStore):
     def try_acquire(self, name: str, holder: str, seconds: float) -> bool:
         now = self.now()
         row = (name, holder, now, now + round(seconds * 1_000_000))
-        return self._pool.write(lambda db: db.execute(_TAKE_TURN, row).rowcount == 1)
+        return self._pool.write(lambda db: db.execute(_TRY_ACQUIRE, row).rowcount == 1)
 
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
         row = self._pool.read(lambda db: db.execute(listing.WORKER, (worker_id,)).fetchone())
@@ -170,18 +171,18 @@ class SQLiteStore(TransactionalStore, FullStore):
         self._pool.write(lambda db: db.execute("DELETE FROM worker WHERE worker_id = ?", (worker_id,)))
 
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
-        return listing.list_open(self._pool)
+        return listing.list_open_attempts(self._pool)
 
     def now(self) -> int:
         return int(self._clock() * 1_000_000)
 
     def close(self) -> None:
-        _close(self._pool, self._pulse)
+        _close(self._pool, self._poller)
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._path}>"
 
 
-def _close(pool: Pool, data_version: DataVersionPoller) -> None:
-    data_version.close()
+def _close(pool: Pool, poller: DataVersionPoller) -> None:
+    poller.close()
     pool.close()

@@ -1,4 +1,4 @@
-"""One job inside a write transaction: what ``stores.steps`` works on."""
+"""One job inside a write transaction: the ``Transaction`` on which ``stores.steps`` runs."""
 
 # ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
 
@@ -24,13 +24,12 @@ from celery_statemanager.stores.sqlite.cells import (
     kind_of,
     row_of,
 )
-from celery_statemanager.stores.sqlite.jobs import CachedJob, Jobs, update
+from celery_statemanager.stores.sqlite.jobs import CachedJob, JobCache, update
+from celery_statemanager.stores.transactional import CellKey
 from celery_statemanager.transitions import tally_of
 
 TOUCH_EVERY = 60 * 1_000_000
-
-Place = tuple[str, int]
-"""A tag and a task_index."""
+"""Microseconds between two updates of ``job.touched``."""
 
 _NEWEST = "SELECT {} FROM cell INDEXED BY cell_seq WHERE job = {} ORDER BY seq DESC LIMIT 1"
 _READ = f"""
@@ -40,7 +39,7 @@ LEFT JOIN tag t ON t.job = j.id AND t.kind = ? AND t.name = ?
 LEFT JOIN cell c ON c.job = j.id AND c.tag = t.id AND c.task_index = ?
 WHERE j.id = ? AND j.incarnation = ?
 """
-_READ_SPOT = f"""
+_READ_SLOT = f"""
 SELECT t.id, {SELECTED} FROM tag t LEFT JOIN cell c ON c.job = t.job AND c.tag = t.id AND c.task_index = ?
 WHERE t.job = ? AND t.kind = ? AND t.name = ?
 """
@@ -50,20 +49,20 @@ _COUNT = f"UPDATE tag SET {', '.join(f'{name} = {name} + ?' for name in TALLY)} 
 _GAP = "SELECT low, high FROM gap WHERE job = ? AND tag = ? AND high >= ? ORDER BY high LIMIT 1"
 
 _KEY = ("job", "tag", "task_index")
-_SUPPOSED = ("old version", "old event", "old schema", "revision", "incarnation")
-_BOUND = {name: f"?{number}" for number, name in enumerate((*_KEY, *COLUMNS, *_SUPPOSED), 1)}
+_EXPECTED = ("old version", "old event", "old schema", "revision", "incarnation")
+_BOUND = {name: f"?{number}" for number, name in enumerate((*_KEY, *COLUMNS, *_EXPECTED), 1)}
 _NEXT_SEQ = f"ifnull(({_NEWEST.format('seq', _BOUND['job'])}), 0) + 1"
 
 
 class _Statement(NamedTuple):
-    """A statement, and what puts its values in the order of its question marks."""
+    """A statement, and a function that puts its values in the order of its placeholders."""
 
     text: str
     ordered: Callable[[Sequence[Any]], tuple[Any, ...]]
 
     @classmethod
     def parse(cls, text: str) -> _Statement:
-        """Make one of a statement with numbered question marks, which Python 3.12.3 and older 3.12 warn of."""
+        """Create a statement from one with numbered placeholders, for which Python 3.12.0 to 3.12.3 warn."""
         order = [int(number) - 1 for number in re.findall(r"\?(\d+)", text)]
         return cls(re.sub(r"\?\d+", "?", text), itemgetter(*order))
 
@@ -75,7 +74,7 @@ VALUES ({_NEXT_SEQ}, {", ".join(_BOUND[name] for name in (*_KEY, *COLUMNS))})
 
 
 def _update_cell(*unchanged: str) -> _Statement:
-    """Give the statement that sets a cell, if it and its job are as supposed and no later change has been made."""
+    """Create the statement that sets a cell if the cell and its job are as expected and no later change exists."""
     terms = "".join(f", {name} = {_BOUND[name]}" for name in COLUMNS if name not in unchanged)
     return _Statement.parse(f"""
     UPDATE cell SET seq = {_NEXT_SEQ}{terms}
@@ -96,7 +95,7 @@ _UPDATE_CELL = {
     (False, True): _update_cell("open", "owner"),
     (True, True): _update_cell("status", "open", "owner"),
 }
-"""By whether the status and the holder stay as they were: an index is rewritten as soon as a column of it is named."""
+"""By whether the status, and the owner and openness, stay unchanged: SQLite updates the index of any column named."""
 
 _FIXED = ("status", "timestamp", "version", "attempt", "open", "owner")
 _REWRITTEN = [name for name in COLUMNS if name not in _FIXED]
@@ -106,11 +105,11 @@ _REWRITE_CELL = (
 
 
 class StaleCache(Exception):
-    """What a transaction supposed is no longer so. It has changed nothing."""
+    """The cached job or cell of a transaction is out of date. The transaction has changed nothing."""
 
 
 class Slot(NamedTuple):
-    """A place in the file, and what is there: no column before its first cell is written."""
+    """The location of a cell in the file, and the cell. ``column`` is None until the column's first cell is written."""
 
     kind: Kind
     column: int | None
@@ -118,55 +117,55 @@ class Slot(NamedTuple):
 
 
 class SQLiteTransaction:
-    """The ``steps.Transaction`` of one job; lives no longer than the write transaction of its connection.
+    """The ``steps.Transaction`` of one job, valid until the write transaction of its connection ends.
 
     Args:
-        known: the job as it is supposed to be: the first ``put`` makes sure, or raises ``StaleCache``.
-        touched: when the job's row was last told of changes.
-        now: the time, no earlier than any change that is known of.
-        spots: what is supposed of cells, likewise.
+        cached: the job as last read. The first ``put`` raises ``StaleCache`` if it has changed since.
+        touched: the value of ``job.touched``.
+        now: the time, not earlier than any known change.
+        slots: cells as last read or written; ``put`` checks them likewise.
     """
 
     def __init__(
-        self, db: sqlite3.Connection, known: CachedJob, touched: int, now: int, spots: dict[Place, Slot]
+        self, db: sqlite3.Connection, cached: CachedJob, touched: int, now: int, slots: dict[CellKey, Slot]
     ) -> None:
         self.now = now
         self.touched = touched
         self.changed = False
         self._db = db
-        self.id = known.id
-        self.job = known.job
-        self._spots = spots
+        self.id = cached.id
+        self.job = cached.job
+        self._slots = slots
 
     @classmethod
     def read(
-        cls, db: sqlite3.Connection, jobs: Jobs, ref: JobRef, clock: int, place: Place | None = None
+        cls, db: sqlite3.Connection, jobs: JobCache, ref: JobRef, clock: int, key: CellKey | None = None
     ) -> SQLiteTransaction:
-        """Make one of what is read: the job as it is now, and a cell. Raises: JobNotFound."""
-        known = jobs.remembered(db, ref)
-        row = _found(db, known, place)
-        if row is None or row[0] != known.job.revision:
-            known = jobs.read(db, ref)
-            row = _found(db, known, place)
-        _, touched, newest, *spot = row
-        spots = {} if place is None else {place: _spot(kind_of(known.job, *place), spot)}
-        return cls(db, known, touched, max(clock, newest, known.said_at), spots)
+        """Create a transaction from the current job and, optionally, one of its cells. Raises: JobNotFound."""
+        cached = jobs.get_cached(db, ref)
+        row = _read(db, cached, key)
+        if row is None or row[0] != cached.job.revision:
+            cached = jobs.read(db, ref)
+            row = _read(db, cached, key)
+        _, touched, newest, *slot = row
+        slots = {} if key is None else {key: _slot(kind_of(cached.job, *key), slot)}
+        return cls(db, cached, touched, max(clock, newest, cached.latest_time), slots)
 
     def cell(self, tag: str, task_index: int) -> Cell | None:
-        return self.spot((tag, task_index)).cell
+        return self.slot((tag, task_index)).cell
 
-    def spot(self, place: Place) -> Slot:
-        """Give a place with what is there, read if it was not yet."""
-        spot = self._spots.get(place)
-        if spot is None:
-            tag, task_index = place
+    def slot(self, key: CellKey) -> Slot:
+        """Return a cell with its location; read it unless this transaction has it."""
+        slot = self._slots.get(key)
+        if slot is None:
+            tag, task_index = key
             kind = kind_of(self.job, tag, task_index)
-            row = self._db.execute(_READ_SPOT, (task_index, self.id, kind, tag)).fetchone()
-            spot = self._spots[place] = Slot(kind, None, None) if row is None else _spot(kind, row)
-        return spot
+            row = self._db.execute(_READ_SLOT, (task_index, self.id, kind, tag)).fetchone()
+            slot = self._slots[key] = Slot(kind, None, None) if row is None else _slot(kind, row)
+        return slot
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
-        kind, column, _ = self.spot((tag, task_index))
+        kind, column, _ = self.slot((tag, task_index))
         if column is None:
             column = self._new_column(kind, tag)
         key = (self.id, column, task_index)
@@ -175,7 +174,7 @@ class SQLiteTransaction:
         else:
             self._update(key, old, new)
         self.changed = True
-        self._spots[tag, task_index] = Slot(kind, column, new)
+        self._slots[tag, task_index] = Slot(kind, column, new)
         if kind in COUNTED:
             self._count(column, tally_of(old), tally_of(new))
             if old is None:
@@ -185,11 +184,11 @@ class SQLiteTransaction:
             self._db.execute("UPDATE job SET touched = ? WHERE id = ?", (self.now, self.id))
 
     def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
-        kind, column, _ = self.spot((tag, task_index))
+        kind, column, _ = self.slot((tag, task_index))
         assert column is not None
         values = dict(zip(COLUMNS, row_of(new)))
         self._db.execute(_REWRITE_CELL, (*[values[name] for name in _REWRITTEN], self.id, column, task_index))
-        self._spots[tag, task_index] = Slot(kind, column, new)
+        self._slots[tag, task_index] = Slot(kind, column, new)
         if kind in COUNTED:
             self._count(column, tally_of(old), tally_of(new))
 
@@ -212,10 +211,10 @@ class SQLiteTransaction:
         return column
 
     def _update(self, key: tuple[int, int, int], old: Cell, new: Cell) -> None:
-        same_holder = old.open == new.open and old.owner == new.owner
-        statement = _UPDATE_CELL[old.status == new.status, same_holder]
-        supposed = (old.version, event_of(old), old.schema_version, self.job.revision, self.job.incarnation)
-        values = statement.ordered((*key, *row_of(new), *supposed))
+        same_owner = old.open == new.open and old.owner == new.owner
+        statement = _UPDATE_CELL[old.status == new.status, same_owner]
+        expected = (old.version, event_of(old), old.schema_version, self.job.revision, self.job.incarnation)
+        values = statement.ordered((*key, *row_of(new), *expected))
         if self._db.execute(statement.text, values).rowcount == 0:
             raise StaleCache
 
@@ -224,7 +223,7 @@ class SQLiteTransaction:
             self._db.execute(_COUNT, (*map(sub, new, old), self.id, column))
 
     def _split_gap(self, job: int, tag: int, row: int) -> None:
-        """Take a row out of the range it lies in, which goes by its upper end: the common case changes no key."""
+        """Remove a row from its range. Ranges are keyed by their upper end, so the common case changes no key."""
         low, high = self._db.execute(_GAP, (job, tag, row)).fetchone()
         if row < high:
             self._db.execute("UPDATE gap SET low = ? WHERE job = ? AND tag = ? AND high = ?", (row + 1, job, tag, high))
@@ -234,12 +233,12 @@ class SQLiteTransaction:
             self._db.execute("INSERT INTO gap (job, tag, low, high) VALUES (?, ?, ?, ?)", (job, tag, low, row - 1))
 
 
-def _found(db: sqlite3.Connection, known: CachedJob, place: Place | None) -> Sequence[Any]:
-    kind = kind_of(known.job, *place) if place else None
-    row: Sequence[Any] = db.execute(_READ, (kind, *(place or (None, None)), known.id, known.job.incarnation)).fetchone()
+def _read(db: sqlite3.Connection, cached: CachedJob, key: CellKey | None) -> Sequence[Any]:
+    kind = kind_of(cached.job, *key) if key else None
+    row: Sequence[Any] = db.execute(_READ, (kind, *(key or (None, None)), cached.id, cached.job.incarnation)).fetchone()
     return row
 
 
-def _spot(kind: Kind, row: Sequence[Any]) -> Slot:
+def _slot(kind: Kind, row: Sequence[Any]) -> Slot:
     column, *cell = row
     return Slot(kind, column, None if cell[0] is None else cell_of(cell))

@@ -1,4 +1,4 @@
-"""Cells as this process wrote them last, so that who writes one again need not read it."""
+"""A cache of the cells that this process wrote last: writing one of them again needs no read."""
 
 from __future__ import annotations
 
@@ -8,68 +8,70 @@ from typing import TypeVar
 
 from celery_statemanager.errors import StateManagerError
 from celery_statemanager.records import JobRef
-from celery_statemanager.stores.sqlite.jobs import Jobs
-from celery_statemanager.stores.sqlite.transaction import Place, Slot, SQLiteTransaction, StaleCache
+from celery_statemanager.stores.sqlite.jobs import JobCache
+from celery_statemanager.stores.sqlite.transaction import Slot, SQLiteTransaction, StaleCache
+from celery_statemanager.stores.transactional import CellKey
 
-MOST_RECENT = 128
+MAX_CACHED_CELLS = 128
 
 Reply = TypeVar("Reply")
 
 
 class WriteCache:
-    """What was written last is supposed to be so still, and the write itself proves it or changes nothing.
+    """The cells that this process wrote last, used by the thread that holds the write lock.
 
-    Whatever else would come of it (a refusal, a repetition) is found by reading. So nothing here need be true any
-    more: others may have written since. But it was once: what is not committed may bear the number of a column that
-    others make. For the thread whose turn it is to write.
+    A step first runs on the cached cell. Its write succeeds only if the cached cell and job are current; otherwise,
+    and for every other outcome (a refusal, a repetition), the step runs again on the cell that it reads. Entries may
+    therefore be out of date, because other processes write too. Only committed cells are cached: an uncommitted one
+    may name a column whose number another process then uses.
     """
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: JobCache) -> None:
         self._jobs = jobs
-        self._written: dict[tuple[int, Place], tuple[Slot, int]] = {}
-        self._made: tuple[Place, SQLiteTransaction] | None = None
+        self._cells: dict[tuple[int, CellKey], tuple[Slot, int]] = {}
+        self._last: tuple[CellKey, SQLiteTransaction] | None = None
 
     def step(
         self,
         db: sqlite3.Connection,
         ref: JobRef,
-        place: Place,
+        key: CellKey,
         clock: int,
         step: Callable[[SQLiteTransaction], Reply],
     ) -> Reply:
-        """Make a step that begins with this cell. Raises: JobNotFound, and what the step raises."""
-        self._made = None
-        transaction = self._recalled(db, ref, place, clock)
-        reply = None if transaction is None else _proven(transaction, step)
+        """Run a step that reads this cell first. Raises: JobNotFound; what the step raises."""
+        self._last = None
+        transaction = self._cached(db, ref, key, clock)
+        reply = None if transaction is None else _try_step(transaction, step)
         if transaction is None or reply is None:
-            transaction = SQLiteTransaction.read(db, self._jobs, ref, clock, place)
+            transaction = SQLiteTransaction.read(db, self._jobs, ref, clock, key)
             reply = step(transaction)
-        self._made = place, transaction
+        self._last = key, transaction
         return reply
 
-    def keep(self) -> None:
-        """Remember the last step's cell, which is committed now, if it may soon be written again: has not ended."""
-        if self._made is None:
+    def committed(self) -> None:
+        """Cache the cell of the last step, which is committed, unless the cell is final."""
+        if self._last is None:
             return
-        (place, transaction), self._made = self._made, None
-        spot = transaction.spot(place)
-        if spot.cell is not None and not spot.cell.final:
-            self._written[transaction.id, place] = spot, transaction.touched
-            if len(self._written) > MOST_RECENT:
-                del self._written[next(iter(self._written))]
+        (key, transaction), self._last = self._last, None
+        slot = transaction.slot(key)
+        if slot.cell is not None and not slot.cell.final:
+            self._cells[transaction.id, key] = slot, transaction.touched
+            if len(self._cells) > MAX_CACHED_CELLS:
+                del self._cells[next(iter(self._cells))]
 
-    def _recalled(self, db: sqlite3.Connection, ref: JobRef, place: Place, clock: int) -> SQLiteTransaction | None:
-        known = self._jobs.known(ref)
-        written = self._written.pop((known.id, place), None) if known else None
-        if known is None or written is None:
+    def _cached(self, db: sqlite3.Connection, ref: JobRef, key: CellKey, clock: int) -> SQLiteTransaction | None:
+        cached = self._jobs.peek(ref)
+        entry = self._cells.pop((cached.id, key), None) if cached else None
+        if cached is None or entry is None:
             return None
-        spot, touched = written
-        now = max(clock, known.said_at, spot.cell.timestamp if spot.cell else 0)
-        return SQLiteTransaction(db, known, touched, now, {place: spot})
+        slot, touched = entry
+        now = max(clock, cached.latest_time, slot.cell.timestamp if slot.cell else 0)
+        return SQLiteTransaction(db, cached, touched, now, {key: slot})
 
 
-def _proven(transaction: SQLiteTransaction, step: Callable[[SQLiteTransaction], Reply]) -> Reply | None:
-    """Make a step; None where nothing came of it that is certain."""
+def _try_step(transaction: SQLiteTransaction, step: Callable[[SQLiteTransaction], Reply]) -> Reply | None:
+    """Run a step on cached values; return None if it changed nothing, because its outcome is then uncertain."""
     try:
         reply = step(transaction)
     except (StaleCache, StateManagerError):

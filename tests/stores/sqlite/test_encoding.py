@@ -11,7 +11,7 @@ from sqlite_kit import raw, recount
 from celery_statemanager.records import CALLBACK_ROW
 from celery_statemanager.stores.sqlite import SQLiteStore, transaction
 from celery_statemanager.stores.sqlite.cells import Kind
-from celery_statemanager.stores.sqlite.jobs import MOST_KNOWN
+from celery_statemanager.stores.sqlite.jobs import MAX_CACHED_JOBS
 from celery_statemanager.testing.kit import Grid
 
 STATEMENTS = [transaction._INSERT_CELL, *transaction._UPDATE_CELL.values()]
@@ -40,11 +40,11 @@ class TestEncoding:
         assert grid.state("a", 0).message == message
 
     def test_more_jobs_than_the_cache_holds_are_written_correctly(self, store: SQLiteStore) -> None:
-        grids = [Grid.create(store, job_id=f"job {number}", tags=("a",)) for number in range(MOST_KNOWN + 5)]
+        grids = [Grid.create(store, job_id=f"job {number}", tags=("a",)) for number in range(MAX_CACHED_JOBS + 5)]
         for version in (1, 2):
             for grid in grids:
                 assert grid.write("a", 0, 5).cell.version == version
-        assert len(store._jobs._known) == MOST_KNOWN
+        assert len(store._jobs._cached) == MAX_CACHED_JOBS
 
     def test_unexpected_cells_are_stored_apart_from_their_column(self, path: Path, store: SQLiteStore) -> None:
         grid = Grid.create(store, 4, {"a": [0, 1], "b": [2, 3]})

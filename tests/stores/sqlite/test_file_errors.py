@@ -12,7 +12,7 @@ from sqlite_kit import in_child, opened, raw, recount
 
 from celery_statemanager.errors import AttemptSuperseded, ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.stores.sqlite import SQLiteStore, connection
-from celery_statemanager.stores.sqlite.connection import translated
+from celery_statemanager.stores.sqlite.connection import translate
 from celery_statemanager.testing.kit import PATIENCE, Grid
 
 
@@ -22,7 +22,9 @@ class TestErrors:
         grid = Grid.create(store)
         with raw(path) as db:
             db.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreUnavailable, match=rf"{path}.*locked.*0\.05 s; a larger store timeout") as caught:
+            with pytest.raises(
+                StoreUnavailable, match=rf"{path}.*locked.*0\.05 s; increase the store timeout"
+            ) as caught:
                 grid.write("a", 0, 5)
             assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
             assert grid.lowest().status == 0
@@ -102,9 +104,9 @@ class TestErrors:
             db.execute("PRAGMA max_page_count = 2")
             with pytest.raises(sqlite3.OperationalError) as full:
                 db.executescript("CREATE TABLE a (b); CREATE TABLE c (d); CREATE TABLE e (f)")
-        error = translated(full.value, "states.db", 5)
+        error = translate(full.value, "states.db", 5)
         assert isinstance(error, StoreUnavailable)
-        assert "make room" in str(error)
+        assert "free space" in str(error)
 
     def test_a_file_that_became_read_only_raises_a_store_error(self, path: Path) -> None:
         with raw(path) as db:
@@ -112,7 +114,7 @@ class TestErrors:
             db.execute("PRAGMA query_only = 1")
             with pytest.raises(sqlite3.OperationalError) as denied:
                 db.execute("INSERT INTO a VALUES (1)")
-        error = translated(denied.value, "states.db", 5)
+        error = translate(denied.value, "states.db", 5)
         assert type(error) is StoreError
         assert "write access" in str(error)
 
@@ -120,7 +122,7 @@ class TestErrors:
         (tmp_path / "gone").mkdir()
         store = opened(tmp_path / "gone" / "states.db")
         (tmp_path / "gone").rmdir()
-        with pytest.raises(StoreUnavailable, match="directory is still there"):
+        with pytest.raises(StoreUnavailable, match="check that its directory exists"):
             store.list_jobs()
 
     def test_a_database_without_a_write_ahead_log_is_rejected(self) -> None:
@@ -136,4 +138,4 @@ class TestErrors:
             store.list_jobs()
 
     def test_an_unknown_error_becomes_a_store_error(self) -> None:
-        assert "no such table: x" in str(translated(sqlite3.OperationalError("no such table: x"), "states.db", 5))
+        assert "no such table: x" in str(translate(sqlite3.OperationalError("no such table: x"), "states.db", 5))

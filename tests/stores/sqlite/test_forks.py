@@ -105,7 +105,7 @@ class TestForks:
 
     def test_a_child_forked_without_python_hooks_does_not_inherit_a_write_lock(self, store: SQLiteStore) -> None:
         grid = Grid.create(store)
-        with held_by_another_thread(store._pool.turn):
+        with held_by_another_thread(store._pool.write_lock):
             pid = ctypes.PyDLL(None).fork()
             if pid == 0:
                 try:

@@ -14,7 +14,7 @@ from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cancellation
 from celery_statemanager.stores.sqlite import SQLiteStore
-from celery_statemanager.stores.sqlite.watch import MOST_STATES
+from celery_statemanager.stores.sqlite.watch import MAX_STATES
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 
 
@@ -48,12 +48,12 @@ class TestWatching:
         assert (batch.states, batch.job_changed) == ([], False)
 
     def test_many_changes_arrive_in_several_batches(self, store: SQLiteStore) -> None:
-        rows = 2 * MOST_STATES + 500
+        rows = 2 * MAX_STATES + 500
         grid = Grid.create(store, rows)
         watch = store.watch(grid.ref, Scope("a"))
         fill(store, grid.ref, rows)
         sizes = [len(watch.read(PATIENCE).states) for _ in range(3)]
-        assert sizes == [MOST_STATES, MOST_STATES, 500]
+        assert sizes == [MAX_STATES, MAX_STATES, 500]
         assert watch.read(0).states == []
 
     def test_many_watches_share_one_connection(self, path: Path, store: SQLiteStore) -> None:
@@ -81,7 +81,7 @@ class TestWatching:
     def test_a_failed_poll_is_repeated_on_a_new_connection(self, store: SQLiteStore) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
-        polled = store._pulse._connection
+        polled = store._poller._connection
         assert polled is not None
         polled.close()
         with pytest.raises(StoreError):

@@ -11,7 +11,7 @@ from sqlite_kit import opened, recount
 
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StoreError
 from celery_statemanager.stores.sqlite import SQLiteStore
-from celery_statemanager.stores.sqlite.write_cache import MOST_RECENT
+from celery_statemanager.stores.sqlite.write_cache import MAX_CACHED_CELLS
 from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
@@ -142,11 +142,11 @@ class TestWriteCache:
         recount(path)
 
     def test_more_cells_than_the_cache_holds_are_written_correctly(self, path: Path, store: SQLiteStore) -> None:
-        grid = Grid.create(store, MOST_RECENT + 5)
+        grid = Grid.create(store, MAX_CACHED_CELLS + 5)
         for version in (1, 2, 3):
-            for row in range(MOST_RECENT + 5):
+            for row in range(MAX_CACHED_CELLS + 5):
                 assert grid.write("a", row, 5).cell.version == version
-        assert len(store._recent._written) == MOST_RECENT
+        assert len(store._write_cache._cells) == MAX_CACHED_CELLS
         recount(path)
 
 

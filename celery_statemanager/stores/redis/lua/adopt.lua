@@ -1,10 +1,10 @@
--- Gives a job another incarnation: its head names it, and every other key is renamed after it.
+-- Changes the incarnation of a job: sets it in the head and renames every other key accordingly.
 --
--- KEYS     1 head, then for each key of the incarnation its name and the one it gets; the tallies come first
+-- KEYS     1 head, then the present and the new name of each key of the incarnation; the tallies come first
 -- ARGV[1]  incarnation
--- ARGV[2]  the other incarnation
--- ARGV[3]  how many tags the caller believes the job has seen
--- Gives {"gone"}, {"tags"} if it has seen others, or {"adopted"}.
+-- ARGV[2]  the new incarnation
+-- ARGV[3]  the number of tags that the caller has read
+-- Returns {"gone"}, {"tags"} if the job has another number of tags, or {"adopted"}.
 
 local head = redis.call("HMGET", KEYS[1], "incarnation", "revision")
 if head[1] ~= ARGV[1] then

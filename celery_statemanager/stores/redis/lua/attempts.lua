@@ -1,4 +1,4 @@
--- How attempts begin, for write.lua and begin.lua; stands after common.lua. What transitions.begun says.
+-- The begin of attempts, for write.lua and begin.lua, after common.lua. Implements transitions.apply_begin.
 
 -- Compares two deliveries: -1, 0 or 1.
 local function compare(replacements, retries, cell)
@@ -26,8 +26,8 @@ local function verdict_on(job, place, cell, begin, though_cancelled)
   return later == 0 and cell[OPEN] and "duplicate" or "begun"
 end
 
--- transitions.begun: the verdict, and the cell to write if it changed
-local function begun(job, place, cell, begin, though_cancelled)
+-- Returns the verdict, and the cell to write if it has changed.
+local function apply_begin(job, place, cell, begin, though_cancelled)
   local verdict = verdict_on(job, place, cell, begin, though_cancelled)
   if verdict == "cancelled" and cell[STATUS] > 0 and not is_final(cell) and not cell[OPEN] then
     return verdict, ended(job, cell, CANCELLED, job.reason, begin.event_id)
@@ -45,7 +45,7 @@ local function begun(job, place, cell, begin, though_cancelled)
   return verdict, new
 end
 
--- Takes back what the failure of this stage gave to the row's later ones.
+-- Resets the later stages of the row that the failure of this stage had blocked.
 local function unblock(job, later, stage, event_id)
   for i, cell in ipairs(later or {}) do
     local place = place_of(i + 1, unpack(cell))

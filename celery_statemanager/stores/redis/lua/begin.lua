@@ -1,7 +1,8 @@
--- Takes the next attempt of a cell, or says why not. One step, one slot.
+-- Takes the next attempt of a cell, or returns the reason for the refusal. One step, one slot.
 --
--- KEYS, ARGV[1], ARGV[2]  as common.lua; the request: requests.BEGIN
--- Gives {"gone"}, {verdict, cell, names of the latches that fell ...}, or the cell alone: it was begun, no latch fell.
+-- KEYS, ARGV[1], ARGV[2]  as in common.lua; the request is requests.BEGIN
+-- Returns {"gone"}, {verdict, cell, names of the decided latches ...}, or the cell alone if it was begun and no latch
+-- was decided.
 
 local job = open_job(ARGV[1])
 if not job then
@@ -14,16 +15,16 @@ if old and old[EVENT_ID] == begin.event_id and old[OPEN] then
   return { "begun", pack(old) }
 end
 local cell = old or new_cell(begin.schema)
-local verdict, new = begun(job, place, cell, begin)
+local verdict, new = apply_begin(job, place, cell, begin)
 if not new then
   return { verdict, pack(cell) }
 end
-local kept = put(job, place, old, new)
+local packed = put(job, place, old, new)
 if verdict == "begun" then
   unblock(job, begin.later, place.tag, begin.event_id)
 end
 local decided = finish(job, place, new)
 if verdict == "begun" and #decided == 0 then
-  return kept
+  return packed
 end
-return { verdict, kept, unpack(decided) }
+return { verdict, packed, unpack(decided) }

@@ -1,10 +1,10 @@
--- Reads a job and some of its cells as of one moment.
+-- Reads a job and some of its cells in one step.
 --
 -- KEYS     1 head, 2 tallies, then for each cell the hash that holds it
 -- ARGV[1]  incarnation
--- ARGV[2]  how many tags the caller believes the job has seen; -1 if it need not know
+-- ARGV[2]  the number of tags that the caller has read; -1 to skip the check
 -- ARGV[3]  the fields of the cells in their hashes ...
--- Gives {"gone"}, {"tags", tag ...}, or {"read", values of HEAD, packed cells}.
+-- Returns {"gone"}, {"tags", tag ...} if the job has another number of tags, or {"read", values of HEAD, packed cells}.
 
 local head = redis.call("HMGET", KEYS[1], HEAD)
 if head[1] ~= ARGV[1] then

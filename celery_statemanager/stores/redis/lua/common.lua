@@ -43,7 +43,7 @@ local function open_job(incarnation)
   }
 end
 
--- The job's tally, unpacked when it is first asked for: most writes move nothing but the progress.
+-- Returns the job's total tally. It is unpacked at the first call, because most writes change only the progress.
 local function total_of(job)
   job.total = job.total or cmsgpack.unpack(job.packed_total)
   return job.total
@@ -54,28 +54,28 @@ local function publish(job, field, value)
   redis.call("XADD", KEYS[4], "MAXLEN", "~", EVENTS, job.sequence .. "-0", field, value)
 end
 
--- Lets the latches fall whose condition is met (aggregate.decisions); gives their names.
+-- Decides the latches whose condition is met (aggregate.decisions); returns their names.
 local function decide(job)
   local decided = {}
-  local function fall(name, met)
+  local function decide_latch(name, met)
     if met and redis.call("HSETNX", KEYS[1], name, job.now) == 1 then
       decided[#decided + 1] = name
     end
   end
   if job.expected then
     local total, expected = total_of(job), tonumber(job.expected)
-    fall("success", total[N_SUCCEEDED] >= expected)
-    fall("failure", total[N_FAILED_FINAL] > 0)
+    decide_latch("success", total[N_SUCCEEDED] >= expected)
+    decide_latch("failure", total[N_FAILED_FINAL] > 0)
     if job.cancelled_at then
-      fall("settled", total[N_PENDING] == 0)
+      decide_latch("settled", total[N_PENDING] == 0)
     else
-      fall("settled", total[N_ENDED] >= expected)
+      decide_latch("settled", total[N_ENDED] >= expected)
     end
   end
   return decided
 end
 
--- The i-th cell of a request: 1 is the one that is asked for, those after it are the row's later stages.
+-- Returns the i-th cell of a request: the first is the requested one, the others are the row's later stages.
 local function place_of(i, tag, row, rank, counts)
   local of_callback = row == "-1"
   return {
@@ -124,12 +124,12 @@ local function is_waiting(cell)
   return cell[STATUS] == 0 and not cell[OPEN]
 end
 
--- Whether an earlier stage's failure gave the cell its status.
+-- Returns whether the failure of an earlier stage gave the cell its status.
 local function is_not_run(cell)
   return cell[BLOCKED_BY] and cell[STATUS] < 0 and not cell[OPEN]
 end
 
--- transitions.tally_of, in the order of KEYS[2]
+-- Implements transitions.tally_of, in the order of KEYS[2].
 local function tally_of(cell, not_run)
   local status, closed = cell[STATUS], cell[OPEN] and 0 or 1
   if status == 0 then
@@ -156,7 +156,7 @@ local function member_of(place)
   return string.format("%07d", place.row)
 end
 
--- Whether the tally counts a cell, as it is kept, as not_run.
+-- Returns whether the tally counts a stored cell as not_run.
 local function was_not_run(place, cell)
   local score = is_not_run(cell) and redis.call("ZSCORE", place.low, member_of(place))
   return score and tonumber(score) == cell[STATUS] + 0.5
@@ -193,11 +193,11 @@ local function rank(place, tally, old, new)
   end
 end
 
--- Stores a cell with all that is derived from it: open attempts, tally, lowest, written rows, stream.
--- Gives the cell as it is kept.
+-- Stores a cell and updates everything derived from it: open attempts, tally, lowest, written rows, stream.
+-- Returns the packed cell.
 local function put(job, place, old, new)
-  local kept = pack(new)
-  redis.call("HSET", place.cells, place.field, kept)
+  local packed_cell = pack(new)
+  redis.call("HSET", place.cells, place.field, packed_cell)
   local address = place.row .. " " .. place.tag
   if new[OPEN] and new[OWNER] then
     redis.call("SADD", KEYS[3], address)
@@ -205,7 +205,7 @@ local function put(job, place, old, new)
     redis.call("SREM", KEYS[3], address)
   end
   if place.of_callback then
-    return kept
+    return packed_cell
   end
   local packed = redis.call("HGET", KEYS[2], place.tag)
   local tally = packed and cmsgpack.unpack(packed) or { 0, 0, 0, 0, 0, 0, 0, 0, 0 }
@@ -213,16 +213,15 @@ local function put(job, place, old, new)
     count(job, place, tally, old, new)
     rank(place, tally, old, new)
   end
-  local recount = cmsgpack.pack(tally)
-  if recount ~= packed then
-    redis.call("HSET", KEYS[2], place.tag, recount)
+  local repacked = cmsgpack.pack(tally)
+  if repacked ~= packed then
+    redis.call("HSET", KEYS[2], place.tag, repacked)
   end
   publish(job, "c", address)
-  return kept
+  return packed_cell
 end
 
--- Ends a step that changed cells: decides the latches if an ending may have moved one, or, of a cancelled job, a
--- coming to rest; gives their names.
+-- Ends a step that changed cells: decides the latches if the cell is final or the job cancelled; returns their names.
 local function finish(job, place, new)
   local decided = {}
   if place.counts and (is_final(new) or job.cancelled_at) then

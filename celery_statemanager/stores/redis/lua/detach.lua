@@ -1,9 +1,9 @@
--- Makes a job gone for everyone at once, at any size; what it leaves behind is removed later.
+-- Deletes a job for all readers and writers, in constant time at any size. Its other keys are purged later.
 --
 -- KEYS     1 head, 2 stream
 -- ARGV[1]  incarnation
--- ARGV[2]  revision and ARGV[3] last activity (microseconds) that must not have moved on; both empty for any
--- Gives {"gone"}, {"moved"} or {"detached"}.
+-- ARGV[2]  revision and ARGV[3] last activity (microseconds) that must be unchanged; both empty to skip the check
+-- Returns {"gone"}, {"moved"} or {"detached"}.
 
 local head = redis.call("HMGET", KEYS[1], "incarnation", "revision", "active_at", "sequence")
 if head[1] ~= ARGV[1] then

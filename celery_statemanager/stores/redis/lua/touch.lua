@@ -1,11 +1,12 @@
--- Notes in the registry that a job is at work, or (new) that it is about to be created.
+-- Records in the registry that a job is active, or about to be created.
 --
--- KEYS     1 jobs (zset: entry -> when registered), 2 active (zset: entry -> last touched),
---          3 live (zset: entry -> last touched; touched since the job was last found quiet),
---          4 tombs (zset: entry -> when its record was last about to be marked deleted); microseconds
+-- KEYS     1 jobs (zset: entry -> time of registration), 2 active (zset: entry -> last touch),
+--          3 recently active (zset: entry -> last touch; removed when the job is found quiet),
+--          4 tombstones (zset: entry -> the last time at which its record was about to be tombstoned); microseconds
 -- ARGV[1]  entry
--- ARGV[2]  "new": register it; "cell": a cell is about to change; "job": its record is; "tomb": its record is, and is
---          marked deleted then. What is not registered stays so
+-- ARGV[2]  "new": register it. "cell": a cell is about to change. "job": its record is about to change. "tombstone":
+--          its record is about to be tombstoned. All but "new" leave an unregistered job unregistered
+-- Returns 1, or 0 if the job is not registered.
 
 local time = redis.call("TIME")
 local now = time[1] * 1000000 + time[2]
@@ -14,7 +15,7 @@ if ARGV[2] == "new" then
 elseif not redis.call("ZSCORE", KEYS[1], ARGV[1]) then
   return 0
 end
-if ARGV[2] == "tomb" then
+if ARGV[2] == "tombstone" then
   redis.call("ZADD", KEYS[4], now, ARGV[1])
 elseif ARGV[2] ~= "job" then
   redis.call("ZADD", KEYS[2], now, ARGV[1])

@@ -1,11 +1,11 @@
--- Replaces what may change of a job if nobody else did since it was read, and decides its latches anew.
+-- Replaces the changeable fields of a job if its revision is unchanged, and decides its latches again.
 --
 -- KEYS     1 head, 2 and 3 not used, 4 stream
 -- ARGV[1]  incarnation
--- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, success, failure, settled (when decided,
---          microseconds); a packed map, what is absent is cleared
--- ARGV[3]  control: the parts that only clients read, JSON
--- Gives {"gone"}, {"moved"}, or {"updated", names of the latches that fell ...}.
+-- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, success, failure, settled (time of the
+--          decision, microseconds); a packed map, absent fields are cleared
+-- ARGV[3]  control: the fields that only clients read, JSON
+-- Returns {"gone"}, {"moved"}, or {"updated", names of the decided latches ...}.
 
 local job = open_job(ARGV[1])
 if not job then

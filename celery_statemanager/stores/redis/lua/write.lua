@@ -1,9 +1,9 @@
--- Writes one cell and all that follows from it. One step, one slot.
+-- Writes one cell, blocks or unblocks the later stages of its row, and decides the job's latches. One step, one slot.
 --
--- KEYS, ARGV[1], ARGV[2]  as common.lua; the request: requests.WRITE
+-- KEYS, ARGV[1], ARGV[2]  as in common.lua; the request is requests.WRITE
 -- ARGV[3]                 payload without its progress, JSON; empty for none
--- Gives {"gone"}, {"superseded", attempt}, {"cancelled", reason}, {"refused", verdict},
--- {"same", cell}, {"written", cell, names of the latches that fell ...}, or the cell alone: no latch fell.
+-- Returns {"gone"}, {"superseded", attempt}, {"cancelled", reason}, {"refused", verdict}, {"same", cell},
+-- {"written", cell, names of the decided latches ...}, or the cell alone if no latch was decided.
 
 local job = open_job(ARGV[1])
 if not job then
@@ -12,15 +12,15 @@ end
 local write = cmsgpack.unpack(ARGV[2])
 local place = place_of(1, write.tag, write.row, write.rank, write.counts)
 
-local function is_fenced_off(cell)
-  local held = write.held
+local function is_superseded(cell)
+  local delivery = write.if_delivery
   return (write.attempt and write.attempt ~= cell[ATTEMPT])
-    or (held and (write.holder ~= cell[OWNER] or compare(held[1], held[2], cell) ~= 0))
+    or (delivery and (write.if_owner ~= cell[OWNER] or compare(delivery[1], delivery[2], cell) ~= 0))
     or (write.when == "open" and not cell[OPEN])
     or (write.when == "idle" and (cell[OPEN] or is_final(cell)))
 end
 
--- A cancelled job takes only what ends a cell that was begun, and everything of its callbacks.
+-- A cancelled job accepts writes that end a begun cell, and all writes of its callbacks.
 local function is_refused_as_cancelled(cell)
   if not job.cancelled_at or place.of_callback or write.ends_attempt then
     return false
@@ -28,7 +28,7 @@ local function is_refused_as_cancelled(cell)
   return is_waiting(cell) or not (write.status < 0 or write.status == FINISHED)
 end
 
-local function last_word(cell)
+local function status_and_message(cell)
   if job.cancelled_at and write.when == "idle" then
     return CANCELLED, job.reason
   elseif write.keep_app_status and cell[OPEN] and cell[STATUS] < 0 then
@@ -51,9 +51,9 @@ local function set_payload(new)
   end
 end
 
-local function written(cell)
+local function apply_write(cell)
   local new = copy(cell)
-  new[STATUS], new[MESSAGE] = last_word(cell)
+  new[STATUS], new[MESSAGE] = status_and_message(cell)
   new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, write.event_id
   new[BLOCKED_BY], new[OPEN] = nil, cell[OPEN] and not write.ends_attempt
   if not new[OPEN] then
@@ -72,7 +72,7 @@ local function written(cell)
   return new
 end
 
--- Gives the later stages of the row that nobody has begun the status of this one, which failed for good.
+-- Blocks the row's later stages that were not begun: they get the status of this one, which is final and negative.
 local function block(failed)
   local message = failed[MESSAGE] and failed[MESSAGE] ~= "" and failed[MESSAGE] or failed[STATUS]
   for i, cell in ipairs(write.later or {}) do
@@ -93,22 +93,22 @@ if old and old[EVENT_ID] == write.event_id then
 end
 local cell = old or new_cell(write.schema)
 if write.begin then
-  local verdict, begun_cell = begun(job, place, cell, write.begin, write.ends_attempt)
+  local verdict, begun_cell = apply_begin(job, place, cell, write.begin, write.ends_attempt)
   if verdict == "cancelled" then
     return { "cancelled", job.reason or false }
   elseif verdict ~= "begun" then
     return { "refused", verdict }
   end
-  begun_cell[VERSION] = cell[VERSION] -- one step, one version: the write's
+  begun_cell[VERSION] = cell[VERSION] -- the write below assigns the step's only version
   cell, write.attempt = begun_cell, begun_cell[ATTEMPT]
 end
-if is_fenced_off(cell) then
+if is_superseded(cell) then
   return { "superseded", cell[ATTEMPT] }
 elseif is_refused_as_cancelled(cell) then
   return { "cancelled", job.reason or false }
 end
-local new = written(cell)
-local kept = put(job, place, old, new)
+local new = apply_write(cell)
+local packed = put(job, place, old, new)
 if write.begin then
   unblock(job, write.later, place.tag, write.event_id)
 end
@@ -116,4 +116,4 @@ if write.block_later_stages and is_final(new) and new[STATUS] < 0 then
   block(new)
 end
 local decided = finish(job, place, new)
-return #decided == 0 and kept or { "written", kept, unpack(decided) }
+return #decided == 0 and packed or { "written", packed, unpack(decided) }

@@ -1,4 +1,4 @@
-"""What readers ask of one job as of one moment: the lowest cell, the columns."""
+"""Reads of one job inside a read transaction: cells, the lowest cell, the columns."""
 
 # ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
 
@@ -15,7 +15,7 @@ from celery_statemanager.stores.sqlite.cells import SELECTED, TALLY, Kind, cell_
 from celery_statemanager.stores.sqlite.jobs import CachedJob
 
 _TAG = f"SELECT id, {', '.join(TALLY)} FROM tag WHERE job = ? AND kind = ? AND name = ?"
-_SEEN = "SELECT name FROM tag WHERE job = ? AND kind = ?"
+_TAGS = "SELECT name FROM tag WHERE job = ? AND kind = ?"
 _CELL = f"""
 SELECT {SELECTED} FROM tag t JOIN cell c ON c.job = t.job AND c.tag = t.id
 WHERE t.job = ? AND t.kind = ? AND t.name = ? AND c.task_index = ?
@@ -41,13 +41,13 @@ _LOWEST_GAP = "SELECT low FROM gap WHERE job = ? AND tag = ? ORDER BY high LIMIT
 _GAPS = "SELECT low, high FROM gap WHERE job = ? AND tag = ? ORDER BY high"
 
 
-class Snapshot:
-    """One job inside a read transaction; lives no longer than that."""
+class SQLiteReadTransaction:
+    """One job inside a read transaction, valid until the transaction ends."""
 
-    def __init__(self, db: sqlite3.Connection, known: CachedJob) -> None:
+    def __init__(self, db: sqlite3.Connection, cached: CachedJob) -> None:
         self._db = db
-        self._id = known.id
-        self.job = known.job
+        self._id = cached.id
+        self.job = cached.job
 
     def cell(self, tag: str, task_index: int) -> Cell | None:
         """Read a cell of any kind."""
@@ -56,19 +56,19 @@ class Snapshot:
         return cell_of(row) if row else None
 
     def lowest(self, scope: Scope) -> State:
-        """Give the lowest cell of a scope, absent ones counted."""
+        """Return the lowest cell of a scope, missing cells included."""
         tags = self._expected_tags() if scope.tag is None else [scope.tag]
         row = scope.task_index
         if row is None:
-            found: Iterable[State] = (self._lowest(tag) for tag in tags)
+            states: Iterable[State] = (self._lowest(tag) for tag in tags)
         elif scope.tag is None:
-            found = (self._state(tag, row) for tag in tags if aggregate.expects(self.job, tag, row))
+            states = (self._state(tag, row) for tag in tags if aggregate.expects(self.job, tag, row))
         else:
-            found = [self._state(scope.tag, row)]
-        return aggregate.lowest(found) or aggregate.missing_state(self.job, scope.tag or "", row or 0)
+            states = [self._state(scope.tag, row)]
+        return aggregate.lowest(states) or aggregate.missing_state(self.job, scope.tag or "", row or 0)
 
     def column_summaries(self, tag: str | None, *, indexes: bool) -> list[Column]:
-        """Give the expected columns, or one column."""
+        """Return the expected columns, or one column."""
         tags = self._expected_tags() if tag is None else [tag]
         return [self._column(each, indexes=indexes) for each in tags]
 
@@ -76,7 +76,7 @@ class Snapshot:
         if self.job.plan:
             return aggregate.expected_tags(self.job, ())
         return aggregate.expected_tags(
-            self.job, (name for (name,) in self._db.execute(_SEEN, (self._id, Kind.EXPECTED)))
+            self.job, (name for (name,) in self._db.execute(_TAGS, (self._id, Kind.EXPECTED)))
         )
 
     def _tally(self, tag: str) -> tuple[int | None, Tally]:
@@ -91,7 +91,10 @@ class Snapshot:
             column.failed, column.running, column.missing, column.not_run = IndexSet(), IndexSet(), rows, IndexSet()
         elif indexes and number is not None:
             gaps = IndexSet.from_ranges(self._db.execute(_GAPS, (self._id, number)))
-            column.not_run = self._not_run(number, tally)
+            if tally.not_run:  # the query reads every negative cell of the column: no index covers it
+                column.not_run = IndexSet(row for (row,) in self._db.execute(_BLOCKED, (self._id, number)))
+            else:
+                column.not_run = IndexSet()
             column.failed = self._rows(number, -(2**31), -1).without(column.not_run)
             column.running = self._rows(number, 1, FINISHED - 1)
             column.missing = gaps.union(self._rows(number, 0, 0))
@@ -100,26 +103,20 @@ class Snapshot:
     def _rows(self, number: int, low: int, high: int) -> IndexSet:
         return IndexSet(row for (row,) in self._db.execute(_ROWS, (self._id, number, low, high)))
 
-    def _not_run(self, number: int, tally: Tally) -> IndexSet:
-        """Give the blocked rows; where there are any, each negative cell is looked at, which no index spares."""
-        if not tally.not_run:
-            return IndexSet()
-        return IndexSet(row for (row,) in self._db.execute(_BLOCKED, (self._id, number)))
-
     def _lowest(self, tag: str) -> State:
         number, _ = self._tally(tag)
         if number is None:
             return aggregate.missing_state(self.job, tag, aggregate.expected_rows(self.job, tag).first)
-        place = (self._id, number)
-        row, *cell = self._db.execute(_LOWEST, place).fetchone() or self._db.execute(_FIRST, place).fetchone()
-        found = [aggregate.visible_state(self.job, tag, row, cell_of(cell))]
-        gap = self._db.execute(_LOWEST_GAP, place).fetchone()
+        column = (self._id, number)
+        row, *cell = self._db.execute(_LOWEST, column).fetchone() or self._db.execute(_FIRST, column).fetchone()
+        states = [aggregate.visible_state(self.job, tag, row, cell_of(cell))]
+        gap = self._db.execute(_LOWEST_GAP, column).fetchone()
         if gap:
-            found.append(aggregate.missing_state(self.job, tag, gap[0]))
-        waiting = self._db.execute(_WAITING, place).fetchone() if self.job.cancelled else None
+            states.append(aggregate.missing_state(self.job, tag, gap[0]))
+        waiting = self._db.execute(_WAITING, column).fetchone() if self.job.cancelled else None
         if waiting:
-            found.append(self._state(tag, waiting[0]))
-        return aggregate.lowest(found) or found[0]
+            states.append(self._state(tag, waiting[0]))
+        return aggregate.lowest(states) or states[0]
 
     def _state(self, tag: str, task_index: int) -> State:
         return aggregate.visible_state(self.job, tag, task_index, self.cell(tag, task_index))

@@ -1,8 +1,8 @@
--- Takes a job out of a list that it was found not to belong in, unless it was put there a short while ago.
+-- Removes a job from a list, unless it was added or touched recently.
 --
--- KEYS[1]  live or tombs (see touch.lua)
+-- KEYS[1]  recently active jobs or tombstones (see touch.lua)
 -- ARGV[1]  entry
--- ARGV[2]  how long ago that must be, microseconds
+-- ARGV[2]  the minimum age of the entry's last touch, microseconds
 
 local time = redis.call("TIME")
 local touched = redis.call("ZSCORE", KEYS[1], ARGV[1])
