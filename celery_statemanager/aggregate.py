@@ -19,7 +19,7 @@ def missing_state(job: JobRecord, tag: str, task_index: int) -> State:
 
 
 def mask_cancelled(job: JobRecord, cell: Cell, state: State) -> State:
-    """Return the state of a written cell as readers see it: CANCELLED if it waits to begin in a cancelled job."""
+    """Return the state of a written cell as readers see it: CANCELLED if its job is cancelled and it has not begun."""
     if job.cancelled is None or not cell.waiting:
         return state
     return replace(state, status=int(Status.CANCELLED), message=job.cancelled.reason)

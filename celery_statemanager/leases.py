@@ -36,7 +36,7 @@ MOST_BYTES_OF_CELLS = 512 * 1024
 SWEEPER = "~sweeper"
 """The worker id of the record that holds the lease to sweep."""
 
-NO_WORKER = "~nobody"
+_ABSENT_WORKER = "~nobody"
 """A worker id that never has a record."""
 
 
@@ -99,7 +99,7 @@ class Report:
         return not self.lists_all or name in self.cells
 
     def about(self, ref: JobRef) -> Report:
-        """Return the part about one job; of a received row's message, only whether there is one remains."""
+        """Return the report reduced to one job. Messages of received rows are truncated to show only whether they exist."""
         prefix = f"{ref.incarnation}."
         running, previous, pending = (
             [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
@@ -206,9 +206,9 @@ def try_acquire(store: WorkerRegistry, holder: str, seconds: float) -> bool:
     return store.try_acquire(SWEEPER, holder, seconds)
 
 
-def try_a_write(store: WorkerRegistry) -> None:
+def check_writable(store: WorkerRegistry) -> None:
     """Check that the store accepts writes. A store may answer readers while writers wait. Raises: StoreError."""
-    store.drop_worker(NO_WORKER)
+    store.drop_worker(_ABSENT_WORKER)
 
 
 def renew(store: WorkerRegistry, worker_id: str, report: Report, lease: float) -> list[str]:

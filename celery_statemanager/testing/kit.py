@@ -39,7 +39,7 @@ Test = TypeVar("Test", bound=Callable[..., object])
 
 
 def smoke(test: Test) -> Test:
-    """Mark a test as one that also runs on a slow store in every run; each rule has at least one."""
+    """Mark a test that also runs on slow stores in every run. Each rule has at least one such test."""
     test.is_smoke = True  # type: ignore[attr-defined] # every user would have to register a mark of pytest
     return test
 
