@@ -99,7 +99,7 @@ class Report:
         return not self.lists_all or name in self.cells
 
     def about(self, ref: JobRef) -> Report:
-        """Return the report reduced to one job. Messages of received rows are truncated to show only whether they exist."""
+        """Return the report reduced to one job. Messages are truncated, so that only their existence is visible."""
         prefix = f"{ref.incarnation}."
         running, previous, pending = (
             [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
