@@ -1,21 +1,21 @@
 # make demo [INPUT= SHARDS=]     audit a folder with a Celery worker and watch it live; needs no server
 # make test                      run all tests that finish within minutes
-# make test-full                 run every combination of the tests and more generated examples, before a release
-# make test-core                 run the tests that need no server; on another Python: PYTHON=python3.13 VENV=build/python-3.13
+# make test-full                 run all combinations of the tests and more generated examples; use it before a release
+# make test-core                 run the tests that need no server; with another Python: PYTHON=python3.13 VENV=build/python-3.13
 # make test-celery CELERY=5.6.2  run the integration tests with another release of Celery
-# make test-wheel                install the built package away from the checkout and test it there
-# make test-firestore            run the full Firestore suite, on FIRESTORE_EMULATOR_HOST if it is set
+# make test-wheel                install the built package outside the checkout and test it there
+# make test-firestore            run the full Firestore suite; uses FIRESTORE_EMULATOR_HOST if it is set
 # make coverage                  run test-core and fail if branch coverage falls below the recorded value
 # make check                     check lint, format, spelling, types and import directions
 # make format                    fix lint and format
-# make docs                      write the table of docs/settings.md
-# make picture                   draw docs/images/live.svg, the README's picture
-# make bench                     measure the cost of tracking next to its alternatives; writes benchmarks/RESULTS.md
-# make bench-quick               the same within two minutes
+# make docs                      update the table of docs/settings.md
+# make picture                   draw docs/images/live.svg, the picture of the README
+# make bench                     measure the cost of tracking and of its alternatives; writes benchmarks/RESULTS.md
+# make bench-quick               run the same measurements at a small scale, within two minutes
 # make chaos [ROUNDS= SEED=]     kill workers and cut connections at random, and check the guarantees after each round
 # make firestore-init            enable the Firestore API and create the database: PROJECT_ID= REGION=
 # make firestore-indexes         create the indexes of firestore.indexes.json: PROJECT_ID=
-# make firestore-emulator        run the Firestore emulator, by default on localhost:8787: HOST_PORT=
+# make firestore-emulator        run the Firestore emulator on HOST_PORT= (default: localhost:8787)
 # make gc                        collect garbage: PROJECT_ID= for Firestore or URL=; TOMBSTONE_AGE= DELETE_AGE= ARGS=--dry-run
 # make migrate                   migrate jobs: PROJECT_ID= for Firestore or URL=; TARGET= ARGS=--dry-run
 # make clean                     remove the virtual environment and build results

@@ -49,7 +49,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
     return figure.what, figure.against, ours, peer, measured, bound, "yes" if figure.reached else "no"
 
 
-HEADING = f"{'what':52} {'ours':>15} {'of peer':>15}  {'peer':36} {'measured':>15}  {'to reach':<14} reached"
+HEADING = f"{'what':52} {'ours':>15} {'of peer':>15}  {'peer':36} {'measured':>15}  {'target':<14} reached"
 
 
 def write_json(
@@ -68,11 +68,11 @@ def write_json(
 
 
 _EXPLANATION = """\
-What tracking costs, each figure beside what it replaces. `make bench` overwrites this page with one run.
+The cost of tracking, compared with the alternatives. `make bench` overwrites this page with the results of one run.
 
-Both sides of a figure are measured in the same run, in turns; each number is a median. *Measured* is the ratio to
-the peer (×), the difference from it ("more"), or the figure itself where it has no peer. "itself at 100" is the same
-call on a job of 100 tasks. Ratios can be compared between machines more easily than times."""
+Each figure and its peer are measured alternately in the same run; each number is a median. *Measured* is the ratio to
+the peer (×), the difference from it ("more"), or, without a peer, the figure itself. "itself at 100" is the same call
+on a job of 100 tasks. Ratios are easier to compare between machines than times."""
 
 
 def page(results: Mapping[str, Any]) -> Iterator[str]:
@@ -86,7 +86,7 @@ def page(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(results: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("| what | peer | ours | peer's | measured | to reach | reached |", "|---|---|---|---|---|---|---|")
+    yield from ("| what | peer | ours | peer's | measured | target | reached |", "|---|---|---|---|---|---|---|")
     for given in results["figures"]:
         figure = Figure(**{each.name: given[each.name] for each in fields(Figure)})
         yield "| {} |".format(" | ".join(_cells(figure)))

@@ -50,7 +50,7 @@ Exit status:
    69  the store is unavailable
    74  the output cannot be written
    78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C; nothing was deleted if this was at the question
+  130  interrupted by Ctrl-C; at the question, this deletes nothing
 """
 
 

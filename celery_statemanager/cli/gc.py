@@ -37,7 +37,7 @@ worker runs one of its tasks or while one of its callbacks is unpublished.
 
 The default ages are the app's settings {PREFIX}gc_tombstone_age and
 {PREFIX}gc_delete_age; with --store, both ages are required. Beat collects
-garbage by itself if {PREFIX}gc_schedule is set.
+garbage automatically if {PREFIX}gc_schedule is set.
 
 \b
 Examples:
@@ -49,7 +49,7 @@ Examples:
 Exit status:
     0  collected, whether or not anything was found
     2  usage error
-   69  the store became unavailable; completed steps stay
+   69  the store became unavailable; completed steps are kept
    74  the output cannot be written
    78  invalid store URL or setting, or the store's file does not exist
   130  interrupted by Ctrl-C; the next run resumes

@@ -33,13 +33,14 @@ from celery_statemanager.records import JobRecord
 _HELP = f"""Migrate jobs of earlier releases, and their states, to a later schema.
 
 Upgrade all workers first; they may run during the migration. A job gets the
-new schema number after all its states; the next run resumes an interrupted one.
+new schema number after all its states have it. The next run resumes an
+interrupted run.
 
-Jobs of the Go module get attempts, counts and everything else that jobs of this
-package have. Stop the Go program first: its later writes have no effect.
+Jobs of the Go module become jobs of this package, with attempts and counts. Stop
+the Go program first: its later writes have no effect.
 
-The default target is the app's setting {PREFIX}migrate_target, else the
-newest schema. Beat migrates jobs too, except those of the Go module.
+The default target is the app's setting {PREFIX}migrate_target or, without
+it, the newest schema. Beat migrates jobs too, except those of the Go module.
 
 \b
 Examples:
@@ -51,9 +52,9 @@ Examples:
 \b
 Exit status:
     0  migrated, whether or not anything was found
-    2  usage error, an unknown target, or the job's schema is newer than it
+    2  usage error, an unknown target, or a job with a newer schema
    66  no such job
-   69  the store became unavailable; completed steps stay
+   69  the store became unavailable; completed steps are kept
    74  the output cannot be written
    78  invalid store URL or setting, or the store's file does not exist
   130  interrupted by Ctrl-C; the next run resumes

@@ -16,9 +16,9 @@ from celery_statemanager.integration.worker.sweeping import sweep
 
 _HELP = """Sweep once: handle tasks of lost workers, unpublished callbacks and interrupted submissions.
 
-Every worker and beat sweep by themselves. Run this command where neither runs,
-or to avoid the wait. A sweep trusts the leases in the store: after an outage of
-the store, wait for one lease, so that workers can renew theirs.
+Workers and beat sweep automatically. Run this command if neither is running, or
+to sweep at once. A sweep relies on the leases in the store. After an outage of the
+store, wait for one lease first, so that workers can renew theirs.
 
 \b
 Examples:

@@ -1,14 +1,16 @@
-"""For tests: the contract of stores, a clock to move by hand, a state machine to let loose on a store, faults.
+"""Tools for tests: the store contract, a clock under control, a state machine for stores, fault injectors.
 
-Needs pytest; the state machine needs hypothesis, ``testing.processes`` psutil. None comes with this package.
+Requires pytest. The state machine also requires hypothesis, and ``testing.processes`` requires psutil. This package
+installs none of them.
 
-Faults: ``FaultyStore`` (lost responses, dropped notifications, a store that is away) and ``Proxy`` (connections cut)
-are here; ``testing.processes`` kills and pauses workers, ``testing.celery`` delivers messages twice.
+Fault injectors: ``FaultyStore`` loses responses, drops notifications and simulates outages. ``Proxy`` cuts connections.
+``testing.processes`` kills and pauses workers. ``testing.celery`` delivers messages twice.
 """
 
 from __future__ import annotations
 
 import pkgutil
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -45,12 +47,13 @@ __all__ = [
 
 
 def store_machine(make_store: Callable[[], FullStore], recount_every: int = 1) -> type[StoreMachine]:
-    """Give a hypothesis state machine for a store; run it by ``run_state_machine_as_test``.
+    """Create a hypothesis state machine for a store. Run it with ``run_state_machine_as_test``.
 
     Args:
-        make_store: called once an example; may open the same data again, for every example leaves it empty.
-        recount_every: steps after which all that can be read of the jobs is compared: some hundred calls. What a
-            step itself answers is compared always.
+        make_store: called once per example. It may return stores on the same data, because each example leaves the
+            store empty.
+        recount_every: steps after which everything that can be read of the changed jobs is compared, which takes some
+            hundred calls. The reply of every step is always compared.
 
     Raises: ImportError – hypothesis is not installed.
     """
@@ -58,6 +61,7 @@ def store_machine(make_store: Callable[[], FullStore], recount_every: int = 1) -
         import hypothesis  # noqa: F401
     except ImportError as error:
         raise ImportError(f"store_machine needs hypothesis ({error}): pip install hypothesis") from error
-    from celery_statemanager.testing.machine import machine_for
+    from celery_statemanager.testing.machine import StoreMachine
 
-    return machine_for(make_store, recount_every)
+    fields = {"make_store": staticmethod(make_store), "recount_every": recount_every, "counts": Counter()}
+    return type("StoreMachine", (StoreMachine,), fields)

@@ -1,4 +1,4 @@
-"""What the state machine draws from: few names, few rows, every kind of status, so that things meet."""
+"""Values of the state machine: few names and rows, so that operations collide, and every kind of status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ports for tests' servers."""
+"""Free ports for the servers of tests."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import random
 import socket
 
 OURS = range(10_000, 30_000)
-"""Below those that systems give to outgoing connections: one of these could take a port before its server does, or
-while it restarts, and who calls a server that is down could meet itself."""
+"""Ports below those of outgoing connections.
+
+An outgoing connection could take a port before its server starts, or while it restarts. A client of a stopped server
+could then even connect to itself.
+"""
 
 
 def free_port() -> int:
-    """Give a port that nobody has."""
+    """Return a port that is not in use."""
     while True:
         port = random.SystemRandom().choice(OURS)
         with socket.socket() as probe:
