@@ -1,4 +1,4 @@
-"""An app whose tasks replace themselves by every kind of canvas; the worker and the tests import it."""
+"""An app whose tasks replace themselves with every kind of canvas. The worker and the tests import it."""
 
 import json
 import os
@@ -107,7 +107,7 @@ CANVASES = {
     "chord read from JSON": (lambda: read(chord(numbers(), total.s())), 10),
     "chain read from JSON": (lambda: read(chain(split(), total.s())), 9),
 }
-"""What a task is replaced by, and the result of that."""
+"""The replacement of a task, and its result."""
 
 
 @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
@@ -123,5 +123,5 @@ def replaced_twice(self, name):
 
 @app.task(shared=False, base=StatefulTask, bind=True, tag="after")
 def keep(self, result):
-    """Keep in its cell what the stage before it returned."""
+    """Write the result of the previous stage as payload."""
     self.state.set(50, payload={"result": result})

@@ -1,4 +1,4 @@
-"""``states.current_job()``: the job of the running task or callback, and never a successor of the same name."""
+"""``states.current_job()`` returns the run of the current task or callback, never a successor with its job_id."""
 
 import pytest
 from celery import Celery
@@ -20,7 +20,7 @@ def states(app):
 
 
 def replace_job(states, job_id):
-    """Delete a job and create its successor, as a rerun that does not wait for stragglers does."""
+    """Delete a job and create its successor, while tasks of the deleted job still run."""
     states.job(job_id).delete()
     successor = Manager.create(states.store, job_id, num_tasks=1, task_index=0, tags=("work",))
     successor.set_state("work", 7)
@@ -28,7 +28,7 @@ def replace_job(states, job_id):
 
 
 def run_in(states, signature):
-    """Run a task as row 0 of a new job that nobody publishes meanwhile."""
+    """Run a task as row 0 of a new job that is not submitted."""
     job = Manager.create(states.store, "etl", num_tasks=1, tags=("work",))
     return Binding(job.ref, 0, "work").bind(signature).apply_async()
 
@@ -65,7 +65,7 @@ def test_the_current_job_of_a_straggler_is_not_its_successor(app, states, base, 
     assert states.store.get_job(JobKey("etl")).cancelled is None
 
 
-def test_a_job_that_a_task_took_before_it_was_replaced_reaches_no_successor(app, states):
+def test_a_job_object_of_a_replaced_run_does_not_reach_the_successor(app, states):
     refused = []
 
     @app.task(shared=False)
@@ -84,7 +84,7 @@ def test_a_job_that_a_task_took_before_it_was_replaced_reaches_no_successor(app,
     assert states.store.get_job(JobKey("etl")).cancelled is None
 
 
-def test_a_manager_that_is_vetoed_reads_no_reason_from_a_successor(states):
+def test_begin_of_a_replaced_run_does_not_read_the_successor(states):
     store = FaultyStore(states.store)
     manager = Manager.create(store, "etl", num_tasks=2, task_index=0, tags=("work",))
     Manager.open(store, "etl", task_index=1).begin("work")
@@ -94,7 +94,7 @@ def test_a_manager_that_is_vetoed_reads_no_reason_from_a_successor(states):
         manager.begin("work")
 
 
-def test_a_mistyped_tag_of_a_job_is_refused(app, states):
+def test_an_unknown_tag_is_rejected_with_the_planned_tags(app, states):
     @app.task(shared=False, base=StatefulTask, tag="ingest")
     def task(): ...
 
@@ -106,7 +106,7 @@ def test_a_mistyped_tag_of_a_job_is_refused(app, states):
 
 @pytest.mark.parametrize("base", [StatefulTask, None], ids=["stateful", "plain"])
 @pytest.mark.parametrize("immutable", [False, True], ids=["job_id", "immutable"])
-def test_a_callback_finds_the_run_that_it_belongs_to_in_eager_mode(app, states, base, immutable):
+def test_current_job_in_an_eager_callback_returns_its_own_run(app, states, base, immutable):
     found = []
 
     @app.task(shared=False, base=base)

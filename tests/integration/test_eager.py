@@ -1,4 +1,4 @@
-"""Eager mode runs a job and its callbacks before submit returns. Also: settings, and one StateManager per app."""
+"""Jobs in eager mode, the arguments of submit, settings, and the StateManager of an app."""
 
 import gc
 import json
@@ -37,7 +37,7 @@ def new_app(**settings):
 
 
 def with_faults(**settings):
-    """Return an app, its StateManager, and the store of that, which fails on request."""
+    """Return an app, its StateManager, and the StateManager's store, which fails on request."""
     app = new_app(**settings)
     states = StateManager(app)
     states.store = FaultyStore(states.store)
@@ -80,7 +80,7 @@ def test_a_job_and_its_callbacks_run_before_submit_returns(app, states):
     assert states.current_job() is None
 
 
-def test_progress_of_a_tasks_manager_keeps_the_payload(app, states):
+def test_progress_by_the_manager_of_a_task_keeps_the_payload(app, states):
     @app.task(shared=False, base=StatefulTask, bind=True, tag="a")
     def counts(self):
         self.state.set(5, payload={"page": 7})
@@ -132,7 +132,7 @@ def test_a_raised_state_error_overrides_a_written_status(app, states):
     assert (written.status, written.message) == (-9, "bad page")
 
 
-def test_a_member_that_cannot_be_encoded_stops_submit_as_with_a_broker(app, states):
+def test_submit_fails_at_a_member_that_cannot_be_encoded(app, states):
     ran = []
 
     @app.task(shared=False, base=StatefulTask, tag="a")
@@ -173,7 +173,7 @@ def test_a_propagated_exception_fails_only_its_row():
     assert (job.summary().finished, job.wait(1).failed) == (2, 1)
 
 
-def test_each_retry_is_an_attempt(app, states):
+def test_each_retry_takes_the_next_attempt(app, states):
     seen = []
 
     @app.task(
@@ -268,7 +268,7 @@ print(states.submit([task.s()]).summary().finished)
 """
 
 
-def test_a_time_limit_during_the_first_begin_of_a_process_does_not_lose_the_end_state():
+def test_a_time_limit_during_the_first_begin_of_a_process_keeps_the_end_state():
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_BEGIN], capture_output=True, text=True, check=True, timeout=60
     )
@@ -349,7 +349,7 @@ def test_an_app_has_one_state_manager(app, states):
 
 
 @pytest.mark.parametrize("given", ["redis://", "redis://:secret@localhost/0", "sqlite:///states.db"])
-def test_a_url_in_the_place_of_the_app_is_told_where_it_goes(given):
+def test_a_store_url_instead_of_an_app_is_rejected_with_a_hint(given):
     with pytest.raises(TypeError, match=r"takes a Celery app, not .*app\.conf\.statemanager_store_url") as caught:
         StateManager(given)
     assert "secret" not in str(caught.value)
@@ -357,17 +357,17 @@ def test_a_url_in_the_place_of_the_app_is_told_where_it_goes(given):
 
 
 @pytest.mark.parametrize("given", [None, MemoryStore(), Celery])
-def test_what_is_no_app_is_refused(given):
+def test_an_argument_that_is_not_an_app_is_rejected(given):
     with pytest.raises(TypeError, match="StateManager takes a Celery app, not"):
         StateManager(given)
 
 
-def test_an_apps_proxy_is_an_app(app):
+def test_a_proxy_of_an_app_is_accepted(app):
     app.set_current()
     assert StateManager(current_app) is StateManager(app)
 
 
-def test_a_uuid_is_a_job_id_and_a_run_token(app, states):
+def test_a_uuid_is_accepted_as_job_id_and_as_run_token(app, states):
     @app.task(shared=False)
     def task(value=None): ...
 
@@ -434,7 +434,7 @@ def test_submit_rejects_an_invalid_member_with_a_hint(app, states, member, text)
         states.submit([task.s(), member(task)])
 
 
-def test_chunks_are_no_list_and_are_refused_with_the_mend(app, states):
+def test_submit_rejects_chunks_with_a_hint(app, states):
     @app.task(shared=False)
     def task(*args): ...
 
@@ -478,7 +478,7 @@ def test_submit_rejects_a_callback_that_is_not_one_task_signature(app, states, c
 )
 @pytest.mark.parametrize("when", ["on_success", "on_failure", "on_settled"])
 @pytest.mark.parametrize("bound", [False, True])
-def test_a_callback_that_cannot_take_its_arguments_is_refused(app, states, callback, given, when, bound):
+def test_a_callback_that_cannot_accept_its_arguments_is_rejected(app, states, callback, given, when, bound):
     published = []
 
     @app.task(shared=False)
@@ -497,7 +497,7 @@ def notify(): ...
 def notify_bound(self): ...
 
 
-def test_a_callback_that_can_take_its_arguments_is_accepted(app, states):
+def test_a_callback_that_can_accept_its_arguments_is_submitted(app, states):
     ran = []
 
     @app.task(shared=False, name="publish")
@@ -518,7 +518,7 @@ def test_a_callback_that_can_take_its_arguments_is_accepted(app, states):
     assert ran.count("nothing") == 6
 
 
-def test_a_callback_of_another_app_cannot_be_checked(app, states):
+def test_the_arguments_of_a_callback_of_another_app_are_not_checked(app, states):
     @app.task(shared=False)
     def task(): ...
 
@@ -552,7 +552,7 @@ def test_settings_are_read_with_and_without_a_namespace():
         ("max_state_bytes", True),
     ],
 )
-def test_an_invalid_setting_is_named(key, value):
+def test_the_error_for_an_invalid_setting_names_the_setting(key, value):
     with pytest.raises(ConfigurationError, match=f"statemanager_{key} must be .*, not "):
         Settings.from_app(Celery("bad", set_as_current=False, **{f"statemanager_{key}": value}))
 

@@ -1,4 +1,4 @@
-"""The store goes away in mid-job (rule R18): tasks do their work, their states arrive later."""
+"""Outages of the store during a job (rule R18): tasks continue, and their states are written later."""
 
 import sqlite3
 
@@ -13,7 +13,7 @@ PATIENCE = 40
 
 @pytest.fixture
 def outage(tracked, place):
-    """Keep all others from writing to the store, for real, as long as a block lasts."""
+    """Return a context manager that locks the file of the store, so that no other process can write to it."""
     if not place[0].endswith("sqlite"):
         pytest.skip("this outage is a lock on a SQLite file")
     path = tracked.app.conf.statemanager_store_url.removeprefix("sqlite:///")
@@ -33,7 +33,7 @@ class Lock:
         self._connection.execute("ROLLBACK")
 
 
-def test_a_task_works_on_while_the_store_is_down_and_its_states_arrive_later(tracked, submit, key, outage, eventually):
+def test_a_task_continues_during_an_outage_and_its_states_are_written_later(tracked, submit, key, outage, eventually):
     job = submit([tracked.work_through.s(key)], on_success=tracked.callback.s().set(queue="nobody"))
     eventually(lambda: tracked.notes(key))
     with outage():
@@ -41,15 +41,13 @@ def test_a_task_works_on_while_the_store_is_down_and_its_states_arrive_later(tra
         eventually(lambda: len(tracked.notes(key)) == 2)
         blocked = float(tracked.notes(key)[1])
         assert job.get_state("work", 0).status == Status.STARTED
-    assert blocked < 10.0, "20 progress writes waited for the store once, not 20 times"
+    assert blocked < 10.0, "only one of 20 progress writes waits for the store"
     assert job.wait(PATIENCE).finished == 1
     state = job.get_state("work", 0)
     assert (state.attempt, state.message, state.payload) == (1, "step 20", {"progress": {"done": 20, "total": 20}})
 
 
-def test_an_attempt_that_could_not_begin_takes_its_number_with_its_first_write(
-    tracked, submit, pool, key, outage, eventually
-):
+def test_the_first_write_begins_an_attempt_whose_begin_failed(tracked, submit, pool, key, outage, eventually):
     if pool == "solo":
         pytest.skip("a solo worker cannot be held by a task and begin another")
     late = tracked.count.s(key + "x")
@@ -65,7 +63,7 @@ def test_an_attempt_that_could_not_begin_takes_its_number_with_its_first_write(
 
 
 @pytest.mark.slow
-def test_the_sweep_leaves_what_waits_in_a_workers_children(
+def test_a_sweep_does_not_mark_tasks_whose_states_wait_in_a_child(
     place, setting, tracked, pool, start_configured_worker, key, eventually
 ):
     if place != ("folders-sqlite", "prefork"):

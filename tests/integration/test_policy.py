@@ -1,4 +1,4 @@
-"""What happens to the messages of a lost worker is the policy of the task; an invalid policy is reported."""
+"""``on_lost``: the policy for the messages of a lost worker, and invalid values of it."""
 
 import logging
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def run(*_): ...
 
 @pytest.fixture
 def typo():
-    """A task of all apps of the process, until the test is over."""
+    """A shared task with an invalid policy, in all apps of the process until the end of the test."""
     before = set(_state._on_app_finalizers)
     yield shared_task(name="shared.typo", base=StatefulTask, on_lost="reqeue")(run)
     _state._on_app_finalizers.intersection_update(before)
@@ -34,7 +34,7 @@ def typo():
 
 @pytest.fixture
 def ours():
-    """An app that has nothing to do with it."""
+    """An app that does not use the shared task."""
     app = new_app("ours")
 
     @app.task(shared=False, name="well", base=StatefulTask)
@@ -54,7 +54,7 @@ def ours():
         ("requeue", "mark", False, True),
     ],
 )
-def test_policy_is_that_of_the_task_or_else_of_the_settings(own, setting, late, expected):
+def test_policy_of_the_task_overrides_the_setting(own, setting, late, expected):
     app = Celery("policy", set_as_current=False)
 
     @app.task(shared=False, base=StatefulTask, acks_late=late, on_lost=own)
@@ -70,7 +70,7 @@ def test_class_with_an_invalid_policy_is_rejected_where_it_is_defined():
 
 @pytest.mark.usefixtures("typo")
 @pytest.mark.parametrize("tracked", [True, False])
-def test_shared_task_with_an_invalid_policy_breaks_no_app_of_the_process(ours, tracked):
+def test_shared_task_with_an_invalid_policy_does_not_affect_other_tasks(ours, tracked):
     if tracked:
         assert StateManager(ours).submit([ours.tasks["well"].s()]).wait(0).finished == 1
     else:
@@ -83,9 +83,9 @@ def test_submit_rejects_an_invalid_policy_and_names_the_task(ours):
     states = StateManager(ours)
     well, typo = (ours.tasks[name].s() for name in ("well", "shared.typo"))
     for members, callbacks in (([well, typo], {}), ([well | typo], {}), ([well], {"on_settled": typo})):
-        with pytest.raises(ConfigurationError) as refused:
+        with pytest.raises(ConfigurationError) as rejected:
             states.submit(members, job_id="none", **callbacks)
-        assert str(refused.value) == TYPO
+        assert str(rejected.value) == TYPO
     with pytest.raises(JobNotFound):
         states.job("none")
 

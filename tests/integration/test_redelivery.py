@@ -1,4 +1,4 @@
-"""Messages that are kept to be sent again equal those that were sent (rule R16)."""
+"""Messages stored by a worker can be sent again unchanged (rule R16)."""
 
 import json
 
@@ -12,7 +12,7 @@ from celery_statemanager.integration import redelivery
 @pytest.fixture
 def app(key):
     app = Celery("redelivery", broker="memory://", set_as_current=False)
-    app.conf.task_default_queue = key  # the broker in memory is one for the whole process
+    app.conf.task_default_queue = key  # all apps of a process share the broker in memory
     app.conf.task_queues = [Queue(key), Queue(f"{key}.other")]
     yield app
     app.close()
@@ -28,7 +28,7 @@ def task(app):
 
 @pytest.fixture
 def receive(app):
-    """Take the next message from the default queue, or from another."""
+    """Receive the next message of the default queue, or of the queue with this suffix."""
     with app.connection_for_read() as connection:
         queues = app.amqp.queues
         yield lambda name="": queues[app.conf.task_default_queue + name](connection.default_channel).get(no_ack=True)
@@ -71,7 +71,7 @@ def test_message_that_is_not_json_is_not_kept(app, task, receive):
     assert redelivery.message_to_json(receive()) is None
 
 
-def test_message_whose_body_is_no_text_is_not_kept(app, key, receive):
+def test_message_whose_body_is_not_text_is_not_kept(app, key, receive):
     with app.producer_or_acquire() as producer:
         producer.publish(b"\xff\xfe", routing_key=key, content_type="application/json", content_encoding="utf-8")
     assert redelivery.message_to_json(receive()) is None

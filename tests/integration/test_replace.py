@@ -1,4 +1,4 @@
-"""``self.replace`` in a tracked task, by every kind of canvas: its last task ends the cell, and the row goes on."""
+"""``self.replace`` in a tracked task with every kind of canvas: the last task ends the cell of the replaced one."""
 
 import importlib.util
 from pathlib import Path
@@ -16,7 +16,7 @@ FILE = Path(__file__).with_name("replacing.py")
 
 
 def load():
-    """Import the app for the environment as it is now."""
+    """Import the app again, with the current environment variables."""
     spec = importlib.util.spec_from_file_location("replacing", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -67,7 +67,7 @@ def module(request):
 
 @pytest.mark.parametrize("name", CANVASES)
 @pytest.mark.xdist_group("replacing")
-def test_a_row_goes_on_with_the_result_of_the_replacement(module, name):
+def test_the_next_stage_gets_the_result_of_the_replacement(module, name):
     _, result = CANVASES[name]
     job = module.jobs[name]
     assert job.wait(PATIENCE).finished == 2, job.list_states()
@@ -78,7 +78,7 @@ def test_a_row_goes_on_with_the_result_of_the_replacement(module, name):
 
 @pytest.mark.parametrize("name", ["signature", "group", "chord"])
 @pytest.mark.xdist_group("replacing")
-def test_a_replacement_may_be_replaced_in_turn(module, name):
+def test_a_replacement_can_be_replaced_again(module, name):
     job = module.states.submit([module.replaced_twice.s(name)])
     assert job.wait(PATIENCE).finished == 1, job.list_states()
     assert (job.get_state("work", 0).status, job.get_state("work", 0).attempt) == (Status.FINISHED, 3)
@@ -86,7 +86,7 @@ def test_a_replacement_may_be_replaced_in_turn(module, name):
 
 @pytest.mark.parametrize("name", ["chunks", "chord with a group as body", "JSON of a group"])
 @pytest.mark.xdist_group("replacing")
-def test_an_untracked_run_is_replaced_alike(module, name):
+def test_an_untracked_execution_is_replaced_as_a_tracked_one_is(module, name):
     _, result = CANVASES[name]
     run = module.replaced.apply if module.app.conf.task_always_eager else module.replaced.apply_async
     assert run((name,)).get(timeout=PATIENCE) == result

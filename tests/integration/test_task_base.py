@@ -1,4 +1,4 @@
-"""``base=StatefulTask`` in apps that have a task class of their own: what that class adds stays."""
+"""``base=StatefulTask`` keeps the methods of the app's own task class."""
 
 import subprocess
 import sys
@@ -94,7 +94,7 @@ def by_attribute(task_cls):
 @pytest.mark.parametrize("make", [by_class, by_name, by_attribute])
 @pytest.mark.parametrize("task_cls", [Company, CallingTask])
 @pytest.mark.parametrize("base", [StatefulTask, TaggedBase])
-def test_the_apps_own_task_class_stays(make, task_cls, base):
+def test_a_stateful_task_keeps_the_task_class_of_its_app(make, task_cls, base):
     app = make(task_cls)
     task, state = run(app, base)
     assert isinstance(task, base)
@@ -107,20 +107,20 @@ def test_the_apps_own_task_class_stays(make, task_cls, base):
 
 
 @pytest.mark.parametrize("base", [StatefulTask, TaggedBase, OwnStateful, Sub, None])
-def test_an_app_whose_task_class_is_stateful_itself(base):
+def test_a_stateful_task_class_of_an_app_is_inherited_once(base):
     task, state = run(by_class(OwnStateful), base)
     assert isinstance(task, OwnStateful)
     assert state.tag == ("tagged" if base is TaggedBase else "own")
     assert task.__class__.__mro__.count(StatefulTask) == 1
 
 
-def test_the_task_keeps_its_options_and_comes_before_the_apps_class():
+def test_a_stateful_task_keeps_its_options_and_its_name():
     task, state = run(by_class(Company), StatefulTask, tag="chosen", acks_late=True)
     assert (state.tag, task.acks_late) == ("chosen", True)
     assert task.__class__.__name__ == "task"
 
 
-def test_a_shared_task_has_the_class_of_each_app():
+def test_a_shared_task_has_the_task_class_of_each_app():
     @shared_task(base=StatefulTask, name="based.shared")
     def task(): ...
 
@@ -131,7 +131,7 @@ def test_a_shared_task_has_the_class_of_each_app():
 
 
 @pytest.mark.parametrize("make", [by_class, by_attribute])
-def test_classes_that_do_not_combine_are_refused_with_the_mend(make):
+def test_base_classes_that_do_not_combine_are_rejected_with_a_hint(make):
     class First: ...
 
     class Second: ...

@@ -1,4 +1,4 @@
-"""``self.state.manager``: one Manager per run, whose refusals stop the task as those of ``self.state`` do."""
+"""``self.state.manager``: one Manager for each execution, whose errors stop the task."""
 
 import pytest
 from celery import Celery
@@ -26,7 +26,7 @@ def is_open(job, tag):
     return job.manager.store.get_cell(job.manager.ref, tag, 0).open
 
 
-def test_an_attempt_that_it_begins_ends_with_its_terminal_status(app, states):
+def test_an_attempt_begun_by_the_manager_of_a_task_ends_with_a_terminal_status(app, states):
     @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
     def task(self):
         assert self.state.manager.begin("extra") == 1
@@ -37,7 +37,7 @@ def test_an_attempt_that_it_begins_ends_with_its_terminal_status(app, states):
     assert not is_open(job, "extra")
 
 
-def test_it_reads_the_job_once_per_run(app, states):
+def test_the_manager_of_a_task_reads_the_job_once_per_run(app, states):
     reads = []
     seen = []
 
@@ -49,10 +49,10 @@ def test_it_reads_the_job_once_per_run(app, states):
 
     states.submit([task.s(), task.s()])
     assert [len(each) for each in seen] == [1, 1]
-    assert len(reads) <= 2 + 4, "one read per run, and those of submit"
+    assert len(reads) <= 2 + 4, "one read for each task, and those of submit"
 
 
-def test_begin_under_the_tasks_own_tag_returns_the_attempt_that_it_has(app, states):
+def test_begin_with_the_tag_of_the_task_returns_its_open_attempt(app, states):
     @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
     def task(self):
         assert self.state.manager.begin("work") == self.state.attempt == 1
@@ -64,7 +64,7 @@ def test_begin_under_the_tasks_own_tag_returns_the_attempt_that_it_has(app, stat
     assert not is_open(job, "work")
 
 
-def test_begin_under_its_own_tag_takes_the_attempt_that_the_store_could_not_give(app, states):
+def test_begin_with_the_tag_of_the_task_begins_an_attempt_that_failed_to_begin(app, states):
     given = []
 
     @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
@@ -93,7 +93,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_whatever_finds_the_job_gone_stops_the_task(app, states, use):
+def test_a_call_that_finds_the_job_deleted_stops_the_task(app, states, use):
     ran = []
 
     @app.task(shared=False, base=StatefulTask, bind=True, tag="work", autoretry_for=(Exception,), max_retries=2)
@@ -102,8 +102,8 @@ def test_whatever_finds_the_job_gone_stops_the_task(app, states, use):
         states.job("etl").delete()
         ran.append(use)
         USES[use](manager)
-        ran.append("went on")
+        ran.append("continued")
 
-    with pytest.raises(SubmitFailed, match="no job 'etl'"):  # it records in the job that everything is published
+    with pytest.raises(SubmitFailed, match="no job 'etl'"):  # submit records in the job that all messages are published
         states.submit([task.s()], job_id="etl")
     assert ran == [use]

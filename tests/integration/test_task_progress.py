@@ -1,4 +1,4 @@
-"""``self.state.progress`` never fails the work that it reports on."""
+"""``self.state.progress`` with invalid values never fails the task."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def states(app):
 
 
 def report(app, states, name, *calls):
-    """Run a task that reports progress; return the job and what each call returned."""
+    """Run a task that reports progress; return the job and the result of each call."""
     returned = []
 
     @app.task(shared=False, base=StatefulTask, bind=True, name=name, tag="work")
@@ -78,7 +78,7 @@ def test_values_out_of_range_are_clamped(app, states, caplog, done, total, statu
     [(NAN, 5), (1, NAN), (1, INFINITY), ("1", "2"), (None, 5), (1j, 5), ([], 5), (1 << 20_000, 1 << 20_001)],
     ids=range(8),
 )
-def test_what_is_no_progress_is_not_written(app, states, caplog, done, total):
+def test_values_that_are_not_finite_numbers_are_not_written(app, states, caplog, done, total):
     job, returned = report(app, states, f"unwritten {type(done)} {type(total)} {os.urandom(4)}", (1, 2), (done, total))
     assert job.summary().finished == 1
     assert returned[1] is None
@@ -90,14 +90,14 @@ def test_what_is_no_progress_is_not_written(app, states, caplog, done, total):
     ("message", "kept"),
     [(Path("a/b"), "a/b"), (7, "7"), ("lone \udc80", "lone ?"), ("x" * 70_000, "x" * 1_999 + "…")],
 )
-def test_a_message_that_cannot_be_kept_is_made_one_that_can(app, states, caplog, message, kept):
+def test_a_message_that_cannot_be_stored_is_converted(app, states, caplog, message, kept):
     job, (state,) = report(app, states, f"message {kept:.8}", (1, 2, message))
     assert job.summary().finished == 1
     assert state.message == kept
     assert len(warnings_of(caplog)) == 1
 
 
-def test_a_message_that_cannot_be_printed_is_left_out(app, states):
+def test_a_message_that_cannot_be_converted_to_text_is_omitted(app, states):
     class Silent:
         def __str__(self):
             raise RuntimeError("nothing to say")
@@ -107,14 +107,14 @@ def test_a_message_that_cannot_be_printed_is_left_out(app, states):
     assert (state.status, state.message) == (50, None)
 
 
-def test_a_short_limit_of_bytes_holds_for_messages_that_are_cut(states, app):
+def test_a_message_is_truncated_to_a_low_limit_of_bytes(states, app):
     app.conf.statemanager_max_state_bytes = 40
     job, (state,) = report(app, states, "short limit", (1, 2, "ä" * 100))
     assert job.summary().finished == 1
     assert state.message == "ä" * 9 + "…"
 
 
-def test_one_warning_per_task_name(app, states, caplog):
+def test_invalid_values_are_logged_once_per_task_name(app, states, caplog):
     report(app, states, "first", (11, 10), (12, 10), (-1, 10))
     report(app, states, "second", (11, 10), (NAN, 10))
 

@@ -1,4 +1,4 @@
-"""What several threads of one process make together at its first use: one store, one Manager."""
+"""Several threads that use a StateManager or a task's Manager for the first time share one object."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +13,12 @@ from celery_statemanager.testing import FaultyStore
 from celery_statemanager.testing.kit import PATIENCE
 
 THREADS = 4
-LONG_ENOUGH = 0.2
-"""Seconds for a second thread to enter what the first one is inside of, if it may."""
+GRACE = 0.2
+"""Seconds in which a second thread would enter a section that is not locked."""
 
 
 class Crowd:
-    """Threads that begin together, and a place where the first one waits for another to be there too."""
+    """Threads that start together, and a section in which the first one waits for a second one."""
 
     def __init__(self):
         self.inside = 0
@@ -29,10 +29,10 @@ class Crowd:
         self.inside += 1
         if self.inside > 1:
             self._two_inside.set()
-        self._two_inside.wait(LONG_ENOUGH)
+        self._two_inside.wait(GRACE)
 
     def all_at_once(self, action):
-        """Let all threads do something at the same time; return what each got."""
+        """Call an action in all threads at the same time; return the results."""
 
         def act(_):
             self._start.wait(PATIENCE)
@@ -45,7 +45,7 @@ class Crowd:
 @pytest.mark.parametrize(
     ("name", "made_by"), [("store", "open_store"), ("metrics", "find_metrics"), ("settings", "Settings.from_app")]
 )
-def test_threads_at_first_use_get_the_same(monkeypatch, name, made_by):
+def test_concurrent_first_reads_of_a_property_compute_it_once(monkeypatch, name, made_by):
     states = StateManager(Celery("eager", set_as_current=False, statemanager_store_url="memory://"))
     crowd = Crowd()
     holder, _, attribute = made_by.rpartition(".")
@@ -62,7 +62,7 @@ def test_threads_at_first_use_get_the_same(monkeypatch, name, made_by):
     assert all(each is found[0] for each in found)
 
 
-def test_threads_of_a_task_get_the_same_manager():
+def test_concurrent_first_reads_of_the_manager_create_one():
     app = Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://")
     states = StateManager(app)
     states.store = FaultyStore(states.store)

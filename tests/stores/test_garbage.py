@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from between import Between
 
-from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, collect_garbage, garbage
+from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, collect_garbage, open_store
 from celery_statemanager.garbage import Act, GarbageReport, Skip
 from celery_statemanager.leases import MOST_BYTES, Received, Report, cell_name
 from celery_statemanager.records import JobRecord, Submission
@@ -326,16 +326,15 @@ def test_invalid_ages_are_rejected(ages: tuple[Any, Any], message: str) -> None:
 
 CHILD = """
 import sys
-from celery_statemanager import collect_garbage, garbage, open_store
+from celery_statemanager import collect_garbage, open_store
 from celery_statemanager.testing import WrappedStore
 
 class PrintingStore(WrappedStore):
     def purge(self, limit):
-        removed = super().purge(limit)
+        removed = super().purge(min(limit, 50))
         print(removed, flush=True)
         return removed
 
-garbage.PURGED_AT_ONCE = 50
 collect_garbage(PrintingStore(open_store(sys.argv[1])), tombstone_age=0.002, delete_age=0.004)
 """
 
@@ -360,5 +359,14 @@ def test_the_next_run_removes_what_a_killed_process_left(store: Store, store_fac
     assert [state.status for state in successor.states()] == [6]
 
 
-def test_one_call_removes_a_bounded_number_of_rows() -> None:
-    assert garbage.PURGED_AT_ONCE <= 10_000
+def test_each_call_of_a_collection_removes_a_bounded_number_of_rows() -> None:
+    limits = []
+
+    class Recorder(WrappedStore):
+        def purge(self, limit: int = 0) -> int:
+            limits.append(limit)
+            return super().purge(limit)
+
+    collect_garbage(Recorder(open_store("memory://")), **LATER)
+    assert limits
+    assert max(limits) <= 10_000

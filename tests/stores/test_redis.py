@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Status, StoreContended, open_store
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import CALLBACK_ROW, JobKey, JobRef, Write, new_event_id, new_job
-from celery_statemanager.stores.redis import RedisStore, cells, registry
+from celery_statemanager.stores.redis import RedisStore, cells
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, ref_of
 from celery_statemanager.stores.redis.layout import Ranks
 from celery_statemanager.stores.redis.packing import unpack
+from celery_statemanager.stores.redis.tuning import Tuning
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE, purge
 
@@ -44,6 +46,15 @@ def prefix(client):
 def store(redis_server, prefix):
     with open_store(redis_server.url, prefix=prefix) as store:
         yield store
+
+
+@pytest.fixture
+def tuned(redis_server, prefix):
+    """Return a function that opens another store on the same keys, with other periods."""
+    with ExitStack() as stores:
+        yield lambda **periods: stores.enter_context(
+            open_store(redis_server.url, prefix=prefix, tuning=Tuning(**periods))
+        )
 
 
 def calls(client) -> dict[str, int]:
@@ -97,15 +108,16 @@ class TestCosts:
         assert len(keys) < 12
         assert sum(client.memory_usage(key, samples=0) for key in keys) / rows <= limit
 
-    def test_the_activity_of_a_job_is_stored_once_a_minute(self, store, client, monkeypatch):
+    def test_the_activity_of_a_job_is_stored_once_a_minute(self, store, client, tuned):
         grid = Grid.create(store, 1, ("a",))
         grid.write("a", 0, 5)
         client.config_resetstat()
         grid.write("a", 0, 6)
         assert calls(client)["evalsha"] == 1
-        monkeypatch.setattr(registry, "TOUCH_INTERVAL", 0.0)
+        eager = grid.seen_by(tuned(touch_interval=0.0))
+        eager.write("a", 0, 7)
         client.config_resetstat()
-        grid.write("a", 0, 7)
+        eager.write("a", 0, 8)
         assert calls(client)["evalsha"] == 2
 
 
@@ -212,19 +224,17 @@ class TestActivity:
 
 
 class TestRegistry:
-    def test_a_quiet_job_is_not_scanned_until_its_next_write(self, store, client, prefix, monkeypatch):
+    def test_a_quiet_job_is_not_scanned_until_its_next_write(self, store, client, prefix, tuned):
         live = f"{prefix}:{{*}}:live"
         quiet, busy, due = (Grid.create(store, 1, ("a",), job_id=name, success="call") for name in ("q", "b", "d"))
         busy.begin("a", 0, owner="w")
         due.run("a", 0)
         list(store.list_open_attempts())
         assert client.zcard(live) == 3
-        monkeypatch.setattr("celery_statemanager.stores.redis.listing.QUIET_AFTER", 0.0)
-        monkeypatch.setattr(registry, "QUIET_AFTER", 0.0)
-        assert [each.ref for each in store.list_open_attempts()] == [busy.ref]
+        impatient = tuned(quiet_after=0.0)
+        assert [each.ref for each in impatient.list_open_attempts()] == [busy.ref]
         assert {ref_of(entry) for entry in client.zrange(live, 0, -1)} == {busy.ref, due.ref}
-        monkeypatch.setattr(registry, "TOUCH_INTERVAL", 0.0)
-        quiet.begin("a", 0, owner="w2")
+        quiet.seen_by(impatient).begin("a", 0, owner="w2")
         assert {each.ref for each in store.list_open_attempts()} == {busy.ref, quiet.ref}
 
     def test_a_recently_active_job_stays_in_the_live_set(self, store, client, prefix):
@@ -232,7 +242,7 @@ class TestRegistry:
         store._registry.mark_quiet(entry_of(grid.ref).encode())
         assert client.zcard(f"{prefix}:{{*}}:live") == 1
 
-    def test_an_interrupted_create_or_delete_is_cleaned_up(self, store, client, prefix, monkeypatch):
+    def test_an_interrupted_create_or_delete_is_cleaned_up(self, store, client, prefix, tuned, monkeypatch):
         store._registry.register(JobRef(JobKey("never created"), "0f"))
         grid = Grid.create(store)
         grid.write("a", 0, 5)
@@ -240,15 +250,13 @@ class TestRegistry:
         store.delete_job(grid.job)
         assert store.list_jobs().jobs == []
         assert purge(store) == 0
-        monkeypatch.setattr(registry, "ORPHANED_AFTER", 0.0)
-        assert store.list_jobs().jobs == []
+        assert tuned(orphaned_after=0.0).list_jobs().jobs == []
         assert purge(store) > 0
         assert list(client.scan_iter(f"{prefix}:*")) == []
 
-    def test_listing_open_attempts_cleans_up_an_interrupted_create(self, store, client, prefix, monkeypatch):
+    def test_listing_open_attempts_cleans_up_an_interrupted_create(self, store, client, prefix, tuned):
         store._registry.register(JobRef(JobKey("never created"), "0f"))
-        monkeypatch.setattr(registry, "ORPHANED_AFTER", 0.0)
-        assert list(store.list_open_attempts()) == []
+        assert list(tuned(orphaned_after=0.0).list_open_attempts()) == []
         assert client.zcard(f"{prefix}:{{*}}:jobs") == 0
 
     def test_a_late_touch_does_not_restore_a_deleted_job(self, store, client, prefix):

@@ -10,11 +10,13 @@ import pytest
 from celery_statemanager import IndexSet, JobNotFound, Status, open_store
 from celery_statemanager.models import FINISHED
 from celery_statemanager.records import new_event_id
-from celery_statemanager.stores.redis import reader, rowsets
+from celery_statemanager.stores.redis.tuning import Tuning
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE
 
 ROWS = 400
+SMALL = Tuning(set_members=1, set_chunk=20, bitmap_chunk=7)
+"""With these sizes every set is too large for one reply, and is read in small batches."""
 STATUSES = (int(Status.STARTED), 40, -42, FINISHED, 0)
 
 redis_py = pytest.importorskip("redis")
@@ -27,7 +29,7 @@ def prefix():
 
 @pytest.fixture
 def store(redis_server, prefix):
-    with open_store(redis_server.url, prefix=prefix) as store:
+    with open_store(redis_server.url, prefix=prefix, tuning=SMALL) as store:
         yield store
 
 
@@ -38,16 +40,8 @@ def each_store(request, prefix):
         url, options = request.getfixturevalue("redis_nodes")[0].url, {"cluster": True}
     else:
         url, options = request.getfixturevalue("redis_server").url, {"protocol": int(request.param[-1])}
-    with open_store(url, prefix=prefix, **options) as store:
+    with open_store(url, prefix=prefix, tuning=SMALL, **options) as store:
         yield store
-
-
-@pytest.fixture
-def in_small_batches(monkeypatch):
-    """Make every set too large for one reply, and batches small."""
-    monkeypatch.setattr(reader, "MAX_SET_MEMBERS", 1)
-    monkeypatch.setattr(rowsets, "CHUNK", 20)
-    monkeypatch.setattr(rowsets, "CHUNK_BYTES", 7)
 
 
 @pytest.fixture
@@ -95,7 +89,6 @@ def surveyed(grid, tag=None):
     return {each.tag: (each.failed, each.running, each.missing, each.not_run) for each in columns}
 
 
-@pytest.mark.usefixtures("in_small_batches")
 class TestBatches:
     @pytest.mark.parametrize("tags", [("a", "b"), None, {"a": range(ROWS), "b": range(3, 390, 3)}])
     def test_batches_add_up_to_the_stored_rows(self, each_store, tags):
@@ -162,7 +155,7 @@ class TestBatches:
         assert surveyed(grid) == {tag: expected(grid, tag) for tag in "ab"}
 
     def test_sets_are_read_whole_when_the_stream_is_too_short(self, redis_server, prefix, monkeypatch):
-        with open_store(redis_server.url, prefix=prefix, stream_length=1) as store:
+        with open_store(redis_server.url, prefix=prefix, stream_length=1, tuning=SMALL) as store:
             grid = filled(store)
             call_all, calls = store._server.call_all, []
 

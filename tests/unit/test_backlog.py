@@ -1,4 +1,4 @@
-"""Which writes wait for a store that is down, and which do not."""
+"""The backlog: which writes wait for an unavailable store."""
 
 import gc
 import os
@@ -62,7 +62,7 @@ def test_newest_write_of_each_kind_is_made_when_the_store_is_back(backlog):
     assert not backlog.store_is_down
 
 
-def test_store_is_not_avoided_after_it_took_a_write():
+def test_store_is_not_avoided_after_a_successful_write():
     backlog, store = new_backlog(avoid_for=3600.0), Store()
     backlog.now_or_later(("cell", "end"), lambda: store.write("end"))
     store.up.set()
@@ -70,7 +70,7 @@ def test_store_is_not_avoided_after_it_took_a_write():
     assert not backlog.store_is_down
 
 
-def test_refused_write_does_not_block_the_others(backlog):
+def test_rejected_write_does_not_block_the_others(backlog):
     done = []
 
     def refuse():
@@ -128,8 +128,8 @@ def test_writes_of_one_backlog_do_not_wait_for_the_store_of_another(backlog):
     backlog.flush(PATIENCE)
 
 
-def test_writes_of_all_backlogs_are_flushed_though_one_store_stays_down(caplog):
-    """Each has its own thread: the one that is down costs the others none of the time."""
+def test_flush_of_all_backlogs_writes_the_others_while_one_store_is_down(caplog):
+    """Each has its own thread, so an unavailable store takes no time from the others."""
     down, ups = Store(), [Store() for _ in range(3)]
     backlogs = [new_backlog() for _ in range(4)]
     for backlog, store in zip(backlogs, [down, *ups], strict=True):
@@ -158,7 +158,7 @@ def test_forked_child_has_no_waiting_writes():
     assert store.written == ["late", "late"]
 
 
-def test_manager_is_collected_with_its_backlog_after_a_write_waited():
+def test_unreferenced_manager_and_its_backlog_are_garbage_collected():
     states = StateManager(Celery("collected", broker="memory://", set_as_current=False))
     states.backlog.put(("cell", "end"), lambda: None)
     thread, references = states.backlog._thread, [weakref.ref(states), weakref.ref(states.backlog)]

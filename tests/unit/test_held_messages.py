@@ -1,4 +1,4 @@
-"""The messages that a worker's main process holds: whether another delivery of the same cell runs there."""
+"""The messages that a worker's main process holds, and whether each is the only delivery of its cell there."""
 
 import pytest
 from celery.worker import state as worker_state
@@ -39,7 +39,7 @@ def held():
 
 @pytest.fixture
 def receive(held):
-    """Receive a message of a row."""
+    """Return a function that receives a message of a row."""
 
     def receive(row=0):
         request = Request(row)
@@ -76,7 +76,7 @@ def test_running_body_is_found_after_the_messages_before_and_after_it_are_gone(r
     assert not receive().alone
 
 
-def test_abandoned_body_does_not_count(held, receive):
+def test_abandoned_body_does_not_count_as_running(held, receive):
     running = receive().run()
     held.abandon(running.id)
     assert held.running() == []
@@ -91,14 +91,14 @@ def test_neither_of_two_waiting_messages_is_alone(receive):
     assert not later.alone
 
 
-def test_repeated_ids_are_forgotten_with_their_messages(held, receive):
+def test_repeated_ids_are_removed_with_their_messages(held, receive):
     for row in range(100):
         messages = [receive(row), receive(row)]
         del messages
     assert len(held._earlier) <= 1
 
 
-def test_messages_of_one_manager_are_not_those_of_another(held, receive):
+def test_managers_hold_separate_messages(held, receive):
     running = receive().run()
     other = HeldMessages()
     assert held.running() == [Binding(JOB, 0, "a")]

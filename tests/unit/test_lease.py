@@ -1,4 +1,4 @@
-"""What the record of a worker lists, and when a sweep trusts that an expired lease means a dead worker."""
+"""The contents of a worker's record, and when a sweep treats an expired lease as a lost worker."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ from celery_statemanager.testing.kit import PATIENCE, workers
 
 LEASE = 0.6
 LONGEST = "\N{SNOWMAN}" * 200
-"""The tag that takes the most bytes."""
+"""A tag of the greatest length in bytes."""
 
 
 class Request:
@@ -69,7 +69,7 @@ def tracker():
 
 @pytest.fixture
 def patient(tracker):
-    """A tracker whose next renewal is far away."""
+    """A tracker with a long lease, so that no renewal is due during the test."""
     tracker.settings = Settings(lease=3_600.0, sweep_interval=0.02)
     return tracker
 
@@ -88,7 +88,7 @@ def dead(tracker):
 
 
 def lost_at(tracker, grid):
-    """Sweep until the cell is LOST; return when that was seen."""
+    """Sweep until the cell is LOST; return the time at which it was."""
     sweeping = keep_sweeping(tracker, "me")
     with grid.manager().subscribe("a") as events:
         while events.get(PATIENCE).state.status != Status.LOST:
@@ -103,7 +103,7 @@ def test_new_sweeper_waits_for_two_renewals_of_the_others(tracker, dead):
     assert lost_at(tracker, dead) >= began + 2 / 3 * LEASE
 
 
-def test_sweeper_that_may_not_sweep_yet_leaves_the_sweep_to_others(patient):
+def test_sweeper_without_trust_does_not_acquire_the_sweep(patient):
     asked = threading.Semaphore(0)
     patient.store.at("drop_worker", lambda _: asked.release(), after=True, times=3)
     sweeping = keep_sweeping(patient, "me")
@@ -113,7 +113,7 @@ def test_sweeper_that_may_not_sweep_yet_leaves_the_sweep_to_others(patient):
     assert leases.try_acquire(patient.store, "another", 30)
 
 
-def test_no_worker_counts_as_dead_for_one_lease_after_the_store_failed(tracker, dead):
+def test_no_worker_is_lost_for_one_lease_after_the_store_failed(tracker, dead):
     failures = []
 
     def fail(_):
@@ -124,8 +124,8 @@ def test_no_worker_counts_as_dead_for_one_lease_after_the_store_failed(tracker, 
     assert lost_at(tracker, dead) >= failures[-1] + LEASE
 
 
-def test_no_worker_counts_as_dead_for_one_lease_after_the_store_took_no_writes(tracker, tmp_path):
-    """It answers reads, and a write that waits is made when it can be: nothing fails."""
+def test_no_worker_is_lost_for_one_lease_after_the_store_was_locked(tracker, tmp_path):
+    """A locked store answers reads and delays writes, so no call fails."""
     with open_store(f"sqlite:///{tmp_path}/states.db", timeout=PATIENCE) as locked:
         tracker.store = FaultyStore(locked)
         grid = with_dead_worker(locked)
@@ -149,23 +149,47 @@ def test_writes_are_tried_within_half_a_lease_at_any_sweep_interval(tracker):
     sweeping.stop()
 
 
-def test_suspended_sweeper_waits_for_two_renewals_again(monkeypatch):
-    trust = LeaseTrust(0.0, 1.0)
-    assert trust.holds()
-    trust._lease = LEASE
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 1.5)
-    assert not trust.holds()
+class Clocks:
+    """The clocks of a machine that can be suspended."""
+
+    def __init__(self):
+        self.monotonic, self.wall = 1_000.0, 2_000.0
+
+    def advance(self, seconds):
+        self.monotonic += seconds
+        self.wall += seconds
 
 
-def test_sweeper_suspended_after_the_store_failed_waits_no_less(monkeypatch):
-    trust = LeaseTrust(LEASE, 1.0)
+@pytest.fixture
+def clocks():
+    return Clocks()
+
+
+@pytest.fixture
+def trust(clocks):
+    """The trust in a lease of 30 s, checked at least every second, of a process that has just started."""
+    return LeaseTrust(30.0, 1.0, lambda: clocks.monotonic, lambda: clocks.wall)
+
+
+def holds_after(trust, clocks, seconds):
+    """Check every second; return whether the trust holds at the end only."""
+    held = []
+    for _ in range(seconds):
+        held.append(trust.holds())
+        clocks.advance(1.0)
+    return not any(held) and trust.holds()
+
+
+def test_suspended_sweeper_waits_for_two_renewals_again(trust, clocks):
+    assert holds_after(trust, clocks, 20)
+    clocks.wall += 40.0
+    assert holds_after(trust, clocks, 20)
+
+
+def test_sweeper_suspended_after_the_store_failed_waits_no_less(trust, clocks):
     trust.lose()
-    until = trust._since
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + LEASE + 1.5)
-    trust.holds()
-    assert trust._since >= until
+    clocks.wall += 40.0
+    assert holds_after(trust, clocks, 30)
 
 
 def with_lost_message(tracker):
@@ -193,7 +217,7 @@ def with_dead_publisher(tracker):
         (with_dead_publisher, "INFO", (0, 0, 0, 1)),
     ],
 )
-def test_sweep_logs_a_warning_if_it_marked_or_sent_again_else_an_information(tracker, caplog, create, level, numbers):
+def test_sweep_logs_marked_and_requeued_attempts_as_a_warning(tracker, caplog, create, level, numbers):
     create(tracker)
     name = "celery_statemanager.integration.worker.sweeping"
     with caplog.at_level(logging.INFO, logger=name):
@@ -203,7 +227,7 @@ def test_sweep_logs_a_warning_if_it_marked_or_sent_again_else_an_information(tra
 
 
 class Worker:
-    """The lease of a worker by a clock that the test moves, and what the worker runs and holds."""
+    """A worker's lease with a clock of the test, and the messages that the worker runs and holds."""
 
     def __init__(self, tracker):
         self.grid = Grid.create(tracker.store, 1_000, ("a",))
@@ -220,21 +244,21 @@ class Worker:
         return request
 
     def run(self, *rows):
-        """End the bodies that run, and run those of these rows."""
+        """End all running bodies, and start those of these rows."""
         self._running.clear()
         for row in rows:
             self._running.append(self.receive(row).run())
             self.held.pop()
 
     def look(self, seconds=1.0):
-        """Let time pass and check; return the rows that the record then lists: running, previous, received."""
+        """Advance the clock and check; return the rows that the record lists as running, previous and received."""
         self.now += seconds
         self._lease.renew_if_needed()
         report = self.report
         return *map(self._rows, (report.running, report.previous)), [row.task_index for row in report.received]
 
     def writes(self, looks):
-        """Check so many times; return the times at which the record was written."""
+        """Check repeatedly; return the times at which the record was written."""
         written = []
         for _ in range(looks):
             before = self.record.renewed_at
@@ -308,7 +332,7 @@ def test_early_renewal_postpones_the_next(worker):
 
 
 def test_messages_that_begin_soon_cost_no_renewal(worker):
-    """The record is written once a renewal at any rate of tasks."""
+    """The record is written once in each renewal period, at any rate of tasks."""
     worker.look()
     first = worker.record
     for row in range(100):
@@ -319,7 +343,7 @@ def test_messages_that_begin_soon_cost_no_renewal(worker):
 
 
 def test_steady_stream_of_waiting_messages_costs_ten_renewals_a_lease(worker):
-    """Each message is listed within four checks, or has begun."""
+    """Each message is listed within four checks, unless it has begun."""
     worker.look()
     written = []
     for row in range(60):
@@ -332,7 +356,7 @@ def test_steady_stream_of_waiting_messages_costs_ten_renewals_a_lease(worker):
 
 
 def test_ended_cell_is_listed_for_one_renewal_despite_early_renewals(worker):
-    """The store may not have its last state yet."""
+    """The last state of such a cell may not be in the store yet."""
     worker.run(0)
     for _ in range(10):
         worker.look()
@@ -348,7 +372,7 @@ def test_ended_cell_is_listed_for_one_renewal_despite_early_renewals(worker):
 
 
 def lines_of(caplog, actions):
-    """Return what is logged while each outcome in turn is returned or raised."""
+    """Return the log lines of a periodic action that returns or raises these outcomes, one at each call."""
     left, done = iter(actions), threading.Event()
 
     def act():
@@ -374,14 +398,14 @@ def test_repeated_failure_and_its_end_are_logged_once_in_one_line(caplog, kind):
     ]
 
 
-def test_other_failures_are_logged_too_and_a_defect_with_its_traceback(caplog):
+def test_different_failures_are_all_logged_and_a_defect_with_its_traceback(caplog):
     lines = lines_of(caplog, [StoreError("first"), StoreError("second"), KeyError("bug")])
     assert [each.rpartition(": ")[2] for each, _ in lines[:2]] == ["first", "second"]
     assert lines[2] == ("lease failed, will retry", True)
 
 
 def test_record_lists_as_many_messages_as_every_store_accepts(patient):
-    """A worker may hold any number of messages with an eta; it must still be able to renew its lease."""
+    """A worker can renew its lease with any number of messages that have an eta."""
     grid = Grid.create(patient.store, 1_000, ("a",))
     message = SimpleNamespace(
         content_type="application/json",
@@ -406,7 +430,7 @@ def test_record_lists_as_many_messages_as_every_store_accepts(patient):
 
 
 def test_record_with_more_cells_than_it_has_room_for_is_accepted_by_every_store(patient, caplog):
-    """After an outage any number of cells may wait; their worker must still be able to renew its lease."""
+    """A worker can renew its lease with any number of waiting cells, for example after an outage."""
     grid = Grid.create(patient.store, 10_000, (LONGEST,))
     names = [cell_name(grid.ref, LONGEST, row) for row in range(10_000)]
     held = [Request(Binding(grid.ref, row, LONGEST)) for row in range(10_000)]
@@ -443,7 +467,7 @@ def test_record_with_more_cells_than_it_has_room_for_is_accepted_by_every_store(
 
 
 def test_received_rows_are_encoded_once_and_only_while_there_is_room():
-    """They are encoded at each renewal: ten thousand rows with their messages take a while."""
+    """Ten thousand rows with messages take long to encode at each renewal."""
     encoded = []
 
     class Row(leases.Received):

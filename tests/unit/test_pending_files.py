@@ -1,4 +1,4 @@
-"""A worker's main process learns which writes wait in its children, for as long as they live."""
+"""The files by which a worker's main process reads which writes wait in its living children."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def main_process(monkeypatch, tmp_path):
-    """Be a worker's main process with a folder of its own for temporary files."""
+    """Make this process a worker's main process with its own folder for temporary files."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv(requests.WORKER_ID, "")
     requests.name_worker()
@@ -41,7 +41,7 @@ def pending(main_process):
 
 @pytest.fixture
 def child(main_process):
-    """Start a child that reports what it reads: the app, ``add`` or ``replace``, and names of cells."""
+    """Start a child that executes lines of the form ``app add|replace names``."""
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD],
         stdin=subprocess.PIPE,
@@ -94,13 +94,13 @@ def test_report_of_a_killed_child_is_ignored_and_removed(child, pending, main_pr
     assert list(main_process.iterdir()) == []
 
 
-def test_main_process_itself_writes_no_file(pending, main_process):
+def test_main_process_writes_no_file(pending, main_process):
     pending.replace(["a"])
     pending.add("b")
     assert list(main_process.iterdir()) == []
 
 
-def test_added_cells_are_read_beside_those_that_were_reported(child, pending):
+def test_added_cells_are_read_in_addition_to_the_reported_ones(child, pending):
     _, report = child
     report("replace a")
     report("add b")
@@ -120,7 +120,7 @@ def test_cells_of_another_app_are_not_read(child, pending):
     assert PendingFiles("other").of_children() == ["b", "c"]
 
 
-def test_two_managers_of_the_same_app_name_do_not_replace_each_others_report(monkeypatch, tmp_path):
+def test_managers_with_the_same_app_name_have_separate_reports(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv(requests.WORKER_ID, f"host:{os.getppid()}:ab")
     first, second = PendingFiles("shop"), PendingFiles("shop")
@@ -131,7 +131,7 @@ def test_two_managers_of_the_same_app_name_do_not_replace_each_others_report(mon
     assert first.of_children() == ["a"]
 
 
-def test_incomplete_line_is_read_when_it_is_complete(child, pending, main_process):
+def test_incomplete_line_is_ignored_until_it_is_complete(child, pending, main_process):
     process, report = child
     report("add a")
     (file,) = main_process.glob(f"*/*-{process.pid}-*")
@@ -151,8 +151,8 @@ def test_backlog_reports_a_write_until_it_is_made():
     assert recorder.reports == [[], "cell", []]
 
 
-def test_cost_of_reports_does_not_grow_with_the_square_of_the_waiting_writes():
-    """A new write reports its name only. The complete list follows at intervals, and when it is empty."""
+def test_new_write_reports_only_its_own_name():
+    """The complete list follows at intervals and when it is empty, so the cost is linear in the number of writes."""
     recorder, up = Recorder(), threading.Event()
     backlog = Backlog(recorder, report_every=3_600.0)
     backlog.put(("a", "end"), lambda: up.wait(PATIENCE))
@@ -164,8 +164,8 @@ def test_cost_of_reports_does_not_grow_with_the_square_of_the_waiting_writes():
     assert recorder.reports[4:] == [["b", "c"], []]
 
 
-def test_child_that_cannot_report_makes_its_writes_all_the_same(monkeypatch, tmp_path, caplog):
-    """A full or read-only disk must not harm a task (rule R18)."""
+def test_child_that_cannot_report_still_makes_its_writes(monkeypatch, tmp_path, caplog):
+    """A full or read-only disk does not fail a task (rule R18)."""
     no_folder = tmp_path / "file"
     no_folder.touch()
     monkeypatch.setattr("tempfile.tempdir", str(no_folder))

@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import time
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 from celery_statemanager import leases
@@ -27,21 +28,34 @@ class LeaseTrust:
 
     After the store failed or was slow, it proves nothing for one lease: other workers could not renew theirs either.
     A process that has just started, or that was suspended with its machine, waits for two renewals.
+
+    Args:
+        interval: the longest time in seconds between two checks.
+        clock: returns a time in seconds that only rises, and may stand still while the machine is suspended.
+        wall_clock: returns a time in seconds that never stands still.
     """
 
-    def __init__(self, lease: float, interval: float) -> None:
+    def __init__(
+        self,
+        lease: float,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._lease = lease
         self._slow = lease / leases.RENEWALS / 2
         self._suspended_after = lease + interval
-        self._checked_at = time.time()
+        self._clock, self._wall_clock = clock, wall_clock
+        self._checked_at = wall_clock()
         self._since = self._two_renewals_from_now()
 
     def holds(self) -> bool:
         """Return whether expired leases can be trusted now. Must be called at every check."""
-        if time.time() - self._checked_at > self._suspended_after:
+        now = self._wall_clock()
+        if now - self._checked_at > self._suspended_after:
             self._since = max(self._since, self._two_renewals_from_now())
-        self._checked_at = time.time()
-        return time.monotonic() >= self._since
+        self._checked_at = now
+        return self._clock() >= self._since
 
     def observe(self, seconds: float) -> None:
         """Record how long the store took to answer."""
@@ -50,10 +64,10 @@ class LeaseTrust:
 
     def lose(self) -> None:
         """Record that the store has failed."""
-        self._since = time.monotonic() + self._lease
+        self._since = self._clock() + self._lease
 
     def _two_renewals_from_now(self) -> float:
-        return time.monotonic() + 2 * self._lease / leases.RENEWALS
+        return self._clock() + 2 * self._lease / leases.RENEWALS
 
 
 class _Sweeping:

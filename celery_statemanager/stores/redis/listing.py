@@ -13,7 +13,7 @@ from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, reco
 from celery_statemanager.stores.redis.keys import JobKeys, cell_key_of, entry_of, head_key, ref_of
 from celery_statemanager.stores.redis.layout import JobLayout
 from celery_statemanager.stores.redis.reader import decode_visible_state
-from celery_statemanager.stores.redis.registry import QUIET_AFTER, Registry, RegistryEntry
+from celery_statemanager.stores.redis.registry import Registry, RegistryEntry
 from celery_statemanager.stores.redis.server import Server
 
 _STATES_CHUNK = 1_000
@@ -89,7 +89,7 @@ def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> 
         now: the registry's time in microseconds.
     """
     entries = registry.recently_active()
-    quiet_since = now - QUIET_AFTER * 1_000_000
+    quiet_since = now - registry.tuning.quiet_after * 1_000_000
     while chunk := list(islice(entries, _JOBS_CHUNK)):
         for entry, job, first in _read_jobs(server, prefix, chunk):
             if job is None:

@@ -20,6 +20,7 @@ from celery_statemanager.stores.redis.packing import unpack
 from celery_statemanager.stores.redis.rowsets import ChunkedRowSets, RowSets, StreamTrimmed
 from celery_statemanager.stores.redis.scripts import Script, Scripts
 from celery_statemanager.stores.redis.server import Server
+from celery_statemanager.stores.redis.tuning import Tuning
 
 MAX_LAYOUTS = 1_000
 """Jobs whose layouts are cached."""
@@ -27,17 +28,15 @@ MAX_LAYOUTS = 1_000
 UNCHECKED = -1
 """Sent instead of a number of tags: the script need not check that the job has no other tags."""
 
-MAX_SET_MEMBERS = 10_000
-"""Members of row sets that one script returns, which takes 3 ms of the server's time."""
-
 
 class JobReader:
     """Runs scripts on jobs and decodes what they read. Thread-safe."""
 
-    def __init__(self, server: Server, scripts: Scripts, prefix: str) -> None:
+    def __init__(self, server: Server, scripts: Scripts, prefix: str, tuning: Tuning) -> None:
         self.server = server
         self.prefix = prefix
         self._scripts = scripts
+        self._tuning = tuning
         self._layouts: dict[JobRef, JobLayout] = {}
 
     def run(self, script: Script, ref: JobRef, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
@@ -97,12 +96,12 @@ class JobReader:
         finally reads the sets as a whole, which blocks the server for that time.
         """
         layout = self.layout(ref)
-        for limit in (MAX_SET_MEMBERS, MAX_SET_MEMBERS, MAX_SET_MEMBERS, sys.maxsize):
+        for limit in (*[self._tuning.set_members] * 3, sys.maxsize):
             reply = self._read_columns(layout, tag, set_limit=limit)
             if reply.has_sets:
                 break
             with suppress(StreamTrimmed):
-                chunked = ChunkedRowSets(self.server, layout, reply.tags, reply.newest)
+                chunked = ChunkedRowSets(self.server, layout, reply.tags, reply.newest, self._tuning)
                 reply = self._read_columns(layout, tag, since=chunked.catch_up())
                 return reply.decode(layout, chunked.finish(reply.tags, reply.changes))
         return reply.decode(layout)

@@ -12,15 +12,7 @@ from celery_statemanager.stores.redis.layout import JobLayout
 from celery_statemanager.stores.redis.packing import unpack
 from celery_statemanager.stores.redis.scripts import Scripts
 from celery_statemanager.stores.redis.server import Server
-
-TOUCH_INTERVAL = 60.0
-"""Seconds for which a process does not touch a job again."""
-
-QUIET_AFTER = 600.0
-"""Seconds after its last touch at which a job may be marked quiet, so that sweeps do not read it."""
-
-ORPHANED_AFTER = 3600.0
-"""Seconds after which a registered job without a head is an orphan: the process that created or deleted it died."""
+from celery_statemanager.stores.redis.tuning import Tuning
 
 _SCANS, _SCAN_CHUNK = 20, 1_000
 """The calls that search for a job by its job_id, and the entries that the server examines in each, within 1 ms."""
@@ -36,13 +28,14 @@ class Registry:
     """Sorted sets of jobs and a hash of workers, in a slot of their own. They are updated before the job itself.
 
     A job is *recently active* from a touch until a sweep finds it quiet: nothing due, no attempt open, not touched for
-    ``QUIET_AFTER``. Every change of a job follows a touch within a minute, so sweeps read only recently active jobs.
+    ``quiet_after`` seconds. A touch precedes each change by at most a minute, so sweeps read only recently active jobs.
     """
 
-    def __init__(self, server: Server, scripts: Scripts, prefix: str) -> None:
+    def __init__(self, server: Server, scripts: Scripts, prefix: str, tuning: Tuning) -> None:
         self._server = server
         self._scripts = scripts
         self._prefix = prefix
+        self.tuning = tuning
         self.keys = RegistryKeys(prefix)
         self._lists = [self.keys.jobs, self.keys.active, self.keys.recently_active, self.keys.tombstones]
 
@@ -56,15 +49,15 @@ class Registry:
             self._server.run(self._scripts.touch, self._lists, [entry_of(ref), change])
 
     def touch(self, layout: JobLayout, change: str = "cell") -> bool:
-        """Record that a job is about to change, unless this process did so within ``TOUCH_INTERVAL``.
+        """Record that a job is about to change, unless this process did so within ``touch_interval``.
 
         Args:
             change: ``"cell"``; ``"job"`` for its record; ``"tombstone"`` for its record if it is tombstoned.
 
         Returns: False if the job is not registered, because it was deleted or the registry was lost.
         """
-        now = time.monotonic()
-        if change != "tombstone" and layout.touched_at is not None and now - layout.touched_at <= TOUCH_INTERVAL:
+        now, touched_at = time.monotonic(), layout.touched_at
+        if change != "tombstone" and touched_at is not None and now - touched_at <= self.tuning.touch_interval:
             return True
         registered = self._server.run(self._scripts.touch, self._lists, [entry_of(layout.job.ref), change])
         layout.touched_at = now if change == "cell" and registered else None
@@ -80,15 +73,15 @@ class Registry:
 
     def purge_orphan(self, entry: bytes) -> None:
         """Queue the keys of a registered job without a head for ``purge``, unless it was registered recently."""
-        self._retire(entry, "purge", int(ORPHANED_AFTER * 1_000_000))
+        self._retire(entry, "purge", int(self.tuning.orphaned_after * 1_000_000))
 
     def mark_quiet(self, entry: bytes) -> None:
         """Remove a quiet job from the recently active ones, unless it was touched recently."""
-        self._server.run(self._scripts.unlist, [self.keys.recently_active], [entry, int(QUIET_AFTER * 1_000_000)])
+        self._unlist(self.keys.recently_active, entry)
 
     def mark_revived(self, entry: str) -> None:
         """Remove a job whose record is not tombstoned from the tombstones, unless it was added recently."""
-        self._server.run(self._scripts.unlist, [self.keys.tombstones], [entry, int(QUIET_AFTER * 1_000_000)])
+        self._unlist(self.keys.tombstones, entry)
 
     def page(self, key: str, cursor: str | None, limit: int, before: int | None = None) -> list[RegistryEntry]:
         """Return the entries of a sorted set after a cursor, by score and member."""
@@ -177,6 +170,9 @@ class Registry:
     def drop_worker(self, worker_id: str) -> None:
         """Delete a worker's record."""
         self._server.call("HDEL", self.keys.workers, worker_id)
+
+    def _unlist(self, key: str, entry: str | bytes) -> None:
+        self._server.run(self._scripts.unlist, [key], [entry, int(self.tuning.quiet_after * 1_000_000)])
 
     def _retire(self, entry: str | bytes, kind: str, age: str | int) -> None:
         self._server.run(self._scripts.retire, [*self._lists, self.keys.purge_queue], [entry, kind, age])

@@ -1,12 +1,14 @@
-"""The encoding of writes and begins as keys and arguments of scripts. Pure."""
+"""The encoding of writes and begins as keys and arguments of scripts, and the decoding of replies. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled
 from celery_statemanager.models import SCHEMA_VERSION
-from celery_statemanager.records import Begin, When, Write
-from celery_statemanager.stores.redis.cells import NO_PAYLOAD, PayloadParts, progress_parts, split
+from celery_statemanager.records import Begin, BeginReply, JobRef, Verdict, When, Write, WriteReply
+from celery_statemanager.stores.redis.cells import NO_PAYLOAD, PayloadParts, cell_of, progress_parts, split
 from celery_statemanager.stores.redis.layout import JobLayout, RankedCell
 from celery_statemanager.stores.redis.packing import pack_array
 
@@ -139,3 +141,30 @@ def _cells(
 def _schema() -> int | None:
     """Return the schema of new cells, or None for schema 1, which is not stored."""
     return None if SCHEMA_VERSION == 1 else SCHEMA_VERSION
+
+
+def write_reply(ref: JobRef, write: Write, reply: Any) -> WriteReply:
+    """Decode a reply of ``write.lua``. Raises: AttemptSuperseded, BeginRefused, JobCancelled."""
+    if isinstance(reply, bytes):
+        return WriteReply(cell_of(reply))
+    status, *values = reply
+    if status in (b"written", b"same"):
+        return WriteReply(cell_of(values[0]), texts(values[1:]), status == b"written")
+    if status == b"superseded":
+        raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, values[0])
+    if status == b"cancelled":
+        raise JobCancelled(ref.key.job_id, values[0] and values[0].decode())
+    raise BeginRefused(ref.key.job_id, write.tag, write.task_index, values[0].decode())
+
+
+def begin_reply(reply: Any) -> BeginReply:
+    """Decode a reply of ``begin.lua``."""
+    if isinstance(reply, bytes):
+        return BeginReply(Verdict.BEGUN, cell_of(reply))
+    verdict, packed, *names = reply
+    return BeginReply(Verdict(verdict.decode()), cell_of(packed), texts(names))
+
+
+def texts(names: Sequence[bytes]) -> tuple[str, ...]:
+    """Decode names."""
+    return tuple(name.decode() for name in names)

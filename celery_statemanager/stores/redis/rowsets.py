@@ -9,12 +9,7 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.stores.redis.keys import cell_key_of
 from celery_statemanager.stores.redis.layout import JobLayout, Ranks, set_bits
 from celery_statemanager.stores.redis.server import Server
-
-CHUNK = 1_000
-"""Rows, or changes, in one chunk."""
-
-CHUNK_BYTES = 65_536
-"""Bytes of a bitmap in one chunk."""
+from celery_statemanager.stores.redis.tuning import Tuning
 
 Scores = Mapping[int, float | None]
 """The scores of rows in the sorted set ``low`` (see lua/common.lua); None for finished rows."""
@@ -64,10 +59,12 @@ class ChunkedRowSets:
     Raises: StreamTrimmed.
     """
 
-    def __init__(self, server: Server, layout: JobLayout, tags: Sequence[str], newest: int) -> None:
+    def __init__(self, server: Server, layout: JobLayout, tags: Sequence[str], newest: int, tuning: Tuning) -> None:
         self._server = server
         self._layout = layout
         self._newest = newest
+        self._chunk = tuning.set_chunk
+        self._bitmap_chunk = tuning.bitmap_chunk
         self._changed: set[tuple[str, int]] = set()
         self._scores: dict[str, dict[int, float | None]] = {tag: {} for tag in tags}
         self._sets = {tag: self._read(tag) for tag in tags}
@@ -79,9 +76,9 @@ class ChunkedRowSets:
         """
         while True:
             read_until, changed, self._changed = self._newest, list(self._changed), set()
-            for start in range(0, len(changed), CHUNK):
-                self._read_scores(changed[start : start + CHUNK])
-            if self._newest - read_until < CHUNK:
+            for start in range(0, len(changed), self._chunk):
+                self._read_scores(changed[start : start + self._chunk])
+            if self._newest - read_until < self._chunk:
                 return read_until
 
     def finish(self, tags: Sequence[str], changes: Sequence[Any] | None) -> list[RowSets]:
@@ -99,7 +96,7 @@ class ChunkedRowSets:
         bitmaps = [bytearray(size // 8 + 1) for _ in RowSets._fields]
         cursor = None
         while cursor != 0:
-            ((cursor, rows),) = self._call(("ZSCAN", low, cursor or 0, "COUNT", CHUNK))
+            ((cursor, rows),) = self._call(("ZSCAN", low, cursor or 0, "COUNT", self._chunk))
             for name, score in rows:
                 row = int(name)
                 bitmaps[_class_of(score)][row >> 3] |= 0x80 >> (row & 7)
@@ -109,9 +106,9 @@ class ChunkedRowSets:
     def _bitmap(self, key: str) -> bytes:
         bitmap: bytes = b""
         while True:
-            (chunk,) = self._call(("GETRANGE", key, len(bitmap), len(bitmap) + CHUNK_BYTES - 1))
+            (chunk,) = self._call(("GETRANGE", key, len(bitmap), len(bitmap) + self._bitmap_chunk - 1))
             bitmap += chunk
-            if len(chunk) < CHUNK_BYTES:
+            if len(chunk) < self._bitmap_chunk:
                 return bitmap
 
     def _read_scores(self, changed: Sequence[tuple[str, int]]) -> None:
@@ -122,7 +119,7 @@ class ChunkedRowSets:
 
     def _call(self, *commands: Sequence[Any]) -> list[Any]:
         """Send commands and collect the changes before their replies, while the stream still contains them."""
-        since = ("XRANGE", self._layout.keys.stream, f"{self._newest + 1}-0", "+", "COUNT", CHUNK)
+        since = ("XRANGE", self._layout.keys.stream, f"{self._newest + 1}-0", "+", "COUNT", self._chunk)
         *replies, entries = self._server.call_all([*commands, since])
         for number, fields in entries:
             if int(number.partition(b"-")[0]) != self._newest + 1:

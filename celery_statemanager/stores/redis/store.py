@@ -11,14 +11,7 @@ from typing import Any
 from celery_statemanager.aggregate import lowest, missing_state
 from celery_statemanager.codec import control_to_json
 from celery_statemanager.deadline import Deadline
-from celery_statemanager.errors import (
-    AttemptSuperseded,
-    BeginRefused,
-    JobCancelled,
-    JobExists,
-    JobNotFound,
-    StoreUnavailable,
-)
+from celery_statemanager.errors import JobExists, JobNotFound, StoreUnavailable
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -31,7 +24,6 @@ from celery_statemanager.records import (
     OpenAttempt,
     Page,
     StoredCell,
-    Verdict,
     WorkerRecord,
     Write,
     WriteReply,
@@ -42,7 +34,6 @@ from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.redis import migrating
 from celery_statemanager.stores.redis.address import check_options, create_client, parse
-from celery_statemanager.stores.redis.cells import cell_of
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key
 from celery_statemanager.stores.redis.layout import JobLayout
@@ -50,9 +41,10 @@ from celery_statemanager.stores.redis.listing import jobs_at, mark_revived, open
 from celery_statemanager.stores.redis.packing import pack
 from celery_statemanager.stores.redis.reader import JobReader
 from celery_statemanager.stores.redis.registry import Registry, cursor_at
-from celery_statemanager.stores.redis.requests import begin_call, write_call
+from celery_statemanager.stores.redis.requests import begin_call, begin_reply, texts, write_call, write_reply
 from celery_statemanager.stores.redis.scripts import Script, Scripts
 from celery_statemanager.stores.redis.server import Server
+from celery_statemanager.stores.redis.tuning import Tuning
 from celery_statemanager.stores.redis.watch import RedisWatch
 
 
@@ -66,25 +58,32 @@ class RedisStore(FullStore):
         stream_length: the approximate number of changes that a job keeps for its subscribers. A subscriber that is
             further behind reads all states again.
         timeout: seconds for which a subscription waits for a reply. Other calls use the timeout of the client.
+        tuning: the periods and sizes by which the store bounds its work.
     """
 
     def __init__(
-        self, client: Any, *, prefix: str = "statemanager", stream_length: int = 10_000, timeout: float = 5.0
+        self,
+        client: Any,
+        *,
+        prefix: str = "statemanager",
+        stream_length: int = 10_000,
+        timeout: float = 5.0,
+        tuning: Tuning = Tuning(),  # noqa: B008 - immutable
     ) -> None:
         self._server = client if isinstance(client, Server) else Server.from_client(client)
         self._scripts = Scripts(stream_length)
-        self._reader = JobReader(self._server, self._scripts, prefix)
-        self._registry = Registry(self._server, self._scripts, prefix)
+        self._reader = JobReader(self._server, self._scripts, prefix, tuning)
+        self._registry = Registry(self._server, self._scripts, prefix, tuning)
         self._prefix = prefix
         self._timeout = checked_timeout(timeout)
         fork_aware(self._server)
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float, **options: Any) -> RedisStore:
+    def from_url(cls, url: str, *, timeout: float, tuning: Tuning | None = None, **options: Any) -> RedisStore:
         address = parse(url, timeout, options)
         check_options(address)
         own = {name: value for name, value in address.own.items() if name != "cluster"}
-        return cls(Server(partial(create_client, address), masked(url)), **own)
+        return cls(Server(partial(create_client, address), masked(url)), tuning=tuning or Tuning(), **own)
 
     def create_job(self, job: JobRecord) -> JobRecord:
         keys = JobKeys(self._prefix, job.ref)
@@ -110,7 +109,7 @@ class RedisStore(FullStore):
         keys = [layout.keys.head, layout.keys.tallies, layout.keys.open, layout.keys.stream]
         args: list[str | bytes] = [pack({"revision": job.revision, **changes_of(job)}), control_to_json(job)]
         status, *names = self._reader.run(self._scripts.update, job.ref, keys, args)
-        return None if status == b"moved" else _texts(names)
+        return None if status == b"moved" else texts(names)
 
     def list_jobs(
         self,
@@ -155,25 +154,11 @@ class RedisStore(FullStore):
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         layout = self._reader.layout(ref)
-        reply = self._step(self._scripts.write, layout, *write_call(layout, write))
-        if isinstance(reply, bytes):
-            return WriteReply(cell_of(reply))
-        status, *values = reply
-        if status in (b"written", b"same"):
-            return WriteReply(cell_of(values[0]), _texts(values[1:]), status == b"written")
-        if status == b"superseded":
-            raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, values[0])
-        if status == b"cancelled":
-            raise JobCancelled(ref.key.job_id, values[0] and values[0].decode())
-        raise BeginRefused(ref.key.job_id, write.tag, write.task_index, values[0].decode())
+        return write_reply(ref, write, self._step(self._scripts.write, layout, *write_call(layout, write)))
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
         layout = self._reader.layout(ref)
-        reply = self._step(self._scripts.begin, layout, *begin_call(layout, begin))
-        if isinstance(reply, bytes):
-            return BeginReply(Verdict.BEGUN, cell_of(reply))
-        verdict, packed, *names = reply
-        return BeginReply(Verdict(verdict.decode()), cell_of(packed), _texts(names))
+        return begin_reply(self._step(self._scripts.begin, layout, *begin_call(layout, begin)))
 
     def get_cell(self, ref: JobRef, tag: str, task_index: int) -> Cell | None:
         return self._reader.cell(ref, tag, task_index)
@@ -244,7 +229,3 @@ class RedisStore(FullStore):
         if not registered:
             self._registry.register(layout.job.ref)
         return reply
-
-
-def _texts(names: Sequence[bytes]) -> tuple[str, ...]:
-    return tuple(name.decode() for name in names)

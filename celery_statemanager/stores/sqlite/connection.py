@@ -65,17 +65,20 @@ _MIGRATIONS = {2: _TO_2, 3: _TO_3, 4: _TO_4}
 """The statements that lead to each schema of the file from the previous one."""
 
 
-def connect(path: str, timeout: float, *, waits: bool = True) -> sqlite3.Connection:
+def connect(
+    path: str, timeout: float, *, waits: bool = True, version: tuple[int, ...] = sqlite3.sqlite_version_info
+) -> sqlite3.Connection:
     """Open the file and create or migrate its tables where necessary. The caller begins and ends transactions.
 
     Args:
         waits: whether the connection's statements wait for locks, up to ``timeout`` seconds.
+        version: the version of SQLite.
 
     Raises: sqlite3.Error, StoreError, ConfigurationError.
     """
-    if sqlite3.sqlite_version_info < _OLDEST:
+    if version < _OLDEST:
         raise ConfigurationError(
-            f"SQLite {sqlite3.sqlite_version} is too old, 3.25 is required: use a Python built with a newer SQLite"
+            f"SQLite {'.'.join(map(str, version))} is too old, 3.25 is required: use a Python built with a newer SQLite"
         )
     connection = sqlite3.connect(
         path, timeout=timeout if waits else 0.0, isolation_level=None, check_same_thread=False, cached_statements=256

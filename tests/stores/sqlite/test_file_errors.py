@@ -132,10 +132,10 @@ class TestErrors:
         ):
             connection._set_up(db, "states.db")
 
-    def test_an_old_sqlite_is_rejected(self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(connection, "_OLDEST", (99, 0, 0))
-        with pytest.raises(ConfigurationError, match=r"too old.*newer"):
-            store.list_jobs()
+    def test_an_old_sqlite_is_rejected(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"SQLite 3\.24\.9 is too old.*newer"):
+            connection.connect(str(tmp_path / "states.db"), 5.0, version=(3, 24, 9))
+        connection.connect(str(tmp_path / "states.db"), 5.0, version=(3, 25, 0)).close()
 
     def test_an_unknown_error_becomes_a_store_error(self) -> None:
         assert "no such table: x" in str(translate(sqlite3.OperationalError("no such table: x"), "states.db", 5))
