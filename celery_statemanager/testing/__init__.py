@@ -1,9 +1,10 @@
-"""For tests: the contract of stores, a clock to move by hand, a state machine to let loose on a store, faults.
+"""Tools for tests: the store contract as a test suite, a hypothesis state machine for stores, a clock, fault injectors.
 
-Needs pytest; the state machine needs hypothesis, ``testing.processes`` psutil. None comes with this package.
+Requires pytest. The state machine also requires hypothesis, and ``testing.processes`` requires psutil. This package
+installs none of them.
 
-Faults: ``FaultyStore`` (lost responses, dropped notifications, a store that is away) and ``Proxy`` (connections cut)
-are here; ``testing.processes`` kills and pauses workers, ``testing.celery`` delivers messages twice.
+Fault injectors: ``FaultyStore`` loses responses, drops notifications and simulates outages; ``Proxy`` cuts connections;
+``testing.processes`` kills and pauses workers; ``testing.celery`` delivers messages twice.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ __all__ = [
 
 
 def store_machine(make_store: Callable[[], FullStore], recount_every: int = 1) -> type[StoreMachine]:
-    """Give a hypothesis state machine for a store; run it by ``run_state_machine_as_test``.
+    """Return a hypothesis state machine for a store. Run it with ``run_state_machine_as_test``.
 
     Args:
-        make_store: called once an example; may open the same data again, for every example leaves it empty.
-        recount_every: steps after which all that can be read of the jobs is compared: some hundred calls. What a
-            step itself answers is compared always.
+        make_store: called once per example. It may open the same data each time, because every example leaves it empty.
+        recount_every: number of steps after which everything that can be read of the jobs is compared, in some hundred
+            calls. The result of each step is always compared.
 
     Raises: ImportError – hypothesis is not installed.
     """

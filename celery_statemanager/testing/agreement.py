@@ -1,4 +1,4 @@
-"""What can be read of a job, held against its model."""
+"""The comparison of everything that can be read of a job with its model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from celery_statemanager.testing.naive import check_grid, read_grid
 
 
 def check_agreement(store: FullStore, model: JobModel) -> None:
-    """Compare all that can be read of a job."""
+    """Compare everything that can be read of a job with its model. Raises: AssertionError."""
     grid = Grid(store, model.ref)
     job = grid.job
     assert (job.cancelled is not None, job.tombstoned_at is not None) == (model.cancelled, model.tombstoned)

@@ -1,4 +1,4 @@
-"""Messages delivered twice, as brokers may. Imports Celery, and so is imported by name only."""
+"""Repeated deliveries of messages, as brokers may make them. Not imported by the package, because it needs Celery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Published:
         return str(self.headers["id"])
 
     def redeliver(self) -> None:
-        """Send the very same message once more: same id, headers and body. Raises: what the broker raises."""
+        """Send the same message again, with the same id, headers and body. Raises: what the broker raises."""
         with self.app.producer_or_acquire() as producer:
             producer.publish(
                 self.body,

@@ -1,4 +1,4 @@
-"""A clock that a test moves by hand."""
+"""A clock that a test controls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class FakeClock:
-    """Gives seconds; stands still until it is told to move. Thread-safe.
+    """A callable that returns a fixed time in seconds, which only ``advance`` changes. Thread-safe.
 
     Args:
         start: seconds since the epoch.
@@ -21,6 +21,6 @@ class FakeClock:
             return self._seconds
 
     def advance(self, seconds: float) -> None:
-        """Move on, or back where ``seconds`` is negative."""
+        """Move the time forward, or back if ``seconds`` is negative."""
         with self._lock:
             self._seconds += seconds

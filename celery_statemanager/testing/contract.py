@@ -1,4 +1,4 @@
-"""The contract of stores as tests, a class for each capability."""
+"""The store contract as tests, with one class for each capability."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CoreContract(
     BarrierContract,
     SignalContract,
 ):
-    """What every ``Store`` passes.
+    """The tests that every ``Store`` must pass.
 
     Subclass it where pytest collects tests and define a fixture ``store_factory``::
 
@@ -57,14 +57,14 @@ class CoreContract(
                 return StoreFactory(lambda **options: MyStore(tmp_path, **options), url=str(tmp_path), takes_clock=True)
 
     Add ``WorkerRegistryContract`` and ``MigratableContract`` as further bases for a store with these capabilities, or
-    use ``StoreContract`` for one with all of them. Each test takes an empty store. What only some stores have is a
-    field of ``StoreFactory``, and tests of it are skipped where it is missing: data that a second store object reaches
-    (``url``), a clock that the test controls (``takes_clock``).
+    use ``StoreContract`` for a store with all of them. Each test starts with an empty store. Two fields of
+    ``StoreFactory`` are optional: ``url``, if a second store object can access the data, and ``takes_clock``, if a test
+    can control the clock. Without them, the tests that need them are skipped.
     """
 
 
 class StoreContract(CoreContract, WorkerRegistryContract, PagingContract, MigratableContract):
-    """What every ``FullStore`` passes: the parts for all capabilities. Use it as ``CoreContract``."""
+    """The tests that every ``FullStore`` must pass: those of all capabilities. Use it like ``CoreContract``."""
 
     def test_an_open_attempt_is_listed_as_its_cell_was_rewritten(self, store: FullStore) -> None:
         grid = Grid.create(store)

@@ -1,4 +1,4 @@
-"""Lowest status wins, and counts that agree with a recount (rules R5, R6)."""
+"""Tests of aggregates: the lowest status, and counts that agree with a recount (rules R5, R6)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAYLOADS = (None, '{"progress":{"done":1,"total":3}}', '{"progress":{"done":9,"t
 
 
 class AggregateContract:
-    """What holds for aggregates and summaries."""
+    """The rules of aggregates and summaries."""
 
     def test_the_lowest_cell_is_the_aggregate_of_row_column_and_grid(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a", "b"))

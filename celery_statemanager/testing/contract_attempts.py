@@ -1,4 +1,4 @@
-"""Attempts: begun, fenced, closed; what a write may demand of its cell (rules R4, R13, R14)."""
+"""Tests of attempts: begin, fence, end, and the conditions of a write (rules R4, R13, R14)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RETRY = Delivery(0, 1)
 
 
 class AttemptContract:
-    """What holds for attempts."""
+    """The rules of attempts."""
 
     def test_an_attempt_that_begins_is_counted_and_open(self, store: Store) -> None:
         grid = Grid.create(store)

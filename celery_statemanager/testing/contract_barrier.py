@@ -1,4 +1,4 @@
-"""Barriers as users meet them (rule R8)."""
+"""Tests of barriers through the public API (rule R8)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIMB = [(row, status) for status in (1, 5, 10, 15) for row in (2, 0, 1)]
 
 
 class BarrierContract:
-    """What holds for barriers."""
+    """The rules of barriers."""
 
     def test_a_barrier_returns_one_state_per_expected_row(self, store: Store) -> None:
         grid = Grid.create(store, 4, {"a": [0, 2], "b": [1, 3]})

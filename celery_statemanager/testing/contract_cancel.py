@@ -1,4 +1,4 @@
-"""Cancelled jobs: how their cells read, what they still take, when they settle (rule R17)."""
+"""Tests of cancelled jobs: what readers see, which writes are accepted, when the job settles (rule R17)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WHY = "user asked"
 
 
 class CancelContract:
-    """What holds once a job is cancelled."""
+    """The rules of cancelled jobs."""
 
     def test_cells_that_never_began_read_as_cancelled_with_the_reason(self, store: Store) -> None:
         grid = Grid.create(store, 3, ("a", "b"))

@@ -1,4 +1,4 @@
-"""Cells: versions, times, event ids, names (rules R2, R3, R4, R9)."""
+"""Tests of cells: versions, times, event ids, names (rules R2, R3, R4, R9)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NAMES = [
     "\u0130", "a\u200bb", "null", "None", "0", "00", "-1", "1e3", "%", "_", "#", "$", "`", "~", "x" * 200,
     "\u00df" * 200,
 ]  # fmt: skip
-"""Names that some store might mistake for one another or for part of its own syntax."""
+"""Names that a store could confuse with each other or with its own syntax."""
 
 
 class CellContract:
-    """What holds for single cells."""
+    """The rules of single cells."""
 
     @smoke
     def test_versions_count_the_writes_of_each_cell_from_one(self, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""The three latches and the outbox of their callbacks (rule R15)."""
+"""Tests of the three latches and of their unpublished callbacks (rule R15)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SEEDS = range(8)
 
 
 class CompletionContract:
-    """What holds for a job's once-only decisions."""
+    """The rules of a job's latches."""
 
     @smoke
     def test_success_and_settling_fall_with_the_last_planned_cell(self, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Tombstones, deletion and incarnations (rule R10)."""
+"""Tests of tombstones, deletion and incarnations (rule R10)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USES: dict[str, Callable[[Grid], object]] = {
 
 
 class DeletionContract:
-    """What holds when jobs go and come again."""
+    """The rules of deleting a job and creating it again."""
 
     def test_a_tombstoned_job_is_readable_and_writable_and_keeps_its_mark(self, store: Store) -> None:
         with Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",)) as manager:
@@ -145,7 +145,7 @@ class DeletionContract:
         assert store.purge() == 0
 
     def test_deleting_a_job_leaves_the_garbage_of_other_jobs_to_garbage_collection(self, store: Store) -> None:
-        """Memory keeps no garbage; elsewhere as much is left as without the last deletion, give or take its note."""
+        """Compare the garbage with that before the deletion. The memory store has none; others may add one entry."""
 
         def leave_garbage() -> None:
             for number in range(3):

@@ -12,7 +12,7 @@ from celery_statemanager.testing.kit import StoreFactory
 
 
 class ContractFixtures:
-    """What the tests use, made from the fixture ``store_factory`` of a subclass."""
+    """Fixtures of the tests, created from the fixture ``store_factory`` of a subclass."""
 
     @pytest.fixture
     def store(self, store_factory: StoreFactory) -> Iterator[Store]:

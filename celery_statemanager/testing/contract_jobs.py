@@ -1,4 +1,4 @@
-"""Jobs: created, found, changed by compare-and-set, listed."""
+"""Tests of jobs: create, find, change by compare-and-set, list."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MINUTE = 60_000_000
 
 
 class JobContract:
-    """What holds for job records."""
+    """The rules of job records."""
 
     def test_a_created_job_is_given_back_with_its_times_and_revision_and_found_so(self, store: Store) -> None:
         before = store.now()

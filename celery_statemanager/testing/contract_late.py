@@ -1,4 +1,4 @@
-"""An attempt taken in the same step as a write, by one that could not begin earlier (rule R18)."""
+"""Tests of writes that also begin an attempt, for an execution that could not begin earlier (rule R18)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
 
 class LateBeginContract:
-    """What holds for a begin inside a write."""
+    """The rules of a begin inside a write."""
 
     def test_a_late_begin_takes_its_number_with_the_first_write(self, store: Store) -> None:
         grid = Grid.create(store)

@@ -1,4 +1,4 @@
-"""What migrations ask of a store: outdated cells found, replaced as they stand; other programs' jobs taken over."""
+"""Tests of migrations: find outdated cells, replace them without a write, adopt jobs of other programs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def busy(store: Migratable) -> Grid:
 
 
 class MigratableContract(ContractFixtures):
-    """What holds for cells and jobs of an earlier schema."""
+    """The rules of cells and jobs with an earlier schema."""
 
     def test_cells_of_an_earlier_schema_are_found_and_those_of_callbacks(self, store: Migratable) -> None:
         grid = busy(store)

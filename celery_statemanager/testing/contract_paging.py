@@ -1,4 +1,4 @@
-"""Lists of workers, open attempts and due jobs that are longer than a page, and change while they are read."""
+"""Tests of lists (workers, open attempts, due jobs) that are longer than a page and change while they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from celery_statemanager.testing.kit import FAILED, Grid, every_job
 
 
 class PagingContract:
-    """What holds for lists of any length."""
+    """The rules of lists of any length."""
 
     def test_workers_are_listed_one_by_one_each_once(self, store: WorkerRegistry) -> None:
         names = [f"w {number}" for number in range(130)]

@@ -1,4 +1,4 @@
-"""Payloads and messages: kept as given, merged, kept apart from what callers hold (rules R9, R13)."""
+"""Tests of payloads and messages: stored unchanged, merged, independent of the callers' objects (rules R9, R13)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MERGES: list[tuple[str | None, dict[str, Any], Any]] = [
 
 
 class PayloadContract:
-    """What holds for payloads and messages."""
+    """The rules of payloads and messages."""
 
     def test_set_state_writes_the_whole_state(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)

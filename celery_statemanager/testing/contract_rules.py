@@ -1,4 +1,4 @@
-"""What users may do and what is refused, through the Manager (rules R1, R9)."""
+"""Tests of what a Manager permits and refuses (rules R1, R9)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT = 65_536
 
 
 class RuleContract:
-    """What holds for Managers on every store."""
+    """The rules of Managers on every store."""
 
     def test_a_manager_writes_its_own_row_and_no_other(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=3, task_index=1)

@@ -1,4 +1,4 @@
-"""Calls that a signal's handler breaks off, as a soft time limit or Ctrl-C does: nothing stays taken."""
+"""Tests of calls that a signal handler interrupts, as a soft time limit or Ctrl-C does: no lock stays held."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PACKAGE = f"{Path(celery_statemanager.__file__).parent}/"
 
 
 class Struck(BaseException):
-    """What the handler raises."""
+    """The exception that the signal handler raises."""
 
 
 class SignalContract:
-    """What holds wherever a function of the store had just begun when the signal came."""
+    """The rules for a signal handler that raises when any function of the store begins."""
 
     def test_a_write_that_is_broken_off_was_made_or_not_and_keeps_nobody_from_writing(self, store: Store) -> None:
         grid = Grid.create(store)
@@ -74,7 +74,7 @@ class SignalContract:
 
 
 def replayed(events: Subscription, number: int) -> tuple[bool, list[int]]:
-    """Read three events, the first of them broken off at that function; whether it was, and the rows."""
+    """Read three events and interrupt the first read. Return whether it was interrupted, and the rows of the events."""
     got: list[StateEvent | None] = []
     struck = broken_off(lambda: got.append(events.get(PATIENCE)), number)
     while len(got) < 3:
@@ -83,10 +83,12 @@ def replayed(events: Subscription, number: int) -> tuple[bool, list[int]]:
 
 
 def broken_off_everywhere(store: Store, call: Callable[[str], object]) -> Iterator[str]:
-    """Break a call off at each function of ours that it begins, in turn; each time others can write after it.
+    """Repeat a call and interrupt it at one function of this package after the other.
+
+    After each interruption, check that another thread can write, and yield the event id of the call.
 
     Args:
-        call: is given an event id, which is handed on after each.
+        call: called with an event id.
     """
     theirs = Grid.create(store, job_id="theirs")
     counts = partial(ours, places=places_of(store))
@@ -101,10 +103,10 @@ def broken_off_everywhere(store: Store, call: Callable[[str], object]) -> Iterat
 
 
 def ours(frame: FrameType, places: tuple[str, ...] = (PACKAGE,)) -> bool:
-    """Return whether a function is this package's, or one of ``threading`` that this package calls.
+    """Return whether a function belongs to this package, or to ``threading`` and is called by this package.
 
     Args:
-        places: the beginnings of the paths of the files that count.
+        places: prefixes of the paths of the files that count as this package.
     """
     caller = frame.f_back
     if frame.f_code.co_filename == threading.__file__ and caller is not None:
@@ -113,7 +115,7 @@ def ours(frame: FrameType, places: tuple[str, ...] = (PACKAGE,)) -> bool:
 
 
 def places_of(store: Store) -> tuple[str, ...]:
-    """Return where the functions of a store are: in this package and, for a store of another one, there too."""
+    """Return the path prefixes of a store's functions: this package and, if it is another one, the store's package."""
     package, dot, _ = type(store).__module__.partition(".")
     file = sys.modules[package].__file__ or ""
     return PACKAGE, f"{Path(file).parent}/" if dot else file
@@ -125,10 +127,10 @@ def broken_off(
     error: type[BaseException] = Struck,
     counts: Callable[[FrameType], bool] = ours,
 ) -> bool:
-    """Call, and raise where the function of that number begins; whether as many did.
+    """Call, and raise when the function with that number begins. Return whether so many functions began.
 
     Args:
-        counts: whether a function counts.
+        counts: returns whether a function is counted.
     """
     begun, struck = 0, False
 
@@ -151,9 +153,9 @@ def broken_off(
 
 
 def writes_of_another_thread(grid: Grid) -> None:
-    """Write from another thread. Raises: AssertionError if that takes long or fails."""
+    """Write from another thread. Raises: AssertionError if the write fails or takes too long."""
     versions: list[int] = []
     thread = threading.Thread(target=lambda: versions.append(grid.write("a", 0, 5).cell.version), daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    assert versions, "another thread cannot write any more"
+    assert versions, "another thread can no longer write"

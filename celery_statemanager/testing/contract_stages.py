@@ -1,4 +1,4 @@
-"""Stages of a row: a failure for good blocks the later ones, its new attempt takes that back (rule R13)."""
+"""Tests of stages: a final failure blocks the later stages of its row, and a new attempt unblocks them (rule R13)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAGES = ("scan", "read", "save")
 
 
 class StageContract:
-    """What holds along a row's plan."""
+    """The rules of the stages of a row."""
 
     @pytest.mark.parametrize("status", [FAILED, -42, Status.REVOKED, Status.LOST, Status.TIMED_OUT])
     @smoke

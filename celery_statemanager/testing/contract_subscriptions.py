@@ -1,4 +1,4 @@
-"""Subscriptions as users meet them (rule R7), and Managers shared by threads (rule R11)."""
+"""Tests of subscriptions through the public API (rule R7), and of Managers shared by threads (rule R11)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, PATIENC
 
 
 def briefly(event: StateEvent | None) -> tuple[str, int, int, bool] | None:
-    """Give tag, row, version and replay of an event."""
+    """Return tag, row, version and replay of an event."""
     return None if event is None else (event.state.tag, event.state.task_index, event.state.version, event.replay)
 
 
 def take(events: Subscription, count: int) -> list[tuple[str, int, int, bool] | None]:
-    """Take events; None stands for one that did not come in time."""
+    """Read events; None stands for one that did not arrive in time."""
     return [briefly(events.get(PATIENCE)) for _ in range(count)]
 
 
 class SubscriptionContract:
-    """What holds for subscriptions."""
+    """The rules of subscriptions."""
 
     @smoke
     def test_what_exists_is_replayed_oldest_first_then_changes_come_live(self, store: Store) -> None:
@@ -103,7 +103,7 @@ class SubscriptionContract:
 
     @smoke
     def test_one_that_is_forgotten_leaves_no_thread(self, store: Store) -> None:
-        """At once: nothing may wait for a collection of garbage, which may be long in coming."""
+        """Check this at once, because the next garbage collection may be late."""
         grid = Grid.create(store)
         grid.write("a", 0, 5)
         before = set(threading.enumerate())

@@ -1,4 +1,4 @@
-"""Watches: every change after the return of ``watch``, newest version of each cell, never a backlog (rule R7)."""
+"""Tests of watches: all changes after ``watch`` returns, the newest version of each cell, no backlog (rule R7)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, read_until
 
 
 def cells(batch: Batch) -> list[tuple[str, int, int]]:
-    """Give tag, row and version of a batch's states."""
+    """Return tag, row and version of a batch's states."""
     return [(state.tag, state.task_index, state.version) for state in batch.states]
 
 
 class WatchContract:
-    """What holds for watches."""
+    """The rules of watches."""
 
     def test_a_change_after_the_return_is_read_and_one_before_is_not_needed(self, store: Store) -> None:
         grid = Grid.create(store)

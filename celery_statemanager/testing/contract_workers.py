@@ -1,4 +1,4 @@
-"""Worker records and open attempts: what the sweep goes by (rule R16)."""
+"""Tests of worker records and open attempts, on which the sweep relies (rule R16)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, smoke
 
 
 class WorkerRegistryContract(ContractFixtures):
-    """What holds for worker records and open attempts."""
+    """The rules of worker records and open attempts."""
 
     def test_a_worker_record_is_kept_whole_and_leased_from_now(self, store: WorkerRegistry) -> None:
         before = store.now()

@@ -1,4 +1,4 @@
-"""What the state machine draws from: few names, few rows, every kind of status, so that things meet."""
+"""The hypothesis strategies of the state machine: few names and rows, so that calls often affect the same cell."""
 
 from __future__ import annotations
 

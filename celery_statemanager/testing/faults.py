@@ -1,7 +1,7 @@
-"""A store that fails on purpose: responses lost, notifications dropped, away for a while, stopped at a point.
+"""A store with injected faults: lost responses, dropped notifications, outages, and actions at a given call.
 
-``FaultyStore`` wraps any store, so the faults meet an application exactly where the real ones do. In a worker, put
-one in the place of the store that the settings made::
+``FaultyStore`` wraps any store, so an application sees the faults exactly where it would see real ones. In a worker,
+replace the store that the settings created::
 
     states = StateManager(app)
     states.store = FaultyStore(states.store, down=Path("/tmp/store-is-down").exists)
@@ -27,10 +27,10 @@ from celery_statemanager.stores.wrapped import WrappedStore
 T = TypeVar("T")
 
 _TURN = 0.05
-"""Seconds between two looks whether a watch may speak again."""
+"""Seconds between two checks whether a silent watch may report again."""
 
 Action = Callable[[object], None]
-"""What happens at a point: it gets what the method gave, None before the call; it may raise, kill or wait."""
+"""A function called with the result of a method, or with None before the call. It may raise, kill or wait."""
 
 
 @dataclass(slots=True)
@@ -41,12 +41,12 @@ class _Point:
 
 
 class FaultyStore(WrappedStore):
-    """Hand calls on to a store, except where it was told to fail. Thread-safe.
+    """A store that delegates to another one, except for the faults that a test injects. Thread-safe.
 
     Args:
-        inner: the store that does the work; closed by whoever made it.
-        down: asked at each call: whether the store is away now. A file's ``exists`` lets a test switch the stores
-            of other processes.
+        inner: the wrapped store. The caller that created it closes it.
+        down: called before each call; returns whether the store is down. With the ``exists`` of a file, a test can
+            switch off the stores of other processes.
     """
 
     def __init__(self, inner: FullStore, down: Callable[[], bool] = lambda: False) -> None:
@@ -58,17 +58,18 @@ class FaultyStore(WrappedStore):
         self._points: dict[str, deque[_Point]] = {}
 
     def at(self, method: str, action: Action, *, after: bool = False, times: int = 1) -> None:
-        """Do something at the next calls of a method: wait there, kill the process, raise.
+        """Run an action at the next calls of a method: wait, kill the process, or raise.
 
         Args:
-            action: gets what the method gave, or None before the call.
-            after: once the store has done it, rather than before.
+            action: called with the result of the method, or with None before the call.
+            after: run the action after the call instead of before it.
+            times: the number of calls.
         """
         with self._lock:
             self._points.setdefault(method, deque()).append(_Point(action, after, times))
 
     def lose_response(self, method: str, *, applied: bool, times: int = 1) -> None:
-        """Let the next calls of a method raise ``StoreUnavailable``, done all the same if ``applied``."""
+        """Make the next calls of a method raise ``StoreUnavailable``; the store still executes them if ``applied``."""
 
         def lose(_: object) -> None:
             raise StoreUnavailable(f"a fault injected by a test: the response to {method} was lost")
@@ -77,7 +78,7 @@ class FaultyStore(WrappedStore):
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Be down for as long as the block lasts: calls and watches raise ``StoreUnavailable``."""
+        """Simulate an outage inside the block: calls and watches raise ``StoreUnavailable``."""
         self._down.set()
         try:
             yield
@@ -86,7 +87,7 @@ class FaultyStore(WrappedStore):
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Drop what watches would tell for as long as the block lasts; then they say that changes were missed."""
+        """Drop the changes of watches inside the block. Afterwards the watches report that changes were missed."""
         self._silent.set()
         try:
             yield
@@ -123,7 +124,7 @@ class FaultyStore(WrappedStore):
 
 
 class _FaultyWatch(Watch):
-    """A watch that breaks with its store, and keeps silent when told to."""
+    """A watch that fails while its store is down, and reports nothing while it is silent."""
 
     def __init__(self, inner: Watch, refuse_if_down: Callable[[], None], silent: Callable[[], bool]) -> None:
         self._inner = inner
@@ -150,7 +151,7 @@ class _FaultyWatch(Watch):
         self._inner.close()
 
     def _patience(self, left: float) -> float:
-        """Wait in short turns while silent, to notice its end, and not at all with something to tell."""
+        """Return the seconds of the next read: short while silent, to notice the end, and 0 if changes were missed."""
         if self._silent():
             return min(left, _TURN)
         return 0.0 if self._missed else left

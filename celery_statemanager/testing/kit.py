@@ -1,4 +1,4 @@
-"""Short spellings of what tests of stores do all the time."""
+"""Short forms of the calls that tests of stores make most often."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 PATIENCE = 20.0
-"""Seconds after which a test stops waiting for what should happen at once."""
+"""Seconds after which a test stops waiting for an event that should occur at once."""
 
 FINISHED, FAILED, CANCELLED = int(Status.FINISHED), int(Status.FAILED), int(Status.CANCELLED)
 
@@ -39,7 +39,7 @@ Test = TypeVar("Test", bound=Callable[..., object])
 
 def smoke(test: Test) -> Test:
     """Mark a test as one that also runs on a slow store in every run; each rule has at least one."""
-    test.is_smoke = True  # type: ignore[attr-defined] # a mark of pytest's would have to be registered by every user
+    test.is_smoke = True  # type: ignore[attr-defined] # every user would have to register a mark of pytest
     return test
 
 
@@ -50,13 +50,13 @@ def is_smoke(test: object) -> bool:
 
 @dataclass(frozen=True)
 class StoreFactory:
-    """How the contract comes to the store under test.
+    """The factory of the store under test.
 
     Attributes:
-        make: gives a new store object on the same data at each call, and takes ``clock=`` if ``takes_clock``.
-        url: by which other processes reach the same data; None for data that live and die with one store
-            object, which spares the tests of sharing.
-        takes_clock: whether the store's time can be given by the test. A server's cannot.
+        make: returns a new store object on the same data at each call; accepts ``clock=`` if ``takes_clock``.
+        url: the URL by which other processes access the same data. None if the data exist only in one store object;
+            the tests of sharing are then skipped.
+        takes_clock: whether a test can control the store's time. It cannot control that of a server.
     """
 
     make: Callable[..., Store]
@@ -65,7 +65,7 @@ class StoreFactory:
 
 
 class Grid:
-    """A job under test. Rows and tags come first, everything else as the records name it."""
+    """A job under test. Methods take the tag and the row first; other arguments have the names of the record fields."""
 
     def __init__(self, store: Store, ref: JobRef) -> None:
         self.store = store
@@ -88,20 +88,20 @@ class Grid:
 
     @property
     def job(self) -> JobRecord:
-        """The job as it is now."""
+        """The current job record."""
         return self.store.get_job(self.ref.key)
 
     @property
     def fallen(self) -> set[str]:
-        """The names of the latches that have fallen."""
+        """The names of the decided latches."""
         return {name for name, latch in self.job.latches.items() if latch.decided_at is not None}
 
     def seen_by(self, store: Store) -> Grid:
-        """Give the same job through another store object."""
+        """Return the same job in another store object."""
         return Grid(store, self.ref)
 
     def manager(self, task_index: int | None = None) -> Manager:
-        """Open the job as users do."""
+        """Open the job through the public API."""
         return Manager.open(self.store, self.ref.key.job_id, run_token=self.ref.key.run_token, task_index=task_index)
 
     def write(self, tag: str, row: int, status: int, **fields: Any) -> WriteReply:
@@ -109,48 +109,48 @@ class Grid:
         return self.store.write(self.ref, Write(tag=tag, task_index=row, status=status, **fields))
 
     def begin(self, tag: str, row: int, **fields: Any) -> BeginReply:
-        """Ask for an attempt."""
+        """Request an attempt."""
         return self.store.begin(self.ref, self.request(tag, row, **fields))
 
     def request(self, tag: str, row: int, **fields: Any) -> Begin:
-        """Make a Begin, not yet sent."""
+        """Create a Begin without sending it."""
         return Begin(tag=tag, task_index=row, **fields)
 
     def end(self, tag: str, row: int, status: int = FINISHED, **fields: Any) -> WriteReply:
-        """Close the open attempt as a task's end does: a failure blocks the row's later stages."""
+        """End the open attempt like the end of a task: a failure blocks the later stages of the row."""
         fields = {"attempt": self.cell(tag, row).attempt, "block_later_stages": status < 0, **fields}
         return self.write(tag, row, status, ends_attempt=True, **fields)
 
     def run(self, tag: str, row: int, status: int = FINISHED, **fields: Any) -> WriteReply:
-        """Begin and end."""
+        """Begin and end an attempt."""
         self.begin(tag, row)
         return self.end(tag, row, status, **fields)
 
     def cell(self, tag: str, row: int) -> Cell:
-        """Give what is kept of a cell; an empty one if it was never written."""
+        """Return the stored cell, or an empty one if it was never written."""
         return self.store.get_cell(self.ref, tag, row) or Cell()
 
     def state(self, tag: str, row: int) -> State:
-        """Give a cell as readers see it."""
+        """Return the state of a cell as readers see it."""
         return self.store.lowest(self.ref, Scope(tag, row))
 
     def lowest(self, tag: str | None = None, row: int | None = None) -> State:
-        """Give the lowest cell of a scope."""
+        """Return the lowest cell of a scope."""
         return self.store.lowest(self.ref, Scope(tag, row))
 
     def states(self, tag: str | None = None, row: int | None = None) -> list[State]:
-        """List the written cells of a scope."""
+        """Return the written cells of a scope."""
         return list(self.store.list_states(self.ref, Scope(tag, row)))
 
     def update(self, change: Callable[[JobRecord], JobRecord]) -> tuple[str, ...]:
-        """Change the job record by compare-and-set, whoever else changes it."""
+        """Change the job record by compare-and-set; retry if others change it."""
         while True:
             decided = self.store.update_job(change(self.job))
             if decided is not None:
                 return decided
 
     def cancel(self, reason: str | None = "user asked") -> tuple[str, ...]:
-        """Cancel the job; give the latches that fell."""
+        """Cancel the job and return the latches that this decided."""
         return self.update(lambda job: replace(job, cancelled=Cancellation(reason, self.store.now())))
 
     def tombstone(self) -> None:
@@ -158,13 +158,13 @@ class Grid:
         self.update(lambda job: replace(job, tombstoned_at=self.store.now()))
 
     def delete(self) -> None:
-        """Delete the job and purge what it leaves."""
+        """Delete the job and purge its rows."""
         assert self.store.delete_job(self.job)
         purge(self.store)
 
 
 def purge(store: Store, limit: int = 1_000) -> int:
-    """Purge to the end; give the number of rows."""
+    """Purge all leftover rows and return their number."""
     removed = 0
     while count := store.purge(limit):
         removed += count
@@ -177,7 +177,7 @@ def workers(store: WorkerRegistry) -> dict[str, WorkerRecord]:
 
 
 def every_job(store: Store, limit: int = 100, **filters: Any) -> Iterator[JobRecord]:
-    """List all jobs, page by page."""
+    """Yield all jobs, page by page."""
     cursor: str | None = None
     while True:
         page = store.list_jobs(cursor, limit, **filters)
@@ -189,13 +189,13 @@ def every_job(store: Store, limit: int = 100, **filters: Any) -> Iterator[JobRec
 
 
 def read_until(watch: Watch, enough: Callable[[Batch], bool]) -> Batch:
-    """Read a watch until what came, taken together, is enough. Raises: AssertionError after ``PATIENCE``."""
+    """Read a watch until its merged batches are enough, and return them. Raises: AssertionError after ``PATIENCE``."""
     deadline = time.monotonic() + PATIENCE
     newest: dict[tuple[str, int], State] = {}
     total = Batch([])
     while not enough(total):
         left = deadline - time.monotonic()
-        assert left > 0, f"the watch gave only {total} in {PATIENCE} s"
+        assert left > 0, f"the watch returned only {total} in {PATIENCE} s"
         batch = watch.read(left)
         newest.update({(state.tag, state.task_index): state for state in batch.states})
         total = Batch(list(newest.values()), total.job_changed or batch.job_changed, total.resync or batch.resync)
@@ -203,5 +203,5 @@ def read_until(watch: Watch, enough: Callable[[Batch], bool]) -> Batch:
 
 
 def statuses(states: Iterable[State]) -> dict[tuple[str, int], int]:
-    """Give the status by tag and row."""
+    """Return the status by tag and row."""
     return {(state.tag, state.task_index): state.status for state in states}

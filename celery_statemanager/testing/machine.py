@@ -1,4 +1,4 @@
-"""A state machine that does to a store whatever its users may, and holds it against ``JobModel`` after every step."""
+"""A hypothesis state machine that calls a store as its users do, and compares it with ``JobModel`` after every step."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from celery_statemanager.testing.model import JobModel, Place, short_repr
 from celery_statemanager.testing.reader import Reader
 
 LATEST = 1_000
-"""A schema that is later than any."""
+"""A schema that is later than every real one."""
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Use it through ``store_machine``."""
+    """The state machine; create it with ``store_machine``."""
 
     make_store: ClassVar[Any]
     recount_every: ClassVar[int]
@@ -47,7 +47,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.counts["examples"] += 1
 
     def teardown(self) -> None:
-        """Read all readers to the end, delete what is left and check that nothing is."""
+        """Read all subscriptions to their end, delete the remaining jobs, and check that the store is empty."""
         self.recount()
         for reader in self.open:
             reader.drain()
@@ -60,12 +60,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(target=jobs, plan=st.sampled_from(PLANS))
     def first(self, plan: Any) -> Any:
-        """Start with a job."""
+        """Create the first job."""
         return self.create("job 0", plan)
 
     @rule(target=jobs, name=st.sampled_from(("job 0", "job 1")), plan=st.sampled_from(PLANS))
     def create_or_recreate(self, name: str, plan: Any) -> Any:
-        """Create a job where there is none of the name."""
+        """Create a job, unless one of this name exists."""
         return self.create(name, plan)
 
     @rule(
@@ -87,7 +87,7 @@ class StoreMachine(RuleBasedStateMachine):
         ends_attempt: bool,
         retry: Delivery | None,
     ) -> None:
-        """Write a cell in any of the ways there are."""
+        """Write a cell in one of the possible ways."""
         cell = model.cell(place)
         event_id = cell.event_id if repeats and cell.version else new_event_id()
         attempt = None if fence is None else cell.attempt - fence
@@ -123,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
         owner: str | None,
         message: str | None,
     ) -> None:
-        """Ask for an attempt."""
+        """Request an attempt."""
         tag, row = place
         request = Begin(
             tag=tag, task_index=row, event_id=new_event_id(), delivery=delivery, owner=owner, message=message, **way
@@ -137,7 +137,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(model=jobs, reason=messages)
     def cancel(self, model: JobModel, reason: str | None) -> None:
-        """Cancel a job, if it was not."""
+        """Cancel a job, unless it is cancelled."""
         if not model.cancelled:
             before = set(model.fallen)
             model.cancel(reason)
@@ -146,7 +146,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(model=jobs)
     def migrate(self, model: JobModel) -> None:
-        """Bring every cell to the next layout; what it says stays."""
+        """Migrate every cell to the next layout without changing its content."""
         found = list(self.store.outdated_cells(model.ref, LATEST))
         later = [replace(each, cell=replace(each.cell, schema_version=each.cell.schema_version + 1)) for each in found]
         assert self.store.rewrite_cells(model.ref, later) == len(model.cells)
@@ -175,7 +175,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(model=gone, place=places)
     def straggle(self, model: JobModel, place: Place) -> None:
-        """Do anything to a deleted job."""
+        """Call a method on a deleted job."""
         grid = Grid(self.store, model.ref)
         uses: tuple[Callable[[], object], ...] = (
             lambda: grid.write(*place, 5),
@@ -194,21 +194,21 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=readers, model=jobs, scope=scopes)
     def subscribe(self, model: JobModel, scope: Scope) -> Reader:
-        """Open one more subscription."""
+        """Open another subscription."""
         reader = Reader(model, scope, Subscription(self.store, model.ref, scope))
         self.open.append(reader)
         return reader
 
     @rule(reader=readers)
     def read_one(self, reader: Reader) -> None:
-        """Take one event of a subscription, if there is one."""
+        """Read one event of a subscription, if there is one."""
         event = reader.events.get(0.0)
         if event is not None:
             reader.take(event)
 
     @rule(reader=readers)
     def read_all(self, reader: Reader) -> None:
-        """Read a subscription to its present end."""
+        """Read all pending events of a subscription."""
         if reader in self.open:
             reader.drain()
 
@@ -221,7 +221,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        """Whatever can be read of the jobs touched is what the model says."""
+        """Compare everything that can be read of the changed jobs with the model."""
         self.counts["steps"] += 1
         self.steps += 1
         if self.steps % self.recount_every == 0:
@@ -259,6 +259,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def machine_for(make_store: Callable[[], FullStore], recount_every: int) -> type[StoreMachine]:
-    """Give a machine of its own for a store, with its own counts."""
+    """Return a separate class of state machine for a store, with its own counts."""
     fields = {"make_store": staticmethod(make_store), "recount_every": recount_every, "counts": Counter()}
     return type("StoreMachine", (StoreMachine,), fields)

@@ -1,4 +1,4 @@
-"""One job as dicts: the rules of writes, attempts and latches said a second time, to hold stores against."""
+"""A model of one job in dicts: an independent implementation of the rules, with which stores are compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Place = tuple[str, int]
 
 @dataclass
 class JobModel:
-    """What a store should keep of a job.
+    """The expected content of a job in a store.
 
     Attributes:
         history: every version of every cell; ``cells`` is the newest.
@@ -33,20 +33,20 @@ class JobModel:
 
     @property
     def ref(self) -> JobRef:
-        """The incarnation it models."""
+        """The incarnation that this models."""
         return self.job.ref
 
     @property
     def expected(self) -> list[Place]:
-        """The cells that count."""
+        """The expected cells."""
         return naive.expected(self.job, (tag for tag, _ in self.cells))
 
     def cell(self, place: Place) -> Cell:
-        """Give a cell, an empty one if it was never written."""
+        """Return a cell, or an empty one if it was never written."""
         return self.cells.get(place, Cell())
 
     def reads(self, place: Place) -> tuple[int, str | None]:
-        """Give the status and message that readers see."""
+        """Return the status and the message that readers see."""
         cell = self.cell(place)
         if self.cancelled and cell.status == 0 and not cell.open:
             return CANCELLED, self.reason
@@ -100,7 +100,7 @@ class JobModel:
         self._decide(None)
 
     def migrate(self) -> None:
-        """Keep every cell in the next layout."""
+        """Migrate every cell to the next layout."""
         self.cells = {
             place: replace(cell, schema_version=cell.schema_version + 1) for place, cell in self.cells.items()
         }
@@ -207,6 +207,6 @@ def _merged(kept: str | None, request: Write, status: int) -> str | None:
 
 
 def short_repr(cell: Cell) -> Cell:
-    """Give a cell without its times, its payload as a value."""
+    """Return a cell as a tuple without its times, with its payload as a value."""
     payload: Any = json.loads(cell.payload) if cell.payload else None
     return replace(cell, timestamp=0, began_at=0, payload=payload)

@@ -1,4 +1,4 @@
-"""The rules said once more, as plainly and as slowly as possible: what stores are measured against."""
+"""Simple and slow implementations of the rules, with which stores are compared."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ States = Mapping[tuple[str, int], State]
 
 
 def read_grid(grid: Grid, tags: Iterable[str]) -> tuple[dict[tuple[str, int], Cell], dict[tuple[str, int], State]]:
-    """Read every cell of a job one by one, as it is kept and as readers see it."""
+    """Read every cell of a job one by one, as it is stored and as readers see it."""
     places = [(tag, row) for tag in tags for row in range(grid.job.num_tasks)]
     return {place: grid.cell(*place) for place in places}, {place: grid.state(*place) for place in places}
 
 
 def expected(job: JobRecord, seen: Iterable[str]) -> list[tuple[str, int]]:
-    """Give the cells that count in the grid's aggregates (rule R5)."""
+    """Return the cells that count in the grid's aggregates (rule R5)."""
     if job.plan is None:
         return [(tag, row) for tag in sorted(set(seen)) for row in range(job.num_tasks)]
     return sorted((tag, row) for stages, rows in job.plan.shapes for tag in stages for row in rows)
 
 
 def lowest(states: Iterable[State]) -> tuple[int, int, str]:
-    """Give status, row and tag of the lowest state."""
+    """Return status, row and tag of the lowest state."""
     return min((state.status, state.task_index, state.tag) for state in states)
 
 
@@ -60,7 +60,7 @@ def check_grid(
 
     Args:
         places: the expected cells.
-        cells, states: every cell, as ``read_grid`` gave them.
+        cells, states: every cell, as returned by ``read_grid``.
     """
     _check_lowest(grid.lowest(), [states[place] for place in places])
     for row in {row for _, row in states}:

@@ -1,4 +1,4 @@
-"""Ports for tests' servers."""
+"""Free ports for the servers of tests."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import random
 import socket
 
 OURS = range(10_000, 30_000)
-"""Below those that systems give to outgoing connections: one of these could take a port before its server does, or
-while it restarts, and who calls a server that is down could meet itself."""
+"""Below the ports of outgoing connections. Such a connection could otherwise take a port while its server is down, and
+a client that connects to this server could connect to itself."""
 
 
 def free_port() -> int:
-    """Give a port that nobody has."""
+    """Return a free port."""
     while True:
         port = random.SystemRandom().choice(OURS)
         with socket.socket() as probe:

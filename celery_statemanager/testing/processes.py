@@ -1,4 +1,4 @@
-"""Workers killed, paused and continued for real, with all their children. Needs psutil."""
+"""Kill, pause and resume workers with all their children, by real signals. Requires psutil."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 import psutil
 
 PATIENCE = 10.0
-"""Seconds that a process may take to do as a signal tells it."""
+"""Seconds that a process may take to react to a signal."""
 
 GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Give a process and all its living descendants, itself first; empty when it is gone."""
+    """Return a process and all its living descendants, itself first; an empty list if it does not exist."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -23,7 +23,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def kill(pid: int) -> None:
-    """End a process and its descendants by SIGKILL, as a lost machine does, and wait until none of them runs.
+    """Kill a process and its descendants by SIGKILL, like a lost machine, and wait until none of them runs.
 
     Each stays a zombie until its parent has waited for it. Raises: AssertionError.
     """
@@ -35,7 +35,7 @@ def kill(pid: int) -> None:
 
 
 def pause(pid: int) -> None:
-    """Stop a process and its descendants (SIGSTOP), as a frozen machine does, and wait until they stand still.
+    """Stop a process and its descendants by SIGSTOP, like a frozen machine, and wait until they have stopped.
 
     Raises: AssertionError.
     """
@@ -47,7 +47,7 @@ def pause(pid: int) -> None:
 
 
 def resume(pid: int) -> None:
-    """Let a paused process and its descendants go on (SIGCONT), and wait until they do. Raises: AssertionError."""
+    """Resume a paused process and its descendants by SIGCONT, and wait until they run. Raises: AssertionError."""
     continued = family(pid)
     for process in continued:
         with suppress(psutil.NoSuchProcess):
@@ -71,7 +71,7 @@ def _status(process: psutil.Process) -> str:
 
 @contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """Pause a process and its descendants for as long as the block lasts."""
+    """Pause a process and its descendants inside the block."""
     pause(pid)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A TCP proxy before a broker or a store: its connections are cut, refused or held up for real."""
+"""A TCP proxy in front of a broker or a store, which really cuts or refuses its connections."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _CHUNK = 65_536
 
 
 class Proxy:
-    """Listens on a free local port and hands on what it gets; a context manager.
+    """A proxy that listens on a free local port and forwards all data. It is also a context manager.
 
     Args:
-        host: where the server is.
-        port: likewise.
+        host: the host of the server.
+        port: the port of the server.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -34,7 +34,7 @@ class Proxy:
         self._thread.start()
 
     def cut(self) -> int:
-        """Reset every connection; new ones are taken. Returns: their number."""
+        """Reset all connections and return their number. New connections are accepted."""
         with self._lock:
             pairs, self._pairs = self._pairs, set()
         for pair in pairs:
@@ -43,7 +43,7 @@ class Proxy:
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Reset every connection, and each new one at once, for as long as the block lasts."""
+        """Reset all connections, and inside the block also each new one."""
         self._refusing = True
         self.cut()
         try:
@@ -52,7 +52,7 @@ class Proxy:
             self._refusing = False
 
     def close(self) -> None:
-        """Stop listening and cut what is left."""
+        """Stop listening and reset the remaining connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -90,14 +90,14 @@ class Proxy:
 
 
 class _Pair:
-    """One connection of a client, and ours to the server for it; None if there is none."""
+    """A connection of a client, and the proxy's connection to the server for it, or None."""
 
     def __init__(self, client: socket.socket, server: socket.socket | None) -> None:
         self._ends = [client] if server is None else [client, server]
         self.lives = server is not None
 
     def run(self) -> None:
-        """Hand bytes on until one side closes."""
+        """Forward data until one side closes."""
         with selectors.DefaultSelector() as selector:
             client, server = self._ends
             selector.register(client, selectors.EVENT_READ, server)
@@ -108,7 +108,7 @@ class _Pair:
         self._close()
 
     def reset(self) -> None:
-        """End both connections at once, whatever is under way, as a server that dies does."""
+        """Reset both connections at once, even during a transfer, like a server that dies."""
         for end in self._ends:
             with suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -1,4 +1,4 @@
-"""A subscription held against the model of its job."""
+"""The comparison of a subscription with the model of its job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from celery_statemanager.testing.model import JobModel, Place
 
 @dataclass
 class Reader:
-    """An open subscription and what it has given so far."""
+    """An open subscription and the versions that it has yielded."""
 
     model: JobModel
     scope: Scope
@@ -22,7 +22,7 @@ class Reader:
     live: bool = False
 
     def take(self, event: StateEvent) -> None:
-        """Check one event: versions rise, the words are those of that version, replay comes before live."""
+        """Check one event: versions increase, the content is that of the version, and replay precedes live."""
         state = event.state
         place = (state.tag, state.task_index)
         assert self.scope.holds(*place)
@@ -36,7 +36,7 @@ class Reader:
         assert (state.event_id, state.attempt) == (cell.event_id, cell.attempt)
 
     def drain(self) -> None:
-        """Read until the last version of every cell has come, and no more comes."""
+        """Read until the last version of every cell has arrived, and check that nothing follows."""
         deadline = time.monotonic() + PATIENCE
         while self.missing():
             event = self.events.get(deadline - time.monotonic())
@@ -45,13 +45,13 @@ class Reader:
         assert self.events.get(0.0) is None
 
     def end(self) -> None:
-        """Read on until it ends by itself: its job was deleted."""
+        """Read until the subscription ends because its job was deleted."""
         while (event := self.events.get(PATIENCE)) is not None:
             self.take(event)
         assert self.events.closed
 
     def missing(self) -> dict[Place, int]:
-        """Give the last versions not seen yet."""
+        """Return the last versions that have not arrived yet."""
         return {
             place: cell.version
             for place, cell in self.model.cells.items()
