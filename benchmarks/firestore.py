@@ -14,7 +14,7 @@ from benchmarks.harness import Figure, Scale, alternate
 from benchmarks.sizes import READS
 from benchmarks.writes import MESSAGE, state_writer
 from celery_statemanager import open_store
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from tests.emulator import running
 from tests.firestore_kit import Spy
 
@@ -34,7 +34,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
         ours, peer = medians["ours"] * 1e3, medians["peer"] * 1e3
         yield Figure("Firestore set_state (emulator)", "@transactional get + set", ours, peer, "ms", 0.3)
         spy = Spy()
-        with spy.store(Address(PROJECT), timeout=30.0) as store:
+        with spy.store(FirestoreAddress(PROJECT), timeout=30.0) as store:
             write = state_writer(store, "counted")
             yield Figure("Firestore set_state", "-", _count_calls(spy, write), None, "calls", 1, "alone")
             yield from _read_figures(spy, store, [SMALL, *scale((200,), (1_000,), (1_000, 10_000))])

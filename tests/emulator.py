@@ -1,4 +1,4 @@
-"""The real Firestore emulator for tests, on a free port and in a process group of its own."""
+"""The real Firestore emulator for tests, on a free port and in its own process group."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def skip_or_fail(what: str) -> None:
 
 @cache
 def command() -> tuple[str, ...]:
-    """Return the command that runs the emulator, from the SDK of ``gcloud`` or from our own download."""
+    """Return the command that runs the emulator, from the SDK of ``gcloud`` or from ``firestore_emulator_install.sh``."""
     if shutil.which("java") is None:
         skip_or_fail("no java")
     found = next((jar for jar in _jars() if jar.is_file()), None)

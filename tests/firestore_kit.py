@@ -16,9 +16,9 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.firestore import Address, FirestoreStore, requests
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore, requests
 from celery_statemanager.stores.firestore.transports import GrpcClient, Transport, grpc_channel
-from celery_statemanager.stores.firestore.values import decoded
+from celery_statemanager.stores.firestore.values import decode_fields
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import PATIENCE
@@ -27,8 +27,8 @@ PATIENT = Retry(predicate=if_exception_type(ServiceUnavailable), timeout=60.0)
 """Retry while the emulator does not accept the connection."""
 
 
-class Lost(grpc.RpcError, grpc.Call):
-    """An error as gRPC raises it."""
+class InjectedError(grpc.RpcError, grpc.Call):
+    """A gRPC error that a test injects."""
 
     def __init__(self, code: grpc.StatusCode, details: str = "injected by a test") -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Lost(grpc.RpcError, grpc.Call):
     def result(self, timeout: float | None = None) -> None:
         raise self
 
-    def __iter__(self) -> Lost:
+    def __iter__(self) -> InjectedError:
         return self
 
     def __next__(self) -> None:
@@ -68,14 +68,14 @@ class Lost(grpc.RpcError, grpc.Call):
         return False
 
 
-class Altered:
-    """The call of a stream, with its messages passed through a generator."""
+class AlteredCall:
+    """A streaming call whose messages pass through a generator."""
 
     def __init__(self, call: Any, alter: Callable[[Any], Iterator[Any]]) -> None:
         self._call = call
         self._messages = alter(call)
 
-    def __iter__(self) -> Altered:
+    def __iter__(self) -> AlteredCall:
         return self
 
     def __next__(self) -> Any:
@@ -114,7 +114,7 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
         return self._pass(continuation, details, request)
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        return Altered(self._pass(continuation, details, request), self._reading)
+        return AlteredCall(self._pass(continuation, details, request), self._reading)
 
     def _reading(self, messages: Any) -> Iterator[Any]:
         """Count the documents of a stream, found or missing; a sum or an empty response counts as one."""
@@ -130,8 +130,8 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
             self.calls["Listen"] += 1
             fault = self.fault("Listen", requests)
         if fault is not None:
-            return Lost(*fault[1:])
-        return Altered(continuation(details, requests), lambda call: self.alter(call))
+            return InjectedError(*fault[1:])
+        return AlteredCall(continuation(details, requests), lambda call: self.alter(call))
 
     def _pass(self, continuation: Any, details: Any, request: Any) -> Any:
         method = details.method.rpartition("/")[2]
@@ -151,17 +151,17 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
                 answer.exception()
             else:
                 list(answer)
-        return Lost(*error)
+        return InjectedError(*error)
 
-    def client(self, address: Address, transport: Transport) -> GrpcClient:
+    def client(self, address: FirestoreAddress, transport: Transport) -> GrpcClient:
         return GrpcClient(grpc.intercept_channel(grpc_channel(address), self))
 
-    def store(self, address: Address, timeout: float = 10.0, **options: Any) -> FirestoreStore:
+    def store(self, address: FirestoreAddress, timeout: float = 10.0, **options: Any) -> FirestoreStore:
         return FirestoreStore(address, timeout=timeout, make_client=self.client, **options)
 
 
 def wait_until_streaming(watch: Watch) -> None:
-    """Wait until the stream of a watch is open: the emulator may lose changes made while it opens one."""
+    """Wait until the stream of a watch is open, because the emulator may lose changes made while it opens one."""
     assert isinstance(watch, FirestoreWatch)
     with watch._changed:
         assert watch._changed.wait_for(lambda: watch._complete, PATIENCE)
@@ -206,7 +206,7 @@ class Documents:
     def get(self, path: str) -> dict[str, Any]:
         request = firestore.GetDocumentRequest(name=self.name(path))
         answer = self.client.get_document(request, retry=PATIENT, timeout=60)
-        return decoded(type(answer).pb(answer).fields)
+        return decode_fields(type(answer).pb(answer).fields)
 
     def ids(self, collection: str) -> list[str]:
         parent, _, last = self.name(collection).rpartition("/")

@@ -1,4 +1,4 @@
-"""``StateManager(app)``: what an application holds of this package."""
+"""``StateManager(app)``: the entry point of this package in a Celery application."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ _installing = threading.Lock()
 
 
 def _require_store(states: StateManager) -> None:
-    """Refuse to start with a store that cannot be used: the worker would fail the tasks that it takes."""
-    states.store  # noqa: B018 - making it checks its URL, its options and its client library
+    """Raise ``ConfigurationError`` if the store cannot be used, so that a worker ends before it receives tasks."""
+    states.store  # noqa: B018 - its creation checks the URL, the options and the client library
 
 
 class StateManager:
     """Tracks the jobs of one Celery app.
 
-    Making it twice for one app gives the same object. Nothing is read or connected before it is needed.
+    There is one for each app: further calls with the same app return it. It reads the settings and connects to the
+    store on first use.
     """
 
     app: Celery
@@ -52,7 +53,7 @@ class StateManager:
     def __new__(cls, app: Celery) -> StateManager:
         """Return the app's StateManager; the first call installs it. Raises: TypeError."""
         if not isinstance(app, Celery):
-            raise TypeError(f"StateManager takes a Celery app, not {_name_of(app)}")
+            raise TypeError(f"StateManager takes a Celery app, not {_describe(app)}")
         with _installing:
             found = cls.installed(app)
             if found is None:
@@ -69,7 +70,7 @@ class StateManager:
 
     @classmethod
     def installed(cls, app: Celery) -> StateManager | None:
-        """Give the app's StateManager if it was installed."""
+        """Return the app's StateManager, or None if it has none."""
         found = tracker_of(app)
         return found if isinstance(found, StateManager) else None
 
@@ -80,14 +81,14 @@ class StateManager:
 
     @LockedProperty
     def store(self) -> FullStore:
-        """The store of the settings; survives forks. Raises: ConfigurationError."""
+        """The store, which may be used after a fork. Raises: ConfigurationError."""
         settings = self.settings
         store = open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
         return self.metrics.measured(store)
 
     @LockedProperty
     def metrics(self) -> Metrics:
-        """What measures the app's store, callbacks and sweeps. Raises: ConfigurationError."""
+        """The metrics of the app's store, callbacks and sweeps. Raises: ConfigurationError."""
         return find_metrics(wanted=self.settings.metrics)
 
     def submit(
@@ -101,18 +102,19 @@ class StateManager:
         on_failure: Signature[Any] | None = None,
         on_settled: Signature[Any] | None = None,
     ) -> Job:
-        """Create a job of N rows and publish one message for each; the job exists before the first is sent.
+        """Create a job of N rows, then publish one message for each.
 
         Args:
-            tasks: a list, generator or group of members. Member i is row i: a task signature, or a flat chain
-                of them whose tasks share the row, each under its own tag.
-            job_id: made up when not given.
-            run_token: keeps runs of one job_id apart.
+            tasks: a list, generator or group of members. Member i is row i: a task signature, or a flat chain of
+                signatures that share the row, each under its own tag.
+            job_id: the name of the job; random if not given.
+            run_token: distinguishes runs of one job_id.
             tags: replaces the plan derived from the members, and must contain it.
-            on_success: sent once every expected cell is FINISHED for good. A callback is one task signature; it gets
-                the job_id prepended, or nothing if it is immutable, and finds its job with ``states.current_job()``.
-            on_failure: sent once the first cell has failed for good.
-            on_settled: sent once every expected cell has ended.
+            on_success: a callback sent when every expected cell is final and FINISHED. A callback is one task
+                signature. The job_id is prepended to its arguments, unless it is immutable. It finds its job with
+                ``states.current_job()``.
+            on_failure: a callback sent when the first cell has failed finally.
+            on_settled: a callback sent when every expected cell is final.
 
         Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
@@ -120,17 +122,19 @@ class StateManager:
         return submit(self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks)
 
     def job(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:
-        """Return a job that was submitted before; a callback uses ``current_job``.
+        """Return a submitted job. In a callback use ``current_job``.
 
-        Raises: JobNotFound – it names the runs of the job_id that exist; TypeError, ValueError, StoreError.
+        Raises: JobNotFound – with the existing runs of the job_id; TypeError, ValueError, StoreError.
         """
         return Job(self, find_job(self.store, job_key(job_id, run_token)))
 
     def current_job(self) -> Job | None:
-        """Return the job whose task or callback runs here, or None outside of tracked tasks.
+        """Return the job of the current task or callback, or None outside of tracked tasks.
 
-        In a callback this is the way to the job: its job_id alone does not name a run. Raises: JobNotFound – the job
-        was deleted or replaced by a newer run, and the task is to stop: it is also a Celery ``Ignore``; StoreError.
+        Callbacks get only the job_id, which does not identify a run; this method returns their own run.
+
+        Raises: JobNotFound – the job was deleted or replaced by a newer run; in a task, the error is also Celery's
+            ``Ignore`` and stops it; StoreError.
         """
         run = run_of(current_task)
         if run is None:
@@ -140,25 +144,25 @@ class StateManager:
 
     @staticmethod
     def tag(signature: Signature[Any], tag: str) -> Signature[Any]:
-        """Give a copy of a task signature that runs under another tag than its task's own."""
+        """Return a copy of a task signature that runs under another tag than that of its task."""
         tagged = signature.clone()
         tagged.options["headers"] = {**(tagged.options.get("headers") or {}), TAG_HEADER: check_name("tag", tag)}
         return tagged
 
 
-def _name_of(given: Any) -> str:
-    """Return the end of a sentence about what is no app; without the password of a URL."""
+def _describe(given: Any) -> str:
+    """Return the part of an error message about an argument that is not an app, without the password of a URL."""
     if isinstance(given, str):
         return f"the text {masked(given)!r}: pass the app, and set the store's URL as app.conf.statemanager_store_url"
     return f"{given!r:.60}: pass the app that runs the tasks"
 
 
 def find_metrics(*, wanted: bool) -> Metrics:
-    """Give what measures, if it is wanted and ``opentelemetry-api`` is installed; nothing of it is loaded else."""
+    """Return OpenTelemetry metrics if they are wanted and can be imported, else metrics without effect."""
     if not wanted or importlib.util.find_spec("opentelemetry") is None:
         return Metrics()
     try:
         from celery_statemanager.telemetry import OpenTelemetry
-    except ImportError:  # another distribution of the same namespace
+    except ImportError:  # the namespace package of another distribution
         return Metrics()
     return OpenTelemetry()

@@ -1,4 +1,4 @@
-"""State writes that the store could not take at once: a thread retries them until it does (rule R18)."""
+"""State writes that failed because the store was unavailable; a thread retries them (rule R18)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Backlog:
         _backlogs.add(self)
 
     def clear(self) -> None:
-        """Start empty, as a forked child must: the waiting writes and the thread are its parent's."""
+        """Remove all writes. A forked child does so, because the writes and the thread belong to its parent."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # enter the lock: a signal can interrupt Condition.__exit__
         self._waiting: dict[Key, tuple[Action, LogExtra | None]] = {}
@@ -72,7 +72,7 @@ class Backlog:
 
     @property
     def store_is_down(self) -> bool:
-        """Whether a call of the store would most likely only block and fail."""
+        """Whether the last call of the store failed a short time ago, or a retry did."""
         return self._refused or time.monotonic() < self._avoid_until
 
     def cells(self) -> list[str]:
@@ -83,7 +83,7 @@ class Backlog:
             return self._names()
 
     def avoid_store(self) -> None:
-        """Note that a call of the store has just failed."""
+        """Record that a call of the store has just failed."""
         self._avoid_until = time.monotonic() + self._avoid_for
 
     def now_or_later(self, key: Key, action: Action, log_extra: LogExtra | None = None) -> None:

@@ -24,7 +24,7 @@ def callback_to_json(name: str, signature: Any) -> str | None:
     if not isinstance(signature, Signature) or signature.subtask_type is not None or signature.task == "celery.chunks":
         raise TypeError(f"on_{name} must be one task signature such as publish.s(), not {signature!r:.80}")
     if "task_id" in signature.options:
-        raise ValueError(f"on_{name} must not have a task_id: leave it out, the job gives each callback its id")
+        raise ValueError(f"on_{name} must not have a task_id: leave it out, the job assigns the ids")
     try:
         return str(dumps(dict(signature)))
     except (TypeError, ValueError) as error:

@@ -55,7 +55,7 @@ _ATTRIBUTE = "_celery_statemanager"
 
 
 def install(app: Celery, tracker: Tracker) -> None:
-    """Set the tracker of an app; both are garbage together."""
+    """Set the tracker of an app; the two are garbage-collected together."""
     setattr(app, _ATTRIBUTE, tracker)
 
 
@@ -66,7 +66,7 @@ def tracker_of(app: Celery) -> Tracker | None:
 
 def at_start(tracker: AnyTracker, action: Callable[[AnyTracker], object]) -> None:
     """Call ``action`` with the tracker when a worker or beat of its app starts; an error that it raises ends them."""
-    reference = weakref.ref(tracker)  # a signal must not keep an app alive
+    reference = weakref.ref(tracker)  # the signal must not prevent garbage collection of the app
 
     def act(**_: Any) -> None:
         alive = reference()

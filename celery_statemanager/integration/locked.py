@@ -1,4 +1,4 @@
-"""A property that is computed once per object, whichever number of threads ask first."""
+"""A property that is computed once per object, also if several threads read it at the same time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LOCK = "_locked_property_lock"
 
 
 class LockedProperty(Generic[T]):
-    """Compute a value at first use and keep it in the object's ``__dict__``; may be assigned to.
+    """A value that is computed on first use and cached in the object's ``__dict__``; it may be assigned to.
 
-    ``functools.cached_property`` has no lock from Python 3.12 on: two threads at first use get two values. One lock per
-    object, reentrant: one such property may use another.
+    ``functools.cached_property`` has no lock since Python 3.12, so two threads may compute two values. This property
+    has one lock per object. The lock is reentrant, so one such property may use another.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
@@ -30,12 +30,12 @@ class LockedProperty(Generic[T]):
     def __get__(self, instance: object, owner: type) -> T: ...
 
     def __get__(self, instance: object | None, owner: type) -> LockedProperty[T] | T:
-        """Return the value. Called only until it is kept: it is found in the object's ``__dict__`` from then on."""
+        """Return the value. Python does not call this once the value is in the object's ``__dict__``."""
         if instance is None:
             return self
-        kept = vars(instance)
-        with kept.setdefault(_LOCK, threading.RLock()):
-            if self._name not in kept:
-                kept[self._name] = self._compute(instance)
-            value: T = kept[self._name]
+        values = vars(instance)
+        with values.setdefault(_LOCK, threading.RLock()):
+            if self._name not in values:
+                values[self._name] = self._compute(instance)
+            value: T = values[self._name]
             return value

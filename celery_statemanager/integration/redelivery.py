@@ -93,12 +93,12 @@ def check_task(task: Any) -> None:
 def log_invalid_policies(app: Celery) -> None:
     """Log the tasks of an app whose policy is invalid.
 
-    An error would be too much: Celery gives an app every decorated task of its process, also those of other apps.
+    They are only logged, because Celery registers every shared task of a process with all its apps.
     """
     for name in sorted(app.tasks):
         try:
             check_task(app.tasks[name])
         except ConfigurationError as error:
-            logger.error(  # noqa: TRY400 - no defect of ours
+            logger.error(  # noqa: TRY400 - a traceback would not help
                 "%s; until then statemanager_on_lost applies to it, and submit rejects it", error
             )

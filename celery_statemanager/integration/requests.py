@@ -82,7 +82,7 @@ class HeldMessages:
         return self._newest.get(task_id)
 
     def abandon(self, task_id: str) -> None:
-        """Note that the body of a running request has ended, where Celery will not report it."""
+        """Record that the body of a running request has ended, because Celery does not report it."""
         self._abandoned.update(each for each in _copy(worker_state.active_requests) if each.id == task_id)
 
     def running(self) -> list[Binding]:

@@ -1,4 +1,4 @@
-"""One small handler per Celery signal; each makes one state write.
+"""Signal handlers of Celery, one for each signal; each makes one state write.
 
 In the process that runs the body, a handler finds the ``Run`` that ``task_prerun`` set on the request and writes at
 once. Without a ``Run`` it is in the worker's main process, where it only enqueues the write (``worker.main``).
@@ -45,7 +45,7 @@ def _connect(handlers: list[tuple[Signal, Any]]) -> None:
 
 @cache
 def _connect_endings() -> None:
-    """Connect the handlers that would slow down every task, once this process has run a tracked one."""
+    """Connect the handlers that slow down every task; called when the process runs its first tracked task."""
     _connect(_ENDINGS)
 
 
@@ -116,8 +116,8 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
         if requeue and task.acks_late and not task.request.is_eager:
             run.pause("requeued by the task", run.delivery)
         else:
-            run.end(int(Status.REJECTED), outcomes.rejection(reason, in_vain=bool(requeue)))
-    elif state == "SUCCESS":  # from here on: a time limit struck before the handler of the outcome's own signal began
+            run.end(int(Status.REJECTED), outcomes.rejection(reason, not_requeued=bool(requeue)))
+    elif state == "SUCCESS":  # from here on: a time limit prevented the handler of the outcome's own signal
         _on_success(sender=task)
     elif state == "FAILURE":
         _on_failure(sender=task, exception=retval)
@@ -126,7 +126,7 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
 
 
 def _on_aborted(run: Run, error: BaseException | None) -> None:
-    """Write an exception that eager mode propagates: no other signal reports it. An exit is left to the sweep."""
+    """Write an exception that eager mode propagates, which no other signal reports; leave an exit to the sweep."""
     if isinstance(error, Exception):
         run.end(*outcomes.failure(error), keep_app_status=not isinstance(error, StateError))
     else:
@@ -171,10 +171,10 @@ def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: 
 
 
 def _on_publish(headers: Any = None, properties: Any = None, **_: Any) -> None:
-    """Add the binding to a message with the id of the running task, where a retry or replace dropped it.
+    """Add the binding to a message with the id of the running task, which a retry or replacement may have dropped.
 
-    Remove the expiration from the properties of a tracked message: RabbitMQ would drop it without any signal. The
-    header stays, by which the worker lets the message expire and reports it.
+    Also remove the expiration from the properties of a tracked message, because RabbitMQ would drop the message without
+    a signal. By the header, which stays, the worker rejects an expired message and reports it.
     """
     if HEADER not in headers:
         run = run_of(current_task)

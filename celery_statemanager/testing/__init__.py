@@ -1,15 +1,16 @@
-"""Tools for tests: the store contract as a test suite, a hypothesis state machine for stores, a clock, fault injectors.
+"""Tools for tests: the store contract, a clock under control, a state machine for stores, fault injectors.
 
 Requires pytest. The state machine also requires hypothesis, and ``testing.processes`` requires psutil. This package
 installs none of them.
 
-Fault injectors: ``FaultyStore`` loses responses, drops notifications and simulates outages; ``Proxy`` cuts connections;
-``testing.processes`` kills and pauses workers; ``testing.celery`` delivers messages twice.
+Fault injectors: ``FaultyStore`` loses responses, drops notifications and simulates outages. ``Proxy`` cuts connections.
+``testing.processes`` kills and pauses workers. ``testing.celery`` delivers messages twice.
 """
 
 from __future__ import annotations
 
 import pkgutil
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,13 @@ __all__ = [
 
 
 def store_machine(make_store: Callable[[], FullStore], recount_every: int = 1) -> type[StoreMachine]:
-    """Return a hypothesis state machine for a store. Run it with ``run_state_machine_as_test``.
+    """Create a hypothesis state machine for a store. Run it with ``run_state_machine_as_test``.
 
     Args:
-        make_store: called once per example. It may open the same data each time, because every example leaves it empty.
-        recount_every: number of steps after which everything that can be read of the jobs is compared, in some hundred
-            calls. The result of each step is always compared.
+        make_store: called once per example. It may return stores on the same data, because each example leaves the
+            store empty.
+        recount_every: steps after which everything that can be read of the changed jobs is compared, which takes some
+            hundred calls. The reply of every step is always compared.
 
     Raises: ImportError – hypothesis is not installed.
     """
@@ -59,6 +61,7 @@ def store_machine(make_store: Callable[[], FullStore], recount_every: int = 1) -
         import hypothesis  # noqa: F401
     except ImportError as error:
         raise ImportError(f"store_machine needs hypothesis ({error}): pip install hypothesis") from error
-    from celery_statemanager.testing.machine import machine_for
+    from celery_statemanager.testing.machine import StoreMachine
 
-    return machine_for(make_store, recount_every)
+    fields = {"make_store": staticmethod(make_store), "recount_every": recount_every, "counts": Counter()}
+    return type("StoreMachine", (StoreMachine,), fields)

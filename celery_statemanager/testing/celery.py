@@ -1,4 +1,4 @@
-"""Repeated deliveries of messages, as brokers may make them. Not imported by the package, because it needs Celery."""
+"""Deliver messages twice, as brokers may do. Not imported by the package, because it imports Celery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from celery.signals import after_task_publish
 
 @dataclass(frozen=True)
 class Published:
-    """A task message as it was sent."""
+    """A published task message."""
 
     app: Celery
     task: str
@@ -28,7 +28,7 @@ class Published:
         return str(self.headers["id"])
 
     def redeliver(self) -> None:
-        """Send the same message again, with the same id, headers and body. Raises: what the broker raises."""
+        """Publish the message again, with the same id, headers and body. Raises: what the broker raises."""
         with self.app.producer_or_acquire() as producer:
             producer.publish(
                 self.body,
@@ -42,7 +42,7 @@ class Published:
 
 @contextmanager
 def published(app: Celery) -> Iterator[list[Published]]:
-    """Record the task messages that this process sends inside the block, so that a test can ``redeliver`` them.
+    """Record the task messages that this process publishes inside the block, so that a test can ``redeliver`` them.
 
     ::
 

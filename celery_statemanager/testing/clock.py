@@ -1,4 +1,4 @@
-"""A clock that a test controls."""
+"""A clock under the control of a test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class FakeClock:
-    """A callable that returns a fixed time in seconds, which only ``advance`` changes. Thread-safe.
+    """A clock that moves only by ``advance``. Thread-safe.
 
     Args:
         start: seconds since the epoch.
@@ -21,6 +21,6 @@ class FakeClock:
             return self._seconds
 
     def advance(self, seconds: float) -> None:
-        """Move the time forward, or back if ``seconds`` is negative."""
+        """Set the clock forward, or back if ``seconds`` is negative."""
         with self._lock:
             self._seconds += seconds

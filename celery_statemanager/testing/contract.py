@@ -1,4 +1,4 @@
-"""The store contract as tests, with one class for each capability."""
+"""The store contract as tests, one class per capability."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigratableContract
-from celery_statemanager.testing.contract_paging import PagingContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_signals import SignalContract
 from celery_statemanager.testing.contract_stages import StageContract
 from celery_statemanager.testing.contract_subscriptions import SubscriptionContract
+from celery_statemanager.testing.contract_summaries import SummaryContract
 from celery_statemanager.testing.contract_watching import WatchContract
 from celery_statemanager.testing.contract_workers import WorkerRegistryContract
 from celery_statemanager.testing.kit import Grid
@@ -40,6 +40,7 @@ class CoreContract(
     CancelContract,
     CompletionContract,
     AggregateContract,
+    SummaryContract,
     WatchContract,
     SubscriptionContract,
     BarrierContract,
@@ -57,16 +58,17 @@ class CoreContract(
                 return StoreFactory(lambda **options: MyStore(tmp_path, **options), url=str(tmp_path), takes_clock=True)
 
     Add ``WorkerRegistryContract`` and ``MigratableContract`` as further bases for a store with these capabilities, or
-    use ``StoreContract`` for a store with all of them. Each test starts with an empty store. Two fields of
-    ``StoreFactory`` are optional: ``url``, if a second store object can access the data, and ``takes_clock``, if a test
-    can control the clock. Without them, the tests that need them are skipped.
+    use ``StoreContract`` for a store with all of them. Each test uses an empty store.
+
+    Some tests need data that a second store object can open (``StoreFactory.url``), or a clock that the test controls
+    (``StoreFactory.takes_clock``). They are skipped for other stores.
     """
 
 
-class StoreContract(CoreContract, WorkerRegistryContract, PagingContract, MigratableContract):
-    """The tests that every ``FullStore`` must pass: those of all capabilities. Use it like ``CoreContract``."""
+class StoreContract(CoreContract, WorkerRegistryContract, MigratableContract):
+    """The tests that every ``FullStore`` must pass: those of all capabilities. Use it as ``CoreContract``."""
 
-    def test_an_open_attempt_is_listed_as_its_cell_was_rewritten(self, store: FullStore) -> None:
+    def test_an_open_attempt_is_listed_with_its_rewritten_cell(self, store: FullStore) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w")
         (found,) = store.outdated_cells(grid.ref, later := grid.job.schema_version + 1)

@@ -1,4 +1,4 @@
-"""Tests of attempts: begin, fence, end, and the conditions of a write (rules R4, R13, R14)."""
+"""Attempts: begins, fences, ends, and the conditions of writes (rules R4, R13, R14)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ RETRY = Delivery(0, 1)
 
 
 class AttemptContract:
-    """The rules of attempts."""
+    """Tests of attempts."""
 
-    def test_an_attempt_that_begins_is_counted_and_open(self, store: Store) -> None:
+    def test_a_begin_opens_a_numbered_attempt(self, store: Store) -> None:
         grid = Grid.create(store)
         before = store.now()
         reply = grid.begin("a", 1, event_id="b1", delivery=Delivery(2, 3), owner="w", kept="msg", message="hi")
@@ -39,7 +39,7 @@ class AttemptContract:
         assert (grid.cell("a", 0).payload, grid.cell("a", 0).losses) == ('{"checkpoint":7}', 1)
         assert grid.cell("a", 0).attempt == 2
 
-    def test_a_begin_whose_answer_was_lost_may_be_repeated(self, store: Store) -> None:
+    def test_a_repeated_begin_changes_nothing(self, store: Store) -> None:
         grid = Grid.create(store)
         first = grid.begin("a", 0, event_id="b1")
         again = grid.begin("a", 0, event_id="b1")
@@ -67,19 +67,19 @@ class AttemptContract:
         assert reply.cell.attempt == (2 if verdict is BEGUN else 1)
         assert reply.cell == first or verdict is BEGUN
 
-    def test_an_equal_delivery_begins_again_once_the_attempt_is_closed(self, store: Store) -> None:
+    def test_an_equal_delivery_begins_after_the_attempt_is_closed(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.run("a", 0, FAILED)
         assert grid.begin("a", 0).verdict is BEGUN
         assert grid.cell("a", 0).attempt == 2
 
-    def test_a_lesser_delivery_is_stale_even_when_nothing_is_open(self, store: Store) -> None:
+    def test_an_older_delivery_is_stale_even_without_an_open_attempt(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, delivery=RETRY)
         grid.end("a", 0, FAILED)
         assert grid.begin("a", 0).verdict is STALE
 
-    def test_an_announced_retry_makes_its_own_delivery_the_next(self, store: Store) -> None:
+    def test_after_an_announced_retry_only_its_delivery_begins(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w")
         cell = grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=RETRY, message="retry in 3 s").cell
@@ -88,7 +88,7 @@ class AttemptContract:
         assert grid.begin("a", 0, delivery=RETRY).verdict is BEGUN
         assert grid.begin("a", 0, delivery=RETRY).verdict is DUPLICATE
 
-    def test_a_duplicate_begins_if_it_supersedes_the_attempt_known_to_be_dead(self, store: Store) -> None:
+    def test_a_duplicate_begins_if_it_supersedes_the_current_attempt(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="dead")
         assert grid.begin("a", 0, supersedes=2).verdict is DUPLICATE
@@ -96,21 +96,21 @@ class AttemptContract:
         assert (grid.cell("a", 0).attempt, grid.cell("a", 0).owner) == (2, "new")
         assert grid.begin("a", 0, supersedes=1).verdict is DUPLICATE
 
-    def test_an_attempt_that_a_worker_lost_is_counted_by_the_one_that_supersedes_it(self, store: Store) -> None:
+    def test_superseding_an_attempt_of_a_worker_counts_as_a_loss(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w1")
         assert grid.begin("a", 0, supersedes=1, owner="w2").cell.losses == 1
         assert grid.begin("a", 0, delivery=Delivery(0, 1), owner="w3").cell.losses == 1
         assert grid.begin("a", 0, supersedes=3, delivery=Delivery(0, 1)).cell.losses == 2
-        assert grid.begin("a", 0, supersedes=4, delivery=Delivery(0, 1)).cell.losses == 2, "a Manager is never lost"
+        assert grid.begin("a", 0, supersedes=4, delivery=Delivery(0, 1)).cell.losses == 2, "a Manager has no lease"
 
-    def test_a_manager_takes_over_whatever_is_open(self, store: Store) -> None:
+    def test_a_manager_takes_over_an_open_attempt(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, delivery=Delivery(5, 5), owner="w")
         assert grid.manager(0).begin("a") == 2
         assert grid.cell("a", 0).owner is None
 
-    def test_a_finished_cell_is_never_begun_again(self, store: Store) -> None:
+    def test_a_finished_cell_never_begins_again(self, store: Store) -> None:
         grid = Grid.create(store)
         cell = grid.run("a", 0).cell
         for fields in ({}, {"delivery": Delivery(9, 9)}, {"takes_over": True}, {"supersedes": 1}):
@@ -120,7 +120,7 @@ class AttemptContract:
             grid.manager(0).begin("a")
         assert refused.value.reason == "finished"
 
-    def test_a_cell_that_wrote_finished_may_be_begun_while_its_attempt_is_open(self, store: Store) -> None:
+    def test_a_cell_with_status_finished_may_begin_while_its_attempt_is_open(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0)
         grid.write("a", 0, FINISHED, attempt=1)
@@ -143,7 +143,7 @@ class AttemptContract:
         assert successor.set_state("a", FINISHED).version == 4
         assert Manager.open(store, "job").get_state("a", 0).attempt == 2
 
-    def test_a_fence_needs_its_very_attempt(self, store: Store) -> None:
+    def test_a_write_is_refused_if_its_attempt_is_not_the_current_one(self, store: Store) -> None:
         grid = Grid.create(store)
         for attempt in (1, 2):
             with pytest.raises(AttemptSuperseded):
@@ -154,7 +154,7 @@ class AttemptContract:
         assert grid.cell("a", 0).version == 1
         assert grid.write("a", 0, 5, attempt=1).cell.version == 2
 
-    def test_a_terminal_write_ends_a_managers_attempt_and_progress_does_not(self, store: Store) -> None:
+    def test_only_a_terminal_status_ends_the_attempt_of_a_manager(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",))
         grid = Grid(store, manager.ref)
         manager.begin("a")
@@ -167,14 +167,14 @@ class AttemptContract:
         assert grid.cell("a", 0).final
         assert manager.get_state("a", 0).attempt == 2
 
-    def test_a_terminal_write_without_an_attempt_leaves_an_open_one_open(self, store: Store) -> None:
+    def test_a_terminal_write_without_an_attempt_does_not_close_the_open_attempt(self, store: Store) -> None:
         grid = Grid.create(store, tags=("a",))
         grid.begin("a", 0, owner="w")
         cell = grid.write("a", 0, -9).cell
         assert (cell.open, cell.final, cell.owner, cell.status) == (True, False, "w", -9)
-        assert grid.fallen == set()
+        assert grid.decided == set()
 
-    def test_closing_ends_ownership_and_an_ending_drops_the_kept_message(self, store: Store) -> None:
+    def test_closing_an_attempt_removes_its_owner_and_a_final_cell_has_no_kept_message(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w", kept="msg")
         cell = grid.write("a", 0, 1, attempt=1, ends_attempt=True).cell
@@ -184,7 +184,7 @@ class AttemptContract:
         cell = grid.end("a", 0, FAILED).cell
         assert (cell.owner, cell.kept) == (None, None)
 
-    def test_a_write_may_name_its_attempt_by_worker_and_delivery(self, store: Store) -> None:
+    def test_a_write_may_identify_its_attempt_by_worker_and_delivery(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w", delivery=RETRY)
         for holder in (("other", RETRY), ("w", Delivery()), ("w", Delivery(1, 0))):
@@ -194,7 +194,7 @@ class AttemptContract:
         with pytest.raises(AttemptSuperseded):
             grid.write("a", 0, 5, if_owner=("w", RETRY))
 
-    def test_a_write_may_demand_that_the_attempt_is_still_open(self, store: Store) -> None:
+    def test_a_write_may_require_an_open_attempt(self, store: Store) -> None:
         grid = Grid.create(store)
         with pytest.raises(AttemptSuperseded):
             grid.write("a", 0, 5, when=When.OPEN)
@@ -205,7 +205,7 @@ class AttemptContract:
             grid.write("a", 0, 6, attempt=1, when=When.OPEN)
         assert grid.cell("a", 0).status == FAILED
 
-    def test_a_write_may_demand_that_nothing_is_open_or_final(self, store: Store) -> None:
+    def test_a_write_may_require_an_idle_cell(self, store: Store) -> None:
         grid = Grid.create(store)
         assert grid.write("a", 0, int(Status.REVOKED), when=When.IDLE).cell.final
         with pytest.raises(AttemptSuperseded):
@@ -217,21 +217,23 @@ class AttemptContract:
         assert grid.write("a", 1, int(Status.EXPIRED), when=When.IDLE).cell.final
 
     @pytest.mark.parametrize("open_status", [5, FINISHED])
-    def test_the_applications_negative_word_stays_at_the_end(self, store: Store, open_status: int) -> None:
+    def test_the_end_of_an_attempt_keeps_a_negative_status_of_the_application(
+        self, store: Store, open_status: int
+    ) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0)
         grid.write("a", 0, -42, attempt=1, message="mine")
         cell = grid.end("a", 0, open_status, keep_app_status=True, message="theirs").cell
         assert (cell.status, cell.message, cell.open) == (-42, "mine", False)
 
-    def test_a_body_that_wrote_finished_and_then_fails_has_failed(self, store: Store) -> None:
+    def test_a_task_that_wrote_finished_and_then_fails_has_failed(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0)
         grid.write("a", 0, FINISHED, attempt=1, message="done")
         cell = grid.end("a", 0, FAILED, keep_app_status=True, message="ValueError: late").cell
         assert (cell.status, cell.message) == (FAILED, "ValueError: late")
 
-    def test_the_applications_last_words_stay_where_the_end_has_none(self, store: Store) -> None:
+    def test_the_end_of_an_attempt_keeps_the_last_message_if_it_has_none(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0)
         grid.write("a", 0, 50, attempt=1, message="page 5")

@@ -1,4 +1,4 @@
-"""Tests of barriers through the public API (rule R8)."""
+"""Barriers (rule R8)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIMB = [(row, status) for status in (1, 5, 10, 15) for row in (2, 0, 1)]
 
 
 class BarrierContract:
-    """The rules of barriers."""
+    """Tests of barriers."""
 
     def test_a_barrier_returns_one_state_per_expected_row(self, store: Store) -> None:
         grid = Grid.create(store, 4, {"a": [0, 2], "b": [1, 3]})
@@ -36,7 +36,7 @@ class BarrierContract:
         assert min(state.status for state in states) >= 10
         assert len(states) == 3
 
-    def test_a_barrier_that_is_late_tells_the_states_and_the_missing_rows(self, store: Store) -> None:
+    def test_a_timeout_reports_the_states_and_the_missing_rows(self, store: Store) -> None:
         grid = Grid.create(store, 6)
         for row, status in ((0, 10), (1, 9), (4, FINISHED)):
             grid.write("a", row, status)
@@ -56,7 +56,7 @@ class BarrierContract:
                 grid.manager().synchronize(tag, 10)
             assert (failed.value.state.task_index, failed.value.state.message) == (1, text)
 
-    def test_a_row_that_fails_while_a_barrier_waits_ends_it(self, store: Store) -> None:
+    def test_a_row_that_fails_during_the_wait_ends_the_barrier(self, store: Store) -> None:
         grid = Grid.create(store, 2)
         writer = threading.Thread(target=lambda: grid.write("a", 1, FAILED))
         writer.start()
@@ -64,7 +64,7 @@ class BarrierContract:
             grid.manager().synchronize("a", 10, timeout=PATIENCE)
         writer.join()
 
-    def test_a_patient_barrier_waits_for_a_failed_row_to_recover(self, store: Store) -> None:
+    def test_without_fail_fast_a_barrier_waits_for_a_failed_row_to_recover(self, store: Store) -> None:
         grid = Grid.create(store, 2)
         grid.write("a", 0, 10)
         grid.run("a", 1, FAILED)

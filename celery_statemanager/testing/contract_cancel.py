@@ -1,4 +1,4 @@
-"""Tests of cancelled jobs: what readers see, which writes are accepted, when the job settles (rule R17)."""
+"""Cancelled jobs: the states of their cells, the writes that they accept, when they settle (rule R17)."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from celery_statemanager.records import CALLBACK_ROW, Delivery, Verdict, When
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, smoke
 
-WHY = "user asked"
+REASON = "user asked"
 
 
 class CancelContract:
-    """The rules of cancelled jobs."""
+    """Tests of cancelled jobs."""
 
     def test_cells_that_never_began_read_as_cancelled_with_the_reason(self, store: Store) -> None:
         grid = Grid.create(store, 3, ("a", "b"))
         grid.run("a", 0)
         grid.begin("a", 1)
-        grid.cancel(WHY)
-        gone = State("job", 2, "a", CANCELLED, WHY)
+        grid.cancel(REASON)
+        gone = State("job", 2, "a", CANCELLED, REASON)
         assert grid.state("a", 2) == gone
         assert grid.lowest("a") == gone
         assert grid.lowest(row=2) == gone
-        assert grid.lowest() == State("job", 0, "b", CANCELLED, WHY)
+        assert grid.lowest() == State("job", 0, "b", CANCELLED, REASON)
         assert grid.lowest("unseen", 1).status == grid.lowest("unseen").status == CANCELLED
         assert [grid.state("a", row).status for row in (0, 1)] == [FINISHED, 1]
 
-    def test_a_cancelled_summary_counts_what_never_began_as_failed(self, store: Store) -> None:
+    def test_the_summary_of_a_cancelled_job_counts_cells_that_never_began_as_failed(self, store: Store) -> None:
         grid = Grid.create(store, 5, ("a", "b"))
         grid.run("a", 0)
         grid.begin("a", 1)
         grid.write("a", 2, 0)
-        grid.cancel(WHY)
+        grid.cancel(REASON)
         summary = grid.manager().summary("a")
         assert (summary.not_started, summary.running, summary.finished, summary.failed) == (0, 1, 1, 3)
         assert (str(summary.failed_indexes), str(summary.running_indexes), str(summary.missing_indexes)) == (
@@ -42,17 +42,17 @@ class CancelContract:
             "1",
             "",
         )
-        assert (summary.lowest.status, summary.lowest.message, summary.lowest.task_index) == (CANCELLED, WHY, 2)
+        assert (summary.lowest.status, summary.lowest.message, summary.lowest.task_index) == (CANCELLED, REASON, 2)
         whole = grid.manager().summary(indexes=False)
         assert (whole.expected, whole.failed, whole.lowest.status) == (10, 8, CANCELLED)
 
-    def test_a_written_zero_that_nobody_works_at_reads_as_cancelled_and_keeps_its_place(self, store: Store) -> None:
+    def test_a_cell_written_as_not_started_reads_as_cancelled(self, store: Store) -> None:
         grid = Grid.create(store, 3, ("a",))
         kept = grid.write("a", 0, 0, message="queued", payload='{"n":1}').cell
         grid.begin("a", 1)
-        grid.cancel(WHY)
+        grid.cancel(REASON)
         state = grid.state("a", 0)
-        assert (state.status, state.message) == (CANCELLED, WHY)
+        assert (state.status, state.message) == (CANCELLED, REASON)
         assert (state.version, state.event_id, state.payload) == (1, kept.event_id, {"n": 1})
         assert state.timestamp is not None
         assert grid.states() == [state, grid.state("a", 1)]
@@ -60,7 +60,7 @@ class CancelContract:
         with grid.manager().subscribe() as events:
             assert [next(events).state for _ in range(2)] == grid.states()
 
-    def test_lower_than_cancelled_stays_lowest_and_higher_does_not(self, store: Store) -> None:
+    def test_only_a_status_below_cancelled_stays_the_lowest(self, store: Store) -> None:
         grid = Grid.create(store, 4, ("a",))
         grid.run("a", 3, FAILED)
         grid.cancel()
@@ -70,7 +70,7 @@ class CancelContract:
         other.cancel()
         assert (other.lowest().status, other.lowest().task_index) == (-8, 3)
 
-    def test_an_attempt_closed_without_a_word_reads_as_cancelled(self, store: Store) -> None:
+    def test_an_attempt_closed_as_not_started_reads_as_cancelled(self, store: Store) -> None:
         grid = Grid.create(store, 3, ("a",))
         grid.run("a", 0, FAILED)
         grid.run("a", 1, FAILED)
@@ -83,11 +83,11 @@ class CancelContract:
         assert grid.state("a", 2).status == CANCELLED
         assert (grid.lowest().status, grid.lowest().task_index) == (CANCELLED, 2)
 
-    def test_begins_are_vetoed(self, store: Store) -> None:
+    def test_a_cancelled_job_refuses_begins(self, store: Store) -> None:
         grid = Grid.create(store, 3, ("a",))
         grid.begin("a", 1)
         grid.run("a", 2, FAILED)
-        grid.cancel(WHY)
+        grid.cancel(REASON)
         assert grid.begin("a", 0).verdict is Verdict.CANCELLED
         assert grid.cell("a", 0).version == 0
         for row, fields in ((1, {"delivery": Delivery(9, 9)}), (1, {"takes_over": True}), (2, {})):
@@ -95,32 +95,32 @@ class CancelContract:
             reply = grid.begin("a", row, **fields)
             assert (reply.verdict, reply.cell) == (Verdict.CANCELLED, cell)
             assert grid.cell("a", row) == cell
-        with pytest.raises(JobCancelled, match=WHY):
+        with pytest.raises(JobCancelled, match=REASON):
             grid.manager(0).begin("a")
 
-    def test_a_finished_cell_says_finished_to_a_begin_even_then(self, store: Store) -> None:
+    def test_a_begin_of_a_finished_cell_returns_finished_after_cancellation(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.run("a", 0)
         grid.begin("a", 1)
         grid.cancel()
         assert grid.begin("a", 0).verdict is Verdict.FINISHED
 
-    def test_a_retry_that_meets_the_cancellation_ends_its_cell(self, store: Store) -> None:
+    def test_a_retry_that_begins_after_the_cancellation_ends_its_cell(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.begin("a", 0, kept="msg")
         grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 1))
-        assert grid.cancel(WHY) == ()
+        assert grid.cancel(REASON) == ()
         reply = grid.begin("a", 0, delivery=Delivery(0, 1))
         assert (reply.verdict, reply.decided) == (Verdict.CANCELLED, ("settled",))
         cell = grid.cell("a", 0)
-        assert (cell.status, cell.message, cell.version, cell.final) == (CANCELLED, WHY, 3, True)
+        assert (cell.status, cell.message, cell.version, cell.final) == (CANCELLED, REASON, 3, True)
         assert (cell.kept, cell.attempt) == (None, 1)
 
-    def test_a_running_task_learns_of_it_at_its_next_write(self, store: Store) -> None:
+    def test_the_next_write_of_a_running_task_raises_job_cancelled(self, store: Store) -> None:
         manager = Grid.create(store, 2, ("a",)).manager(0)
         grid = Grid(store, manager.ref)
         manager.begin("a")
-        grid.cancel(WHY)
+        grid.cancel(REASON)
         for write in (
             lambda: manager.set_state("a", 50),
             lambda: manager.progress("a", 1, 2),
@@ -128,11 +128,11 @@ class CancelContract:
         ):
             with pytest.raises(JobCancelled) as refused:
                 write()
-            assert refused.value.reason == WHY
+            assert refused.value.reason == REASON
         assert grid.cell("a", 0).version == 1
 
     @pytest.mark.parametrize("status", [FINISHED, CANCELLED, FAILED])
-    def test_a_running_task_may_end_as_it_will(self, store: Store, status: int) -> None:
+    def test_a_running_task_may_end_with_any_terminal_status(self, store: Store, status: int) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.begin("a", 0)
         assert grid.cancel() == ()
@@ -140,12 +140,12 @@ class CancelContract:
         assert reply.cell.status == status
         assert "settled" in reply.decided
 
-    def test_a_cell_in_progress_takes_an_ending_and_one_never_begun_takes_nothing(self, store: Store) -> None:
+    def test_after_cancellation_only_cells_in_progress_accept_a_terminal_status(self, store: Store) -> None:
         grid = Grid.create(store, 3, ("a",))
         grid.write("a", 0, 50)
         grid.write("a", 1, 0)
         grid.begin("a", 2)
-        grid.cancel(WHY)
+        grid.cancel(REASON)
         assert grid.write("a", 0, FINISHED).cell.status == FINISHED
         for row, status in ((1, FINISHED), (1, FAILED), (1, 5), (0, 5), (0, 0)):
             with pytest.raises(JobCancelled):
@@ -154,13 +154,13 @@ class CancelContract:
             grid.write("new", 0, FINISHED)
         assert grid.write("a", 0, FAILED).cell.status == FAILED
 
-    def test_what_is_learnt_of_a_waiting_message_ends_as_cancelled(self, store: Store) -> None:
+    def test_a_write_about_a_waiting_message_ends_its_cell_as_cancelled(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.begin("a", 0)
         grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 1))
-        grid.cancel(WHY)
+        grid.cancel(REASON)
         reply = grid.write("a", 0, int(Status.REVOKED), when=When.IDLE, message="revoked")
-        assert (reply.cell.status, reply.cell.message, reply.decided) == (CANCELLED, WHY, ("settled",))
+        assert (reply.cell.status, reply.cell.message, reply.decided) == (CANCELLED, REASON, ("settled",))
 
     def test_callbacks_of_a_cancelled_job_run(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
@@ -174,7 +174,7 @@ class CancelContract:
         grid.run("a", 0)
         assert grid.cancel() == ("settled",)
         assert grid.begin("a", 1).verdict is Verdict.CLOSED
-        assert grid.fallen == {"settled"}
+        assert grid.decided == {"settled"}
 
     @smoke
     def test_a_cancelled_job_settles_with_the_end_of_the_last_pending_cell(self, store: Store) -> None:
@@ -187,30 +187,30 @@ class CancelContract:
         assert grid.end("a", 0).decided == ()
         assert grid.write("a", 1, CANCELLED).decided == ()
         assert grid.end("a", 2, CANCELLED).decided == ("settled",)
-        assert grid.fallen == {"settled"}
+        assert grid.decided == {"settled"}
 
-    def test_work_outside_the_plan_does_not_hold_a_cancelled_job(self, store: Store) -> None:
+    def test_unplanned_work_does_not_delay_the_settling_of_a_cancelled_job(self, store: Store) -> None:
         grid = Grid.create(store, 2, {"a": [0, 1], "b": [0]})
         grid.begin("other", 0)
         grid.begin("b", 1)
         assert grid.cancel() == ("settled",)
 
-    def test_a_cancelled_stage_leaves_the_later_ones_cancelled(self, store: Store) -> None:
+    def test_the_stages_after_a_cancelled_stage_read_as_cancelled(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a", "b"))
         grid.begin("a", 0)
-        grid.cancel(WHY)
-        grid.end("a", 0, CANCELLED, message=WHY)
+        grid.cancel(REASON)
+        grid.end("a", 0, CANCELLED, message=REASON)
         assert [grid.state(tag, 0).status for tag in "ab"] == [CANCELLED, CANCELLED]
-        assert grid.fallen == {"settled"}
+        assert grid.decided == {"settled"}
 
-    def test_a_cancelled_job_without_a_plan_has_no_latches(self, store: Store) -> None:
+    def test_a_cancelled_job_without_a_plan_decides_no_latches(self, store: Store) -> None:
         grid = Grid.create(store, 2)
         grid.write("a", 0, 5)
         assert grid.cancel() == ()
         assert (grid.state("a", 1).status, grid.lowest("a").status) == (CANCELLED, CANCELLED)
-        assert grid.fallen == set()
+        assert grid.decided == set()
 
-    def test_cancelling_costs_the_same_at_any_size(self, store: Store) -> None:
+    def test_cancelling_a_job_of_ten_million_rows_settles_it_at_once(self, store: Store) -> None:
         grid = Grid.create(store, 10_000_000, ("a", "b"))
         assert grid.cancel() == ("settled",)
         assert grid.manager().summary(indexes=False).failed == 20_000_000

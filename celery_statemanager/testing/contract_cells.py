@@ -1,4 +1,4 @@
-"""Tests of cells: versions, times, event ids, names (rules R2, R3, R4, R9)."""
+"""Cells: versions, times, event ids, names (rules R2, R3, R4, R9)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NAMES = [
     "\u0130", "a\u200bb", "null", "None", "0", "00", "-1", "1e3", "%", "_", "#", "$", "`", "~", "x" * 200,
     "\u00df" * 200,
 ]  # fmt: skip
-"""Names that a store could confuse with each other or with its own syntax."""
+"""Names that a store might confuse with each other or with its own syntax."""
 
 
 class CellContract:
-    """The rules of single cells."""
+    """Tests of single cells."""
 
     @smoke
     def test_versions_count_the_writes_of_each_cell_from_one(self, store: Store) -> None:
@@ -36,7 +36,7 @@ class CellContract:
         assert grid.cell("a", 1).version == 0
         assert store.get_cell(grid.ref, "a", 1) is None
 
-    def test_a_write_shows_in_its_reply_and_in_every_read(self, store: Store) -> None:
+    def test_a_write_appears_in_its_reply_and_in_every_read(self, store: Store) -> None:
         grid = Grid.create(store)
         cell = grid.write("a", 1, 42, event_id="e1", message="wörds", payload='{"rows":[1,2]}').cell
         assert (cell.status, cell.message, cell.event_id, cell.attempt, cell.open) == (42, "wörds", "e1", 0, False)
@@ -57,7 +57,7 @@ class CellContract:
             grid.write("a", 0, status)
             assert grid.state("a", 0).status == grid.lowest("a", 0).status == status
 
-    def test_times_are_the_stores_own_and_never_decrease_within_a_job(self, store: Store) -> None:
+    def test_timestamps_come_from_the_store_and_never_decrease_within_a_job(self, store: Store) -> None:
         grid = Grid.create(store)
         before = store.now()
         stamps = [grid.write(tag, row, 5).cell.timestamp for tag, row in product("ab", range(3))]
@@ -66,7 +66,7 @@ class CellContract:
         assert moment == to_datetime(stamps[0])
         assert moment is not None and moment.utcoffset() == timedelta(0) and moment.tzinfo is timezone.utc
 
-    def test_a_clock_that_goes_back_takes_no_job_with_it(self, clocked_store: Store, clock: FakeClock) -> None:
+    def test_timestamps_do_not_follow_a_clock_that_is_set_back(self, clocked_store: Store, clock: FakeClock) -> None:
         grid = Grid.create(clocked_store)
         first = grid.write("a", 0, 5).cell.timestamp
         clock.advance(-3600)
@@ -87,7 +87,7 @@ class CellContract:
         assert [state.task_index for state in grid.states("a")] == [9, 10, 2]
 
     @smoke
-    def test_repeating_the_current_event_id_changes_nothing_and_gives_the_state(self, store: Store) -> None:
+    def test_a_write_with_the_current_event_id_changes_nothing_and_returns_the_state(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0, tags=("a",))
         first = manager.set_state("a", 5, "once", {"n": 1}, event_id="e1")
         with manager.subscribe() as events:
@@ -98,26 +98,26 @@ class CellContract:
             assert next(events).state == second
         assert second.version == 2
 
-    def test_an_older_event_id_is_a_new_write(self, store: Store) -> None:
+    def test_a_write_with_an_older_event_id_is_a_new_write(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         for version, event_id in enumerate(("e1", "e2", "e1", "e2"), start=1):
             state = manager.set_state("a", 5, event_id=event_id)
             assert (state.version, state.event_id) == (version, event_id)
 
-    def test_an_event_id_belongs_to_its_cell(self, store: Store) -> None:
+    def test_several_cells_may_have_the_same_event_id(self, store: Store) -> None:
         grid = Grid.create(store)
         for place in product("ab", range(3)):
             assert grid.write(*place, 5, event_id="same").changed
             assert not grid.write(*place, 6, event_id="same").changed
 
-    def test_every_write_and_begin_has_an_event_id_of_its_own(self, store: Store) -> None:
+    def test_every_write_and_begin_has_its_own_event_id(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         ids = {manager.set_state("a", 5).event_id, manager.progress("a", 1, 2).event_id}
         manager.begin("a")
         ids.add(manager.get_state("a", 0).event_id)
         assert len(ids) == 3 and all(ids)
 
-    def test_a_repeated_event_id_wins_over_every_fence(self, store: Store) -> None:
+    def test_a_repeated_write_is_accepted_despite_every_fence(self, store: Store) -> None:
         grid = Grid.create(store, tags=("a",))
         grid.begin("a", 0)
         grid.end("a", 0, event_id="end")
@@ -126,7 +126,7 @@ class CellContract:
         again = grid.write("a", 0, 5, event_id="end")
         assert (again.changed, again.cell.status, again.decided) == (False, FINISHED, ())
 
-    def test_two_different_names_never_share_a_cell_or_a_job(self, store: Store) -> None:
+    def test_different_names_never_share_a_cell_or_a_job(self, store: Store) -> None:
         grid = Grid.create(store, 1)
         for status, name in enumerate(NAMES, start=1):
             assert grid.write(name, 0, status).cell.version == 1
@@ -140,7 +140,7 @@ class CellContract:
         assert len(grid.states()) == len(NAMES)
 
     @smoke
-    def test_job_and_token_are_a_pair_not_a_joined_name(self, store: Store) -> None:
+    def test_job_id_and_run_token_are_stored_as_a_pair(self, store: Store) -> None:
         pairs = [
             ("a", "b:c"),
             ("a:b", "c"),

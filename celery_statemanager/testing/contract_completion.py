@@ -1,4 +1,4 @@
-"""Tests of the three latches and of their unpublished callbacks (rule R15)."""
+"""The three latches and the outbox of their callbacks (rule R15)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SEEDS = range(8)
 
 
 class CompletionContract:
-    """The rules of a job's latches."""
+    """Tests of latches and their callbacks."""
 
     @smoke
-    def test_success_and_settling_fall_with_the_last_planned_cell(self, store: Store) -> None:
+    def test_the_last_planned_cell_decides_success_and_settled(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a", "b"))
         before = store.now()
         for tag, row in (("a", 0), ("b", 0), ("b", 1)):
@@ -32,48 +32,48 @@ class CompletionContract:
         assert job.settled
         assert job.latches["failure"].decided_at is None
 
-    def test_terminal_writes_without_an_attempt_count_too(self, store: Store) -> None:
+    def test_terminal_writes_without_an_attempt_decide_latches(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         assert grid.manager(0).set_state("a", FINISHED).finished
         assert set(grid.write("a", 1, FINISHED).decided) == {"success", "settled"}
 
-    def test_a_terminal_status_counts_only_once_its_attempt_is_closed(self, store: Store) -> None:
+    def test_a_terminal_status_counts_only_after_its_attempt_is_closed(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.begin("a", 0)
         for status in (FINISHED, FAILED, FINISHED):
             assert grid.write("a", 0, status, attempt=1).decided == ()
-        assert grid.fallen == set()
+        assert grid.decided == set()
         assert set(grid.end("a", 0).decided) == {"success", "settled"}
 
-    def test_failure_falls_with_the_first_final_negative_cell_and_only_then(self, store: Store) -> None:
+    def test_the_first_final_negative_cell_decides_failure(self, store: Store) -> None:
         grid = Grid.create(store, 3, ("a",))
         assert grid.run("a", 0, -42).decided == ("failure",)
         assert grid.run("a", 1, FAILED).decided == ()
         assert grid.run("a", 2).decided == ("settled",)
-        assert grid.fallen == {"failure", "settled"}
+        assert grid.decided == {"failure", "settled"}
 
-    def test_success_may_follow_a_failure_that_recovered(self, store: Store) -> None:
+    def test_success_may_be_decided_after_a_failed_cell_recovers(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         assert grid.run("a", 0, FAILED).decided == ("failure",)
         decided_at = grid.job.latches["failure"].decided_at
         assert grid.begin("a", 0).verdict is Verdict.BEGUN
         assert grid.end("a", 0).decided == ()
         assert set(grid.run("a", 1).decided) == {"success", "settled"}
-        assert grid.fallen == set(LATCHES)
+        assert grid.decided == set(LATCHES)
         assert grid.job.latches["failure"].decided_at == decided_at
 
-    def test_a_recovered_failure_that_fails_again_decides_nothing_new(self, store: Store) -> None:
+    def test_a_cell_that_fails_again_decides_no_latch(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.run("a", 0, FAILED)
         grid.begin("a", 0)
         assert grid.end("a", 0, FAILED).decided == ()
 
-    def test_cancelled_cells_are_no_failure(self, store: Store) -> None:
+    def test_cancelled_cells_do_not_decide_failure(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         assert grid.run("a", 0, CANCELLED).decided == ()
         assert grid.run("a", 1).decided == ("settled",)
 
-    def test_a_settled_job_is_closed_to_later_deliveries(self, store: Store) -> None:
+    def test_a_settled_job_refuses_later_deliveries(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.run("a", 0, FAILED)
         grid.run("a", 1)
@@ -84,7 +84,7 @@ class CompletionContract:
         assert grid.begin("a", 1).verdict is Verdict.FINISHED
         assert grid.begin("unplanned", 0).verdict is Verdict.CLOSED
 
-    def test_the_callbacks_of_a_settled_job_still_begin(self, store: Store) -> None:
+    def test_callbacks_of_a_settled_job_begin(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.run("a", 0)
         assert grid.begin("success", CALLBACK_ROW).verdict is Verdict.BEGUN
@@ -92,7 +92,7 @@ class CompletionContract:
         grid.end("success", CALLBACK_ROW)
         assert grid.begin("success", CALLBACK_ROW).verdict is Verdict.FINISHED
 
-    def test_writes_after_settling_move_no_latch_again(self, store: Store) -> None:
+    def test_writes_after_settling_do_not_decide_a_latch_twice(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.run("a", 0)
         before = grid.job.latches
@@ -101,18 +101,18 @@ class CompletionContract:
         after = grid.job.latches
         assert (after["success"], after["settled"]) == (before["success"], before["settled"])
 
-    def test_unplanned_tags_and_rows_never_count(self, store: Store) -> None:
+    def test_unplanned_tags_and_rows_decide_no_latch(self, store: Store) -> None:
         grid = Grid.create(store, 2, {"a": [0, 1], "b": [0]})
         for tag, row, status in (("other", 0, FAILED), ("b", 1, FAILED), ("a", 0, FINISHED), ("other", 1, FINISHED)):
             assert grid.run(tag, row, status).decided == ()
         grid.run("b", 0)
         assert set(grid.run("a", 1).decided) == {"success", "settled"}
 
-    def test_callback_runs_never_count_and_are_seen_by_no_reader_of_the_grid(self, store: Store) -> None:
+    def test_callback_runs_do_not_count_and_are_invisible_to_readers_of_the_grid(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.run("a", CALLBACK_ROW, FAILED)
         grid.run("failure", CALLBACK_ROW)
-        assert grid.fallen == set()
+        assert grid.decided == set()
         assert grid.states() == []
         assert (grid.lowest().status, grid.lowest("a").status, grid.lowest("failure").status) == (0, 0, 0)
         summary = grid.manager().summary()
@@ -125,17 +125,17 @@ class CompletionContract:
             free.write("a", 0, 5)
             assert next(events).state.tag == "a"
 
-    def test_a_job_without_a_plan_has_no_latches(self, store: Store) -> None:
+    def test_a_job_without_a_plan_decides_no_latches(self, store: Store) -> None:
         grid = Grid.create(store, 1)
         assert grid.run("a", 0, FAILED).decided == ()
         assert grid.run("a", 0).decided == ()
-        assert grid.fallen == set()
+        assert grid.decided == set()
 
-    def test_a_blocked_stage_is_an_ending_of_its_cell(self, store: Store) -> None:
+    def test_blocked_cells_count_as_ended(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a", "b", "c"))
         assert set(grid.run("a", 0, FAILED).decided) == {"failure", "settled"}
 
-    def test_a_callback_whose_latch_fell_is_due_until_it_is_marked_published(self, store: Store) -> None:
+    def test_the_callback_of_a_decided_latch_is_due_until_it_is_marked_as_published(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",), success="call me", failure="never")
         assert not grid.job.due
         grid.run("a", 0)
@@ -150,7 +150,7 @@ class CompletionContract:
         assert not grid.job.due
         assert list(every_job(store, due=True)) == []
 
-    def test_who_decided_a_latch_publishes_its_callback_and_leaves_those_of_others(self, store: Store) -> None:
+    def test_publish_due_publishes_only_the_callbacks_of_the_given_latches(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",), failure="alert", settled="log")
         sent: list[str] = []
 
@@ -165,14 +165,14 @@ class CompletionContract:
         assert sent == ["settled log", "failure alert"]
         assert list(every_job(store, due=True)) == []
 
-    def test_a_callback_given_later_than_its_latch_becomes_due(self, store: Store) -> None:
+    def test_a_callback_added_after_the_decision_is_due(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.run("a", 0)
         assert list(every_job(store, due=True)) == []
         grid.update(lambda job: job.with_latches(success=replace(job.latches["success"], callback="late")))
         assert [each.job_id for each in every_job(store, due=True)] == ["job"]
 
-    def test_an_update_that_meets_the_last_write_loses_nothing(self, store: Store) -> None:
+    def test_an_outdated_update_does_not_overwrite_the_decision_of_the_last_write(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",), settled="call")
         old = grid.job
         grid.run("a", 0)
@@ -180,21 +180,21 @@ class CompletionContract:
         assert grid.job.settled
 
     @pytest.mark.parametrize("seed", SEEDS)
-    def test_each_latch_falls_exactly_once_and_when_the_cells_say_so(self, store: Store, seed: int) -> None:
+    def test_each_latch_is_decided_exactly_once_and_when_its_condition_holds(self, store: Store, seed: int) -> None:
         dice = random.Random(seed)
         grid = Grid.create(store, 3, ("a", "b"))
-        fallen: list[str] = []
+        decided: list[str] = []
         failed = False
         for _ in range(200):
             tag, row = dice.choice("ab"), dice.randrange(3)
             if grid.begin(tag, row, delivery=Delivery(0, dice.randrange(3))).verdict is Verdict.BEGUN:
                 status = dice.choice((FINISHED, FINISHED, FINISHED, FAILED, int(Status.LOST), 1))
                 reply = grid.end(tag, row, status, block_later_stages=False)
-                fallen += reply.decided
+                decided += reply.decided
                 failed = failed or status < 0
             cells = [grid.cell(tag, row) for tag in "ab" for row in range(3)]
-            assert ("failure" in fallen) == failed
-            assert ("settled" in fallen) == all(cell.final for cell in cells)
-            assert ("success" in fallen) == all(cell.final and cell.status == FINISHED for cell in cells)
-            assert len(fallen) == len(set(fallen))
-            assert grid.fallen == set(fallen)
+            assert ("failure" in decided) == failed
+            assert ("settled" in decided) == all(cell.final for cell in cells)
+            assert ("success" in decided) == all(cell.final and cell.status == FINISHED for cell in cells)
+            assert len(decided) == len(set(decided))
+            assert grid.decided == set(decided)

@@ -12,7 +12,7 @@ from celery_statemanager.testing.kit import StoreFactory
 
 
 class ContractFixtures:
-    """Fixtures of the tests, created from the fixture ``store_factory`` of a subclass."""
+    """Fixtures that depend on the fixture ``store_factory`` of a subclass."""
 
     @pytest.fixture
     def store(self, store_factory: StoreFactory) -> Iterator[Store]:
@@ -24,7 +24,7 @@ class ContractFixtures:
     def other_store(self, store: Store, store_factory: StoreFactory) -> Iterator[Store]:
         """Yield a second store object on the data of ``store``."""
         if store_factory.url is None:
-            pytest.skip("its data live and die with one store object")
+            pytest.skip("the data belong to one store object")
         with store_factory.make() as other:
             yield other
 
@@ -32,7 +32,7 @@ class ContractFixtures:
     def clock(self, store_factory: StoreFactory) -> FakeClock:
         """Return the clock of ``clocked_store``."""
         if not store_factory.takes_clock:
-            pytest.skip("its clock is the server's")
+            pytest.skip("the store does not accept a clock")
         return FakeClock()
 
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tests of jobs: create, find, change by compare-and-set, list."""
+"""Jobs: creation, reads, changes by compare-and-set, lists."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MINUTE = 60_000_000
 
 
 class JobContract:
-    """The rules of job records."""
+    """Tests of job records."""
 
-    def test_a_created_job_is_given_back_with_its_times_and_revision_and_found_so(self, store: Store) -> None:
+    def test_create_job_returns_the_stored_job(self, store: Store) -> None:
         before = store.now()
         made = store.create_job(new_job("etl", 4, ("a", "b"), "run 1"))
         assert before <= made.created_at <= store.now()
@@ -27,11 +27,11 @@ class JobContract:
         assert store.get_job(JobKey("etl", "run 1")) == made
         assert (made.num_tasks, made.plan and made.plan.tags) == (4, ("a", "b"))
 
-    def test_a_store_that_keeps_a_job_is_there_for_readers(self, store: Store) -> None:
+    def test_require_accepts_a_store_that_contains_a_job(self, store: Store) -> None:
         store.create_job(new_job("etl", 1))
         store.require()
 
-    def test_a_job_of_a_taken_name_is_refused_tombstoned_or_not(self, store: Store) -> None:
+    def test_creating_a_job_with_an_existing_name_is_refused_even_if_it_is_tombstoned(self, store: Store) -> None:
         grid = Grid.create(store)
         with pytest.raises(JobExists):
             Grid.create(store)
@@ -40,7 +40,7 @@ class JobContract:
             Manager.create(store, "job", num_tasks=9)
         assert grid.job.num_tasks == 3
 
-    def test_runs_of_one_job_are_kept_apart_by_their_token(self, store: Store) -> None:
+    def test_run_tokens_separate_the_runs_of_a_job(self, store: Store) -> None:
         for rows, token in enumerate((None, "1", "2", "None"), start=1):
             Grid.create(store, rows, run_token=token).write("a", 0, rows)
         for rows, token in enumerate((None, "1", "2", "None"), start=1):
@@ -64,13 +64,13 @@ class JobContract:
         assert len(some) == 2
         assert set(some) < tokens
 
-    def test_deleted_runs_are_not_listed_and_tombstoned_ones_are(self, store: Store) -> None:
+    def test_tombstoned_runs_are_listed_and_deleted_ones_are_not(self, store: Store) -> None:
         gone, hidden = (Grid.create(store, run_token=token) for token in ("gone", "hidden"))
         store.delete_job(gone.job)
         hidden.tombstone()
         assert store.list_runs("job") == ["hidden"]
 
-    def test_a_job_that_is_not_found_is_told_the_runs_that_there_are(self, store: Store) -> None:
+    def test_job_not_found_names_the_existing_runs(self, store: Store) -> None:
         store.create_job(new_job("etl", 1, run_token="monday"))  # noqa: S106
         store.create_job(new_job("etl", 1, run_token="tuesday"))  # noqa: S106
         unknown: tuple[str | None, ...] = (None, "wednesday")
@@ -86,21 +86,21 @@ class JobContract:
         with pytest.raises(LookupError):
             Manager.open(store, "nobody")
 
-    def test_a_plan_comes_back_as_it_was_given(self, store: Store) -> None:
+    def test_a_plan_is_read_back_unchanged(self, store: Store) -> None:
         plans = [None, ("b", "a"), {"scan": range(5), "tag: 1/2": [0, 3, 4]}, {"ß": [1, 0], "x": {2, 3, 4}}]
         for number, tags in enumerate(plans):
             job = new_job(f"job {number}", 5, tags)
             store.create_job(job)
             assert store.get_job(job.key).plan == job.plan
 
-    def test_ten_million_rows_are_no_burden(self, store: Store) -> None:
+    def test_a_job_of_ten_million_rows_can_be_summarized(self, store: Store) -> None:
         grid = Grid.create(store, 10_000_000, ("a", "b"))
         grid.write("b", 9_999_999, -3)
         assert grid.lowest().task_index == 9_999_999
         assert grid.manager().summary().missing_indexes
         assert grid.manager().summary(indexes=False).not_started == 19_999_999
 
-    def test_what_may_change_of_a_job_changes_under_a_new_revision(self, store: Store) -> None:
+    def test_an_update_changes_the_mutable_fields_and_the_revision(self, store: Store) -> None:
         old = Grid.create(store, tags=("a",)).job
         changed = replace(
             old.with_latches(success=Latch("s", 5, 6), failure=Latch("f")),
@@ -118,7 +118,7 @@ class JobContract:
         cleared = store.get_job(old.key)
         assert (cleared.cancelled, cleared.submission, cleared.tombstoned_at) == (None, None, None)
 
-    def test_a_change_of_an_outdated_record_is_refused_and_changes_nothing(self, store: Store) -> None:
+    def test_an_update_of_an_outdated_record_changes_nothing(self, store: Store) -> None:
         grid = Grid.create(store)
         old = grid.job
         grid.tombstone()
@@ -126,13 +126,13 @@ class JobContract:
         assert store.update_job(replace(old, cancelled=Cancellation("late", 1))) is None
         assert grid.job == kept
 
-    def test_what_may_not_change_of_a_job_does_not(self, store: Store) -> None:
+    def test_an_update_does_not_change_the_immutable_fields(self, store: Store) -> None:
         old = Grid.create(store, 3, ("a",)).job
         bent = replace(old, num_tasks=9, plan=new_job("x", 9, ("z",)).plan, created_at=1, last_activity=2)
         assert store.update_job(bent) == ()
         assert replace(store.get_job(old.key), revision=old.revision) == old
 
-    def test_changing_a_deleted_or_replaced_job_finds_none(self, store: Store) -> None:
+    def test_updating_a_deleted_or_replaced_job_raises_job_not_found(self, store: Store) -> None:
         grid = Grid.create(store)
         old = grid.job
         grid.delete()
@@ -143,7 +143,7 @@ class JobContract:
             store.update_job(replace(old, revision=successor.revision))
         assert store.get_job(old.key) == successor
 
-    def test_records_given_and_got_can_be_altered_without_harm(self, store: Store) -> None:
+    def test_altering_a_record_does_not_alter_the_stored_job(self, store: Store) -> None:
         given = new_job("job", 2, {"a": [0, 1]})
         latches = dict(given.latches)
         store.create_job(replace(given, latches=latches))
@@ -157,7 +157,7 @@ class JobContract:
         changed["failure"] = Latch("bent")
         assert store.get_job(given.key).latches["failure"] == Latch("meant")
 
-    def test_pages_hold_every_job_once_and_come_to_an_end(self, store: Store) -> None:
+    def test_pages_contain_every_job_exactly_once(self, store: Store) -> None:
         names = {f"job {number}" for number in range(25)}
         for name in names:
             Grid.create(store, job_id=name)
@@ -165,7 +165,7 @@ class JobContract:
             assert sorted(job.job_id for job in every_job(store, limit)) == sorted(names)
         assert Grid(store, next(every_job(store)).ref).job in list(every_job(store))
 
-    def test_pages_go_on_while_their_jobs_are_deleted(self, store: Store) -> None:
+    def test_paging_continues_while_the_listed_jobs_are_deleted(self, store: Store) -> None:
         for number in range(9):
             Grid.create(store, job_id=f"job {number}")
         met = []
@@ -175,7 +175,7 @@ class JobContract:
         assert len(met) == len(set(met)) == 9
         assert not list(every_job(store))
 
-    def test_jobs_that_need_a_sweep_are_listed_as_due_and_only_those(self, store: Store) -> None:
+    def test_only_jobs_that_need_a_sweep_are_due(self, store: Store) -> None:
         grids = [Grid.create(store, 1, ("a",), job_id=f"job {number}", success="call") for number in range(12)]
         for grid in grids[3:6]:
             grid.run("a", 0)
@@ -189,7 +189,7 @@ class JobContract:
         grids[3].delete()
         assert [job.job_id for job in every_job(store, due=True)] == ["job 5"]
 
-    def test_jobs_marked_deleted_are_listed_while_they_are_and_only_those(self, store: Store) -> None:
+    def test_only_tombstoned_jobs_are_listed_as_tombstoned(self, store: Store) -> None:
         grids = [Grid.create(store, job_id=f"job {number}") for number in range(7)]
         for grid in grids[1:5]:
             grid.tombstone()
@@ -202,14 +202,14 @@ class JobContract:
         grids[2].tombstone()
         assert sorted(job.job_id for job in every_job(store, tombstoned=True)) == ["job 1", "job 2", "job 4"]
 
-    def test_idle_jobs_are_those_whose_last_activity_is_earlier(self, store: Store) -> None:
+    def test_idle_jobs_are_those_without_activity_since_the_given_time(self, store: Store) -> None:
         jobs = [Grid.create(store, job_id=f"job {number}").job for number in range(5)]
         assert not list(every_job(store, idle_before=jobs[0].last_activity))
         later = store.now() + MINUTE
         assert len(list(every_job(store, 2, idle_before=later))) == 5
         assert not list(every_job(store, due=True, idle_before=later))
 
-    def test_a_write_ends_idleness(self, clocked_store: Store, clock: FakeClock) -> None:
+    def test_a_write_makes_a_job_active(self, clocked_store: Store, clock: FakeClock) -> None:
         busy, idle = (Grid.create(clocked_store, job_id=name) for name in ("busy", "idle"))
         clock.advance(3600)
         before = clocked_store.now()

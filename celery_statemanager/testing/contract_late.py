@@ -1,4 +1,4 @@
-"""Tests of writes that also begin an attempt, for an execution that could not begin earlier (rule R18)."""
+"""Late begins: an attempt that begins in the same step as its first write (rule R18)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
 
 class LateBeginContract:
-    """The rules of a begin inside a write."""
+    """Tests of late begins."""
 
-    def test_a_late_begin_takes_its_number_with_the_first_write(self, store: Store) -> None:
+    def test_a_late_begin_takes_its_attempt_number_with_the_first_write(self, store: Store) -> None:
         grid = Grid.create(store)
         begin = grid.request("a", 0, owner="w", kept="msg", delivery=Delivery(0, 2))
         reply = grid.write("a", 0, 40, begin=begin, message="late", payload='{"n":1}')
@@ -26,7 +26,7 @@ class LateBeginContract:
         assert grid.cell("a", 0) == cell
         assert grid.write("a", 0, 50, attempt=1).cell.version == 2
 
-    def test_a_late_begin_that_ends_at_once_is_one_version(self, store: Store) -> None:
+    def test_a_late_begin_that_ends_at_once_writes_one_version(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.write("a", 0, 5, payload='{"n":1}')
         reply = grid.write(
@@ -37,13 +37,13 @@ class LateBeginContract:
         assert (cell.final, cell.payload) == (True, '{"n":1}')
         assert set(reply.decided) == {"success", "settled"}
 
-    def test_begin_and_write_may_carry_one_event_id(self, store: Store) -> None:
+    def test_a_late_begin_and_its_write_may_share_an_event_id(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.write("a", 0, 5)
         reply = grid.write("a", 0, 40, event_id="one", begin=grid.request("a", 0, event_id="one"))
         assert (reply.changed, reply.cell.version, reply.cell.status, reply.cell.attempt) == (True, 2, 40, 1)
 
-    def test_a_late_begin_repeated_changes_nothing(self, store: Store) -> None:
+    def test_a_repeated_late_begin_changes_nothing(self, store: Store) -> None:
         grid = Grid.create(store)
         first = grid.write("a", 0, 40, event_id="e", begin=grid.request("a", 0))
         again = grid.write("a", 0, 40, event_id="e", begin=grid.request("a", 0))
@@ -84,7 +84,7 @@ class LateBeginContract:
         assert grid.cell("a", 0) == cell
         assert grid.cell("a", 1).status == FAILED
 
-    def test_a_late_begin_takes_back_what_its_failure_had_blocked_and_may_block_again(self, store: Store) -> None:
+    def test_a_late_begin_unblocks_later_stages_and_may_block_them_again(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a", "b", "other"))
         grid.begin("other", 0)
         grid.run("a", 0, FAILED, message="first")
@@ -99,7 +99,7 @@ class LateBeginContract:
         assert grid.state("b", 0).status == Status.TIMED_OUT
         assert grid.state("b", 0).message == "not run: stage 'a' failed: second"
 
-    def test_in_a_cancelled_job_a_late_begin_may_only_say_how_it_ended(self, store: Store) -> None:
+    def test_in_a_cancelled_job_a_late_begin_may_only_end_its_cell(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.begin("a", 1)
         grid.cancel("enough")

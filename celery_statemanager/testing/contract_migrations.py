@@ -1,4 +1,4 @@
-"""Tests of migrations: find outdated cells, replace them without a write, adopt jobs of other programs."""
+"""Migrations: finding and rewriting outdated cells, and adopting jobs of other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def later(found: list[StoredCell], change: Callable[[Cell], Cell] = lambda cell:
 
 
 def foreign(store: Migratable, num_tasks: int = 3) -> Grid:
-    """Create a job as another program does: without an incarnation."""
+    """Create a job without an incarnation, as another program does."""
     return Grid(store, store.create_job(replace(new_job("job", num_tasks), incarnation="")).ref)
 
 
@@ -43,9 +43,9 @@ def busy(store: Migratable) -> Grid:
 
 
 class MigratableContract(ContractFixtures):
-    """The rules of cells and jobs with an earlier schema."""
+    """Tests of cells and jobs of an earlier schema."""
 
-    def test_cells_of_an_earlier_schema_are_found_and_those_of_callbacks(self, store: Migratable) -> None:
+    def test_outdated_cells_include_those_of_callbacks(self, store: Migratable) -> None:
         grid = busy(store)
         grid.begin("success", CALLBACK_ROW)
         assert outdated(store, grid, SCHEMA_VERSION) == []
@@ -53,10 +53,10 @@ class MigratableContract(ContractFixtures):
         assert found == {(tag, row): grid.cell(tag, row) for tag, row in found}
         assert set(found) == {("a", 0), ("a", 1), ("b", 1), ("c", 2), ("success", CALLBACK_ROW)}
 
-    def test_a_rewritten_cell_says_what_it_said(self, store: Migratable) -> None:
+    def test_rewriting_cells_keeps_their_content(self, store: Migratable) -> None:
         grid = busy(store)
         job, states, cells = grid.job, grid.states(), {(e.tag, e.task_index): e.cell for e in outdated(store, grid)}
-        survey = store.column_summaries(grid.ref, indexes=True)
+        before = store.column_summaries(grid.ref, indexes=True)
         assert store.rewrite_cells(grid.ref, later(outdated(store, grid))) == 4
         assert outdated(store, grid) == []
         for place, cell in cells.items():
@@ -64,10 +64,10 @@ class MigratableContract(ContractFixtures):
         assert grid.states() == [replace(state, schema_version=LATER) for state in states]
         assert grid.job == job
         assert [replace(each, lowest=None) for each in store.column_summaries(grid.ref, indexes=True)[1]] == [
-            replace(each, lowest=None) for each in survey[1]
+            replace(each, lowest=None) for each in before[1]
         ]
 
-    def test_runs_of_callbacks_and_cells_beside_the_plan_are_rewritten_and_not_counted(self, store: Migratable) -> None:
+    def test_callback_runs_and_unplanned_cells_are_rewritten_but_not_counted(self, store: Migratable) -> None:
         grid = Grid.create(store, 2, {"a": [0], "b": [1]}, success="call")
         grid.begin("success", CALLBACK_ROW)
         grid.write("a", 1, 5)
@@ -77,7 +77,7 @@ class MigratableContract(ContractFixtures):
         assert grid.cell("success", CALLBACK_ROW).schema_version == LATER
         assert store.column_summaries(grid.ref) == (job, columns)
 
-    def test_it_can_be_written_on(self, store: Migratable) -> None:
+    def test_a_rewritten_cell_accepts_writes(self, store: Migratable) -> None:
         grid = busy(store)
         store.rewrite_cells(grid.ref, later(outdated(store, grid)))
         assert grid.end("a", 0, keep_payload=True).cell.version == 3
@@ -86,7 +86,7 @@ class MigratableContract(ContractFixtures):
         assert grid.cell("b", 1).status == 0
         assert grid.cell("a", 0).schema_version == LATER
 
-    def test_readers_are_told_no_version_twice(self, store: Migratable) -> None:
+    def test_rewriting_cells_sends_no_event_to_subscriptions(self, store: Migratable) -> None:
         grid = busy(store)
         with Subscription(store, grid.ref, Scope()) as events:
             while events.get(0.0) is not None:
@@ -97,20 +97,18 @@ class MigratableContract(ContractFixtures):
             assert event is not None
             assert (event.state.tag, event.state.version) == ("c", version)
 
-    def test_tallies_follow_what_changes_of_a_payload(self, store: Migratable) -> None:
+    def test_rewriting_a_payload_updates_the_tallies(self, store: Migratable) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.write("a", 0, 40, payload='{"seen":[3,4]}')
         progress = '{"progress":{"done":3,"total":4}}'
-        assert (
-            store.rewrite_cells(grid.ref, later(outdated(store, grid), lambda cell: replace(cell, payload=progress)))
-            == 1
-        )
+        rewritten = later(outdated(store, grid), lambda cell: replace(cell, payload=progress))
+        assert store.rewrite_cells(grid.ref, rewritten) == 1
         assert (grid.cell("a", 0).payload, grid.manager().summary().fraction) == (progress, 0.75)
         bare = later(outdated(store, grid, LATER + 1), lambda cell: replace(cell, payload=None))
         assert store.rewrite_cells(grid.ref, [replace(e, cell=replace(e.cell, schema_version=9)) for e in bare]) == 1
         assert (grid.cell("a", 0).payload, grid.manager().summary().fraction) == (None, 0.4)
 
-    def test_everything_that_may_change_of_a_cell_does(self, store: Migratable) -> None:
+    def test_a_rewrite_may_change_every_mutable_field(self, store: Migratable) -> None:
         grid = busy(store)
         (found,) = [each for each in outdated(store, grid) if (each.tag, each.task_index) == ("b", 1)]
         assert found.cell.blocked_by == "a"
@@ -119,7 +117,7 @@ class MigratableContract(ContractFixtures):
         assert grid.cell("b", 1) == replace(new, schema_version=LATER)
         assert grid.state("b", 1).message == "wörds"
 
-    def test_a_rewritten_cell_is_counted_again_as_failed_or_as_not_run(self, store: Migratable) -> None:
+    def test_rewriting_blocked_by_moves_a_cell_between_failed_and_not_run(self, store: Migratable) -> None:
         grid = Grid.create(store, 2, ("a", "b"))
         grid.run("a", 1, -5)
         grid.write("b", 0, -5)
@@ -143,7 +141,7 @@ class MigratableContract(ContractFixtures):
         rewritten(1, LATER + 1, "a")
         assert counted() == (0, 2, "", "0-1")
 
-    def test_a_cell_that_was_written_or_rewritten_since_it_was_found_stays(self, store: Migratable) -> None:
+    def test_a_cell_that_changed_since_it_was_read_is_not_rewritten(self, store: Migratable) -> None:
         grid = Grid.create(store, 3)
         for row in range(3):
             grid.write("a", row, 5)
@@ -153,15 +151,16 @@ class MigratableContract(ContractFixtures):
         assert store.rewrite_cells(grid.ref, later(found)) == 0
         assert [(each.task_index, each.cell.status) for each in outdated(store, grid)] == [(1, 6)]
 
-    def test_a_writer_goes_on_from_what_somebody_else_rewrote(self, store: Migratable, other_store: Migratable) -> None:
+    def test_a_writer_continues_from_a_cell_that_another_process_rewrote(
+        self, store: Migratable, other_store: Migratable
+    ) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.begin("a", 0)
         grid.write("a", 0, 40, payload='{"progress":{"done":1,"total":4}}')
         other = grid.seen_by(other_store)
         progress = '{"progress":{"done":3,"total":4}}'
-        assert other_store.rewrite_cells(
-            grid.ref, later(outdated(other_store, other), lambda cell: replace(cell, payload=progress))
-        )
+        rewritten = later(outdated(other_store, other), lambda cell: replace(cell, payload=progress))
+        assert other_store.rewrite_cells(grid.ref, rewritten)
         cell = grid.write("a", 0, 50, keep_payload=True).cell
         assert (cell.version, cell.payload, cell.schema_version) == (3, progress, LATER)
         assert (grid.cell("a", 0), grid.manager().summary().fraction) == (cell, 0.75)
@@ -176,7 +175,7 @@ class MigratableContract(ContractFixtures):
                 use()
 
     @smoke
-    def test_another_programs_job_gains_an_incarnation_and_keeps_its_states(self, store: Migratable) -> None:
+    def test_adopting_a_foreign_job_adds_an_incarnation_and_keeps_its_states(self, store: Migratable) -> None:
         old = foreign(store)
         old.write("a", 0, 40, message="half way", payload='{"n":1}')
         old.write("b", 2, FINISHED)
@@ -190,7 +189,7 @@ class MigratableContract(ContractFixtures):
         assert new.manager().summary().running == 1
         assert [each.ref for each in every_job(store)] == [job.ref]
 
-    def test_the_reference_without_an_incarnation_is_that_of_no_job_then(self, store: Migratable) -> None:
+    def test_after_an_adoption_the_reference_without_an_incarnation_is_not_found(self, store: Migratable) -> None:
         old = foreign(store)
         old.write("a", 0, 5)
         watch = store.watch(old.ref, Scope())
@@ -206,7 +205,7 @@ class MigratableContract(ContractFixtures):
                 use()
         watch.close()
 
-    def test_a_job_is_taken_over_once(self, store: Migratable) -> None:
+    def test_a_job_is_adopted_once(self, store: Migratable) -> None:
         old = foreign(store)
         first = store.adopt_job(old.ref, new_incarnation())
         assert store.adopt_job(old.ref, new_incarnation()).incarnation == first.incarnation
@@ -214,13 +213,13 @@ class MigratableContract(ContractFixtures):
         with pytest.raises(JobNotFound):
             store.adopt_job(old.ref, new_incarnation())
 
-    def test_a_job_that_is_marked_deleted_is_listed_as_such_when_it_was_taken_over(self, store: Migratable) -> None:
+    def test_an_adopted_job_stays_tombstoned(self, store: Migratable) -> None:
         old = foreign(store)
         old.update(lambda job: replace(job, tombstoned_at=store.now()))
         job = store.adopt_job(old.ref, new_incarnation())
         assert [each.ref for each in every_job(store, tombstoned=True)] == [job.ref]
 
-    def test_a_job_that_is_being_taken_over_is_written_on_and_counted_right_in_the_end(self, store: Migratable) -> None:
+    def test_a_job_accepts_writes_during_its_adoption_and_has_exact_tallies_afterwards(self, store: Migratable) -> None:
         old = foreign(store)
         for row in range(3):
             old.write("a", row, 5)
@@ -239,7 +238,7 @@ class MigratableContract(ContractFixtures):
         assert grid.manager().summary(indexes=False).running == 3
         assert grid.lowest().task_index == 0
 
-    def test_a_job_that_is_deleted_while_it_is_taken_over_leaves_nothing(self, store: Migratable) -> None:
+    def test_deleting_a_job_during_its_adoption_leaves_nothing(self, store: Migratable) -> None:
         old = foreign(store)
         for row in range(3):
             old.write("a", row, 5)

@@ -1,4 +1,4 @@
-"""Tests of payloads and messages: stored unchanged, merged, independent of the callers' objects (rules R9, R13)."""
+"""Payloads and messages (rules R9, R13)."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ MERGES: list[tuple[str | None, dict[str, Any], Any]] = [
 
 
 class PayloadContract:
-    """The rules of payloads and messages."""
+    """Tests of payloads and messages."""
 
-    def test_set_state_writes_the_whole_state(self, store: Store) -> None:
+    def test_set_state_replaces_the_whole_state(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         manager.set_state("a", 5, "words", {"n": 1})
         state = manager.set_state("a", 6)
@@ -63,7 +63,7 @@ class PayloadContract:
         assert manager.get_state("a", 0) == state
 
     @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: ",".join(payload)[:20])
-    def test_a_payload_comes_back_as_it_was_given(self, store: Store, payload: dict[str, Any]) -> None:
+    def test_a_payload_is_read_back_unchanged(self, store: Store, payload: dict[str, Any]) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         assert manager.set_state("a", 5, payload=payload).payload == payload
         assert manager.get_state("a", 0).payload == payload
@@ -74,12 +74,12 @@ class PayloadContract:
     @pytest.mark.parametrize(
         "message", ["", "a\u0000b\n\t", "\u65e5\u672c \U0001f600", "'; DROP TABLE x; --", "x" * 60_000]
     )
-    def test_a_message_comes_back_as_it_was_given(self, store: Store, message: str) -> None:
+    def test_a_message_is_read_back_unchanged(self, store: Store, message: str) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         assert manager.set_state("a", 5, message).message == message
         assert manager.get_state("a", 0).message == message
 
-    def test_payloads_given_and_got_can_be_altered_without_harm(self, store: Store) -> None:
+    def test_altering_a_payload_does_not_alter_the_stored_state(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         given: dict[str, Any] = {"list": [1], "progress": {"done": 1, "total": 4}}
         with manager.subscribe() as events:

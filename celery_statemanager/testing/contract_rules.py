@@ -1,4 +1,4 @@
-"""Tests of what a Manager permits and refuses (rules R1, R9)."""
+"""The arguments that a Manager accepts and refuses (rules R1, R9)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LIMIT = 65_536
 
 
 class RuleContract:
-    """The rules of Managers on every store."""
+    """Tests of the arguments of Managers."""
 
-    def test_a_manager_writes_its_own_row_and_no_other(self, store: Store) -> None:
+    def test_a_manager_writes_only_its_own_row(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=3, task_index=1)
         assert manager.set_state("a", 5, task_index=1).task_index == 1
         for row in (0, 2):
@@ -26,7 +26,7 @@ class RuleContract:
                 manager.set_state("a", 5, task_index=row)
         assert [(state.task_index, state.version) for state in manager.list_states()] == [(1, 1)]
 
-    def test_a_manager_without_a_row_only_reads(self, store: Store) -> None:
+    def test_a_manager_without_a_row_is_read_only(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=3)
         for write in (
             lambda: manager.set_state("a", 5),
@@ -52,7 +52,7 @@ class RuleContract:
             with pytest.raises(ValueError, match="task_index"):
                 use()
 
-    def test_a_job_refused_for_its_row_was_not_created(self, store: Store) -> None:
+    def test_a_job_is_not_created_if_its_row_is_invalid(self, store: Store) -> None:
         with pytest.raises(ValueError, match="task_index"):
             Manager.create(store, "job", num_tasks=3, task_index=3)
         assert store.list_jobs().jobs == []
@@ -81,7 +81,7 @@ class RuleContract:
         ],
         ids=lambda value: ascii(value)[:30],
     )
-    def test_what_cannot_be_stored_is_refused_before_anything_is_sent(
+    def test_invalid_arguments_are_refused_before_anything_is_written(
         self, store: Store, wrong: dict[str, Any], kind: type[Exception]
     ) -> None:
         manager = Manager.create(store, "job", num_tasks=2, task_index=0)
@@ -102,7 +102,7 @@ class RuleContract:
             manager.set_state("a", 6, payload={"x": "ß" * (LIMIT // 2)})
         assert manager.get_state("a", 0).version == 1
 
-    def test_the_limit_is_the_managers(self, store: Store) -> None:
+    def test_each_manager_has_its_own_size_limit(self, store: Store) -> None:
         Manager.create(store, "job", num_tasks=1)
         small = Manager.open(store, "job", task_index=0, max_state_bytes=10)
         large = Manager.open(store, "job", task_index=0, max_state_bytes=200_000)
@@ -121,7 +121,7 @@ class RuleContract:
         "tags",
         ["ab", (), ("a", "a"), ("a", ""), ("a", 3), {"a": [0, 1]}, {"a": [0, 1, 3]}, {"a": "012"}, {}, {"": range(3)}],
     )
-    def test_a_plan_names_each_tag_once_and_every_row(self, store: Store, tags: Any) -> None:
+    def test_a_plan_must_contain_each_tag_once_and_every_row(self, store: Store, tags: Any) -> None:
         with pytest.raises((TypeError, ValueError)):
             Manager.create(store, "job", num_tasks=3, tags=tags)
         assert store.list_jobs().jobs == []
@@ -136,12 +136,12 @@ class RuleContract:
             assert state.fraction == done / total
         assert manager.get_state("a", 0) == state
 
-    def test_a_finished_managers_payload_is_what_it_gave(self, store: Store) -> None:
+    def test_a_finished_state_has_exactly_the_given_payload(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         manager.progress("a", 1, 4)
         assert manager.set_state("a", FINISHED, payload={"rows": 3}).payload == {"rows": 3}
 
-    def test_managers_are_context_managers_that_end_their_subscriptions_only(self, store: Store) -> None:
+    def test_closing_a_manager_closes_only_its_subscriptions(self, store: Store) -> None:
         with Manager.create(store, "job", num_tasks=1, task_index=0) as manager:
             events = manager.subscribe()
         assert events.closed

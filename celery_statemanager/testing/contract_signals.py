@@ -1,4 +1,4 @@
-"""Tests of calls that a signal handler interrupts, as a soft time limit or Ctrl-C does: no lock stays held."""
+"""Calls interrupted by a signal handler, as by a soft time limit or Ctrl-C: no lock or connection stays in use."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
 PACKAGE = f"{Path(celery_statemanager.__file__).parent}/"
 
 
-class Struck(BaseException):
+class Interrupt(BaseException):
     """The exception that the signal handler raises."""
 
 
 class SignalContract:
-    """The rules for a signal handler that raises when any function of the store begins."""
+    """Tests of signals that arrive at the start of any function of the store."""
 
-    def test_a_write_that_is_broken_off_was_made_or_not_and_keeps_nobody_from_writing(self, store: Store) -> None:
+    def test_an_interrupted_write_is_atomic_and_blocks_no_other_writer(self, store: Store) -> None:
         grid = Grid.create(store)
-        for event_id in broken_off_everywhere(store, lambda event_id: grid.write("a", 0, 5, event_id=event_id)):
+        for event_id in interrupt_everywhere(store, lambda event_id: grid.write("a", 0, 5, event_id=event_id)):
             before = grid.write("a", 1, 5).cell.version
             assert grid.write("a", 0, 5, event_id=event_id).cell.version == before
 
-    def test_a_refused_write_that_is_broken_off_keeps_nobody_from_writing(self, store: Store) -> None:
+    def test_an_interrupted_refused_write_blocks_no_other_writer(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.write("a", 0, 5)
 
@@ -42,120 +42,118 @@ class SignalContract:
             with suppress(AttemptSuperseded):
                 grid.write("a", 0, 5, event_id=event_id, attempt=7)
 
-        for _ in broken_off_everywhere(store, write):
+        for _ in interrupt_everywhere(store, write):
             assert grid.cell("a", 0).version == 1
 
-    def test_a_read_that_is_broken_off_keeps_nobody_from_writing(self, store: Store) -> None:
+    def test_an_interrupted_read_blocks_no_other_writer(self, store: Store) -> None:
         grid = Grid.create(store, 1)
         grid.write("a", 0, 5)
-        for _ in broken_off_everywhere(store, lambda _: store.lowest(grid.ref, Scope("a"))):
+        for _ in interrupt_everywhere(store, lambda _: store.lowest(grid.ref, Scope("a"))):
             assert store.lowest(grid.ref, Scope("a")).status == 5
 
-    def test_a_watch_that_is_broken_off_keeps_nobody_from_writing(self, store: Store) -> None:
+    def test_an_interrupted_watch_blocks_no_other_writer(self, store: Store) -> None:
         grid = Grid.create(store, 1)
         with closing(store.watch(grid.ref, Scope("a"))) as watch:
-            for _ in broken_off_everywhere(store, lambda _: watch.read(0)):
+            for _ in interrupt_everywhere(store, lambda _: watch.read(0)):
                 pass
             written = grid.write("a", 0, 5).cell.version
             assert [state.version for state in read_until(watch, lambda batch: bool(batch.states)).states] == [written]
 
-    def test_a_subscription_that_is_broken_off_loses_and_repeats_nothing(self, store: Store) -> None:
+    def test_an_interrupted_subscription_neither_loses_nor_repeats_an_event(self, store: Store) -> None:
         grid = Grid.create(store)
         for row in range(3):
             grid.write("a", row, 5)
-        number, struck = 0, True
-        while struck:
+        number, interrupted = 0, True
+        while interrupted:
             with grid.manager().subscribe() as events:
-                struck, rows = replayed(events, number)
+                interrupted, rows = read_interrupted(events, number)
                 assert rows == [0, 1, 2]
                 assert events.get(0) is None
             number += 1
-        assert number > 3, "nothing was broken off"
+        assert number > 3, "nothing was interrupted"
 
 
-def replayed(events: Subscription, number: int) -> tuple[bool, list[int]]:
-    """Read three events and interrupt the first read. Return whether it was interrupted, and the rows of the events."""
+def read_interrupted(events: Subscription, number: int) -> tuple[bool, list[int]]:
+    """Interrupt the first of three reads at a function. Return whether that happened, and the rows of the events."""
     got: list[StateEvent | None] = []
-    struck = broken_off(lambda: got.append(events.get(PATIENCE)), number)
+    interrupted = interrupt(lambda: got.append(events.get(PATIENCE)), number)
     while len(got) < 3:
         got.append(events.get(PATIENCE))
-    return struck, [event.state.task_index for event in got if event is not None]
+    return interrupted, [event.state.task_index for event in got if event is not None]
 
 
-def broken_off_everywhere(store: Store, call: Callable[[str], object]) -> Iterator[str]:
-    """Repeat a call and interrupt it at one function of this package after the other.
-
-    After each interruption, check that another thread can write, and yield the event id of the call.
+def interrupt_everywhere(store: Store, call: Callable[[str], object]) -> Iterator[str]:
+    """Interrupt a call at each function of the store that it calls, in turn. Check that others can write afterwards.
 
     Args:
-        call: called with an event id.
+        call: receives an event id, which is yielded after each interrupted call.
     """
-    theirs = Grid.create(store, job_id="theirs")
-    counts = partial(ours, places=places_of(store))
-    number, struck = 0, True
-    while struck:
+    other = Grid.create(store, job_id="other")
+    counts = partial(is_ours, folders=source_folders(store))
+    number, interrupted = 0, True
+    while interrupted:
         event_id = new_event_id()
-        struck = broken_off(lambda event_id=event_id: call(event_id), number, counts=counts)  # type: ignore[misc]
-        writes_of_another_thread(theirs)
+        interrupted = interrupt(lambda event_id=event_id: call(event_id), number, counts=counts)  # type: ignore[misc]
+        write_in_another_thread(other)
         yield event_id
         number += 1
-    assert number > 3, "nothing was broken off"
+    assert number > 3, "nothing was interrupted"
 
 
-def ours(frame: FrameType, places: tuple[str, ...] = (PACKAGE,)) -> bool:
-    """Return whether a function belongs to this package, or to ``threading`` and is called by this package.
+def is_ours(frame: FrameType, folders: tuple[str, ...] = (PACKAGE,)) -> bool:
+    """Return whether a frame runs code of this package, or code of ``threading`` that this package calls.
 
     Args:
-        places: prefixes of the paths of the files that count as this package.
+        folders: the prefixes of the paths that count.
     """
     caller = frame.f_back
     if frame.f_code.co_filename == threading.__file__ and caller is not None:
         frame = caller
-    return frame.f_code.co_filename.startswith(places)
+    return frame.f_code.co_filename.startswith(folders)
 
 
-def places_of(store: Store) -> tuple[str, ...]:
-    """Return the path prefixes of a store's functions: this package and, if it is another one, the store's package."""
+def source_folders(store: Store) -> tuple[str, ...]:
+    """Return the folder of this package and that of the package which defines the store."""
     package, dot, _ = type(store).__module__.partition(".")
     file = sys.modules[package].__file__ or ""
     return PACKAGE, f"{Path(file).parent}/" if dot else file
 
 
-def broken_off(
+def interrupt(
     call: Callable[[], object],
     number: int,
-    error: type[BaseException] = Struck,
-    counts: Callable[[FrameType], bool] = ours,
+    error: type[BaseException] = Interrupt,
+    counts: Callable[[FrameType], bool] = is_ours,
 ) -> bool:
-    """Call, and raise when the function with that number begins. Return whether so many functions began.
+    """Call, and raise at the start of function ``number`` of those that count. Return whether as many were called.
 
     Args:
-        counts: returns whether a function is counted.
+        counts: whether a function counts.
     """
-    begun, struck = 0, False
+    begun, interrupted = 0, False
 
-    def strike(frame: FrameType, _event: str, _argument: object) -> None:
-        nonlocal begun, struck
+    def trace(frame: FrameType, _event: str, _argument: object) -> None:
+        nonlocal begun, interrupted
         begun += counts(frame)
         if begun > number:
-            struck = True
+            interrupted = True
             raise error
 
     before = sys.gettrace()
-    sys.settrace(strike)
+    sys.settrace(trace)
     try:
         call()
     except error:
-        assert struck
+        assert interrupted
     finally:
         sys.settrace(before)
-    return struck
+    return interrupted
 
 
-def writes_of_another_thread(grid: Grid) -> None:
-    """Write from another thread. Raises: AssertionError if the write fails or takes too long."""
+def write_in_another_thread(grid: Grid) -> None:
+    """Write from another thread. Raises: AssertionError if the write hangs or fails."""
     versions: list[int] = []
     thread = threading.Thread(target=lambda: versions.append(grid.write("a", 0, 5).cell.version), daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    assert versions, "another thread can no longer write"
+    assert versions, "another thread cannot write"

@@ -1,4 +1,4 @@
-"""Tests of stages: a final failure blocks the later stages of its row, and a new attempt unblocks them (rule R13)."""
+"""Stages of a row: a final failure blocks the later stages, a new attempt unblocks them (rule R13)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ STAGES = ("scan", "read", "save")
 
 
 class StageContract:
-    """The rules of the stages of a row."""
+    """Tests of the stages of a row."""
 
     @pytest.mark.parametrize("status", [FAILED, -42, Status.REVOKED, Status.LOST, Status.TIMED_OUT])
     @smoke
-    def test_a_failure_for_good_gives_later_stages_its_status_in_the_same_step(self, store: Store, status: int) -> None:
+    def test_a_final_failure_blocks_later_stages_in_the_same_step(self, store: Store, status: int) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.run("scan", 0)
         end = grid.run("read", 0, status, message="no such file").cell
@@ -30,7 +30,7 @@ class StageContract:
         assert grid.cell("scan", 0).status == FINISHED
         assert statuses(grid.states(row=1)) == {}
 
-    def test_a_failure_without_words_shows_its_code(self, store: Store) -> None:
+    def test_a_failure_without_a_message_shows_its_status(self, store: Store) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.run("scan", 0, -42)
         assert {grid.state(tag, 0).message for tag in STAGES[1:]} == {"not run: stage 'scan' failed: -42"}
@@ -44,7 +44,7 @@ class StageContract:
         grid.run(stage, 0, -42, message=message)
         assert cause_of(grid.state("save", 0)) == (*cause_of(grid.state(stage, 0))[:2], True)
 
-    def test_blocking_needs_a_final_negative_cell_and_a_write_that_cascades(self, store: Store) -> None:
+    def test_blocking_needs_a_final_negative_cell_and_block_later_stages(self, store: Store) -> None:
         grid = Grid.create(store, 4, STAGES)
         grid.begin("scan", 0)
         grid.write("scan", 0, FAILED, attempt=1, block_later_stages=True)
@@ -54,7 +54,7 @@ class StageContract:
         grid.write("scan", 3, 5, attempt=1, ends_attempt=True, block_later_stages=True)
         assert {state.tag for state in grid.states()} == {"scan"}
 
-    def test_the_applications_word_that_stays_is_passed_on(self, store: Store) -> None:
+    def test_blocked_stages_get_the_kept_status_of_the_application(self, store: Store) -> None:
         grid = Grid.create(store, 1, STAGES)
         grid.begin("scan", 0)
         grid.write("scan", 0, -42, attempt=1, message="mine")
@@ -64,12 +64,12 @@ class StageContract:
             "not run: stage 'scan' failed: mine",
         )
 
-    def test_a_failure_that_no_attempt_made_blocks_too(self, store: Store) -> None:
+    def test_a_failure_without_an_attempt_blocks_later_stages(self, store: Store) -> None:
         grid = Grid.create(store, 1, STAGES)
         grid.write("scan", 0, int(Status.EXPIRED), block_later_stages=True)
         assert [grid.state(tag, 0).status for tag in STAGES] == [Status.EXPIRED] * 3
 
-    def test_only_cells_that_nobody_began_are_blocked(self, store: Store) -> None:
+    def test_only_cells_that_never_began_are_blocked(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("scan", "read", "save", "done"))
         grid.begin("read", 0)
         grid.write("save", 0, 50, message="busy")
@@ -79,7 +79,7 @@ class StageContract:
         assert grid.cell("done", 0).version == 2
         assert grid.cell("read", 0).version == 1
 
-    def test_a_stage_that_begins_again_frees_what_it_had_blocked(self, store: Store) -> None:
+    def test_a_stage_that_begins_again_unblocks_later_stages(self, store: Store) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.write("save", 0, 0, payload='{"n":1}')
         grid.run("scan", 0, FAILED)
@@ -93,7 +93,7 @@ class StageContract:
         grid.end("scan", 0)
         assert grid.run("read", 0).cell.version == 4
 
-    def test_a_row_is_counted_as_not_run_only_while_it_is_blocked(self, store: Store) -> None:
+    def test_a_cell_counts_as_not_run_only_while_it_is_blocked(self, store: Store) -> None:
         grid = Grid.create(store, 3, STAGES)
 
         def counted() -> tuple[int, int, str, str]:
@@ -113,7 +113,7 @@ class StageContract:
         grid.end("scan", 0, FAILED)
         assert counted() == (3, 2, "0-1", "0")
 
-    def test_what_a_cancelled_stage_blocks_was_not_run(self, store: Store) -> None:
+    def test_cells_blocked_by_a_cancelled_stage_count_as_not_run(self, store: Store) -> None:
         grid = Grid.create(store, 3, STAGES)
         grid.begin("scan", 0)
         grid.cancel("why")
@@ -124,14 +124,14 @@ class StageContract:
         assert [str(grid.manager().summary(tag).failed_indexes) for tag in STAGES] == ["0-2", "1-2", "1-2"]
         assert [str(grid.manager().summary(tag).not_run_indexes) for tag in STAGES] == ["", "0", "0"]
 
-    def test_a_begin_that_is_refused_frees_nothing(self, store: Store) -> None:
+    def test_a_refused_begin_unblocks_nothing(self, store: Store) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.begin("scan", 0, delivery=Delivery(0, 1))
         grid.end("scan", 0, FAILED)
         grid.begin("scan", 0)
         assert grid.state("save", 0).status == FAILED
 
-    def test_a_stage_frees_only_what_it_blocked_itself(self, store: Store) -> None:
+    def test_a_stage_unblocks_only_the_cells_that_it_blocked(self, store: Store) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.run("read", 0, -5)
         grid.run("scan", 0, -6)
@@ -141,7 +141,7 @@ class StageContract:
         grid.begin("read", 0)
         assert grid.cell("save", 0).status == 0
 
-    def test_a_blocked_cell_that_was_written_since_is_its_writers(self, store: Store) -> None:
+    def test_a_blocked_cell_that_was_written_since_is_not_unblocked(self, store: Store) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.run("scan", 0, FAILED)
         grid.write("read", 0, -9, message="mine")
@@ -150,20 +150,20 @@ class StageContract:
         assert (grid.state("read", 0).status, grid.state("read", 0).message) == (-9, "mine")
         assert (grid.state("save", 0).status, grid.cell("save", 0).version) == (1, 2)
 
-    def test_a_blocked_stage_may_begin_all_the_same(self, store: Store) -> None:
+    def test_a_blocked_stage_may_begin(self, store: Store) -> None:
         grid = Grid.create(store, 2, STAGES)
         grid.run("scan", 0, FAILED)
         reply = grid.begin("read", 0)
         assert (reply.cell.status, reply.cell.message, reply.cell.blocked_by) == (1, None, None)
 
-    def test_rows_follow_their_own_stages(self, store: Store) -> None:
+    def test_each_row_is_blocked_along_its_own_stages(self, store: Store) -> None:
         grid = Grid.create(store, 3, {"scan": [0, 1], "read": [0, 2], "save": [0, 1, 2]})
         grid.run("scan", 1, FAILED)
         grid.run("read", 2, -5)
         expected = {("scan", 1): -1, ("save", 1): -1, ("read", 2): -5, ("save", 2): -5}
         assert statuses(grid.states()) == expected
 
-    def test_without_a_plan_or_outside_of_it_nothing_is_blocked(self, store: Store) -> None:
+    def test_unplanned_stages_block_nothing(self, store: Store) -> None:
         free = Grid.create(store, 2, job_id="free")
         free.write("save", 0, 0)
         free.run("scan", 0, FAILED)
@@ -172,13 +172,13 @@ class StageContract:
         assert statuses(free.states()) == {("scan", 0): -1, ("save", 0): 0}
         assert statuses(planned.states()) == {("other", 0): -1}
 
-    def test_readers_see_blocked_and_freed_cells_as_changes(self, store: Store) -> None:
+    def test_a_watch_reports_blocked_and_unblocked_cells(self, store: Store) -> None:
         grid = Grid.create(store, 1, STAGES)
         watch = store.watch(grid.ref, Scope(tag="save"))
         grid.run("scan", 0, FAILED)
         batch = read_until(watch, lambda batch: bool(batch.states))
         assert [(state.version, state.status) for state in batch.states] == [(1, FAILED)]
-        assert grid.fallen == {"failure", "settled"}
+        assert grid.decided == {"failure", "settled"}
         watch.close()
         rerun = Grid.create(store, 2, STAGES, job_id="rerun")
         rerun.run("scan", 0, FAILED)

@@ -1,4 +1,4 @@
-"""Tests of subscriptions through the public API (rule R7), and of Managers shared by threads (rule R11)."""
+"""Subscriptions (rule R7) and Managers that threads share (rule R11)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def briefly(event: StateEvent | None) -> tuple[str, int, int, bool] | None:
 
 
 def take(events: Subscription, count: int) -> list[tuple[str, int, int, bool] | None]:
-    """Read events; None stands for one that did not arrive in time."""
+    """Read events. None stands for one that did not arrive in time."""
     return [briefly(events.get(PATIENCE)) for _ in range(count)]
 
 
 class SubscriptionContract:
-    """The rules of subscriptions."""
+    """Tests of subscriptions."""
 
     @smoke
-    def test_what_exists_is_replayed_oldest_first_then_changes_come_live(self, store: Store) -> None:
+    def test_existing_states_are_replayed_oldest_first_before_live_changes(self, store: Store) -> None:
         grid = Grid.create(store)
         for tag, row in (("b", 2), ("a", 0), ("b", 2), ("a", 1)):
             grid.write(tag, row, 5)
@@ -41,7 +41,7 @@ class SubscriptionContract:
             assert not events.closed
             assert events.connected
 
-    def test_a_write_before_the_first_event_is_taken_is_not_lost_or_doubled(self, store: Store) -> None:
+    def test_a_write_before_the_first_read_is_neither_lost_nor_repeated(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.write("a", 0, 5)
         with grid.manager().subscribe() as events:
@@ -50,7 +50,7 @@ class SubscriptionContract:
             versions: list[tuple[int, int]] = []
             while {(0, 2), (1, 1)} - set(versions):
                 event = events.get(PATIENCE)
-                assert event is not None, f"only {versions} came"
+                assert event is not None, f"only {versions} arrived"
                 versions.append((event.state.task_index, event.state.version))
             assert events.get(0.0) is None
         assert versions in ([(0, 1), (0, 2), (1, 1)], [(0, 2), (1, 1)])
@@ -63,7 +63,7 @@ class SubscriptionContract:
             ({"tag": "b", "task_index": 0}, {("b", 0)}),
         ],
     )
-    def test_a_subscription_has_the_cells_of_its_scope(
+    def test_a_subscription_contains_only_the_cells_of_its_scope(
         self, store: Store, scope: dict[str, object], expected: set[tuple[str, int]]
     ) -> None:
         grid = Grid.create(store)
@@ -77,7 +77,7 @@ class SubscriptionContract:
             live = take(events, len(expected))
         assert {event and event[:2] for event in replay} == {event and event[:2] for event in live} == expected
 
-    def test_a_slow_reader_gets_no_backlog(self, store: Store) -> None:
+    def test_a_slow_reader_receives_no_backlog(self, store: Store) -> None:
         grid = Grid.create(store)
         with grid.manager().subscribe() as events:
             for status in range(1, 51):
@@ -87,10 +87,10 @@ class SubscriptionContract:
                 event = events.get(PATIENCE)
                 assert event is not None
                 got.append(event)
-            assert len(got) < 10, "a store may lag behind its writers, but keeps no backlog of 50"
+            assert len(got) < 10, "the store kept a backlog"
             assert events.get(0.0) is None
 
-    def test_it_ends_when_closed_from_another_thread(self, store: Store) -> None:
+    def test_closing_a_subscription_from_another_thread_ends_it(self, store: Store) -> None:
         events = Grid.create(store).manager().subscribe()
         got: list[list[StateEvent]] = []
         reader = threading.Thread(target=lambda: got.append(list(events)))
@@ -102,8 +102,8 @@ class SubscriptionContract:
         assert list(events) == []
 
     @smoke
-    def test_one_that_is_forgotten_leaves_no_thread(self, store: Store) -> None:
-        """Check this at once, because the next garbage collection may be late."""
+    def test_an_abandoned_subscription_leaves_no_thread(self, store: Store) -> None:
+        """The thread must end without a garbage collection, which may take long to happen."""
         grid = Grid.create(store)
         grid.write("a", 0, 5)
         before = set(threading.enumerate())
@@ -118,7 +118,7 @@ class SubscriptionContract:
             gc.enable()
 
     @smoke
-    def test_it_ends_when_the_job_is_deleted_even_while_waiting(self, store: Store) -> None:
+    def test_deleting_the_job_ends_a_waiting_subscription(self, store: Store) -> None:
         grid = Grid.create(store)
         events = grid.manager().subscribe()
         got: list[list[StateEvent]] = []
@@ -141,7 +141,7 @@ class SubscriptionContract:
         assert events.closed
         assert sorted(newest.values(), key=str) == sorted(grid.states(), key=str)
 
-    def test_until_settled_ends_at_once_for_a_job_that_has(self, store: Store) -> None:
+    def test_until_settled_ends_at_once_for_a_settled_job(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         grid.run("a", 0)
         events = grid.manager().subscribe(until_settled=True)
@@ -157,7 +157,7 @@ class SubscriptionContract:
             grid.end("a", 0, CANCELLED)
             assert [briefly(event) for event in _to_the_end(events)] == [("a", 0, 2, False)]
 
-    def test_until_settled_without_a_plan_ends_when_every_cell_seen_is_final(self, store: Store) -> None:
+    def test_until_settled_without_a_plan_ends_when_every_written_cell_is_final(self, store: Store) -> None:
         grid = Grid.create(store, 2)
         events = grid.manager().subscribe(until_settled=True)
         grid.write("a", 0, FINISHED)
@@ -169,7 +169,7 @@ class SubscriptionContract:
         assert got[-1] == ("a", 1, 2, False)
 
     @pytest.mark.parametrize("tags", [None, ("a", "b")])
-    def test_until_settled_of_one_tag_ends_though_another_settles_the_job(
+    def test_until_settled_of_one_tag_ends_when_another_tag_settles_the_job(
         self, store: Store, tags: tuple[str, ...] | None
     ) -> None:
         grid = Grid.create(store, 1, tags)
@@ -183,7 +183,7 @@ class SubscriptionContract:
         assert events.closed
 
     @smoke
-    def test_threads_share_a_manager(self, store: Store) -> None:
+    def test_threads_may_share_a_manager(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         threads = [
             threading.Thread(target=lambda tag=tag: [manager.set_state(tag, n) for n in range(1, 21)]) for tag in "abab"

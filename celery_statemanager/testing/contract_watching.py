@@ -1,4 +1,4 @@
-"""Tests of watches: all changes after ``watch`` returns, the newest version of each cell, no backlog (rule R7)."""
+"""Watches: every change after their creation, newest version of each cell, no backlog (rule R7)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, read_until
 
 
 def cells(batch: Batch) -> list[tuple[str, int, int]]:
-    """Return tag, row and version of a batch's states."""
+    """Return tag, row and version of the states of a batch."""
     return [(state.tag, state.task_index, state.version) for state in batch.states]
 
 
 class WatchContract:
-    """The rules of watches."""
+    """Tests of watches."""
 
-    def test_a_change_after_the_return_is_read_and_one_before_is_not_needed(self, store: Store) -> None:
+    def test_a_watch_reports_changes_made_after_its_creation(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.write("a", 0, 5)
         watch = store.watch(grid.ref, Scope())
@@ -34,7 +34,7 @@ class WatchContract:
         assert state == grid.state("a", 1)
         watch.close()
 
-    def test_nothing_new_is_an_empty_batch_when_the_time_is_up(self, store: Store) -> None:
+    def test_a_read_without_changes_returns_an_empty_batch_after_its_timeout(self, store: Store) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         for timeout in (0.0, 0.01):
             batch = watch.read(timeout)
@@ -50,7 +50,7 @@ class WatchContract:
             (Scope("b", 0), {("b", 0)}),
         ],
     )
-    def test_a_watch_sees_the_cells_of_its_scope_only(
+    def test_a_watch_reports_only_the_cells_of_its_scope(
         self, store: Store, scope: Scope, expected: set[tuple[str, int]]
     ) -> None:
         grid = Grid.create(store)
@@ -63,7 +63,7 @@ class WatchContract:
         assert watch.read(0.0).states == []
         watch.close()
 
-    def test_a_slow_reader_gets_the_newest_version_of_each_cell(self, store: Store) -> None:
+    def test_a_slow_reader_receives_the_newest_version_of_each_cell(self, store: Store) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
         for status in range(1, 101):
@@ -74,7 +74,7 @@ class WatchContract:
         assert len(watch.read(0.0).states) == 0
         watch.close()
 
-    def test_a_batch_has_older_changes_first(self, store: Store) -> None:
+    def test_a_batch_lists_older_changes_first(self, store: Store) -> None:
         grid = Grid.create(store, 10)
         watch = store.watch(grid.ref, Scope())
         for row in (7, 3, 9, 3, 1):
@@ -85,7 +85,7 @@ class WatchContract:
         assert order[-4:] == [7, 9, 3, 1] or order == [7, 3, 9, 3, 1]
         watch.close()
 
-    def test_begins_are_changes(self, store: Store) -> None:
+    def test_a_watch_reports_begins(self, store: Store) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
         grid.begin("a", 0)
@@ -93,7 +93,7 @@ class WatchContract:
         assert [(state.status, state.attempt) for state in batch.states] == [(1, 1)]
         watch.close()
 
-    def test_a_repetition_is_no_change(self, store: Store) -> None:
+    def test_a_watch_does_not_report_a_repeated_write(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.write("a", 0, 5, event_id="e")
         watch = store.watch(grid.ref, Scope())
@@ -102,7 +102,7 @@ class WatchContract:
         assert cells(read_until(watch, lambda batch: bool(batch.states))) == [("a", 1, 1)]
         watch.close()
 
-    def test_a_reader_that_waits_is_woken_by_a_write(self, store: Store) -> None:
+    def test_a_write_wakes_a_waiting_reader(self, store: Store) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
         got: list[Batch] = []
@@ -113,7 +113,7 @@ class WatchContract:
         assert [cells(batch) for batch in got] == [[("a", 2, 1)]]
         watch.close()
 
-    def test_closing_ends_a_read_under_way_and_may_be_repeated(self, store: Store) -> None:
+    def test_closing_a_watch_ends_a_read_in_progress_and_may_be_repeated(self, store: Store) -> None:
         watch = store.watch(Grid.create(store).ref, Scope())
         reader = threading.Thread(target=lambda: watch.read(600), daemon=True)
         reader.start()
@@ -123,7 +123,7 @@ class WatchContract:
         watch.close()
         assert watch.read(600).states == []
 
-    def test_a_changed_job_record_is_told(self, store: Store) -> None:
+    def test_a_watch_of_any_scope_reports_a_changed_job_record(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         watches = [store.watch(grid.ref, scope) for scope in (Scope(), Scope("z", 0), NO_CELLS)]
         grid.cancel()
@@ -131,7 +131,7 @@ class WatchContract:
             assert read_until(watch, lambda batch: batch.job_changed).states == []
             watch.close()
 
-    def test_a_fallen_latch_is_a_change_of_the_job_record(self, store: Store) -> None:
+    def test_a_watch_reports_a_decided_latch_as_a_changed_job_record(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         watch = store.watch(grid.ref, NO_CELLS)
         grid.run("a", 0)
@@ -139,7 +139,7 @@ class WatchContract:
         assert grid.job.settled
         watch.close()
 
-    def test_a_watch_of_the_job_record_alone_sees_no_cells(self, store: Store) -> None:
+    def test_a_watch_of_the_job_record_alone_reports_no_cells(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
         watch = store.watch(grid.ref, NO_CELLS)
         grid.write("a", 0, 5)
@@ -148,7 +148,7 @@ class WatchContract:
         assert read_until(watch, lambda batch: batch.job_changed).states == []
         watch.close()
 
-    def test_a_watch_of_a_deleted_job_says_so_again_and_again(self, store: Store) -> None:
+    def test_every_read_of_a_watch_of_a_deleted_job_raises_job_not_found(self, store: Store) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, Scope())
         store.delete_job(grid.job)
@@ -159,7 +159,7 @@ class WatchContract:
                     assert watch.read(PATIENCE).states == []
         watch.close()
 
-    def test_deletion_wakes_a_reader_that_waits(self, store: Store) -> None:
+    def test_a_deletion_wakes_a_waiting_reader(self, store: Store) -> None:
         grid = Grid.create(store)
         watch = store.watch(grid.ref, NO_CELLS)
         found = threading.Event()
@@ -177,7 +177,7 @@ class WatchContract:
         reader.join()
         watch.close()
 
-    def test_watches_do_not_disturb_one_another(self, store: Store) -> None:
+    def test_watches_are_independent_of_one_another(self, store: Store) -> None:
         grid = Grid.create(store)
         watches = [store.watch(grid.ref, Scope()) for _ in range(5)]
         watches[0].close()
@@ -190,7 +190,7 @@ class WatchContract:
             assert sorted(cells(batch)) == [("a", 0, 1), ("a", 1, 1)]
             watch.close()
 
-    def test_changes_through_another_store_object_are_seen(self, store: Store, other_store: Store) -> None:
+    def test_a_watch_reports_changes_made_through_another_store_object(self, store: Store, other_store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         watch = store.watch(grid.ref, Scope())
         other = grid.seen_by(other_store)
@@ -198,7 +198,7 @@ class WatchContract:
         read_until(watch, lambda batch: ("a", 0, 2) in cells(batch))
         other.run("a", 1)
         read_until(watch, lambda batch: ("a", 1, 2) in cells(batch) and batch.job_changed)
-        assert grid.fallen == {"success", "settled"}
+        assert grid.decided == {"success", "settled"}
         other_store.delete_job(other.job)
         with pytest.raises(JobNotFound):
             while True:

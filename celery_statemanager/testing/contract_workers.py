@@ -1,8 +1,9 @@
-"""Tests of worker records and open attempts, on which the sweep relies (rule R16)."""
+"""Worker records, open attempts and due jobs, as the sweep reads them (rule R16)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from celery_statemanager.garbage import collect_garbage
 from celery_statemanager.manager import Manager
@@ -10,13 +11,13 @@ from celery_statemanager.records import CALLBACK_ROW, OpenAttempt
 from celery_statemanager.stores.capabilities import WorkerRegistry
 from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.contract_fixtures import ContractFixtures
-from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, smoke
+from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, every_job, smoke
 
 
 class WorkerRegistryContract(ContractFixtures):
-    """The rules of worker records and open attempts."""
+    """Tests of worker records, open attempts and due jobs."""
 
-    def test_a_worker_record_is_kept_whole_and_leased_from_now(self, store: WorkerRegistry) -> None:
+    def test_a_worker_record_is_stored_with_a_lease_from_now(self, store: WorkerRegistry) -> None:
         before = store.now()
         store.put_worker("w 1@höst", '{"body":"☃"}', 30)
         (record,) = store.list_workers()
@@ -24,8 +25,8 @@ class WorkerRegistryContract(ContractFixtures):
         assert before <= record.renewed_at <= store.now()
         assert record.lease_until - record.renewed_at == 30_000_000
 
-    def test_a_record_with_all_that_a_worker_may_list_is_kept_whole(self, store: WorkerRegistry) -> None:
-        body = "☃" * 270_000  # a worker keeps below 800 KiB
+    def test_a_worker_record_of_the_maximum_size_is_stored_whole(self, store: WorkerRegistry) -> None:
+        body = "☃" * 270_000  # about 800 KiB, more than ``leases.MOST_BYTES``
         store.put_worker("w", body, 30)
         assert [record.body for record in store.list_workers()] == [body]
 
@@ -38,7 +39,7 @@ class WorkerRegistryContract(ContractFixtures):
         assert second.renewed_at >= first.renewed_at
         assert second.lease_until - second.renewed_at == 20_500_000
 
-    def test_dead_workers_are_listed_too_until_they_are_dropped(self, store: WorkerRegistry) -> None:
+    def test_dead_workers_are_listed_until_they_are_dropped(self, store: WorkerRegistry) -> None:
         for worker in ("dead", "alive", "ended"):
             store.put_worker(worker, worker, 60 if worker == "alive" else 0)
         records = {record.worker_id: record for record in store.list_workers()}
@@ -48,7 +49,7 @@ class WorkerRegistryContract(ContractFixtures):
             store.drop_worker("dead")
         assert {record.worker_id for record in store.list_workers()} == {"alive", "ended"}
 
-    def test_one_record_is_got_by_its_name_alone(self, store: WorkerRegistry) -> None:
+    def test_get_worker_returns_one_record(self, store: WorkerRegistry) -> None:
         assert store.get_worker("w 1@höst") is None
         for worker in ("w 1@höst", "w", "~other"):
             store.put_worker(worker, f"body of {worker}", 30)
@@ -57,7 +58,7 @@ class WorkerRegistryContract(ContractFixtures):
         store.drop_worker("w")
         assert store.get_worker("w") is None
 
-    def test_a_lease_runs_out_by_the_stores_clock(self, store: WorkerRegistry) -> None:
+    def test_a_lease_expires_by_the_stores_clock(self, store: WorkerRegistry) -> None:
         store.put_worker("w", "", 0.05)
         (record,) = store.list_workers()
         deadline = time.monotonic() + PATIENCE
@@ -65,7 +66,7 @@ class WorkerRegistryContract(ContractFixtures):
             assert time.monotonic() < deadline
         assert list(store.list_workers()) == [record]
 
-    def test_a_lease_is_judged_by_the_given_clock(self, clocked_store: WorkerRegistry, clock: FakeClock) -> None:
+    def test_a_lease_expires_by_the_given_clock(self, clocked_store: WorkerRegistry, clock: FakeClock) -> None:
         clocked_store.put_worker("w", "", 30)
         (record,) = clocked_store.list_workers()
         assert record.renewed_at == clocked_store.now() == round(clock() * 1_000_000)
@@ -74,24 +75,26 @@ class WorkerRegistryContract(ContractFixtures):
         clock.advance(2)
         assert record.lease_until < clocked_store.now()
 
-    def test_a_turn_is_its_holders_until_it_has_run_out(self, store: WorkerRegistry) -> None:
-        assert store.try_acquire("turn", "first", 0.2)
-        assert store.try_acquire("turn", "first", 30)
-        assert not store.try_acquire("turn", "second", 30)
+    def test_an_acquired_lease_belongs_to_its_holder_until_it_expires(self, store: WorkerRegistry) -> None:
+        assert store.try_acquire("lease", "first", 0.2)
+        assert store.try_acquire("lease", "first", 30)
+        assert not store.try_acquire("lease", "second", 30)
         assert [each.body for each in store.list_workers()] == ["first"]
         assert store.try_acquire("another", "second", 30)
-        store.put_worker("turn", "first", 0)
-        assert store.try_acquire("turn", "second", 30)
-        assert not store.try_acquire("turn", "first", 30)
+        store.put_worker("lease", "first", 0)
+        assert store.try_acquire("lease", "second", 30)
+        assert not store.try_acquire("lease", "first", 30)
 
-    def test_a_turn_runs_out_by_the_stores_clock(self, clocked_store: WorkerRegistry, clock: FakeClock) -> None:
-        assert clocked_store.try_acquire("turn", "first", 30)
+    def test_an_acquired_lease_expires_by_the_stores_clock(
+        self, clocked_store: WorkerRegistry, clock: FakeClock
+    ) -> None:
+        assert clocked_store.try_acquire("lease", "first", 30)
         clock.advance(29)
-        assert not clocked_store.try_acquire("turn", "second", 30)
+        assert not clocked_store.try_acquire("lease", "second", 30)
         clock.advance(2)
-        assert clocked_store.try_acquire("turn", "second", 30)
+        assert clocked_store.try_acquire("lease", "second", 30)
 
-    def test_worker_records_got_can_be_altered_without_harm(self, store: WorkerRegistry) -> None:
+    def test_altering_a_worker_record_does_not_alter_the_stored_one(self, store: WorkerRegistry) -> None:
         store.put_worker("w", "body", 10)
         next(store.list_workers()).body = "bent"
         assert next(store.list_workers()).body == "body"
@@ -148,7 +151,7 @@ class WorkerRegistryContract(ContractFixtures):
         grid.delete()
         assert list(store.list_open_attempts()) == []
 
-    def test_a_job_written_to_right_after_it_was_hidden_is_revived(self, store: WorkerRegistry) -> None:
+    def test_a_write_to_a_tombstoned_job_revives_it_at_the_next_collection(self, store: WorkerRegistry) -> None:
         with Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",)) as manager:
             manager.set_state("a", 5)
             manager.tombstone_job()
@@ -156,3 +159,48 @@ class WorkerRegistryContract(ContractFixtures):
             manager.set_state("a", 6)
             assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 1
             assert store.get_job(manager.ref.key).tombstoned_at is None
+
+    def test_workers_are_listed_lazily_and_once_each(self, store: WorkerRegistry) -> None:
+        names = [f"w {number}" for number in range(130)]
+        for name in names:
+            store.put_worker(name, f"body of {name}", 30)
+        records = store.list_workers()
+        assert isinstance(records, Iterator)
+        assert sorted((each.worker_id, each.body) for each in records) == sorted(
+            (name, f"body of {name}") for name in names
+        )
+
+    def test_dropping_workers_while_listing_skips_no_other_worker(self, store: WorkerRegistry) -> None:
+        names = {f"w {number}" for number in range(130)}
+        for name in names:
+            store.put_worker(name, "x" * 100, 0)
+        for record in store.list_workers():
+            names.remove(record.worker_id)
+            store.drop_worker(record.worker_id)
+        assert names == set()
+        assert list(store.list_workers()) == []
+
+    def test_ending_attempts_while_listing_skips_no_other_attempt(self, store: WorkerRegistry) -> None:
+        grid = Grid.create(store, 320, ("a",))
+        for row in range(320):
+            grid.begin("a", row, owner=f"w{row % 7}")
+        rows = set(range(320))
+        for attempt in store.list_open_attempts():
+            rows.remove(attempt.task_index)
+            grid.end("a", attempt.task_index, attempt=attempt.cell.attempt)
+        assert rows == set()
+        assert list(store.list_open_attempts()) == []
+
+    def test_open_attempts_of_many_jobs_are_all_listed(self, store: WorkerRegistry) -> None:
+        grids = [Grid.create(store, 1, ("a",), job_id=f"job {number:03}") for number in range(330)]
+        for grid in grids:
+            grid.begin("a", 0, owner="w")
+        assert {each.ref for each in store.list_open_attempts()} == {grid.ref for grid in grids}
+
+    def test_due_jobs_that_stay_due_do_not_hide_other_due_jobs(self, store: WorkerRegistry) -> None:
+        names = [f"job {number}" for number in range(7)]
+        for name in names:
+            Grid.create(store, 1, ("a",), job_id=name, failure="call").run("a", 0, FAILED)
+            Grid.create(store, 1, ("a",), job_id=f"quiet {name}")
+        for limit in (1, 3, 7, 100):
+            assert sorted(job.job_id for job in every_job(store, limit, due=True)) == names

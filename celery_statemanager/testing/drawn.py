@@ -1,4 +1,4 @@
-"""The hypothesis strategies of the state machine: few names and rows, so that calls often affect the same cell."""
+"""Values of the state machine: few names and rows, so that operations collide, and every kind of status."""
 
 from __future__ import annotations
 

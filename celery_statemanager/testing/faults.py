@@ -1,7 +1,7 @@
-"""A store with injected faults: lost responses, dropped notifications, outages, and actions at a given call.
+"""A store with injected faults: lost responses, dropped notifications, outages, actions before or after a call.
 
-``FaultyStore`` wraps any store, so an application sees the faults exactly where it would see real ones. In a worker,
-replace the store that the settings created::
+``FaultyStore`` wraps any store, so an application meets the faults where real ones occur. In a worker, replace the
+store that was created from the settings::
 
     states = StateManager(app)
     states.store = FaultyStore(states.store, down=Path("/tmp/store-is-down").exists)
@@ -26,11 +26,11 @@ from celery_statemanager.stores.wrapped import WrappedStore
 
 T = TypeVar("T")
 
-_TURN = 0.05
-"""Seconds between two checks whether a silent watch may report again."""
+_CHECK = 0.05
+"""Seconds between two checks whether a watch delivers changes again."""
 
 Action = Callable[[object], None]
-"""A function called with the result of a method, or with None before the call. It may raise, kill or wait."""
+"""An action before or after a call. It receives the result of the call, None before it. It may raise, kill or wait."""
 
 
 @dataclass(slots=True)
@@ -41,12 +41,12 @@ class _Point:
 
 
 class FaultyStore(WrappedStore):
-    """A store that delegates to another one, except for the faults that a test injects. Thread-safe.
+    """Pass calls on to a store, and inject faults on request. Thread-safe.
 
     Args:
-        inner: the wrapped store. The caller that created it closes it.
-        down: called before each call; returns whether the store is down. With the ``exists`` of a file, a test can
-            switch off the stores of other processes.
+        inner: the wrapped store. The caller closes it.
+        down: called at each call; returns whether the store is unavailable. With the ``exists`` of a file, a test
+            switches the stores of other processes.
     """
 
     def __init__(self, inner: FullStore, down: Callable[[], bool] = lambda: False) -> None:
@@ -58,18 +58,17 @@ class FaultyStore(WrappedStore):
         self._points: dict[str, deque[_Point]] = {}
 
     def at(self, method: str, action: Action, *, after: bool = False, times: int = 1) -> None:
-        """Run an action at the next calls of a method: wait, kill the process, or raise.
+        """Run an action at the next calls of a method: wait, kill the process or raise.
 
         Args:
-            action: called with the result of the method, or with None before the call.
-            after: run the action after the call instead of before it.
-            times: the number of calls.
+            action: receives the result of the method, or None before the call.
+            after: run the action after the store has done the call, instead of before.
         """
         with self._lock:
             self._points.setdefault(method, deque()).append(_Point(action, after, times))
 
     def lose_response(self, method: str, *, applied: bool, times: int = 1) -> None:
-        """Make the next calls of a method raise ``StoreUnavailable``; the store still executes them if ``applied``."""
+        """Make the next calls of a method raise ``StoreUnavailable``. The store does them if ``applied``."""
 
         def lose(_: object) -> None:
             raise StoreUnavailable(f"a fault injected by a test: the response to {method} was lost")
@@ -78,7 +77,7 @@ class FaultyStore(WrappedStore):
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Simulate an outage inside the block: calls and watches raise ``StoreUnavailable``."""
+        """Make calls and watches raise ``StoreUnavailable`` inside the block."""
         self._down.set()
         try:
             yield
@@ -87,7 +86,7 @@ class FaultyStore(WrappedStore):
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Drop the changes of watches inside the block. Afterwards the watches report that changes were missed."""
+        """Drop the changes of watches inside the block. Afterwards, the watches report that changes were missed."""
         self._silent.set()
         try:
             yield
@@ -124,7 +123,7 @@ class FaultyStore(WrappedStore):
 
 
 class _FaultyWatch(Watch):
-    """A watch that fails while its store is down, and reports nothing while it is silent."""
+    """A watch that fails with its store and drops changes while the store is silent."""
 
     def __init__(self, inner: Watch, refuse_if_down: Callable[[], None], silent: Callable[[], bool]) -> None:
         self._inner = inner
@@ -138,7 +137,7 @@ class _FaultyWatch(Watch):
         while True:
             self._refuse_if_down()
             left = max(0.0, deadline - time.monotonic())
-            batch = self._inner.read(self._patience(left))
+            batch = self._inner.read(self._wait(left))
             if not self._silent():
                 missed, self._missed = self._missed, False
                 return Batch(batch.states, batch.job_changed or missed, batch.resync or missed)
@@ -150,8 +149,8 @@ class _FaultyWatch(Watch):
         self._closed = True
         self._inner.close()
 
-    def _patience(self, left: float) -> float:
-        """Return the seconds of the next read: short while silent, to notice the end, and 0 if changes were missed."""
+    def _wait(self, left: float) -> float:
+        """Return the seconds of the next read: short while silent, to notice its end; 0 if changes were missed."""
         if self._silent():
-            return min(left, _TURN)
+            return min(left, _CHECK)
         return 0.0 if self._missed else left

@@ -1,4 +1,4 @@
-"""Short forms of the calls that tests of stores make most often."""
+"""Helpers for tests of stores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 PATIENCE = 20.0
-"""Seconds after which a test stops waiting for an event that should occur at once."""
+"""Seconds after which a test stops waiting for something that should happen at once."""
 
 FINISHED, FAILED, CANCELLED = int(Status.FINISHED), int(Status.FAILED), int(Status.CANCELLED)
 
@@ -50,13 +50,13 @@ def is_smoke(test: object) -> bool:
 
 @dataclass(frozen=True)
 class StoreFactory:
-    """The factory of the store under test.
+    """How the contract creates the store under test.
 
     Attributes:
         make: returns a new store object on the same data at each call; accepts ``clock=`` if ``takes_clock``.
-        url: the URL by which other processes access the same data. None if the data exist only in one store object;
-            the tests of sharing are then skipped.
-        takes_clock: whether a test can control the store's time. It cannot control that of a server.
+        url: the URL under which other processes open the same data; None if the data belong to one store object. Tests
+            that share data are then skipped.
+        takes_clock: whether a test can supply the store's clock. The clock of a server cannot be replaced.
     """
 
     make: Callable[..., Store]
@@ -65,7 +65,7 @@ class StoreFactory:
 
 
 class Grid:
-    """A job under test. Methods take the tag and the row first; other arguments have the names of the record fields."""
+    """A job under test. Methods take the tag and the row first and fields of the records as keywords."""
 
     def __init__(self, store: Store, ref: JobRef) -> None:
         self.store = store
@@ -88,20 +88,20 @@ class Grid:
 
     @property
     def job(self) -> JobRecord:
-        """The current job record."""
+        """The current record of the job."""
         return self.store.get_job(self.ref.key)
 
     @property
-    def fallen(self) -> set[str]:
+    def decided(self) -> set[str]:
         """The names of the decided latches."""
         return {name for name, latch in self.job.latches.items() if latch.decided_at is not None}
 
     def seen_by(self, store: Store) -> Grid:
-        """Return the same job in another store object."""
+        """Return the same job on another store object."""
         return Grid(store, self.ref)
 
     def manager(self, task_index: int | None = None) -> Manager:
-        """Open the job through the public API."""
+        """Open the job as an application does."""
         return Manager.open(self.store, self.ref.key.job_id, run_token=self.ref.key.run_token, task_index=task_index)
 
     def write(self, tag: str, row: int, status: int, **fields: Any) -> WriteReply:
@@ -109,7 +109,7 @@ class Grid:
         return self.store.write(self.ref, Write(tag=tag, task_index=row, status=status, **fields))
 
     def begin(self, tag: str, row: int, **fields: Any) -> BeginReply:
-        """Request an attempt."""
+        """Begin an attempt."""
         return self.store.begin(self.ref, self.request(tag, row, **fields))
 
     def request(self, tag: str, row: int, **fields: Any) -> Begin:
@@ -117,7 +117,7 @@ class Grid:
         return Begin(tag=tag, task_index=row, **fields)
 
     def end(self, tag: str, row: int, status: int = FINISHED, **fields: Any) -> WriteReply:
-        """End the open attempt like the end of a task: a failure blocks the later stages of the row."""
+        """End the open attempt as the end of a task does. A failure blocks the row's later stages."""
         fields = {"attempt": self.cell(tag, row).attempt, "block_later_stages": status < 0, **fields}
         return self.write(tag, row, status, ends_attempt=True, **fields)
 
@@ -127,11 +127,11 @@ class Grid:
         return self.end(tag, row, status, **fields)
 
     def cell(self, tag: str, row: int) -> Cell:
-        """Return the stored cell, or an empty one if it was never written."""
+        """Return a cell as stored, or an empty one if it was never written."""
         return self.store.get_cell(self.ref, tag, row) or Cell()
 
     def state(self, tag: str, row: int) -> State:
-        """Return the state of a cell as readers see it."""
+        """Return a cell as readers see it."""
         return self.store.lowest(self.ref, Scope(tag, row))
 
     def lowest(self, tag: str | None = None, row: int | None = None) -> State:
@@ -143,28 +143,28 @@ class Grid:
         return list(self.store.list_states(self.ref, Scope(tag, row)))
 
     def update(self, change: Callable[[JobRecord], JobRecord]) -> tuple[str, ...]:
-        """Change the job record by compare-and-set; retry if others change it."""
+        """Change the job record by compare-and-set, repeated while other writers change it."""
         while True:
             decided = self.store.update_job(change(self.job))
             if decided is not None:
                 return decided
 
     def cancel(self, reason: str | None = "user asked") -> tuple[str, ...]:
-        """Cancel the job and return the latches that this decided."""
+        """Cancel the job. Return the latches that this decided."""
         return self.update(lambda job: replace(job, cancelled=Cancellation(reason, self.store.now())))
 
     def tombstone(self) -> None:
-        """Mark the job deleted."""
+        """Tombstone the job."""
         self.update(lambda job: replace(job, tombstoned_at=self.store.now()))
 
     def delete(self) -> None:
-        """Delete the job and purge its rows."""
+        """Delete the job and purge its garbage."""
         assert self.store.delete_job(self.job)
         purge(self.store)
 
 
 def purge(store: Store, limit: int = 1_000) -> int:
-    """Purge all leftover rows and return their number."""
+    """Purge all garbage. Return the number of removed rows."""
     removed = 0
     while count := store.purge(limit):
         removed += count
@@ -189,13 +189,13 @@ def every_job(store: Store, limit: int = 100, **filters: Any) -> Iterator[JobRec
 
 
 def read_until(watch: Watch, enough: Callable[[Batch], bool]) -> Batch:
-    """Read a watch until its merged batches are enough, and return them. Raises: AssertionError after ``PATIENCE``."""
+    """Read a watch until the merged batches are enough. Raises: AssertionError after ``PATIENCE``."""
     deadline = time.monotonic() + PATIENCE
     newest: dict[tuple[str, int], State] = {}
     total = Batch([])
     while not enough(total):
         left = deadline - time.monotonic()
-        assert left > 0, f"the watch returned only {total} in {PATIENCE} s"
+        assert left > 0, f"the watch delivered only {total} in {PATIENCE} s"
         batch = watch.read(left)
         newest.update({(state.tag, state.task_index): state for state in batch.states})
         total = Batch(list(newest.values()), total.job_changed or batch.job_changed, total.resync or batch.resync)
@@ -203,5 +203,5 @@ def read_until(watch: Watch, enough: Callable[[Batch], bool]) -> Batch:
 
 
 def statuses(states: Iterable[State]) -> dict[tuple[str, int], int]:
-    """Return the status by tag and row."""
+    """Return the statuses by tag and row."""
     return {(state.tag, state.task_index): state.status for state in states}

@@ -1,4 +1,4 @@
-"""A hypothesis state machine that calls a store as its users do, and compares it with ``JobModel`` after every step."""
+"""A hypothesis state machine that applies random operations to a store and compares it with ``ExpectedJob``."""
 
 from __future__ import annotations
 
@@ -14,40 +14,35 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from celery_statemanager.errors import JobExists, JobNotFound, StateManagerError
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Begin, Delivery, Write, new_event_id, new_job
-from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.subscription import Subscription
-from celery_statemanager.testing.agreement import check_agreement
+from celery_statemanager.testing.checks import CheckedSubscription, check_job
 from celery_statemanager.testing.drawn import PLANS, ROWS, deliveries, messages, owners, places, scopes, ways, writes
 from celery_statemanager.testing.kit import Grid, every_job
-from celery_statemanager.testing.model import JobModel, Place, short_repr
-from celery_statemanager.testing.reader import Reader
-
-LATEST = 1_000
-"""A schema that is later than every real one."""
+from celery_statemanager.testing.model import ExpectedJob, Place, comparable
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The state machine; create it with ``store_machine``."""
+    """Created by ``store_machine``."""
 
     make_store: ClassVar[Any]
     recount_every: ClassVar[int]
     counts: ClassVar[Counter[str]]
 
-    jobs: Bundle[JobModel] = Bundle("jobs")
-    gone: Bundle[JobModel] = Bundle("gone")
-    readers: Bundle[Reader] = Bundle("readers")
+    jobs: Bundle[ExpectedJob] = Bundle("jobs")
+    gone: Bundle[ExpectedJob] = Bundle("gone")
+    readers: Bundle[CheckedSubscription] = Bundle("readers")
 
     def __init__(self) -> None:
         super().__init__()
         self.store = self.make_store()
-        self.kept: dict[str, JobModel] = {}
-        self.open: list[Reader] = []
+        self.kept: dict[str, ExpectedJob] = {}
+        self.open: list[CheckedSubscription] = []
         self.touched: set[str] = set()
         self.steps = 0
         self.counts["examples"] += 1
 
     def teardown(self) -> None:
-        """Read all subscriptions to their end, delete the remaining jobs, and check that the store is empty."""
+        """Drain all subscriptions, delete the remaining jobs and check that the store is empty."""
         self.recount()
         for reader in self.open:
             reader.drain()
@@ -60,12 +55,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(target=jobs, plan=st.sampled_from(PLANS))
     def first(self, plan: Any) -> Any:
-        """Create the first job."""
+        """Start with a job."""
         return self.create("job 0", plan)
 
     @rule(target=jobs, name=st.sampled_from(("job 0", "job 1")), plan=st.sampled_from(PLANS))
     def create_or_recreate(self, name: str, plan: Any) -> Any:
-        """Create a job, unless one of this name exists."""
+        """Create a job, unless one of the name exists."""
         return self.create(name, plan)
 
     @rule(
@@ -79,7 +74,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def write(
         self,
-        model: JobModel,
+        model: ExpectedJob,
         place: Place,
         fields: dict[str, Any],
         fence: int | None,
@@ -87,7 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
         ends_attempt: bool,
         retry: Delivery | None,
     ) -> None:
-        """Write a cell in one of the possible ways."""
+        """Write a cell with any combination of fields."""
         cell = model.cell(place)
         event_id = cell.event_id if repeats and cell.version else new_event_id()
         attempt = None if fence is None else cell.attempt - fence
@@ -101,7 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def begin_late(
         self,
-        model: JobModel,
+        model: ExpectedJob,
         place: Place,
         fields: dict[str, Any],
         delivery: Delivery,
@@ -110,63 +105,60 @@ class StoreMachine(RuleBasedStateMachine):
         ends_attempt: bool,
     ) -> None:
         """Begin and write in one step."""
-        begin = Begin(tag=place[0], task_index=place[1], event_id=new_event_id(), delivery=delivery, owner=owner, **way)
-        self.send(model, place, event_id=new_event_id(), begin=begin, ends_attempt=ends_attempt, **fields)
+        begin = Begin(tag=place[0], task_index=place[1], delivery=delivery, owner=owner, **way)
+        self.send(model, place, begin=begin, ends_attempt=ends_attempt, **fields)
 
     @rule(model=jobs, place=places, delivery=deliveries, way=ways, owner=owners, message=messages)
     def begin(
         self,
-        model: JobModel,
+        model: ExpectedJob,
         place: Place,
         delivery: Delivery,
         way: dict[str, Any],
         owner: str | None,
         message: str | None,
     ) -> None:
-        """Request an attempt."""
-        tag, row = place
-        request = Begin(
-            tag=tag, task_index=row, event_id=new_event_id(), delivery=delivery, owner=owner, message=message, **way
-        )
-        before = set(model.fallen)
+        """Begin an attempt."""
+        request = Begin(tag=place[0], task_index=place[1], delivery=delivery, owner=owner, message=message, **way)
+        before = set(model.decided)
         reply = self.store.begin(model.ref, replace(request))
         assert reply.verdict is model.begin(request)
-        assert set(reply.decided) == model.fallen - before
-        assert short_repr(reply.cell) == short_repr(model.cell(place))
+        assert set(reply.decided) == model.decided - before
+        assert comparable(reply.cell) == comparable(model.cell(place))
         self.touched.add(model.job.job_id)
 
     @rule(model=jobs, reason=messages)
-    def cancel(self, model: JobModel, reason: str | None) -> None:
-        """Cancel a job, unless it is cancelled."""
+    def cancel(self, model: ExpectedJob, reason: str | None) -> None:
+        """Cancel a job that is not cancelled."""
         if not model.cancelled:
-            before = set(model.fallen)
+            before = set(model.decided)
             model.cancel(reason)
-            assert set(Grid(self.store, model.ref).cancel(reason)) == model.fallen - before
+            assert set(Grid(self.store, model.ref).cancel(reason)) == model.decided - before
         self.touched.add(model.job.job_id)
 
     @rule(model=jobs)
-    def migrate(self, model: JobModel) -> None:
-        """Migrate every cell to the next layout without changing its content."""
-        found = list(self.store.outdated_cells(model.ref, LATEST))
+    def migrate(self, model: ExpectedJob) -> None:
+        """Rewrite every cell with the next schema."""
+        found = list(self.store.outdated_cells(model.ref, 1_000))  # a version later than any
         later = [replace(each, cell=replace(each.cell, schema_version=each.cell.schema_version + 1)) for each in found]
         assert self.store.rewrite_cells(model.ref, later) == len(model.cells)
         model.migrate()
         self.touched.add(model.job.job_id)
 
     @rule(model=jobs)
-    def tombstone(self, model: JobModel) -> None:
-        """Mark a job deleted; nothing else changes."""
+    def tombstone(self, model: ExpectedJob) -> None:
+        """Tombstone a job."""
         Grid(self.store, model.ref).tombstone()
         model.tombstoned = True
         self.touched.add(model.job.job_id)
 
     @rule(target=gone, model=consumes(jobs), purging=st.booleans())
-    def delete(self, model: JobModel, purging: bool) -> JobModel:
-        """Delete a job; its subscriptions end."""
+    def delete(self, model: ExpectedJob, purging: bool) -> ExpectedJob:
+        """Delete a job and check that its subscriptions end."""
         assert self.store.delete_job(self.store.get_job(model.ref.key))
         del self.kept[model.job.job_id]
         self.touched.discard(model.job.job_id)
-        for reader in [reader for reader in self.open if reader.model is model]:
+        for reader in [reader for reader in self.open if reader.expected is model]:
             self.open.remove(reader)
             reader.end()
         if purging:
@@ -174,8 +166,8 @@ class StoreMachine(RuleBasedStateMachine):
         return model
 
     @rule(model=gone, place=places)
-    def straggle(self, model: JobModel, place: Place) -> None:
-        """Call a method on a deleted job."""
+    def straggle(self, model: ExpectedJob, place: Place) -> None:
+        """Check that no operation finds a deleted job."""
         grid = Grid(self.store, model.ref)
         uses: tuple[Callable[[], object], ...] = (
             lambda: grid.write(*place, 5),
@@ -193,27 +185,27 @@ class StoreMachine(RuleBasedStateMachine):
                 use()
 
     @rule(target=readers, model=jobs, scope=scopes)
-    def subscribe(self, model: JobModel, scope: Scope) -> Reader:
-        """Open another subscription."""
-        reader = Reader(model, scope, Subscription(self.store, model.ref, scope))
+    def subscribe(self, model: ExpectedJob, scope: Scope) -> CheckedSubscription:
+        """Open a subscription."""
+        reader = CheckedSubscription(model, scope, Subscription(self.store, model.ref, scope))
         self.open.append(reader)
         return reader
 
     @rule(reader=readers)
-    def read_one(self, reader: Reader) -> None:
+    def read_one(self, reader: CheckedSubscription) -> None:
         """Read one event of a subscription, if there is one."""
         event = reader.events.get(0.0)
         if event is not None:
-            reader.take(event)
+            reader.check(event)
 
     @rule(reader=readers)
-    def read_all(self, reader: Reader) -> None:
-        """Read all pending events of a subscription."""
+    def read_all(self, reader: CheckedSubscription) -> None:
+        """Read all current events of a subscription."""
         if reader in self.open:
             reader.drain()
 
     @rule(reader=consumes(readers))
-    def unsubscribe(self, reader: Reader) -> None:
+    def unsubscribe(self, reader: CheckedSubscription) -> None:
         """Close a subscription."""
         reader.events.close()
         assert reader.events.get(0.0) is None
@@ -221,7 +213,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        """Compare everything that can be read of the changed jobs with the model."""
+        """Check the jobs that the last steps have changed."""
         self.counts["steps"] += 1
         self.steps += 1
         if self.steps % self.recount_every == 0:
@@ -229,8 +221,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def recount(self) -> None:
         while self.touched:
-            model = self.kept[self.touched.pop()]
-            check_agreement(self.store, model)
+            check_job(self.store, self.kept[self.touched.pop()])
 
     def create(self, name: str, plan: Any) -> Any:
         try:
@@ -239,13 +230,13 @@ class StoreMachine(RuleBasedStateMachine):
             assert name in self.kept
             return multiple()
         assert name not in self.kept
-        self.kept[name] = JobModel(made)
+        self.kept[name] = ExpectedJob(made)
         self.touched.add(name)
         return self.kept[name]
 
-    def send(self, model: JobModel, place: Place, **fields: Any) -> None:
+    def send(self, model: ExpectedJob, place: Place, **fields: Any) -> None:
         request = Write(tag=place[0], task_index=place[1], **fields)
-        before = set(model.fallen)
+        before = set(model.decided)
         expected = model.write(request)
         try:
             reply = self.store.write(model.ref, replace(request))
@@ -253,12 +244,6 @@ class StoreMachine(RuleBasedStateMachine):
             assert type(error).__name__ == expected
         else:
             assert expected == ("written" if reply.changed else "same")
-            assert set(reply.decided) == model.fallen - before
-            assert short_repr(reply.cell) == short_repr(model.cell(place))
+            assert set(reply.decided) == model.decided - before
+            assert comparable(reply.cell) == comparable(model.cell(place))
         self.touched.add(model.job.job_id)
-
-
-def machine_for(make_store: Callable[[], FullStore], recount_every: int) -> type[StoreMachine]:
-    """Return a separate class of state machine for a store, with its own counts."""
-    fields = {"make_store": staticmethod(make_store), "recount_every": recount_every, "counts": Counter()}
-    return type("StoreMachine", (StoreMachine,), fields)

@@ -1,4 +1,4 @@
-"""A model of one job in dicts: an independent implementation of the rules, with which stores are compared."""
+"""A job in dicts with a second implementation of the rules of writes, attempts and latches, to check stores against."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ Place = tuple[str, int]
 
 
 @dataclass
-class JobModel:
+class ExpectedJob:
     """The expected content of a job in a store.
 
     Attributes:
-        history: every version of every cell; ``cells`` is the newest.
+        history: every version of every cell; ``cells`` contains the newest versions.
+        decided: the names of the decided latches.
     """
 
     job: JobRecord
@@ -29,37 +30,37 @@ class JobModel:
     cancelled: bool = False
     reason: str | None = None
     tombstoned: bool = False
-    fallen: set[str] = field(default_factory=set)
+    decided: set[str] = field(default_factory=set)
 
     @property
     def ref(self) -> JobRef:
-        """The incarnation that this models."""
+        """The incarnation of the job."""
         return self.job.ref
 
     @property
-    def expected(self) -> list[Place]:
-        """The expected cells."""
+    def places(self) -> list[Place]:
+        """The cells that count in the aggregates."""
         return naive.expected(self.job, (tag for tag, _ in self.cells))
 
     def cell(self, place: Place) -> Cell:
         """Return a cell, or an empty one if it was never written."""
         return self.cells.get(place, Cell())
 
-    def reads(self, place: Place) -> tuple[int, str | None]:
-        """Return the status and the message that readers see."""
+    def visible(self, place: Place) -> tuple[int, str | None]:
+        """Return the status and message that readers see."""
         cell = self.cell(place)
         if self.cancelled and cell.status == 0 and not cell.open:
             return CANCELLED, self.reason
         return cell.status, cell.message
 
     def begin(self, request: Begin) -> Verdict:
-        """Take an attempt, or say why not."""
+        """Apply a Begin and return the verdict."""
         place = (request.tag, request.task_index)
         cell = self.cell(place)
         verdict = self._judge(cell, request)
         if verdict is Verdict.BEGUN:
             self._put(place, _taken(cell, request), request.event_id)
-            self._free(place, request.event_id)
+            self._unblock(place, request.event_id)
         elif verdict is Verdict.CANCELLED and not cell.open and 0 < cell.status < FINISHED:
             ended = replace(cell, status=CANCELLED, message=self.reason, kept=None)
             self._put(place, ended, request.event_id)
@@ -67,7 +68,7 @@ class JobModel:
         return verdict
 
     def write(self, request: Write) -> str:
-        """Write a cell; give ``written``, ``same`` or the name of the error."""
+        """Apply a write. Return ``written``, ``same`` or the name of the expected error."""
         place = (request.tag, request.task_index)
         cell = self.cell(place)
         if cell.version and cell.event_id == request.event_id:
@@ -87,7 +88,7 @@ class JobModel:
             return "JobCancelled"
         self._put(place, _written(cell, request), request.event_id)
         if request.begin is not None:
-            self._free(place, request.event_id)
+            self._unblock(place, request.event_id)
         now = self.cells[place]
         if request.block_later_stages and not now.open and now.status < 0:
             self._block(place, now)
@@ -100,7 +101,7 @@ class JobModel:
         self._decide(None)
 
     def migrate(self) -> None:
-        """Migrate every cell to the next layout."""
+        """Change every cell to the next schema."""
         self.cells = {
             place: replace(cell, schema_version=cell.schema_version + 1) for place, cell in self.cells.items()
         }
@@ -109,7 +110,7 @@ class JobModel:
         rank = (request.delivery > cell.delivery) - (request.delivery < cell.delivery)
         first_true: list[tuple[Callable[[], bool], Verdict]] = [
             (lambda: cell.status == FINISHED and not cell.open, Verdict.FINISHED),
-            (lambda: "settled" in self.fallen, Verdict.CLOSED),
+            (lambda: "settled" in self.decided, Verdict.CLOSED),
             (lambda: self.cancelled and not ignore_cancel, Verdict.CANCELLED),
             (lambda: request.takes_over, Verdict.BEGUN),
             (lambda: cell.open and request.supersedes == cell.attempt, Verdict.BEGUN),
@@ -138,28 +139,28 @@ class JobModel:
                 blocked = replace(cell, status=failed.status, message=message, blocked_by=place[0], kept=None)
                 self._put(later, blocked, failed.event_id)
 
-    def _free(self, place: Place, event_id: str) -> None:
+    def _unblock(self, place: Place, event_id: str) -> None:
         for later in self._later(place):
             cell = self.cell(later)
             if cell.version and cell.blocked_by == place[0]:
                 self._put(later, replace(cell, status=0, message=None, blocked_by=None), event_id)
 
     def _decide(self, place: Place | None) -> None:
-        if self.job.plan is None or not (place is None or place in self.expected):
+        if self.job.plan is None or not (place is None or place in self.places):
             return
-        cells = [self.cell(each) for each in self.expected]
+        cells = [self.cell(each) for each in self.places]
         final = [not cell.open and (cell.status < 0 or cell.status == FINISHED) for cell in cells]
         resting = not any(cell.open or 0 < cell.status < FINISHED for cell in cells)
         if resting if self.cancelled else all(final):
-            self.fallen.add("settled")
+            self.decided.add("settled")
         if all(is_final and cell.status == FINISHED for cell, is_final in zip(cells, final)):
-            self.fallen.add("success")
+            self.decided.add("success")
         if any(is_final and cell.status < 0 and cell.status != CANCELLED for cell, is_final in zip(cells, final)):
-            self.fallen.add("failure")
+            self.decided.add("failure")
 
 
 def _taken(cell: Cell, request: Begin) -> Cell:
-    from_the_dead = cell.open and cell.owner is not None and request.supersedes == cell.attempt
+    counts_as_loss = cell.open and cell.owner is not None and request.supersedes == cell.attempt
     return replace(
         cell,
         status=int(Status.STARTED),
@@ -168,7 +169,7 @@ def _taken(cell: Cell, request: Begin) -> Cell:
         open=True,
         delivery=request.delivery,
         owner=request.owner,
-        losses=cell.losses + int(from_the_dead),
+        losses=cell.losses + int(counts_as_loss),
         kept=request.kept,
         blocked_by=None,
     )
@@ -206,7 +207,7 @@ def _merged(kept: str | None, request: Write, status: int) -> str | None:
     return None if payload is None else json.dumps(payload)
 
 
-def short_repr(cell: Cell) -> Cell:
-    """Return a cell as a tuple without its times, with its payload as a value."""
+def comparable(cell: Cell) -> Cell:
+    """Return a cell without its times and with its payload decoded."""
     payload: Any = json.loads(cell.payload) if cell.payload else None
     return replace(cell, timestamp=0, began_at=0, payload=payload)

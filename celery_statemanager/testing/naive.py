@@ -1,4 +1,4 @@
-"""Simple and slow implementations of the rules, with which stores are compared."""
+"""A simple and slow second implementation of the rules of aggregates, to check stores against."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ States = Mapping[tuple[str, int], State]
 
 
 def read_grid(grid: Grid, tags: Iterable[str]) -> tuple[dict[tuple[str, int], Cell], dict[tuple[str, int], State]]:
-    """Read every cell of a job one by one, as it is stored and as readers see it."""
+    """Read every cell of a job one by one. Return the cells as stored and as readers see them."""
     places = [(tag, row) for tag in tags for row in range(grid.job.num_tasks)]
     return {place: grid.cell(*place) for place in places}, {place: grid.state(*place) for place in places}
 
 
-def expected(job: JobRecord, seen: Iterable[str]) -> list[tuple[str, int]]:
+def expected(job: JobRecord, written: Iterable[str]) -> list[tuple[str, int]]:
     """Return the cells that count in the grid's aggregates (rule R5)."""
     if job.plan is None:
-        return [(tag, row) for tag in sorted(set(seen)) for row in range(job.num_tasks)]
+        return [(tag, row) for tag in sorted(set(written)) for row in range(job.num_tasks)]
     return sorted((tag, row) for stages, rows in job.plan.shapes for tag in stages for row in rows)
 
 
@@ -33,7 +33,7 @@ def lowest(states: Iterable[State]) -> tuple[int, int, str]:
 
 
 def tally(cells: Iterable[Cell]) -> Tally:
-    """Count cells by class."""
+    """Return the tally of some cells."""
     total = dict.fromkeys(Tally._fields, 0)
     for cell in cells:
         finished, negative = cell.status == Status.FINISHED, cell.status < 0
@@ -108,7 +108,7 @@ def _share(cell: Cell) -> float:
 def check_summary(
     summary: Summary, cells: Cells, states: States, places: Iterable[tuple[str, int]], *, cancelled: bool
 ) -> None:
-    """Compare a summary with a recount of what readers see; in a cancelled job what is not started has failed."""
+    """Compare a summary with a recount of the states that readers see."""
     places = list(places)
     found = [states[place] for place in places]
     not_run = [states[place] for place in places if cells[place].status < 0 and cells[place].blocked_by is not None]

@@ -6,12 +6,15 @@ import random
 import socket
 
 OURS = range(10_000, 30_000)
-"""Below the ports of outgoing connections. Such a connection could otherwise take a port while its server is down, and
-a client that connects to this server could connect to itself."""
+"""Ports below those of outgoing connections.
+
+An outgoing connection could take a port before its server starts, or while it restarts. A client of a stopped server
+could then even connect to itself.
+"""
 
 
 def free_port() -> int:
-    """Return a free port."""
+    """Return a port that is not in use."""
     while True:
         port = random.SystemRandom().choice(OURS)
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""Kill, pause and resume workers with all their children, by real signals. Requires psutil."""
+"""Kill, pause and resume workers with all their children by real signals. Requires psutil."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 import psutil
 
 PATIENCE = 10.0
-"""Seconds that a process may take to react to a signal."""
+"""Seconds within which a signal must take effect."""
 
 GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Return a process and all its living descendants, itself first; an empty list if it does not exist."""
+    """Return a process and all its living descendants, itself first. Empty if the process is gone."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -23,9 +23,9 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def kill(pid: int) -> None:
-    """Kill a process and its descendants by SIGKILL, like a lost machine, and wait until none of them runs.
+    """Kill a process and its descendants (SIGKILL), as a lost machine does, and wait until none of them runs.
 
-    Each stays a zombie until its parent has waited for it. Raises: AssertionError.
+    Each remains a zombie until its parent has waited for it. Raises: AssertionError.
     """
     killed = family(pid)
     for process in killed:
@@ -35,7 +35,7 @@ def kill(pid: int) -> None:
 
 
 def pause(pid: int) -> None:
-    """Stop a process and its descendants by SIGSTOP, like a frozen machine, and wait until they have stopped.
+    """Stop a process and its descendants (SIGSTOP), as a frozen machine does, and wait until all are stopped.
 
     Raises: AssertionError.
     """
@@ -47,7 +47,7 @@ def pause(pid: int) -> None:
 
 
 def resume(pid: int) -> None:
-    """Resume a paused process and its descendants by SIGCONT, and wait until they run. Raises: AssertionError."""
+    """Resume a paused process and its descendants (SIGCONT), and wait until they run. Raises: AssertionError."""
     continued = family(pid)
     for process in continued:
         with suppress(psutil.NoSuchProcess):
@@ -55,9 +55,9 @@ def resume(pid: int) -> None:
     _wait_while(continued, lambda status: status == psutil.STATUS_STOPPED, "SIGCONT")
 
 
-def _wait_while(asked: list[psutil.Process], still: Callable[[str], bool], signal: str) -> None:
+def _wait_while(signalled: list[psutil.Process], still: Callable[[str], bool], signal: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while left := [each for each in asked if still(_status(each))]:
+    while left := [each for each in signalled if still(_status(each))]:
         assert time.monotonic() < deadline, f"no effect {PATIENCE} s after {signal}: {left}"
         time.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker or a store, which really cuts or refuses its connections."""
+"""A TCP proxy in front of a broker or a store, to cut and refuse real connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHUNK = 65_536
 
 
 class Proxy:
-    """A proxy that listens on a free local port and forwards all data. It is also a context manager.
+    """Listen on a free local port and forward all data to a server. Also a context manager.
 
     Args:
         host: the host of the server.
@@ -34,7 +34,7 @@ class Proxy:
         self._thread.start()
 
     def cut(self) -> int:
-        """Reset all connections and return their number. New connections are accepted."""
+        """Reset every connection. New ones are accepted. Returns: the number of reset connections."""
         with self._lock:
             pairs, self._pairs = self._pairs, set()
         for pair in pairs:
@@ -43,7 +43,7 @@ class Proxy:
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Reset all connections, and inside the block also each new one."""
+        """Reset every connection, and each new one at once, inside the block."""
         self._refusing = True
         self.cut()
         try:
@@ -78,11 +78,11 @@ class Proxy:
             self._start(_Pair(client, server))
 
     def _start(self, pair: _Pair) -> None:
-        if not pair.lives:
+        if not pair.alive:
             pair.reset()
             return
         with self._lock:
-            self._pairs = {pair, *(each for each in self._pairs if each.lives)}
+            self._pairs = {pair, *(each for each in self._pairs if each.alive)}
             refused = self._refusing
         threading.Thread(target=pair.run, name="proxy-pair", daemon=True).start()
         if refused:
@@ -90,36 +90,36 @@ class Proxy:
 
 
 class _Pair:
-    """A connection of a client, and the proxy's connection to the server for it, or None."""
+    """The connection of a client and the corresponding one to the server, which is None if there is none."""
 
     def __init__(self, client: socket.socket, server: socket.socket | None) -> None:
         self._ends = [client] if server is None else [client, server]
-        self.lives = server is not None
+        self.alive = server is not None
 
     def run(self) -> None:
-        """Forward data until one side closes."""
+        """Forward bytes until one side closes."""
         with selectors.DefaultSelector() as selector:
             client, server = self._ends
             selector.register(client, selectors.EVENT_READ, server)
             selector.register(server, selectors.EVENT_READ, client)
             with suppress(OSError):
-                while self._hand_on(selector):
+                while self._forward(selector):
                     pass
         self._close()
 
     def reset(self) -> None:
-        """Reset both connections at once, even during a transfer, like a server that dies."""
+        """Reset both connections at once, as a server that dies does."""
         for end in self._ends:
             with suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                if self.lives:
+                if self.alive:
                     end.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closes
-        if not self.lives:
+        if not self.alive:
             self._close()
-        self.lives = False
+        self.alive = False
 
     @staticmethod
-    def _hand_on(selector: selectors.BaseSelector) -> bool:
+    def _forward(selector: selectors.BaseSelector) -> bool:
         for key, _ in selector.select():
             data = key.fileobj.recv(_CHUNK)  # type: ignore[union-attr]
             if not data:
@@ -128,6 +128,6 @@ class _Pair:
         return True
 
     def _close(self) -> None:
-        self.lives = False
+        self.alive = False
         for end in self._ends:
             end.close()

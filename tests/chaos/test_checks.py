@@ -25,7 +25,7 @@ def grid():
 def end_row_and_callbacks(grid, status=FINISHED, **fields):
     grid.begin("work", 0, owner="w")
     grid.end("work", 0, status, **fields)
-    for latch in grid.fallen:
+    for latch in grid.decided:
         grid.begin(latch, CALLBACK_ROW, owner="w")
         grid.end(latch, CALLBACK_ROW)
 

@@ -171,7 +171,7 @@ def test_a_rerun_with_a_run_token_starts_empty(tracked, submit, key):
 
 def test_submit_creates_no_job_for_an_invalid_member(tracked, key):
     members = (member for member in [tracked.succeed.s(), chain(tracked.succeed.s(), tracked.count.si(key))])
-    with pytest.raises(ValueError, match="runs twice under the tag 'work'"):
+    with pytest.raises(ValueError, match="has two stages with the tag 'work'"):
         tracked.states.submit(members, job_id=key)
     with pytest.raises(JobNotFound):
         tracked.states.job(key)

@@ -419,11 +419,11 @@ def test_a_given_plan_must_contain_the_tags_of_the_members(app, states):
     ("member", "text"),
     [
         (lambda task: task, "write task.s"),
-        (lambda task: 7, "a task signature or a chain of them, not 7"),
-        (lambda task: task.s().set(task_id="mine"), "has a task_id of its own"),
+        (lambda task: 7, "must be a task signature or a chain of them, not 7"),
+        (lambda task: task.s().set(task_id="mine"), "has its own task_id"),
         (lambda task: task.chunks(zip(range(4)), 2), r"write .*task\.chunks\(…\)\.group\(\)"),
         (lambda task: json.loads(json.dumps(task.chunks([(1,)], 2))), r"write .*task\.chunks\(…\)\.group\(\)"),
-        (lambda task: chain(task.s(), task.chunks([(1,)], 2)), "holds chunks in a chain, .* one task or a flat chain"),
+        (lambda task: chain(task.s(), task.chunks([(1,)], 2)), "contains chunks: .* one task or a flat chain"),
     ],
 )
 def test_submit_rejects_an_invalid_member_with_a_hint(app, states, member, text):

@@ -135,7 +135,7 @@ def test_a_signature_of_an_unregistered_task_is_sent_by_the_state_managers_app(a
 
 
 def test_submit_rejects_a_chain_with_a_task_id(states, tasks):
-    with pytest.raises(ValueError, match="has a task_id of its own"):
+    with pytest.raises(ValueError, match="has its own task_id"):
         states.submit([chain(tasks.scan.s(), tasks.load.s()).set(task_id="mine")])
 
 

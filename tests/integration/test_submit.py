@@ -1,11 +1,11 @@
-"""What ``submit`` does when the store fails or it is interrupted (rule R12)."""
+"""``submit`` while the store fails, and when it is interrupted (rule R12)."""
 
 import pytest
 from celery import Celery
 from celery.signals import before_task_publish
 
 from celery_statemanager import StatefulTask, StateManager, Status, StoreUnavailable, SubmitFailed
-from celery_statemanager.integration.submission import submit
+from celery_statemanager.integration.submission.submit import Timings, submit
 from celery_statemanager.testing import FaultyStore
 
 
@@ -26,26 +26,30 @@ def task(states):
     return task
 
 
+def submit_with(states, tasks, **timings):
+    """Submit a job with other periods than the default ones."""
+    return submit(states, tasks, job_id=None, run_token=None, tags=None, callbacks={}, timings=Timings(**timings))
+
+
 def test_submit_waits_for_a_store_that_is_briefly_unavailable(states, task):
     states.store.lose_response("update_job", applied=False, times=2)
     job = states.submit([task.s(), task.s()])
     assert states.store.get_job(job.manager.ref.key).submission.done
 
 
-def test_submit_fails_when_the_store_stays_unavailable(states, task, monkeypatch):
-    monkeypatch.setattr(submit, "PATIENCE", 0.0)
+def test_submit_fails_when_the_store_stays_unavailable(states, task):
     states.store.lose_response("update_job", applied=False, times=10)
     with pytest.raises(SubmitFailed) as caught:
-        states.submit([task.s(), task.s()])
+        submit_with(states, [task.s(), task.s()], patience=0.0)
     assert (caught.value.published, caught.value.total) == (2, 2)
     assert isinstance(caught.value.__cause__, StoreUnavailable)
     assert f"2 of 2 messages: StoreUnavailable: {caught.value.__cause__}; the job" in str(caught.value)
 
 
-def test_submit_publishes_while_the_store_is_unavailable(states, task, monkeypatch):
-    monkeypatch.setattr(submit, "PUBLISHER_LEASE", 0.0)
+def test_submit_publishes_while_the_store_is_unavailable(states, task, caplog):
     states.store.lose_response("update_job", applied=False)
-    assert states.submit([task.s() for _ in range(3)]).num_tasks == 3
+    assert submit_with(states, [task.s() for _ in range(3)], lease=0.0).num_tasks == 3
+    assert "cannot record how many messages of job" in caplog.text
 
 
 def test_an_interrupted_submit_cancels_the_job(states, task):

@@ -113,9 +113,9 @@ def spy() -> Spy:
 @pytest.fixture
 def spied(firestore_emulator: str, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
     """Yield a Firestore store whose calls pass through ``spy``."""
-    from celery_statemanager.stores.firestore import Address
+    from celery_statemanager.stores.firestore import FirestoreAddress
 
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}"), timings=timings) as store:
+    with spy.store(FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}"), timings=timings) as store:
         yield store
 
 

@@ -80,7 +80,7 @@ def test_each_latch_is_decided_once_when_threads_end_the_last_cells_together(sto
         grid = Grid.create(store, THREADS, ("a",), job_id=f"job {number}")
         parts = load.in_threads(THREADS, lambda row, grid=grid: load.end_cells(store, grid.ref, [("a", row)]))
         assert sorted(chain.from_iterable(parts)) == ["settled", "success"]
-        assert grid.fallen == {"success", "settled"}
+        assert grid.decided == {"success", "settled"}
 
 
 def test_only_one_thread_wins_each_compare_and_set(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""A call that loses a race for a Firestore document pauses, retries and ends."""
+"""Calls that lose every race for a Firestore document pause between tries and give up in time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from firestore_kit import Documents, Spy
 
 from celery_statemanager import StoreContended, StoreError
 from celery_statemanager.records import JobKey, JobRef, new_incarnation
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.testing.kit import FINISHED, Grid
 
 pytestmark = pytest.mark.timeout(30)
@@ -25,7 +25,7 @@ MOST_TRIES = 12
 
 @pytest.fixture
 def store(firestore_emulator: str, spy: Spy) -> FirestoreStore:
-    return spy.store(Address(f"test-{uuid.uuid4().hex[:12]}"))
+    return spy.store(FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}"))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def targets(request: Any) -> list[str]:
 
 
 def interfere(store: FirestoreStore, spy: Spy, documents: Documents, path: str) -> list[int]:
-    """Change a document before each commit that writes it; return a list that grows with each of them."""
+    """Change a document before each commit that writes it. Return a list that grows with each such commit."""
     tries: list[int] = []
 
     def change(method: str, request: Any) -> None:
@@ -103,7 +103,7 @@ def test_a_creation_pauses_and_ends_when_others_create_and_delete_the_job_each_t
     Grid.create(store, 2, ("a",), job_id="other")  # the store has read the server's clock
     tries = itertools.count()
 
-    def come_and_go(method: str, request: Any) -> None:
+    def create_or_delete(method: str, request: Any) -> None:
         if method == "Commit":
             next(tries)
             documents.put("jobs/job", numTasks=3, deleted=False)
@@ -111,7 +111,7 @@ def test_a_creation_pauses_and_ends_when_others_create_and_delete_the_job_each_t
             documents.delete("jobs/job")
 
     store._connection.timeout = TIMEOUT
-    spy.fault = come_and_go
+    spy.fault = create_or_delete
     with pytest.raises(StoreContended, match=r"gave up after 0\.5 s"):
         Grid.create(store, 2, ("a",))
     assert 1 < next(tries) <= MOST_TRIES
@@ -121,8 +121,8 @@ def test_a_job_is_not_created_over_a_foreign_document(store: FirestoreStore, spy
     documents.put("jobs/job", note="foreign")
     Grid.create(store, 2, ("a",), job_id="other")
     spy.clear()
-    with pytest.raises(StoreError, match=r"document 'job' in 'jobs' is no job's") as refused:
+    with pytest.raises(StoreError, match="document 'job' in 'jobs' is not a job") as caught:
         Grid.create(store, 2, ("a",))
-    assert not isinstance(refused.value, StoreContended)
+    assert not isinstance(caught.value, StoreContended)
     assert spy.calls["Commit"] == 1
     assert documents.get("jobs/job") == {"note": "foreign"}

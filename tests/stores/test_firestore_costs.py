@@ -14,7 +14,7 @@ from firestore_kit import Documents, Spy
 from celery_statemanager import AttemptSuperseded
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Delivery, JobKey, Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, purge
 
@@ -23,7 +23,7 @@ SUM = "RunAggregationQuery"
 
 @pytest.fixture
 def timings() -> Timings:
-    """Let a process use a job as it last saw it for as long as a test takes."""
+    """Return timings that let a process use its cached job during a whole test."""
     return Timings(job_memory=3_600.0)
 
 
@@ -33,19 +33,19 @@ def store(spied: FirestoreStore) -> FirestoreStore:
 
 
 @pytest.fixture
-def address(store: FirestoreStore) -> Address:
+def address(store: FirestoreStore) -> FirestoreAddress:
     return store._connection.address
 
 
 def cost(spy: Spy) -> tuple[dict[str, int], int, int]:
-    """Return the calls since the last time by method, and how many documents they read and wrote."""
+    """Return the calls since the last time by method, and the numbers of documents read and written."""
     calls, reads, writes = dict(Counter(spy.calls)), spy.reads, spy.writes
     spy.clear()
     return calls, reads, writes
 
 
 def test_nothing_is_sent_before_the_first_use(spy: Spy) -> None:
-    spy.store(Address("nowhere"))
+    spy.store(FirestoreAddress("nowhere"))
     assert spy.total == 0
 
 
@@ -99,9 +99,8 @@ def test_a_task_costs_the_same_in_a_job_of_any_size(store: FirestoreStore, spy: 
         assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 2)
         grid.begin("a", 2, owner="w")
         spy.clear()
-        grid.write(
-            "a", 2, FAILED, attempt=1, ends_attempt=True, block_later_stages=True
-        )  # also blocks b, and decides failure
+        # This write also blocks the stage b and decides the latch of failure.
+        grid.write("a", 2, FAILED, attempt=1, ends_attempt=True, block_later_stages=True)
         assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 2, 5)
 
 
@@ -197,7 +196,7 @@ def test_a_rejected_or_repeated_write_reads_job_and_cell(store: FirestoreStore, 
         grid.begin("a", 1, delivery=Delivery(0, retries))
     grid.write("a", 1, 6, attempt=2, event_id="same")
     spy.clear()
-    assert grid.begin("a", 0).verdict is not Verdict.BEGUN  # and looks whether what ended it was decided
+    assert grid.begin("a", 0).verdict is not Verdict.BEGUN  # also checks whether the latches were decided
     assert cost(spy) == ({"BatchGetDocuments": 2, SUM: 1}, 4, 0)
     grid.write("a", 1, 6, attempt=2, event_id="same")
     assert cost(spy) == ({"BatchGetDocuments": 1}, 2, 0)
@@ -246,7 +245,7 @@ def test_a_check_for_a_missing_decision_has_a_fixed_cost(store: FirestoreStore, 
     assert store.list_jobs(due=True).jobs == []
     calls, reads, writes = cost(spy)
     assert calls == {"RunQuery": 2, "BatchGetDocuments": 2, SUM: 1, "Commit": 1}
-    assert (reads, writes) == (4 + 1, 1), "one of them for the empty list that was asked for"
+    assert (reads, writes) == (4 + 1, 1), "the empty result of a query counts as one read"
 
 
 def test_a_subscription_reads_the_job_and_its_existing_states(store: FirestoreStore, spy: Spy) -> None:
@@ -293,11 +292,13 @@ def test_deleting_a_job_with_its_cells_costs_the_same_beside_any_garbage(
     manager.delete_job()
     calls, reads, writes = cost(spy)
     assert calls == {"BatchGetDocuments": 2, "RunQuery": 3, "Commit": 4}
-    assert (reads, writes) == (2 + 3 + 3 + 1, 2 + 3 + 3 + 1), "the job, its note, cells and tallies, and an empty list"
+    assert (reads, writes) == (2 + 3 + 3 + 1, 2 + 3 + 3 + 1), (
+        "the job, its note, cells and tallies, and one empty result"
+    )
 
 
 def go_states(documents: Documents, count: int) -> None:
-    """Write a job of the Go module with so many states."""
+    """Write a job of the Go module with ``count`` states."""
     documents.put("jobs/go", numTasks=count, deleted=False)
     for start in range(0, count, 400):
         rows = range(start, min(start + 400, count))
@@ -321,7 +322,7 @@ def test_purging_a_job_of_the_go_module_reads_each_state_at_most_twice(
 
 
 def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
-    address: Address, store: FirestoreStore, spy: Spy
+    address: FirestoreAddress, store: FirestoreStore, spy: Spy
 ) -> None:
     documents, rows = Documents(store), 450
     go_states(documents, 600)
@@ -331,7 +332,7 @@ def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
         successor.write("before", row, 5)
     spy.clear()
     for left in (500, 400, 300, 200, 100, 0):
-        with spy.store(address) as fresh:  # another process each time: the place is kept in the store
+        with spy.store(address) as fresh:  # a new process each time: the note stores the position
             assert fresh.purge(100) == 100
         assert len(documents.ids("jobs/go/states")) == rows + left
     _, reads, _ = cost(spy)
@@ -341,7 +342,7 @@ def test_purging_a_job_of_the_go_module_passes_over_its_successor_once(
 
 
 def test_purged_garbage_is_read_again_only_after_a_grace_period(
-    address: Address, store: FirestoreStore, spy: Spy
+    address: FirestoreAddress, store: FirestoreStore, spy: Spy
 ) -> None:
     documents = Documents(store)
     for number in range(5):
@@ -353,7 +354,7 @@ def test_purged_garbage_is_read_again_only_after_a_grace_period(
     assert store.purge() == 0
     assert cost(spy) == ({"RunQuery": 2}, 2, 0)
     assert len(documents.ids("jobs_garbage")) == 5
-    with spy.store(address, timings=Timings(straggler_grace=-60.0)) as later:
+    with FirestoreStore(address, timings=Timings(purge_grace=-60.0)) as later:
         assert purge(later) == 5
     assert documents.ids("jobs_garbage") == []
 

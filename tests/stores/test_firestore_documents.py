@@ -12,8 +12,8 @@ from firestore_kit import Documents, listening
 from celery_statemanager import JobNotFound, Manager, Status, StoreError, collect_garbage
 from celery_statemanager.models import SCHEMA_VERSION, State
 from celery_statemanager.records import JobKey, to_datetime
-from celery_statemanager.stores.firestore import Address, FirestoreStore
-from celery_statemanager.stores.firestore.names import cell_id_of, job_id_of, place_of
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
+from celery_statemanager.stores.firestore.names import cell_id_of, cell_key_of, job_id_of
 from celery_statemanager.stores.firestore.tallies import shard_of
 from celery_statemanager.stores.firestore.values import Moment
 from celery_statemanager.testing.kit import FAILED, Grid, purge
@@ -23,7 +23,7 @@ STAMP = 1_700_000_000_123_000
 
 @pytest.fixture
 def store(firestore_emulator: str) -> Iterator[FirestoreStore]:
-    with FirestoreStore(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+    with FirestoreStore(FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")) as store:
         yield store
 
 
@@ -163,7 +163,7 @@ def test_plain_names_are_used_as_ids_and_others_are_encoded(key: JobKey, expecte
 
 @pytest.mark.parametrize("tag", ["a", "a:b", "a/b", "%2F", "ß" * 200, "__", "😀"])
 def test_a_cell_id_can_be_decoded(tag: str) -> None:
-    assert place_of(cell_id_of(tag, 7)) == (tag, 7)
+    assert cell_key_of(cell_id_of(tag, 7)) == (tag, 7)
 
 
 def test_a_name_too_long_for_an_id_is_rejected_and_a_pair_is_hashed() -> None:
@@ -202,7 +202,7 @@ def test_a_payload_that_firestore_cannot_represent_is_stored_as_text(
 
 
 def counted_before(documents: Documents, grid: Grid, tag: str, row: int) -> None:
-    """Make the documents of a blocked cell those of a release that counted it as failed."""
+    """Change the documents of a blocked cell to those of a release that counted it as failed."""
     names = grid.store._names  # type: ignore[attr-defined]
     root = documents.name("")
     cell = names.cell(grid.ref, tag, row).removeprefix(root)

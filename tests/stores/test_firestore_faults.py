@@ -18,7 +18,7 @@ from firestore_kit import Spy
 
 from celery_statemanager import JobNotFound, open_store
 from celery_statemanager.records import Cancellation
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
 CODES = [
@@ -36,12 +36,12 @@ def runs(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> Address:
-    return Address(f"test-{uuid.uuid4().hex[:12]}")
+def address(firestore_emulator: str) -> FirestoreAddress:
+    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture
-def store(address: Address, spy: Spy) -> Iterator[FirestoreStore]:
+def store(address: FirestoreAddress, spy: Spy) -> Iterator[FirestoreStore]:
     with spy.store(address) as store:
         yield store
 
@@ -111,7 +111,7 @@ def complete(grid: Grid, run: int, arm: Arm) -> None:
     made = Grid.create(grid.store, 1, ("a",), job_id=f"complete {run}")
     arm()
     assert set(made.write("a", 0, FINISHED).decided) == {"success", "settled"}
-    assert (made.cell("a", 0).version, made.fallen) == (1, {"success", "settled"})
+    assert (made.cell("a", 0).version, made.decided) == (1, {"success", "settled"})
     assert made.job.revision == 2
 
 
@@ -130,7 +130,7 @@ def cancel(grid: Grid, run: int, arm: Arm) -> None:
     arm()
     decided = grid.store.update_job(replace(job, cancelled=Cancellation("enough", 1)))
     assert decided == ("settled",)
-    assert (made.fallen, made.job.revision) == ({"settled"}, 3)
+    assert (made.decided, made.job.revision) == ({"settled"}, 3)
 
 
 def delete(grid: Grid, run: int, arm: Arm) -> None:
@@ -169,7 +169,7 @@ def test_an_operation_whose_response_is_lost_is_applied_exactly_once(
 
 
 @pytest.mark.timeout(300)
-def test_writers_that_lose_calls_leave_exact_versions_and_one_decision(address: Address, runs: int) -> None:
+def test_writers_that_lose_calls_leave_exact_versions_and_one_decision(address: FirestoreAddress, runs: int) -> None:
     for _ in range(runs // 4):
         job_id = uuid.uuid4().hex
         with Spy().store(address) as reliable:
@@ -187,7 +187,7 @@ def test_writers_that_lose_calls_leave_exact_versions_and_one_decision(address: 
             assert grid.manager().summary(indexes=False).finished == 12
 
 
-def _finish_rows(address: Address, grid: Grid, part: int, decided: list[str]) -> None:
+def _finish_rows(address: FirestoreAddress, grid: Grid, part: int, decided: list[str]) -> None:
     spy, rng = Spy(), random.Random()
 
     def fault(method: str, request: Any) -> tuple[str, grpc.StatusCode] | None:

@@ -11,7 +11,7 @@ import pytest
 from firestore_kit import Spy
 
 from celery_statemanager.models import Scope
-from celery_statemanager.stores.firestore import Address
+from celery_statemanager.stores.firestore import FirestoreAddress
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job
 
 FILE = Path(__file__).parents[2] / "firestore.indexes.json"
@@ -29,7 +29,7 @@ def declared() -> dict[str, Any]:
 def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
     """Return every query, with the fields it sums, of a run that calls each method with all relevant arguments."""
     spy = Spy()
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}")) as store:
+    with spy.store(FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")) as store:
         for tags in (("a", "b"), None):
             grid = Grid.create(store, 5, tags, job_id=f"job {tags}", failure="call")
             grid.begin("a", 0, owner="w")

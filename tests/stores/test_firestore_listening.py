@@ -1,4 +1,4 @@
-"""How the Firestore store receives changes: large streams, broken streams, and polling."""
+"""Changes received by the Firestore store: large streams, broken streams, and polling."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
-from firestore_kit import Documents, Lost, Spy, listening, wait_until_streaming
+from firestore_kit import Documents, InjectedError, Spy, listening, wait_until_streaming
 from google.cloud.firestore_v1.types import firestore
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.models import Scope
-from celery_statemanager.stores.firestore import Address, FirestoreStore, poll, requests
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore, poll, requests
 from celery_statemanager.stores.firestore.client import STREAM_TRIES
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
@@ -26,18 +26,18 @@ CURRENT = firestore.TargetChange.TargetChangeType.CURRENT
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> Address:
-    return Address(f"test-{uuid.uuid4().hex[:12]}")
+def address(firestore_emulator: str) -> FirestoreAddress:
+    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture
-def store(address: Address, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
+def store(address: FirestoreAddress, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
     with spy.store(address, timings=timings) as store:
         yield store
 
 
 def fill(store: FirestoreStore, grid: Grid) -> None:
-    """Write every row of a column like its first one, many in a commit."""
+    """Copy the first row of a column to all others, many in each commit."""
     grid.write("a", 0, 5)
     path = "jobs/job/states/a:"
     fields = Documents(store).get(f"{path}0")
@@ -149,7 +149,7 @@ class BrokenSnapshot:
             yield message
             if message.document_change.document.name.endswith(self._name) and not self._broken:
                 self._broken = True
-                raise Lost(grpc.StatusCode.UNAVAILABLE)
+                raise InjectedError(grpc.StatusCode.UNAVAILABLE)
 
 
 def test_a_stream_that_breaks_inside_a_snapshot_loses_nothing(store: FirestoreStore, spy: Spy) -> None:
@@ -203,25 +203,25 @@ def test_a_store_that_has_read_a_stream_keeps_trying_streams(store: FirestoreSto
     assert spy.calls["Listen"] == 1
 
 
-def test_polling_respects_its_read_limit(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polling_respects_its_read_limit(address: FirestoreAddress, monkeypatch: pytest.MonkeyPatch) -> None:
     timings = Timings(poll_every=0.01, polled_documents=10.0)
     with FirestoreStore(address, timeout=10.0, transport="rest", timings=timings) as store:
         grid = Grid.create(store, 3, ("a",))
         for row in range(3):
             grid.write("a", row, 5)
         watch = store.watch(grid.ref, Scope())
-        looks: list[int] = []
-        monkeypatch.setattr(poll.Poll, "_look", counting(poll.Poll._look, looks))
+        reads: list[int] = []
+        monkeypatch.setattr(poll.Poller, "_poll", recording(poll.Poller._poll, reads))
         began = time.monotonic()
-        while len(looks) < 4:
+        while len(reads) < 4:
             watch.read(0.1)
-        assert sum(looks[:-1]) / 10.0 <= time.monotonic() - began
+        assert sum(reads[:-1]) / 10.0 <= time.monotonic() - began
         watch.close()
 
 
-def counting(look: Any, looks: list[int]) -> Any:
-    def look_and_count(self: poll.Poll) -> int:
-        looks.append(look(self))
-        return looks[-1]
+def recording(poll_once: Any, reads: list[int]) -> Any:
+    def poll_and_record(self: poll.Poller) -> int:
+        reads.append(poll_once(self))
+        return reads[-1]
 
-    return look_and_count
+    return poll_and_record

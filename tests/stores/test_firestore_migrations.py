@@ -144,7 +144,7 @@ def test_documents_of_early_releases_of_the_module_are_migrated(store: Firestore
 def test_a_writer_with_a_cached_job_is_fenced_by_a_migration(
     store: FirestoreStore, documents: Documents, firestore_emulator: str
 ) -> None:
-    """It read the job before and writes from its cache: a new cell, and one that it wrote before."""
+    """The writer read the job before the migration. It writes a new cell and a cell that it wrote before."""
     stale = Manager.open(store, "go", task_index=30), Manager.open(store, "go", task_index=39)
     for manager in stale:
         manager.set_state("ingest", 51)
@@ -157,9 +157,9 @@ def test_a_writer_with_a_cached_job_is_fenced_by_a_migration(
                     manager.set_state(tag, 52)
         assert migrate_jobs(other).states == 37
     assert "other:39" not in documents.ids("jobs/go/states")
-    now = Manager.open(store, "go", task_index=30)
-    assert now.get_state("ingest", 30).status == 51
-    assert now.set_state("ingest", 52).version == 5
+    manager = Manager.open(store, "go", task_index=30)
+    assert manager.get_state("ingest", 30).status == 51
+    assert manager.set_state("ingest", 52).version == 5
 
 
 def test_a_dry_run_counts_the_states_to_migrate(store: FirestoreStore, documents: Documents) -> None:
@@ -208,7 +208,7 @@ def test_a_migration_commit_whose_response_is_lost_is_applied_once(
 
 
 def test_states_written_during_a_batch_are_migrated_one_by_one(store: FirestoreStore, documents: Documents) -> None:
-    """Nothing fences a Go program that keeps writing; its last write before the job is stamped is kept."""
+    """Nothing fences a Go program that keeps writing; its last write before the schema stamp is kept."""
 
     class InterferingStore(WrappedStore):
         remaining = 2

@@ -11,7 +11,7 @@ import pytest
 from google.cloud import firestore
 
 from celery_statemanager import Manager, Status
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 
 GO_JOB = {"numTasks": 3, "deleted": False, "schemaVersion": 1}
 WRITTEN = datetime(2025, 3, 4, 5, 6, 7, 891_000, tzinfo=timezone.utc)
@@ -43,7 +43,7 @@ def google(project: str) -> Iterator[Any]:
 
 @pytest.fixture
 def store(project: str) -> Iterator[FirestoreStore]:
-    with FirestoreStore(Address(project), timeout=10.0) as store:
+    with FirestoreStore(FirestoreAddress(project), timeout=10.0) as store:
         yield store
 
 

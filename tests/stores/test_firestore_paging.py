@@ -1,4 +1,4 @@
-"""Long lists of the Firestore store: pages, a deadline for each, and entries that cannot be acted on."""
+"""Long lists of the Firestore store: pages with their own deadlines, and entries that the store cannot process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from firestore_kit import Documents, Spy
 
 from celery_statemanager import StoreUnavailable
 from celery_statemanager.records import Latch
-from celery_statemanager.stores.firestore import Address, FirestoreStore, database, workers
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore, database, workers
+from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.values import Moment
 from celery_statemanager.testing.kit import FINISHED, Grid, every_job
 
@@ -24,7 +25,7 @@ WORKERS = 120
 
 @pytest.fixture
 def store(firestore_emulator: str, spy: Spy) -> Iterator[FirestoreStore]:
-    with spy.store(Address(f"test-{uuid.uuid4().hex[:12]}"), timings=Timings(job_memory=3_600.0)) as store:
+    with spy.store(FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}"), timings=Timings(job_memory=3_600.0)) as store:
         yield store
 
 
@@ -41,7 +42,7 @@ def limits(spy: Spy) -> list[int]:
 
 
 def open_attempts(store: FirestoreStore, documents: Documents, count: int) -> None:
-    """Copy one open attempt to so many rows."""
+    """Copy one open attempt to ``count`` rows."""
     grid = Grid.create(store, count, ("a",))
     grid.begin("a", 0, owner="w")
     cell = documents.get("jobs/job/states/a:0")
@@ -78,7 +79,7 @@ def test_each_page_has_the_whole_timeout(store: FirestoreStore, spy: Spy, docume
     store._connection.timeout = timeout = 1.0
     found = iter(store.list_open_attempts() if listed == "attempts" else store.list_workers())
     next(found)
-    threading.Event().wait(timeout)  # the caller is at work on the first page for longer than a call may take
+    threading.Event().wait(timeout)  # the caller processes the first page for longer than the timeout
     lost = iter([("before", grpc.StatusCode.UNAVAILABLE)])
     spy.fault = lambda method, request: next(lost, None)
     assert len(list(found)) == (database.PAGE if listed == "attempts" else workers.PAGE)
@@ -88,7 +89,7 @@ def test_each_page_has_the_whole_timeout(store: FirestoreStore, spy: Spy, docume
 def overdue(store: FirestoreStore, documents: Documents) -> list[str]:
     """Create 25 overdue jobs and return their names, the most overdue first.
 
-    The only cell of each has ended, but the process that was to decide the latches died.
+    The only cell of each job has ended, and its latches are undecided.
     """
     names = [f"job {number:02}" for number in range(25)]
     began = store.now() - 3_600_000_000

@@ -1,4 +1,4 @@
-"""Races between processes in Firestore, with stores that share only the documents."""
+"""Races between processes, simulated by Firestore stores that share only the documents."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from firestore_kit import Documents, Spy
 
 from celery_statemanager import JobCancelled, JobNotFound, StoreUnavailable
 from celery_statemanager.records import Verdict
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, purge
 
 
 @pytest.fixture
 def timings() -> Timings:
-    """Let a process use a job as it last saw it for as long as a test takes."""
+    """Return timings that let a process use its cached job during a whole test."""
     return Timings(job_memory=3_600.0)
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> Address:
-    return Address(f"test-{uuid.uuid4().hex[:12]}")
+def address(firestore_emulator: str) -> FirestoreAddress:
+    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture
-def store(address: Address, timings: Timings) -> Iterator[FirestoreStore]:
+def store(address: FirestoreAddress, timings: Timings) -> Iterator[FirestoreStore]:
     with FirestoreStore(address, timings=timings) as store:
         yield store
 
 
 @pytest.fixture
-def other(address: Address, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
+def other(address: FirestoreAddress, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
     """Yield the store of another process, with a cache of its own."""
     with spy.store(address, timings=timings) as other:
         yield other
@@ -72,25 +72,25 @@ def test_the_end_of_the_last_open_cell_settles_a_job_cancelled_by_another_proces
     elsewhere.begin("a", 0)
     assert grid.cancel() == ()
     assert elsewhere.end("a", 0).decided == ("settled",)
-    assert grid.fallen == {"settled"}
+    assert grid.decided == {"settled"}
 
 
 def test_a_writer_sees_a_cancellation_when_its_cached_job_expires(
-    address: Address, store: FirestoreStore, other: FirestoreStore
+    address: FirestoreAddress, store: FirestoreStore, other: FirestoreStore
 ) -> None:
-    remembered, expired = (Grid.create(store, 2, ("a",), job_id=name) for name in ("remembered", "expired"))
-    with FirestoreStore(address, timings=Timings(job_memory=0.0)) as forgetful:
-        remembers, forgets = remembered.seen_by(other), expired.seen_by(forgetful)
-        for grid, elsewhere in ((remembered, remembers), (expired, forgets)):
+    cached, expired = (Grid.create(store, 2, ("a",), job_id=name) for name in ("cached", "expired"))
+    with FirestoreStore(address, timings=Timings(job_memory=0.0)) as uncached:
+        with_cache, without_cache = cached.seen_by(other), expired.seen_by(uncached)
+        for grid, elsewhere in ((cached, with_cache), (expired, without_cache)):
             elsewhere.begin("a", 0)
             grid.cancel("enough")
-        assert remembers.write("a", 0, 50, attempt=1).cell.version == 2
+        assert with_cache.write("a", 0, 50, attempt=1).cell.version == 2
         with pytest.raises(JobCancelled, match="enough"):
-            forgets.write("a", 0, 50, attempt=1)
+            without_cache.write("a", 0, 50, attempt=1)
 
 
 def test_a_write_after_an_unseen_deletion_stays_invisible_and_is_purged(
-    address: Address, store: FirestoreStore, other: FirestoreStore
+    address: FirestoreAddress, store: FirestoreStore, other: FirestoreStore
 ) -> None:
     grid = Grid.create(store, 2, ("a",))
     elsewhere = grid.seen_by(other)
@@ -127,7 +127,7 @@ def test_a_cell_that_begins_again_during_a_decision_prevents_it(
     spy.fault = begin_again_before_the_claim
     assert elsewhere.end("a", 1).decided == ()
     assert begun == [Verdict.BEGUN]
-    assert grid.fallen == {"failure"}
+    assert grid.decided == {"failure"}
     assert set(grid.end("a", 0).decided) == {"success", "settled"}
 
 
@@ -135,28 +135,28 @@ def test_a_cell_that_begins_again_during_a_decision_prevents_it(
 def test_the_next_process_makes_the_decision_of_one_that_died(
     store: FirestoreStore, other: FirestoreStore, spy: Spy
 ) -> None:
-    ways = {
+    deciders = {
         "repetition": lambda grid: grid.write("a", 0, FINISHED, event_id="end"),
         "delivery": lambda grid: grid.begin("a", 0),
         "change": lambda grid: grid.tombstone(),
         "sweep": lambda grid: list(every_job(store, due=True)),
     }
-    for way, look in ways.items():
-        grid = Grid.create(store, 1, ("a",), job_id=way)
+    for name, decide in deciders.items():
+        grid = Grid.create(store, 1, ("a",), job_id=name)
         elsewhere = grid.seen_by(other)
         elsewhere.begin("a", 0)
 
-        def lose_claims(method: str, request: Any, way: str = way) -> tuple[str, grpc.StatusCode] | None:
-            other._connection.timeout = 0.3  # of what comes after the cell's own commit
+        def lose_claims(method: str, request: Any, job_id: str = name) -> tuple[str, grpc.StatusCode] | None:
+            other._connection.timeout = 0.3  # for the calls after the commit of the cell
             names = [write.update.name for write in getattr(request, "writes", ())]
-            return ("before", grpc.StatusCode.UNAVAILABLE) if names and names[0].endswith(f"/jobs/{way}") else None
+            return ("before", grpc.StatusCode.UNAVAILABLE) if names and names[0].endswith(f"/jobs/{job_id}") else None
 
         spy.fault = lose_claims
         with pytest.raises(StoreUnavailable):
             elsewhere.end("a", 0, event_id="end")
-        assert (grid.cell("a", 0).status, grid.fallen) == (FINISHED, set())
-        look(grid)
-        assert grid.fallen == {"success", "settled"}
+        assert (grid.cell("a", 0).status, grid.decided) == (FINISHED, set())
+        decide(grid)
+        assert grid.decided == {"success", "settled"}
         spy.fault = lambda method, request: None
         other._connection.timeout = 10.0
 

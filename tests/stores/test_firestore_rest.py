@@ -13,13 +13,13 @@ from requests.exceptions import Timeout
 
 from celery_statemanager import ConfigurationError, StoreError, StoreUnavailable, open_store
 from celery_statemanager.records import JobKey
-from celery_statemanager.stores.firestore import Address, requests
+from celery_statemanager.stores.firestore import FirestoreAddress, requests
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.errors import PreconditionFailed, Transient, translated
 from celery_statemanager.stores.firestore.transports import make_client
 from celery_statemanager.testing.kit import PATIENCE
 
-ADDRESS = Address("some-project")
+ADDRESS = FirestoreAddress("some-project")
 
 
 class StubServer:
@@ -96,7 +96,7 @@ def test_an_error_inside_a_list_is_raised(server: StubServer, connection: Connec
     server.respond_with(
         200, [{"readTime": "2026-01-01T00:00:00Z"}, {"error": {"code": 400, "status": "INVALID_ARGUMENT"}}]
     )
-    with pytest.raises(StoreError, match="refused"):
+    with pytest.raises(StoreError, match="rejected"):
         connection.read("run_query", requests.run(ADDRESS.root, requests.select("jobs")), connection.deadline())
 
 

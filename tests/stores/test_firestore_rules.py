@@ -14,7 +14,7 @@ import requests
 from firestore_kit import listening
 
 from celery_statemanager import Manager
-from celery_statemanager.stores.firestore import Address, FirestoreStore
+from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.stores.firestore.transports import Transport
 
 RULES = (Path(__file__).parents[2] / "firestore.rules").read_text()
@@ -59,7 +59,7 @@ def project(firestore_emulator: str) -> ProjectWithRules:
 
 @pytest.fixture(params=get_args(Transport))
 def store(project: ProjectWithRules, request: pytest.FixtureRequest) -> Iterator[FirestoreStore]:
-    with FirestoreStore(Address(project.project_id), timeout=10.0, transport=request.param) as store:
+    with FirestoreStore(FirestoreAddress(project.project_id), timeout=10.0, transport=request.param) as store:
         yield store
 
 

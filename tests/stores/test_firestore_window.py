@@ -45,9 +45,9 @@ def test_the_sweep_makes_the_decision_that_a_killed_process_missed(firestore_emu
     with open_store(url, timeout=20, timings=Timings(check_after=-1.0, recheck_after=-1.0)) as store:
         grid = Grid.create(store, 1, ("a",), success="{}")
         killed = subprocess.run([sys.executable, "-c", WRITER, url], timeout=60, check=False)
-        assert (killed.returncode, grid.cell("a", 0).status, grid.fallen) == (-9, FINISHED, set())
+        assert (killed.returncode, grid.cell("a", 0).status, grid.decided) == (-9, FINISHED, set())
         actions = SweepActions()
-        for _ in range(2):  # one look decides, and what was decided a moment ago is left to its decider
+        for _ in range(2):  # the first sweep decides, and the second one publishes
             Sweep(store, actions, lease=0.001, max_lost=3).run()
-        assert grid.fallen == {"success", "settled"}
+        assert grid.decided == {"success", "settled"}
         assert actions.published == ["job"]

@@ -364,9 +364,9 @@ def test_a_job_that_changes_in_every_pass_is_skipped_until_the_next_run(store: S
 def test_a_migration_leaves_latches_to_later_writes(store: Store) -> None:
     grid = Grid.create(store, 1, ("a",), success="call")
     migrate_jobs(store, 2, steps=LATER)
-    assert grid.fallen == set()
+    assert grid.decided == set()
     grid.run("a", 0)
-    assert grid.fallen == {"success", "settled"}
+    assert grid.decided == {"success", "settled"}
 
 
 def test_concurrent_writers_and_migrations_lose_no_write(store: Store) -> None:

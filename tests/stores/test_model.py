@@ -10,11 +10,11 @@ from celery_statemanager.testing import StoreFactory, store_machine
 
 NETWORK = {"max_examples": 10, "stateful_step_count": 25}
 FEWER = {"firestore": NETWORK, "firestore-rest": NETWORK, "redis-cluster": {"max_examples": 20}}
-"""Fewer examples for stores whose recount takes about a second, or that differ from another only by the client."""
+"""Fewer examples for stores whose recount takes about a second, or that differ from another store only in the client."""
 
 
 @pytest.mark.timeout(3600)
-def test_a_store_agrees_with_the_model_after_any_operations(
+def test_a_store_agrees_with_the_model_after_random_operations(
     store_factory: StoreFactory, request: pytest.FixtureRequest, record_property
 ) -> None:
     fewer = FEWER.get(request.node.callspec.params["store_factory"], {})

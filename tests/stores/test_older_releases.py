@@ -79,7 +79,7 @@ def test_an_open_attempt_of_an_older_release_continues(old_store: Store) -> None
     assert grid.state("load", 0).payload == {"progress": {"done": 10, "total": 10}, "rows": 812}
     grid.run("scan", 2)
     grid.run("load", 2)
-    assert grid.fallen == {"failure", "settled"}
+    assert grid.decided == {"failure", "settled"}
     grid.run("failure", CALLBACK_ROW)
 
 

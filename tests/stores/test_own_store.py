@@ -1,4 +1,4 @@
-"""The store of the guide "Write a store of your own": each of its classes passes the contract of what it promises."""
+"""The stores of the guide "Write a store of your own" pass the contracts of their capabilities."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class FolderTests:
-    """What the classes below share."""
+    """The fixture of the classes below."""
 
     store_class: type[FolderStore]
 
@@ -75,7 +75,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch, store_class: type[FolderStore]) -> N
     monkeypatch.setattr(metadata, "entry_points", lambda *, group: [point] if group == point.group else [])
 
 
-def test_a_full_store_is_opened_by_its_url(tmp_path, monkeypatch):
+def test_open_store_opens_a_full_store_by_its_url(tmp_path, monkeypatch):
     plugin(monkeypatch, FullFolderStore)
     with open_store(f"folder://{tmp_path}/states") as store:
         Manager.create(store, "job", num_tasks=2, task_index=0).set_state("a", 5)
@@ -86,14 +86,14 @@ def test_a_full_store_is_opened_by_its_url(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("store_class", "lacking"), [(FolderStore, "WorkerRegistry and Migratable"), (SweptFolderStore, "Migratable")]
 )
-def test_a_store_that_lacks_a_capability_is_not_opened_by_its_url(store_class, lacking, tmp_path, monkeypatch):
+def test_open_store_refuses_a_store_that_lacks_a_capability(store_class, lacking, tmp_path, monkeypatch):
     plugin(monkeypatch, store_class)
     reason = rf"{store_class.__name__} is not a FullStore \(it lacks {lacking}\), .* pass it to Manager"
     with pytest.raises(ConfigurationError, match=reason):
         open_store(f"folder://{tmp_path}")
 
 
-def test_the_guide_shows_the_code_of_the_example():
+def test_the_excerpts_of_the_guide_are_code_of_the_example():
     example = (ROOT / "examples" / "folder_store.py").read_text()
     guide = (ROOT / "docs" / "writing-a-store.md").read_text()
     excerpts = re.findall(r"```py\n(.*?)```", guide, re.DOTALL)

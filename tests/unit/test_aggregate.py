@@ -62,7 +62,7 @@ def test_only_an_unstarted_cell_of_a_cancelled_job_reads_as_cancelled(cell: Cell
     assert mask_cancelled(cancelled(FREE), cell, seen) == expected
 
 
-def test_expected_cells_are_the_planned_ones_or_every_row_of_every_tag_seen() -> None:
+def test_expected_cells_are_the_planned_ones_or_every_row_of_every_written_tag() -> None:
     assert expected_tags(PLANNED, ["z"]) == ["a", "b"]
     assert expected_tags(FREE, ["z", "B"]) == ["B", "z"]
     assert expected_rows(PLANNED, "b") == IndexSet([1, 3])

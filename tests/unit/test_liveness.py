@@ -1,4 +1,4 @@
-"""``liveness`` reads from the worker records whether anybody works on a job."""
+"""``liveness`` determines from the worker records whether live workers process a job."""
 
 from dataclasses import replace
 
@@ -37,12 +37,12 @@ def activity(store, job):
     return liveness(store, job).activity
 
 
-def test_a_store_without_workers(store, job):
+def test_a_store_without_workers_has_no_worker_for_the_job(store, job):
     assert liveness(store, job) == Liveness(Activity.NO_WORKER)
 
 
 @pytest.mark.parametrize("kind", ["runs", "has received"])
-def test_a_live_worker_works_on_the_job(store, job, kind):
+def test_a_worker_that_runs_or_has_received_a_task_works_on_the_job(store, job, kind):
     if kind == "runs":
         run(store, "w1", cell_name(job.ref, "scan", 1))
     else:
@@ -51,24 +51,24 @@ def test_a_live_worker_works_on_the_job(store, job, kind):
     assert (found.activity, found.lease_until) == (Activity.WORKING, store.now() + 30_000_000)
 
 
-def test_a_live_worker_has_none_of_its_tasks(store, job):
+def test_a_job_whose_tasks_no_live_worker_has_is_idle(store, job):
     other = store.create_job(new_job("other", 4, ("scan",)))
     run(store, "w1", cell_name(other.ref, "scan", 1))
     assert activity(store, job) is Activity.IDLE
 
 
-def test_a_worker_whose_record_is_incomplete_may_work_on_it(store, job):
+def test_a_worker_with_an_incomplete_record_counts_as_working(store, job):
     large = [Received(replace(job, incarnation="f" * 16).ref, "scan", row, "x" * leases.MOST_BYTES) for row in (1, 2)]
     run(store, "w1", received=large)
     assert activity(store, job) is Activity.WORKING
 
 
-def test_a_worker_of_another_release_may_work_on_it(store, job):
+def test_a_worker_with_an_unreadable_record_counts_as_working(store, job):
     store.put_worker("w1", "not JSON", LEASE)
     assert activity(store, job) is Activity.WORKING
 
 
-def test_the_last_worker_has_died(store, job, clock):
+def test_a_job_has_no_worker_after_the_lease_of_the_last_one_expires(store, job, clock):
     run(store, "w1", cell_name(job.ref, "scan", 1))
     clock.advance(LEASE - 1)
     assert activity(store, job) is Activity.WORKING
@@ -76,7 +76,7 @@ def test_the_last_worker_has_died(store, job, clock):
     assert liveness(store, job) == Liveness(Activity.NO_WORKER, lost=True)
 
 
-def test_the_next_sweep_is_known_while_workers_sweep(store, job, clock):
+def test_the_time_of_the_next_sweep_is_known_while_workers_sweep(store, job, clock):
     run(store, "w1", cell_name(job.ref, "scan", 1))
     clock.advance(LEASE)
     run(store, "w2")
@@ -89,7 +89,7 @@ def test_the_next_sweep_is_known_while_workers_sweep(store, job, clock):
     assert liveness(store, job).sweep_at is None
 
 
-def test_one_worker_has_died_and_another_works_on(store, job, clock):
+def test_a_job_with_a_dead_and_a_live_worker_is_working_and_has_lost_tasks(store, job, clock):
     run(store, "w1", cell_name(job.ref, "scan", 1))
     clock.advance(LEASE)
     run(store, "w2", cell_name(job.ref, "scan", 2))
@@ -97,7 +97,7 @@ def test_one_worker_has_died_and_another_works_on(store, job, clock):
     assert (found.activity, found.lost) == (Activity.WORKING, True)
 
 
-def test_a_job_that_is_being_submitted_needs_no_worker_yet(store, clock):
+def test_a_job_under_submission_needs_no_worker(store, clock):
     submission = Submission(1, done=False, alive_until=store.now() + 60_000_000)
     job = store.create_job(replace(new_job("etl", 4, ("scan",)), submission=submission))
     assert activity(store, job) is Activity.WORKING
@@ -106,7 +106,7 @@ def test_a_job_that_is_being_submitted_needs_no_worker_yet(store, clock):
 
 
 @pytest.mark.parametrize("kind", ["without Celery", "settled"])
-def test_a_job_that_needs_no_worker_costs_no_read(kind, store, job):
+def test_a_job_that_needs_no_worker_is_not_looked_up(kind, store, job):
     class NothingIsRead(WrappedStore):
         def list_workers(self, *_, **__):
             raise AssertionError("the worker records were read")

@@ -11,7 +11,7 @@ from celery.exceptions import Ignore, Reject
 
 from celery_statemanager import Manager, StatefulTask, StateManager, Status
 from celery_statemanager.integration.binding import HEADER, Binding
-from celery_statemanager.testing.contract_signals import broken_off, ours
+from celery_statemanager.testing.contract_signals import interrupt, is_ours
 from celery_statemanager.testing.kit import PATIENCE
 
 
@@ -36,14 +36,14 @@ def retry(self):
 
 
 def is_guarded(frame):
-    """Return whether a function is ours and not the guard that Celery calls: no guard covers its first instruction."""
-    return ours(frame) and (frame.f_code.co_name, Path(frame.f_code.co_filename).name) != ("call", "signals.py")
+    """Return whether a frame runs our code, except the guard that Celery calls: its first line is unguarded."""
+    return is_ours(frame) and (frame.f_code.co_name, Path(frame.f_code.co_filename).name) != ("call", "signals.py")
 
 
 def run_interrupted(run, number):
     """Run a task interrupted at a function; return whether it was, and whether that ended the task for Celery."""
     outcomes = []
-    interrupted = broken_off(lambda: outcomes.append(run()), number, SoftTimeLimitExceeded, is_guarded)
+    interrupted = interrupt(lambda: outcomes.append(run()), number, SoftTimeLimitExceeded, is_guarded)
     return interrupted, isinstance(getattr(outcomes[0].info, "retval", None), SoftTimeLimitExceeded)
 
 

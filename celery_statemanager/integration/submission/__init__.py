@@ -1,1 +1,1 @@
-"""Create a job and publish its messages."""
+"""Creating a job and publishing its messages."""

@@ -1,4 +1,4 @@
-"""``Job``: a submitted job as the submitter, a callback or a web handler sees it."""
+"""``Job``: the handle of a submitted job in its submitter, its callbacks, or any other process of the app."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from celery_statemanager.subscription import Subscription
 
 logger = logging.getLogger(__name__)
 
-_REVOKES = 10_000
+_MAX_REVOKES = 10_000
 _REVOKES_AT_ONCE = 1_000
 
 
@@ -33,12 +33,12 @@ class Job:
 
     @property
     def id(self) -> str:
-        """The name people see."""
+        """The name of the job."""
         return self._record.job_id
 
     @property
     def run_token(self) -> str | None:
-        """What tells this run from others of the same name."""
+        """The token that distinguishes this run from others of the same job_id."""
         return self._record.run_token
 
     @property
@@ -48,39 +48,39 @@ class Job:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The planned tags, in the order they first run."""
+        """The planned tags in the order of their stages."""
         return self.manager.tags
 
     @LockedProperty
     def manager(self) -> Manager:
-        """A read-only Manager of it."""
+        """A read-only Manager of the job."""
         return Manager(self._tracker.store, self._record)
 
     def get_state(self, tag: str | None = None, task_index: int | None = None) -> State:
-        """Give one cell, or the lowest cell of a column, a row or the grid; see ``Manager.get_state``."""
+        """Return one cell, or the lowest cell of a column, a row or the grid; see ``Manager.get_state``."""
         return self.manager.get_state(tag, task_index)
 
     def list_states(self, tag: str | None = None, task_index: int | None = None) -> list[State]:
-        """Give the written cells; see ``Manager.list_states``."""
+        """Return the written cells; see ``Manager.list_states``."""
         return self.manager.list_states(tag, task_index)
 
     def summary(self, tag: str | None = None, indexes: bool = True) -> Summary:
-        """Give counts and index sets; see ``Manager.summary``."""
+        """Return counts and index sets; see ``Manager.summary``."""
         return self.manager.summary(tag, indexes=indexes)
 
     def subscribe(
         self, tag: str | None = None, task_index: int | None = None, until_settled: bool = False
     ) -> Subscription:
-        """Follow its cells, replay then live; see ``Manager.subscribe``."""
+        """Subscribe to cells: first their current states, then changes; see ``Manager.subscribe``."""
         return self.manager.subscribe(tag, task_index, until_settled=until_settled)
 
     def wait(self, timeout: float | None = None) -> Summary:
-        """Block until every cell has ended, well or not, and give the summary.
+        """Block until every cell is final, successful or not, and return the summary.
 
         Args:
-            timeout: seconds; None waits for ever.
+            timeout: seconds; None waits without a limit.
 
-        Raises: WaitTimeout – it had not settled in time; JobNotFound; StoreError; TypeError; ValueError.
+        Raises: WaitTimeout – the job did not settle in time; JobNotFound; StoreError; TypeError; ValueError.
         """
         seconds = check_timeout(timeout)
         if barrier.wait_settled(self._tracker.store, self._record.ref, seconds):
@@ -88,9 +88,9 @@ class Job:
         raise WaitTimeout(self.id, seconds or 0.0, self.summary())
 
     def cancel(self, reason: str | None = None) -> bool:
-        """Cancel what has not begun, and stop what runs at its next state write.
+        """Cancel tasks that have not begun, and stop running tasks at their next state write.
 
-        Returns: False when the job has settled, or was cancelled before. Raises: JobNotFound, StoreError.
+        Returns: False if the job has settled or is already cancelled. Raises: JobNotFound, StoreError.
         """
         if not completion.cancel(self._tracker.store, self._record.ref, check_message(reason)):
             return False
@@ -99,24 +99,29 @@ class Job:
         return True
 
     def delete(self) -> None:
-        """Delete the job and every state of it. Raises: JobNotFound, StoreError."""
+        """Delete the job and all its states. Raises: JobNotFound, StoreError."""
         self.manager.delete_job()
 
     def _revoke(self) -> None:
-        """Spare the workers the messages that come next; a begin is vetoed with or without it.
+        """Revoke the messages that workers receive next. This is optional: begins of a cancelled job are vetoed.
 
-        Not all of them: a worker remembers the last 50,000 revokes, whoever's they are. All of a long job's would push
-        out everybody else's, and leave those of the messages that come last.
+        Their number is limited, because a worker remembers 50,000 revokes of all senders. The revokes of a long job
+        would displace those of other senders, and finally its own.
         """
         try:
-            ids = islice(self._coming(), _REVOKES)
-            while portion := list(islice(ids, _REVOKES_AT_ONCE)):
-                self._tracker.app.control.revoke(portion)
-        except Exception as error:  # noqa: BLE001 - a courtesy, whatever the broker says
-            logger.info("no revokes sent for job %r: %s", self.id, error, extra={"job_id": self.id})
+            ids = islice(self._waiting_ids(), _MAX_REVOKES)
+            while batch := list(islice(ids, _REVOKES_AT_ONCE)):
+                self._tracker.app.control.revoke(batch)
+        except Exception as error:  # noqa: BLE001 - any failure of the broker; the job is cancelled all the same
+            logger.info(
+                "cannot revoke the messages of job %r: %s; workers drop them when they receive them",
+                self.id,
+                error,
+                extra={"job_id": self.id},
+            )
 
-    def _coming(self) -> Iterator[str]:
-        """Give the ids of messages, from the first row that has a stage to begin, if rows begin in order."""
+    def _waiting_ids(self) -> Iterator[str]:
+        """Yield Celery task ids from the first row with a stage that has not begun, if rows begin in order."""
         ref, plan = self._record.ref, self._record.plan
         if plan is None:
             return

@@ -1,4 +1,4 @@
-"""Create a job, then publish one message for each of its rows (rule R12)."""
+"""Creating a job and publishing one message for each of its rows (rule R12)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -32,16 +32,22 @@ from celery_statemanager.retention import change_job
 
 logger = logging.getLogger(__name__)
 
-PUBLISHER_LEASE = 60.0
-"""Seconds for which a publisher is believed to live without another sign of it."""
 
-EAGER_PUBLISHER_LEASE = 86_400.0
-"""The same where members run inline: between two signs lies a whole member."""
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Periods of a publisher in seconds.
 
-_TURN = 0.5
+    Attributes:
+        lease: how long a publisher counts as alive after it has recorded its progress.
+        eager_lease: the same in eager mode, where a member runs between two records.
+        patience: how long it retries to record the end of publishing while the store is unavailable.
+        pause: the time between two of these tries.
+    """
 
-PATIENCE = 20.0
-"""Seconds for which a publisher tries to tell a store that is away that it has published everything."""
+    lease: float = 60.0
+    eager_lease: float = 86_400.0
+    patience: float = 20.0
+    pause: float = 0.5
 
 
 def submit(
@@ -52,8 +58,13 @@ def submit(
     run_token: str | UUID | None,
     tags: PlanSpec | None,
     callbacks: Mapping[str, Signature[Any] | None],
+    timings: Timings = Timings(),
 ) -> Job:
-    """See ``StateManager.submit``."""
+    """Create a job and publish its messages; see ``StateManager.submit``.
+
+    Args:
+        callbacks: the callback of each latch, by the latch's name.
+    """
     app = tracker.app
     latches = {name: _latch(app, name, as_signature(app, each)) for name, each in callbacks.items()}
     if job_id is not None:
@@ -61,11 +72,11 @@ def submit(
     found, derived, num_tasks = members.read(app, tasks)
     name = f"job-{secrets.token_hex(5)}" if job_id is None else job_id
     record = new_job(name, num_tasks, run_token=run_token)
-    record = replace(record, plan=members.widened(derived, num_tasks, tags), latches=latches)
-    submission = Submission(published=0, done=False, alive_until=_alive_until(tracker))
+    record = replace(record, plan=members.plan_of_tags(derived, num_tasks, tags), latches=latches)
+    submission = _submission(tracker, timings, published=0, done=False)
     record = tracker.store.create_job(replace(record, submission=submission))
     job = Job(tracker, record)
-    publisher = _Publisher(tracker, record)
+    publisher = _Publisher(tracker, record, timings)
     try:
         publisher.publish(found)
         publisher.finish()
@@ -85,20 +96,26 @@ def _latch(app: Celery, name: str, callback: Any) -> Latch:
         try:
             members.check_call(app, f"on_{name}", callback, "job_id")
         except TypeError as error:
-            hint = "it is immutable and gets its own arguments only"
+            hint = "it is immutable and gets only its own arguments"
             hint = hint if callback.immutable else f"the job_id is prepended, {callback.task}.si(…) leaves it out"
             raise TypeError(f"{error} ({hint})") from None
     return Latch(text)
 
 
-class _Publisher:
-    """Sends a job's messages, leaving a sign of life in the job's record now and then."""
+def _submission(tracker: Tracker, timings: Timings, published: int, *, done: bool) -> Submission:
+    """Return the record of a publisher's progress, which is valid for one lease."""
+    lease = timings.eager_lease if tracker.app.conf.task_always_eager else timings.lease
+    return Submission(published, done, alive_until=tracker.store.now() + round(lease * 1_000_000))
 
-    def __init__(self, tracker: Tracker, record: JobRecord) -> None:
+
+class _Publisher:
+    """Publishes the messages of a job and records its progress in the job."""
+
+    def __init__(self, tracker: Tracker, record: JobRecord, timings: Timings) -> None:
         self._tracker = tracker
         self._record = record
-        self._eager = tracker.app.conf.task_always_eager
-        self._next_note = time.monotonic() + PUBLISHER_LEASE / 6
+        self._timings = timings
+        self._next_record = time.monotonic() + timings.lease / 6
         self.published = 0
 
     def publish(self, found: Members) -> None:
@@ -107,50 +124,52 @@ class _Publisher:
             for row, stages in enumerate(found):
                 self._send(row, stages, producer)
                 self.published = row + 1
-                if time.monotonic() > self._next_note:
-                    self._sign_life()
+                if time.monotonic() > self._next_record:
+                    self._renew_lease()
 
     def finish(self) -> None:
-        """Record that all is published; a store that is away is waited for. Raises: StoreError."""
-        deadline = time.monotonic() + PATIENCE
+        """Record that all messages are published; retry while the store is unavailable. Raises: StoreError."""
+        deadline = time.monotonic() + self._timings.patience
         while True:
             try:
-                return self._note(done=True)
+                return self._record_progress(done=True)
             except StoreUnavailable:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(_TURN)
+                time.sleep(self._timings.pause)
 
-    def _sign_life(self) -> None:
-        """Record how far publishing has come; where that fails, the lease has room for another try."""
-        self._next_note = time.monotonic() + PUBLISHER_LEASE / 6
+    def _renew_lease(self) -> None:
+        """Record how many messages are published; log a failure, because the lease leaves time for further tries."""
+        self._next_record = time.monotonic() + self._timings.lease / 6
         try:
-            self._note(done=False)
+            self._record_progress(done=False)
         except StoreUnavailable as error:
             job_id = self._record.job_id
-            logger.warning("job %r is published on: %s", job_id, error, extra={"job_id": job_id})
+            text = "cannot record how many messages of job %r are published, will retry: %s"
+            logger.warning(text, job_id, error, extra={"job_id": job_id})
 
-    def _note(self, *, done: bool) -> None:
-        submission = Submission(self.published, done, _alive_until(self._tracker))
+    def _record_progress(self, *, done: bool) -> None:
+        submission = _submission(self._tracker, self._timings, self.published, done=done)
         change_job(self._tracker.store, self._record.ref, lambda job: replace(job, submission=submission))
 
     def give_up(self) -> None:
-        """Cancel the job: what was published is vetoed, what was not is never waited for."""
+        """Cancel the job: tasks that were published are vetoed, and nothing waits for the others."""
         reason = f"submit failed after {self.published} of {self._record.num_tasks}"
         try:
             completion.cancel(self._tracker.store, self._record.ref, reason)
-            self._note(done=True)
+            self._record_progress(done=True)
             publish_decided(self._tracker, self._record.ref, LATCHES)
         except Exception:
             job_id = self._record.job_id
-            logger.exception("job %r is left to the sweep", job_id, extra={"job_id": job_id})
+            text = "cannot cancel job %r, whose submit failed: it is left to the sweep"
+            logger.exception(text, job_id, extra={"job_id": job_id})
 
     def _send(self, row: int, stages: Stages, producer: Any) -> None:
         app, ref = self._tracker.app, self._record.ref
         bound = [
             Binding(ref, row, members.tag_of(app, stage), number).bind(stage) for number, stage in enumerate(stages)
         ]
-        if self._eager:
+        if app.conf.task_always_eager:
             self._run_inline(row, bound)
         elif len(bound) == 1:
             bound[0].apply_async(producer=producer, add_to_parent=False)
@@ -158,19 +177,14 @@ class _Publisher:
             chain(*bound, app=app).apply_async(producer=producer, add_to_parent=False)
 
     def _run_inline(self, row: int, stages: Stages) -> None:
-        """Run a member here and now; a stage that fails is a state of the job, not a failure to publish."""
+        """Run a member; a failure of a stage is a state of the job and does not end the submission."""
         try:
             (chain(*stages) if len(stages) > 1 else stages[0]).apply_async()
         except Exception as error:
             if isinstance(error, (EncodeError, NotRegistered)) and not self._has_states(row):
                 raise
-            about = {"job_id": self._record.job_id, "task_index": row}
-            logger.info("a member failed in eager mode", exc_info=True, extra=about)
+            log_extra = {"job_id": self._record.job_id, "task_index": row}
+            logger.info("a task failed in eager mode", exc_info=True, extra=log_extra)
 
     def _has_states(self, row: int) -> bool:
         return any(True for _ in self._tracker.store.list_states(self._record.ref, Scope(task_index=row)))
-
-
-def _alive_until(tracker: Tracker) -> int:
-    lease = EAGER_PUBLISHER_LEASE if tracker.app.conf.task_always_eager else PUBLISHER_LEASE
-    return tracker.store.now() + round(lease * 1_000_000)

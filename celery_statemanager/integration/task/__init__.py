@@ -1,1 +1,1 @@
-"""Track one execution of one cell."""
+"""Tracking one execution of a task."""

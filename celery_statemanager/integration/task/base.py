@@ -1,4 +1,4 @@
-"""``StatefulTask``: signals write the states, this adds ``self.state`` and the veto."""
+"""``StatefulTask``: the task class with ``self.state``, which drops deliveries that must not run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["StatefulTask", "TaskState", "current_state"]
 
 
 class StatefulTask(Task):  # type: ignore[type-arg]
-    """A task that knows its place in a job.
+    """A task with ``self.state``, its state in the job that it belongs to.
 
     A task that Celery makes with it as its base (``@app.task(base=StatefulTask)``) also inherits the app's own task
     class, such as the one that gives ``delay_on_commit`` to a Django project.
 
     Attributes:
-        tag: the column under which it runs; ``"default"`` when not given.
-        on_lost: ``mark``, ``requeue`` or ``auto``, should its worker be gone; the setting when not given. Another
-            is refused by ``submit``.
+        tag: the column of its states; ``"default"`` when not given.
+        on_lost: what a sweep does if the worker is lost: ``mark``, ``requeue`` or ``auto``. The default is the setting
+            ``statemanager_on_lost``; ``submit`` rejects other values.
     """
 
     abstract = True
@@ -38,24 +38,24 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     on_lost: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Add the app's own task class to a task that Celery makes, and check the policy of any other class.
+        """Add the app's own task class to a task created by Celery, and check the policy of any other class.
 
-        Raises: ConfigurationError – the classes do not combine, or there is no such policy.
+        Raises: ConfigurationError – the classes do not combine, or the policy is invalid.
         """
         app = vars(cls).get("app")
         if isinstance(app, Celery):
             _add_task_class_of(app, cls)
         super().__init_subclass__(**kwargs)
-        if "app" not in vars(cls):  # else Celery makes it, for any app of the process: submit checks it
+        if "app" not in vars(cls):  # Celery creates the others, for any app of the process; submit checks them
             redelivery.check(cls.__qualname__, cls.on_lost)
 
     @property
     def state(self) -> TaskState:
-        """This execution's state; false when it is untracked."""
+        """The state of this execution; false if it is untracked."""
         return TaskState(run_of(self), self.name)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """Refuse a delivery whose cell is finished, runs elsewhere, or whose job is closed."""
+        """Drop a delivery whose cell has finished or runs elsewhere, or whose job has settled."""
         run = run_of(self)
         binding = binding_of(self.request) if run is None else None
         if binding is not None and tracker_of(self.app) is None:
@@ -67,19 +67,19 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     def replace(self, sig: Any) -> Any:
         """Replace this task by any canvas; see ``celery.Task.replace``.
 
-        Signatures in their JSON form are accepted, and chunks run as the group they are. Where the replacement ends in
-        several tasks, one more collects their results: it has this task's id, and ends its cell.
+        Signatures decoded from JSON are accepted, and chunks run as a group. If the replacement ends in several tasks,
+        an additional one collects their results. It has the id of this task and ends its cell.
         """
         new: Any = maybe_signature(sig, app=self.app)
-        if isinstance(new, Signature) and new.task == "celery.chunks":  # read from JSON, it has no class of its own
-            made: Any = chunks.from_dict(new, app=self.app)
-            new = made.group()
+        if isinstance(new, Signature) and new.task == "celery.chunks":  # decoded from JSON it has no class of its own
+            decoded: Any = chunks.from_dict(new, app=self.app)
+            new = decoded.group()
         if not isinstance(new, group) and _ends_in_group(new):
             new |= self.app.tasks["celery.accumulate"].s(index=0)
         return super().replace(new)
 
     def on_replace(self, sig: Signature[Any]) -> Any:
-        """Hand the cell over to the task that takes this one's id."""
+        """Bind the task that gets this task's id to the cell of this task."""
         run = run_of(self)
         if run is None:
             return super().on_replace(sig)
@@ -88,19 +88,21 @@ class StatefulTask(Task):  # type: ignore[type-arg]
                 headers = {**(leaf["options"].get("headers") or {}), HEADER: run.binding.to_header()}
                 leaf["options"].update(headers=headers, replaced_task_nesting=run.delivery.replacements + 1)
         run.replaced_by = sig.task
-        with allow_join_result() if self.request.is_eager else nullcontext():  # Celery waits inside of this task
+        with (
+            allow_join_result() if self.request.is_eager else nullcontext()
+        ):  # Celery waits for the result inside this task
             return super().on_replace(sig)
 
 
 def _add_task_class_of(app: Celery, task: type) -> None:
-    """Make an app's own task class, whose place an explicit base takes, the last base of a task's class."""
+    """Add the app's own task class, which an explicit base replaces, as the last base of a task's class."""
     own: type = app.Task
     if issubclass(task, own):
         return
     try:
         task.__bases__ = (*(base for base in task.__bases__ if not issubclass(own, base)), own)
     except TypeError as error:
-        written = own.__mro__[1] if "_app" in vars(own) else own  # Celery derives app.Task from what was written
+        written = own.__mro__[1] if "_app" in vars(own) else own  # app.Task is a class that Celery derives
         bases = ", ".join(base.__name__ for base in (*task.__bases__, written))
         raise ConfigurationError(
             f"the base of task {task.__name__!r} and the task class of app {app.main!r}, {written.__name__}, do not "
@@ -109,7 +111,7 @@ def _add_task_class_of(app: Celery, task: type) -> None:
 
 
 def _ends_in_group(node: Any) -> bool:
-    """Whether what a canvas ends in is more than one task, and so none that could take another's id."""
+    """Return whether a canvas ends in several tasks, so that none of them can have the id of the replaced task."""
     kwargs, kind = node["kwargs"], node["subtask_type"]
     if kind == "chord":
         return kwargs["body"] is not None and _ends_in_group(kwargs["body"])
@@ -119,13 +121,13 @@ def _ends_in_group(node: Any) -> bool:
 
 
 def _leaves(node: Any) -> Iterator[dict[str, Any]]:
-    """Yield the task signatures inside any frozen canvas, as mappings: some parts may be in their JSON form."""
+    """Yield the task signatures of a frozen canvas as mappings, because some parts may be in their JSON form."""
     kwargs, kind = node["kwargs"], node["subtask_type"]
     if kind == "chord":
         header, body = kwargs["header"], kwargs["body"]
         inner = [header] if isinstance(header, Mapping) else [*header]
         inner += [] if body is None else [body]
-    elif kind == "chain":  # where freezing made a chord of a group and the task behind it, that is what is sent
+    elif kind == "chain":  # freezing may turn a group and the next task into a chord, which is sent instead
         steps, _ = getattr(node, "_frozen", None) or ([], [])
         inner = [*kwargs["tasks"], *steps]
     elif kind == "group":

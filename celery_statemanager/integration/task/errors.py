@@ -1,4 +1,4 @@
-"""Our refusals as a task sees them: also Celery's ``Ignore``, so that no autoretry takes them for failures."""
+"""Errors that stop a task. They are also Celery's ``Ignore``, so that ``autoretry_for`` does not retry them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCance
 
 
 class TaskSuperseded(AttemptSuperseded, Ignore):
-    """Another attempt owns this task's cell: stop."""
+    """Another attempt owns the cell of this task, which must stop."""
 
 
 class TaskRefused(BeginRefused, Ignore):
-    """This delivery could not ask whether it may begin, and hears from a later write that it may not: stop."""
+    """A write found that this delivery must not begin; at its begin the store was unavailable. The task must stop."""
 
 
 class TaskCancelled(JobCancelled, Ignore):
-    """The job was cancelled: stop."""
+    """The job was cancelled, and the task must stop."""
 
 
 class TaskJobGone(JobNotFound, Ignore):
-    """The job was deleted, or replaced by a newer run: stop."""
+    """The job was deleted or replaced by a newer run, and the task must stop."""
 
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raise our refusals as their Celery kind."""
+    """Convert errors of the package to the classes of this module."""
     try:
         yield
     except AttemptSuperseded as error:

@@ -1,4 +1,4 @@
-"""The Manager of a running task: bound to its row and its attempt, and one per execution."""
+"""The Manager of a running task, which writes as the attempt of that task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def manager_of(run: Run) -> Manager:
-    """Return the Manager of an execution, which reads the job when it is first asked for. Raises: JobNotFound."""
+    """Return the Manager of an execution; the first call creates it and reads the job. Raises: JobNotFound."""
     with run.manager_lock:
         if run.manager is None:
             run.manager = RunManager(run)
@@ -26,18 +26,18 @@ def manager_of(run: Run) -> Manager:
 
 
 def _stopping(method: Method) -> Method:
-    """Make a method's refusals stop the task that calls it."""
+    """Decorate a method to raise errors that stop the task."""
 
     @wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         with interrupting():
             return method(*args, **kwargs)
 
-    return call  # type: ignore[return-value] # of the same parameters
+    return call  # type: ignore[return-value] # it has the same parameters
 
 
 class RunManager(Manager):
-    """A Manager inside a task: under the task's own tag it writes as the task's attempt and never ends it."""
+    """A Manager that writes the task's own tag as the attempt of the task, and does not end this attempt."""
 
     def __init__(self, run: Run) -> None:
         store, binding = run.tracker.store, run.binding
@@ -47,11 +47,11 @@ class RunManager(Manager):
         self._run = run
 
     def begin(self, tag: str) -> int:
-        """Return the attempt of the task itself under its own tag; see ``Manager.begin`` for others."""
+        """Return the attempt of the task for its own tag; see ``Manager.begin`` for other tags."""
         with interrupting():
             if check_name("tag", tag) != self._run.binding.tag:
                 return super().begin(tag)
-            if self._run.attempt is None:  # the store was away as the task began
+            if self._run.attempt is None:  # the store was unavailable when the task began
                 return self._run.write(Write(*self._run.cell, int(Status.STARTED), keep_payload=True)).attempt
             return self._run.attempt
 

@@ -1,4 +1,4 @@
-"""What a Celery outcome means as a status and a message. Pure."""
+"""The status and the message for each outcome of a Celery task. Pure functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BY_KIND: dict[type[BaseException], Status] = {
 
 
 def failure(error: BaseException) -> tuple[int, str]:
-    """Give the status and message of a task that raised."""
+    """Return the status and the message of a task that raised an exception."""
     if isinstance(error, StateError):
         return error.code, error.message
     status = next((status for kind, status in _BY_KIND.items() if isinstance(error, kind)), Status.FAILED)
@@ -30,23 +30,24 @@ def failure(error: BaseException) -> tuple[int, str]:
 
 
 def is_requeued(task: Task[Any, Any], error: BaseException) -> bool:
-    """Whether Celery gives the message of a hard-limited task back to the broker: it will run again."""
+    """Return whether Celery requeues the message of a task that exceeded its hard time limit."""
     acks = getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout)
     return isinstance(error, TimeLimitExceeded) and task.acks_late and not acks
 
 
-def rejection(reason: Any, *, in_vain: bool) -> str:
-    """Give the message of a ``Reject``.
+def rejection(reason: Any, *, not_requeued: bool) -> str:
+    """Return the state message for a ``Reject``.
 
     Args:
-        in_vain: a requeue was asked for, where the message is acknowledged already, or there was none.
+        not_requeued: whether the task asked for a requeue that is impossible: its message is already acknowledged, or
+            there is none.
     """
     text = f"rejected: {reason}" if reason else "rejected"
-    return f"{text}; not requeued: no message is left to give back" if in_vain else text
+    return f"{text}; not requeued: it has no unacknowledged message" if not_requeued else text
 
 
 def describe(error: Any) -> str:
-    """Give an error as ``ValueError: text``."""
+    """Return an error as ``ValueError: text``."""
     name, text = type(error).__name__, str(error)
     if isinstance(error, UnpickleableExceptionWrapper):
         name, text = error.exc_cls_name or name, ", ".join(map(str, error.exc_args or ()))
@@ -54,11 +55,11 @@ def describe(error: Any) -> str:
 
 
 def retry(reason: Any, retries: int, max_retries: int | None) -> str:
-    """Give the message of a cell that waits for a retry.
+    """Return the message of a cell that waits for a retry.
 
     Args:
         reason: the ``Retry`` that was raised.
-        retries: how many came before this one.
+        retries: the number of earlier retries.
     """
     cause = reason.exc if isinstance(reason, Retry) and reason.exc is not None else None
     of = "" if max_retries is None else f" of {max_retries}"

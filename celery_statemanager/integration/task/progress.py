@@ -1,4 +1,4 @@
-"""Progress as a task reports it: whatever the values are, reporting them does not fail the task."""
+"""Progress reported by a task. Invalid values never fail the task."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 _LONGEST_MESSAGE = 2_000
 
 _warned: set[str] = set()
-"""Names of the tasks whose values were reported as out of range."""
+"""Names of the tasks whose invalid values were logged."""
 
 
 class Progress(NamedTuple):
-    """What is written: a status, the JSON text of ``payload["progress"]``, and a message."""
+    """A status, the JSON text of ``payload["progress"]``, and a message."""
 
     status: int
     text: str
@@ -30,30 +30,30 @@ class Progress(NamedTuple):
 def to_progress(
     done: Any, total: Any, message: Any, *, max_bytes: int, task: str, log_extra: Mapping[str, Any]
 ) -> Progress | None:
-    """Return what to write for the values of a task, or None for values that are not finite numbers.
+    """Return the progress to write for the values of a task; None if they are not finite numbers.
 
     A total of 0 or less counts as 1, and ``done`` is clamped to 0 … total. A message that cannot be stored is converted
-    to text and cut. Logs a warning with the values, once per task name and process.
+    to text and truncated. Invalid values are logged once per task name and process.
 
     Args:
         max_bytes: the limit of the encoded message.
     """
-    kept, trouble = _to_message(message, max_bytes)
+    text, correction = _to_message(message, max_bytes)
     written: tuple[int, str] | None
     try:
         written = percent(done, total), progress_json(done, total)
     except (TypeError, ValueError):
-        written, trouble = _clamped(done, total)
-    if trouble is not None and task not in _warned:
+        written, correction = _clamped(done, total)
+    if correction is not None and task not in _warned:
         _warned.add(task)
-        values = ", ".join(map(_shown, (done, total) if message is None else (done, total, message)))
-        text = "task %r called progress(%s): %s; reported once per task name in each process"
-        logger.warning(text, task, values, trouble, extra=log_extra)
-    return None if written is None else Progress(*written, kept)
+        values = ", ".join(map(_safe_repr, (done, total) if message is None else (done, total, message)))
+        warning = "task %r called progress(%s): %s (logged once per task name in each process)"
+        logger.warning(warning, task, values, correction, extra=log_extra)
+    return None if written is None else Progress(*written, text)
 
 
 def _clamped(done: Any, total: Any) -> tuple[tuple[int, str] | None, str]:
-    """Return status and JSON text of values out of range, None if they are no values, and what was done about it."""
+    """Return the status and the JSON text of invalid values, None if they are not numbers, and the correction."""
     part, whole = _number(done), _number(total)
     if part is not None and whole is not None and abs(whole) != math.inf:
         whole = whole if whole > 0 else 1
@@ -62,35 +62,35 @@ def _clamped(done: Any, total: Any) -> tuple[tuple[int, str] | None, str]:
             return (percent(part, whole), progress_json(part, whole)), f"written as {part!r} of {whole!r}"
         except ValueError:  # an integer of more digits than Python converts to text
             pass
-    return None, "not written; done must be a number and total a finite one"
+    return None, "not written; done must be a number and total a finite number"
 
 
 def _number(value: Any) -> float | None:
-    """Return a number of any kind as int or float; None for NaN and for what is no number."""
+    """Return a number of any type as int or float; None for NaN and for other values."""
     if not isinstance(value, Number):
         return None
     try:
         number = int(value) if isinstance(value, int) else float(value)  # type: ignore[arg-type] # complex: TypeError
     except (TypeError, ValueError, OverflowError):
         return None
-    return None if number != number else number  # noqa: PLR0124 - as NaN does; math.isnan takes no long integer
+    return None if number != number else number  # noqa: PLR0124 - only NaN differs from itself; math.isnan rejects long integers
 
 
 def _to_message(message: Any, max_bytes: int) -> tuple[str | None, str | None]:
-    """Return a message that can be stored, and what was done to make it one."""
+    """Return a message that can be stored, and the correction."""
     try:
         check_size(check_message(message), None, max_bytes)
     except (TypeError, ValueError):
         try:
             text = sanitize(str(message), max(1, min(_LONGEST_MESSAGE, max_bytes // 4)))
-        except Exception:  # noqa: BLE001 - any object may be given, and its text is not worth a failure
-            return None, "the message was left out"
-        return text, "the message was converted to text, or cut"
+        except Exception:  # noqa: BLE001 - the task's own __str__ may raise anything
+            return None, "the message was omitted"
+        return text, "the message was converted to text or truncated"
     return message, None
 
 
-def _shown(value: Any) -> str:
+def _safe_repr(value: Any) -> str:
     try:
         return short_repr(value)
-    except Exception:  # noqa: BLE001 - as above
+    except Exception:  # noqa: BLE001 - the task's own __repr__ may raise anything
         return f"<{type(value).__name__}>"

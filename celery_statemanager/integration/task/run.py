@@ -1,4 +1,4 @@
-"""One execution of a tracked task: its attempt, and every state write made for it."""
+"""One execution of a tracked task: its attempt, and all state writes made for it."""
 
 from __future__ import annotations
 
@@ -42,12 +42,17 @@ class Run:
     """A tracked execution, kept on its task request from ``task_prerun`` to ``task_postrun``.
 
     Attributes:
-        attempt: its number; None when the store failed or refused it.
-        verdict: why it was refused; None when it was not.
-        replaced_by: the task that replaces this one under its id, in its cell.
-        held_progress: the newest progress that was not written, as JSON text and message.
-        ended: whether its last state was written, by this execution or by one that superseded it.
-        manager: what ``task.manager.manager_of`` keeps, under ``manager_lock``.
+        attempt: its number; None if the store failed or rejected it.
+        verdict: why the attempt was rejected; None if it was not.
+        replaced_by: the name of the task that replaces this one under its id.
+        held_progress: the JSON text and the message of the newest progress that was not written.
+        ended: whether later writes have no effect, because the last state is written or another attempt owns the cell.
+        manager: the Manager created by ``task.manager.manager_of``; protected by ``manager_lock``.
+
+    Args:
+        owner: the id of the worker; None in eager mode.
+        message: the message of the task as JSON, by which a sweep can send it again.
+        alone_since: the monotonic time since which this worker ran no other delivery of the cell.
     """
 
     def __init__(
@@ -55,10 +60,9 @@ class Run:
         tracker: Tracker,
         binding: Binding,
         delivery: Delivery,
-        owner: str | None = None,
-        kept: str | None = None,
-        *,
-        alone_since: float | None = None,
+        owner: str | None,
+        message: str | None,
+        alone_since: float | None,
     ) -> None:
         self.tracker = tracker
         self.binding = binding
@@ -72,36 +76,29 @@ class Run:
         self.manager_lock = threading.Lock()
         self._ending: Write | None = None
         self._begin = Begin(
-            tag=binding.tag,
-            task_index=binding.task_index,
-            delivery=delivery,
-            owner=owner,
-            kept=kept,
+            tag=binding.tag, task_index=binding.task_index, delivery=delivery, owner=owner, kept=message
         )
         self._may_have_begun = {self._begin.event_id}
-        """The event ids of the writes that may have taken the attempt."""
+        """The event ids of the steps that may have begun the attempt, although their response was lost."""
         self._alone_since = alone_since
         self._next_progress = 0.0
 
     @property
     def log_extra(self) -> dict[str, Any]:
-        """The fields that every log line about it carries."""
+        """The fields that every log record about it has."""
         return self.binding.log_extra
 
     def begin(self) -> None:
-        """Take an attempt; where the store fails, the first write of the task takes it."""
-        try:
-            self._begin_now()
-        except StateManagerError as error:
-            self._log(error)
-
-    def _begin_now(self) -> None:
+        """Begin an attempt; if the store fails, the first write of the task begins it."""
         store, limit = self.tracker.store, self.tracker.settings.max_lost
         try:
             reply = attempts.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
             warn_unknown_job(repr(store), self.binding.ref)
+            return
+        except StateManagerError as error:
+            self._log(error)
             return
         if reply.verdict is Verdict.BEGUN:
             self.attempt = reply.cell.attempt
@@ -111,7 +108,7 @@ class Run:
         publish_decided(self.tracker, self.binding.ref, reply.decided)
 
     def progress_is_due(self) -> bool:
-        """Return whether enough time has passed since the last progress write."""
+        """Return whether progress may be written now, and if so, count it as written."""
         now = time.monotonic()
         if now < self._next_progress:
             return False
@@ -120,31 +117,29 @@ class Run:
 
     @property
     def cell(self) -> tuple[str, int]:
-        """The tag and the row of the cell that it writes."""
+        """The tag and the row of its cell."""
         return self.binding.tag, self.binding.task_index
 
     def write(self, request: Write) -> State:
-        """Write this execution's cell. Raises: AttemptSuperseded, JobCancelled, JobNotFound, StoreError."""
+        """Write the cell. Raises: AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreError."""
         return self._state(self._put(request))
 
     def end(self, status: int, message: str | None = None, *, keep_app_status: bool = True) -> None:
-        """Write the last state of this execution and close its attempt; later writes have no effect."""
+        """Write the last state and end the attempt; later writes have no effect."""
         progress, held_message = self.held_progress or (None, None)
         message = held_message if message is None else message
         text = None if message is None else sanitize(message)
-        self._close(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
+        self._end_with(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
-        """Close the attempt without a final state: another delivery will follow."""
+        """End the attempt without a final state, because another delivery follows."""
         progress = self.held_progress[0] if self.held_progress else None
-        self._close(Write.returned(*self.cell, sanitize(message), next_delivery, progress=progress))
+        self._end_with(Write.returned(*self.cell, sanitize(message), next_delivery, progress=progress))
 
-    def _close(self, last: Write) -> None:
+    def _end_with(self, last: Write) -> None:
         if self.ended:
             return
-        request = self._ending = (
-            self._ending or last
-        )  # keep the first one: a soft time limit may have interrupted its write
+        self._ending = request = self._ending or last  # a soft time limit may have interrupted the write of the first
         try:
             self._now_or_later("end", lambda: self._put(request))
         except StateManagerError as error:
@@ -152,13 +147,13 @@ class Run:
         self.ended = True
 
     def write_or_queue(self, request: Write) -> State | None:
-        """Write this execution's cell; queue the write and return None if the store is down. Raises: as ``write``."""
+        """Write the cell; queue the write and return None while the store is unavailable. Raises: as ``write``."""
         written: list[WriteReply] = []
         self._now_or_later("state", lambda: written.append(self._put(request)))
         return self._state(written[0]) if written else None
 
     def _now_or_later(self, kind: str, action: Callable[[], object]) -> None:
-        name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
+        name = leases.cell_name(self.binding.ref, *self.cell)
         self.tracker.backlog.now_or_later((name, kind), action, self.log_extra)
 
     def _put(self, request: Write) -> WriteReply:
@@ -174,22 +169,22 @@ class Run:
         return reply
 
     def _send(self, request: Write) -> WriteReply:
-        request.attempt, request.when = self.attempt, When.OPEN
-        request.begin = self._begin if self.attempt is None else None
-        if request.begin is not None:
+        request.attempt, request.when, request.begin = self.attempt, When.OPEN, None
+        if self.attempt is None:
+            request.begin = self._begin
             self._may_have_begun.add(request.event_id)
         return self.tracker.store.write(self.binding.ref, request)
 
     def _attempt_without_response(self) -> int | None:
-        """Return the open attempt that this execution took by a write whose response was lost; None if it took none."""
-        cell = self.tracker.store.get_cell(self.binding.ref, self.binding.tag, self.binding.task_index)
+        """Return the open attempt if this execution began it by a step whose response was lost, else None."""
+        cell = self.tracker.store.get_cell(self.binding.ref, *self.cell)
         return cell.attempt if cell and cell.open and cell.event_id in self._may_have_begun else None
 
     def _state(self, reply: WriteReply) -> State:
-        return state_of(self.binding.ref.key.job_id, self.binding.tag, self.binding.task_index, reply.cell)
+        return state_of(self.binding.ref.key.job_id, *self.cell, reply.cell)
 
     def _log(self, error: StateManagerError) -> None:
-        """Log a failed write, which is no failure of the task."""
+        """Log a failed write; it does not fail the task."""
         if isinstance(error, (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound)):
             logger.info("state not written: %s", error, extra=self.log_extra)
         elif isinstance(error, StoreUnavailable):
@@ -198,14 +193,14 @@ class Run:
             logger.warning(text, error, extra=self.log_extra)
         else:
             bug = None if isinstance(error, (StoreError, ConfigurationError)) else error
-            values = (self.binding.celery_task_id, error)
-            logger.error("state not written: %s: %s", *values, exc_info=bug, extra=self.log_extra)
+            task_id = self.binding.celery_task_id
+            logger.error("state not written: %s: %s", task_id, error, exc_info=bug, extra=self.log_extra)
 
 
 def start_run(task: Task[Any, Any], binding: Binding) -> bool:
-    """Begin tracking the execution that is about to start; return False in an app without a ``StateManager``.
+    """Begin the attempt of the current execution; return False in an app without a ``StateManager``.
 
-    May be called again where a soft time limit interrupted it.
+    May be called again after a soft time limit interrupted it.
     """
     run = run_of(task) or _new_run(task, binding)
     if run is not None and run.verdict is None and not run.tracker.backlog.store_is_down:
@@ -218,23 +213,23 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     if tracker is None:
         return None
     owner = None if request.is_eager else os.environ.get(requests.WORKER_ID)
-    keeps = owner is not None and redelivery.requeues(task, tracker.settings.on_lost)
-    message = redelivery.execution_to_json(task) if keeps else None
+    requeues = owner is not None and redelivery.requeues(task, tracker.settings.on_lost)
+    message = redelivery.execution_to_json(task) if requeues else None
     received: Mapping[str, Any] = request.delivery_info or {}
-    run = Run(tracker, binding, delivery_of(request), owner, message, alone_since=received.get(requests.ALONE_SINCE))
+    run = Run(tracker, binding, delivery_of(request), owner, message, received.get(requests.ALONE_SINCE))
     setattr(request, _ATTRIBUTE, run)
     return run
 
 
 def run_of(task: Any) -> Run | None:
-    """Return the run of a task's current execution; None when it is untracked or not in this process."""
+    """Return the current execution of a task; None if it is untracked or not in this process."""
     request = task.request if task else None
     return None if request is None else request.__dict__.get(_ATTRIBUTE)
 
 
 @lru_cache(maxsize=1_000)
 def warn_no_manager(app: str | None, job: JobRef) -> None:
-    """Log, once, that tasks of a job run in an app without a ``StateManager``."""
+    """Log once that tasks of a job run in an app without a ``StateManager``."""
     logger.error(
         "app %r has no StateManager: the states of its tasks are not written; "
         "call StateManager(app) in a module that its workers load",
@@ -245,7 +240,7 @@ def warn_no_manager(app: str | None, job: JobRef) -> None:
 
 @lru_cache(maxsize=1_000)
 def warn_unknown_job(store: str, job: JobRef) -> None:
-    """Log, once, that tasks of a job run here although the store, shown as this text, does not have the job."""
+    """Log once that the store of this worker, printed as ``store``, does not contain the job of a task."""
     logger.warning(
         "job %r is not in this worker's store, %s: it was deleted, or submitted with another statemanager_store_url "
         "(a relative path is resolved in each process's working directory)",

@@ -1,4 +1,4 @@
-"""``self.state``: what a running task says of itself."""
+"""``self.state``: the state of a running task."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ logger = logging.getLogger(__name__)
 
 
 class TaskState:
-    """The state of the execution that holds it; false, and every call does nothing, where nothing is tracked.
+    """The state of one execution. If the execution is untracked, it is false and its methods have no effect.
 
-    A write that is refused raises a Celery ``Ignore``: ``AttemptSuperseded`` when another attempt owns the cell,
-    ``BeginRefused`` when the store was away as this one began and it may not begin, ``JobCancelled``,
-    ``JobNotFound``. While the store is down, writes return None and are made later, the newest of each cell, unless
-    ``statemanager_on_store_error`` is ``"raise"``.
+    A rejected write raises an error that is also a Celery ``Ignore`` and stops the task:
+
+    - ``AttemptSuperseded``: another attempt owns the cell.
+    - ``BeginRefused``: the store was unavailable when the task began, and the task must not run.
+    - ``JobCancelled``: the job was cancelled.
+    - ``JobNotFound``: the job was deleted or replaced by a newer run.
+
+    While the store is unavailable, writes return None. Only the newest is kept, and it is written later. With
+    ``statemanager_on_store_error = "raise"`` such a write raises ``StoreUnavailable`` instead.
     """
 
     def __init__(self, run: Run | None, task_name: str = "") -> None:
@@ -43,45 +48,45 @@ class TaskState:
 
     @property
     def job_id(self) -> str | None:
-        """The job's name."""
+        """The name of the job."""
         return self._run.binding.ref.key.job_id if self._run else None
 
     @property
     def task_index(self) -> int | None:
-        """The row."""
+        """The row of the task."""
         return self._run.binding.task_index if self._run else None
 
     @property
     def tag(self) -> str | None:
-        """The column."""
+        """The column of the task."""
         return self._run.binding.tag if self._run else None
 
     @property
     def attempt(self) -> int | None:
-        """The number of this execution; None until the store has given one."""
+        """The number of this attempt; None until the store has assigned it."""
         return self._run.attempt if self._run else None
 
     @property
     def num_tasks(self) -> int | None:
-        """The job's number of rows."""
+        """The number of rows of the job."""
         return self.manager.num_tasks if self._run else None
 
     @property
     def manager(self) -> Manager:
-        """The Manager of this execution: bound to this row; under this tag it writes as this execution does.
+        """The Manager of this row. Under the task's own tag it writes as this attempt.
 
-        Raises: JobNotFound, StoreError; RuntimeError where nothing is tracked.
+        Raises: JobNotFound; StoreError; RuntimeError – the execution is untracked.
         """
         if self._run is None:
             raise RuntimeError(
-                "this task runs outside of a job: self.state is false here, ask before using its manager"
+                "this execution is untracked and has no Manager: test 'if self.state' before using self.state.manager"
             )
         return manager_of(self._run)
 
     def set(self, status: int, message: str | None = None, payload: Mapping[str, Any] | None = None) -> State | None:
-        """Write a status at once; None where nothing is tracked.
+        """Write a status at once and return the new state; None if the execution is untracked.
 
-        Raises: TypeError, ValueError, and as the class says.
+        Raises: TypeError, ValueError, and the errors listed in the class.
         """
         run = self._run
         if run is None:
@@ -89,14 +94,15 @@ class TaskState:
         status, text = check_status(status), encode_payload(payload)
         check_size(check_message(message), text, run.tracker.settings.max_state_bytes)
         run.held_progress = None
-        return _said(run, Write.state(*run.cell, status, message, text))
+        return _write(run, Write.state(*run.cell, status, message, text))
 
     def progress(self, done: float, total: float, message: str | None = None) -> State | None:
-        """Write ``done`` of ``total``; return None where nothing is tracked, or when the write is held back.
+        """Write ``done`` of ``total`` and return the new state; None if it is untracked or the write is postponed.
 
-        At most one write per ``statemanager_progress_interval`` reaches the store. The last one always does, at the
-        latest with the end of the task. Values never fail the task: those out of range are clamped and what is no
-        number is not written, with one warning per task name. Raises: as the class says.
+        At most one write per ``statemanager_progress_interval`` reaches the store. The last one is always written, at
+        the latest at the end of the task. Invalid values never fail the task: values out of range are clamped, and
+        values that are not numbers are not written. Both are logged once per task name. Raises: the errors listed in
+        the class.
         """
         run = self._run
         if run is None:
@@ -109,14 +115,14 @@ class TaskState:
             run.held_progress = (new.text, new.message)
             return None
         run.held_progress = None
-        return _said(run, Write.progress(*run.cell, new.status, new.text, new.message))
+        return _write(run, Write.progress(*run.cell, new.status, new.text, new.message))
 
     def get(self) -> State | None:
-        """Read this cell; None where nothing is tracked. Raises: as the class says."""
+        """Return the stored state of this cell; None if it is untracked. Raises: the errors listed in the class."""
         run = self._run
         if run is None:
             return None
-        return _attempted(run, lambda: run.tracker.store.lowest(run.binding.ref, run.binding.scope))
+        return _or_none(run, lambda: run.tracker.store.lowest(run.binding.ref, run.binding.scope))
 
     def synchronize(self, status: int, timeout: float | None = None) -> list[State] | None:
         """Block until every row of this tag has at least ``status``; see ``Manager.synchronize``."""
@@ -125,25 +131,23 @@ class TaskState:
         return self.manager.synchronize(self._run.binding.tag, status, timeout)
 
 
-def _attempted(run: Run, action: Callable[[], State | None]) -> State | None:
-    """Do what the store allows; a store that fails is the task's trouble only if the settings say so."""
+def _or_none(run: Run, action: Callable[[], State | None]) -> State | None:
+    """Call ``action``; if the store fails, raise or return None as ``statemanager_on_store_error`` says."""
     try:
         with interrupting():
             return action()
     except (StoreError, ConfigurationError) as error:
         if run.tracker.settings.on_store_error == "raise":
             raise
-        logger.warning("the store failed; the task goes on: %s", error, extra=run.log_extra)
+        logger.warning("the store failed, the task continues: %s", error, extra=run.log_extra)
         return None
 
 
-def _said(run: Run, request: Write) -> State | None:
-    """Write what the task says; a store that is down takes it later, or fails the task if the settings say so."""
-    if run.tracker.settings.on_store_error == "raise":
-        return _attempted(run, lambda: run.write(request))
-    return _attempted(run, lambda: run.write_or_queue(request))
+def _write(run: Run, request: Write) -> State | None:
+    raises = run.tracker.settings.on_store_error == "raise"
+    return _or_none(run, lambda: run.write(request) if raises else run.write_or_queue(request))
 
 
 def current_state() -> TaskState:
-    """Give the state of the task that runs here, in a plain function as in a task; false where nothing is tracked."""
+    """Return the state of the current task, in plain functions too; it is false if the task is untracked."""
     return TaskState(run_of(current_task), getattr(current_task, "name", ""))

@@ -51,10 +51,10 @@ class Lease:
         """The keys of ``NO_ROOM`` that apply to the record."""
 
     def keep(self) -> Periodic:
-        """Start to renew the lease; the thread gives it back when it is stopped."""
+        """Start a thread that renews the lease, and releases it when it is stopped."""
         interval = self._tracker.settings.lease / leases.CHECKS
-        give_back = lambda: self._tracker.store.drop_worker(self._worker_id)  # noqa: E731 - shorter than its name
-        return Periodic("lease", self.renew_if_needed, lambda: interval, give_back).start()
+        release = lambda: self._tracker.store.drop_worker(self._worker_id)  # noqa: E731 - shorter than its name
+        return Periodic("lease", self.renew_if_needed, lambda: interval, release).start()
 
     def renew_if_needed(self) -> None:
         """Renew the record when it is due, or when it lacks a message that two checks in a row found.

@@ -27,7 +27,7 @@ from celery_statemanager.limits import sanitize
 from celery_statemanager.records import Delivery, Write, WriteReply
 
 FLUSH_TIMEOUT = 10.0
-"""Seconds for which a process that ends waits for a store that is down."""
+"""Seconds for which an ending process waits for an unavailable store."""
 
 _threads: list[Periodic] = []
 """The threads that renew the lease and sweep, until the worker ends."""
@@ -62,14 +62,14 @@ def on_ready(sender: Any = None, **_: Any) -> None:
 
 
 def on_beat(sender: Any = None, **_: Any) -> None:
-    """Sweep from beat too: directly, because a task could wait in the queue whose workers died."""
+    """Start to sweep in beat."""
     tracker = tracker_of(sender.app)
     if tracker is not None:
         _threads.append(keep_sweeping(tracker, f"beat:{socket.gethostname()}:{os.getpid()}"))
 
 
 def on_shutdown(**_: Any) -> None:
-    """Write the states that wait, give the lease back and remove the files of the children."""
+    """Write the waiting states, release the lease and remove the files of the children."""
     flush_all(FLUSH_TIMEOUT)
     while _threads:
         _threads.pop().stop()
@@ -77,7 +77,7 @@ def on_shutdown(**_: Any) -> None:
 
 
 def on_child_shutdown(**_: Any) -> None:
-    """Write the states that wait in a child before it ends, recycled or stopped."""
+    """Write the waiting states of a child process before it ends."""
     flush_all(FLUSH_TIMEOUT)
 
 

@@ -1,4 +1,4 @@
-"""Sweeps by workers and beat: one process at a time, and none that cannot trust an expired lease."""
+"""Sweeps by workers and beat: by one process at a time, and only while expired leases can be trusted."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class LeaseTrust:
         self._since = self._two_renewals_from_now()
 
     def holds(self) -> bool:
-        """Return whether it does now; must be called at every check."""
+        """Return whether expired leases can be trusted now. Must be called at every check."""
         if time.time() - self._checked_at > self._suspended_after:
             self._since = max(self._since, self._two_renewals_from_now())
         self._checked_at = time.time()
         return time.monotonic() >= self._since
 
     def observe(self, seconds: float) -> None:
-        """Note how long the store took to answer."""
+        """Record how long the store took to answer."""
         if seconds > self._slow:
             self.lose()
 
     def lose(self) -> None:
-        """Note that the store has failed."""
+        """Record that the store has failed."""
         self._since = time.monotonic() + self._lease
 
     def _two_renewals_from_now(self) -> float:
@@ -114,7 +114,7 @@ class _AppActions:
         return publish_decided(self._tracker, ref, decided, partial(self._is_ours, ref))
 
     def _is_ours(self, ref: JobRef, task: str) -> bool:
-        """Return whether this app has the task: the message of another app's task would reach no worker of that app."""
+        """Return whether this app has the task; a message sent by another app might reach no worker that has it."""
         ours = task in self._tracker.app.tasks
         if not ours:
             _warn_foreign(self._tracker.app.main, ref, task)
@@ -134,7 +134,7 @@ def _warn_foreign(app: str | None, ref: JobRef, task: str) -> None:
 
 
 def sweep(tracker: Tracker) -> SweepReport:
-    """Sweep the store once for what lost workers and publishers left, and return what was done. Raises: StoreError."""
+    """Sweep the store once for lost workers and publishers and for due callbacks. Raises: StoreError."""
     settings = tracker.settings
     began = time.perf_counter()
     report = Sweep(tracker.store, _AppActions(tracker), lease=settings.lease, max_lost=settings.max_lost).run()

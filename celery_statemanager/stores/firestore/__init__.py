@@ -1,6 +1,6 @@
-"""States in Firestore; the only place that imports its client."""
+"""The Firestore store. Only this package imports the Firestore client."""
 
-from celery_statemanager.stores.firestore.address import Address
+from celery_statemanager.stores.firestore.address import FirestoreAddress
 from celery_statemanager.stores.firestore.store import FirestoreStore
 
-__all__ = ["Address", "FirestoreStore"]
+__all__ = ["FirestoreAddress", "FirestoreStore"]

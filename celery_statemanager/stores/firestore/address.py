@@ -1,4 +1,4 @@
-"""Which documents a URL means. Pure."""
+"""The address of a Firestore store: project, database and collection. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from celery_statemanager.errors import ConfigurationError
 
 EMULATOR_VARIABLE = "FIRESTORE_EMULATOR_HOST"
-"""Where the client libraries look for an emulator; read when the first connection is made."""
+"""The environment variable that names an emulator, as in Google's client libraries."""
 
 _PROJECT = re.compile(r"(?:[a-z0-9.-]+:)?[a-z0-9][a-z0-9-]{0,62}")
 _DATABASE = re.compile(r"\(default\)|[a-z][a-z0-9-]{2,61}[a-z0-9]")
@@ -19,7 +19,7 @@ _FORM = "firestore://PROJECT[/COLLECTION][?database=ID]"
 
 
 @dataclass(frozen=True)
-class Address:
+class FirestoreAddress:
     """A collection of jobs in a database of a project."""
 
     project: str
@@ -27,30 +27,32 @@ class Address:
     database: str = "(default)"
 
     @classmethod
-    def parse(cls, url: str) -> Address:
-        """Read ``firestore://PROJECT[/COLLECTION][?database=ID]``. Raises: ConfigurationError."""
+    def parse(cls, url: str) -> FirestoreAddress:
+        """Parse ``firestore://PROJECT[/COLLECTION][?database=ID]``. Raises: ConfigurationError."""
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         database = options.pop("database", "(default)")
         if options:
-            raise ConfigurationError(f"{url} has an option that Firestore does not know, {min(options)!r}: {_FORM}")
-        # urlsplit lowers no netloc; a domain-scoped project holds a colon that is no port
+            raise ConfigurationError(f"{url} has an unknown option {min(options)!r}; write {_FORM}")
+        # ``parts.netloc``, because ``hostname`` is lower-cased and ends at the colon of a domain-scoped project
         return cls(unquote(parts.netloc), unquote(parts.path).strip("/") or "jobs", database).checked()
 
-    def checked(self) -> Address:
-        """Refuse what Firestore would refuse with less clear words. Raises: ConfigurationError."""
+    def checked(self) -> FirestoreAddress:
+        """Return this address after checking its parts. Raises: ConfigurationError."""
         if not _PROJECT.fullmatch(self.project):
-            why = "is a lower-case id of letters, digits and dashes"
-            raise ConfigurationError(f"a Firestore project {why}, not {self.project!r}: {_FORM}")
+            rule = "must be a lower-case id of letters, digits and dashes"
+            raise ConfigurationError(f"a Firestore project {rule}, not {self.project!r}; write {_FORM}")
         if not _DATABASE.fullmatch(self.database):
-            raise ConfigurationError(f"a Firestore database is '(default)' or a lower-case id, not {self.database!r}")
+            rule = "must be '(default)' or a lower-case id"
+            raise ConfigurationError(f"a Firestore database {rule}, not {self.database!r}; write {_FORM}")
         if not _COLLECTION.fullmatch(self.collection) or re.fullmatch(r"\.{1,2}|__.*__", self.collection):
-            raise ConfigurationError(f"a Firestore collection is one name without '/', not {self.collection!r}")
+            rule = "must be a single name without '/'"
+            raise ConfigurationError(f"a Firestore collection {rule}, not {self.collection!r}; write {_FORM}")
         return self
 
     @property
     def database_path(self) -> str:
-        """The database as requests name it."""
+        """The database's resource name."""
         return f"projects/{self.project}/databases/{self.database}"
 
     @property
@@ -64,5 +66,5 @@ class Address:
 
 
 def emulator() -> str | None:
-    """Give ``host:port`` of the emulator to use instead of the real service, if there is one."""
+    """Return ``host:port`` of the emulator that the environment names, or None."""
     return os.environ.get(EMULATOR_VARIABLE) or None

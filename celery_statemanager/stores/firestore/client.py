@@ -1,6 +1,6 @@
-"""Connections to Firestore: made on first use, one per process, and calls with an end.
+"""The connection of a store to Firestore, and an estimate of the server's clock.
 
-No call is repeated here but reads: the client library would, for minutes, and what must not be repeated too.
+Only reads are repeated here. The client library's own retries last for minutes and repeat writes too.
 """
 
 from __future__ import annotations
@@ -12,28 +12,35 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from celery_statemanager.stores.firestore.address import Address
-from celery_statemanager.stores.firestore.errors import FINAL, TRANSIENT, Deadline, translated
+from celery_statemanager.stores.firestore.address import FirestoreAddress
+from celery_statemanager.stores.firestore.errors import FINAL, TRANSIENT, CallDeadline, translated
 from celery_statemanager.stores.firestore.transports import Client, ClientFactory, Metadata, Transport, metadata_of
 from celery_statemanager.stores.forking import fork_aware
 
 STREAM_TRIES = 4
-"""Streams that may fail, the server answering between them, before a process that never read one stops trying."""
+"""Streams that may fail before a process that has never read one stops opening them."""
+
+MAX_READING_AGE = 60.0
+"""Seconds after which a new clock reading replaces an earlier, tighter one, because local clocks drift."""
+
+MILLISECOND = 1_000
 
 _abandoned: list[object] = []
 
 
 class Connection:
-    """Calls of one store. Thread-safe; a forked child makes a client of its own.
+    """Makes the calls of one store. Thread-safe; a forked child creates its own client.
 
-    What a child inherits is neither used nor closed there: either may hang in gRPC.
+    A child neither uses nor closes an inherited client, because both may hang in gRPC.
     """
 
-    def __init__(self, address: Address, timeout: float, transport: Transport, make_client: ClientFactory) -> None:
+    def __init__(
+        self, address: FirestoreAddress, timeout: float, transport: Transport, make_client: ClientFactory
+    ) -> None:
         self.address = address
         self.timeout = timeout
         self.clock = ServerClock()
-        self._chosen = self._transport = transport
+        self._configured_transport = self._transport = transport
         self._make_client = make_client
         self._lock = threading.Lock()
         self._client: Client | None = None
@@ -42,12 +49,12 @@ class Connection:
         self._metadata: Metadata = ()
         fork_aware(self)
 
-    def deadline(self) -> Deadline:
-        """Give the time that one call of the store may take."""
-        return Deadline(self.timeout)
+    def deadline(self) -> CallDeadline:
+        """Return a new deadline for one call of the store."""
+        return CallDeadline(self.timeout)
 
-    def once(self, method: str, request: Any, deadline: Deadline) -> Any:
-        """Make one call. Raises: StoreError; Transient – it may or may not have been done."""
+    def once(self, method: str, request: Any, deadline: CallDeadline) -> Any:
+        """Make one call without retries. Raises: StoreError; Transient – the call may or may not have been applied."""
         try:
             return getattr(self.client(), method)(request, timeout=deadline.for_a_call(), metadata=self._metadata)
         except TRANSIENT as error:
@@ -55,37 +62,40 @@ class Connection:
         except FINAL as error:
             raise translated(error, self.address) from error
 
-    def read(self, method: str, request: Any, deadline: Deadline) -> list[Any]:
-        """Make a call that changes nothing, and give its responses; again while it fails and there is time.
+    def read(self, method: str, request: Any, deadline: CallDeadline) -> list[Any]:
+        """Make a read-only call with retries, and return its responses.
 
         Raises: StoreUnavailable, StoreError.
         """
         return deadline.retry(lambda: self.once(method, request, deadline))
 
     def listen(self, requests: Iterable[Any]) -> Any:
-        """Open a stream of changes; an iterator that can be cancelled. Raises: what its transport raises."""
+        """Open a stream of changes and return a cancellable iterator. Raises: the errors of the transport."""
         return self.client().listen(iter(requests), metadata=self._metadata)
 
     @property
     def streams(self) -> bool:
-        """Whether streams of changes can be had, as far as is known."""
+        """Whether this process may open streams of changes."""
         return self._transport == "grpc" and self._streams_left > 0
 
     def stream_works(self) -> None:
-        """Take note that a stream has brought a message: none will be given up in this process."""
+        """Record that a stream delivered a message. Later failures do not disable streams in this process."""
         self._streams_left = math.inf
 
     def stream_failed(self) -> None:
-        """Take note that a stream broke while the server answered other calls."""
+        """Record that a stream broke while the server answered other calls."""
         self._streams_left -= 1
 
     def expect_forks(self) -> None:
-        """Keep to REST in this process: a fork beside gRPC's threads may hang the child. Children are free again."""
+        """Use REST in this process, because a fork while gRPC's threads run may hang the child.
+
+        Children use the configured transport.
+        """
         self.close()
         self._transport = "rest"
 
     def close(self) -> None:
-        """Let go of the connection of this process; the next call makes a new one."""
+        """Close this process's client; the next call creates another one."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None and self._pid == os.getpid():
@@ -97,13 +107,13 @@ class Connection:
     def after_fork(self) -> None:
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            _abandoned.append(self._client)  # kept for ever: its destructor is gRPC's code too
+            _abandoned.append(self._client)  # referenced forever, because its destructor runs gRPC code
             self._client = None
-            self._transport, self._streams_left = self._chosen, STREAM_TRIES
+            self._transport, self._streams_left = self._configured_transport, STREAM_TRIES
         self._lock.release()
 
     def client(self) -> Client:
-        """Give this process's client. Raises: StoreError."""
+        """Return this process's client; the first call creates it. Raises: StoreError."""
         with self._lock:
             if self._client is None:
                 self._metadata = metadata_of(self.address)
@@ -111,18 +121,12 @@ class Connection:
             return self._client
 
 
-STALE = 60.0
-"""Seconds after which an earlier, tighter reading no longer counts: local clocks drift."""
-
-MILLISECOND = 1_000
-
-
 class ServerClock:
-    """Gives the latest time of which it is certain that the server's clock has passed it.
+    """Computes the latest time that the server's clock has certainly passed.
 
     An answer that carries the server time ``T`` and arrives at ``t`` proves that the server's clock was at least
-    ``T`` at ``t``. Between two answers it goes on by the local monotonic clock; it is behind the server by the time
-    an answer travels. Thread-safe without a lock, so that a fork finds none held.
+    ``T`` at ``t``. Between two answers the estimate advances with the local monotonic clock. It is behind the server
+    by the time that an answer takes to arrive. Thread-safe without a lock, so that a fork copies no held lock.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -132,25 +136,20 @@ class ServerClock:
 
     @property
     def known(self) -> bool:
-        """Whether any answer has come yet."""
+        """Whether an answer has arrived."""
         return self._reading is not None
 
-    @property
-    def latest(self) -> int:
-        """The latest server time seen in an answer."""
-        return self._latest
-
     def learn(self, server: int) -> None:
-        """Take note of a server time that has just arrived."""
+        """Record a server time that has just arrived."""
         at = self._monotonic()
         self._latest = max(self._latest, server)
         offset = server - round(at * 1_000_000)
         reading = self._reading
-        if reading is None or offset > reading[0] or at - reading[1] > STALE:
+        if reading is None or offset > reading[0] or at - reading[1] > MAX_READING_AGE:
             self._reading = offset, at
 
     def now(self) -> int:
-        """Give the time in microseconds, in whole milliseconds as the server stamps it."""
+        """Return the time in microseconds, in whole milliseconds as in the server's own timestamps."""
         reading = self._reading
         assert reading is not None
         certain = max(round(self._monotonic() * 1_000_000) + reading[0], self._latest)

@@ -1,4 +1,4 @@
-"""Reads and writes of documents, without a notion of jobs and cells."""
+"""Reads and commits of documents, independent of jobs and cells."""
 
 from __future__ import annotations
 
@@ -8,54 +8,47 @@ from typing import Any, NamedTuple
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.client import Connection
-from celery_statemanager.stores.firestore.errors import Deadline
-from celery_statemanager.stores.firestore.names import Names
+from celery_statemanager.stores.firestore.errors import CallDeadline
+from celery_statemanager.stores.firestore.names import DocumentNames
 from celery_statemanager.stores.firestore.timings import Timings
-from celery_statemanager.stores.firestore.values import decode, decoded, microseconds
+from celery_statemanager.stores.firestore.values import decode, decode_fields, microseconds
 
-LARGEST_DOCUMENT = 1_000_000
-"""Bytes; Firestore's limit is 1 MiB with names and index overhead."""
+MAX_DOCUMENT_SIZE = 1_000_000
+"""Bytes. Firestore's limit is 1 MiB, including names and index overhead."""
+
 PAGE = 300
+"""Documents in one page of a query."""
 
 
-class Found(NamedTuple):
-    """A document that was read.
-
-    Attributes:
-        stamp: when it was last written; ``made`` is when it was created.
-    """
+class Document(NamedTuple):
+    """A decoded document."""
 
     name: str
     fields: dict[str, Any]
-    stamp: Any
-    made: Any
+    update_time: Any
+    create_time: Any
 
     @property
     def id(self) -> str:
-        """The last part of its name."""
+        """The last part of the name."""
         return self.name.rpartition("/")[2]
 
 
-class Got(NamedTuple):
-    """What a read of several documents gave, and the moment it is as of."""
+class BatchRead(NamedTuple):
+    """Documents by name, as of one time."""
 
-    documents: dict[str, Found]
-    at: Any
-
-
-def found(document: Any) -> Found:
-    """Read a document."""
-    return Found(document.name, decoded(document.fields), document.update_time, document.create_time)
+    documents: dict[str, Document]
+    read_time: Any
 
 
 class Database:
-    """The documents of one address.
+    """Reads and writes documents at one address.
 
     Attributes:
         committed: the time of this process's last commit, in nanoseconds.
     """
 
-    def __init__(self, connection: Connection, names: Names, timings: Timings) -> None:
+    def __init__(self, connection: Connection, names: DocumentNames, timings: Timings) -> None:
         self.connection = connection
         self.names = names
         self.timings = timings
@@ -63,23 +56,23 @@ class Database:
         self.clock = connection.clock
         self.committed = 0
 
-    def deadline(self) -> Deadline:
-        """Give the time that one call of the store may take."""
+    def deadline(self) -> CallDeadline:
+        """Return a new deadline for one call of the store."""
         return self.connection.deadline()
 
-    def get(self, names: Iterable[str], deadline: Deadline, *, at: Any = None) -> Got:
-        """Read documents as of one moment; missing ones are left out."""
+    def get(self, names: Iterable[str], deadline: CallDeadline, *, at: Any = None) -> BatchRead:
+        """Read documents by name, all as of the same time. The result omits documents that do not exist."""
         request = requests.get(self.path, dict.fromkeys(names), at=at)
-        answers = self.connection.read("batch_get_documents", request, deadline)
-        there = [answer.found for answer in answers if answer.HasField("found")]
-        moment = max((answer.read_time for answer in answers), key=nanoseconds)
-        self.clock.learn(microseconds(moment))
-        return Got({each.name: found(each) for each in there}, moment)
+        responses = self.connection.read("batch_get_documents", request, deadline)
+        existing = [response.found for response in responses if response.HasField("found")]
+        read_time = max((response.read_time for response in responses), key=nanoseconds)
+        self.clock.learn(microseconds(read_time))
+        return BatchRead({message.name: document_of(message) for message in existing}, read_time)
 
-    def query(self, parent: str, structured: Any, deadline: Deadline, *, at: Any = None) -> list[Found]:
-        """Run a query to its end."""
-        answers = self.connection.read("run_query", requests.run(parent, structured, at=at), deadline)
-        return [found(answer.document) for answer in answers if answer.HasField("document")]
+    def query(self, parent: str, structured: Any, deadline: CallDeadline, *, at: Any = None) -> list[Document]:
+        """Run a query and return all its documents."""
+        responses = self.connection.read("run_query", requests.run(parent, structured, at=at), deadline)
+        return [document_of(response.document) for response in responses if response.HasField("document")]
 
     def pages(
         self,
@@ -89,11 +82,11 @@ class Database:
         at: Any = None,
         everywhere: bool = False,
         size: int = PAGE,
-    ) -> Iterator[Found]:
-        """Run a query in the order of the documents' names, page by page, each with a deadline of its own.
+    ) -> Iterator[Document]:
+        """Yield the documents of a query, ordered by name. Each page has its own deadline.
 
         Args:
-            everywhere: in all collections of the name below the parent.
+            everywhere: query all collections of this name below the parent.
         """
         after: tuple[Any, ...] = ()
         while True:
@@ -111,48 +104,52 @@ class Database:
         parent: str,
         structured: Any,
         paths: Sequence[str],
-        deadline: Deadline,
+        deadline: CallDeadline,
         *,
         count: bool = False,
         at: Any = None,
     ) -> dict[str, int]:
-        """Sum fields over what a query finds."""
+        """Sum fields over the documents of a query, and count them if ``count`` is set."""
         request = requests.aggregate(parent, structured, paths, count=count, at=at)
-        (answer,) = self.connection.read("run_aggregation_query", request, deadline)
-        fields = answer.result.aggregate_fields
+        (response,) = self.connection.read("run_aggregation_query", request, deadline)
+        fields = response.result.aggregate_fields
         return {alias: int(decode(fields[alias]) or 0) for alias in fields}
 
-    def commit(self, writes: Sequence[Any], deadline: Deadline) -> Any:
-        """Do all of it or nothing, in one try. Raises: PreconditionFailed, Transient, StoreError."""
+    def commit(self, writes: Sequence[Any], deadline: CallDeadline) -> Any:
+        """Apply all writes or none, in a single try. Raises: PreconditionFailed, Transient, StoreError."""
         check_sizes(writes)
-        answer = self.connection.once("commit", requests.commit(self.path, writes), deadline)
-        done_at = answer.commit_time
-        self.clock.learn(microseconds(done_at))
-        self.committed = max(self.committed, nanoseconds(done_at))
-        return answer
+        response = self.connection.once("commit", requests.commit(self.path, writes), deadline)
+        self.clock.learn(microseconds(response.commit_time))
+        self.committed = max(self.committed, nanoseconds(response.commit_time))
+        return response
 
-    def retry(self, writes: Sequence[Any], deadline: Deadline) -> Any:
-        """Do what may be done twice, until it is done. Raises: PreconditionFailed, StoreUnavailable, StoreError."""
+    def retry(self, writes: Sequence[Any], deadline: CallDeadline) -> Any:
+        """Apply idempotent writes, with retries. Raises: PreconditionFailed, StoreUnavailable, StoreError."""
         return deadline.retry(lambda: self.commit(writes, deadline))
 
     def now(self) -> int:
-        """Give the server's time, asking for it only if no answer has told it yet."""
+        """Return the server's time. If no answer has carried it yet, make a call to learn it."""
         if not self.clock.known:
             self.get([f"{self.names.jobs}/%"], self.deadline())
         return self.clock.now()
 
 
+def document_of(message: Any) -> Document:
+    """Decode a document."""
+    return Document(message.name, decode_fields(message.fields), message.update_time, message.create_time)
+
+
 def check_sizes(writes: Iterable[Any]) -> None:
-    """Refuse what Firestore would refuse, or worse, what a client would send again and again. Raises: StoreError."""
+    """Raise StoreError if a document is too large, before Firestore rejects it or a client resends it endlessly."""
     for each in writes:
         size = each.update.ByteSize()
-        if size > LARGEST_DOCUMENT:
+        if size > MAX_DOCUMENT_SIZE:
             raise StoreError(
-                f"{each.update.name.rpartition('/')[2]!r} takes {size} bytes as a document, Firestore allows "
-                f"{LARGEST_DOCUMENT}: keep large data elsewhere and put its address in the payload"
+                f"{each.update.name.rpartition('/')[2]!r} takes {size} bytes as a document, but Firestore allows "
+                f"{MAX_DOCUMENT_SIZE}; keep large data elsewhere and put its address in the payload"
             )
 
 
-def nanoseconds(stamp: Any) -> int:
-    """Give a timestamp as one number."""
-    return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)
+def nanoseconds(timestamp: Any) -> int:
+    """Convert a protocol buffer timestamp to nanoseconds since the epoch."""
+    return int(timestamp.seconds) * 1_000_000_000 + int(timestamp.nanos)

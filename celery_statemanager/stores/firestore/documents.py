@@ -1,4 +1,4 @@
-"""Jobs and cells as documents: the seed's field names, and our own beside them. Pure."""
+"""Jobs and cells as documents, with the field names of the Go module and our own. Pure."""
 
 from __future__ import annotations
 
@@ -15,56 +15,64 @@ from celery_statemanager.stores.recount import is_counted
 from celery_statemanager.transitions import tally_of
 
 INDEX_FIELDS = ("column", "waiting", "fraction", "held", "notRun")
-"""Fields that say what a cell counts as: queries find cells by all but the last."""
+"""Fields of a cell that exist only in some classes. Queries filter by all except the last."""
 
-REMEMBERED = 8
-"""How many operations a document remembers, so that one whose answer was lost is known again."""
+MAX_OPERATIONS = 8
+"""Operations that a document stores, so that one whose answer was lost is recognised."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass
-class CachedJob:
-    """A document as this process last saw it.
+class CellDocument:
+    """A cell's document as this process last read or wrote it.
 
     Attributes:
-        stamp: its update time, the precondition of the next write; None where there is none.
+        update_time: the precondition of the next write; None if the document does not exist.
         operations: the last operations that wrote it, oldest first.
-        counted: whether its job's tallies hold it; not so what another program wrote.
-        counted_as_failed: whether they hold this blocked cell as failed, as releases without ``Tally.not_run`` do.
+        counted: whether the job's tallies include it. They do not if another program wrote it.
+        counted_as_failed: whether the tallies count this blocked cell as failed, as releases without
+            ``Tally.not_run`` do.
     """
 
     cell: Cell | None = None
-    stamp: Any = None
+    update_time: Any = None
     operations: list[str] = field(default_factory=list)
     counted: bool = True
     counted_as_failed: bool = False
 
     def as_counted(self) -> Cell | None:
-        """Return the cell as its job's tallies hold it."""
+        """Return the cell as the job's tallies count it, or None if they do not."""
         if not self.counted:
             return None
         return replace(self.cell, blocked_by=None) if self.cell and self.counted_as_failed else self.cell
 
 
 @dataclass
-class KnownJob:
-    """A job's document as this process last saw it; ``at`` is the local monotonic time of that."""
+class JobDocument:
+    """A job's document as this process last read or wrote it.
+
+    Attributes:
+        cached_at: the local monotonic time of that.
+    """
 
     job: JobRecord
-    stamp: Any
+    update_time: Any
     operations: list[str]
-    at: float = 0.0
+    cached_at: float = 0.0
 
     @property
     def foreign(self) -> bool:
-        """Whether another program made it, which keeps neither incarnations nor tallies."""
+        """Whether another program created the job. Such a job has neither an incarnation nor tallies."""
         return not self.job.incarnation
 
 
 def job_fields(job: JobRecord, operations: list[str], check_after: int) -> dict[str, Any]:
-    """Give a job's document.
+    """Encode a job.
 
     Args:
-        check_after: when somebody is to see whether its latches were decided, while they may be open.
+        check_after: when a sweep checks the latches, while they may be undecided.
     """
     fields = {
         "jobID": job.job_id,
@@ -80,18 +88,18 @@ def job_fields(job: JobRecord, operations: list[str], check_after: int) -> dict[
         "createdAt": Moment(job.created_at),
         "lastActivity": Moment(job.last_activity),
         "revision": job.revision,
-        "operations": operations[-REMEMBERED:],
+        "operations": operations[-MAX_OPERATIONS:],
     }
     if job.plan is not None and not job.settled:
         fields["checkAfter"] = Moment(check_after)
-    if not job.incarnation:  # another program's: leave it its own look, and do not make up times
+    if not job.incarnation:  # another program's job, whose times are unknown
         for unknown in ("incarnation", "createdAt", "lastActivity"):
             del fields[unknown]
     return fields
 
 
 def job_of(fields: Mapping[str, Any], key_id: str) -> JobRecord | None:
-    """Read a job's document, ours or the Go module's; None if it is no job's."""
+    """Decode a job of this package or of the Go module. Return None if the document is not a job."""
     if not isinstance(fields.get("numTasks"), int):
         return None
     control: dict[str, Any] = control_from_json(fields["control"]) if fields.get("control") else {}
@@ -114,7 +122,7 @@ def job_of(fields: Mapping[str, Any], key_id: str) -> JobRecord | None:
 
 
 def cell_fields(job: JobRecord, tag: str, task_index: int, cell: Cell, *, collection: str) -> dict[str, Any]:
-    """Give a cell's document, but for what the server fills in: ``timestamp``, and ``beganAt`` of a begin."""
+    """Encode a cell, except the times that the server sets: ``timestamp``, and ``beganAt`` of a begin."""
     fields = {
         "jobID": job.job_id,
         "taskID": task_index,
@@ -137,30 +145,31 @@ def cell_fields(job: JobRecord, tag: str, task_index: int, cell: Cell, *, collec
     if job.incarnation:
         fields["incarnation"] = job.incarnation
         if is_counted(job, tag, task_index):
-            _add_index_fields(fields, job, tag, cell)
+            fields |= _index_fields(job, tag, cell)
         if cell.open and cell.owner is not None:
             fields["held"] = collection
     return fields
 
 
-def _add_index_fields(fields: dict[str, Any], job: JobRecord, tag: str, cell: Cell) -> None:
-    """Add what the queries find cells by; a field is there only while it says something, and costs nothing else."""
-    fields["column"] = column_of(job.ref, tag)
+def _index_fields(job: JobRecord, tag: str, cell: Cell) -> dict[str, Any]:
+    """Return the fields that queries filter by. A field without information is absent, so that no index contains it."""
+    fields: dict[str, Any] = {"column": column_of(job.ref, tag)}
     if cell.waiting:
         fields["waiting"] = True
     if 0 < cell.status < FINISHED:
         fields["fraction"] = tally_of(cell).progress
     if tally_of(cell).not_run:
         fields["notRun"] = True
+    return fields
 
 
 def column_of(ref: JobRef, tag: str) -> str:
-    """Give what all counted cells of one column of one incarnation have in common."""
+    """Return the value of ``column`` in all counted cells of one column of one incarnation."""
     return f"{ref.incarnation}:{tag}"
 
 
 def cell_of(fields: Mapping[str, Any]) -> Cell:
-    """Read a cell's document, ours or the Go module's."""
+    """Decode a cell of this package or of the Go module."""
     replacements, retries = fields.get("delivery") or (0, 0)
     return Cell(
         status=int(fields.get("status") or 0),
@@ -182,7 +191,7 @@ def cell_of(fields: Mapping[str, Any]) -> Cell:
 
 
 def cell_in(fields: Mapping[str, Any], job: JobRecord) -> Cell | None:
-    """Read a cell's document if it belongs to the job: what another program wrote does until the job is migrated."""
+    """Decode a cell if it belongs to the job. Cells of another program belong to a job until it is migrated."""
     if is_ours(fields, job):
         return cell_of(fields)
     if fields.get("incarnation") or job.schema:
@@ -191,12 +200,12 @@ def cell_in(fields: Mapping[str, Any], job: JobRecord) -> Cell | None:
 
 
 def counted_as_failed(fields: Mapping[str, Any]) -> bool:
-    """Return whether a blocked cell's document does not say that it is counted as not run."""
+    """Return whether a cell is blocked and its document lacks the mark that it is counted as not run."""
     return fields.get("blockedBy") is not None and not fields.get("notRun")
 
 
 def is_ours(fields: Mapping[str, Any], job: JobRecord) -> bool:
-    """Whether a document names the job's very incarnation."""
+    """Return whether a document belongs to exactly this incarnation of the job."""
     return (fields.get("incarnation") or "") == job.incarnation
 
 
@@ -207,13 +216,10 @@ def _round_trip(cell: Cell) -> Cell:
 
 check_cells("Firestore", __name__, _round_trip)
 
-K = TypeVar("K")
-V = TypeVar("V")
 
-
-def remember(memory: dict[K, V], key: K, value: V, most: int) -> None:
-    """Keep a value; when there are too many, forget the tenth that came first."""
-    if len(memory) >= most:
-        for old in list(memory)[: most // 10 + 1]:
-            memory.pop(old, None)
-    memory[key] = value
+def remember(cache: dict[K, V], key: K, value: V, limit: int) -> None:
+    """Store a value in a cache. If the cache is full, remove the oldest tenth of its entries first."""
+    if len(cache) >= limit:
+        for old in list(cache)[: limit // 10 + 1]:
+            cache.pop(old, None)
+    cache[key] = value

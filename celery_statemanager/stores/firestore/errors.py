@@ -1,4 +1,4 @@
-"""What may go wrong between here and Firestore, and what it is called here."""
+"""Errors of Firestore calls, their translation to this package's errors, and retries."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ from requests import exceptions as http_errors
 
 from celery_statemanager import deadline
 from celery_statemanager.errors import StoreContended, StoreError, StoreUnavailable
-from celery_statemanager.stores.firestore.address import EMULATOR_VARIABLE, Address, emulator
+from celery_statemanager.stores.firestore.address import EMULATOR_VARIABLE, FirestoreAddress, emulator
 
-
-class Transient(StoreUnavailable):
-    """A call failed in a way that may pass; whether it was done is not known."""
-
-
-class PreconditionFailed(StoreError):
-    """A precondition of a commit did not hold; nothing of it was done, unless an earlier try of it was."""
-
+T = TypeVar("T")
 
 TRANSIENT: tuple[type[Exception], ...] = (
     exceptions.ServerError,
@@ -33,56 +26,60 @@ TRANSIENT: tuple[type[Exception], ...] = (
     http_errors.ConnectionError,
     http_errors.Timeout,
 )
-REFUSED: tuple[type[Exception], ...] = (exceptions.AlreadyExists, exceptions.NotFound, exceptions.FailedPrecondition)
-_NOT_ALLOWED = (exceptions.Forbidden, exceptions.Unauthorized, auth_errors.GoogleAuthError)
 FINAL: tuple[type[Exception], ...] = (exceptions.GoogleAPIError, auth_errors.GoogleAuthError)
 
-
+_CONFLICT = (exceptions.AlreadyExists, exceptions.NotFound, exceptions.FailedPrecondition)
+_NOT_ALLOWED = (exceptions.Forbidden, exceptions.Unauthorized, auth_errors.GoogleAuthError)
 _CREATE = "make firestore-init PROJECT_ID=… REGION=…"
-_SETUP = (
+_SETUP_HINTS = (
     (r"requires an index", "create the indexes: make firestore-indexes PROJECT_ID=…"),
     (r"the database \S+ does not exist", f"create the database: {_CREATE}"),
     (r"datastore mode", "use a database in native mode: firestore://PROJECT?database=ID"),
     (r"api has not been used", f"enable it: {_CREATE}"),
 )
-"""What the service says where a project is not set up, rather than a document not as was thought; and the mend."""
+"""Patterns of the service's messages about a project that is not set up, each with a hint.
+
+Such errors have the same codes as a failed precondition of a document.
+"""
 
 
-def translated(error: Exception, address: Address) -> StoreError:
-    """Give this package's word for a client's error."""
-    said = getattr(error, "message", None) or str(error) or type(error).__name__
-    if isinstance(error, TRANSIENT):
-        return Transient(f"{address} did not answer{_of_emulator()}: {said}")
-    mend = next((mend for words, mend in _SETUP if re.search(words, said, re.IGNORECASE)), None)
-    if isinstance(error, REFUSED) and mend is None:
-        return PreconditionFailed(f"{address}: another writer was faster: {said}")
-    if isinstance(error, _NOT_ALLOWED) and mend is None:
-        mend = "check the project's name and that the account holds roles/datastore.user"
-    return StoreError(f"{address} refused: {said}{f'; {mend}' if mend else ''}")
+class Transient(StoreUnavailable):
+    """A call failed and may succeed later. It may or may not have been applied."""
 
 
-def _of_emulator() -> str:
-    host = emulator()
-    return f" (is the emulator at {host} running? {EMULATOR_VARIABLE} names it)" if host else ""
+class PreconditionFailed(StoreError):
+    """A precondition of a commit failed. This try changed nothing, but an earlier try may have been applied."""
 
 
-T = TypeVar("T")
-
-
-class Deadline(deadline.Deadline):
-    """The time that one call of the store may take."""
+class CallDeadline(deadline.Deadline):
+    """The time limit of one call of the store."""
 
     def pause(self, error: StoreError, raised: type[StoreUnavailable] = StoreUnavailable) -> None:
         """Wait before the next try.
 
-        Raises: StoreContended – the time is up, and a precondition failed; StoreUnavailable – anything else did.
+        Raises: StoreContended – the time is up after a failed precondition; StoreUnavailable – after another error.
         """
         super().pause(error, StoreContended if isinstance(error, PreconditionFailed) else raised)
 
     def retry(self, call: Callable[[], T]) -> T:
-        """Make a call that may be repeated until it is answered. Raises: StoreUnavailable, StoreError."""
+        """Repeat an idempotent call until it returns. Raises: StoreUnavailable, StoreError."""
         while True:
             try:
                 return call()
             except Transient as error:
                 self.pause(error)
+
+
+def translated(error: Exception, address: FirestoreAddress) -> StoreError:
+    """Return this package's error for a client's error."""
+    reason = getattr(error, "message", None) or str(error) or type(error).__name__
+    if isinstance(error, TRANSIENT):
+        host = emulator()
+        hint = f" (is the emulator at {host} running? {EMULATOR_VARIABLE} names it)" if host else ""
+        return Transient(f"{address} did not answer{hint}: {reason}")
+    hint = next((hint for pattern, hint in _SETUP_HINTS if re.search(pattern, reason, re.IGNORECASE)), "")
+    if isinstance(error, _CONFLICT) and not hint:
+        return PreconditionFailed(f"{address}: another writer changed the document: {reason}")
+    if isinstance(error, _NOT_ALLOWED) and not hint:
+        hint = "check the project's name and that the account has the role roles/datastore.user"
+    return StoreError(f"{address} rejected the call: {reason}{f'; {hint}' if hint else ''}")

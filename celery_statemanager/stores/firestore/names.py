@@ -1,4 +1,4 @@
-"""How jobs and cells are named as documents: plain names give plain ids, others are encoded reversibly. Pure."""
+"""Names of documents. Plain names of jobs and cells become plain ids; others are encoded reversibly. Pure."""
 
 from __future__ import annotations
 
@@ -9,90 +9,92 @@ from urllib.parse import unquote
 
 from celery_statemanager.errors import StoreError
 from celery_statemanager.records import CALLBACK_ROW, JobKey, JobRef
-from celery_statemanager.stores.firestore.address import Address
+from celery_statemanager.stores.firestore.address import FirestoreAddress
 
-LONGEST_ID = 1_500
-"""Bytes of an id, Firestore's limit."""
+MAX_ID_LENGTH = 1_500
+"""Firestore's limit for an id, in bytes."""
 
-MOST_IDS = 10_000
-"""Ids of jobs and cells that are not made again at each write."""
+MAX_CACHED_IDS = 10_000
 
 _RERUN = "%+"
 _HASHED = "%#"
 
 
-@lru_cache(MOST_IDS)
+@lru_cache(MAX_CACHED_IDS)
 def job_id_of(key: JobKey) -> str:
-    """Give a job's document id; a rerun has one of its own, ``JOB%+TOKEN``.
+    """Return the id of a job's document: ``JOB``, or ``JOB%+TOKEN`` for a job with a run token.
 
-    Raises: StoreError – a name alone is longer than an id may be.
+    Raises: StoreError – the job id or the run token alone is too long for an id.
     """
-    job = _fitting("job_id", _escaped(key.job_id))
+    job = _checked_length("job_id", _escape(key.job_id))
     if key.run_token is None:
-        return _fitting("job_id", _whole(job))
-    joined = _whole(f"{job}{_RERUN}{_fitting('run_token', _escaped(key.run_token))}")
-    if len(joined.encode()) <= LONGEST_ID:
+        return _checked_length("job_id", _escape_reserved(job))
+    joined = _escape_reserved(f"{job}{_RERUN}{_checked_length('run_token', _escape(key.run_token))}")
+    if len(joined.encode()) <= MAX_ID_LENGTH:
         return joined
     return _HASHED + hashlib.sha256(joined.encode()).hexdigest()
 
 
-@lru_cache(MOST_IDS)
+@lru_cache(MAX_CACHED_IDS)
 def cell_id_of(tag: str, task_index: int) -> str:
-    """Give a cell's document id, ``{tag}:{taskID}``; the last colon parts them, so a tag may hold others."""
-    return _fitting("tag", f"{_escaped(tag)}:{task_index}")
+    """Return the id of a cell's document, ``{tag}:{taskID}``. A tag may contain colons."""
+    return _checked_length("tag", f"{_escape(tag)}:{task_index}")
 
 
-def place_of(cell_id: str) -> tuple[str, int]:
-    """Read what ``cell_id_of`` made."""
+def cell_key_of(cell_id: str) -> tuple[str, int]:
+    """Decode the tag and the row from a cell's document id."""
     tag, _, row = cell_id.rpartition(":")
     return unquote(tag), int(row)
 
 
-def _whole(escaped: str) -> str:
-    """Encode what may not be a whole id: ``.``, ``..`` and ``__x__``."""
+def _escape_reserved(escaped: str) -> str:
+    """Encode the ids that Firestore reserves: ``.``, ``..`` and ``__x__``."""
     if escaped in {".", ".."} or re.fullmatch(r"__.*__", escaped, re.DOTALL):
         return f"%{ord(escaped[0]):02X}{escaped[1:]}"
     return escaped
 
 
-def _escaped(name: str) -> str:
-    """Encode what may not be part of an id, and what the encoding itself uses."""
+def _escape(name: str) -> str:
+    """Encode ``/``, which no id may contain, and ``%``, which the encoding uses."""
     return name.replace("%", "%25").replace("/", "%2F")
 
 
-def _fitting(kind: str, name: str) -> str:
+def _checked_length(kind: str, name: str) -> str:
     size = len(name.encode())
-    if size > LONGEST_ID:
-        raise StoreError(f"{kind} takes {size} bytes as a document id, Firestore allows {LONGEST_ID}: {name[:60]!r}…")
+    if size > MAX_ID_LENGTH:
+        raise StoreError(
+            f"{kind} takes {size} bytes as a document id, but Firestore allows {MAX_ID_LENGTH}; "
+            f"choose a shorter one than {name[:60]!r}…"
+        )
     return name
 
 
-class Names:
-    """The full names of an address's documents."""
+class DocumentNames:
+    """Builds the full names of the documents at an address."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: FirestoreAddress) -> None:
         self.address = address
         self.jobs = f"{address.root}/{address.collection}"
         self.workers = f"{address.root}/{address.collection}_workers"
         self.garbage = f"{address.root}/{address.collection}_garbage"
 
     def job(self, key: JobKey) -> str:
-        """The job's document."""
+        """Return the name of a job's document."""
         return f"{self.jobs}/{job_id_of(key)}"
 
     def run(self, ref: JobRef) -> str:
-        """The parent of what belongs to one incarnation alone: tallies, and the cells of its callbacks."""
+        """Return the parent of the documents of one incarnation: its tallies and the cells of its callbacks."""
         return f"{self.job(ref.key)}/runs/{ref.incarnation}"
 
     def cell(self, ref: JobRef, tag: str, task_index: int) -> str:
-        """A cell's document; those of callbacks lie apart, where no reader of the grid looks."""
+        """Return the name of a cell's document. Callback runs are stored apart from the grid."""
         parent = self.run(ref) if task_index <= CALLBACK_ROW else self.job(ref.key)
         return f"{parent}/states/{cell_id_of(tag, task_index)}"
 
     def tally(self, ref: JobRef, tag: str, shard: int) -> str:
-        """The document of a column's tally over some of its rows."""
+        """Return the name of one shard of a column's tally."""
         return f"{self.run(ref)}/tallies/{cell_id_of(tag, shard)}"
 
     def worker(self, worker_id: str) -> str:
-        """A worker's record."""
-        return f"{self.workers}/{_fitting('worker_id', _whole(_escaped(worker_id)))}"
+        """Return the name of a worker's record."""
+        return f"{self.workers}/{_checked_length('worker_id', _escape_reserved(_escape(worker_id)))}"

@@ -1,7 +1,7 @@
-"""The requests that the store sends, put together. Pure.
+"""Builders of the requests that the store sends. Pure.
 
-Parts are set in their place where a write has them: protocol buffers copy what a constructor is given by writing it out
-and reading it again.
+The parts of a write are filled in place, because a protocol buffer copies a constructor's arguments by serializing
+them.
 """
 
 from __future__ import annotations
@@ -13,111 +13,118 @@ from google.cloud.firestore_v1.types import firestore, query, write
 
 from celery_statemanager.stores.firestore.values import encode, fill_fields
 
-Write = write.Write.pb()
-_Query = query.StructuredQuery.pb()
-_REQUEST_TIME = int(write.DocumentTransform.FieldTransform.ServerValue.REQUEST_TIME)
-
-_OPERATORS = {"==": 5, "<": 1, "<=": 2, ">": 3, ">=": 4}
 Filter = tuple[str, str, Any]
+"""A field, an operator and a value."""
+
+_WriteMessage = write.Write.pb()
+_QueryMessage = query.StructuredQuery.pb()
+_REQUEST_TIME = int(write.DocumentTransform.FieldTransform.ServerValue.REQUEST_TIME)
+_OPERATORS = {"==": 5, "<": 1, "<=": 2, ">": 3, ">=": 4}
+
+
+class Reference(str):
+    """The name of a document, used as a value."""
+
+    __slots__ = ()
 
 
 def overwrite(name: str, fields: Mapping[str, Any]) -> Any:
-    """Write a document whole, whatever was there."""
-    made = Write()
-    made.update.name = name
-    fill_fields(made.update, fields)
-    return made
+    """Build a write of a whole document without a precondition."""
+    message = _WriteMessage()
+    message.update.name = name
+    fill_fields(message.update, fields)
+    return message
 
 
-def put(name: str, fields: Mapping[str, Any], stamp: Any, server_times: Iterable[str] = ()) -> Any:
-    """Write a document whole, if it is still as of ``stamp``, or is not there.
+def put(name: str, fields: Mapping[str, Any], update_time: Any, server_times: Iterable[str] = ()) -> Any:
+    """Build a write of a whole document that must have this update time or, with None, must not exist.
 
     Args:
-        server_times: fields that the server sets to its time; the same time in all writes of a commit.
+        server_times: fields that the server sets to its time, which is the same in all writes of a commit.
     """
-    made = overwrite(name, fields)
-    require(made, stamp)
+    message = overwrite(name, fields)
+    require(message, update_time)
     for path in server_times:
-        _set_to_server_time(made, path)
-    return made
+        _set_to_server_time(message, path)
+    return message
 
 
 def add(name: str, fields: Mapping[str, Any], amounts: Mapping[str, int]) -> Any:
-    """Set some fields of a document and add to others, whether it is there or not."""
-    made = overwrite(name, fields)
-    made.update_mask.field_paths.extend(fields)
+    """Build a write that sets some fields of a document and increments others. The document need not exist."""
+    message = overwrite(name, fields)
+    message.update_mask.field_paths.extend(fields)
     for path, amount in amounts.items():
-        transform = made.update_transforms.add(field_path=path)
+        transform = message.update_transforms.add(field_path=path)
         transform.increment.integer_value = amount
-    return made
+    return message
 
 
-def touch(name: str, fields: Mapping[str, Any], stamp: Any = None, *, without: Iterable[str] = ()) -> Any:
-    """Set some fields of a document that must be there and, if ``stamp`` is given, be as of it.
+def touch(name: str, fields: Mapping[str, Any], update_time: Any = None, *, without: Iterable[str] = ()) -> Any:
+    """Build a write of some fields of a document that must exist and, if ``update_time`` is given, must have it.
 
     Args:
         without: fields to remove.
     """
-    made = overwrite(name, fields)
-    if stamp is None:
-        made.current_document.exists = True
+    message = overwrite(name, fields)
+    if update_time is None:
+        message.current_document.exists = True
     else:
-        require(made, stamp)
-    made.update_mask.SetInParent()
-    made.update_mask.field_paths.extend([*fields, *without])
-    return made
+        require(message, update_time)
+    message.update_mask.SetInParent()
+    message.update_mask.field_paths.extend([*fields, *without])
+    return message
 
 
 def touch_time(name: str, path: str) -> Any:
-    """Set one field of a document that must be there to the server's time."""
-    made = touch(name, {})
-    _set_to_server_time(made, path)
-    return made
+    """Build a write that sets one field of an existing document to the server's time."""
+    message = touch(name, {})
+    _set_to_server_time(message, path)
+    return message
 
 
 def stamp_time(name: str, fields: Mapping[str, Any], path: str) -> Any:
-    """Write a document whole, with the server's time in one field, whatever was there."""
-    made = overwrite(name, fields)
-    _set_to_server_time(made, path)
-    return made
+    """Build a write of a whole document with the server's time in one field, without a precondition."""
+    message = overwrite(name, fields)
+    _set_to_server_time(message, path)
+    return message
 
 
-def delete(name: str, stamp: Any = None) -> Any:
-    """Delete a document, if it is still as of ``stamp`` where that is given."""
-    made = Write(delete=name)
-    if stamp is not None:
-        require(made, stamp)
-    return made
+def delete(name: str, update_time: Any = None) -> Any:
+    """Build a deletion of a document that must have the update time, if one is given."""
+    message = _WriteMessage(delete=name)
+    if update_time is not None:
+        require(message, update_time)
+    return message
 
 
-def require(made: Any, stamp: Any) -> None:
-    """Let a write hold only if its document is as of an update time, or is not there."""
-    if stamp is None:
-        made.current_document.exists = False
+def require(message: Any, update_time: Any) -> None:
+    """Add the precondition that the document has this update time or, with None, does not exist."""
+    if update_time is None:
+        message.current_document.exists = False
     else:
-        made.current_document.update_time.CopyFrom(stamp)
+        message.current_document.update_time.CopyFrom(update_time)
 
 
-def _set_to_server_time(made: Any, path: str) -> None:
-    transform = made.update_transforms.add()
+def _set_to_server_time(message: Any, path: str) -> None:
+    transform = message.update_transforms.add()
     transform.field_path = path
     transform.set_to_server_value = _REQUEST_TIME
 
 
 def commit(database: str, writes: Sequence[Any]) -> Any:
-    """Do all of it or nothing."""
-    made = firestore.CommitRequest.pb()(database=database)
+    """Build a commit, which applies all writes or none."""
+    message = firestore.CommitRequest.pb()(database=database)
     for each in writes:
-        made.writes.add().CopyFrom(each)
-    return made
+        message.writes.add().CopyFrom(each)
+    return message
 
 
 def get(database: str, names: Iterable[str], *, at: Any = None) -> Any:
-    """Read documents by name, as of one moment."""
-    made = firestore.BatchGetDocumentsRequest.pb()(database=database, documents=list(names))
+    """Build a read of documents by name, all as of the same time."""
+    message = firestore.BatchGetDocumentsRequest.pb()(database=database, documents=list(names))
     if at is not None:
-        made.read_time.CopyFrom(at)
-    return made
+        message.read_time.CopyFrom(at)
+    return message
 
 
 def select(
@@ -129,83 +136,81 @@ def select(
     after: Sequence[Any] = (),
     everywhere: bool = False,
 ) -> Any:
-    """Give a query.
+    """Build a query.
 
     Args:
-        fields: read these alone; ``()`` for the names only.
+        fields: the fields to read; ``()`` reads only the names, None all fields.
         after: start behind the document with these values of ``order``.
-        everywhere: in all collections of the name, not only the parent's.
+        everywhere: query all collections of this name below the parent, not only the parent's own.
     """
-    made = _Query()
-    source = made.from_.add()
+    message = _QueryMessage()
+    source = message.from_.add()
     source.collection_id = collection
     source.all_descendants = everywhere
     for path, operator, value in filters:
-        one = made.where.composite_filter.filters.add().field_filter
-        one.field.field_path = path
-        one.op = _OPERATORS[operator]
-        one.value.CopyFrom(_reference(value))
-    if filters:
-        made.where.composite_filter.op = 1
-    for path in order:
-        term = made.order_by.add()
+        term = message.where.composite_filter.filters.add().field_filter
         term.field.field_path = path
-        term.direction = 1
+        term.op = _OPERATORS[operator]
+        term.value.CopyFrom(_encode(value))
+    if filters:
+        message.where.composite_filter.op = 1
+    for path in order:
+        ordering = message.order_by.add()
+        ordering.field.field_path = path
+        ordering.direction = 1
     if fields is not None:
-        made.select.SetInParent()
+        message.select.SetInParent()
         for path in fields or ("__name__",):
-            made.select.fields.add().field_path = path
+            message.select.fields.add().field_path = path
     if after:
-        made.start_at.values.extend(_reference(value) for value in after)
+        message.start_at.values.extend(_encode(value) for value in after)
     if limit:
-        made.limit.value = limit
-    return made
+        message.limit.value = limit
+    return message
 
 
-class Reference(str):
-    """The name of a document, as a value."""
-
-    __slots__ = ()
-
-
-def _reference(value: Any) -> Any:
+def _encode(value: Any) -> Any:
     if isinstance(value, Reference):
-        made = encode("")
-        made.reference_value = str(value)
-        return made
+        message = encode("")
+        message.reference_value = str(value)
+        return message
     return encode(value)
 
 
 def run(parent: str, structured: Any, *, at: Any = None) -> Any:
-    """Run a query."""
-    made = firestore.RunQueryRequest.pb()(parent=parent, structured_query=structured)
+    """Build the request that runs a query."""
+    message = firestore.RunQueryRequest.pb()(parent=parent, structured_query=structured)
     if at is not None:
-        made.read_time.CopyFrom(at)
-    return made
+        message.read_time.CopyFrom(at)
+    return message
 
 
 def aggregate(parent: str, structured: Any, sums: Iterable[str] = (), *, count: bool = False, at: Any = None) -> Any:
-    """Sum fields over what a query finds, or count it, without reading it."""
-    made = firestore.RunAggregationQueryRequest.pb()(parent=parent)
-    made.structured_aggregation_query.structured_query.CopyFrom(structured)
+    """Build a request that sums fields of a query's documents, or counts them, without reading them."""
+    message = firestore.RunAggregationQueryRequest.pb()(parent=parent)
+    message.structured_aggregation_query.structured_query.CopyFrom(structured)
     for path in sums:
-        one = made.structured_aggregation_query.aggregations.add(alias=path)
-        one.sum.field.field_path = path
+        aggregation = message.structured_aggregation_query.aggregations.add(alias=path)
+        aggregation.sum.field.field_path = path
     if count:
-        made.structured_aggregation_query.aggregations.add(alias="count").count.SetInParent()
+        message.structured_aggregation_query.aggregations.add(alias="count").count.SetInParent()
     if at is not None:
-        made.read_time.CopyFrom(at)
-    return made
+        message.read_time.CopyFrom(at)
+    return message
 
 
 def listen(database: str, target: int, *, query_in: tuple[str, Any] | None, names: Iterable[str], since: Any) -> Any:
-    """Ask a stream for the changes of a query's or of some documents since a moment."""
-    made = firestore.ListenRequest.pb()(database=database)
-    made.add_target.target_id = target
+    """Build a request for the changes since a time, of a query's documents or of named documents.
+
+    Args:
+        query_in: the parent and the query.
+    """
+    message = firestore.ListenRequest.pb()(database=database)
+    message.add_target.target_id = target
     if query_in is not None:
-        made.add_target.query.parent, structured = query_in
-        made.add_target.query.structured_query.CopyFrom(structured)
+        message.add_target.query.parent, structured = query_in
+        message.add_target.query.structured_query.CopyFrom(structured)
     else:
-        made.add_target.documents.documents.extend(names)
-    made.add_target.read_time.CopyFrom(since)
-    return made
+        message.add_target.documents.documents.extend(names)
+    message.add_target.read_time.CopyFrom(since)
+    return message

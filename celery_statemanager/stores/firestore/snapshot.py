@@ -1,4 +1,4 @@
-"""What readers ask of one job as of one moment: the lowest cell, the columns."""
+"""Aggregates of one job as of one time: its lowest cells and its columns."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.records import Cell, Column, JobRecord
 from celery_statemanager.stores.firestore import requests
-from celery_statemanager.stores.firestore.database import Database, Found, Got
+from celery_statemanager.stores.firestore.database import BatchRead, Database
 from celery_statemanager.stores.firestore.documents import cell_of, column_of
-from celery_statemanager.stores.firestore.errors import Deadline
-from celery_statemanager.stores.firestore.tallies import Counts
-from celery_statemanager.stores.firestore.view import known_of
+from celery_statemanager.stores.firestore.errors import CallDeadline
+from celery_statemanager.stores.firestore.tallies import ShardCounts
+from celery_statemanager.stores.firestore.view import cell_document
+from celery_statemanager.stores.transactional import CellKey
 
-_SUMMED = tuple(name for name in Counts._fields if name != "not_run")
+_SUMMED = tuple(name for name in ShardCounts._fields if name != "not_run")
 _HALVES = _SUMMED[:5], _SUMMED[5:]
-"""A query sums five fields at most, and only over documents that have them all: older shards have no ``not_run``."""
+"""A query sums at most five fields, and only documents that have them all. Older shards have no ``not_run``."""
 
 
-class Snapshot:
-    """One job of ours as of the moment it was read.
+class JobSnapshot:
+    """Queries the aggregates of a job that has tallies, as of the time when the job was read.
 
     Args:
-        floors: the rows known to be written, counted from the lowest expected one, by column. It only rises.
+        floors: by column, the number of leading expected rows known to be written. It never decreases.
     """
 
-    def __init__(self, database: Database, job: JobRecord, at: Any, floors: dict[str, int], deadline: Deadline) -> None:
+    def __init__(
+        self, database: Database, job: JobRecord, at: Any, floors: dict[str, int], deadline: CallDeadline
+    ) -> None:
         self._database = database
         self._at = at
         self._floors = floors
@@ -38,64 +41,68 @@ class Snapshot:
         self.job = job
 
     def lowest(self, scope: Scope) -> State:
-        """Give the lowest cell of a scope, absent ones counted."""
+        """Return the lowest cell of a scope, missing cells included."""
         row = scope.task_index
         tags = self._expected_tags() if scope.tag is None else [scope.tag]
         if row is None:
-            found: Iterable[State] = [self._lowest(tag, None) for tag in tags]
+            states: Iterable[State] = [self._lowest(tag, None) for tag in tags]
         else:
-            counts = [tag for tag in tags if scope.tag is not None or aggregate.expects(self.job, tag, row)]
-            found = self._states([(tag, row) for tag in counts])
-        return aggregate.lowest(found) or aggregate.missing_state(self.job, scope.tag or "", row or 0)
+            expected = [tag for tag in tags if scope.tag is not None or aggregate.expects(self.job, tag, row)]
+            states = self._states([(tag, row) for tag in expected])
+        return aggregate.lowest(states) or aggregate.missing_state(self.job, scope.tag or "", row or 0)
 
     def column_summaries(self, tag: str | None) -> list[Column]:
-        """Give the expected columns, or one, without index sets."""
+        """Summarize the expected columns, or a single one, without index sets."""
         return [self._column(each) for each in (self._expected_tags() if tag is None else [tag])]
 
     def _column(self, tag: str) -> Column:
         counts = self._counts(tag)
         progress = 0
         if counts.running:
-            everything = requests.select("states", ("column", "==", column_of(self.job.ref, tag)))
-            progress = self._sums(self._parent, everything, ("fraction",))["fraction"]
+            cells = requests.select("states", ("column", "==", column_of(self.job.ref, tag)))
+            progress = self._sums(self._parent, cells, ("fraction",))["fraction"]
         rows = aggregate.expected_rows(self.job, tag)
         return Column(tag, len(rows), counts.tally(progress), self._lowest(tag, counts.written))
 
-    def _counts(self, tag: str) -> Counts:
+    def _counts(self, tag: str) -> ShardCounts:
         shards = requests.select("tallies", ("tag", "==", tag))
         sums = {**self._sums(self._run, shards, _HALVES[0]), **self._sums(self._run, shards, _HALVES[1])}
         if sums["ended"] > sums["succeeded"]:
             sums |= self._sums(self._run, shards, ("not_run",))
-        return Counts(**sums)
+        return ShardCounts(**sums)
 
     def _lowest(self, tag: str, written: int | None) -> State:
         rows = aggregate.expected_rows(self.job, tag)
         column = ("column", "==", column_of(self.job.ref, tag))
-        found = self._first(column, order=("status", "taskID"))
-        if found and found[0].status < (Status.CANCELLED if self.job.cancelled else 0):
-            return found[0]
-        if found and written is None:
+        states = self._first(column, order=("status", "taskID"))
+        if states and states[0].status < (Status.CANCELLED if self.job.cancelled else 0):
+            return states[0]
+        if states and written is None:
             shards = requests.select("tallies", ("tag", "==", tag))
             written = self._sums(self._run, shards, ("written",))["written"]
-        if not found:
-            found.append(aggregate.missing_state(self.job, tag, rows.first))
+        if not states:
+            states.append(aggregate.missing_state(self.job, tag, rows.first))
         elif written is not None and written < len(rows):
-            found.append(aggregate.missing_state(self.job, tag, self._first_missing(tag, rows)))
+            states.append(aggregate.missing_state(self.job, tag, self._first_missing(tag, rows)))
         if self.job.cancelled:
-            found += self._first(column, ("waiting", "==", True), order=("taskID",))
-        lowest = aggregate.lowest(found)
+            states += self._first(column, ("waiting", "==", True), order=("taskID",))
+        lowest = aggregate.lowest(states)
         assert lowest is not None
         return lowest
 
     def _first(self, *filters: requests.Filter, order: tuple[str, ...]) -> list[State]:
         structured = requests.select("states", *filters, order=order, limit=1)
         documents = self._database.query(self._parent, structured, self._deadline, at=self._at)
-        return [seen(self.job, document) for document in documents]
+        return [
+            aggregate.visible_state(self.job, fields["tag"], fields["taskID"], cell_of(fields))
+            for fields in (document.fields for document in documents)
+        ]
 
     def _first_missing(self, tag: str, rows: IndexSet) -> int:
-        """Find the lowest expected row never written, of which there is one, in at most log2(n) counts.
+        """Return the lowest expected row that was never written, with at most log2(n) counts. There must be one.
 
-        Before ``low``, counted in expected rows, all are written; at or before ``high - 1`` one is missing.
+        Invariant, in positions among the expected rows: all before ``low`` are written, and one before ``high`` is
+        missing.
         """
         low, high = self._floors.get(tag, 0), len(rows)
         column = ("column", "==", column_of(self.job.ref, tag))
@@ -111,35 +118,29 @@ class Snapshot:
         return self._database.sums(parent, structured, paths, self._deadline, count=count, at=self._at)
 
     def _expected_tags(self) -> list[str]:
-        return aggregate.expected_tags(self.job, () if self.job.plan else self._seen_tags())
+        return aggregate.expected_tags(self.job, () if self.job.plan else self._written_tags())
 
-    def _seen_tags(self) -> Iterator[str]:
-        """Give the tags that were written, by skipping from one to the next."""
+    def _written_tags(self) -> Iterator[str]:
+        """Yield the written tags; each query skips the remaining shards of a tag."""
         after: tuple[requests.Filter, ...] = ()
         while True:
             structured = requests.select("tallies", *after, order=("tag",), limit=1)
-            found = self._database.query(self._run, structured, self._deadline, at=self._at)
-            if not found:
+            shards = self._database.query(self._run, structured, self._deadline, at=self._at)
+            if not shards:
                 return
-            tag = found[0].fields["tag"]
+            tag = shards[0].fields["tag"]
             yield tag
             after = (("tag", ">", tag),)
 
-    def _states(self, places: list[tuple[str, int]]) -> list[State]:
-        if not places:
+    def _states(self, keys: list[CellKey]) -> list[State]:
+        if not keys:
             return []
-        names = {place: self._database.names.cell(self.job.ref, *place) for place in places}
-        got = self._database.get(names.values(), self._deadline, at=self._at)
-        return [
-            aggregate.visible_state(self.job, *place, read_cell(self.job, got, name)) for place, name in names.items()
-        ]
+        names = {key: self._database.names.cell(self.job.ref, *key) for key in keys}
+        batch = self._database.get(names.values(), self._deadline, at=self._at)
+        cells = {key: read_cell(self.job, batch, name) for key, name in names.items()}
+        return [aggregate.visible_state(self.job, *key, cell) for key, cell in cells.items()]
 
 
-def read_cell(job: JobRecord, got: Got, name: str) -> Cell | None:
-    """Give a cell that was read."""
-    return known_of(job, got, name).cell
-
-
-def seen(job: JobRecord, document: Found) -> State:
-    """Give a cell's document as readers see it."""
-    return aggregate.visible_state(job, document.fields["tag"], document.fields["taskID"], cell_of(document.fields))
+def read_cell(job: JobRecord, batch: BatchRead, name: str) -> Cell | None:
+    """Return a cell of a batch, or None if the job has no such cell."""
+    return cell_document(job, batch, name).cell

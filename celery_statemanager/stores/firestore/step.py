@@ -1,7 +1,7 @@
-"""One write or begin: computed here from what is known of its documents, done by one commit that holds only if it is.
+"""One write or begin: computed from cached documents and applied by a commit that requires them to be unchanged.
 
-The normal write knows its cell from its own last write and reads nothing. Whatever does not end in a commit, an error
-or a repetition, is believed only after the documents were read.
+A normal write has its cell in the cache and reads nothing. A step that ends without a commit, with an error or as a
+repetition, is valid only if its documents were read for it.
 """
 
 from __future__ import annotations
@@ -13,147 +13,167 @@ from celery_statemanager.errors import StateManagerError, StoreError
 from celery_statemanager.records import BeginReply, JobRef, WriteReply
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
-from celery_statemanager.stores.firestore.documents import REMEMBERED, CachedJob, KnownJob, cell_fields, remember
-from celery_statemanager.stores.firestore.errors import Deadline, PreconditionFailed, Transient
-from celery_statemanager.stores.firestore.jobs import Jobs, new_operation
+from celery_statemanager.stores.firestore.documents import (
+    MAX_OPERATIONS,
+    CellDocument,
+    JobDocument,
+    cell_fields,
+    remember,
+)
+from celery_statemanager.stores.firestore.errors import CallDeadline, PreconditionFailed, Transient
+from celery_statemanager.stores.firestore.jobs import JobDocuments, new_operation
 from celery_statemanager.stores.firestore.values import Moment, microseconds
-from celery_statemanager.stores.firestore.view import NOW, Done, Place, StepTransaction, View, known_of, set_time
+from celery_statemanager.stores.firestore.view import (
+    NOW,
+    StepDocuments,
+    StepResult,
+    StepTransaction,
+    cell_document,
+    set_time,
+)
+from celery_statemanager.stores.transactional import CellKey
 
 Reply = TypeVar("Reply", WriteReply, BeginReply)
 
-MOST_CELLS = 2_000
-"""Far more than a process is at work on at once; each may hold 64 KiB. One that is forgotten costs a read."""
+MAX_CACHED_CELLS = 2_000
+"""Far more cells than a process works on at once. Each may take 64 KiB; one that is evicted costs a read."""
 
 
-class Steps:
-    """Runs atomic steps. Remembers the cells that this process wrote."""
+class StepRunner:
+    """Runs atomic steps and caches the cells that this process writes."""
 
-    def __init__(self, database: Database, jobs: Jobs) -> None:
+    def __init__(self, database: Database, jobs: JobDocuments) -> None:
         self._database = database
         self._jobs = jobs
-        self._cells: dict[tuple[JobRef, str, int], CachedJob] = {}
+        self._cells: dict[tuple[JobRef, str, int], CellDocument] = {}
 
     def run(
         self,
         ref: JobRef,
-        place: Place,
+        key: CellKey,
         work: Callable[[StepTransaction], Reply],
-        deadline: Deadline,
+        deadline: CallDeadline,
         *,
         begins: bool,
-    ) -> tuple[Reply, Done | None]:
-        """Do a step; with what it changed, or None if nothing.
+    ) -> tuple[Reply, StepResult | None]:
+        """Run a step and return its reply and its changes, or None if it changed nothing.
 
         Args:
-            begins: it takes an attempt, which may free later stages.
+            begins: whether the step takes an attempt, which may unblock later stages.
         """
         operation = new_operation()
-        read = (lambda place: self._read_cell(ref, view.job, place, deadline)) if begins else None
-        view: View = self._remembered(ref, place) or self._read(ref, [place], deadline)
+        read = (lambda key: self._read_cell(ref, documents.job, key, deadline)) if begins else None
+        documents: StepDocuments = self._from_cache(ref, key) or self._read(ref, [key], deadline)
         last: tuple[StepTransaction, Reply] | None = None
         while True:
-            if last is not None and operation in view.cells[place].operations:
-                return self._recovered(ref, view, *last)
-            tx = StepTransaction(view, place, read)
+            if last is not None and operation in documents.cells[key].operations:
+                return self._recovered(ref, documents, *last)
+            tx = StepTransaction(documents, key, read)
             try:
                 reply = work(tx)
             except StoreError:
                 raise
             except StateManagerError:
-                if view.fresh:
+                if documents.fresh:
                     raise
             else:
-                if not tx.puts and view.fresh:
+                if not tx.puts and documents.fresh:
                     return reply, None
                 if tx.puts:
                     last = tx, reply
-                    done = self._try(ref, tx, operation, deadline)
-                    if done is not None:
-                        return reply, done
-            view = self._read(ref, view.cells, deadline)
+                    result = self._try_commit(ref, tx, operation, deadline)
+                    if result is not None:
+                        return reply, result
+            documents = self._read(ref, documents.cells, deadline)
 
     def forget(self, ref: JobRef) -> None:
-        """Know nothing of a job's cells any more."""
+        """Remove the cells of a job from the cache."""
         for key in [key for key in list(self._cells) if key[0] == ref]:
             self._cells.pop(key, None)
 
-    def _remembered(self, ref: JobRef, place: Place) -> View | None:
+    def _from_cache(self, ref: JobRef, key: CellKey) -> StepDocuments | None:
         job = self._jobs.recent(ref)
         if job is None:
             return None
-        return View(job, {place: self._cells.get((ref, *place)) or CachedJob()}, fresh=False)
+        return StepDocuments(job, {key: self._cells.get((ref, *key)) or CellDocument()}, fresh=False)
 
-    def _read(self, ref: JobRef, places: Iterable[Place], deadline: Deadline) -> View:
+    def _read(self, ref: JobRef, keys: Iterable[CellKey], deadline: CallDeadline) -> StepDocuments:
         names = self._database.names
-        cells = {names.cell(ref, *place): place for place in places}
+        cells = {names.cell(ref, *key): key for key in keys}
         job_name = names.job(ref.key)
-        got = self._database.get([job_name, *cells], deadline)
-        job = self._jobs.checked(ref, self._jobs.read(ref.key, got.documents.get(job_name)))
-        return View(job, {place: known_of(job.job, got, name) for name, place in cells.items()}, fresh=True)
+        batch = self._database.get([job_name, *cells], deadline)
+        job = self._jobs.checked(ref, self._jobs.decode(ref.key, batch.documents.get(job_name)))
+        return StepDocuments(job, {key: cell_document(job.job, batch, name) for name, key in cells.items()}, fresh=True)
 
-    def _read_cell(self, ref: JobRef, job: KnownJob, place: Place, deadline: Deadline) -> CachedJob:
-        name = self._database.names.cell(ref, *place)
-        return known_of(job.job, self._database.get([name], deadline), name)
+    def _read_cell(self, ref: JobRef, job: JobDocument, key: CellKey, deadline: CallDeadline) -> CellDocument:
+        name = self._database.names.cell(ref, *key)
+        return cell_document(job.job, self._database.get([name], deadline), name)
 
-    def _try(self, ref: JobRef, tx: StepTransaction, operation: str, deadline: Deadline) -> Done | None:
-        """Commit; None if that did not hold or its answer was lost: read again."""
+    def _try_commit(
+        self, ref: JobRef, tx: StepTransaction, operation: str, deadline: CallDeadline
+    ) -> StepResult | None:
+        """Commit a step; return None if a precondition failed or the answer was lost."""
         try:
             return self._commit(ref, tx, operation, deadline)
         except PreconditionFailed as error:
-            if tx.view.fresh:  # somebody writes the same cell
+            if tx.documents.fresh:  # another process writes the same cell
                 deadline.pause(error)
         except Transient as error:
             deadline.pause(error)
         return None
 
-    def _commit(self, ref: JobRef, tx: StepTransaction, operation: str, deadline: Deadline) -> Done:
-        rings: dict[Place, list[str]]
-        rings = {place: [*tx.view.cells[place].operations, operation][-REMEMBERED:] for place in tx.puts}
-        writes = [self._cell_write(ref, tx, place, rings[place]) for place in tx.puts]
-        answer = self._database.commit([*writes, *self._other_writes(ref, tx)], deadline)
-        now = int(microseconds(answer.write_results[0].transform_results[0].timestamp_value))
-        for place, result in zip(tx.puts, answer.write_results):
-            cell = tx.puts[place][1]
+    def _commit(self, ref: JobRef, tx: StepTransaction, operation: str, deadline: CallDeadline) -> StepResult:
+        operations: dict[CellKey, list[str]]
+        operations = {key: [*tx.documents.cells[key].operations, operation][-MAX_OPERATIONS:] for key in tx.puts}
+        writes = [self._cell_write(ref, tx, key, operations[key]) for key in tx.puts]
+        response = self._database.commit([*writes, *self._other_writes(ref, tx)], deadline)
+        now = int(microseconds(response.write_results[0].transform_results[0].timestamp_value))
+        for key, result in zip(tx.puts, response.write_results):
+            cell = tx.puts[key][1]
             set_time(cell, now)
-            self._remember(ref, place, CachedJob(cell, result.update_time, rings[place]))
+            self._remember(ref, key, CellDocument(cell, result.update_time, operations[key]))
         if tx.reopens:
-            tx.view.job.at = 0.0
-        return Done(tx.view.job, tx.puts)
+            tx.documents.job.cached_at = 0.0  # the commit changed the update time of the job
+        return StepResult(tx.documents.job, tx.puts)
 
-    def _cell_write(self, ref: JobRef, tx: StepTransaction, place: Place, ring: list[str]) -> Any:
-        new = tx.puts[place][1]
+    def _cell_write(self, ref: JobRef, tx: StepTransaction, key: CellKey, operations: list[str]) -> Any:
+        new = tx.puts[key][1]
         collection = self._database.names.address.collection
-        fields = cell_fields(tx.job, *place, new, collection=collection)
-        fields["operations"] = ring
+        fields = cell_fields(tx.job, *key, new, collection=collection)
+        fields["operations"] = operations
         times = ["timestamp"]
         if new.began_at == NOW:
             times.append("beganAt")
         else:
             fields["beganAt"] = Moment(new.began_at) if new.began_at else None
-        return requests.put(self._database.names.cell(ref, *place), fields, tx.view.cells[place].stamp, times)
+        update_time = tx.documents.cells[key].update_time
+        return requests.put(self._database.names.cell(ref, *key), fields, update_time, times)
 
     def _other_writes(self, ref: JobRef, tx: StepTransaction) -> list[Any]:
-        names, job, known = self._database.names, tx.job, tx.view.cells
-        if tx.view.job.foreign:  # who migrates it begins with this document: no write may come after that
-            return [requests.touch(names.job(ref.key), {}, tx.view.job.stamp)]
-        puts = ((at, known[at].as_counted(), new) for at, (_, new) in tx.puts.items())
-        changes = tallies.changes(job, puts)
+        """Return the writes of the tally shards and, where a concurrent change must fail, of the job's document."""
+        names, job, cells = self._database.names, tx.job, tx.documents.cells
+        job_update_time = tx.documents.job.update_time
+        if tx.documents.job.foreign:  # a migration writes this document first, which fences later writes of cells
+            return [requests.touch(names.job(ref.key), {}, job_update_time)]
+        puts = ((key, cells[key].as_counted(), new) for key, (_, new) in tx.puts.items())
         writes = [
             requests.add(names.tally(ref, tag, shard), tallies.fields_of(job, tag), change._asdict())
-            for (tag, shard), change in changes.items()
+            for (tag, shard), change in tallies.changes(job, puts).items()
         ]
         if job.plan and tx.reopens:
-            writes.append(requests.touch(names.job(ref.key), {"reopened": new_operation()}, tx.view.job.stamp))
+            writes.append(requests.touch(names.job(ref.key), {"reopened": new_operation()}, job_update_time))
         return writes
 
-    def _remember(self, ref: JobRef, place: Place, known: CachedJob) -> None:
-        remember(self._cells, (ref, *place), known, MOST_CELLS)
+    def _remember(self, ref: JobRef, key: CellKey, document: CellDocument) -> None:
+        remember(self._cells, (ref, *key), document, MAX_CACHED_CELLS)
 
-    def _recovered(self, ref: JobRef, view: View, tx: StepTransaction, reply: Reply) -> tuple[Reply, Done]:
-        """Give the reply of a step whose commit was done though its answer was lost."""
-        primary = view.cells[tx.primary]
+    def _recovered(
+        self, ref: JobRef, documents: StepDocuments, tx: StepTransaction, reply: Reply
+    ) -> tuple[Reply, StepResult]:
+        """Return the reply of a step that was committed although its answer was lost."""
+        primary = documents.cells[tx.primary]
         self._remember(ref, tx.primary, primary)
         now = primary.cell.timestamp if primary.cell else 0
         for _, new in tx.puts.values():
             set_time(new, now)
-        return reply, Done(view.job, tx.puts)
+        return reply, StepResult(documents.job, tx.puts)

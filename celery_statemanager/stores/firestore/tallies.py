@@ -1,7 +1,7 @@
-"""Tallies of columns, kept in shards: they alter in the commit of the cell, and one query sums them at any size.
+"""Tallies of columns in shards. A shard changes in the commit of a cell, and one query sums a column at any size.
 
-A row always counts in the same shard. A job of up to ``SHARDS`` rows has a shard a row, so that no two writers meet
-in one document; a larger one spreads its rows evenly. A sum over all shards of a column is billed as one read.
+A row always counts in the same shard. A job of up to ``SHARDS`` rows has one shard per row, so that no two writers
+share a document. A larger job distributes its rows evenly. Firestore bills the sum of a column as one read.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from celery_statemanager.stores.recount import is_counted
 from celery_statemanager.transitions import tally_of
 
 SHARDS = 500
-"""Fewer than the 1,000 index entries that a sum may read for the price of one document."""
+"""Below the 1,000 index entries that a sum may read for the price of one document."""
+
+DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failed_final": "alarms", "pending": "pending"}
+"""The fields of ``Tally`` that decide the latches, each with its stored field."""
 
 
-class Counts(NamedTuple):
-    """What a shard keeps: ``Tally`` without progress, which changes with every write, and the cells ever written.
+class ShardCounts(NamedTuple):
+    """The counts of a shard: ``Tally`` except ``progress``, which changes with every write, and the written cells.
 
-    The names are those of the stored fields: ``alarms`` is ``Tally.failed_final``.
+    The names are those of the stored fields; ``alarms`` is ``Tally.failed_final``.
     """
 
     running: int = 0
@@ -35,55 +38,56 @@ class Counts(NamedTuple):
     pending: int = 0
     written: int = 0
 
-    def plus(self, other: Counts) -> Counts:
+    def plus(self, other: ShardCounts) -> ShardCounts:
         """Add field by field."""
-        return Counts(*map(int.__add__, self, other))
+        return ShardCounts(*map(int.__add__, self, other))
 
-    def minus(self, other: Counts) -> Counts:
+    def minus(self, other: ShardCounts) -> ShardCounts:
         """Subtract field by field."""
-        return Counts(*map(int.__sub__, self, other))
+        return ShardCounts(*map(int.__sub__, self, other))
 
     def tally(self, progress: int = 0) -> Tally:
-        """Give the tally."""
+        """Convert the counts to a tally."""
         return Tally(*self[:8], progress)
 
 
-DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failed_final": "alarms", "pending": "pending"}
-"""What the latches are decided by: the field of ``Tally`` and the stored one."""
-
 check_tally(
-    "Firestore", __name__, [*("failed_final" if name == "alarms" else name for name in Counts._fields), "progress"]
+    "Firestore", __name__, [*("failed_final" if name == "alarms" else name for name in ShardCounts._fields), "progress"]
 )
 
 
 def is_expected(job: JobRecord, tag: str, task_index: int) -> bool:
-    """Whether a cell counts in rows and the grid."""
+    """Return whether a cell counts in its row and in the grid."""
     return task_index >= 0 and aggregate.expects(job, tag, task_index)
 
 
 def shard_of(job: JobRecord, task_index: int) -> int:
-    """Give the shard in which a row counts."""
+    """Return the shard that counts a row."""
     return task_index % min(job.num_tasks, SHARDS)
 
 
-def counts_of(cell: Cell | None) -> Counts:
-    """Give what a cell adds."""
-    return Counts() if cell is None else Counts._make((*tally_of(cell)[:8], 1))
+def counts_of(cell: Cell | None) -> ShardCounts:
+    """Return the counts of a single cell."""
+    return ShardCounts() if cell is None else ShardCounts._make((*tally_of(cell)[:8], 1))
 
 
 def changes(
     job: JobRecord, puts: Iterable[tuple[tuple[str, int], Cell | None, Cell]]
-) -> Mapping[tuple[str, int], Counts]:
-    """Give by tag and shard what cells that alter add to the tallies."""
-    found: dict[tuple[str, int], Counts] = {}
+) -> Mapping[tuple[str, int], ShardCounts]:
+    """Return the change of each tally shard, by tag and shard.
+
+    Args:
+        puts: for each changed cell its key, its content before and its new content.
+    """
+    by_shard: dict[tuple[str, int], ShardCounts] = {}
     for (tag, row), old, new in puts:
         before, after = counts_of(old), counts_of(new)
         if before != after and is_counted(job, tag, row):
-            place = tag, shard_of(job, row)
-            found[place] = found.get(place, Counts()).plus(after.minus(before))
-    return found
+            shard = tag, shard_of(job, row)
+            by_shard[shard] = by_shard.get(shard, ShardCounts()).plus(after.minus(before))
+    return by_shard
 
 
 def fields_of(job: JobRecord, tag: str) -> dict[str, Any]:
-    """Give the fields of a shard that are no counts."""
+    """Return the fields of a shard other than the counts."""
     return {"tag": tag, "expected": job.plan is None or tag in job.plan.columns}

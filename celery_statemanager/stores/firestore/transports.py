@@ -1,4 +1,4 @@
-"""Ways to reach Firestore: gRPC, which streams changes, and REST, which a process may use while it forks."""
+"""The transports to Firestore: gRPC, which streams changes, and REST, which a process may use while it forks."""
 
 from __future__ import annotations
 
@@ -20,64 +20,67 @@ from google.cloud.firestore_v1.types import firestore
 from google.protobuf import json_format
 
 from celery_statemanager.errors import StoreError
-from celery_statemanager.stores.firestore.address import Address, emulator
+from celery_statemanager.stores.firestore.address import EMULATOR_VARIABLE, FirestoreAddress, emulator
 
 Metadata = tuple[tuple[str, str], ...]
+Transport = Literal["grpc", "rest"]
 
 SERVICE = "https://firestore.googleapis.com"
+
 _GRPC_SERVICE = "/google.firestore.v1.Firestore"
-_ABOUT_US = client_info.ClientInfo().to_grpc_metadata()  # type: ignore[no-untyped-call]
+_SCOPES = ("https://www.googleapis.com/auth/datastore",)
+_CLIENT_INFO = client_info.ClientInfo().to_grpc_metadata()  # type: ignore[no-untyped-call]
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_METADATA_SERVER_TIMEOUT = 3.0
+"""Seconds; about 6 with the library's pauses between its tries. The library's own limit is 12."""
 
 
 class GrpcClient:
-    """Makes the calls, with and without a stream of responses. Messages are bare protocol buffers.
+    """Makes the calls over gRPC. Requests and responses are bare protocol buffers.
 
-    Raises: GoogleAPICallError, from each call and from reading a stream.
+    Raises: GoogleAPICallError, from each call and while a stream is read.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
-        self._commit = _method(channel.unary_unary, "Commit", firestore.CommitRequest, firestore.CommitResponse)
-        self._get = _method(
-            channel.unary_stream,
-            "BatchGetDocuments",
-            firestore.BatchGetDocumentsRequest,
-            firestore.BatchGetDocumentsResponse,
-        )
-        self._query = _method(channel.unary_stream, "RunQuery", firestore.RunQueryRequest, firestore.RunQueryResponse)
-        self._aggregate = _method(
-            channel.unary_stream,
-            "RunAggregationQuery",
-            firestore.RunAggregationQueryRequest,
-            firestore.RunAggregationQueryResponse,
-        )
-        self._listen = _method(channel.stream_stream, "Listen", firestore.ListenRequest, firestore.ListenResponse)
+        self._commit = _method(channel.unary_unary, "Commit")
+        self._get = _method(channel.unary_stream, "BatchGetDocuments")
+        self._query = _method(channel.unary_stream, "RunQuery")
+        self._aggregate = _method(channel.unary_stream, "RunAggregationQuery")
+        self._listen = _method(channel.stream_stream, "Listen")
 
     def commit(self, request: Any, *, timeout: float, metadata: Metadata = ()) -> Any:
         try:
             return self._commit(request, timeout, _with_route(metadata, database=request.database))
         except grpc.RpcError as error:
-            raise _named(error) from error
+            raise _api_error(error) from error
 
     def batch_get_documents(self, request: Any, *, timeout: float, metadata: Metadata = ()) -> list[Any]:
-        return _all(self._get(request, timeout, _with_route(metadata, database=request.database)))
+        return list(ResponseStream(self._get(request, timeout, _with_route(metadata, database=request.database))))
 
     def run_query(self, request: Any, *, timeout: float, metadata: Metadata = ()) -> list[Any]:
-        return _all(self._query(request, timeout, _with_route(metadata, parent=request.parent)))
+        return list(ResponseStream(self._query(request, timeout, _with_route(metadata, parent=request.parent))))
 
     def run_aggregation_query(self, request: Any, *, timeout: float, metadata: Metadata = ()) -> list[Any]:
-        return _all(self._aggregate(request, timeout, _with_route(metadata, parent=request.parent)))
+        return list(ResponseStream(self._aggregate(request, timeout, _with_route(metadata, parent=request.parent))))
 
-    def listen(self, requests: Iterator[Any], *, metadata: Metadata = ()) -> Responses:
-        return Responses(self._listen(requests, None, (*metadata, _ABOUT_US)))
+    def listen(self, requests: Iterator[Any], *, metadata: Metadata = ()) -> ResponseStream:
+        return ResponseStream(self._listen(requests, None, (*metadata, _CLIENT_INFO)))
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._channel.close()
 
 
-class Responses:
-    """A stream's responses, to be read once; ``cancel`` ends it, from any thread."""
+class ResponseStream:
+    """The responses of a streaming call, to be read once. Any thread may call ``cancel`` to end it."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -86,36 +89,33 @@ class Responses:
         try:
             yield from self._call
         except grpc.RpcError as error:
-            raise _named(error) from error
+            raise _api_error(error) from error
 
     def cancel(self) -> None:
         self._call.cancel()
 
 
-def _method(make: Any, name: str, request: Any, response: Any) -> Any:
+def _method(make: Any, name: str) -> Any:
+    request, response = getattr(firestore, f"{name}Request"), getattr(firestore, f"{name}Response")
     return make(f"{_GRPC_SERVICE}/{name}", request.pb().SerializeToString, response.pb().FromString)
 
 
 @lru_cache(maxsize=1_000)
 def _with_route(metadata: Metadata, **field: str) -> Metadata:
-    """Add what the service routes a call by, and what it counts clients by."""
-    return (*metadata, routing_header.to_grpc_metadata(field), _ABOUT_US)  # type: ignore[no-untyped-call]
+    """Add the metadata by which the service routes a call and identifies the client library."""
+    return (*metadata, routing_header.to_grpc_metadata(field), _CLIENT_INFO)  # type: ignore[no-untyped-call]
 
 
-def _all(call: Any) -> list[Any]:
-    return list(Responses(call))
-
-
-def _named(error: grpc.RpcError) -> Exception:
-    named: Exception = exceptions.from_grpc_error(error)  # type: ignore[no-untyped-call]
-    return named
+def _api_error(error: grpc.RpcError) -> Exception:
+    api_error: Exception = exceptions.from_grpc_error(error)  # type: ignore[no-untyped-call]
+    return api_error
 
 
 class RestClient:
-    """Stands in for ``GrpcClient``: the same names, requests, responses and errors.
+    """Makes the calls over REST, with the methods, requests, responses and errors of ``GrpcClient``.
 
     Args:
-        session: a ``requests`` session that signs what it sends.
+        session: a ``requests`` session that adds the credentials.
         base: scheme and host.
     """
 
@@ -138,10 +138,10 @@ class RestClient:
         return self._call(request.parent, "runAggregationQuery", request, kind, **options)
 
     def listen(self, requests: Any, **options: Any) -> Any:
-        raise exceptions.MethodNotImplemented("streams cannot be had over REST")  # type: ignore[no-untyped-call]
+        raise exceptions.MethodNotImplemented("REST has no streams")  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connections."""
         self._session.close()
 
     def _call(
@@ -154,106 +154,91 @@ class RestClient:
         timeout: float,
         metadata: Metadata = (),
     ) -> list[Any]:
-        """Give the responses; a call that is not streamed has one. Raises: GoogleAPICallError, RequestException."""
-        answer = self._session.post(
+        """Return the responses, one if the call is not streamed. Raises: GoogleAPICallError, RequestException."""
+        http_response = self._session.post(
             f"{self._base}/v1/{quote(path)}:{verb}",
             json=json_format.MessageToDict(request),
             headers=dict(metadata),
             timeout=timeout,
             max_allowed_time=timeout,
         )
-        made = _list(answer)
-        for each in made:
-            _raise_for(each, answer.status_code)
-        return [json_format.ParseDict(each, kind.pb()(), ignore_unknown_fields=True) for each in made]
+        status = http_response.status_code
+        try:
+            content = http_response.json()
+        except ValueError as error:  # an error page of a proxy
+            text = http_response.text[:200] or "empty response"
+            raise exceptions.from_http_status(status, text) from error  # type: ignore[no-untyped-call]
+        messages = content if isinstance(content, list) else [content]
+        for message in messages:
+            _raise_for_error(message, status)
+        return [json_format.ParseDict(message, kind.pb()(), ignore_unknown_fields=True) for message in messages]
 
 
-def _list(answer: Any) -> list[Any]:
-    try:
-        made = answer.json()
-    except ValueError as error:  # a proxy's page
-        said = answer.text[:200] or "no answer"
-        raise exceptions.from_http_status(answer.status_code, said) from error  # type: ignore[no-untyped-call]
-    return made if isinstance(made, list) else [made]
-
-
-def _raise_for(made: Any, http_status: int) -> None:
-    """Raise what gRPC would: an HTTP status alone does not tell contention from existence."""
-    trouble = made.get("error") if isinstance(made, dict) else {"message": str(made)[:200]}
-    if trouble is None:
+def _raise_for_error(message: Any, http_status: int) -> None:
+    """Raise the error that gRPC would raise. The HTTP status is the same for contention and an existing document."""
+    error = message.get("error") if isinstance(message, dict) else {"message": str(message)[:200]}
+    if error is None:
         return
-    code = getattr(grpc.StatusCode, trouble.get("status", ""), None)
-    message = trouble.get("message", "")
+    code = getattr(grpc.StatusCode, error.get("status", ""), None)
+    text = error.get("message", "")
     if code is None:
-        raise exceptions.from_http_status(http_status, message)  # type: ignore[no-untyped-call]
-    raise exceptions.from_grpc_status(code, message)  # type: ignore[no-untyped-call]
+        raise exceptions.from_http_status(http_status, text)  # type: ignore[no-untyped-call]
+    raise exceptions.from_grpc_status(code, text)  # type: ignore[no-untyped-call]
 
 
-Transport = Literal["grpc", "rest"]
 Client = GrpcClient | RestClient
-ClientFactory = Callable[[Address, Transport], Client]
-"""Makes a client in the process that will use it."""
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-_LONGEST_ASKED = 3.0
-"""Seconds; with the library's pauses between its tries some 6."""
-_SCOPES = ("https://www.googleapis.com/auth/datastore",)
+ClientFactory = Callable[[FirestoreAddress, Transport], Client]
+"""Creates a client in the process that uses it."""
 
 
-def make_client(address: Address, transport: Transport) -> Client:
-    """Make a client of the emulator, if the environment names one, else of the service. Raises: StoreError."""
+def make_client(address: FirestoreAddress, transport: Transport) -> Client:
+    """Create a client of the emulator if the environment names one, else of the service. Raises: StoreError."""
     if transport == "rest":
         return rest_client(address)
     return GrpcClient(grpc_channel(address))
 
 
-def metadata_of(address: Address) -> Metadata:
-    """Give what each call carries: its database and, for an emulator, that a server asks, who needs obey no rules."""
+def metadata_of(address: FirestoreAddress) -> Metadata:
+    """Return the metadata of each call: the database and, for an emulator, a token that bypasses its rules."""
     database = ("google-cloud-resource-prefix", address.database_path)
     return (database, ("authorization", "Bearer owner")) if emulator() else (database,)
 
 
-def grpc_channel(address: Address) -> grpc.Channel:
-    """Open a channel. Raises: StoreError."""
+def grpc_channel(address: FirestoreAddress) -> grpc.Channel:
+    """Open a gRPC channel. Raises: StoreError."""
     host = emulator()
     if host is not None:
-        return grpc.insecure_channel(host, options=_OPTIONS)
-    channel: grpc.Channel = FirestoreGrpcTransport.create_channel(credentials=_credentials(address), options=_OPTIONS)
+        return grpc.insecure_channel(host, options=_CHANNEL_OPTIONS)
+    credentials = _credentials(address)
+    channel: grpc.Channel = FirestoreGrpcTransport.create_channel(credentials=credentials, options=_CHANNEL_OPTIONS)
     return channel
 
 
-def rest_client(address: Address) -> RestClient:
-    """Make a client over HTTP. Raises: StoreError."""
+def rest_client(address: FirestoreAddress) -> RestClient:
+    """Create a REST client. Raises: StoreError."""
     host = emulator()
     credentials = _credentials(address) if host is None else AnonymousCredentials()  # type: ignore[no-untyped-call]
     session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
     return RestClient(session, SERVICE if host is None else f"http://{host}")
 
 
-def _credentials(address: Address) -> Any:
+def _credentials(address: FirestoreAddress) -> Any:
     try:
-        return default_credentials(scopes=_SCOPES, request=_Hurried())[0]
+        return default_credentials(scopes=_SCOPES, request=_TimeLimitedRequest())[0]
     except auth_errors.DefaultCredentialsError as error:
-        said = str(error).partition(". ")[0]
+        reason = str(error).partition(". ")[0]
         raise StoreError(
-            f"no credentials for {address} ({said}): run `gcloud auth application-default login`, set "
-            "GOOGLE_APPLICATION_CREDENTIALS to a key file, or set FIRESTORE_EMULATOR_HOST to use an emulator"
+            f"no credentials for {address} ({reason}): run `gcloud auth application-default login`, set "
+            f"GOOGLE_APPLICATION_CREDENTIALS to a key file, or set {EMULATOR_VARIABLE} to use an emulator"
         ) from error
 
 
-class _Hurried(Request):
-    """Asks a machine's metadata server for credentials, and where nothing answers, not for the 12 s of the library."""
+class _TimeLimitedRequest(Request):
+    """Requests credentials from the metadata server within one time limit for all tries."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._end = time.monotonic() + _LONGEST_ASKED
+        self._end = time.monotonic() + _METADATA_SERVER_TIMEOUT
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         left = self._end - time.monotonic()

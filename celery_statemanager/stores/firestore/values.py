@@ -1,6 +1,6 @@
-"""Firestore values and Python values. Pure.
+"""Conversion between Firestore values and Python values. Pure.
 
-The protocol buffer classes are used bare: their proto-plus wrappers cost more time than the rest of a write.
+The bare protocol buffer classes are used. Their proto-plus wrappers would take more time than the rest of a write.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.cloud.firestore_v1.types import document
-from google.type.latlng_pb2 import LatLng as Place
+from google.type.latlng_pb2 import LatLng
 
 from celery_statemanager.codec import rfc3339
 from celery_statemanager.records import to_datetime
@@ -20,106 +20,105 @@ from celery_statemanager.records import to_datetime
 Value = document.Value.pb()
 
 _INT64 = range(-(2**63), 2**63)
-_DEEPEST = 18
-_LONGEST_PATH = 700
-"""Bytes of the keys that lead to a value; Firestore allows 1,500, joined by dots and with what it quotes escaped."""
+_MAX_DEPTH = 18
+_MAX_PATH_LENGTH = 700
+"""Bytes of all keys that lead to a value. Firestore allows 1,500, counting dots and escaped quotes."""
+
+_SCALARS = {str: "string_value", int: "integer_value", bool: "boolean_value", float: "double_value"}
 
 
 class Moment(int):
-    """Microseconds since the epoch that are kept as a timestamp."""
+    """Microseconds since the epoch, stored as a timestamp."""
 
 
 def encode(value: Any) -> Any:
-    """Give a Firestore value; what it cannot hold was refused by ``is_native`` before."""
-    made = Value()
-    _fill(made, value)
-    return made
+    """Convert a value that Firestore can represent (see ``is_native``)."""
+    message = Value()
+    _fill(message, value)
+    return message
 
 
-_PLAIN = {str: "string_value", int: "integer_value", bool: "boolean_value", float: "double_value"}
-
-
-def _fill(made: Any, value: Any) -> None:
-    """Set a new value in its place: to make it elsewhere and copy it takes twice as long."""
-    if (plain := _PLAIN.get(type(value))) is not None:
-        setattr(made, plain, value)
+def _fill(message: Any, value: Any) -> None:
+    """Set a new value in place, because building it elsewhere and copying it takes twice as long."""
+    if (scalar := _SCALARS.get(type(value))) is not None:
+        setattr(message, scalar, value)
     elif value is None:
-        made.null_value = 0
+        message.null_value = 0
     elif isinstance(value, Moment):
-        made.timestamp_value.seconds, rest = divmod(value, 1_000_000)
-        made.timestamp_value.nanos = rest * 1_000
+        message.timestamp_value.seconds, rest = divmod(value, 1_000_000)
+        message.timestamp_value.nanos = rest * 1_000
     elif isinstance(value, (list, tuple)):
-        made.array_value.SetInParent()
-        values = made.array_value.values
+        message.array_value.SetInParent()
+        values = message.array_value.values
         for inner in value:
             _fill(values.add(), inner)
     elif isinstance(value, Mapping):
-        made.map_value.SetInParent()
-        fill_fields(made.map_value, value)
-    else:  # of a class of its own, as ``Status`` is
-        setattr(made, next(name for kind, name in _PLAIN.items() if isinstance(value, kind)), value)
+        message.map_value.SetInParent()
+        fill_fields(message.map_value, value)
+    else:  # a subclass, such as ``Status``
+        setattr(message, next(name for kind, name in _SCALARS.items() if isinstance(value, kind)), value)
 
 
-def fill_fields(made: Any, value: Mapping[str, Any]) -> None:
+def fill_fields(message: Any, value: Mapping[str, Any]) -> None:
     """Set the fields of a new map or document."""
-    fields = made.fields
+    fields = message.fields
     for key, inner in value.items():
         _fill(fields[key], inner)
 
 
 def decode(value: Any) -> Any:
-    """Read a Firestore value; keys of maps come in code-point order, timestamps as ``Moment``."""
+    """Convert a Firestore value. Keys of maps are in code-point order; a timestamp becomes a ``Moment``."""
     kind = value.WhichOneof("value_type")
     if kind in {None, "null_value"}:
         return None
     if kind == "timestamp_value":
         return microseconds(value.timestamp_value)
     if kind == "map_value":
-        return decoded(value.map_value.fields)
+        return decode_fields(value.map_value.fields)
     if kind == "array_value":
         return [decode(inner) for inner in value.array_value.values]
     return getattr(value, kind)
 
 
-def decoded(fields: Any) -> dict[str, Any]:
-    """Read the fields of a document or a map."""
+def decode_fields(fields: Any) -> dict[str, Any]:
+    """Convert the fields of a document or a map."""
     return {key: decode(fields[key]) for key in sorted(fields)}
 
 
-def microseconds(stamp: Any) -> Moment:
-    """Read a protocol buffer timestamp."""
-    return Moment(stamp.seconds * 1_000_000 + stamp.nanos // 1_000)
+def microseconds(timestamp: Any) -> Moment:
+    """Convert a protocol buffer timestamp."""
+    return Moment(timestamp.seconds * 1_000_000 + timestamp.nanos // 1_000)
 
 
 def is_native(value: Any, depth: int = 0, path: int = 0) -> bool:
-    """Whether Firestore holds a JSON value as it is.
+    """Return whether Firestore can represent a JSON value.
 
-    Not: arrays in arrays, integers beyond 64 bits, empty or reserved keys, deep nesting, long paths of keys.
+    It cannot represent arrays in arrays, integers beyond 64 bits, empty or reserved keys, deep nesting, or long paths
+    of keys.
 
     Args:
-        path: bytes of the keys above it.
+        path: the length of the keys above the value, in bytes.
     """
     if isinstance(value, bool) or value is None or isinstance(value, (float, str)):
         return True
     if isinstance(value, int):
         return value in _INT64
-    if depth >= _DEEPEST:
+    if depth >= _MAX_DEPTH:
         return False
     if isinstance(value, list):
         return all(not isinstance(inner, list) and is_native(inner, depth + 1, path) for inner in value)
     paths = {key: path + len(key.encode()) for key in value}
     return all(
-        _is_key(key) and paths[key] <= _LONGEST_PATH and is_native(inner, depth + 1, paths[key])
+        key
+        and not re.fullmatch(r"__.*__", key, re.DOTALL)
+        and paths[key] <= _MAX_PATH_LENGTH
+        and is_native(inner, depth + 1, paths[key])
         for key, inner in value.items()
     )
 
 
-def _is_key(key: str) -> bool:
-    return len(key) > 0 and not re.fullmatch(r"__.*__", key, re.DOTALL)
-
-
 def payload_fields(payload: str | None) -> dict[str, Any]:
-    """Give the fields of a payload: a native map or, where Firestore cannot hold it, its text in ``payloadJSON``."""
+    """Return the fields of a payload: a native map, or its text in ``payloadJSON`` if Firestore cannot represent it."""
     if payload is None:
         return {"payload": None}
     value = json.loads(payload)
@@ -127,22 +126,22 @@ def payload_fields(payload: str | None) -> dict[str, Any]:
 
 
 def payload_of(fields: Mapping[str, Any]) -> str | None:
-    """Read what ``payload_fields`` gave, or a map that another writer made."""
+    """Return the payload that a document contains, as JSON text."""
     text = fields.get("payloadJSON")
     if text is not None:
         return str(text)
     value = fields.get("payload")
-    return None if value is None else json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+    return None if value is None else json.dumps(_json_value(value), ensure_ascii=False, separators=(",", ":"))
 
 
-def _plain(value: Any) -> Any:
-    """Spell in JSON what else another writer may have put in a payload: times, bytes (as Go does), places."""
+def _json_value(value: Any) -> Any:
+    """Convert a value that another program may have written: times, bytes (as Go does) and coordinates become JSON."""
     if isinstance(value, Moment):
         return rfc3339(to_datetime(value))
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if isinstance(value, Place):
+    if isinstance(value, LatLng):
         return {"latitude": value.latitude, "longitude": value.longitude}
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _json_value(inner) for key, inner in value.items()}
+    return [_json_value(inner) for inner in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What one try of a step knows and changes: the ``steps.Transaction`` of this store."""
+"""The transaction of one try of a step: the documents it uses and the cells it changes."""
 
 from __future__ import annotations
 
@@ -7,63 +7,75 @@ from dataclasses import dataclass, field
 
 from celery_statemanager.records import Cell, JobRecord, Tally
 from celery_statemanager.stores.firestore import tallies
-from celery_statemanager.stores.firestore.database import Got
-from celery_statemanager.stores.firestore.documents import CachedJob, KnownJob, cell_in, counted_as_failed, is_ours
-
-Place = tuple[str, int]
+from celery_statemanager.stores.firestore.database import BatchRead
+from celery_statemanager.stores.firestore.documents import (
+    CellDocument,
+    JobDocument,
+    cell_in,
+    counted_as_failed,
+    is_ours,
+)
+from celery_statemanager.stores.transactional import CellKey
 
 NOW = -1
-"""Stands for the server's time until the commit's answer tells it."""
+"""Stands for the server's time, which only the answer of the commit contains."""
+
 UNDECIDED = Tally(pending=1)
-"""A sum from which no latch falls: latches are decided after the commit."""
+"""A total that decides no latch, because latches are decided after the commit."""
 
 
 @dataclass
-class View:
-    """What is known of the documents of a step.
+class StepDocuments:
+    """The documents of a step.
 
     Attributes:
-        fresh: they were read for this step; else they are as this process last saw them, or thought missing.
+        fresh: whether they were read for this step. Otherwise they come from this process's cache, and a cell that is
+            not in the cache is assumed not to exist.
     """
 
-    job: KnownJob
-    cells: dict[Place, CachedJob]
+    job: JobDocument
+    cells: dict[CellKey, CellDocument]
     fresh: bool
 
 
 @dataclass
-class Done:
-    """A step that was committed: the cells it changed, and where it left what it was about."""
+class StepResult:
+    """The changes of a committed step: the content of each changed cell before and after it."""
 
-    job: KnownJob
-    puts: dict[Place, tuple[Cell | None, Cell]]
+    job: JobDocument
+    puts: dict[CellKey, tuple[Cell | None, Cell]]
 
 
 @dataclass
 class StepTransaction:
-    """The ``steps.Transaction`` of one try."""
+    """The ``steps.WriteTransaction`` of one try.
 
-    view: View
-    primary: Place
-    read: Callable[[Place], CachedJob] | None
-    puts: dict[Place, tuple[Cell | None, Cell]] = field(default_factory=dict)
+    Attributes:
+        primary: the cell that the step writes or begins.
+        read: reads another cell; None in a step that takes no attempt.
+    """
+
+    documents: StepDocuments
+    primary: CellKey
+    read: Callable[[CellKey], CellDocument] | None
+    puts: dict[CellKey, tuple[Cell | None, Cell]] = field(default_factory=dict)
     now: int = NOW
 
     @property
     def job(self) -> JobRecord:
-        return self.view.job.job
+        return self.documents.job.job
 
     def cell(self, tag: str, task_index: int) -> Cell | None:
-        place = tag, task_index
-        if place in self.puts:
-            return self.puts[place][1]
-        known = self.view.cells.get(place)
-        if known is None:
-            # A later stage of the row. What is written to it holds only if it is as was thought; but whether a begin
-            # frees it must be known, unless its earlier stage was never written: then nothing of it was blocked.
-            thought = self.read is None or self.view.cells[self.primary].cell is None
-            known = self.view.cells[place] = CachedJob() if self.read is None or thought else self.read(place)
-        return known.cell
+        key, cells = (tag, task_index), self.documents.cells
+        if key in self.puts:
+            return self.puts[key][1]
+        document = cells.get(key)
+        if document is None:
+            # A later stage of the row. A write assumes that it does not exist, and the precondition verifies that.
+            # A begin must know whether it unblocks the stage. If the earlier stage was never written, it blocked none.
+            unread = self.read is None or cells[self.primary].cell is None
+            document = cells[key] = CellDocument() if self.read is None or unread else self.read(key)
+        return document.cell
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
         before = self.puts[tag, task_index][0] if (tag, task_index) in self.puts else old
@@ -77,28 +89,28 @@ class StepTransaction:
 
     @property
     def reopens(self) -> bool:
-        """Whether an expected cell that had ended has not any more: who decides a latch meanwhile must see it."""
+        """Whether an expected cell was final and no longer is. A concurrent decision must then fail."""
         return any(
-            old is not None and old.final and not new.final and tallies.is_expected(self.job, *place)
-            for place, (old, new) in self.puts.items()
+            old is not None and old.final and not new.final and tallies.is_expected(self.job, *key)
+            for key, (old, new) in self.puts.items()
         )
 
 
-def known_of(job: JobRecord, got: Got, name: str) -> CachedJob:
-    """Take a cell's document that was read; one of an older incarnation is only there to be written over."""
-    document = got.documents.get(name)
+def cell_document(job: JobRecord, batch: BatchRead, name: str) -> CellDocument:
+    """Decode a cell's document. One of an older incarnation has no content, and the next write replaces it."""
+    document = batch.documents.get(name)
     if document is None:
-        return CachedJob()
+        return CellDocument()
     fields = document.fields
     cell = cell_in(fields, job)
     if cell is None:
-        return CachedJob(None, document.stamp)
+        return CellDocument(None, document.update_time)
     operations = fields.get("operations") or []
-    return CachedJob(cell, document.stamp, operations, is_ours(fields, job), counted_as_failed(fields))
+    return CellDocument(cell, document.update_time, operations, is_ours(fields, job), counted_as_failed(fields))
 
 
 def set_time(cell: Cell, now: int) -> None:
-    """Give a cell that a step has made, and nobody has seen yet, the server's time."""
+    """Set the server's time in a cell that a step has created and not returned yet."""
     if cell.timestamp == NOW:
         cell.timestamp = now
         if cell.began_at == NOW:

@@ -1,0 +1,79 @@
+"""Compare a job and its subscriptions in a store with the expected job."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from celery_statemanager.models import Scope, StateEvent
+from celery_statemanager.stores.capabilities import FullStore
+from celery_statemanager.subscription import Subscription
+from celery_statemanager.testing.drawn import TAGS
+from celery_statemanager.testing.kit import PATIENCE, Grid
+from celery_statemanager.testing.model import ExpectedJob, Place, comparable
+from celery_statemanager.testing.naive import check_grid, read_grid
+
+
+def check_job(store: FullStore, expected: ExpectedJob) -> None:
+    """Compare everything that can be read of a job with the expected job."""
+    grid = Grid(store, expected.ref)
+    job = grid.job
+    assert (job.cancelled is not None, job.tombstoned_at is not None) == (expected.cancelled, expected.tombstoned)
+    assert grid.decided == expected.decided
+    cells, states = read_grid(grid, TAGS)
+    for place, cell in cells.items():
+        assert comparable(cell) == comparable(expected.cell(place))
+        assert (states[place].status, states[place].message) == expected.visible(place)
+    check_grid(grid, expected.places, cells, states)
+    owned = {(tag, row) for (tag, row), cell in expected.cells.items() if cell.open and cell.owner}
+    found = [each for each in store.list_open_attempts() if each.ref == grid.ref]
+    assert {(each.tag, each.task_index) for each in found} == owned
+    assert len(found) == len(owned)
+
+
+@dataclass
+class CheckedSubscription:
+    """An open subscription and the events that it has delivered."""
+
+    expected: ExpectedJob
+    scope: Scope
+    events: Subscription
+    seen: dict[Place, int] = field(default_factory=dict)
+    live: bool = False
+
+    def check(self, event: StateEvent) -> None:
+        """Check one event: versions rise, the state is that of its version, replay precedes live changes."""
+        state = event.state
+        place = (state.tag, state.task_index)
+        assert self.scope.holds(*place)
+        assert self.seen.get(place, 0) < state.version <= self.expected.cell(place).version
+        assert not (event.replay and self.live)
+        self.live = self.live or not event.replay
+        self.seen[place] = state.version
+        cell = self.expected.history[place, state.version]
+        masked = self.expected.cancelled and cell.status == 0 and not cell.open
+        assert (state.status, state.message) == (cell.status, cell.message) or masked
+        assert (state.event_id, state.attempt) == (cell.event_id, cell.attempt)
+
+    def drain(self) -> None:
+        """Read until the last version of every cell has arrived, and check that no other event follows."""
+        deadline = time.monotonic() + PATIENCE
+        while self.missing():
+            event = self.events.get(deadline - time.monotonic())
+            assert event is not None, f"did not receive {self.missing()}"
+            self.check(event)
+        assert self.events.get(0.0) is None
+
+    def end(self) -> None:
+        """Read until the subscription ends because its job was deleted."""
+        while (event := self.events.get(PATIENCE)) is not None:
+            self.check(event)
+        assert self.events.closed
+
+    def missing(self) -> dict[Place, int]:
+        """Return the last versions that have not arrived."""
+        return {
+            place: cell.version
+            for place, cell in self.expected.cells.items()
+            if self.scope.holds(*place) and self.seen.get(place, 0) < cell.version
+        }
