@@ -1,4 +1,4 @@
-"""Aggregate cells over a grid with holes: the lowest status wins (rules R5, R6, R17). Pure."""
+"""Aggregate the cells of a grid, including unwritten ones, by the lowest status (rules R5, R6, R17). Pure."""
 
 from __future__ import annotations
 

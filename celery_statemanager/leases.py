@@ -72,7 +72,7 @@ class Report:
     Attributes:
         running: names of the cells whose attempts the worker runs; ``previous``: those of the previous renewal.
         pending: names of the cells with writes that the worker still holds, because the store failed.
-        received: rows that the worker has received; iterated only as far as the record has room.
+        received: rows that the worker has received; iterated only until the record is full.
         cut: in a record that was read, the names of the lists above that did not fit completely.
         readable: whether this release can read the record; if not, its content is unknown.
     """

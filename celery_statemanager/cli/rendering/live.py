@@ -113,7 +113,7 @@ class LiveDisplay:
             return
 
     def _gather(self) -> None:
-        """Take events until the next frame is due."""
+        """Read events until the next frame is due."""
         due = time.monotonic() + IDLE
         while (left := due - time.monotonic()) > 0:
             try:
@@ -161,7 +161,7 @@ def terminal(*, no_color: bool) -> Console | None:
 
 @contextmanager
 def _screen(console: Console) -> Iterator[Live]:
-    """Use the whole terminal and restore it at the end; a resized tmux keeps what is not cleared."""
+    """Use the whole terminal and restore it at the end. It is cleared, because a resized tmux keeps old content."""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         try:
             yield live
