@@ -23,6 +23,7 @@ from celery_statemanager.integration.binding import HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task import outcomes
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
+from celery_statemanager.integration.task.replacement import fail_replaced
 from celery_statemanager.integration.task.run import Run, run_of, start_run
 from celery_statemanager.integration.worker import main
 from celery_statemanager.models import Status
@@ -84,7 +85,7 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
         run.end(status, message, keep_app_status=not isinstance(exception, StateError))
     elif outcomes.is_requeued(sender, exception):
         main.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
-    else:
+    elif not fail_replaced(sender, status, message):
         main.report(sender.app, task_id, None, status, message, began=True)
 
 
