@@ -136,6 +136,11 @@ def replaced(self, name):
     return self.replace(CANVASES_AND_FAILING[name]())
 
 
+@app.task(shared=False, bind=True)
+def plain_replaced(self, name):
+    return self.replace(CANVASES_AND_FAILING[name]())
+
+
 @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
 def replaced_twice(self, name):
     return self.replace(replaced.s(name))

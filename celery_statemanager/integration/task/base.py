@@ -12,9 +12,9 @@ from celery.result import allow_join_result
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import redelivery
-from celery_statemanager.integration.binding import HEADER, binding_of
+from celery_statemanager.integration.binding import binding_of
 from celery_statemanager.integration.installed import tracker_of
-from celery_statemanager.integration.task.replacement import ends_in_group, leaves
+from celery_statemanager.integration.task.replacement import bind_replacement, ends_in_group, leaves
 from celery_statemanager.integration.task.run import run_of, warn_no_manager
 from celery_statemanager.integration.task.state import TaskState, current_state
 
@@ -83,10 +83,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         run = run_of(self)
         if run is None:
             return super().on_replace(sig)
-        for leaf in leaves(sig):
-            if leaf["options"].get("task_id") == self.request.id:
-                headers = {**(leaf["options"].get("headers") or {}), HEADER: run.binding.to_header()}
-                leaf["options"].update(headers=headers, replaced_task_nesting=run.delivery.replacements + 1)
+        bind_replacement(run, leaves(sig))
         run.replaced_by = sig.task
         with (
             allow_join_result() if self.request.is_eager else nullcontext()

@@ -1,13 +1,13 @@
-"""The tasks inside the canvas that replaces a task, and the cell of that task if one of them fails."""
+"""Bind the task that ends a replacement to the cell of the replaced task, and end that cell if another one fails."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from celery import Task
 
-from celery_statemanager.integration.binding import binding_of, delivery_of
+from celery_statemanager.integration.binding import HEADER, binding_of, delivery_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task.run import Run
 
@@ -41,6 +41,31 @@ def leaves(node: Any) -> Iterator[dict[str, Any]]:
         yield from leaves(each)
 
 
+def following(chain: Sequence[Any] | None = None, chord: Any = None, **_: Any) -> Iterator[dict[str, Any]]:
+    """Yield the tasks whose signatures the message of a task contains, the next one first.
+
+    Args:
+        chain: the next tasks of its chain, the last one first.
+        chord: the body of its chord.
+    """
+    for node in (*reversed(chain or ()), chord):
+        if node is not None:
+            yield from leaves(node)
+            if node["options"].get("chord"):
+                yield from leaves(node["options"]["chord"])
+
+
+def bind_replacement(run: Run, tasks: Iterable[dict[str, Any]]) -> bool:
+    """Bind the task that gets the id of a replaced task to its cell; return whether it is among ``tasks``."""
+    found = False
+    for options in (each["options"] for each in tasks):
+        if options.get("task_id") == run.binding.celery_task_id:
+            headers = {**(options.get("headers") or {}), HEADER: run.binding.to_header()}
+            options.update(headers=headers, replaced_task_nesting=run.delivery.replacements + 1)
+            found = True
+    return found
+
+
 def fail_replaced(task: Task[Any, Any], status: int, message: str) -> bool:
     """End the cell that waits for a later task of the same replacement, which never runs because ``task`` has failed.
 
@@ -48,8 +73,9 @@ def fail_replaced(task: Task[Any, Any], status: int, message: str) -> bool:
 
     Returns: whether ``task`` belongs to the replacement of a tracked task.
     """
-    tracker = tracker_of(task.app)
-    bound = next((each["options"] for each in _following(task.request) if binding_of(each["options"])), None)
+    tracker, request = tracker_of(task.app), task.request
+    tasks = following(request.chain, request.chord)
+    bound = next((each["options"] for each in tasks if binding_of(each["options"])), None)
     binding = None if bound is None else binding_of(bound)
     if tracker is None or binding is None:
         return False
@@ -57,11 +83,3 @@ def fail_replaced(task: Task[Any, Any], status: int, message: str) -> bool:
     run = Run(tracker, binding, delivery, owner=None, message=None, alone_since=None)
     run.end(status, message, event_id=f"{binding.celery_task_id}.{delivery.replacements}.cut-off")
     return True
-
-
-def _following(request: Any) -> Iterator[dict[str, Any]]:
-    """Yield the tasks whose signatures the message of a task contains, the next one first."""
-    for node in (*reversed(request.chain or ()), request.chord):
-        if node is not None:
-            yield from leaves(node)
-            yield from leaves(node["options"]["chord"]) if node["options"].get("chord") else ()
