@@ -100,7 +100,12 @@ class JobDiagnosis:
             fate = f"received by a worker that is gone; {self._sweep()}: {_fate(kept=kept)}"
             yield from _some(tag, held, "lost", fate)
             left = left.without(held)
-        yield from _some(tag, left, "queued", f"in the queue: no live worker has received it{self._unlisted}")
+        yield from _some(
+            tag,
+            left,
+            "queued",
+            f"no live worker has received it: it is in the queue, or the broker keeps it for a worker that died{self._unlisted}",
+        )
 
     def _in_progress(self, column: Column) -> Iterator[Reason]:
         """Yield reasons for the rows that have begun and not ended."""

@@ -100,7 +100,7 @@ def next_steps(job_id: str) -> list[str]:
     return [
         f"{prefix}celery -A examples list-state",
         f"{prefix}celery -A examples show-state {job_id}",
-        f"{prefix}celery -A examples monitor-state --job {job_id} --tag hash",
+        f"{prefix}celery -A examples monitor-state {job_id} --tag hash",
         f"less {home}/worker.log",
         "make demo INPUT=/some/folder SHARDS=40",
     ]

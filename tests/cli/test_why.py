@@ -37,7 +37,7 @@ def test_each_range_of_open_rows_has_a_sentence(etl, run):
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0] == "etl-42: not settled, 7 cells open:"
-    assert any(line.startswith("  ingest  3: in the queue: no live worker has received it") for line in lines)
+    assert any(line.startswith("  ingest  3: no live worker has received it") for line in lines)
     assert any(line.startswith("  ingest  1: lost on pod-[2J3, worker pid 4711, attempt 1") for line in lines)
     assert any(line.startswith("  ingest  2: written by a Manager") for line in lines)
     assert "\x1b" not in result.stdout

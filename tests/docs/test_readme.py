@@ -103,6 +103,8 @@ def test_every_block_of_a_page_runs(page, names):
 
 def test_coming_from_shows_what_it_describes(names, capsys):
     run("docs/coming-from.md", names)
+    names["add_prices"]()
+    names["count_words"]()
     out = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"job-\w+ 2", out[0])
     assert out[1] == "3"
@@ -143,7 +145,7 @@ def test_every_command_line_is_valid(line):
         compose = (ROOT / "docker-compose.yml").read_text()
         assert f"profiles: [{words[3]}]" in compose
     else:
-        assert line in {"python3 -m venv .venv && . .venv/bin/activate", "python shop.py"}
+        assert line in {"python3 -m venv .venv && . .venv/bin/activate", ". .venv/bin/activate", "python shop.py"}
 
 
 def test_every_link_leads_to_a_file():

@@ -51,17 +51,30 @@ def begin(store, job, tag, row, owner=WORKER, **kind):
 def test_rows_in_the_queue_and_rows_behind_a_stage(store, job):
     assert reasons(store, job) == [
         ("hash", "0-3", "waits", "waits for stage 'scan' of its row"),
-        ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NO_WORKER}"),
+        (
+            "scan",
+            "0-3",
+            "queued",
+            f"no live worker has received it: it is in the queue, or the broker keeps it for a worker that died; {NO_WORKER}",
+        ),
     ]
 
 
 def test_queued_rows_report_a_store_without_live_workers(store, job, clock):
     leases.renew(store, WORKER, Report(), 30.0)
-    assert ("scan", "0-3", "queued", "in the queue: no live worker has received it") in reasons(store, job)
+    assert (
+        "scan",
+        "0-3",
+        "queued",
+        "no live worker has received it: it is in the queue, or the broker keeps it for a worker that died",
+    ) in reasons(store, job)
     clock.advance(31)
-    assert ("scan", "0-3", "queued", f"in the queue: no live worker has received it; {NO_WORKER}") in reasons(
-        store, job
-    )
+    assert (
+        "scan",
+        "0-3",
+        "queued",
+        f"no live worker has received it: it is in the queue, or the broker keeps it for a worker that died; {NO_WORKER}",
+    ) in reasons(store, job)
 
 
 @pytest.mark.parametrize(("message", "fate"), [(None, "it is marked LOST"), ("m", "its message is sent again")])
@@ -88,13 +101,18 @@ def test_rows_of_a_job_that_was_not_submitted(store):
 def test_rows_that_a_worker_has_received(store, job):
     leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
     assert ("scan", "2", "received", "received by a worker, not begun") in reasons(store, job)
-    assert ("scan", "0-1,3", "queued", "in the queue: no live worker has received it") in reasons(store, job)
+    assert (
+        "scan",
+        "0-1,3",
+        "queued",
+        "no live worker has received it: it is in the queue, or the broker keeps it for a worker that died",
+    ) in reasons(store, job)
 
 
 def test_rows_that_a_worker_may_have_received_without_listing_them(store, job):
     rows = [Received(job.ref, "scan", 2, "x" * size) for size in (1, leases.MOST_BYTES)]
     leases.renew(store, WORKER, Report(received=rows), 30.0)
-    text = "in the queue: no live worker has received it, or one has received it and does not list it, because it holds too many"
+    text = "no live worker has received it: it is in the queue, or the broker keeps it for a worker that died, or one has received it and does not list it, because it holds too many"
     assert ("scan", "0-1,3", "queued", text) in reasons(store, job)
 
 
