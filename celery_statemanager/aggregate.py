@@ -1,4 +1,4 @@
-"""Aggregate cells over a grid with holes: the lowest status wins (rules R5, R6, R17). Pure."""
+"""Aggregate the cells of a grid, including unwritten ones, by the lowest status (rules R5, R6, R17). Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def missing_state(job: JobRecord, tag: str, task_index: int) -> State:
 
 
 def mask_cancelled(job: JobRecord, cell: Cell, state: State) -> State:
-    """Return the state of a written cell as readers see it: CANCELLED if it waits to begin in a cancelled job."""
+    """Return the state of a written cell as readers see it: CANCELLED if its job is cancelled and it has not begun."""
     if job.cancelled is None or not cell.waiting:
         return state
     return replace(state, status=int(Status.CANCELLED), message=job.cancelled.reason)

@@ -23,7 +23,7 @@ def begin(
 
     Args:
         max_lost: the number of losses at which the cell becomes LOST instead of beginning again.
-        alone_since: monotonic time at which this worker ran nothing for the cell. Its earlier attempts are dead.
+        alone_since: monotonic time at which this worker ran nothing for the cell. Its earlier attempts no longer run.
     """
     reply = store.begin(ref, request)
     if reply.verdict is not Verdict.DUPLICATE:

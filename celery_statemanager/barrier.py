@@ -30,8 +30,8 @@ def synchronize(
 ) -> list[State]:
     """Wait until every expected row of ``tag`` has at least ``status``, and return one state per row.
 
-    Raises: SynchronizeFailed if a row is negative and ``fail_fast`` is set; SynchronizeTimeout after ``timeout``
-    seconds; JobNotFound.
+    Raises: SynchronizeFailed if a row has a negative status and ``fail_fast`` is set; SynchronizeTimeout after
+    ``timeout`` seconds; JobNotFound.
     """
     scope, lowest = Scope(tag=tag), None
 

@@ -193,7 +193,7 @@ def control_from_json(text: str) -> dict[str, Any]:
 
 
 def job_to_fields(job: JobRecord) -> dict[str, Any]:
-    """Return a job as the JSON object of a store that keeps text."""
+    """Return a job as a JSON object, for stores that keep text."""
     kept = ("job_id", "run_token", "incarnation", "num_tasks", "created_at", "last_activity", "revision")
     plain = {name: getattr(job, name) for name in (*kept, "schema_version")}
     return {**plain, "plan": plan_to_json(job.plan), "control": control_to_json(job)}
@@ -209,7 +209,7 @@ _CELL_FIELDS = tuple(field.name for field in fields(Cell))
 
 
 def cell_to_fields(cell: Cell) -> dict[str, Any]:
-    """Return a cell as the JSON object of a store that keeps text."""
+    """Return a cell as a JSON object, for stores that keep text."""
     return {name: getattr(cell, name) for name in _CELL_FIELDS}
 
 

@@ -1,4 +1,4 @@
-"""Explain why a job is not done: a sentence for each range of open cells, and what happens next."""
+"""Explain why a job has not settled: a sentence for each range of open cells, and what happens next."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class JobDiagnosis:
                 yield Reason(column.tag, IndexSet([row]), *self._cell(column.tag, row, cell))
 
     def _callbacks(self) -> Iterator[Reason]:
-        """Yield reasons for callbacks whose latch is decided and that have not run to their end."""
+        """Yield reasons for callbacks whose latch is decided and that have not run to completion."""
         for name, latch in self.job.latches.items():
             if latch.callback is None or latch.decided_at is None:
                 continue
@@ -167,7 +167,7 @@ class JobDiagnosis:
         """Return when the next sweep is due, or that there is none."""
         due, turn = self._workers.sweep_at, self._workers.turn
         if due is not None:
-            return f"swept at {_clock(due)}"
+            return f"next sweep at {_clock(due)}"
         last = "no sweep yet" if turn is None else f"no sweep for {self._age(turn.renewed_at)}"
         return f"{last}, start a worker or beat, or run sweep-state"
 
@@ -183,7 +183,7 @@ def _clock(moment: int) -> str:
 
 
 def _fate(*, kept: bool) -> str:
-    """Return what a sweep does with a row whose worker is gone; it depends on whether the message was kept."""
+    """Return what a sweep does with a row whose worker is gone; it depends on whether the message is stored."""
     return "its message is sent again" if kept else "it is marked LOST"
 
 

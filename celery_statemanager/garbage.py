@@ -95,10 +95,10 @@ def collect_garbage(
 
 
 class _Collection:
-    """Find the jobs to act on, and count the results.
+    """Finds the jobs to collect, and counts the results.
 
     Attributes:
-        now: the store's time at the start; all jobs are judged by it.
+        now: the store's time at the start; all jobs are evaluated at it.
     """
 
     def __init__(self, store: WorkerRegistry, ages: Ages, tell: Notify | None) -> None:
@@ -117,7 +117,7 @@ class _Collection:
                     yield job
 
     def collectable(self) -> Iterator[tuple[JobRecord, Act]]:
-        """Yield idle jobs that nothing protects, each with the act that is due."""
+        """Yield idle jobs that may be collected, each with the action that is due."""
         for page in _pages(self.store, idle_before=self.now - self._ages.tombstone):
             held: Callable[[str], bool] | None = None
             for job in page:
@@ -166,7 +166,7 @@ def _dry_run(collection: _Collection) -> None:
 
 
 class _Collector:
-    """Carry out the acts. Each is a compare-and-set on the job record as it was judged."""
+    """Performs the actions. Each is a compare-and-set on the job record as it was evaluated."""
 
     def __init__(self, collection: _Collection) -> None:
         self._collection = collection
@@ -207,7 +207,7 @@ class _Collector:
     def _marked(self, job: JobRecord) -> JobRecord | Skip:
         """Mark a job deleted; undo this if it was written to before the mark, or if the mark decided a latch.
 
-        The mark carries the time of the judgement. If the collection is interrupted here, the next run sees that the
+        The mark stores the time of the evaluation. If the collection is interrupted here, the next run detects that the
         write came later.
         """
         if self._store.update_job(replace(job, tombstoned_at=self._collection.now)) is None:

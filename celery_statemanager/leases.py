@@ -36,7 +36,7 @@ MOST_BYTES_OF_CELLS = 512 * 1024
 SWEEPER = "~sweeper"
 """The worker id of the record that holds the lease to sweep."""
 
-NO_WORKER = "~nobody"
+_ABSENT_WORKER = "~nobody"
 """A worker id that never has a record."""
 
 
@@ -72,7 +72,7 @@ class Report:
     Attributes:
         running: names of the cells whose attempts the worker runs; ``previous``: those of the previous renewal.
         pending: names of the cells with writes that the worker still holds, because the store failed.
-        received: rows that the worker has received; iterated only as far as the record has room.
+        received: rows that the worker has received; iterated only until the record is full.
         cut: in a record that was read, the names of the lists above that did not fit completely.
         readable: whether this release can read the record; if not, its content is unknown.
     """
@@ -99,7 +99,7 @@ class Report:
         return not self.lists_all or name in self.cells
 
     def about(self, ref: JobRef) -> Report:
-        """Return the part about one job; of a received row's message, only whether there is one remains."""
+        """Return the report reduced to one job. Messages are truncated, so that only their existence is visible."""
         prefix = f"{ref.incarnation}."
         running, previous, pending = (
             [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
@@ -206,9 +206,9 @@ def try_acquire(store: WorkerRegistry, holder: str, seconds: float) -> bool:
     return store.try_acquire(SWEEPER, holder, seconds)
 
 
-def try_a_write(store: WorkerRegistry) -> None:
+def check_writable(store: WorkerRegistry) -> None:
     """Check that the store accepts writes. A store may answer readers while writers wait. Raises: StoreError."""
-    store.drop_worker(NO_WORKER)
+    store.drop_worker(_ABSENT_WORKER)
 
 
 def renew(store: WorkerRegistry, worker_id: str, report: Report, lease: float) -> list[str]:

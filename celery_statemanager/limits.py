@@ -142,8 +142,9 @@ def short_repr(value: Any) -> str:
     """Return a short description of a rejected value for its error message, at most 60 characters of its ``repr``."""
     try:
         return f"{value!r:.60}"
-    except ValueError:  # Python formats no integer of more than 4,300 digits
-        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value without a repr"
+    except Exception:  # noqa: BLE001 - any object may be given; Python formats no integer of more than 4,300 digits
+        name = type(value).__name__
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"<{name} without a repr>"
 
 
 def sanitize(text: str, limit: int = 2_000) -> str:

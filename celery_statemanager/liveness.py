@@ -44,11 +44,11 @@ class Liveness:
 
 @dataclass(frozen=True, slots=True)
 class WorkerShare:
-    """What the record of a worker contains about one job.
+    """The part of a worker record that concerns one job.
 
     Attributes:
         named: whether the record names a cell of the job.
-        report: its part about the job.
+        report: the report, reduced to the job.
     """
 
     worker_id: str
@@ -59,17 +59,17 @@ class WorkerShare:
 
     @classmethod
     def from_record(cls, record: WorkerRecord, ref: JobRef) -> WorkerShare:
-        """Read a record; its body spells incarnations as they are."""
+        """Read the part of a record that concerns a job."""
         report = Report.from_record(record).about(ref)
-        named = ref.incarnation in record.body
+        named = ref.incarnation in record.body  # also in a record that cannot be read
         return cls(record.worker_id, record.renewed_at, record.lease_until, named, report)
 
 
 class WorkerSnapshot:
-    """The shares of all workers of a store in one job, at one moment. Records are read one by one.
+    """The shares of all workers of a store in one job, at one moment. Memory does not grow with the records' size.
 
     Attributes:
-        turn: the record of the last sweep; its lease is the interval until the next one.
+        turn: the record of the last sweep; its lease lasts until the next one.
     """
 
     def __init__(self, store: WorkerRegistry, ref: JobRef) -> None:

@@ -155,8 +155,8 @@ class Summary:
 
     Attributes:
         failed: cells with a negative status of their own.
-        not_run: cells that an earlier stage's failure kept from running. ``failed`` does not count them, although
-            they have the status of the stage that failed.
+        not_run: cells that did not run because an earlier stage failed. ``failed`` does not count them, although they
+            have the status of that stage.
     """
 
     num_tasks: int

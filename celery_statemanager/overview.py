@@ -23,7 +23,7 @@ class Phase(str, Enum):
     """No cell has begun."""
     RUNNING = "running"
     FAILING = "failing"
-    """The job is not over, and a cell has failed or was not run."""
+    """The job has not ended, and a cell has failed or was not run."""
     FINISHED = "finished"
     FAILED = "failed"
     """Every cell has ended, and one has failed or was not run."""

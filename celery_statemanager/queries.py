@@ -96,7 +96,7 @@ class JobQueries:
 
         Args:
             timeout: seconds; None means no limit.
-            fail_fast: raise as soon as a row is negative, instead of waiting for it to recover.
+            fail_fast: raise as soon as a row has a negative status, instead of waiting for it to recover.
 
         Raises: SynchronizeTimeout – with ``.states`` and ``.missing``; SynchronizeFailed; JobNotFound; TypeError;
             ValueError.

@@ -47,14 +47,14 @@ def find_job(store: Store, key: JobKey) -> JobRecord:
         raise JobNotFound(*key, _other_runs(store, key)) from None
     if is_newer(job):
         raise ConfigurationError(
-            f"job {job.job_id!r} was written by a newer release (schema {job.schema_version}, this one knows "
+            f"job {job.job_id!r} was written by a newer release (schema {job.schema_version}, this release supports "
             f"{SCHEMA_VERSION}): upgrade celery-statemanager here"
         )
     return job
 
 
 def _other_runs(store: Store, key: JobKey) -> list[str | None]:
-    """Return the runs to name where one was not found; none where the store fails meanwhile."""
+    """Return the other runs of a job that was not found, for the error message; none if the store fails."""
     try:
         return [token for token in store.list_runs(key.job_id) if token != key.run_token]
     except StoreError:
@@ -75,19 +75,19 @@ def current(store: Store, ref: JobRef) -> JobRecord:
 
 
 CHANGE_TIMEOUT = 10.0
-"""Seconds for which a change of a job's record is tried again while others change it too."""
+"""Seconds for which a change of a job record is retried while other processes change it."""
 
 
 def change_job(
     store: Store, ref: JobRef, change: Callable[[JobRecord], JobRecord | None], *, timeout: float = CHANGE_TIMEOUT
 ) -> tuple[str, ...] | None:
-    """Change a job's record by compare-and-set, in as many tries as other writers make necessary.
+    """Change a job's record by compare-and-set; retry while other writers change it.
 
     Args:
-        change: returns the changed record, or None to leave it; called again with the current record at each try.
+        change: returns the changed record, or None for no change; called with the current record at each try.
 
-    Returns: the names of the latches that this decided; None when ``change`` left the record as it is.
-    Raises: JobNotFound; StoreContended – others changed the job at each try until the time was up.
+    Returns: the names of the latches that this decided; None if ``change`` made no change.
+    Raises: JobNotFound; StoreContended – others changed the job at each try.
     """
     deadline = Deadline(timeout)
     while True:
@@ -97,13 +97,14 @@ def change_job(
         decided = store.update_job(changed)
         if decided is not None:
             return decided
-        deadline.pause(StoreError(f"job {ref.key.job_id!r} was changed by others at each try"), StoreContended)
+        error = StoreError(f"job {ref.key.job_id!r} was changed by other processes at each try; try again")
+        deadline.pause(error, StoreContended)
 
 
 def tombstone_job(store: Store, ref: JobRef, *, timeout: float = CHANGE_TIMEOUT) -> bool:
     """Mark a job deleted; its states stay readable and writable.
 
-    Returns: False when it was marked already. Raises: JobNotFound, StoreContended.
+    Returns: False if it was already marked. Raises: JobNotFound, StoreContended.
     """
 
     def mark(job: JobRecord) -> JobRecord | None:
@@ -113,7 +114,7 @@ def tombstone_job(store: Store, ref: JobRef, *, timeout: float = CHANGE_TIMEOUT)
 
 
 PURGED_AT_DELETION = 1_000
-"""Rows, about, that deleting one job removes at once; garbage collection removes the rest."""
+"""The approximate number of rows that ``delete_job`` removes at once; garbage collection removes the rest."""
 
 
 def delete_job(store: Store, ref: JobRef) -> None:

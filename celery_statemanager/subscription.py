@@ -1,6 +1,6 @@
 """Subscriptions: a replay of the existing states, followed by live changes (rule R7).
 
-The versions of each cell strictly rise and the last one always arrives, even across lost connections.
+The versions of each cell strictly increase, and the last one always arrives, even after lost connections.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Sweep:
         self._report = SweepReport()
 
     def run(self) -> SweepReport:
-        """Sweep once. An error of one job is logged; the others are swept all the same.
+        """Sweep once. An error of one job is logged, and the other jobs are still swept.
 
         Raises: StoreUnavailable; StoreError – a list cannot be read.
         """
@@ -144,7 +144,7 @@ class Sweep:
         self._store.write(attempt.ref, Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=True))
 
     def _reclaim_received(self, worker_id: str) -> None:
-        """Reclaim the rows that a dead worker had received, then delete its record or reduce it to the others."""
+        """Reclaim the rows that a dead worker had received, then delete its record or reduce it to the other rows."""
         worker = self._store.get_worker(worker_id)
         if worker is None or worker.lease_until > self._store.now():
             return

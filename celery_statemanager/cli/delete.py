@@ -79,7 +79,7 @@ def delete_state(
 
 
 def _ask(store: Store, found: Overview, glyphs: Glyphs) -> None:
-    """Exit unless a user at a terminal agrees."""
+    """Ask for confirmation; exit if there is no terminal or the answer is no."""
     if not sys.stdin.isatty():
         fail(f"no terminal to confirm the deletion of job {found.job.job_id!r}: add --yes", Exit.USAGE)
     ago = formatting.ago((to_datetime(store.now()) - to_datetime(found.job.last_activity)).total_seconds())

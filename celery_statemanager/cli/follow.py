@@ -46,7 +46,7 @@ class Follower:
     Attributes:
         job: the record as last read.
         deleted: whether this incarnation of the job no longer exists.
-        liveness: who works on the job, as last read; None before the first read.
+        liveness: the workers of the job, as last read; None before the first read.
 
     Args:
         clock: seconds, monotonic; for tests.
@@ -122,7 +122,7 @@ class Follower:
         return self.store.lowest(self.job.ref, self.scope).status < 0
 
     def close(self) -> None:
-        """End ``events``."""
+        """Make ``events`` stop."""
         self._closed = True
         self._manager.close()
 
@@ -143,7 +143,7 @@ class Follower:
             self._look()
 
     def _must_look(self, event: StateEvent | None, now: float) -> bool:
-        """Return whether to read the worker records: not while changes prove that somebody works."""
+        """Return whether to read the worker records, which is unnecessary while changes arrive."""
         known = self.liveness
         if known is None:
             return event is None
@@ -171,7 +171,7 @@ class Follower:
             pass  # the subscription reconnects and reports it
 
     def _at_rest(self) -> bool:
-        """Return whether a job without a plan has settled for good; between two stages it may seem so for a moment.
+        """Return whether a job without a plan has settled. Between two stages it may appear settled for a moment.
 
         The store is asked once for each state of the job, not at each tick.
         """

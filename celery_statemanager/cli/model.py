@@ -1,4 +1,4 @@
-"""The cells of a job as a watcher keeps them; the cost of a change does not grow with the job. Pure."""
+"""A display's model of a job's cells; the cost of a change does not grow with the job. Pure."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ class Column:
 
 
 class JobModel:
-    """Keep of each cell what a display of the job needs.
+    """The part of each cell that a display of the job needs.
 
     Attributes:
         job: the job's record as last read; the reader replaces it.
         running: by (tag, row), in the order in which they began to run; a change keeps the position.
         failures: failed cells grouped by cause.
-        changes: rises with every change.
+        changes: the number of changes so far.
         last_write: the newest timestamp seen.
         loading: whether the existing states are still being read.
     """
@@ -133,7 +133,7 @@ class JobModel:
             (column.failed if failed else column.not_run).add(state.task_index)
 
     def column_summaries(self, columns: Iterable[records.Column]) -> None:
-        """Take over the store's counts; they are shown until all cells have been read."""
+        """Set the counts to those of the store; they are shown until all cells have been read."""
         if self.scope.task_index is not None:
             return
         self._summaries = {each.tag: _counted(each) for each in columns}

@@ -108,7 +108,7 @@ def monitor_state(
 def _job_id(argument: str | None, option: str | None) -> str:
     """Return the job given as JOB or as ``--job``; exit if there is none, or if the two differ."""
     if argument is not None and option is not None and argument != option:
-        fail(f"two different jobs: JOB is {argument!r} and --job is {option!r}; give one of them", Exit.USAGE)
+        fail(f"two different jobs: JOB is {argument!r} and --job is {option!r}; use one of them", Exit.USAGE)
     job_id = option if argument is None else argument
     if job_id is None:
         fail("no job: write monitor-state JOB; list-state lists the jobs", Exit.USAGE)

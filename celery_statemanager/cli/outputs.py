@@ -75,7 +75,7 @@ def show_table(follower: Follower, output: Output) -> None:
 
 
 def show_live(follower: Follower, output: Output, console: Console) -> None:
-    """Draw the job on the terminal and leave a summary there."""
+    """Draw the job on the terminal and print a summary at the end."""
     if follower.until is Until.NOW or (follower.until is Until.SETTLED and follower.job.settled):
         _show_once(follower, output)
         return

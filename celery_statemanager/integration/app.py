@@ -129,7 +129,7 @@ class StateManager:
         return Job(self, find_job(self.store, job_key(job_id, run_token)))
 
     def current_job(self) -> Job | None:
-        """Return the job of the current task or callback, or None outside of tracked tasks.
+        """Return the job of the current task or callback, or None outside of this app's tracked tasks.
 
         Callbacks get only the job_id, which does not identify a run; this method returns their own run.
 
@@ -137,7 +137,7 @@ class StateManager:
             ``Ignore`` and stops it; StoreError.
         """
         run = run_of(current_task)
-        if run is None:
+        if run is None or run.tracker is not self:
             return None
         with interrupting():
             return Job(self, current(self.store, run.binding.ref))

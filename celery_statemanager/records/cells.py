@@ -20,15 +20,15 @@ class Delivery(NamedTuple):
 
 @dataclass(slots=True)
 class Cell:
-    """All that a store keeps of one cell. It is a value: change it by ``dataclasses.replace`` only.
+    """Everything that a store keeps of one cell. It is immutable: change it with ``dataclasses.replace``.
 
     Attributes:
         open: whether an attempt is open.
-        delivery: the delivery of the newest attempt or, after a retry was announced, of the next one.
+        delivery: the delivery of the newest attempt or, after a retry, of the next one.
         owner: the worker that runs the open attempt; None for a Manager, which holds no lease.
         losses: the number of attempts that were lost with their worker.
         kept: the message to send again if the worker is lost; removed when the cell ends.
-        blocked_by: the failed stage of the row that gave this never-begun cell its status.
+        blocked_by: the failed stage of the row; its status was written to this cell, which never began.
         began_at: when the open attempt began.
     """
 
@@ -69,7 +69,7 @@ class StoredCell:
     """A cell as a migration reads it and writes it back.
 
     Attributes:
-        mark: a value of the store's own that tells whether the cell has changed since it was read.
+        mark: a value defined by the store that changes when the cell changes.
     """
 
     tag: str

@@ -35,7 +35,7 @@ def job_key(job_id: str | UUID, run_token: str | UUID | None = None) -> JobKey:
 
 
 class JobRef(NamedTuple):
-    """One incarnation of a job. Writes name it, so a straggler never changes a successor."""
+    """One incarnation of a job. Writes name it, so a late write never changes a later job of the same name."""
 
     key: JobKey
     incarnation: str
@@ -43,7 +43,7 @@ class JobRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Latch:
-    """One of a job's three once-only decisions, and the callback that waits for it.
+    """One of the three decisions that a job makes once, and its callback.
 
     Attributes:
         callback: a task signature as JSON text; None if only the decision is recorded.
@@ -111,7 +111,7 @@ class JobRecord:
 
     @property
     def key(self) -> JobKey:
-        """The pair under which the job is kept."""
+        """The pair under which the job is stored."""
         return JobKey(self.job_id, self.run_token)
 
     @property

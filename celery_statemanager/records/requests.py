@@ -61,7 +61,7 @@ class Write:
             write has no message, its last message.
         block_later_stages: if the cell is final and negative afterwards, set the row's later stages to its status.
         counts_as_loss: count a loss, because the attempt's worker is gone.
-        next_delivery: the delivery that a retry announced.
+        next_delivery: the delivery that a retry will make.
     """
 
     tag: str
@@ -159,7 +159,7 @@ class Write:
         progress: str | None = None,
         counts_as_loss: bool = False,
     ) -> Write:
-        """Create the write that closes an open attempt whose message comes again: a retry, or one sent again."""
+        """Create the write that closes an open attempt whose message will be delivered again (retried or resent)."""
         return cls(
             tag,
             task_index,

@@ -33,7 +33,7 @@ class Watch(ABC):
         """Wait for changes; return an empty batch after ``timeout`` seconds, or at once when closed.
 
         The last version of every cell is returned. Between two reads only the newest version of a cell is kept, so a
-        slow reader costs at most one entry a cell. A version may be returned twice, so readers ignore versions that
+        slow reader costs at most one entry per cell. A version may be returned twice, so readers ignore versions that
         they have seen. After ``resync``, earlier versions may be missing.
 
         Raises: JobNotFound – this incarnation was deleted; StoreUnavailable – the connection was lost, create a new
@@ -42,7 +42,7 @@ class Watch(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop watching and end a ``read`` in progress. Harmless when repeated."""
+        """Stop watching and end a ``read`` in progress. Repeated calls have no effect."""
 
 
 class Store(ABC):
@@ -52,13 +52,13 @@ class Store(ABC):
     ``WorkerRegistry``, migrations by ``Migratable``.
 
     *Atomic.* Each method is one atomic step: it is applied completely or, when it raises, not at all (``delete_job``,
-    ``purge`` and the lists describe their own limits). *Cells are the truth*: the tallies, indexes and change feed of
-    a job change in the same step as the cell. *Incarnations.* A method that takes a ``JobRef`` raises ``JobNotFound``
-    unless exactly this incarnation is stored. *Clock.* Times come from the store's clock; within a job they never
-    decrease. *Errors.* ``StoreUnavailable`` when the store cannot be reached or does not answer within its timeout,
-    ``StoreError`` when it refuses a call; both are raised ``from`` the client's error and contain no password.
-    *Signals.* A call that a signal handler interrupts (a soft time limit, Ctrl-C) was applied or not applied, and
-    holds no lock afterwards.
+    ``purge`` and the lists describe their own limits). *Cells are the source of truth.* The tallies, indexes and change
+    feed of a job change in the same step as the cell. *Incarnations.* A method that takes a ``JobRef`` raises
+    ``JobNotFound`` unless exactly this incarnation is stored. *Clock.* Times come from the store's clock; within a job
+    they never decrease. *Errors.* ``StoreUnavailable`` when the store cannot be reached or does not answer within its
+    timeout, ``StoreError`` when it refuses a call; both are raised ``from`` the client's error and contain no password.
+    *Signals.* A call that a signal handler interrupts (a soft time limit, Ctrl-C) was applied or not applied, and holds
+    no lock afterwards.
 
     Values passed in and returned belong to the caller: changing them changes nothing in the store.
     Source: design.md, "The store contract"; ``celery_statemanager.testing.CoreContract`` tests it.
@@ -167,7 +167,7 @@ class Store(ABC):
         3. If ``write.begin`` is set, take an attempt.
         4. Check the fences.
         5. Store the cell under its next version.
-        6. If the cell has failed for good, block the later stages of its row.
+        6. If the failure of the cell is final, block the later stages of its row.
         7. Decide the latches of a planned job.
 
         Raises: JobNotFound, AttemptSuperseded, JobCancelled, BeginRefused.

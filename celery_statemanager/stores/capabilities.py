@@ -32,7 +32,7 @@ class WorkerRegistry(Store):
 
     @abstractmethod
     def get_worker(self, worker_id: str) -> WorkerRecord | None:
-        """Return one worker's record, its lease valid or not; None if there is none.
+        """Return one worker's record, even if its lease has expired; None if there is none.
 
         The cost does not grow with the other records.
         """
@@ -46,7 +46,7 @@ class WorkerRegistry(Store):
 
     @abstractmethod
     def drop_worker(self, worker_id: str) -> None:
-        """Delete a worker's record. Harmless when there is none."""
+        """Delete a worker's record. Without a record, the call has no effect."""
 
     @abstractmethod
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
@@ -87,8 +87,8 @@ class Migratable(Store):
         """Replace each cell by its content in a later layout, unless it has changed since it was read.
 
         Each replacement is atomic and is not a write: version, timestamp and event id are those of the given cell,
-        the job's last activity stays, and watches need not report it. Tallies follow. Status, attempt and owner must
-        be unchanged.
+        the job's last activity stays, and watches need not report it. Tallies are updated. Status, attempt and owner
+        must be unchanged.
 
         Returns: the number of cells replaced; cells written or rewritten by others meanwhile stay unchanged.
         Raises: JobNotFound.

@@ -24,7 +24,7 @@ class Published:
 
     @property
     def id(self) -> str:
-        """The Celery task id."""
+        """The id of the Celery task."""
         return str(self.headers["id"])
 
     def redeliver(self) -> None:

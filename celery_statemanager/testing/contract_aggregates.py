@@ -160,13 +160,13 @@ class AggregateContract:
     def test_aggregates_and_tallies_equal_a_recount_after_random_operations(
         self, store: Store, tags: PlanSpec | None, seed: int
     ) -> None:
-        dice = random.Random(seed)
+        rng = random.Random(seed)
         grid = Grid.create(store, 4, tags)
         seen: set[str] = set()
         for step in range(240):
-            tag, row = dice.choice("abcz"), dice.randrange(4)
+            tag, row = rng.choice("abcz"), rng.randrange(4)
             before = grid.cell(tag, row).version
-            _do_anything(grid, dice, tag, row)
+            _apply_random_operation(grid, rng, tag, row)
             seen |= {tag} if grid.cell(tag, row).version > before else set()
             if step == 200 and seed == 2:
                 grid.cancel()
@@ -174,16 +174,16 @@ class AggregateContract:
                 _recount(grid, seen)
 
 
-def _do_anything(grid: Grid, dice: random.Random, tag: str, row: int) -> None:
-    kind = dice.randrange(4)
+def _apply_random_operation(grid: Grid, rng: random.Random, tag: str, row: int) -> None:
+    kind = rng.randrange(4)
     open_attempt = grid.cell(tag, row).open
     if kind == 0:
-        grid.begin(tag, row, delivery=Delivery(0, dice.randrange(3)), owner="w")
+        grid.begin(tag, row, delivery=Delivery(0, rng.randrange(3)), owner="w")
     elif kind == 1 and open_attempt:
-        grid.end(tag, row, dice.choice(STATUSES))
+        grid.end(tag, row, rng.choice(STATUSES))
     elif grid.job.cancelled is None:
-        fields = {"keep_payload": True} if kind == 2 else {"payload": dice.choice(PAYLOADS)}
-        grid.write(tag, row, dice.choice(STATUSES), **fields)
+        fields = {"keep_payload": True} if kind == 2 else {"payload": rng.choice(PAYLOADS)}
+        grid.write(tag, row, rng.choice(STATUSES), **fields)
 
 
 def _recount(grid: Grid, seen: set[str]) -> None:

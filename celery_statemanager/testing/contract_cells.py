@@ -9,8 +9,7 @@ from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
 from celery_statemanager.records import to_datetime
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import FINISHED, Grid, smoke
+from celery_statemanager.testing.kit import FINISHED, FakeClock, Grid, smoke
 
 NAMES = [
     "a", "A", "a:b", "a/b", ".", "..", "__x__", "__", "a b", " ", " a", "a ", "*", "a*", "a?", "[a]", "{a}", "a%3Ab",

@@ -1,4 +1,4 @@
-"""The three latches and the outbox of their callbacks (rule R15)."""
+"""The three latches and the publication of their callbacks (rule R15)."""
 
 from __future__ import annotations
 
@@ -181,14 +181,14 @@ class CompletionContract:
 
     @pytest.mark.parametrize("seed", SEEDS)
     def test_each_latch_is_decided_exactly_once_and_when_its_condition_holds(self, store: Store, seed: int) -> None:
-        dice = random.Random(seed)
+        rng = random.Random(seed)
         grid = Grid.create(store, 3, ("a", "b"))
         decided: list[str] = []
         failed = False
         for _ in range(200):
-            tag, row = dice.choice("ab"), dice.randrange(3)
-            if grid.begin(tag, row, delivery=Delivery(0, dice.randrange(3))).verdict is Verdict.BEGUN:
-                status = dice.choice((FINISHED, FINISHED, FINISHED, FAILED, int(Status.LOST), 1))
+            tag, row = rng.choice("ab"), rng.randrange(3)
+            if grid.begin(tag, row, delivery=Delivery(0, rng.randrange(3))).verdict is Verdict.BEGUN:
+                status = rng.choice((FINISHED, FINISHED, FINISHED, FAILED, int(Status.LOST), 1))
                 reply = grid.end(tag, row, status, block_later_stages=False)
                 decided += reply.decided
                 failed = failed or status < 0

@@ -12,8 +12,7 @@ from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Submission
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge, smoke
+from celery_statemanager.testing.kit import PATIENCE, FakeClock, Grid, every_job, purge, smoke
 
 USES: dict[str, Callable[[Grid], object]] = {
     "write": lambda grid: grid.write("a", 0, 5),

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import StoreFactory
+from celery_statemanager.testing.kit import FakeClock, StoreFactory
 
 
 class ContractFixtures:

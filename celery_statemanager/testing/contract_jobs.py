@@ -10,8 +10,7 @@ from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.manager import Manager
 from celery_statemanager.records import LATCHES, Cancellation, JobKey, Latch, Submission, new_job
 from celery_statemanager.stores.base import Store
-from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import Grid, every_job
+from celery_statemanager.testing.kit import FakeClock, Grid, every_job
 
 MINUTE = 60_000_000
 

@@ -14,14 +14,14 @@ from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, PATIENCE, Grid, smoke
 
 
-def briefly(event: StateEvent | None) -> tuple[str, int, int, bool] | None:
-    """Return tag, row, version and replay of an event."""
+def identity(event: StateEvent | None) -> tuple[str, int, int, bool] | None:
+    """Return what identifies an event: tag, row, version and whether it is a replay."""
     return None if event is None else (event.state.tag, event.state.task_index, event.state.version, event.replay)
 
 
 def take(events: Subscription, count: int) -> list[tuple[str, int, int, bool] | None]:
     """Read events. None stands for one that did not arrive in time."""
-    return [briefly(events.get(PATIENCE)) for _ in range(count)]
+    return [identity(events.get(PATIENCE)) for _ in range(count)]
 
 
 class SubscriptionContract:
@@ -145,7 +145,7 @@ class SubscriptionContract:
         grid = Grid.create(store, 1, ("a",))
         grid.run("a", 0)
         events = grid.manager().subscribe(until_settled=True)
-        assert [briefly(event) for event in _to_the_end(events)] == [("a", 0, 2, True)]
+        assert [identity(event) for event in _to_the_end(events)] == [("a", 0, 2, True)]
 
     def test_until_settled_ends_for_a_cancelled_job(self, store: Store) -> None:
         for tags in (("a",), None):
@@ -155,7 +155,7 @@ class SubscriptionContract:
             assert take(events, 1) == [("a", 0, 1, True)]
             grid.cancel()
             grid.end("a", 0, CANCELLED)
-            assert [briefly(event) for event in _to_the_end(events)] == [("a", 0, 2, False)]
+            assert [identity(event) for event in _to_the_end(events)] == [("a", 0, 2, False)]
 
     def test_until_settled_without_a_plan_ends_when_every_written_cell_is_final(self, store: Store) -> None:
         grid = Grid.create(store, 2)
@@ -165,7 +165,7 @@ class SubscriptionContract:
         assert events.get(0.05) is None
         assert not events.closed
         grid.run("a", 1, FAILED)
-        got = [briefly(event) for event in _to_the_end(events)]
+        got = [identity(event) for event in _to_the_end(events)]
         assert got[-1] == ("a", 1, 2, False)
 
     @pytest.mark.parametrize("tags", [None, ("a", "b")])

@@ -9,9 +9,8 @@ from celery_statemanager.garbage import collect_garbage
 from celery_statemanager.manager import Manager
 from celery_statemanager.records import CALLBACK_ROW, OpenAttempt
 from celery_statemanager.stores.capabilities import WorkerRegistry
-from celery_statemanager.testing.clock import FakeClock
 from celery_statemanager.testing.contract_fixtures import ContractFixtures
-from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, every_job, smoke
+from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, FakeClock, Grid, every_job, smoke
 
 
 class WorkerRegistryContract(ContractFixtures):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ Test = TypeVar("Test", bound=Callable[..., object])
 
 
 def smoke(test: Test) -> Test:
-    """Mark a test as one that also runs on a slow store in every run; each rule has at least one."""
+    """Mark a test that also runs on slow stores in every run. Each rule has at least one such test."""
     test.is_smoke = True  # type: ignore[attr-defined] # every user would have to register a mark of pytest
     return test
 
@@ -62,6 +63,27 @@ class StoreFactory:
     make: Callable[..., Store]
     url: str | None = None
     takes_clock: bool = False
+
+
+class FakeClock:
+    """A clock that moves only by ``advance``. Thread-safe.
+
+    Args:
+        start: seconds since the epoch.
+    """
+
+    def __init__(self, start: float = 1_700_000_000.0) -> None:
+        self._seconds = start
+        self._lock = threading.Lock()
+
+    def __call__(self) -> float:
+        with self._lock:
+            return self._seconds
+
+    def advance(self, seconds: float) -> None:
+        """Set the clock forward, or back if ``seconds`` is negative."""
+        with self._lock:
+            self._seconds += seconds
 
 
 class Grid:

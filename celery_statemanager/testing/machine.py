@@ -22,7 +22,7 @@ from celery_statemanager.testing.model import ExpectedJob, Place, comparable
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Created by ``store_machine``."""
+    """Random operations on a store. Use ``store_machine`` to create a subclass for a store."""
 
     make_store: ClassVar[Any]
     recount_every: ClassVar[int]

@@ -179,7 +179,7 @@ def test_the_job_is_an_argument_or_an_option(run, settled, words):
 def test_two_different_jobs_are_rejected(run, settled, error_of):
     result = run(settled, "--job", "other")
     assert result.exit_code == 2
-    assert error_of(result) == "two different jobs: JOB is 'etl-42' and --job is 'other'; give one of them"
+    assert error_of(result) == "two different jobs: JOB is 'etl-42' and --job is 'other'; use one of them"
 
 
 def test_a_mistyped_tag_is_reported(run, settled):

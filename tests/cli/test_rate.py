@@ -1,6 +1,6 @@
 """The rate is that of the last minute; until it is known, there is none."""
 
-from celery_statemanager.cli.rendering.rate import Rate
+from celery_statemanager.cli.rendering.live import Rate
 
 
 def test_the_rate_is_unknown_at_first():

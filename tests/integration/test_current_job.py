@@ -104,6 +104,19 @@ def test_an_unknown_tag_is_rejected_with_the_planned_tags(app, states):
             read("injest")
 
 
+def test_a_task_of_another_app_has_no_current_job(app, states):
+    other = Celery("other", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://")
+    found = []
+
+    @other.task(shared=False, base=StatefulTask)
+    def task():
+        found.append((states.current_job(), StateManager(other).current_job().id))
+
+    job = StateManager(other).submit([task.s()])
+    assert found == [(None, job.id)]
+    assert job.summary().finished == 1
+
+
 @pytest.mark.parametrize("base", [StatefulTask, None], ids=["stateful", "plain"])
 @pytest.mark.parametrize("immutable", [False, True], ids=["job_id", "immutable"])
 def test_current_job_in_an_eager_callback_returns_its_own_run(app, states, base, immutable):

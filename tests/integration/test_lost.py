@@ -151,7 +151,7 @@ def stop_outside_a_write(process, store):
     while True:
         process.send_signal(signal.SIGSTOP)
         try:
-            return leases.try_a_write(store)
+            return leases.check_writable(store)
         except StoreUnavailable:
             process.send_signal(signal.SIGCONT)
 

@@ -3,7 +3,7 @@
 import pytest
 from celery import Celery
 
-from celery_statemanager import StatefulTask, StateManager, Status, SubmitFailed, current_state
+from celery_statemanager import Manager, StatefulTask, StateManager, Status, SubmitFailed, current_state
 from celery_statemanager.testing import FaultyStore
 from celery_statemanager.testing.kit import PATIENCE
 
@@ -107,3 +107,29 @@ def test_a_call_that_finds_the_job_deleted_stops_the_task(app, states, use):
     with pytest.raises(SubmitFailed, match="no job 'etl'"):  # submit records in the job that all messages are published
         states.submit([task.s()], job_id="etl")
     assert ran == [use]
+
+
+REFUSALS = {
+    "begin of a finished cell": (FINISHED, lambda manager: manager.begin("extra"), "BeginRefused"),
+    "write after another attempt": (50, lambda manager: manager.set_state("extra", 5), "AttemptSuperseded"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal_about_another_cell_fails_the_task(app, states, refusal):
+    status, use, error = REFUSALS[refusal]
+
+    @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+    def task(self):
+        manager = self.state.manager
+        manager.begin("extra")
+        other = Manager.open(states.store, "etl", task_index=0)
+        other.begin("extra")
+        other.set_state("extra", status)
+        use(manager)
+
+    job = states.submit([task.s()], job_id="etl")
+    state = job.get_state("work", 0)
+    assert state.status == Status.FAILED
+    assert state.message.startswith(f"{error}: ")
+    assert not is_open(job, "work")

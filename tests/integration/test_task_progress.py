@@ -97,11 +97,23 @@ def test_a_message_that_cannot_be_stored_is_converted(app, states, caplog, messa
     assert len(warnings_of(caplog)) == 1
 
 
-def test_a_message_that_cannot_be_converted_to_text_is_omitted(app, states):
-    class Silent:
-        def __str__(self):
-            raise RuntimeError("nothing to say")
+class Silent:
+    """A value that cannot be printed, such as a lazy object whose database is gone."""
 
+    def __repr__(self):
+        raise RuntimeError("nothing to say")
+
+
+@pytest.mark.parametrize("call", [(Silent(), 2), (1, Silent()), (1, 2, Silent())], ids=["done", "total", "message"])
+def test_values_that_cannot_be_printed_do_not_fail_the_task(app, states, caplog, call):
+    name = f"unprintable {len(call)} {os.urandom(4)}"
+    job, _ = report(app, states, name, call)
+    assert job.summary().finished == 1
+    (warning,) = warnings_of(caplog)
+    assert "Silent without a repr" in warning
+
+
+def test_a_message_that_cannot_be_converted_to_text_is_omitted(app, states):
     job, (state,) = report(app, states, "silent", (1, 2, Silent()))
     assert job.summary().finished == 1
     assert (state.status, state.message) == (50, None)

@@ -66,7 +66,7 @@ def test_a_callback_is_published_once_the_broker_is_available_again(settings, st
         eventually(lambda: own.notes(key))
         with proxy.down():
             (own.HOME / f"{key}.go").touch()
-            eventually(lambda: "cannot publish the callbacks of job" in worker.log.read_text())
+            eventually(lambda: "cannot publish the callbacks" in worker.log.read_text())
             assert own.states.store.get_job(job.manager.ref.key).due
         assert_effective_once(own, job, eventually, "success")
         worker.kill()

@@ -279,7 +279,7 @@ def test_a_job_of_a_newer_release_is_kept_and_rejected_when_opened(store: Store)
     grid = create_idle_job(store)
     grid.update(lambda job: replace(job, schema_version=job.schema_version + 1))
     assert collect_garbage(store, **DELETE).skipped == {Skip.NEWER.value: 1}
-    with pytest.raises(ConfigurationError, match=r"newer release \(schema 2, this one knows 1\): upgrade"):
+    with pytest.raises(ConfigurationError, match=r"newer release \(schema 2, this release supports 1\): upgrade"):
         Manager.open(store, "job")
 
 

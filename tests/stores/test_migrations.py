@@ -184,7 +184,7 @@ def test_a_job_with_a_later_schema_is_not_migrated_back(store: Store) -> None:
     ):
         migrate_jobs(store, 2, job_id="job", steps=LATER)
     assert grid.job == before
-    with pytest.raises(ConfigurationError, match=r"newer release \(schema 3, this one knows 1\): upgrade"):
+    with pytest.raises(ConfigurationError, match=r"newer release \(schema 3, this release supports 1\): upgrade"):
         Manager.open(store, "job")
 
 

@@ -16,8 +16,7 @@ from celery_statemanager import Manager, Status, Store, collect_garbage, migrate
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import CALLBACK_ROW, JobKey
 from celery_statemanager.stores.sqlite.location import SCHEMA
-from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job, purge
+from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock, Grid, every_job, purge
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DUMPS = sorted(FIXTURES.glob("*-*"))

@@ -115,7 +115,7 @@ def test_a_lost_row_reports_the_next_sweep_and_its_effect(store, job, clock, kep
     leases.try_acquire(store, "w2", 15.0)
     gone = "lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is gone or no longer lists it"
     swept = clock_time(store.now() + 15_000_000)
-    assert ("scan", "1", "lost", f"{gone}; swept at {swept}: {fate}") in reasons(store, job)
+    assert ("scan", "1", "lost", f"{gone}; next sweep at {swept}: {fate}") in reasons(store, job)
 
 
 def test_a_missing_sweep_is_reported_with_a_hint(store, job, clock):
@@ -128,7 +128,7 @@ def test_a_missing_sweep_is_reported_with_a_hint(store, job, clock):
     assert when() == "no sweep yet, start a worker or beat, or run sweep-state: it is marked LOST"
     leases.try_acquire(store, "w2", 15.0)
     clock.advance(20)
-    assert when() == f"swept at {clock_time(store.now())}: it is marked LOST"
+    assert when() == f"next sweep at {clock_time(store.now())}: it is marked LOST"
     clock.advance(30)
     assert when() == "no sweep for 50 s, start a worker or beat, or run sweep-state: it is marked LOST"
 

@@ -24,7 +24,7 @@ _STALLED = 60.0
 
 
 class Frame:
-    """Draw a job repeatedly; a running row keeps its line until it ends."""
+    """Draws a job repeatedly; a running row keeps its line until it ends."""
 
     def __init__(self, glyphs: Glyphs, *, hints: bool = True) -> None:
         self.glyphs = glyphs
@@ -51,7 +51,7 @@ class Frame:
         return [*lines, self._more(formatting.counted(hidden, "more tag"))] if hidden and room > 1 else lines
 
     def _cells(self, view: View, columns: int, room: int, gap: list[Line]) -> list[Line]:
-        """Share the room: failures get what running rows leave, and at least a third."""
+        """Divide the space: failures get what running rows leave, and at least a third."""
         model, above = view.model, len(gap)
         report = model.failure_report()
         blocks = self._blocks(model, report, columns, room - len(model.running) - 2 * above)

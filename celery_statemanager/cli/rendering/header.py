@@ -20,7 +20,7 @@ class View:
         now: by the store's clock.
         rate: cells per second; None while unknown.
         eta: seconds until the remaining cells are done; None while unknown.
-        liveness: who works on the job; None while unknown.
+        liveness: the workers of the job; None while unknown.
     """
 
     model: JobModel
@@ -37,7 +37,7 @@ class View:
 
     @property
     def standstill(self) -> str | None:
-        """Why the job makes no progress; None if somebody works on it, it is over, or nothing is known."""
+        """Why the job makes no progress; None if a worker processes it, it is over, or nothing is known."""
         known = self.liveness
         if known is None or self.model.over:
             return None
@@ -86,7 +86,7 @@ def header(view: View, columns: int, glyphs: Glyphs) -> list[Line]:
 
 
 def condition(view: View, total: Counts, glyphs: Glyphs) -> Line:
-    """Return the condition of the job in a few words."""
+    """Return a short description of the condition of the job."""
     job = view.model.job
     if not view.connected:
         return [Span(f"reconnecting{glyphs.ellipsis}", "warn")]
@@ -141,7 +141,7 @@ def worker_remark(view: View) -> str | None:
     if known.activity is Activity.NO_WORKER:
         return "start a worker, or compare the store_url of the running ones"
     if view.standstill is not None:
-        return "no live worker has received any of its tasks: is its queue served?"
+        return "no live worker has received any of its tasks: check that a worker consumes their queue"
     return None
 
 

@@ -7,6 +7,7 @@ import queue
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,6 @@ from celery_statemanager.cli.follow import Follower
 from celery_statemanager.cli.model import JobModel
 from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View
-from celery_statemanager.cli.rendering.rate import Rate
 from celery_statemanager.cli.rendering.text import Line, encodable, glyphs_for
 from celery_statemanager.models import StateEvent
 from celery_statemanager.records import to_datetime
@@ -32,6 +32,12 @@ FRAME = 1 / 8
 
 IDLE = 0.25
 """Seconds without a change after which the terminal's size and the clock are checked."""
+
+WINDOW = 60.0
+"""Seconds over which the rate is measured."""
+
+_SPACING = 1.0
+_SHORTEST = 3.0
 
 _STYLES = {"good": "green", "busy": "cyan", "bad": "red", "warn": "yellow", "dim": "dim", "head": "bold", "": ""}
 
@@ -107,7 +113,7 @@ class LiveDisplay:
             return
 
     def _gather(self) -> None:
-        """Take events until the next frame is due."""
+        """Read events until the next frame is due."""
         due = time.monotonic() + IDLE
         while (left := due - time.monotonic()) > 0:
             try:
@@ -155,7 +161,7 @@ def terminal(*, no_color: bool) -> Console | None:
 
 @contextmanager
 def _screen(console: Console) -> Iterator[Live]:
-    """Use the whole terminal and restore it at the end; a resized tmux keeps what is not cleared."""
+    """Use the whole terminal and restore it at the end. It is cleared, because a resized tmux keeps old content."""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         try:
             yield live
@@ -181,3 +187,36 @@ def _undisturbed() -> Iterator[None]:
 
 def _terminated(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+class Rate:
+    """Measure the rate over the last minute or, until a minute was watched, over the whole run.
+
+    Args:
+        began_at: time at which nothing was done yet, in seconds on the clock of ``add``.
+    """
+
+    def __init__(self, began_at: float) -> None:
+        self._samples: deque[tuple[float, float]] = deque([(began_at, 0.0)])
+        self._last = (began_at, 0.0)
+
+    def add(self, at: float, done: float) -> None:
+        """Record how many cells are done."""
+        self._last = (at, done)
+        if at - self._samples[-1][0] >= _SPACING or len(self._samples) == 1:
+            self._samples.append((at, done))
+        while len(self._samples) > 2 and at - self._samples[1][0] >= WINDOW:
+            self._samples.popleft()
+
+    @property
+    def per_second(self) -> float | None:
+        """Cells per second; None while unknown."""
+        (start, before), (end, after) = self._samples[0], self._last
+        if end - start < _SHORTEST or after <= before:
+            return None
+        return (after - before) / (end - start)
+
+    def eta(self, left: float) -> float | None:
+        """Return the seconds until the remaining cells are done; None while unknown."""
+        speed = self.per_second
+        return None if speed is None or left <= 0 else left / speed

@@ -27,15 +27,23 @@ class TaskJobGone(JobNotFound, Ignore):
 
 
 @contextmanager
-def interrupting() -> Iterator[None]:
-    """Convert errors of the package to the classes of this module."""
+def interrupting_for_job() -> Iterator[None]:
+    """Convert errors about the whole job to the classes of this module; leave those about one cell unchanged."""
     try:
         yield
-    except AttemptSuperseded as error:
-        raise TaskSuperseded(*error.args) from None
-    except BeginRefused as error:
-        raise TaskRefused(*error.args) from None
     except JobCancelled as error:
         raise TaskCancelled(*error.args) from None
     except JobNotFound as error:
         raise TaskJobGone(*error.args) from None
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Convert errors about the running task's own cell or job to the classes of this module."""
+    try:
+        with interrupting_for_job():
+            yield
+    except AttemptSuperseded as error:
+        raise TaskSuperseded(*error.args) from None
+    except BeginRefused as error:
+        raise TaskRefused(*error.args) from None

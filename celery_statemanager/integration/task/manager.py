@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
-from celery_statemanager.integration.task.errors import interrupting
+from celery_statemanager.integration.task.errors import interrupting, interrupting_for_job
 from celery_statemanager.integration.task.run import Run
 from celery_statemanager.limits import check_name
 from celery_statemanager.manager import Manager
@@ -48,9 +48,10 @@ class RunManager(Manager):
 
     def begin(self, tag: str) -> int:
         """Return the attempt of the task for its own tag; see ``Manager.begin`` for other tags."""
-        with interrupting():
-            if check_name("tag", tag) != self._run.binding.tag:
+        if check_name("tag", tag) != self._run.binding.tag:
+            with interrupting_for_job():
                 return super().begin(tag)
+        with interrupting():
             if self._run.attempt is None:  # the store was unavailable when the task began
                 return self._run.write(Write(*self._run.cell, int(Status.STARTED), keep_payload=True)).attempt
             return self._run.attempt
@@ -64,8 +65,9 @@ class RunManager(Manager):
     delete_job = _stopping(Manager.delete_job)
 
     def _send(self, request: Write) -> State:
-        with interrupting():
-            if request.tag != self._run.binding.tag:
+        if request.tag != self._run.binding.tag:
+            with interrupting_for_job():
                 return super()._send(request)
+        with interrupting():
             request.ends_attempt = False
             return self._run.write(request)

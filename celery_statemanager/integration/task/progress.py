@@ -46,7 +46,7 @@ def to_progress(
         written, correction = _clamped(done, total)
     if correction is not None and task not in _warned:
         _warned.add(task)
-        values = ", ".join(map(_safe_repr, (done, total) if message is None else (done, total, message)))
+        values = ", ".join(map(short_repr, (done, total) if message is None else (done, total, message)))
         warning = "task %r called progress(%s): %s (logged once per task name in each process)"
         logger.warning(warning, task, values, correction, extra=log_extra)
     return None if written is None else Progress(*written, text)
@@ -87,10 +87,3 @@ def _to_message(message: Any, max_bytes: int) -> tuple[str | None, str | None]:
             return None, "the message was omitted"
         return text, "the message was converted to text or truncated"
     return message, None
-
-
-def _safe_repr(value: Any) -> str:
-    try:
-        return short_repr(value)
-    except Exception:  # noqa: BLE001 - the task's own __repr__ may raise anything
-        return f"<{type(value).__name__}>"

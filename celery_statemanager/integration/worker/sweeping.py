@@ -102,7 +102,7 @@ class _Sweeping:
             acquired = leases.try_acquire(self._tracker.store, self._holder, self._interval)
             self._due = now + self._interval * JITTER[0]
             return acquired
-        leases.try_a_write(self._tracker.store)  # without trust it could not sweep: leave the acquisition to others
+        leases.check_writable(self._tracker.store)  # without trust it could not sweep: leave the acquisition to others
         return False
 
 

@@ -1,4 +1,4 @@
-"""Translation of redis-py's errors into ``StoreError`` and ``StoreUnavailable``, with a hint what to do."""
+"""Translation of redis-py's errors into ``StoreError`` and ``StoreUnavailable``, with a hint on what to do."""
 
 from __future__ import annotations
 

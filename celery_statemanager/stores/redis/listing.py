@@ -31,7 +31,7 @@ class _AddressChunk(NamedTuple):
 
 
 class ScannedCells(NamedTuple):
-    """Written cells ``with_sort_keys``, in order, and the tags by the rank in these keys."""
+    """Sorted cells, as ``with_sort_keys`` encodes them, and the tags by their rank in the sort keys."""
 
     tags: list[str]
     cells: list[bytes]

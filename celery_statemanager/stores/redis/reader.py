@@ -131,7 +131,7 @@ class JobReader:
 
 
 class _ColumnsReply(NamedTuple):
-    """A reply of ``columns.lua`` and the tags that it is about."""
+    """A reply of ``columns.lua`` and the tags to which it refers."""
 
     tags: list[str]
     head: Head

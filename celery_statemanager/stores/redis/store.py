@@ -223,7 +223,7 @@ class RedisStore(FullStore):
         return f"<RedisStore {self._server.shown}>"
 
     def _step(self, script: Script, layout: JobLayout, keys: tuple[str, ...], args: list[str | bytes]) -> Any:
-        """Touch the job and run a step on one of its cells. Register the job again if the registry has lost it."""
+        """Touch the job and run a step on one of its cells. Register the job again if it is not registered."""
         registered = self._registry.touch(layout)
         reply = self._reader.run(script, layout.job.ref, keys, args)
         if not registered:

@@ -157,7 +157,7 @@ class Pool:
         return checkout.connection
 
     def _check_in(self, checkout: Checkout) -> None:
-        """Return a connection to the pool. Harmless when there is none, and when repeated."""
+        """Return the connection, if there is one, to the pool. Repeated calls have no effect."""
         connection = checkout.connection
         if connection is not None and connection.in_transaction:
             with suppress(sqlite3.Error):

@@ -95,7 +95,7 @@ _UPDATE_CELL = {
     (False, True): _update_cell("open", "owner"),
     (True, True): _update_cell("status", "open", "owner"),
 }
-"""By whether the status, and the owner and openness, stay unchanged: SQLite updates the index of any column named."""
+"""Variants by which columns stay unchanged, because SQLite updates the indexes of every column that is named."""
 
 _FIXED = ("status", "timestamp", "version", "attempt", "open", "owner")
 _REWRITTEN = [name for name in COLUMNS if name not in _FIXED]

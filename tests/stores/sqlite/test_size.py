@@ -13,8 +13,7 @@ from celery_statemanager.errors import JobNotFound
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.sqlite import SQLiteStore
 from celery_statemanager.stores.sqlite.listing import PAGE
-from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import Grid
+from celery_statemanager.testing.kit import FakeClock, Grid
 
 MANY = 100_000
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from sqlite_kit import opened, raw
 
 from celery_statemanager.records import CALLBACK_ROW
-from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import FAILED, Grid
+from celery_statemanager.testing.kit import FAILED, FakeClock, Grid
 
 
 class TestTime:

@@ -12,8 +12,7 @@ from sqlite_kit import opened, recount
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound, StoreError
 from celery_statemanager.stores.sqlite import SQLiteStore
 from celery_statemanager.stores.sqlite.write_cache import MAX_CACHED_CELLS
-from celery_statemanager.testing.clock import FakeClock
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
+from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock, Grid
 
 PLAN = ("a", "b")
 
