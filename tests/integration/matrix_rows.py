@@ -164,7 +164,9 @@ OUTCOMES = [
         "unknown task",
         "act_unknown",
         "succeed",
-        only("prefork threads solo gevent", Status.REJECTED, "task 'act_unknown' is not registered in the worker", 0, 1),
+        only(
+            "prefork threads solo gevent", Status.REJECTED, "task 'act_unknown' is not registered in the worker", 0, 1
+        ),
     ),
     Outcome(
         "a message that is not a valid task message",
