@@ -19,10 +19,11 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled, StateError
-from celery_statemanager.integration.binding import HEADER, binding_of
+from celery_statemanager.integration.binding import HEADER, binding_of, delivery_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task import outcomes
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
+from celery_statemanager.integration.task.replacement import bind_replacement, fail_replaced, following
 from celery_statemanager.integration.task.run import Run, run_of, start_run
 from celery_statemanager.integration.worker import main
 from celery_statemanager.models import Status
@@ -84,7 +85,7 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
         run.end(status, message, keep_app_status=not isinstance(exception, StateError))
     elif outcomes.is_requeued(sender, exception):
         main.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
-    else:
+    elif not fail_replaced(sender, status, message):
         main.report(sender.app, task_id, None, status, message, began=True)
 
 
@@ -170,17 +171,27 @@ def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: 
     main.report(sender.app, headers.get("id", ""), headers, int(Status.REJECTED), why, began=False)
 
 
-def _on_publish(headers: Any = None, properties: Any = None, **_: Any) -> None:
+def _on_publish(
+    sender: str | None = None, body: Any = None, headers: Any = None, properties: Any = None, **_: Any
+) -> None:
     """Add the binding to a message with the id of the running task, which a retry or replacement may have dropped.
+
+    If a later task of the message's chain or chord has this id, bind that task: it ends the replacement.
 
     Also remove the expiration from the properties of a tracked message, because RabbitMQ would drop the message without
     a signal. By the header, which stays, the worker rejects an expired message and reports it.
     """
     if HEADER not in headers:
         run = run_of(current_task)
-        if run is None or headers.get("id") != run.binding.celery_task_id:
+        if run is None:
+            return
+        if headers.get("id") != run.binding.celery_task_id:
+            if isinstance(body, tuple) and bind_replacement(run, following(**body[2])):
+                run.replaced_by = run.replaced_by or sender
             return
         headers[HEADER] = run.binding.to_header()
+        if delivery_of(headers).replacements > run.delivery.replacements:
+            run.replaced_by = sender
     if properties:
         properties.pop("expiration", None)
 

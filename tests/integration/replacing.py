@@ -110,10 +110,35 @@ CANVASES = {
 """The replacement of a task, and its result."""
 
 
+@app.task(shared=False)
+def fail(*args):
+    raise ValueError("of the replacement")
+
+
+FAILING = {
+    "failing signature": lambda: fail.s(),
+    "failing chain": lambda: chain(fail.s(), add.s(1), add.s(1)),
+    "failing chain that ends in a group": lambda: chain(fail.s(), group(add.s(1), add.s(2))),
+    "failing chain with a group inside": lambda: chain(add.s(1, 2), group(fail.s(), add.s(1)), total.s()),
+    "failing group": lambda: group(fail.s(), add.s(1, 2), fail.s()),
+    "failing group of chains": lambda: group(chain(fail.s(), add.s(1)), add.s(1, 2)),
+    "failing chord": lambda: chord([fail.s(), add.s(1, 2)], total.s()),
+    "failing chord with a chain as body": lambda: chord([add.s(1, 2), fail.s()], chain(total.s(), add.s(1))),
+    "failing chord with a body that fails": lambda: chord(numbers(), chain(fail.s(), add.s(1))),
+}
+"""Replacements in which a task fails."""
+
+CANVASES_AND_FAILING = {**{name: make for name, (make, _) in CANVASES.items()}, **FAILING}
+
+
 @app.task(shared=False, base=StatefulTask, bind=True, tag="work")
 def replaced(self, name):
-    make, _ = CANVASES[name]
-    return self.replace(make())
+    return self.replace(CANVASES_AND_FAILING[name]())
+
+
+@app.task(shared=False, bind=True)
+def plain_replaced(self, name):
+    return self.replace(CANVASES_AND_FAILING[name]())
 
 
 @app.task(shared=False, base=StatefulTask, bind=True, tag="work")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from celery import chain
-from replacing import CANVASES
+from replacing import CANVASES, FAILING
 from servers import running_redis
 from workers import Worker
 
@@ -74,6 +74,43 @@ def test_the_next_stage_gets_the_result_of_the_replacement(module, name):
     assert job.get_state("after", 0).payload == {"result": result}
     assert job.get_state("work", 0).attempt == 2
     assert not module.states.store.get_cell(job.manager.ref, "work", 0).open
+
+
+PLAIN = ["signature", "chain", "group", "empty group", "group of chains", "chord", "chain with a group inside", "map"]
+"""Canvases by which Celery's own tasks can be replaced."""
+
+
+def submit_plain(module, name):
+    return module.states.submit([chain(module.states.tag(module.plain_replaced.s(name), "work"), module.keep.s())])
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.xdist_group("replacing")
+def test_a_plain_task_is_replaced_alike(module, name):
+    _, result = CANVASES[name]
+    job = submit_plain(module, name)
+    assert job.wait(PATIENCE).finished == 2, job.list_states()
+    assert job.get_state("after", 0).payload == {"result": result}
+    assert not module.states.store.get_cell(job.manager.ref, "work", 0).open
+
+
+@pytest.mark.parametrize("name", ["failing signature", "failing chain", "failing group", "failing chord"])
+@pytest.mark.xdist_group("replacing")
+def test_a_row_of_a_plain_task_fails_when_its_replacement_fails(module, name):
+    job = submit_plain(module, name)
+    summary = job.wait(PATIENCE)
+    assert (summary.failed, summary.not_run) == (1, 1), job.list_states()
+    assert job.get_state("work", 0).message == "ValueError: of the replacement"
+
+
+@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.xdist_group("replacing")
+def test_a_row_fails_when_a_task_of_the_replacement_fails(module, name):
+    job = submit(module, name)
+    summary = job.wait(PATIENCE)
+    assert (summary.failed, summary.not_run) == (1, 1), job.list_states()
+    assert job.get_state("work", 0).message == "ValueError: of the replacement"
+    assert job.get_state("work", 0).attempt <= 2, "any number of tasks fails the row once"
 
 
 @pytest.mark.parametrize("name", ["signature", "group", "chord"])

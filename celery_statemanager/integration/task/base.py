@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,8 +12,9 @@ from celery.result import allow_join_result
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import redelivery
-from celery_statemanager.integration.binding import HEADER, binding_of
+from celery_statemanager.integration.binding import binding_of
 from celery_statemanager.integration.installed import tracker_of
+from celery_statemanager.integration.task.replacement import bind_replacement, ends_in_group, leaves
 from celery_statemanager.integration.task.run import run_of, warn_no_manager
 from celery_statemanager.integration.task.state import TaskState, current_state
 
@@ -74,7 +74,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         if isinstance(new, Signature) and new.task == "celery.chunks":  # decoded from JSON it has no class of its own
             decoded: Any = chunks.from_dict(new, app=self.app)
             new = decoded.group()
-        if not isinstance(new, group) and _ends_in_group(new):
+        if not isinstance(new, group) and ends_in_group(new):
             new |= self.app.tasks["celery.accumulate"].s(index=0)
         return super().replace(new)
 
@@ -83,10 +83,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         run = run_of(self)
         if run is None:
             return super().on_replace(sig)
-        for leaf in _leaves(sig):
-            if leaf["options"].get("task_id") == self.request.id:
-                headers = {**(leaf["options"].get("headers") or {}), HEADER: run.binding.to_header()}
-                leaf["options"].update(headers=headers, replaced_task_nesting=run.delivery.replacements + 1)
+        bind_replacement(run, leaves(sig))
         run.replaced_by = sig.task
         with (
             allow_join_result() if self.request.is_eager else nullcontext()
@@ -108,32 +105,3 @@ def _add_task_class_of(app: Celery, task: type) -> None:
             f"the base of task {task.__name__!r} and the task class of app {app.main!r}, {written.__name__}, do not "
             f"combine: 'class {task.__name__}({bases})' must be possible; change the bases of one of them ({error})"
         ) from error
-
-
-def _ends_in_group(node: Any) -> bool:
-    """Return whether a canvas ends in several tasks, so that none of them can have the id of the replaced task."""
-    kwargs, kind = node["kwargs"], node["subtask_type"]
-    if kind == "chord":
-        return kwargs["body"] is not None and _ends_in_group(kwargs["body"])
-    if kind == "chain":
-        return bool(kwargs["tasks"]) and _ends_in_group(kwargs["tasks"][-1])
-    return bool(kind == "group")
-
-
-def _leaves(node: Any) -> Iterator[dict[str, Any]]:
-    """Yield the task signatures of a frozen canvas as mappings, because some parts may be in their JSON form."""
-    kwargs, kind = node["kwargs"], node["subtask_type"]
-    if kind == "chord":
-        header, body = kwargs["header"], kwargs["body"]
-        inner = [header] if isinstance(header, Mapping) else [*header]
-        inner += [] if body is None else [body]
-    elif kind == "chain":  # freezing may turn a group and the next task into a chord, which is sent instead
-        steps, _ = getattr(node, "_frozen", None) or ([], [])
-        inner = [*kwargs["tasks"], *steps]
-    elif kind == "group":
-        inner = [*kwargs["tasks"]]
-    else:
-        yield node
-        return
-    for each in inner:
-        yield from _leaves(each)
