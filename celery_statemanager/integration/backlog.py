@@ -65,7 +65,7 @@ class Backlog:
         self._waiting: dict[Key, tuple[Action, LogExtra | None]] = {}
         self._thread: threading.Thread | None = None
         self._avoid_until = 0.0
-        self._refused = False
+        self._is_failing = False
         self._reported_at = -math.inf
         if self._pending_files is not None:
             self._pending_files.replace(())
@@ -73,7 +73,7 @@ class Backlog:
     @property
     def store_is_down(self) -> bool:
         """Whether the last call of the store failed a short time ago, or a retry did."""
-        return self._refused or time.monotonic() < self._avoid_until
+        return self._is_failing or time.monotonic() < self._avoid_until
 
     def cells(self) -> list[str]:
         """Return the names of the cells whose writes wait."""
@@ -95,7 +95,7 @@ class Backlog:
             try:
                 action()
             except StoreUnavailable:
-                self._refused = True
+                self._is_failing = True
                 self.avoid_store()
             else:
                 return
@@ -148,7 +148,7 @@ class Backlog:
             try:
                 action()
             except StoreUnavailable as error:
-                self._refused = True
+                self._is_failing = True
                 logger.warning("cannot write a state, will retry: %s", error, extra=log_extra)
                 time.sleep(delay)
                 delay = min(delay * 2, self._longest_delay)
@@ -157,7 +157,7 @@ class Backlog:
                 logger.info("state not written: %s", error, extra=log_extra)
             except Exception:
                 logger.exception("state not written: cell %s", key[0], extra=log_extra)
-            delay, self._refused, self._avoid_until = self._first_delay, False, 0.0
+            delay, self._is_failing, self._avoid_until = self._first_delay, False, 0.0
             self._remove(key, action)
 
     def _next(self) -> tuple[Key, Action, LogExtra | None] | None:

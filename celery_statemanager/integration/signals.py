@@ -160,14 +160,14 @@ def _on_revoked(
 
 
 def _on_unknown(sender: Any = None, message: Any = None, name: str = "", **kwargs: Any) -> None:
-    why = f"the worker knows no task {name!r}"
+    why = f"task {name!r} is not registered in the worker"
     main.report(sender.app, kwargs["id"], message.headers, int(Status.REJECTED), why, began=False)
 
 
 def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: Any) -> None:
     """Report a message that the worker cannot read: it names no task, or has a format that is not accepted."""
     headers = message.headers or {}
-    why = "refused by the worker" if exc is None else f"refused by the worker: {outcomes.describe(exc)}"
+    why = "rejected by the worker" if exc is None else f"rejected by the worker: {outcomes.describe(exc)}"
     main.report(sender.app, headers.get("id", ""), headers, int(Status.REJECTED), why, began=False)
 
 

@@ -43,7 +43,7 @@ MORE_PLACES = [
 """More of them, added by ``--full``."""
 
 SLOW_PLACES = [("folders-sqlite", "prefork"), ("rabbitmq-redis", "prefork"), ("redis-redis", "threads")]
-"""Where slow tests, which wait for a lease to end, run without ``--full``."""
+"""The combinations in which slow tests, which wait for the end of a lease, run without ``--full``."""
 
 
 @contextmanager

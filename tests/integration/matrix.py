@@ -19,7 +19,7 @@ BEFORE_5_7 = tuple(map(int, celery.__version__.split(".")[:2])) < (5, 7)
 
 
 class Ends(NamedTuple):
-    """How a cell ends.
+    """The expected end of a cell.
 
     Attributes:
         message: a pattern for the whole message.

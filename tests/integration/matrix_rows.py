@@ -164,20 +164,22 @@ OUTCOMES = [
         "unknown task",
         "act_unknown",
         "succeed",
-        only("prefork threads solo gevent", Status.REJECTED, "the worker knows no task 'act_unknown'", 0, 1),
+        only(
+            "prefork threads solo gevent", Status.REJECTED, "task 'act_unknown' is not registered in the worker", 0, 1
+        ),
     ),
     Outcome(
         "a message that is not a valid task message",
         "act_early",
         "succeed",
-        only("prefork threads solo gevent", Status.REJECTED, "refused by the worker: .*", 0, 1),
+        only("prefork threads solo gevent", Status.REJECTED, "rejected by the worker: .*", 0, 1),
         {"headers": {"eta": "never"}},
     ),
     Outcome(
         "arguments in a format that is not accepted",
         "act_early",
         "succeed",
-        only("prefork threads solo gevent", Status.REJECTED, "refused by the worker: ContentDisallowed: .*", 0, 1),
+        only("prefork threads solo gevent", Status.REJECTED, "rejected by the worker: ContentDisallowed: .*", 0, 1),
         {"serializer": "pickle"},
     ),
     Outcome(

@@ -66,7 +66,7 @@ def test_the_current_job_of_a_straggler_is_not_its_successor(app, states, base, 
 
 
 def test_a_job_object_of_a_replaced_run_does_not_reach_the_successor(app, states):
-    refused = []
+    rejected = []
 
     @app.task(shared=False)
     def straggler():
@@ -76,10 +76,10 @@ def test_a_job_object_of_a_replaced_run_does_not_reach_the_successor(app, states
             try:
                 use(job)
             except JobNotFound:
-                refused.append(name)
+                rejected.append(name)
 
     run_in(states, straggler.s())
-    assert refused == list(USES)
+    assert rejected == list(USES)
     assert states.job("etl").get_state().status == 7
     assert states.store.get_job(JobKey("etl")).cancelled is None
 

@@ -1,4 +1,4 @@
-"""What the processes of a real worker export through OpenTelemetry."""
+"""Metrics that the processes of a real worker export through OpenTelemetry."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What a cell records of an execution (rule R13). ``test_matrix`` tests how it ends."""
+"""The states that one execution writes (rule R13). ``test_matrix`` covers the last one of each outcome."""
 
 import pytest
 from celery import chain

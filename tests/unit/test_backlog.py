@@ -73,21 +73,21 @@ def test_store_is_not_avoided_after_a_successful_write():
 def test_rejected_write_does_not_block_the_others(backlog):
     done = []
 
-    def refuse():
+    def fail():
         raise ValueError("no")
 
-    backlog.put(("a", "end"), refuse)
+    backlog.put(("a", "end"), fail)
     backlog.put(("b", "end"), lambda: done.append("b"))
     backlog.flush(PATIENCE)
     assert done == ["b"]
 
 
 def test_error_other_than_an_outage_is_raised(backlog):
-    def refuse():
+    def fail():
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        backlog.now_or_later(("a", "end"), refuse)
+        backlog.now_or_later(("a", "end"), fail)
 
 
 def test_oldest_write_is_dropped_when_too_many_wait(caplog):

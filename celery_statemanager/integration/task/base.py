@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 from celery import Celery, Task
@@ -15,10 +17,13 @@ from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task.replacement import bind_replacement, ends_in_group, leaves
-from celery_statemanager.integration.task.run import run_of, warn_no_manager
+from celery_statemanager.integration.task.run import run_of
 from celery_statemanager.integration.task.state import TaskState, current_state
+from celery_statemanager.records import JobRef
 
 __all__ = ["StatefulTask", "TaskState", "current_state"]
+
+logger = logging.getLogger(__name__)
 
 
 class StatefulTask(Task):  # type: ignore[type-arg]
@@ -59,7 +64,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         run = run_of(self)
         binding = binding_of(self.request) if run is None else None
         if binding is not None and tracker_of(self.app) is None:
-            warn_no_manager(self.app.main, binding.ref)
+            _warn_no_manager(self.app.main, binding.ref)
         if run is not None and run.verdict is not None:
             raise Ignore(f"not run: {run.verdict.value}")
         super().before_start(task_id, args, kwargs)
@@ -105,3 +110,14 @@ def _add_task_class_of(app: Celery, task: type) -> None:
             f"the base of task {task.__name__!r} and the task class of app {app.main!r}, {written.__name__}, do not "
             f"combine: 'class {task.__name__}({bases})' must be possible; change the bases of one of them ({error})"
         ) from error
+
+
+@lru_cache(maxsize=1_000)
+def _warn_no_manager(app: str | None, job: JobRef) -> None:
+    """Log once that tasks of a job run in an app without a ``StateManager``."""
+    logger.error(
+        "app %r has no StateManager: the states of its tasks are not written; "
+        "call StateManager(app) in a module that its workers load",
+        app,
+        extra={"job_id": job.key.job_id},
+    )

@@ -95,7 +95,7 @@ class Run:
             reply = attempts.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
-            warn_unknown_job(repr(store), self.binding.ref)
+            _warn_unknown_job(repr(store), self.binding.ref)
             return
         except StateManagerError as error:
             self._log(error)
@@ -232,18 +232,7 @@ def run_of(task: Any) -> Run | None:
 
 
 @lru_cache(maxsize=1_000)
-def warn_no_manager(app: str | None, job: JobRef) -> None:
-    """Log once that tasks of a job run in an app without a ``StateManager``."""
-    logger.error(
-        "app %r has no StateManager: the states of its tasks are not written; "
-        "call StateManager(app) in a module that its workers load",
-        app,
-        extra={"job_id": job.key.job_id},
-    )
-
-
-@lru_cache(maxsize=1_000)
-def warn_unknown_job(store: str, job: JobRef) -> None:
+def _warn_unknown_job(store: str, job: JobRef) -> None:
     """Log once that the store of this worker, printed as ``store``, does not contain the job of a task."""
     logger.warning(
         "job %r is not in this worker's store, %s: it was deleted, or submitted with another statemanager_store_url "
