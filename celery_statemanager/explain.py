@@ -100,12 +100,8 @@ class JobDiagnosis:
             fate = f"received by a worker that is gone; {self._sweep()}: {_fate(kept=kept)}"
             yield from _some(tag, held, "lost", fate)
             left = left.without(held)
-        yield from _some(
-            tag,
-            left,
-            "queued",
-            f"no live worker has received it: it is in the queue, or the broker keeps it for a worker that died{self._unlisted}",
-        )
+        fate = "no live worker has received it: it is in the queue, or the broker keeps it for a worker that died"
+        yield from _some(tag, left, "queued", f"{fate}{self._unlisted}")
 
     def _in_progress(self, column: Column) -> Iterator[Reason]:
         """Yield reasons for the rows that have begun and not ended."""
