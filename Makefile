@@ -32,6 +32,7 @@ SEED   ?= 1
 CHAOS_PLACES ?= folders-sqlite redis-redis rabbitmq-redis redis-firestore
 ARGS   ?=
 CELERY ?= 5.6.2
+FIRESTORE_TESTS ?= tests/stores tests/integration
 TOMBSTONE_AGE ?= 30d
 DELETE_AGE    ?= 90d
 TARGET    ?=
@@ -142,7 +143,7 @@ migrate: $(VENV)/.test
 	@$(bin)/celery migrate-state --store "$(URL)" $(if $(TARGET),--target "$(TARGET)") $(ARGS)
 
 test-firestore: $(VENV)/.test
-	$(pytest) tests/stores tests/integration --firestore -k firestore $(ARGS)
+	$(pytest) $(FIRESTORE_TESTS) --firestore -k firestore $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist
