@@ -8,8 +8,12 @@ from typing import Any
 from celery import Task
 
 from celery_statemanager.integration.binding import HEADER, binding_of, delivery_of
+from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task.run import Run
+from celery_statemanager.leases import cell_name
+from celery_statemanager.limits import sanitize
+from celery_statemanager.records import Begin, Write
 
 
 def ends_in_group(node: Any) -> bool:
@@ -79,7 +83,16 @@ def fail_replaced(task: Task[Any, Any], status: int, message: str) -> bool:
     binding = None if bound is None else binding_of(bound)
     if tracker is None or binding is None:
         return False
-    delivery = delivery_of(bound)
-    run = Run(tracker, binding, delivery, owner=None, message=None, alone_since=None)
-    run.end(status, message, event_id=f"{binding.celery_task_id}.{delivery.replacements}.cut-off")
+    delivery, place = delivery_of(bound), (binding.tag, binding.task_index)
+    ending = Write.ending(*place, status, sanitize(message))
+    ending.begin = Begin(
+        tag=binding.tag, task_index=binding.task_index, delivery=delivery
+    )  # the replaced attempt may still be open
+    ending.event_id = f"{binding.celery_task_id}.{delivery.replacements}.cut-off"
+
+    def write() -> None:
+        reply = tracker.store.write(binding.ref, ending)
+        publish_decided(tracker, binding.ref, reply.decided)
+
+    tracker.backlog.put((cell_name(binding.ref, *place), "outcome"), write, binding.log_extra)
     return True

@@ -124,16 +124,12 @@ class Run:
         """Write the cell. Raises: AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreError."""
         return self._state(self._put(request))
 
-    def end(
-        self, status: int, message: str | None = None, *, keep_app_status: bool = True, event_id: str | None = None
-    ) -> None:
+    def end(self, status: int, message: str | None = None, *, keep_app_status: bool = True) -> None:
         """Write the last state and end the attempt; later writes have no effect."""
         progress, held_message = self.held_progress or (None, None)
         message = held_message if message is None else message
         text = None if message is None else sanitize(message)
-        last = Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status)
-        last.event_id = event_id or last.event_id
-        self._end_with(last)
+        self._end_with(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
         """End the attempt without a final state, because another delivery follows."""
