@@ -84,6 +84,20 @@ def test_the_display_and_the_summary_show_the_cause_once_and_first(store, chain,
         ), text
 
 
+@pytest.mark.parametrize("columns", [24, 32, 40, 60])
+def test_a_narrow_summary_shows_all_rows_and_the_message(store, columns):
+    job = store.create_job(new_job("job", 120, ("transform-of-the-long-name", "export")))
+    for row in range(0, 120, 3):
+        fail(store, job.ref, row, "ValueError: page of a long book is missing", stage="transform-of-the-long-name")
+    lines = final_summary(View(model_of(store, job), store_time(store)), columns, COLOURED)
+    text = shown(lines)
+    assert max(map(len, text.splitlines())) <= columns
+    _, failed, not_run = re.split("FAILED|not run  export", text.replace("not run\n", ""))
+    for part in (failed, not_run):
+        assert re.findall(r"\b\d+(?=[,\s])", part) == [str(row) for row in range(0, 120, 3)]
+    assert "ValueError: page of a long book is missing" in " ".join(failed.split())
+
+
 def store_time(store):
     return to_datetime(store.now())
 

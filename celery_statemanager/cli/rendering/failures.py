@@ -15,6 +15,8 @@ _LONGEST_TAGS = 24
 _SHORTEST_TAGS = 8
 _MESSAGE_LINES = 3
 _SHORTEST_MESSAGE = 20
+_NARROW_INDENT = 6
+"""Where the rows and the message begin if they have no room beside the tag."""
 
 
 class FailureStyle(NamedTuple):
@@ -118,12 +120,15 @@ def _lines(entry: _Entry, widths: _Widths, style: FailureStyle, glyphs: Glyphs) 
     if not style.wrap or start + width(one_line) <= style.columns:
         yield [*head, Span(one_line)]
         return
-    room = max(_SHORTEST_MESSAGE, style.columns - start)
-    first, *others = wrapped(entry.rows, room, style.most_ranges)
-    yield [*head, Span(first)]
-    for each in (*others, *wrapped(entry.message, room, _MESSAGE_LINES, glyphs.ellipsis)):
+    narrow = style.columns - start < _SHORTEST_MESSAGE
+    indent = min(start, _NARROW_INDENT) if narrow else start
+    room = max(1, style.columns - indent)
+    rows = wrapped(entry.rows, room, style.most_ranges)
+    message = wrapped(entry.message, room, _MESSAGE_LINES, glyphs.ellipsis)
+    yield head if narrow else [*head, Span(rows.pop(0))]
+    for each in (*rows, *message):
         if each:
-            yield [Span(" " * start + each)]
+            yield [Span(" " * indent + each)]
 
 
 def _joined(tags: Sequence[str]) -> str:
