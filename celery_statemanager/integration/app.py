@@ -154,7 +154,7 @@ def _describe(given: Any) -> str:
     """Return the part of an error message about an argument that is not an app, without the password of a URL."""
     if isinstance(given, str):
         return f"the text {masked(given)!r}: pass the app, and set the store's URL as app.conf.statemanager_store_url"
-    return f"{given!r:.60}: pass the app that runs the tasks"
+    return f"an object of type {type(given).__name__}: pass the app that runs the tasks"
 
 
 def find_metrics(*, wanted: bool) -> Metrics:

@@ -362,6 +362,13 @@ def test_an_argument_that_is_not_an_app_is_rejected(given):
         StateManager(given)
 
 
+def test_the_settings_of_an_app_are_rejected_without_their_passwords():
+    settings = Celery("other", set_as_current=False, broker="redis://:secret@localhost/0").conf
+    with pytest.raises(TypeError, match="StateManager takes a Celery app, not an object of type Settings") as caught:
+        StateManager(settings)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_proxy_of_an_app_is_accepted(app):
     app.set_current()
     assert StateManager(current_app) is StateManager(app)
