@@ -12,8 +12,7 @@ from celery_statemanager.failures import FailedRows, FailureGroup, FailureReport
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status, Summary
 from celery_statemanager.records import FRACTION_UNIT, JobRecord
-
-CellKey = tuple[str, int]
+from celery_statemanager.stores.transactional import CellKey
 
 
 class Row(NamedTuple):

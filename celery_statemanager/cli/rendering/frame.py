@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from itertools import islice
 
-from celery_statemanager.cli.model import CellKey, Column, Counts, JobModel, Row
+from celery_statemanager.cli.model import Column, Counts, JobModel, Row
 from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.bars import row_bar, tag_lines
 from celery_statemanager.cli.rendering.failures import FailureStyle, failure_blocks, others
 from celery_statemanager.cli.rendering.header import View, header
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, left, right, width, width_of
 from celery_statemanager.failures import FailureReport
+from celery_statemanager.stores.transactional import CellKey
 
 WIDEST = 110
 """Maximum width of everything but messages: a number must stay near its label."""
