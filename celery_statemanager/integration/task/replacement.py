@@ -85,9 +85,8 @@ def fail_replaced(task: Task[Any, Any], status: int, message: str) -> bool:
         return False
     delivery, place = delivery_of(bound), (binding.tag, binding.task_index)
     ending = Write.ending(*place, status, sanitize(message))
-    ending.begin = Begin(
-        tag=binding.tag, task_index=binding.task_index, delivery=delivery
-    )  # the replaced attempt may still be open
+    # the replaced attempt may still be open
+    ending.begin = Begin(tag=binding.tag, task_index=binding.task_index, delivery=delivery)
     ending.event_id = f"{binding.celery_task_id}.{delivery.replacements}.cut-off"
 
     def write() -> None:

@@ -24,7 +24,7 @@ JITTER = (0.6, 1.0)
 
 
 class LeaseTrust:
-    """Decides whether an expired lease proves that its worker is dead: the worker may have been unable to renew it.
+    """Judge of whether an expired lease proves that its worker is dead: the worker may have been unable to renew it.
 
     After the store failed or was slow, it proves nothing for one lease: other workers could not renew theirs either.
     A process that has just started, or that was suspended with its machine, waits for two renewals.

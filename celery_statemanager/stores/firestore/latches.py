@@ -23,7 +23,7 @@ from celery_statemanager.transitions import tally_of
 
 
 class Latches:
-    """Decides the latches of jobs."""
+    """Decisions about the latches of jobs."""
 
     def __init__(self, database: Database, jobs: JobDocuments) -> None:
         self._database = database
