@@ -99,8 +99,11 @@ def firestore_emulator(emulator_process: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def timings() -> Timings:
-    """Return the periods of a test's Firestore stores. A test overrides them with a parameter of this name."""
-    return Timings(poll_every=0.05)
+    """Return the periods of a test's Firestore stores. A test overrides them with a parameter of this name.
+
+    About one stream in a thousand of the emulator stops in the middle of its first snapshot and stays silent.
+    """
+    return Timings(poll_every=0.05, first_silence=5.0, silence=5.0, stream_check=0.5)
 
 
 @pytest.fixture

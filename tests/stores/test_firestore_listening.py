@@ -123,7 +123,11 @@ class Silence:
 
 @pytest.mark.parametrize(
     ("timings", "after"),
-    [(Timings(first_silence=0.5, stream_check=0.1), 0), (Timings(silence=0.5, stream_check=0.1), 4)],
+    [
+        (Timings(first_silence=0.5, stream_check=0.1), 0),
+        (Timings(first_silence=0.5, stream_check=0.1), 2),
+        (Timings(silence=0.5, stream_check=0.1), 4),
+    ],
 )
 def test_a_silent_stream_is_reopened_and_loses_nothing(store: FirestoreStore, spy: Spy, after: int) -> None:
     spy.alter = Silence(after)

@@ -146,7 +146,7 @@ class Stream:
 
     def _read_one(self) -> StoreError | None:
         """Read one stream to its end and return the error that ended it; None if the server closed it normally."""
-        self._requests = queue.SimpleQueue()
+        self._requests, self._silence = queue.SimpleQueue(), self._timings.first_silence
         for request in self._targets(self._seen.since):
             self._requests.put(request)
         try:
@@ -168,7 +168,7 @@ class Stream:
         current = False
         for response in responses:
             changes = self._changes  # may contain changes of a broken stream, which are not new in the next one
-            self._alive_at, self._silence = time.monotonic(), self._timings.silence
+            self._alive_at = time.monotonic()
             self._connection.stream_works()
             kind = response.WhichOneof("response_type")
             if kind == "document_change":
@@ -186,6 +186,6 @@ class Stream:
                 current = current or change.target_change_type == _CURRENT
                 complete = change.target_change_type == _NO_CHANGE and not change.target_ids
                 if complete and change.HasField("read_time") and current:
-                    self._changes = DocumentChanges()
+                    self._changes, self._silence = DocumentChanges(), self._timings.silence
                     yield changes, change.read_time
                     self._seen.complete(change.read_time)

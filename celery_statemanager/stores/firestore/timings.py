@@ -15,8 +15,8 @@ class Timings:
         recheck_after: the shortest time until the next check of an unsettled job.
         activity_every: the largest error of a job's last activity; the contract allows a minute.
         purge_grace: how long after a deletion late writes may still leave documents.
-        first_silence: how long a new stream may be silent before it is reopened.
-        silence: how long a stream that has delivered messages may be silent before it is reopened.
+        first_silence: how long a stream may be silent before it has delivered its first snapshot. It is then reopened.
+        silence: how long a stream may be silent after its first snapshot before it is reopened.
         stream_check: how often a waiting reader checks the stream for silence.
         poll_every: the shortest pause between two reads of a polling watch.
         polled_documents: the maximum number of documents a second that a polling watch reads. Firestore bills each
