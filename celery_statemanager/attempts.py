@@ -1,14 +1,18 @@
-"""Begin attempts, and end those of dead workers (rules R14, R16)."""
+"""Begin attempts, write as one, and end those of dead workers (rules R14, R16)."""
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.leases import RENEWALS, Report, cell_name
-from celery_statemanager.records import Begin, BeginReply, Cell, JobRef, Verdict, Write
+from celery_statemanager.records import Begin, BeginReply, Cell, JobRef, Verdict, Write, WriteReply
+from celery_statemanager.stores.base import Store
 from celery_statemanager.stores.capabilities import WorkerRegistry
+
+logger = logging.getLogger(__name__)
 
 
 def begin(
@@ -38,6 +42,21 @@ def begin(
         decided = mark_lost(store, ref, *place, cell, request.event_id, max_lost=max_lost)
         return replace(reply, verdict=Verdict.CLOSED, decided=decided)
     return store.begin(ref, replace(request, supersedes=cell.attempt))
+
+
+def write(store: Store, ref: JobRef, request: Write, begin: Begin) -> WriteReply:
+    """Write as an attempt. If the store has forgotten its begin, repeat this begin in the same step.
+
+    A store that was restored from a copy, or failed over to a replica, knows an older attempt of the cell or none.
+    Nothing has superseded an attempt with a higher number. Raises: as ``Store.write``.
+    """
+    try:
+        return store.write(ref, request)
+    except AttemptSuperseded as error:
+        if not error.forgotten:
+            raise
+        logger.warning("the store has forgotten a begin, it is repeated: %s", error, extra={"job_id": ref.key.job_id})
+    return store.write(ref, replace(request, begin=begin))
 
 
 def mark_lost(

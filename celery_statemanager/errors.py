@@ -174,9 +174,19 @@ class AttemptSuperseded(StateManagerError):
         self.attempt = attempt
         self.current = current
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether the store has lost the begin of the attempt, for example because it was restored from a copy."""
+        return self.attempt is not None and self.attempt > self.current
+
     def __str__(self) -> str:
         writer = "without an attempt" if self.attempt is None else f"by attempt {self.attempt}"
-        why = "that attempt has ended" if self.attempt == self.current else f"attempt {self.current} owns the cell"
+        if self.forgotten:
+            why = f"the store has forgotten that attempt and knows {self.current}"
+        elif self.attempt == self.current:
+            why = "that attempt has ended"
+        else:
+            why = f"attempt {self.current} owns the cell"
         return (
             f"job {self.job_id!r} rejected a write {writer} to {self.tag!r}, task {self.task_index}: {why}; "
             "stop working on this task"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+from celery_statemanager import attempts
 from celery_statemanager.codec import progress_json, state_of
 from celery_statemanager.errors import BeginRefused, JobCancelled, ReadOnlyManager, TaskMismatch
 from celery_statemanager.limits import (
@@ -162,7 +163,8 @@ class Manager(JobQueries):
         return self._send(request)
 
     def _send(self, request: Write) -> State:
-        cell = self.store.write(self.ref, request).cell
+        anew = Begin(tag=request.tag, task_index=request.task_index, takes_over=True)
+        cell = attempts.write(self.store, self.ref, request, anew).cell
         return state_of(self.job_id, request.tag, request.task_index, cell)
 
     def _own_row(self, task_index: int | None) -> int:

@@ -12,9 +12,16 @@ from celery_statemanager.models import FINISHED, Status, fraction_of
 from celery_statemanager.records import FRACTION_UNIT, Begin, Cancellation, Cell, JobRecord, Tally, Verdict, When, Write
 
 
-def apply_begin(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Verdict, Cell]:
-    """Return the verdict on a Begin and the resulting cell, which is the same object if nothing must be written."""
-    verdict = _verdict(job, cell, begin)
+def apply_begin(
+    job: JobRecord, cell: Cell, begin: Begin, now: int, *, forgotten: int | None = None
+) -> tuple[Verdict, Cell]:
+    """Return the verdict on a Begin and the resulting cell, which is the same object if nothing must be written.
+
+    Args:
+        forgotten: the number of an attempt that goes on although the store has lost its begin. It keeps its number.
+    """
+    goes_on = forgotten is not None and forgotten > cell.attempt
+    verdict = _verdict(job, cell, begin, goes_on=goes_on)
     if verdict is Verdict.CANCELLED and job.cancelled and cell.status > 0 and not cell.final and not cell.open:
         return verdict, _ended(cell, Status.CANCELLED, job.cancelled.reason, begin.event_id, now)
     if verdict is not Verdict.BEGUN:
@@ -27,7 +34,7 @@ def apply_begin(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Ver
         now,
         cell.version + 1,
         begin.event_id,
-        cell.attempt + 1,
+        max(cell.attempt + 1, forgotten or 0),
         True,  # open
         begin.delivery,
         begin.owner,
@@ -39,15 +46,15 @@ def apply_begin(job: JobRecord, cell: Cell, begin: Begin, now: int) -> tuple[Ver
     )
 
 
-def _verdict(job: JobRecord, cell: Cell, begin: Begin) -> Verdict:
+def _verdict(job: JobRecord, cell: Cell, begin: Begin, *, goes_on: bool) -> Verdict:
     if cell.final and cell.status == FINISHED:
         return Verdict.FINISHED
     if begin.task_index >= 0:
-        if job.settled:
+        if job.settled and not goes_on:
             return Verdict.CLOSED
         if job.cancelled:
             return Verdict.CANCELLED
-    if begin.takes_over or (cell.open and begin.supersedes == cell.attempt):
+    if begin.takes_over or goes_on or (cell.open and begin.supersedes == cell.attempt):
         return Verdict.BEGUN
     if begin.delivery < cell.delivery:
         return Verdict.STALE

@@ -55,7 +55,8 @@ class Write:
         attempt: the number of the attempt that must be the cell's; None for a Manager that took none.
         if_owner: the worker and delivery that must hold the open attempt; for a worker's main process, which does
             not know the number of the attempt.
-        begin: take an attempt in the same step, for an execution that could not begin earlier.
+        begin: take an attempt in the same step, for an execution that could not begin earlier or, with ``attempt``,
+            whose begin the store has forgotten. Ignored if the cell has reached that attempt.
         ends_attempt: close the attempt.
         keep_app_status: keep the application's negative status, written during the open attempt, and, where this
             write has no message, its last message.
@@ -82,6 +83,10 @@ class Write:
     block_later_stages: bool = False
     counts_as_loss: bool = False
     next_delivery: Delivery | None = None
+
+    def begins(self, cell: Cell) -> bool:
+        """Return whether this write takes an attempt of the cell before it is applied."""
+        return self.begin is not None and (self.attempt is None or self.attempt > cell.attempt)
 
     @classmethod
     def state(

@@ -81,12 +81,13 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id:
         return WriteReply(cell, changed=False)
-    if request.begin is not None:
-        cell = _begin_late(tx, cell, request.begin, ends_attempt=request.ends_attempt)
+    begins = request.begins(cell)
+    if request.begin is not None and begins:
+        cell = _begin_late(tx, cell, request, request.begin)
         request = replace(request, attempt=cell.attempt)
     new = apply_write(tx.job, cell, request, tx.now)
     tx.put(request.tag, request.task_index, old, new)
-    if request.begin is not None:
+    if begins:
         _unblock(tx, request.tag, request.task_index, new.event_id)
     if request.block_later_stages and new.final and new.status < 0:
         _block(tx, request.tag, request.task_index, new)
@@ -125,9 +126,9 @@ def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
     return names
 
 
-def _begin_late(tx: WriteTransaction, cell: Cell, request: Begin, *, ends_attempt: bool) -> Cell:
-    job = replace(tx.job, cancelled=None) if ends_attempt else tx.job  # the task has ended: a cancel comes too late
-    verdict, new = apply_begin(job, cell, request, tx.now)
+def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin) -> Cell:
+    job = replace(tx.job, cancelled=None) if write.ends_attempt else tx.job  # it has ended: a cancel comes too late
+    verdict, new = apply_begin(job, cell, request, tx.now, forgotten=write.attempt)
     if verdict is Verdict.CANCELLED and job.cancelled:
         raise JobCancelled(job.job_id, job.cancelled.reason)
     if verdict is not Verdict.BEGUN:

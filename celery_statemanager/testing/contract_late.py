@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_statemanager.errors import BeginRefused, JobCancelled
+from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled
+from celery_statemanager.manager import Manager
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery
 from celery_statemanager.stores.base import Store
@@ -109,3 +110,54 @@ class LateBeginContract:
         reply = grid.write("a", 0, FINISHED, begin=grid.request("a", 0), ends_attempt=True)
         assert (reply.cell.status, reply.cell.attempt, reply.decided) == (FINISHED, 1, ())
         assert set(grid.end("a", 1).decided) == {"success", "settled"}
+
+    def test_an_attempt_that_the_store_has_forgotten_begins_anew_under_its_number(self, store: Store) -> None:
+        grid = Grid.create(store, 2, ("a",))
+        grid.run("a", 0, 0)  # attempt 1; the begins of attempts 2 and 3 are not in the store
+        begin = grid.request("a", 0, owner="w", kept="msg", delivery=Delivery(0, 2))
+        with pytest.raises(AttemptSuperseded) as refused:
+            grid.write("a", 0, 40, attempt=3)
+        assert refused.value.forgotten
+        cell = grid.write("a", 0, 40, attempt=3, begin=begin).cell
+        assert (cell.version, cell.attempt, cell.open, cell.status) == (3, 3, True, 40)
+        assert (cell.owner, cell.kept, cell.delivery) == ("w", "msg", Delivery(0, 2))
+        assert grid.end("a", 0).cell.final
+        assert grid.write("a", 1, FINISHED, attempt=2, begin=grid.request("a", 1), ends_attempt=True).decided
+
+    @pytest.mark.parametrize("owner", ["w", None])
+    def test_a_forgotten_attempt_fences_the_attempts_before_it(self, store: Store, owner: str | None) -> None:
+        grid = Grid.create(store)
+        grid.begin("a", 0, owner="old")
+        begin = grid.request("a", 0, owner=owner)  # its delivery equals that of the open attempt
+        assert grid.write("a", 0, 40, attempt=2, begin=begin).cell.attempt == 2
+        with pytest.raises(AttemptSuperseded):
+            grid.write("a", 0, 50, attempt=1)
+        with pytest.raises(AttemptSuperseded):
+            grid.write("a", 0, 50, attempt=1, begin=begin)
+        assert grid.write("a", 0, 50, attempt=2, begin=begin).cell.attempt == 2, "it is not forgotten any more"
+
+    def test_a_forgotten_attempt_goes_on_although_the_job_has_settled(self, store: Store) -> None:
+        grid = Grid.create(store, 1, ("a", "b"))
+        grid.run("a", 0, FAILED)
+        assert grid.decided == {"failure", "settled"}
+        grid.write("a", 0, 40, attempt=2, begin=grid.request("a", 0))
+        assert grid.state("b", 0).status == 0
+        assert grid.end("a", 0).cell.final
+
+    def test_a_forgotten_attempt_of_a_cancelled_job_may_only_end(self, store: Store) -> None:
+        grid = Grid.create(store, 2, ("a",))
+        grid.cancel("enough")
+        begin = grid.request("a", 0)
+        with pytest.raises(JobCancelled):
+            grid.write("a", 0, 40, attempt=2, begin=begin)
+        assert grid.write("a", 0, FINISHED, attempt=2, begin=begin, ends_attempt=True).cell.status == FINISHED
+
+    def test_a_manager_goes_on_as_an_attempt_that_the_store_has_forgotten(self, store: Store) -> None:
+        manager = Manager.create(store, "job", num_tasks=1, task_index=0)
+        manager.begin("a")
+        grid = Grid(store, manager.ref)
+        manager._attempts["a"] = 3  # the store has forgotten attempts 2 and 3
+        manager.progress("a", 1, 2)
+        assert (grid.cell("a", 0).attempt, grid.cell("a", 0).status, grid.cell("a", 0).open) == (3, 50, True)
+        assert manager.set_state("a", FINISHED).attempt == 3
+        assert grid.cell("a", 0).final

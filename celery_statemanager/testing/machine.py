@@ -92,7 +92,14 @@ class StoreMachine(RuleBasedStateMachine):
         )
 
     @rule(
-        model=jobs, place=places, fields=writes, delivery=deliveries, way=ways, owner=owners, ends_attempt=st.booleans()
+        model=jobs,
+        place=places,
+        fields=writes,
+        delivery=deliveries,
+        way=ways,
+        owner=owners,
+        ahead=st.sampled_from((None, None, None, -1, 0, 1, 2)),
+        ends_attempt=st.booleans(),
     )
     def begin_late(
         self,
@@ -102,11 +109,13 @@ class StoreMachine(RuleBasedStateMachine):
         delivery: Delivery,
         way: dict[str, Any],
         owner: str | None,
+        ahead: int | None,
         ends_attempt: bool,
     ) -> None:
-        """Begin and write in one step."""
+        """Begin and write in one step, also as an attempt that the store has forgotten."""
         begin = Begin(tag=place[0], task_index=place[1], delivery=delivery, owner=owner, **way)
-        self.send(model, place, begin=begin, ends_attempt=ends_attempt, **fields)
+        attempt = None if ahead is None else model.cell(place).attempt + ahead
+        self.send(model, place, begin=begin, attempt=attempt, ends_attempt=ends_attempt, **fields)
 
     @rule(model=jobs, place=places, delivery=deliveries, way=ways, owner=owners, message=messages)
     def begin(

@@ -74,12 +74,14 @@ class ExpectedJob:
         if cell.version and cell.event_id == request.event_id:
             return "same"
         attempt = request.attempt
-        if request.begin is not None:
-            verdict = self._judge(cell, request.begin, ignore_cancel=request.ends_attempt)
+        begins = request.begin is not None and (attempt is None or attempt > cell.attempt)
+        if request.begin is not None and begins:
+            forgotten = attempt is not None
+            verdict = self._judge(cell, request.begin, ignore_cancel=request.ends_attempt, forgotten=forgotten)
             if verdict is not Verdict.BEGUN:
                 return "JobCancelled" if verdict is Verdict.CANCELLED else "BeginRefused"
-            cell = _taken(cell, request.begin)
-            attempt = cell.attempt
+            attempt = cell.attempt + 1 if attempt is None else attempt
+            cell = replace(_taken(cell, request.begin), attempt=attempt)
         if attempt not in (None, cell.attempt):
             return "AttemptSuperseded"
         ends = request.status < 0 or request.status == FINISHED
@@ -87,7 +89,7 @@ class ExpectedJob:
         if self.cancelled and not request.ends_attempt and (untouched or not ends):
             return "JobCancelled"
         self._put(place, _written(cell, request), request.event_id)
-        if request.begin is not None:
+        if begins:
             self._unblock(place, request.event_id)
         now = self.cells[place]
         if request.block_later_stages and not now.open and now.status < 0:
@@ -106,13 +108,13 @@ class ExpectedJob:
             place: replace(cell, schema_version=cell.schema_version + 1) for place, cell in self.cells.items()
         }
 
-    def _judge(self, cell: Cell, request: Begin, *, ignore_cancel: bool = False) -> Verdict:
+    def _judge(self, cell: Cell, request: Begin, *, ignore_cancel: bool = False, forgotten: bool = False) -> Verdict:
         rank = (request.delivery > cell.delivery) - (request.delivery < cell.delivery)
         first_true: list[tuple[Callable[[], bool], Verdict]] = [
             (lambda: cell.status == FINISHED and not cell.open, Verdict.FINISHED),
-            (lambda: "settled" in self.decided, Verdict.CLOSED),
+            (lambda: "settled" in self.decided and not forgotten, Verdict.CLOSED),
             (lambda: self.cancelled and not ignore_cancel, Verdict.CANCELLED),
-            (lambda: request.takes_over, Verdict.BEGUN),
+            (lambda: request.takes_over or forgotten, Verdict.BEGUN),
             (lambda: cell.open and request.supersedes == cell.attempt, Verdict.BEGUN),
             (lambda: rank < 0, Verdict.STALE),
             (lambda: rank == 0 and cell.open, Verdict.DUPLICATE),

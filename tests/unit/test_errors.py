@@ -39,6 +39,7 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
         "job 'etl' rejected a write by attempt 1 to 'scan', task 3: attempt 2",
     ),
     errors.AttemptSuperseded("etl", "scan", 3, 2, 2): (None, "that attempt has ended; stop working on this task"),
+    errors.AttemptSuperseded("etl", "scan", 3, 3, 2): (None, "the store has forgotten that attempt and knows 2; stop"),
     errors.AttemptSuperseded("etl", "scan", 3, None, 2): (None, "a write without an attempt to 'scan'"),
     errors.JobCancelled("etl", "user asked"): (None, "job 'etl' was cancelled (user asked); stop working on it"),
     errors.JobCancelled("etl"): (None, "job 'etl' was cancelled; stop working on it"),

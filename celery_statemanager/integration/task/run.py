@@ -160,9 +160,10 @@ class Run:
         try:
             reply = self._send(request)
         except BeginRefused:
-            self.attempt = self._attempt_without_response()
-            if self.attempt is None:
+            attempt = self._attempt_without_response() if self.attempt is None else None
+            if attempt is None:
                 raise
+            self.attempt = attempt
             reply = self._send(request)
         self.attempt = reply.cell.attempt
         publish_decided(self.tracker, self.binding.ref, reply.decided)
@@ -173,7 +174,7 @@ class Run:
         if self.attempt is None:
             request.begin = self._begin
             self._may_have_begun.add(request.event_id)
-        return self.tracker.store.write(self.binding.ref, request)
+        return attempts.write(self.tracker.store, self.binding.ref, request, self._begin)
 
     def _attempt_without_response(self) -> int | None:
         """Return the open attempt if this execution began it by a step whose response was lost, else None."""

@@ -9,14 +9,14 @@ local function compare(replacements, retries, cell)
   return gap < 0 and -1 or gap > 0 and 1 or 0
 end
 
-local function verdict_on(job, place, cell, begin, though_cancelled)
+local function verdict_on(job, place, cell, begin, though_cancelled, goes_on)
   if cell[STATUS] == FINISHED and not cell[OPEN] then
     return "finished"
-  elseif job.settled and not place.of_callback then
+  elseif job.settled and not place.of_callback and not goes_on then
     return "closed"
   elseif job.cancelled_at and not place.of_callback and not though_cancelled then
     return "cancelled"
-  elseif begin.takes_over or (cell[OPEN] and begin.supersedes == cell[ATTEMPT]) then
+  elseif begin.takes_over or goes_on or (cell[OPEN] and begin.supersedes == cell[ATTEMPT]) then
     return "begun"
   end
   local later = compare(begin.delivery[1], begin.delivery[2], cell)
@@ -26,9 +26,11 @@ local function verdict_on(job, place, cell, begin, though_cancelled)
   return later == 0 and cell[OPEN] and "duplicate" or "begun"
 end
 
--- Returns the verdict, and the cell to write if it has changed.
-local function apply_begin(job, place, cell, begin, though_cancelled)
-  local verdict = verdict_on(job, place, cell, begin, though_cancelled)
+-- Returns the verdict, and the cell to write if it has changed. forgotten is the number of an attempt that goes on
+-- although the store has lost its begin.
+local function apply_begin(job, place, cell, begin, though_cancelled, forgotten)
+  local goes_on = forgotten and forgotten > cell[ATTEMPT]
+  local verdict = verdict_on(job, place, cell, begin, though_cancelled, goes_on)
   if verdict == "cancelled" and cell[STATUS] > 0 and not is_final(cell) and not cell[OPEN] then
     return verdict, ended(job, cell, CANCELLED, job.reason, begin.event_id)
   elseif verdict ~= "begun" then
@@ -36,7 +38,7 @@ local function apply_begin(job, place, cell, begin, though_cancelled)
   end
   local new = copy(cell)
   new[STATUS], new[MESSAGE], new[TIMESTAMP], new[VERSION] = STARTED, begin.message, job.now, cell[VERSION] + 1
-  new[EVENT_ID], new[ATTEMPT], new[OPEN] = begin.event_id, cell[ATTEMPT] + 1, true
+  new[EVENT_ID], new[ATTEMPT], new[OPEN] = begin.event_id, math.max(cell[ATTEMPT] + 1, forgotten or 0), true
   new[REPLACEMENTS], new[RETRIES] = begin.delivery[1], begin.delivery[2]
   if cell[OPEN] and cell[OWNER] and begin.supersedes == cell[ATTEMPT] then
     new[LOSSES] = (cell[LOSSES] or 0) + 1

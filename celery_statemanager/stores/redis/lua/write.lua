@@ -92,8 +92,9 @@ if old and old[EVENT_ID] == write.event_id then
   return { "same", pack(old) }
 end
 local cell = old or new_cell(write.schema)
-if write.begin then
-  local verdict, begun_cell = apply_begin(job, place, cell, write.begin, write.ends_attempt)
+local begins = write.begin and not (write.attempt and write.attempt <= cell[ATTEMPT])
+if begins then
+  local verdict, begun_cell = apply_begin(job, place, cell, write.begin, write.ends_attempt, write.attempt)
   if verdict == "cancelled" then
     return { "cancelled", job.reason or false }
   elseif verdict ~= "begun" then
@@ -109,7 +110,7 @@ elseif is_refused_as_cancelled(cell) then
 end
 local new = apply_write(cell)
 local packed = put(job, place, old, new)
-if write.begin then
+if begins then
   unblock(job, write.later, place.tag, write.event_id)
 end
 if write.block_later_stages and is_final(new) and new[STATUS] < 0 then
