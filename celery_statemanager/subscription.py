@@ -1,6 +1,7 @@
 """Subscriptions: a replay of the existing states, followed by live changes (rule R7).
 
-The versions of each cell strictly increase, and the last one always arrives, even after lost connections.
+The versions of each cell strictly increase, and the last one always arrives, even after lost connections. They go back
+only if the store was restored from a copy or failed over to a replica: then the states that it has now are delivered.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from celery_statemanager.models import Scope, State, StateEvent, event_from_fiel
 from celery_statemanager.records import JobRef
 from celery_statemanager.retention import current
 from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.transactional import CellKey
 
 _LONGEST_READ = 3600.0
 """Maximum seconds of one read if there is no deadline."""
+
+_Mark = tuple[int, int]
+"""The version of a state and the hash of its event id."""
+
+_UNSEEN: _Mark = (0, 0)
 
 
 class Subscription:
@@ -48,7 +55,7 @@ class Subscription:
         self._until_settled = self._must_check = until_settled
         self._closed = self._ending = self._must_list = False
         self._replaying = True
-        self._seen: dict[tuple[str, int], int] = {}
+        self._seen: dict[CellKey, _Mark] = {}
         self._live: deque[State] = deque()
         self._feed = Feed(store, ref, self._scope_to_watch(), clock)
         try:
@@ -109,7 +116,7 @@ class Subscription:
             raise
         if event is not None:  # recorded last, so that an interrupted event is delivered again
             state = event.state
-            self._seen[state.tag, state.task_index] = state.version
+            self._seen[state.tag, state.task_index] = _mark_of(state)
         return event
 
     def _get(self, deadline: float | None) -> StateEvent | None:
@@ -140,14 +147,13 @@ class Subscription:
         self._replaying = self._replaying and not self._feed.connected
         while self._live:
             state = self._live.popleft()
-            if self._scope.holds(state.tag, state.task_index):
-                for event in _newer_events([state], self._seen, replay=False):
-                    return event
+            if self._scope.holds(state.tag, state.task_index) and _is_newer(state, self._seen):
+                return event_from_fields(state, replay=False)
         return None
 
     def _list(self) -> None:
         states = self._store.list_states(self._ref, self._scope)
-        self._listing = _newer_events(states, self._seen, self._replaying)
+        self._listing = _changes(states, self._store, self._ref, self._seen, self._replaying)
 
     def _scope_to_watch(self) -> Scope:
         """Return all cells for a job without a plan, because it settles without a change of its record."""
@@ -162,6 +168,8 @@ class Subscription:
     def _receive(self, deadline: float | None) -> bool:
         left = _LONGEST_READ if deadline is None else deadline - time.monotonic()
         batch = self._feed.read(max(left, 0.0))
+        if batch.resync:
+            self._live.clear()  # the list is newer; a store that was restored may have older versions than these
         self._live.extend(batch.states)
         self._must_list = batch.resync
         may_have_settled = batch.resync or batch.job_changed or (self._planless and bool(batch.states))
@@ -169,11 +177,30 @@ class Subscription:
         return left > 0 or bool(batch.states) or batch.resync
 
 
-def _newer_events(states: Iterable[State], seen: dict[tuple[str, int], int], replay: bool) -> Iterator[StateEvent]:
-    """Yield an event for each state that is newer than the last one seen of its cell.
+def _mark_of(state: State) -> _Mark:
+    return state.version, hash(state.event_id)
+
+
+def _is_newer(state: State, seen: dict[CellKey, _Mark]) -> bool:
+    """Return whether a change follows the last state seen of its cell or, in a restored store, replaces it."""
+    mark = seen.get((state.tag, state.task_index), _UNSEEN)
+    return state.version > mark[0] or (state.version == mark[0] and _mark_of(state) != mark)
+
+
+def _changes(
+    states: Iterable[State], store: Store, ref: JobRef, seen: dict[CellKey, _Mark], replay: bool
+) -> Iterator[StateEvent]:
+    """Yield an event for each cell whose state differs from the last one seen, also if the store has forgotten it.
 
     Not a method, because the generator would then refer to its subscription and keep an abandoned one alive.
     """
+    missing = {key for key, mark in seen.items() if mark[0]}
     for state in states:
-        if state.version > seen.get((state.tag, state.task_index), 0):
+        key = (state.tag, state.task_index)
+        missing.discard(key)
+        if seen.get(key, _UNSEEN) != _mark_of(state):
             yield event_from_fields(state, replay)
+    if missing:
+        job = current(store, ref)
+        for key in sorted(missing):
+            yield event_from_fields(aggregate.missing_state(job, *key), replay)

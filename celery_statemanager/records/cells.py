@@ -180,7 +180,7 @@ class Batch:
     Attributes:
         states: the newest version of each cell that changed, older changes first.
         job_changed: the job record may have changed (settled, cancelled, tombstoned).
-        resync: changes were lost; the reader must list the states again.
+        resync: changes were lost, or the store was restored; the reader must list the states again.
     """
 
     states: list[State]

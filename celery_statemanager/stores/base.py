@@ -34,7 +34,8 @@ class Watch(ABC):
 
         The last version of every cell is returned. Between two reads only the newest version of a cell is kept, so a
         slow reader costs at most one entry per cell. A version may be returned twice, so readers ignore versions that
-        they have seen. After ``resync``, earlier versions may be missing.
+        they have seen. After ``resync``, earlier versions may be missing, and all versions may be lower than before,
+        because the store was restored from a copy.
 
         Raises: JobNotFound – this incarnation was deleted; StoreUnavailable – the connection was lost, create a new
         watch; StoreError – a new watch would fail too.

@@ -107,11 +107,11 @@ class RedisWatch(Watch):
         return Batch(states, job_changed, missed) if states or job_changed or missed else None
 
     def _check_stream(self) -> Batch | None:
-        """Check that the job and its stream still exist, because an eviction of either adds no entry to the stream."""
+        """Check that the job and its stream exist and are not older: an eviction or a restore adds no entry."""
         head, newest = self._send(self._head, ("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
         sequence = self._sequence(head)
         last_entry = int(newest[0][0].partition(b"-")[0]) if newest else 0
-        if last_entry >= sequence:
+        if last_entry >= sequence >= self._cursor:
             return None
         self._cursor = sequence
         return Batch([], job_changed=True, resync=True)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.sqlite.connection import connect, translate
+from celery_statemanager.stores.sqlite.location import file_identity
 from celery_statemanager.stores.sqlite.pool import abandoned
 
 DataVersion = tuple[int, int]
@@ -38,6 +39,7 @@ class DataVersionPoller:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._connections = 0
+        self._file = file_identity(path)
         self._current: DataVersion = (0, 0)
         self._read_at = -math.inf
         self._pid = os.getpid()
@@ -97,6 +99,10 @@ class DataVersionPoller:
     def _read(self) -> DataVersion:
         if os.getpid() != self._pid:
             self._abandon()
+        file = file_identity(self._path)
+        if file is not None and file != self._file:  # a copy was restored
+            self.close()
+            self._file = file
         if self._connection is None:
             self._connection = connect(self._path, self._timeout)
             self._connections += 1

@@ -144,3 +144,12 @@ def _check_file(url: str, path: Path) -> None:
         raise ConfigurationError(f"cannot use {url}: this user cannot read and write {path}; change its mode or owner")
     with path.open("rb") as file:
         check_header(str(path), file.read(108))
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Return what distinguishes the file under a path from another one; None if there is none."""
+    try:
+        file = os.stat(path)  # noqa: PTH116 - called at every use of the store, and ten times as fast
+    except OSError:
+        return None
+    return file.st_dev, file.st_ino

@@ -14,6 +14,7 @@ from typing import TypeVar
 from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.sqlite.connection import connect, is_busy, translate
+from celery_statemanager.stores.sqlite.location import file_identity
 
 Result = TypeVar("Result")
 
@@ -40,6 +41,7 @@ class Pool:
         self._idle: dict[bool, list[sqlite3.Connection]] = {False: [], True: []}
         self._checkouts: set[Checkout] = set()
         self._forking = False
+        self._file = file_identity(path)
         self._pid = os.getpid()
         fork_aware(self)
 
@@ -90,9 +92,7 @@ class Pool:
     def close(self) -> None:
         """Close this process's connections; those in use are closed when their call ends."""
         with self._lock:
-            for checkout in self._checkouts:
-                checkout.stale = True
-            self._close_idle()
+            self._close_all()
 
     def before_fork(self) -> None:
         self._changed.acquire()
@@ -149,6 +149,7 @@ class Pool:
         with self._lock:
             while self._forking:
                 self._changed.wait()
+            self._detect_replacement()
             idle = self._idle[checkout.writes]
             checkout.connection = idle.pop() if idle else None
             self._checkouts.add(checkout)
@@ -184,6 +185,18 @@ class Pool:
         for idle in self._idle.values():
             idle.clear()
         self._checkouts.clear()
+
+    def _detect_replacement(self) -> None:
+        """Close the connections to a file that another one has replaced under its name: a copy was restored."""
+        file = file_identity(self.path)
+        if file is not None and file != self._file:
+            self._close_all()
+            self._file = file
+
+    def _close_all(self) -> None:
+        for checkout in self._checkouts:
+            checkout.stale = True
+        self._close_idle()
 
     def _close_idle(self) -> None:
         for idle in self._idle.values():

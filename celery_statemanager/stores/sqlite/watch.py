@@ -43,7 +43,7 @@ class SQLiteWatch(Watch):
             data_version = self._poller.current(max_age)
             if data_version != self._data_version:
                 batch = self._read_changes(data_version)
-                if batch.states or batch.job_changed:
+                if batch.states or batch.job_changed or batch.resync:
                     return batch
                 pause = BUSY_PAUSE
             left = deadline - time.monotonic()
@@ -77,9 +77,11 @@ class SQLiteWatch(Watch):
         return cached.job, rows, complete, newest_change(db, cached.id) if complete else rows[-1][0]
 
     def _read_changes(self, data_version: DataVersion) -> Batch:
+        before = self._seq
         job, rows, complete, self._seq = self._pool.read(self._changes)
         if complete:
             self._data_version = data_version
         job_changed = job.revision != self._revision
         self._revision = job.revision
-        return Batch([state_of(job, row) for row in rows], job_changed)
+        restored = self._seq < before
+        return Batch([state_of(job, row) for row in rows], job_changed or restored, restored)
