@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -24,6 +26,30 @@ from celery_statemanager.records import JobRef
 __all__ = ["StatefulTask", "TaskState", "current_state"]
 
 logger = logging.getLogger(__name__)
+
+_VETOES = "_statemanager_vetoes"
+"""The attribute that marks a ``before_start`` with the veto."""
+
+
+def _veto(task: Task[Any, Any]) -> None:
+    """Raise ``Ignore`` if the store rejected the begin of the current execution."""
+    run = run_of(task)
+    binding = binding_of(task.request) if run is None else None
+    if binding is not None and tracker_of(task.app) is None:
+        _warn_no_manager(task.app.main, binding.ref)
+    if run is not None and run.verdict is not None:
+        raise Ignore(f"not run: {run.verdict.value}")
+
+
+def _vetoing(own: Any) -> Callable[[Task[Any, Any], str, Any, Any], None]:
+    """Return a ``before_start`` with the veto, and then the one that a task defines: any attribute of its class."""
+
+    def before_start(self: Task[Any, Any], task_id: str, args: Any, kwargs: Any) -> None:
+        _veto(self)
+        (own.__get__(self, type(self)) if hasattr(own, "__get__") else own)(task_id, args, kwargs)
+
+    setattr(before_start, _VETOES, True)
+    return before_start
 
 
 class StatefulTask(Task):  # type: ignore[type-arg]
@@ -54,20 +80,29 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         if "app" not in vars(cls):  # Celery creates the others, for any app of the process; submit checks them
             redelivery.check(cls.__qualname__, cls.on_lost)
 
+    @classmethod
+    def bind(cls, app: Celery) -> Celery:
+        """Bind the task class to an app, as Celery does, and add the veto to a ``before_start`` of its own."""
+        bound = super().bind(app)
+        own = inspect.getattr_static(cls, "before_start")  # of a subclass, a mixin, an option or task_annotations
+        if not hasattr(own, _VETOES):
+            cls.before_start = _vetoing(own)  # type: ignore[method-assign,assignment]
+        return bound
+
     @property
     def state(self) -> TaskState:
         """The state of this execution; false if it is untracked."""
         return TaskState(run_of(self), self.name)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """Drop a delivery whose cell has finished or runs elsewhere, or whose job has settled."""
-        run = run_of(self)
-        binding = binding_of(self.request) if run is None else None
-        if binding is not None and tracker_of(self.app) is None:
-            _warn_no_manager(self.app.main, binding.ref)
-        if run is not None and run.verdict is not None:
-            raise Ignore(f"not run: {run.verdict.value}")
+        """Drop a delivery whose cell has finished or runs elsewhere, or whose job has settled.
+
+        A subclass may override this method without calling it: ``bind`` adds the veto to every ``before_start``.
+        """
+        _veto(self)
         super().before_start(task_id, args, kwargs)
+
+    setattr(before_start, _VETOES, True)
 
     def replace(self, sig: Any) -> Any:
         """Replace this task by any canvas; see ``celery.Task.replace``.
