@@ -9,6 +9,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping
+from numbers import Integral, Number
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,9 @@ MAX_DEPTH = 200
 
 LONGEST_WAIT = 1e9
 """Seconds. Timeouts above this are treated as infinite, because system calls cannot represent them."""
+
+LONGEST_MESSAGE = 2_000
+"""Maximum number of characters of a message that is written automatically."""
 
 INT32 = range(-(2**31), 2**31)
 
@@ -121,13 +125,9 @@ def check_size(message: str | None, payload: str | None, limit: int) -> None:
         )
 
 
-def percent(done: float, total: float) -> int:
+def percent(done: Any, total: Any) -> int:
     """Return ``done`` of ``total`` as a status, 1 … 100; 100 only if all is done. Raises: TypeError, ValueError."""
-    for name, value in (("done", done), ("total", total)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, not {_type_and_repr(value)}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, not {value!r}")
+    done, total = check_number("done", done), check_number("total", total)
     if not 0 <= done <= total or total <= 0:
         values = f"{short_repr(done)} of {short_repr(total)}"
         raise ValueError(f"progress must be 0 <= done <= total with total > 0, not {values}")
@@ -138,26 +138,65 @@ def percent(done: float, total: float) -> int:
     return max(1, math.floor(100 * Fraction(done) / Fraction(total)))
 
 
+def check_number(kind: str, value: Any) -> int | float:
+    """Return a finite number of any type, such as a Decimal or one of NumPy, as int or float.
+
+    Raises: TypeError if it is not a real number; ValueError if it is not finite or too large for a float.
+    """
+    number = value if type(value) is int else to_number(value)
+    if number is None:
+        raise TypeError(f"{kind} must be a number, not {_type_and_repr(value)}")
+    if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError(f"{kind} must be a finite number, not {short_repr(value)}")
+    return number
+
+
+def to_number(value: Any) -> int | float | None:
+    """Return a number of any type as int or float, which may be infinite or NaN; None if it is not a real number."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, Number):
+            return None
+        return int(value) if isinstance(value, Integral) else _to_float(value)
+    except Exception:  # noqa: BLE001 - a complex number, a signalling NaN, a type whose own code raises
+        return None
+
+
+def _to_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def short_repr(value: Any) -> str:
     """Return a short description of a rejected value for its error message, at most 60 characters of its ``repr``."""
     try:
-        return f"{value!r:.60}"
+        return sanitize(str.__str__(repr(value))[:_LONGEST_REPR])
     except Exception:  # noqa: BLE001 - any object may be given; Python formats no integer of more than 4,300 digits
-        name = type(value).__name__
-        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"<{name} without a repr>"
+        if issubclass(type(value), int):
+            return f"a number of {int.bit_length(value)} bits"
+        return f"<{class_name(type(value))} without a repr>"
 
 
-def sanitize(text: str, limit: int = 2_000) -> str:
-    """Return text as a valid message: surrogates replaced, cut to ``limit`` characters."""
-    clean = text.encode("utf-8", "replace").decode()
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+_LONGEST_REPR = 60
+
+
+def class_name(kind: type) -> str:
+    """Return the name of a class, even if its metaclass computes another one."""
+    return sanitize(type.__dict__["__name__"].__get__(kind), _LONGEST_REPR)
+
+
+def sanitize(text: str, limit: int = LONGEST_MESSAGE) -> str:
+    """Return text as a valid message: surrogates and NUL characters replaced, cut to ``limit`` characters."""
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 _TOO_DEEP = f"payload is nested too deeply (more than {MAX_DEPTH} levels) or contains itself"
 
 
 def _check_integer(kind: str, value: Any, allowed: range) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{kind} must be an int, not {_type_and_repr(value)}")
     number = int(value)  # ``in`` compares an int subclass with each element of the range
     if number not in allowed:
@@ -190,4 +229,4 @@ def _check_encodable(kind: str, text: str) -> None:
 
 
 def _type_and_repr(value: Any) -> str:
-    return f"{type(value).__name__} {short_repr(value)}"
+    return f"{class_name(type(value))} {short_repr(value)}"

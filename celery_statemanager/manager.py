@@ -14,6 +14,7 @@ from celery_statemanager.limits import (
     check_index,
     check_message,
     check_name,
+    check_number,
     check_size,
     check_status,
     encode_payload,
@@ -108,9 +109,10 @@ class Manager(JobQueries):
     ) -> State:
         """Write ``done`` of ``total`` as a percent status, 1 … 100, and as ``payload["progress"]``.
 
-        The rest of the payload stays. Raises: as ``set_state``.
+        The rest of the payload stays. The numbers may be of any type, such as one of NumPy. Raises: as ``set_state``.
         """
         row = self._own_row(None)
+        done, total = check_number("done", done), check_number("total", total)
         status = percent(done, total)
         check_size(check_message(message), None, self._max_state_bytes)
         progress = progress_json(done, total)

@@ -14,11 +14,11 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_task, signals
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Reject
 from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
-from celery_statemanager.errors import JobCancelled, StateError
+from celery_statemanager.errors import JobCancelled
 from celery_statemanager.integration.binding import HEADER, binding_of, delivery_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task import outcomes
@@ -56,9 +56,10 @@ def _repeated_after_limit(handler: Callable[..., None]) -> Callable[..., None]:
     @wraps(handler)
     def call(**arguments: Any) -> None:
         try:
-            handler(**arguments)
+            return handler(**arguments)
         except SoftTimeLimitExceeded:
-            handler(**arguments)
+            pass
+        return handler(**arguments)  # not in the except clause: handlers look at the exception of the task
 
     return call
 
@@ -80,13 +81,19 @@ def _on_success(sender: Any = None, **_: Any) -> None:
 @_repeated_after_limit
 def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
     run = run_of(sender)
-    status, message = outcomes.failure(exception)
     if run is not None:
-        run.end(status, message, keep_app_status=not isinstance(exception, StateError))
-    elif outcomes.is_requeued(sender, exception):
+        _end_failed(run, outcomes.original(exception, sys.exc_info()[1]))
+        return
+    status, message = outcomes.failure(exception)
+    if outcomes.is_requeued(sender, exception):
         main.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
     elif not fail_replaced(sender, status, message):
         main.report(sender.app, task_id, None, status, message, began=True)
+
+
+def _end_failed(run: Run, error: BaseException) -> None:
+    status, message = outcomes.failure(error)
+    run.end(status, message, keep_app_status=not outcomes.sets_status(error))
 
 
 @_repeated_after_limit
@@ -113,37 +120,36 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
     elif state == "IGNORED":
         _on_ignored(run, retval)
     elif state == "REJECTED" and isinstance(retval, Reject):
-        reason, requeue = (*retval.args, None, False)[:2]
+        requeue = outcomes.asks_for_requeue(retval)
         if requeue and task.acks_late and not task.request.is_eager:
             run.pause("requeued by the task", run.delivery)
         else:
-            run.end(int(Status.REJECTED), outcomes.rejection(reason, not_requeued=bool(requeue)))
+            run.end(int(Status.REJECTED), outcomes.rejection(retval, not_requeued=requeue))
     elif state == "SUCCESS":  # from here on: a time limit prevented the handler of the outcome's own signal
         _on_success(sender=task)
     elif state == "FAILURE":
-        _on_failure(sender=task, exception=retval)
+        _end_failed(run, retval)
     elif state == "RETRY":
         _on_retry(sender=task, request=task.request, reason=retval)
 
 
 def _on_aborted(run: Run, error: BaseException | None) -> None:
     """Write an exception that eager mode propagates, which no other signal reports; leave an exit to the sweep."""
-    if isinstance(error, Exception):
-        run.end(*outcomes.failure(error), keep_app_status=not isinstance(error, StateError))
+    if error is not None and outcomes.is_a(error, Exception):
+        _end_failed(run, error)
     else:
         run.tracker.held_messages.abandon(run.binding.celery_task_id)
 
 
 def _on_ignored(run: Run, retval: Any) -> None:
-    if isinstance(retval, (TaskSuperseded, TaskRefused, TaskJobGone)):
+    if any(outcomes.is_a(retval, kind) for kind in (TaskSuperseded, TaskRefused, TaskJobGone)):
         run.ended = True
-    elif isinstance(retval, JobCancelled):
+    elif outcomes.is_a(retval, JobCancelled):
         run.end(int(Status.CANCELLED), retval.reason, keep_app_status=False)
     elif run.replaced_by is not None:
         run.pause(f"replaced by {run.replaced_by}", Delivery(run.delivery.replacements + 1, 0))
     else:
-        reason = str(retval) if isinstance(retval, Ignore) else ""
-        run.end(int(Status.REJECTED), f"ignored: {reason}" if reason else "ignored")
+        run.end(int(Status.REJECTED), outcomes.ignored(retval))
 
 
 def _on_received(request: Any = None, **_: Any) -> None:

@@ -4,15 +4,43 @@ import logging
 import os
 from decimal import Decimal
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 
 import pytest
 from celery import Celery
 
-from celery_statemanager import StatefulTask, StateManager, Status, current_state
+from celery_statemanager import Manager, StatefulTask, StateManager, Status, current_state
 
 LOGGER = "celery_statemanager.integration.task.progress"
 NAN, INFINITY = float("nan"), float("inf")
+
+
+@Integral.register
+class Count:
+    """An integer as those of NumPy, a ``numbers.Integral`` that is no ``int``."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __int__(self):
+        return self.value
+
+    __index__ = __int__
+
+    def __repr__(self):
+        return f"Count({self.value})"
+
+
+class BrokenCount(Count):
+    def __int__(self):
+        raise RuntimeError("no value")
+
+
+class Classless:
+    @property
+    def __class__(self):
+        raise RuntimeError("no class")
 
 
 @pytest.fixture
@@ -57,8 +85,10 @@ def warnings_of(caplog):
         (INFINITY, 4, 100, (4, 4)),
         (-INFINITY, 4, 1, (0, 4)),
         (True, 2, 50, (1, 2)),
-        (Decimal("2.5"), 5, 50, (2.5, 5)),
-        (Fraction(1, 2), Fraction(2), 25, (0.5, 2.0)),
+        (Decimal("-2.5"), 5, 1, (0, 5)),
+        (Decimal("Infinity"), 5, 100, (5, 5)),
+        (Fraction(10**400), 5, 100, (5, 5)),
+        (Count(11), Count(10), 100, (10, 10)),
         (10**400, 5.0, 100, (5.0, 5.0)),
     ],
 )
@@ -75,8 +105,22 @@ def test_values_out_of_range_are_clamped(app, states, caplog, done, total, statu
 
 @pytest.mark.parametrize(
     ("done", "total"),
-    [(NAN, 5), (1, NAN), (1, INFINITY), ("1", "2"), (None, 5), (1j, 5), ([], 5), (1 << 20_000, 1 << 20_001)],
-    ids=range(8),
+    [
+        (NAN, 5),
+        (1, NAN),
+        (1, INFINITY),
+        ("1", "2"),
+        (None, 5),
+        (1j, 5),
+        ([], 5),
+        (1 << 20_000, 1 << 20_001),
+        (Decimal("sNaN"), 5),
+        (1, Decimal("NaN")),
+        (1, Fraction(10**400)),
+        (BrokenCount(1), 5),
+        (Classless(), 5),
+    ],
+    ids=range(13),
 )
 def test_values_that_are_not_finite_numbers_are_not_written(app, states, caplog, done, total):
     job, returned = report(app, states, f"unwritten {type(done)} {type(total)} {os.urandom(4)}", (1, 2), (done, total))
@@ -147,6 +191,33 @@ def test_values_in_range_are_reported_without_a_warning(app, states, caplog):
     _, returned = report(app, states, "in range", (0, 10), (5, 10), (1.5, 3), (10, 10))
     assert [state.status for state in returned] == [1, 50, 50, 100]
     assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "status", "kept"),
+    [
+        (Count(3), 10, 30, (3, 10)),
+        (Count(3), Count(10), 30, (3, 10)),
+        (Decimal("2.5"), 5, 50, (2.5, 5)),
+        (Fraction(1, 2), Fraction(2), 25, (0.5, 2.0)),
+    ],
+)
+def test_numbers_of_other_types_are_reported_without_a_warning(app, states, caplog, done, total, status, kept):
+    job, (state,) = report(app, states, f"number {done!r} {total!r}", (done, total))
+    assert job.summary().finished == 1
+    assert state.status == status
+    assert state.payload == {"progress": {"done": kept[0], "total": kept[1]}}
+    assert warnings_of(caplog) == []
+    manager = Manager.create(states.store, f"by a manager {done!r} {total!r}", num_tasks=1, task_index=0)
+    assert manager.progress("work", done, total).payload == state.payload
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint8", "float32", "float64", "longdouble"])
+def test_numbers_of_numpy_are_reported(app, states, caplog, kind):
+    number = getattr(pytest.importorskip("numpy"), kind)
+    job, (progress,) = report(app, states, f"numpy {kind}", (number(3), number(10)))
+    assert (progress.status, progress.payload) == (30, {"progress": {"done": 3, "total": 10}})
+    assert job.summary().finished == 1
 
 
 def test_a_manager_raises_for_values_out_of_range(app, states):

@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from numbers import Number
 from typing import Any, NamedTuple
 
 from celery_statemanager.codec import progress_json
-from celery_statemanager.limits import check_message, check_size, percent, sanitize, short_repr
+from celery_statemanager.limits import (
+    LONGEST_MESSAGE,
+    check_message,
+    check_number,
+    check_size,
+    percent,
+    sanitize,
+    short_repr,
+    to_number,
+)
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_MESSAGE = 2_000
 
 _warned: set[str] = set()
 """Names of the tasks whose invalid values were logged."""
@@ -41,7 +47,8 @@ def to_progress(
     text, correction = _to_message(message, max_bytes)
     written: tuple[int, str] | None
     try:
-        written = percent(done, total), progress_json(done, total)
+        part, whole = check_number("done", done), check_number("total", total)
+        written = percent(part, whole), progress_json(part, whole)
     except (TypeError, ValueError):
         written, correction = _clamped(done, total)
     if correction is not None and task not in _warned:
@@ -66,13 +73,8 @@ def _clamped(done: Any, total: Any) -> tuple[tuple[int, str] | None, str]:
 
 
 def _number(value: Any) -> float | None:
-    """Return a number of any type as int or float; None for NaN and for other values."""
-    if not isinstance(value, Number):
-        return None
-    try:
-        number = int(value) if isinstance(value, int) else float(value)  # type: ignore[arg-type] # complex: TypeError
-    except (TypeError, ValueError, OverflowError):
-        return None
+    """Return a number of any type, a bool too, as int or float; None for NaN and for other values."""
+    number = int(value) if type(value) is bool else to_number(value)
     return None if number != number else number  # noqa: PLR0124 - only NaN differs from itself; math.isnan rejects long integers
 
 
@@ -82,7 +84,7 @@ def _to_message(message: Any, max_bytes: int) -> tuple[str | None, str | None]:
         check_size(check_message(message), None, max_bytes)
     except (TypeError, ValueError):
         try:
-            text = sanitize(str(message), max(1, min(_LONGEST_MESSAGE, max_bytes // 4)))
+            text = sanitize(str(message), max(1, min(LONGEST_MESSAGE, max_bytes // 4)))
         except Exception:  # noqa: BLE001 - the task's own __str__ may raise anything
             return None, "the message was omitted"
         return text, "the message was converted to text or truncated"
