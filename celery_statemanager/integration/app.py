@@ -11,7 +11,7 @@ from uuid import UUID
 from celery import Celery, current_task
 from celery.canvas import Signature, group
 
-from celery_statemanager.integration import beat, signals
+from celery_statemanager.integration import beat, signals, spawned
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import at_start, install, tracker_of
@@ -63,6 +63,7 @@ class StateManager:
                 found.backlog = Backlog(found.pending_files)
                 found.held_messages = HeldMessages()
                 install(app, found)
+                spawned.follow(app)
                 beat.install(found)
                 at_start(found, _require_store)
                 signals.connect()

@@ -11,9 +11,11 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from celery import Task
+
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.garbage import collect_garbage
-from celery_statemanager.integration.installed import Tracker, at_start
+from celery_statemanager.integration.installed import Tracker, at_start, tracker_of
 from celery_statemanager.integration.settings import PREFIX
 from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.migrations import migrate_jobs
@@ -29,22 +31,32 @@ MAX_EXPIRES = 3_600.0
 
 
 def install(tracker: Tracker) -> None:
-    """Register the tasks with the app, and add their entries to its schedule before beat reads it."""
-    register = partial(tracker.app.task, ignore_result=True, shared=False)
+    """Register the tasks with the app, and add their entries to its schedule before beat reads it.
+
+    A spawned child shares them with all its apps, so each uses the tracker of the app that runs it.
+    """
+    register = partial(tracker.app.task, ignore_result=True, shared=False, bind=True)
 
     @register(name=COLLECT)
-    def collect() -> dict[str, Any]:
-        return _collect(tracker)
+    def collect(self: Any) -> dict[str, Any]:
+        return _collect(_tracker(self))
 
     @register(name=SWEEP)
-    def sweep_once() -> dict[str, Any]:
-        return asdict(sweep(tracker))
+    def sweep_once(self: Any) -> dict[str, Any]:
+        return asdict(sweep(_tracker(self)))
 
     @register(name=MIGRATE)
-    def migrate() -> dict[str, Any]:
-        return _migrate(tracker)
+    def migrate(self: Any) -> dict[str, Any]:
+        return _migrate(_tracker(self))
 
     at_start(tracker, _add_entries)
+
+
+def _tracker(task: Task[Any, Any]) -> Tracker:
+    tracker = tracker_of(task.app)
+    if tracker is None:
+        raise ConfigurationError(f"app {task.app.main!r} has no StateManager: call StateManager(app) in its module")
+    return tracker
 
 
 def _add_entries(tracker: Tracker) -> None:

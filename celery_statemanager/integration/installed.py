@@ -53,10 +53,18 @@ AnyTracker = TypeVar("AnyTracker", bound=Tracker)
 
 _ATTRIBUTE = "_celery_statemanager"
 
+_trackers: weakref.WeakSet[Any] = weakref.WeakSet()
+
 
 def install(app: Celery, tracker: Tracker) -> None:
     """Set the tracker of an app; the two are garbage-collected together."""
     setattr(app, _ATTRIBUTE, tracker)
+    _trackers.add(tracker)
+
+
+def all_trackers() -> list[Any]:
+    """Return the trackers of this process."""
+    return list(_trackers)
 
 
 def tracker_of(app: Celery) -> Tracker | None:

@@ -19,6 +19,7 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
+from celery_statemanager.integration import spawned
 from celery_statemanager.integration.binding import HEADER, binding_of, delivery_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task import outcomes
@@ -226,6 +227,7 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.task_revoked, _on_revoked),
     (signals.task_unknown, _on_unknown),
     (signals.task_rejected, _on_rejected),
+    (signals.worker_process_init, spawned.adopt_originals),
     (signals.worker_init, main.on_init),
     (signals.worker_ready, main.on_ready),
     (signals.worker_shutdown, main.on_shutdown),

@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 
+from project import Project  # noqa: E402
 from rabbitmq import running_rabbitmq  # noqa: E402
 from servers import running_redis  # noqa: E402
 from workers import Worker  # noqa: E402
@@ -240,3 +241,17 @@ def eventually():
         return found
 
     return eventually
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Return a function that creates a project of one module; close them at the end."""
+    created = []
+
+    def create(text, **others):
+        created.append(Project(tmp_path, text, **others))
+        return created[-1]
+
+    yield create
+    for each in created:
+        each.close()

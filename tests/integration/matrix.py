@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import celery
+from workers import SPAWN
 
 from celery_statemanager import Status
 
@@ -66,6 +67,7 @@ class Outcome:
 
     def ending(self, pool: str) -> Ends | None:
         """Return how the cell ends with the installed Celery, or None if the outcome is impossible."""
+        pool = "prefork" if pool == SPAWN else pool
         return (BEFORE_5_7 and self.older.get(pool)) or self.ends.get(pool)
 
 

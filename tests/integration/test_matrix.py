@@ -9,7 +9,7 @@ from subprocess import TimeoutExpired
 import pytest
 from matrix_rows import OUTCOMES
 from matrix_table import shown, table
-from workers import Worker
+from workers import SPAWN, Worker
 
 from celery_statemanager.integration.binding import Binding
 
@@ -19,6 +19,7 @@ PLACES = [
     ("redis-redis", "prefork"),
     ("folders-sqlite", "gevent"),
     ("rabbitmq-redis", "threads"),
+    ("folders-sqlite", SPAWN),
     ("folders-sqlite", "solo"),
     ("folders-sqlite", "prefork"),
     ("folders-sqlite", "threads"),
@@ -156,7 +157,7 @@ def grouped(pool):
     return [(name, outcomes) for (name, _), outcomes in groups.items()]
 
 
-@pytest.mark.places(*PLACES, usual=3)
+@pytest.mark.places(*PLACES, usual=4)
 @pytest.mark.parametrize("outcome", [each for each in OUTCOMES if not each.worker_end], ids=str)
 def test_a_cell_ends_as_the_matrix_states(outcome, stage, pool):
     if outcome.ending(pool) is None:

@@ -23,6 +23,7 @@ app.conf.update(
     statemanager_store_timeout=float(os.environ.get("TRACKED_STORE_TIMEOUT", "3")),
     statemanager_sweep_interval=1.5,
     task_ignore_result=True,
+    worker_pool_start_method=os.environ.get("TRACKED_START_METHOD", "fork"),
     worker_prefetch_multiplier=1,
     worker_lost_wait=1.0,
     worker_soft_shutdown_timeout=float(os.environ.get("TRACKED_SOFT_SHUTDOWN", "0")),

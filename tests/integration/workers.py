@@ -8,7 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
-READY = 30.0
+READY = 60.0
+SPAWN = "spawn"
+"""The name that tests use for a prefork pool whose children are spawned instead of forked."""
+
 STOPPED = 60.0
 """Seconds to wait for a warm shutdown; many workers stop at the same time, some without their store."""
 
@@ -24,15 +27,18 @@ class Worker:
         *options: str,
         concurrency: int = 2,
         app: str = "tracked",
+        cwd: Path = Path(__file__).parent,
     ) -> None:
         name = queue.replace(",", "-and-")
         self.log = Path(environment["TRACKED_HOME"]) / f"{name}.log"
+        if pool == SPAWN:
+            pool, environment = "prefork", {**environment, "TRACKED_START_METHOD": "spawn"}
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool, "-c", str(concurrency)]
         command += ["-Q", queue, "-n", f"{name}@test", "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *options]
         self.process = subprocess.Popen(
             command,
-            cwd=Path(__file__).parent,
+            cwd=cwd,
             env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
