@@ -26,6 +26,8 @@ _REFUSED = {
     "retry_on_error": "only the store may send a command again",
     "retry_on_timeout": "only the store may send a command again",
 }
+_PROTOCOL = 2
+"""The version of the server's protocol. Some releases of redis-py use 3, which old servers and some proxies refuse."""
 _PORTS = {"redis+sentinel": 26379}
 
 
@@ -93,6 +95,7 @@ def _parse(url: str, timeout: float, options: dict[str, Any]) -> RedisAddress:
     client = {
         "socket_timeout": own["timeout"],
         "socket_connect_timeout": own["timeout"],
+        "protocol": _PROTOCOL,
         **_client_options(parts, hosts),
         **{name: value for name, value in options.items() if name not in _OWN},
     }
@@ -113,9 +116,8 @@ def create_client(address: RedisAddress) -> Any:
         return _cluster(address, options)
     options["retry"] = _no_retry()
     if address.scheme == "redis+sentinel":
-        sentinels: Any = Sentinel(
-            address.hosts, **{k: v for k, v in options.items() if k.startswith(("socket_", "ssl"))}
-        )
+        shared = {name: value for name, value in options.items() if name.startswith("socket_")}
+        sentinels: Any = Sentinel(address.hosts, sentinel_kwargs={**shared, "protocol": _PROTOCOL})
         return sentinels.master_for(address.service, **{**options, "db": int(address.database)})
     pool = BlockingConnectionPool if "max_connections" in options else ConnectionPool
     if pool is BlockingConnectionPool:
