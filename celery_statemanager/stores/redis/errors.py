@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from redis import exceptions
 
@@ -10,56 +11,159 @@ from celery_statemanager.errors import StoreError, StoreUnavailable
 
 CLIENT_ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 
-_REFUSALS = {
-    "OOM": "is full, nothing was written: increase its maxmemory or delete jobs",
-    "PASSWORD": "refused the user name or password: correct them in the URL",
-    "NOPERM": "does not permit the user a required command: allow EVALSHA, EVAL and those on hashes, sets and streams",
-    "WRONGTYPE": "holds other data under this prefix: choose another prefix with ?prefix=",
-    "SENTINEL": "is not a sentinel: list hosts and ports of the sentinels, or use redis:// without sentinels",
-    "UNKNOWN": "does not support a required command: use Redis 5 or newer with EVAL and streams enabled",
-    "DATABASE": "has no database of this number: change the number in the URL",
-    "FOREIGN": "is not a Redis server, or expects TLS: check host and port, or use rediss://",
-    "CLUSTERED": "is part of a cluster: use redis+cluster:// or ?cluster=true",
-    "SINGLE": "is not part of a cluster: remove cluster from the URL",
-    "TLS": "failed the TLS handshake: check the certificates, or use redis:// for a server without TLS",
-    "MISCONF": "refuses writes because it cannot save to its disk: check the disk and the server's log",
-}
+NEVER, PASSES = StoreError, StoreUnavailable
+"""Errors that last until somebody corrects a setting, and errors that end by themselves or with the server's."""
 
-_CLASSES: dict[type[Exception], str] = {
-    exceptions.OutOfMemoryError: "OOM",
-    exceptions.AuthenticationError: "PASSWORD",
-    exceptions.AuthenticationWrongNumberOfArgsError: "PASSWORD",
-    exceptions.AuthorizationError: "NOPERM",
-    exceptions.NoPermissionError: "NOPERM",
-    exceptions.InvalidResponse: "FOREIGN",
-}
 
-_TEXTS = (
-    (r"\bOOM\b", "OOM"),
-    (r"NOAUTH|WRONGPASS|invalid username-password|invalid password|Authentication required", "PASSWORD"),
-    (r"NOPERM", "NOPERM"),
-    (r"WRONGTYPE", "WRONGTYPE"),
-    (r"unknown command .?SENTINEL", "SENTINEL"),
-    (r"unknown command|Unknown Redis command|attempt to index global 'cmsgpack'", "UNKNOWN"),
-    (r"DB index|invalid DB|SELECT is not allowed in cluster", "DATABASE"),
-    (r"Protocol Error", "FOREIGN"),
-    (r"Cluster mode is not enabled|cluster support disabled", "SINGLE"),
-    (r"certificate|SSL|TLS", "TLS"),
-    (r"MISCONF", "MISCONF"),
-    (r"^(MOVED|ASK) \d", "CLUSTERED"),
+class _Rule(NamedTuple):
+    """A kind of error.
+
+    Attributes:
+        pattern: matches ``"ClassName: text"`` of an error of redis-py. Its classes replace some of the server's codes.
+        raised: ``NEVER`` or ``PASSES``.
+        hint: what is wrong, after the server's URL, and what to do.
+    """
+
+    pattern: str
+    raised: type[StoreError]
+    hint: str
+
+
+_LOGIN = (
+    r"^AuthenticationError|^AuthenticationWrongNumberOfArgsError|NOAUTH|WRONGPASS|unauthenticated (multi)?bulk|"
+    r"invalid username-password|invalid password|Authentication required|HELLO must be called with"
+)
+_RULES = (
+    # The first one that matches applies. Those that look at more than the beginning of the text come last.
+    _Rule(_LOGIN, NEVER, "refused the user name or password: correct them in the URL"),
+    _Rule(
+        r"^AuthorizationError|^NoPermissionError|NOPERM|user executing the script can't",
+        NEVER,
+        "does not permit the user a required command: allow EVALSHA, EVAL, TIME and those on hashes, sets, sorted "
+        "sets, bitmaps and streams",
+    ),
+    _Rule(
+        r"DENIED Redis is running in protected mode",
+        NEVER,
+        "accepts only clients on its own machine: set a password on the server, or its options bind and protected-mode",
+    ),
+    _Rule(
+        r"unknown command .?HELLO|NOPROTO|unsupported protocol version",
+        NEVER,
+        "does not support version 3 of the protocol: use protocol=2 (the default of a URL), or Redis 6 or newer",
+    ),
+    _Rule(
+        r"unknown command .?SENTINEL",
+        NEVER,
+        "is not a sentinel: list hosts and ports of the sentinels, or use redis:// without sentinels",
+    ),
+    _Rule(
+        r"unknown (sub)?command|unknown redis command|attempt to index global 'cmsgpack'",
+        NEVER,
+        "does not support a required command: use Redis 5 or newer with EVAL and streams enabled",
+    ),
+    _Rule(
+        r"SELECT is not allowed in cluster",
+        NEVER,
+        "is part of a cluster, which has only database 0: use redis+cluster:// without a database "
+        "(rediss+cluster:// for TLS)",
+    ),
+    _Rule(
+        r"^(Moved|Ask|ClusterCrossSlot)Error|: (MOVED|ASK) \d|CROSSSLOT",
+        NEVER,
+        "is part of a cluster: use redis+cluster:// or ?cluster=true (rediss+cluster:// for TLS)",
+    ),
+    _Rule(
+        r"Cluster mode is not enabled|cluster support disabled",
+        NEVER,
+        "is not part of a cluster: use redis://, or remove cluster from the URL",
+    ),
+    _Rule(r"DB index|invalid DB", NEVER, "has no database of this number: change the number in the URL"),
+    _Rule(r"WRONGTYPE", NEVER, "holds other data under this prefix: choose another prefix with ?prefix="),
+    _Rule(
+        r"^InvalidResponse|Protocol Error",
+        NEVER,
+        "is not a Redis server, or expects TLS: check host and port, or use rediss://",
+    ),
+    _Rule(
+        r"unix socket.*Permission denied", NEVER, "does not let this user connect: change the socket's mode or group"
+    ),
+    _Rule(
+        r"^OutOfMemoryError|\bOOM\b|\bout of memory\b",
+        PASSES,
+        "is full, nothing was written: increase its maxmemory or delete jobs",
+    ),
+    _Rule(
+        r"MISCONF",
+        PASSES,
+        "refuses writes because it cannot save to its disk: check the disk and the server's log",
+    ),
+    _Rule(
+        r"^ReadOnlyError|READONLY|previous master is now a",
+        PASSES,
+        "is a read-only replica: wait for the failover, or connect to the master",
+    ),
+    _Rule(
+        r"NOREPLICAS",
+        PASSES,
+        "refuses writes while fewer replicas are connected than min-replicas-to-write: check the replicas",
+    ),
+    _Rule(r"^BusyLoadingError|LOADING", PASSES, "is loading its data: wait"),
+    _Rule(r"^MasterDownError|MASTERDOWN", PASSES, "is a replica that lost its master: wait, or connect to the master"),
+    _Rule(
+        r"\bBUSY\b|Script killed", PASSES, "ran somebody's script for too long: find it with SLOWLOG GET on the server"
+    ),
+    _Rule(
+        r"^(ClusterDown|SlotNotCovered|TryAgain|Cluster)Error|CLUSTERDOWN|TRYAGAIN|not all slots are covered",
+        PASSES,
+        "does not serve all slots of the cluster at present: check it with CLUSTER INFO",
+    ),
+    _Rule(
+        r"max number of clients|max concurrent connections",
+        PASSES,
+        "has no room for another client: increase its maxclients, or set max_connections in the URL",
+    ),
+    _Rule(
+        r"^MaxConnectionsError|Too many connections|No connection available",
+        PASSES,
+        "is reached through a client all of whose connections are in use: increase its max_connections",
+    ),
+    _Rule(
+        r"^MasterNotFoundError",
+        PASSES,
+        "has sentinels that know no master of this service at present: check the name of the service in the URL",
+    ),
+    _Rule(
+        r"EOF occurred in violation|handshake operation timed out",
+        PASSES,
+        "did not complete the TLS handshake: check its log, or use redis:// for a server without TLS",
+    ),
+    _Rule(
+        r"certificate|\bSSL\b|\bTLS\b",
+        NEVER,
+        "failed the TLS handshake: check the certificates, or use redis:// for a server without TLS",
+    ),
+    _Rule(
+        r"UNBLOCKED|no upstream host|upstream (failure|disconnected)|server is unavailable",
+        PASSES,
+        "cannot be reached or does not answer",
+    ),
 )
 
-_TRANSIENT = re.compile(r"READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|\bBUSY\b|UNBLOCKED")
-
-_UNAVAILABLE: tuple[type[Exception], ...] = (
+_UNREACHABLE = _RULES[-1]
+"""The rule of all other errors of these classes."""
+_CONNECTION_ERRORS = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
-    exceptions.ReadOnlyError,
-    exceptions.ClusterError,
-    exceptions.TryAgainError,
     exceptions.RedisClusterException,
     OSError,
 )
+
+_ARGUMENTS = re.compile(r",? with args beginning with.*", re.DOTALL)
+"""The part of the server's text that repeats arguments of the call, which may contain the password."""
+
+_SCRIPT_LINE = re.compile(r"@user_script:\s*(\d+)")
+_SCRIPT_CALL = re.compile(r'redis\.call\(\s*"(\w+)"')
 
 
 class translate_errors:  # noqa: N801 - used like a function
@@ -82,25 +186,37 @@ class translate_errors:  # noqa: N801 - used like a function
             raise translate(error, self._shown) from error
 
 
-def translate(error: Exception, shown: str) -> StoreError:
-    """Create the store's exception for an error of redis-py."""
-    code = _code(error)
-    if code is not None:
-        return StoreError(f"{shown} {_REFUSALS[code]} ({_first_line(error)})")
-    if isinstance(error, _UNAVAILABLE) or _TRANSIENT.search(str(error)):
-        return StoreUnavailable(f"{shown} cannot be reached or does not answer ({_first_line(error)})")
-    return StoreError(f"{shown} refused a call ({_first_line(error)})")
+def translate(error: Exception, shown: str, source: str = "") -> StoreError:
+    """Create the store's exception for an error of redis-py. Removes arguments of the call from the error itself.
+
+    Args:
+        source: the script that was run.
+    """
+    text = str(error)
+    if _ARGUMENTS.search(text):
+        text = _ARGUMENTS.sub("", text)
+        error.args = (text,)
+    rule = _rule_of(error, text)
+    line = (text.strip() or type(error).__name__).splitlines()[0][:300] + _command_of(text, source)
+    if rule is None:
+        return StoreError(f"{shown} refused a call ({line})")
+    return rule.raised(f"{shown} {rule.hint} ({line})")
 
 
-def _code(error: Exception) -> str | None:
-    for kind, code in _CLASSES.items():
-        if isinstance(error, kind):
-            return code
-    if isinstance(error, exceptions.AskError):
-        return "CLUSTERED"
-    return next((code for pattern, code in _TEXTS if re.search(pattern, str(error))), None)
+def _rule_of(error: Exception, text: str) -> _Rule | None:
+    subject = f"{type(error).__name__}: {text}"
+    if isinstance(error, exceptions.TimeoutError):
+        subject += f" ({error.__context__})"  # names the handshake, which redis-py's text does not
+    rule = next((each for each in _RULES if re.search(each.pattern, subject, re.IGNORECASE)), None)
+    if rule is None and isinstance(error, _CONNECTION_ERRORS):
+        return _UNREACHABLE
+    return rule
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+def _command_of(text: str, source: str) -> str:
+    """Return the command that failed inside a script, if the server's text names its line."""
+    line = _SCRIPT_LINE.search(text)
+    if line is None or not source:
+        return ""
+    command = _SCRIPT_CALL.search("\n".join(source.splitlines()[int(line[1]) - 1 :]))
+    return f" {command[1]}" if command else ""

@@ -79,7 +79,7 @@ class Server:
             except NoScriptError:
                 return self._send("EVAL", script.source, keys, args)
         except CLIENT_ERRORS as error:  # not by ``translate_errors``, which costs time when nothing fails
-            raise translate(error, self.shown) from error
+            raise translate(error, self.shown, script.source) from error
 
     def call(self, *command: Any) -> Any:
         """Send one command whose first argument is its key."""
