@@ -22,7 +22,7 @@ from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.submit import submit
 from celery_statemanager.integration.task.errors import interrupting
-from celery_statemanager.integration.task.run import run_of
+from celery_statemanager.integration.task.running import serving
 from celery_statemanager.limits import check_name
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
@@ -137,7 +137,7 @@ class StateManager:
         Raises: JobNotFound – the job was deleted or replaced by a newer run; in a task, the error is also Celery's
             ``Ignore`` and stops it; StoreError.
         """
-        run = run_of(current_task)
+        run = serving(current_task)
         if run is None or run.tracker is not self:
             return None
         with interrupting():

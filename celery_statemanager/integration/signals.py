@@ -22,7 +22,7 @@ from celery_statemanager.errors import JobCancelled
 from celery_statemanager.integration import spawned
 from celery_statemanager.integration.binding import HEADER, binding_of, delivery_of
 from celery_statemanager.integration.installed import tracker_of
-from celery_statemanager.integration.task import outcomes
+from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.task.replacement import bind_replacement, fail_replaced, following
 from celery_statemanager.integration.task.run import Run, run_of, start_run
@@ -114,11 +114,19 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
     run = run_of(task)
     if run is None:
         return
+    error = sys.exc_info()[1]
     if state is None:
-        _on_aborted(run, sys.exc_info()[1])
-    elif run.ended:  # the usual case: the handler of the outcome's own signal has written it
+        _on_aborted(run, error)
+    else:
+        _end_reported(run, task, state, retval)
+    running.leave(run)
+
+
+def _end_reported(run: Run, task: Any, state: str, retval: Any) -> None:
+    """Write the outcome that Celery has found, unless the handler of its own signal has written it."""
+    if run.ended:  # the usual case
         return
-    elif state == "IGNORED":
+    if state == "IGNORED":
         _on_ignored(run, retval)
     elif state == "REJECTED" and isinstance(retval, Reject):
         requeue = outcomes.asks_for_requeue(retval)

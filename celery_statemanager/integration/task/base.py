@@ -20,6 +20,7 @@ from celery_statemanager.integration.binding import binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task.replacement import bind_replacement, ends_in_group, leaves
 from celery_statemanager.integration.task.run import run_of
+from celery_statemanager.integration.task.running import serving
 from celery_statemanager.integration.task.state import TaskState, current_state
 from celery_statemanager.records import JobRef
 
@@ -92,7 +93,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     @property
     def state(self) -> TaskState:
         """The state of this execution; false if it is untracked."""
-        return TaskState(run_of(self), self.name)
+        return TaskState(serving(self), self.name)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Drop a delivery whose cell has finished or runs elsewhere, or whose job has settled.

@@ -28,14 +28,13 @@ from celery_statemanager.integration import redelivery, requests
 from celery_statemanager.integration.binding import Binding, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
+from celery_statemanager.integration.task import running
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
 from celery_statemanager.records import Begin, Delivery, JobRef, Verdict, When, Write, WriteReply
 
 logger = logging.getLogger(__name__)
-
-_ATTRIBUTE = "_statemanager_run"
 
 
 class Run:
@@ -203,10 +202,13 @@ def start_run(task: Task[Any, Any], binding: Binding) -> bool:
 
     May be called again after a soft time limit interrupted it.
     """
-    run = run_of(task) or _new_run(task, binding)
-    if run is not None and run.verdict is None and not run.tracker.backlog.store_is_down:
+    run = running.of_request(task.request) or _new_run(task, binding)
+    if run is None:
+        return False
+    running.enter(task, run)
+    if run.verdict is None and not run.tracker.backlog.store_is_down:
         run.begin()
-    return run is not None
+    return True
 
 
 def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
@@ -217,15 +219,12 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     requeues = owner is not None and redelivery.requeues(task, tracker.settings.on_lost)
     message = redelivery.execution_to_json(task) if requeues else None
     received: Mapping[str, Any] = request.delivery_info or {}
-    run = Run(tracker, binding, delivery_of(request), owner, message, received.get(requests.ALONE_SINCE))
-    setattr(request, _ATTRIBUTE, run)
-    return run
+    return Run(tracker, binding, delivery_of(request), owner, message, received.get(requests.ALONE_SINCE))
 
 
 def run_of(task: Any) -> Run | None:
     """Return the current execution of a task; None if it is untracked or not in this process."""
-    request = task.request if task else None
-    return None if request is None else request.__dict__.get(_ATTRIBUTE)
+    return running.of(task)
 
 
 @lru_cache(maxsize=1_000)

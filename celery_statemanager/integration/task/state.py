@@ -12,7 +12,8 @@ from celery_statemanager.errors import ConfigurationError, StoreError
 from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.manager import manager_of
 from celery_statemanager.integration.task.progress import to_progress
-from celery_statemanager.integration.task.run import Run, run_of
+from celery_statemanager.integration.task.run import Run
+from celery_statemanager.integration.task.running import serving
 from celery_statemanager.limits import check_message, check_size, check_status, encode_payload
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
@@ -150,4 +151,4 @@ def _write(run: Run, request: Write) -> State | None:
 
 def current_state() -> TaskState:
     """Return the state of the current task, in plain functions too; it is false if the task is untracked."""
-    return TaskState(run_of(current_task), getattr(current_task, "name", ""))
+    return TaskState(serving(current_task), getattr(current_task, "name", ""))

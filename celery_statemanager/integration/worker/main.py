@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from celery.concurrency import get_implementation
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.integration import redelivery, requests
+from celery_statemanager.integration import pools, redelivery, requests
 from celery_statemanager.integration.backlog import flush_all
 from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
 from celery_statemanager.integration.callbacks import publish_decided
@@ -40,22 +39,16 @@ def on_init(sender: Any = None, **_: Any) -> None:
     if tracker is None:
         return
     redelivery.log_invalid_policies(sender.app)
-    if _forks(sender):
+    pools.use(sender)
+    if pools.current() is pools.PREFORK:
         tracker.store.expect_forks()
-
-
-def _forks(worker: Any) -> bool:
-    """Return whether a worker's pool creates child processes, at its start and to replace those that end."""
-    from celery.concurrency.prefork import TaskPool  # imported here: a submitter does not need any pool
-
-    pool = get_implementation(worker.pool_cls)
-    return isinstance(pool, type) and issubclass(pool, TaskPool)
 
 
 def on_ready(sender: Any = None, **_: Any) -> None:
     """Start to renew the lease and to sweep."""
     tracker = tracker_of(sender.app)
     if tracker is not None:
+        pools.warn_if_unknown()
         worker_id = requests.worker_id()
         _threads.extend((Lease(tracker, worker_id).keep(), keep_sweeping(tracker, worker_id)))
         atexit.register(on_shutdown)  # Celery sends no signal at a cold shutdown
@@ -74,6 +67,7 @@ def on_shutdown(**_: Any) -> None:
     while _threads:
         _threads.pop().stop()
     remove_folder()
+    pools.leave()
 
 
 def on_child_shutdown(**_: Any) -> None:

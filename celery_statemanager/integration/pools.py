@@ -1,0 +1,96 @@
+"""The pool of this worker: which bodies it runs side by side, and which time limits it has."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from celery.concurrency import get_implementation
+
+from celery_statemanager.integration import requests
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What matters of a pool.
+
+    Attributes:
+        one_body: whether each of its processes runs one body at a time.
+        known: whether a thread, or a greenlet, runs one body at a time, as in every pool of Celery.
+        green: whether new greenlets inherit the context of those that start them.
+        lacks: the time limits that have no effect, as text; empty if both work or it is unknown.
+    """
+
+    name: str
+    module: str = ""
+    one_body: bool = False
+    known: bool = True
+    green: bool = False
+    lacks: str = ""
+
+
+PREFORK = Pool("prefork", "celery.concurrency.prefork", one_body=True)
+POOLS = (
+    PREFORK,
+    Pool("solo", "celery.concurrency.solo", one_body=True, lacks="soft and hard time limits"),
+    Pool("threads", "celery.concurrency.thread", lacks="soft and hard time limits"),
+    Pool("gevent", "celery.concurrency.gevent", green=True, lacks="soft time limits"),
+    Pool("eventlet", "celery.concurrency.eventlet", green=True, lacks="soft and hard time limits"),
+)
+NO_POOL = Pool("")
+
+_current = NO_POOL
+_default_time_limit: float | None = None
+
+
+def use(worker: Any) -> None:
+    """Record the pool of a worker that starts in this process."""
+    global _current, _default_time_limit
+    _current, _default_time_limit = pool_of(worker.pool_cls), worker.time_limit
+
+
+def warn_if_unknown() -> None:
+    """Log a warning if the worker's pool is not one of Celery's."""
+    if not _current.known:
+        logger.warning(
+            "the pool %s is none of %s: this package is not tested with it. If it runs several tasks in one thread, "
+            "states are written only where the context (contextvars) identifies the running task; other states are not "
+            "written, and their tasks may end LOST. Use another pool, or check the states of a test job",
+            _current.name,
+            ", ".join(each.name for each in POOLS),
+        )
+
+
+def leave() -> None:
+    """Forget the pool of a worker that has ended in this process."""
+    global _current, _default_time_limit
+    _current, _default_time_limit = NO_POOL, None
+
+
+def current() -> Pool:
+    """Return the pool of the worker in this process, or of the worker whose child it is; else ``NO_POOL``."""
+    return PREFORK if _current is NO_POOL and requests.is_child() else _current
+
+
+def default_time_limit() -> float | None:
+    """Return the hard time limit of the worker in this process, in seconds."""
+    return _default_time_limit
+
+
+def pool_of(pool_cls: Any) -> Pool:
+    """Return the pool that a class, or its name, stands for.
+
+    A class derived from a pool of Celery is that pool unless it runs tasks in a way of its own.
+    """
+    found: Any = get_implementation(pool_cls)
+    modules = [base.__module__ for base in getattr(found, "__mro__", ())]
+    for each in POOLS:
+        if each.module in modules:
+            original: Any = importlib.import_module(each.module).TaskPool
+            if found.on_apply is original.on_apply:
+                return each
+    return Pool(f"{found.__module__}.{found.__qualname__}", known=False)

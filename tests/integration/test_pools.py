@@ -1,0 +1,160 @@
+"""Pools in which a state could land in the wrong row, and threads that a task starts."""
+
+import pytest
+from celery.concurrency import gevent, prefork, solo, thread
+
+from celery_statemanager import Status
+from celery_statemanager.integration import pools
+
+ASYNCIO = """
+    import asyncio
+    import threading
+
+    from celery import signals
+    from celery._state import pop_current_task, push_current_task
+    from celery.app.task import Context
+    from celery.concurrency.base import BasePool
+    from kombu.serialization import loads
+
+    async def trace(task, task_id, request, args, kwargs):
+        call = {"task_id": task_id, "args": args, "kwargs": kwargs}
+        push_current_task(task)
+        task.request_stack.push(Context(request, args=args, called_directly=False, kwargs=kwargs))
+        state = result = None
+        try:
+            signals.task_prerun.send(sender=task, task=task, **call)
+            try:
+                task.before_start(task_id, args, kwargs)
+                result = await task.run(*args, **kwargs)
+                state = "SUCCESS"
+                signals.task_success.send(sender=task, result=result)
+            except Exception as error:
+                state, result = "FAILURE", error
+                signals.task_failure.send(sender=task, exception=error, traceback=None, einfo=None, **call)
+        finally:
+            signals.task_postrun.send(sender=task, task=task, state=state, retval=result, **call)
+            task.request_stack.pop()
+            pop_current_task()
+
+    class AsyncioPool(BasePool):
+        # runs all bodies as coroutines in one thread
+
+        def on_start(self):
+            self.loop = asyncio.new_event_loop()
+            threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+        def on_apply(self, target, args=(), kwargs=None, callback=None, accept_callback=None, **_):
+            name, task_id, request, body, content_type, encoding = args
+            values, options, _ = loads(body, content_type, encoding, accept=["application/json"])
+
+            async def run():
+                await trace(app.tasks[name], task_id, {**request, "is_eager": False}, values, options)
+                callback((0, None, 0.0))
+
+            accept_callback(os.getpid(), time.monotonic())
+            asyncio.run_coroutine_threadsafe(run(), self.loop)
+
+    app = new_app()
+    states = StateManager(app)
+
+    async def meet(name):
+        note(name)
+        while len((HOME / name).read_text().split()) < 4:
+            await asyncio.sleep(0.01)
+
+    @app.task(base=StatefulTask, bind=True, tag="work")
+    async def work(self, row):
+        await meet("begun")
+        self.state.set(50, f"row {row}")
+        await meet("written")
+
+        async def write_again():
+            current_state().set(60, f"row {row}, {states.current_job().id}")
+
+        await asyncio.gather(write_again())
+        await meet("ending")
+        if row % 2:
+            raise ValueError(f"row {row}")
+"""
+
+
+def test_bodies_that_share_a_thread_write_their_own_rows(project):
+    shop = project(ASYNCIO)
+    pool = {"CELERY_CUSTOM_WORKER_POOL": f"{shop.name}:AsyncioPool"}
+    shop.start_worker(pool="custom", environment=pool, concurrency=4)
+    job = shop.states.submit([shop.work.s(row) for row in range(4)])
+    job.wait(60)
+    found = {each.task_index: (each.status, each.message) for each in job.list_states()}
+    for row in range(4):
+        failed = (Status.FAILED, f"ValueError: row {row}")
+        assert found[row] == (failed if row % 2 else (Status.FINISHED, f"row {row}, {job.id}")), found
+    assert f"the pool {shop.name}.AsyncioPool is none of prefork, solo, threads, gevent, eventlet" in shop.log()
+
+
+class Recycling(prefork.TaskPool):
+    """A pool derived from one of Celery's that runs tasks in the same way."""
+
+
+class Overridden(solo.TaskPool):
+    def on_apply(self, *args, **options): ...
+
+
+@pytest.mark.parametrize(
+    ("pool", "name", "known"),
+    [
+        ("prefork", "prefork", True),
+        ("processes", "prefork", True),
+        (solo.TaskPool, "solo", True),
+        (thread.TaskPool, "threads", True),
+        (gevent.TaskPool, "gevent", True),
+        (Recycling, "prefork", True),
+        (Overridden, f"{__name__}.Overridden", False),
+    ],
+)
+def test_a_pool_is_recognised_by_the_way_it_runs_tasks(pool, name, known):
+    found = pools.pool_of(pool)
+    assert (found.name, found.known) == (name, known)
+
+
+HELPERS = """
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    app = new_app()
+    states = StateManager(app)
+
+    def in_threads(action):
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(action, range(1, 10)))
+
+    @app.task(base=StatefulTask, bind=True, tag="work")
+    def work(self, how):
+        state = self.state
+        actions = {
+            "self": lambda i: self.state.progress(i, 10),
+            "current": lambda i: current_state().progress(i, 10),
+            "captured": lambda i: state.progress(i, 10),
+        }
+        if how == "to_thread":
+            asyncio.run(asyncio.to_thread(lambda: [self.state.progress(i, 10) for i in range(1, 10)]))
+        else:
+            in_threads(actions[how])
+"""
+HOWS = ["self", "current", "captured", "to_thread"]
+ALL_WRITES = 11
+"""The begin, nine reports of progress and the end."""
+
+
+@pytest.mark.parametrize(
+    ("pool", "written"),
+    [("prefork", set(HOWS)), ("solo", set(HOWS)), ("threads", {"captured", "to_thread"}), ("gevent", {"captured"})],
+)
+def test_threads_of_a_task_write_its_state_or_say_why_not(project, pool, written):
+    shop = project(HELPERS)
+    shop.start_worker(pool=pool)
+    job = shop.states.submit([shop.work.s(how) for how in HOWS])
+    assert job.wait(60).finished == len(HOWS)
+    versions = {how: job.get_state("work", row).version for row, how in enumerate(HOWS)}
+    assert versions == {how: ALL_WRITES if how in written else 2 for how in HOWS}
+    for used in ("self.state in thread", "current_state() in thread"):
+        assert shop.log().count(used) == (pool in {"threads", "gevent"}), shop.log()
