@@ -226,9 +226,16 @@ def test_throttled_progress_is_written_with_the_end():
     assert (failed.status, failed.payload) == (Status.FAILED, {"progress": {"done": 3, "total": 10}})
 
 
-@pytest.mark.parametrize("call", [lambda s: s.set(5, "said"), lambda s: s.progress(1, 2, "said"), lambda s: s.get()])
+@pytest.mark.parametrize(
+    ("call", "known"),
+    [
+        (lambda state: state.set(5, "said"), None),
+        (lambda state: state.progress(1, 2, "said"), None),
+        (lambda state: state.get().status, Status.STARTED),
+    ],
+)
 @pytest.mark.parametrize("policy", ["log", "raise"])
-def test_a_store_outage_fails_a_task_only_under_the_raise_policy(policy, call):
+def test_a_store_outage_fails_a_task_only_under_the_raise_policy(policy, call, known):
     app, states, store = with_faults(statemanager_on_store_error=policy)
     given = []
 
@@ -240,11 +247,58 @@ def test_a_store_outage_fails_a_task_only_under_the_raise_policy(policy, call):
 
     state = states.submit([task.s()]).wait(10).lowest
     if policy == "log":
-        assert given == [None]
+        assert given == [known]
         assert state.status == Status.FINISHED
     else:
         assert given == []
         assert (state.status, state.message.partition(":")[0]) == (Status.FAILED, "StoreUnavailable")
+
+
+def test_get_returns_the_checkpoint_of_the_previous_attempt_during_an_outage():
+    app, states, store = with_faults()
+    found = []
+
+    @app.task(
+        shared=False, base=StatefulTask, bind=True, autoretry_for=(OSError,), max_retries=1, default_retry_delay=0
+    )
+    def resuming(self):
+        with store.away():
+            found.append(self.state.get().payload)
+        self.state.set(10, payload={"row": 7})
+        with store.away():
+            found.append(self.state.get().payload)
+        if len(found) == 2:
+            raise OSError("again")
+
+    states.submit([resuming.s()])
+    assert found == [None, {"row": 7}, {"row": 7}, {"row": 7}]
+
+
+def test_get_waits_for_a_store_that_could_not_number_the_attempt():
+    app, states, store = with_faults()
+    store.lose_response("begin", applied=False)
+    store.lose_response("lowest", applied=False, times=3)
+    found = []
+
+    @app.task(shared=False, base=StatefulTask, bind=True)
+    def task(self):
+        found.append((self.state.attempt, self.state.get().status))
+
+    assert states.submit([task.s()]).wait(10).finished == 1
+    assert found == [(None, Status.NOT_STARTED)]
+
+
+def test_get_raises_rather_than_return_none_for_a_store_that_does_not_answer():
+    app, states, store = with_faults(statemanager_store_timeout=0.1)
+    store.lose_response("begin", applied=False)
+
+    @app.task(shared=False, base=StatefulTask, bind=True)
+    def task(self):
+        with store.away():
+            self.state.get()
+
+    state = states.submit([task.s()]).wait(10).lowest
+    assert (state.status, state.message.partition(":")[0]) == (Status.FAILED, "StoreUnavailable")
 
 
 INTERRUPTED_BEGIN = """

@@ -32,7 +32,7 @@ from celery_statemanager.integration.task import running
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
-from celery_statemanager.records import Begin, Delivery, JobRef, Verdict, When, Write, WriteReply
+from celery_statemanager.records import Begin, Cell, Delivery, JobRef, Verdict, When, Write, WriteReply
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Run:
         self.held_progress: tuple[str, str | None] | None = None
         self.manager: Manager | None = None
         self.manager_lock = threading.Lock()
+        self._known: Cell | None = None
         self._ending: Write | None = None
         self._begin = Begin(
             tag=binding.tag, task_index=binding.task_index, delivery=delivery, owner=owner, kept=message
@@ -100,7 +101,7 @@ class Run:
             self._log(error)
             return
         if reply.verdict is Verdict.BEGUN:
-            self.attempt = reply.cell.attempt
+            self.attempt, self._known = reply.cell.attempt, reply.cell
         else:
             self.verdict, self.ended = reply.verdict, True
             logger.info("not run: %s is %s", self.binding.celery_task_id, reply.verdict.value, extra=self.log_extra)
@@ -119,9 +120,16 @@ class Run:
         """The tag and the row of its cell."""
         return self.binding.tag, self.binding.task_index
 
+    def known_state(self) -> State | None:
+        """Return the state that the store returned last for this attempt; None before it numbered the attempt.
+
+        Only this attempt may write the cell, so the stored state is the same, or a later write whose response was lost.
+        """
+        return None if self._known is None else self._to_state(self._known)
+
     def write(self, request: Write) -> State:
         """Write the cell. Raises: AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreError."""
-        return self._state(self._put(request))
+        return self._to_state(self._put(request).cell)
 
     def end(self, status: int, message: str | None = None, *, keep_app_status: bool = True) -> None:
         """Write the last state and end the attempt; later writes have no effect."""
@@ -149,7 +157,7 @@ class Run:
         """Write the cell; queue the write and return None while the store is unavailable. Raises: as ``write``."""
         written: list[WriteReply] = []
         self._now_or_later("state", lambda: written.append(self._put(request)))
-        return self._state(written[0]) if written else None
+        return self._to_state(written[0].cell) if written else None
 
     def _now_or_later(self, kind: str, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, *self.cell)
@@ -164,7 +172,7 @@ class Run:
                 raise
             self.attempt = attempt
             reply = self._send(request)
-        self.attempt = reply.cell.attempt
+        self.attempt, self._known = reply.cell.attempt, reply.cell
         publish_decided(self.tracker, self.binding.ref, reply.decided)
         return reply
 
@@ -180,8 +188,8 @@ class Run:
         cell = self.tracker.store.get_cell(self.binding.ref, *self.cell)
         return cell.attempt if cell and cell.open and cell.event_id in self._may_have_begun else None
 
-    def _state(self, reply: WriteReply) -> State:
-        return state_of(self.binding.ref.key.job_id, *self.cell, reply.cell)
+    def _to_state(self, cell: Cell) -> State:
+        return state_of(self.binding.ref.key.job_id, *self.cell, cell)
 
     def _log(self, error: StateManagerError) -> None:
         """Log a failed write; it does not fail the task."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from celery import current_task
 
-from celery_statemanager.errors import ConfigurationError, StoreError
+from celery_statemanager.deadline import Deadline
+from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.manager import manager_of
 from celery_statemanager.integration.task.progress import to_progress
@@ -33,7 +34,8 @@ class TaskState:
     - ``JobNotFound``: the job was deleted or replaced by a newer run.
 
     While the store is unavailable, writes return None. Only the newest is kept, and it is written later. With
-    ``statemanager_on_store_error = "raise"`` such a write raises ``StoreUnavailable`` instead.
+    ``statemanager_on_store_error = "raise"`` such a write raises ``StoreUnavailable`` instead. ``get`` never returns
+    None for a store that did not answer, because a task would then begin again without its checkpoint.
     """
 
     def __init__(self, run: Run | None, task_name: str = "") -> None:
@@ -119,17 +121,39 @@ class TaskState:
         return _write(run, Write.progress(*run.cell, new.status, new.text, new.message))
 
     def get(self) -> State | None:
-        """Return the stored state of this cell; None if it is untracked. Raises: the errors listed in the class."""
-        run = self._run
-        if run is None:
-            return None
-        return _or_none(run, lambda: run.tracker.store.lowest(run.binding.ref, run.binding.scope))
+        """Return the stored state of this cell; None only if the execution is untracked.
+
+        If the store fails, return the state that it returned last for this attempt: at its begin, or at a later write.
+        If the store could not number this attempt either, wait for it up to ``statemanager_store_timeout`` seconds.
+
+        Raises: StoreUnavailable, StoreError – the store failed, and there is no such state, or
+            ``statemanager_on_store_error`` is ``"raise"``; the errors listed in the class.
+        """
+        return None if self._run is None else _read(self._run)
 
     def synchronize(self, status: int, timeout: float | None = None) -> list[State] | None:
         """Block until every row of this tag has at least ``status``; see ``Manager.synchronize``."""
         if self._run is None:
             return None
         return self.manager.synchronize(self._run.binding.tag, status, timeout)
+
+
+def _read(run: Run) -> State:
+    """Read the cell of an execution; see ``TaskState.get``."""
+    deadline, settings = Deadline(run.tracker.settings.store_timeout), run.tracker.settings
+    while True:
+        try:
+            with interrupting():
+                return run.tracker.store.lowest(run.binding.ref, run.binding.scope)
+        except (StoreError, ConfigurationError) as error:
+            known = run.known_state()
+            if known is None and isinstance(error, StoreUnavailable):
+                deadline.pause(error)
+                continue
+            if known is None or settings.on_store_error == "raise":
+                raise
+            logger.warning("self.state.get() returns the last known state: %s", error, extra=run.log_extra)
+            return known
 
 
 def _or_none(run: Run, action: Callable[[], State | None]) -> State | None:
