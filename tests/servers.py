@@ -140,3 +140,27 @@ def _join(servers: list[RedisServer]) -> None:
     for server in servers:
         with server.client() as client:
             wait_for(lambda client=client: client.cluster("INFO")["cluster_state"] == "ok", "the cluster")
+
+
+@contextmanager
+def running_sentinel() -> Iterator[tuple[RedisServer, RedisServer]]:
+    """Run a redis-server and a sentinel that monitors it as "mine"; yield both."""
+    with running_redis() as server, tempfile.TemporaryDirectory(prefix="sentinel-") as directory:
+        sentinel = RedisServer(Path(directory))
+        config = Path(directory, "sentinel.conf")
+        config.write_text(f"port {sentinel.port}\nbind 127.0.0.1\nsentinel monitor mine 127.0.0.1 {server.port} 1\n")
+        command = [require("redis-server", "redis-server"), str(config), "--sentinel"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            try:
+                with sentinel.client() as client:
+                    wait_for(lambda: _responds(client), "the sentinel")
+                yield server, sentinel
+            finally:
+                process.terminate()
+
+
+def _responds(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False

@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
+import psutil
 import pytest
 import redis
+from servers import running_cluster, running_redis, running_sentinel, wait_for
 
+from celery_statemanager import ConfigurationError, StoreUnavailable, open_store
+from celery_statemanager.stores.redis import RedisStore
+from celery_statemanager.stores.redis.address import UNLIMITED
 from celery_statemanager.stores.redis.connections import MAX_IDLE, Connections
+from celery_statemanager.testing import Grid
 
 OURS = "connections-under-test"
 BLOCKED = "b"
@@ -151,3 +159,113 @@ def test_a_closed_pool_keeps_no_connection(connections, client):
     ask(connections, "ECHO", "x")
     while open_connections(client):
         pause.wait(0.01)
+
+
+@pytest.fixture(scope="module")
+def places():
+    with running_redis() as server, running_sentinel() as (master, sentinel), running_cluster() as nodes:
+        yield {
+            "plain": (server.url, [server]),
+            "sentinel": (f"redis+sentinel://127.0.0.1:{sentinel.port}/mine", [master]),
+            "cluster": (f"redis+cluster://127.0.0.1:{nodes[0].port}", nodes),
+        }
+
+
+@pytest.fixture(params=["plain", "sentinel", "cluster"])
+def place(request, places):
+    return places[request.param]
+
+
+class TestManyThreads:
+    """Pools of redis-py 8 have at most 100 connections and raise when they are in use."""
+
+    THREADS = 120
+
+    @staticmethod
+    @contextmanager
+    def stopped(servers):
+        """Stop servers for a while. Their system still accepts connections and requests."""
+        for server in servers:
+            server.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for server in servers:
+                server.process.send_signal(signal.SIGCONT)
+
+    def read_at_once(self, store, servers, key, busy):
+        """Read a job by many threads while its servers stand still, until so many connections are busy."""
+        ports = {server.port for server in servers}
+        opened = lambda: sum(  # noqa: E731 - shorter than its name
+            each.raddr and each.raddr.port in ports and each.status == psutil.CONN_ESTABLISHED
+            for each in psutil.Process().net_connections("tcp")
+        )
+        with ThreadPoolExecutor(self.THREADS) as threads:
+            with self.stopped(servers):
+                before = opened()
+                reading = [threads.submit(store.get_job, key) for _ in range(self.THREADS)]
+                wait_for(lambda: opened() >= max(before, busy), "connections")
+            return [each.result().job_id for each in reading], opened()
+
+    def test_each_thread_gets_a_connection(self, place):
+        url, servers = place
+        with open_store(url, timeout=30.0) as store:
+            job = Grid.create(store, job_id="unlimited").job
+            found, _ = self.read_at_once(store, servers, job.key, self.THREADS)
+            assert found == ["unlimited"] * self.THREADS
+
+    def test_threads_wait_for_one_of_a_limited_number(self, place):
+        url, servers = place
+        with open_store(url, timeout=30.0, max_connections=5) as store:
+            grid = Grid.create(store, job_id="limited")
+            found, used = self.read_at_once(store, servers, grid.job.key, 5)
+            assert found == ["limited"] * self.THREADS
+            assert (
+                used <= 5 * len(servers) + 1
+            )  # and one to a sentinel, whose port is not counted, or to a start-up node
+            assert grid.write("a", 0, 5).cell.version == 1
+
+    def test_a_thread_that_waits_too_long_gets_store_unavailable(self, places):
+        url, servers = places["plain"]
+        with open_store(url, timeout=1.0, max_connections=1, socket_timeout=30.0) as store:
+            key = Grid.create(store, job_id="slow").job.key
+            with self.stopped(servers), ThreadPoolExecutor(1) as threads:
+                first = threads.submit(store.get_job, key)
+                wait_for(lambda: store._server._limit._free._value == 0, "the first call")
+                with pytest.raises(StoreUnavailable, match="increase its max_connections"):
+                    store.get_job(key)
+                servers[0].process.send_signal(signal.SIGCONT)
+                assert first.result().job_id == "slow"
+            assert store.get_job(key).job_id == "slow"
+
+    def test_threads_wait_for_a_connection_of_a_client_that_was_passed_in(self, places):
+        _, servers = places["plain"]
+        with servers[0].client(max_connections=5) as client, RedisStore(client, timeout=30.0) as store:
+            key = Grid.create(store, job_id="passed in").job.key
+            found, used = self.read_at_once(store, servers, key, 5)
+            assert found == ["passed in"] * self.THREADS
+            assert used <= 5
+
+    def test_a_child_has_the_whole_limit_again(self, places):
+        url, servers = places["plain"]
+        with open_store(url, timeout=5.0, max_connections=1, socket_timeout=30.0) as store:
+            key = Grid.create(store, job_id="forked").job.key
+            with self.stopped(servers), ThreadPoolExecutor(1) as threads:
+                first = threads.submit(store.get_job, key)
+                wait_for(lambda: store._server._limit._free._value == 0, "the first call")
+                child = os.fork()
+                if not child:
+                    os._exit(store.get_job(key).job_id != "forked")
+                servers[0].process.send_signal(signal.SIGCONT)
+                assert first.result().job_id == "forked"
+            assert os.waitpid(child, 0)[1] == 0
+
+    @pytest.mark.parametrize("limit", [-1, "many", True, 1.5])
+    def test_an_invalid_limit_is_rejected(self, limit):
+        with pytest.raises(ConfigurationError, match="max_connections"):
+            open_store("redis://localhost", max_connections=limit)
+
+    def test_a_limit_of_zero_is_none(self, places):
+        with open_store(f"{places['plain'][0]}?max_connections=0") as store:
+            assert store.now() > 0
+            assert store._server.client.connection_pool.max_connections == UNLIMITED

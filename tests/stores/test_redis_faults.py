@@ -10,8 +10,7 @@ import time
 from contextlib import closing, contextmanager
 
 import pytest
-from redis import exceptions
-from servers import RedisServer, require, running_cluster, running_redis, wait_for
+from servers import RedisServer, running_cluster, running_redis, running_sentinel, wait_for
 
 from celery_statemanager import ConfigurationError, JobNotFound, StoreError, StoreUnavailable, open_store
 from celery_statemanager.models import Scope
@@ -320,20 +319,9 @@ def test_a_server_is_reached_through_a_unix_socket():
 
 
 @pytest.fixture
-def sentinel(tmp_path):
-    """Run a server and a sentinel that monitors it as "mine"; yield both."""
-    with running_redis() as server:
-        config = tmp_path / "sentinel.conf"
-        sentinel = RedisServer(tmp_path)
-        config.write_text(f"port {sentinel.port}\nbind 127.0.0.1\nsentinel monitor mine 127.0.0.1 {server.port} 1\n")
-        command = [require("redis-server", "redis-server"), str(config), "--sentinel"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            try:
-                with sentinel.client() as client:
-                    wait_for(lambda: _responds(client), "the sentinel")
-                yield server, sentinel
-            finally:
-                process.terminate()
+def sentinel():
+    with running_sentinel() as servers:
+        yield servers
 
 
 def test_a_server_behind_sentinels_is_found(sentinel):
@@ -385,13 +373,6 @@ class TestProtocol:
     def test_version_2_is_the_default_of_a_cluster(self, nodes):
         for node in nodes:
             assert not self.says_hello(node, f"redis+cluster://127.0.0.1:{node.port}")
-
-
-def _responds(client) -> bool:
-    try:
-        return bool(client.ping())
-    except exceptions.ConnectionError:
-        return False
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed: apt-get install openssl")

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import BlockingConnectionPool, ConnectionPool, parse_url
+from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -20,6 +20,8 @@ from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores import checked_timeout, masked
 
 _OWN: dict[str, Callable[[str], Any]] = {"prefix": str, "stream_length": int, "timeout": float, "cluster": str}
+UNLIMITED = 2**31
+"""A number of connections that is never reached. Pools of redis-py 8 have at most 100 unless another one is given."""
 _REFUSED = {
     "decode_responses": "the store needs replies as bytes",
     "retry": "only the store may send a command again",
@@ -50,6 +52,11 @@ class RedisAddress:
     def clustered(self) -> bool:
         """Whether the URL names a cluster."""
         return self.scheme.endswith("+cluster") or str(self.own.get("cluster")).lower() in ("1", "true", "yes")
+
+    @property
+    def max_connections(self) -> int:
+        """The number of connections that calls may use at the same time."""
+        return self.client.get("max_connections") or UNLIMITED
 
     @property
     def service(self) -> str:
@@ -110,8 +117,11 @@ def _convert_own(name: str, value: str) -> Any:
 
 
 def create_client(address: RedisAddress) -> Any:
-    """Create the client. A cluster's client connects at once, any other at its first command."""
-    options = dict(address.client)
+    """Create the client. A cluster's client connects at once, any other at its first command.
+
+    Its pools have no limit, because they would raise at once: ``Server`` limits the calls instead.
+    """
+    options = {**address.client, "max_connections": UNLIMITED}
     if address.clustered:
         return _cluster(address, options)
     options["retry"] = _no_retry()
@@ -119,10 +129,7 @@ def create_client(address: RedisAddress) -> Any:
         shared = {name: value for name, value in options.items() if name.startswith("socket_")}
         sentinels: Any = Sentinel(address.hosts, sentinel_kwargs={**shared, "protocol": _PROTOCOL})
         return sentinels.master_for(address.service, **{**options, "db": int(address.database)})
-    pool = BlockingConnectionPool if "max_connections" in options else ConnectionPool
-    if pool is BlockingConnectionPool:
-        options["timeout"] = options["socket_timeout"]
-    return redis.Redis(connection_pool=pool(**options))
+    return redis.Redis(connection_pool=ConnectionPool(**options))
 
 
 def check_options(address: RedisAddress) -> None:
@@ -176,6 +183,9 @@ def _check(address: RedisAddress) -> None:
     for name, reason in _REFUSED.items():
         if name in address.client:
             raise _UnusableError(f"option {name!r} cannot be set, because {reason}")
+    limit = address.client.get("max_connections", UNLIMITED)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise _UnusableError("max_connections must be a number of connections, or 0 for no limit")
     if re.search(r"[{}\s]", str(address.own.get("prefix", ""))):
         raise _UnusableError("the prefix may not contain braces or white space")
     db = address.database

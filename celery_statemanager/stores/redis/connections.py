@@ -1,19 +1,45 @@
-"""A stack of connections for scripts, without the layers of redis-py between a call and its connection."""
+"""Connections for scripts, without the layers of redis-py; and a limit of the calls that use a client at once."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from redis.connection import ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from celery_statemanager.stores.redis.errors import CLIENT_ERRORS
 
 MAX_IDLE = 32
 """Idle connections kept for later calls. A process with a thousand threads that call rarely needs only a few."""
+
+
+class CallLimit:
+    """A context manager in which at most ``size`` calls are at the same time; the others wait.
+
+    Each call of a client takes one connection from its pool, or one from the pool of each node. The pools themselves
+    raise when they are empty. Raises: redis.ConnectionError – a call waited for ``timeout`` seconds.
+    """
+
+    def __init__(self, size: int, timeout: float) -> None:
+        self._free = threading.Semaphore(size)
+        self._size = size
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        if not self._free.acquire(timeout=self._timeout):
+            raise RedisConnectionError(f"No connection available: {self._size} were in use for {self._timeout:g} s")
+
+    def __exit__(self, *exc: object) -> None:
+        self._free.release()
+
+    def renewed(self) -> CallLimit:
+        """Return an equal limit for a forked child, in which no other thread calls."""
+        return CallLimit(self._size, self._timeout)
 
 
 class Connections:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from redis.connection import ConnectionPool
 from redis.exceptions import NoScriptError
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.stores.redis.connections import Connections
+from celery_statemanager.stores.redis.address import UNLIMITED
+from celery_statemanager.stores.redis.connections import CallLimit, Connections
 from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate, translate_errors
 from celery_statemanager.stores.redis.packing import pack_command, pack_script_call
 from celery_statemanager.stores.redis.scripts import Script
 
+_NO_LIMIT = nullcontext()
 _CHUNK = 1_000
 """Fields of a hash in one chunk."""
 
@@ -29,10 +32,15 @@ class Server:
     Args:
         create_client: returns a client of redis-py.
         shown: the server's URL without its password.
+        max_connections: the number of connections that calls may use at the same time; further calls wait.
+        timeout: seconds for which they wait.
     """
 
-    def __init__(self, create_client: Callable[[], Any], shown: str) -> None:
+    def __init__(
+        self, create_client: Callable[[], Any], shown: str, max_connections: int = UNLIMITED, timeout: float = 5.0
+    ) -> None:
         self.shown = shown
+        self._limit = CallLimit(max_connections, timeout) if max_connections < UNLIMITED else None
         self._create_client = create_client
         self._client: Any = None
         self._connections: Connections | None = None
@@ -42,13 +50,13 @@ class Server:
         self._lock = threading.Lock()
 
     @classmethod
-    def from_client(cls, client: Any) -> Server:
+    def from_client(cls, client: Any, timeout: float) -> Server:
         """Wrap a client that the caller owns and closes. Raises: ConfigurationError."""
         if client.get_encoder().decode_responses:
             raise ConfigurationError(
                 "the Redis client decodes replies, but the store needs bytes: create it with decode_responses=False"
             )
-        server = cls(lambda: client, type(client).__name__)
+        server = cls(lambda: client, type(client).__name__, _size_of_pools(client), timeout)
         server._owned = False
         return server
 
@@ -60,7 +68,7 @@ class Server:
             with self._lock:
                 if self._client is None:
                     created = self._create_client()
-                    if self._owned and type(getattr(created, "connection_pool", None)) is ConnectionPool:
+                    if self._owned and not self._limit and type(_pool_of(created)) is ConnectionPool:
                         self._connections = Connections(created.connection_pool)
                     self._client = created
                 client = self._client
@@ -83,12 +91,12 @@ class Server:
 
     def call(self, *command: Any) -> Any:
         """Send one command whose first argument is its key."""
-        with translate_errors(self.shown):
+        with translate_errors(self.shown), self._limited():
             return self.client.execute_command(*command)
 
     def call_all(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
         """Send many commands together, without a transaction. Each command has one key."""
-        with translate_errors(self.shown):
+        with translate_errors(self.shown), self._limited():
             pipeline = self.client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
@@ -104,7 +112,8 @@ class Server:
             if connections is None:
                 cursor = None
                 while cursor != 0:
-                    cursor, values = client.execute_command(*_scan_command(key, cursor or 0, chunk))
+                    with self._limited():
+                        cursor, values = client.execute_command(*_scan_command(key, cursor or 0, chunk))
                     yield values.items()
                 return
             for _, flat in connections.ask_ahead(
@@ -115,7 +124,7 @@ class Server:
 
     def time_at(self, key: str) -> int:
         """Return the time of the server that holds a key, in microseconds."""
-        with translate_errors(self.shown):
+        with translate_errors(self.shown), self._limited():
             client = self.client
             node = self._node_of(key)
             seconds, microseconds = client.time() if node is None else client.time(target_nodes=node)
@@ -126,7 +135,8 @@ class Server:
         with translate_errors(self.shown):
             client = self.client
             if self.clustered:
-                client.exists(key)  # updates the client's map of slots if the key has moved
+                with self._limited():
+                    client.exists(key)  # updates the client's map of slots if the key has moved
             node = self._node_of(key)
             pool = (client if node is None else client.get_redis_connection(node)).connection_pool
             connection = pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": socket_timeout})
@@ -148,7 +158,9 @@ class Server:
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        """Release the lock. In a child, drop the parent's client."""
+        """Release the lock. In a child, drop the parent's client and the calls of its other threads."""
+        if os.getpid() != self._pid and self._limit:
+            self._limit = self._limit.renewed()
         if self._owned and os.getpid() != self._pid:
             self._pid = os.getpid()
             self._inherited.append(self._client)  # its finalizer would take locks that may be held at the fork
@@ -158,12 +170,28 @@ class Server:
     def _send(self, name: str, script: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         client, connections = self.client, self._connections  # both at once: another thread may close the store
         if connections is None:
-            return client.execute_command(name, script, len(keys), *keys, *args)
+            with self._limited():
+                return client.execute_command(name, script, len(keys), *keys, *args)
         return connections.ask(pack_script_call(name, script, tuple(keys), args))
+
+    def _limited(self) -> AbstractContextManager[None]:
+        return self._limit or _NO_LIMIT
 
     def _node_of(self, key: str) -> Any:
         """Return the cluster node that holds a key, or None for a single server."""
         return self.client.get_node_from_key(key) if self.clustered else None
+
+
+def _pool_of(client: Any) -> Any:
+    """Return the client's pool; None for a cluster."""
+    return getattr(client, "connection_pool", None)
+
+
+def _size_of_pools(client: Any) -> int:
+    """Return the number of connections that each pool of a client may have."""
+    nodes = client.get_nodes() if hasattr(client, "get_nodes") else ()
+    pools = [_pool_of(client), *(_pool_of(node.redis_connection) for node in nodes)]
+    return min((pool.max_connections for pool in pools if pool is not None), default=UNLIMITED)
 
 
 def _scan_command(key: str, cursor: int | bytes, chunk: int) -> tuple[str | bytes | int, ...]:

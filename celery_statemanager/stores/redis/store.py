@@ -70,12 +70,12 @@ class RedisStore(FullStore):
         timeout: float = 5.0,
         tuning: Tuning = Tuning(),  # noqa: B008 - immutable
     ) -> None:
-        self._server = client if isinstance(client, Server) else Server.from_client(client)
+        self._timeout = checked_timeout(timeout)
+        self._server = client if isinstance(client, Server) else Server.from_client(client, self._timeout)
         self._scripts = Scripts(stream_length)
         self._reader = JobReader(self._server, self._scripts, prefix, tuning)
         self._registry = Registry(self._server, self._scripts, prefix, tuning)
         self._prefix = prefix
-        self._timeout = checked_timeout(timeout)
         fork_aware(self._server)
 
     @classmethod
@@ -83,7 +83,8 @@ class RedisStore(FullStore):
         address = parse(url, timeout, options)
         check_options(address)
         own = {name: value for name, value in address.own.items() if name != "cluster"}
-        return cls(Server(partial(create_client, address), masked(url)), tuning=tuning or Tuning(), **own)
+        server = Server(partial(create_client, address), masked(url), address.max_connections, own["timeout"])
+        return cls(server, tuning=tuning or Tuning(), **own)
 
     def create_job(self, job: JobRecord) -> JobRecord:
         keys = JobKeys(self._prefix, job.ref)
