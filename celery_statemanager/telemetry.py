@@ -91,7 +91,7 @@ class MeasuredStore(WrappedStore):
         self._record_duration("begin", "done", start)
         if reply.verdict is Verdict.BEGUN:
             self._count_state(reply.cell.status)
-            if begin.supersedes is not None:
+            if begin.supersedes is not None and begin.counts_as_loss:
                 self._count_loss("taken over")
         return reply
 

@@ -26,7 +26,7 @@ def apply_begin(
         return verdict, _ended(cell, Status.CANCELLED, job.cancelled.reason, begin.event_id, now)
     if verdict is not Verdict.BEGUN:
         return verdict, cell
-    lost = cell.open and cell.owner is not None and begin.supersedes == cell.attempt
+    lost = cell.open and cell.owner is not None and begin.supersedes == cell.attempt and begin.counts_as_loss
     return verdict, Cell(  # by position, as in ``apply_write``
         int(Status.STARTED),
         begin.message,

@@ -30,7 +30,8 @@ class Begin:
     """Take the next attempt of a cell.
 
     Attributes:
-        supersedes: the number of the open attempt known to be dead; the cell must still have it. Counts as a loss.
+        supersedes: the number of the open attempt known to be dead; the cell must still have it.
+        counts_as_loss: count the superseded attempt as a loss; False if its worker has ended it itself.
         takes_over: begin even if an attempt is open (a Manager outside Celery).
     """
 
@@ -42,6 +43,7 @@ class Begin:
     kept: str | None = None
     message: str | None = None
     supersedes: int | None = None
+    counts_as_loss: bool = True
     takes_over: bool = False
 
 

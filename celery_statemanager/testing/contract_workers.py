@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from celery_statemanager.garbage import collect_garbage
 from celery_statemanager.manager import Manager
-from celery_statemanager.records import CALLBACK_ROW, OpenAttempt
+from celery_statemanager.records import CALLBACK_ROW, OpenAttempt, Verdict
 from celery_statemanager.stores.capabilities import WorkerRegistry
 from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, FakeClock, Grid, every_job, smoke
@@ -130,6 +130,15 @@ class WorkerRegistryContract(ContractFixtures):
         assert [each.cell.owner for each in store.list_open_attempts()] == ["w2"]
         grid.write("a", 0, 0, attempt=2, ends_attempt=True)
         assert list(store.list_open_attempts()) == []
+
+    def test_superseding_an_attempt_that_its_worker_ended_does_not_count_as_a_loss(self, store: WorkerRegistry) -> None:
+        grid = Grid.create(store)
+        grid.begin("a", 0, owner="w1")
+        reply = grid.begin("a", 0, supersedes=1, counts_as_loss=False, owner="w2")
+        assert (reply.verdict, reply.cell.attempt, reply.cell.losses) == (Verdict.BEGUN, 2, 0)
+        late = grid.request("a", 0, supersedes=2, counts_as_loss=False, owner="w3")
+        assert grid.write("a", 0, 40, begin=late).cell.losses == 0
+        assert grid.begin("a", 0, supersedes=3, owner="w4").cell.losses == 1
 
     def test_many_open_attempts_are_all_listed(self, store: WorkerRegistry) -> None:
         grid = Grid.create(store, 300)

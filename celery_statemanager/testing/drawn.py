@@ -20,7 +20,9 @@ ROWS = 3
 places = st.tuples(st.sampled_from(TAGS), st.integers(0, ROWS - 1))
 deliveries = st.builds(Delivery, st.integers(0, 1), st.integers(0, 2))
 messages = st.sampled_from((None, "", "words", "wörds"))
-ways = st.sampled_from(({}, {}, {"takes_over": True}, {"supersedes": 1}, {"supersedes": 2}))
+ways = st.sampled_from(
+    ({}, {}, {"takes_over": True}, {"supersedes": 1}, {"supersedes": 2}, {"supersedes": 1, "counts_as_loss": False})
+)
 owners = st.sampled_from((None, "w1", "w2"))
 scopes = st.builds(Scope, st.sampled_from((None, None, *TAGS)), st.sampled_from((None, None, 0, 1)))
 writes = st.fixed_dictionaries(

@@ -162,7 +162,7 @@ class ExpectedJob:
 
 
 def _taken(cell: Cell, request: Begin) -> Cell:
-    counts_as_loss = cell.open and cell.owner is not None and request.supersedes == cell.attempt
+    superseded = cell.open and cell.owner is not None and request.supersedes == cell.attempt
     return replace(
         cell,
         status=int(Status.STARTED),
@@ -171,7 +171,7 @@ def _taken(cell: Cell, request: Begin) -> Cell:
         open=True,
         delivery=request.delivery,
         owner=request.owner,
-        losses=cell.losses + int(counts_as_loss),
+        losses=cell.losses + int(superseded and request.counts_as_loss),
         kept=request.kept,
         blocked_by=None,
     )

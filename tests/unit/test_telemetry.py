@@ -109,7 +109,7 @@ def test_open_subscriptions_are_counted(store, read):
 
 
 def test_attempts_lost_with_their_worker_are_counted_by_fate(store, read):
-    ref = Manager.create(store, "job", num_tasks=3, tags=("a",)).ref
+    ref = Manager.create(store, "job", num_tasks=4, tags=("a",)).ref
 
     def begin(row, **options):
         event_id = new_event_id()
@@ -126,6 +126,7 @@ def test_attempts_lost_with_their_worker_are_counted_by_fate(store, read):
     lose(0, int(Status.LOST))
     lose(1, int(Status.STARTED))
     begin(2, supersedes=begin(2))
+    begin(3, supersedes=begin(3), counts_as_loss=False)
     assert read("lost") == {("marked",): 1, ("requeued",): 1, ("taken over",): 1}
 
 

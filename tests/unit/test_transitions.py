@@ -115,6 +115,7 @@ def test_a_begin_starts_a_new_attempt_and_keeps_payload_and_losses() -> None:
     ("cell", "fields", "losses"),
     [
         (RUNNING, {"supersedes": 2}, 1),
+        (RUNNING, {"supersedes": 2, "counts_as_loss": False}, 0),
         (RUNNING, {"delivery": LATER}, 0),
         (RUNNING, {"takes_over": True}, 0),
         (replace(RUNNING, owner=None), {"supersedes": 2}, 0),

@@ -61,10 +61,14 @@ BEGIN = (
     "kept",
     "takes_over",
     "supersedes",
+    "uncounted",
     "later",
     "schema",
 )
-"""The fields of a request of begin.lua, in order: those of ``records.Begin``, and others as in ``WRITE``."""
+"""The fields of a request of begin.lua, in order: those of ``records.Begin``, and others as in ``WRITE``.
+
+``uncounted`` is set if the superseded attempt does not count as a loss.
+"""
 
 ScriptCall = tuple[tuple[str, ...], list[str | bytes]]
 """The keys and arguments of a script."""
@@ -124,6 +128,7 @@ def _begin(begin: Begin, cell: RankedCell, later: list[RankedCell] | None) -> tu
         begin.kept,
         begin.takes_over,
         begin.supersedes,
+        not begin.counts_as_loss,
         later,
         _schema(),
     )

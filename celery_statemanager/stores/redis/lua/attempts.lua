@@ -40,7 +40,7 @@ local function apply_begin(job, place, cell, begin, though_cancelled, forgotten)
   new[STATUS], new[MESSAGE], new[TIMESTAMP], new[VERSION] = STARTED, begin.message, job.now, cell[VERSION] + 1
   new[EVENT_ID], new[ATTEMPT], new[OPEN] = begin.event_id, math.max(cell[ATTEMPT] + 1, forgotten or 0), true
   new[REPLACEMENTS], new[RETRIES] = begin.delivery[1], begin.delivery[2]
-  if cell[OPEN] and cell[OWNER] and begin.supersedes == cell[ATTEMPT] then
+  if cell[OPEN] and cell[OWNER] and begin.supersedes == cell[ATTEMPT] and not begin.uncounted then
     new[LOSSES] = (cell[LOSSES] or 0) + 1
   end
   new[OWNER], new[KEPT], new[BLOCKED_BY], new[BEGAN_AT] = begin.owner, begin.kept, nil, job.now
