@@ -11,6 +11,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from celery_statemanager.integration import requests
@@ -18,6 +19,8 @@ from celery_statemanager.integration import requests
 logger = logging.getLogger(__name__)
 
 _numbers = itertools.count()
+
+_RISK = "if the store fails, a sweep may mark their tasks as LOST before they are written"
 
 
 class PendingFiles:
@@ -32,6 +35,7 @@ class PendingFiles:
     def __init__(self, app: str | None) -> None:
         self._app = f"{zlib.crc32((app or '').encode()):08x}"
         self._number = next(_numbers)
+        self._is_failing = False
 
     def replace(self, names: Sequence[str]) -> None:
         """Report that the writes of these cells wait in this process, and no others."""
@@ -55,7 +59,8 @@ class PendingFiles:
     def of_children(self) -> list[str]:
         """Return the cells whose writes wait in the living children of this worker."""
         names: set[str] = set()
-        for file in _folder().glob(f"{self._app}-*[0-9]"):
+        folder = find_folder()
+        for file in folder.glob(f"{self._app}-*[0-9]") if folder else ():
             if not _is_alive(int(file.name.split("-")[1])):
                 file.unlink(missing_ok=True)
                 continue
@@ -66,24 +71,45 @@ class PendingFiles:
 
     @contextmanager
     def _own_file(self) -> Iterator[Path | None]:
-        """Yield the file of this child, None in any other process; log a failure of the disk instead of raising it."""
+        """Yield the file of this child, None in any other process.
+
+        Log a failure of the disk, once until it recovers, instead of raising it.
+        """
+        folder = find_folder() if requests.is_child() else None
         try:
-            yield _folder() / f"{self._app}-{os.getpid()}-{self._number}" if requests.is_child() else None
+            yield folder and folder / f"{self._app}-{os.getpid()}-{self._number}"
         except OSError as error:
-            logger.warning(
-                "cannot report which writes wait in this process: %s; a sweep may mark their tasks as LOST before they "
-                "are written",
-                error,
-            )
+            if not self._is_failing:
+                logger.warning("cannot report which writes wait in this process: %s; %s", error, _RISK)
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+
+def find_folder() -> Path | None:
+    """Return the folder of this worker; None if no folder for temporary files is writable, which is logged once.
+
+    The main process calls it before it creates children, which then do not log it again.
+    """
+    return _find_folder(requests.worker_id())
+
+
+@lru_cache(maxsize=8)
+def _find_folder(worker_id: str) -> Path | None:
+    try:
+        return Path(tempfile.gettempdir(), f"statemanager-{worker_id.replace(':', '-')}")
+    except OSError as error:
+        if not requests.is_child():
+            hint = "set TMPDIR to a writable folder, such as a volume in memory"
+            logger.warning("the children cannot report which writes wait in them: %s; %s; %s", error, _RISK, hint)
+        return None
 
 
 def remove_folder() -> None:
     """Remove the folder of this worker, once its children are gone."""
-    shutil.rmtree(_folder(), ignore_errors=True)
-
-
-def _folder() -> Path:
-    return Path(tempfile.gettempdir(), f"statemanager-{requests.worker_id().replace(':', '-')}")
+    folder = find_folder()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _with_folder(file: Path) -> Path:

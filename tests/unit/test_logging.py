@@ -46,10 +46,8 @@ ABOUT_NO_JOB = {
         "the store did not recover in time: the states of %d cells are lost; a sweep marks their tasks as LOST or sends "
         "them again"
     ),
-    (
-        "cannot report which writes wait in this process: %s; a sweep may mark their tasks as LOST before they are "
-        "written"
-    ),
+    "cannot report which writes wait in this process: %s; %s",
+    "the children cannot report which writes wait in them: %s; %s; %s",
 }
 """Log lines about a worker, a store or a process as a whole."""
 

@@ -19,6 +19,9 @@ from celery_statemanager.plan import Plan, PlanSpec
 
 DEFAULT_TAG = "default"
 
+IN_MEMORY = 8 * 2**20
+"""Bytes of a generator's members that stay in memory: a container may have no writable folder for temporary files."""
+
 Stages = list[Signature[Any]]
 
 
@@ -191,7 +194,7 @@ class _MemberFile:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._file = tempfile.TemporaryFile("w+", encoding="utf-8", prefix="celery-statemanager-")  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="utf-8")  # noqa: SIM115
 
     def add(self, row: int, stages: Stages) -> None:
         try:
