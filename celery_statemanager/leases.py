@@ -47,11 +47,11 @@ def cell_name(ref: JobRef, tag: str, task_index: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A row that a worker has received but not begun.
+    """A row that a worker has received but not begun, or whose replacement it runs a part of.
 
     Attributes:
         message: the message to publish again if the worker dies; None if the task's policy is to mark the row.
-        delivery: the delivery of the message.
+        delivery: the delivery of the message; for a part, the delivery that waits for it.
     """
 
     ref: JobRef
@@ -73,6 +73,7 @@ class Report:
         running: names of the cells whose attempts the worker runs; ``previous``: those of the previous renewal.
         pending: names of the cells with writes that the worker still holds, because the store failed.
         received: rows that the worker has received; iterated only until the record is full.
+        parts: rows whose replacement has a part that the worker runs.
         cut: in a record that was read, the names of the lists above that did not fit completely.
         readable: whether this release can read the record; if not, its content is unknown.
     """
@@ -81,13 +82,14 @@ class Report:
     previous: Sequence[str] = ()
     pending: Sequence[str] = ()
     received: Iterable[Received] = ()
+    parts: Sequence[Received] = ()
     cut: Sequence[str] = ()
     readable: bool = True
 
     @property
     def lists_all(self) -> bool:
         """Whether the record lists every cell that the worker runs or still has to write."""
-        return not {*self.cut} - {"received"}
+        return not {*self.cut} - {"received", "parts"}
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -116,7 +118,8 @@ class Report:
         body = _Body()
         for kind in ("pending", "running", "previous"):
             body.add(kind, getattr(self, kind), MOST_BYTES_OF_CELLS)
-        body.add("received", (each.to_list() for each in self.received), MOST_BYTES)
+        for kind in ("parts", "received"):
+            body.add(kind, (each.to_list() for each in getattr(self, kind)), MOST_BYTES)
         return body.text(), body.cut
 
     @classmethod
@@ -130,11 +133,14 @@ class Report:
 
     @classmethod
     def _read(cls, body: dict[str, Any]) -> Report:
-        received = [
-            Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message, Delivery(*delivery))
-            for job_id, run_token, incarnation, tag, row, message, delivery in body["received"]
-        ]
-        return cls(body["running"], body["previous"], body["pending"], received, body.get("cut", ()))
+        received, parts = (
+            [
+                Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message, Delivery(*delivery))
+                for job_id, run_token, incarnation, tag, row, message, delivery in rows
+            ]
+            for rows in (body["received"], body.get("parts", ()))
+        )
+        return cls(body["running"], body["previous"], body["pending"], received, parts, body.get("cut", ()))
 
 
 @lru_cache(maxsize=1_000)
@@ -195,7 +201,7 @@ def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:
             return lambda _: True
         alive.add(each.worker_id)
         found.update(name.partition(".")[0] for name in report.cells)
-        found.update(row.ref.incarnation for row in report.received)
+        found.update(row.ref.incarnation for row in (*report.received, *report.parts))
     if alive:
         found.update(each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive)
     return found.__contains__

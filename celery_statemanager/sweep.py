@@ -11,6 +11,7 @@ from typing import Protocol
 from celery_statemanager import attempts, completion, leases
 from celery_statemanager.errors import (
     AttemptSuperseded,
+    BeginRefused,
     JobCancelled,
     JobNotFound,
     StoreContended,
@@ -18,6 +19,7 @@ from celery_statemanager.errors import (
     StoreUnavailable,
 )
 from celery_statemanager.leases import Report
+from celery_statemanager.models import Status
 from celery_statemanager.records import LATCHES, JobRecord, JobRef, OpenAttempt, WorkerRecord, Write, new_event_id
 from celery_statemanager.retention import current
 from celery_statemanager.stores.capabilities import WorkerRegistry
@@ -151,13 +153,14 @@ class Sweep:
         report = Report.from_record(worker)
         if not report.readable:
             return
-        received = [*report.received]
+        received, parts = [*report.received], [*report.parts]
         left = [row for row in received if not self._guarded(partial(self._reclaim_row, row, worker_id), row.ref)]
-        if not left:
+        left_parts = [row for row in parts if not self._guarded(partial(self._reclaim_part, row, worker_id), row.ref)]
+        if not left and not left_parts:
             self._store.drop_worker(worker_id)
             self._report.workers += 1
-        elif len(left) < len(received):
-            self._store.put_worker(worker_id, Report(received=left).to_json(), 0)
+        elif len(left) + len(left_parts) < len(received) + len(parts):
+            self._store.put_worker(worker_id, Report(received=left, parts=left_parts).to_json(), 0)
 
     def _reclaim_row(self, row: leases.Received, worker_id: str) -> bool:
         """Return whether the row needs no further sweep."""
@@ -170,6 +173,29 @@ class Sweep:
             return resent
         lost = Write.lost(row.tag, row.task_index, f"lost with its worker {worker_id} before it began")
         self._actions.publish(row.ref, self._store.write(row.ref, lost).decided)
+        self._report.marked += 1
+        return True
+
+    def _reclaim_part(self, row: leases.Received, worker_id: str) -> bool:
+        """Send a part of a replacement again that ran in a dead worker, or end the row, whose replacement it cut off.
+
+        Returns: whether the row needs no further sweep.
+        """
+        cell = self._store.get_cell(row.ref, row.tag, row.task_index)
+        if cell is not None and (cell.final or cell.delivery > row.delivery):
+            return True
+        if cell is not None and cell.open and cell.delivery == row.delivery:  # the task that waited for the part runs
+            return True
+        if row.message is not None:
+            resent = self._actions.resend(row.ref, row.message)
+            self._report.requeued += resent
+            return resent
+        message = f"lost with its worker {worker_id} (in a task of its replacement)"
+        lost = Write.cut_off(row.tag, row.task_index, int(Status.LOST), message, row.delivery)
+        try:
+            self._actions.publish(row.ref, self._store.write(row.ref, lost).decided)
+        except BeginRefused:
+            return True
         self._report.marked += 1
         return True
 

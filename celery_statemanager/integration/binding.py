@@ -16,6 +16,10 @@ from celery_statemanager.records import CALLBACK_ROW, Delivery, JobKey, JobRef
 HEADER = "statemanager"
 """The header key that carries a binding, as JSON text."""
 
+PART_HEADER = "statemanager_part"
+"""The header key that marks a task of a replacement that does not end the cell itself. The value is the binding of the
+task that does."""
+
 TAG_HEADER = "statemanager_tag"
 """The header key with which ``StateManager.tag`` marks a signature until it is submitted."""
 
@@ -27,12 +31,15 @@ class Binding:
     Attributes:
         task_index: the row; ``CALLBACK_ROW`` for a job's callback, whose tag is then its latch.
         stage: the position in the member's chain.
+        replacements: how often the task of the cell has replaced itself. It travels here, because messages of Celery's
+            protocol 1 have no place for it.
     """
 
     ref: JobRef
     task_index: int
     tag: str
     stage: int = 0
+    replacements: int = 0
 
     @property
     def is_callback(self) -> bool:
@@ -57,13 +64,18 @@ class Binding:
 
     def to_header(self) -> str:
         """Return the header value."""
-        return compact([*self.ref.key, self.ref.incarnation, self.task_index, self.tag, self.stage])
+        place = [self.task_index, self.tag, self.stage, self.replacements]
+        return compact([*self.ref.key, self.ref.incarnation, *place])
 
     @classmethod
     def from_header(cls, value: str) -> Binding:
         """Parse a header value. Raises: ValueError."""
-        job_id, run_token, incarnation, task_index, tag, stage = json.loads(value)
-        return cls(_ref(job_id, run_token, incarnation), task_index, tag, stage)
+        job_id, run_token, incarnation, task_index, tag, stage, replacements = json.loads(value)
+        return cls(_ref(job_id, run_token, incarnation), task_index, tag, stage, replacements)
+
+    def delivery(self, request: Any) -> Delivery:
+        """Return the place of a request, or of the headers of a message, among the deliveries of the cell."""
+        return Delivery(self.replacements, request.get("retries") or 0)
 
     def bind(self, signature: Signature[Any]) -> Signature[Any]:
         """Bind a task signature to this cell, in place, and return it."""
@@ -81,13 +93,17 @@ def _ref(job_id: str, run_token: str | None, incarnation: str) -> JobRef:
 
 def binding_of(request: Any) -> Binding | None:
     """Return the binding in a task request or in the headers of a message; None when it is untracked."""
-    value = request.get(HEADER)
+    return _find(request, HEADER)
+
+
+def part_of(request: Any) -> Binding | None:
+    """Return the binding that waits for the task of a request or message; None if it is no part of a replacement."""
+    return _find(request, PART_HEADER)
+
+
+def _find(request: Any, key: str) -> Binding | None:
+    value = request.get(key)
     if value is None:
         headers = request.get("headers")
-        value = headers.get(HEADER) if isinstance(headers, dict) else None  # an isinstance check of Mapping is slow
+        value = headers.get(key) if isinstance(headers, dict) else None  # an isinstance check of Mapping is slow
     return None if value is None else Binding.from_header(value)
-
-
-def delivery_of(request: Any) -> Delivery:
-    """Return the place of a request, or of the headers of a message, among the deliveries of its cell."""
-    return Delivery(request.get("replaced_task_nesting") or 0, request.get("retries") or 0)

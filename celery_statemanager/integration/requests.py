@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from celery.worker import state as worker_state
 
-from celery_statemanager.integration.binding import Binding, binding_of
+from celery_statemanager.integration.binding import Binding, binding_of, part_of
 
 T = TypeVar("T")
 
@@ -52,6 +52,8 @@ class HeldMessages:
         self._earlier: dict[str, weakref.WeakSet[Any]] = {}
         """Celery task id → earlier requests of it, where one was received while another was held."""
         self._cells: weakref.WeakKeyDictionary[Any, Binding] = weakref.WeakKeyDictionary()
+        self._parts: weakref.WeakKeyDictionary[Any, Binding] = weakref.WeakKeyDictionary()
+        """Requests of parts of a replacement, with the binding of the task that waits for each."""
         self._abandoned: weakref.WeakSet[Any] = weakref.WeakSet()
         """Requests that Celery counts as active though their bodies have ended: a ``sys.exit`` outside of prefork."""
 
@@ -59,6 +61,7 @@ class HeldMessages:
         """Add a received request; ignore one that is not tracked."""
         binding = binding_of(request.request_dict)
         if binding is None:
+            self._add_part(request)
             return
         self._cells[request] = binding
         last = self._newest.get(request.id)
@@ -68,6 +71,12 @@ class HeldMessages:
         elif not any(each in worker_state.active_requests and each not in self._abandoned for each in earlier):
             request.delivery_info[ALONE_SINCE] = time.monotonic()
         self._newest[request.id] = request
+
+    def _add_part(self, request: Any) -> None:
+        binding = part_of(request.request_dict)
+        if binding is not None:
+            self._parts[request] = binding
+            self._newest[request.id] = request
 
     def _update_earlier(self, task_id: str, last: Any | None) -> list[Any]:
         """Return the held requests of an id, after adding the last one to those that another has followed."""
@@ -89,6 +98,14 @@ class HeldMessages:
         """Return the cells whose bodies run in this worker."""
         active = [each for each in _copy(worker_state.active_requests) if each not in self._abandoned]
         return [self._cells[each] for each in active if each in self._cells]
+
+    def running_parts(self) -> list[tuple[Any, Binding]]:
+        """Return the requests of parts of a replacement whose bodies run, if the broker cannot deliver them again."""
+        return [
+            (each, self._parts[each])
+            for each in _copy(worker_state.active_requests)
+            if each in self._parts and not each.task.acks_late
+        ]
 
     def waiting(self) -> set[weakref.ref[Any]]:
         """Return references to the received requests that do not run yet; cheap, for there may be thousands."""

@@ -20,11 +20,11 @@ from celery.utils.dispatch import Signal
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
 from celery_statemanager.integration import spawned
-from celery_statemanager.integration.binding import HEADER, binding_of, delivery_of
+from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
-from celery_statemanager.integration.task.replacement import bind_replacement, fail_replaced, following
+from celery_statemanager.integration.task.replacement import end_part, mark_message, running_part, start_part
 from celery_statemanager.integration.task.run import Run, run_of, start_run
 from celery_statemanager.integration.worker import main
 from celery_statemanager.models import Status
@@ -68,7 +68,7 @@ def _repeated_after_limit(handler: Callable[..., None]) -> Callable[..., None]:
 @_repeated_after_limit
 def _on_prerun(task: Any = None, **_: Any) -> None:
     binding = binding_of(task.request)
-    if binding is not None and start_run(task, binding):
+    if start_part(task) if binding is None else start_run(task, binding):
         _connect_endings()
 
 
@@ -81,14 +81,17 @@ def _on_success(sender: Any = None, **_: Any) -> None:
 
 @_repeated_after_limit
 def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
-    run = run_of(sender)
+    run, part = run_of(sender), running_part(sender)
     if run is not None:
         _end_failed(run, outcomes.original(exception, sys.exc_info()[1]))
+        return
+    if part is not None:
+        part.end(*outcomes.failure(outcomes.original(exception, sys.exc_info()[1])))
         return
     status, message = outcomes.failure(exception)
     if outcomes.is_requeued(sender, exception):
         main.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
-    elif not fail_replaced(sender, status, message):
+    else:
         main.report(sender.app, task_id, None, status, message, began=True)
 
 
@@ -113,6 +116,7 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
 def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
     run = run_of(task)
     if run is None:
+        end_part(task, state, retval)
         return
     error = sys.exc_info()[1]
     if state is None:
@@ -189,25 +193,15 @@ def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: 
 def _on_publish(
     sender: str | None = None, body: Any = None, headers: Any = None, properties: Any = None, **_: Any
 ) -> None:
-    """Add the binding to a message with the id of the running task, which a retry or replacement may have dropped.
+    """Add the mark that a message of the running task has lost: a retry, a replacement, or the next task of its chain.
 
-    If a later task of the message's chain or chord has this id, bind that task: it ends the replacement.
-
-    Also remove the expiration from the properties of a tracked message, because RabbitMQ would drop the message without
+    Also remove the expiration from the properties of a marked message, because RabbitMQ would drop the message without
     a signal. By the header, which stays, the worker rejects an expired message and reports it.
     """
-    if HEADER not in headers:
-        run = run_of(current_task)
-        if run is None:
-            return
-        if headers.get("id") != run.binding.celery_task_id:
-            if isinstance(body, tuple) and bind_replacement(run, following(**body[2])):
-                run.replaced_by = run.replaced_by or sender
-            return
-        headers[HEADER] = run.binding.to_header()
-        if delivery_of(headers).replacements > run.delivery.replacements:
-            run.replaced_by = sender
-    if properties:
+    marked = HEADER in headers or PART_HEADER in headers
+    if not marked and current_task:
+        marked = mark_message(current_task, str(sender), headers, body)
+    if marked and properties:
         properties.pop("expiration", None)
 
 

@@ -154,6 +154,18 @@ class Write:
         )
 
     @classmethod
+    def cut_off(cls, tag: str, task_index: int, status: int, message: str, delivery: Delivery) -> Write:
+        """Create the write that ends a cell whose replacement cannot end it, because a part of the replacement failed.
+
+        It begins the delivery that will not come, because the replaced attempt may still be open. Any number of parts
+        may fail; only the first one changes the cell.
+        """
+        write = cls.ending(tag, task_index, status, message)
+        write.event_id = f"{task_index}.{tag}.{delivery.replacements}.cut-off"
+        write.begin = Begin(tag=tag, task_index=task_index, delivery=delivery)
+        return write
+
+    @classmethod
     def returned(
         cls,
         tag: str,

@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
+from pathlib import Path
 
 from celery import Celery, chain, chord, group
 from celery.canvas import Signature
+from celery.exceptions import Ignore, Reject
 
-from celery_statemanager import StatefulTask, StateManager
+from celery_statemanager import StatefulTask, StateManager, Status
 
 QUEUE = "replacing"
 
@@ -15,7 +18,10 @@ app.conf.update(
     result_backend=os.environ.get("TRACKED_BROKER", "cache+memory://"),
     statemanager_store_url=os.environ.get("TRACKED_STORE", "memory://"),
     task_always_eager="TRACKED_BROKER" not in os.environ,
+    task_protocol=int(os.environ.get("TRACKED_PROTOCOL", "2")),
     task_default_queue=QUEUE,
+    statemanager_lease=3.0,
+    statemanager_sweep_interval=1.0,
     broker_connection_retry_on_startup=True,
 )
 states = StateManager(app)
@@ -127,6 +133,112 @@ FAILING = {
     "failing chord with a body that fails": lambda: chord(numbers(), chain(fail.s(), add.s(1))),
 }
 """Replacements in which a task fails."""
+
+
+@app.task(shared=False)
+def ignore(*args):
+    raise Ignore
+
+
+@app.task(shared=False)
+def reject(*args):
+    raise Reject("no", requeue=False)
+
+
+@app.task(shared=False)
+def leave(*args):
+    os._exit(3)
+
+
+@app.task(shared=False, time_limit=0.5)
+def linger(*args):
+    time.sleep(60)
+
+
+@app.task(shared=False, bind=True)
+def hand_on(self, name):
+    raise self.replace(PLACES[name](ignore.si()))
+
+
+@app.task(shared=False, bind=True, max_retries=2)
+def retry(self, wanted, *args):
+    if self.request.retries < wanted:
+        raise self.retry(countdown=0)
+    return 1
+
+
+@app.task(shared=False)
+def pause(key):
+    """Sleep in the first of the executions with this key."""
+    ran = Path(os.environ["TRACKED_HOME"], key)
+    with ran.open("a") as file:
+        file.write("x")
+    if ran.stat().st_size == 1:
+        time.sleep(60)
+    return 1
+
+
+@app.task(shared=False, on_lost="requeue")
+def requeued_pause(key):
+    return pause.run(key)
+
+
+PLACES = {
+    "first of a chain": lambda task: chain(task, add.si(1, 1)),
+    "middle of a chain": lambda task: chain(add.si(1, 1), task, add.si(1, 1)),
+    "group": lambda task: group(add.si(1, 1), task),
+    "header of a chord": lambda task: chord([task, add.si(1, 1)], total.si([1])),
+    "chain in a group": lambda task: chain(add.si(1, 1), group(chain(task, add.si(1, 1)), add.si(1, 1)), total.si([1])),
+}
+"""Places in a replacement from which a task does not end the cell itself."""
+
+ENDINGS = {
+    "ignored": (lambda: ignore.si(), Status.REJECTED, "ignored (in a task of its replacement)"),
+    "rejected": (lambda: reject.si(), Status.REJECTED, "rejected: no (in a task of its replacement)"),
+    "expired": (
+        lambda: add.si(1, 1).set(expires="2020-01-01T00:00:00+00:00"),
+        Status.EXPIRED,
+        "expired before it began (in a task of its replacement)",
+    ),
+    "unknown": (
+        lambda: app.signature("unknown", immutable=True),
+        Status.REJECTED,
+        "task 'unknown' is not registered in the worker (in a task of its replacement)",
+    ),
+    "exited": (lambda: leave.si(), Status.LOST, "WorkerLostError: "),
+    "too long": (lambda: linger.si(), Status.TIMED_OUT, "TimeLimitExceeded: "),
+    "retried in vain": (lambda: retry.si(9), Status.FAILED, "MaxRetriesExceededError: "),
+    "replaced in vain": (
+        lambda: hand_on.si("chain in a group"),
+        Status.REJECTED,
+        "ignored (in a task of its replacement)",
+    ),
+}
+"""Tasks without a result, and the state of the row that waits for one of them."""
+
+GOOD = {"retried": lambda: retry.si(2), "replaced": lambda: replacing_inner.si()}
+
+
+@app.task(shared=False, bind=True)
+def replacing_inner(self):
+    raise self.replace(chain(add.si(1, 1), group(retry.si(1), add.si(1, 1)), total.si([1])))
+
+
+@app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+def split_up(self, place, ending):
+    make = GOOD[ending] if ending in GOOD else ENDINGS[ending][0]
+    raise self.replace(PLACES[place](make()))
+
+
+@app.task(shared=False, bind=True)
+def plain_split_up(self, place, ending):
+    split_up.run.__func__(self, place, ending)
+
+
+@app.task(shared=False, base=StatefulTask, bind=True, tag="work")
+def split_for(self, place, name, key):
+    raise self.replace(PLACES[place](app.signature(name, (key,), immutable=True)))
+
 
 CANVASES_AND_FAILING = {**{name: make for name, (make, _) in CANVASES.items()}, **FAILING}
 

@@ -18,7 +18,7 @@ from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import binding_of
 from celery_statemanager.integration.installed import tracker_of
-from celery_statemanager.integration.task.replacement import bind_replacement, ends_in_group, leaves
+from celery_statemanager.integration.task.replacement import ends_in_group, leaves, pass_on
 from celery_statemanager.integration.task.run import run_of
 from celery_statemanager.integration.task.running import serving
 from celery_statemanager.integration.task.state import TaskState, current_state
@@ -120,12 +120,9 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         return super().replace(new)
 
     def on_replace(self, sig: Signature[Any]) -> Any:
-        """Bind the task that gets this task's id to the cell of this task."""
-        run = run_of(self)
-        if run is None:
+        """Pass the cell of this task on to the tasks of the replacement."""
+        if not pass_on(self, str(sig.task), leaves(sig)):
             return super().on_replace(sig)
-        bind_replacement(run, leaves(sig))
-        run.replaced_by = sig.task
         with (
             allow_join_result() if self.request.is_eager else nullcontext()
         ):  # Celery waits for the result inside this task

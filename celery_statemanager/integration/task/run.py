@@ -25,7 +25,7 @@ from celery_statemanager.errors import (
     StoreUnavailable,
 )
 from celery_statemanager.integration import redelivery, requests
-from celery_statemanager.integration.binding import Binding, delivery_of
+from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.task import running
@@ -227,7 +227,7 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     requeues = owner is not None and redelivery.requeues(task, tracker.settings.on_lost)
     message = redelivery.execution_to_json(task) if requeues else None
     received: Mapping[str, Any] = request.delivery_info or {}
-    return Run(tracker, binding, delivery_of(request), owner, message, received.get(requests.ALONE_SINCE))
+    return Run(tracker, binding, binding.delivery(request), owner, message, received.get(requests.ALONE_SINCE))
 
 
 def run_of(task: Any) -> Run | None:

@@ -7,11 +7,12 @@ import math
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from celery_statemanager import leases
 from celery_statemanager.integration import redelivery
-from celery_statemanager.integration.binding import Binding, delivery_of
+from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.leases import Received, Report, cell_name
@@ -47,6 +48,12 @@ class Lease:
         """The received messages that the record lists, or has no room for."""
         self._seen: set[weakref.ref[Any]] = set()
         """The received messages that the last check found."""
+        self._parts: set[weakref.ref[Any]] = set()
+        """The parts of replacements that the record lists as running."""
+        self._parts_seen: set[weakref.ref[Any]] = set()
+        """The parts that the last check found running."""
+        self._parts_to_list: set[weakref.ref[Any]] = set()
+        """The parts that the last two checks found running."""
         self._lacking: set[str] = set()
         """The keys of ``NO_ROOM`` that apply to the record."""
 
@@ -59,13 +66,18 @@ class Lease:
     def renew_if_needed(self) -> None:
         """Renew the record when it is due, or when it lacks a message that two checks in a row found.
 
-        Raises: StoreError.
+        Also renew it when it lacks a part of a replacement that two checks found running, and at once when one that it
+        lists has ended: no other record shows which parts were cut off. Raises: StoreError.
         """
-        seen, self._seen = self._seen, self._tracker.held_messages.waiting()
+        held = self._tracker.held_messages
+        seen, self._seen = self._seen, held.waiting()
+        parts_seen, self._parts_seen = self._parts_seen, _references(held.running_parts())
+        self._parts_to_list = parts_seen & self._parts_seen
+        lacks = (seen & self._seen) - self._listed or self._parts_to_list - self._parts
         now = self._clock()
-        if now >= self._due:
+        if now >= self._due or self._parts - self._parts_seen:
             self.renew()
-        elif now >= self._early_due and (seen & self._seen) - self._listed:
+        elif now >= self._early_due and lacks:
             self.renew()
             self._early_due = now + self._tracker.settings.lease / leases.EARLY_RENEWALS
 
@@ -80,10 +92,12 @@ class Lease:
         ended = {name: now if since is None else since for name, since in self._ran.items() if name not in running}
         before = sorted(name for name, since in ended.items() if now - since < renewal)
         pending_cells = [*self._tracker.backlog.cells(), *self._tracker.pending_files.of_children()]
-        report = Report([*running], before, pending_cells, map(self._row, received.values()))
+        parts = [each for each in held.running_parts() if weakref.ref(each[0]) in self._parts_to_list]
+        replaced = [replace(self._row(each), delivery=Delivery(each[1].replacements)) for each in parts]
+        report = Report([*running], before, pending_cells, map(self._row, received.values()), replaced)
         cut = leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
         self._ran = {**running, **{name: ended[name] for name in before}}
-        self._listed = listed
+        self._listed, self._parts = listed, _references(parts)
         self._due = now + renewal
         self._warn(cut, f"{len(running):,} run, {len(pending_cells):,} wait, {len(received):,} are received")
 
@@ -91,15 +105,19 @@ class Lease:
         request, binding = held
         requeues = redelivery.requeues(request.task, self._tracker.settings.on_lost)
         message = redelivery.message_to_json(request.message) if requeues else None
-        return Received(binding.ref, binding.tag, binding.task_index, message, delivery_of(request.request_dict))
+        return Received(binding.ref, binding.tag, binding.task_index, message, binding.delivery(request.request_dict))
 
     def _warn(self, cut: list[str], numbers: str) -> None:
         """Log each part for which the record has no room, once until it has room again."""
-        lacking = {"received" if kind == "received" else "cells" for kind in cut}
+        lacking = {"received" if kind in ("received", "parts") else "cells" for kind in cut}
         for kind in sorted(lacking - self._lacking):
             logger.warning(NO_ROOM[kind], numbers)
         self._lacking = lacking
 
 
+def _references(held: list[tuple[Any, Binding]]) -> set[weakref.ref[Any]]:
+    return {weakref.ref(request) for request, _ in held}
+
+
 def _key(request: Any, binding: Binding) -> tuple[str, Delivery]:
-    return binding.celery_task_id, delivery_of(request.request_dict)
+    return binding.celery_task_id, binding.delivery(request.request_dict)

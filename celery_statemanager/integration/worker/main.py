@@ -15,10 +15,11 @@ from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
 from celery_statemanager.integration import pools, redelivery, requests
 from celery_statemanager.integration.backlog import flush_all
-from celery_statemanager.integration.binding import Binding, binding_of, delivery_of
+from celery_statemanager.integration.binding import Binding, binding_of, part_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.pending_files import remove_folder
+from celery_statemanager.integration.task.replacement import OF_A_PART, part_ending
 from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.sweeping import keep_sweeping
@@ -83,10 +84,25 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
         began: whether the body had begun, as far as Celery reports it.
     """
     writer = _CellWriter.find(app, task_id, carrier)
-    if writer is not None:
+    if writer is None:
+        _report_part(app, task_id, carrier, status, message)
+    else:
         ending = Write.ending(*writer.cell, status, sanitize(message), if_owner=writer.holder)
         never_begun = Write.never_begun(*writer.cell, status, sanitize(message))
         writer.queue(lambda: (writer.close_attempt(ending) if began else None) or writer.write(never_begun))
+
+
+def _report_part(app: Celery, task_id: str, carrier: Any, status: int, message: str) -> None:
+    """End the cell of a replacement, a part of which ended without a result; do nothing for any other message."""
+    tracker = tracker_of(app)
+    if tracker is None:
+        return
+    request = tracker.held_messages.find(task_id)
+    binding = part_of(carrier) if carrier is not None else None
+    if binding is None and request is not None:
+        binding = part_of(request.request_dict)
+    if binding is not None:
+        tracker.backlog.put(*part_ending(tracker, binding, status, message + OF_A_PART))
 
 
 def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_retries: int) -> None:
@@ -126,7 +142,7 @@ class _CellWriter:
         binding = binding_of(source) if source else None
         if tracker is None or binding is None:
             return None
-        return cls(tracker, binding, delivery_of(source), request)
+        return cls(tracker, binding, binding.delivery(source), request)
 
     @property
     def cell(self) -> tuple[str, int]:
