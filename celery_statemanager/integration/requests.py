@@ -90,6 +90,12 @@ class HeldMessages:
         """Return the newest request of a Celery task id that this worker holds; None if it holds none."""
         return self._newest.get(task_id)
 
+    def of_execution(self, context: Any) -> Any | None:
+        """Return the request whose body runs with this task request; None if it runs in another process."""
+        info = context.delivery_info
+        active = _copy(worker_state.active_requests)
+        return next((each for each in active if each.request_dict.get("delivery_info") is info), None)
+
     def abandon(self, task_id: str) -> None:
         """Record that the body of a running request has ended, because Celery does not report it."""
         self._abandoned.update(each for each in _copy(worker_state.active_requests) if each.id == task_id)

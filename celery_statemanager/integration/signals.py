@@ -23,6 +23,7 @@ from celery_statemanager.integration import spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task import outcomes, running
+from celery_statemanager.integration.task.aborted import end_aborted
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.task.replacement import end_part, mark_message, running_part, start_part
 from celery_statemanager.integration.task.run import Run, run_of, start_run
@@ -120,7 +121,7 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
         return
     error = sys.exc_info()[1]
     if state is None:
-        _on_aborted(run, error)
+        end_aborted(run, task, error)
     else:
         _end_reported(run, task, state, retval)
     running.leave(run)
@@ -144,14 +145,6 @@ def _end_reported(run: Run, task: Any, state: str, retval: Any) -> None:
         _end_failed(run, retval)
     elif state == "RETRY":
         _on_retry(sender=task, request=task.request, reason=retval)
-
-
-def _on_aborted(run: Run, error: BaseException | None) -> None:
-    """Write an exception that eager mode propagates, which no other signal reports; leave an exit to the sweep."""
-    if error is not None and outcomes.is_a(error, Exception):
-        _end_failed(run, error)
-    else:
-        run.tracker.held_messages.abandon(run.binding.celery_task_id)
 
 
 def _on_ignored(run: Run, retval: Any) -> None:

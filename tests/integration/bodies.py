@@ -1,5 +1,6 @@
 """Bodies of the tasks in the matrix of outcomes: functions of the running task and its trace."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -127,6 +128,35 @@ def catch_the_time_limit(task, trace):
 def exit_first(task, trace):
     if trace.is_first:
         sys.exit(3)
+
+
+def interrupt(task, trace):
+    raise KeyboardInterrupt
+
+
+def cancel(task, trace):
+    raise asyncio.CancelledError("away")
+
+
+class Abandoned(BaseException):
+    """Neither an error nor an exit, such as ``trio.Cancelled``."""
+
+
+def abandon(task, trace):
+    raise Abandoned("half way")
+
+
+def leave_the_greenlet(task, trace):
+    from gevent import GreenletExit
+
+    raise GreenletExit("on its own")
+
+
+def time_out_itself(task, trace):
+    import gevent
+
+    with gevent.Timeout(0.01):
+        gevent.sleep(10)
 
 
 def exit_at_once_first(task, trace):

@@ -6,6 +6,7 @@ from celery_statemanager import Status
 
 LOST = "lost with its worker .*"
 EXITED = "(WorkerLostError|SystemExit): .*"
+INTERRUPTED = "(WorkerLostError|KeyboardInterrupt).*"
 DONE = int(Status.FINISHED)
 
 OUTCOMES = [
@@ -105,17 +106,51 @@ OUTCOMES = [
         older=only("prefork", Status.LOST, "WorkerLostError: .*"),
     ),
     Outcome("`os._exit`", "act_early", "exit_at_once_first", only("prefork", Status.LOST, "WorkerLostError: .*")),
+    Outcome("`sys.exit`", "act_early", "exit_first", only("prefork threads gevent", Status.LOST, EXITED)),
+    Outcome("`sys.exit`, acked late", "act_late", "exit_first", only("prefork threads gevent", Status.LOST, EXITED)),
     Outcome(
-        "`sys.exit`",
-        "act_early",
+        "`sys.exit`, `reject_on_worker_lost`",
+        "act_again",
         "exit_first",
-        only("prefork", Status.LOST, EXITED) | only("threads gevent", Status.LOST, LOST),
+        only("prefork threads gevent", DONE, None, 2, 4),
+        older=only("prefork threads gevent", Status.LOST, EXITED),
     ),
     Outcome(
-        "`sys.exit`, acked late",
+        "raises `KeyboardInterrupt`, acked late",
         "act_late",
-        "exit_first",
-        only("prefork", Status.LOST, EXITED),
+        "interrupt",
+        only("prefork threads gevent", Status.LOST, INTERRUPTED),
+    ),
+    Outcome(
+        "raises `asyncio.CancelledError`",
+        "act_early",
+        "cancel",
+        only("prefork threads gevent", Status.FAILED, "CancelledError: away"),
+    ),
+    Outcome(
+        "raises `asyncio.CancelledError`, acked late",
+        "act_late",
+        "cancel",
+        only("prefork threads gevent", Status.FAILED, "CancelledError: away"),
+    ),
+    Outcome(
+        "raises a `BaseException` of its own, acked late",
+        "act_late",
+        "abandon",
+        only("prefork threads gevent", Status.FAILED, "Abandoned: half way"),
+    ),
+    Outcome(
+        "raises `GreenletExit`, acked late",
+        "act_late",
+        "leave_the_greenlet",
+        only("prefork threads gevent", Status.FAILED, "GreenletExit: on its own"),
+    ),
+    Outcome(
+        "raises a `gevent.Timeout` of its own, with a time limit",
+        "act_late",
+        "time_out_itself",
+        only("threads gevent", Status.FAILED, "Timeout: 0.01 seconds"),
+        {"time_limit": 60},
     ),
     Outcome(
         "revoked before it is received",
@@ -190,13 +225,17 @@ OUTCOMES = [
         worker_end="self_inflicted",
     ),
     Outcome(
-        "`sys.exit`, in solo", "act_early", "exit_first", only("solo", Status.LOST, LOST), worker_end="self_inflicted"
-    ),
-    Outcome(
-        "`sys.exit`, acked late, not in prefork",
+        "`sys.exit`, acked late, in solo",
         "act_late",
         "exit_first",
-        only("threads solo gevent", DONE, None, 2, 4),
+        only("solo", Status.LOST, EXITED),
+        worker_end="self_inflicted",
+    ),
+    Outcome(
+        "raises `asyncio.CancelledError`, acked late, in solo",
+        "act_late",
+        "cancel",
+        only("solo", Status.FAILED, "CancelledError: away"),
         worker_end="self_inflicted",
     ),
     Outcome("worker: warm shutdown (SIGTERM)", "act_early", "wait", only(WORKERS, DONE, None), worker_end="warm"),

@@ -1,9 +1,12 @@
 """Pools in which a state could land in the wrong row, and threads that a task starts."""
 
+import asyncio
+
 import pytest
+from celery import Celery
 from celery.concurrency import gevent, prefork, solo, thread
 
-from celery_statemanager import Status
+from celery_statemanager import StatefulTask, StateManager, Status
 from celery_statemanager.integration import pools
 
 ASYNCIO = """
@@ -158,3 +161,25 @@ def test_threads_of_a_task_write_its_state_or_say_why_not(project, pool, written
     assert versions == {how: ALL_WRITES if how in written else 2 for how in HOWS}
     for used in ("self.state in thread", "current_state() in thread"):
         assert shop.log().count(used) == (pool in {"threads", "gevent"}), shop.log()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (asyncio.CancelledError("away"), Status.FAILED, "CancelledError: away"),
+        (GeneratorExit(), Status.FAILED, "GeneratorExit"),
+        (SystemExit(3), Status.LOST, "SystemExit: 3"),
+    ],
+)
+def test_an_eager_body_that_is_aborted_ends_its_cell(error, status, message):
+    app = Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://")
+    states = StateManager(app)
+
+    @app.task(base=StatefulTask, tag="work", shared=False)
+    def work():
+        raise error
+
+    with pytest.raises(type(error)):
+        states.submit([work.s()], job_id="aborted")
+    state = states.job("aborted").get_state("work", 0)
+    assert (state.status, state.message) == (status, message)

@@ -23,6 +23,7 @@ _BY_KIND: dict[type[BaseException], Status] = {
     TimeLimitExceeded: Status.TIMED_OUT,
     WorkerLostError: Status.LOST,
     SystemExit: Status.LOST,
+    KeyboardInterrupt: Status.LOST,
     Reject: Status.REJECTED,
 }
 

@@ -1,0 +1,59 @@
+"""The end of a body that raised a ``BaseException`` which is no ``Exception``.
+
+Celery reports it from a prefork child. In its other pools it leaves the message unacknowledged and the task running.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.worker import state as worker_state
+
+from celery_statemanager.integration import pools
+from celery_statemanager.integration.task import outcomes, running
+from celery_statemanager.integration.task.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def end_aborted(run: Run, task: Any, error: BaseException | None) -> None:
+    """Write the end of an execution that was aborted, and report it to Celery where Celery does not know of it."""
+    held = run.tracker.held_messages
+    request = held.of_execution(task.request)
+    if task.request.is_eager or outcomes.is_a(error, Exception):  # no other signal reports what eager mode propagates
+        run.end(*_outcome(error), keep_app_status=not outcomes.sets_status(error))
+    elif request is None or error is None or _is_reported(request, task, error):
+        held.abandon(run.binding.celery_task_id)
+    else:
+        _report(run, request, error)
+
+
+def _outcome(error: BaseException | None) -> tuple[int, str]:
+    return outcomes.failure(SystemExit() if error is None else error)
+
+
+def _is_reported(request: Any, task: Any, error: BaseException) -> bool:
+    """Return whether Celery itself has stopped the task, and reports that."""
+    if outcomes.is_a(error, WorkerShutdown) or outcomes.is_a(error, WorkerTerminate):
+        return True
+    if request.id in worker_state.revoked or request._already_revoked or request._already_cancelled:
+        return True
+    if (type(error).__module__, type(error).__name__) != ("gevent.timeout", "Timeout"):
+        return False
+    limit = (task.request.timelimit or [None])[0] or task.time_limit or pools.default_time_limit()
+    return limit is not None and getattr(error, "seconds", None) == limit
+
+
+def _report(run: Run, request: Any, error: BaseException) -> None:
+    """Give the exception to Celery as a prefork child does, which acknowledges or requeues the message."""
+    if not (outcomes.is_a(error, SystemExit) or outcomes.is_a(error, KeyboardInterrupt)):  # Celery may requeue or retry a task that exits
+        run.end(*outcomes.failure(error))
+    running.attach(request._context, run)  # Celery sends its signals about the exception with this one
+    try:
+        request.on_failure(ExceptionInfo((type(error), error, error.__traceback__)))
+    except Exception:
+        logger.exception("Celery cannot record that a task raised %s", type(error).__name__, extra=run.log_extra)
+        run.end(*outcomes.failure(error))
