@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import heapq
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 
 from celery_statemanager import aggregate
-from celery_statemanager.errors import JobNotFound
+from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable
 from celery_statemanager.models import Summary
 from celery_statemanager.records import Column, JobKey, JobRecord, JobRef
 from celery_statemanager.stores.base import Store
+
+logger = logging.getLogger(__name__)
 
 
 class Phase(str, Enum):
@@ -104,7 +107,7 @@ def list_overviews(store: Store, wanted: Wanted, limit: int) -> tuple[list[Overv
                 yield job
 
     newest = heapq.nlargest(limit, counted(), key=lambda job: (job.last_activity, job.created_at))
-    found = (_still_there(store, job.ref) for job in newest)
+    found = (_still_there(store, job) for job in newest)
     return [each for each in found if each is not None], total
 
 
@@ -145,12 +148,18 @@ def _records(store: Store, idle_before: int | None) -> Iterator[JobRecord]:
 
 
 def _has_phase(store: Store, job: JobRecord, phases: frozenset[Phase]) -> bool:
-    found = _still_there(store, job.ref)
+    found = _still_there(store, job)
     return found is not None and found.phase in phases
 
 
-def _still_there(store: Store, ref: JobRef) -> Overview | None:
+def _still_there(store: Store, job: JobRecord) -> Overview | None:
+    """Return a listed job with its counts. Log one that cannot be read, so that the others are still listed."""
     try:
-        return overview(store, ref)
+        return overview(store, job.ref)
     except JobNotFound:  # deleted since it was listed
+        return None
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        logger.warning("job %r is not listed: %s", job.job_id, error, extra={"job_id": job.job_id})
         return None

@@ -113,6 +113,8 @@ def list_state(
                 output.line(line)
         else:
             note("no matching jobs" if wanted != Wanted() else f"{_none(store)}{memory_hint(ctx.obj.app, store_url)}")
+        for warning in store.server_warnings():
+            note(f"warning: {warning}")
         if total > limit:
             note(f"note: {limit} of {total} jobs; --limit {total} lists them all")
 

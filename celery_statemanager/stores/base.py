@@ -83,6 +83,13 @@ class Store(ABC):
         Commands that only read data call it to detect a mistyped address. Raises: ConfigurationError.
         """
 
+    def server_warnings(self) -> list[str]:
+        """Return a sentence for each setting of the server that endangers states, as far as it can be read.
+
+        Workers log them at their start, and ``list-state`` prints them. Raises: StoreUnavailable.
+        """
+        return []
+
     @abstractmethod
     def create_job(self, job: JobRecord) -> JobRecord:
         """Store a new job under ``job.key`` and return it with its times and revision.

@@ -50,6 +50,9 @@ class WrappedStore(FullStore):
     def require(self) -> None:
         self.calling("require", lambda: self.inner.require())
 
+    def server_warnings(self) -> list[str]:
+        return self.calling("server_warnings", lambda: self.inner.server_warnings())
+
     def create_job(self, job: JobRecord) -> JobRecord:
         return self.calling("create_job", lambda: self.inner.create_job(job))
 

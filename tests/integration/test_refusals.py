@@ -46,6 +46,15 @@ def worker(own, server):
     worker.kill()
 
 
+def test_a_worker_warns_of_a_server_that_evicts(own, server, start_configured_worker, eventually):
+    environment = {"TRACKED_HOME": str(own.HOME), "TRACKED_BROKER": "filesystem://", "TRACKED_STORE": server.url}
+    with server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        started = start_configured_worker(environment, "solo", "nobody")
+        eventually(lambda: "maxmemory-policy is allkeys-lru): set it to noeviction" in started.log.read_text())
+        client.config_set("maxmemory-policy", "noeviction")
+
+
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_endings_wait_until_the_server_accepts_writes(own, worker, server, refusal, key, eventually):
     refuse, accept = REFUSALS[refusal]

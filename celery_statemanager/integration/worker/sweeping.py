@@ -80,6 +80,7 @@ class _Sweeping:
         self._check_interval = min(self._interval, tracker.settings.lease / 2)
         self._trust = LeaseTrust(tracker.settings.lease, self._check_interval)
         self._due = -math.inf
+        self._warned = False
 
     def pause(self) -> float:
         """Return the seconds until the next check."""
@@ -88,6 +89,7 @@ class _Sweeping:
     def check(self) -> None:
         """Sweep, if this process may. Raises: StoreError."""
         try:
+            self._log_warnings()
             began = time.monotonic()
             acquired = self._acquire(began)
             self._trust.observe(time.monotonic() - began)
@@ -96,6 +98,13 @@ class _Sweeping:
         except StoreUnavailable:
             self._trust.lose()
             raise
+
+    def _log_warnings(self) -> None:
+        """Log what is wrong with the settings of the store's server, once."""
+        if not self._warned:
+            for warning in self._tracker.store.server_warnings():
+                logger.warning("%s", warning)
+            self._warned = True
 
     def _acquire(self, now: float) -> bool:
         if now >= self._due and self._trust.holds():

@@ -55,8 +55,12 @@ TALLY = (
     "progress",
     "unwritten",
     "not_run",
+    "written",
 )
-"""The fields of a packed tally, in order. Zeros at the end are left out. Add new ones at the end."""
+"""The fields of a packed tally, in order. Zeros at the end are left out. Add new ones at the end.
+
+``written`` is the number of written ranks, unless a release without it wrote the first one.
+"""
 
 _BEYOND_PERCENT = 1_000
 """A status that is not a percentage, so that ``fraction_of`` uses the progress alone."""

@@ -33,6 +33,11 @@ _LOGIN = (
     r"^AuthenticationError|^AuthenticationWrongNumberOfArgsError|NOAUTH|WRONGPASS|unauthenticated (multi)?bulk|"
     r"invalid username-password|invalid password|Authentication required|HELLO must be called with"
 )
+_EVICTED = r"statemanager:evicted (.*?)(,| script:|$)"
+_EVICTED_HINT = (
+    "has evicted or lost a key of this job, whose states are incomplete: set its maxmemory-policy to noeviction, and "
+    "submit the job again"
+)
 _RULES = (
     # The first one that matches applies. Those that look at more than the beginning of the text come last.
     _Rule(_LOGIN, NEVER, "refused the user name or password: correct them in the URL"),
@@ -162,7 +167,7 @@ _CONNECTION_ERRORS = (
 _ARGUMENTS = re.compile(r",? with args beginning with.*", re.DOTALL)
 """The part of the server's text that repeats arguments of the call, which may contain the password."""
 
-_SCRIPT_LINE = re.compile(r"@user_script:\s*(\d+)")
+_SCRIPT_LINE = re.compile(r"command.*@user_script:\s*(\d+)")
 _SCRIPT_CALL = re.compile(r'redis\.call\(\s*"(\w+)"')
 
 
@@ -196,11 +201,19 @@ def translate(error: Exception, shown: str, source: str = "") -> StoreError:
     if _ARGUMENTS.search(text):
         text = _ARGUMENTS.sub("", text)
         error.args = (text,)
+    gone = re.search(_EVICTED, text)
+    if gone:
+        return evicted(gone[1], shown)
     rule = _rule_of(error, text)
     line = (text.strip() or type(error).__name__).splitlines()[0][:300] + _command_of(text, source)
     if rule is None:
         return StoreError(f"{shown} refused a call ({line})")
     return rule.raised(f"{shown} {rule.hint} ({line})")
+
+
+def evicted(key: str, shown: str) -> StoreError:
+    """Create the exception for a key that must exist but does not."""
+    return StoreError(f"{shown} {_EVICTED_HINT} ({key[:200]})")
 
 
 def _rule_of(error: Exception, text: str) -> _Rule | None:

@@ -19,14 +19,15 @@ HEAD = (
     "schema",
     "control",
     *LATCHES,
+    "tags",
     "sequence",
 )
 """The fields of a head that clients read, in order.
 
 ``control`` holds the fields that clients replace together, by compare-and-set. The times at which latches were decided
-are fields of their own, because scripts set them too. ``sequence`` is the number of the job's newest change. The head
-also holds ``plan``, which is read once per incarnation, and fields that only scripts use: ``expected`` cells, ``total``
-tally, ``clock_at`` of the last update, ``cancelled_at`` and ``reason``.
+are fields of their own, because scripts set them too. ``tags`` is the number of written tags, and ``sequence`` that of
+the job's newest change. The head also holds ``plan``, which is read once per incarnation, and fields that only scripts
+use: ``expected`` cells, ``total`` tally, ``clock_at`` of the last update, ``cancelled_at``, ``reason`` and ``runs``.
 """
 
 WITH_PLAN = (*HEAD, "plan")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -68,7 +68,9 @@ class JobReader:
         """Return a cell with all its fields. Raises: JobNotFound."""
         keys = self.layout(ref).keys
         key, field = keys.cell(tag, row)
-        _, _, (packed,) = self.run(self._scripts.cells, ref, [keys.head, keys.tallies, key], [UNCHECKED, field])
+        _, _, (packed,) = self.run(
+            self._scripts.cells, ref, [keys.head, keys.tallies, key], [UNCHECKED, field, "" if row < 0 else tag]
+        )
         return None if packed is None else cell_of(packed)
 
     def row(self, ref: JobRef, scope: Scope, row: int) -> tuple[JobRecord, list[State]]:
@@ -78,11 +80,18 @@ class JobReader:
             tags, checked = self._tags(layout, scope.tag)
             tags = [tag for tag in tags if scope.tag is not None or layout.expects(tag, row)]
             keys = [layout.keys.head, layout.keys.tallies, *map(layout.keys.cells, tags)]
-            status, *reply = self.run(self._scripts.cells, ref, keys, [checked, *[row] * len(tags)])
+            status, *reply = self.run(self._scripts.cells, ref, keys, [checked, *_places(tags, row)])
             if status == b"read":
                 job = record_of(ref.key, reply[0], layout.job.plan)
                 return job, [decode_visible_state(job, tag, row, packed) for tag, packed in zip(tags, reply[1])]
             layout.tags_read = [tag.decode() for tag in reply]
+
+    def check(self, ref: JobRef, tags: Sequence[str]) -> JobRecord:
+        """Return the job, and check that no column of these tags was evicted. Raises: JobNotFound, StoreError."""
+        layout = self.layout(ref)
+        keys = [layout.keys.head, layout.keys.tallies, *map(layout.keys.cells, tags)]
+        _, head, _ = self.run(self._scripts.cells, ref, keys, [UNCHECKED, *_places(tags, 0)])
+        return record_of(ref.key, head, layout.job.plan)
 
     def columns(self, ref: JobRef, tag: str | None) -> tuple[JobRecord, list[Column]]:
         """Return the expected columns, or one. Raises: JobNotFound."""
@@ -160,6 +169,12 @@ class _ColumnsReply(NamedTuple):
         return job, [_decode_column(job, tag, layout.ranks(tag), column, rows) for tag, column, rows in columns]
 
 
+def _places(tags: Iterable[str], row: int) -> Iterator[str | int]:
+    """Yield the arguments of ``cells.lua`` for a row under some tags."""
+    for tag in tags:
+        yield from (row, tag)
+
+
 def decode_visible_state(job: JobRecord, tag: str, row: int, packed: bytes | None) -> State:
     """Decode a packed cell, or a missing one, to the state that readers of its job see."""
     if packed is None:
@@ -171,6 +186,7 @@ def decode_visible_state(job: JobRecord, tag: str, row: int, packed: bytes | Non
 def _decode_column(job: JobRecord, tag: str, ranks: Ranks, reply: Sequence[Any], sets: RowSets | None) -> Column:
     counts = dict(zip(TALLY, unpack(reply[0]))) if reply[0] else {}
     unwritten = counts.pop("unwritten", 0)
+    counts.pop("written", None)
     cells = reply[1]
     states = [
         decode_visible_state(job, tag, int(row), packed)

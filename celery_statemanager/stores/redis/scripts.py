@@ -14,10 +14,12 @@ from celery_statemanager.stores.redis.jobs import HEAD
 from celery_statemanager.stores.redis.requests import BEGIN, WRITE
 
 _PARTS: dict[str, tuple[str, ...]] = {
-    "write": ("common", "attempts"),
-    "begin": ("common", "attempts"),
-    "update": ("common",),
-    "rewrite": ("common",),
+    "write": ("evicted", "common", "reading", "attempts"),
+    "begin": ("evicted", "common", "reading", "attempts"),
+    "update": ("evicted", "common"),
+    "rewrite": ("evicted", "common"),
+    "cells": ("evicted",),
+    "columns": ("evicted",),
 }
 """The files that are put before a script's own."""
 

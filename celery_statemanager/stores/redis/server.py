@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from redis.cluster import RedisCluster
 from redis.connection import ConnectionPool
 from redis.exceptions import NoScriptError
 
-from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.stores.redis.address import UNLIMITED
 from celery_statemanager.stores.redis.connections import CallLimit, Connections
 from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate, translate_errors
@@ -129,6 +130,21 @@ class Server:
             node = self._node_of(key)
             seconds, microseconds = client.time() if node is None else client.time(target_nodes=node)
         return int(seconds) * 1_000_000 + int(microseconds)
+
+    def eviction_policies(self) -> set[str]:
+        """Return the ``maxmemory-policy`` of the server, or of each master of a cluster; empty if it does not say."""
+        try:
+            with translate_errors(self.shown), self._limited():
+                if self.clustered:
+                    replies = self.client.info("memory", target_nodes=RedisCluster.PRIMARIES)
+                    found = replies.values() if "maxmemory_policy" not in replies else [replies]
+                else:
+                    found = [self.client.info("memory")]
+        except StoreUnavailable:
+            raise
+        except StoreError:  # not permitted, or unknown to this server
+            return set()
+        return {str(each["maxmemory_policy"]) for each in found if "maxmemory_policy" in each}
 
     def connection(self, key: str, socket_timeout: float) -> Any:
         """Open a dedicated connection to the server that holds a key. The caller closes it."""

@@ -86,6 +86,14 @@ class RedisStore(FullStore):
         server = Server(partial(create_client, address), masked(url), address.max_connections, own["timeout"])
         return cls(server, tuning=tuning or Tuning(), **own)
 
+    def server_warnings(self) -> list[str]:
+        evicting = sorted(self._server.eviction_policies() - {"noeviction"})
+        return [
+            f"{self._server.shown} deletes states when its memory is full (maxmemory-policy is {policy}): set it to "
+            "noeviction"
+            for policy in evicting
+        ]
+
     def create_job(self, job: JobRecord) -> JobRecord:
         keys = JobKeys(self._prefix, job.ref)
         self._registry.register(job.ref)
@@ -179,8 +187,7 @@ class RedisStore(FullStore):
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         cells = scan(self._server, self._reader.layout(ref), scope)
-        job, _ = self._reader.row(ref, Scope(tag=""), 0)
-        return states_of(job, cells)
+        return states_of(self._reader.check(ref, cells.tags), cells)
 
     def watch(self, ref: JobRef, scope: Scope) -> Watch:
         return RedisWatch(self._server, self._reader.layout(ref), scope, self._timeout)
@@ -190,7 +197,7 @@ class RedisStore(FullStore):
         return self.get_job(ref.key)
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
-        self._reader.row(ref, Scope(tag=""), 0)  # raises JobNotFound; the cached layout does not
+        self._reader.check(ref, ())  # raises JobNotFound; the cached layout does not
         return migrating.list_outdated(self._reader, self._reader.layout(ref), below)
 
     def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:

@@ -17,7 +17,7 @@ from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Batch
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.redis.cells import state_of
-from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate
+from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, evicted, translate
 from celery_statemanager.stores.redis.keys import cell_key_of
 from celery_statemanager.stores.redis.layout import JobLayout
 from celery_statemanager.stores.redis.packing import pack_command
@@ -129,9 +129,10 @@ class RedisWatch(Watch):
         if not cells:
             return []
         packed = self._send(*(("HGET", self._keys.cells(tag), row) for tag, row in cells))
-        return [
-            state_of(self._job.job_id, tag, row, cell) for (tag, row), cell in zip(cells, packed) if cell is not None
-        ]
+        if None in packed:
+            self._check_job()  # a deleted job has no cells either
+            raise evicted(self._keys.cells(cells[packed.index(None)][0]), self._server.shown)
+        return [state_of(self._job.job_id, tag, row, cell) for (tag, row), cell in zip(cells, packed)]
 
     def _send(self, *commands: tuple[Any, ...]) -> list[Any]:
         """Send commands together and return their replies; disconnect if one fails."""

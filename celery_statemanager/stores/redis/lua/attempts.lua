@@ -49,13 +49,12 @@ end
 
 -- Resets the later stages of the row that the failure of this stage had blocked.
 local function unblock(job, later, stage, event_id)
-  for i, cell in ipairs(later or {}) do
-    local place = place_of(i + 1, unpack(cell))
-    local old = read(place)
-    if old and old[BLOCKED_BY] == stage then
-      local new = ended(job, old, 0, nil, event_id)
+  for _, each in ipairs(later) do
+    if each.old and each.old[BLOCKED_BY] == stage then
+      local new = ended(job, each.old, 0, nil, event_id)
       new[BLOCKED_BY] = nil
-      put(job, place, old, new)
+      put(job, each.place, each.old, new)
+      each.old = new
     end
   end
 end

@@ -10,7 +10,7 @@ if not job then
 end
 local begin = cmsgpack.unpack(ARGV[2])
 local place = place_of(1, begin.tag, begin.row, begin.rank, begin.counts)
-local old = read(place)
+local old = read(job, place)
 if old and old[EVENT_ID] == begin.event_id and old[OPEN] then
   return { "begun", pack(old) }
 end
@@ -19,10 +19,9 @@ local verdict, new = apply_begin(job, place, cell, begin)
 if not new then
   return { verdict, pack(cell) }
 end
+local later = read_later(job, verdict == "begun" and begin.later)
 local packed = put(job, place, old, new)
-if verdict == "begun" then
-  unblock(job, begin.later, place.tag, begin.event_id)
-end
+unblock(job, later, place.tag, begin.event_id)
 local decided = finish(job, place, new)
 if verdict == "begun" and #decided == 0 then
   return packed

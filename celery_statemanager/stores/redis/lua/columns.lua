@@ -42,7 +42,10 @@ local function are_small(limit)
 end
 
 local function read(column, with_sets)
-  local low = column.low
+  local low, tally = column.low, redis.call("HGET", KEYS[2], column.tag)
+  if tally then
+    check_column(column, cmsgpack.unpack(tally))
+  end
   local first = redis.call("ZRANGE", low, 0, 0, "WITHSCORES")
   local lowest, status = { first[1] or column.first }, math.floor(tonumber(first[2] or 0))
   for _, score in ipairs({ status + 0.5, 0, status < 0 and 0.5 or nil }) do
@@ -53,7 +56,6 @@ local function read(column, with_sets)
     cells[#cells + 1] = row
     cells[#cells + 1] = redis.call("HGET", column.cells, tonumber(row))
   end
-  local tally = redis.call("HGET", KEYS[2], column.tag)
   if not with_sets then
     return { tally, cells }
   end
@@ -89,6 +91,7 @@ if head[1] ~= ARGV[1] then
 elseif ARGV[2] ~= "-1" and redis.call("HLEN", KEYS[2]) ~= tonumber(ARGV[2]) then
   return { "tags", unpack(redis.call("HKEYS", KEYS[2])) }
 end
+check_size(KEYS[2], head[#head - 1])
 local limit, since, read_columns = tonumber(ARGV[3]), tonumber(ARGV[4]), {}
 local with_sets = limit > 0 and are_small(limit)
 for i, column in ipairs(columns) do

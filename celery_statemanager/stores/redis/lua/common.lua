@@ -1,9 +1,11 @@
 -- What write.lua, begin.lua and update.lua share: stores/steps.py in the server's language.
 --
--- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, ...; total is
---                   the sum of the tallies of what is expected, but for their progress: no latch asks for it
+-- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, tags, ...; total
+--                   is the sum of the tallies of what is expected, but for their progress: no latch asks for it; tags
+--                   and runs are the numbers of the tallies and of the callbacks' cells
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
---                   progress (in 1e-8 cells), lowest rank never written, not_run}; what is missing at the end is 0
+--                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written}; what is missing at
+--                   the end is 0, or unknown for the last one
 -- KEYS[3]  open     set: "row tag" of each open attempt that has an owner
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each cell of the request: the one that is asked for, then the row's later stages
@@ -26,7 +28,8 @@
 
 local function open_job(incarnation)
   local values = redis.call(
-    "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "sequence", "total", "cancelled_at", "settled"
+    "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "sequence", "total", "cancelled_at", "settled",
+    "tags", "runs"
   )
   if values[1] ~= incarnation then
     return nil
@@ -40,6 +43,8 @@ local function open_job(incarnation)
     cancelled_at = values[7],
     reason = values[7] and redis.call("HGET", KEYS[1], "reason"),
     settled = values[8],
+    tags = values[9],
+    runs = values[10],
   }
 end
 
@@ -73,25 +78,6 @@ local function decide(job)
     end
   end
   return decided
-end
-
--- Returns the i-th cell of a request: the first is the requested one, the others are the row's later stages.
-local function place_of(i, tag, row, rank, counts)
-  local of_callback = row == "-1"
-  return {
-    tag = tag, row = row, rank = rank, counts = counts, of_callback = of_callback, field = of_callback and tag or row,
-    cells = KEYS[3 * i + 2], low = KEYS[3 * i + 3], written = KEYS[3 * i + 4],
-  }
-end
-
-local function read(place)
-  local packed = redis.call("HGET", place.cells, place.field)
-  if not packed then
-    return nil
-  end
-  local cell = cmsgpack.unpack(packed)
-  cell[ATTEMPT] = cell[ATTEMPT] or 0
-  return cell
 end
 
 local function pack(cell)
@@ -179,6 +165,9 @@ end
 local function rank(place, tally, old, new)
   if not old then
     redis.call("SETBIT", place.written, place.rank, 1)
+    if tally[N_WRITTEN] then
+      tally[N_WRITTEN] = tally[N_WRITTEN] + 1
+    end
     if place.rank == tally[N_UNWRITTEN] then
       tally[N_UNWRITTEN] = redis.call("BITPOS", place.written, 0, math.floor(place.rank / 8))
     end
@@ -197,7 +186,7 @@ end
 -- Returns the packed cell.
 local function put(job, place, old, new)
   local packed_cell = pack(new)
-  redis.call("HSET", place.cells, place.field, packed_cell)
+  local is_new = redis.call("HSET", place.cells, place.field, packed_cell) == 1
   local address = place.row .. " " .. place.tag
   if new[OPEN] and new[OWNER] then
     redis.call("SADD", KEYS[3], address)
@@ -205,18 +194,21 @@ local function put(job, place, old, new)
     redis.call("SREM", KEYS[3], address)
   end
   if place.of_callback then
+    if is_new then
+      redis.call("HSET", KEYS[1], "runs", redis.call("HLEN", place.cells))
+    end
     return packed_cell
   end
-  local packed = redis.call("HGET", KEYS[2], place.tag)
-  local tally = packed and cmsgpack.unpack(packed) or { 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  local tally = place.tally and cmsgpack.unpack(place.tally) or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   if place.rank >= 0 then
     count(job, place, tally, old, new)
     rank(place, tally, old, new)
   end
   local repacked = cmsgpack.pack(tally)
-  if repacked ~= packed then
-    redis.call("HSET", KEYS[2], place.tag, repacked)
+  if repacked ~= place.tally and redis.call("HSET", KEYS[2], place.tag, repacked) == 1 then
+    redis.call("HSET", KEYS[1], "tags", redis.call("HLEN", KEYS[2]))
   end
+  place.tally = repacked
   publish(job, "c", address)
   return packed_cell
 end

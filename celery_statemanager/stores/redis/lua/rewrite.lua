@@ -14,6 +14,9 @@ if not job then
 end
 local packed = redis.call("HGET", KEYS[2], ARGV[2])
 local tally = packed and cmsgpack.unpack(packed)
+if not packed and ARGV[4] == "1" then
+  raise_evicted(KEYS[2])
+end
 local replaced = 0
 for i = 3, #ARGV, 5 do
   local field, in_column, in_job, before, after = unpack(ARGV, i, i + 4)

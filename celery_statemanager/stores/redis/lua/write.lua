@@ -73,21 +73,19 @@ local function apply_write(cell)
 end
 
 -- Blocks the row's later stages that were not begun: they get the status of this one, which is final and negative.
-local function block(failed)
+local function block(failed, later)
   local message = failed[MESSAGE] and failed[MESSAGE] ~= "" and failed[MESSAGE] or failed[STATUS]
-  for i, cell in ipairs(write.later or {}) do
-    local later = place_of(i + 1, unpack(cell))
-    local old = read(later)
-    if not old or is_waiting(old) then
-      local cell = old or new_cell(write.schema)
+  for _, each in ipairs(later) do
+    if not each.old or is_waiting(each.old) then
+      local cell = each.old or new_cell(write.schema)
       local new = ended(job, cell, failed[STATUS], write.not_run .. message, write.event_id)
       new[BLOCKED_BY] = place.tag
-      put(job, later, old, new)
+      put(job, each.place, each.old, new)
     end
   end
 end
 
-local old = read(place)
+local old = read(job, place)
 if old and old[EVENT_ID] == write.event_id then
   return { "same", pack(old) }
 end
@@ -109,12 +107,14 @@ elseif is_refused_as_cancelled(cell) then
   return { "cancelled", job.reason or false }
 end
 local new = apply_write(cell)
+local blocks = write.block_later_stages and is_final(new) and new[STATUS] < 0
+local later = read_later(job, (begins or blocks) and write.later)
 local packed = put(job, place, old, new)
 if begins then
-  unblock(job, write.later, place.tag, write.event_id)
+  unblock(job, later, place.tag, write.event_id)
 end
-if write.block_later_stages and is_final(new) and new[STATUS] < 0 then
-  block(new)
+if blocks then
+  block(new, later)
 end
 local decided = finish(job, place, new)
 return #decided == 0 and packed or { "written", packed, unpack(decided) }
