@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -31,7 +32,7 @@ from celery_statemanager.stores import FullStore, Store, masked, open_store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 """Errors of writing the output that are reported in one line; others are raised."""
 
 
@@ -110,7 +111,11 @@ def opened_store(app: Celery, url: str | None) -> Iterator[FullStore]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Exit quietly on Ctrl-C and when the reader of the output is gone; report output that cannot be written."""
+    """Exit quietly on Ctrl-C and when the reader of the output is gone; report output that cannot be written.
+
+    A command does its work without output if its standard output is closed.
+    """
+    _replace_closed_streams()
     try:
         yield
     except KeyboardInterrupt:
@@ -119,7 +124,7 @@ def interruptible() -> Iterator[None]:
         _discard_output()
         raise click.exceptions.Exit(int(Exit.OK)) from None
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _UNWRITABLE:
             raise
         _discard_output()
         fail(f"cannot write the output: {error.strerror}", Exit.OUTPUT)
@@ -188,6 +193,13 @@ def _others(store: Store, wanted: JobKey) -> str:
         return f"; did you mean {' or '.join(dict.fromkeys(repr(each.job_id) for each in found))}?"
     tokens = [f"--run-token {shlex.quote(each.run_token)}" for each in found if each.run_token is not None]
     return f"; there is {' or '.join([*(['one without --run-token'] if len(tokens) < len(found) else []), *tokens])}"
+
+
+def _replace_closed_streams() -> None:
+    """Open the null device for each standard stream that was closed when the process started, as by ``>&-``."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the process ends
 
 
 def _discard_output() -> None:
