@@ -89,13 +89,18 @@ def check_timeout(value: Any) -> float | None:
 
 
 def check_message(value: Any) -> str | None:
-    """Return a valid message, or None. Raises: TypeError if it is not a string; ValueError if it cannot be encoded."""
-    if value is None or (isinstance(value, str) and value.isascii()):
-        return value
-    if not isinstance(value, str):
+    """Return a valid message as a plain string, or None.
+
+    Raises: TypeError if it is not a string; ValueError if it cannot be encoded.
+    """
+    if value is None:
+        return None
+    if not issubclass(type(value), str):  # isinstance would ask the object's own __class__
         raise TypeError(f"message must be a string, not {_type_and_repr(value)}")
-    _check_encodable("message", value)
-    return value
+    text = str.__str__(value)
+    if not text.isascii():
+        _check_encodable("message", text)
+    return text
 
 
 def encode_payload(payload: Any) -> str | None:
@@ -143,7 +148,7 @@ def check_number(kind: str, value: Any) -> int | float:
 
     Raises: TypeError if it is not a real number; ValueError if it is not finite or too large for a float.
     """
-    number = value if type(value) is int else to_number(value)
+    number = value if type(value) in (int, float) else to_number(value)
     if number is None:
         raise TypeError(f"{kind} must be a number, not {_type_and_repr(value)}")
     if isinstance(number, float) and not math.isfinite(number):

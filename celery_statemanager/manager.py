@@ -100,8 +100,8 @@ class Manager(JobQueries):
         Raises: ReadOnlyManager, TaskMismatch, AttemptSuperseded, JobCancelled, JobNotFound, TypeError, ValueError.
         """
         row = self._own_row(task_index)
-        status, text = check_status(status), encode_payload(payload)
-        check_size(check_message(message), text, self._max_state_bytes)
+        status, message, text = check_status(status), check_message(message), encode_payload(payload)
+        check_size(message, text, self._max_state_bytes)
         return self._write(Write.state(tag, row, status, message, text, event_id=event_id))
 
     def progress(
@@ -114,7 +114,8 @@ class Manager(JobQueries):
         row = self._own_row(None)
         done, total = check_number("done", done), check_number("total", total)
         status = percent(done, total)
-        check_size(check_message(message), None, self._max_state_bytes)
+        message = check_message(message)
+        check_size(message, None, self._max_state_bytes)
         progress = progress_json(done, total)
         return self._write(Write.progress(tag, row, status, progress, message, event_id=event_id))
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import bodies
+import thrown
 import windows
 from celery import Celery
 from celery.backends.filesystem import FilesystemBackend
@@ -97,6 +98,10 @@ act_again = acting("act_again", acks_late=True, acks_on_failure_or_timeout=False
 act_retried = acting("act_retried", retry_on_worker_lost=True, default_retry_delay=1)
 act_autoretried = acting("act_autoretried", autoretry_for=(Exception,))
 act_stored = acting("act_stored", ignore_result=False, backend=FilesystemBackend(app=app, url=f"file://{HOME}"))
+
+
+throw = task(thrown.throw, name="throw", base=StatefulTask, bind=True, tag="work")
+throw_plain = task(thrown.throw, name="throw_plain", bind=True)
 
 
 @task(base=StatefulTask, bind=True, tag="work")

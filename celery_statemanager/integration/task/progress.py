@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from celery_statemanager.codec import progress_json
 from celery_statemanager.limits import (
     LONGEST_MESSAGE,
@@ -81,11 +83,14 @@ def _number(value: Any) -> float | None:
 def _to_message(message: Any, max_bytes: int) -> tuple[str | None, str | None]:
     """Return a message that can be stored, and the correction."""
     try:
-        check_size(check_message(message), None, max_bytes)
+        text = check_message(message)
+        check_size(text, None, max_bytes)
     except (TypeError, ValueError):
         try:
-            text = sanitize(str(message), max(1, min(LONGEST_MESSAGE, max_bytes // 4)))
+            text = sanitize(str.__str__(str(message)), max(1, min(LONGEST_MESSAGE, max_bytes // 4)))
+        except SoftTimeLimitExceeded:
+            raise
         except Exception:  # noqa: BLE001 - the task's own __str__ may raise anything
             return None, "the message was omitted"
         return text, "the message was converted to text or truncated"
-    return message, None
+    return text, None

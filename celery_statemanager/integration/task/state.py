@@ -94,8 +94,8 @@ class TaskState:
         run = self._run
         if run is None:
             return None
-        status, text = check_status(status), encode_payload(payload)
-        check_size(check_message(message), text, run.tracker.settings.max_state_bytes)
+        status, message, text = check_status(status), check_message(message), encode_payload(payload)
+        check_size(message, text, run.tracker.settings.max_state_bytes)
         run.held_progress = None
         return _write(run, Write.state(*run.cell, status, message, text))
 
