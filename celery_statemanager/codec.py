@@ -174,8 +174,7 @@ def control_to_json(job: JobRecord) -> str:
                 name: [latch.callback, latch.decided_at, latch.published_at] for name, latch in job.latches.items()
             },
             "cancelled": job.cancelled and [job.cancelled.reason, job.cancelled.at],
-            "submission": job.submission
-            and [job.submission.published, job.submission.done, job.submission.alive_until],
+            "submission": job.submission and [getattr(job.submission, name) for name in _SUBMISSION_FIELDS],
             "tombstonedAt": job.tombstoned_at,
         }
     )
@@ -205,6 +204,7 @@ def job_from_fields(values: Mapping[str, Any]) -> JobRecord:
     return JobRecord(**plain, plan=plan_from_json(values["plan"]), **control_from_json(values["control"]))
 
 
+_SUBMISSION_FIELDS = tuple(field.name for field in fields(Submission))
 _CELL_FIELDS = tuple(field.name for field in fields(Cell))
 
 

@@ -27,8 +27,8 @@ class Reason:
     Attributes:
         tag: for a callback, the name of its latch.
         rows: None for a callback.
-        code: one word for programs: ``unpublished``, ``unwritten``, ``queued``, ``received``, ``waits``, ``running``,
-            ``lost``, ``retrying``, ``written``, ``callback``, ``more``.
+        code: one word for programs: ``unpublished``, ``unwritten``, ``delayed``, ``queued``, ``received``, ``waits``,
+            ``running``, ``lost``, ``retrying``, ``written``, ``callback``, ``more``.
         text: a sentence for people.
     """
 
@@ -93,15 +93,29 @@ class JobDiagnosis:
     def _sent(self, tag: str, left: IndexSet) -> Iterator[Reason]:
         """Yield reasons for the rows whose message is with a worker or the broker."""
         held = left.within(_under(tag, self._received))
-        yield from _some(tag, held, "received", "received by a worker, not begun")
+        delayed, until = self._delayed(tag)
+        yield from _some(tag, held.within(delayed), "delayed", f"received by a worker, delayed until {until}")
+        yield from _some(tag, held.without(delayed), "received", "received by a worker, not begun")
         left = left.without(held)
         for kept in (True, False):
             held = left.within(_under(tag, (row for row in self._left_behind if bool(row.message) is kept)))
             fate = f"received by a worker that is gone; {self._sweep()}: {_fate(kept=kept)}"
             yield from _some(tag, held, "lost", fate)
             left = left.without(held)
-        fate = "no live worker has received it: it is in the queue, or the broker keeps it for a worker that died"
-        yield from _some(tag, left, "queued", f"{fate}{self._unlisted}")
+        yield from _some(tag, left.within(delayed), "delayed", f"delayed until {until} by the broker{self._unlisted}")
+        fate = "no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost"
+        yield from _some(tag, left.without(delayed), "queued", f"{fate}{self._unlisted}")
+
+    def _delayed(self, tag: str) -> tuple[IndexSet, str]:
+        """Return the rows whose first stage has this tag and an eta or a countdown, and the latest of these times."""
+        submission = self.job.submission
+        if submission is None or submission.delayed_until <= self._now:
+            return IndexSet(), ""
+        until = datetime.fromtimestamp(submission.delayed_until // 1_000_000, timezone.utc)
+        shapes = self.job.plan.shapes if self.job.plan else ()
+        first = IndexSet().union(*(rows for stages, rows in shapes if stages[0] == tag))
+        rows = IndexSet.parse(submission.delayed).within(first)
+        return rows, f"{until:%Y-%m-%d %H:%M:%S} UTC{' at the latest' if len(rows) > 1 else ''}"
 
     def _in_progress(self, column: Column) -> Iterator[Reason]:
         """Yield reasons for the rows that have begun and not ended."""

@@ -80,11 +80,15 @@ class Submission:
         published: the number of rows whose message is known to be sent; they are sent in row order.
         done: whether the publisher has ended, successfully or not.
         alive_until: the time until which the publisher counts as alive without another report.
+        delayed: the rows whose messages have an eta or a countdown, compressed; not all of them if there are many.
+        delayed_until: the latest time of these, in microseconds.
     """
 
     published: int
     done: bool
     alive_until: int
+    delayed: str = ""
+    delayed_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)

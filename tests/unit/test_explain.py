@@ -55,7 +55,7 @@ def test_rows_in_the_queue_and_rows_behind_a_stage(store, job):
             "scan",
             "0-3",
             "queued",
-            f"no live worker has received it: it is in the queue, or the broker keeps it for a worker that died; {NO_WORKER}",
+            f"no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost; {NO_WORKER}",
         ),
     ]
 
@@ -66,14 +66,14 @@ def test_queued_rows_report_a_store_without_live_workers(store, job, clock):
         "scan",
         "0-3",
         "queued",
-        "no live worker has received it: it is in the queue, or the broker keeps it for a worker that died",
+        "no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost",
     ) in reasons(store, job)
     clock.advance(31)
     assert (
         "scan",
         "0-3",
         "queued",
-        f"no live worker has received it: it is in the queue, or the broker keeps it for a worker that died; {NO_WORKER}",
+        f"no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost; {NO_WORKER}",
     ) in reasons(store, job)
 
 
@@ -105,15 +105,38 @@ def test_rows_that_a_worker_has_received(store, job):
         "scan",
         "0-1,3",
         "queued",
-        "no live worker has received it: it is in the queue, or the broker keeps it for a worker that died",
+        "no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost",
     ) in reasons(store, job)
 
 
 def test_rows_that_a_worker_may_have_received_without_listing_them(store, job):
     rows = [Received(job.ref, "scan", 2, "x" * size) for size in (1, leases.MOST_BYTES)]
     leases.renew(store, WORKER, Report(received=rows), 30.0)
-    text = "no live worker has received it: it is in the queue, or the broker keeps it for a worker that died, or one has received it and does not list it, because it holds too many"
+    text = "no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost, or one has received it and does not list it, because it holds too many"
     assert ("scan", "0-1,3", "queued", text) in reasons(store, job)
+
+
+def test_rows_with_an_eta_are_reported_as_delayed_until_it_has_come(store, job, clock):
+    until = store.now() + 3_600_000_000
+    submission = Submission(4, done=True, alive_until=0, delayed="1-3", delayed_until=until)
+    assert store.update_job(replace(job, submission=submission)) is not None
+    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row, None) for row in (0, 3)]), 7_200.0)
+    text = f"{datetime.fromtimestamp(until // 1_000_000, timezone.utc):%Y-%m-%d %H:%M:%S} UTC at the latest"
+    assert [each for each in reasons(store, job) if each[0] == "scan"] == [
+        ("scan", "3", "delayed", f"received by a worker, delayed until {text}"),
+        ("scan", "0", "received", "received by a worker, not begun"),
+        ("scan", "1-2", "delayed", f"delayed until {text} by the broker"),
+    ]
+    clock.advance(3_601)
+    assert [code for tag, _, code, _ in reasons(store, job) if tag == "scan"] == ["received", "queued"]
+
+
+def test_a_later_stage_is_not_reported_as_delayed(store, job):
+    submission = Submission(4, done=True, alive_until=0, delayed="0", delayed_until=store.now() + 3_600_000_000)
+    assert store.update_job(replace(job, submission=submission)) is not None
+    begin(store, job, "scan", 0)
+    store.write(job.ref, Write.ending("scan", 0, Status.FINISHED, attempt=1))
+    assert [code for tag, rows, code, _ in reasons(store, job) if (tag, rows) == ("hash", "0")] == ["queued"]
 
 
 def test_a_running_row_reports_worker_attempt_and_age(store, job, clock):

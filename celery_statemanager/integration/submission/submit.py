@@ -21,6 +21,7 @@ from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.submission import members
+from celery_statemanager.integration.submission.delays import Delays
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.members import Members, Stages, as_signature
 from celery_statemanager.integration.task.outcomes import describe
@@ -116,6 +117,7 @@ class _Publisher:
         self._record = record
         self._timings = timings
         self._next_record = time.monotonic() + timings.lease / 6
+        self._delays = Delays()
         self.published = 0
 
     def publish(self, found: Members) -> None:
@@ -150,6 +152,7 @@ class _Publisher:
 
     def _record_progress(self, *, done: bool) -> None:
         submission = _submission(self._tracker, self._timings, self.published, done=done)
+        submission = replace(submission, delayed=self._delays.rows, delayed_until=self._delays.until)
         change_job(self._tracker.store, self._record.ref, lambda job: replace(job, submission=submission))
 
     def give_up(self) -> None:
@@ -169,6 +172,7 @@ class _Publisher:
         bound = [
             Binding(ref, row, members.tag_of(app, stage), number).bind(stage) for number, stage in enumerate(stages)
         ]
+        self._delays.add(row, bound[0].options)
         if app.conf.task_always_eager:
             self._run_inline(row, bound)
         elif len(bound) == 1:
