@@ -299,6 +299,9 @@ class SubscriptionLost(StateManagerError, ConnectionError):
         return f"the subscription to job {self.job_id!r} is lost: {self.why}; subscribe again"
 
 
+_LEFT = "not cancelled, because that failed too: a sweep cancels it, and until then its messages run"
+
+
 class SubmitFailed(StateManagerError):
     """Publishing the messages of a job failed, and the job was cancelled.
 
@@ -306,15 +309,17 @@ class SubmitFailed(StateManagerError):
         published: number of messages sent before the failure.
         total: number of rows of the job.
         why: the original error as text; the error itself is ``__cause__``.
+        cancelled: False if cancelling failed too; then a sweep cancels the job.
         job: the ``Job`` in the process that submitted it, None in any other.
     """
 
-    def __init__(self, job_id: str, published: int, total: int, why: str = "") -> None:
-        super().__init__(job_id, published, total, why)
+    def __init__(self, job_id: str, published: int, total: int, why: str = "", cancelled: bool = True) -> None:
+        super().__init__(job_id, published, total, why, cancelled)
         self.job_id = job_id
         self.published = published
         self.total = total
         self.why = why
+        self.cancelled = cancelled
         self.job: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -324,6 +329,6 @@ class SubmitFailed(StateManagerError):
     def __str__(self) -> str:
         return (
             f"submit of job {self.job_id!r} failed after {self.published} of {self.total} messages"
-            f"{f': {self.why}' if self.why else ''}; the job is cancelled; "
+            f"{f': {self.why}' if self.why else ''}; the job is {'cancelled' if self.cancelled else _LEFT}; "
             "submit it again under another job_id or run_token"
         )

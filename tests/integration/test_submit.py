@@ -46,6 +46,22 @@ def test_submit_fails_when_the_store_stays_unavailable(states, task):
     assert f"2 of 2 messages: StoreUnavailable: {caught.value.__cause__}; the job" in str(caught.value)
 
 
+@pytest.mark.parametrize("cancelling", [True, False])
+def test_a_failed_submit_reports_whether_the_job_is_cancelled(states, task, cancelling, monkeypatch, caplog):
+    def fail(*_, **__):
+        if not cancelling:
+            states.store.lose_response("update_job", applied=False, times=10)
+        raise OSError("no broker")
+
+    monkeypatch.setattr(task._get_current_object(), "apply_async", fail)
+    with pytest.raises(SubmitFailed) as caught:
+        states.submit([task.s()])
+    assert caught.value.cancelled is cancelling
+    assert ("the job is cancelled;" in str(caught.value)) is cancelling
+    assert ("a sweep cancels it" in str(caught.value)) is not cancelling
+    assert ("left to the sweep" in caplog.text) is not cancelling
+
+
 def test_submit_publishes_while_the_store_is_unavailable(states, task, caplog):
     states.store.lose_response("update_job", applied=False)
     assert submit_with(states, [task.s() for _ in range(3)], lease=0.0).num_tasks == 3

@@ -54,6 +54,10 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     errors.SubscriptionLost("etl", "gone"): (ConnectionError, "to job 'etl' is lost: gone; subscribe again"),
     errors.SubmitFailed("etl", 3, 7): (None, "failed after 3 of 7 messages; the job is cancelled"),
     errors.SubmitFailed("etl", 3, 7, "OSError: no"): (None, "3 of 7 messages: OSError: no; the job is cancelled"),
+    errors.SubmitFailed("etl", 3, 7, "OSError: no", cancelled=False): (
+        None,
+        "is not cancelled, because that failed too",
+    ),
     errors.StoreError("text"): (None, "text"),
     errors.StoreUnavailable("text"): (ConnectionError, "text"),
     errors.StoreContended("text"): (ConnectionError, "text"),

@@ -82,10 +82,10 @@ def submit(
         publisher.publish(found)
         publisher.finish()
     except BaseException as error:
-        publisher.give_up()
+        cancelled = publisher.give_up()
         if not isinstance(error, Exception):
             raise
-        failed = SubmitFailed(record.job_id, publisher.published, num_tasks, describe(error))
+        failed = SubmitFailed(record.job_id, publisher.published, num_tasks, describe(error), cancelled)
         failed.job = job
         raise failed from error
     return job
@@ -155,17 +155,22 @@ class _Publisher:
         submission = replace(submission, delayed=self._delays.rows, delayed_until=self._delays.until)
         change_job(self._tracker.store, self._record.ref, lambda job: replace(job, submission=submission))
 
-    def give_up(self) -> None:
-        """Cancel the job: tasks that were published are vetoed, and nothing waits for the others."""
-        reason = f"submit failed after {self.published} of {self._record.num_tasks}"
+    def give_up(self) -> bool:
+        """Cancel the job: tasks that were published are vetoed, and nothing waits for the others.
+
+        Returns: whether it is cancelled; if the store fails, it is left to the sweep.
+        """
+        reason, cancelled = f"submit failed after {self.published} of {self._record.num_tasks}", False
         try:
             completion.cancel(self._tracker.store, self._record.ref, reason)
+            cancelled = True
             self._record_progress(done=True)
             publish_decided(self._tracker, self._record.ref, LATCHES)
         except Exception:
             job_id = self._record.job_id
             text = "cannot cancel job %r, whose submit failed: it is left to the sweep"
             logger.exception(text, job_id, extra={"job_id": job_id})
+        return cancelled
 
     def _send(self, row: int, stages: Stages, producer: Any) -> None:
         app, ref = self._tracker.app, self._record.ref
