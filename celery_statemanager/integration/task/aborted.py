@@ -24,15 +24,12 @@ def end_aborted(run: Run, task: Any, error: BaseException | None) -> None:
     held = run.tracker.held_messages
     request = held.of_execution(task.request)
     if task.request.is_eager or outcomes.is_a(error, Exception):  # no other signal reports what eager mode propagates
-        run.end(*_outcome(error), keep_app_status=not outcomes.sets_status(error))
+        raised = SystemExit() if error is None else error
+        run.end(*outcomes.failure(raised), keep_app_status=not outcomes.sets_status(raised))
     elif request is None or error is None or _is_reported(request, task, error):
         held.abandon(run.binding.celery_task_id)
     else:
         _report(run, request, error)
-
-
-def _outcome(error: BaseException | None) -> tuple[int, str]:
-    return outcomes.failure(SystemExit() if error is None else error)
 
 
 def _is_reported(request: Any, task: Any, error: BaseException) -> bool:
@@ -49,7 +46,8 @@ def _is_reported(request: Any, task: Any, error: BaseException) -> bool:
 
 def _report(run: Run, request: Any, error: BaseException) -> None:
     """Give the exception to Celery as a prefork child does, which acknowledges or requeues the message."""
-    if not (outcomes.is_a(error, SystemExit) or outcomes.is_a(error, KeyboardInterrupt)):  # Celery may requeue or retry a task that exits
+    exits = outcomes.is_a(error, SystemExit) or outcomes.is_a(error, KeyboardInterrupt)
+    if not exits:  # Celery may requeue or retry a task that exits
         run.end(*outcomes.failure(error))
     running.attach(request._context, run)  # Celery sends its signals about the exception with this one
     try:
