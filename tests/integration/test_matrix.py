@@ -26,6 +26,7 @@ PLACES = [
     ("rabbitmq-redis", "prefork"),
     ("redis-redis", "threads"),
     ("redis-redis", "gevent"),
+    ("redis-firestore", "gevent"),
 ]
 
 

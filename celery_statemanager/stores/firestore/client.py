@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -76,7 +77,7 @@ class Connection:
     @property
     def streams(self) -> bool:
         """Whether this process may open streams of changes."""
-        return self._transport == "grpc" and self._streams_left > 0
+        return self._usable_transport() == "grpc" and self._streams_left > 0
 
     def stream_works(self) -> None:
         """Record that a stream delivered a message. Later failures do not disable streams in this process."""
@@ -117,8 +118,18 @@ class Connection:
         with self._lock:
             if self._client is None:
                 self._metadata = metadata_of(self.address)
-                self._client = self._make_client(self.address, self._transport)
+                self._client = self._make_client(self.address, self._usable_transport())
             return self._client
+
+    def _usable_transport(self) -> Transport:
+        """Return REST in a process of greenlets, because a call of gRPC blocks all of them and does not end."""
+        return "rest" if uses_greenlets() else self._transport
+
+
+def uses_greenlets() -> bool:
+    """Return whether gevent or eventlet has replaced the sockets of this process."""
+    gevent, eventlet = (sys.modules.get(name) for name in ("gevent.monkey", "eventlet.patcher"))
+    return bool((gevent and gevent.is_module_patched("socket")) or (eventlet and eventlet.is_monkey_patched("socket")))
 
 
 class ServerClock:

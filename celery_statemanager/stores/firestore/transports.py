@@ -18,6 +18,7 @@ from google.auth.transport.requests import AuthorizedSession, Request
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import firestore
 from google.protobuf import json_format
+from requests.adapters import HTTPAdapter
 
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.address import EMULATOR_VARIABLE, FirestoreAddress, emulator
@@ -38,6 +39,9 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
+_MOST_CONNECTIONS = 1_000
+"""Idle connections of a REST client that are kept. With fewer than a worker has greenlets, calls would reconnect."""
+
 _METADATA_SERVER_TIMEOUT = 3.0
 """Seconds; about 6 with the library's pauses between its tries. The library's own limit is 12."""
 
@@ -219,7 +223,9 @@ def rest_client(address: FirestoreAddress) -> RestClient:
     host = emulator()
     credentials = _credentials(address) if host is None else AnonymousCredentials()  # type: ignore[no-untyped-call]
     session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
-    return RestClient(session, SERVICE if host is None else f"http://{host}")
+    base = SERVICE if host is None else f"http://{host}"
+    session.mount(base, HTTPAdapter(pool_maxsize=_MOST_CONNECTIONS))
+    return RestClient(session, base)
 
 
 def _credentials(address: FirestoreAddress) -> Any:
