@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 from celery.canvas import Signature
 
 from celery_statemanager.codec import compact
+from celery_statemanager.limits import short_repr
 from celery_statemanager.models import Scope
 from celery_statemanager.records import CALLBACK_ROW, Delivery, JobKey, JobRef
+
+logger = logging.getLogger(__name__)
 
 HEADER = "statemanager"
 """The header key that carries a binding, as JSON text."""
@@ -69,8 +73,11 @@ class Binding:
 
     @classmethod
     def from_header(cls, value: str) -> Binding:
-        """Parse a header value. Raises: ValueError."""
+        """Parse a header value. Raises: TypeError, ValueError."""
         job_id, run_token, incarnation, task_index, tag, stage, replacements = json.loads(value)
+        numbers, names = (task_index, stage, replacements), (job_id, incarnation, tag)
+        if not (all(type(each) is int for each in numbers) and all(type(each) is str for each in names)):
+            raise TypeError("a name or a number has another type")
         return cls(_ref(job_id, run_token, incarnation), task_index, tag, stage, replacements)
 
     def delivery(self, request: Any) -> Delivery:
@@ -92,7 +99,10 @@ def _ref(job_id: str, run_token: str | None, incarnation: str) -> JobRef:
 
 
 def binding_of(request: Any) -> Binding | None:
-    """Return the binding in a task request or in the headers of a message; None when it is untracked."""
+    """Return the binding in a task request or in the headers of a message; None when it is untracked.
+
+    A header that is not one of ours must not fail the task: it counts as none, and is logged once.
+    """
     return _find(request, HEADER)
 
 
@@ -106,4 +116,15 @@ def _find(request: Any, key: str) -> Binding | None:
     if value is None:
         headers = request.get("headers")
         value = headers.get(key) if isinstance(headers, dict) else None  # an isinstance check of Mapping is slow
-    return None if value is None else Binding.from_header(value)
+    if value is None:
+        return None
+    try:
+        return Binding.from_header(value)
+    except (TypeError, ValueError, RecursionError):
+        _warn_unreadable(key, short_repr(value))
+        return None
+
+
+@lru_cache(maxsize=100)
+def _warn_unreadable(key: str, header: str) -> None:
+    logger.error("the header %r of a message is %s, which this release cannot read: its task is untracked", key, header)

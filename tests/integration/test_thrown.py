@@ -99,6 +99,18 @@ def test_a_cell_ends_as_its_task_in_plain_celery_for_each_value(compare):
 
 
 @EVERYWHERE
+def test_a_header_of_another_program_does_not_fail_a_task(tracked, pool, key, eventually):
+    """Both the class that drops deliveries and the handlers read the header that Celery passes on from the message."""
+    sent = [
+        task.apply_async((key, {"how": "return"}), queue=pool, headers={"statemanager": value})
+        for task in (tracked.throw, tracked.throw_plain)
+        for value in ("not ours", 7, ["job"], {"job": "x"})
+    ]
+    eventually(lambda: len(tracked.notes(key)) >= 2 * len(sent))
+    assert sorted(tracked.notes(key)) == sorted(f"{each.id} {what}" for each in sent for what in ("run", "SUCCESS"))
+
+
+@EVERYWHERE
 @pytest.mark.timeout(900)
 def test_a_cell_ends_as_its_task_in_plain_celery_for_random_examples(compare, pytestconfig):
     @settings(
