@@ -87,6 +87,11 @@ class Plan:
         stages = self.stages(task_index)
         return stages[stages.index(tag) + 1 :] if tag in stages else ()
 
+    def before(self, tag: str, task_index: int) -> tuple[str, ...]:
+        """Return the tags of a row that run before ``tag``, the last one first."""
+        stages = self.stages(task_index)
+        return stages[: stages.index(tag)][::-1] if tag in stages else ()
+
     def in_order_of(self, other: Plan) -> Plan:
         """Return this plan with the stages that it shares with ``other`` in the order of ``other``.
 

@@ -13,15 +13,16 @@ from celery_statemanager.records import FRACTION_UNIT, Begin, Cancellation, Cell
 
 
 def apply_begin(
-    job: JobRecord, cell: Cell, begin: Begin, now: int, *, forgotten: int | None = None
+    job: JobRecord, cell: Cell, begin: Begin, now: int, *, forgotten: int | None = None, recovers: bool = False
 ) -> tuple[Verdict, Cell]:
     """Return the verdict on a Begin and the resulting cell, which is the same object if nothing must be written.
 
     Args:
         forgotten: the number of an attempt that goes on although the store has lost its begin. It keeps its number.
+        recovers: whether the begin proves that an earlier stage of the row has finished, see ``is_unreported``.
     """
     goes_on = forgotten is not None and forgotten > cell.attempt
-    verdict = _verdict(job, cell, begin, goes_on=goes_on)
+    verdict = _verdict(job, cell, begin, goes_on=goes_on, recovers=recovers)
     if verdict is Verdict.CANCELLED and job.cancelled and cell.status > 0 and not cell.final and not cell.open:
         return verdict, _ended(cell, Status.CANCELLED, job.cancelled.reason, begin.event_id, now)
     if verdict is not Verdict.BEGUN:
@@ -46,11 +47,12 @@ def apply_begin(
     )
 
 
-def _verdict(job: JobRecord, cell: Cell, begin: Begin, *, goes_on: bool) -> Verdict:
+def _verdict(job: JobRecord, cell: Cell, begin: Begin, *, goes_on: bool, recovers: bool) -> Verdict:
     if cell.final and cell.status == FINISHED:
         return Verdict.FINISHED
     if begin.task_index >= 0:
-        if job.settled and not goes_on:
+        waits_again = cell.version and not cell.open and not cell.terminal  # since a late end of its row
+        if job.settled and not (goes_on or recovers or waits_again):
             return Verdict.CLOSED
         if job.cancelled:
             return Verdict.CANCELLED
@@ -86,7 +88,7 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         cell.attempt,
         still_open,
         write.next_delivery or cell.delivery,
-        cell.owner if still_open else None,
+        cell.owner if still_open or (write.presumed_dead and status == write.status) else None,
         cell.losses + write.counts_as_loss,
         None if ends else cell.kept,
         None,  # blocked_by
@@ -99,11 +101,20 @@ def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
     refused = (
         (write.attempt is not None and write.attempt != cell.attempt)
         or (write.if_owner is not None and write.if_owner != (cell.owner, cell.delivery))
-        or (write.when is When.OPEN and not cell.open)
+        or (write.when is When.OPEN and not cell.open and not _ends_late(cell, write))
         or (write.when is When.IDLE and (cell.open or cell.final))
     )
     if refused:
         raise AttemptSuperseded(job.job_id, write.tag, write.task_index, write.attempt, cell.attempt)
+
+
+def _ends_late(cell: Cell, write: Write) -> bool:
+    """Return whether a write is the own end of an attempt that was closed for its worker.
+
+    FINISHED is replaced only by itself: the attempt's last message and progress may follow.
+    """
+    replaces = write.status == FINISHED or not (write.presumed_dead or cell.status == FINISHED)
+    return write.ends_attempt and cell.awaits_end and replaces
 
 
 def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, write: Write) -> None:
@@ -121,26 +132,40 @@ def _status_and_message(job: JobRecord, cell: Cell, write: Write) -> tuple[int, 
     if write.keep_app_status and cell.open and cell.status < 0:
         return cell.status, cell.message
     if write.keep_app_status and write.message is None:
-        return write.status, cell.message
+        return write.status, None if cell.awaits_end and cell.status != FINISHED else cell.message
     return write.status, write.message
 
 
 def _kept_payload(cell: Cell, write: Write, status: int) -> str | None:
-    completes = status == FINISHED and cell.payload is not None and '"progress"' in cell.payload
-    if write.new_progress is None and not completes:
-        return cell.payload
-    payload: dict[str, Any] = json.loads(cell.payload) if cell.payload else {}
+    text = cell.payload
     if write.new_progress is not None:
+        payload: dict[str, Any] = json.loads(text) if text else {}
         payload["progress"] = json.loads(write.new_progress)
+        text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    return _completed(text) if status == FINISHED else text
+
+
+def _completed(text: str | None) -> str | None:
+    """Return a payload with its progress set to the total."""
+    if text is None or '"progress"' not in text:
+        return text
+    payload = json.loads(text)
     progress = payload.get("progress")
-    if status == FINISHED and isinstance(progress, dict) and "total" in progress and "done" in progress:
+    if isinstance(progress, dict) and "total" in progress and "done" in progress:
         payload["progress"] = {**progress, "done": progress["total"]}
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
 def _ended(cell: Cell, status: int, message: str | None, event_id: str, now: int) -> Cell:
     return replace(
-        cell, status=int(status), message=message, timestamp=now, version=cell.version + 1, event_id=event_id, kept=None
+        cell,
+        status=int(status),
+        message=message,
+        timestamp=now,
+        version=cell.version + 1,
+        event_id=event_id,
+        owner=None,
+        kept=None,
     )
 
 
@@ -153,6 +178,23 @@ def blocked(cell: Cell, failed: Cell, stage: str, event_id: str, now: int) -> Ce
 def unblocked(cell: Cell, event_id: str, now: int) -> Cell:
     """Return a blocked cell as not started, because the failed stage has begun again."""
     return replace(_ended(cell, Status.NOT_STARTED, None, event_id, now), blocked_by=None)
+
+
+def is_unreported(cell: Cell) -> bool:
+    """Return whether a cell lacks the end of its attempt, so that the begin of the row's next stage proves it.
+
+    A worker sends the message of a stage when the stage before has finished. It may die before it reports this end.
+    """
+    if cell.owner is None or (cell.final and cell.status == FINISHED):
+        return False
+    return cell.status >= 0 or (cell.status == Status.LOST and not cell.open)
+
+
+def proven(cell: Cell, event_id: str, now: int) -> Cell:
+    """Return the cell of a stage as FINISHED, because the next stage has begun. Its own end may still follow."""
+    message = cell.message if cell.open else None  # otherwise a sweep has written it
+    done = _ended(cell, FINISHED, message, event_id, now)
+    return replace(done, payload=_completed(cell.payload), open=False, owner=cell.owner, blocked_by=None)
 
 
 def tally_of(cell: Cell | None) -> Tally:

@@ -25,7 +25,8 @@ class Cell:
     Attributes:
         open: whether an attempt is open.
         delivery: the delivery of the newest attempt or, after a retry, of the next one.
-        owner: the worker that runs the open attempt; None for a Manager, which holds no lease.
+        owner: the worker that runs the open attempt; None for a Manager, which holds no lease. A closed cell keeps it
+            only while the end of its attempt may still follow, see ``awaits_end``.
         losses: the number of attempts that were lost with their worker.
         kept: the message to send again if the worker is lost; removed when the cell ends.
         blocked_by: the failed stage of the row; its status was written to this cell, which never began.
@@ -57,6 +58,14 @@ class Cell:
     def final(self) -> bool:
         """Whether the cell has ended: a terminal status and no open attempt."""
         return self.terminal and not self.open
+
+    @property
+    def awaits_end(self) -> bool:
+        """Whether the attempt was closed for its worker: presumed dead, or proven finished by a later stage.
+
+        Its own end replaces that, unless another attempt has begun.
+        """
+        return self.owner is not None and not self.open
 
     @property
     def waiting(self) -> bool:

@@ -65,6 +65,7 @@ class Write:
         block_later_stages: if the cell is final and negative afterwards, set the row's later stages to its status.
         counts_as_loss: count a loss, because the attempt's worker is gone.
         next_delivery: the delivery that a retry will make.
+        presumed_dead: the process of the attempt has not ended it, so that its own end may still replace this one.
     """
 
     tag: str
@@ -85,6 +86,7 @@ class Write:
     block_later_stages: bool = False
     counts_as_loss: bool = False
     next_delivery: Delivery | None = None
+    presumed_dead: bool = False
 
     def begins(self, cell: Cell) -> bool:
         """Return whether this write takes an attempt of the cell before it is applied."""
@@ -192,6 +194,7 @@ class Write:
             ends_attempt=True,
             counts_as_loss=counts_as_loss,
             next_delivery=next_delivery,
+            presumed_dead=counts_as_loss,
         )
 
     @classmethod
@@ -202,7 +205,7 @@ class Write:
         write = cls.never_begun(tag, task_index, int(Status.LOST), message)
         write.event_id, write.counts_as_loss = event_id or write.event_id, True
         if attempt is not None:
-            write.when, write.attempt, write.ends_attempt = When.OPEN, attempt, True
+            write.when, write.attempt, write.ends_attempt, write.presumed_dead = When.OPEN, attempt, True, True
         return write
 
     @classmethod

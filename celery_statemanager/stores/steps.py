@@ -23,7 +23,7 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
-from celery_statemanager.transitions import apply_begin, apply_write, blocked, unblocked
+from celery_statemanager.transitions import apply_begin, apply_write, blocked, is_unreported, proven, unblocked
 
 
 class WriteTransaction(Protocol):
@@ -82,12 +82,16 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
     if cell.version and cell.event_id == request.event_id:
         return WriteReply(cell, changed=False)
     begins = request.begins(cell)
+    stage = None
     if request.begin is not None and begins:
-        cell = _begin_late(tx, cell, request, request.begin)
+        stage = _unreported_stage(tx, request.begin)
+        cell = _begin_late(tx, cell, request, request.begin, recovers=stage is not None)
         request = replace(request, attempt=cell.attempt)
     new = apply_write(tx.job, cell, request, tx.now)
     tx.put(request.tag, request.task_index, old, new)
-    if begins:
+    if stage is not None:
+        _finish(tx, *stage, request.task_index, new.event_id)
+    if begins or (cell.awaits_end and request.ends_attempt):
         _unblock(tx, request.tag, request.task_index, new.event_id)
     if request.block_later_stages and new.final and new.status < 0:
         _block(tx, request.tag, request.task_index, new)
@@ -100,11 +104,14 @@ def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id and cell.open:
         return BeginReply(Verdict.BEGUN, cell)
-    verdict, new = apply_begin(tx.job, cell, request, tx.now)
+    stage = _unreported_stage(tx, request)
+    verdict, new = apply_begin(tx.job, cell, request, tx.now, recovers=stage is not None)
     if new is cell:
         return BeginReply(verdict, cell)
     tx.put(request.tag, request.task_index, old, new)
     if verdict is Verdict.BEGUN:
+        if stage is not None:
+            _finish(tx, *stage, request.task_index, request.event_id)
         _unblock(tx, request.tag, request.task_index, request.event_id)
     return BeginReply(verdict, new, _decide(tx, request.tag, request.task_index, new))
 
@@ -126,14 +133,31 @@ def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
     return names
 
 
-def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin) -> Cell:
+def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin, *, recovers: bool) -> Cell:
     job = replace(tx.job, cancelled=None) if write.ends_attempt else tx.job  # it has ended: a cancel comes too late
-    verdict, new = apply_begin(job, cell, request, tx.now, forgotten=write.attempt)
+    verdict, new = apply_begin(job, cell, request, tx.now, forgotten=write.attempt, recovers=recovers)
     if verdict is Verdict.CANCELLED and job.cancelled:
         raise JobCancelled(job.job_id, job.cancelled.reason)
     if verdict is not Verdict.BEGUN:
         raise BeginRefused(tx.job.job_id, request.tag, request.task_index, verdict.value)
     return replace(new, version=cell.version, event_id=cell.event_id)  # the write assigns the step's only version
+
+
+def _unreported_stage(tx: WriteTransaction, begin: Begin) -> tuple[str, Cell] | None:
+    """Return the last earlier stage of the row that has begun, if a worker's begin proves that it has finished."""
+    plan = tx.job.plan
+    if plan is None or begin.owner is None:  # a Manager uses tags in any order
+        return None
+    for tag in plan.before(begin.tag, begin.task_index):
+        cell = tx.cell(tag, begin.task_index)
+        if cell is not None and cell.attempt:
+            return (tag, cell) if is_unreported(cell) else None
+    return None
+
+
+def _finish(tx: WriteTransaction, tag: str, old: Cell, task_index: int, event_id: str) -> None:
+    tx.put(tag, task_index, old, proven(old, event_id, tx.now))
+    _unblock(tx, tag, task_index, event_id)
 
 
 def _block(tx: WriteTransaction, stage: str, task_index: int, failed: Cell) -> None:

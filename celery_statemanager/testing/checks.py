@@ -9,8 +9,9 @@ from celery_statemanager.models import Scope, StateEvent
 from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.drawn import TAGS
+from celery_statemanager.testing.expected_cells import comparable
 from celery_statemanager.testing.kit import PATIENCE, Grid
-from celery_statemanager.testing.model import ExpectedJob, Place, comparable
+from celery_statemanager.testing.model import ExpectedJob, Place
 from celery_statemanager.testing.naive import check_grid, read_grid
 
 

@@ -12,6 +12,7 @@ from celery_statemanager.testing.contract_cancel import CancelContract
 from celery_statemanager.testing.contract_cells import CellContract
 from celery_statemanager.testing.contract_completion import CompletionContract
 from celery_statemanager.testing.contract_deletion import DeletionContract
+from celery_statemanager.testing.contract_ends import LateEndContract, ProvenStageContract
 from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
@@ -36,7 +37,9 @@ class CoreContract(
     RuleContract,
     AttemptContract,
     LateBeginContract,
+    LateEndContract,
     StageContract,
+    ProvenStageContract,
     CancelContract,
     CompletionContract,
     AggregateContract,

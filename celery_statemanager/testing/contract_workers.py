@@ -128,8 +128,8 @@ class WorkerRegistryContract(ContractFixtures):
         assert (found.task_index, found.cell) == (0, grid.cell("a", 0))
         grid.begin("a", 0, supersedes=1, owner="w2")
         assert [each.cell.owner for each in store.list_open_attempts()] == ["w2"]
-        grid.write("a", 0, 0, attempt=2, ends_attempt=True)
-        assert list(store.list_open_attempts()) == []
+        grid.write("a", 0, 0, attempt=2, ends_attempt=True, presumed_dead=True)
+        assert list(store.list_open_attempts()) == [], "also if the cell keeps its owner"
 
     def test_superseding_an_attempt_that_its_worker_ended_does_not_count_as_a_loss(self, store: WorkerRegistry) -> None:
         grid = Grid.create(store)

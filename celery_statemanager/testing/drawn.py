@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Delivery
+from celery_statemanager.records import Delivery, When
 from celery_statemanager.testing.kit import FINISHED
 
 TAGS = ("a", "b", "c")
@@ -24,6 +24,7 @@ ways = st.sampled_from(
     ({}, {}, {"takes_over": True}, {"supersedes": 1}, {"supersedes": 2}, {"supersedes": 1, "counts_as_loss": False})
 )
 owners = st.sampled_from((None, "w1", "w2"))
+begins = st.builds(lambda way, **fields: {**way, **fields}, ways, delivery=deliveries, owner=owners)
 scopes = st.builds(Scope, st.sampled_from((None, None, *TAGS)), st.sampled_from((None, None, 0, 1)))
 writes = st.fixed_dictionaries(
     {"status": st.sampled_from(STATUSES), "message": messages},
@@ -31,6 +32,8 @@ writes = st.fixed_dictionaries(
         "block_later_stages": st.just(value=True),
         "keep_app_status": st.just(value=True),
         "counts_as_loss": st.just(value=True),
+        "presumed_dead": st.just(value=True),
+        "when": st.just(When.OPEN),
         "payload": st.sampled_from(PAYLOADS),
         "keep_payload": st.just(value=True),
         "new_progress": st.just(PROGRESS),

@@ -16,9 +16,10 @@ from celery_statemanager.models import Scope
 from celery_statemanager.records import Begin, Delivery, Write, new_event_id, new_job
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.checks import CheckedSubscription, check_job
-from celery_statemanager.testing.drawn import PLANS, ROWS, deliveries, messages, owners, places, scopes, ways, writes
+from celery_statemanager.testing.drawn import PLANS, ROWS, begins, deliveries, messages, places, scopes, writes
+from celery_statemanager.testing.expected_cells import comparable
 from celery_statemanager.testing.kit import Grid, every_job
-from celery_statemanager.testing.model import ExpectedJob, Place, comparable
+from celery_statemanager.testing.model import ExpectedJob, Place
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -95,9 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
         model=jobs,
         place=places,
         fields=writes,
-        delivery=deliveries,
-        way=ways,
-        owner=owners,
+        way=begins,
         ahead=st.sampled_from((None, None, None, -1, 0, 1, 2)),
         ends_attempt=st.booleans(),
     )
@@ -106,29 +105,19 @@ class StoreMachine(RuleBasedStateMachine):
         model: ExpectedJob,
         place: Place,
         fields: dict[str, Any],
-        delivery: Delivery,
         way: dict[str, Any],
-        owner: str | None,
         ahead: int | None,
         ends_attempt: bool,
     ) -> None:
         """Begin and write in one step, also as an attempt that the store has forgotten."""
-        begin = Begin(tag=place[0], task_index=place[1], delivery=delivery, owner=owner, **way)
+        begin = Begin(tag=place[0], task_index=place[1], **way)
         attempt = None if ahead is None else model.cell(place).attempt + ahead
         self.send(model, place, begin=begin, attempt=attempt, ends_attempt=ends_attempt, **fields)
 
-    @rule(model=jobs, place=places, delivery=deliveries, way=ways, owner=owners, message=messages)
-    def begin(
-        self,
-        model: ExpectedJob,
-        place: Place,
-        delivery: Delivery,
-        way: dict[str, Any],
-        owner: str | None,
-        message: str | None,
-    ) -> None:
+    @rule(model=jobs, place=places, way=begins, message=messages)
+    def begin(self, model: ExpectedJob, place: Place, way: dict[str, Any], message: str | None) -> None:
         """Begin an attempt."""
-        request = Begin(tag=place[0], task_index=place[1], delivery=delivery, owner=owner, message=message, **way)
+        request = Begin(tag=place[0], task_index=place[1], message=message, **way)
         before = set(model.decided)
         reply = self.store.begin(model.ref, replace(request))
         assert reply.verdict is model.begin(request)

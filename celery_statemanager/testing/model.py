@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from celery_statemanager.models import Status
-from celery_statemanager.records import Begin, Cell, JobRecord, JobRef, Verdict, Write
+from celery_statemanager.records import Begin, Cell, JobRecord, JobRef, Verdict, When, Write
 from celery_statemanager.testing import naive
+from celery_statemanager.testing.expected_cells import is_unreported, proven, taken, written
 from celery_statemanager.testing.kit import CANCELLED, FINISHED
 
 Place = tuple[str, int]
@@ -57,12 +55,14 @@ class ExpectedJob:
         """Apply a Begin and return the verdict."""
         place = (request.tag, request.task_index)
         cell = self.cell(place)
-        verdict = self._judge(cell, request)
+        proven = self._proven_by(request)
+        verdict = self._judge(cell, request, recovers=proven is not None)
         if verdict is Verdict.BEGUN:
-            self._put(place, _taken(cell, request), request.event_id)
+            self._put(place, taken(cell, request), request.event_id)
+            self._finish(proven, request.event_id)
             self._unblock(place, request.event_id)
         elif verdict is Verdict.CANCELLED and not cell.open and 0 < cell.status < FINISHED:
-            ended = replace(cell, status=CANCELLED, message=self.reason, kept=None)
+            ended = replace(cell, status=CANCELLED, message=self.reason, kept=None, owner=None)
             self._put(place, ended, request.event_id)
         self._decide(place)
         return verdict
@@ -75,21 +75,33 @@ class ExpectedJob:
             return "same"
         attempt = request.attempt
         begins = request.begin is not None and (attempt is None or attempt > cell.attempt)
+        late = not begins and cell.owner is not None and not cell.open and request.ends_attempt
+        proven = None
         if request.begin is not None and begins:
             forgotten = attempt is not None
-            verdict = self._judge(cell, request.begin, ignore_cancel=request.ends_attempt, forgotten=forgotten)
+            proven = self._proven_by(request.begin)
+            verdict = self._judge(
+                cell,
+                request.begin,
+                ignore_cancel=request.ends_attempt,
+                forgotten=forgotten,
+                recovers=proven is not None,
+            )
             if verdict is not Verdict.BEGUN:
                 return "JobCancelled" if verdict is Verdict.CANCELLED else "BeginRefused"
             attempt = cell.attempt + 1 if attempt is None else attempt
-            cell = replace(_taken(cell, request.begin), attempt=attempt)
-        if attempt not in (None, cell.attempt):
+            cell = replace(taken(cell, request.begin), attempt=attempt)
+        replaces = request.status == FINISHED or not (request.presumed_dead or cell.status == FINISHED)
+        may_end = cell.open or (late and replaces)
+        if attempt not in (None, cell.attempt) or (request.when is When.OPEN and not may_end):
             return "AttemptSuperseded"
         ends = request.status < 0 or request.status == FINISHED
         untouched = cell.status == 0 and not cell.open
         if self.cancelled and not request.ends_attempt and (untouched or not ends):
             return "JobCancelled"
-        self._put(place, _written(cell, request), request.event_id)
-        if begins:
+        self._put(place, written(cell, request), request.event_id)
+        self._finish(proven, request.event_id)
+        if begins or late:
             self._unblock(place, request.event_id)
         now = self.cells[place]
         if request.block_later_stages and not now.open and now.status < 0:
@@ -108,11 +120,21 @@ class ExpectedJob:
             place: replace(cell, schema_version=cell.schema_version + 1) for place, cell in self.cells.items()
         }
 
-    def _judge(self, cell: Cell, request: Begin, *, ignore_cancel: bool = False, forgotten: bool = False) -> Verdict:
+    def _judge(
+        self,
+        cell: Cell,
+        request: Begin,
+        *,
+        ignore_cancel: bool = False,
+        forgotten: bool = False,
+        recovers: bool = False,
+    ) -> Verdict:
+        again = cell.version > 0 and not cell.open and 0 <= cell.status < FINISHED
+        goes_on = forgotten or recovers or again
         rank = (request.delivery > cell.delivery) - (request.delivery < cell.delivery)
         first_true: list[tuple[Callable[[], bool], Verdict]] = [
             (lambda: cell.status == FINISHED and not cell.open, Verdict.FINISHED),
-            (lambda: "settled" in self.decided and not forgotten, Verdict.CLOSED),
+            (lambda: "settled" in self.decided and not goes_on, Verdict.CLOSED),
             (lambda: self.cancelled and not ignore_cancel, Verdict.CANCELLED),
             (lambda: request.takes_over or forgotten, Verdict.BEGUN),
             (lambda: cell.open and request.supersedes == cell.attempt, Verdict.BEGUN),
@@ -125,6 +147,21 @@ class ExpectedJob:
         version = self.cell(place).version + 1
         self.cells[place] = replace(cell, version=version, event_id=event_id)
         self.history[place, version] = self.cells[place]
+
+    def _proven_by(self, request: Begin) -> Place | None:
+        """Return the stage before, if a worker's begin of this one proves that it has finished."""
+        for stages, rows in self.job.plan.shapes if self.job.plan and request.owner else ():
+            if request.task_index in rows and request.tag in stages:
+                earlier = [(each, request.task_index) for each in stages[: stages.index(request.tag)]]
+                begun = [each for each in earlier if self.cell(each).attempt][-1:]
+                return begun[0] if begun and is_unreported(self.cell(begun[0])) else None
+        return None
+
+    def _finish(self, place: Place | None, event_id: str) -> None:
+        if place is not None:
+            cell = self.cell(place)
+            self._put(place, proven(cell), event_id)
+            self._unblock(place, event_id)
 
     def _later(self, place: Place) -> list[Place]:
         tag, row = place
@@ -159,57 +196,3 @@ class ExpectedJob:
             self.decided.add("success")
         if any(is_final and cell.status < 0 and cell.status != CANCELLED for cell, is_final in zip(cells, final)):
             self.decided.add("failure")
-
-
-def _taken(cell: Cell, request: Begin) -> Cell:
-    superseded = cell.open and cell.owner is not None and request.supersedes == cell.attempt
-    return replace(
-        cell,
-        status=int(Status.STARTED),
-        message=request.message,
-        attempt=cell.attempt + 1,
-        open=True,
-        delivery=request.delivery,
-        owner=request.owner,
-        losses=cell.losses + int(superseded and request.counts_as_loss),
-        kept=request.kept,
-        blocked_by=None,
-    )
-
-
-def _written(cell: Cell, request: Write) -> Cell:
-    status, message = request.status, request.message
-    if request.keep_app_status and cell.open and cell.status < 0:
-        status, message = cell.status, cell.message
-    elif request.keep_app_status and message is None:
-        message = cell.message
-    is_open = cell.open and not request.ends_attempt
-    over = not is_open and (status < 0 or status == FINISHED)
-    return replace(
-        cell,
-        status=status,
-        message=message,
-        payload=_merged(cell.payload, request, status) if request.keep_payload else request.payload,
-        open=is_open,
-        delivery=request.next_delivery or cell.delivery,
-        owner=cell.owner if is_open else None,
-        losses=cell.losses + int(request.counts_as_loss),
-        kept=None if over else cell.kept,
-        blocked_by=None,
-    )
-
-
-def _merged(kept: str | None, request: Write, status: int) -> str | None:
-    payload: dict[str, Any] | None = json.loads(kept) if kept else None
-    if request.new_progress:
-        payload = {**(payload or {}), "progress": json.loads(request.new_progress)}
-    progress = (payload or {}).get("progress")
-    if status == FINISHED and isinstance(progress, dict) and progress.keys() >= {"done", "total"}:
-        payload = {**(payload or {}), "progress": {**progress, "done": progress["total"]}}
-    return None if payload is None else json.dumps(payload)
-
-
-def comparable(cell: Cell) -> Cell:
-    """Return a cell without its times and with its payload decoded."""
-    payload: Any = json.loads(cell.payload) if cell.payload else None
-    return replace(cell, timestamp=0, began_at=0, payload=payload)

@@ -180,6 +180,14 @@ def gate(self, key):
     note(key, f"ended {self.state.attempt}")
 
 
+@task(base=StatefulTask, bind=True, tag="work", max_retries=1)
+def retry_after_go(self, key):
+    note(key, f"begun {self.state.attempt}")
+    if not self.request.retries:
+        wait_for(f"{key}.go", 60)
+        raise self.retry(countdown=0)
+
+
 @task(base=StatefulTask, bind=True, tag="work", acks_late=True)
 def late_gate(self, key):
     note(key, f"begun {self.state.attempt}")

@@ -40,6 +40,11 @@ def after_publishing(states, _):
     after_task_publish.connect(publishing, weak=False)
 
 
+def after_sending_next_stage(states, _):
+    """Die once a chain's second task has been published, before the end of the first one is written."""
+    after_task_publish.connect(lambda headers, **_: die() if headers["id"].endswith(".1") else None, weak=False)
+
+
 def child_cut_off(states, home):
     """Make the store unavailable to the worker's children, but not to its main process, while a file exists."""
     main = os.getpid()
@@ -61,4 +66,14 @@ def _skew(seconds):
     time.time = lambda: real() + seconds
 
 
-FAULTS = {each.__name__: each for each in (after_deciding, after_publishing, child_cut_off, clock_ahead, clock_behind)}
+FAULTS = {
+    each.__name__: each
+    for each in (
+        after_deciding,
+        after_publishing,
+        after_sending_next_stage,
+        child_cut_off,
+        clock_ahead,
+        clock_behind,
+    )
+}

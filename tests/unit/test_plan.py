@@ -129,3 +129,9 @@ def test_the_cost_of_a_plan_is_linear_in_its_ranges() -> None:
 
 def test_a_tag_without_rows_is_not_part_of_the_plan() -> None:
     assert Plan.from_spec(2, {"a": [0, 1], "b": []}).tags == ("a",)
+
+
+def test_the_stages_before_a_tag_come_last_first() -> None:
+    plan = Plan.from_spec(2, {"a": [0, 1], "b": [0], "c": [0, 1]})
+    assert [plan.before(tag, 0) for tag in ("a", "b", "c", "other")] == [(), ("a",), ("b", "a"), ()]
+    assert [plan.before("c", 1), plan.before("c", 7), plan.before("success", -1)] == [("a",), (), ()]

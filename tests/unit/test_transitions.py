@@ -42,6 +42,8 @@ DONE = Cell(FINISHED, version=4, event_id="d", attempt=2, delivery=Delivery(1, 1
 ERROR = Cell(FAILED, version=4, event_id="b", attempt=2, delivery=Delivery(1, 1))
 BLOCKED = Cell(FAILED, version=1, event_id="x", blocked_by="z")
 HALFWAY = Cell(50, version=1, event_id="h")
+PRESUMED_LOST = replace(ERROR, status=int(Status.LOST), message="lost", owner="w")
+PROVEN = replace(DONE, message="page 5", owner="w")
 
 EARLIER, EQUAL, LATER = Delivery(1, 0), Delivery(1, 1), Delivery(1, 2)
 
@@ -84,6 +86,11 @@ BEGINS: list[tuple[Any, Cell, dict[str, Any], Verdict]] = [
     (CANCELLED_JOB, DONE, {}, Verdict.FINISHED),
     (CANCELLED_JOB, NEW, {"task_index": CALLBACK_ROW}, Verdict.BEGUN),
     (BOTH, NEW, {}, Verdict.CLOSED),
+    (JOB, PRESUMED_LOST, {"delivery": EQUAL}, Verdict.BEGUN),
+    (SETTLED_JOB, PRESUMED_LOST, {"delivery": LATER}, Verdict.CLOSED),
+    (SETTLED_JOB, RETRYING, {"delivery": LATER}, Verdict.BEGUN),
+    (SETTLED_JOB, ZERO, {}, Verdict.BEGUN),
+    (JOB, PROVEN, {"delivery": LATER}, Verdict.FINISHED),
 ]
 
 
@@ -146,6 +153,11 @@ REJECTED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
     (JOB, WROTE_DONE, {"when": When.IDLE}, AttemptSuperseded),
     (JOB, DONE, {"when": When.IDLE}, AttemptSuperseded),
     (JOB, ERROR, {"when": When.IDLE}, AttemptSuperseded),
+    (JOB, PRESUMED_LOST, {"when": When.OPEN, "attempt": 2}, AttemptSuperseded),
+    (JOB, PRESUMED_LOST, {"when": When.OPEN, "attempt": 1, "ends_attempt": True}, AttemptSuperseded),
+    (JOB, PRESUMED_LOST, {"when": When.OPEN, "ends_attempt": True, "presumed_dead": True}, AttemptSuperseded),
+    (JOB, ERROR, {"when": When.OPEN, "attempt": 2, "ends_attempt": True}, AttemptSuperseded),
+    (JOB, PROVEN, {"when": When.OPEN, "attempt": 2, "ends_attempt": True}, AttemptSuperseded),
     (CANCELLED_JOB, NEW, {"status": FINISHED}, JobCancelled),
     (CANCELLED_JOB, NEW, {"status": 5}, JobCancelled),
     (CANCELLED_JOB, ZERO, {"status": FAILED}, JobCancelled),
@@ -159,6 +171,26 @@ REJECTED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
 
 ACCEPTED: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
     (JOB, NEW, {}, {"status": 5, "version": 1, "open": False}),
+    (JOB, RUNNING, {"ends_attempt": True, "presumed_dead": True}, {"open": False, "owner": "w"}),
+    (
+        JOB,
+        WROTE_ERROR,
+        {"ends_attempt": True, "presumed_dead": True, "keep_app_status": True},
+        {"status": -42, "owner": None},
+    ),
+    (JOB, PRESUMED_LOST, {"when": When.OPEN, "ends_attempt": True}, {"status": 5, "owner": None, "open": False}),
+    (
+        JOB,
+        PRESUMED_LOST,
+        {"when": When.OPEN, "ends_attempt": True, "status": FINISHED, "keep_app_status": True},
+        {"status": FINISHED, "message": None, "owner": None},
+    ),
+    (
+        JOB,
+        PROVEN,
+        {"when": When.OPEN, "ends_attempt": True, "status": FINISHED, "keep_app_status": True},
+        {"status": FINISHED, "message": "page 5", "owner": None},
+    ),
     (JOB, RUNNING, {"attempt": 2}, {"open": True, "owner": "w", "kept": "m", "attempt": 2, "began_at": 9}),
     (JOB, RUNNING, {"if_owner": ("w", EQUAL)}, {"status": 5}),
     (JOB, RUNNING, {"ends_attempt": True}, {"open": False, "owner": None, "kept": "m", "status": 5}),

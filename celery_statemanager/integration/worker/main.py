@@ -24,6 +24,7 @@ from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.sweeping import keep_sweeping
 from celery_statemanager.limits import sanitize
+from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery, Write, WriteReply
 
 FLUSH_TIMEOUT = 10.0
@@ -88,6 +89,7 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
         _report_part(app, task_id, carrier, status, message)
     else:
         ending = Write.ending(*writer.cell, status, sanitize(message), if_owner=writer.holder)
+        ending.presumed_dead = status == Status.LOST  # the next stage may prove that it had finished
         never_begun = Write.never_begun(*writer.cell, status, sanitize(message))
         writer.queue(lambda: (writer.close_attempt(ending) if began else None) or writer.write(never_begun))
 

@@ -7,9 +7,11 @@ repetition, is valid only if its documents were read for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from celery_statemanager.errors import StateManagerError, StoreError
+from celery_statemanager.models import FINISHED
 from celery_statemanager.records import BeginReply, JobRef, WriteReply
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
@@ -62,13 +64,13 @@ class StepRunner:
             begins: whether the step takes an attempt, which may unblock later stages.
         """
         operation = new_operation()
-        read = (lambda key: self._read_cell(ref, documents.job, key, deadline)) if begins else None
         documents: StepDocuments = self._from_cache(ref, key) or self._read(ref, [key], deadline)
         last: tuple[StepTransaction, Reply] | None = None
         while True:
             if last is not None and operation in documents.cells[key].operations:
                 return self._recovered(ref, documents, *last)
-            tx = StepTransaction(documents, key, read)
+            read = partial(self._read_cell, ref, documents.job, deadline)
+            tx = StepTransaction(documents, key, read, begins)
             try:
                 reply = work(tx)
             except StoreError:
@@ -105,7 +107,10 @@ class StepRunner:
         job = self._jobs.checked(ref, self._jobs.decode(ref.key, batch.documents.get(job_name)))
         return StepDocuments(job, {key: cell_document(job.job, batch, name) for name, key in cells.items()}, fresh=True)
 
-    def _read_cell(self, ref: JobRef, job: JobDocument, key: CellKey, deadline: CallDeadline) -> CellDocument:
+    def _read_cell(self, ref: JobRef, job: JobDocument, deadline: CallDeadline, key: CellKey) -> CellDocument:
+        known = self._cells.get((ref, *key))
+        if known is not None and known.cell is not None and known.cell.final and known.cell.status == FINISHED:
+            return known  # this process ended it: the usual case of an earlier stage
         name = self._database.names.cell(ref, *key)
         return cell_document(job.job, self._database.get([name], deadline), name)
 

@@ -52,12 +52,14 @@ class StepTransaction:
 
     Attributes:
         primary: the cell that the step writes or begins.
-        read: reads another cell; None in a step that takes no attempt.
+        read: reads another cell.
+        begins: whether the step takes an attempt.
     """
 
     documents: StepDocuments
     primary: CellKey
-    read: Callable[[CellKey], CellDocument] | None
+    read: Callable[[CellKey], CellDocument]
+    begins: bool
     puts: dict[CellKey, tuple[Cell | None, Cell]] = field(default_factory=dict)
     now: int = NOW
 
@@ -71,11 +73,19 @@ class StepTransaction:
             return self.puts[key][1]
         document = cells.get(key)
         if document is None:
-            # A later stage of the row. A write assumes that it does not exist, and the precondition verifies that.
-            # A begin must know whether it unblocks the stage. If the earlier stage was never written, it blocked none.
-            unread = self.read is None or cells[self.primary].cell is None
-            document = cells[key] = CellDocument() if self.read is None or unread else self.read(key)
+            document = cells[key] = self.read(key) if self._must_read(key) else CellDocument()
         return document.cell
+
+    def _must_read(self, key: CellKey) -> bool:
+        """Return whether another stage of the row must be read. If not, it does not exist; the commit verifies that.
+
+        A begin must know whether it unblocks a later stage, and what an earlier one lacks. So must a late end. A stage
+        that was never written has blocked none.
+        """
+        tag, task_index = self.primary
+        earlier = self.job.plan is not None and key[0] in self.job.plan.before(tag, task_index)
+        before = self.documents.cells[self.primary].cell
+        return earlier or (before is not None and (self.begins or before.awaits_end))
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
         before = self.puts[tag, task_index][0] if (tag, task_index) in self.puts else old

@@ -36,6 +36,7 @@ WRITE = (
     "if_delivery",
     "counts_as_loss",
     "next_delivery",
+    "presumed_dead",
     "schema",
 )
 """The fields of a request of write.lua, in order. Most are those of ``records.Write``; the others are:
@@ -63,11 +64,13 @@ BEGIN = (
     "supersedes",
     "uncounted",
     "later",
+    "earlier",
     "schema",
 )
 """The fields of a request of begin.lua, in order: those of ``records.Begin``, and others as in ``WRITE``.
 
-``uncounted`` is set if the superseded attempt does not count as a loss.
+``uncounted`` is set if the superseded attempt does not count as a loss. ``earlier`` has the ``RankedCell`` of each
+earlier stage of the row, the last one first, if a worker begins.
 """
 
 ScriptCall = tuple[tuple[str, ...], list[str | bytes]]
@@ -76,14 +79,14 @@ ScriptCall = tuple[tuple[str, ...], list[str | bytes]]
 
 def begin_call(layout: JobLayout, begin: Begin) -> ScriptCall:
     """Create the call that takes an attempt."""
-    keys, cell, later = _cells(layout, begin.tag, begin.task_index, with_later=True)
-    return keys, [pack_array(_begin(begin, cell, later))]
+    keys, cell, later, earlier = _cells(layout, begin.tag, begin.task_index, begin, with_later=True)
+    return keys, [pack_array(_begin(begin, cell, later, earlier))]
 
 
 def write_call(layout: JobLayout, write: Write) -> ScriptCall:
     """Create the call that writes a cell."""
-    with_later = write.block_later_stages or write.begin is not None
-    keys, cell, later = _cells(layout, write.tag, write.task_index, with_later=with_later)
+    with_later = write.block_later_stages or write.ends_attempt or write.begin is not None
+    keys, cell, later, earlier = _cells(layout, write.tag, write.task_index, write.begin, with_later=with_later)
     payload = _payload(write)
     if_owner, if_delivery = write.if_owner or (None, None)
     request = (
@@ -102,11 +105,12 @@ def write_call(layout: JobLayout, write: Write) -> ScriptCall:
         payload.progress,
         payload.share,
         payload.full,
-        write.begin and _begin(write.begin, cell, later),
+        write.begin and _begin(write.begin, cell, later, earlier),
         if_owner,
         if_delivery,
         write.counts_as_loss,
         write.next_delivery,
+        write.presumed_dead,
         _schema(),
     )
     return keys, [pack_array(request), payload.rest or ""]
@@ -118,7 +122,9 @@ def _payload(write: Write) -> PayloadParts:
     return NO_PAYLOAD if write.new_progress is None else progress_parts(write.new_progress)
 
 
-def _begin(begin: Begin, cell: RankedCell, later: list[RankedCell] | None) -> tuple[Any, ...]:
+def _begin(
+    begin: Begin, cell: RankedCell, later: list[RankedCell] | None, earlier: list[RankedCell] | None
+) -> tuple[Any, ...]:
     return (
         *cell,
         begin.event_id,
@@ -130,17 +136,21 @@ def _begin(begin: Begin, cell: RankedCell, later: list[RankedCell] | None) -> tu
         begin.supersedes,
         not begin.counts_as_loss,
         later,
+        earlier,
         _schema(),
     )
 
 
 def _cells(
-    layout: JobLayout, tag: str, row: int, *, with_later: bool
-) -> tuple[tuple[str, ...], RankedCell, list[RankedCell] | None]:
-    """Return the keys of a step on a cell, and the cell; optionally also those of the row's later stages."""
-    later = layout.job.plan.after(tag, row) if with_later and layout.job.plan else ()
-    keys = layout.step_keys((tag, *later), of_callback=row < 0)
-    return keys, layout.ranked_cell(tag, row), [layout.ranked_cell(each, row) for each in later] if later else None
+    layout: JobLayout, tag: str, row: int, begin: Begin | None, *, with_later: bool
+) -> tuple[tuple[str, ...], RankedCell, list[RankedCell] | None, list[RankedCell] | None]:
+    """Return the keys of a step on a cell, the cell, and the row's later and earlier stages as far as it needs them."""
+    plan = layout.job.plan
+    later = plan.after(tag, row) if plan and with_later else ()
+    earlier = plan.before(tag, row) if plan and begin is not None and begin.owner is not None else ()
+    keys = layout.step_keys((tag, *later, *earlier), of_callback=row < 0)
+    after, before = ([layout.ranked_cell(each, row) for each in tags] or None for tags in (later, earlier))
+    return keys, layout.ranked_cell(tag, row), after, before
 
 
 def _schema() -> int | None:

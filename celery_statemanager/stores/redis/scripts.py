@@ -28,6 +28,7 @@ _CONSTANTS = {
     **{field.upper(): str(at) for at, field in enumerate(CELL, 1)},
     "FINISHED": str(FINISHED),
     "CANCELLED": str(int(Status.CANCELLED)),
+    "LOST": str(int(Status.LOST)),
     "STARTED": str(int(Status.STARTED)),
     "HEAD": ", ".join(map(json.dumps, HEAD)),
 }

@@ -61,7 +61,12 @@ _TO_4 = (
 )
 """Counts blocked cells in ``not_run``; in schema 3, ``failed`` includes them."""
 
-_MIGRATIONS = {2: _TO_2, 3: _TO_3, 4: _TO_4}
+_TO_5 = (
+    "DROP INDEX cell_owned",
+    "CREATE INDEX cell_owned ON cell (job, tag, task_index) WHERE owner IS NOT NULL AND open = 1",
+)
+
+_MIGRATIONS = {2: _TO_2, 3: _TO_3, 4: _TO_4, 5: _TO_5}
 """The statements that lead to each schema of the file from the previous one."""
 
 

@@ -9,10 +9,11 @@ local function compare(replacements, retries, cell)
   return gap < 0 and -1 or gap > 0 and 1 or 0
 end
 
-local function verdict_on(job, place, cell, begin, though_cancelled, goes_on)
+local function verdict_on(job, place, cell, begin, though_cancelled, goes_on, recovers)
+  local waits_again = cell[VERSION] > 0 and not cell[OPEN] and not is_final(cell) -- since a late end of its row
   if cell[STATUS] == FINISHED and not cell[OPEN] then
     return "finished"
-  elseif job.settled and not place.of_callback and not goes_on then
+  elseif job.settled and not place.of_callback and not (goes_on or recovers or waits_again) then
     return "closed"
   elseif job.cancelled_at and not place.of_callback and not though_cancelled then
     return "cancelled"
@@ -27,10 +28,10 @@ local function verdict_on(job, place, cell, begin, though_cancelled, goes_on)
 end
 
 -- Returns the verdict, and the cell to write if it has changed. forgotten is the number of an attempt that goes on
--- although the store has lost its begin.
-local function apply_begin(job, place, cell, begin, though_cancelled, forgotten)
+-- although the store has lost its begin; recovers says whether the begin proves an earlier stage finished.
+local function apply_begin(job, place, cell, begin, recovers, though_cancelled, forgotten)
   local goes_on = forgotten and forgotten > cell[ATTEMPT]
-  local verdict = verdict_on(job, place, cell, begin, though_cancelled, goes_on)
+  local verdict = verdict_on(job, place, cell, begin, though_cancelled, goes_on, recovers)
   if verdict == "cancelled" and cell[STATUS] > 0 and not is_final(cell) and not cell[OPEN] then
     return verdict, ended(job, cell, CANCELLED, job.reason, begin.event_id)
   elseif verdict ~= "begun" then
@@ -47,14 +48,48 @@ local function apply_begin(job, place, cell, begin, though_cancelled, forgotten)
   return verdict, new
 end
 
--- Resets the later stages of the row that the failure of this stage had blocked.
-local function unblock(job, later, stage, event_id)
-  for _, each in ipairs(later) do
-    if each.old and each.old[BLOCKED_BY] == stage then
+-- Resets the stages of the row that the failure of one had blocked.
+local function unblock(job, stages, failed, event_id)
+  for _, each in ipairs(stages) do
+    if each.old and each.old[BLOCKED_BY] == failed then
       local new = ended(job, each.old, 0, nil, event_id)
       new[BLOCKED_BY] = nil
       put(job, each.place, each.old, new)
       each.old = new
     end
   end
+end
+
+-- Implements transitions.is_unreported.
+local function is_unreported(cell)
+  if not cell[OWNER] or (cell[STATUS] == FINISHED and not cell[OPEN]) then
+    return false
+  end
+  return cell[STATUS] >= 0 or (cell[STATUS] == LOST and not cell[OPEN])
+end
+
+-- Returns the last earlier stage of the row that has begun, and the stages between it and this one, if this begin proves
+-- that it has finished.
+local function unreported_stage(job, begin)
+  local nearer = {}
+  local earlier = read_stages(job, begin.earlier, #(begin.later or {}))
+  for _, stage in ipairs(earlier) do
+    if stage.old and stage.old[ATTEMPT] > 0 then
+      return is_unreported(stage.old) and { place = stage.place, old = stage.old, nearer = nearer } or nil
+    end
+    nearer[#nearer + 1] = stage
+  end
+end
+
+-- Ends that stage as FINISHED (transitions.proven), and resets the stages after it that its loss had blocked.
+local function finish_stage(job, stage, later, event_id)
+  local old = stage.old
+  local new = ended(job, old, FINISHED, old[OPEN] and old[MESSAGE] or nil, event_id)
+  new[OWNER], new[OPEN], new[BLOCKED_BY] = old[OWNER], false, nil
+  if new[PROGRESS] then
+    new[SHARE], new[DONE] = new[FULL], true
+  end
+  put(job, stage.place, old, new)
+  unblock(job, later, stage.place.tag, event_id)
+  unblock(job, stage.nearer, stage.place.tag, event_id)
 end

@@ -8,7 +8,7 @@
 --                   the end is 0, or unknown for the last one
 -- KEYS[3]  open     set: "row tag" of each open attempt that has an owner
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
--- and three for each cell of the request: the one that is asked for, then the row's later stages
+-- and three for each cell of the request: the one that is asked for, then the row's later stages, then its earlier ones
 --          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of
 --                   callbacks: tag -> packed cell
 --          low      zset: row in seven digits -> status, 0.5 for a 0 with an open attempt; FINISHED is left out. A
@@ -108,6 +108,11 @@ end
 
 local function is_waiting(cell)
   return cell[STATUS] == 0 and not cell[OPEN]
+end
+
+-- Returns whether the attempt was closed for its worker, so that its own end may still follow (Cell.awaits_end).
+local function awaits_end(cell)
+  return cell[OWNER] and not cell[OPEN]
 end
 
 -- Returns whether the failure of an earlier stage gave the cell its status.
@@ -231,6 +236,6 @@ end
 local function ended(job, cell, status, message, event_id)
   local new = copy(cell)
   new[STATUS], new[MESSAGE], new[TIMESTAMP], new[VERSION] = status, message, job.now, cell[VERSION] + 1
-  new[EVENT_ID], new[KEPT] = event_id, nil
+  new[EVENT_ID], new[KEPT], new[OWNER] = event_id, nil, nil
   return new
 end

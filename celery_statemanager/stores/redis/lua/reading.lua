@@ -37,11 +37,11 @@ local function read(job, place)
   return cell
 end
 
--- Reads the later stages of the row: {place, old cell} for each.
-local function read_later(job, later)
+-- Reads stages of the row: {place, old cell} for each. Their places follow the first one and as many as are skipped.
+local function read_stages(job, cells, skipped)
   local stages = {}
-  for i, cell in ipairs(later or {}) do
-    local place = place_of(i + 1, unpack(cell))
+  for i, cell in ipairs(cells or {}) do
+    local place = place_of(i + 1 + (skipped or 0), unpack(cell))
     stages[i] = { place = place, old = read(job, place) }
   end
   return stages

@@ -12,11 +12,17 @@ end
 local write = cmsgpack.unpack(ARGV[2])
 local place = place_of(1, write.tag, write.row, write.rank, write.counts)
 
+-- Implements transitions._ends_late.
+local function ends_late(cell)
+  return write.ends_attempt and awaits_end(cell)
+    and (write.status == FINISHED or not (write.presumed_dead or cell[STATUS] == FINISHED))
+end
+
 local function is_superseded(cell)
   local delivery = write.if_delivery
   return (write.attempt and write.attempt ~= cell[ATTEMPT])
     or (delivery and (write.if_owner ~= cell[OWNER] or compare(delivery[1], delivery[2], cell) ~= 0))
-    or (write.when == "open" and not cell[OPEN])
+    or (write.when == "open" and not cell[OPEN] and not ends_late(cell))
     or (write.when == "idle" and (cell[OPEN] or is_final(cell)))
 end
 
@@ -34,7 +40,7 @@ local function status_and_message(cell)
   elseif write.keep_app_status and cell[OPEN] and cell[STATUS] < 0 then
     return cell[STATUS], cell[MESSAGE]
   elseif write.keep_app_status and not write.message then
-    return write.status, cell[MESSAGE]
+    return write.status, not (awaits_end(cell) and cell[STATUS] ~= FINISHED) and cell[MESSAGE] or nil
   end
   return write.status, write.message
 end
@@ -56,7 +62,7 @@ local function apply_write(cell)
   new[STATUS], new[MESSAGE] = status_and_message(cell)
   new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, write.event_id
   new[BLOCKED_BY], new[OPEN] = nil, cell[OPEN] and not write.ends_attempt
-  if not new[OPEN] then
+  if not new[OPEN] and not (write.presumed_dead and new[STATUS] == write.status) then
     new[OWNER] = nil
   end
   if is_final(new) then
@@ -91,8 +97,9 @@ if old and old[EVENT_ID] == write.event_id then
 end
 local cell = old or new_cell(write.schema)
 local begins = write.begin and not (write.attempt and write.attempt <= cell[ATTEMPT])
+local stage = begins and unreported_stage(job, write.begin)
 if begins then
-  local verdict, begun_cell = apply_begin(job, place, cell, write.begin, write.ends_attempt, write.attempt)
+  local verdict, begun_cell = apply_begin(job, place, cell, write.begin, stage, write.ends_attempt, write.attempt)
   if verdict == "cancelled" then
     return { "cancelled", job.reason or false }
   elseif verdict ~= "begun" then
@@ -108,9 +115,13 @@ elseif is_refused_as_cancelled(cell) then
 end
 local new = apply_write(cell)
 local blocks = write.block_later_stages and is_final(new) and new[STATUS] < 0
-local later = read_later(job, (begins or blocks) and write.later)
+local resumes = begins or (awaits_end(cell) and write.ends_attempt)
+local later = read_stages(job, (resumes or blocks) and write.later)
 local packed = put(job, place, old, new)
-if begins then
+if stage then
+  finish_stage(job, stage, later, write.event_id)
+end
+if resumes then
   unblock(job, later, place.tag, write.event_id)
 end
 if blocks then

@@ -1,0 +1,88 @@
+"""The second implementation of the rules of one cell, for ``ExpectedJob``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from celery_statemanager.models import Status
+from celery_statemanager.records import Begin, Cell, Write
+from celery_statemanager.testing.kit import FINISHED
+
+
+def is_unreported(cell: Cell) -> bool:
+    """Return whether the begin of the next stage proves that this one has finished."""
+    if cell.open:
+        return cell.owner is not None and cell.status >= 0
+    return cell.owner is not None and cell.status != FINISHED and (cell.status >= 0 or cell.status == Status.LOST)
+
+
+def proven(cell: Cell) -> Cell:
+    """Return such a cell as finished, apart from its version."""
+    return replace(
+        cell,
+        status=FINISHED,
+        message=cell.message if cell.open else None,
+        payload=_merged(cell.payload, None, FINISHED),
+        open=False,
+        kept=None,
+        blocked_by=None,
+    )
+
+
+def taken(cell: Cell, request: Begin) -> Cell:
+    """Return a cell after a begin, apart from its version."""
+    superseded = cell.open and cell.owner is not None and request.supersedes == cell.attempt
+    return replace(
+        cell,
+        status=int(Status.STARTED),
+        message=request.message,
+        attempt=cell.attempt + 1,
+        open=True,
+        delivery=request.delivery,
+        owner=request.owner,
+        losses=cell.losses + int(superseded and request.counts_as_loss),
+        kept=request.kept,
+        blocked_by=None,
+    )
+
+
+def written(cell: Cell, request: Write) -> Cell:
+    """Return a cell after a write, apart from its version."""
+    status, message = request.status, request.message
+    if request.keep_app_status and cell.open and cell.status < 0:
+        status, message = cell.status, cell.message
+    elif request.keep_app_status and message is None:
+        lost = cell.owner is not None and not cell.open and cell.status != FINISHED
+        message = None if lost else cell.message
+    is_open = cell.open and not request.ends_attempt
+    over = not is_open and (status < 0 or status == FINISHED)
+    return replace(
+        cell,
+        status=status,
+        message=message,
+        payload=_merged(cell.payload, request.new_progress, status) if request.keep_payload else request.payload,
+        open=is_open,
+        delivery=request.next_delivery or cell.delivery,
+        owner=cell.owner if is_open or (request.presumed_dead and status == request.status) else None,
+        losses=cell.losses + int(request.counts_as_loss),
+        kept=None if over else cell.kept,
+        blocked_by=None,
+    )
+
+
+def _merged(kept: str | None, progress: str | None, status: int) -> str | None:
+    payload: dict[str, Any] | None = json.loads(kept) if kept else None
+    if progress:
+        payload = {**(payload or {}), "progress": json.loads(progress)}
+    done = (payload or {}).get("progress")
+    if status == FINISHED and isinstance(done, dict) and done.keys() >= {"done", "total"}:
+        payload = {**(payload or {}), "progress": {**done, "done": done["total"]}}
+    return None if payload is None else json.dumps(payload)
+
+
+def comparable(cell: Cell) -> Cell:
+    """Return a cell without its times and with its payload decoded."""
+    payload: Any = json.loads(cell.payload) if cell.payload else None
+    return replace(cell, timestamp=0, began_at=0, payload=payload)
