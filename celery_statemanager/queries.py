@@ -99,10 +99,9 @@ class JobQueries:
             fail_fast: raise as soon as a row has a negative status, instead of waiting for it to recover.
 
         Raises: SynchronizeTimeout – with ``.states`` and ``.missing``; SynchronizeFailed; JobNotFound; TypeError;
-            ValueError, also for a tag that is neither planned nor written.
+            ValueError.
         """
         tag, status, timeout = check_name("tag", tag), check_status(status), check_timeout(timeout)
-        self._check_known(tag)
         return barrier.synchronize(self.store, self.ref, tag, status, timeout=timeout, fail_fast=fail_fast)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from celery_statemanager.cli.common import (
     fail,
     find_job,
     interruptible,
+    note,
     opened_store,
     option,
     run_option,
@@ -22,10 +23,8 @@ from celery_statemanager.cli.common import (
 from celery_statemanager.cli.follow import Follower, Until
 from celery_statemanager.cli.outputs import choose
 from celery_statemanager.cli.rendering.lines import Output
-from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope
 from celery_statemanager.records import JobRecord
-from celery_statemanager.stores import Store
 
 _JOB, _HOW = "Which job", "How to watch"
 _HELP = """Watch a job until it has settled: its current states, then changes.
@@ -98,7 +97,7 @@ def monitor_state(
         show = choose(style, output)
         job = find_job(store, job_id, run_token)
         scope = Scope(checked_tag(tag), checked_task(job, task_index))
-        _check_known(store, job, scope.tag)
+        _warn_if_unplanned(job, scope.tag)
         follower = Follower(store, job, scope, _until(follow=follow))
         show(follower, output)
         if follower.deleted:
@@ -122,10 +121,10 @@ def _until(*, follow: bool | None) -> Until:
     return Until.FOREVER if follow else Until.NOW
 
 
-def _check_known(store: Store, job: JobRecord, tag: str | None) -> None:
-    """Exit for a tag that is neither planned nor written: if it is misspelt, nothing will ever be shown."""
-    try:
-        Manager(store, job).summary(tag, indexes=False)
-    except ValueError as error:
-        near = difflib.get_close_matches(tag or "", job.plan.tags if job.plan else (), 1)
-        fail(f"{error}{f'; did you mean {near[0]!r}?' if near else ''}", Exit.USAGE)
+def _warn_if_unplanned(job: JobRecord, tag: str | None) -> None:
+    """Write a note for a tag that is not planned: if it is misspelt, nothing will ever be shown."""
+    if tag is None or job.plan is None or tag in job.plan.columns:
+        return
+    near = difflib.get_close_matches(tag, job.plan.tags, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    note(f"note: tag {tag!r} is not planned in job {job.job_id!r} (planned: {', '.join(job.plan.tags)}){hint}")

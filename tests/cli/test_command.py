@@ -182,17 +182,10 @@ def test_two_different_jobs_are_rejected(run, settled, error_of):
     assert error_of(result) == "two different jobs: JOB is 'etl-42' and --job is 'other'; use one of them"
 
 
-def test_a_mistyped_tag_is_rejected(run, settled, error_of):
+def test_a_mistyped_tag_is_reported(run, settled):
     result = run("--job", settled, "--tag", "ingset")
-    assert result.exit_code == 2
-    assert "has no tag 'ingset'" in (error := error_of(result))
-    assert error.endswith("; did you mean 'ingest'?")
-
-
-def test_a_tag_that_is_written_but_not_planned_can_be_watched(run, store, settled):
-    Manager.open(store, settled, task_index=0).set_state("extra", 7)
-    result = run("--job", settled, "--tag", "extra", "--no-follow", "--format", "json")
-    assert (result.exit_code, json.loads(result.stdout)["status"]) == (0, 7)
+    assert result.exit_code == 0
+    assert "did you mean 'ingest'?" in result.stderr
 
 
 @pytest.mark.parametrize(

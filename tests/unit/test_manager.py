@@ -171,10 +171,3 @@ def test_a_state_is_hashable(manager: Manager) -> None:
 
 def test_a_status_is_an_int_whether_written_or_not(manager: Manager) -> None:
     assert type(manager.get_state("a", 0).status) is type(manager.set_state("a", 0).status) is int
-
-
-def test_synchronize_rejects_a_tag_that_is_neither_planned_nor_written(manager: Manager) -> None:
-    with pytest.raises(ValueError, match=r"has no tag 'typo'.*the planned tags are 'a'"):
-        manager.synchronize("typo", 10)
-    manager.set_state("extra", 10)
-    assert manager.synchronize("extra", 0, timeout=0)[0].status == 10
