@@ -92,6 +92,14 @@ class JobDiagnosis:
 
     def _sent(self, tag: str, left: IndexSet) -> Iterator[Reason]:
         """Yield reasons for the rows whose message is with a worker or the broker."""
+        for share in self._workers.alive:
+            since = share.report.stands_still_since(share.renewed_at, share.lease_until)
+            if since is not None:
+                text = f"received by worker {share.worker_id}, whose main loop has stood still since {_clock(since)}"
+                for kept, fate in ((True, f"; {self._sweep()}: {_fate(kept=True)}"), (False, "")):
+                    held = left.within(_under(tag, (row for row in share.report.received if bool(row.message) is kept)))
+                    yield from _some(tag, held, "received", f"{text}{fate}")
+                    left = left.without(held)
         held = left.within(_under(tag, self._received))
         delayed, until = self._delayed(tag)
         yield from _some(tag, held.within(delayed), "delayed", f"received by a worker, delayed until {until}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -76,6 +76,9 @@ class Report:
         parts: rows whose replacement has a part that the worker runs.
         cut: in a record that was read, the names of the lists above that did not fit completely.
         readable: whether this release can read the record; if not, its content is unknown.
+        ended: names of cells whose attempts the worker has ended itself, with the time by which their bodies had ended.
+        stopping: whether the worker is shutting down.
+        idle: seconds for which the main loop of the worker has stood still.
     """
 
     running: Sequence[str] = ()
@@ -85,11 +88,14 @@ class Report:
     parts: Sequence[Received] = ()
     cut: Sequence[str] = ()
     readable: bool = True
+    ended: Mapping[str, int] = field(default_factory=dict)
+    stopping: bool = False
+    idle: float = 0.0
 
     @property
     def lists_all(self) -> bool:
         """Whether the record lists every cell that the worker runs or still has to write."""
-        return not {*self.cut} - {"received", "parts"}
+        return not {*self.cut} - {"received", "parts", "ended"}
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -100,6 +106,15 @@ class Report:
         """Return whether the worker lists, or may run, an attempt on this cell."""
         return not self.lists_all or name in self.cells
 
+    def has_ended(self, name: str, began_at: int) -> bool:
+        """Return whether the worker has ended an attempt on this cell itself. The worker may have begun another one."""
+        return began_at < self.ended.get(name, 0)
+
+    def stands_still_since(self, renewed_at: int, lease_until: int) -> int | None:
+        """Return since when the main loop of a live worker has stood still; None if for less than a lease."""
+        idle = round(self.idle * 1_000_000)
+        return renewed_at - idle if idle > lease_until - renewed_at and not self.stopping else None
+
     def about(self, ref: JobRef) -> Report:
         """Return the report reduced to one job. Messages are truncated, so that only their existence is visible."""
         prefix = f"{ref.incarnation}."
@@ -107,7 +122,8 @@ class Report:
             [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
         )
         received = [replace(row, message=row.message and row.message[:1]) for row in self.received if row.ref == ref]
-        return replace(self, running=running, previous=previous, pending=pending, received=received)
+        ended = {name: moment for name, moment in self.ended.items() if name.startswith(prefix)}
+        return replace(self, running=running, previous=previous, pending=pending, received=received, ended=ended)
 
     def to_json(self) -> str:
         """Return the body of a worker record, at most ``MOST_BYTES`` long."""
@@ -118,9 +134,10 @@ class Report:
         body = _Body()
         for kind in ("pending", "running", "previous"):
             body.add(kind, getattr(self, kind), MOST_BYTES_OF_CELLS)
+        body.add("ended", self.ended.items(), MOST_BYTES_OF_CELLS)
         for kind in ("parts", "received"):
             body.add(kind, (each.to_list() for each in getattr(self, kind)), MOST_BYTES)
-        return body.text(), body.cut
+        return body.text(stopping=self.stopping, idle=round(self.idle, 3)), body.cut
 
     @classmethod
     def from_record(cls, record: WorkerRecord) -> Report:
@@ -140,7 +157,9 @@ class Report:
             ]
             for rows in (body["received"], body.get("parts", ()))
         )
-        return cls(body["running"], body["previous"], body["pending"], received, parts, body.get("cut", ()))
+        ended, stopping = dict(body.get("ended", ())), body.get("stopping", False)  # earlier releases do not write them
+        lists = body["running"], body["previous"], body["pending"], received, parts, body.get("cut", ())
+        return cls(*lists, ended=ended, stopping=stopping, idle=body.get("idle", 0.0))
 
 
 @lru_cache(maxsize=1_000)
@@ -173,10 +192,11 @@ class _Body:
             taken.append(text)
         self._parts[kind] = ",".join(taken)
 
-    def text(self) -> str:
-        """Return the JSON text."""
+    def text(self, **others: Any) -> str:
+        """Return the JSON text of the lists and the other values."""
         fields = [f'"{kind}":[{values}]' for kind, values in self._parts.items()]
-        return "{" + ",".join([*fields, f'"cut":{compact(self.cut)}']) + "}"
+        fields += [f'"{name}":{compact(value)}' for name, value in {"cut": self.cut, **others}.items()]
+        return "{" + ",".join(fields) + "}"
 
 
 def each_worker(store: WorkerRegistry) -> Iterator[WorkerRecord]:
@@ -205,6 +225,14 @@ def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:
     if alive:
         found.update(each.ref.incarnation for each in store.list_open_attempts() if each.cell.owner in alive)
     return found.__contains__
+
+
+def was_stopped(record: WorkerRecord | None, name: str, began_at: int, now: int) -> bool:
+    """Return whether the owner of an attempt has ended it itself, or ended while it was shutting down: no loss."""
+    if record is None:
+        return False
+    report = Report.from_record(record)
+    return report.has_ended(name, began_at) or (report.stopping and record.lease_until <= now)
 
 
 def try_acquire(store: WorkerRegistry, holder: str, seconds: float) -> bool:

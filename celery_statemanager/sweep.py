@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from celery_statemanager.errors import (
 )
 from celery_statemanager.leases import Report
 from celery_statemanager.models import Status
-from celery_statemanager.records import LATCHES, JobRecord, JobRef, OpenAttempt, WorkerRecord, Write, new_event_id
+from celery_statemanager.records import LATCHES, Cell, JobRecord, JobRef, OpenAttempt, WorkerRecord, Write, new_event_id
 from celery_statemanager.retention import current
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
@@ -65,11 +65,15 @@ class _Worker:
 
     Attributes:
         cells: the hashes of the names of the listed cells; None if the record may leave some out.
+        ended: the cells whose attempts the worker has ended itself, as in ``leases.Report``.
+        takes_nothing: whether its main loop has stood still for a lease, and it is not shutting down.
     """
 
     renewed_at: int
     lease_until: int
     cells: frozenset[int] | None = None
+    ended: Mapping[str, int] = field(default_factory=dict)
+    takes_nothing: bool = False
 
     @classmethod
     def from_record(cls, record: WorkerRecord, now: int) -> _Worker:
@@ -78,7 +82,8 @@ class _Worker:
             return cls(record.renewed_at, record.lease_until)
         report = Report.from_record(record)
         cells = frozenset(map(hash, report.cells)) if report.lists_all else None
-        return cls(record.renewed_at, record.lease_until, cells)
+        takes_nothing = report.stands_still_since(record.renewed_at, record.lease_until) is not None
+        return cls(record.renewed_at, record.lease_until, cells, report.ended, takes_nothing)
 
     def lists(self, name: str) -> bool:
         """Return whether the worker lists, or may run, an attempt on this cell."""
@@ -99,6 +104,8 @@ class Sweep:
         self._lease = round(lease * 1_000_000)
         self._max_lost = max_lost
         self._report = SweepReport()
+        self._left: set[str | None] = set()
+        """The workers with attempts that this sweep has left open."""
 
     def run(self) -> SweepReport:
         """Sweep once. An error of one job is logged, and the other jobs are still swept.
@@ -108,11 +115,14 @@ class Sweep:
         now = self._store.now()
         known = {each.worker_id: _Worker.from_record(each, now) for each in leases.each_worker(self._store)}
         for attempt in self._store.list_open_attempts():
-            if self._is_lost(attempt, known.get(attempt.cell.owner or ""), now):
-                self._guarded(partial(self._reclaim_attempt, attempt), attempt.ref)
+            is_lost = self._is_lost(attempt, known.get(attempt.cell.owner or ""), now)
+            if is_lost and not self._guarded(partial(self._reclaim_attempt, attempt), attempt.ref):
+                self._left.add(attempt.cell.owner)
         for worker_id, worker in known.items():
             if worker.lease_until <= now:
                 self._reclaim_received(worker_id)
+            elif worker.takes_nothing:
+                self._return_received(worker_id)
         self._sweep_due_jobs(now)
         return self._report
 
@@ -122,28 +132,31 @@ class Sweep:
             return began_at < now - self._lease
         if worker.lease_until <= now:
             return began_at <= worker.lease_until or began_at < now - self._lease
-        listed = worker.lists(leases.cell_name(attempt.ref, attempt.tag, attempt.task_index))
-        return not listed and began_at < worker.renewed_at - self._lease // leases.RENEWALS
+        name = leases.cell_name(attempt.ref, attempt.tag, attempt.task_index)
+        unlisted = not worker.lists(name) and began_at < worker.renewed_at - self._lease // leases.RENEWALS
+        return unlisted or began_at < worker.ended.get(name, 0)
 
-    def _reclaim_attempt(self, attempt: OpenAttempt) -> None:
-        """Mark a lost attempt or publish its message again, unless its worker has renewed its lease since."""
+    def _reclaim_attempt(self, attempt: OpenAttempt) -> bool:
+        """Mark a lost attempt or publish its message again. Return whether it needs no further sweep."""
         cell = attempt.cell
         record, now = self._store.get_worker(cell.owner or ""), self._store.now()
         if not self._is_lost(attempt, None if record is None else _Worker.from_record(record, now), now):
-            return
-        place = attempt.tag, attempt.task_index
-        if cell.kept is None or cell.losses + 1 >= self._max_lost:
-            event_id = new_event_id()
-            decided = attempts.mark_lost(self._store, attempt.ref, *place, cell, event_id, max_lost=self._max_lost)
+            return True
+        ref, place = attempt.ref, (attempt.tag, attempt.task_index)
+        stopped = leases.was_stopped(record, leases.cell_name(ref, *place), cell.began_at, now)
+        if cell.kept is None or (not stopped and cell.losses + 1 >= self._max_lost):
             self._report.marked += 1
-            if decided:
-                self._actions.publish(attempt.ref, decided)
-            return
-        if not self._actions.resend(attempt.ref, cell.kept):
-            return
+            most = None if stopped else self._max_lost
+            decided = attempts.mark_lost(self._store, ref, *place, cell, new_event_id(), max_lost=most)
+            self._actions.publish(ref, decided)
+            return True
+        if not self._actions.resend(ref, cell.kept):
+            return False
         self._report.requeued += 1
-        message = f"sent again: its worker {cell.owner} is gone"
-        self._store.write(attempt.ref, Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=True))
+        message = f"sent again: its worker {cell.owner} {'has stopped' if stopped else 'is gone'}"
+        returned = Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=not stopped)
+        self._store.write(ref, returned)
+        return True
 
     def _reclaim_received(self, worker_id: str) -> None:
         """Reclaim the rows that a dead worker had received, then delete its record or reduce it to the other rows."""
@@ -156,16 +169,16 @@ class Sweep:
         received, parts = [*report.received], [*report.parts]
         left = [row for row in received if not self._guarded(partial(self._reclaim_row, row, worker_id), row.ref)]
         left_parts = [row for row in parts if not self._guarded(partial(self._reclaim_part, row, worker_id), row.ref)]
-        if not left and not left_parts:
+        if not left and not left_parts and worker_id not in self._left:
             self._store.drop_worker(worker_id)
             self._report.workers += 1
         elif len(left) + len(left_parts) < len(received) + len(parts):
-            self._store.put_worker(worker_id, Report(received=left, parts=left_parts).to_json(), 0)
+            self._store.put_worker(worker_id, replace(report, received=left, parts=left_parts).to_json(), 0)
 
     def _reclaim_row(self, row: leases.Received, worker_id: str) -> bool:
         """Return whether the row needs no further sweep."""
-        cell = self._store.get_cell(row.ref, row.tag, row.task_index)
-        if cell is not None and (cell.open or cell.final or row.delivery < cell.delivery):
+        cell = self._store.get_cell(row.ref, row.tag, row.task_index) or Cell()
+        if cell.open or cell.final or row.delivery < cell.delivery:
             return True
         if row.message is not None:
             resent = self._actions.resend(row.ref, row.message)
@@ -198,6 +211,25 @@ class Sweep:
             return True
         self._report.marked += 1
         return True
+
+    def _return_received(self, worker_id: str) -> None:
+        """Publish again, once for each worker, the messages that a live worker has received and does not begin."""
+        worker = self._store.get_worker(worker_id)
+        for row in Report.from_record(worker).received if worker else ():
+            self._guarded(partial(self._return_row, row, worker_id), row.ref)
+
+    def _return_row(self, row: leases.Received, worker_id: str) -> None:
+        cell = self._store.get_cell(row.ref, row.tag, row.task_index) or Cell()
+        event_id = f"given back by {worker_id} {'.'.join(map(str, row.delivery))}"
+        begun = cell.open or cell.final or row.delivery < cell.delivery
+        if begun or cell.event_id == event_id or row.message is None:
+            return
+        if self._actions.resend(row.ref, row.message):
+            self._report.requeued += 1
+            message = f"sent again: the main loop of worker {worker_id}, which has received it, stands still"
+            back = Write.never_begun(row.tag, row.task_index, cell.status, message)
+            back.event_id = event_id
+            self._store.write(row.ref, back)
 
     def _sweep_due_jobs(self, now: int) -> None:
         cursor: str | None = None

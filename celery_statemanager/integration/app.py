@@ -23,6 +23,7 @@ from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.submit import submit
 from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.running import serving
+from celery_statemanager.integration.worker.step import TrackingStep
 from celery_statemanager.limits import check_name
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
@@ -66,6 +67,7 @@ class StateManager:
                 spawned.follow(app)
                 beat.install(found)
                 at_start(found, _require_store)
+                app.steps["consumer"].add(TrackingStep)
                 signals.connect()
             return found
 
@@ -86,6 +88,16 @@ class StateManager:
         settings = self.settings
         store = open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
         return self.metrics.measured(store)
+
+    def open_own_store(self) -> FullStore:
+        """Open the store once more. Data in memory exist in one store only, which is returned. The caller closes it.
+
+        Raises: ConfigurationError.
+        """
+        settings = self.settings
+        if settings.store_url.startswith("memory:"):
+            return self.store
+        return open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
 
     @LockedProperty
     def metrics(self) -> Metrics:

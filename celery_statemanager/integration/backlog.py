@@ -77,10 +77,7 @@ class Backlog:
 
     def cells(self) -> list[str]:
         """Return the names of the cells whose writes wait."""
-        if not self._waiting:
-            return []
-        with self._lock:
-            return self._names()
+        return sorted({name for name, _ in list(self._waiting)})  # no lock: a greenlet that holds it may compute
 
     def avoid_store(self) -> None:
         """Record that a call of the store has just failed."""

@@ -32,6 +32,9 @@ class Tracker(Protocol):
     def store(self) -> FullStore:
         """The store of the app."""
 
+    def open_own_store(self) -> FullStore:
+        """Return a store on the same data whose connections and locks are its own, if the data allow it."""
+
     @property
     def metrics(self) -> Metrics:
         """The metrics of the app."""

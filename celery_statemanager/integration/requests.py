@@ -19,14 +19,23 @@ T = TypeVar("T")
 WORKER_ID = "STATEMANAGER_WORKER_ID"
 """The environment variable in which a worker's main process passes its id to its children, forked or spawned."""
 
-ALONE_SINCE = "statemanager_alone"
-"""The key in ``delivery_info`` of the monotonic time at which a message was received while this worker ran no other
+ALONE = "statemanager_alone"
+"""The key in ``delivery_info`` of an ``attempts.Alone``, set if this worker received a message while it ran no other
 delivery of its cell. Of what the main process knows, only ``delivery_info`` reaches a prefork child."""
+
+MAX_STOPPED = 1_000
+"""Maximum number of attempts that a worker remembers to have ended itself."""
 
 
 def name_worker() -> None:
     """Set the id of this worker; called in its main process, before its children are created."""
     os.environ[WORKER_ID] = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def unname_worker(worker_id: str) -> None:
+    """Remove the id of a worker that has ended in a process that goes on, such as one of tests."""
+    if os.environ.get(WORKER_ID) == worker_id:
+        del os.environ[WORKER_ID]
 
 
 def worker_id() -> str:
@@ -55,7 +64,13 @@ class HeldMessages:
         self._parts: weakref.WeakKeyDictionary[Any, Binding] = weakref.WeakKeyDictionary()
         """Requests of parts of a replacement, with the binding of the task that waits for each."""
         self._abandoned: weakref.WeakSet[Any] = weakref.WeakSet()
-        """Requests that Celery counts as active though their bodies have ended: a ``sys.exit`` outside of prefork."""
+        """Requests whose bodies have ended without a result: a ``sys.exit`` outside of prefork, or cancelled ones."""
+        self._bodies: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        """The runs whose bodies this process executes, with their Celery task ids."""
+        self._ending: dict[Any, None] = {}
+        """The requests that the worker has cancelled, until their bodies have ended."""
+        self._stopped: dict[str, Binding] = {}
+        """Celery task id → the cell, if the worker has ended its last body and has received no message of it since."""
 
     def add(self, request: Any) -> None:
         """Add a received request; ignore one that is not tracked."""
@@ -66,10 +81,12 @@ class HeldMessages:
         self._cells[request] = binding
         last = self._newest.get(request.id)
         earlier = self._update_earlier(request.id, last)
+        self._update_stopped([*earlier, last])
+        stopped = self._stopped.pop(request.id, None) is not None
         if last is not None and last.time_start is None:  # it waits for its eta or for a free process
-            last.delivery_info.pop(ALONE_SINCE, None)
-        elif not any(each in worker_state.active_requests and each not in self._abandoned for each in earlier):
-            request.delivery_info[ALONE_SINCE] = time.monotonic()
+            last.delivery_info.pop(ALONE, None)
+        elif not any(self._may_run(each) for each in earlier) and request.id not in self._ids_of_ending():
+            request.delivery_info[ALONE] = (time.monotonic(), stopped)
         self._newest[request.id] = request
 
     def _add_part(self, request: Any) -> None:
@@ -77,6 +94,12 @@ class HeldMessages:
         if binding is not None:
             self._parts[request] = binding
             self._newest[request.id] = request
+
+    def _may_run(self, request: Any) -> bool:
+        return request in worker_state.active_requests and request not in self._abandoned
+
+    def _ids_of_ending(self) -> set[str]:
+        return {each.id for each in _copy(self._ending)}
 
     def _update_earlier(self, task_id: str, last: Any | None) -> list[Any]:
         """Return the held requests of an id, after adding the last one to those that another has followed."""
@@ -100,10 +123,50 @@ class HeldMessages:
         """Record that the body of a running request has ended, because Celery does not report it."""
         self._abandoned.update(each for each in _copy(worker_state.active_requests) if each.id == task_id)
 
+    def add_body(self, run: Any) -> None:
+        """Record that this process begins to execute a run."""
+        self._bodies[run] = run.binding.celery_task_id
+
+    def remove_body(self, run: Any) -> None:
+        """Record that this process has executed a run."""
+        self._bodies.pop(run, None)
+
+    def find_stopped(self) -> dict[str, Binding]:
+        """Look for bodies that the worker has ended itself. Return the cells of which no message was received since.
+
+        At a shutdown, or after a connection loss, Celery cancels requests without a signal. A cancelled body may go on
+        for a while, for example in a ``finally``: until it has ended, it counts as running.
+        """
+        self._update_stopped(_copy(self._cells))
+        return dict(self._stopped)
+
+    def _update_stopped(self, requests: Iterable[Any | None]) -> None:
+        for request in requests:
+            if request is not None and _is_cancelled(request) and request not in self._abandoned:
+                self._ending[request] = None
+        for request in _copy(self._ending):
+            if not self._is_alive(request):
+                self._abandoned.add(request)
+                self._stopped[request.id] = self._cells[request]
+                self._ending.pop(request, None)
+        for oldest in _copy(self._stopped)[:-MAX_STOPPED]:
+            self._stopped.pop(oldest, None)
+
+    def _is_alive(self, request: Any) -> bool:
+        """Return whether the body of a request that has begun is still executed."""
+        return request.id in _copy(self._bodies.values()) or _child_lives(request.worker_pid)
+
+    def has_living(self) -> bool:
+        """Return whether any body is still executed."""
+        return any(self._is_alive(each) for each in self._active())
+
+    def _active(self) -> list[Any]:
+        active = {*_copy(worker_state.active_requests), *_copy(self._ending)}
+        return [each for each in active if each in self._cells and each not in self._abandoned]
+
     def running(self) -> list[Binding]:
         """Return the cells whose bodies run in this worker."""
-        active = [each for each in _copy(worker_state.active_requests) if each not in self._abandoned]
-        return [self._cells[each] for each in active if each in self._cells]
+        return [self._cells[each] for each in self._active()]
 
     def running_parts(self) -> list[tuple[Any, Binding]]:
         """Return the requests of parts of a replacement whose bodies run, if the broker cannot deliver them again."""
@@ -125,6 +188,19 @@ class HeldMessages:
 
 def _waits(request: Any | None) -> bool:
     return request is not None and request.time_start is None and not request.acknowledged
+
+
+def _is_cancelled(request: Any) -> bool:
+    # Celery has no public name for this, and no signal.
+    return request.time_start is not None and getattr(request, "_already_cancelled", False)
+
+
+def _child_lives(pid: int | None) -> bool:
+    """Return whether a child of this process is alive; False for any other number, such as the id of a greenlet."""
+    try:
+        return pid is not None and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except (ChildProcessError, OverflowError):
+        return False
 
 
 def _copy(values: Iterable[T]) -> list[T]:

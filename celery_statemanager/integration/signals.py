@@ -119,6 +119,7 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
     if run is None:
         end_part(task, state, retval)
         return
+    run.tracker.held_messages.remove_body(run)
     error = sys.exc_info()[1]
     if state is None:
         end_aborted(run, task, error)
@@ -224,8 +225,7 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.task_rejected, _on_rejected),
     (signals.worker_process_init, spawned.adopt_originals),
     (signals.worker_init, main.on_init),
-    (signals.worker_ready, main.on_ready),
-    (signals.worker_shutdown, main.on_shutdown),
+    (signals.worker_shutting_down, main.on_stopping),
     (signals.worker_process_shutdown, main.on_child_shutdown),
     (signals.beat_init, main.on_beat),
 ]

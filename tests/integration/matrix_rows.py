@@ -5,6 +5,7 @@ from matrix import WORKERS, Outcome, only, same
 from celery_statemanager import Status
 
 LOST = "lost with its worker .*"
+STOPPED = "stopped with its worker .*"
 EXITED = "(WorkerLostError|SystemExit): .*"
 INTERRUPTED = "(WorkerLostError|KeyboardInterrupt).*"
 DONE = int(Status.FINISHED)
@@ -250,7 +251,7 @@ OUTCOMES = [
         "worker: soft shutdown, too slow",
         "act_early",
         "wait_first",
-        only("prefork", Status.LOST, LOST),
+        only("prefork", Status.LOST, STOPPED),
         worker_end="soft_end",
     ),
     Outcome(
@@ -264,7 +265,7 @@ OUTCOMES = [
         "worker: cold shutdown (SIGQUIT)",
         "act_early",
         "wait_first",
-        only("prefork", Status.LOST, LOST),
+        only("prefork", Status.LOST, STOPPED),
         worker_end="cold",
     ),
     Outcome(

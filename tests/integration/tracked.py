@@ -1,6 +1,8 @@
 """The app of the integration tests, imported by workers and tests and configured by the environment."""
 
 import os
+import signal
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import bodies
 import thrown
 import windows
-from celery import Celery
+from celery import Celery, signals
 from celery.backends.filesystem import FilesystemBackend
 
 from celery_statemanager import StateError, StatefulTask, StateManager, Status, current_state
@@ -35,6 +37,10 @@ if os.environ["TRACKED_BROKER"].startswith("filesystem"):
 if "TRACKED_VISIBILITY" in os.environ:
     options = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     app.conf.broker_transport_options = {"visibility_timeout": int(os.environ["TRACKED_VISIBILITY"]), **options}
+if "TRACKED_CANCELS" in os.environ:
+    app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
+if "TRACKED_TEMPORARY" in os.environ:
+    tempfile._candidate_tempdir_list = lambda: [os.environ["TRACKED_TEMPORARY"]]
 states = StateManager(app)
 if "TRACKED_FAULT" in os.environ:
     windows.install(os.environ["TRACKED_FAULT"], states, HOME)
@@ -193,6 +199,44 @@ def late_gate(self, key):
     note(key, f"begun {self.state.attempt}")
     wait_for(f"{key}.go", 60)
     note(key, f"ended {self.state.attempt}")
+
+
+@task(base=StatefulTask, bind=True, tag="work", acks_late=True)
+def late_gate_with_cleanup(self, key):
+    """Take some time to end after the worker has cancelled it."""
+    note(key, f"begun {self.state.attempt}")
+    try:
+        wait_for(f"{key}.go", 60)
+    finally:
+        if self.state.attempt == 1:
+            wait_for(f"{key}.clean", 60)
+        note(key, f"ended {self.state.attempt}")
+
+
+@task(base=StatefulTask, bind=True, tag="work", acks_late=True)
+def kill_worker(self, key):
+    note(key, f"begun {self.state.attempt}")
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def compute(self, key):
+    """Compute without a pause, so that no greenlet runs."""
+    note(key, f"begun {self.state.attempt}")
+    while not (HOME / f"{key}.go").exists():
+        sum(range(10_000))
+
+
+@task(tag="work")
+def stop_main_loop(key):
+    """Does not run: the worker that receives it stands still, see ``stand_still``."""
+
+
+@signals.task_received.connect(weak=False)
+def stand_still(request, **_):
+    if request.name == stop_main_loop.name:
+        wait_for(f"{request.args[0]}.loop", 60)
 
 
 @task(base=StatefulTask, bind=True, tag="work", acks_late=True, rate_limit="1/m")

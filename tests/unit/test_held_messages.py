@@ -4,7 +4,7 @@ import pytest
 from celery.worker import state as worker_state
 
 from celery_statemanager.integration.binding import HEADER, Binding
-from celery_statemanager.integration.requests import ALONE_SINCE, HeldMessages
+from celery_statemanager.integration.requests import ALONE, HeldMessages
 from celery_statemanager.records import JobKey, JobRef
 
 JOB = JobRef(JobKey("job"), "0123456789abcdef")
@@ -24,7 +24,7 @@ class Request:
 
     @property
     def alone(self):
-        return ALONE_SINCE in self.delivery_info
+        return ALONE in self.delivery_info
 
     def run(self):
         self.time_start = 1.0

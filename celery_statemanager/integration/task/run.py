@@ -51,7 +51,7 @@ class Run:
     Args:
         owner: the id of the worker; None in eager mode.
         message: the message of the task as JSON, by which a sweep can send it again.
-        alone_since: the monotonic time since which this worker ran no other delivery of the cell.
+        alone: what the worker knew of its earlier deliveries of the cell.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Run:
         delivery: Delivery,
         owner: str | None,
         message: str | None,
-        alone_since: float | None,
+        alone: attempts.Alone | None,
     ) -> None:
         self.tracker = tracker
         self.binding = binding
@@ -80,7 +80,7 @@ class Run:
         )
         self._may_have_begun = {self._begin.event_id}
         """The event ids of the steps that may have begun the attempt, although their response was lost."""
-        self._alone_since = alone_since
+        self._alone = alone
         self._next_progress = 0.0
 
     @property
@@ -92,7 +92,7 @@ class Run:
         """Begin an attempt; if the store fails, the first write of the task begins it."""
         store, limit = self.tracker.store, self.tracker.settings.max_lost
         try:
-            reply = attempts.begin(store, self.binding.ref, self._begin, max_lost=limit, alone_since=self._alone_since)
+            reply = attempts.begin(store, self.binding.ref, self._begin, max_lost=limit, alone=self._alone)
         except JobNotFound:
             self.verdict, self.ended = Verdict.CLOSED, True
             _warn_unknown_job(repr(store), self.binding.ref)
@@ -227,7 +227,10 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     requeues = owner is not None and redelivery.requeues(task, tracker.settings.on_lost)
     message = redelivery.execution_to_json(task) if requeues else None
     received: Mapping[str, Any] = request.delivery_info or {}
-    return Run(tracker, binding, binding.delivery(request), owner, message, received.get(requests.ALONE_SINCE))
+    alone = received.get(requests.ALONE)
+    run = Run(tracker, binding, binding.delivery(request), owner, message, alone and attempts.Alone(*alone))
+    tracker.held_messages.add_body(run)
+    return run
 
 
 def run_of(task: Any) -> Run | None:

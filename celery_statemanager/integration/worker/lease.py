@@ -6,17 +6,18 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from celery_statemanager import leases
-from celery_statemanager.integration import redelivery
+from celery_statemanager.integration import redelivery, requests
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.worker.periodic import Periodic
+from celery_statemanager.integration.worker.periodic import Periodic, Threads
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import Delivery
+from celery_statemanager.stores.capabilities import WorkerRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ NO_ROOM = {
     "received": "the worker's record has no room for all received messages (%s): if the worker dies, the sweep cannot "
     "send the others again; set a lower worker_prefetch_multiplier or, for messages with an eta, a "
     "worker_eta_task_limit",
+    "ended": "the worker's record has no room for all attempts that the worker has stopped (%s): the others count as "
+    "losses",
 }
 """The warning for each part of a record that is cut."""
 
@@ -34,16 +37,34 @@ class Lease:
     """The record of one worker.
 
     Args:
+        store: a store that only the thread of the lease uses; that of the tracker when not given.
+        idle: returns the seconds for which the worker's main loop has stood still.
         clock: returns a time in seconds that only rises.
     """
 
-    def __init__(self, tracker: Tracker, worker_id: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        worker_id: str,
+        *,
+        store: WorkerRegistry | None = None,
+        idle: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._tracker = tracker
+        self._store = tracker.store if store is None else store
+        self._settings = tracker.settings
+        self._idle = idle
         self._clock = clock
         self._worker_id = worker_id
         self._due = self._early_due = -math.inf
+        self._is_stopping = False
         self._ran: dict[str, float | None] = {}
         """The cells that were found running, with the time of the first record that lists them as ended."""
+        self._ended: dict[str, int] = {}
+        """The cells whose attempts the worker has ended itself, with the store's time at which this was found."""
+        self._stopped: dict[str, Binding] = {}
+        """The cells that the last check found to be ended by the worker itself."""
         self._listed: set[weakref.ref[Any]] = set()
         """The received messages that the record lists, or has no room for."""
         self._seen: set[weakref.ref[Any]] = set()
@@ -59,15 +80,21 @@ class Lease:
 
     def keep(self) -> Periodic:
         """Start a thread that renews the lease, and releases it when it is stopped."""
-        interval = self._tracker.settings.lease / leases.CHECKS
-        release = lambda: self._tracker.store.drop_worker(self._worker_id)  # noqa: E731 - shorter than its name
-        return Periodic("lease", self.renew_if_needed, lambda: interval, release).start()
+        interval = self._settings.lease / leases.CHECKS
+        threads = Threads.native()
+        return Periodic("lease", self.renew_if_needed, lambda: interval, self.release, threads=threads).start()
+
+    def announce_stop(self) -> None:
+        """Have the next check record that the worker is shutting down. A signal handler may call this."""
+        if not self._is_stopping:
+            self._is_stopping, self._due = True, -math.inf
 
     def renew_if_needed(self) -> None:
-        """Renew the record when it is due, or when it lacks a message that two checks in a row found.
+        """Renew the record when it is due, when the worker has ended an attempt, or when it lacks a received message.
 
-        Also renew it when it lacks a part of a replacement that two checks found running, and at once when one that it
-        lists has ended: no other record shows which parts were cut off. Raises: StoreError.
+        A message that is missing is one that two checks in a row found. Also renew it when it lacks a part of a
+        replacement that two checks found running, and at once when one that it lists has ended: no other record shows
+        which parts were cut off. Raises: StoreError.
         """
         held = self._tracker.held_messages
         seen, self._seen = self._seen, held.waiting()
@@ -75,41 +102,81 @@ class Lease:
         self._parts_to_list = parts_seen & self._parts_seen
         lacks = (seen & self._seen) - self._listed or self._parts_to_list - self._parts
         now = self._clock()
-        if now >= self._due or self._parts - self._parts_seen:
+        if self._find_ended() or now >= self._due or self._parts - self._parts_seen:
             self.renew()
         elif now >= self._early_due and lacks:
             self.renew()
-            self._early_due = now + self._tracker.settings.lease / leases.EARLY_RENEWALS
+            self._early_due = now + self._settings.lease / leases.EARLY_RENEWALS
 
     def renew(self) -> None:
         """Write what runs, what ended within the last renewal period, and what waits. Raises: StoreError."""
-        now, renewal = self._clock(), self._tracker.settings.lease / leases.RENEWALS
+        now, renewal = self._clock(), self._settings.lease / leases.RENEWALS
+        self._find_ended()
         held = self._tracker.held_messages
-        listed = held.waiting()
+        is_stopping, listed = self._is_stopping, held.waiting()
         received = {_key(*each): each for each in held.waiting_cells()}
-        running = dict.fromkeys(cell_name(each.ref, each.tag, each.task_index) for each in held.running())
+        running = self._running()
         self._ran.update(running)
         ended = {name: now if since is None else since for name, since in self._ran.items() if name not in running}
-        before = sorted(name for name, since in ended.items() if now - since < renewal)
+        before = sorted(name for name, since in ended.items() if now - since < renewal and name not in self._ended)
         pending_cells = [*self._tracker.backlog.cells(), *self._tracker.pending_files.of_children()]
         parts = [each for each in held.running_parts() if weakref.ref(each[0]) in self._parts_to_list]
-        replaced = [replace(self._row(each), delivery=Delivery(each[1].replacements)) for each in parts]
-        report = Report([*running], before, pending_cells, map(self._row, received.values()), replaced)
-        cut = leases.renew(self._tracker.store, self._worker_id, report, self._tracker.settings.lease)
+        report = Report([*running], before, pending_cells, map(self._row, received.values()), self._rows_of(parts))
+        cut = self._put(report, is_stopping=is_stopping)
         self._ran = {**running, **{name: ended[name] for name in before}}
         self._listed, self._parts = listed, _references(parts)
-        self._due = now + renewal
+        self._due = now + renewal if is_stopping is self._is_stopping else -math.inf
         self._warn(cut, f"{len(running):,} run, {len(pending_cells):,} wait, {len(received):,} are received")
+
+    def release(self) -> None:
+        """End the lease. Leave a record if attempts may be open, so that others take them over uncounted.
+
+        Received messages are not listed: the broker delivers them again. Raises: StoreError.
+        """
+        self._find_ended()
+        running, parts = self._running(), self._rows_of(self._tracker.held_messages.running_parts())
+        if not running and not parts and not self._ended:
+            self._store.drop_worker(self._worker_id)
+            return
+        lease = self._settings.lease if self._tracker.held_messages.has_living() else 0.0
+        self._put(Report([*running], parts=parts), is_stopping=True, lease=lease)
+
+    def _put(self, report: Report, *, is_stopping: bool, lease: float | None = None) -> list[str]:
+        report = replace(report, ended=self._ended, stopping=is_stopping, idle=self._idle())
+        return leases.renew(self._store, self._worker_id, report, self._settings.lease if lease is None else lease)
+
+    def _running(self) -> dict[str, None]:
+        return dict.fromkeys(map(_name, self._tracker.held_messages.running()))
+
+    def _find_ended(self) -> bool:
+        """Return whether the worker has ended attempts itself since the last call. Raises: StoreError.
+
+        An attempt of this worker that begins after the time that is stored for its cell is another one. The time is
+        therefore read before it is certain that the worker has received no further message of the cell.
+        """
+        find, before = self._tracker.held_messages.find_stopped, self._stopped
+        stopped = {_name(cell): cell for cell in find().values()}
+        new = [name for name, cell in stopped.items() if before.get(name) is not cell]
+        if new:
+            now = self._store.now()
+            certain = {_name(cell): cell for cell in find().values()}
+            self._ended.update({name: now for name in new if certain.get(name) is stopped[name]})
+            self._ended = dict([*self._ended.items()][-requests.MAX_STOPPED :])
+        self._stopped = stopped
+        return bool(new)
+
+    def _rows_of(self, parts: Iterable[tuple[Any, Binding]]) -> list[Received]:
+        return [replace(self._row(each), delivery=Delivery(each[1].replacements)) for each in parts]
 
     def _row(self, held: tuple[Any, Binding]) -> Received:
         request, binding = held
-        requeues = redelivery.requeues(request.task, self._tracker.settings.on_lost)
+        requeues = redelivery.requeues(request.task, self._settings.on_lost)
         message = redelivery.message_to_json(request.message) if requeues else None
         return Received(binding.ref, binding.tag, binding.task_index, message, binding.delivery(request.request_dict))
 
     def _warn(self, cut: list[str], numbers: str) -> None:
         """Log each part for which the record has no room, once until it has room again."""
-        lacking = {"received" if kind in ("received", "parts") else "cells" for kind in cut}
+        lacking = {"received" if kind == "parts" else kind if kind in NO_ROOM else "cells" for kind in cut}
         for kind in sorted(lacking - self._lacking):
             logger.warning(NO_ROOM[kind], numbers)
         self._lacking = lacking
@@ -121,3 +188,7 @@ def _references(held: list[tuple[Any, Binding]]) -> set[weakref.ref[Any]]:
 
 def _key(request: Any, binding: Binding) -> tuple[str, Delivery]:
     return binding.celery_task_id, binding.delivery(request.request_dict)
+
+
+def _name(cell: Binding) -> str:
+    return cell_name(cell.ref, cell.tag, cell.task_index)

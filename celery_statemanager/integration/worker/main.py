@@ -18,10 +18,11 @@ from celery_statemanager.integration.backlog import flush_all
 from celery_statemanager.integration.binding import Binding, binding_of, part_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.pending_files import remove_folder
+from celery_statemanager.integration.pending_files import find_folder, remove_folder
 from celery_statemanager.integration.task.replacement import OF_A_PART, part_ending
 from celery_statemanager.integration.worker.lease import Lease
-from celery_statemanager.integration.worker.periodic import Periodic
+from celery_statemanager.integration.worker.main_loop import MainLoop
+from celery_statemanager.integration.worker.periodic import is_green
 from celery_statemanager.integration.worker.sweeping import keep_sweeping
 from celery_statemanager.limits import sanitize
 from celery_statemanager.models import Status
@@ -30,8 +31,8 @@ from celery_statemanager.records import Delivery, Write, WriteReply
 FLUSH_TIMEOUT = 10.0
 """Seconds for which an ending process waits for an unavailable store."""
 
-_threads: list[Periodic] = []
-"""The threads that renew the lease and sweep, until the worker ends."""
+_workers: list[WorkerThreads] = []
+"""The threads of the workers of this process, until they end. There may be several in tests."""
 
 
 def on_init(sender: Any = None, **_: Any) -> None:
@@ -41,35 +42,57 @@ def on_init(sender: Any = None, **_: Any) -> None:
     if tracker is None:
         return
     redelivery.log_invalid_policies(sender.app)
+    find_folder()
     pools.use(sender)
     if pools.current() is pools.PREFORK:
         tracker.store.expect_forks()
 
 
-def on_ready(sender: Any = None, **_: Any) -> None:
-    """Start to renew the lease and to sweep."""
-    tracker = tracker_of(sender.app)
-    if tracker is not None:
+class WorkerThreads:
+    """The threads that renew the lease of this worker and sweep. A process that ends stops them."""
+
+    def __init__(self, tracker: Tracker, main_loop: MainLoop) -> None:
         pools.warn_if_unknown()
-        worker_id = requests.worker_id()
-        _threads.extend((Lease(tracker, worker_id).keep(), keep_sweeping(tracker, worker_id)))
-        atexit.register(on_shutdown)  # Celery sends no signal at a cold shutdown
+        self._worker_id = requests.worker_id()
+        store = tracker.open_own_store() if is_green() else tracker.store
+        self._lease = Lease(tracker, self._worker_id, store=store, idle=main_loop.idle)
+        self._renewing, self._sweeping = self._lease.keep(), keep_sweeping(tracker, self._worker_id)
+        _workers.append(self)
+
+    def announce_stop(self) -> None:
+        """Record that the worker is shutting down. A signal handler may call this."""
+        self._lease.announce_stop()
+        self._renewing.hurry()
+
+    def stop(self) -> None:
+        """Write the waiting states, release the lease, and remove the traces of the worker from its process."""
+        if self in _workers:
+            _workers.remove(self)
+            flush_all(FLUSH_TIMEOUT)
+            self._sweeping.stop()
+            self._renewing.stop()
+            remove_folder()
+            requests.unname_worker(self._worker_id)
+            pools.leave()
+
+
+def on_stopping(**_: Any) -> None:
+    """Record that the worker is shutting down."""
+    for worker in _workers:
+        worker.announce_stop()
+
+
+@atexit.register
+def _stop_workers() -> None:
+    for worker in [*_workers]:
+        worker.stop()
 
 
 def on_beat(sender: Any = None, **_: Any) -> None:
     """Start to sweep in beat."""
     tracker = tracker_of(sender.app)
     if tracker is not None:
-        _threads.append(keep_sweeping(tracker, f"beat:{socket.gethostname()}:{os.getpid()}"))
-
-
-def on_shutdown(**_: Any) -> None:
-    """Write the waiting states, release the lease and remove the files of the children."""
-    flush_all(FLUSH_TIMEOUT)
-    while _threads:
-        _threads.pop().stop()
-    remove_folder()
-    pools.leave()
+        keep_sweeping(tracker, f"beat:{socket.gethostname()}:{os.getpid()}")
 
 
 def on_child_shutdown(**_: Any) -> None:
