@@ -13,16 +13,24 @@ from celery_statemanager.records import FRACTION_UNIT, Begin, Cancellation, Cell
 
 
 def apply_begin(
-    job: JobRecord, cell: Cell, begin: Begin, now: int, *, forgotten: int | None = None, recovers: bool = False
+    job: JobRecord,
+    cell: Cell,
+    begin: Begin,
+    now: int,
+    *,
+    though_cancelled: bool = False,
+    forgotten: int | None = None,
+    recovers: bool = False,
 ) -> tuple[Verdict, Cell]:
     """Return the verdict on a Begin and the resulting cell, which is the same object if nothing must be written.
 
     Args:
+        though_cancelled: begin in a cancelled job too, because the attempt has already ended.
         forgotten: the number of an attempt that goes on although the store has lost its begin. It keeps its number.
         recovers: whether the begin proves that an earlier stage of the row has finished, see ``is_unreported``.
     """
     goes_on = forgotten is not None and forgotten > cell.attempt
-    verdict = _verdict(job, cell, begin, goes_on=goes_on, recovers=recovers)
+    verdict = _verdict(job, cell, begin, though_cancelled, goes_on, recovers)
     if verdict is Verdict.CANCELLED and job.cancelled and cell.status > 0 and not cell.final and not cell.open:
         return verdict, _ended(cell, Status.CANCELLED, job.cancelled.reason, begin.event_id, now)
     if verdict is not Verdict.BEGUN:
@@ -47,14 +55,15 @@ def apply_begin(
     )
 
 
-def _verdict(job: JobRecord, cell: Cell, begin: Begin, *, goes_on: bool, recovers: bool) -> Verdict:
+def _verdict(
+    job: JobRecord, cell: Cell, begin: Begin, though_cancelled: bool, goes_on: bool, recovers: bool
+) -> Verdict:
     if cell.final and cell.status == FINISHED:
         return Verdict.FINISHED
     if begin.task_index >= 0:
-        waits_again = cell.version and not cell.open and not cell.terminal  # since a late end of its row
-        if job.settled and not (goes_on or recovers or waits_again):
+        if job.settled and not (goes_on or recovers or _reopens(job, cell, begin)):
             return Verdict.CLOSED
-        if job.cancelled:
+        if job.cancelled and not though_cancelled:
             return Verdict.CANCELLED
     if begin.takes_over or goes_on or (cell.open and begin.supersedes == cell.attempt):
         return Verdict.BEGUN
@@ -63,6 +72,14 @@ def _verdict(job: JobRecord, cell: Cell, begin: Begin, *, goes_on: bool, recover
     if cell.open and begin.delivery == cell.delivery:
         return Verdict.DUPLICATE
     return Verdict.BEGUN
+
+
+def _reopens(job: JobRecord, cell: Cell, begin: Begin) -> bool:
+    """Return whether a settled job takes a delivery: its cell was marked LOST unseen, or follows such a cell."""
+    if job.cancelled or job.plan is None or not job.plan.expects(begin.tag, begin.task_index):
+        return False
+    never_began = cell.status == Status.LOST and cell.attempt == 0 and cell.blocked_by is None
+    return never_began or not cell.final
 
 
 def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
@@ -78,6 +95,8 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     status, message = _status_and_message(job, cell, write)
     still_open = cell.open and not write.ends_attempt
     ends = not still_open and (status < 0 or status == FINISHED)
+    closed_for_worker = write.presumed_dead and not still_open and status == write.status
+    awaits_delivery = not ends and (write.awaits_delivery or (cell.awaits_delivery and not write.ends_attempt))
     return Cell(  # by position, because every write does this: keywords take three times as long, ``replace`` more
         status,
         message,
@@ -88,11 +107,11 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         cell.attempt,
         still_open,
         write.next_delivery or cell.delivery,
-        cell.owner if still_open or (write.presumed_dead and status == write.status) else None,
+        cell.owner if still_open or closed_for_worker or awaits_delivery else None,
         cell.losses + write.counts_as_loss,
         None if ends else cell.kept,
         None,  # blocked_by
-        cell.began_at,
+        0 if closed_for_worker else cell.began_at,
         cell.schema_version,
     )
 
@@ -194,7 +213,7 @@ def proven(cell: Cell, event_id: str, now: int) -> Cell:
     """Return the cell of a stage as FINISHED, because the next stage has begun. Its own end may still follow."""
     message = cell.message if cell.open else None  # otherwise a sweep has written it
     done = _ended(cell, FINISHED, message, event_id, now)
-    return replace(done, payload=_completed(cell.payload), open=False, owner=cell.owner, blocked_by=None)
+    return replace(done, payload=_completed(cell.payload), open=False, owner=cell.owner, blocked_by=None, began_at=0)
 
 
 def tally_of(cell: Cell | None) -> Tally:

@@ -4,6 +4,7 @@ Times are integer microseconds since the epoch, UTC, from the store's clock. Pay
 """
 
 from celery_statemanager.records.cells import (
+    AT_BROKER,
     FRACTION_UNIT,
     Batch,
     Cell,
@@ -40,6 +41,7 @@ from celery_statemanager.records.requests import (
 )
 
 __all__ = [
+    "AT_BROKER",
     "CALLBACK_ROW",
     "to_datetime",
     "JobKey",

@@ -10,6 +10,9 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State
 from celery_statemanager.records.jobs import JobRef
 
+AT_BROKER = "@broker"
+"""Stands in place of a stored message that only the broker has: it delivers the message again."""
+
 
 class Delivery(NamedTuple):
     """The rank of a message among those of its cell, compared by replacements, then by retries."""
@@ -26,11 +29,11 @@ class Cell:
         open: whether an attempt is open.
         delivery: the delivery of the newest attempt or, after a retry, of the next one.
         owner: the worker that runs the open attempt; None for a Manager, which holds no lease. A closed cell keeps it
-            only while the end of its attempt may still follow, see ``awaits_end``.
+            only while something may follow the attempt, see ``awaits_end`` and ``awaits_delivery``.
         losses: the number of attempts that were lost with their worker.
-        kept: the message to send again if the worker is lost; removed when the cell ends.
+        kept: the message to send again if the worker is lost, or ``AT_BROKER``; removed when the cell ends.
         blocked_by: the failed stage of the row; its status was written to this cell, which never began.
-        began_at: when the open attempt began.
+        began_at: when the attempt began; 0 if it was closed for its worker.
     """
 
     status: int = 0
@@ -65,7 +68,17 @@ class Cell:
 
         Its own end replaces that, unless another attempt has begun.
         """
-        return self.owner is not None and not self.open
+        return self.owner is not None and not self.open and not self.began_at
+
+    @property
+    def awaits_delivery(self) -> bool:
+        """Whether the attempt has ended, and the broker is to deliver its message again."""
+        return self.owner is not None and not self.terminal and not self.open and self.began_at != 0
+
+    @property
+    def held(self) -> bool:
+        """Whether sweeps look after the attempt of a worker: it is open, or awaits its delivery."""
+        return self.owner is not None and (self.open or self.awaits_delivery)
 
     @property
     def waiting(self) -> bool:
@@ -89,7 +102,7 @@ class StoredCell:
 
 @dataclass(slots=True)
 class OpenAttempt:
-    """An open attempt of a worker, as the sweep reads it."""
+    """An attempt of a worker that is open, or whose message the broker is to deliver again, as the sweep reads it."""
 
     ref: JobRef
     tag: str

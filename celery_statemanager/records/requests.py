@@ -66,6 +66,7 @@ class Write:
         counts_as_loss: count a loss, because the attempt's worker is gone.
         next_delivery: the delivery that a retry will make.
         presumed_dead: the process of the attempt has not ended it, so that its own end may still replace this one.
+        awaits_delivery: with ``ends_attempt``, keep the owner, because the broker is to deliver the message again.
     """
 
     tag: str
@@ -87,6 +88,7 @@ class Write:
     counts_as_loss: bool = False
     next_delivery: Delivery | None = None
     presumed_dead: bool = False
+    awaits_delivery: bool = False
 
     def begins(self, cell: Cell) -> bool:
         """Return whether this write takes an attempt of the cell before it is applied."""
@@ -179,8 +181,13 @@ class Write:
         if_owner: tuple[str, Delivery] | None = None,
         progress: str | None = None,
         counts_as_loss: bool = False,
+        awaits_delivery: bool = False,
     ) -> Write:
-        """Create the write that closes an open attempt whose message will be delivered again (retried or resent)."""
+        """Create the write that closes an open attempt whose message will be delivered again.
+
+        Args:
+            awaits_delivery: True where the broker has to do that by itself, because the message was requeued.
+        """
         return cls(
             tag,
             task_index,
@@ -194,7 +201,8 @@ class Write:
             ends_attempt=True,
             counts_as_loss=counts_as_loss,
             next_delivery=next_delivery,
-            presumed_dead=counts_as_loss,
+            presumed_dead=counts_as_loss and not awaits_delivery,
+            awaits_delivery=awaits_delivery,
         )
 
     @classmethod

@@ -50,7 +50,9 @@ class WorkerRegistry(Store):
 
     @abstractmethod
     def list_open_attempts(self) -> Iterator[OpenAttempt]:
-        """Yield every open attempt that has an owner, in any order and in bounded memory.
+        """Yield every attempt that has an owner, in any order and in bounded memory.
+
+        Such an attempt is open, or has ended with ``Write.awaits_delivery``.
 
         The cost grows only with the number of these attempts. One that begins, ends or changes its owner meanwhile may
         be missing or be yielded twice.

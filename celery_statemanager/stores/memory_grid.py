@@ -62,7 +62,7 @@ class MemoryJob:
         self.watched = True
 
     def rewrite(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
-        if new.open and new.owner is not None:
+        if new.held:
             self.owned[tag, task_index] = OpenAttempt(self.record.ref, tag, task_index, new)
         elif old is not None and old.owner is not None:
             self.owned.pop((tag, task_index), None)

@@ -134,8 +134,10 @@ def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
 
 
 def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin, *, recovers: bool) -> Cell:
-    job = replace(tx.job, cancelled=None) if write.ends_attempt else tx.job  # it has ended: a cancel comes too late
-    verdict, new = apply_begin(job, cell, request, tx.now, forgotten=write.attempt, recovers=recovers)
+    job, ended = tx.job, write.ends_attempt  # then a cancel comes too late
+    verdict, new = apply_begin(
+        job, cell, request, tx.now, though_cancelled=ended, forgotten=write.attempt, recovers=recovers
+    )
     if verdict is Verdict.CANCELLED and job.cancelled:
         raise JobCancelled(job.job_id, job.cancelled.reason)
     if verdict is not Verdict.BEGUN:

@@ -26,7 +26,7 @@ def check_job(store: FullStore, expected: ExpectedJob) -> None:
         assert comparable(cell) == comparable(expected.cell(place))
         assert (states[place].status, states[place].message) == expected.visible(place)
     check_grid(grid, expected.places, cells, states)
-    owned = {(tag, row) for (tag, row), cell in expected.cells.items() if cell.open and cell.owner}
+    owned = {(tag, row) for (tag, row), cell in expected.cells.items() if cell.held}
     found = [each for each in store.list_open_attempts() if each.ref == grid.ref]
     assert {(each.tag, each.task_index) for each in found} == owned
     assert len(found) == len(owned)

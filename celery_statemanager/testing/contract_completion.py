@@ -9,7 +9,7 @@ import pytest
 
 from celery_statemanager.completion import publish_due
 from celery_statemanager.models import Status
-from celery_statemanager.records import CALLBACK_ROW, LATCHES, Delivery, JobRecord, Verdict
+from celery_statemanager.records import CALLBACK_ROW, LATCHES, Delivery, JobRecord, Verdict, When
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, smoke
 
@@ -83,6 +83,32 @@ class CompletionContract:
             assert (reply.verdict, reply.cell) == (Verdict.CLOSED, cell)
         assert grid.begin("a", 1).verdict is Verdict.FINISHED
         assert grid.begin("unplanned", 0).verdict is Verdict.CLOSED
+
+    def test_a_settled_job_takes_a_row_that_was_marked_as_lost_and_never_began(self, store: Store) -> None:
+        grid = Grid.create(store, 2, ("a", "b"))
+        for tag in ("a", "b"):
+            grid.run(tag, 1)
+        grid.write("a", 0, int(Status.LOST), when=When.IDLE, block_later_stages=True)
+        assert grid.decided == {"failure", "settled"}
+        assert grid.begin("b", 0).verdict is Verdict.CLOSED
+        assert grid.begin("a", 0).verdict is Verdict.BEGUN
+        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 1))
+        assert grid.begin("a", 0, delivery=Delivery(0, 1)).verdict is Verdict.BEGUN
+        assert grid.end("a", 0).decided == ()
+        assert grid.run("b", 0).decided == ("success",)
+        assert grid.begin("a", 0).verdict is Verdict.FINISHED
+
+    def test_a_settled_job_takes_no_row_that_began_and_was_lost(self, store: Store) -> None:
+        grid = Grid.create(store, 1, ("a",))
+        grid.run("a", 0, int(Status.LOST))
+        assert grid.begin("a", 0).verdict is Verdict.CLOSED
+
+    def test_a_cancelled_job_takes_no_row_that_never_began(self, store: Store) -> None:
+        grid = Grid.create(store, 2, ("a",))
+        grid.write("a", 0, int(Status.LOST), when=When.IDLE)
+        grid.cancel("enough")
+        assert grid.begin("a", 0).verdict is Verdict.CLOSED
+        assert grid.begin("a", 1).verdict is Verdict.CLOSED
 
     def test_callbacks_of_a_settled_job_begin(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))

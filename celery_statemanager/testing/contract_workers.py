@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from celery_statemanager.garbage import collect_garbage
 from celery_statemanager.manager import Manager
-from celery_statemanager.records import CALLBACK_ROW, OpenAttempt, Verdict
+from celery_statemanager.models import Status
+from celery_statemanager.records import CALLBACK_ROW, OpenAttempt, Verdict, When
 from celery_statemanager.stores.capabilities import WorkerRegistry
 from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, FakeClock, Grid, every_job, smoke
@@ -116,6 +117,29 @@ class WorkerRegistryContract(ContractFixtures):
             OpenAttempt(grids[1].ref, "a", 1, grids[1].cell("a", 1)),
             OpenAttempt(grids[1].ref, "failure", CALLBACK_ROW, grids[1].cell("failure", CALLBACK_ROW)),
         ]
+
+    def test_an_attempt_that_awaits_its_delivery_is_listed_until_the_next_attempt_ends(
+        self, store: WorkerRegistry
+    ) -> None:
+        grid = Grid.create(store, 1, ("a",))
+        grid.begin("a", 0, owner="w1", kept="msg")
+        grid.write("a", 0, 1, attempt=1, ends_attempt=True, awaits_delivery=True)
+        grid.write("a", 0, 40, message="of a Manager")
+        (found,) = store.list_open_attempts()
+        assert (found.cell.open, found.cell.owner, found.cell.kept) == (False, "w1", "msg")
+        assert grid.begin("a", 0, owner="w2").verdict is Verdict.BEGUN
+        assert [each.cell.owner for each in store.list_open_attempts()] == ["w2"]
+        grid.write("a", 0, 1, attempt=2, ends_attempt=True, awaits_delivery=True)
+        grid.write("a", 0, int(Status.REJECTED), when=When.IDLE)
+        assert list(store.list_open_attempts()) == []
+
+    def test_a_cancelled_attempt_that_awaited_its_delivery_is_not_listed(self, store: WorkerRegistry) -> None:
+        grid = Grid.create(store, 1, ("a",))
+        grid.begin("a", 0, owner="w1")
+        grid.write("a", 0, 1, attempt=1, ends_attempt=True, awaits_delivery=True)
+        grid.cancel("enough")
+        assert grid.begin("a", 0, owner="w2").verdict is Verdict.CANCELLED
+        assert list(store.list_open_attempts()) == []
 
     def test_an_attempt_is_listed_until_it_is_closed_or_taken_over(self, store: WorkerRegistry) -> None:
         grid = Grid.create(store, 3, ("a",))

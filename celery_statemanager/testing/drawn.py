@@ -34,6 +34,7 @@ writes = st.fixed_dictionaries(
         "counts_as_loss": st.just(value=True),
         "presumed_dead": st.just(value=True),
         "when": st.just(When.OPEN),
+        "awaits_delivery": st.just(value=True),
         "payload": st.sampled_from(PAYLOADS),
         "keep_payload": st.just(value=True),
         "new_progress": st.just(PROGRESS),

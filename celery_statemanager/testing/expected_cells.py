@@ -28,6 +28,7 @@ def proven(cell: Cell) -> Cell:
         open=False,
         kept=None,
         blocked_by=None,
+        began_at=0,
     )
 
 
@@ -45,6 +46,7 @@ def taken(cell: Cell, request: Begin) -> Cell:
         losses=cell.losses + int(superseded and request.counts_as_loss),
         kept=request.kept,
         blocked_by=None,
+        began_at=1,
     )
 
 
@@ -54,10 +56,12 @@ def written(cell: Cell, request: Write) -> Cell:
     if request.keep_app_status and cell.open and cell.status < 0:
         status, message = cell.status, cell.message
     elif request.keep_app_status and message is None:
-        lost = cell.owner is not None and not cell.open and cell.status != FINISHED
+        lost = cell.awaits_end and cell.status != FINISHED
         message = None if lost else cell.message
     is_open = cell.open and not request.ends_attempt
     over = not is_open and (status < 0 or status == FINISHED)
+    closed_for_worker = request.presumed_dead and not is_open and status == request.status
+    awaits = not over and (request.awaits_delivery or (cell.awaits_delivery and not request.ends_attempt))
     return replace(
         cell,
         status=status,
@@ -65,10 +69,11 @@ def written(cell: Cell, request: Write) -> Cell:
         payload=_merged(cell.payload, request.new_progress, status) if request.keep_payload else request.payload,
         open=is_open,
         delivery=request.next_delivery or cell.delivery,
-        owner=cell.owner if is_open or (request.presumed_dead and status == request.status) else None,
+        owner=cell.owner if is_open or closed_for_worker or awaits else None,
         losses=cell.losses + int(request.counts_as_loss),
         kept=None if over else cell.kept,
         blocked_by=None,
+        began_at=0 if closed_for_worker else cell.began_at,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, Cell, JobRecord, JobRef, Verdict, When, Write
 from celery_statemanager.testing import naive
 from celery_statemanager.testing.expected_cells import is_unreported, proven, taken, written
@@ -75,7 +76,7 @@ class ExpectedJob:
             return "same"
         attempt = request.attempt
         begins = request.begin is not None and (attempt is None or attempt > cell.attempt)
-        late = not begins and cell.owner is not None and not cell.open and request.ends_attempt
+        late = not begins and cell.awaits_end and request.ends_attempt
         proven = None
         if request.begin is not None and begins:
             forgotten = attempt is not None
@@ -129,8 +130,7 @@ class ExpectedJob:
         forgotten: bool = False,
         recovers: bool = False,
     ) -> Verdict:
-        again = cell.version > 0 and not cell.open and 0 <= cell.status < FINISHED
-        goes_on = forgotten or recovers or again
+        goes_on = forgotten or recovers or self._reopens(cell, request)
         rank = (request.delivery > cell.delivery) - (request.delivery < cell.delivery)
         first_true: list[tuple[Callable[[], bool], Verdict]] = [
             (lambda: cell.status == FINISHED and not cell.open, Verdict.FINISHED),
@@ -142,6 +142,12 @@ class ExpectedJob:
             (lambda: rank == 0 and cell.open, Verdict.DUPLICATE),
         ]
         return next((verdict for holds, verdict in first_true if holds()), Verdict.BEGUN)
+
+    def _reopens(self, cell: Cell, request: Begin) -> bool:
+        if self.cancelled or (request.tag, request.task_index) not in self.places:
+            return False
+        ended = not cell.open and (cell.status < 0 or cell.status == FINISHED)
+        return not ended or (cell.status == Status.LOST and cell.attempt == 0 and cell.blocked_by is None)
 
     def _put(self, place: Place, cell: Cell, event_id: str) -> None:
         version = self.cell(place).version + 1
@@ -175,14 +181,16 @@ class ExpectedJob:
         for later in self._later(place):
             cell = self.cell(later)
             if cell.status == 0 and not cell.open:
-                blocked = replace(cell, status=failed.status, message=message, blocked_by=place[0], kept=None)
+                blocked = replace(
+                    cell, status=failed.status, message=message, blocked_by=place[0], owner=None, kept=None
+                )
                 self._put(later, blocked, failed.event_id)
 
     def _unblock(self, place: Place, event_id: str) -> None:
         for later in self._later(place):
             cell = self.cell(later)
             if cell.version and cell.blocked_by == place[0]:
-                self._put(later, replace(cell, status=0, message=None, blocked_by=None), event_id)
+                self._put(later, replace(cell, status=0, message=None, blocked_by=None, owner=None), event_id)
 
     def _decide(self, place: Place | None) -> None:
         if self.job.plan is None or not (place is None or place in self.places):

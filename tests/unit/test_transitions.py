@@ -28,7 +28,7 @@ JOB = new_job("job", 3, ("a", "b"))
 CANCELLED_JOB = replace(JOB, cancelled=Cancellation("why", 1))
 SETTLED_JOB = JOB.with_latches(settled=Latch(None, 1))
 BOTH = replace(SETTLED_JOB, cancelled=Cancellation("why", 1))
-FINISHED, FAILED, CANCELLED = int(Status.FINISHED), int(Status.FAILED), int(Status.CANCELLED)
+FINISHED, FAILED, CANCELLED, LOST = (int(Status[name]) for name in ("FINISHED", "FAILED", "CANCELLED", "LOST"))
 
 NEW = Cell()
 ZERO = Cell(0, version=1, event_id="z")
@@ -41,6 +41,7 @@ WROTE_ERROR = replace(RUNNING, status=-42, message="mine")
 DONE = Cell(FINISHED, version=4, event_id="d", attempt=2, delivery=Delivery(1, 1))
 ERROR = Cell(FAILED, version=4, event_id="b", attempt=2, delivery=Delivery(1, 1))
 BLOCKED = Cell(FAILED, version=1, event_id="x", blocked_by="z")
+NEVER_BEGAN = Cell(int(Status.LOST), version=1, event_id="l", losses=1)
 HALFWAY = Cell(50, version=1, event_id="h")
 PRESUMED_LOST = replace(ERROR, status=int(Status.LOST), message="lost", owner="w")
 PROVEN = replace(DONE, message="page 5", owner="w")
@@ -72,9 +73,15 @@ BEGINS: list[tuple[Any, Cell, dict[str, Any], Verdict]] = [
     (JOB, DONE, {"delivery": LATER}, Verdict.FINISHED),
     (JOB, DONE, {"takes_over": True}, Verdict.FINISHED),
     (JOB, DONE, {"supersedes": 2}, Verdict.FINISHED),
-    (SETTLED_JOB, NEW, {}, Verdict.CLOSED),
     (SETTLED_JOB, ERROR, {"takes_over": True}, Verdict.CLOSED),
-    (SETTLED_JOB, RUNNING, {"delivery": LATER}, Verdict.CLOSED),
+    (SETTLED_JOB, replace(ERROR, status=LOST), {"delivery": LATER}, Verdict.CLOSED),
+    (SETTLED_JOB, replace(BLOCKED, status=LOST), {}, Verdict.CLOSED),
+    (SETTLED_JOB, NEVER_BEGAN, {"tag": "unplanned"}, Verdict.CLOSED),
+    (SETTLED_JOB, NEVER_BEGAN, {}, Verdict.BEGUN),
+    (SETTLED_JOB, NEW, {}, Verdict.BEGUN),
+    (SETTLED_JOB, RETRYING, {"delivery": LATER}, Verdict.BEGUN),
+    (SETTLED_JOB, RUNNING, {"delivery": EQUAL}, Verdict.DUPLICATE),
+    (BOTH, NEVER_BEGAN, {}, Verdict.CLOSED),
     (SETTLED_JOB, DONE, {}, Verdict.FINISHED),
     (SETTLED_JOB, NEW, {"task_index": CALLBACK_ROW}, Verdict.BEGUN),
     (SETTLED_JOB, DONE, {"task_index": CALLBACK_ROW}, Verdict.FINISHED),

@@ -146,7 +146,7 @@ def cell_fields(job: JobRecord, tag: str, task_index: int, cell: Cell, *, collec
         fields["incarnation"] = job.incarnation
         if is_counted(job, tag, task_index):
             fields |= _index_fields(job, tag, cell)
-        if cell.open and cell.owner is not None:
+        if cell.held:
             fields["held"] = collection
     return fields
 

@@ -120,7 +120,7 @@ def _attempts(server: Server, prefix: str, ref: JobRef, first: _AddressChunk) ->
         commands = (("HGET", *keys.cell(tag, row)) for tag, row in cells)
         for (tag, row), packed in zip(cells, server.call_all(commands)):
             cell = packed and cell_of(packed)
-            if cell and cell.open and cell.owner is not None:
+            if cell and cell.held:
                 yield OpenAttempt(ref, tag, row, cell)
         if not chunk.cursor:
             return

@@ -37,6 +37,7 @@ WRITE = (
     "counts_as_loss",
     "next_delivery",
     "presumed_dead",
+    "awaits_delivery",
     "schema",
 )
 """The fields of a request of write.lua, in order. Most are those of ``records.Write``; the others are:
@@ -111,6 +112,7 @@ def write_call(layout: JobLayout, write: Write) -> ScriptCall:
         write.counts_as_loss,
         write.next_delivery,
         write.presumed_dead,
+        write.awaits_delivery,
         _schema(),
     )
     return keys, [pack_array(request), payload.rest or ""]

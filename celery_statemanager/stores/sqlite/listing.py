@@ -65,7 +65,8 @@ SELECT c.job, c.tag, c.task_index, j.job_id, j.run_token, j.incarnation, t.name,
 FROM cell c INDEXED BY cell_owned
 CROSS JOIN job j ON j.id = c.job
 CROSS JOIN tag t ON t.job = c.job AND t.id = c.tag
-WHERE c.owner IS NOT NULL AND c.open = 1 AND (c.job, c.tag, c.task_index) > (?, ?, ?)
+WHERE c.owner IS NOT NULL AND (c.open = 1 OR (c.began_at <> 0 AND c.status >= 0 AND c.status < 2147483647))
+  AND (c.job, c.tag, c.task_index) > (?, ?, ?)
 ORDER BY c.job, c.tag, c.task_index LIMIT {ATTEMPTS_PAGE}
 """
 _RECORD = "SELECT worker_id, body, renewed_at, lease_until FROM worker"
@@ -137,7 +138,7 @@ def list_outdated(pool: Pool, jobs: JobCache, ref: JobRef, below: int) -> Iterat
 
 
 def list_open_attempts(pool: Pool) -> Iterator[OpenAttempt]:
-    """Yield every open attempt that has an owner."""
+    """Yield every attempt that has an owner."""
 
     def read(after: tuple[Any, ...], db: sqlite3.Connection) -> list[tuple[Any, ...]]:
         return db.execute(_OWNED, after).fetchall()

@@ -9,11 +9,19 @@ local function compare(replacements, retries, cell)
   return gap < 0 and -1 or gap > 0 and 1 or 0
 end
 
+-- Implements transitions._reopens.
+local function reopens(job, place, cell)
+  if job.cancelled_at or not place.counts then
+    return false
+  end
+  local never_began = cell[STATUS] == LOST and cell[ATTEMPT] == 0 and not cell[BLOCKED_BY]
+  return never_began or not is_final(cell)
+end
+
 local function verdict_on(job, place, cell, begin, though_cancelled, goes_on, recovers)
-  local waits_again = cell[VERSION] > 0 and not cell[OPEN] and not is_final(cell) -- since a late end of its row
   if cell[STATUS] == FINISHED and not cell[OPEN] then
     return "finished"
-  elseif job.settled and not place.of_callback and not (goes_on or recovers or waits_again) then
+  elseif job.settled and not place.of_callback and not (goes_on or recovers or reopens(job, place, cell)) then
     return "closed"
   elseif job.cancelled_at and not place.of_callback and not though_cancelled then
     return "cancelled"
@@ -85,7 +93,7 @@ end
 local function finish_stage(job, stage, later, event_id)
   local old = stage.old
   local new = ended(job, old, FINISHED, old[OPEN] and old[MESSAGE] or nil, event_id)
-  new[OWNER], new[OPEN], new[BLOCKED_BY] = old[OWNER], false, nil
+  new[OWNER], new[OPEN], new[BLOCKED_BY], new[BEGAN_AT] = old[OWNER], false, nil, nil
   if new[PROGRESS] then
     new[SHARE], new[DONE] = new[FULL], true
   end

@@ -6,7 +6,7 @@
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written}; what is missing at
 --                   the end is 0, or unknown for the last one
--- KEYS[3]  open     set: "row tag" of each open attempt that has an owner
+-- KEYS[3]  open     set: "row tag" of each attempt that sweeps look after (Cell.held): it is open or awaits a delivery
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each cell of the request: the one that is asked for, then the row's later stages, then its earlier ones
 --          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of
@@ -112,7 +112,17 @@ end
 
 -- Returns whether the attempt was closed for its worker, so that its own end may still follow (Cell.awaits_end).
 local function awaits_end(cell)
-  return cell[OWNER] and not cell[OPEN]
+  return cell[OWNER] and not cell[OPEN] and (cell[BEGAN_AT] or 0) == 0
+end
+
+-- Returns whether the attempt has ended, and the broker is to deliver its message again (Cell.awaits_delivery).
+local function awaits_delivery(cell)
+  return cell[OWNER] and not cell[OPEN] and not is_final(cell) and (cell[BEGAN_AT] or 0) ~= 0
+end
+
+-- Implements Cell.held.
+local function is_held(cell)
+  return cell[OWNER] and (cell[OPEN] or awaits_delivery(cell))
 end
 
 -- Returns whether the failure of an earlier stage gave the cell its status.
@@ -193,9 +203,9 @@ local function put(job, place, old, new)
   local packed_cell = pack(new)
   local is_new = redis.call("HSET", place.cells, place.field, packed_cell) == 1
   local address = place.row .. " " .. place.tag
-  if new[OPEN] and new[OWNER] then
+  if is_held(new) then
     redis.call("SADD", KEYS[3], address)
-  elseif old and old[OPEN] and old[OWNER] then
+  elseif old and is_held(old) then
     redis.call("SREM", KEYS[3], address)
   end
   if place.of_callback then

@@ -62,7 +62,11 @@ local function apply_write(cell)
   new[STATUS], new[MESSAGE] = status_and_message(cell)
   new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, write.event_id
   new[BLOCKED_BY], new[OPEN] = nil, cell[OPEN] and not write.ends_attempt
-  if not new[OPEN] and not (write.presumed_dead and new[STATUS] == write.status) then
+  local closed_for_worker = write.presumed_dead and not new[OPEN] and new[STATUS] == write.status
+  local awaits = not is_final(new) and (write.awaits_delivery or (awaits_delivery(cell) and not write.ends_attempt))
+  if closed_for_worker then
+    new[BEGAN_AT] = nil
+  elseif not new[OPEN] and not awaits then
     new[OWNER] = nil
   end
   if is_final(new) then
