@@ -10,6 +10,7 @@ from typing import NamedTuple
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.leases import RENEWALS, Report, cell_name
+from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, BeginReply, Cell, JobRef, Verdict, WorkerRecord, Write, WriteReply
 from celery_statemanager.stores.base import Store
 from celery_statemanager.stores.capabilities import WorkerRegistry
@@ -40,6 +41,8 @@ def begin(
         alone: what the worker knew of its own attempts when it received the message.
     """
     reply = store.begin(ref, request)
+    if reply.verdict is Verdict.BEGUN and reply.cell.losses >= max_lost:
+        return _refuse_lost(store, ref, request, reply, max_lost)
     if reply.verdict is not Verdict.DUPLICATE:
         return reply
     cell = reply.cell
@@ -72,6 +75,13 @@ def write(store: Store, ref: JobRef, request: Write, begin: Begin) -> WriteReply
             raise
         logger.warning("the store has forgotten a begin, it is repeated: %s", error, extra={"job_id": ref.key.job_id})
     return store.write(ref, replace(request, begin=begin))
+
+
+def _refuse_lost(store: WorkerRegistry, ref: JobRef, request: Begin, reply: BeginReply, max_lost: int) -> BeginReply:
+    """End the attempt of a task that has killed its workers too often: brokers deliver such a message again."""
+    message = f"lost with its worker {max_lost} times, not run again"
+    ending = Write.ending(request.tag, request.task_index, int(Status.LOST), message, attempt=reply.cell.attempt)
+    return replace(reply, verdict=Verdict.CLOSED, decided=reply.decided + store.write(ref, ending).decided)
 
 
 def mark_lost(

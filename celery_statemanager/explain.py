@@ -11,7 +11,7 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import WorkerShare, WorkerSnapshot
 from celery_statemanager.models import Status, status_name
-from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef
+from celery_statemanager.records import AT_BROKER, CALLBACK_ROW, Cell, Column, JobRecord, JobRef
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 MOST_CELLS = 1_000
@@ -96,8 +96,9 @@ class JobDiagnosis:
             since = share.report.stands_still_since(share.renewed_at, share.lease_until)
             if since is not None:
                 text = f"received by worker {share.worker_id}, whose main loop has stood still since {_clock(since)}"
-                for kept, fate in ((True, f"; {self._sweep()}: {_fate(kept=True)}"), (False, "")):
-                    held = left.within(_under(tag, (row for row in share.report.received if bool(row.message) is kept)))
+                for kept in dict.fromkeys(row.message for row in share.report.received):
+                    fate = "" if kept in {None, AT_BROKER} else f"; {self._fate(kept)}"
+                    held = left.within(_under(tag, (row for row in share.report.received if row.message == kept)))
                     yield from _some(tag, held, "received", f"{text}{fate}")
                     left = left.without(held)
         held = left.within(_under(tag, self._received))
@@ -105,10 +106,9 @@ class JobDiagnosis:
         yield from _some(tag, held.within(delayed), "delayed", f"received by a worker, delayed until {until}")
         yield from _some(tag, held.without(delayed), "received", "received by a worker, not begun")
         left = left.without(held)
-        for kept in (True, False):
-            held = left.within(_under(tag, (row for row in self._left_behind if bool(row.message) is kept)))
-            fate = f"received by a worker that is gone; {self._sweep()}: {_fate(kept=kept)}"
-            yield from _some(tag, held, "lost", fate)
+        for kept in dict.fromkeys(row.message for row in self._left_behind):
+            held = left.within(_under(tag, (row for row in self._left_behind if row.message == kept)))
+            yield from _some(tag, held, "lost", f"received by a worker that is gone; {self._fate(kept)}")
             left = left.without(held)
         yield from _some(tag, left.within(delayed), "delayed", f"delayed until {until} by the broker{self._unlisted}")
         fate = "no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost"
@@ -180,11 +180,16 @@ class JobDiagnosis:
         if worker is not None and worker.lease_until > self._now and self._listed(worker, tag, row, cell):
             left = self._age(2 * self._now - worker.lease_until)
             return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more)"
-        fate = _fate(kept=bool(cell.kept))
-        return "lost", f"lost {where}: its worker is gone or no longer lists it; {self._sweep()}: {fate}"
+        return "lost", f"lost {where}: its worker is gone or no longer lists it; {self._fate(cell.kept)}"
 
     def _listed(self, worker: WorkerShare, tag: str, row: int, cell: Cell) -> bool:
         return cell.began_at > worker.renewed_at or worker.report.lists(cell_name(self.job.ref, tag, row))
+
+    def _fate(self, kept: str | None) -> str:
+        """Return what happens with a row whose worker is gone."""
+        if kept == AT_BROKER:
+            return "the broker delivers its message again"
+        return f"{self._sweep()}: {'its message is sent again' if kept else 'it is marked LOST'}"
 
     def _sweep(self) -> str:
         """Return when the next sweep is due, or that there is none."""
@@ -203,11 +208,6 @@ class JobDiagnosis:
 
 def _clock(moment: int) -> str:
     return datetime.fromtimestamp(moment // 1_000_000, timezone.utc).strftime("%H:%M:%S UTC")
-
-
-def _fate(*, kept: bool) -> str:
-    """Return what a sweep does with a row whose worker is gone; it depends on whether the message is stored."""
-    return "its message is sent again" if kept else "it is marked LOST"
 
 
 def _unlisted(reports: list[Report]) -> str:

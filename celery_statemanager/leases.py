@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from celery_statemanager.codec import compact
-from celery_statemanager.records import Delivery, JobKey, JobRef, WorkerRecord
+from celery_statemanager.records import AT_BROKER, Delivery, JobKey, JobRef, WorkerRecord
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class Received:
     """A row that a worker has received but not begun, or whose replacement it runs a part of.
 
     Attributes:
-        message: the message to publish again if the worker dies; None if the task's policy is to mark the row.
+        message: the message to publish again if the worker dies; ``AT_BROKER`` if the broker delivers it again; None
+            if nobody can.
         delivery: the delivery of the message; for a part, the delivery that waits for it.
     """
 
@@ -121,7 +122,7 @@ class Report:
         running, previous, pending = (
             [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
         )
-        received = [replace(row, message=row.message and row.message[:1]) for row in self.received if row.ref == ref]
+        received = [replace(row, message=_shortened(row.message)) for row in self.received if row.ref == ref]
         ended = {name: moment for name, moment in self.ended.items() if name.startswith(prefix)}
         return replace(self, running=running, previous=previous, pending=pending, received=received, ended=ended)
 
@@ -160,6 +161,10 @@ class Report:
         ended, stopping = dict(body.get("ended", ())), body.get("stopping", False)  # earlier releases do not write them
         lists = body["running"], body["previous"], body["pending"], received, parts, body.get("cut", ())
         return cls(*lists, ended=ended, stopping=stopping, idle=body.get("idle", 0.0))
+
+
+def _shortened(message: str | None) -> str | None:
+    return message if message is None or message == AT_BROKER else message[:1]
 
 
 @lru_cache(maxsize=1_000)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
-from celery_statemanager import attempts, completion, leases
+from celery_statemanager import attempts, completion, leases, pauses
 from celery_statemanager.errors import (
     AttemptSuperseded,
     BeginRefused,
@@ -20,7 +20,17 @@ from celery_statemanager.errors import (
 )
 from celery_statemanager.leases import Report
 from celery_statemanager.models import Status
-from celery_statemanager.records import LATCHES, Cell, JobRecord, JobRef, OpenAttempt, WorkerRecord, Write, new_event_id
+from celery_statemanager.records import (
+    AT_BROKER,
+    LATCHES,
+    Cell,
+    JobRecord,
+    JobRef,
+    OpenAttempt,
+    WorkerRecord,
+    Write,
+    new_event_id,
+)
 from celery_statemanager.retention import current
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
@@ -114,7 +124,12 @@ class Sweep:
         """
         now = self._store.now()
         known = {each.worker_id: _Worker.from_record(each, now) for each in leases.each_worker(self._store)}
+        overdue = pauses.Overdue(self._store, self._lease, now)
         for attempt in self._store.list_open_attempts():
+            if not attempt.cell.open:
+                if overdue.includes(attempt):
+                    self._guarded(partial(self._end_pause, attempt), attempt.ref)
+                continue
             is_lost = self._is_lost(attempt, known.get(attempt.cell.owner or ""), now)
             if is_lost and not self._guarded(partial(self._reclaim_attempt, attempt), attempt.ref):
                 self._left.add(attempt.cell.owner)
@@ -136,6 +151,16 @@ class Sweep:
         unlisted = not worker.lists(name) and began_at < worker.renewed_at - self._lease // leases.RENEWALS
         return unlisted or began_at < worker.ended.get(name, 0)
 
+    def _end_pause(self, attempt: OpenAttempt) -> None:
+        """Publish the message again that the broker has dropped, or end its cell if that is impossible."""
+        cell, place = attempt.cell, (attempt.tag, attempt.task_index)
+        if not pauses.may_resend(current(self._store, attempt.ref), cell, self._max_lost):
+            self._actions.publish(attempt.ref, self._store.write(attempt.ref, pauses.rejected(*place, cell)).decided)
+            self._report.marked += 1
+        elif self._actions.resend(attempt.ref, cell.kept or ""):
+            self._report.requeued += 1
+            self._store.write(attempt.ref, pauses.resent(*place, cell))
+
     def _reclaim_attempt(self, attempt: OpenAttempt) -> bool:
         """Mark a lost attempt or publish its message again. Return whether it needs no further sweep."""
         cell = attempt.cell
@@ -150,10 +175,14 @@ class Sweep:
             decided = attempts.mark_lost(self._store, ref, *place, cell, new_event_id(), max_lost=most)
             self._actions.publish(ref, decided)
             return True
-        if not self._actions.resend(ref, cell.kept):
+        message = f"its worker {cell.owner} {'has stopped' if stopped else 'is gone'}"
+        if cell.kept == AT_BROKER:
+            message = f"waits for the broker to deliver it again: {message}"
+        elif self._actions.resend(ref, cell.kept):
+            message = f"sent again: {message}"
+            self._report.requeued += 1
+        else:
             return False
-        self._report.requeued += 1
-        message = f"sent again: its worker {cell.owner} {'has stopped' if stopped else 'is gone'}"
         returned = Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=not stopped)
         self._store.write(ref, returned)
         return True
@@ -177,6 +206,8 @@ class Sweep:
 
     def _reclaim_row(self, row: leases.Received, worker_id: str) -> bool:
         """Return whether the row needs no further sweep."""
+        if row.message == AT_BROKER:
+            return True
         cell = self._store.get_cell(row.ref, row.tag, row.task_index) or Cell()
         if cell.open or cell.final or row.delivery < cell.delivery:
             return True
@@ -222,7 +253,7 @@ class Sweep:
         cell = self._store.get_cell(row.ref, row.tag, row.task_index) or Cell()
         event_id = f"given back by {worker_id} {'.'.join(map(str, row.delivery))}"
         begun = cell.open or cell.final or row.delivery < cell.delivery
-        if begun or cell.event_id == event_id or row.message is None:
+        if begun or cell.event_id == event_id or row.message in {None, AT_BROKER}:
             return
         if self._actions.resend(row.ref, row.message):
             self._report.requeued += 1

@@ -137,7 +137,7 @@ def _end_reported(run: Run, task: Any, state: str, retval: Any) -> None:
     elif state == "REJECTED" and isinstance(retval, Reject):
         requeue = outcomes.asks_for_requeue(retval)
         if requeue and task.acks_late and not task.request.is_eager:
-            run.pause("requeued by the task", run.delivery)
+            run.pause(outcomes.requeue(retval), run.delivery)
         else:
             run.end(int(Status.REJECTED), outcomes.rejection(retval, not_requeued=requeue))
     elif state == "SUCCESS":  # from here on: a time limit prevented the handler of the outcome's own signal

@@ -8,9 +8,19 @@ from dataclasses import replace
 
 import pytest
 
-from celery_statemanager import Status, attempts, leases
+from celery_statemanager import Status, attempts, completion, leases
 from celery_statemanager.leases import Received, Report
-from celery_statemanager.records import Begin, Delivery, Latch, Submission, Verdict, Write, new_event_id, new_job
+from celery_statemanager.records import (
+    AT_BROKER,
+    Begin,
+    Delivery,
+    Latch,
+    Submission,
+    Verdict,
+    Write,
+    new_event_id,
+    new_job,
+)
 from celery_statemanager.stores import open_store
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import FakeClock, FaultyStore
@@ -180,6 +190,102 @@ def test_a_stored_message_is_sent_again_until_max_lost(store, job, clock, sweep,
     assert store.get_cell(job.ref, "a", 0).message == "lost with its worker w1 (loss 3 of 3)"
 
 
+def test_an_attempt_whose_message_only_the_broker_has_waits_for_it(store, job, clock, sweep, actions):
+    for losses in (1, 2):
+        assert begin(store, job, kept=AT_BROKER).verdict is Verdict.BEGUN
+        clock.advance(LEASE + 1)
+        assert not sweep()
+        cell = store.get_cell(job.ref, "a", 0)
+        assert (cell.status, cell.open, cell.losses) == (Status.STARTED, False, losses)
+        assert cell.message == "waits for the broker to deliver it again: its worker w1 is gone"
+        clock.advance(1e6)
+        assert not sweep()
+    assert begin(store, job, kept=AT_BROKER).verdict is Verdict.BEGUN
+    clock.advance(LEASE + 1)
+    assert sweep().marked == 1
+    assert (store.get_cell(job.ref, "a", 0).status, actions.resent) == (Status.LOST, [])
+
+
+def test_a_message_that_its_broker_delivers_after_max_lost_does_not_run(store, job, clock, sweep):
+    for _ in range(3):
+        begin(store, job, kept="message")
+        clock.advance(LEASE + 1)
+        sweep()
+    assert begin(store, job).verdict is Verdict.CLOSED
+    cell = store.get_cell(job.ref, "a", 0)
+    assert (cell.status, cell.final, cell.message) == (
+        Status.LOST,
+        True,
+        "lost with its worker 3 times, not run again",
+    )
+
+
+def requeue(store, job, row=0, kept=None):
+    """Begin and requeue a row, as a task that raises ``Reject`` with ``requeue=True``."""
+    begin(store, job, row, kept=kept)
+    pause = Write.returned("a", row, "requeued by the task: busy", Delivery(), attempt=1, awaits_delivery=True)
+    store.write(job.ref, pause)
+
+
+def test_a_requeued_message_that_its_broker_dropped_is_sent_again_until_max_lost(store, job, clock, sweep, actions):
+    requeue(store, job, kept="message")
+    for losses in (1, 2):
+        clock.advance(3 * LEASE - 1)
+        assert not sweep()
+        clock.advance(1)
+        assert sweep().requeued == 1
+        cell = store.get_cell(job.ref, "a", 0)
+        assert (cell.status, cell.losses, len(actions.resent)) == (Status.STARTED, losses, losses)
+        assert cell.message == "requeued by the task: busy; the broker did not deliver it again: sent again"
+    clock.advance(3 * LEASE)
+    assert sweep().marked == 1
+    cell = store.get_cell(job.ref, "a", 0)
+    assert (cell.status, cell.final) == (Status.REJECTED, True)
+    assert cell.message == "requeued by the task: busy; the broker did not deliver it again"
+    assert actions.published == [("failure",)]
+    assert not sweep()
+
+
+@pytest.mark.parametrize("kept", [None, AT_BROKER])
+def test_a_dropped_message_that_nobody_can_send_ends_its_cell(store, job, clock, sweep, actions, kept):
+    requeue(store, job, kept=kept)
+    clock.advance(3 * LEASE)
+    assert (sweep().marked, actions.resent) == (1, [])
+    assert store.get_cell(job.ref, "a", 0).status == Status.REJECTED
+    assert store.get_cell(job.ref, "b", 0).status == Status.REJECTED
+
+
+def test_a_requeued_row_of_a_cancelled_job_is_not_sent_again(store, job, clock, sweep, actions):
+    requeue(store, job, kept="message")
+    completion.cancel(store, job.ref, "enough")
+    clock.advance(3 * LEASE)
+    assert (sweep().marked, actions.resent) == (1, [])
+    assert store.get_cell(job.ref, "a", 0).status == Status.CANCELLED
+    assert store.get_job(job.key).settled
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_requeued_message_that_a_live_worker_has_received_is_not_sent_again(store, job, clock, sweep, actions, room):
+    requeue(store, job, kept="message")
+    clock.advance(3 * LEASE)
+    row = 0 if room else 1
+    leases.renew(store, "w2", Report(received=[Received(job.ref, "a", row, None)]), LEASE)
+    if not room:
+        leases.renew(store, "w3", Report(received=[Received(job.ref, "a", 0, "x" * leases.MOST_BYTES)]), LEASE)
+    assert not sweep()
+    assert begin(store, job, owner="w2").verdict is Verdict.BEGUN
+    assert actions.resent == []
+
+
+def test_a_requeued_row_that_begins_during_the_sweep_is_not_changed(store, job, clock, actions):
+    requeue(store, job)
+    clock.advance(3 * LEASE)
+    late = FaultyStore(store)
+    late.at("get_job", lambda _: begin(store, job, owner="w2"))
+    Sweep(late, actions, lease=LEASE, max_lost=3).run()
+    assert store.get_cell(job.ref, "a", 0).owner == "w2"
+
+
 def test_a_begin_that_replaces_a_dead_attempt_counts_a_loss(store, job, clock):
     begin(store, job)
     assert begin(store, job, owner="w2").cell.losses == 1
@@ -208,6 +314,16 @@ def test_received_rows_of_a_dead_worker_are_sent_again_or_marked(store, job, clo
     assert (swept.requeued, swept.marked, actions.resent) == (1, 1, ["message"])
     assert store.get_cell(job.ref, "a", 0) is None
     assert store.get_cell(job.ref, "a", 1).status == Status.LOST
+
+
+def test_received_rows_of_a_dead_worker_that_the_broker_delivers_again_are_not_changed(
+    store, job, clock, sweep, actions
+):
+    leases.renew(store, "w1", Report(received=[Received(job.ref, "a", 0, AT_BROKER)]), LEASE)
+    clock.advance(LEASE + 1)
+    assert sweep().workers == 1
+    assert (store.get_cell(job.ref, "a", 0), actions.resent) == (None, [])
+    assert begin(store, job).verdict is Verdict.BEGUN
 
 
 def test_a_received_row_that_has_ended_is_not_changed(store, job, clock, sweep, actions):

@@ -36,7 +36,8 @@ if os.environ["TRACKED_BROKER"].startswith("filesystem"):
     app.conf.update(broker.settings(HOME))
 if "TRACKED_VISIBILITY" in os.environ:
     options = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
-    app.conf.broker_transport_options = {"visibility_timeout": int(os.environ["TRACKED_VISIBILITY"]), **options}
+    options["visibility_timeout"] = int(os.environ["TRACKED_VISIBILITY"])
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, **options}
 if "TRACKED_CANCELS" in os.environ:
     app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
 if "TRACKED_TEMPORARY" in os.environ:
@@ -195,7 +196,7 @@ def retry_after_go(self, key):
 
 
 @task(base=StatefulTask, bind=True, tag="work", acks_late=True)
-def late_gate(self, key):
+def late_gate(self, key, padding=""):
     note(key, f"begun {self.state.attempt}")
     wait_for(f"{key}.go", 60)
     note(key, f"ended {self.state.attempt}")
@@ -242,6 +243,13 @@ def stand_still(request, **_):
 @task(base=StatefulTask, bind=True, tag="work", acks_late=True, rate_limit="1/m")
 def rate_limited(self, key):
     note(key, f"begun {self.state.attempt}")
+
+
+@task(tag="work")
+def plain_gate(key):
+    note(key, "begun")
+    wait_for(f"{key}.go", 30)
+    note(key, "ended")
 
 
 @task(base=StatefulTask, bind=True, tag="work")

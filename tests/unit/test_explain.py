@@ -9,7 +9,17 @@ from celery_statemanager import Status, leases
 from celery_statemanager.explain import NO_WORKER, explain
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.manager import Manager
-from celery_statemanager.records import CALLBACK_ROW, Begin, Delivery, Latch, Submission, Write, new_event_id, new_job
+from celery_statemanager.records import (
+    AT_BROKER,
+    CALLBACK_ROW,
+    Begin,
+    Delivery,
+    Latch,
+    Submission,
+    Write,
+    new_event_id,
+    new_job,
+)
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FakeClock
 from celery_statemanager.testing.kit import workers
@@ -77,11 +87,18 @@ def test_queued_rows_report_a_store_without_live_workers(store, job, clock):
     ) in reasons(store, job)
 
 
-@pytest.mark.parametrize(("message", "fate"), [(None, "it is marked LOST"), ("m", "its message is sent again")])
+@pytest.mark.parametrize(
+    ("message", "fate"),
+    [
+        (None, f"{UNSWEPT}: it is marked LOST"),
+        ("m", f"{UNSWEPT}: its message is sent again"),
+        (AT_BROKER, "the broker delivers its message again"),
+    ],
+)
 def test_rows_that_a_dead_worker_had_received_are_lost(store, job, clock, message, fate):
     leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row, message) for row in (1, 2)]), 30.0)
     clock.advance(31)
-    gone = f"received by a worker that is gone; {UNSWEPT}: {fate}"
+    gone = f"received by a worker that is gone; {fate}"
     assert ("scan", "1-2", "lost", gone) in reasons(store, job)
     leases.renew(store, "pod-4:1:cd", Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
     assert ("scan", "1", "lost", gone) in reasons(store, job)

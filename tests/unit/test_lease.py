@@ -40,11 +40,11 @@ class Request:
     time_start = None
     acknowledged = False
 
-    def __init__(self, binding, retries=0, on_lost="mark", message=None):
+    def __init__(self, binding, retries=0, message=None):
         self.id = binding.celery_task_id
         self.request_dict = {HEADER: binding.to_header(), "retries": retries}
-        self.task = SimpleNamespace(on_lost=on_lost)
-        self.message = message
+        self.task = SimpleNamespace(on_lost="mark")
+        self.message = message or SimpleNamespace(content_type="application/x-other")
         self.delivery_info = {}
 
     def run(self):
@@ -415,7 +415,7 @@ def test_record_lists_as_many_messages_as_every_store_accepts(patient):
         delivery_info={},
         headers={"task": "t"},
     )
-    held = [Request(Binding(grid.ref, row, "a"), on_lost="requeue", message=message) for row in range(1_000)]
+    held = [Request(Binding(grid.ref, row, "a"), message=message) for row in range(1_000)]
     for request in held:
         patient.held_messages.add(request)
     lease = Lease(patient, "w")

@@ -17,6 +17,7 @@ from celery.result import allow_join_result
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import binding_of
+from celery_statemanager.integration.copies import deliver_later
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task.replacement import ends_in_group, leaves, pass_on
 from celery_statemanager.integration.task.run import run_of
@@ -39,6 +40,8 @@ def _veto(task: Task[Any, Any]) -> None:
     if binding is not None and tracker_of(task.app) is None:
         _warn_no_manager(task.app.main, binding.ref)
     if run is not None and run.verdict is not None:
+        if run.has_only_copy:
+            deliver_later(task, run.tracker.settings.lease)
         raise Ignore(f"not run: {run.verdict.value}")
 
 

@@ -76,12 +76,22 @@ def rejection(reject: Any, *, not_requeued: bool) -> str:
         not_requeued: whether the task asked for a requeue that is impossible: its message is already acknowledged, or
             there is none.
     """
+    text = texts.labelled("rejected", _reason(reject))
+    return f"{text}; not requeued: it has no unacknowledged message" if not_requeued else text
+
+
+def requeue(reject: Any) -> str:
+    """Return the message of a cell whose task raised ``Reject`` with ``requeue=True``."""
+    return texts.labelled("requeued by the task", _reason(reject))
+
+
+def _reason(reject: Any) -> str:
+    """Return the reason of a ``Reject`` as text; an empty one if it has none."""
     try:
         reason = reject.reason
     except Exception:  # noqa: BLE001 - as for the requeue
-        reason = None
-    text = texts.labelled("rejected", "" if reason is None else to_text(reason))
-    return f"{text}; not requeued: it has no unacknowledged message" if not_requeued else text
+        return ""
+    return "" if reason is None else to_text(reason)
 
 
 def ignored(error: BaseException) -> str:

@@ -24,15 +24,16 @@ from celery_statemanager.errors import (
     StoreError,
     StoreUnavailable,
 )
-from celery_statemanager.integration import redelivery, requests
+from celery_statemanager.integration import requests
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
+from celery_statemanager.integration.copies import copy_of_execution
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.task import running
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
-from celery_statemanager.records import Begin, Cell, Delivery, JobRef, Verdict, When, Write, WriteReply
+from celery_statemanager.records import AT_BROKER, Begin, Cell, Delivery, JobRef, Verdict, When, Write, WriteReply
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ class Run:
     Attributes:
         attempt: its number; None if the store failed or rejected it.
         verdict: why the attempt was rejected; None if it was not.
+        has_only_copy: whether the message of a rejected duplicate is the only one by which the row can run again.
+        may_run_again: whether its policy is to run it again if its worker is lost.
+        next_is_published: whether the next stage of its chain is published; None before that is tried.
         replaced_by: the name of the task that replaces this one under its id.
         held_progress: the JSON text and the message of the newest progress that was not written.
         ended: whether later writes have no effect, because the last state is written or another attempt owns the cell.
@@ -68,7 +72,10 @@ class Run:
         self.delivery = delivery
         self.attempt: int | None = None
         self.verdict: Verdict | None = None
+        self.has_only_copy = False
         self.ended = False
+        self.next_is_published: bool | None = None
+        self.may_run_again = message is not None
         self.replaced_by: str | None = None
         self.held_progress: tuple[str, str | None] | None = None
         self.manager: Manager | None = None
@@ -104,6 +111,7 @@ class Run:
             self.attempt, self._known = reply.cell.attempt, reply.cell
         else:
             self.verdict, self.ended = reply.verdict, True
+            self.has_only_copy = reply.verdict is Verdict.DUPLICATE and reply.cell.kept == AT_BROKER
             logger.info("not run: %s is %s", self.binding.celery_task_id, reply.verdict.value, extra=self.log_extra)
         publish_decided(self.tracker, self.binding.ref, reply.decided)
 
@@ -139,9 +147,11 @@ class Run:
         self._end_with(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
-        """End the attempt without a final state, because another delivery follows."""
-        progress = self.held_progress[0] if self.held_progress else None
-        self._end_with(Write.returned(*self.cell, sanitize(message), next_delivery, progress=progress))
+        """End the attempt without a final state, because another delivery follows: this one again if it is requeued."""
+        returned = Write.returned(*self.cell, sanitize(message), next_delivery)
+        returned.new_progress = self.held_progress[0] if self.held_progress else None
+        returned.awaits_delivery = next_delivery == self.delivery
+        self._end_with(returned)
 
     def _end_with(self, last: Write) -> None:
         if self.ended:
@@ -224,8 +234,7 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     if tracker is None:
         return None
     owner = None if request.is_eager else os.environ.get(requests.WORKER_ID)
-    requeues = owner is not None and redelivery.requeues(task, tracker.settings.on_lost)
-    message = redelivery.execution_to_json(task) if requeues else None
+    message = None if owner is None else copy_of_execution(task, tracker.settings.on_lost)
     received: Mapping[str, Any] = request.delivery_info or {}
     alone = received.get(requests.ALONE)
     run = Run(tracker, binding, binding.delivery(request), owner, message, alone and attempts.Alone(*alone))

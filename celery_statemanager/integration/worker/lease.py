@@ -13,7 +13,9 @@ from typing import Any
 from celery_statemanager import leases
 from celery_statemanager.integration import redelivery, requests
 from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.copies import copy_of_received
 from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.task.base import StatefulTask
 from celery_statemanager.integration.worker.periodic import Periodic, Threads
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import Delivery
@@ -166,12 +168,22 @@ class Lease:
         return bool(new)
 
     def _rows_of(self, parts: Iterable[tuple[Any, Binding]]) -> list[Received]:
-        return [replace(self._row(each), delivery=Delivery(each[1].replacements)) for each in parts]
+        return [self._row_of_part(*each) for each in parts]
+
+    def _row_of_part(self, request: Any, binding: Binding) -> Received:
+        requeues = redelivery.requeues(request.task, self._settings.on_lost)
+        message = redelivery.message_to_json(request.message) if requeues else None
+        return Received(binding.ref, binding.tag, binding.task_index, message, Delivery(binding.replacements))
 
     def _row(self, held: tuple[Any, Binding]) -> Received:
         request, binding = held
-        requeues = redelivery.requeues(request.task, self._settings.on_lost)
-        message = redelivery.message_to_json(request.message) if requeues else None
+        message = copy_of_received(
+            self._tracker.app,
+            request,
+            self._settings.on_lost,
+            drops_duplicates=isinstance(request.task, StatefulTask),
+            is_held=self._idle() > self._settings.lease,
+        )
         return Received(binding.ref, binding.tag, binding.task_index, message, binding.delivery(request.request_dict))
 
     def _warn(self, cut: list[str], numbers: str) -> None:

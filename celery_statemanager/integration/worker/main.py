@@ -140,7 +140,10 @@ def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_
     writer = _CellWriter.find(app, task_id, carrier)
     if writer is not None:
         coming = Delivery(writer.delivery.replacements, writer.delivery.retries + more_retries)
-        pause = Write.returned(*writer.cell, sanitize(message), coming, if_owner=writer.holder)
+        requeued = coming == writer.delivery
+        pause = Write.returned(
+            *writer.cell, sanitize(message), coming, if_owner=writer.holder, awaits_delivery=requeued
+        )
         writer.queue(lambda: writer.close_attempt(pause))
 
 

@@ -1,0 +1,72 @@
+"""Requeued messages that their broker has dropped, for example at the delivery limit of a RabbitMQ queue (rule R16)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from celery_statemanager.leases import Report, cell_name, each_worker
+from celery_statemanager.models import Status
+from celery_statemanager.records import AT_BROKER, Cell, JobRecord, OpenAttempt, When, Write
+from celery_statemanager.stores.capabilities import WorkerRegistry
+
+PATIENCE = 3
+"""Leases after which a requeued message that no worker has received counts as dropped."""
+
+_DROPPED = "; the broker did not deliver it again"
+
+
+class Overdue:
+    """The attempts whose message the broker has not delivered again, as of one moment.
+
+    Args:
+        lease, now: in microseconds.
+    """
+
+    def __init__(self, store: WorkerRegistry, lease: int, now: int) -> None:
+        self._store = store
+        self._since = now - PATIENCE * lease
+        self._now = now
+
+    def includes(self, attempt: OpenAttempt) -> bool:
+        """Return whether an attempt has waited for its delivery for too long, and no worker has received it."""
+        if attempt.cell.timestamp > self._since:
+            return False
+        received = self._received
+        return received is not None and cell_name(attempt.ref, attempt.tag, attempt.task_index) not in received
+
+    @cached_property
+    def _received(self) -> set[str] | None:
+        """The names of the cells that live workers have received; None if a record does not list all of them."""
+        names: set[str] = set()
+        for record in each_worker(self._store):
+            if record.lease_until > self._now:
+                report = Report.from_record(record)
+                if "received" in report.cut:
+                    return None
+                names.update(cell_name(row.ref, row.tag, row.task_index) for row in report.received)
+        return names
+
+
+def may_resend(job: JobRecord, cell: Cell, max_lost: int) -> bool:
+    """Return whether the message of an overdue attempt may be published again."""
+    return cell.kept not in {None, AT_BROKER} and cell.losses + 1 < max_lost and job.cancelled is None
+
+
+def resent(tag: str, task_index: int, cell: Cell) -> Write:
+    """Create the write that records that the message was published again. It counts as a loss."""
+    write = Write.returned(
+        tag, task_index, f"{_reason(cell)}: sent again", attempt=cell.attempt, counts_as_loss=True, awaits_delivery=True
+    )
+    write.when = When.IDLE
+    return write
+
+
+def rejected(tag: str, task_index: int, cell: Cell) -> Write:
+    """Create the write that ends the cell of a message that nobody can publish again."""
+    write = Write.never_begun(tag, task_index, int(Status.REJECTED), _reason(cell))
+    write.attempt = cell.attempt
+    return write
+
+
+def _reason(cell: Cell) -> str:
+    return f"{(cell.message or 'requeued').partition(_DROPPED)[0]}{_DROPPED}"
