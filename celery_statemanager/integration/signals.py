@@ -22,7 +22,7 @@ from celery_statemanager.errors import JobCancelled
 from celery_statemanager.integration import spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
-from celery_statemanager.integration.task import outcomes, running
+from celery_statemanager.integration.task import outcomes, running, stages
 from celery_statemanager.integration.task.aborted import end_aborted
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.task.replacement import end_part, mark_message, running_part, start_part
@@ -76,7 +76,7 @@ def _on_prerun(task: Any = None, **_: Any) -> None:
 @_repeated_after_limit
 def _on_success(sender: Any = None, **_: Any) -> None:
     run = run_of(sender)
-    if run is not None:
+    if run is not None and not stages.end_if_unpublished(run, sys.exc_info()[1]):
         run.end(int(Status.FINISHED))
 
 
@@ -84,7 +84,8 @@ def _on_success(sender: Any = None, **_: Any) -> None:
 def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
     run, part = run_of(sender), running_part(sender)
     if run is not None:
-        _end_failed(run, outcomes.original(exception, sys.exc_info()[1]))
+        if not stages.end_if_unpublished(run, exception):
+            _end_failed(run, outcomes.original(exception, sys.exc_info()[1]))
         return
     if part is not None:
         part.end(*outcomes.failure(outcomes.original(exception, sys.exc_info()[1])))
@@ -140,10 +141,11 @@ def _end_reported(run: Run, task: Any, state: str, retval: Any) -> None:
             run.pause(outcomes.requeue(retval), run.delivery)
         else:
             run.end(int(Status.REJECTED), outcomes.rejection(retval, not_requeued=requeue))
-    elif state == "SUCCESS":  # from here on: a time limit prevented the handler of the outcome's own signal
+    elif state == "SUCCESS":  # from here on: something prevented the handler of the outcome's own signal
         _on_success(sender=task)
     elif state == "FAILURE":
-        _end_failed(run, retval)
+        if not stages.end_if_unpublished(run, retval):
+            _end_failed(run, retval)
     elif state == "RETRY":
         _on_retry(sender=task, request=task.request, reason=retval)
 
@@ -192,6 +194,7 @@ def _on_publish(
     Also remove the expiration from the properties of a marked message, because RabbitMQ would drop the message without
     a signal. By the header, which stays, the worker rejects an expired message and reports it.
     """
+    stages.on_publish(headers)
     marked = HEADER in headers or PART_HEADER in headers
     if not marked and current_task:
         marked = mark_message(current_task, str(sender), headers, body)
@@ -230,4 +233,8 @@ _HANDLERS: list[tuple[Signal, Any]] = [
     (signals.beat_init, main.on_beat),
 ]
 
-_ENDINGS: list[tuple[Signal, Any]] = [(signals.task_success, _on_success), (signals.task_postrun, _on_postrun)]
+_ENDINGS: list[tuple[Signal, Any]] = [
+    (signals.after_task_publish, stages.on_published),
+    (signals.task_success, _on_success),
+    (signals.task_postrun, _on_postrun),
+]

@@ -1,0 +1,45 @@
+"""A stage of a chain that has returned, but whose next stage Celery could not publish."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import current_task
+
+from celery_statemanager.integration.task import outcomes
+from celery_statemanager.integration.task.run import Run, run_of
+from celery_statemanager.models import Status
+
+
+def on_publish(headers: Any) -> None:
+    """Note that the running stage is about to publish the next one: its body has returned."""
+    _note(headers, published=False)
+
+
+def on_published(headers: Any = None, **_: Any) -> None:
+    """Note that the running stage has published the next one."""
+    _note(headers, published=True)
+
+
+def _note(headers: Any, *, published: bool) -> None:
+    run = run_of(current_task)
+    if run is None:
+        return
+    chain: Any = current_task.request.chain
+    if chain and chain[-1]["options"].get("task_id") == headers.get("id"):
+        run.next_is_published = published
+
+
+def end_if_unpublished(run: Run, error: Any) -> bool:
+    """Return whether the next stage was not published, after ending the attempt for this reason.
+
+    Celery gives up after a second without its broker. A stage that may run again then publishes the next one.
+    """
+    if run.next_is_published is not False:
+        return False
+    message = f"returned, but its next stage was not published: {outcomes.describe(error)}"
+    if run.may_run_again:
+        run.pause(message, run.delivery)
+    else:
+        run.end(int(Status.FAILED), message, keep_app_status=False)
+    return True
