@@ -1,8 +1,11 @@
 """A message that is delivered more than once (rule R14): only one execution counts."""
 
 import pytest
+from conftest import load
 from matrix import BEFORE_5_7
 from servers import cut_connections
+
+from celery_statemanager import Status
 
 PATIENCE = 40
 PREFORK, THREADS, GEVENT = (("redis1-redis", pool) for pool in ("prefork", "threads", "gevent"))
@@ -23,9 +26,11 @@ def assert_ran_once(tracked, job, key):
 
 
 @pytest.mark.places(PREFORK, THREADS)
-def test_a_task_longer_than_the_visibility_timeout_runs_once(tracked, start_worker, key, eventually):
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_task_longer_than_the_visibility_timeout_runs_once(tracked, start_worker, key, eventually, size):
+    """A large message is not stored, so that its redelivery is not dropped but delivered again later."""
     worker = start_worker(key, TRACKED_VISIBILITY="2")
-    job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
+    job = tracked.states.submit([tracked.late_gate.s(key, padding="x" * size).set(queue=key)])
     eventually(lambda: received_again(worker, job))
     assert_ran_once(tracked, job, key)
 
@@ -40,6 +45,26 @@ def test_a_task_runs_once_when_its_worker_loses_the_broker_connection(tracked, p
     cut_connections(tracked.app.conf.broker_url)
     eventually(lambda: received_again(worker, job))
     assert_ran_once(tracked, job, key)
+
+
+@pytest.mark.slow
+@pytest.mark.places(("rabbitmq-redis", "prefork"))
+def test_a_requeued_message_that_reaches_the_delivery_limit_of_its_queue_is_sent_again(
+    setting, start_worker, key, eventually, monkeypatch
+):
+    """RabbitMQ drops it silently after two deliveries. The sweep gives up with the third message."""
+    monkeypatch.setenv("TRACKED_QUORUM", key)
+    own = load(setting.environment)
+    start_worker(key)
+    attempts_needed = (3, 100)
+    job = own.states.submit(own.requeue_until_attempt.s(key, last).set(queue=key) for last in attempts_needed)
+    summary = eventually(lambda: job.summary().running == job.summary().not_started == 0 and job.summary(), 90)
+    assert (summary.finished, summary.failed) == (1, 1)
+    state = job.get_state("work", 1)
+    assert (state.status, state.attempt) == (Status.REJECTED, 6)
+    assert state.message == "requeued by the task: not ready; the broker did not deliver it again"
+    own.states.store.close()
+    own.app.close()
 
 
 @pytest.mark.skipif(

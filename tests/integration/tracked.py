@@ -12,6 +12,8 @@ import thrown
 import windows
 from celery import Celery, signals
 from celery.backends.filesystem import FilesystemBackend
+from celery.exceptions import Reject
+from kombu import Queue
 
 from celery_statemanager import StateError, StatefulTask, StateManager, Status, current_state
 from examples import broker
@@ -42,6 +44,9 @@ if "TRACKED_CANCELS" in os.environ:
     app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
 if "TRACKED_TEMPORARY" in os.environ:
     tempfile._candidate_tempdir_list = lambda: [os.environ["TRACKED_TEMPORARY"]]
+if "TRACKED_QUORUM" in os.environ:
+    limits = {"x-queue-type": "quorum", "x-delivery-limit": 1}
+    app.conf.task_queues = [Queue(os.environ["TRACKED_QUORUM"], queue_arguments=limits)]
 states = StateManager(app)
 if "TRACKED_FAULT" in os.environ:
     windows.install(os.environ["TRACKED_FAULT"], states, HOME)
@@ -238,6 +243,13 @@ def stop_main_loop(key):
 def stand_still(request, **_):
     if request.name == stop_main_loop.name:
         wait_for(f"{request.args[0]}.loop", 60)
+
+
+@task(base=StatefulTask, bind=True, tag="work", acks_late=True)
+def requeue_until_attempt(self, key, last):
+    note(key, f"begun {self.state.attempt}")
+    if self.state.attempt < last:
+        raise Reject("not ready", requeue=True)
 
 
 @task(base=StatefulTask, bind=True, tag="work", acks_late=True, rate_limit="1/m")
