@@ -19,6 +19,9 @@ MAX_STATE_BYTES = 65_536
 MAX_DEPTH = 200
 """Deepest nesting of a payload, low enough to decode the payload from within a deep call stack."""
 
+MAX_VALUES = 2_000_000
+"""Maximum number of values in a payload."""
+
 LONGEST_WAIT = 1e9
 """Seconds. Timeouts above this are treated as infinite, because system calls cannot represent them."""
 
@@ -110,12 +113,13 @@ def encode_payload(payload: Any) -> str | None:
     if not isinstance(payload, Mapping):
         raise TypeError(f"payload must be a JSON object (a dict), not {_type_and_repr(payload)}")
     try:
-        _check_nesting(payload, MAX_DEPTH)
+        _check_nesting(payload, MAX_DEPTH, [MAX_VALUES])
         text = json.dumps(dict(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except (TypeError, ValueError) as error:
-        raise type(error)(f"payload is not valid JSON: {error}") from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError  # a subclass may need other arguments
+        raise kind(f"payload is not valid JSON: {error}") from None
     _check_encodable("payload", text)
     return text
 
@@ -209,7 +213,11 @@ def _check_integer(kind: str, value: Any, allowed: range) -> int:
     return number
 
 
-def _check_nesting(value: Any, levels: int) -> None:
+def _check_nesting(value: Any, levels: int, values_left: list[int]) -> None:
+    """Check a value before it is encoded. Lists that share their elements may stand for any number of values."""
+    values_left[0] -= 1
+    if values_left[0] < 0:
+        raise ValueError(f"it has more than {MAX_VALUES:,} values")
     if not isinstance(value, (Mapping, list, tuple)):
         return
     if not levels:
@@ -219,7 +227,7 @@ def _check_nesting(value: Any, levels: int) -> None:
             if not isinstance(key, str):
                 raise TypeError(f"keys must be strings, not {_type_and_repr(key)}")
     for inner in value.values() if isinstance(value, Mapping) else value:
-        _check_nesting(inner, levels - 1)
+        _check_nesting(inner, levels - 1, values_left)
 
 
 def _size(text: str) -> int:

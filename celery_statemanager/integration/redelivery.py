@@ -63,7 +63,7 @@ def resend(app: Celery, text: str) -> None:
 def _to_json(value: Any) -> str | None:
     try:
         text = str(dumps(value))
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001 - an argument's own __json__ may raise anything
         return None
     return text if len(text.encode("utf-8", "replace")) <= MAX_BYTES else None
 

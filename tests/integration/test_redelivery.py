@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import thrown
 from celery import Celery
 from kombu import Queue
 
@@ -87,3 +88,20 @@ def test_kept_message_contains_the_name_of_its_task(task, receive):
     text = redelivery.message_to_json(receive())
     assert redelivery.task_name(text) == "kept.task"
     assert json.loads(text)
+
+
+class Uncooperative:
+    def __json__(self):
+        raise RuntimeError("not today")
+
+
+@pytest.mark.parametrize(
+    "argument", [thrown.VALUES["abyss"](), thrown.VALUES["circle"](), Uncooperative()], ids=range(3)
+)
+def test_a_message_with_arguments_that_cannot_be_encoded_is_not_kept(task, argument):
+    """With another serializer than JSON, a task gets any object."""
+    task.push_request(args=(argument,), kwargs={}, id="x", retries=0)
+    try:
+        assert redelivery.execution_to_json(task) is None
+    finally:
+        task.pop_request()

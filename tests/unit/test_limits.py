@@ -6,6 +6,9 @@ import enum
 import itertools
 import json
 import sys
+from collections import UserDict
+from datetime import datetime, timezone
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -138,6 +141,21 @@ def test_encode_payload_accepts_mappings_tuples_and_enums() -> None:
     assert limits.encode_payload({"a": {"b": Status.FAILED}}) == '{"a":{"b":-1}}'
 
 
+def shared(levels: int) -> Any:
+    """Return a list of few objects that stands for 2 ** levels values."""
+    value: Any = 0
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+class Unreadable(UserDict[str, int]):
+    """A mapping whose content raises a ``ValueError`` that takes five arguments."""
+
+    def __iter__(self) -> Any:
+        return iter(b"\xff".decode())
+
+
 def cycle() -> dict[str, Any]:
     payload: dict[str, Any] = {"list": []}
     payload["list"].append(payload)
@@ -173,6 +191,10 @@ def deep(levels: int, *, of: type = dict) -> Any:
         (cycle(), ValueError, "contains itself"),
         (deep(100_000), ValueError, "nested too deeply"),
         (deep(100_000, of=list), ValueError, "nested too deeply"),
+        ({"a": shared(100)}, ValueError, "not valid JSON: it has more than 2,000,000 values"),
+        ({"a": datetime(2026, 1, 1, tzinfo=timezone.utc)}, TypeError, "not valid JSON"),
+        ({"a": Decimal(1)}, TypeError, "not valid JSON"),
+        (Unreadable(), ValueError, "not valid JSON"),
     ],
     ids=itertools.count(),
 )

@@ -1,0 +1,116 @@
+"""``self.replace`` with random canvases ends a cell as the same replacement ends a plain task, in eager mode."""
+
+import uuid
+
+import pytest
+from celery import Celery, chain, chord, group
+from celery.result import allow_join_result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from celery_statemanager import StatefulTask, StateManager
+
+NODES = st.recursive(
+    st.tuples(st.sampled_from(["leaf", "leaf", "immutable", "fails"]), st.integers(0, 9)),
+    lambda inner: st.tuples(
+        st.sampled_from(["group", "generated", "chain", "piped", "chord", "linked"]), st.lists(inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def app():
+    app = Celery(
+        "canvases",
+        set_as_current=False,
+        task_always_eager=True,
+        broker="memory://",
+        result_backend="cache+memory://",
+        statemanager_store_url=f"memory://{uuid.uuid4().hex}",
+    )
+    StateManager(app)
+    with app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def tasks(app):
+    """Return the tasks: the leaves of a canvas, and the tracked and the plain one that are replaced by it."""
+
+    @app.task(name="leaf", shared=False)
+    def leaf(*args):
+        return ["leaf", *args]
+
+    @app.task(name="fails", shared=False)
+    def fails(*args):
+        raise ValueError(args)
+
+    def replace(self, node):
+        with allow_join_result():  # a plain task cannot be replaced in eager mode without it
+            return self.replace(build(app, node))
+
+    return {
+        "leaf": leaf,
+        "fails": fails,
+        "tracked": app.task(replace, name="tracked", base=StatefulTask, bind=True, shared=False),
+        "plain": app.task(replace, name="plain", bind=True, shared=False),
+    }
+
+
+def build(app, node):
+    """Create the canvas that nested lists describe. Raises whatever Celery raises for one that it does not allow."""
+    kind, content = node
+    leaf = app.tasks["leaf"]
+    if not isinstance(content, (list, tuple)):
+        return app.tasks["fails"].s() if kind == "fails" else (leaf.si if kind == "immutable" else leaf.s)(content)
+    parts = [build(app, each) for each in content]
+    if kind in {"group", "generated"}:
+        return group(parts if kind == "group" else iter(parts), app=app)
+    if kind == "chain":
+        return chain(*parts, app=app)
+    if kind == "chord":
+        return chord(parts[:-1], parts[-1], app=app)
+    first, *others = parts
+    if kind == "linked":
+        first.link(leaf.s("linked"))
+        return first
+    for each in others:
+        first |= each
+    return first
+
+
+def outcome(task, node):
+    try:
+        result = task.apply_async((node,))
+    except Exception as error:  # noqa: BLE001 - Celery may not run the canvas
+        return type(error).__name__
+    return result.state, repr(result.result)
+
+
+@pytest.mark.timeout(900)
+def test_a_replacement_ends_as_that_of_a_plain_task(app, tasks, pytestconfig):
+    counted = {True: 0, False: 0}
+
+    @settings(
+        max_examples=5_000 if pytestconfig.getoption("--full") else 150,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(NODES)
+    def play(node):
+        try:
+            build(app, node)
+        except Exception:  # noqa: BLE001 - not a canvas, whoever runs it
+            return
+        plain = outcome(tasks["plain"], node)
+        assert outcome(tasks["tracked"], node) == plain
+        (state,) = StateManager(app).submit([tasks["tracked"].s(node)]).list_states()
+        succeeded = plain[0] == "SUCCESS"
+        assert (state.finished, state.failed) == (succeeded, not succeeded)
+        counted[succeeded] += 1
+
+    play()
+    assert counted[True] > 10
+    assert counted[False] > 10
