@@ -11,6 +11,7 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
+from celery_statemanager.aggregate import visible_state
 from celery_statemanager.cli.common import (
     find_job,
     format_option,
@@ -25,6 +26,7 @@ from celery_statemanager.cli.rendering.job_view import Callback, JobView, job_li
 from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.codec import compact, job_to_wire, moment_to_wire, state_of, state_to_wire, summary_to_wire
 from celery_statemanager.failures import FailureGroup, FailureReport, group_failures
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State
 from celery_statemanager.overview import Overview, overview
 from celery_statemanager.records import CALLBACK_ROW, JobRecord, to_datetime
@@ -88,9 +90,9 @@ def _read(store: Store, job: JobRecord, limit: int) -> JobView:
     shown = overview(store, job.ref, indexes=True)
     callbacks = {name: _callback(store, shown.job, name) for name in shown.job.latches}
     most = max(limit, MOST_FAILED)
-    failed = [state for each in islice(_cells(shown, "failed"), most) for state in _state(store, shown.job, *each)]
-    running = [state for each in islice(_cells(shown, "running"), limit) for state in _state(store, shown.job, *each)]
-    count = sum(len(rows or ()) for column in shown.columns for rows in (column.failed, column.running))
+    failed = [_state(store, shown.job, *each) for each in islice(_cells(shown, "failed"), most)]
+    running = [_state(store, shown.job, *each) for each in islice(_cells(shown, "running"), limit)]
+    count = _count(shown, "failed") + _count(shown, "running")
     return JobView(
         shown,
         callbacks,
@@ -103,29 +105,37 @@ def _read(store: Store, job: JobRecord, limit: int) -> JobView:
 
 
 def _cells(shown: Overview, kind: str) -> Iterator[tuple[str, int]]:
-    """Yield the cells of a class: ``failed``, ``running`` or ``not_run``."""
+    """Yield the cells of a class, ``failed``, ``running`` or ``not_run``; those that a cancellation ended last."""
     for column in shown.columns:
         yield from ((column.tag, row) for row in getattr(column, kind) or ())
+    for column, rows in zip(shown.columns, _rows(shown, kind)):
+        yield from ((column.tag, row) for row in rows.without(getattr(column, kind) or IndexSet()))
+
+
+def _rows(shown: Overview, kind: str) -> Iterator[IndexSet]:
+    """Yield the rows of each column whose cell is of a class, as readers see it."""
+    for summary in shown.tags.values():
+        yield getattr(summary, f"{kind}_indexes") or IndexSet()
+
+
+def _count(shown: Overview, kind: str) -> int:
+    return sum(map(len, _rows(shown, kind)))
 
 
 def _grouped(store: Store, shown: Overview, failed: list[State]) -> FailureReport:
     """Group failed cells by cause, together with the first cells that were not run; the others are only counted."""
     not_run = islice(_cells(shown, "not_run"), MOST_FAILED)
-    blocked = [state for each in not_run for state in _state(store, shown.job, *each)]
+    blocked = [_state(store, shown.job, *each) for each in not_run]
     report = group_failures([*failed, *blocked])
-    counts = (sum(len(getattr(column, kind) or ()) for column in shown.columns) for kind in ("failed", "not_run"))
-    all_failed, all_not_run = counts
     return replace(
         report,
-        other_failed=report.other_failed + max(0, all_failed - len(failed)),
-        other_not_run=report.other_not_run + max(0, all_not_run - len(blocked)),
+        other_failed=report.other_failed + max(0, _count(shown, "failed") - len(failed)),
+        other_not_run=report.other_not_run + max(0, _count(shown, "not_run") - len(blocked)),
     )
 
 
-def _state(store: Store, job: JobRecord, tag: str, row: int) -> Iterator[State]:
-    cell = store.get_cell(job.ref, tag, row)
-    if cell is not None:
-        yield state_of(job.job_id, tag, row, cell)
+def _state(store: Store, job: JobRecord, tag: str, row: int) -> State:
+    return visible_state(job, tag, row, store.get_cell(job.ref, tag, row))
 
 
 def _callback(store: Store, job: JobRecord, name: str) -> Callback:

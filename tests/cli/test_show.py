@@ -120,10 +120,26 @@ def test_a_callback_that_will_not_be_called(store, run, write):
 
 def test_a_cancelled_job(store, etl, run, shown, cancel):
     cancel(store, etl, "user asked")
-    assert shown(etl)["cancelled"]["reason"] == "user asked"
+    found = shown(etl)
+    assert found["cancelled"]["reason"] == "user asked"
     text = run(etl).stdout
     assert ": user asked" in text
     assert "cancelled" in text.splitlines()[0]
+
+
+def test_a_cancelled_job_shows_the_cells_that_the_cancellation_ended(store, etl, run, shown, cancel):
+    cancel(store, etl, "user asked")
+    found = shown(etl)
+    cancelled = {each["tag"]: each["taskIDs"] for each in found["failures"] if each["status"] == Status.CANCELLED}
+    assert cancelled == {"ingest": "5-8", "export": "0-2,4-9"}
+    states = [(each["tag"], each["taskID"], each["status"], each["message"]) for each in found["states"]]
+    assert states[:3] == [
+        ("ingest", 9, -5, "too slow"),
+        ("export", 3, -1, "no\x1b[2J such page"),
+        ("ingest", 5, -7, "user asked"),
+    ]
+    assert len(states) + found["statesHidden"] == 16
+    assert re.search(r"CANCELLED +ingest +5-8", run(etl).stdout)
 
 
 def test_a_job_without_a_plan_that_is_marked_deleted(store, run):
