@@ -45,7 +45,7 @@ def _is_reported(request: Any, task: Any, error: BaseException) -> bool:
 
 
 def _report(run: Run, request: Any, error: BaseException) -> None:
-    """Give the exception to Celery as a prefork child does, which acknowledges or requeues the message."""
+    """Pass the exception to Celery as a prefork child does, which acknowledges or requeues the message."""
     exits = outcomes.is_a(error, SystemExit) or outcomes.is_a(error, KeyboardInterrupt)
     if not exits:  # Celery may requeue or retry a task that exits
         run.end(*outcomes.failure(error))
