@@ -22,6 +22,7 @@ from celery_statemanager.errors import JobCancelled
 from celery_statemanager.integration import spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
+from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_own_strategy
 from celery_statemanager.integration.task import outcomes, running, stages
 from celery_statemanager.integration.task.aborted import end_aborted
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
@@ -163,8 +164,12 @@ def _on_ignored(run: Run, retval: Any) -> None:
 
 def _on_received(request: Any = None, **_: Any) -> None:
     tracker = tracker_of(request.app)
-    if tracker is not None:
-        tracker.held_messages.add(request)
+    if tracker is None:
+        return
+    tracker.held_messages.add(request)
+    if has_own_strategy(request.task):  # its submitter did not know the task
+        why = f"not tracked: {NOT_TRACKED}"
+        main.report(request.app, request.id, request.request_dict, int(Status.REJECTED), why, began=False)
 
 
 def _on_revoked(

@@ -183,3 +183,54 @@ def test_an_eager_body_that_is_aborted_ends_its_cell(error, status, message):
         states.submit([work.s()], job_id="aborted")
     state = states.job("aborted").get_state("work", 0)
     assert (state.status, state.message) == (status, message)
+
+
+BATCHES = """
+    from celery import signals
+    from celery.worker.request import Request
+
+    app = new_app()
+    states = StateManager(app)
+
+    class Batches(app.Task):
+        # handles messages as celery-batches does: it runs no task by Celery's tracer
+
+        def Strategy(self, task, app, consumer):
+            def handle(message, body, ack, reject, callbacks, **_):
+                request = Request(
+                    message, on_ack=ack, on_reject=reject, app=app, hostname=consumer.hostname, task=task,
+                    eventer=consumer.event_dispatcher, connection_errors=consumer.connection_errors,
+                    body=message.body, headers=message.headers, decoded=False, utc=True,
+                )
+                signals.task_received.send(sender=consumer, request=request)
+                task.run([request])
+                request.acknowledge()
+
+            return handle
+
+    @app.task(base=Batches, typing=False)
+    def batch(requests):
+        note("ran", len(requests))
+
+    @app.task(base=StatefulTask, tag="work")
+    def alone(): ...
+"""
+NOT_TRACKED = "its class has a Strategy of its own, which runs messages in another way"
+
+
+def test_a_task_with_a_strategy_of_its_own_is_refused(project):
+    shop = project(BATCHES)
+    with pytest.raises(ValueError, match=rf"member 1, task {shop.name}\.batch: {NOT_TRACKED}"):
+        shop.states.submit([shop.alone.s(), shop.batch.s()])
+    with pytest.raises(ValueError, match=rf"on_success, task {shop.name}\.batch: {NOT_TRACKED}"):
+        shop.states.submit([shop.alone.s()], on_success=shop.batch.s())
+
+
+def test_a_row_of_a_task_with_a_strategy_that_its_submitter_does_not_know_ends(project):
+    shop = project(BATCHES)
+    shop.start_worker(pool="threads")
+    del shop.app.tasks[f"{shop.name}.batch"]
+    job = shop.states.submit([shop.app.signature(f"{shop.name}.batch")])
+    assert job.wait(60).failed == 1
+    state = job.get_state("default", 0)
+    assert (state.status, state.message[:60]) == (Status.REJECTED, f"not tracked: {NOT_TRACKED}"[:60])

@@ -12,8 +12,8 @@ from celery.canvas import Signature, group, maybe_signature
 from kombu.utils.json import JSONEncoder, object_hook
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import TAG_HEADER
+from celery_statemanager.integration.submission.calls import check_call
 from celery_statemanager.limits import MAX_TASKS, check_name
 from celery_statemanager.plan import Plan, PlanSpec
 
@@ -122,26 +122,6 @@ def _stages(row: int, member: Any) -> Stages:
         if "task_id" in part.options:
             raise ValueError(f"member {row} ({part.task}) has its own task_id: leave it out, the job assigns the ids")
     return parts
-
-
-def check_call(app: Celery, what: str, signature: Signature[Any], *prepended: Any) -> None:
-    """Check the arguments of a signature as Celery does when it publishes it; skip the task of another app.
-
-    Args:
-        what: the name of the call for the error.
-        prepended: the arguments that the task gets before those of the signature, unless it is immutable.
-
-    Raises: TypeError – the task does not take the arguments; ConfigurationError – the task has an invalid policy.
-    """
-    task = app.tasks.get(signature.task or "")
-    redelivery.check_task(task)
-    check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
-    if check is None:
-        return
-    try:
-        check(*(() if signature.immutable else prepended), *(signature.args or ()), **(signature.kwargs or {}))
-    except TypeError as error:
-        raise TypeError(f"{what}, task {signature.task}: {error}") from None
 
 
 class _Shapes:

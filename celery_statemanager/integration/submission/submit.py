@@ -20,7 +20,7 @@ from celery_statemanager.errors import StoreUnavailable, SubmitFailed
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.submission import members
+from celery_statemanager.integration.submission import calls, members
 from celery_statemanager.integration.submission.delays import Delays
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.members import Members, Stages, as_signature
@@ -95,7 +95,7 @@ def _latch(app: Celery, name: str, callback: Any) -> Latch:
     text = callback_to_json(name, callback)
     if callback is not None:
         try:
-            members.check_call(app, f"on_{name}", callback, "job_id")
+            calls.check_call(app, f"on_{name}", callback, "job_id")
         except TypeError as error:
             hint = "it is immutable and gets only its own arguments"
             hint = hint if callback.immutable else f"the job_id is prepended, {callback.task}.si(…) leaves it out"

@@ -1,0 +1,43 @@
+"""Checks of one call of a task, before its message is published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, Task
+from celery.canvas import Signature
+
+from celery_statemanager.integration import redelivery
+
+
+def check_call(app: Celery, what: str, signature: Signature[Any], *prepended: Any) -> None:
+    """Check the arguments of a signature as Celery does when it publishes it; skip the task of another app.
+
+    Args:
+        what: the name of the call for the error.
+        prepended: the arguments that the task gets before those of the signature, unless it is immutable.
+
+    Raises: TypeError – the task does not take the arguments; ValueError – the task cannot be tracked;
+        ConfigurationError – the task has an invalid policy.
+    """
+    task = app.tasks.get(signature.task or "")
+    redelivery.check_task(task)
+    if task is not None and has_own_strategy(task):
+        raise ValueError(
+            f"{what}, task {signature.task}: {NOT_TRACKED}; submit a task without a Strategy, which may call this one"
+        )
+    check = getattr(task, "__header__", None) if getattr(task, "typing", False) else None
+    if check is None:
+        return
+    try:
+        check(*(() if signature.immutable else prepended), *(signature.args or ()), **(signature.kwargs or {}))
+    except TypeError as error:
+        raise TypeError(f"{what}, task {signature.task}: {error}") from None
+
+
+NOT_TRACKED = "its class has a Strategy of its own, which runs messages in another way, for example in batches"
+
+
+def has_own_strategy(task: Any) -> bool:
+    """Return whether a task runs its messages in a way of its own, so that Celery sends no signals about each."""
+    return bool(task.Strategy != Task.Strategy)
