@@ -179,7 +179,8 @@ class JobDiagnosis:
         where = f"on {host}, worker pid {pid}, {attempt}, {wrote}"
         if worker is not None and worker.lease_until > self._now and self._listed(worker, tag, row, cell):
             left = self._age(2 * self._now - worker.lease_until)
-            return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more)"
+            limits = f"; {worker.report.limits}" if worker.report.limits else ""
+            return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more){limits}"
         return "lost", f"lost {where}: its worker is gone or no longer lists it; {self._fate(cell.kept)}"
 
     def _listed(self, worker: WorkerShare, tag: str, row: int, cell: Cell) -> bool:

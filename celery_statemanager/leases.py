@@ -80,6 +80,7 @@ class Report:
         ended: names of cells whose attempts the worker has ended itself, with the time by which their bodies had ended.
         stopping: whether the worker is shutting down.
         idle: seconds for which the main loop of the worker has stood still.
+        limits: which time limits have no effect in the worker's pool, as text; empty if all have.
     """
 
     running: Sequence[str] = ()
@@ -92,6 +93,7 @@ class Report:
     ended: Mapping[str, int] = field(default_factory=dict)
     stopping: bool = False
     idle: float = 0.0
+    limits: str = ""
 
     @property
     def lists_all(self) -> bool:
@@ -138,7 +140,7 @@ class Report:
         body.add("ended", self.ended.items(), MOST_BYTES_OF_CELLS)
         for kind in ("parts", "received"):
             body.add(kind, (each.to_list() for each in getattr(self, kind)), MOST_BYTES)
-        return body.text(stopping=self.stopping, idle=round(self.idle, 3)), body.cut
+        return body.text(stopping=self.stopping, idle=round(self.idle, 3), limits=self.limits), body.cut
 
     @classmethod
     def from_record(cls, record: WorkerRecord) -> Report:
@@ -159,8 +161,9 @@ class Report:
             for rows in (body["received"], body.get("parts", ()))
         )
         ended, stopping = dict(body.get("ended", ())), body.get("stopping", False)  # earlier releases do not write them
+        idle, limits = body.get("idle", 0.0), body.get("limits", "")
         lists = body["running"], body["previous"], body["pending"], received, parts, body.get("cut", ())
-        return cls(*lists, ended=ended, stopping=stopping, idle=body.get("idle", 0.0))
+        return cls(*lists, ended=ended, stopping=stopping, idle=idle, limits=limits)
 
 
 def _shortened(message: str | None) -> str | None:
@@ -181,7 +184,7 @@ class _Body:
 
     def __init__(self) -> None:
         self.cut: list[str] = []
-        self._size = 200  # enough for the keys and the list of cuts
+        self._size = 400  # enough for the keys and the other values
         self._parts: dict[str, str] = {}
 
     def add(self, kind: str, values: Iterable[Any], most: int) -> None:

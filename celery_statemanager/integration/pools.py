@@ -32,6 +32,11 @@ class Pool:
     green: bool = False
     lacks: str = ""
 
+    @property
+    def limits(self) -> str:
+        """The sentence that ``why-state`` adds to a running task."""
+        return f"{self.lacks} have no effect in the {self.name} pool" if self.lacks else ""
+
 
 PREFORK = Pool("prefork", "celery.concurrency.prefork", one_body=True)
 POOLS = (

@@ -7,6 +7,7 @@ from celery import Celery
 from celery.concurrency import gevent, prefork, solo, thread
 
 from celery_statemanager import StatefulTask, StateManager, Status
+from celery_statemanager.explain import explain
 from celery_statemanager.integration import pools
 
 ASYNCIO = """
@@ -234,3 +235,35 @@ def test_a_row_of_a_task_with_a_strategy_that_its_submitter_does_not_know_ends(p
     assert job.wait(60).failed == 1
     state = job.get_state("default", 0)
     assert (state.status, state.message[:60]) == (Status.REJECTED, f"not tracked: {NOT_TRACKED}"[:60])
+
+
+@pytest.mark.parametrize(
+    ("pool", "limits"),
+    [
+        ("prefork", ""),
+        ("threads", "soft and hard time limits have no effect in the threads pool"),
+        ("gevent", "soft time limits have no effect in the gevent pool"),
+    ],
+)
+def test_why_state_reports_time_limits_without_effect(project, pool, limits):
+    shop = project("""
+        app = new_app()
+        states = StateManager(app)
+
+        @app.task(base=StatefulTask, tag="work", time_limit=60)
+        def work():
+            while not (HOME / "go").exists():
+                time.sleep(0.01)
+        """)
+    shop.start_worker(pool=pool)
+    job = shop.states.submit([shop.work.s()])
+    store, key = shop.states.store, job.manager.ref.key
+
+    def running():
+        return [each.text for each in explain(store, store.get_job(key)) if each.code == "running"]
+
+    assert shop.wait(running)
+    (text,) = running()
+    assert text.partition("more)")[2].removeprefix("; ") == limits
+    (shop.home / "go").touch()
+    job.wait(60)

@@ -166,6 +166,13 @@ def test_a_running_row_reports_worker_attempt_and_age(store, job, clock):
     assert ("scan", "1", "running", expected) in reasons(store, job)
 
 
+def test_a_running_row_reports_time_limits_without_effect(store, job):
+    begin(store, job, "scan", 1)
+    limits = "soft time limits have no effect in the gevent pool"
+    leases.renew(store, WORKER, Report([cell_name(job.ref, "scan", 1)], limits=limits), 30.0)
+    assert [text.rpartition("; ")[2] for _, rows, code, text in reasons(store, job) if code == "running"] == [limits]
+
+
 @pytest.mark.parametrize(("kept", "fate"), [(None, "it is marked LOST"), ("message", "its message is sent again")])
 def test_a_lost_row_reports_the_next_sweep_and_its_effect(store, job, clock, kept, fate):
     begin(store, job, "scan", 1, kept=kept)

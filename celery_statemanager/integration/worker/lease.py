@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from celery_statemanager import leases
-from celery_statemanager.integration import redelivery, requests
+from celery_statemanager.integration import pools, redelivery, requests
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.copies import copy_of_received
 from celery_statemanager.integration.installed import Tracker
@@ -144,7 +144,8 @@ class Lease:
         self._put(Report([*running], parts=parts), is_stopping=True, lease=lease)
 
     def _put(self, report: Report, *, is_stopping: bool, lease: float | None = None) -> list[str]:
-        report = replace(report, ended=self._ended, stopping=is_stopping, idle=self._idle())
+        idle, limits = self._idle(), pools.current().limits
+        report = replace(report, ended=self._ended, stopping=is_stopping, idle=idle, limits=limits)
         return leases.renew(self._store, self._worker_id, report, self._settings.lease if lease is None else lease)
 
     def _running(self) -> dict[str, None]:
