@@ -267,3 +267,43 @@ def test_why_state_reports_time_limits_without_effect(project, pool, limits):
     assert text.partition("more)")[2].removeprefix("; ") == limits
     (shop.home / "go").touch()
     job.wait(60)
+
+
+def test_what_the_faq_says_of_a_killed_child(project):
+    shop = project("""
+        import signal
+
+        app = new_app()
+        states = StateManager(app)
+
+        def killing(name, **options):
+            @app.task(name=name, base=StatefulTask, tag="work", shared=False, **options)
+            def kill(times=1):
+                note(name)
+                if len((HOME / name).read_text().split()) <= times:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return kill
+
+        early, late = killing("early"), killing("late", acks_late=True)
+        requeued = killing("requeued", acks_late=True, on_lost="requeue")
+        rejected = killing("rejected", acks_late=True, reject_on_worker_lost=True)
+        always = killing("always", acks_late=True, reject_on_worker_lost=True)
+
+        @app.task(base=StatefulTask, tag="work")
+        def other():
+            note("other")
+        """)
+    worker = shop.start_worker(concurrency=2)
+    names = ["early", "late", "requeued", "rejected"]
+    members = [getattr(shop, name).s() for name in names] + [shop.always.s(99)] + [shop.other.s() for _ in range(4)]
+    job = shop.states.submit(members)
+    job.wait(60)
+    states = [job.get_state("work", row) for row in range(len(members))]
+    for row, name in enumerate(names[:3]):
+        assert states[row].status == Status.LOST, name
+        assert states[row].message.startswith("WorkerLostError"), name
+        assert len(shop.notes(name)) == 1, name
+    assert (states[3].status, len(shop.notes("rejected"))) == (Status.FINISHED, 2)
+    assert (states[4].status, len(shop.notes("always"))) == (Status.LOST, 3)
+    assert [each.status for each in states[5:]] == [Status.FINISHED] * 4
+    assert worker.process.poll() is None
