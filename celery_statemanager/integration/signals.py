@@ -24,7 +24,7 @@ from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_own_strategy
 from celery_statemanager.integration.task import outcomes, running, stages
-from celery_statemanager.integration.task.aborted import end_aborted
+from celery_statemanager.integration.task.aborted import end_aborted, end_aborted_part
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.task.replacement import end_part, mark_message, running_part, start_part
 from celery_statemanager.integration.task.run import Run, run_of, start_run
@@ -117,12 +117,14 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
 
 @_repeated_after_limit
 def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
-    run = run_of(task)
+    run, part, error = run_of(task), running_part(task), sys.exc_info()[1]
     if run is None:
-        end_part(task, state, retval)
+        if part is not None and state is None:
+            end_aborted_part(part, task, error)
+        else:
+            end_part(task, state, retval)
         return
     run.tracker.held_messages.remove_body(run)
-    error = sys.exc_info()[1]
     if state is None:
         end_aborted(run, task, error)
     else:

@@ -307,3 +307,34 @@ def test_what_the_faq_says_of_a_killed_child(project):
     assert (states[4].status, len(shop.notes("always"))) == (Status.LOST, 3)
     assert [each.status for each in states[5:]] == [Status.FINISHED] * 4
     assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_an_aborted_part_of_a_replacement_ends_the_row(project, pool):
+    shop = project("""
+        import asyncio, sys
+
+        app = new_app()
+        states = StateManager(app)
+
+        @app.task(acks_late=True)
+        def part(how):
+            note("ran", how)
+            if how == "cancel":
+                raise asyncio.CancelledError("away")
+            sys.exit(3)
+
+        @app.task
+        def last(*_): ...
+
+        @app.task(base=StatefulTask, bind=True, tag="work")
+        def work(self, how):
+            raise self.replace(chain(part.si(how), last.si()))
+        """)
+    shop.start_worker(pool=pool)
+    job = shop.states.submit([shop.work.s("cancel"), shop.work.s("exit")])
+    assert job.wait(60).failed == 2
+    cancelled, exited = (job.get_state("work", row) for row in range(2))
+    assert (cancelled.status, cancelled.message[:20]) == (Status.FAILED, "CancelledError: away")
+    assert exited.status == Status.LOST
+    assert sorted(shop.notes("ran")) == ["cancel", "exit"]

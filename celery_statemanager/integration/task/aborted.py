@@ -6,6 +6,7 @@ Celery reports it from a prefork child. In its other pools it leaves the message
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -14,6 +15,7 @@ from celery.worker import state as worker_state
 
 from celery_statemanager.integration import pools
 from celery_statemanager.integration.task import outcomes, running
+from celery_statemanager.integration.task.replacement import Part
 from celery_statemanager.integration.task.run import Run
 
 logger = logging.getLogger(__name__)
@@ -44,14 +46,27 @@ def _is_reported(request: Any, task: Any, error: BaseException) -> bool:
     return limit is not None and getattr(error, "seconds", None) == limit
 
 
+def end_aborted_part(part: Part, task: Any, error: BaseException | None) -> None:
+    """End the cell of a replacement whose part was aborted; see ``end_aborted``."""
+    request = part.tracker.held_messages.of_execution(task.request)
+    if task.request.is_eager or outcomes.is_a(error, Exception):
+        part.end(*outcomes.failure(SystemExit() if error is None else error))
+    elif request is not None and error is not None and not _is_reported(request, task, error):
+        _pass_to_celery(request, error, lambda: part.end(*outcomes.failure(error)))
+
+
 def _report(run: Run, request: Any, error: BaseException) -> None:
+    running.attach(request._context, run)  # Celery sends its signals about the exception with this one
+    _pass_to_celery(request, error, lambda: run.end(*outcomes.failure(error)))
+
+
+def _pass_to_celery(request: Any, error: BaseException, end: Callable[[], object]) -> None:
     """Pass the exception to Celery as a prefork child does, which acknowledges or requeues the message."""
     exits = outcomes.is_a(error, SystemExit) or outcomes.is_a(error, KeyboardInterrupt)
     if not exits:  # Celery may requeue or retry a task that exits
-        run.end(*outcomes.failure(error))
-    running.attach(request._context, run)  # Celery sends its signals about the exception with this one
+        end()
     try:
         request.on_failure(ExceptionInfo((type(error), error, error.__traceback__)))
     except Exception:
-        logger.exception("Celery cannot record that a task raised %s", type(error).__name__, extra=run.log_extra)
-        run.end(*outcomes.failure(error))
+        logger.exception("Celery cannot record that task %s raised %s", request.id, type(error).__name__)
+        end()

@@ -17,6 +17,7 @@ from celery.exceptions import Reject
 from celery.utils.functional import maybe_list
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound
+from celery_statemanager.integration import pools
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, Binding, part_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
@@ -63,8 +64,8 @@ def start_part(task: Task[Any, Any]) -> bool:
 
 
 def running_part(task: Any) -> Part | None:
-    """Return the current execution of a task as a part; None if it is none."""
-    request = task.request if task else None
+    """Return the current execution of a task as a part; None if it is none, or where the request may be another's."""
+    request = task.request if task and pools.current().known else None
     return None if request is None else request.__dict__.get(_ATTRIBUTE)
 
 
