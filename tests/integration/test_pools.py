@@ -9,6 +9,7 @@ from celery.concurrency import gevent, prefork, solo, thread
 from celery_statemanager import StatefulTask, StateManager, Status
 from celery_statemanager.explain import explain
 from celery_statemanager.integration import pools
+from celery_statemanager.integration.binding import Binding
 
 ASYNCIO = """
     import asyncio
@@ -338,3 +339,28 @@ def test_an_aborted_part_of_a_replacement_ends_the_row(project, pool):
     assert (cancelled.status, cancelled.message[:20]) == (Status.FAILED, "CancelledError: away")
     assert exited.status == Status.LOST
     assert sorted(shop.notes("ran")) == ["cancel", "exit"]
+
+
+def test_a_body_that_is_aborted_after_a_revoke_ends(project):
+    """The threads pool cannot terminate a body: the revoke has no effect on it."""
+    shop = project("""
+        import asyncio
+
+        app = new_app()
+        states = StateManager(app)
+
+        @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True)
+        def work(self):
+            from celery.worker.state import revoked
+            note("ran")
+            while self.request.id not in revoked:
+                time.sleep(0.01)
+            raise asyncio.CancelledError("away")
+        """)
+    shop.start_worker(pool="threads")
+    job = shop.states.submit([shop.work.s()])
+    assert shop.wait(lambda: shop.notes("ran"))
+    shop.app.control.revoke(Binding(job.manager.ref, 0, "work").celery_task_id)
+    assert job.wait(60).failed == 1
+    state = job.get_state("work", 0)
+    assert (state.status, state.message) == (Status.FAILED, "CancelledError: away")

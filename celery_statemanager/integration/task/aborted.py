@@ -38,7 +38,9 @@ def _is_reported(request: Any, task: Any, error: BaseException) -> bool:
     """Return whether Celery itself has stopped the task, and reports that."""
     if outcomes.is_a(error, WorkerShutdown) or outcomes.is_a(error, WorkerTerminate):
         return True
-    if request.id in worker_state.revoked or request._already_revoked or request._already_cancelled:
+    if request._already_revoked or request._already_cancelled:
+        return True
+    if type(error).__name__ == "GreenletExit" and request.id in worker_state.revoked:  # eventlet ends the body first
         return True
     if (type(error).__module__, type(error).__name__) != ("gevent.timeout", "Timeout"):
         return False
