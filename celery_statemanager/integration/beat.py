@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from celery import Task
@@ -35,20 +34,8 @@ def install(tracker: Tracker) -> None:
 
     A spawned child shares them with all its apps, so each uses the tracker of the app that runs it.
     """
-    register = partial(tracker.app.task, ignore_result=True, shared=False, bind=True)
-
-    @register(name=COLLECT)
-    def collect(self: Any) -> dict[str, Any]:
-        return _collect(_tracker(self))
-
-    @register(name=SWEEP)
-    def sweep_once(self: Any) -> dict[str, Any]:
-        return asdict(sweep(_tracker(self)))
-
-    @register(name=MIGRATE)
-    def migrate(self: Any) -> dict[str, Any]:
-        return _migrate(_tracker(self))
-
+    for name, function in {COLLECT: _collect, SWEEP: _sweep, MIGRATE: _migrate}.items():
+        tracker.app.task(name=name, ignore_result=True, shared=False, bind=True)(function)
     at_start(tracker, _add_entries)
 
 
@@ -76,15 +63,21 @@ def _entry(task: str, when: Any) -> dict[str, Any]:
     return {"task": task, "schedule": when, "options": {"expires": expires}}
 
 
-def _migrate(tracker: Tracker) -> dict[str, Any]:
+def _sweep(task: Task[Any, Any]) -> dict[str, Any]:
+    return asdict(sweep(_tracker(task)))
+
+
+def _migrate(task: Task[Any, Any]) -> dict[str, Any]:
     """Migrate, except jobs of other programs: only an operator can confirm that these no longer write."""
+    tracker = _tracker(task)
     migrated = migrate_jobs(tracker.store, tracker.settings.migrate_target, foreign=False)
     if migrated:
         logger.info("migrated: %s", migrated)
     return asdict(migrated)
 
 
-def _collect(tracker: Tracker) -> dict[str, Any]:
+def _collect(task: Task[Any, Any]) -> dict[str, Any]:
+    tracker = _tracker(task)
     settings = tracker.settings
     if settings.gc_tombstone_age is None:
         raise ConfigurationError(

@@ -44,6 +44,7 @@ def test_a_child_writes_with_the_state_manager_of_the_module(project, start_meth
     assert str(worker.process.pid) not in pids
     assert set(zip(*rest)) == {("True", "FaultyStore", job.id)}
     assert "no StateManager" not in shop.log()
+    assert "DuplicateTaskNameWarning" not in shop.log()
 
 
 def test_a_child_that_imports_no_module_with_a_state_manager_writes_states(project):
