@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -22,20 +23,34 @@ WAL_BYTES = 16 * 2**20
 _OLDEST = (3, 25, 0)
 _RETRY_PAUSE = 0.01
 
-_HINTS: tuple[tuple[str, type[StoreError], str], ...] = (
+_BUSY = r"is locked|locking protocol|schema has changed"
+_RULES: tuple[tuple[str, type[StoreError], str], ...] = (
     (
-        "is locked",
+        r"is locked|locking protocol",
         StoreUnavailable,
         "another process held its lock for more than {timeout:g} s; increase the store timeout to wait longer",
     ),
-    ("disk is full", StoreUnavailable, "free space on its disk"),
-    ("disk I/O error", StoreUnavailable, "check its disk and the system log"),
-    ("unable to open", StoreUnavailable, "check that its directory exists, and the limit of open files"),
-    ("readonly", StoreError, "grant this user write access to the file and its directory"),
-    ("malformed", StoreError, "the file is damaged: restore it, or move it away to start with an empty one"),
-    ("not a database", StoreError, "another program has overwritten the file: restore it, or move it away"),
+    (r"schema has changed", StoreUnavailable, "another process has upgraded its tables; try again"),
+    (r"is full", StoreUnavailable, "free space on its disk"),
+    (r"disk I/O error", StoreUnavailable, "check its disk and the system log"),
+    (r"unable to open", StoreUnavailable, "check that its directory exists, and the limit of open files"),
+    (r"out of memory", StoreUnavailable, "this process or its machine has no memory left"),
+    (r"interrupted", StoreUnavailable, "the call was interrupted; repeat it"),
+    (r"readonly|permission denied", StoreError, "grant this user write access to the file and its directory"),
+    (r"malformed", StoreError, "the file is damaged: restore it, or move it away to start with an empty one"),
+    (
+        r"not a database|unsupported file format",
+        StoreError,
+        "another program has overwritten the file: restore it, or move it away",
+    ),
+    (r"no such (table|column|index)", StoreError, "another program has changed its tables: restore the file"),
+    (r"too big|large file support", StoreError, "the file system, or SQLite, does not support a file of this size"),
 )
-"""Part of SQLite's message, the exception to raise, and what the user can do."""
+"""Patterns of SQLite's messages, the exception to raise, and what the user can do.
+
+``StoreUnavailable`` is raised for what passes by itself or when the machine has room again, ``StoreError`` for what
+lasts until somebody corrects it, and for all other messages.
+"""
 
 _TO_2 = (
     "ALTER TABLE job ADD COLUMN tombstoned INTEGER NOT NULL DEFAULT 0",
@@ -98,14 +113,22 @@ def connect(
 
 def is_busy(error: sqlite3.Error) -> bool:
     """Return whether another connection holds a lock, so that a retry may succeed."""
-    return "is locked" in str(error)
+    return re.search(_BUSY, str(error)) is not None
+
+
+def is_unusable(error: sqlite3.Error) -> bool:
+    """Return whether connections must be opened again.
+
+    SQLite keeps a file open that was replaced, or that it could once open for reading only.
+    """
+    return re.search(r"readonly|disk I/O error|malformed|not a database|no such", str(error)) is not None
 
 
 def translate(error: sqlite3.Error, path: str, timeout: float) -> StoreError:
     """Create the store's exception for an error of SQLite; the message says what to do."""
     text = str(error)
-    for part, kind, hint in _HINTS:
-        if part in text:
+    for pattern, kind, hint in _RULES:
+        if re.search(pattern, text):
             return kind(f"SQLite store {path}: {text}; {hint.format(timeout=timeout)}")
     return StoreError(f"SQLite store {path}: {text or type(error).__name__}")
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.sqlite.connection import connect, is_busy, translate
+from celery_statemanager.stores.sqlite.connection import connect, is_busy, is_unusable, translate
 from celery_statemanager.stores.sqlite.location import file_identity
 
 Result = TypeVar("Result")
@@ -134,6 +134,8 @@ class Pool:
         except BaseException as error:
             self._end(checkout)  # harmless when repeated
             if isinstance(error, sqlite3.Error):
+                if is_unusable(error):
+                    self.close()
                 raise translate(error, self.path, self.timeout) from error
             raise
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +17,67 @@ from celery_statemanager.errors import AttemptSuperseded, ConfigurationError, St
 from celery_statemanager.stores.sqlite import SQLiteStore, connection
 from celery_statemanager.stores.sqlite.connection import translate
 from celery_statemanager.testing.kit import PATIENCE, Grid
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 400 KiB and yield its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mount("-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder))
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+class TestDisks:
+    def test_a_full_disk_is_an_outage_until_it_has_room(self, small_disk: Path) -> None:
+        with opened(small_disk / "states.db") as store:
+            grid = Grid.create(store, 1_000, ("a",))
+            writes = (grid.write("a", row, 5, message="x" * 5_000) for row in range(1_000))
+            with pytest.raises(StoreUnavailable, match=r"SQLite store .*disk"):
+                list(writes)
+            written = len(grid.states())
+            assert 0 < written < 1_000
+            mount("-o", "remount,size=8m", str(small_disk))
+            assert grid.write("a", written, 5).cell.version == 1
+
+    def test_a_read_only_disk_is_named_and_used_again_when_it_is_writable(self, small_disk: Path) -> None:
+        with opened(small_disk / "states.db") as store:
+            grid = Grid.create(store)
+            store.close()
+            mount("-o", "remount,ro", str(small_disk))
+            with pytest.raises(StoreError, match=r"write access|its directory"):
+                grid.write("a", 0, 5)
+            mount("-o", "remount,rw", str(small_disk))
+            assert grid.write("a", 0, 5).cell.version == 1
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+    def test_a_file_that_its_user_may_not_write_any_more_is_named(self, path: Path) -> None:
+        with opened(path) as store:
+            grid = Grid.create(store)
+        for folder in path.parents[1:]:
+            folder.chmod(folder.stat().st_mode | 0o111)
+        path.parent.chmod(0o777)
+
+        def work() -> None:
+            with opened(path) as store:
+                theirs = grid.seen_by(store)
+                theirs.write("a", 0, 5)
+                store.close()
+                path.chmod(0o444)
+                os.setuid(65534)
+                with pytest.raises(StoreError, match="write access"):
+                    theirs.write("a", 0, 6)
+
+        in_child(work)
+        assert grid.seen_by(opened(path)).write("a", 0, 7).cell.version == 2
 
 
 class TestErrors:
@@ -136,6 +200,36 @@ class TestErrors:
         with pytest.raises(ConfigurationError, match=r"SQLite 3\.24\.9 is too old.*newer"):
             connection.connect(str(tmp_path / "states.db"), 5.0, version=(3, 24, 9))
         connection.connect(str(tmp_path / "states.db"), 5.0, version=(3, 25, 0)).close()
+
+    @pytest.mark.parametrize(
+        ("message", "kind", "hint"),
+        [
+            ("database is locked", StoreUnavailable, "timeout"),
+            ("database table is locked: cell", StoreUnavailable, "timeout"),
+            ("locking protocol", StoreUnavailable, "timeout"),
+            ("database schema has changed", StoreUnavailable, "try again"),
+            ("database or disk is full", StoreUnavailable, "free space"),
+            ("disk I/O error", StoreUnavailable, "check its disk"),
+            ("unable to open database file", StoreUnavailable, "limit of open files"),
+            ("out of memory", StoreUnavailable, "memory"),
+            ("interrupted", StoreUnavailable, "repeat"),
+            ("attempt to write a readonly database", StoreError, "write access"),
+            ("access permission denied", StoreError, "write access"),
+            ("database disk image is malformed", StoreError, "damaged"),
+            ("file is not a database", StoreError, "overwritten"),
+            ("unsupported file format", StoreError, "overwritten"),
+            ("no such table: job", StoreError, "restore"),
+            ("no such column: open", StoreError, "restore"),
+            ("string or blob too big", StoreError, "this size"),
+            ("large file support is disabled", StoreError, "this size"),
+            ("SQL logic error", StoreError, "SQL logic error"),
+            ("UNIQUE constraint failed: a.b", StoreError, "UNIQUE"),
+        ],
+    )
+    def test_each_error_passes_or_needs_a_correction(self, message: str, kind: type, hint: str) -> None:
+        error = translate(sqlite3.OperationalError(message), "states.db", 5)
+        assert type(error) is kind
+        assert hint in str(error)
 
     def test_an_unknown_error_becomes_a_store_error(self) -> None:
         assert "no such table: x" in str(translate(sqlite3.OperationalError("no such table: x"), "states.db", 5))
