@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import grpc
 import pytest
-from requests.exceptions import Timeout
+from google.api_core import exceptions
+from google.auth import exceptions as auth_errors
+from requests import exceptions as http_errors
 
 from celery_statemanager import ConfigurationError, StoreError, StoreUnavailable, open_store
 from celery_statemanager.records import JobKey
@@ -116,8 +119,68 @@ def test_a_server_that_does_not_respond_is_abandoned_after_the_timeout(server: S
             store.get_job(JobKey("job"))
 
 
+GRPC = {
+    grpc.StatusCode.CANCELLED: Transient,
+    grpc.StatusCode.UNKNOWN: Transient,
+    grpc.StatusCode.INVALID_ARGUMENT: StoreError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Transient,
+    grpc.StatusCode.NOT_FOUND: PreconditionFailed,
+    grpc.StatusCode.ALREADY_EXISTS: PreconditionFailed,
+    grpc.StatusCode.PERMISSION_DENIED: StoreError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Transient,
+    grpc.StatusCode.FAILED_PRECONDITION: PreconditionFailed,
+    grpc.StatusCode.ABORTED: Transient,
+    grpc.StatusCode.OUT_OF_RANGE: StoreError,
+    grpc.StatusCode.UNIMPLEMENTED: StoreError,
+    grpc.StatusCode.INTERNAL: Transient,
+    grpc.StatusCode.UNAVAILABLE: Transient,
+    grpc.StatusCode.DATA_LOSS: StoreError,
+    grpc.StatusCode.UNAUTHENTICATED: StoreError,
+}
+PASSING_STATUSES = {408, 425, 429, 499, 500, 502, 503, 504, 507, 520, 529}
+LASTING_STATUSES = {301, 400, 401, 403, 405, 411, 413, 418, 451, 501, 505, 511}
+
+
+@pytest.mark.parametrize(("code", "error"), GRPC.items(), ids=lambda value: getattr(value, "name", ""))
+def test_each_code_of_grpc_passes_or_needs_a_correction(code: grpc.StatusCode, error: type[Exception]) -> None:
+    assert {*GRPC} == {*grpc.StatusCode} - {grpc.StatusCode.OK}
+    assert type(translated(exceptions.from_grpc_status(code, "reason"), ADDRESS)) is error
+
+
+@pytest.mark.parametrize("status", sorted(PASSING_STATUSES | LASTING_STATUSES))
+def test_each_status_of_a_proxy_passes_or_needs_a_correction(
+    server: StubServer, connection: Connection, status: int
+) -> None:
+    server.respond_with(status, b"<html>a gateway's page</html>")
+    with pytest.raises(StoreError) as caught:
+        commit(connection)
+    assert isinstance(caught.value, StoreUnavailable) is (status in PASSING_STATUSES)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (http_errors.ConnectionError("refused"), Transient),
+        (http_errors.ReadTimeout("slow"), Transient),
+        (http_errors.ChunkedEncodingError("cut off"), Transient),
+        (http_errors.ProxyError("away"), Transient),
+        (http_errors.SSLError("EOF occurred in violation of protocol"), Transient),
+        (http_errors.SSLError("CERTIFICATE_VERIFY_FAILED"), StoreError),
+        (http_errors.InvalidURL("no host"), StoreError),
+        (auth_errors.TransportError("no metadata server"), Transient),
+        (auth_errors.RefreshError("the token server is busy", retryable=True), Transient),
+        (auth_errors.RefreshError("invalid_grant"), StoreError),
+        (auth_errors.DefaultCredentialsError("no credentials"), StoreError),
+        (exceptions.RetryError("gave up", None), Transient),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_errors_of_the_client_pass_or_need_a_correction(error: Exception, kind: type[Exception]) -> None:
+    assert type(translated(error, ADDRESS)) is kind
+
+
 def test_an_error_without_a_message_is_reported_by_its_name() -> None:
-    assert "Timeout" in str(translated(Timeout(), ADDRESS))
+    assert "Timeout" in str(translated(http_errors.Timeout(), ADDRESS))
 
 
 def test_names_are_escaped_again_in_urls(server: StubServer, connection: Connection) -> None:

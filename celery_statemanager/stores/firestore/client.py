@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery_statemanager.stores.firestore.address import FirestoreAddress
-from celery_statemanager.stores.firestore.errors import FINAL, TRANSIENT, CallDeadline, translated
+from celery_statemanager.stores.firestore.errors import CLIENT_ERRORS, CallDeadline, translated
 from celery_statemanager.stores.firestore.transports import Client, ClientFactory, Metadata, Transport, metadata_of
 from celery_statemanager.stores.forking import fork_aware
 
@@ -58,9 +58,7 @@ class Connection:
         """Make one call without retries. Raises: StoreError; Transient – the call may or may not have been applied."""
         try:
             return getattr(self.client(), method)(request, timeout=deadline.for_a_call(), metadata=self._metadata)
-        except TRANSIENT as error:
-            raise translated(error, self.address) from error
-        except FINAL as error:
+        except CLIENT_ERRORS as error:
             raise translated(error, self.address) from error
 
     def read(self, method: str, request: Any, deadline: CallDeadline) -> list[Any]:

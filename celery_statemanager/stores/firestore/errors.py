@@ -16,17 +16,30 @@ from celery_statemanager.stores.firestore.address import EMULATOR_VARIABLE, Fire
 
 T = TypeVar("T")
 
-TRANSIENT: tuple[type[Exception], ...] = (
-    exceptions.ServerError,
-    exceptions.RetryError,
+CLIENT_ERRORS: tuple[type[Exception], ...] = (
+    exceptions.GoogleAPIError,
+    auth_errors.GoogleAuthError,
+    http_errors.RequestException,
+)
+"""What a call can raise: the codes of gRPC and HTTP, errors of the credentials, and errors of the connection."""
+
+_LASTING = (exceptions.MethodNotImplemented, exceptions.DataLoss)
+_PASSING = (
+    exceptions.ServerError,  # UNKNOWN, INTERNAL, UNAVAILABLE, DEADLINE_EXCEEDED; 500, 502, 503, 504
     exceptions.Aborted,
     exceptions.Cancelled,
-    exceptions.TooManyRequests,
+    exceptions.TooManyRequests,  # RESOURCE_EXHAUSTED
+    exceptions.RetryError,
     auth_errors.TransportError,
+    auth_errors.TimeoutError,
     http_errors.ConnectionError,
     http_errors.Timeout,
+    http_errors.ChunkedEncodingError,
+    http_errors.ContentDecodingError,
+    http_errors.RetryError,
 )
-FINAL: tuple[type[Exception], ...] = (exceptions.GoogleAPIError, auth_errors.GoogleAuthError)
+_PASSING_CODES = {408, 425, *range(500, 600)} - {501, 505, 511}
+"""Codes of HTTP for which the client has no class: a proxy may answer with them."""
 
 _CONFLICT = (exceptions.AlreadyExists, exceptions.NotFound, exceptions.FailedPrecondition)
 _NOT_ALLOWED = (exceptions.Forbidden, exceptions.Unauthorized, auth_errors.GoogleAuthError)
@@ -35,6 +48,7 @@ _SETUP_HINTS = (
     (r"requires an index", "create the indexes: make firestore-indexes PROJECT_ID=…"),
     (r"the database \S+ does not exist", f"create the database: {_CREATE}"),
     (r"datastore mode", "use a database in native mode: firestore://PROJECT?database=ID"),
+    (r"certificate_verify_failed", "install the certificate of the proxy or the service"),
     (r"api has not been used", f"enable it: {_CREATE}"),
 )
 """Patterns of the service's messages about a project that is not set up, each with a hint.
@@ -70,10 +84,19 @@ class CallDeadline(deadline.Deadline):
                 self.pause(error)
 
 
+def passes(error: Exception) -> bool:
+    """Return whether a call may succeed later without a correction."""
+    if isinstance(error, _LASTING) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return False
+    if isinstance(error, auth_errors.RefreshError):
+        return bool(error.retryable)
+    return isinstance(error, _PASSING) or getattr(error, "code", None) in _PASSING_CODES
+
+
 def translated(error: Exception, address: FirestoreAddress) -> StoreError:
     """Return this package's error for a client's error."""
     reason = getattr(error, "message", None) or str(error) or type(error).__name__
-    if isinstance(error, TRANSIENT):
+    if passes(error):
         host = emulator()
         hint = f" (is the emulator at {host} running? {EMULATOR_VARIABLE} names it)" if host else ""
         return Transient(f"{address} did not answer{hint}: {reason}")
@@ -82,4 +105,6 @@ def translated(error: Exception, address: FirestoreAddress) -> StoreError:
         return PreconditionFailed(f"{address}: another writer changed the document: {reason}")
     if isinstance(error, _NOT_ALLOWED) and not hint:
         hint = "check the project's name and that the account has the role roles/datastore.user"
+    if isinstance(error, exceptions.MethodNotImplemented) and not hint:
+        hint = 'a network that does not support gRPC needs transport="rest"'
     return StoreError(f"{address} rejected the call: {reason}{f'; {hint}' if hint else ''}")

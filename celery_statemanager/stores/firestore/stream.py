@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from google.api_core import exceptions
 from google.cloud.firestore_v1.types import firestore
 from google.protobuf import timestamp_pb2
 
 from celery_statemanager.errors import StoreError
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Document, document_of, nanoseconds
-from celery_statemanager.stores.firestore.errors import FINAL, TRANSIENT, Transient, translated
+from celery_statemanager.stores.firestore.errors import CLIENT_ERRORS, Transient, translated
 from celery_statemanager.stores.firestore.timings import Timings
 
 REOPEN_PAUSE = 0.2
@@ -156,7 +157,9 @@ class Stream:
             for changes, moment in self._read_changes(self._call):
                 self._healthy = True
                 self._take(changes, moment)
-        except (*TRANSIENT, *FINAL) as error:
+        except exceptions.MethodNotImplemented as error:  # by a proxy without streams: polling works
+            return Transient(f"{self._connection.address} does not support streams: {error.message}")
+        except CLIENT_ERRORS as error:
             return translated(error, self._connection.address)
         except StoreError as error:
             return error
