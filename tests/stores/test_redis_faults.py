@@ -220,6 +220,20 @@ class TestServerErrors:
             client.replicaof("NO", "ONE")
         assert grid.write("a", 0, 5).cell.version == 1
 
+    @pytest.mark.parametrize("options", ["", "&max_connections=5"])
+    def test_connections_to_a_server_that_became_a_replica_are_closed(self, server, options):
+        with open_store(f"{server.url}?client_name=ours{options}") as store, server.client() as client:
+            grid = Grid.create(store)
+            store.get_job(grid.job.key)
+            names = lambda: [each["name"] for each in client.client_list()]  # noqa: E731 - shorter than its name
+            assert "ours" in names()
+            client.replicaof("127.0.0.1", 1)
+            with pytest.raises(StoreUnavailable, match="replica"):
+                grid.write("a", 0, 5)
+            wait_for(lambda: "ours" not in names(), "the end of the connections")
+            client.replicaof("NO", "ONE")
+            assert grid.write("a", 0, 5).cell.version == 1
+
     def test_other_data_under_the_prefix_are_reported(self, server, store):
         with server.client() as client:
             client.set("statemanager:{job}", "mine")

@@ -96,8 +96,15 @@ class Connections:
     def close(self) -> None:
         """Close idle connections at once and the others as soon as they are idle."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().disconnect()
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close the connections that no call uses."""
+        while True:
+            try:
+                self._idle.pop().disconnect()
+            except IndexError:
+                return
 
     def _acquire(self) -> Any:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from redis import exceptions
@@ -33,6 +34,7 @@ _LOGIN = (
     r"^AuthenticationError|^AuthenticationWrongNumberOfArgsError|NOAUTH|WRONGPASS|unauthenticated (multi)?bulk|"
     r"invalid username-password|invalid password|Authentication required|HELLO must be called with"
 )
+_REPLICA = r"^ReadOnlyError|READONLY|previous master is now a"
 _EVICTED = r"statemanager:evicted (.*?)(,| script:|$)"
 _EVICTED_HINT = (
     "has evicted or lost a key of this job, whose states are incomplete: set its maxmemory-policy to noeviction, and "
@@ -104,7 +106,7 @@ _RULES = (
         "refuses writes because it cannot save to its disk: check the disk and the server's log",
     ),
     _Rule(
-        r"^ReadOnlyError|READONLY|previous master is now a",
+        _REPLICA,
         PASSES,
         "is a read-only replica: wait for the failover, or connect to the master",
     ),
@@ -171,24 +173,30 @@ _SCRIPT_LINE = re.compile(r"command.*@user_script:\s*(\d+)")
 _SCRIPT_CALL = re.compile(r'redis\.call\(\s*"(\w+)"')
 
 
-class translate_errors:  # noqa: N801 - used like a function
+class ErrorTranslator:
     """A context manager that raises redis-py's errors as ``StoreError`` or ``StoreUnavailable``.
 
     Args:
         shown: the server's URL without its password.
+        leave_replica: called when the server turns out to be a replica, to which no connection may stay open.
     """
 
-    __slots__ = ("_shown",)
-
-    def __init__(self, shown: str) -> None:
+    def __init__(self, shown: str, leave_replica: Callable[[], object]) -> None:
         self._shown = shown
+        self._leave_replica = leave_replica
 
     def __enter__(self) -> None:
         return
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, CLIENT_ERRORS):
-            raise translate(error, self._shown) from error
+            raise self.translate(error) from error
+
+    def translate(self, error: Exception, source: str = "") -> StoreError:
+        """Create the store's exception for an error; see ``translate``."""
+        if re.search(_REPLICA, _subject(error, str(error))):
+            self._leave_replica()
+        return translate(error, self._shown, source)
 
 
 def translate(error: Exception, shown: str, source: str = "") -> StoreError:
@@ -217,13 +225,18 @@ def evicted(key: str, shown: str) -> StoreError:
 
 
 def _rule_of(error: Exception, text: str) -> _Rule | None:
-    subject = f"{type(error).__name__}: {text}"
-    if isinstance(error, exceptions.TimeoutError):
-        subject += f" ({error.__context__})"  # names the handshake, which redis-py's text does not
+    subject = _subject(error, text)
     rule = next((each for each in _RULES if re.search(each.pattern, subject, re.IGNORECASE)), None)
     if rule is None and isinstance(error, _CONNECTION_ERRORS):
         return _UNREACHABLE
     return rule
+
+
+def _subject(error: Exception, text: str) -> str:
+    """Return what the patterns of rules are matched against."""
+    if isinstance(error, exceptions.TimeoutError):
+        text += f" ({error.__context__})"  # names the handshake, which redis-py's text does not
+    return f"{type(error).__name__}: {text}"
 
 
 def _command_of(text: str, source: str) -> str:

@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError
 from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.stores.redis.address import UNLIMITED
 from celery_statemanager.stores.redis.connections import CallLimit, Connections
-from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, translate, translate_errors
+from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, ErrorTranslator
 from celery_statemanager.stores.redis.packing import pack_command, pack_script_call
 from celery_statemanager.stores.redis.scripts import Script
 
@@ -41,6 +41,7 @@ class Server:
         self, create_client: Callable[[], Any], shown: str, max_connections: int = UNLIMITED, timeout: float = 5.0
     ) -> None:
         self.shown = shown
+        self._errors = ErrorTranslator(shown, self._leave_replica)
         self._limit = CallLimit(max_connections, timeout) if max_connections < UNLIMITED else None
         self._create_client = create_client
         self._client: Any = None
@@ -87,17 +88,17 @@ class Server:
                 return self._send("EVALSHA", script.digest, keys, args)
             except NoScriptError:
                 return self._send("EVAL", script.source, keys, args)
-        except CLIENT_ERRORS as error:  # not by ``translate_errors``, which costs time when nothing fails
-            raise translate(error, self.shown, script.source) from error
+        except CLIENT_ERRORS as error:  # not ``with self._errors``, which costs time when nothing fails
+            raise self._errors.translate(error, script.source) from error
 
     def call(self, *command: Any) -> Any:
         """Send one command whose first argument is its key."""
-        with translate_errors(self.shown), self._limited():
+        with self._errors, self._limited():
             return self.client.execute_command(*command)
 
     def call_all(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
         """Send many commands together, without a transaction. Each command has one key."""
-        with translate_errors(self.shown), self._limited():
+        with self._errors, self._limited():
             pipeline = self.client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
@@ -109,7 +110,7 @@ class Server:
         The server prepares the next chunk while the caller processes one.
         """
         client, connections = self.client, self._connections
-        with translate_errors(self.shown):
+        with self._errors:
             if connections is None:
                 cursor = None
                 while cursor != 0:
@@ -125,7 +126,7 @@ class Server:
 
     def time_at(self, key: str) -> int:
         """Return the time of the server that holds a key, in microseconds."""
-        with translate_errors(self.shown), self._limited():
+        with self._errors, self._limited():
             client = self.client
             node = self._node_of(key)
             seconds, microseconds = client.time() if node is None else client.time(target_nodes=node)
@@ -134,7 +135,7 @@ class Server:
     def eviction_policies(self) -> set[str]:
         """Return the ``maxmemory-policy`` of the server, or of each master of a cluster; empty if it does not say."""
         try:
-            with translate_errors(self.shown), self._limited():
+            with self._errors, self._limited():
                 if self.clustered:
                     replies = self.client.info("memory", target_nodes=RedisCluster.PRIMARIES)
                     found = replies.values() if "maxmemory_policy" not in replies else [replies]
@@ -148,7 +149,7 @@ class Server:
 
     def connection(self, key: str, socket_timeout: float) -> Any:
         """Open a dedicated connection to the server that holds a key. The caller closes it."""
-        with translate_errors(self.shown):
+        with self._errors:
             client = self.client
             if self.clustered:
                 with self._limited():
@@ -189,6 +190,14 @@ class Server:
             with self._limited():
                 return client.execute_command(name, script, len(keys), *keys, *args)
         return connections.ask(pack_script_call(name, script, tuple(keys), args))
+
+    def _leave_replica(self) -> None:
+        """Close idle connections, because their server has become a replica. New ones find the master by its name."""
+        connections, pool = self._connections, _pool_of(self._client)
+        if connections is not None:
+            connections.close_idle()
+        if pool is not None and self._owned:
+            pool.disconnect(inuse_connections=False)
 
     def _limited(self) -> AbstractContextManager[None]:
         return self._limit or _NO_LIMIT
