@@ -124,6 +124,21 @@ def test_no_worker_is_lost_for_one_lease_after_the_store_failed(tracker, dead):
     assert lost_at(tracker, dead) >= failures[-1] + LEASE
 
 
+def test_no_worker_is_lost_for_one_lease_after_the_records_of_workers_disappeared(tracker):
+    swept = threading.Event()
+    tracker.store.at("list_workers", lambda _: swept.set(), after=True)
+    sweeping = keep_sweeping(tracker, "me")
+    assert swept.wait(PATIENCE)
+    disappeared = time.monotonic()
+    tracker.store.drop_worker(leases.SWEEPER)
+    grid = with_dead_worker(tracker.store)
+    with grid.manager().subscribe("a") as events:
+        while events.get(PATIENCE).state.status != Status.LOST:
+            pass
+    assert time.monotonic() >= disappeared + LEASE
+    sweeping.stop()
+
+
 def test_no_worker_is_lost_for_one_lease_after_the_store_was_locked(tracker, tmp_path):
     """A locked store answers reads and delays writes, so no call fails."""
     with open_store(f"sqlite:///{tmp_path}/states.db", timeout=PATIENCE) as locked:

@@ -26,6 +26,8 @@ from celery_statemanager.records import new_job
 from celery_statemanager.testing import FaultyStore, WrappedStore
 
 ABOUT_NO_JOB = {
+    "check the store: %s",
+    "the store has lost the records of workers: no worker counts as dead for one lease",
     (
         "cannot read the record of worker %s (written by another release): its running tasks are not reclaimed while "
         "its lease is valid, its received messages only by a process of its release"

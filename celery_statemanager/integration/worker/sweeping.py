@@ -81,6 +81,7 @@ class _Sweeping:
         self._trust = LeaseTrust(tracker.settings.lease, self._check_interval)
         self._due = -math.inf
         self._warned = False
+        self._has_swept = False
 
     def pause(self) -> float:
         """Return the seconds until the next check."""
@@ -103,16 +104,28 @@ class _Sweeping:
         """Log what is wrong with the settings of the store's server, once."""
         if not self._warned:
             for warning in self._tracker.store.server_warnings():
-                logger.warning("%s", warning)
+                logger.warning("check the store: %s", warning)
             self._warned = True
 
     def _acquire(self, now: float) -> bool:
         if now >= self._due and self._trust.holds():
+            if self._lost_records():
+                self._trust.lose()
+                return False
             acquired = leases.try_acquire(self._tracker.store, self._holder, self._interval)
             self._due = now + self._interval * JITTER[0]
+            self._has_swept = True
             return acquired
         leases.check_writable(self._tracker.store)  # without trust it could not sweep: leave the acquisition to others
         return False
+
+    def _lost_records(self) -> bool:
+        """Return whether the records of workers have disappeared since the last sweep, because a server evicts keys."""
+        if not self._has_swept or self._tracker.store.get_worker(leases.SWEEPER) is not None:
+            return False
+        self._has_swept = False
+        logger.warning("the store has lost the records of workers: no worker counts as dead for one lease")
+        return True
 
 
 def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
