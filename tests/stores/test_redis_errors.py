@@ -125,6 +125,7 @@ def test_each_reply_of_a_server_is_an_outage_or_names_what_to_correct(reply, kin
         (exceptions.RedisClusterException("Redis Cluster cannot be connected."), StoreUnavailable),
         (exceptions.DataError("Invalid input of type: 'set'."), StoreError),
         (exceptions.ResponseError(""), StoreError),
+        (exceptions.ResponseError("Command # 1 (HGET OOM) of pipeline caused error: ERR other"), StoreError),
         (OSError(104, "Connection reset by peer"), StoreUnavailable),
         (OSError(24, "Too many open files"), StoreUnavailable),
         (BrokenPipeError(32, "Broken pipe"), StoreUnavailable),

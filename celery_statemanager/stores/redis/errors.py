@@ -159,15 +159,13 @@ _RULES = (
 
 _UNREACHABLE = _RULES[-1]
 """The rule of all other errors of these classes."""
-_CONNECTION_ERRORS = (
-    exceptions.ConnectionError,
-    exceptions.TimeoutError,
-    exceptions.RedisClusterException,
-    OSError,
-)
+_CONNECTION_ERRORS = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.RedisClusterException, OSError)
 
 _ARGUMENTS = re.compile(r",? with args beginning with.*", re.DOTALL)
 """The part of the server's text that repeats arguments of the call, which may contain the password."""
+
+_PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
+"""The part of redis-py's text that repeats a command, which may contain names of jobs and tags."""
 
 _SCRIPT_LINE = re.compile(r"command.*@user_script:\s*(\d+)")
 _SCRIPT_CALL = re.compile(r'redis\.call\(\s*"(\w+)"')
@@ -209,6 +207,7 @@ def translate(error: Exception, shown: str, source: str = "") -> StoreError:
     if _ARGUMENTS.search(text):
         text = _ARGUMENTS.sub("", text)
         error.args = (text,)
+    text = _PIPELINE.sub("", text)
     gone = re.search(_EVICTED, text)
     if gone:
         return evicted(gone[1], shown)
