@@ -164,6 +164,22 @@ def test_a_subscription_ends_with_the_reason(store):
             events.get(PATIENCE)
 
 
+def test_a_job_whose_record_was_evicted_is_not_taken_for_a_deleted_one(store):
+    grid = worked(store)
+    with grid.manager().subscribe() as events:
+        while events.get(0.1):
+            pass
+        evict(grid, [JobKeys("evicting", grid.ref).head])
+        for action in (*READS.values(), *WRITES[:4]):
+            if action is not READS["summary"] and action is not READS["counts"] and action is not READS["latches"]:
+                with pytest.raises(StoreError, match="noeviction"):
+                    action(grid)
+        with pytest.raises(SubscriptionLost, match="noeviction"):
+            events.get(PATIENCE)
+    with pytest.raises(LookupError):  # by its name alone, nothing is known of it
+        store.get_job(grid.ref.key)
+
+
 def test_a_deleted_job_is_not_taken_for_an_evicted_one(store):
     grid = worked(store)
     watch = store.watch(grid.ref, Scope())

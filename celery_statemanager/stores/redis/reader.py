@@ -9,12 +9,13 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from celery_statemanager.aggregate import lowest, mask_cancelled, missing_state
-from celery_statemanager.errors import JobNotFound
+from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Cell, Column, JobRecord, JobRef, Tally
 from celery_statemanager.stores.redis.cells import TALLY, cell_of, state_of
+from celery_statemanager.stores.redis.errors import evicted
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, Head, plan_of, record_of
-from celery_statemanager.stores.redis.keys import JobKeys, head_key
+from celery_statemanager.stores.redis.keys import JobKeys, RegistryKeys, entry_of, head_key
 from celery_statemanager.stores.redis.layout import JobLayout, Ranks
 from celery_statemanager.stores.redis.packing import unpack
 from celery_statemanager.stores.redis.rowsets import ChunkedRowSets, RowSets, StreamTrimmed
@@ -40,12 +41,27 @@ class JobReader:
         self._layouts: dict[JobRef, JobLayout] = {}
 
     def run(self, script: Script, ref: JobRef, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
-        """Run a script on a job. Raises: JobNotFound."""
+        """Run a script on a job. Raises: JobNotFound, StoreError."""
         reply = self.server.run(script, keys, [ref.incarnation, *args])
         if reply[0] == b"gone":
-            self._layouts.pop(ref, None)
-            raise JobNotFound(*ref.key)
+            raise self.missing(ref)
         return reply
+
+    def missing(self, ref: JobRef) -> JobNotFound | StoreError:
+        """Return the error for a job whose head is missing or of another incarnation.
+
+        Deletion marks the stream, then removes the job from the registry, then the stream. A registered job without a
+        head and without the mark was evicted.
+        """
+        self._layouts.pop(ref, None)
+        keys = JobKeys(self.prefix, ref)
+        if self.server.call("HGET", keys.head, "incarnation") is None:
+            newest = self.server.call("XREVRANGE", keys.stream, "+", "-", "COUNT", 1)
+            deleted = newest and newest[0][1] == {b"j": b"deleted"}
+            registered = self.server.call("ZSCORE", RegistryKeys(self.prefix).jobs, entry_of(ref)) is not None
+            if registered and not deleted:
+                return evicted(keys.head, self.server.shown)
+        return JobNotFound(*ref.key)
 
     def layout(self, ref: JobRef) -> JobLayout:
         """Return a job's layout, from the cache after the first call. Raises: JobNotFound."""
@@ -54,7 +70,7 @@ class JobReader:
             return cached
         head = self.server.call("HMGET", head_key(self.prefix, ref.key), *WITH_PLAN)
         if head[0] != ref.incarnation.encode():
-            raise JobNotFound(*ref.key)
+            raise self.missing(ref)
         return self.cache_layout(record_of(ref.key, head, plan_of(head)))
 
     def cache_layout(self, job: JobRecord) -> JobLayout:

@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.exceptions import AskError
 
-from celery_statemanager.errors import JobNotFound, StoreUnavailable
+from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Batch
 from celery_statemanager.stores.base import Watch
@@ -21,7 +21,7 @@ from celery_statemanager.stores.redis.errors import CLIENT_ERRORS, evicted, tran
 from celery_statemanager.stores.redis.keys import cell_key_of
 from celery_statemanager.stores.redis.layout import JobLayout
 from celery_statemanager.stores.redis.packing import pack_command
-from celery_statemanager.stores.redis.server import Server
+from celery_statemanager.stores.redis.reader import JobReader
 from celery_statemanager.stores.transactional import CellKey
 
 BLOCK_SECONDS = 1.0
@@ -37,8 +37,9 @@ class RedisWatch(Watch):
     After a fork, the first read of the child opens another connection.
     """
 
-    def __init__(self, server: Server, layout: JobLayout, scope: Scope, timeout: float) -> None:
-        self._server = server
+    def __init__(self, reader: JobReader, layout: JobLayout, scope: Scope, timeout: float) -> None:
+        self._reader = reader
+        self._server = reader.server
         self._keys = layout.keys
         self._job = layout.job
         self._scope = scope
@@ -117,12 +118,12 @@ class RedisWatch(Watch):
         return Batch([], job_changed=True, resync=True)
 
     def _check_job(self) -> int:
-        """Return the number of the job's newest change. Raises: JobNotFound."""
+        """Return the number of the job's newest change. Raises: JobNotFound, StoreError."""
         return self._sequence(*self._send(self._head))
 
     def _sequence(self, head: list[bytes]) -> int:
         if head[0] != self._job.incarnation.encode():
-            raise JobNotFound(*self._job.key)
+            raise self._reader.missing(self._job.ref)
         return int(head[1])
 
     def _states(self, cells: Sequence[CellKey]) -> list[State]:

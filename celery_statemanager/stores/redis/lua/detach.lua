@@ -12,5 +12,6 @@ elseif ARGV[2] ~= "" and (ARGV[2] ~= head[2] or ARGV[3] ~= head[3]) then
   return { "moved" }
 end
 redis.call("DEL", KEYS[1])
-redis.call("XADD", KEYS[2], string.format("%.0f-0", head[4] + 1), "j", "")
+-- The entry distinguishes a deleted job from one whose head was evicted.
+redis.call("XADD", KEYS[2], string.format("%.0f-0", head[4] + 1), "j", "deleted")
 return { "detached" }
