@@ -143,16 +143,19 @@ def _join(servers: list[RedisServer]) -> None:
 
 
 @contextmanager
-def running_sentinel() -> Iterator[tuple[RedisServer, RedisServer]]:
-    """Run a redis-server and a sentinel that monitors it as "mine"; yield both."""
+def running_sentinel(password: str = "") -> Iterator[tuple[RedisServer, RedisServer]]:
+    """Run a redis-server and a sentinel, with a password of its own, that monitors it as "mine"; yield both."""
     with running_redis() as server, tempfile.TemporaryDirectory(prefix="sentinel-") as directory:
         sentinel = RedisServer(Path(directory))
         config = Path(directory, "sentinel.conf")
-        config.write_text(f"port {sentinel.port}\nbind 127.0.0.1\nsentinel monitor mine 127.0.0.1 {server.port} 1\n")
+        config.write_text(
+            f"port {sentinel.port}\nbind 127.0.0.1\nsentinel monitor mine 127.0.0.1 {server.port} 1\n"
+            + (f"requirepass {password}\n" if password else "")
+        )
         command = [require("redis-server", "redis-server"), str(config), "--sentinel"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             try:
-                with sentinel.client() as client:
+                with sentinel.client(password=password or None) as client:
                     wait_for(lambda: _responds(client), "the sentinel")
                 yield server, sentinel
             finally:

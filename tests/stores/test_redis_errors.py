@@ -51,6 +51,7 @@ NEVER = {
     f"ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' '{SECRET}' ": "protocol=2",
     f"ERR unknown command `AUTH`, with args beginning with: `{SECRET}`, ": "Redis 5 or newer",
     "ERR unknown command 'XADD', with args beginning with: 'key'": "Redis 5 or newer",
+    "ERR unsupported command 'EVALSHA'": "Redis 5 or newer",
     "ERR unknown subcommand 'X'. Try MEMORY HELP.": "Redis 5 or newer",
     "WRONGTYPE Operation against a key holding the wrong kind of value": r"\?prefix=",
     "MOVED 866 127.0.0.1:7001": r"redis\+cluster://",

@@ -349,8 +349,19 @@ def test_a_server_behind_sentinels_is_found(sentinel):
 
 def test_a_service_that_no_sentinel_knows_is_an_outage_that_names_the_url(sentinel):
     with open_store(f"redis+sentinel://127.0.0.1:{sentinel[1].port}/other") as store:
-        with pytest.raises(StoreUnavailable, match="check the name of the service in the URL"):
+        with pytest.raises(StoreUnavailable, match="the name of the service in the URL"):
             store.now()
+
+
+def test_sentinels_have_a_login_of_their_own():
+    with running_sentinel(SECRET) as (_, watcher):
+        url = f"redis+sentinel://127.0.0.1:{watcher.port}/mine"
+        for login in ("", "?sentinel_password=wrong"):
+            with open_store(url + login) as store, raises_permanent_error("sentinel_password"):
+                store.now()
+        with open_store(f"{url}?sentinel_password={SECRET}") as store:
+            assert Grid.create(store).write("a", 0, 5).cell.version == 1
+            assert SECRET not in repr(store)
 
 
 class TestProtocol:

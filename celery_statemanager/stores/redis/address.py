@@ -19,7 +19,14 @@ from redis.sentinel import Sentinel
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores import checked_timeout, masked
 
-_OWN: dict[str, Callable[[str], Any]] = {"prefix": str, "stream_length": int, "timeout": float, "cluster": str}
+_OWN: dict[str, Callable[[str], Any]] = {
+    "prefix": str,
+    "stream_length": int,
+    "timeout": float,
+    "cluster": str,
+    "sentinel_username": str,
+    "sentinel_password": str,
+}
 UNLIMITED = 2**31
 """A number of connections that is never reached. Pools of redis-py 8 have at most 100 unless another one is given."""
 _REFUSED = {
@@ -127,7 +134,8 @@ def create_client(address: RedisAddress) -> Any:
     options["retry"] = _no_retry()
     if address.scheme == "redis+sentinel":
         shared = {name: value for name, value in options.items() if name.startswith("socket_")}
-        sentinels: Any = Sentinel(address.hosts, sentinel_kwargs={**shared, "protocol": _PROTOCOL})
+        login = {name: address.own.get(f"sentinel_{name}") for name in ("username", "password")}
+        sentinels: Any = Sentinel(address.hosts, sentinel_kwargs={**shared, **login, "protocol": _PROTOCOL})
         return sentinels.master_for(address.service, **{**options, "db": int(address.database)})
     return redis.Redis(connection_pool=ConnectionPool(**options))
 

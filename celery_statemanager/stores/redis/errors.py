@@ -31,8 +31,9 @@ class _Rule(NamedTuple):
 
 
 _LOGIN = (
-    r"^AuthenticationError|^AuthenticationWrongNumberOfArgsError|NOAUTH|WRONGPASS|unauthenticated (multi)?bulk|"
-    r"invalid username-password|invalid password|Authentication required|HELLO must be called with"
+    r"^(MasterNotFoundError.*)?AuthenticationError|^AuthenticationWrongNumberOfArgsError|NOAUTH|WRONGPASS|"
+    r"unauthenticated (multi)?bulk|invalid username-password|invalid password|Authentication required|"
+    r"HELLO must be called with"
 )
 _REPLICA = r"^ReadOnlyError|READONLY|previous master is now a"
 _EVICTED = r"statemanager:evicted (.*?)(,| script:|$)"
@@ -42,7 +43,9 @@ _EVICTED_HINT = (
 )
 _RULES = (
     # The first one that matches applies. Those that look at more than the beginning of the text come last.
-    _Rule(_LOGIN, NEVER, "refused the user name or password: correct them in the URL"),
+    _Rule(
+        _LOGIN, NEVER, "refused the user name or password: correct them in the URL (of sentinels: sentinel_password)"
+    ),
     _Rule(
         r"^AuthorizationError|^NoPermissionError|NOPERM|user executing the script can't",
         NEVER,
@@ -65,7 +68,7 @@ _RULES = (
         "is not a sentinel: list hosts and ports of the sentinels, or use redis:// without sentinels",
     ),
     _Rule(
-        r"unknown (sub)?command|unknown redis command|attempt to index global 'cmsgpack'",
+        r"(unknown|unsupported) (sub|redis )?command|attempt to index global 'cmsgpack'",
         NEVER,
         "does not support a required command: use Redis 5 or newer with EVAL and streams enabled",
     ),
@@ -100,11 +103,7 @@ _RULES = (
         PASSES,
         "is full, nothing was written: increase its maxmemory or delete jobs",
     ),
-    _Rule(
-        r"MISCONF",
-        PASSES,
-        "refuses writes because it cannot save to its disk: check the disk and the server's log",
-    ),
+    _Rule(r"MISCONF", PASSES, "refuses writes because it cannot save to its disk: check the disk and its log"),
     _Rule(
         _REPLICA,
         PASSES,
@@ -138,7 +137,7 @@ _RULES = (
     _Rule(
         r"^MasterNotFoundError",
         PASSES,
-        "has sentinels that know no master of this service at present: check the name of the service in the URL",
+        "has sentinels that do not answer or know no master: check them, and the name of the service in the URL",
     ),
     _Rule(
         r"EOF occurred in violation|handshake operation timed out",
@@ -161,8 +160,8 @@ _UNREACHABLE = _RULES[-1]
 """The rule of all other errors of these classes."""
 _CONNECTION_ERRORS = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.RedisClusterException, OSError)
 
-_ARGUMENTS = re.compile(r",? with args beginning with.*", re.DOTALL)
-"""The part of the server's text that repeats arguments of the call, which may contain the password."""
+_SECRETS = re.compile(r",? with args beginning with.*|<redis\.client\.Redis\(.*?\)> - ", re.DOTALL)
+"""Parts of a text that may contain a password: arguments of a call, and clients of sentinels as text."""
 
 _PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 """The part of redis-py's text that repeats a command, which may contain names of jobs and tags."""
@@ -198,14 +197,14 @@ class ErrorTranslator:
 
 
 def translate(error: Exception, shown: str, source: str = "") -> StoreError:
-    """Create the store's exception for an error of redis-py. Removes arguments of the call from the error itself.
+    """Create the store's exception for an error of redis-py. Removes secrets from the error itself.
 
     Args:
         source: the script that was run.
     """
     text = str(error)
-    if _ARGUMENTS.search(text):
-        text = _ARGUMENTS.sub("", text)
+    if _SECRETS.search(text):
+        text = _SECRETS.sub("", text)
         error.args = (text,)
     text = _PIPELINE.sub("", text)
     gone = re.search(_EVICTED, text)

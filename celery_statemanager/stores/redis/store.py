@@ -82,7 +82,7 @@ class RedisStore(FullStore):
     def from_url(cls, url: str, *, timeout: float, tuning: Tuning | None = None, **options: Any) -> RedisStore:
         address = parse(url, timeout, options)
         check_options(address)
-        own = {name: value for name, value in address.own.items() if name != "cluster"}
+        own = {name: address.own[name] for name in ("prefix", "stream_length", "timeout") if name in address.own}
         server = Server(partial(create_client, address), masked(url), address.max_connections, own["timeout"])
         return cls(server, tuning=tuning or Tuning(), **own)
 
