@@ -91,10 +91,11 @@ class Table:
         self._tag = min(max(planned, 3), 20, max(8, columns // 5))
         today = datetime.now(timezone.utc).astimezone().date()
         self._time = "%H:%M:%S" if to_datetime(job.created_at).astimezone().date() == today else "%m-%d %H:%M:%S"
+        self._time_width = len(datetime.now(timezone.utc).strftime(self._time))
 
     def header(self) -> Line:
         """Return the line with the names of the columns."""
-        time = left("TIME", len(datetime.now(timezone.utc).strftime(self._time)))
+        time = left("TIME", self._time_width)
         return [Span(f"{time}  {'TASK':>{self._index}}  {left('TAG', self._tag)}  {'STATUS':<11}  MESSAGE", "dim")]
 
     def row(self, state: State) -> Line:
@@ -104,7 +105,7 @@ class Table:
         style = "good" if state.finished else "bad" if state.failed else ""
         attempt = f"attempt {state.attempt} {self._glyphs.dot} " if state.attempt > 1 else ""
         line = [
-            Span(f"{moment}  ", "dim"),
+            Span(f"{left(moment, self._time_width)}  ", "dim"),
             Span(f"{state.task_index:>{self._index}}  {tag}  "),
             Span(f"{formatting.status(state.status, state.fraction):<11}", style),
             Span(f"  {attempt}{clean(state.message or '')}"),
