@@ -69,6 +69,8 @@ class HeldMessages:
         """The runs whose bodies this process executes, with their Celery task ids."""
         self._ending: dict[Any, None] = {}
         """The requests that the worker has cancelled, until their bodies have ended."""
+        self._watched: list[Any] = []
+        """The requests that ran at the last check. Celery may drop a cancelled request before the next one."""
         self._stopped: dict[str, Binding] = {}
         """Celery task id → the cell, if the worker has ended its last body and has received no message of it since."""
 
@@ -138,7 +140,12 @@ class HeldMessages:
         for a while, for example in a ``finally``: until it has ended, it counts as running.
         """
         self._update_stopped(_copy(self._cells))
+        self.watch_running()
         return dict(self._stopped)
+
+    def watch_running(self) -> None:
+        """Keep the requests that run now until the next check. A signal handler may call this."""
+        self._watched = self._active()
 
     def _update_stopped(self, requests: Iterable[Any | None]) -> None:
         for request in requests:

@@ -243,6 +243,20 @@ def test_cancelled_body_is_running_until_its_child_has_ended(tracker, child, can
     assert ended_of(lease, tracker) == (0, 1)
 
 
+def test_request_that_celery_drops_when_it_cancels_it_is_found(tracker, child):
+    grid = Grid.create(tracker.store, 1, ("a",))
+    requests = [Request(Binding(grid.ref, 0, "a"))]
+    tracker.held_messages.add(requests[0])
+    requests[0].run(child)
+    lease = Lease(tracker, "w", clock=lambda: 1.0)
+    lease.announce_stop()
+    child.kill()
+    child.wait()
+    requests.pop().cancel()
+    lease.release()
+    assert len(Report.from_record(workers(tracker.store)["w"]).ended) == 1
+
+
 def test_message_received_after_the_end_knows_of_it(tracker, child, cancelled):
     cancelled.cancel()
     child.kill()

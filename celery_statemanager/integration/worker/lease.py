@@ -90,6 +90,7 @@ class Lease:
         """Have the next check record that the worker is shutting down. A signal handler may call this."""
         if not self._is_stopping:
             self._is_stopping, self._due = True, -math.inf
+            self._tracker.held_messages.watch_running()
 
     def renew_if_needed(self) -> None:
         """Renew the record when it is due, when the worker has ended an attempt, or when it lacks a received message.
