@@ -106,11 +106,22 @@ class Sweep:
     Args:
         lease: seconds for which a worker counts as alive after its last report, by the store's clock.
         max_lost: the number of losses at which a cell becomes LOST regardless of its policy.
+        has_succeeded: returns whether a lost attempt is known to have succeeded, for example by its stored result. Its
+            cell becomes FINISHED.
     """
 
-    def __init__(self, store: WorkerRegistry, actions: SweepActions, *, lease: float, max_lost: int) -> None:
+    def __init__(
+        self,
+        store: WorkerRegistry,
+        actions: SweepActions,
+        *,
+        lease: float,
+        max_lost: int,
+        has_succeeded: Callable[[OpenAttempt], bool] = lambda _: False,
+    ) -> None:
         self._store = store
         self._actions = actions
+        self._has_succeeded = has_succeeded
         self._lease = round(lease * 1_000_000)
         self._max_lost = max_lost
         self._report = SweepReport()
@@ -168,6 +179,9 @@ class Sweep:
         if not self._is_lost(attempt, None if record is None else _Worker.from_record(record, now), now):
             return True
         ref, place = attempt.ref, (attempt.tag, attempt.task_index)
+        if self._has_succeeded(attempt):
+            self._actions.publish(ref, self._store.write(ref, Write.proven(*place, attempt=cell.attempt)).decided)
+            return True
         stopped = leases.was_stopped(record, leases.cell_name(ref, *place), cell.began_at, now)
         if cell.kept is None or (not stopped and cell.losses + 1 >= self._max_lost):
             self._report.marked += 1

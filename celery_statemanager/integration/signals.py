@@ -19,7 +19,7 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
-from celery_statemanager.integration import spawned
+from celery_statemanager.integration import results, spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_own_strategy
@@ -169,6 +169,7 @@ def _on_received(request: Any = None, **_: Any) -> None:
     if tracker is None:
         return
     tracker.held_messages.add(request)
+    results.on_received(tracker, request)
     if has_own_strategy(request.task):  # its submitter did not know the task
         why = f"not tracked: {NOT_TRACKED}"
         main.report(request.app, request.id, request.request_dict, int(Status.REJECTED), why, began=False)

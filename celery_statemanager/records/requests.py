@@ -6,7 +6,7 @@ import os
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 
-from celery_statemanager.models import Status
+from celery_statemanager.models import FINISHED, Status
 from celery_statemanager.records.cells import Cell, Delivery
 
 
@@ -214,6 +214,13 @@ class Write:
         write.event_id, write.counts_as_loss = event_id or write.event_id, True
         if attempt is not None:
             write.when, write.attempt, write.ends_attempt, write.presumed_dead = When.OPEN, attempt, True, True
+        return write
+
+    @classmethod
+    def proven(cls, tag: str, task_index: int, *, attempt: int) -> Write:
+        """Create the write that ends an attempt as FINISHED because its success is known from elsewhere."""
+        write = cls.ending(tag, task_index, FINISHED, attempt=attempt)
+        write.presumed_dead = True
         return write
 
     @classmethod

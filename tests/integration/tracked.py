@@ -47,6 +47,9 @@ if "TRACKED_TEMPORARY" in os.environ:
 if "TRACKED_QUORUM" in os.environ:
     limits = {"x-queue-type": "quorum", "x-delivery-limit": 1}
     app.conf.task_queues = [Queue(os.environ["TRACKED_QUORUM"], queue_arguments=limits)]
+if "TRACKED_RESULTS" in os.environ:
+    app.conf.update(result_backend=os.environ["TRACKED_RESULTS"], task_ignore_result=False)
+app.conf.worker_deduplicate_successful_tasks = "TRACKED_DEDUPLICATE" in os.environ
 states = StateManager(app)
 if "TRACKED_FAULT" in os.environ:
     windows.install(os.environ["TRACKED_FAULT"], states, HOME)
@@ -198,6 +201,11 @@ def retry_after_go(self, key):
     if not self.request.retries:
         wait_for(f"{key}.go", 60)
         raise self.retry(countdown=0)
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def write_error(self, key):
+    self.state.set(-50, "out of quota")
 
 
 @task(base=StatefulTask, bind=True, tag="work", acks_late=True)

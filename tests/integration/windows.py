@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from celery.signals import after_task_publish
+from celery.signals import after_task_publish, task_success
 
 from celery_statemanager.testing import FaultyStore
 
@@ -45,6 +45,16 @@ def after_sending_next_stage(states, _):
     after_task_publish.connect(lambda headers, **_: die() if headers["id"].endswith(".1") else None, weak=False)
 
 
+def after_storing_result(states, _):
+    """Die once Celery has stored the result of a task, before its end is written."""
+    task_success.connect(lambda **_: die(), weak=False)
+
+
+def child_dies_after_storing_result(states, _):
+    """Kill the child alone once Celery has stored the result of its task."""
+    task_success.connect(lambda **_: os.kill(os.getpid(), signal.SIGKILL), weak=False)
+
+
 def child_cut_off(states, home):
     """Make the store unavailable to the worker's children, but not to its main process, while a file exists."""
     main = os.getpid()
@@ -72,6 +82,8 @@ FAULTS = {
         after_deciding,
         after_publishing,
         after_sending_next_stage,
+        after_storing_result,
+        child_dies_after_storing_result,
         child_cut_off,
         clock_ahead,
         clock_behind,

@@ -24,7 +24,7 @@ from celery_statemanager.errors import (
     StoreError,
     StoreUnavailable,
 )
-from celery_statemanager.integration import requests
+from celery_statemanager.integration import requests, results
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.copies import copy_of_execution
@@ -225,7 +225,10 @@ def start_run(task: Task[Any, Any], binding: Binding) -> bool:
         return False
     running.enter(task, run)
     if run.verdict is None and not run.tracker.backlog.store_is_down:
-        run.begin()
+        if results.redelivery_has_succeeded(run.tracker, binding, task):
+            run.verdict, run.ended = Verdict.FINISHED, True
+        else:
+            run.begin()
     return True
 
 

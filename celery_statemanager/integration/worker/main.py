@@ -13,7 +13,7 @@ from celery import Celery
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
-from celery_statemanager.integration import pools, redelivery, requests
+from celery_statemanager.integration import pools, redelivery, requests, results
 from celery_statemanager.integration.backlog import flush_all
 from celery_statemanager.integration.binding import Binding, binding_of, part_of
 from celery_statemanager.integration.callbacks import publish_decided
@@ -114,7 +114,14 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
         ending = Write.ending(*writer.cell, status, sanitize(message), if_owner=writer.holder)
         ending.presumed_dead = status == Status.LOST  # the next stage may prove that it had finished
         never_begun = Write.never_begun(*writer.cell, status, sanitize(message))
-        writer.queue(lambda: (writer.close_attempt(ending) if began else None) or writer.write(never_begun))
+        lost = began and status == Status.LOST
+        writer.queue(
+            lambda: (
+                (lost and writer.has_succeeded())
+                or (writer.close_attempt(ending) if began else None)
+                or writer.write(never_begun)
+            )
+        )
 
 
 def _report_part(app: Celery, task_id: str, carrier: Any, status: int, message: str) -> None:
@@ -184,6 +191,11 @@ class _CellWriter:
     def queue(self, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, self.binding.tag, self.binding.task_index)
         self.tracker.backlog.put((name, "outcome"), action, self.binding.log_extra)
+
+    def has_succeeded(self) -> bool:
+        """Return whether the process died after its task had stored its result; Celery 5.7 and later asks itself."""
+        task = None if self.request is None else self.request.task
+        return results.finish_if_succeeded(self.tracker, self.binding, task)
 
     def close_attempt(self, request: Write) -> WriteReply | None:
         """Write over this worker's open attempt; return None if there is none, or a later delivery may own it."""

@@ -11,11 +11,11 @@ from functools import lru_cache, partial
 
 from celery_statemanager import leases
 from celery_statemanager.errors import StoreUnavailable
-from celery_statemanager.integration import redelivery
+from celery_statemanager.integration import redelivery, results
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.worker.periodic import Periodic
-from celery_statemanager.records import JobRef
+from celery_statemanager.records import JobRef, OpenAttempt
 from celery_statemanager.sweep import Sweep, SweepReport
 
 logger = logging.getLogger(__name__)
@@ -139,12 +139,24 @@ class _AppActions:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
+        self._results_failed = False
 
     def resend(self, ref: JobRef, message: str) -> bool:
         ours = self._is_ours(ref, redelivery.task_name(message))
         if ours:
             redelivery.resend(self._tracker.app, message)
         return ours
+
+    def has_succeeded(self, attempt: OpenAttempt) -> bool:
+        """Return whether the result backend knows an attempt as SUCCESS. After an error, ask it no more."""
+        if self._results_failed:
+            return False
+        try:
+            return results.attempt_has_succeeded(self._tracker, attempt)
+        except Exception as error:  # noqa: BLE001 - a result backend raises errors of any client library
+            self._results_failed = True
+            logger.warning("sweep: cannot read results, lost attempts are not looked up: %s", error)
+            return False
 
     def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
         return publish_decided(self._tracker, ref, decided, partial(self._is_ours, ref))
@@ -173,7 +185,14 @@ def sweep(tracker: Tracker) -> SweepReport:
     """Sweep the store once for lost workers and publishers and for due callbacks. Raises: StoreError."""
     settings = tracker.settings
     began = time.perf_counter()
-    report = Sweep(tracker.store, _AppActions(tracker), lease=settings.lease, max_lost=settings.max_lost).run()
+    actions = _AppActions(tracker)
+    report = Sweep(
+        tracker.store,
+        actions,
+        lease=settings.lease,
+        max_lost=settings.max_lost,
+        has_succeeded=actions.has_succeeded,
+    ).run()
     tracker.metrics.swept(time.perf_counter() - began)
     if report:
         logger.log(

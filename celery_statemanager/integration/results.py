@@ -1,0 +1,112 @@
+"""Successes that the result backend knows: the worker died between Celery's SUCCESS and our FINISHED.
+
+Such a task is not run again. Celery itself skips its redelivery if ``worker_deduplicate_successful_tasks`` is set, and
+sends no signal then.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from celery import Celery, Task
+from celery.backends.base import DisabledBackend
+from celery.states import SUCCESS
+
+from celery_statemanager import leases
+from celery_statemanager.errors import AttemptSuperseded, StateManagerError
+from celery_statemanager.integration import redelivery
+from celery_statemanager.integration.binding import Binding, binding_of
+from celery_statemanager.integration.callbacks import publish_decided
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.models import Status
+from celery_statemanager.records import OpenAttempt, Write
+from celery_statemanager.retention import current
+
+logger = logging.getLogger(__name__)
+
+MESSAGE = "its result is stored"
+
+
+def has_succeeded(app: Celery, task: Task[Any, Any] | None, task_id: str) -> bool:
+    """Return whether the result backend knows a task id as SUCCESS.
+
+    Args:
+        task: None if only the id is known.
+
+    Raises: what the backend raises.
+    """
+    backend = app.backend if task is None else task.backend
+    # Only backends that Celery asks, too: a reply queue of rpc:// belongs to its submitter.
+    if isinstance(backend, DisabledBackend) or not backend.persistent or backend.as_uri().startswith("rpc://"):
+        return False
+    return bool(backend.get_state(task_id) == SUCCESS)
+
+
+def finish_if_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any] | None) -> bool:
+    """Return whether the result backend knows the task of a cell as SUCCESS. If so, the cell becomes FINISHED.
+
+    A negative status of the application stays. Raises: JobNotFound, StoreError.
+    """
+    try:
+        if not has_succeeded(tracker.app, task, binding.celery_task_id):
+            return False
+    except Exception as error:  # noqa: BLE001 - a result backend raises errors of any client library
+        logger.warning("cannot read the result of task %s: %s", binding.celery_task_id, error, extra=binding.log_extra)
+        return False
+    place = binding.tag, binding.task_index
+    cell = tracker.store.get_cell(binding.ref, *place)
+    if cell is not None and (cell.open or cell.awaits_end):
+        write = Write.proven(*place, attempt=cell.attempt)
+    elif cell is None or not cell.final:
+        write = Write.never_begun(*place, int(Status.FINISHED), MESSAGE)
+    else:
+        return True
+    try:
+        reply = tracker.store.write(binding.ref, write)
+    except AttemptSuperseded:  # its own end, or another process, was faster
+        return True
+    publish_decided(tracker, binding.ref, reply.decided)
+    return True
+
+
+def attempt_has_succeeded(tracker: Tracker, attempt: OpenAttempt) -> bool:
+    """Return whether the result backend knows an open attempt as SUCCESS. Raises: JobNotFound; as ``has_succeeded``."""
+    if isinstance(tracker.app.backend, DisabledBackend):
+        return False
+    plan = current(tracker.store, attempt.ref).plan
+    stages = plan.stages(attempt.task_index) if plan else ()
+    # A plan of the user's may have more tags than the chain: then this is the id of a later stage, which proves more.
+    stage = stages.index(attempt.tag) if attempt.tag in stages else 0
+    binding = Binding(attempt.ref, attempt.task_index, attempt.tag, stage)
+    task = tracker.app.tasks.get(redelivery.task_name(attempt.cell.kept)) if attempt.cell.kept else None
+    return has_succeeded(tracker.app, task, binding.celery_task_id)
+
+
+def redelivery_has_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any]) -> bool:
+    """Return whether an earlier delivery of the message that a task now runs has stored its result."""
+    if not _was_redelivered(task.request.delivery_info):
+        return False
+    try:
+        return finish_if_succeeded(tracker, binding, task)
+    except StateManagerError as error:  # the begin that follows meets it too, and reports it
+        logger.info("state not written: %s", error, extra=binding.log_extra)
+        return False
+
+
+def _was_redelivered(delivery_info: Any) -> bool:
+    return bool(delivery_info and delivery_info.get("redelivered"))
+
+
+def on_received(tracker: Tracker, request: Any) -> None:
+    """Finish, in the background, the cell of a redelivered message that Celery will skip without a signal."""
+    conf = tracker.app.conf
+    skips = conf.worker_deduplicate_successful_tasks and (conf.task_acks_late or request.task.acks_late)
+    if not skips or not _was_redelivered(request.delivery_info):
+        return
+    binding = binding_of(request.request_dict)
+    if binding is not None:
+        name = leases.cell_name(binding.ref, binding.tag, binding.task_index)
+        finish = partial(finish_if_succeeded, tracker, binding, request.task)
+        tracker.backlog.put((name, "outcome"), finish, binding.log_extra)
