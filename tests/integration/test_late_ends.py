@@ -13,9 +13,9 @@ PATIENCE = 40
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("member", ["gate", "retry_after_go"])
+@pytest.mark.parametrize(("member", "message"), [("gate", None), ("retry_after_go", None), ("work_through", "step 20")])
 def test_a_task_that_was_presumed_dead_ends_with_its_own_status(
-    tracked, setting, pool, start_worker, key, eventually, member
+    tracked, setting, pool, start_worker, key, eventually, member, message
 ):
     worker = start_worker(key, pool="solo")
     callbacks = {name: tracked.callback.s().set(queue=pool) for name in ("on_success", "on_failure")}
@@ -27,7 +27,7 @@ def test_a_task_that_was_presumed_dead_ends_with_its_own_status(
     (tracked.HOME / f"{key}.go").touch()
     os.kill(worker.process.pid, signal.SIGCONT)
     done = state_when(job, lambda state: state.finished)
-    assert done.message is None
+    assert (done.message, done.fraction) == (message, 1.0)
     assert job.summary().failed == 0
     told = eventually(lambda: (notes := tracked.notes(f"callback.{job.id}")) and len(notes) == 2 and notes)
     assert sorted(line.split()[0] for line in told) == ["failure", "success"]

@@ -198,6 +198,14 @@ class Run:
         cell = self.tracker.store.get_cell(self.binding.ref, *self.cell)
         return cell.attempt if cell and cell.open and cell.event_id in self._may_have_begun else None
 
+    def awaits_end(self) -> bool:
+        """Return whether another process closed this attempt and the store, as far as known, still accepts its end."""
+        try:
+            cell = self.tracker.store.get_cell(self.binding.ref, *self.cell)
+        except StateManagerError:
+            return False
+        return cell is not None and cell.awaits_end and cell.attempt == self.attempt
+
     def _to_state(self, cell: Cell) -> State:
         return state_of(self.binding.ref.key.job_id, *self.cell, cell)
 

@@ -9,7 +9,7 @@ from typing import Any
 from celery import current_task
 
 from celery_statemanager.deadline import Deadline
-from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
+from celery_statemanager.errors import AttemptSuperseded, ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.manager import manager_of
 from celery_statemanager.integration.task.progress import to_progress
@@ -104,8 +104,8 @@ class TaskState:
 
         At most one write per ``statemanager_progress_interval`` reaches the store. The last one is always written, at
         the latest at the end of the task. Invalid values never fail the task: values out of range are clamped, and
-        values that are not numbers are not written. Both are logged once per task name. Raises: the errors listed in
-        the class.
+        values that are not numbers are not written. Both are logged once per task name. If a sweep has marked the
+        attempt although it runs, progress is kept for the end. Raises: the errors listed in the class.
         """
         run = self._run
         if run is None:
@@ -118,7 +118,13 @@ class TaskState:
             run.held_progress = (new.text, new.message)
             return None
         run.held_progress = None
-        return _write(run, Write.progress(*run.cell, new.status, new.text, new.message))
+        try:
+            return _write(run, Write.progress(*run.cell, new.status, new.text, new.message))
+        except AttemptSuperseded:
+            if not run.awaits_end():
+                raise
+            run.held_progress = (new.text, new.message)  # a sweep presumed the worker dead; the end will be accepted
+            return None
 
     def get(self) -> State | None:
         """Return the stored state of this cell; None only if the execution is untracked.
