@@ -41,9 +41,9 @@ def copy_of_execution(task: Any, setting: str) -> str | None:
 
     Returns: ``AT_BROKER`` if only the broker has it; None if nobody has it or the policy is to mark the row.
     """
-    if not redelivery.requeues(task, setting):
+    message = redelivery.detach(task.request)
+    if task.request.is_eager or not redelivery.requeues(task, setting):
         return None
-    message = redelivery.execution_to_json(task)
     at_broker = message is None and task.acks_late and redelivers(task.app) is not Redelivers.NEVER
     return AT_BROKER if at_broker else message
 
@@ -67,7 +67,7 @@ def copy_of_received(
     waits = broker is Redelivers.LATER or is_held
     message = None
     if broker is Redelivers.NEVER or (waits and may_run_twice):
-        message = redelivery.message_to_json(request.message)
+        message = redelivery.message_to_json(request.message, request.task.name)
     return AT_BROKER if message is None and broker is not Redelivers.NEVER else message
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 from typing import Any
 
-from celery import Celery, Task
-from celery.canvas import Signature
+from celery import Celery
 from kombu.utils.json import dumps, loads
 
 from celery_statemanager.errors import ConfigurationError
@@ -16,56 +16,89 @@ logger = logging.getLogger(__name__)
 
 MAX_BYTES = 65_536
 
+ENVELOPE = "statemanager_message"
+"""The key under which a worker's main process passes a message on; only what a request contains reaches a child."""
 
-def execution_to_json(task: Task[Any, Any]) -> str | None:
-    """Return the message of the execution that is about to begin as JSON; None if it cannot be kept."""
-    request = task.request
-    signature = task.signature_from_request(
-        request, tuple(request.args or ()), dict(request.kwargs or {}), retries=request.retries
-    )
-    return _to_json({"signature": dict(signature)})
+_PROPERTIES = ("correlation_id", "reply_to", "priority", "delivery_mode")
+_DEATH = ("x-death", "x-first-death", "x-last-death")
+"""Headers by which RabbitMQ recognizes a message that moves in a circle."""
 
 
-def message_to_json(message: Any) -> str | None:
-    """Return a message that a worker has received and not begun as JSON; None if it cannot be kept."""
-    if message.content_type != "application/json":
-        return None
+Envelope = dict[str, Any]
+"""A message as it was received, with its encoded body: nothing decodes or encodes it again."""
+
+
+def attach(request: Any, on_lost: str) -> None:
+    """Pass the message of a worker's request on to the process that runs it, if a sweep may have to send it again."""
+    if requeues(request.task, on_lost) and len(request.message.body) <= MAX_BYTES:
+        request.request_dict[ENVELOPE] = _envelope(request.message, request.task.name)
+
+
+def detach(request: Any) -> str | None:
+    """Remove the message from the request of a running task, and return it as JSON; None if it cannot be kept."""
+    (request.headers or {}).pop(ENVELOPE, None)  # Celery counts it among the headers that a retry sends again
+    envelope = request.__dict__.pop(ENVELOPE, None)
+    return None if envelope is None else _to_json(envelope)
+
+
+def message_to_json(message: Any, task: str | None = None) -> str | None:
+    """Return a received message as JSON; None if it cannot be kept.
+
+    Args:
+        task: the name of its task, which messages of Celery's protocol 1 have in their bodies.
+    """
+    return _to_json(_envelope(message, task))
+
+
+def _envelope(message: Any, task: str | None) -> Envelope:
+    headers = {name: value for name, value in message.headers.items() if not name.startswith(_DEATH)}
+    publish = {name: message.properties.get(name) for name in _PROPERTIES}
+    publish |= {name: message.delivery_info.get(name) for name in ("exchange", "routing_key")}
+    publish |= {"content_type": message.content_type, "content_encoding": message.content_encoding}
+    publish["compression"] = headers.pop("compression", None)  # the body was decompressed when it was received
+    body = message.body if isinstance(message.body, (str, bytes)) else bytes(message.body)
+    return {"task": task or headers.get("task"), "body": body, "publish": {**publish, "headers": headers}}
+
+
+def _to_json(envelope: Envelope) -> str | None:
+    body = envelope["body"]
     try:
-        body = message.body if isinstance(message.body, str) else bytes(message.body).decode()
+        text = body if isinstance(body, str) else body.decode()
+        kept = {**envelope, "body": text}
     except UnicodeDecodeError:
+        kept = {**envelope, "body": base64.b64encode(body).decode(), "base64": True}
+    try:
+        text = str(dumps(kept))
+    except Exception:  # noqa: BLE001 - a header's own __json__ may raise anything
         return None
-    headers = {**message.headers}
-    compression = headers.pop("compression", None)  # the body was decompressed when it was received
-    properties = {name: message.properties.get(name) for name in ("correlation_id", "reply_to", "priority")}
-    where = {name: message.delivery_info.get(name) for name in ("exchange", "routing_key")}
-    encoding = {"content_type": message.content_type, "content_encoding": message.content_encoding}
-    encoding["compression"] = compression
-    return _to_json({"body": body, "publish": {**properties, **where, **encoding, "headers": headers}})
+    return text if len(text.encode("utf-8", "replace")) <= MAX_BYTES else None
 
 
 def task_name(text: str) -> str:
     """Return the name of the task of a kept message."""
-    kept = loads(text)
-    return str(kept["signature"]["task"] if "signature" in kept else kept["publish"]["headers"]["task"])
+    return str(loads(text)["task"])
 
 
 def resend(app: Celery, text: str) -> None:
-    """Publish a kept message once more. Raises: what the broker raises."""
+    """Publish a kept message once more, as it was received. Raises: what the broker raises.
+
+    No task class and no signal takes part: another trace, a lock or other headers would change the message.
+    """
     kept = loads(text)
-    if "signature" in kept:
-        Signature.from_dict(kept["signature"], app=app).apply_async(add_to_parent=False)
-        return
     given = {name: value for name, value in kept["publish"].items() if value is not None}
+    body = base64.b64decode(kept["body"]) if "base64" in kept else kept["body"].encode()
     with app.producer_or_acquire() as producer:
-        producer.publish(kept["body"], **given)
+        given["declare"] = _queues(app, given.get("exchange"), given.get("routing_key"))
+        policy = {"retry": app.conf.task_publish_retry, "retry_policy": app.conf.task_publish_retry_policy}
+        producer.publish(body, **policy, **given)
 
 
-def _to_json(value: Any) -> str | None:
+def _queues(app: Celery, exchange: str | None, routing_key: str | None) -> list[Any]:
+    """Return the queue that a message came from: a broker drops messages to a queue that was deleted meanwhile."""
     try:
-        text = str(dumps(value))
-    except Exception:  # noqa: BLE001 - an argument's own __json__ may raise anything
-        return None
-    return text if len(text.encode("utf-8", "replace")) <= MAX_BYTES else None
+        return [app.amqp.queues[routing_key]] if routing_key and not exchange else []
+    except KeyError:  # task_create_missing_queues is false
+        return []
 
 
 def requeues(task: Any, setting: str) -> bool:

@@ -19,7 +19,7 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
-from celery_statemanager.integration import results, spawned
+from celery_statemanager.integration import redelivery, results, spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_own_strategy
@@ -170,6 +170,8 @@ def _on_received(request: Any = None, **_: Any) -> None:
         return
     tracker.held_messages.add(request)
     results.on_received(tracker, request)
+    if binding_of(request.request_dict):
+        redelivery.attach(request, tracker.settings.on_lost)
     if has_own_strategy(request.task):  # its submitter did not know the task
         why = f"not tracked: {NOT_TRACKED}"
         main.report(request.app, request.id, request.request_dict, int(Status.REJECTED), why, began=False)
@@ -202,6 +204,7 @@ def _on_publish(
     Also remove the expiration from the properties of a marked message, because RabbitMQ would drop the message without
     a signal. By the header, which stays, the worker rejects an expired message and reports it.
     """
+    headers.pop(redelivery.ENVELOPE, None)  # Celery itself sends a request's headers when it retries for a lost child
     stages.on_publish(headers)
     marked = HEADER in headers or PART_HEADER in headers
     if not marked and current_task:

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import uuid
 from dataclasses import replace
 
 import pytest
@@ -13,12 +14,12 @@ from servers import running_redis
 from celery_statemanager import StatefulTask, StateManager, Status
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json
+from celery_statemanager.integration.redelivery import message_to_json
 from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.leases import Received, Report, renew
 from celery_statemanager.records import Begin, Latch, Write, new_event_id, new_job
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FakeClock, Proxy
-from celery_statemanager.testing.celery import published
 from celery_statemanager.testing.kit import workers
 
 LEASE = 30.0
@@ -29,7 +30,7 @@ class Shop:
 
     def __init__(self, name, store, broker="memory://"):
         self.app = Celery(name, broker=broker, set_as_current=False)
-        self.app.conf.statemanager_lease = LEASE
+        self.app.conf.update(statemanager_lease=LEASE, task_default_queue=f"{name}-{uuid.uuid4()}")
         self.states = StateManager(self.app)
         self.states.store = store
 
@@ -40,8 +41,15 @@ class Shop:
 
     def sweep(self):
         """Sweep, and return the report and the tasks whose messages were sent."""
-        with published(self.app) as messages:
-            return sweep(self.states), [message.task for message in messages]
+        self.receive()
+        return sweep(self.states), [message.headers["task"] for message in self.receive()]
+
+    def receive(self):
+        """Return the messages of the app's queue, and remove them."""
+        with self.app.connection_for_read() as connection:
+            queue = self.app.amqp.queues[self.app.conf.task_default_queue](connection.default_channel)
+            queue.declare()
+            return [*iter(lambda: queue.get(no_ack=True), None)]
 
 
 @pytest.fixture
@@ -72,8 +80,9 @@ def create_job(shop, store):
 
 
 def kept_message(shop, job):
-    bound = Binding(job.ref, 0, "work").bind(shop.task.s())
-    return json.dumps({"signature": dict(bound)})
+    Binding(job.ref, 0, "work").bind(shop.task.s()).apply_async()
+    [message] = shop.receive()
+    return message_to_json(message)
 
 
 def begin(store, job, kept=None):
@@ -138,7 +147,7 @@ def test_received_rows_of_a_dead_worker_wait_for_the_broker(store, clock, broker
     renew(store, "dead", Report(received=[Received(job.ref, "work", 0, kept_message(shop, job))]), LEASE)
     clock.advance(LEASE + 1)
     with broker.down():
-        assert shop.sweep()[1] == []
+        assert not sweep(shop.states)
     assert "dead" in workers(store)
     assert shop.sweep()[1] == ["ours.work"]
     assert workers(store) == {}

@@ -43,7 +43,7 @@ class Request:
     def __init__(self, binding, retries=0, message=None):
         self.id = binding.celery_task_id
         self.request_dict = {HEADER: binding.to_header(), "retries": retries}
-        self.task = SimpleNamespace(on_lost="mark")
+        self.task = SimpleNamespace(name="task", on_lost="mark")
         self.message = message or SimpleNamespace(content_type="application/x-other")
         self.delivery_info = {}
 
@@ -214,7 +214,9 @@ def with_lost_message(tracker):
     def lost(): ...
 
     grid = Grid.create(tracker.store, 1, ("a",))
-    row = leases.Received(grid.ref, "a", 0, json.dumps({"signature": lost.s()}))
+    row = leases.Received(
+        grid.ref, "a", 0, json.dumps({"task": "lost", "body": "[]", "publish": {"routing_key": "lost"}})
+    )
     tracker.store.put_worker("dead", Report(received=[row]).to_json(), 0)
 
 

@@ -245,7 +245,7 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     if tracker is None:
         return None
     owner = None if request.is_eager else os.environ.get(requests.WORKER_ID)
-    message = None if owner is None else copy_of_execution(task, tracker.settings.on_lost)
+    message = copy_of_execution(task, tracker.settings.on_lost)
     received: Mapping[str, Any] = request.delivery_info or {}
     alone = received.get(requests.ALONE)
     run = Run(tracker, binding, binding.delivery(request), owner, message, alone and attempts.Alone(*alone))

@@ -174,7 +174,7 @@ class Lease:
 
     def _row_of_part(self, request: Any, binding: Binding) -> Received:
         requeues = redelivery.requeues(request.task, self._settings.on_lost)
-        message = redelivery.message_to_json(request.message) if requeues else None
+        message = redelivery.message_to_json(request.message, request.task.name) if requeues else None
         return Received(binding.ref, binding.tag, binding.task_index, message, Delivery(binding.replacements))
 
     def _row(self, held: tuple[Any, Binding]) -> Received:
