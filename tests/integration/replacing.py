@@ -20,8 +20,8 @@ app.conf.update(
     task_always_eager="TRACKED_BROKER" not in os.environ,
     task_protocol=int(os.environ.get("TRACKED_PROTOCOL", "2")),
     task_default_queue=QUEUE,
-    statemanager_lease=3.0,
-    statemanager_sweep_interval=1.0,
+    statemanager_lease=6.0,
+    statemanager_sweep_interval=1.5,
     broker_connection_retry_on_startup=True,
 )
 states = StateManager(app)

@@ -1,13 +1,14 @@
 """Submit publishes the messages that Celery would publish, plus the binding (rule R12)."""
 
 import json
+from datetime import date
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from celery import Celery, chain, group, signature
+from celery import Celery, Task, chain, group, signature
 
-from celery_statemanager import StatefulTask, StateManager, Status
+from celery_statemanager import JobNotFound, StatefulTask, StateManager, Status
 from celery_statemanager.integration.binding import HEADER
 from celery_statemanager.testing.celery import published
 
@@ -168,3 +169,69 @@ def test_a_given_plan_does_not_change_the_order_of_stages(tags):
     job = states.submit([chain(scan.s(), load.s()), chain(load.s(None), states.tag(load.s(), "scan"))], tags=tags)
     assert job.get_state("load", 0).message == "not run: stage 'scan' failed: ValueError: broken"
     assert job.get_state("scan", 1).status == Status.FINISHED
+
+
+ODD_VALUES = {
+    "keys that are no text": {1: (3, 4)},
+    "a tuple": (1, (2, 3)),
+    "a set": {1, 2},
+    "bytes": b"\xff",
+    "a complex number": 1j,
+}
+
+
+@pytest.mark.parametrize("value", ODD_VALUES.values(), ids=ODD_VALUES)
+@pytest.mark.parametrize("container", [list, iter])
+def test_values_that_json_has_not_are_sent_unchanged(app, states, tasks, value, container):
+    app.conf.task_serializer = "pickle"
+    with published(app) as messages:
+        states.submit(container([tasks.scan.s(value, k=value)]))
+    assert messages[0].body[:2] == ((value,), {"k": value})
+
+
+def test_a_value_that_cannot_be_pickled_is_sent_from_a_generator_too(states, tasks, app):
+    class Local:
+        def __json__(self):
+            return "local"
+
+    with published(app) as messages:
+        states.submit(task for task in [tasks.scan.s(1), tasks.scan.s(Local()), tasks.scan.s(3)])
+    assert [type(message.body[0][0]).__name__ for message in messages] == ["int", "Local", "int"]
+
+
+def test_a_value_that_cannot_be_sent_is_rejected_before_the_job_is_created(states, tasks):
+    with pytest.raises(TypeError, match="cannot encode member 1 of the generator as JSON"):
+        states.submit((task for task in [tasks.scan.s(1), tasks.scan.s(object())]), job_id="never created")
+    with pytest.raises(JobNotFound):
+        states.job("never created")
+
+
+@pytest.mark.parametrize("value", [{1: "one"}, {"k": (1,)}, [(1,)]], ids=repr)
+def test_a_callback_that_would_be_stored_changed_is_rejected(app, states, tasks, value):
+    app.conf.task_serializer = "pickle"
+    with pytest.raises(TypeError, match="on_success, task note: JSON, in which callbacks are stored, would change"):
+        states.submit([tasks.scan.s()], on_success=app.signature("note", (value,)))
+    with pytest.raises(TypeError, match="would change"):
+        states.submit([tasks.scan.s()], on_success=app.signature("note", kwargs={"k": value}))
+    states.submit([tasks.scan.s()], on_success=app.signature("note", (value,)).set(serializer="json"))
+    states.submit([tasks.scan.s()], on_success=app.signature("note", ([1, {"k": None}], "x")))
+
+
+@pytest.mark.parametrize("container", [list, iter])
+def test_members_take_pydantic_models(app, states, container):
+    pydantic = pytest.importorskip("pydantic")
+    if not hasattr(Task, "_dump_pydantic_arguments"):
+        pytest.skip("Celery before 5.7 does not send models")
+
+    class Order(pydantic.BaseModel):
+        number: int
+        day: date
+
+    @app.task(pydantic=True, base=StatefulTask, shared=False, name="order")
+    def order(order: Order, *, other: Order): ...
+
+    model = Order(number=1, day=date(2026, 11, 30))
+    with published(app) as messages:
+        states.submit(container([order.s(model, other=model)]))
+    content = {"number": 1, "day": "2026-11-30"}
+    assert messages[0].body[:2] == ((content,), {"other": content})

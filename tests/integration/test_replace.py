@@ -147,7 +147,7 @@ def test_an_untracked_execution_is_replaced_as_a_tracked_one_is(module, name):
 
 def check_end(module, job, status, message):
     with suppress(WaitTimeout):
-        job.wait(2 * PATIENCE)
+        job.wait(3 * PATIENCE)
     state = job.get_state("work", 0)
     assert state.status == status, state
     assert (state.message or "").startswith(message), state

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from json import JSONDecoder
 from typing import Any, Protocol
 
 from celery import Celery, Task
-from celery.canvas import Signature, group, maybe_signature
-from kombu.utils.json import JSONEncoder, object_hook
+from celery.canvas import Signature, group
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.submission.calls import check_call
+from celery_statemanager.integration.submission.spool import MemberFile, MemberList, Stages
 from celery_statemanager.limits import MAX_TASKS, check_name
 from celery_statemanager.plan import Plan, PlanSpec
 
 DEFAULT_TAG = "default"
-
-IN_MEMORY = 8 * 2**20
-"""Bytes of a generator's members that stay in memory: a container may have no writable folder for temporary files."""
-
-Stages = list[Signature[Any]]
 
 
 class Members(Protocol):
@@ -44,7 +37,7 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
         tasks = [with_options(each, options) for each in tasks.tasks] if options else tasks.tasks
     if isinstance(tasks, (str, bytes, dict, Task)) or not isinstance(tasks, Iterable):
         raise TypeError(f"submit takes a list, generator or group of signatures, not {tasks!r:.80}{_hint(tasks)}")
-    members: _MemberList | _MemberFile = _MemberList(app) if isinstance(tasks, (list, tuple)) else _MemberFile(app)
+    members: MemberList | MemberFile = MemberList(app) if isinstance(tasks, (list, tuple)) else MemberFile(app)
     shapes = _Shapes()
     for row, member in enumerate(tasks):
         if row >= MAX_TASKS:
@@ -147,50 +140,6 @@ class _Shapes:
 
     def plan(self) -> Plan:
         return Plan(tuple((tags, IndexSet.from_ranges(ranges)) for tags, ranges in self._ranges.items()))
-
-
-class _MemberList:
-    """Members of a list, which the caller keeps in memory as well."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-        self._members: list[Stages] = []
-
-    def add(self, row: int, stages: Stages) -> None:
-        self._members.append(stages)
-
-    def __iter__(self) -> Iterator[Stages]:
-        for stages in self._members:
-            copies: list[Any] = [maybe_signature(stage, app=self._app, clone=True) for stage in stages]
-            yield copies
-
-
-_encode = JSONEncoder().encode  # kombu's dumps and loads create an encoder and a decoder at each call
-_decode = JSONDecoder(object_hook=object_hook).decode
-
-
-class _MemberFile:
-    """Members of a generator, one JSON line each in a temporary file that is closed with this object."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="utf-8")  # noqa: SIM115
-
-    def add(self, row: int, stages: Stages) -> None:
-        try:
-            line = _encode([dict(stage) for stage in stages])
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"cannot encode member {row} of the generator as JSON ({error}): pass a list") from error
-        self._file.write(line + "\n")
-
-    def __iter__(self) -> Iterator[Stages]:
-        self._file.flush()
-        self._file.seek(0)
-        for line in self._file:
-            yield [Signature.from_dict(stage, app=self._app) for stage in _decode(line)]
-
-    def __del__(self) -> None:
-        self._file.close()
 
 
 _GROUP_IDS = frozenset({"task_id", "group_id"})

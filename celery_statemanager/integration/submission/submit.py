@@ -14,6 +14,7 @@ from celery import Celery
 from celery.canvas import Signature, chain
 from celery.exceptions import NotRegistered
 from kombu.exceptions import EncodeError
+from kombu.utils.json import loads
 
 from celery_statemanager import completion
 from celery_statemanager.errors import StoreUnavailable, SubmitFailed
@@ -23,9 +24,10 @@ from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.submission import calls, members
 from celery_statemanager.integration.submission.delays import Delays
 from celery_statemanager.integration.submission.job import Job
-from celery_statemanager.integration.submission.members import Members, Stages, as_signature
+from celery_statemanager.integration.submission.members import Members, as_signature
+from celery_statemanager.integration.submission.spool import Stages, serializer_of
 from celery_statemanager.integration.task.outcomes import describe
-from celery_statemanager.limits import check_id
+from celery_statemanager.limits import check_id, short_repr
 from celery_statemanager.models import Scope
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import LATCHES, JobRecord, Latch, Submission, new_job
@@ -93,7 +95,8 @@ def submit(
 
 def _latch(app: Celery, name: str, callback: Any) -> Latch:
     text = callback_to_json(name, callback)
-    if callback is not None:
+    if callback is not None and text is not None:
+        _check_kept(app, name, callback, text)
         try:
             calls.check_call(app, f"on_{name}", callback, "job_id")
         except TypeError as error:
@@ -101,6 +104,30 @@ def _latch(app: Celery, name: str, callback: Any) -> Latch:
             hint = hint if callback.immutable else f"the job_id is prepended, {callback.task}.si(…) leaves it out"
             raise TypeError(f"{error} ({hint})") from None
     return Latch(text)
+
+
+def _check_kept(app: Celery, name: str, callback: Any, text: str) -> None:
+    """Check that a callback is stored unchanged, if its arguments are not sent as JSON anyway. Raises: TypeError."""
+    kept = loads(text)
+    if serializer_of(app, callback) != "json" and not (
+        _same([*callback.args], kept["args"]) and _same({**callback.kwargs}, kept["kwargs"])
+    ):
+        raise TypeError(
+            f"on_{name}, task {callback.task}: JSON, in which callbacks are stored, would change its arguments to "
+            f"{short_repr(kept['args'])} {short_repr(kept['kwargs'])}: pass lists instead of tuples or sets, and "
+            "dictionaries with text as keys"
+        )
+
+
+def _same(given: Any, kept: Any) -> bool:
+    """Return whether two values are equal and of the same types, in depth."""
+    if type(given) is not type(kept):
+        return False
+    if isinstance(given, dict):
+        return given.keys() == kept.keys() and all(_same(given[key], kept[key]) for key in given)
+    if isinstance(given, (list, tuple)):
+        return len(given) == len(kept) and all(map(_same, given, kept))
+    return bool(given == kept)
 
 
 def _submission(tracker: Tracker, timings: Timings, published: int, *, done: bool) -> Submission:
