@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery.canvas import Signature
 from kombu.utils.json import dumps, loads
 
 from celery_statemanager.completion import publish_due
+from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef
@@ -48,7 +50,9 @@ def publish_decided(
         signature = Signature.from_dict(loads(text), app=tracker.app)
         if not may_send(str(signature.task)):
             return False
-        Binding(job.ref, CALLBACK_ROW, name).bind(signature).apply_async(args=(job.job_id,))
+        binding = Binding(job.ref, CALLBACK_ROW, name)
+        apply = partial(binding.bind(signature).apply_async, args=(job.job_id,))
+        publication.send(tracker, binding, str(signature.task), apply, partial(publish_decided, tracker, job.ref))
         tracker.metrics.published(name)
         return True
 

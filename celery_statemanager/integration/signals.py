@@ -19,14 +19,20 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
-from celery_statemanager.integration import redelivery, results, spawned
+from celery_statemanager.integration import publication, redelivery, results, spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_own_strategy
 from celery_statemanager.integration.task import outcomes, running, stages
 from celery_statemanager.integration.task.aborted import end_aborted, end_aborted_part
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
-from celery_statemanager.integration.task.replacement import end_part, mark_message, running_part, start_part
+from celery_statemanager.integration.task.replacement import (
+    end_part,
+    mark_message,
+    reject_unsent,
+    running_part,
+    start_part,
+)
 from celery_statemanager.integration.task.run import Run, run_of, start_run
 from celery_statemanager.integration.worker import main
 from celery_statemanager.models import Status
@@ -79,6 +85,7 @@ def _on_success(sender: Any = None, **_: Any) -> None:
     run = run_of(sender)
     if run is not None and not stages.end_if_unpublished(run, sys.exc_info()[1]):
         run.end(int(Status.FINISHED))
+        reject_unsent(run, sender.request)
 
 
 @_repeated_after_limit
@@ -109,7 +116,9 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
         return
     run = run_of(sender)
     message = outcomes.retry(reason, request.retries or 0, sender.max_retries)
-    if run is not None:
+    if run is not None and request.id not in run.sent and not request.is_eager:
+        run.end(int(Status.REJECTED), publication.not_published(sender.app, sender.name))
+    elif run is not None:
         run.pause(message, Delivery(run.delivery.replacements, run.delivery.retries + 1))
     else:
         main.report_pause(sender.app, request.id, request, message, more_retries=1)
@@ -204,6 +213,10 @@ def _on_publish(
     Also remove the expiration from the properties of a marked message, because RabbitMQ would drop the message without
     a signal. By the header, which stays, the worker rejects an expired message and reports it.
     """
+    publication.observe(headers, body)
+    run = run_of(current_task)
+    if run is not None:
+        run.sent.add(publication.task_id_of(headers, body))
     headers.pop(redelivery.ENVELOPE, None)  # Celery itself sends a request's headers when it retries for a lost child
     stages.on_publish(headers)
     marked = HEADER in headers or PART_HEADER in headers

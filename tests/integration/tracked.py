@@ -302,6 +302,50 @@ def note_the_job(key, *job_id):
     note(key, f"{job.id} {job.run_token} {job.summary().finished} {list(job_id)}")
 
 
+class Tenant(StatefulTask):
+    """A task class that replaces all headers of a message."""
+
+    abstract = True
+    tag = "tenant"
+
+    def apply_async(self, args=None, kwargs=None, **options):
+        return super().apply_async(args, kwargs, **{**options, "headers": {"tenant": "t"}})
+
+
+@task(base=Tenant, bind=True, max_retries=1)
+def retry_for_tenant(self, _=None):
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    self.state.set(50, self.request.headers["tenant"])
+
+
+@task(base=Tenant)
+def callback_of_tenant(job_id):
+    note(f"callback.{job_id}", states.current_job().id)
+
+
+class Locked(StatefulTask):
+    """A task class whose lock keeps a message from being sent while another one is under way."""
+
+    abstract = True
+    tag = "locked"
+
+    def apply_async(self, args=None, kwargs=None, **options):
+        if (HOME / f"{self.name}.lock").exists():
+            return self.AsyncResult("of-another-task")
+        return super().apply_async(args, kwargs, **options)
+
+
+@task(base=Locked)
+def locked(_=None): ...
+
+
+@task(base=Locked, bind=True)
+def lock_and_retry(self):
+    (HOME / f"{self.name}.lock").touch()
+    raise self.retry(countdown=0)
+
+
 @task(base=StatefulTask)
 def stateful_callback(*args):
     note_the_job(args[-1], *args[:-1])

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from kombu.utils.json import loads
 
 from celery_statemanager import completion
 from celery_statemanager.errors import StoreUnavailable, SubmitFailed
+from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import callback_to_json, publish_decided
 from celery_statemanager.integration.installed import Tracker
@@ -201,16 +203,17 @@ class _Publisher:
 
     def _send(self, row: int, stages: Stages, producer: Any) -> None:
         app, ref = self._tracker.app, self._record.ref
-        bound = [
-            Binding(ref, row, members.tag_of(app, stage), number).bind(stage) for number, stage in enumerate(stages)
-        ]
+        bindings = [Binding(ref, row, members.tag_of(app, stage), number) for number, stage in enumerate(stages)]
+        bound = [binding.bind(stage) for binding, stage in zip(bindings, stages, strict=True)]
         self._delays.add(row, bound[0].options)
         if app.conf.task_always_eager:
             self._run_inline(row, bound)
-        elif len(bound) == 1:
-            bound[0].apply_async(producer=producer, add_to_parent=False)
-        else:
-            chain(*bound, app=app).apply_async(producer=producer, add_to_parent=False)
+            return
+        member: Any = bound[0] if len(bound) == 1 else chain(*bound, app=app)
+        apply = partial(member.apply_async, producer=producer, add_to_parent=False)
+        publication.send(
+            self._tracker, bindings[0], str(bound[0].task), apply, partial(publish_decided, self._tracker, ref)
+        )
 
     def _run_inline(self, row: int, stages: Stages) -> None:
         """Run a member; a failure of a stage is a state of the job and does not end the submission."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,8 +18,8 @@ from celery.exceptions import Reject
 from celery.utils.functional import maybe_list
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound
-from celery_statemanager.integration import pools
-from celery_statemanager.integration.binding import HEADER, PART_HEADER, Binding, part_of
+from celery_statemanager.integration import pools, publication
+from celery_statemanager.integration.binding import HEADER, PART_HEADER, Binding, binding_of, part_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.task import outcomes
@@ -228,3 +229,14 @@ def _inner(holder: Run | Part) -> dict[str, str]:
 
 def _next(run: Run) -> Binding:
     return replace(run.binding, replacements=run.binding.replacements + 1)
+
+
+def reject_unsent(run: Run, request: Any) -> None:
+    """End the next stage of the row of a finished execution if its task class has not published the message."""
+    if not request.chain or request.is_eager:
+        return
+    following_stage = request.chain[-1]
+    binding = binding_of(following_stage["options"])
+    if binding is not None and binding.celery_task_id not in run.sent:
+        publish = partial(publish_decided, run.tracker, binding.ref)
+        publication.reject(run.tracker, binding, str(following_stage["task"]), publish)

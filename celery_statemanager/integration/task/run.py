@@ -48,6 +48,7 @@ class Run:
         may_run_again: whether its policy is to run it again if its worker is lost.
         next_is_published: whether the next stage of its chain is published; None before that is tried.
         replaced_by: the name of the task that replaces this one under its id.
+        sent: the Celery task ids of the messages that it has published.
         held_progress: the JSON text and the message of the newest progress that was not written.
         ended: whether later writes have no effect, because the last state is written or another attempt owns the cell.
         manager: the Manager created by ``task.manager.manager_of``; protected by ``manager_lock``.
@@ -77,6 +78,7 @@ class Run:
         self.next_is_published: bool | None = None
         self.may_run_again = message is not None
         self.replaced_by: str | None = None
+        self.sent: set[str | None] = set()
         self.held_progress: tuple[str, str | None] | None = None
         self.manager: Manager | None = None
         self.manager_lock = threading.Lock()

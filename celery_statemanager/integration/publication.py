@@ -1,0 +1,88 @@
+"""Publish the message of a cell: with our header, whatever its task class does, or not at all and with a reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from celery import Celery
+
+from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound
+from celery_statemanager.integration.binding import HEADER, Binding
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.leases import cell_name
+from celery_statemanager.models import Status
+from celery_statemanager.records import Write
+
+logger = logging.getLogger(__name__)
+
+Publish = Callable[[tuple[str, ...]], object]
+"""Publish the callbacks of decided latches."""
+
+
+class _Expected:
+    """A message that is about to be published."""
+
+    def __init__(self, binding: Binding) -> None:
+        self.binding = binding
+        self.is_published = False
+
+
+_expected: ContextVar[_Expected | None] = ContextVar("statemanager_expected", default=None)
+
+
+def task_id_of(headers: dict[str, Any], body: Any) -> str | None:
+    """Return the Celery task id of a message that is about to be published, in either of Celery's protocols."""
+    found: str | None = headers.get("id") if isinstance(body, tuple) else body.get("id")
+    return found
+
+
+def observe(headers: dict[str, Any], body: Any) -> None:
+    """Note that the expected message is published, and put the binding back that its task class has dropped."""
+    expected = _expected.get()
+    if expected is not None and task_id_of(headers, body) == expected.binding.celery_task_id:
+        expected.is_published = True
+        headers.setdefault(HEADER, expected.binding.to_header())
+
+
+def send(tracker: Tracker, binding: Binding, task: str, apply: Callable[[], object], publish: Publish) -> None:
+    """Call ``apply``, which sends the message of a cell. End the cell if it sent none. Raises: as ``apply``."""
+    with _expecting(binding) as expected:
+        apply()
+    if not expected.is_published and not tracker.app.conf.task_always_eager:
+        reject(tracker, binding, task, publish)
+
+
+@contextmanager
+def _expecting(binding: Binding) -> Iterator[_Expected]:
+    expected = _Expected(binding)
+    token = _expected.set(expected)
+    try:
+        yield expected
+    finally:
+        _expected.reset(token)
+
+
+def reject(tracker: Tracker, binding: Binding, task: str, publish: Publish) -> None:
+    """End a cell whose message its task class did not publish, such as a lock that returns another task's result."""
+    message = not_published(tracker.app, task)
+    place = binding.tag, binding.task_index
+
+    def write() -> None:
+        try:
+            publish(tracker.store.write(binding.ref, Write.never_begun(*place, int(Status.REJECTED), message)).decided)
+        except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
+            logger.info("state not written: %s", error, extra=binding.log_extra)
+
+    logger.warning(message, extra=binding.log_extra)
+    tracker.backlog.now_or_later((cell_name(binding.ref, *place), "outcome"), write, binding.log_extra)
+
+
+def not_published(app: Celery, task: str) -> str:
+    """Return the state message for a task that was not sent; it names the class that defines how the task is sent."""
+    classes = type(app.tasks[task]).__mro__ if task in app.tasks else ()
+    name = next((each.__name__ for each in classes if "apply_async" in vars(each)), "Celery")
+    return f"not published: apply_async of {name} sent no message for task {task}"
