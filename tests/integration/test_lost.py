@@ -61,7 +61,7 @@ def test_received_rows_of_a_killed_worker_run(tracked, setting, pool, start_work
 
 
 @pytest.mark.places(("rabbitmq-redis", "prefork"), ("redis-redis", "prefork"), ("folders-sqlite", "prefork"), usual=3)
-def test_rows_that_never_began_are_not_lost_under_any_policy(tracked, setting, start_worker, key, eventually):
+def test_rows_that_never_began_are_not_lost_under_any_policy(tracked, setting, pool, start_worker, key, eventually):
     """The rows are acked early. Only the one that ran when its worker was killed may be lost."""
     worker = start_worker(key, "--prefetch-multiplier=2")
     rows = 4
