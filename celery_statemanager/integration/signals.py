@@ -205,6 +205,7 @@ def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: 
     main.report(sender.app, headers.get("id", ""), headers, int(Status.REJECTED), why, began=False)
 
 
+@_repeated_after_limit
 def _on_publish(
     sender: str | None = None, body: Any = None, headers: Any = None, properties: Any = None, **_: Any
 ) -> None:

@@ -26,7 +26,9 @@ def received(body="[[], {}, {}]", **options):
         delivery_info={},
         headers={"task": "t"},
     )
-    return SimpleNamespace(message=message, task=SimpleNamespace(**{"on_lost": None, "acks_late": False, **options}))
+    return SimpleNamespace(
+        message=message, task=SimpleNamespace(**{"name": "t", "on_lost": None, "acks_late": False, **options})
+    )
 
 
 @pytest.mark.parametrize(

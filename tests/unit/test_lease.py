@@ -17,6 +17,7 @@ from celery_statemanager import Status, StoreError, StoreUnavailable, leases
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.integration.pending_files import PendingFiles
+from celery_statemanager.integration.redelivery import MAX_BYTES
 from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.worker.lease import Lease
@@ -34,6 +35,17 @@ LONGEST = "\N{SNOWMAN}" * 200
 """A tag of the greatest length in bytes."""
 
 
+TOO_LARGE = SimpleNamespace(
+    content_type="text/plain",
+    content_encoding="utf-8",
+    body="x" * MAX_BYTES,
+    headers={},
+    properties={},
+    delivery_info={},
+)
+"""A message that is not stored."""
+
+
 class Request:
     """A message of a tracked task that a worker has received and not begun."""
 
@@ -44,7 +56,7 @@ class Request:
         self.id = binding.celery_task_id
         self.request_dict = {HEADER: binding.to_header(), "retries": retries}
         self.task = SimpleNamespace(name="task", on_lost="mark")
-        self.message = message or SimpleNamespace(content_type="application/x-other")
+        self.message = message or TOO_LARGE
         self.delivery_info = {}
 
     def run(self):
@@ -262,6 +274,7 @@ class Worker:
 
     def run(self, *rows):
         """End all running bodies, and start those of these rows."""
+        worker_state.active_requests.difference_update(self._running)
         self._running.clear()
         for row in rows:
             self._running.append(self.receive(row).run())

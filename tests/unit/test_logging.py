@@ -38,6 +38,12 @@ ABOUT_NO_JOB = {
     "%s; until then statemanager_on_lost applies to it, and submit rejects it",
     "NO_ROOM[kind]",
     "garbage collected: %s",
+    "the header %r of a message is %s, which this release cannot read: its task is untracked",
+    (
+        "the pool %s is none of %s: this package is not tested with it. If it runs several tasks in one thread, states "
+        "are written only where the context (contextvars) identifies the running task; other states are not written, "
+        "and their tasks may end LOST. Use another pool, or check the states of a test job"
+    ),
     "migrated: %s",
     (
         "sweep: %d attempts marked as LOST, %d messages sent again, callbacks of %d jobs published, "

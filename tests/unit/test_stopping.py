@@ -183,7 +183,10 @@ class Request:
     def __init__(self, binding):
         self.id = binding.celery_task_id
         self.request_dict = {HEADER: binding.to_header()}
-        self.task = SimpleNamespace(on_lost="mark")
+        self.task = SimpleNamespace(name="task", on_lost="mark")
+        self.message = SimpleNamespace(
+            content_type="text/plain", content_encoding="utf-8", body="", headers={}, properties={}, delivery_info={}
+        )
         self.delivery_info = {}
 
     def run(self, child):
@@ -199,6 +202,7 @@ class Request:
 def tracker():
     app = Celery("stopping", broker="memory://", set_as_current=False)
     return SimpleNamespace(
+        app=app,
         settings=Settings(lease=LEASE),
         store=MemoryStore(),
         backlog=Backlog(),

@@ -6,7 +6,7 @@ Celery reports it from a prefork child. In its other pools it leaves the message
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -54,15 +54,17 @@ def end_aborted_part(part: Part, task: Any, error: BaseException | None) -> None
     if task.request.is_eager or outcomes.is_a(error, Exception):
         part.end(*outcomes.failure(SystemExit() if error is None else error))
     elif request is not None and error is not None and not _is_reported(request, task, error):
-        _pass_to_celery(request, error, lambda: part.end(*outcomes.failure(error)))
+        _pass_to_celery(request, error, lambda: part.end(*outcomes.failure(error)), part.binding.log_extra)
 
 
 def _report(run: Run, request: Any, error: BaseException) -> None:
     running.attach(request._context, run)  # Celery sends its signals about the exception with this one
-    _pass_to_celery(request, error, lambda: run.end(*outcomes.failure(error)))
+    _pass_to_celery(request, error, lambda: run.end(*outcomes.failure(error)), run.log_extra)
 
 
-def _pass_to_celery(request: Any, error: BaseException, end: Callable[[], object]) -> None:
+def _pass_to_celery(
+    request: Any, error: BaseException, end: Callable[[], object], log_extra: Mapping[str, Any]
+) -> None:
     """Pass the exception to Celery as a prefork child does, which acknowledges or requeues the message."""
     exits = outcomes.is_a(error, SystemExit) or outcomes.is_a(error, KeyboardInterrupt)
     if not exits:  # Celery may requeue or retry a task that exits
@@ -70,5 +72,6 @@ def _pass_to_celery(request: Any, error: BaseException, end: Callable[[], object
     try:
         request.on_failure(ExceptionInfo((type(error), error, error.__traceback__)))
     except Exception:
-        logger.exception("Celery cannot record that task %s raised %s", request.id, type(error).__name__)
+        name = type(error).__name__
+        logger.exception("Celery cannot record that task %s raised %s", request.id, name, extra=log_extra)
         end()

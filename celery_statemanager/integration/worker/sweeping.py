@@ -155,7 +155,11 @@ class _AppActions:
             return results.attempt_has_succeeded(self._tracker, attempt)
         except Exception as error:  # noqa: BLE001 - a result backend raises errors of any client library
             self._results_failed = True
-            logger.warning("sweep: cannot read results, lost attempts are not looked up: %s", error)
+            logger.warning(
+                "sweep: cannot read results, lost attempts are not looked up: %s",
+                error,
+                extra={"job_id": attempt.ref.key.job_id},
+            )
             return False
 
     def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
