@@ -1,12 +1,14 @@
 """Pools in which a state could land in the wrong row, and threads that a task starts."""
 
 import asyncio
+import threading
 
 import pytest
 from celery import Celery
 from celery.concurrency import gevent, prefork, solo, thread
+from celery.contrib.testing.worker import start_worker
 
-from celery_statemanager import StatefulTask, StateManager, Status
+from celery_statemanager import StatefulTask, StateManager, Status, current_state
 from celery_statemanager.explain import explain
 from celery_statemanager.integration import pools
 from celery_statemanager.integration.binding import Binding
@@ -364,3 +366,21 @@ def test_a_body_that_is_aborted_after_a_revoke_ends(project):
     assert job.wait(60).failed == 1
     state = job.get_state("work", 0)
     assert (state.status, state.message) == (Status.FAILED, "CancelledError: away")
+
+
+def test_the_main_thread_of_a_program_with_an_embedded_worker_has_no_state():
+    app = Celery("embedded", set_as_current=False, broker="memory://", statemanager_store_url="memory://")
+    states, begun, go = StateManager(app), threading.Event(), threading.Event()
+
+    @app.task(base=StatefulTask, bind=True, tag="work", shared=False)
+    def work(self):
+        begun.set()
+        go.wait(30)
+
+    with start_worker(app, perform_ping_check=False, pool="solo"):
+        job = states.submit([work.s()])
+        assert begun.wait(30)
+        assert not current_state()
+        assert not work.state
+        go.set()
+        assert job.wait(30).finished == 1

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import current_task
 
@@ -25,8 +25,16 @@ between several bodies."""
 
 _warned: set[tuple[str, str]] = set()
 
-_active: dict[Run, tuple[str, Run | None]] = {}
-"""Each execution whose body runs, with the name of its task and the execution around it."""
+
+class _Body(NamedTuple):
+    """A body that runs: the name of its task, the execution around it, and whether the main thread runs it."""
+
+    task: str
+    outer: Run | None
+    in_main_thread: bool
+
+
+_active: dict[Run, _Body] = {}
 
 
 def of_request(request: Any) -> Run | None:
@@ -43,15 +51,15 @@ def enter(task: Any, run: Run) -> None:
     """Record that the body of an execution is about to run; may be called again."""
     attach(task.request, run)
     if run not in _active:
-        _active[run] = task.name, _context.get()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        _active[run] = _Body(task.name, _context.get(), in_main_thread)
     _context.set(run)
 
 
 def leave(run: Run) -> None:
     """Record that the body has ended."""
     if run in _active:
-        _, outer = _active.pop(run)
-        _context.set(outer)
+        _context.set(_active.pop(run).outer)
 
 
 def of(task: Any) -> Run | None:
@@ -73,17 +81,26 @@ def serving(task: Any) -> Run | None:
     found, own = _of_task(task), _context.get()
     if own in found and _context_is_exact():
         return own
-    if pools.current().one_body and len(found) == len(_active) == 1:
+    if found and _is_only_body(found[0]):
         return found[0]
     if found:
         _warn_of_thread(found[0], "current_state()" if task is current_task else "self.state")
     return None
 
 
+def _is_only_body(run: Run) -> bool:
+    """Return whether all threads of this process can only work for one execution.
+
+    A worker that is embedded in another program runs its bodies outside of the main thread.
+    """
+    body = _active.get(run)
+    return pools.current().one_body and len(_active) == 1 and body is not None and body.in_main_thread
+
+
 def _of_task(task: Any) -> list[Run]:
     """Return the executions of a task; of all tasks for ``current_task``, which stands for any of them."""
-    running = list(_active.items())
-    return [run for run, (name, _) in running if task is current_task or name == task.name]
+    bodies = list(_active.items())
+    return [run for run, body in bodies if task is current_task or body.task == task.name]
 
 
 def _context_is_exact() -> bool:
@@ -95,7 +112,8 @@ def _context_is_exact() -> bool:
 
 
 def _warn_of_thread(run: Run, used: str) -> None:
-    name, _ = _active.get(run, ("", None))
+    body = _active.get(run)
+    name = body.task if body else ""
     if (name, used) in _warned:
         return
     _warned.add((name, used))
