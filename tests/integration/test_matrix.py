@@ -13,7 +13,7 @@ from workers import SPAWN, Worker
 
 from celery_statemanager.integration.binding import Binding
 
-PATIENCE = 40
+PATIENCE = 80
 SOFT_SHUTDOWN = "2"
 PLACES = [
     ("redis-redis", "prefork"),
