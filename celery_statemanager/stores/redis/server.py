@@ -216,7 +216,7 @@ def _size_of_pools(client: Any) -> int:
     """Return the number of connections that each pool of a client may have."""
     nodes = client.get_nodes() if hasattr(client, "get_nodes") else ()
     pools = [_pool_of(client), *(_pool_of(node.redis_connection) for node in nodes)]
-    return min((pool.max_connections for pool in pools if pool is not None), default=UNLIMITED)
+    return min((getattr(pool, "max_connections", UNLIMITED) for pool in pools if pool is not None), default=UNLIMITED)
 
 
 def _scan_command(key: str, cursor: int | bytes, chunk: int) -> tuple[str | bytes | int, ...]:
