@@ -40,6 +40,11 @@ def task_id_of(headers: dict[str, Any], body: Any) -> str | None:
     return found
 
 
+def retries_of(headers: dict[str, Any], body: Any) -> int:
+    """Return the number of retries before a message, in either of Celery's protocols."""
+    return int((headers if isinstance(body, tuple) else body).get("retries") or 0)
+
+
 def observe(headers: dict[str, Any], body: Any) -> None:
     """Note that the expected message is published, and put the binding back that its task class has dropped."""
     expected = _expected.get()

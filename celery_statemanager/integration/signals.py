@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
@@ -34,18 +35,23 @@ from celery_statemanager.integration.task.replacement import (
     start_part,
 )
 from celery_statemanager.integration.task.run import Run, run_of, start_run
+from celery_statemanager.integration.task.state import warn_before_waiting
 from celery_statemanager.integration.worker import main
 from celery_statemanager.models import Status
 from celery_statemanager.records import Delivery
 
 logger = logging.getLogger(__name__)
 
+_aborted = threading.local()
+"""In ``task_id``, the last execution of this thread that raised outside of its body, such as in ``on_retry``: after
+``task_postrun``, Celery reports it once more as a failure, without its request."""
+
 
 def connect() -> None:
     """Connect the handlers; may be called again."""
     _connect(_HANDLERS)
-    if _warn_before_waiting not in barrier.before_waiting:
-        barrier.before_waiting.append(_warn_before_waiting)
+    if warn_before_waiting not in barrier.before_waiting:
+        barrier.before_waiting.append(warn_before_waiting)
 
 
 def _connect(handlers: list[tuple[Signal, Any]]) -> None:
@@ -75,6 +81,7 @@ def _repeated_after_limit(handler: Callable[..., None]) -> Callable[..., None]:
 
 @_repeated_after_limit
 def _on_prerun(task: Any = None, **_: Any) -> None:
+    _aborted.task_id = None
     binding = binding_of(task.request)
     if start_part(task) if binding is None else start_run(task, binding):
         _connect_endings()
@@ -93,21 +100,18 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
     run, part = run_of(sender), running_part(sender)
     if run is not None:
         if not stages.end_if_unpublished(run, exception):
-            _end_failed(run, outcomes.original(exception, sys.exc_info()[1]))
+            run.fail(outcomes.original(exception, sys.exc_info()[1]))
         return
     if part is not None:
         part.end(*outcomes.failure(outcomes.original(exception, sys.exc_info()[1])))
+        return
+    if getattr(_aborted, "task_id", None) == task_id:
         return
     status, message = outcomes.failure(exception)
     if outcomes.is_requeued(sender, exception):
         main.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
     else:
         main.report(sender.app, task_id, None, status, message, began=True)
-
-
-def _end_failed(run: Run, error: BaseException) -> None:
-    status, message = outcomes.failure(error)
-    run.end(status, message, keep_app_status=not outcomes.sets_status(error))
 
 
 @_repeated_after_limit
@@ -136,6 +140,8 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
     run.tracker.held_messages.remove_body(run)
     if state is None:
         end_aborted(run, task, error)
+        if outcomes.is_a(error, Exception):
+            _aborted.task_id = run.binding.celery_task_id
     else:
         _end_reported(run, task, state, retval)
     running.leave(run)
@@ -157,7 +163,7 @@ def _end_reported(run: Run, task: Any, state: str, retval: Any) -> None:
         _on_success(sender=task)
     elif state == "FAILURE":
         if not stages.end_if_unpublished(run, retval):
-            _end_failed(run, retval)
+            run.fail(retval)
     elif state == "RETRY":
         _on_retry(sender=task, request=task.request, reason=retval)
 
@@ -227,19 +233,15 @@ def _on_publish(
         properties.pop("expiration", None)
 
 
-@cache
-def _log_deadlock_risk() -> None:
+def _on_published(headers: Any = None, body: Any = None, **_: Any) -> None:
+    """Record that the running task has published its own retry, or the next stage of its chain."""
     run = run_of(current_task)
-    logger.warning(
-        "a task waits for others of its job: with fewer free worker slots than rows, those it waits for never begin; "
-        "use a chain, a callback, or one worker slot per row (logged once per process)",
-        extra=run.log_extra if run else None,
-    )
-
-
-def _warn_before_waiting() -> None:
-    if current_task and not current_task.request.is_eager and not current_task.request.called_directly:
-        _log_deadlock_risk()
+    if run is None:
+        return
+    stages.on_published(headers)
+    task_id, retries = publication.task_id_of(headers, body), publication.retries_of(headers, body)
+    if task_id == run.binding.celery_task_id and retries > run.delivery.retries:
+        run.retry_sent = Delivery(run.delivery.replacements, retries)
 
 
 _HANDLERS: list[tuple[Signal, Any]] = [
@@ -259,7 +261,7 @@ _HANDLERS: list[tuple[Signal, Any]] = [
 ]
 
 _ENDINGS: list[tuple[Signal, Any]] = [
-    (signals.after_task_publish, stages.on_published),
+    (signals.after_task_publish, _on_published),
     (signals.task_success, _on_success),
     (signals.task_postrun, _on_postrun),
 ]

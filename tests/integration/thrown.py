@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from celery import signals
+from celery import Task, signals
 from celery.exceptions import Ignore, Reject
 
-from celery_statemanager import StateError, current_state
+from celery_statemanager import StateError, StatefulTask, current_state
 
 
 class Mute(Exception):
@@ -194,11 +194,13 @@ def act(task, how, name="text", values=(), linked=None):
         raise error_of(name, values, linked)
     if how == "retry":
         raise task.retry(exc=error_of(name, values, linked), countdown=0, max_retries=1)
+    if how == "recover" and task.request.retries == 0:
+        raise task.retry(exc=error_of("ValueError", ()), countdown=0)
     if how == "give up":
         raise task.retry(exc=error_of(name, values, linked), countdown=0, max_retries=0)
     if how in _PREDICATES:
         raise _PREDICATES[how](*(VALUES[each]() for each in values[:1]))
-    if how == "return":
+    if how in {"return", "recover"}:
         return VALUES[name]()
     _report(how, [VALUES[each]() for each in (*values, name)])
     return None
@@ -228,7 +230,39 @@ def _report(how, values):
 def throw(task, key, example):
     """Record the run of an example, then act as it describes."""
     _note(key, f"{task.request.id} run")
-    return act(task, **example)
+    return act(task, **{name: value for name, value in example.items() if name != "hook"})
+
+
+class Hooks:
+    """The methods that Celery calls around a body; the one that an example names raises."""
+
+    def before_start(self, task_id, args, kwargs):
+        super().before_start(task_id, args, kwargs)
+        self._call("before_start", args)
+
+    def on_retry(self, exc, task_id, args, kwargs, einfo):
+        self._call("on_retry", args)
+
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        self._call("on_failure", args)
+
+    def on_success(self, retval, task_id, args, kwargs):
+        self._call("on_success", args)
+
+    def after_return(self, status, retval, task_id, args, kwargs, einfo):
+        self._call("after_return", args)
+
+    def _call(self, name, args):
+        if args[1].get("hook") == name:
+            raise Mute(name)
+
+
+class Throwing(Hooks, StatefulTask):
+    abstract = True
+
+
+class PlainThrowing(Hooks, Task):
+    abstract = True
 
 
 @signals.task_postrun.connect(weak=False)

@@ -115,8 +115,8 @@ act_autoretried = acting("act_autoretried", autoretry_for=(Exception,))
 act_stored = acting("act_stored", ignore_result=False, backend=FilesystemBackend(app=app, url=f"file://{HOME}"))
 
 
-throw = task(thrown.throw, name="throw", base=StatefulTask, bind=True, tag="work")
-throw_plain = task(thrown.throw, name="throw_plain", bind=True)
+throw = task(thrown.throw, name="throw", base=thrown.Throwing, bind=True, tag="work")
+throw_plain = task(thrown.throw, name="throw_plain", base=thrown.PlainThrowing, bind=True)
 
 
 @task(base=StatefulTask, bind=True, tag="work")

@@ -26,8 +26,7 @@ def end_aborted(run: Run, task: Any, error: BaseException | None) -> None:
     held = run.tracker.held_messages
     request = held.of_execution(task.request)
     if task.request.is_eager or outcomes.is_a(error, Exception):  # no other signal reports what eager mode propagates
-        raised = SystemExit() if error is None else error
-        run.end(*outcomes.failure(raised), keep_app_status=not outcomes.sets_status(raised))
+        run.fail(SystemExit() if error is None else error)
     elif request is None or error is None or _is_reported(request, task, error):
         held.abandon(run.binding.celery_task_id)
     else:

@@ -29,7 +29,7 @@ from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.copies import copy_of_execution
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.task import running
+from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State
@@ -49,6 +49,7 @@ class Run:
         next_is_published: whether the next stage of its chain is published; None before that is tried.
         replaced_by: the name of the task that replaces this one under its id.
         sent: the Celery task ids of the messages that it has published.
+        retry_sent: the delivery of the retry that this execution has published.
         held_progress: the JSON text and the message of the newest progress that was not written.
         ended: whether later writes have no effect, because the last state is written or another attempt owns the cell.
         manager: the Manager created by ``task.manager.manager_of``; protected by ``manager_lock``.
@@ -79,6 +80,7 @@ class Run:
         self.may_run_again = message is not None
         self.replaced_by: str | None = None
         self.sent: set[str | None] = set()
+        self.retry_sent: Delivery | None = None
         self.held_progress: tuple[str, str | None] | None = None
         self.manager: Manager | None = None
         self.manager_lock = threading.Lock()
@@ -147,6 +149,14 @@ class Run:
         message = held_message if message is None else message
         text = None if message is None else sanitize(message)
         self._end_with(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
+
+    def fail(self, error: BaseException) -> None:
+        """End the attempt of a task that raised. If it has sent a retry before, the cell waits for that."""
+        status, message = outcomes.failure(error)
+        if self.retry_sent is not None:
+            self.pause(f"retried, then {message}", self.retry_sent)
+        else:
+            self.end(status, message, keep_app_status=not outcomes.sets_status(error))
 
     def pause(self, message: str, next_delivery: Delivery) -> None:
         """End the attempt without a final state, because another delivery follows: this one again if it is requeued."""

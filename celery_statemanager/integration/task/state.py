@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from celery import current_task
@@ -182,3 +183,19 @@ def _write(run: Run, request: Write) -> State | None:
 def current_state() -> TaskState:
     """Return the state of the current task, in plain functions too; it is false if the task is untracked."""
     return TaskState(serving(current_task), getattr(current_task, "name", ""))
+
+
+@cache
+def _log_deadlock_risk() -> None:
+    run = serving(current_task)
+    logger.warning(
+        "a task waits for others of its job: with fewer free worker slots than rows, those it waits for never begin; "
+        "use a chain, a callback, or one worker slot per row (logged once per process)",
+        extra=run.log_extra if run else None,
+    )
+
+
+def warn_before_waiting() -> None:
+    """Log once that a task which waits for other tasks may block the pool."""
+    if current_task and not current_task.request.is_eager and not current_task.request.called_directly:
+        _log_deadlock_risk()
