@@ -43,16 +43,20 @@ def sets_status(error: BaseException) -> bool:
 
 
 def original(reported: BaseException, handled: BaseException | None) -> BaseException:
-    """Return the exception that a task raised.
+    """Return the exception that a task raised, if it says more than the one that Celery reports.
 
-    Celery reports one that cannot be pickled in a wrapper, or as an instance of a base class without its name.
+    Celery reports one that cannot be pickled in a wrapper with its name and arguments, or as an instance of a base
+    class, without its name.
 
     Args:
         handled: the exception that is being handled.
     """
-    if handled is not None and (is_a(handled, type(reported)) or is_a(reported, UnpickleableExceptionWrapper)):
-        return handled
-    return reported
+    if handled is None:
+        return reported
+    if is_a(reported, UnpickleableExceptionWrapper):
+        has_text = type.__getattribute__(type(handled), "__str__") is not BaseException.__str__
+        return handled if has_text or sets_status(handled) else reported
+    return handled if is_a(handled, type(reported)) else reported
 
 
 def is_requeued(task: Task[Any, Any], error: BaseException) -> bool:
