@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled, JobNotFound
 from celery_statemanager.integration.binding import HEADER, Binding
@@ -46,7 +46,7 @@ def retries_of(headers: dict[str, Any], body: Any) -> int:
 
 
 def observe(headers: dict[str, Any], body: Any) -> None:
-    """Note that the expected message is published, and put the binding back that its task class has dropped."""
+    """Record that the expected message is published, and put the binding back that its task class has dropped."""
     expected = _expected.get()
     if expected is not None and task_id_of(headers, body) == expected.binding.celery_task_id:
         expected.is_published = True
@@ -57,8 +57,13 @@ def send(tracker: Tracker, binding: Binding, task: str, apply: Callable[[], obje
     """Call ``apply``, which sends the message of a cell. End the cell if it sent none. Raises: as ``apply``."""
     with _expecting(binding) as expected:
         apply()
-    if not expected.is_published and not tracker.app.conf.task_always_eager:
+    if not expected.is_published and may_hold_back(tracker.app, task):
         reject(tracker, binding, task, publish)
+
+
+def may_hold_back(app: Celery, task: str) -> bool:
+    """Return whether a task's class sends its messages itself and may therefore leave one out; never in eager mode."""
+    return not app.conf.task_always_eager and task in app.tasks and _class_of(app, task) is not Task
 
 
 @contextmanager
@@ -87,7 +92,9 @@ def reject(tracker: Tracker, binding: Binding, task: str, publish: Publish) -> N
 
 
 def not_published(app: Celery, task: str) -> str:
-    """Return the state message for a task that was not sent; it names the class that defines how the task is sent."""
-    classes = type(app.tasks[task]).__mro__ if task in app.tasks else ()
-    name = next((each.__name__ for each in classes if "apply_async" in vars(each)), "Celery")
-    return f"not published: apply_async of {name} sent no message for task {task}"
+    """Return the state message for a task that was not sent; it names the class that should have sent it."""
+    return f"not published: apply_async of {_class_of(app, task).__name__} sent no message for task {task}"
+
+
+def _class_of(app: Celery, task: str) -> type:
+    return next(each for each in type(app.tasks[task]).__mro__ if "apply_async" in vars(each))

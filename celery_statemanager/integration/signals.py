@@ -120,7 +120,7 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
         return
     run = run_of(sender)
     message = outcomes.retry(reason, request.retries or 0, sender.max_retries)
-    if run is not None and request.id not in run.sent and not request.is_eager:
+    if run is not None and request.id not in run.sent and publication.may_hold_back(sender.app, sender.name):
         run.end(int(Status.REJECTED), publication.not_published(sender.app, sender.name))
     elif run is not None:
         run.pause(message, Delivery(run.delivery.replacements, run.delivery.retries + 1))

@@ -50,6 +50,7 @@ def test_a_retry_that_its_task_class_does_not_send_is_rejected(tracked, submit):
     state = job.get_state("locked", 0)
     assert (state.status, state.attempt) == (Status.REJECTED, 1)
     assert state.message == "not published: apply_async of Locked sent no message for task tracked.lock_and_retry"
+    (tracked.HOME / "tracked.lock_and_retry.lock").unlink()
 
 
 def test_a_callback_that_its_task_class_does_not_send_is_rejected(tracked, submit, lock, eventually):

@@ -56,7 +56,7 @@ class Part:
 
 
 def start_part(task: Task[Any, Any]) -> bool:
-    """Note that the current execution is a part; return whether it is one."""
+    """Record that the current execution is a part; return whether it is one."""
     binding, tracker = part_of(task.request), tracker_of(task.app)
     if binding is None or tracker is None:
         return False
@@ -233,10 +233,10 @@ def _next(run: Run) -> Binding:
 
 def reject_unsent(run: Run, request: Any) -> None:
     """End the next stage of the row of a finished execution if its task class has not published the message."""
-    if not request.chain or request.is_eager:
+    stage = request.chain[-1] if request.chain else None
+    if stage is None or not publication.may_hold_back(run.tracker.app, str(stage["task"])):
         return
-    following_stage = request.chain[-1]
-    binding = binding_of(following_stage["options"])
+    binding = binding_of(stage["options"])
     if binding is not None and binding.celery_task_id not in run.sent:
         publish = partial(publish_decided, run.tracker, binding.ref)
-        publication.reject(run.tracker, binding, str(following_stage["task"]), publish)
+        publication.reject(run.tracker, binding, str(stage["task"]), publish)
