@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 class SweepActions(Protocol):
     """The actions of a sweep outside the store. Messages and callbacks of another app are left to that app's sweep."""
 
+    def owns(self, ref: JobRef, message: str) -> bool:
+        """Return whether a stored message belongs to this app."""
+
     def resend(self, ref: JobRef, message: str) -> bool:
         """Publish a stored message again. Return False if it belongs to another app. Raises: what the broker raises."""
 
@@ -163,14 +166,18 @@ class Sweep:
         return unlisted or began_at < worker.ended.get(name, 0)
 
     def _end_pause(self, attempt: OpenAttempt) -> None:
-        """Publish the message again that the broker has dropped, or end its cell if that is impossible."""
+        """Publish the message again that the broker has dropped, or end its cell if that is impossible.
+
+        It is counted before it is published, because it may begin at once. If that fails, it waits once more.
+        """
         cell, place = attempt.cell, (attempt.tag, attempt.task_index)
         if not pauses.may_resend(current(self._store, attempt.ref), cell, self._max_lost):
             self._actions.publish(attempt.ref, self._store.write(attempt.ref, pauses.rejected(*place, cell)).decided)
             self._report.marked += 1
-        elif self._actions.resend(attempt.ref, cell.kept or ""):
-            self._report.requeued += 1
+        elif self._actions.owns(attempt.ref, cell.kept or ""):
             self._store.write(attempt.ref, pauses.resent(*place, cell))
+            self._actions.resend(attempt.ref, cell.kept or "")
+            self._report.requeued += 1
 
     def _reclaim_attempt(self, attempt: OpenAttempt) -> bool:
         """Mark a lost attempt or publish its message again. Return whether it needs no further sweep."""

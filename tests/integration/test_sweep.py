@@ -36,6 +36,9 @@ class RecordedActions:
         self.resent = []
         self.published = []
 
+    def owns(self, ref, message):
+        return message != "of another app"
+
     def resend(self, ref, message):
         self.resent.append(message)
         return True
@@ -275,6 +278,24 @@ def test_a_requeued_message_that_a_live_worker_has_received_is_not_sent_again(st
     assert not sweep()
     assert begin(store, job, owner="w2").verdict is Verdict.BEGUN
     assert actions.resent == []
+
+
+def test_a_requeued_message_of_another_app_is_left_to_it(store, job, clock, sweep, actions):
+    requeue(store, job, kept="of another app")
+    before = store.get_cell(job.ref, "a", 0)
+    clock.advance(3 * LEASE)
+    assert not sweep()
+    assert (store.get_cell(job.ref, "a", 0), actions.resent) == (before, [])
+
+
+def test_a_requeued_message_counts_before_it_is_published(store, job, clock, actions):
+    """It may begin before the sweep continues."""
+    requeue(store, job, kept="message")
+    clock.advance(3 * LEASE)
+    actions.resend = lambda *_: begin(store, job, owner="w2").verdict is Verdict.BEGUN
+    Sweep(store, actions, lease=LEASE, max_lost=3).run()
+    cell = store.get_cell(job.ref, "a", 0)
+    assert (cell.attempt, cell.losses, cell.open) == (2, 1, True)
 
 
 def test_a_requeued_row_that_begins_during_the_sweep_is_not_changed(store, job, clock, actions):

@@ -141,8 +141,11 @@ class _AppActions:
         self._tracker = tracker
         self._results_failed = False
 
+    def owns(self, ref: JobRef, message: str) -> bool:
+        return self._is_ours(ref, redelivery.task_name(message))
+
     def resend(self, ref: JobRef, message: str) -> bool:
-        ours = self._is_ours(ref, redelivery.task_name(message))
+        ours = self.owns(ref, message)
         if ours:
             redelivery.resend(self._tracker.app, message)
         return ours
