@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from celery_statemanager import leases
@@ -63,6 +64,40 @@ class WorkerShare:
         report = Report.from_record(record).about(ref)
         named = ref.incarnation in record.body  # also in a record that cannot be read
         return cls(record.worker_id, record.renewed_at, record.lease_until, named, report)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedCells:
+    """The part of a worker record that a sweep keeps in memory. The body of a record may be large.
+
+    Attributes:
+        gone_at: when its lease ends. A worker that has stopped counts as gone a renewal later, because the broker
+            delivers its messages again.
+        cells: the hashes of the names of the listed cells; None if the record may leave some out.
+        ended: the cells whose attempts the worker has ended itself, as in ``leases.Report``.
+        takes_nothing: whether its main loop has stood still for a lease, and it is not shutting down.
+    """
+
+    renewed_at: int
+    gone_at: int
+    cells: frozenset[int] | None = None
+    ended: Mapping[str, int] = field(default_factory=dict)
+    takes_nothing: bool = False
+
+    @classmethod
+    def from_record(cls, record: WorkerRecord, now: int, renewal: int) -> ListedCells:
+        """Read a record. The list of a dead worker is not needed."""
+        if record.lease_until <= now:
+            has_stopped = record.lease_until == record.renewed_at and Report.from_record(record).stopping
+            return cls(record.renewed_at, record.lease_until + has_stopped * renewal)
+        report = Report.from_record(record)
+        cells = frozenset(map(hash, report.cells)) if report.lists_all else None
+        takes_nothing = report.stands_still_since(record.renewed_at, record.lease_until) is not None
+        return cls(record.renewed_at, record.lease_until, cells, report.ended, takes_nothing)
+
+    def lists(self, name: str) -> bool:
+        """Return whether the worker lists, or may run, an attempt on this cell."""
+        return self.cells is None or hash(name) in self.cells
 
 
 class WorkerSnapshot:

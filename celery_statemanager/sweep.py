@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from celery_statemanager.errors import (
     StoreUnavailable,
 )
 from celery_statemanager.leases import Report
+from celery_statemanager.liveness import ListedCells
 from celery_statemanager.models import Status
 from celery_statemanager.records import (
     AT_BROKER,
@@ -27,7 +28,6 @@ from celery_statemanager.records import (
     JobRecord,
     JobRef,
     OpenAttempt,
-    WorkerRecord,
     Write,
     new_event_id,
 )
@@ -72,37 +72,6 @@ class SweepReport:
         return any((self.marked, self.requeued, self.callbacks, self.submissions))
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """The part of a worker record that a sweep keeps in memory. The body of a record may be large.
-
-    Attributes:
-        cells: the hashes of the names of the listed cells; None if the record may leave some out.
-        ended: the cells whose attempts the worker has ended itself, as in ``leases.Report``.
-        takes_nothing: whether its main loop has stood still for a lease, and it is not shutting down.
-    """
-
-    renewed_at: int
-    lease_until: int
-    cells: frozenset[int] | None = None
-    ended: Mapping[str, int] = field(default_factory=dict)
-    takes_nothing: bool = False
-
-    @classmethod
-    def from_record(cls, record: WorkerRecord, now: int) -> _Worker:
-        """Read a record. The list of a dead worker is not needed."""
-        if record.lease_until <= now:
-            return cls(record.renewed_at, record.lease_until)
-        report = Report.from_record(record)
-        cells = frozenset(map(hash, report.cells)) if report.lists_all else None
-        takes_nothing = report.stands_still_since(record.renewed_at, record.lease_until) is not None
-        return cls(record.renewed_at, record.lease_until, cells, report.ended, takes_nothing)
-
-    def lists(self, name: str) -> bool:
-        """Return whether the worker lists, or may run, an attempt on this cell."""
-        return self.cells is None or hash(name) in self.cells
-
-
 class Sweep:
     """One pass over a whole store. Each action is a compare-and-set, so concurrent sweeps are harmless.
 
@@ -126,6 +95,7 @@ class Sweep:
         self._actions = actions
         self._has_succeeded = has_succeeded
         self._lease = round(lease * 1_000_000)
+        self._renewal = self._lease // leases.RENEWALS
         self._max_lost = max_lost
         self._report = SweepReport()
         self._left: set[str | None] = set()
@@ -137,7 +107,8 @@ class Sweep:
         Raises: StoreUnavailable; StoreError – a list cannot be read.
         """
         now = self._store.now()
-        known = {each.worker_id: _Worker.from_record(each, now) for each in leases.each_worker(self._store)}
+        records = leases.each_worker(self._store)
+        known = {each.worker_id: ListedCells.from_record(each, now, self._renewal) for each in records}
         overdue = pauses.Overdue(self._store, self._lease, now)
         for attempt in self._store.list_open_attempts():
             if not attempt.cell.open:
@@ -148,22 +119,24 @@ class Sweep:
             if is_lost and not self._guarded(partial(self._reclaim_attempt, attempt), attempt.ref):
                 self._left.add(attempt.cell.owner)
         for worker_id, worker in known.items():
-            if worker.lease_until <= now:
+            if worker.gone_at <= now:
                 self._reclaim_received(worker_id)
             elif worker.takes_nothing:
                 self._return_received(worker_id)
         self._sweep_due_jobs(now)
         return self._report
 
-    def _is_lost(self, attempt: OpenAttempt, worker: _Worker | None, now: int) -> bool:
+    def _is_lost(self, attempt: OpenAttempt, worker: ListedCells | None, now: int) -> bool:
         began_at = attempt.cell.began_at
         if worker is None:
             return began_at < now - self._lease
-        if worker.lease_until <= now:
-            return began_at <= worker.lease_until or began_at < now - self._lease
+        if worker.gone_at <= now:
+            return began_at <= worker.gone_at or began_at < now - self._lease
         name = leases.cell_name(attempt.ref, attempt.tag, attempt.task_index)
-        unlisted = not worker.lists(name) and began_at < worker.renewed_at - self._lease // leases.RENEWALS
-        return unlisted or began_at < worker.ended.get(name, 0)
+        ended_at = worker.ended.get(name, 0)
+        if began_at < ended_at:
+            return ended_at + self._renewal <= now
+        return not worker.lists(name) and began_at < worker.renewed_at - self._renewal
 
     def _end_pause(self, attempt: OpenAttempt) -> None:
         """Publish the message again that the broker has dropped, or end its cell if that is impossible.
@@ -183,7 +156,8 @@ class Sweep:
         """Mark a lost attempt or publish its message again. Return whether it needs no further sweep."""
         cell = attempt.cell
         record, now = self._store.get_worker(cell.owner or ""), self._store.now()
-        if not self._is_lost(attempt, None if record is None else _Worker.from_record(record, now), now):
+        worker = None if record is None else ListedCells.from_record(record, now, self._renewal)
+        if not self._is_lost(attempt, worker, now):
             return True
         ref, place = attempt.ref, (attempt.tag, attempt.task_index)
         if self._has_succeeded(attempt):
@@ -194,7 +168,8 @@ class Sweep:
             self._report.marked += 1
             most = None if stopped else self._max_lost
             decided = attempts.mark_lost(self._store, ref, *place, cell, new_event_id(), max_lost=most)
-            self._actions.publish(ref, decided)
+            if decided:
+                self._actions.publish(ref, decided)
             return True
         message = f"its worker {cell.owner} {'has stopped' if stopped else 'is gone'}"
         if cell.kept == AT_BROKER:
@@ -294,7 +269,7 @@ class Sweep:
             cursor = page.cursor
 
     def _sweep_job(self, job: JobRecord, now: int) -> None:
-        grace = now - self._lease // leases.RENEWALS
+        grace = now - self._renewal
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
