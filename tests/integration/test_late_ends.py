@@ -59,3 +59,17 @@ def test_a_stage_begins_although_the_one_before_was_marked_lost(tracked, setting
     start_worker(f"{key}.second")
     eventually(lambda: job.summary().finished == 2)
     eventually(lambda: tracked.notes(f"callback.{job.id}"))
+
+
+def test_a_stage_proves_that_a_stage_whose_child_was_killed_has_finished(
+    tracked, setting, start_worker, key, eventually
+):
+    start_worker(key, pool="prefork", TRACKED_FAULT="child_dies_after_sending_next_stage")
+    stages = [tracked.gate.s(key).set(queue=key), tracked.second.s().set(queue=f"{key}.second")]
+    job = tracked.states.submit([chain(*stages)])
+    (tracked.HOME / f"{key}.go").touch()
+    lost = state_when(job, lambda state: state.terminal)
+    assert (lost.status, lost.message.partition(":")[0]) == (Status.LOST, "WorkerLostError")
+    start_worker(f"{key}.second")
+    eventually(lambda: job.summary().finished == 2)
+    assert tracked.notes(key) == ["begun 1", "ended 1"]

@@ -45,6 +45,16 @@ def after_sending_next_stage(states, _):
     after_task_publish.connect(lambda headers, **_: die() if headers["id"].endswith(".1") else None, weak=False)
 
 
+def child_dies_after_sending_next_stage(states, _):
+    """Kill the child alone once a chain's second task has been published."""
+
+    def publishing(headers, **_):
+        if headers["id"].endswith(".1"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    after_task_publish.connect(publishing, weak=False)
+
+
 def after_storing_result(states, _):
     """Die once Celery has stored the result of a task, before its end is written."""
     task_success.connect(lambda **_: die(), weak=False)
@@ -83,6 +93,7 @@ FAULTS = {
         after_publishing,
         after_sending_next_stage,
         after_storing_result,
+        child_dies_after_sending_next_stage,
         child_dies_after_storing_result,
         child_cut_off,
         clock_ahead,
