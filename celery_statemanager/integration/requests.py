@@ -140,12 +140,8 @@ class HeldMessages:
         for a while, for example in a ``finally``: until it has ended, it counts as running.
         """
         self._update_stopped(_copy(self._cells))
-        self.watch_running()
-        return dict(self._stopped)
-
-    def watch_running(self) -> None:
-        """Keep the requests that run now until the next check. A signal handler may call this."""
         self._watched = self._active()
+        return dict(self._stopped)
 
     def _update_stopped(self, requests: Iterable[Any | None]) -> None:
         for request in requests:
@@ -167,9 +163,16 @@ class HeldMessages:
         """Return whether any body is still executed."""
         return any(self._is_alive(each) for each in self._active())
 
+    def unreported(self) -> list[Any]:
+        """Return the requests that have begun and for which Celery has reported no result, those of ended bodies too.
+
+        Celery may drop them, unless the caller keeps them. A signal handler may call this.
+        """
+        begun = {*_copy(worker_state.active_requests), *_copy(self._ending)}
+        return [each for each in begun if each in self._cells]
+
     def _active(self) -> list[Any]:
-        active = {*_copy(worker_state.active_requests), *_copy(self._ending)}
-        return [each for each in active if each in self._cells and each not in self._abandoned]
+        return [each for each in self.unreported() if each not in self._abandoned]
 
     def running(self) -> list[Binding]:
         """Return the cells whose bodies run in this worker."""

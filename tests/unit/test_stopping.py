@@ -289,6 +289,16 @@ def test_released_lease_leaves_a_record_of_open_attempts(tracker, child, cancell
     assert (record.lease_until > record.renewed_at) is alive
 
 
+def test_released_lease_leaves_a_record_of_a_body_that_ended_without_a_result(tracker, child, cancelled):
+    """As the worker kills a greenlet."""
+    child.kill()
+    child.wait()
+    tracker.held_messages.abandon(cancelled.id)
+    lease = Lease(tracker, "w", clock=lambda: 1.0)
+    lease.release()
+    assert Report.from_record(workers(tracker.store)["w"]).stopping
+
+
 def test_released_lease_of_an_idle_worker_leaves_no_record(tracker):
     lease = Lease(tracker, "w")
     lease.renew()

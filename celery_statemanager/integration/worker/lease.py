@@ -61,6 +61,8 @@ class Lease:
         self._worker_id = worker_id
         self._due = self._early_due = -math.inf
         self._is_stopping = False
+        self._last_requests: list[Any] = []
+        """The requests that ran when the worker began to shut down, so that they exist until it has."""
         self._ran: dict[str, float | None] = {}
         """The cells that were found running, with the time of the first record that lists them as ended."""
         self._ended: dict[str, int] = {}
@@ -90,7 +92,7 @@ class Lease:
         """Have the next check record that the worker is shutting down. A signal handler may call this."""
         if not self._is_stopping:
             self._is_stopping, self._due = True, -math.inf
-            self._tracker.held_messages.watch_running()
+            self._last_requests = self._tracker.held_messages.unreported()
 
     def renew_if_needed(self) -> None:
         """Renew the record when it is due, when the worker has ended an attempt, or when it lacks a received message.
@@ -137,11 +139,12 @@ class Lease:
         Received messages are not listed: the broker delivers them again. Raises: StoreError.
         """
         self._find_ended()
-        running, parts = self._running(), self._rows_of(self._tracker.held_messages.running_parts())
-        if not running and not parts and not self._ended:
+        held, running = self._tracker.held_messages, self._running()
+        parts = self._rows_of(held.running_parts())
+        if not held.unreported() and not parts and not self._ended:
             self._store.drop_worker(self._worker_id)
             return
-        lease = self._settings.lease if self._tracker.held_messages.has_living() else 0.0
+        lease = self._settings.lease if held.has_living() else 0.0
         self._put(Report([*running], parts=parts), is_stopping=True, lease=lease)
 
     def _put(self, report: Report, *, is_stopping: bool, lease: float | None = None) -> list[str]:
