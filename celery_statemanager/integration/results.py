@@ -21,7 +21,7 @@ from celery_statemanager.integration.binding import Binding, binding_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.models import Status
-from celery_statemanager.records import OpenAttempt, Write
+from celery_statemanager.records import AT_BROKER, OpenAttempt, Write
 from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ def attempt_has_succeeded(tracker: Tracker, attempt: OpenAttempt) -> bool:
     # A plan of the user's may have more tags than the chain: then this is the id of a later stage, which proves more.
     stage = stages.index(attempt.tag) if attempt.tag in stages else 0
     binding = Binding(attempt.ref, attempt.task_index, attempt.tag, stage)
-    task = tracker.app.tasks.get(redelivery.task_name(attempt.cell.kept)) if attempt.cell.kept else None
+    kept = attempt.cell.kept
+    task = tracker.app.tasks.get(redelivery.task_name(kept)) if kept and kept != AT_BROKER else None
     return has_succeeded(tracker.app, task, binding.celery_task_id)
 
 

@@ -7,12 +7,10 @@ import pytest
 from conftest import load
 
 PATIENCE = 40
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.places(
-        ("folders-sqlite", "prefork"), ("rabbitmq-redis", "threads"), ("redis-redis", "prefork"), usual=2
-    ),
-]
+pytestmark = pytest.mark.slow
+places = pytest.mark.places(
+    ("folders-sqlite", "prefork"), ("rabbitmq-redis", "threads"), ("redis-redis", "prefork"), usual=2
+)
 
 
 @pytest.fixture
@@ -29,6 +27,7 @@ def own(setting, key):
     own.app.close()
 
 
+@places
 @pytest.mark.parametrize("deduplicates", [False, True])
 @pytest.mark.parametrize("member", ["gate", "late_gate"])
 def test_a_task_whose_result_is_stored_is_not_run_again(
@@ -45,6 +44,7 @@ def test_a_task_whose_result_is_stored_is_not_run_again(
     assert own.notes(key) == ["begun 1", "ended 1"]
 
 
+@places
 def test_a_child_that_dies_after_its_result_is_stored_has_finished(own, place, start_worker, key, eventually):
     if place[1] != "prefork":
         pytest.skip("only the prefork pool has children")
@@ -55,6 +55,7 @@ def test_a_child_that_dies_after_its_result_is_stored_has_finished(own, place, s
     assert own.notes(key) == ["begun 1", "ended 1"]
 
 
+@places
 def test_a_status_of_the_application_is_kept(own, start_worker, key):
     worker = start_worker(key, pool="solo", TRACKED_FAULT="after_storing_result", **own.environment)
     job = own.states.submit([own.write_error.s(key).set(queue=key)])
@@ -62,3 +63,14 @@ def test_a_status_of_the_application_is_kept(own, start_worker, key):
     start_worker(key, **own.environment)
     job.wait(PATIENCE)
     assert (job.get_state().status, job.get_state().message) == (-50, "out of quota")
+
+
+@pytest.mark.places(("redis-redis", "threads"))
+def test_the_result_of_a_task_whose_message_only_the_broker_has_is_found(own, start_worker, key, eventually):
+    worker = start_worker(key, pool="solo", TRACKED_FAULT="after_storing_result", **own.environment)
+    job = own.states.submit([own.late_gate.s(key, "x" * 70_000).set(queue=key)])
+    (own.HOME / f"{key}.go").touch()
+    assert worker.process.wait(PATIENCE) == -signal.SIGKILL
+    start_worker(key, **own.environment)
+    assert job.wait(PATIENCE).finished == 1
+    assert own.notes(key) == ["begun 1", "ended 1"]
