@@ -66,7 +66,8 @@ CREATE TABLE cell (
 CREATE INDEX cell_seq ON cell (job, seq);
 CREATE INDEX cell_status ON cell (job, tag, status, task_index) WHERE status <> 2147483647;
 CREATE INDEX cell_waiting ON cell (job, tag, task_index) WHERE status = 0 AND open = 0;
-CREATE INDEX cell_owned ON cell (job, tag, task_index) WHERE owner IS NOT NULL AND (open = 1 OR (began_at <> 0 AND status >= 0 AND status < 2147483647));
+CREATE INDEX cell_owned ON cell (job, tag, task_index)
+WHERE owner IS NOT NULL AND (open = 1 OR (began_at <> 0 AND status >= 0 AND status < 2147483647));
 
 -- The expected rows of a column that were never written, as inclusive ranges.
 CREATE TABLE gap (
