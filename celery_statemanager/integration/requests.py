@@ -140,6 +140,7 @@ class HeldMessages:
         for a while, for example in a ``finally``: until it has ended, it counts as running.
         """
         self._update_stopped(_copy(self._cells))
+        self._watched.clear()  # first, so that it does not keep those that nothing else does
         self._watched = self._active()
         return dict(self._stopped)
 
