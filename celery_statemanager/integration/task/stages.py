@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import current_task
 
+from celery_statemanager.integration.binding import binding_of
 from celery_statemanager.integration.task import outcomes
 from celery_statemanager.integration.task.run import Run, run_of
 from celery_statemanager.models import Status
@@ -23,10 +24,11 @@ def on_published(headers: Any = None, **_: Any) -> None:
 
 def _note(headers: Any, *, published: bool) -> None:
     run = run_of(current_task)
-    if run is None:
+    following = None if run is None else binding_of(headers)
+    if run is None or following is None:
         return
-    chain: Any = current_task.request.chain
-    if chain and chain[-1]["options"].get("task_id") == headers.get("id"):
+    own = run.binding
+    if (following.ref, following.task_index, following.stage) == (own.ref, own.task_index, own.stage + 1):
         run.next_is_published = published
 
 
