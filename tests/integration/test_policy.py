@@ -7,7 +7,7 @@ import pytest
 from celery import Celery, _state, shared_task
 
 from celery_statemanager import ConfigurationError, JobNotFound, StatefulTask, StateManager
-from celery_statemanager.integration import requests
+from celery_statemanager.integration import pools, requests
 from celery_statemanager.integration.redelivery import requeues
 from celery_statemanager.integration.worker import main
 
@@ -94,7 +94,10 @@ def test_submit_rejects_an_invalid_policy_and_names_the_task(ours):
 def test_worker_logs_an_invalid_policy_when_it_starts_and_uses_the_setting(ours, caplog, monkeypatch):
     StateManager(ours)
     monkeypatch.setenv(requests.WORKER_ID, "")
-    main.on_init(sender=SimpleNamespace(app=ours, pool_cls="solo"))
+    try:
+        main.on_init(sender=SimpleNamespace(app=ours, pool_cls="solo", time_limit=None))
+    finally:
+        pools.leave()
     logged = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
     assert logged == [f"{TYPO}; until then statemanager_on_lost applies to it, and submit rejects it"]
     task = ours.tasks["shared.typo"]
