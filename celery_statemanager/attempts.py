@@ -73,7 +73,7 @@ def write(store: Store, ref: JobRef, request: Write, begin: Begin) -> WriteReply
     except AttemptSuperseded as error:
         if not error.forgotten:
             raise
-        logger.warning("the store has forgotten a begin, it is repeated: %s", error, extra={"job_id": ref.key.job_id})
+        logger.warning("the store has no record of a begin, repeating it: %s", error, extra={"job_id": ref.key.job_id})
     return store.write(ref, replace(request, begin=begin))
 
 

@@ -182,7 +182,7 @@ class AttemptSuperseded(StateManagerError):
     def __str__(self) -> str:
         writer = "without an attempt" if self.attempt is None else f"by attempt {self.attempt}"
         if self.forgotten:
-            why = f"the store has forgotten that attempt and knows {self.current}"
+            why = f"the store has no record of that attempt, its latest is {self.current}"
         elif self.attempt == self.current:
             why = "that attempt has ended"
         else:
@@ -299,7 +299,7 @@ class SubscriptionLost(StateManagerError, ConnectionError):
         return f"the subscription to job {self.job_id!r} is lost: {self.why}; subscribe again"
 
 
-_LEFT = "not cancelled, because that failed too: a sweep cancels it, and until then its messages run"
+_LEFT = "not cancelled, because cancelling failed too: a sweep will cancel it, until then its messages run"
 
 
 class SubmitFailed(StateManagerError):

@@ -80,7 +80,7 @@ class JobDiagnosis:
             unsent = IndexSet(range(submission.published, self.job.num_tasks))
             unpublished, left = left.within(unsent), left.without(unsent)
             alive = submission.alive_until > self._now
-            gone = f"never published: its publisher is gone; {self._sweep()}: the job is cancelled"
+            gone = f"never published: its publisher has stopped; {self._sweep()}: the job is cancelled"
             fate = "being published" if alive else gone
             yield from _some(column.tag, unpublished, "unpublished", fate)
         for earlier in self._columns:
@@ -95,7 +95,7 @@ class JobDiagnosis:
         for share in self._workers.alive:
             since = share.report.stands_still_since(share.renewed_at, share.lease_until)
             if since is not None:
-                text = f"received by worker {share.worker_id}, whose main loop has stood still since {_clock(since)}"
+                text = f"received by worker {share.worker_id}, whose main loop has been blocked since {_clock(since)}"
                 for kept in dict.fromkeys(row.message for row in share.report.received):
                     fate = "" if kept in {None, AT_BROKER} else f"; {self._fate(kept)}"
                     held = left.within(_under(tag, (row for row in share.report.received if row.message == kept)))
@@ -108,7 +108,7 @@ class JobDiagnosis:
         left = left.without(held)
         for kept in dict.fromkeys(row.message for row in self._left_behind):
             held = left.within(_under(tag, (row for row in self._left_behind if row.message == kept)))
-            yield from _some(tag, held, "lost", f"received by a worker that is gone; {self._fate(kept)}")
+            yield from _some(tag, held, "lost", f"received by a dead worker; {self._fate(kept)}")
             left = left.without(held)
         yield from _some(tag, left.within(delayed), "delayed", f"delayed until {until} by the broker{self._unlisted}")
         fate = "no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost"
@@ -181,7 +181,7 @@ class JobDiagnosis:
             left = self._age(2 * self._now - worker.lease_until)
             limits = f"; {worker.report.limits}" if worker.report.limits else ""
             return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more){limits}"
-        return "lost", f"lost {where}: its worker is gone or no longer lists it; {self._fate(cell.kept)}"
+        return "lost", f"lost {where}: its worker is dead or no longer lists it; {self._fate(cell.kept)}"
 
     def _listed(self, worker: WorkerShare, tag: str, row: int, cell: Cell) -> bool:
         return cell.began_at > worker.renewed_at or worker.report.lists(cell_name(self.job.ref, tag, row))

@@ -171,7 +171,7 @@ class Sweep:
             if decided:
                 self._actions.publish(ref, decided)
             return True
-        message = f"its worker {cell.owner} {'has stopped' if stopped else 'is gone'}"
+        message = f"its worker {cell.owner} {'has stopped' if stopped else 'is dead'}"
         if cell.kept == AT_BROKER:
             message = f"waits for the broker to deliver it again: {message}"
         elif self._actions.resend(ref, cell.kept):
@@ -253,7 +253,7 @@ class Sweep:
             return
         if self._actions.resend(row.ref, row.message):
             self._report.requeued += 1
-            message = f"sent again: the main loop of worker {worker_id}, which has received it, stands still"
+            message = f"sent again: received by worker {worker_id}, whose main loop is blocked"
             back = Write.never_begun(row.tag, row.task_index, cell.status, message)
             back.event_id = event_id
             self._store.write(row.ref, back)
@@ -275,7 +275,7 @@ class Sweep:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
         submission = job.submission
         if submission is not None and not submission.done and submission.alive_until < now:
-            reason = f"submit failed after {submission.published} of {job.num_tasks}: its publisher is gone"
+            reason = f"submit failed after {submission.published} of {job.num_tasks}: its publisher has stopped"
             completion.cancel(self._store, job.ref, reason)
             fresh = current(self._store, job.ref)
             if fresh.submission is not None:

@@ -127,4 +127,4 @@ def _find(request: Any, key: str) -> Binding | None:
 
 @lru_cache(maxsize=100)
 def _warn_unreadable(key: str, header: str) -> None:
-    logger.error("the header %r of a message is %s, which this release cannot read: its task is untracked", key, header)
+    logger.error("cannot read the header %r of a message (%s): its task is not tracked", key, header)

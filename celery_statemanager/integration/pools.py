@@ -62,7 +62,7 @@ def warn_if_unknown() -> None:
     """Log a warning if the worker's pool is not one of Celery's."""
     if not _current.known:
         logger.warning(
-            "the pool %s is none of %s: this package is not tested with it. If it runs several tasks in one thread, "
+            "the pool %s is not one of %s: this package is not tested with it. If it runs several tasks in one thread, "
             "states are written only where the context (contextvars) identifies the running task; other states are not "
             "written, and their tasks may end LOST. Use another pool, or check the states of a test job",
             _current.name,

@@ -23,7 +23,7 @@ def lose(grid: Grid, tag: str, row: int) -> tuple[str, ...]:
 def send_again(grid: Grid, tag: str, row: int) -> None:
     """Close the open attempt of a cell whose message is sent again, as a sweep does."""
     attempt = grid.cell(tag, row).attempt
-    again = Write.returned(tag, row, "sent again: its worker w is gone", attempt=attempt, counts_as_loss=True)
+    again = Write.returned(tag, row, "sent again: its worker w is dead", attempt=attempt, counts_as_loss=True)
     grid.store.write(grid.ref, again)
 
 

@@ -91,7 +91,7 @@ def test_a_complete_job_as_text(etl, run):
     assert max(map(width, lines)) <= 80
     for part in (
         "4 of 20 finished · 1 running · 2 failed · 13 waiting",
-        "submitted   7 of 10 messages, its publisher is gone",
+        "submitted   7 of 10 messages, its publisher has stopped",
         "on_success  proj.publish  not decided yet",
         "on_failure  proj.alert    decided",
         "not published yet",

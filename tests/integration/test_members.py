@@ -209,7 +209,7 @@ def test_a_value_that_cannot_be_sent_is_rejected_before_the_job_is_created(state
 @pytest.mark.parametrize("value", [{1: "one"}, {"k": (1,)}, [(1,)]], ids=repr)
 def test_a_callback_that_would_be_stored_changed_is_rejected(app, states, tasks, value):
     app.conf.task_serializer = "pickle"
-    with pytest.raises(TypeError, match="on_success, task note: JSON, in which callbacks are stored, would change"):
+    with pytest.raises(TypeError, match="on_success, task note: callbacks are stored as JSON, which would change"):
         states.submit([tasks.scan.s()], on_success=app.signature("note", (value,)))
     with pytest.raises(TypeError, match="would change"):
         states.submit([tasks.scan.s()], on_success=app.signature("note", kwargs={"k": value}))

@@ -95,7 +95,7 @@ def test_bodies_that_share_a_thread_write_their_own_rows(project):
     for row in range(4):
         failed = (Status.FAILED, f"ValueError: row {row}")
         assert found[row] == (failed if row % 2 else (Status.FINISHED, f"row {row}, {job.id}")), found
-    assert f"the pool {shop.name}.AsyncioPool is none of prefork, solo, threads, gevent, eventlet" in shop.log()
+    assert f"the pool {shop.name}.AsyncioPool is not one of prefork, solo, threads, gevent, eventlet" in shop.log()
 
 
 class Recycling(prefork.TaskPool):
@@ -219,7 +219,7 @@ BATCHES = """
     @app.task(base=StatefulTask, tag="work")
     def alone(): ...
 """
-NOT_TRACKED = "its class has a Strategy of its own, which runs messages in another way"
+NOT_TRACKED = "its class defines its own Strategy, which processes messages differently"
 
 
 def test_a_task_with_a_strategy_of_its_own_is_refused(project):

@@ -172,10 +172,12 @@ def test_messages_of_a_worker_that_stands_still_are_given_back(tracked, setting,
         lambda: next((each for each in workers(tracked.states.store) if f":{still.process.pid}:" in each), None)
     )
     eventually(
-        lambda: "stood still" in str(explain(tracked.states.store, tracked.states.store.get_job(job.manager.ref.key)))
+        lambda: (
+            "has been blocked" in str(explain(tracked.states.store, tracked.states.store.get_job(job.manager.ref.key)))
+        )
     )
     texts = [each.text for each in explain(tracked.states.store, tracked.states.store.get_job(job.manager.ref.key))]
-    assert any(f"received by worker {worker_id}, whose main loop has stood still since" in each for each in texts)
+    assert any(f"received by worker {worker_id}, whose main loop has been blocked since" in each for each in texts)
     release(tracked, key)
     start_worker(key.replace("note", "other") + f",{key}", pool="threads")
     assert job.wait(PATIENCE).finished == 2

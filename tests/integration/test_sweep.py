@@ -199,7 +199,7 @@ def test_an_attempt_whose_message_only_the_broker_has_waits_for_it(store, job, c
         assert not sweep()
         cell = store.get_cell(job.ref, "a", 0)
         assert (cell.status, cell.open, cell.losses) == (Status.STARTED, False, losses)
-        assert cell.message == "waits for the broker to deliver it again: its worker w1 is gone"
+        assert cell.message == "waits for the broker to deliver it again: its worker w1 is dead"
         clock.advance(1e6)
         assert not sweep()
     assert begin(store, job, kept=AT_BROKER).verdict is Verdict.BEGUN
@@ -416,7 +416,7 @@ def test_a_job_whose_publisher_died_is_cancelled(store, job, clock, sweep):
     clock.advance(61)
     assert sweep().submissions == 1
     fresh = store.get_job(other.key)
-    assert fresh.cancelled.reason == "submit failed after 1 of 3: its publisher is gone"
+    assert fresh.cancelled.reason == "submit failed after 1 of 3: its publisher has stopped"
     assert fresh.settled
     assert not sweep()
 

@@ -191,7 +191,7 @@ class TestRefusals:
         client.config_set("min-replicas-to-write", 0)
         assert grid.write("a", 0, 5).cell.version == 1
 
-    def test_somebodys_endless_script(self, server, client, grid):
+    def test_an_endless_script_of_another_client(self, server, client, grid):
         client.config_set("lua-time-limit", 1)
 
         def run_for_ever() -> None:

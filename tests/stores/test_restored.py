@@ -108,7 +108,7 @@ def test_a_subscriber_is_told_what_an_older_store_says(restorable: Restorable) -
         grid.end("a", 0)
         read_until(events, lambda newest: ("a", 1) in newest and newest["a", 0].finished)
         restorable.restore()
-        lost = Write.lost("a", 0, "its worker is gone", attempt=1)
+        lost = Write.lost("a", 0, "its worker is dead", attempt=1)
         assert repeated(lambda: grid.store.write(grid.ref, lost)).cell.version == 2
         read_until(
             events,

@@ -51,7 +51,7 @@ def test_a_header_of_another_program_counts_as_none(value: Any, caplog: pytest.L
     with caplog.at_level(logging.ERROR):
         assert binding_of({HEADER: value}) is None
         assert binding_of({"headers": {HEADER: value}}) is None
-    assert [each.message for each in caplog.records if "its task is untracked" in each.message][1:] == []
+    assert [each.message for each in caplog.records if "its task is not tracked" in each.message][1:] == []
 
 
 @given(JSON | st.binary())

@@ -39,7 +39,10 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
         "job 'etl' rejected a write by attempt 1 to 'scan', task 3: attempt 2",
     ),
     errors.AttemptSuperseded("etl", "scan", 3, 2, 2): (None, "that attempt has ended; stop working on this task"),
-    errors.AttemptSuperseded("etl", "scan", 3, 3, 2): (None, "the store has forgotten that attempt and knows 2; stop"),
+    errors.AttemptSuperseded("etl", "scan", 3, 3, 2): (
+        None,
+        "the store has no record of that attempt, its latest is 2; stop",
+    ),
     errors.AttemptSuperseded("etl", "scan", 3, None, 2): (None, "a write without an attempt to 'scan'"),
     errors.JobCancelled("etl", "user asked"): (None, "job 'etl' was cancelled (user asked); stop working on it"),
     errors.JobCancelled("etl"): (None, "job 'etl' was cancelled; stop working on it"),
@@ -56,7 +59,7 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     errors.SubmitFailed("etl", 3, 7, "OSError: no"): (None, "3 of 7 messages: OSError: no; the job is cancelled"),
     errors.SubmitFailed("etl", 3, 7, "OSError: no", cancelled=False): (
         None,
-        "is not cancelled, because that failed too",
+        "is not cancelled, because cancelling failed too",
     ),
     errors.StoreError("text"): (None, "text"),
     errors.StoreUnavailable("text"): (ConnectionError, "text"),

@@ -98,7 +98,7 @@ def test_queued_rows_report_a_store_without_live_workers(store, job, clock):
 def test_rows_that_a_dead_worker_had_received_are_lost(store, job, clock, message, fate):
     leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row, message) for row in (1, 2)]), 30.0)
     clock.advance(31)
-    gone = f"received by a worker that is gone; {fate}"
+    gone = f"received by a dead worker; {fate}"
     assert ("scan", "1-2", "lost", gone) in reasons(store, job)
     leases.renew(store, "pod-4:1:cd", Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
     assert ("scan", "1", "lost", gone) in reasons(store, job)
@@ -178,7 +178,7 @@ def test_a_lost_row_reports_the_next_sweep_and_its_effect(store, job, clock, kep
     begin(store, job, "scan", 1, kept=kept)
     clock.advance(600)
     leases.try_acquire(store, "w2", 15.0)
-    gone = "lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is gone or no longer lists it"
+    gone = "lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is dead or no longer lists it"
     swept = clock_time(store.now() + 15_000_000)
     assert ("scan", "1", "lost", f"{gone}; next sweep at {swept}: {fate}") in reasons(store, job)
 
@@ -231,7 +231,9 @@ def test_rows_of_a_live_and_of_a_dead_publisher(store, clock):
     job = store.create_job(replace(new_job("half", 3, ("a",)), submission=publishing))
     assert ("a", "1-2", "unpublished", "being published") in reasons(store, job)
     clock.advance(61)
-    assert reasons(store, job)[0][3] == "never published: its publisher is gone; " + UNSWEPT + ": the job is cancelled"
+    assert (
+        reasons(store, job)[0][3] == "never published: its publisher has stopped; " + UNSWEPT + ": the job is cancelled"
+    )
 
 
 def test_a_callback_from_its_decision_to_its_end(store, job, clock):

@@ -38,9 +38,9 @@ ABOUT_NO_JOB = {
     "%s; until then statemanager_on_lost applies to it, and submit rejects it",
     "NO_ROOM[kind]",
     "garbage collected: %s",
-    "the header %r of a message is %s, which this release cannot read: its task is untracked",
+    "cannot read the header %r of a message (%s): its task is not tracked",
     (
-        "the pool %s is none of %s: this package is not tested with it. If it runs several tasks in one thread, states "
+        "the pool %s is not one of %s: this package is not tested with it. If it runs several tasks in one thread, states "
         "are written only where the context (contextvars) identifies the running task; other states are not written, "
         "and their tasks may end LOST. Use another pool, or check the states of a test job"
     ),

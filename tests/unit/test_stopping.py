@@ -162,8 +162,8 @@ def test_sweep_gives_back_once_what_a_standing_worker_has_received(store, grid, 
     assert actions.sent == ["message"]
     assert (grid.cell("a", 0).status, grid.cell("a", 1).version) == (Status.NOT_STARTED, 0)
     texts = {str(each.rows): each.text for each in explain(store, grid.job)}
-    assert "received by worker w, whose main loop has stood still since 22:12:45 UTC" in texts["0"]
-    assert texts["1"] == "received by worker w, whose main loop has stood still since 22:12:45 UTC"
+    assert "received by worker w, whose main loop has been blocked since 22:12:45 UTC" in texts["0"]
+    assert texts["1"] == "received by worker w, whose main loop has been blocked since 22:12:45 UTC"
     leases.renew(store, "another", Report(received=received, idle=LEASE + 5), LEASE)
     sweep()
     assert actions.sent == ["message", "message"]

@@ -113,7 +113,7 @@ def _submission(view: JobView) -> Line:
     line: Line = [_label("submitted"), Span(sent)]
     if not submission.done:
         alive = to_datetime(submission.alive_until) > view.now
-        line.append(Span(", in progress" if alive else ", its publisher is gone", "busy" if alive else "bad"))
+        line.append(Span(", in progress" if alive else ", its publisher has stopped", "busy" if alive else "bad"))
     return line
 
 

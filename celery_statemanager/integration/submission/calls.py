@@ -35,7 +35,7 @@ def check_call(app: Celery, what: str, signature: Signature[Any], *prepended: An
         raise TypeError(f"{what}, task {signature.task}: {error}") from None
 
 
-NOT_TRACKED = "its class has a Strategy of its own, which runs messages in another way, for example in batches"
+NOT_TRACKED = "its class defines its own Strategy, which processes messages differently, for example in batches"
 
 
 def has_own_strategy(task: Any) -> bool:

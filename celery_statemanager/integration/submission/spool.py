@@ -53,8 +53,8 @@ def _check_encodable(app: Celery, row: int, signature: Signature[Any]) -> None:
         _encode([signature.args, signature.kwargs])
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"cannot encode member {row} of the generator as JSON ({error}): pass values that JSON has, or set another "
-            "task_serializer"
+            f"cannot encode member {row} of the generator as JSON ({error}): pass values that JSON supports, or set "
+            "another task_serializer"
         ) from error
 
 

@@ -115,9 +115,9 @@ def _check_kept(app: Celery, name: str, callback: Any, text: str) -> None:
         _same([*callback.args], kept["args"]) and _same({**callback.kwargs}, kept["kwargs"])
     ):
         raise TypeError(
-            f"on_{name}, task {callback.task}: JSON, in which callbacks are stored, would change its arguments to "
+            f"on_{name}, task {callback.task}: callbacks are stored as JSON, which would change its arguments to "
             f"{short_repr(kept['args'])} {short_repr(kept['kwargs'])}: pass lists instead of tuples or sets, and "
-            "dictionaries with text as keys"
+            "dictionaries with string keys"
         )
 
 

@@ -159,7 +159,7 @@ class _AppActions:
         except Exception as error:  # noqa: BLE001 - a result backend raises errors of any client library
             self._results_failed = True
             logger.warning(
-                "sweep: cannot read results, lost attempts are not looked up: %s",
+                "sweep: cannot read the result backend, lost attempts are handled without it: %s",
                 error,
                 extra={"job_id": attempt.ref.key.job_id},
             )

@@ -38,7 +38,7 @@ _LOGIN = (
 _REPLICA = r"^ReadOnlyError|READONLY|previous master is now a"
 _EVICTED = r"statemanager:evicted (.*?)(,| script:|$)"
 _EVICTED_HINT = (
-    "has evicted or lost a key of this job, whose states are incomplete: set its maxmemory-policy to noeviction, and "
+    "has evicted or lost a key of this job, so its states are incomplete: set its maxmemory-policy to noeviction, and "
     "submit the job again"
 )
 _RULES = (
@@ -88,7 +88,7 @@ _RULES = (
         NEVER,
         "is not part of a cluster: use redis://, or remove cluster from the URL",
     ),
-    _Rule(r"DB index|invalid DB", NEVER, "has no database of this number: change the number in the URL"),
+    _Rule(r"DB index|invalid DB", NEVER, "has no database with this number: change the number in the URL"),
     _Rule(r"WRONGTYPE", NEVER, "holds other data under this prefix: choose another prefix with ?prefix="),
     _Rule(
         r"^InvalidResponse|Protocol Error",
@@ -117,7 +117,9 @@ _RULES = (
     _Rule(r"^BusyLoadingError|LOADING", PASSES, "is loading its data: wait"),
     _Rule(r"^MasterDownError|MASTERDOWN", PASSES, "is a replica that lost its master: wait, or connect to the master"),
     _Rule(
-        r"\bBUSY\b|Script killed", PASSES, "ran somebody's script for too long: find it with SLOWLOG GET on the server"
+        r"\bBUSY\b|Script killed",
+        PASSES,
+        "is busy with a script of another client: find it with SLOWLOG GET on the server",
     ),
     _Rule(
         r"^(ClusterDown|SlotNotCovered|TryAgain|Cluster)Error|CLUSTERDOWN|TRYAGAIN|not all slots are covered",
@@ -132,12 +134,12 @@ _RULES = (
     _Rule(
         r"^MaxConnectionsError|Too many connections|No connection available",
         PASSES,
-        "is reached through a client all of whose connections are in use: increase its max_connections",
+        "cannot be called, because all connections of the client are in use: increase its max_connections",
     ),
     _Rule(
         r"^MasterNotFoundError",
         PASSES,
-        "has sentinels that do not answer or know no master: check them, and the name of the service in the URL",
+        "has sentinels that do not answer or do not know a master: check them, and the name of the service in the URL",
     ),
     _Rule(
         r"EOF occurred in violation|handshake operation timed out",
