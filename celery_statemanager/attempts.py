@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Alone(NamedTuple):
-    """That a worker received a message while it ran nothing for the cell. Its earlier attempts no longer run.
+    """The receipt of a message by a worker that ran nothing for the cell. None of its earlier attempts still runs.
 
     Attributes:
         since: the monotonic time at which it was received.
@@ -37,8 +37,8 @@ def begin(
 
     Args:
         max_lost: the number of losses at which the cell becomes LOST instead of beginning again. An attempt that its
-            worker has ended itself is no loss.
-        alone: what the worker knew of its own attempts when it received the message.
+            worker has ended itself is not a loss.
+        alone: the state of the worker's own attempts when it received the message.
     """
     reply = store.begin(ref, request)
     if reply.verdict is Verdict.BEGUN and reply.cell.losses >= max_lost:
@@ -63,9 +63,9 @@ def begin(
 
 
 def write(store: Store, ref: JobRef, request: Write, begin: Begin) -> WriteReply:
-    """Write as an attempt. If the store has forgotten its begin, repeat this begin in the same step.
+    """Write as an attempt. If the store has no record of its begin, repeat this begin in the same step.
 
-    A store that was restored from a copy, or failed over to a replica, knows an older attempt of the cell or none.
+    A store that was restored from a copy, or failed over to a replica, has an older attempt of the cell or none.
     Nothing has superseded an attempt with a higher number. Raises: as ``Store.write``.
     """
     try:
@@ -87,10 +87,10 @@ def _refuse_lost(store: WorkerRegistry, ref: JobRef, request: Begin, reply: Begi
 def mark_lost(
     store: WorkerRegistry, ref: JobRef, tag: str, task_index: int, cell: Cell, event_id: str, *, max_lost: int | None
 ) -> tuple[str, ...]:
-    """End an open attempt as LOST, because its worker is gone. Return the latches that this decided.
+    """End an open attempt as LOST, because its worker is dead. Return the latches that this decided.
 
     Args:
-        max_lost: None if the worker has stopped or has ended the attempt itself, which is no loss.
+        max_lost: None if the worker has stopped or has ended the attempt itself, which is not a loss.
     """
     losses = f" (loss {cell.losses + 1} of {max_lost})" if max_lost is not None and cell.losses else ""
     message = f"{'stopped' if max_lost is None else 'lost'} with its worker {cell.owner}{losses}"

@@ -187,7 +187,7 @@ class JobDiagnosis:
         return cell.began_at > worker.renewed_at or worker.report.lists(cell_name(self.job.ref, tag, row))
 
     def _fate(self, kept: str | None) -> str:
-        """Return what happens with a row whose worker is gone."""
+        """Return what happens with a row whose worker is dead."""
         if kept == AT_BROKER:
             return "the broker delivers its message again"
         return f"{self._sweep()}: {'its message is sent again' if kept else 'it is marked LOST'}"

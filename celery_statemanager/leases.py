@@ -51,7 +51,7 @@ class Received:
 
     Attributes:
         message: the message to publish again if the worker dies; ``AT_BROKER`` if the broker delivers it again; None
-            if nobody can.
+            if there is no copy.
         delivery: the delivery of the message; for a part, the delivery that waits for it.
     """
 
@@ -79,7 +79,7 @@ class Report:
         readable: whether this release can read the record; if not, its content is unknown.
         ended: names of cells whose attempts the worker has ended itself, with the time by which their bodies had ended.
         stopping: whether the worker is shutting down.
-        idle: seconds for which the main loop of the worker has stood still.
+        idle: seconds for which the main loop of the worker has been blocked.
         limits: which time limits have no effect in the worker's pool, as text; empty if all have.
     """
 
@@ -114,7 +114,7 @@ class Report:
         return began_at < self.ended.get(name, 0)
 
     def stands_still_since(self, renewed_at: int, lease_until: int) -> int | None:
-        """Return since when the main loop of a live worker has stood still; None if for less than a lease."""
+        """Return since when the main loop of a live worker has been blocked; None if for less than a lease."""
         idle = round(self.idle * 1_000_000)
         return renewed_at - idle if idle > lease_until - renewed_at and not self.stopping else None
 
@@ -236,7 +236,7 @@ def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:
 
 
 def was_stopped(record: WorkerRecord | None, name: str, began_at: int, now: int) -> bool:
-    """Return whether the owner of an attempt has ended it itself, or ended while it was shutting down: no loss."""
+    """Return whether the owner ended an attempt itself, or died while it was shutting down. This is not a loss."""
     if record is None:
         return False
     report = Report.from_record(record)

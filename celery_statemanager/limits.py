@@ -214,7 +214,7 @@ def _check_integer(kind: str, value: Any, allowed: range) -> int:
 
 
 def _check_nesting(value: Any, levels: int, values_left: list[int]) -> None:
-    """Check a value before it is encoded. Lists that share their elements may stand for any number of values."""
+    """Check a value before it is encoded. Lists that share their elements may represent any number of values."""
     values_left[0] -= 1
     if values_left[0] < 0:
         raise ValueError(f"it has more than {MAX_VALUES:,} values")

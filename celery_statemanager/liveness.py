@@ -71,11 +71,11 @@ class ListedCells:
     """The part of a worker record that a sweep keeps in memory. The body of a record may be large.
 
     Attributes:
-        gone_at: when its lease ends. A worker that has stopped counts as gone a renewal later, because the broker
+        gone_at: when its lease ends. A worker that has stopped counts as dead a renewal later, because the broker
             delivers its messages again.
         cells: the hashes of the names of the listed cells; None if the record may leave some out.
         ended: the cells whose attempts the worker has ended itself, as in ``leases.Report``.
-        takes_nothing: whether its main loop has stood still for a lease, and it is not shutting down.
+        takes_nothing: whether its main loop has been blocked for a lease, and it is not shutting down.
     """
 
     renewed_at: int

@@ -62,7 +62,7 @@ def resent(tag: str, task_index: int, cell: Cell) -> Write:
 
 
 def rejected(tag: str, task_index: int, cell: Cell) -> Write:
-    """Create the write that ends the cell of a message that nobody can publish again."""
+    """Create the write that ends the cell of a message that no process can publish again."""
     write = Write.never_begun(tag, task_index, int(Status.REJECTED), _reason(cell))
     write.attempt = cell.attempt
     return write

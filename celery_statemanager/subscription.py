@@ -190,7 +190,7 @@ def _is_newer(state: State, seen: dict[CellKey, _Mark]) -> bool:
 def _changes(
     states: Iterable[State], store: Store, ref: JobRef, seen: dict[CellKey, _Mark], replay: bool
 ) -> Iterator[StateEvent]:
-    """Yield an event for each cell whose state differs from the last one seen, also if the store has forgotten it.
+    """Yield an event for each cell whose state differs from the last one seen, also if the store has lost it.
 
     Not a method, because the generator would then refer to its subscription and keep an abandoned one alive.
     """

@@ -141,7 +141,7 @@ class Sweep:
     def _end_pause(self, attempt: OpenAttempt) -> None:
         """Publish the message again that the broker has dropped, or end its cell if that is impossible.
 
-        It is counted before it is published, because it may begin at once. If that fails, it waits once more.
+        It is counted before it is published, because it may begin at once. If publishing fails, it waits again.
         """
         cell, place = attempt.cell, (attempt.tag, attempt.task_index)
         if not pauses.may_resend(current(self._store, attempt.ref), cell, self._max_lost):

@@ -1,7 +1,7 @@
 """Text of any object, for messages that are written automatically. No function here raises. Pure.
 
 Applications raise and return objects whose own code may fail: a ``__str__`` that raises, an argument that is not text,
-a class with a computed name. All automatic messages are made here, because a handler that fails leaves its cell open.
+a class with a computed name. Automatic messages are created here, because a handler that fails leaves its cell open.
 """
 
 from __future__ import annotations

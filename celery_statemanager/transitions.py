@@ -26,7 +26,7 @@ def apply_begin(
 
     Args:
         though_cancelled: begin in a cancelled job too, because the attempt has already ended.
-        forgotten: the number of an attempt that goes on although the store has lost its begin. It keeps its number.
+        forgotten: the number of an attempt that continues although the store has lost its begin. It keeps its number.
         recovers: whether the begin proves that an earlier stage of the row has finished, see ``is_unreported``.
     """
     goes_on = forgotten is not None and forgotten > cell.attempt
@@ -75,7 +75,7 @@ def _verdict(
 
 
 def _reopens(job: JobRecord, cell: Cell, begin: Begin) -> bool:
-    """Return whether a settled job takes a delivery: its cell was marked LOST unseen, or follows such a cell."""
+    """Return whether a settled job accepts a delivery: its cell, or one before it, was marked LOST before it began."""
     if job.cancelled or job.plan is None or not job.plan.expects(begin.tag, begin.task_index):
         return False
     never_began = cell.status == Status.LOST and cell.attempt == 0 and cell.blocked_by is None
@@ -128,7 +128,7 @@ def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
 
 
 def _ends_late(cell: Cell, write: Write) -> bool:
-    """Return whether a write is the own end of an attempt that was closed for its worker.
+    """Return whether a write is the end of an attempt by its own task, after another process closed the attempt.
 
     FINISHED is replaced only by itself: the attempt's last message and progress may follow.
     """

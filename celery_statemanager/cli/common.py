@@ -111,7 +111,7 @@ def opened_store(app: Celery, url: str | None) -> Iterator[FullStore]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Exit quietly on Ctrl-C and when the reader of the output is gone; report output that cannot be written.
+    """Exit quietly on Ctrl-C and when the reader of the output has exited; report output that cannot be written.
 
     A command does its work without output if its standard output is closed.
     """

@@ -90,7 +90,7 @@ class StateManager:
         return self.metrics.measured(store)
 
     def open_own_store(self) -> FullStore:
-        """Open the store once more. Data in memory exist in one store only, which is returned. The caller closes it.
+        """Open the store again. Data in memory exist in one store only, which is returned. The caller closes it.
 
         Raises: ConfigurationError.
         """

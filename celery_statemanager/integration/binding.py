@@ -101,13 +101,13 @@ def _ref(job_id: str, run_token: str | None, incarnation: str) -> JobRef:
 def binding_of(request: Any) -> Binding | None:
     """Return the binding in a task request or in the headers of a message; None when it is untracked.
 
-    A header that is not one of ours must not fail the task: it counts as none, and is logged once.
+    A header of another program must not fail the task. It is ignored and logged once.
     """
     return _find(request, HEADER)
 
 
 def part_of(request: Any) -> Binding | None:
-    """Return the binding that waits for the task of a request or message; None if it is no part of a replacement."""
+    """Return the binding that waits for the task of a request or message; None if it is not part of a replacement."""
     return _find(request, PART_HEADER)
 
 

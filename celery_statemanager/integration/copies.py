@@ -1,4 +1,4 @@
-"""Decide who can deliver a message once more if its worker is lost: a sweep, by a stored copy, or the broker."""
+"""Decide whether a sweep (from a stored copy) or the broker can deliver the message of a lost worker again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def redelivers(app: Celery) -> Redelivers:
 def copy_of_execution(task: Any, setting: str) -> str | None:
     """Return the message of the execution that is about to begin, for the case that its worker is lost.
 
-    Returns: ``AT_BROKER`` if only the broker has it; None if nobody has it or the policy is to mark the row.
+    Returns: ``AT_BROKER`` if only the broker has it; None if there is no copy or the policy is to mark the row.
     """
     message = redelivery.detach(task.request)
     if task.request.is_eager or not redelivery.requeues(task, setting):
@@ -53,14 +53,14 @@ def copy_of_received(
 ) -> str | None:
     """Return the message of a row that a worker has received and not begun, for the case that the worker is lost.
 
-    The policy does not matter, because the row never ran. A row may however run twice if both the sweep and the broker
-    deliver its message, so only the broker does that where it does it at once, or where no veto would drop the second.
+    The policy does not matter, because the row never ran. The row may run twice if both a sweep and the broker deliver
+    its message. Therefore the broker alone delivers it if it does so at once, or if no veto drops a second delivery.
 
     Args:
-        is_held: whether the worker holds the message without being able to begin it. Then the broker does not deliver
-            it again, because the worker lives.
+        is_held: whether a live worker holds the message and cannot begin it. The broker then does not deliver it
+            again.
 
-    Returns: ``AT_BROKER`` if the broker delivers it again; None if nobody can.
+    Returns: ``AT_BROKER`` if the broker delivers it again; None if there is no copy.
     """
     broker = redelivers(app)
     may_run_twice = drops_duplicates or redelivery.requeues(request.task, setting)
@@ -72,11 +72,11 @@ def copy_of_received(
 
 
 def deliver_later(task: Task[Any, Any], lease: float) -> None:
-    """Publish the message of the current execution once more, to be delivered when its cell may be free.
+    """Publish the message of the current execution again, with a delay after which its cell may be free.
 
     Its delay is shorter than the broker's visibility timeout, because the broker would deliver each waiting copy twice.
 
-    Raises: Reject – the broker failed; the message stays with it.
+    Raises: Reject – the broker failed and keeps the message.
     """
     options = task.app.conf.broker_transport_options or {}
     request = task.request

@@ -106,7 +106,7 @@ def _find_folder(worker_id: str) -> Path | None:
 
 
 def remove_folder() -> None:
-    """Remove the folder of this worker, once its children are gone."""
+    """Remove the folder of this worker after its children have ended."""
     folder = find_folder()
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)

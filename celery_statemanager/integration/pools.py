@@ -1,4 +1,4 @@
-"""The pool of this worker: which bodies it runs side by side, and which time limits it has."""
+"""The pool of this worker: whether it runs bodies concurrently, and which time limits have no effect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What matters of a pool.
+    """The properties of a pool.
 
     Attributes:
         one_body: whether each of its processes runs one body at a time.
@@ -87,9 +87,9 @@ def default_time_limit() -> float | None:
 
 
 def pool_of(pool_cls: Any) -> Pool:
-    """Return the pool that a class, or its name, stands for.
+    """Return the pool for a class or its name.
 
-    A class derived from a pool of Celery is that pool unless it runs tasks in a way of its own.
+    A class derived from a pool of Celery counts as that pool unless it overrides how tasks are run.
     """
     found: Any = get_implementation(pool_cls)
     modules = [base.__module__ for base in getattr(found, "__mro__", ())]

@@ -1,4 +1,4 @@
-"""Publish the message of a cell: with our header, whatever its task class does, or not at all and with a reason."""
+"""Publish the message of a cell. It has our header whatever its task class does; if none is sent, the cell ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def retries_of(headers: dict[str, Any], body: Any) -> int:
 
 
 def observe(headers: dict[str, Any], body: Any) -> None:
-    """Record that the expected message is published, and put the binding back that its task class has dropped."""
+    """Record that the expected message is published, and restore the binding that its task class has removed."""
     expected = _expected.get()
     if expected is not None and task_id_of(headers, body) == expected.binding.celery_task_id:
         expected.is_published = True

@@ -21,7 +21,7 @@ ENVELOPE = "statemanager_message"
 
 _PROPERTIES = ("correlation_id", "reply_to", "priority", "delivery_mode")
 _DEATH = ("x-death", "x-first-death", "x-last-death")
-"""Headers by which RabbitMQ recognizes a message that moves in a circle."""
+"""Headers by which RabbitMQ detects cycles of dead-lettered messages."""
 
 
 Envelope = dict[str, Any]
@@ -80,9 +80,9 @@ def task_name(text: str) -> str:
 
 
 def resend(app: Celery, text: str) -> None:
-    """Publish a kept message once more, as it was received. Raises: what the broker raises.
+    """Publish a stored message again, as it was received. Raises: what the broker raises.
 
-    No task class and no signal takes part: another trace, a lock or other headers would change the message.
+    No task class and no signal is called, because another trace, a lock or other headers would change the message.
     """
     kept = loads(text)
     given = {name: value for name, value in kept["publish"].items() if value is not None}
@@ -94,7 +94,7 @@ def resend(app: Celery, text: str) -> None:
 
 
 def _queues(app: Celery, exchange: str | None, routing_key: str | None) -> list[Any]:
-    """Return the queue that a message came from: a broker drops messages to a queue that was deleted meanwhile."""
+    """Return the queue that a message came from, to declare it: a broker drops messages to a deleted queue."""
     try:
         return [app.amqp.queues[routing_key]] if routing_key and not exchange else []
     except KeyError:  # task_create_missing_queues is false

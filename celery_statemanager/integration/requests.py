@@ -33,7 +33,7 @@ def name_worker() -> None:
 
 
 def unname_worker(worker_id: str) -> None:
-    """Remove the id of a worker that has ended in a process that goes on, such as one of tests."""
+    """Remove the id of a worker that has ended in a process that continues, such as a test run."""
     if os.environ.get(WORKER_ID) == worker_id:
         del os.environ[WORKER_ID]
 
@@ -136,8 +136,8 @@ class HeldMessages:
     def find_stopped(self) -> dict[str, Binding]:
         """Look for bodies that the worker has ended itself. Return the cells of which no message was received since.
 
-        At a shutdown, or after a connection loss, Celery cancels requests without a signal. A cancelled body may go on
-        for a while, for example in a ``finally``: until it has ended, it counts as running.
+        At a shutdown, or after a connection loss, Celery cancels requests without a signal. A cancelled body may run
+        for a while, for example in a ``finally``. Until it has ended, it counts as running.
         """
         self._update_stopped(_copy(self._cells))
         self._watched.clear()  # first, so that it does not keep those that nothing else does

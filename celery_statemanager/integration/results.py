@@ -1,4 +1,4 @@
-"""Successes that the result backend knows: the worker died between Celery's SUCCESS and our FINISHED.
+"""Successes in the result backend, of tasks whose worker died between Celery's SUCCESS and our FINISHED.
 
 Such a task is not run again. Celery itself skips its redelivery if ``worker_deduplicate_successful_tasks`` is set, and
 sends no signal then.
@@ -30,7 +30,7 @@ MESSAGE = "its result is stored"
 
 
 def has_succeeded(app: Celery, task: Task[Any, Any] | None, task_id: str) -> bool:
-    """Return whether the result backend knows a task id as SUCCESS.
+    """Return whether the result backend has stored SUCCESS for a task id.
 
     Args:
         task: None if only the id is known.
@@ -38,14 +38,14 @@ def has_succeeded(app: Celery, task: Task[Any, Any] | None, task_id: str) -> boo
     Raises: what the backend raises.
     """
     backend = app.backend if task is None else task.backend
-    # Only backends that Celery asks, too: a reply queue of rpc:// belongs to its submitter.
+    # Celery reads only persistent backends too: a reply queue of rpc:// belongs to its submitter.
     if isinstance(backend, DisabledBackend) or not backend.persistent or backend.as_uri().startswith("rpc://"):
         return False
     return bool(backend.get_state(task_id) == SUCCESS)
 
 
 def finish_if_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any] | None) -> bool:
-    """Return whether the result backend knows the task of a cell as SUCCESS. If so, the cell becomes FINISHED.
+    """Return whether the result backend has stored SUCCESS for the task of a cell. If so, the cell becomes FINISHED.
 
     A negative status of the application stays. Raises: JobNotFound, StoreError.
     """
@@ -72,12 +72,12 @@ def finish_if_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any]
 
 
 def attempt_has_succeeded(tracker: Tracker, attempt: OpenAttempt) -> bool:
-    """Return whether the result backend knows an open attempt as SUCCESS. Raises: JobNotFound; as ``has_succeeded``."""
+    """Return whether an open attempt has a stored SUCCESS. Raises: JobNotFound; as ``has_succeeded``."""
     if isinstance(tracker.app.backend, DisabledBackend):
         return False
     plan = current(tracker.store, attempt.ref).plan
     stages = plan.stages(attempt.task_index) if plan else ()
-    # A plan of the user's may have more tags than the chain: then this is the id of a later stage, which proves more.
+    # A user's plan may have more tags than the chain. The id is then that of a later stage, which proves more.
     stage = stages.index(attempt.tag) if attempt.tag in stages else 0
     binding = Binding(attempt.ref, attempt.task_index, attempt.tag, stage)
     kept = attempt.cell.kept
@@ -91,7 +91,7 @@ def redelivery_has_succeeded(tracker: Tracker, binding: Binding, task: Task[Any,
         return False
     try:
         return finish_if_succeeded(tracker, binding, task)
-    except StateManagerError as error:  # the begin that follows meets it too, and reports it
+    except StateManagerError as error:  # the begin that follows raises it too, and reports it
         logger.info("state not written: %s", error, extra=binding.log_extra)
         return False
 

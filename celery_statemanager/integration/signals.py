@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _aborted = threading.local()
 """In ``task_id``, the last execution of this thread that raised outside of its body, such as in ``on_retry``: after
-``task_postrun``, Celery reports it once more as a failure, without its request."""
+``task_postrun``, Celery reports it again as a failure, without its request."""
 
 
 def connect() -> None:
@@ -148,7 +148,7 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
 
 
 def _end_reported(run: Run, task: Any, state: str, retval: Any) -> None:
-    """Write the outcome that Celery has found, unless the handler of its own signal has written it."""
+    """Write the outcome that Celery reports, unless the handler of the outcome's own signal has written it."""
     if run.ended:  # the usual case
         return
     if state == "IGNORED":

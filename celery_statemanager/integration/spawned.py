@@ -1,6 +1,6 @@
-"""Copies of an app: a child that a worker spawns is a fresh interpreter, which gets the worker's app by pickling.
+"""Copies of an app. A child that a worker spawns is a fresh interpreter, to which the worker's app is pickled.
 
-The copy is another object than the app of the project's modules, which the child imports after it.
+The child imports the project's modules later, and they create another app object.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _copies: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
 def follow(app: Celery) -> None:
-    """Make each copy of an app have a ``StateManager`` too."""
+    """Add a ``StateManager`` to each copy of an app."""
     fixups: Any = app.fixups  # type: ignore[attr-defined] # incomplete stubs
     if FIXUP not in fixups:
         app.fixups = [*fixups, FIXUP]  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State
 from celery_statemanager.records.jobs import JobRef
 
 AT_BROKER = "@broker"
-"""Stands in place of a stored message that only the broker has: it delivers the message again."""
+"""The value instead of a stored message if only the broker has the message and delivers it again."""
 
 
 class Delivery(NamedTuple):
@@ -33,7 +33,7 @@ class Cell:
         losses: the number of attempts that were lost with their worker.
         kept: the message to send again if the worker is lost, or ``AT_BROKER``; removed when the cell ends.
         blocked_by: the failed stage of the row; its status was written to this cell, which never began.
-        began_at: when the attempt began; 0 if it was closed for its worker.
+        began_at: when the attempt began; 0 if another process closed it.
     """
 
     status: int = 0
@@ -64,7 +64,7 @@ class Cell:
 
     @property
     def awaits_end(self) -> bool:
-        """Whether the attempt was closed for its worker: presumed dead, or proven finished by a later stage.
+        """Whether another process closed the attempt: presumed dead, or proven finished by a later stage.
 
         Its own end replaces that, unless another attempt has begun.
         """
@@ -77,7 +77,7 @@ class Cell:
 
     @property
     def held(self) -> bool:
-        """Whether sweeps look after the attempt of a worker: it is open, or awaits its delivery."""
+        """Whether sweeps check the attempt of a worker: it is open, or awaits its delivery."""
         return self.owner is not None and (self.open or self.awaits_delivery)
 
     @property

@@ -58,12 +58,12 @@ class Write:
         if_owner: the worker and delivery that must hold the open attempt; for a worker's main process, which does
             not know the number of the attempt.
         begin: take an attempt in the same step, for an execution that could not begin earlier or, with ``attempt``,
-            whose begin the store has forgotten. Ignored if the cell has reached that attempt.
+            whose begin the store has lost. Ignored if the cell has reached that attempt.
         ends_attempt: close the attempt.
         keep_app_status: keep the application's negative status, written during the open attempt, and, where this
             write has no message, its last message.
         block_later_stages: if the cell is final and negative afterwards, set the row's later stages to its status.
-        counts_as_loss: count a loss, because the attempt's worker is gone.
+        counts_as_loss: count a loss, because the attempt's worker is dead.
         next_delivery: the delivery that a retry will make.
         presumed_dead: the process of the attempt has not ended it, so that its own end may still replace this one.
         awaits_delivery: with ``ends_attempt``, keep the owner, because the broker is to deliver the message again.
@@ -186,7 +186,7 @@ class Write:
         """Create the write that closes an open attempt whose message will be delivered again.
 
         Args:
-            awaits_delivery: True where the broker has to do that by itself, because the message was requeued.
+            awaits_delivery: True if only the broker can do that, because the message was requeued.
         """
         return cls(
             tag,

@@ -84,7 +84,7 @@ class Store(ABC):
         """
 
     def server_warnings(self) -> list[str]:
-        """Return a sentence for each setting of the server that endangers states, as far as it can be read.
+        """Return a sentence for each readable setting of the server that may cause the loss of states.
 
         Workers log them at their start, and ``list-state`` prints them. Raises: StoreUnavailable.
         """

@@ -15,7 +15,7 @@ GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Return a process and all its living descendants, itself first. Empty if the process is gone."""
+    """Return a process and all its living descendants, itself first. Empty if the process has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]

@@ -42,7 +42,7 @@ STYLES: dict[str, dict[str, object]] = {
 class Output:
     """Standard output, flushed after each line.
 
-    Raises: BrokenPipeError – the reader is gone.
+    Raises: BrokenPipeError – the reader has exited.
     """
 
     def __init__(self, *, no_color: bool = False) -> None:

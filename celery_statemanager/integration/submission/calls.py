@@ -39,5 +39,5 @@ NOT_TRACKED = "its class defines its own Strategy, which processes messages diff
 
 
 def has_own_strategy(task: Any) -> bool:
-    """Return whether a task runs its messages in a way of its own, so that Celery sends no signals about each."""
+    """Return whether a task defines its own Strategy, so that Celery may send no signals for each message."""
     return bool(task.Strategy != Task.Strategy)

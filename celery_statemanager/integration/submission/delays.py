@@ -1,4 +1,4 @@
-"""Which rows are submitted with an eta or a countdown: until then only the broker may know their messages."""
+"""The rows that are submitted with an eta or a countdown. Until then only the broker may have their messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Delays:
 
 
 def _due(options: Mapping[str, Any]) -> float | None:
-    """Return the time of the first delivery in seconds since the epoch; None if it is at once or not understood."""
+    """Return the time of the first delivery in seconds since the epoch; None if it is immediate or cannot be parsed."""
     eta, countdown = options.get("eta"), options.get("countdown")
     try:
         if countdown:

@@ -1,4 +1,4 @@
-"""The end of a body that raised a ``BaseException`` which is no ``Exception``.
+"""The end of a body that raised a ``BaseException`` which is not an ``Exception``.
 
 Celery reports it from a prefork child. In its other pools it leaves the message unacknowledged and the task running.
 """

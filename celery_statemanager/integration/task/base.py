@@ -86,7 +86,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:
-        """Bind the task class to an app, as Celery does, and add the veto to a ``before_start`` of its own."""
+        """Bind the task class to an app, as Celery does, and add the veto to its own ``before_start``."""
         bound = super().bind(app)
         own = inspect.getattr_static(cls, "before_start")  # of a subclass, a mixin, an option or task_annotations
         if not hasattr(own, _VETOES):

@@ -1,6 +1,6 @@
 """The status and the message for each outcome of a Celery task.
 
-No function here raises, whatever a task has thrown: a handler that fails would leave its cell open.
+No function here raises, whatever a task has raised. A handler that fails would leave its cell open.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def sets_status(error: BaseException) -> bool:
 
 
 def original(reported: BaseException, handled: BaseException | None) -> BaseException:
-    """Return the exception that a task raised, if it says more than the one that Celery reports.
+    """Return the exception that a task raised, if it is more specific than the one that Celery reports.
 
     Celery reports one that cannot be pickled in a wrapper with its name and arguments, or as an instance of a base
     class, without its name.

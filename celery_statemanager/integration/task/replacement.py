@@ -1,7 +1,7 @@
 """Pass the cell of a replaced task on to its replacement: one task ends the cell, and the others can fail it.
 
-The task that gets the id of the replaced task is bound to its cell. All other tasks of the replacement are its parts:
-without them it never runs, and Celery does not report that. So each part that ends without a result ends the cell.
+The task that gets the id of the replaced task is bound to its cell. All other tasks of the replacement are its parts.
+Without them it never runs, and Celery does not report that. Therefore a part that ends without a result ends the cell.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 _ATTRIBUTE = "_statemanager_part"
 
 OF_A_PART = " (in a task of its replacement)"
-"""The end of the state message for an outcome of a part that is no exception."""
+"""The end of the state message for an outcome of a part that is not an exception."""
 
 
 class Part:
-    """The execution of a part, kept on its task request. It has no states of its own.
+    """The execution of a part, stored on its task request. It writes no states.
 
     Attributes:
         binding: that of the task that waits for it.
@@ -51,7 +51,7 @@ class Part:
         self.replaced_by: str | None = None
 
     def end(self, status: int, message: str) -> None:
-        """End the cell, which would wait for ever; queue the write while the store is unavailable."""
+        """End the cell, which would wait forever; queue the write while the store is unavailable."""
         self.tracker.backlog.now_or_later(*part_ending(self.tracker, self.binding, status, message))
 
 
@@ -74,7 +74,7 @@ def end_part(task: Task[Any, Any], state: str | None, retval: Any) -> None:
     """End the cell of a replacement if the current execution is a part of it and has ended without a result.
 
     Args:
-        state: the outcome in Celery's words; ``retval`` is what the body returned or raised.
+        state: Celery's name of the outcome; ``retval`` is what the body returned or raised.
     """
     part = running_part(task)
     if part is None:

@@ -57,7 +57,7 @@ class Run:
     Args:
         owner: the id of the worker; None in eager mode.
         message: the message of the task as JSON, by which a sweep can send it again.
-        alone: what the worker knew of its earlier deliveries of the cell.
+        alone: the state of the worker's own earlier attempts of the cell.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class Run:
         return cell.attempt if cell and cell.open and cell.event_id in self._may_have_begun else None
 
     def awaits_end(self) -> bool:
-        """Return whether another process closed this attempt and the store, as far as known, still accepts its end."""
+        """Return whether another process closed this attempt and the store probably still accepts its end."""
         try:
             cell = self.tracker.store.get_cell(self.binding.ref, *self.cell)
         except StateManagerError:

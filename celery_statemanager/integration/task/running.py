@@ -43,7 +43,7 @@ def of_request(request: Any) -> Run | None:
 
 
 def attach(request: Any, run: Run) -> None:
-    """Make an execution that of a task request."""
+    """Attach an execution to a task request."""
     setattr(request, _ATTRIBUTE, run)
 
 
@@ -74,7 +74,7 @@ def of(task: Any) -> Run | None:
 
 
 def serving(task: Any) -> Run | None:
-    """Return the execution of a task for which this thread works, also if it does not run the task itself."""
+    """Return the execution of a task for this thread, also if the thread was started by the task."""
     run = of(task)
     if run is not None or current_task or not _active:
         return run
@@ -98,13 +98,13 @@ def _is_only_body(run: Run) -> bool:
 
 
 def _of_task(task: Any) -> list[Run]:
-    """Return the executions of a task; of all tasks for ``current_task``, which stands for any of them."""
+    """Return the executions of a task, or of all tasks for ``current_task``."""
     bodies = list(_active.items())
     return [run for run, body in bodies if task is current_task or body.task == task.name]
 
 
 def _context_is_exact() -> bool:
-    """Return whether a thread has the context of a task only if the task handed it over, not if it started the thread.
+    """Return whether a thread has the context of a task only if the task passed it, not because it started the thread.
 
     A thread that serves several tasks was started by one of them.
     """

@@ -13,12 +13,12 @@ from celery_statemanager.models import Status
 
 
 def on_publish(headers: Any) -> None:
-    """Note that the running stage is about to publish the next one: its body has returned."""
+    """Record that the body of the running stage has returned and that its next stage is to be published."""
     _note(headers, published=False)
 
 
 def on_published(headers: Any = None, **_: Any) -> None:
-    """Note that the running stage has published the next one."""
+    """Record that the running stage has published the next one."""
     _note(headers, published=True)
 
 

@@ -40,7 +40,7 @@ class Lease:
 
     Args:
         store: a store that only the thread of the lease uses; that of the tracker when not given.
-        idle: returns the seconds for which the worker's main loop has stood still.
+        idle: returns the seconds for which the worker's main loop has been blocked.
         clock: returns a time in seconds that only rises.
     """
 
@@ -89,7 +89,7 @@ class Lease:
         return Periodic("lease", self.renew_if_needed, lambda: interval, self.release, threads=threads).start()
 
     def announce_stop(self) -> None:
-        """Have the next check record that the worker is shutting down. A signal handler may call this."""
+        """Request that the next check records the shutdown of the worker. A signal handler may call this."""
         if not self._is_stopping:
             self._is_stopping, self._due = True, -math.inf
             self._last_requests = self._tracker.held_messages.unreported()
@@ -134,7 +134,7 @@ class Lease:
         self._warn(cut, f"{len(running):,} run, {len(pending_cells):,} wait, {len(received):,} are received")
 
     def release(self) -> None:
-        """End the lease. Leave a record if attempts may be open, so that others take them over uncounted.
+        """End the lease. Keep the record if attempts may be open, so that others take them over and count no loss.
 
         Received messages are not listed: the broker delivers them again. Raises: StoreError.
         """

@@ -1,4 +1,4 @@
-"""Whether a worker's main loop turns. While it stands still, the worker neither receives nor begins tasks."""
+"""Detect a blocked main loop of a worker. While it is blocked, the worker neither receives nor begins tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MainLoop:
 
     Args:
         interval: the seconds between two ticks.
-        clock: returns a time in seconds that only rises.
+        clock: returns a time in seconds that never decreases.
     """
 
     def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,13 +38,13 @@ class MainLoop:
             self._timer_entry = consumer.timer.call_repeatedly(self._interval, self._tick)
 
     def detach(self) -> None:
-        """Stop to observe it, because its connection is lost or the worker stops."""
+        """Stop observing the loop, because its connection is lost or the worker stops."""
         if self._timer_entry is not None:
             self._timer_entry.cancel()
         self._consumer = self._timer_entry = None
 
     def idle(self) -> float:
-        """Return the seconds for which the loop has stood still."""
+        """Return the seconds for which the loop has been blocked."""
         if self._runs_bodies and worker_state.active_requests:
             return 0.0
         consumer = self._consumer

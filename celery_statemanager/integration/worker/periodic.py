@@ -1,4 +1,4 @@
-"""Threads that repeat an action. No event loop and no pool can block them and, if they are native, no greenlet."""
+"""Threads that repeat an action. No event loop and no pool can block them. Greenlets cannot block native ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Threads(NamedTuple):
 
     @classmethod
     def native(cls) -> Threads:
-        """Return threads of the operating system, which go on while a greenlet computes."""
+        """Return threads of the operating system, which a computing greenlet does not block."""
         if not is_green():
             return cls.usual()
         gevent = sys.modules.get("gevent.monkey")
@@ -57,7 +57,7 @@ def _start_thread(run: Callable[[], object], name: str) -> None:
 
 
 class _Event:
-    """An event that resets itself when it was waited for. A signal handler may set it."""
+    """An event that is reset after each wait. A signal handler may set it."""
 
     def __init__(self, threads: Threads) -> None:
         self._lock = threads.lock()
@@ -70,7 +70,7 @@ class _Event:
             return
 
     def wait(self, timeout: float) -> bool:
-        """Wait until it is set, and reset it. Return False after ``timeout`` seconds."""
+        """Wait until the event is set, and reset it. Return False after ``timeout`` seconds."""
         return bool(self._lock.acquire(True, timeout))
 
 

@@ -1,4 +1,4 @@
-"""The part of a worker's consumer that this package adds: it also exists in workers that send no ``worker_ready``."""
+"""The step that this package adds to a worker's consumer. It also runs in workers that send no ``worker_ready``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrackingStep(bootsteps.StartStopStep):
         self._threads: main.WorkerThreads | None = None
 
     def start(self, consumer: Any) -> None:
-        """Begin to keep the lease, or go on after a new connection."""
+        """Begin to renew the lease, or continue after a new connection."""
         tracker = tracker_of(consumer.app)
         if tracker is None:
             return
@@ -44,7 +44,7 @@ class TrackingStep(bootsteps.StartStopStep):
             _announce_at_signals()
 
     def stop(self, consumer: Any) -> None:
-        """Note what was cancelled: after a lost connection, or because the worker stops."""
+        """Record the cancelled requests: after a lost connection, or because the worker stops."""
         tracker = tracker_of(consumer.app)
         if tracker is None or self._main_loop is None:
             return

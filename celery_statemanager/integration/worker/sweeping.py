@@ -31,8 +31,8 @@ class LeaseTrust:
 
     Args:
         interval: the longest time in seconds between two checks.
-        clock: returns a time in seconds that only rises, and may stand still while the machine is suspended.
-        wall_clock: returns a time in seconds that never stands still.
+        clock: returns a time in seconds that never decreases, and may pause while the machine is suspended.
+        wall_clock: returns a time in seconds that never pauses.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class _Sweeping:
             raise
 
     def _log_warnings(self) -> None:
-        """Log what is wrong with the settings of the store's server, once."""
+        """Log the problems in the settings of the store's server, once."""
         if not self._warned:
             for warning in self._tracker.store.server_warnings():
                 logger.warning("check the store: %s", warning)
@@ -151,7 +151,7 @@ class _AppActions:
         return ours
 
     def has_succeeded(self, attempt: OpenAttempt) -> bool:
-        """Return whether the result backend knows an attempt as SUCCESS. After an error, ask it no more."""
+        """Return whether the result backend has stored SUCCESS for an attempt. After an error, do not read it again."""
         if self._results_failed:
             return False
         try:

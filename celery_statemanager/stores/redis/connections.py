@@ -19,7 +19,7 @@ MAX_IDLE = 32
 
 
 class CallLimit:
-    """A context manager in which at most ``size`` calls are at the same time; the others wait.
+    """A context manager that at most ``size`` calls can enter at the same time; the others wait.
 
     Each call of a client takes one connection from its pool, or one from the pool of each node. The pools themselves
     raise when they are empty. Raises: redis.ConnectionError – a call waited for ``timeout`` seconds.

@@ -13,7 +13,7 @@ from celery_statemanager.errors import StoreError, StoreUnavailable
 CLIENT_ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 
 NEVER, PASSES = StoreError, StoreUnavailable
-"""Errors that last until somebody corrects a setting, and errors that end by themselves or with the server's."""
+"""Distinguish errors that need a correction from errors that pass, for example when the server recovers."""
 
 
 class _Rule(NamedTuple):
@@ -124,7 +124,7 @@ _RULES = (
     _Rule(
         r"^(ClusterDown|SlotNotCovered|TryAgain|Cluster)Error|CLUSTERDOWN|TRYAGAIN|not all slots are covered",
         PASSES,
-        "does not serve all slots of the cluster at present: check it with CLUSTER INFO",
+        "does not serve all slots of the cluster: check it with CLUSTER INFO",
     ),
     _Rule(
         r"max number of clients|max concurrent connections",

@@ -133,7 +133,7 @@ class Server:
         return int(seconds) * 1_000_000 + int(microseconds)
 
     def eviction_policies(self) -> set[str]:
-        """Return the ``maxmemory-policy`` of the server, or of each master of a cluster; empty if it does not say."""
+        """Return the ``maxmemory-policy`` of the server, or of each master of a cluster; empty if it cannot be read."""
         try:
             with self._errors, self._limited():
                 if self.clustered:

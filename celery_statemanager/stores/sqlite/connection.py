@@ -48,8 +48,8 @@ _RULES: tuple[tuple[str, type[StoreError], str], ...] = (
 )
 """Patterns of SQLite's messages, the exception to raise, and what the user can do.
 
-``StoreUnavailable`` is raised for what passes by itself or when the machine has room again, ``StoreError`` for what
-lasts until somebody corrects it, and for all other messages.
+``StoreUnavailable`` is raised for errors that pass, for example when the disk has space again. ``StoreError`` is raised
+for errors that need a correction, and for all other messages.
 """
 
 _TO_2 = (

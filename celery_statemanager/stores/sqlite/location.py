@@ -147,7 +147,7 @@ def _check_file(url: str, path: Path) -> None:
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
-    """Return what distinguishes the file under a path from another one; None if there is none."""
+    """Return the identity of the file under a path; None if there is none."""
     try:
         file = os.stat(path)  # noqa: PTH116 - called at every use of the store, and ten times as fast
     except OSError:

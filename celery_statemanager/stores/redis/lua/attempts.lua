@@ -35,7 +35,7 @@ local function verdict_on(job, place, cell, begin, though_cancelled, goes_on, re
   return later == 0 and cell[OPEN] and "duplicate" or "begun"
 end
 
--- Returns the verdict, and the cell to write if it has changed. forgotten is the number of an attempt that goes on
+-- Returns the verdict, and the cell to write if it has changed. forgotten is the number of an attempt that continues
 -- although the store has lost its begin; recovers says whether the begin proves an earlier stage finished.
 local function apply_begin(job, place, cell, begin, recovers, though_cancelled, forgotten)
   local goes_on = forgotten and forgotten > cell[ATTEMPT]

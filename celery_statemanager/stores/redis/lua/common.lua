@@ -6,7 +6,7 @@
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written}; what is missing at
 --                   the end is 0, or unknown for the last one
--- KEYS[3]  open     set: "row tag" of each attempt that sweeps look after (Cell.held): it is open or awaits a delivery
+-- KEYS[3]  open     set: "row tag" of each attempt that sweeps check (Cell.held): it is open or awaits a delivery
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each cell of the request: the one that is asked for, then the row's later stages, then its earlier ones
 --          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of
@@ -110,7 +110,7 @@ local function is_waiting(cell)
   return cell[STATUS] == 0 and not cell[OPEN]
 end
 
--- Returns whether the attempt was closed for its worker, so that its own end may still follow (Cell.awaits_end).
+-- Returns whether another process closed the attempt, so that its own end may still follow (Cell.awaits_end).
 local function awaits_end(cell)
   return cell[OWNER] and not cell[OPEN] and (cell[BEGAN_AT] or 0) == 0
 end
