@@ -70,7 +70,7 @@ class LateEndContract:
         assert (grid.cell("a", 0).status, grid.cell("a", 0).message) == (FINISHED, None)
         assert grid.begin("a", 0, owner="w2").verdict is Verdict.FINISHED
 
-    def test_a_late_retry_goes_on_although_the_job_has_settled(self, store: Store) -> None:
+    def test_a_late_retry_continues_although_the_job_has_settled(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a", "b"))
         grid.begin("a", 0, owner="w")
         lose(grid, "a", 0)

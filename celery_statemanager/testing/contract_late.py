@@ -111,7 +111,7 @@ class LateBeginContract:
         assert (reply.cell.status, reply.cell.attempt, reply.decided) == (FINISHED, 1, ())
         assert set(grid.end("a", 1).decided) == {"success", "settled"}
 
-    def test_an_attempt_that_the_store_has_forgotten_begins_anew_under_its_number(self, store: Store) -> None:
+    def test_an_attempt_that_the_store_has_lost_begins_again_under_its_number(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.run("a", 0, 0)  # attempt 1; the begins of attempts 2 and 3 are not in the store
         begin = grid.request("a", 0, owner="w", kept="msg", delivery=Delivery(0, 2))
@@ -136,7 +136,7 @@ class LateBeginContract:
             grid.write("a", 0, 50, attempt=1, begin=begin)
         assert grid.write("a", 0, 50, attempt=2, begin=begin).cell.attempt == 2, "it is not forgotten any more"
 
-    def test_a_forgotten_attempt_goes_on_although_the_job_has_settled(self, store: Store) -> None:
+    def test_a_lost_attempt_continues_although_the_job_has_settled(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a", "b"))
         grid.run("a", 0, FAILED)
         assert grid.decided == {"failure", "settled"}
@@ -152,7 +152,7 @@ class LateBeginContract:
             grid.write("a", 0, 40, attempt=2, begin=begin)
         assert grid.write("a", 0, FINISHED, attempt=2, begin=begin, ends_attempt=True).cell.status == FINISHED
 
-    def test_a_manager_goes_on_as_an_attempt_that_the_store_has_forgotten(self, store: Store) -> None:
+    def test_a_manager_continues_as_an_attempt_that_the_store_has_lost(self, store: Store) -> None:
         manager = Manager.create(store, "job", num_tasks=1, task_index=0)
         manager.begin("a")
         grid = Grid(store, manager.ref)

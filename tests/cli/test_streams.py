@@ -47,7 +47,7 @@ def test_a_command_runs_without_standard_output(run, kept, name):
 
 
 @pytest.mark.parametrize("name", ["gc-state", "delete-state"])
-def test_a_command_does_its_work_for_a_reader_that_is_gone(run, kept, name):
+def test_a_command_does_its_work_although_its_reader_has_exited(run, kept, name):
     ended = run(name, "| true")
     assert (ended.returncode, ended.stderr) == (Exit.OK, "")
     assert not exists(kept)

@@ -182,7 +182,7 @@ ODD_VALUES = {
 
 @pytest.mark.parametrize("value", ODD_VALUES.values(), ids=ODD_VALUES)
 @pytest.mark.parametrize("container", [list, iter])
-def test_values_that_json_has_not_are_sent_unchanged(app, states, tasks, value, container):
+def test_values_that_json_cannot_represent_are_sent_unchanged(app, states, tasks, value, container):
     app.conf.task_serializer = "pickle"
     with published(app) as messages:
         states.submit(container([tasks.scan.s(value, k=value)]))

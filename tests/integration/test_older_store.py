@@ -1,4 +1,4 @@
-"""A store that is restored from an older copy while tasks run (rules R7, R14): the tasks and their readers go on."""
+"""A store that is restored from an older copy while tasks run (rules R7, R14): the tasks and their readers continue."""
 
 import sqlite3
 from contextlib import closing
@@ -16,7 +16,7 @@ def copy(source, target):
 
 
 @pytest.mark.parametrize("member", ["work_through", "late_gate"])
-def test_a_task_ends_although_the_store_has_forgotten_its_begin(setting, place, start_worker, key, eventually, member):
+def test_a_task_ends_although_the_store_has_lost_its_begin(setting, place, start_worker, key, eventually, member):
     file = setting.home / f"{key}.db"
     own = load({**setting.environment, "TRACKED_STORE": f"sqlite:///{file}"})
     job = own.states.submit([getattr(own, member).s(key).set(queue=key)])

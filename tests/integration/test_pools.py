@@ -272,7 +272,7 @@ def test_why_state_reports_time_limits_without_effect(project, pool, limits):
     job.wait(60)
 
 
-def test_what_the_faq_says_of_a_killed_child(project):
+def test_a_killed_child_ends_as_the_faq_describes(project):
     shop = project("""
         import signal
 

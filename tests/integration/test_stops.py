@@ -63,7 +63,7 @@ def kill_during_soft_shutdown(worker, eventually):
 @pytest.mark.parametrize(
     ("stop", "soft"), [(stop_cold, "0"), (stop_softly, "1"), (stop_and_kill, "0"), (kill_during_soft_shutdown, "50")]
 )
-def test_stops_of_workers_are_no_losses(tracked, start_worker, key, eventually, stop, soft):
+def test_stops_of_workers_are_not_counted_as_losses(tracked, start_worker, key, eventually, stop, soft):
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
     for number in range(1, 5):
         worker = start_worker(key, TRACKED_SOFT_SHUTDOWN=soft)
@@ -91,7 +91,7 @@ def test_a_stopped_task_that_must_not_run_again_is_lost(tracked, start_worker, k
 
 @pytest.mark.slow
 @pytest.mark.places(REDIS)
-def test_connection_losses_are_no_losses(tracked, start_worker, key, eventually):
+def test_connection_losses_are_not_counted_as_losses(tracked, start_worker, key, eventually):
     worker = start_worker(key, TRACKED_CANCELS="1")
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
     for number in range(1, 5):
@@ -106,7 +106,7 @@ def test_connection_losses_are_no_losses(tracked, start_worker, key, eventually)
 
 @pytest.mark.slow
 @pytest.mark.places(REDIS)
-def test_a_cancelled_body_that_goes_on_does_not_run_twice(tracked, start_worker, key, eventually):
+def test_a_cancelled_body_that_still_runs_does_not_run_twice(tracked, start_worker, key, eventually):
     worker = start_worker(key, TRACKED_CANCELS="1", TRACKED_VISIBILITY="1")
     job = tracked.states.submit([tracked.late_gate_with_cleanup.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))
@@ -138,7 +138,7 @@ def test_a_task_that_kills_its_worker_is_lost_at_the_third_loss(tracked, start_w
 
 
 @pytest.mark.places(REDIS)
-def test_recycled_children_are_no_losses(tracked, start_worker, key, eventually):
+def test_recycled_children_are_not_counted_as_losses(tracked, start_worker, key, eventually):
     start_worker(key, "--max-tasks-per-child", "1")
     job = tracked.states.submit([tracked.succeed.s().set(queue=key) for _ in range(6)])
     assert job.wait(PATIENCE).finished == 6
@@ -162,7 +162,7 @@ def test_a_greenlet_that_computes_does_not_delay_the_lease(tracked, start_worker
 
 @pytest.mark.slow
 @pytest.mark.places(REDIS, ("redis1-redis", "threads"))
-def test_messages_of_a_worker_that_stands_still_are_given_back(tracked, setting, start_worker, key, eventually):
+def test_messages_of_a_blocked_worker_are_sent_again(tracked, setting, start_worker, key, eventually):
     still = start_worker(key)
     late = tracked.late_gate.s(key).set(queue=key, countdown=5)
     job = tracked.states.submit([late, tracked.gate.s(key).set(queue=key, countdown=5)])

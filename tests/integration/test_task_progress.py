@@ -142,7 +142,7 @@ def test_a_message_that_cannot_be_stored_is_converted(app, states, caplog, messa
 
 
 class Silent:
-    """A value that cannot be printed, such as a lazy object whose database is gone."""
+    """A value that cannot be printed, such as a lazy object whose database is closed."""
 
     def __repr__(self):
         raise RuntimeError("nothing to say")

@@ -244,7 +244,7 @@ def compute(self, key):
 
 @task(tag="work")
 def stop_main_loop(key):
-    """Does not run: the worker that receives it stands still, see ``stand_still``."""
+    """Do not run: the main loop of the worker that receives it is blocked, see ``stand_still``."""
 
 
 @signals.task_received.connect(weak=False)

@@ -194,7 +194,7 @@ class TestManyThreads:
                 server.process.send_signal(signal.SIGCONT)
 
     def read_at_once(self, store, servers, key, busy):
-        """Read a job by many threads while its servers stand still, until so many connections are busy."""
+        """Read a job by many threads while its servers are stopped, until so many connections are busy."""
         ports = {server.port for server in servers}
         opened = lambda: sum(  # noqa: E731 - shorter than its name
             each.raddr and each.raddr.port in ports and each.status == psutil.CONN_ESTABLISHED
@@ -265,7 +265,7 @@ class TestManyThreads:
         with pytest.raises(ConfigurationError, match="max_connections"):
             open_store("redis://localhost", max_connections=limit)
 
-    def test_a_limit_of_zero_is_none(self, places):
+    def test_a_limit_of_zero_means_no_limit(self, places):
         with open_store(f"{places['plain'][0]}?max_connections=0") as store:
             assert store.now() > 0
             assert store._server.client.connection_pool.max_connections == UNLIMITED

@@ -214,7 +214,7 @@ class TestRefusals:
             client.config_set("maxclients", 100)
             assert store.now() > 0
 
-    def test_scripts_that_the_server_has_forgotten_are_sent_again(self, client, grid):
+    def test_scripts_that_the_server_has_flushed_are_sent_again(self, client, grid):
         grid.write("a", 0, 5)
         client.script_flush()
         assert grid.write("a", 0, 6).cell.version == 2

@@ -164,7 +164,7 @@ def test_a_subscription_ends_with_the_reason(store):
             events.get(PATIENCE)
 
 
-def test_a_job_whose_record_was_evicted_is_not_taken_for_a_deleted_one(store):
+def test_a_job_whose_record_was_evicted_is_not_reported_as_deleted(store):
     grid = worked(store)
     with grid.manager().subscribe() as events:
         while events.get(0.1):
@@ -180,7 +180,7 @@ def test_a_job_whose_record_was_evicted_is_not_taken_for_a_deleted_one(store):
         store.get_job(grid.ref.key)
 
 
-def test_a_deleted_job_is_not_taken_for_an_evicted_one(store):
+def test_a_deleted_job_is_not_reported_as_evicted(store):
     grid = worked(store)
     watch = store.watch(grid.ref, Scope())
     grid.delete()
@@ -210,7 +210,7 @@ class TestWarnings:
                 found = store.server_warnings()
                 assert [policy in each for each in found] == ([] if policy == "noeviction" else [True])
 
-    def test_a_server_that_does_not_tell_its_policy_causes_no_warning(self, server):
+    def test_a_server_whose_policy_cannot_be_read_causes_no_warning(self, server):
         with open_store(f"redis://limited:p@127.0.0.1:{server.port}") as store:
             assert store.server_warnings() == []
             assert Grid.create(store).write("a", 0, 5).cell.version == 1

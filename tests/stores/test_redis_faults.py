@@ -353,7 +353,7 @@ def test_a_service_that_no_sentinel_knows_is_an_outage_that_names_the_url(sentin
             store.now()
 
 
-def test_sentinels_have_a_login_of_their_own():
+def test_sentinels_have_their_own_credentials():
     with running_sentinel(SECRET) as (_, watcher):
         url = f"redis+sentinel://127.0.0.1:{watcher.port}/mine"
         for login in ("", "?sentinel_password=wrong"):
@@ -365,7 +365,7 @@ def test_sentinels_have_a_login_of_their_own():
 
 
 class TestProtocol:
-    """Servers before version 6 and some proxies do not know HELLO, which version 3 of the protocol needs."""
+    """Servers before version 6 and some proxies do not support HELLO, which version 3 of the protocol needs."""
 
     @staticmethod
     def says_hello(server: RedisServer, url: str) -> bool:

@@ -99,7 +99,7 @@ def read_until(events: Subscription, enough: Callable[[dict[tuple[str, int], Sta
         newest[event.state.tag, event.state.task_index] = event.state
 
 
-def test_a_subscriber_is_told_what_an_older_store_says(restorable: Restorable) -> None:
+def test_a_subscriber_receives_the_states_of_an_older_store(restorable: Restorable) -> None:
     grid = Grid.create(restorable.store, 3)
     grid.begin("a", 0, owner="w")
     restorable.save()
@@ -129,7 +129,7 @@ def repeated(action: Callable[[], Any]) -> Any:
     return action()
 
 
-def test_an_attempt_whose_begin_is_forgotten_goes_on(restorable: Restorable) -> None:
+def test_an_attempt_whose_begin_the_store_has_lost_continues(restorable: Restorable) -> None:
     grid = Grid.create(restorable.store, 2, ("a",))
     grid.begin("a", 1, owner="w")
     restorable.save()
@@ -147,7 +147,7 @@ def test_an_attempt_whose_begin_is_forgotten_goes_on(restorable: Restorable) -> 
     assert grid.decided == {"success", "settled"}
 
 
-def test_a_job_that_is_forgotten_is_not_found(restorable: Restorable) -> None:
+def test_a_job_that_the_store_has_lost_is_not_found(restorable: Restorable) -> None:
     Grid.create(restorable.store, job_id="older")
     restorable.save()
     grid = Grid.create(restorable.store, 1, ("a",))

@@ -136,7 +136,7 @@ def test_no_worker_is_lost_for_one_lease_after_the_store_failed(tracker, dead):
     assert lost_at(tracker, dead) >= failures[-1] + LEASE
 
 
-def test_no_worker_is_lost_for_one_lease_after_the_records_of_workers_disappeared(tracker):
+def test_no_worker_counts_as_dead_for_one_lease_after_the_worker_records_disappeared(tracker):
     swept = threading.Event()
     tracker.store.at("list_workers", lambda _: swept.set(), after=True)
     sweeping = keep_sweeping(tracker, "me")

@@ -75,7 +75,7 @@ def test_a_failure_names_the_exception_that_was_raised(error: Exception, status:
     assert outcomes.sets_status(original) is isinstance(error, StateError)
 
 
-def test_an_unrelated_exception_that_is_being_handled_is_not_taken() -> None:
+def test_an_unrelated_exception_that_is_being_handled_is_ignored() -> None:
     reported = ValueError("broken")
     assert outcomes.original(reported, KeyError("earlier")) is reported
     assert outcomes.original(reported, None) is reported

@@ -1,4 +1,4 @@
-"""Attempts that a worker has ended itself, and workers whose main loop stands still."""
+"""Attempts that a worker has ended itself, and workers whose main loop is blocked."""
 
 import subprocess
 import sys
@@ -111,7 +111,9 @@ def test_own_attempt_counts_unless_the_worker_ended_it(store, grid, clock, stopp
 
 
 @pytest.mark.parametrize("stopping", [True, False])
-def test_attempts_of_a_worker_killed_while_it_stops_are_no_losses(store, grid, clock, sweep, actions, stopping):
+def test_attempts_of_a_worker_killed_while_it_stops_are_not_counted_as_losses(
+    store, grid, clock, sweep, actions, stopping
+):
     for row, kept in ((0, "message"), (1, None)):
         grid.begin("a", row, owner="w", kept=kept)
     names = [cell_name(grid.ref, "a", row) for row in (0, 1)]
@@ -151,7 +153,7 @@ def test_record_of_a_stopped_worker_is_kept_until_its_messages_are_sent(store, g
     assert "w" not in workers(store)
 
 
-def test_sweep_gives_back_once_what_a_standing_worker_has_received(store, grid, clock, sweep, actions):
+def test_sweep_sends_the_received_messages_of_a_blocked_worker_once(store, grid, clock, sweep, actions):
     received = [Received(grid.ref, "a", 0, "message"), Received(grid.ref, "a", 1, None)]
     leases.renew(store, "w", Report(received=received, idle=LEASE), LEASE)
     sweep()
@@ -169,7 +171,7 @@ def test_sweep_gives_back_once_what_a_standing_worker_has_received(store, grid, 
     assert actions.sent == ["message", "message"]
 
 
-def test_a_standing_worker_that_stops_gives_nothing_back(store, grid, sweep, actions):
+def test_messages_of_a_blocked_worker_that_shuts_down_are_not_sent(store, grid, sweep, actions):
     received = [Received(grid.ref, "a", 0, "message")]
     leases.renew(store, "w", Report(received=received, idle=LEASE + 5, stopping=True), LEASE)
     sweep()
@@ -265,7 +267,7 @@ def test_request_that_celery_drops_when_it_cancels_it_is_found(tracker, child):
     assert len(Report.from_record(workers(tracker.store)["w"]).ended) == 1
 
 
-def test_message_received_after_the_end_knows_of_it(tracker, child, cancelled):
+def test_message_received_after_the_end_records_it(tracker, child, cancelled):
     cancelled.cancel()
     child.kill()
     child.wait()
