@@ -60,7 +60,7 @@ class StoreError(StateManagerError):
 
 
 class StoreUnavailable(StoreError, ConnectionError):
-    """The store cannot be reached or did not answer in time. A retry may succeed."""
+    """The store cannot be reached, did not answer in time or refuses writes temporarily. A retry may succeed."""
 
 
 class StoreContended(StoreUnavailable):

@@ -80,8 +80,8 @@ class JobDiagnosis:
             unsent = IndexSet(range(submission.published, self.job.num_tasks))
             unpublished, left = left.within(unsent), left.without(unsent)
             alive = submission.alive_until > self._now
-            gone = f"never published: its publisher has stopped; {self._sweep()}: the job is cancelled"
-            fate = "being published" if alive else gone
+            stopped = f"never published: its publisher has stopped; {self._sweep()}: the job is cancelled"
+            fate = "being published" if alive else stopped
             yield from _some(column.tag, unpublished, "unpublished", fate)
         for earlier in self._columns:
             unfinished = (earlier.missing or IndexSet()).union(earlier.running or IndexSet())

@@ -4,7 +4,7 @@ local function raise_evicted(key)
   error("statemanager:evicted " .. key)
 end
 
--- Checks that a hash has as many fields as the head says. The heads of earlier releases do not.
+-- Checks that a hash has the number of fields that the head stores. Heads of earlier releases do not store it.
 local function check_size(hash, size)
   if size and redis.call("HLEN", hash) < tonumber(size) then
     raise_evicted(hash)

@@ -1,4 +1,4 @@
--- The reads of write.lua and begin.lua, after common.lua. They also check that the server has evicted nothing of the cells.
+-- The reads of write.lua and begin.lua, after common.lua. They also check that no key of the cells was evicted.
 
 -- Returns the i-th cell of a request: the first is the requested one, the others are the row's later stages.
 local function place_of(i, tag, row, rank, counts)
@@ -37,7 +37,7 @@ local function read(job, place)
   return cell
 end
 
--- Reads stages of the row: {place, old cell} for each. Their places follow the first one and as many as are skipped.
+-- Reads stages of the row: {place, old cell} for each. Their places come after the first one and the skipped ones.
 local function read_stages(job, cells, skipped)
   local stages = {}
   for i, cell in ipairs(cells or {}) do
