@@ -36,15 +36,15 @@ class Overdue:
 
     @cached_property
     def _received(self) -> set[str] | None:
-        """The names of the cells that live workers have received; None if a record does not list all of them."""
-        names: set[str] = set()
-        for record in each_worker(self._store):
-            if record.lease_until > self._now:
-                report = Report.from_record(record)
-                if "received" in report.cut:
-                    return None
-                names.update(cell_name(row.ref, row.tag, row.task_index) for row in report.received)
-        return names
+        """The names of the cells that live workers have received.
+
+        None if that is unknown: no worker is alive, or a record does not list all of them.
+        """
+        alive = [each for each in each_worker(self._store) if each.lease_until > self._now]
+        reports = [Report.from_record(each) for each in alive]
+        if not reports or any("received" in each.cut or not each.readable for each in reports):
+            return None
+        return {cell_name(row.ref, row.tag, row.task_index) for each in reports for row in each.received}
 
 
 def may_resend(job: JobRecord, cell: Cell, max_lost: int) -> bool:

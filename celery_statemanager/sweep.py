@@ -180,6 +180,7 @@ class Sweep:
         else:
             return False
         returned = Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=not stopped)
+        returned.presumed_dead = True
         self._store.write(ref, returned)
         return True
 

@@ -111,7 +111,7 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         cell.losses + write.counts_as_loss,
         None if ends else cell.kept,
         None,  # blocked_by
-        0 if closed_for_worker else cell.began_at,
+        0 if closed_for_worker else cell.began_at or (now if awaits_delivery else 0),
         cell.schema_version,
     )
 

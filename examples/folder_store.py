@@ -248,7 +248,7 @@ class SweptFolderStore(FolderStore, WorkerRegistry):
     def list_open_attempts(self) -> Iterator[r.OpenAttempt]:
         for file in self._files():
             for (tag, row), cell in file.cells.items():
-                if cell.open and cell.owner is not None:
+                if cell.held:
                     yield r.OpenAttempt(file.job.ref, tag, row, cell)
 
     def _workers(self) -> dict[str, r.WorkerRecord]:

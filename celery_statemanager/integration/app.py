@@ -87,15 +87,16 @@ class StateManager:
         """The store, which may be used after a fork. Raises: ConfigurationError."""
         settings = self.settings
         store = open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
-        return self.metrics.measured(store)
+        self._opened = self.metrics.measured(store)
+        return self._opened
 
     def open_own_store(self) -> FullStore:
-        """Open the store again. Data in memory exist in one store only, which is returned. The caller closes it.
+        """Open the store again. A store in memory, or one that was assigned, cannot be opened again: return it.
 
         Raises: ConfigurationError.
         """
         settings = self.settings
-        if settings.store_url.startswith("memory:"):
+        if settings.store_url.startswith("memory:") or self.store is not vars(self).get("_opened"):
             return self.store
         return open_store(settings.store_url, timeout=settings.store_timeout, **settings.store_options)
 

@@ -58,6 +58,12 @@ def use(worker: Any) -> None:
     _current, _default_time_limit = pool_of(worker.pool_cls), worker.time_limit
 
 
+def forks(pool_cls: Any) -> bool:
+    """Return whether a pool creates child processes; also one derived from prefork that runs tasks in its own way."""
+    found: Any = get_implementation(pool_cls)
+    return any(base.__module__ == PREFORK.module for base in getattr(found, "__mro__", ()))
+
+
 def warn_if_unknown() -> None:
     """Log a warning if the worker's pool is not one of Celery's."""
     if not _current.known:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from celery.worker import state as worker_state
 
 from celery_statemanager.integration.binding import Binding, binding_of, part_of
+from celery_statemanager.integration.copies import Redelivers, redelivers
 
 T = TypeVar("T")
 
@@ -184,7 +185,7 @@ class HeldMessages:
         return [
             (each, self._parts[each])
             for each in _copy(worker_state.active_requests)
-            if each in self._parts and not each.task.acks_late
+            if each in self._parts and not (each.task.acks_late and redelivers(each.task.app) is not Redelivers.NEVER)
         ]
 
     def waiting(self) -> set[weakref.ref[Any]]:

@@ -83,7 +83,10 @@ def _repeated_after_limit(handler: Callable[..., None]) -> Callable[..., None]:
 def _on_prerun(task: Any = None, **_: Any) -> None:
     _aborted.task_id = None
     binding = binding_of(task.request)
-    if start_part(task) if binding is None else start_run(task, binding):
+    if binding is not None:
+        _connect_endings()
+        start_run(task, binding)
+    elif start_part(task):
         _connect_endings()
 
 
@@ -92,7 +95,7 @@ def _on_success(sender: Any = None, **_: Any) -> None:
     run = run_of(sender)
     if run is not None and not stages.end_if_unpublished(run, sys.exc_info()[1]):
         run.end(int(Status.FINISHED))
-        reject_unsent(run, sender.request)
+        reject_unsent(run)
 
 
 @_repeated_after_limit
@@ -223,12 +226,12 @@ def _on_publish(
     publication.observe(headers, body)
     run = run_of(current_task)
     if run is not None:
-        run.sent.add(publication.task_id_of(headers, body))
+        run.note_sent(publication.task_id_of(headers, body))
     headers.pop(redelivery.ENVELOPE, None)  # Celery itself sends a request's headers when it retries for a lost child
-    stages.on_publish(headers)
     marked = HEADER in headers or PART_HEADER in headers
     if not marked and current_task:
         marked = mark_message(current_task, str(sender), headers, body)
+    stages.on_publish(headers)
     if marked and properties:
         properties.pop("expiration", None)
 

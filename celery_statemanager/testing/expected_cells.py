@@ -73,7 +73,7 @@ def written(cell: Cell, request: Write) -> Cell:
         losses=cell.losses + int(request.counts_as_loss),
         kept=None if over else cell.kept,
         blocked_by=None,
-        began_at=0 if closed_for_worker else cell.began_at,
+        began_at=0 if closed_for_worker else cell.began_at or int(awaits),
     )
 
 

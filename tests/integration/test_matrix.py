@@ -158,7 +158,7 @@ def grouped(pool):
     return [(name, outcomes) for (name, _), outcomes in groups.items()]
 
 
-@pytest.mark.places(*PLACES, usual=4)
+@pytest.mark.places(*PLACES, usual=3)
 @pytest.mark.parametrize("outcome", [each for each in OUTCOMES if not each.worker_end], ids=str)
 def test_a_cell_ends_as_the_matrix_states(outcome, stage, pool):
     if outcome.ending(pool) is None:

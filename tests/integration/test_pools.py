@@ -1,6 +1,7 @@
 """Pools in which a state could land in the wrong row, and threads that a task starts."""
 
 import asyncio
+import logging
 import threading
 
 import pytest
@@ -368,6 +369,17 @@ def test_a_body_that_is_aborted_after_a_revoke_ends(project):
     assert (state.status, state.message) == (Status.FAILED, "CancelledError: away")
 
 
+@pytest.fixture
+def logging_stays():
+    """Undo what an embedded worker of Celery does to the root logger."""
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("logging_stays")
 def test_the_main_thread_of_a_program_with_an_embedded_worker_has_no_state():
     app = Celery("embedded", set_as_current=False, broker="memory://", statemanager_store_url="memory://")
     states, begun, go = StateManager(app), threading.Event(), threading.Event()

@@ -47,6 +47,7 @@ def test_a_row_fails_if_its_next_stage_cannot_be_published(away, key):
     assert second.message == f"not run: stage 'work' failed: {first.message}"
 
 
+@pytest.mark.full
 def test_a_stage_that_may_run_again_publishes_the_next_one_then(away, key):
     tracked, job = away("late_gate")
     assert job.wait(PATIENCE).finished == 2

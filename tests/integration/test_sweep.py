@@ -227,6 +227,34 @@ def requeue(store, job, row=0, kept=None):
     begin(store, job, row, kept=kept)
     pause = Write.returned("a", row, "requeued by the task: busy", Delivery(), attempt=1, awaits_delivery=True)
     store.write(job.ref, pause)
+    store.put_worker("idle", Report().to_json(), 100 * LEASE)
+
+
+def test_a_requeued_message_waits_while_no_worker_is_alive(store, job, clock, sweep, actions):
+    """The broker cannot deliver it, for example between two deployments."""
+    requeue(store, job, kept="message")
+    store.drop_worker("idle")
+    clock.advance(10 * LEASE)
+    assert not sweep()
+    store.put_worker("w2", Report().to_json(), LEASE)
+    assert sweep().requeued == 1
+
+
+def test_the_end_of_an_attempt_that_was_taken_over_from_a_stopped_worker_is_accepted(store, job, clock, sweep):
+    begin(store, job, kept="message")
+    store.put_worker("w1", Report(stopping=True).to_json(), 0)
+    clock.advance(2 * LEASE)
+    assert sweep().requeued == 1
+    ending = Write.ending("a", 0, int(Status.FINISHED), None, attempt=1)
+    assert store.write(job.ref, ending).cell.status == Status.FINISHED
+
+
+def test_a_requeue_that_is_reported_after_its_worker_was_marked_lost_is_looked_after(store, job, clock, sweep):
+    begin(store, job)
+    clock.advance(2 * LEASE)
+    assert sweep().marked == 1
+    late = Write.returned("a", 0, "requeued", Delivery(), attempt=1, awaits_delivery=True)
+    assert store.write(job.ref, late).cell.held
 
 
 def test_a_requeued_message_that_its_broker_dropped_is_sent_again_until_max_lost(store, job, clock, sweep, actions):

@@ -58,7 +58,7 @@ def end_aborted_part(part: Part, task: Any, error: BaseException | None) -> None
 
 def _report(run: Run, request: Any, error: BaseException) -> None:
     running.attach(request._context, run)  # Celery sends its signals about the exception with this one
-    _pass_to_celery(request, error, lambda: run.end(*outcomes.failure(error)), run.log_extra)
+    _pass_to_celery(request, error, lambda: run.fail(error), run.log_extra)
 
 
 def _pass_to_celery(

@@ -19,7 +19,7 @@ from celery.utils.functional import maybe_list
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound
 from celery_statemanager.integration import pools, publication
-from celery_statemanager.integration.binding import HEADER, PART_HEADER, Binding, binding_of, part_of
+from celery_statemanager.integration.binding import HEADER, PART_HEADER, Binding, part_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.task import outcomes
@@ -231,12 +231,10 @@ def _next(run: Run) -> Binding:
     return replace(run.binding, replacements=run.binding.replacements + 1)
 
 
-def reject_unsent(run: Run, request: Any) -> None:
+def reject_unsent(run: Run) -> None:
     """End the next stage of the row of a finished execution if its task class has not published the message."""
-    stage = request.chain[-1] if request.chain else None
-    if stage is None or not publication.may_hold_back(run.tracker.app, str(stage["task"])):
+    if run.next_stage is None:
         return
-    binding = binding_of(stage["options"])
-    if binding is not None and binding.celery_task_id not in run.sent:
-        publish = partial(publish_decided, run.tracker, binding.ref)
-        publication.reject(run.tracker, binding, str(stage["task"]), publish)
+    binding, task = run.next_stage
+    if publication.may_hold_back(run.tracker.app, task) and binding.celery_task_id not in run.sent:
+        publication.reject(run.tracker, binding, task, partial(publish_decided, run.tracker, binding.ref))

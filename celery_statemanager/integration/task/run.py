@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from celery import Task
+from celery.utils.functional import maybe_list
 
 from celery_statemanager import attempts, leases
 from celery_statemanager.codec import state_of
@@ -25,7 +26,7 @@ from celery_statemanager.errors import (
     StoreUnavailable,
 )
 from celery_statemanager.integration import requests, results
-from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.binding import Binding, binding_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.copies import copy_of_execution
 from celery_statemanager.integration.installed import Tracker, tracker_of
@@ -48,7 +49,8 @@ class Run:
         may_run_again: whether its policy is to run it again if its worker is lost.
         next_is_published: whether the next stage of its chain is published; None before that is tried.
         replaced_by: the name of the task that replaces this one under its id.
-        sent: the Celery task ids of the messages that it has published.
+        sent: the Celery task ids of the messages of its row that it has published.
+        next_stage: the next stage of its chain and the name of its task, as of the begin: Celery changes the request.
         retry_sent: the delivery of the retry that this execution has published.
         held_progress: the JSON text and the message of the newest progress that was not written.
         ended: whether later writes have no effect, because the last state is written or another attempt owns the cell.
@@ -79,7 +81,8 @@ class Run:
         self.next_is_published: bool | None = None
         self.may_run_again = message is not None
         self.replaced_by: str | None = None
-        self.sent: set[str | None] = set()
+        self.sent: set[str] = set()
+        self.next_stage: tuple[Binding, str] | None = None
         self.retry_sent: Delivery | None = None
         self.held_progress: tuple[str, str | None] | None = None
         self.manager: Manager | None = None
@@ -149,6 +152,12 @@ class Run:
         message = held_message if message is None else message
         text = None if message is None else sanitize(message)
         self._end_with(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
+
+    def note_sent(self, task_id: str | None) -> None:
+        """Record that a message is published, if it belongs to the row of this execution."""
+        row = self.binding.celery_task_id.rpartition(".")[0] + "."
+        if task_id is not None and task_id.startswith(row):
+            self.sent.add(task_id)
 
     def fail(self, error: BaseException) -> None:
         """End the attempt of a task that raised. If it has sent a retry before, the cell waits for that."""
@@ -261,8 +270,18 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     received: Mapping[str, Any] = request.delivery_info or {}
     alone = received.get(requests.ALONE)
     run = Run(tracker, binding, binding.delivery(request), owner, message, alone and attempts.Alone(*alone))
+    run.next_stage = _next_stage(request, binding)
     tracker.held_messages.add_body(run)
     return run
+
+
+def _next_stage(request: Any, own: Binding) -> tuple[Binding, str] | None:
+    """Return the next stage of the row and the name of its task: in the chain, or in protocol 1 among the links."""
+    for each in (*(request.chain or ())[-1:], *maybe_list(request.callbacks or ())):
+        found = binding_of(each["options"])
+        if found and (found.ref, found.task_index, found.stage) == (own.ref, own.task_index, own.stage + 1):
+            return found, str(each["task"])
+    return None
 
 
 def run_of(task: Any) -> Run | None:

@@ -44,7 +44,7 @@ def on_init(sender: Any = None, **_: Any) -> None:
     redelivery.log_invalid_policies(sender.app)
     find_folder()
     pools.use(sender)
-    if pools.current() is pools.PREFORK:
+    if pools.forks(sender.pool_cls):
         tracker.store.expect_forks()
 
 

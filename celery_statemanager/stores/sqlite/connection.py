@@ -78,10 +78,10 @@ _TO_4 = (
 
 _TO_5 = (
     "DROP INDEX cell_owned",
-    """
-    CREATE INDEX cell_owned ON cell (job, tag, task_index)
-    WHERE owner IS NOT NULL AND (open = 1 OR (began_at <> 0 AND status >= 0 AND status < 2147483647))
-    """,
+    (
+        "CREATE INDEX cell_owned ON cell (job, tag, task_index)\n"
+        "WHERE owner IS NOT NULL AND (open = 1 OR (began_at <> 0 AND status >= 0 AND status < 2147483647))"
+    ),
 )
 
 _MIGRATIONS = {2: _TO_2, 3: _TO_3, 4: _TO_4, 5: _TO_5}

@@ -66,6 +66,8 @@ local function apply_write(cell)
   local awaits = not is_final(new) and (write.awaits_delivery or (awaits_delivery(cell) and not write.ends_attempt))
   if closed_for_worker then
     new[BEGAN_AT] = nil
+  elseif awaits and (new[BEGAN_AT] or 0) == 0 then
+    new[BEGAN_AT] = job.now
   elseif not new[OPEN] and not awaits then
     new[OWNER] = nil
   end
