@@ -93,6 +93,13 @@ def test_missing_and_unordered_versions_are_violations(grid):
     ]
 
 
+def test_the_late_end_of_a_lost_attempt_is_no_violation(grid):
+    begun = grid.begin("work", 0, owner="w") and grid.state("work", 0)
+    lost = grid.write("work", 0, -6, ends_attempt=True, presumed_dead=True) and grid.state("work", 0)
+    grid.write("work", 0, FINISHED, attempt=1, ends_attempt=True)
+    assert list(stream_violations(grid.store, job_of(grid), [begun, lost])) == []
+
+
 def test_a_change_after_finished_is_a_violation(grid):
     finished = [grid.run("work", 0) and grid.state("work", 0)]
     grid.manager(0).set_state("work", 5)

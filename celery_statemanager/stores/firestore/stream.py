@@ -147,7 +147,8 @@ class Stream:
 
     def _read_one(self) -> StoreError | None:
         """Read one stream to its end and return the error that ended it; None if the server closed it normally."""
-        self._requests, self._silence = queue.SimpleQueue(), self._timings.first_silence
+        self._requests = queue.SimpleQueue()
+        self._alive_at, self._silence = time.monotonic(), self._timings.first_silence
         for request in self._targets(self._seen.since):
             self._requests.put(request)
         try:
