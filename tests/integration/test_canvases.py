@@ -19,6 +19,10 @@ NODES = st.recursive(
 )
 
 
+EMPTY_CHAIN = ("FAILURE", "IndexError('list index out of range')")
+"""How Celery fails a plain task that replaces itself by some canvases with empty chains. A tracked task may end well."""
+
+
 @pytest.fixture(scope="module")
 def app():
     app = Celery(
@@ -105,6 +109,8 @@ def test_a_replacement_ends_as_that_of_a_plain_task(app, tasks, pytestconfig):
         except Exception:  # noqa: BLE001 - not a canvas, whoever runs it
             return
         plain = outcome(tasks["plain"], node)
+        if plain == EMPTY_CHAIN:
+            return
         assert outcome(tasks["tracked"], node) == plain
         (state,) = StateManager(app).submit([tasks["tracked"].s(node)]).list_states()
         succeeded = plain[0] == "SUCCESS"
