@@ -204,6 +204,9 @@ def mark_message(task: Task[Any, Any], name: str, headers: dict[str, Any], body:
     if pass_on(task, name, tasks):
         headers.update(_inner(holder))
         return True
+    if isinstance(holder, Run) and holder.next_stage and content["id"] == holder.next_stage[0].celery_task_id:
+        headers[HEADER] = holder.next_stage[0].to_header()
+        return True
     for options in (each["options"] for each in following(request.chain, request.chord)):
         if options.get("task_id") == content["id"]:
             own = options.get("headers") or {}
