@@ -58,7 +58,7 @@ def test_a_failed_submit_reports_whether_the_job_is_cancelled(states, task, canc
         states.submit([task.s()])
     assert caught.value.cancelled is cancelling
     assert ("the job is cancelled;" in str(caught.value)) is cancelling
-    assert ("a sweep cancels it" in str(caught.value)) is not cancelling
+    assert ("a sweep will cancel it" in str(caught.value)) is not cancelling
     assert ("left to the sweep" in caplog.text) is not cancelling
 
 
