@@ -165,9 +165,9 @@ class Sweep:
             return True
         stopped = leases.was_stopped(record, leases.cell_name(ref, *place), cell.began_at, now)
         if cell.kept is None or (not stopped and cell.losses + 1 >= self._max_lost):
-            self._report.marked += 1
             most = None if stopped else self._max_lost
             decided = attempts.mark_lost(self._store, ref, *place, cell, new_event_id(), max_lost=most)
+            self._report.marked += 1
             if decided:
                 self._actions.publish(ref, decided)
             return True

@@ -26,7 +26,7 @@ def test_a_binding_is_read_from_a_request_and_from_its_headers(
     binding = Binding(JobRef(JobKey(job_id, run_token), "0f"), row, tag, stage)
     assert binding_of({HEADER: binding.to_header()}) == binding
     assert binding_of({"headers": {HEADER: binding.to_header()}}) == binding
-    assert binding.celery_task_id.isascii()
+    assert binding.celery_task_id.isascii() or row < 0  # then the tag is the name of a latch
 
 
 @pytest.mark.parametrize(
