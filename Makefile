@@ -67,11 +67,14 @@ core := tests/unit tests/stores/test_contract.py tests/stores/sqlite tests/cli -
 test-core: $(VENV)/.test
 	$(pytest) $(core) $(ARGS)
 
+# The integration tests that start no worker also run: the integration's modules are measured by them.
+eager := eager sweep submit veto task_progress members redelivery canvases policy
+
 # The result omits the stores that need a server, because these tests do not reach them. Processes that tests kill may
 # leave unreadable data; coverage warns and skips it.
 coverage: $(VENV)/.test
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(bin)/coverage run -m $(xdist) $(core) $(ARGS)
+	$(bin)/coverage run -m $(xdist) $(eager:%=tests/integration/test_%.py) $(core) $(ARGS)
 	$(bin)/coverage combine --quiet
 	$(bin)/coverage report --omit="*/stores/firestore/*,*/stores/redis/*" --skip-covered
 
