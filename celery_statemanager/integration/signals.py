@@ -231,7 +231,6 @@ def _on_publish(
     marked = HEADER in headers or PART_HEADER in headers
     if not marked and current_task:
         marked = mark_message(current_task, str(sender), headers, body)
-    stages.on_publish(headers)
     if marked and properties:
         properties.pop("expiration", None)
 
@@ -241,9 +240,10 @@ def _on_published(headers: Any = None, body: Any = None, **_: Any) -> None:
     run = run_of(current_task)
     if run is None:
         return
-    stages.on_published(headers)
     task_id, retries = publication.task_id_of(headers, body), publication.retries_of(headers, body)
-    if task_id == run.binding.celery_task_id and retries > run.delivery.retries:
+    if run.next_stage is not None and task_id == run.next_stage[0].celery_task_id:
+        run.next_is_published = True
+    elif task_id == run.binding.celery_task_id and retries > run.delivery.retries:
         run.retry_sent = Delivery(run.delivery.replacements, retries)
 
 

@@ -47,9 +47,9 @@ class Run:
         verdict: why the attempt was rejected; None if it was not.
         has_only_copy: whether the message of a rejected duplicate is the only one by which the row can run again.
         may_run_again: whether its policy is to run it again if its worker is lost.
-        next_is_published: whether the next stage of its chain is published; None before that is tried.
+        next_is_published: whether the next stage of its chain is published.
         replaced_by: the name of the task that replaces this one under its id.
-        sent: the Celery task ids of the messages of its row that it has published.
+        sent: the Celery task ids of the messages of its row that it has published or tried to publish.
         next_stage: the next stage of its chain and the name of its task, as of the begin: Celery changes the request.
         retry_sent: the delivery of the retry that this execution has published.
         held_progress: the JSON text and the message of the newest progress that was not written.
@@ -78,7 +78,7 @@ class Run:
         self.verdict: Verdict | None = None
         self.has_only_copy = False
         self.ended = False
-        self.next_is_published: bool | None = None
+        self.next_is_published = False
         self.may_run_again = message is not None
         self.replaced_by: str | None = None
         self.sent: set[str] = set()
@@ -154,7 +154,7 @@ class Run:
         self._end_with(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
 
     def note_sent(self, task_id: str | None) -> None:
-        """Record that a message is published, if it belongs to the row of this execution."""
+        """Record that a message is about to be published, if it belongs to the row of this execution."""
         row = self.binding.celery_task_id.rpartition(".")[0] + "."
         if task_id is not None and task_id.startswith(row):
             self.sent.add(task_id)
