@@ -244,21 +244,20 @@ class Run:
             logger.error("state not written: %s: %s", task_id, error, exc_info=bug, extra=self.log_extra)
 
 
-def start_run(task: Task[Any, Any], binding: Binding) -> bool:
-    """Begin the attempt of the current execution; return False in an app without a ``StateManager``.
+def start_run(task: Task[Any, Any], binding: Binding) -> None:
+    """Begin the attempt of the current execution; do nothing in an app without a ``StateManager``.
 
     May be called again after a soft time limit interrupted it.
     """
     run = running.of_request(task.request) or _new_run(task, binding)
     if run is None:
-        return False
+        return
     running.enter(task, run)
     if run.verdict is None and not run.tracker.backlog.store_is_down:
         if results.redelivery_has_succeeded(run.tracker, binding, task):
             run.verdict, run.ended = Verdict.FINISHED, True
         else:
             run.begin()
-    return True
 
 
 def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
