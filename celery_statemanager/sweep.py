@@ -145,12 +145,11 @@ class Sweep:
         """
         cell, place = attempt.cell, (attempt.tag, attempt.task_index)
         if not pauses.may_resend(current(self._store, attempt.ref), cell, self._max_lost):
-            self._actions.publish(attempt.ref, self._store.write(attempt.ref, pauses.rejected(*place, cell)).decided)
+            self._write(attempt.ref, pauses.rejected(*place, cell))
             self._report.marked += 1
         elif self._actions.owns(attempt.ref, cell.kept or ""):
             self._store.write(attempt.ref, pauses.resent(*place, cell))
-            self._actions.resend(attempt.ref, cell.kept or "")
-            self._report.requeued += 1
+            self._resend(attempt.ref, cell.kept or "")
 
     def _reclaim_attempt(self, attempt: OpenAttempt) -> bool:
         """Mark a lost attempt or publish its message again. Return whether it needs no further sweep."""
@@ -161,7 +160,7 @@ class Sweep:
             return True
         ref, place = attempt.ref, (attempt.tag, attempt.task_index)
         if self._has_succeeded(attempt):
-            self._actions.publish(ref, self._store.write(ref, Write.proven(*place, attempt=cell.attempt)).decided)
+            self._write(ref, Write.proven(*place, attempt=cell.attempt))
             return True
         stopped = leases.was_stopped(record, leases.cell_name(ref, *place), cell.began_at, now)
         if cell.kept is None or (not stopped and cell.losses + 1 >= self._max_lost):
@@ -174,9 +173,8 @@ class Sweep:
         message = f"its worker {cell.owner} {'has stopped' if stopped else 'is dead'}"
         if cell.kept == AT_BROKER:
             message = f"waits for the broker to deliver it again: {message}"
-        elif self._actions.resend(ref, cell.kept):
+        elif self._resend(ref, cell.kept):
             message = f"sent again: {message}"
-            self._report.requeued += 1
         else:
             return False
         returned = Write.returned(*place, message, attempt=cell.attempt, counts_as_loss=not stopped)
@@ -209,11 +207,9 @@ class Sweep:
         if cell.open or cell.final or row.delivery < cell.delivery:
             return True
         if row.message is not None:
-            resent = self._actions.resend(row.ref, row.message)
-            self._report.requeued += resent
-            return resent
+            return self._resend(row.ref, row.message)
         lost = Write.lost(row.tag, row.task_index, f"lost with its worker {worker_id} before it began")
-        self._actions.publish(row.ref, self._store.write(row.ref, lost).decided)
+        self._write(row.ref, lost)
         self._report.marked += 1
         return True
 
@@ -228,13 +224,11 @@ class Sweep:
         if cell is not None and cell.open and cell.delivery == row.delivery:  # the task that waited for the part runs
             return True
         if row.message is not None:
-            resent = self._actions.resend(row.ref, row.message)
-            self._report.requeued += resent
-            return resent
+            return self._resend(row.ref, row.message)
         message = f"lost with its worker {worker_id} (in a task of its replacement)"
         lost = Write.cut_off(row.tag, row.task_index, int(Status.LOST), message, row.delivery)
         try:
-            self._actions.publish(row.ref, self._store.write(row.ref, lost).decided)
+            self._write(row.ref, lost)
         except BeginRefused:
             return True
         self._report.marked += 1
@@ -252,12 +246,21 @@ class Sweep:
         begun = cell.open or cell.final or row.delivery < cell.delivery
         if begun or cell.event_id == event_id or row.message in {None, AT_BROKER}:
             return
-        if self._actions.resend(row.ref, row.message):
-            self._report.requeued += 1
+        if self._resend(row.ref, row.message):
             message = f"sent again: received by worker {worker_id}, whose main loop is blocked"
             back = Write.never_begun(row.tag, row.task_index, cell.status, message)
             back.event_id = event_id
             self._store.write(row.ref, back)
+
+    def _write(self, ref: JobRef, write: Write) -> None:
+        """Write a cell and publish the callbacks of the latches that this decided."""
+        self._actions.publish(ref, self._store.write(ref, write).decided)
+
+    def _resend(self, ref: JobRef, message: str) -> bool:
+        """Publish a stored message again and count it. Return False if it belongs to another app."""
+        resent = self._actions.resend(ref, message)
+        self._report.requeued += resent
+        return resent
 
     def _sweep_due_jobs(self, now: int) -> None:
         cursor: str | None = None
