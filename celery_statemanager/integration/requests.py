@@ -75,12 +75,12 @@ class HeldMessages:
         self._stopped: dict[str, Binding] = {}
         """Celery task id → the cell, if the worker has ended its last body and has received no message of it since."""
 
-    def add(self, request: Any) -> None:
-        """Add a received request; ignore one that is not tracked."""
+    def add(self, request: Any) -> Binding | None:
+        """Add a received request and return its binding; ignore one that is not tracked."""
         binding = binding_of(request.request_dict)
         if binding is None:
             self._add_part(request)
-            return
+            return None
         self._cells[request] = binding
         last = self._newest.get(request.id)
         earlier = self._update_earlier(request.id, last)
@@ -91,6 +91,7 @@ class HeldMessages:
         elif not any(self._may_run(each) for each in earlier) and request.id not in self._ids_of_ending():
             request.delivery_info[ALONE] = (time.monotonic(), stopped)
         self._newest[request.id] = request
+        return binding
 
     def _add_part(self, request: Any) -> None:
         binding = part_of(request.request_dict)

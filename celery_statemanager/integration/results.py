@@ -17,7 +17,7 @@ from celery.states import SUCCESS
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded, StateManagerError
 from celery_statemanager.integration import redelivery
-from celery_statemanager.integration.binding import Binding, binding_of
+from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.models import Status
@@ -100,14 +100,12 @@ def _was_redelivered(delivery_info: Any) -> bool:
     return bool(delivery_info and delivery_info.get("redelivered"))
 
 
-def on_received(tracker: Tracker, request: Any) -> None:
+def on_received(tracker: Tracker, binding: Binding, request: Any) -> None:
     """Finish, in the background, the cell of a redelivered message that Celery will skip without a signal."""
     conf = tracker.app.conf
     skips = conf.worker_deduplicate_successful_tasks and (conf.task_acks_late or request.task.acks_late)
     if not skips or not _was_redelivered(request.delivery_info):
         return
-    binding = binding_of(request.request_dict)
-    if binding is not None:
-        name = leases.cell_name(binding.ref, binding.tag, binding.task_index)
-        finish = partial(finish_if_succeeded, tracker, binding, request.task)
-        tracker.backlog.put((name, "outcome"), finish, binding.log_extra)
+    name = leases.cell_name(binding.ref, binding.tag, binding.task_index)
+    finish = partial(finish_if_succeeded, tracker, binding, request.task)
+    tracker.backlog.put((name, "outcome"), finish, binding.log_extra)

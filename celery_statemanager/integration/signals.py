@@ -186,9 +186,9 @@ def _on_received(request: Any = None, **_: Any) -> None:
     tracker = tracker_of(request.app)
     if tracker is None:
         return
-    tracker.held_messages.add(request)
-    results.on_received(tracker, request)
-    if binding_of(request.request_dict):
+    binding = tracker.held_messages.add(request)
+    if binding is not None:
+        results.on_received(tracker, binding, request)
         redelivery.attach(request, tracker.settings.on_lost)
     if has_own_strategy(request.task):  # its submitter did not know the task
         why = f"not tracked: {NOT_TRACKED}"
