@@ -86,9 +86,13 @@ class StatefulTask(Task):  # type: ignore[type-arg]
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:
-        """Bind the task class to an app, as Celery does, and add the veto to its own ``before_start``."""
+        """Bind the task class to an app, as Celery does, and add the veto to its ``before_start``.
+
+        It drops a delivery whose cell has finished or runs elsewhere, or whose job has settled. It is added here, so
+        that a class may override ``before_start`` without calling it.
+        """
         bound = super().bind(app)
-        own = inspect.getattr_static(cls, "before_start")  # of a subclass, a mixin, an option or task_annotations
+        own = inspect.getattr_static(cls, "before_start")  # of Celery, a subclass, a mixin, an option or annotations
         if not hasattr(own, _VETOES):
             cls.before_start = _vetoing(own)  # type: ignore[method-assign,assignment]
         return bound
@@ -97,16 +101,6 @@ class StatefulTask(Task):  # type: ignore[type-arg]
     def state(self) -> TaskState:
         """The state of this execution; false if it is untracked."""
         return TaskState(serving(self), self.name)
-
-    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """Drop a delivery whose cell has finished or runs elsewhere, or whose job has settled.
-
-        A subclass may override this method without calling it: ``bind`` adds the veto to every ``before_start``.
-        """
-        _veto(self)
-        super().before_start(task_id, args, kwargs)
-
-    setattr(before_start, _VETOES, True)
 
     def replace(self, sig: Any) -> Any:
         """Replace this task by any canvas; see ``celery.Task.replace``.
