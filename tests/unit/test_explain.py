@@ -20,22 +20,10 @@ from celery_statemanager.records import (
     new_event_id,
     new_job,
 )
-from celery_statemanager.stores.memory import MemoryStore
-from celery_statemanager.testing import FakeClock
 from celery_statemanager.testing.kit import workers
 
 UNSWEPT = "no sweep yet, start a worker or beat, or run sweep-state"
 WORKER = "pod-3:4711:ab12"
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def store(clock):
-    return MemoryStore(clock)
 
 
 @pytest.fixture

@@ -8,20 +8,9 @@ from celery_statemanager import leases
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import Activity, Liveness, liveness
 from celery_statemanager.records import Submission, new_job
-from celery_statemanager.stores.memory import MemoryStore
-from celery_statemanager.testing import FakeClock, WrappedStore
+from celery_statemanager.testing import WrappedStore
 
 LEASE = 30.0
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def store(clock):
-    return MemoryStore(clock)
 
 
 @pytest.fixture

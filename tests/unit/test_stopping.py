@@ -23,7 +23,7 @@ from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import Begin, Submission, Verdict
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.sweep import Sweep
-from celery_statemanager.testing import FakeClock, Grid
+from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import workers
 
 LEASE = 30.0
@@ -44,16 +44,6 @@ class Actions:
 
     def publish(self, ref, decided):
         return 0
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def store(clock):
-    return MemoryStore(clock)
 
 
 @pytest.fixture
