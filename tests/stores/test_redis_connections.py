@@ -193,6 +193,16 @@ class TestManyThreads:
             for server in servers:
                 server.process.send_signal(signal.SIGCONT)
 
+    @contextmanager
+    def only_connection_in_use(self, store, servers, key):
+        """Let a thread use the only connection of a store, by a call that its stopped server answers at the end."""
+        with self.stopped(servers), ThreadPoolExecutor(1) as threads:
+            first = threads.submit(store.get_job, key)
+            wait_for(lambda: store._server._limit._free._value == 0, "the first call")
+            yield
+            servers[0].process.send_signal(signal.SIGCONT)
+            assert first.result().job_id == key.job_id
+
     def read_at_once(self, store, servers, key, busy):
         """Read a job by many threads while its servers are stopped, until so many connections are busy."""
         ports = {server.port for server in servers}
@@ -229,13 +239,11 @@ class TestManyThreads:
         url, servers = places["plain"]
         with open_store(url, timeout=1.0, max_connections=1, socket_timeout=30.0) as store:
             key = Grid.create(store, job_id="slow").job.key
-            with self.stopped(servers), ThreadPoolExecutor(1) as threads:
-                first = threads.submit(store.get_job, key)
-                wait_for(lambda: store._server._limit._free._value == 0, "the first call")
-                with pytest.raises(StoreUnavailable, match="increase its max_connections"):
-                    store.get_job(key)
-                servers[0].process.send_signal(signal.SIGCONT)
-                assert first.result().job_id == "slow"
+            with (
+                self.only_connection_in_use(store, servers, key),
+                pytest.raises(StoreUnavailable, match="increase its max_connections"),
+            ):
+                store.get_job(key)
             assert store.get_job(key).job_id == "slow"
 
     def test_threads_wait_for_a_connection_of_a_client_that_was_passed_in(self, places):
@@ -250,14 +258,10 @@ class TestManyThreads:
         url, servers = places["plain"]
         with open_store(url, timeout=5.0, max_connections=1, socket_timeout=30.0) as store:
             key = Grid.create(store, job_id="forked").job.key
-            with self.stopped(servers), ThreadPoolExecutor(1) as threads:
-                first = threads.submit(store.get_job, key)
-                wait_for(lambda: store._server._limit._free._value == 0, "the first call")
+            with self.only_connection_in_use(store, servers, key):
                 child = os.fork()
                 if not child:
                     os._exit(store.get_job(key).job_id != "forked")
-                servers[0].process.send_signal(signal.SIGCONT)
-                assert first.result().job_id == "forked"
             assert os.waitpid(child, 0)[1] == 0
 
     @pytest.mark.parametrize("limit", [-1, "many", True, 1.5])
