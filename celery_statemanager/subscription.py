@@ -116,7 +116,7 @@ class Subscription:
             raise
         if event is not None:  # recorded last, so that an interrupted event is delivered again
             state = event.state
-            self._seen[state.tag, state.task_index] = (state.version, hash(state.event_id))
+            self._seen[state.tag, state.task_index] = _mark_of(state)
         return event
 
     def _get(self, deadline: float | None) -> StateEvent | None:
