@@ -13,6 +13,7 @@ from celery import Celery
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded
+from celery_statemanager.greenlets import has_green_threads
 from celery_statemanager.integration import pools, redelivery, requests, results
 from celery_statemanager.integration.backlog import flush_all
 from celery_statemanager.integration.binding import Binding, binding_of, part_of
@@ -22,7 +23,6 @@ from celery_statemanager.integration.pending_files import find_folder, remove_fo
 from celery_statemanager.integration.task.replacement import OF_A_PART, part_ending
 from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.main_loop import MainLoop
-from celery_statemanager.integration.worker.periodic import is_green
 from celery_statemanager.integration.worker.sweeping import keep_sweeping
 from celery_statemanager.limits import sanitize
 from celery_statemanager.models import Status
@@ -54,7 +54,7 @@ class WorkerThreads:
     def __init__(self, tracker: Tracker, main_loop: MainLoop) -> None:
         pools.warn_if_unknown()
         self._worker_id = requests.worker_id()
-        store = tracker.open_own_store() if is_green() else tracker.store
+        store = tracker.open_own_store() if has_green_threads() else tracker.store
         self._lease = Lease(tracker, self._worker_id, store=store, idle=main_loop.idle)
         self._renewing, self._sweeping = self._lease.keep(), keep_sweeping(tracker, self._worker_id)
         _workers.append(self)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from celery_statemanager.errors import ConfigurationError, StoreError
+from celery_statemanager.greenlets import has_green_threads
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Threads(NamedTuple):
     @classmethod
     def native(cls) -> Threads:
         """Return threads of the operating system, which a computing greenlet does not block."""
-        if not is_green():
+        if not has_green_threads():
             return cls.usual()
         gevent = sys.modules.get("gevent.monkey")
         if gevent is not None and gevent.is_module_patched("threading"):
@@ -42,14 +43,6 @@ class Threads(NamedTuple):
             original = sys.modules["eventlet.patcher"].original("threading")
             start, lock = original._start_new_thread, original.Lock
         return cls(lambda run, _: start(run, ()), lock)
-
-
-def is_green() -> bool:
-    """Return whether gevent or eventlet has replaced the threads of this process by greenlets."""
-    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
-    if gevent is not None and gevent.is_module_patched("threading"):
-        return True
-    return eventlet is not None and bool(eventlet.is_monkey_patched("thread"))
 
 
 def _start_thread(run: Callable[[], object], name: str) -> None:

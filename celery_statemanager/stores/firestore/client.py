@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from celery_statemanager.greenlets import has_green_sockets
 from celery_statemanager.stores.firestore.address import FirestoreAddress
 from celery_statemanager.stores.firestore.errors import CLIENT_ERRORS, CallDeadline, translated
 from celery_statemanager.stores.firestore.transports import Client, ClientFactory, Metadata, Transport, metadata_of
@@ -121,13 +121,7 @@ class Connection:
 
     def _usable_transport(self) -> Transport:
         """Return REST in a process of greenlets, because a call of gRPC blocks all of them and does not end."""
-        return "rest" if uses_greenlets() else self._transport
-
-
-def uses_greenlets() -> bool:
-    """Return whether gevent or eventlet has replaced the sockets of this process."""
-    gevent, eventlet = (sys.modules.get(name) for name in ("gevent.monkey", "eventlet.patcher"))
-    return bool((gevent and gevent.is_module_patched("socket")) or (eventlet and eventlet.is_monkey_patched("socket")))
+        return "rest" if has_green_sockets() else self._transport
 
 
 class ServerClock:
