@@ -105,6 +105,7 @@ class Subscription:
     def _get_until(self, deadline: float | None) -> StateEvent | None:
         try:
             event = self._get(deadline)
+            mark = None if event is None else _mark_of(event.state)
         except JobNotFound:
             self.close()
             return None
@@ -114,9 +115,8 @@ class Subscription:
         except BaseException:  # raised by a signal handler: it may have interrupted a listing
             self._must_list = True
             raise
-        if event is not None:  # recorded last, so that an interrupted event is delivered again
-            state = event.state
-            self._seen[state.tag, state.task_index] = _mark_of(state)
+        if event is not None and mark is not None:  # recorded last, so that an interrupted event is delivered again
+            self._seen[event.state.tag, event.state.task_index] = mark
         return event
 
     def _get(self, deadline: float | None) -> StateEvent | None:
