@@ -45,6 +45,7 @@ def test_a_task_runs_once_when_its_worker_loses_the_broker_connection(tracked, p
     assert_ran_once(tracked, job, key)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(("rabbitmq-redis", "prefork"))
 def test_a_requeued_message_that_reaches_the_delivery_limit_of_its_queue_is_sent_again(

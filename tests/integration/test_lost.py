@@ -93,6 +93,7 @@ def test_a_large_message_of_a_killed_worker_runs_again(tracked, setting, pool, s
     assert tracked.notes(key) == ["begun 1", "begun 2", "ended 2"]
 
 
+@pytest.mark.full
 @pytest.mark.places(("redis-redis", "prefork"))
 def test_clocks_that_are_hours_apart_do_not_affect_leases(tracked, setting, start_worker, key, eventually):
     """Two workers have a store to themselves. One of them does all sweeps; the other one takes over when it is killed."""
@@ -128,7 +129,7 @@ def sweepers(tracked, eventually, *, leases_long, looks):
     return sweepers(tracked, eventually, leases_long=leases_long, looks=looks - 1) if again else found
 
 
-@pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"), usual=2)
+@pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"))
 def test_delayed_rows_of_a_killed_worker_run(tracked, setting, start_worker, key, eventually):
     """Rows wait in the worker for their ``eta`` or ``rate_limit``; these brokers deliver them to no other worker."""
     worker = start_worker(key)

@@ -39,6 +39,7 @@ def away(tmp_path, key, start_configured_worker, eventually):
         yield run
 
 
+@pytest.mark.full
 def test_a_row_fails_if_its_next_stage_cannot_be_published(away, key):
     _, job = away("gate")
     assert job.wait(PATIENCE).failed == 1

@@ -110,6 +110,7 @@ def test_connection_losses_are_not_counted_as_losses(tracked, start_worker, key,
     assert worker.process.poll() is None
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(REDIS)
 def test_a_cancelled_body_that_still_runs_does_not_run_twice(tracked, start_worker, key, eventually):
@@ -131,6 +132,7 @@ def test_a_cancelled_body_that_still_runs_does_not_run_twice(tracked, start_work
     assert cell(tracked, job).losses == 0
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(REDIS)
 def test_a_task_that_kills_its_worker_is_lost_at_the_third_loss(tracked, start_worker, key, eventually):
