@@ -53,6 +53,11 @@ def expects(job: JobRecord, tag: str, task_index: int) -> bool:
     return job.plan is None or job.plan.expects(tag, task_index)
 
 
+def ends_row(job: JobRecord, tag: str, task_index: int) -> bool:
+    """Return whether a cell is the last stage of its row. A job without a plan has no stages."""
+    return job.plan is not None and task_index >= 0 and job.plan.ends_row(tag, task_index)
+
+
 def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
     """Return the names of the undecided latches whose condition the tally meets (rule R15).
 

@@ -12,7 +12,19 @@ from typing import Any
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, StateEvent, Summary, state_from_fields
 from celery_statemanager.plan import Plan
-from celery_statemanager.records import LATCHES, Cancellation, Cell, Delivery, JobRecord, Latch, Submission, to_datetime
+from celery_statemanager.records import (
+    LATCHES,
+    Cancellation,
+    Cell,
+    Claim,
+    Delivery,
+    Flow,
+    JobRecord,
+    Latch,
+    OutboxState,
+    Submission,
+    to_datetime,
+)
 
 
 def state_of(job_id: str, tag: str, task_index: int, cell: Cell) -> State:
@@ -175,6 +187,7 @@ def control_to_json(job: JobRecord) -> str:
             },
             "cancelled": job.cancelled and [job.cancelled.reason, job.cancelled.at],
             "submission": job.submission and [getattr(job.submission, name) for name in _SUBMISSION_FIELDS],
+            "flow": job.flow and [getattr(job.flow, name) for name in _FLOW_FIELDS],
             "tombstonedAt": job.tombstoned_at,
         }
     )
@@ -187,8 +200,20 @@ def control_from_json(text: str) -> dict[str, Any]:
         "latches": {name: Latch(*control["latches"].get(name, ())) for name in LATCHES},
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
         "submission": Submission(*control["submission"]) if control["submission"] else None,
+        "flow": Flow(*control["flow"]) if control.get("flow") else None,
         "tombstoned_at": control["tombstonedAt"],
     }
+
+
+def outbox_to_json(state: OutboxState) -> str:
+    """Encode the claims of an outbox as JSON text."""
+    return compact({name: [str(claim.rows), claim.at, claim.until] for name, claim in state.claims.items()})
+
+
+def outbox_from_json(claimed: int, claims: str) -> OutboxState:
+    """Create the state of an outbox from the text of ``outbox_to_json``."""
+    found = {name: Claim(IndexSet.parse(rows), at, until) for name, (rows, at, until) in json.loads(claims).items()}
+    return OutboxState(claimed, found)
 
 
 def job_to_fields(job: JobRecord) -> dict[str, Any]:
@@ -204,6 +229,7 @@ def job_from_fields(values: Mapping[str, Any]) -> JobRecord:
     return JobRecord(**plain, plan=plan_from_json(values["plan"]), **control_from_json(values["control"]))
 
 
+_FLOW_FIELDS = tuple(field.name for field in fields(Flow))
 _SUBMISSION_FIELDS = tuple(field.name for field in fields(Submission))
 _CELL_FIELDS = tuple(field.name for field in fields(Cell))
 

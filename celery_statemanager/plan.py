@@ -82,6 +82,10 @@ class Plan:
         stages, rows = self.shapes[self._starts[at][1]]
         return stages if task_index in rows else ()
 
+    def ends_row(self, tag: str, task_index: int) -> bool:
+        """Return whether a tag is the last stage of a row."""
+        return self.stages(task_index)[-1:] == (tag,)
+
     def after(self, tag: str, task_index: int) -> tuple[str, ...]:
         """Return the tags of a row that run after ``tag``. A tag that is not a stage of the row has none."""
         stages = self.stages(task_index)

@@ -216,10 +216,19 @@ def proven(cell: Cell, event_id: str, now: int) -> Cell:
     return replace(done, payload=_completed(cell.payload), open=False, owner=cell.owner, blocked_by=None, began_at=0)
 
 
-def tally_of(cell: Cell | None) -> Tally:
-    """Return what a cell adds to its column's tally; None stands for a cell that was never written."""
+def tally_of(cell: Cell | None, *, is_last: bool = False) -> Tally:
+    """Return what a cell adds to its column's tally; None stands for a cell that was never written.
+
+    Args:
+        is_last: whether it is the last stage of its row in the plan.
+    """
     if cell is None:
         return _NOTHING
+    tally = _tally_of(cell)
+    return _ENDING_ROW[tally] if is_last and tally.ended else tally
+
+
+def _tally_of(cell: Cell) -> Tally:
     status, is_open = cell.status, cell.open
     if status == 0:
         return _OPEN_ZERO if is_open else _NOTHING
@@ -244,6 +253,7 @@ _CANCELLED = Tally(failed=1, ended=1)
 _FAILED = Tally(failed=1, ended=1, failed_final=1)
 _CANCELLED_NOT_RUN = Tally(not_run=1, ended=1)
 _NOT_RUN = Tally(not_run=1, ended=1, failed_final=1)
+_ENDING_ROW = {each: each._replace(rows=1) for each in (_FINISHED, _CANCELLED, _FAILED, _CANCELLED_NOT_RUN, _NOT_RUN)}
 
 
 @lru_cache

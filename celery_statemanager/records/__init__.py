@@ -30,6 +30,13 @@ from celery_statemanager.records.jobs import (
     new_job,
     to_datetime,
 )
+from celery_statemanager.records.outbox import (
+    Claim,
+    Claimed,
+    ClaimRequest,
+    Flow,
+    OutboxState,
+)
 from celery_statemanager.records.requests import (
     Begin,
     BeginReply,
@@ -51,6 +58,11 @@ __all__ = [
     "LATCHES",
     "Cancellation",
     "Submission",
+    "Claim",
+    "Claimed",
+    "ClaimRequest",
+    "Flow",
+    "OutboxState",
     "JobRecord",
     "new_job",
     "new_incarnation",

@@ -139,6 +139,7 @@ class Tally(NamedTuple):
         ended: final.
         failed_final: final and negative, without CANCELLED.
         pending: begun and not ended: an open attempt, or a status of work in progress.
+        rows: final, in the last stage of a row of the plan: the rows that have ended.
         progress: the sum of the fractions of running cells, in units of ``1 / FRACTION_UNIT``.
     """
 
@@ -150,6 +151,7 @@ class Tally(NamedTuple):
     ended: int = 0
     failed_final: int = 0
     pending: int = 0
+    rows: int = 0
     progress: int = 0
 
     @property

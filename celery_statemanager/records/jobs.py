@@ -12,6 +12,7 @@ from uuid import UUID
 from celery_statemanager.limits import check_id, check_num_tasks
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.plan import Plan, PlanSpec
+from celery_statemanager.records.outbox import Flow
 
 CALLBACK_ROW = -1
 """The row of a job's callback runs, one tag per latch. Readers of the grid do not see it."""
@@ -107,6 +108,7 @@ class JobRecord:
     latches: Mapping[str, Latch] = field(default_factory=lambda: dict.fromkeys(LATCHES, Latch()))
     cancelled: Cancellation | None = None
     submission: Submission | None = None
+    flow: Flow | None = None
     tombstoned_at: int | None = None
     created_at: int = 0
     last_activity: int = 0
@@ -135,9 +137,14 @@ class JobRecord:
 
     @property
     def due(self) -> bool:
-        """Whether a sweep must process it: a callback to publish or a submission not known to be done."""
-        unfinished = self.submission is not None and not self.submission.done
-        return unfinished or any(latch.due for latch in self.latches.values())
+        """Whether sweeps must check it: it owns messages and has not settled, or a callback must be published."""
+        unsettled = self.flow is not None and not self.settled
+        return unsettled or any(latch.due for latch in self.latches.values())
+
+    @property
+    def has_window(self) -> bool:
+        """Whether the number of its rows in flight is limited."""
+        return self.flow is not None and self.flow.max_in_flight is not None
 
     def with_latches(self, **latches: Latch) -> JobRecord:
         """Return the record with some latches replaced."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, Status
 from celery_statemanager.records.cells import Cell, Delivery
 
@@ -67,6 +68,7 @@ class Write:
         next_delivery: the delivery that a retry will make.
         presumed_dead: the process of the attempt has not ended it, so that its own end may still replace this one.
         awaits_delivery: with ``ends_attempt``, keep the owner, because the broker is to deliver the message again.
+        publisher: the publisher that claims the rows for which this write makes room; None to claim none.
     """
 
     tag: str
@@ -89,6 +91,7 @@ class Write:
     next_delivery: Delivery | None = None
     presumed_dead: bool = False
     awaits_delivery: bool = False
+    publisher: str | None = None
 
     def begins(self, cell: Cell) -> bool:
         """Return whether this write takes an attempt of the cell before it is applied."""
@@ -255,8 +258,15 @@ class BeginReply:
 
 @dataclass(slots=True)
 class WriteReply:
-    """The current cell, the latches that the same step decided, and whether this write changed anything."""
+    """The current cell, and what the same step caused.
+
+    Attributes:
+        decided: the names of the latches that were decided.
+        changed: whether this write changed anything.
+        claimed: the rows that ``Write.publisher`` must publish now.
+    """
 
     cell: Cell
     decided: tuple[str, ...] = ()
     changed: bool = True
+    claimed: IndexSet = IndexSet()

@@ -94,7 +94,8 @@ class Store(ABC):
     def create_job(self, job: JobRecord) -> JobRecord:
         """Store a new job under ``job.key`` and return it with its times and revision.
 
-        Raises: JobExists – a job is stored under this key, tombstoned or not.
+        Raises: JobExists – a job is stored under this key, tombstoned or not; StoreError – it has a ``flow``, and no
+            draft is stored, see ``Outbox``.
         """
 
     @abstractmethod
@@ -105,7 +106,7 @@ class Store(ABC):
     def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
         """Replace the changeable fields of a job if the stored revision is still ``job.revision``.
 
-        Changeable: latches, cancelled, submission, tombstoned_at, schema_version. The same step decides the job's
+        Changeable: latches, cancelled, submission, flow, tombstoned_at, schema_version. The same step decides the job's
         latches again (a cancelled job settles once no cell of it is pending).
 
         Returns: the names of the latches that were decided, or None if the revision has changed. In that case, read the

@@ -5,7 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
-from celery_statemanager.records import JobRecord, JobRef, OpenAttempt, StoredCell, WorkerRecord
+from celery_statemanager.errors import StoreError
+from celery_statemanager.records import (
+    Claimed,
+    ClaimRequest,
+    JobRecord,
+    JobRef,
+    OpenAttempt,
+    OutboxState,
+    StoredCell,
+    WorkerRecord,
+)
 from celery_statemanager.stores.base import Store
 
 
@@ -59,6 +69,61 @@ class WorkerRegistry(Store):
         """
 
 
+class Outbox(Store):
+    """A store that keeps the messages of jobs, and which of them are to be published (rule R19).
+
+    The messages of a job are stored in blocks before the job is created. Until ``create_job`` succeeds, the blocks are
+    a draft: no reader sees it, and other jobs may use the same key.
+    ``celery_statemanager.testing.OutboxContract`` tests it.
+    """
+
+    @abstractmethod
+    def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
+        """Store the messages of the rows from ``first`` on. A block that is added again replaces the first one.
+
+        Args:
+            data: any bytes, up to 64 MiB.
+            lease: seconds from now for which the draft is kept. ``create_job`` must follow within this time.
+        """
+
+    @abstractmethod
+    def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
+        """Return the block with the messages of a row, and the first row of the block; None if there is none.
+
+        The blocks of a draft, and those of a job that is being deleted, may be returned.
+        """
+
+    @abstractmethod
+    def drop_draft(self, ref: JobRef) -> None:
+        """Delete the blocks of a draft. Without a draft, the call has no effect."""
+
+    @abstractmethod
+    def drop_expired_drafts(self) -> int:
+        """Delete the drafts whose lease has ended; return their number.
+
+        The cost does not grow with the number of jobs. ``create_job`` then raises ``StoreError``.
+        """
+
+    @abstractmethod
+    def get_outbox(self, ref: JobRef) -> OutboxState:
+        """Return which rows are claimed. Raises: JobNotFound."""
+
+    @abstractmethod
+    def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
+        """Claim rows to publish. ``stores.steps.claim`` defines the step exactly.
+
+        A job that is cancelled or settled, or has no messages, has nothing to claim. Raises: JobNotFound.
+        """
+
+
+def draft_expired(job: JobRecord) -> StoreError:
+    """Create the error for a job whose blocks were deleted before ``create_job``."""
+    return StoreError(
+        f"cannot create job {job.job_id!r}: its stored messages were deleted, because its submitter had stopped for "
+        "too long; submit it again"
+    )
+
+
 class Migratable(Store):
     """A store that can migrate its jobs and cells to a later schema in place, as ``migrate_jobs`` requires.
 
@@ -97,5 +162,5 @@ class Migratable(Store):
         """
 
 
-class FullStore(WorkerRegistry, Migratable):
+class FullStore(WorkerRegistry, Outbox, Migratable):
     """A store with every capability: the type of the stores in this package and of what ``open_store`` returns."""

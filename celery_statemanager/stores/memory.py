@@ -24,7 +24,7 @@ from celery_statemanager.records import (
     WorkerRecord,
 )
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.capabilities import FullStore
+from celery_statemanager.stores.capabilities import FullStore, draft_expired
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.memory_grid import MemoryJob, MemoryWatch
 from celery_statemanager.stores.steps import Transaction
@@ -46,6 +46,9 @@ class MemoryStore(TransactionalStore, FullStore):
         self._lock = threading.RLock()
         self._jobs: dict[JobKey, MemoryJob] = {}
         self._workers: dict[str, WorkerRecord] = {}
+        self._blocks: dict[str, dict[int, bytes]] = {}
+        self._drafts: dict[str, int] = {}
+        """The incarnations of jobs that were not created yet, with the ends of their leases."""
         fork_aware(self)
 
     @classmethod
@@ -65,6 +68,8 @@ class MemoryStore(TransactionalStore, FullStore):
         with self._lock:
             if job.key in self._jobs:
                 raise JobExists(*job.key)
+            if job.flow is not None and self._drafts.pop(job.incarnation, None) is None:
+                raise draft_expired(job)
             now = self.now()
             stored = replace(job, latches=dict(job.latches), created_at=now, last_activity=now, revision=1)
             self._jobs[job.key] = MemoryJob(stored, now)
@@ -109,6 +114,7 @@ class MemoryStore(TransactionalStore, FullStore):
             if if_idle and changed:
                 return False
             del self._jobs[job.key]
+            self._blocks.pop(job.incarnation, None)
             stored.delete()
             return True
 
@@ -162,6 +168,29 @@ class MemoryStore(TransactionalStore, FullStore):
         with self._lock:
             return iter([each for each in self._incarnation(ref).cells() if each.cell.schema_version < below])
 
+    def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
+        with self._lock:
+            self._drafts[ref.incarnation] = self.now() + round(lease * 1_000_000)
+            self._blocks.setdefault(ref.incarnation, {})[first] = bytes(data)
+
+    def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
+        with self._lock:
+            blocks = self._blocks.get(ref.incarnation, {})
+            first = max((each for each in blocks if each <= row), default=None)
+            return None if first is None else (first, blocks[first])
+
+    def drop_draft(self, ref: JobRef) -> None:
+        with self._lock:
+            self._drop_draft(ref.incarnation)
+
+    def drop_expired_drafts(self) -> int:
+        with self._lock:
+            now = self.now()
+            expired = [incarnation for incarnation, until in self._drafts.items() if until <= now]
+            for incarnation in expired:
+                self._drop_draft(incarnation)
+            return len(expired)
+
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         with self._lock:
             now = self.now()
@@ -200,6 +229,10 @@ class MemoryStore(TransactionalStore, FullStore):
 
     def now(self) -> int:
         return int(self._clock() * 1_000_000)
+
+    def _drop_draft(self, incarnation: str) -> None:
+        if self._drafts.pop(incarnation, None) is not None:
+            self._blocks.pop(incarnation, None)
 
     def _job(self, key: JobKey) -> MemoryJob:
         job = self._jobs.get(key)

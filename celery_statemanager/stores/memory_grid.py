@@ -17,7 +17,7 @@ from celery_statemanager.codec import state_of
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State, Status
-from celery_statemanager.records import Batch, Cell, Column, JobRecord, OpenAttempt, StoredCell, Tally
+from celery_statemanager.records import Batch, Cell, Column, JobRecord, OpenAttempt, OutboxState, StoredCell, Tally
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.steps import mark_of
 from celery_statemanager.transitions import tally_of
@@ -35,6 +35,7 @@ class MemoryJob:
         self.columns: dict[str, _MemoryColumn] = {}
         self.callbacks: dict[str, Cell] = {}
         self.owned: dict[tuple[str, int], OpenAttempt] = {}
+        self.claims = OutboxState()
         self.watches: weakref.WeakSet[MemoryWatch] = weakref.WeakSet()
 
     @property
@@ -96,6 +97,12 @@ class MemoryJob:
         self.record = replace(job, revision=self.record.revision + 1)
         for watch in self.watches:
             watch.job_changed()
+
+    def outbox(self) -> OutboxState:
+        return replace(self.claims, claims=dict(self.claims.claims))
+
+    def put_outbox(self, state: OutboxState) -> None:
+        self.claims = state
 
     def delete(self) -> None:
         self.deleted = True
@@ -160,7 +167,8 @@ class _MemoryColumn:
         self.cells[row] = new
         if row not in self.rows:
             return
-        before, after = tally_of(old), tally_of(new)
+        is_last = aggregate.ends_row(self.job.record, self.tag, row)
+        before, after = tally_of(old, is_last=is_last), tally_of(new, is_last=is_last)
         if before != after:
             self.tally = self.tally.moved(before, after)
         if old is None or old.status != new.status:

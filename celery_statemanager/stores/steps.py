@@ -12,11 +12,16 @@ from typing import Protocol
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import BeginRefused, JobCancelled
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import (
     Begin,
     BeginReply,
     Cell,
+    Claim,
+    Claimed,
+    ClaimRequest,
     JobRecord,
+    OutboxState,
     StoredCell,
     Tally,
     Verdict,
@@ -50,6 +55,12 @@ class WriteTransaction(Protocol):
 
     def put_job(self, job: JobRecord) -> None:
         """Store the changeable part of the job under its next revision."""
+
+    def outbox(self) -> OutboxState:
+        """Read which rows are claimed. Used only for a job with a ``flow``."""
+
+    def put_outbox(self, state: OutboxState) -> None:
+        """Store which rows are claimed."""
 
 
 class Transaction(WriteTransaction, Protocol):
@@ -95,7 +106,28 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
         _unblock(tx, request.tag, request.task_index, new.event_id)
     if request.block_later_stages and new.final and new.status < 0:
         _block(tx, request.tag, request.task_index, new)
-    return WriteReply(new, _decide(tx, request.tag, request.task_index, new))
+    decided = _decide(tx, request.tag, request.task_index, new)
+    return WriteReply(new, decided, claimed=_claim_next(tx, request, new))
+
+
+def claim(tx: WriteTransaction, request: ClaimRequest) -> Claimed:
+    """Claim the rows of dead publishers, and then rows that nobody has claimed, as many as may be in flight."""
+    job = tx.job
+    if job.flow is None or job.cancelled or job.settled:
+        return Claimed(IndexSet(), IndexSet(), 0)
+    state = tx.outbox()
+    doubtful = IndexSet().union(*(each.rows for name, each in state.claims.items() if name in request.dead))
+    claimed = min(state.claimed + request.limit, job.num_tasks)
+    if job.flow.max_in_flight is not None:
+        claimed = min(claimed, tx.total().rows + job.flow.max_in_flight)
+    claimed = max(claimed, state.claimed)
+    rows = doubtful.union(IndexSet(range(state.claimed, claimed)))
+    claims = {name: each for name, each in state.claims.items() if name not in {*request.dead, request.publisher}}
+    if rows:
+        claims[request.publisher] = Claim(rows, tx.now, tx.now + round(request.lease * 1_000_000))
+    if rows or len(claims) < len(state.claims):
+        tx.put_outbox(OutboxState(claimed, claims))
+    return Claimed(rows, doubtful, job.num_tasks - claimed)
 
 
 def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
@@ -125,12 +157,24 @@ def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
         latches=dict(job.latches),
         cancelled=job.cancelled,
         submission=job.submission,
+        flow=job.flow,
         tombstoned_at=job.tombstoned_at,
         schema_version=job.schema_version,
     )
     names = aggregate.decisions(changed, changed.plan.expected, tx.total()) if changed.plan else ()
     tx.put_job(_with_decided(changed, names, tx.now))
     return names
+
+
+CLAIMS_AT_AN_END = 10
+"""Maximum number of rows that the end of a row claims: more than one, so that a window that is not full fills."""
+
+
+def _claim_next(tx: WriteTransaction, write: Write, new: Cell) -> IndexSet:
+    """Claim the rows for which the end of a row makes room, if the number of rows in flight is limited."""
+    if write.publisher is None or not new.final or write.task_index < 0 or not tx.job.has_window:
+        return IndexSet()
+    return claim(tx, ClaimRequest(publisher=write.publisher, limit=CLAIMS_AT_AN_END)).rows
 
 
 def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin, *, recovers: bool) -> Cell:

@@ -6,7 +6,18 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from celery_statemanager.records import Begin, BeginReply, JobRecord, JobRef, StoredCell, Write, WriteReply
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Claimed,
+    ClaimRequest,
+    JobRecord,
+    JobRef,
+    OutboxState,
+    StoredCell,
+    Write,
+    WriteReply,
+)
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.base import Store
 from celery_statemanager.stores.steps import Transaction
@@ -18,10 +29,11 @@ Reply = TypeVar("Reply")
 
 
 class TransactionalStore(Store):
-    """Implement ``write``, ``begin``, ``update_job`` and ``rewrite_cells`` over the operations of a ``Transaction``.
+    """Implement the atomic steps over the operations of a ``Transaction``.
 
-    A subclass implements ``transact`` and the remaining methods of ``Store``. The last of the four belongs to
-    ``Migratable``; inherit from ``TransactionalStore`` first to use it there.
+    A subclass implements ``transact`` and the remaining methods of ``Store``. ``rewrite_cells`` belongs to
+    ``Migratable``, ``get_outbox`` and ``claim`` to ``Outbox``; inherit from ``TransactionalStore`` first to use them
+    there.
     """
 
     @abstractmethod
@@ -49,3 +61,11 @@ class TransactionalStore(Store):
     def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         """Replace cells as ``Migratable.rewrite_cells`` describes."""
         return self.transact(ref, lambda tx: steps.rewrite(tx, cells))
+
+    def get_outbox(self, ref: JobRef) -> OutboxState:
+        """Return which rows are claimed as ``Outbox.get_outbox`` describes."""
+        return self.transact(ref, lambda tx: tx.outbox())
+
+    def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
+        """Claim rows as ``Outbox.claim`` describes."""
+        return self.transact(ref, lambda tx: steps.claim(tx, request))

@@ -11,11 +11,14 @@ from celery_statemanager.records import (
     Begin,
     BeginReply,
     Cell,
+    Claimed,
+    ClaimRequest,
     Column,
     JobKey,
     JobRecord,
     JobRef,
     OpenAttempt,
+    OutboxState,
     Page,
     StoredCell,
     WorkerRecord,
@@ -114,6 +117,24 @@ class WrappedStore(FullStore):
 
     def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         return self.calling("rewrite_cells", lambda: self.inner.rewrite_cells(ref, cells))
+
+    def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
+        self.calling("add_block", lambda: self.inner.add_block(ref, first, data, lease))
+
+    def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
+        return self.calling("get_block", lambda: self.inner.get_block(ref, row))
+
+    def drop_draft(self, ref: JobRef) -> None:
+        self.calling("drop_draft", lambda: self.inner.drop_draft(ref))
+
+    def drop_expired_drafts(self) -> int:
+        return self.calling("drop_expired_drafts", lambda: self.inner.drop_expired_drafts())
+
+    def get_outbox(self, ref: JobRef) -> OutboxState:
+        return self.calling("get_outbox", lambda: self.inner.get_outbox(ref))
+
+    def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
+        return self.calling("claim", lambda: self.inner.claim(ref, request))
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self.calling("put_worker", lambda: self.inner.put_worker(worker_id, body, lease))

@@ -21,6 +21,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgut
 from celery_statemanager.stores.wrapped import WrappedStore  # noqa: E402
 from celery_statemanager.testing.contract import CoreContract, StoreContract  # noqa: E402
 from celery_statemanager.testing.contract_migrations import MigratableContract  # noqa: E402
+from celery_statemanager.testing.contract_outbox import OutboxContract  # noqa: E402
 from celery_statemanager.testing.contract_workers import WorkerRegistryContract  # noqa: E402
 from celery_statemanager.testing.faults import FaultyStore  # noqa: E402
 from celery_statemanager.testing.kit import FakeClock, Grid, StoreFactory  # noqa: E402, FakeClock
@@ -36,6 +37,7 @@ __all__ = [
     "FaultyStore",
     "Grid",
     "MigratableContract",
+    "OutboxContract",
     "Proxy",
     "StoreContract",
     "StoreFactory",

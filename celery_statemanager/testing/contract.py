@@ -17,6 +17,7 @@ from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigratableContract
+from celery_statemanager.testing.contract_outbox import OutboxContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_signals import SignalContract
@@ -60,15 +61,15 @@ class CoreContract(
             def store_factory(self, tmp_path):
                 return StoreFactory(lambda **options: MyStore(tmp_path, **options), url=str(tmp_path), takes_clock=True)
 
-    Add ``WorkerRegistryContract`` and ``MigratableContract`` as further bases for a store with these capabilities, or
-    use ``StoreContract`` for a store with all of them. Each test uses an empty store.
+    Add ``WorkerRegistryContract``, ``OutboxContract`` and ``MigratableContract`` as further bases for a store with
+    these capabilities, or use ``StoreContract`` for a store with all of them. Each test uses an empty store.
 
     Some tests need data that a second store object can open (``StoreFactory.url``), or a clock that the test controls
     (``StoreFactory.takes_clock``). They are skipped for other stores.
     """
 
 
-class StoreContract(CoreContract, WorkerRegistryContract, MigratableContract):
+class StoreContract(CoreContract, WorkerRegistryContract, OutboxContract, MigratableContract):
     """The tests that every ``FullStore`` must pass: those of all capabilities. Use it as ``CoreContract``."""
 
     def test_an_open_attempt_is_listed_with_its_rewritten_cell(self, store: FullStore) -> None:

@@ -10,7 +10,7 @@ import pytest
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Submission
+from celery_statemanager.records import Flow
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.kit import PATIENCE, FakeClock, Grid, every_job, purge, smoke
 
@@ -211,9 +211,9 @@ class DeletionContract:
             assert events.get(PATIENCE) is None
             assert events.closed
 
-    def test_writes_of_cells_do_not_change_the_submission(self, store: Store) -> None:
+    def test_writes_of_cells_do_not_change_the_flow(self, store: Store) -> None:
         grid = Grid.create(store, 1, ("a",))
-        grid.update(lambda job: replace(job, submission=Submission(0, done=False, alive_until=1)))
+        grid.update(lambda job: replace(job, flow=Flow(2)))
         grid.run("a", 0)
-        assert grid.job.submission == Submission(0, done=False, alive_until=1)
+        assert grid.job.flow == Flow(2)
         assert grid.decided == {"success", "settled"}

@@ -8,7 +8,7 @@ import pytest
 
 from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.manager import Manager
-from celery_statemanager.records import LATCHES, Cancellation, JobKey, Latch, Submission, new_job
+from celery_statemanager.records import LATCHES, Cancellation, Flow, JobKey, Latch, new_job
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.kit import FakeClock, Grid, every_job
 
@@ -104,7 +104,7 @@ class JobContract:
         changed = replace(
             old.with_latches(success=Latch("s", 5, 6), failure=Latch("f")),
             cancelled=Cancellation("wörds", 7),
-            submission=Submission(2, done=False, alive_until=8),
+            flow=Flow(3, "0-1", 8),
             tombstoned_at=9,
             schema_version=old.schema_version + 1,
         )
@@ -113,9 +113,9 @@ class JobContract:
         assert new.revision != old.revision
         settled = new.latches["settled"]
         assert replace(new, revision=old.revision) == changed.with_latches(settled=settled)
-        assert store.update_job(replace(new, cancelled=None, submission=None, tombstoned_at=None)) is not None
+        assert store.update_job(replace(new, cancelled=None, flow=None, tombstoned_at=None)) is not None
         cleared = store.get_job(old.key)
-        assert (cleared.cancelled, cleared.submission, cleared.tombstoned_at) == (None, None, None)
+        assert (cleared.cancelled, cleared.flow, cleared.tombstoned_at) == (None, None, None)
 
     def test_an_update_of_an_outdated_record_changes_nothing(self, store: Store) -> None:
         grid = Grid.create(store)
@@ -178,12 +178,11 @@ class JobContract:
         grids = [Grid.create(store, 1, ("a",), job_id=f"job {number}", success="call") for number in range(12)]
         for grid in grids[3:6]:
             grid.run("a", 0)
-        grids[7].update(lambda job: replace(job, submission=Submission(0, done=False, alive_until=1)))
-        grids[8].update(lambda job: replace(job, submission=Submission(1, done=True, alive_until=1)))
+        grids[7].update(lambda job: replace(job, flow=Flow()))
         due = sorted(job.job_id for job in every_job(store, 2, due=True))
         assert due == ["job 3", "job 4", "job 5", "job 7"]
         grids[4].update(lambda job: job.with_latches(success=replace(job.latches["success"], published_at=store.now())))
-        grids[7].update(lambda job: replace(job, submission=Submission(1, done=True, alive_until=1)))
+        grids[7].update(lambda job: replace(job, flow=None))
         assert sorted(job.job_id for job in every_job(store, due=True)) == ["job 3", "job 5"]
         grids[3].delete()
         assert [job.job_id for job in every_job(store, due=True)] == ["job 5"]

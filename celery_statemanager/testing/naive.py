@@ -33,7 +33,7 @@ def lowest(states: Iterable[State]) -> tuple[int, int, str]:
 
 
 def tally(cells: Iterable[Cell]) -> Tally:
-    """Return the tally of some cells."""
+    """Return the tally of some cells, without the number of rows that have ended."""
     total = dict.fromkeys(Tally._fields, 0)
     for cell in cells:
         finished, negative = cell.status == Status.FINISHED, cell.status < 0
@@ -70,7 +70,8 @@ def check_grid(
     assert job == grid.job
     assert {column.tag for column in columns} == {tag for tag, _ in places}
     for column in columns:
-        assert column.tally == tally(cells[place] for place in places if place[0] == column.tag)
+        inside = {place: cells[place] for place in places if place[0] == column.tag}
+        assert column.tally == tally(inside.values())._replace(rows=_ended_rows(job, inside))
     for tag in {tag for tag, _ in states}:
         inside = [place for place in places if place[0] == tag] or [place for place in states if place[0] == tag]
         _check_lowest(grid.lowest(tag), [states[place] for place in inside])
@@ -80,6 +81,12 @@ def check_grid(
         summary = manager.summary(indexes=indexes)
         check_summary(summary, cells, states, places, cancelled=job.cancelled is not None)
     _check_lists(grid, cells, states)
+
+
+def _ended_rows(job: JobRecord, cells: Cells) -> int:
+    """Return the number of cells that have ended in the last stage of their row."""
+    last = {(stages[-1], row) for stages, rows in job.plan.shapes for row in rows} if job.plan else set()
+    return sum(place in last and cell.final for place, cell in cells.items())
 
 
 def _check_lowest(found: State, states: list[State]) -> None:

@@ -36,6 +36,7 @@ class ShardCounts(NamedTuple):
     ended: int = 0
     alarms: int = 0
     pending: int = 0
+    rows: int = 0
     written: int = 0
 
     def plus(self, other: ShardCounts) -> ShardCounts:
@@ -48,7 +49,7 @@ class ShardCounts(NamedTuple):
 
     def tally(self, progress: int = 0) -> Tally:
         """Convert the counts to a tally."""
-        return Tally(*self[:8], progress)
+        return Tally(*self[:9], progress)
 
 
 check_tally(
@@ -68,7 +69,7 @@ def shard_of(job: JobRecord, task_index: int) -> int:
 
 def counts_of(cell: Cell | None) -> ShardCounts:
     """Return the counts of a single cell."""
-    return ShardCounts() if cell is None else ShardCounts._make((*tally_of(cell)[:8], 1))
+    return ShardCounts() if cell is None else ShardCounts._make((*tally_of(cell)[:9], 1))
 
 
 def changes(

@@ -56,6 +56,7 @@ TALLY = (
     "unwritten",
     "not_run",
     "written",
+    "rows",
 )
 """The fields of a packed tally, in order. Zeros at the end are left out. Add new ones at the end.
 

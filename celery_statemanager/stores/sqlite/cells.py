@@ -36,6 +36,7 @@ TALLY = (
     "ended",
     "failed_final",
     "pending",
+    "rows",
     "progress",
 )
 """The columns of a tally, as ``Tally`` orders them."""

@@ -84,7 +84,20 @@ _TO_5 = (
     ),
 )
 
-_MIGRATIONS = {2: _TO_2, 3: _TO_3, 4: _TO_4, 5: _TO_5}
+_TO_6 = (
+    "ALTER TABLE tag ADD COLUMN rows INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE garbage ADD COLUMN incarnation TEXT",
+    (
+        "CREATE TABLE block (\n  incarnation TEXT NOT NULL,\n  first INTEGER NOT NULL,\n  data BLOB NOT NULL,\n"
+        "  PRIMARY KEY (incarnation, first)\n)"
+    ),
+    "CREATE TABLE draft (\n  incarnation TEXT PRIMARY KEY,\n  lease_until INTEGER NOT NULL\n) WITHOUT ROWID",
+    "CREATE INDEX draft_lease ON draft (lease_until)",
+    "CREATE TABLE outbox (\n  job INTEGER PRIMARY KEY,\n  claimed INTEGER NOT NULL,\n  claims TEXT NOT NULL\n)",
+)
+"""Only jobs that own messages use ``rows``; earlier jobs have none."""
+
+_MIGRATIONS = {2: _TO_2, 3: _TO_3, 4: _TO_4, 5: _TO_5, 6: _TO_6}
 """The statements that lead to each schema of the file from the previous one."""
 
 

@@ -178,8 +178,8 @@ def adopt(db: sqlite3.Connection, ref: JobRef, incarnation: str) -> None:
 
 def discard(db: sqlite3.Connection, number: int) -> None:
     """Delete a job and queue its rows for ``purge``. Its number is never used again, so the rows are invisible."""
+    db.execute("INSERT INTO garbage (job, incarnation) SELECT id, incarnation FROM job WHERE id = ?", (number,))
     db.execute("DELETE FROM job WHERE id = ?", (number,))
-    db.execute("INSERT INTO garbage (job) VALUES (?)", (number,))
 
 
 def purge(db: sqlite3.Connection, limit: int) -> int:
@@ -201,6 +201,11 @@ def purge_job(db: sqlite3.Connection, number: int, limit: int) -> int:
         removed += db.execute(f"DELETE FROM {table} WHERE (job, {key}) IN ({rows})", (number, limit - removed)).rowcount
         if removed >= limit:
             return removed
+    blocks = "SELECT b.rowid FROM block b JOIN garbage g USING (incarnation) WHERE g.job = ? LIMIT ?"
+    removed += db.execute(f"DELETE FROM block WHERE rowid IN ({blocks})", (number, limit - removed)).rowcount
+    if removed >= limit:
+        return removed
+    db.execute("DELETE FROM outbox WHERE job = ?", (number,))
     db.execute("DELETE FROM garbage WHERE job = ?", (number,))
     return removed + 1
 

@@ -32,6 +32,7 @@ CREATE TABLE tag (
   ended INTEGER NOT NULL DEFAULT 0,
   failed_final INTEGER NOT NULL DEFAULT 0,
   pending INTEGER NOT NULL DEFAULT 0,
+  rows INTEGER NOT NULL DEFAULT 0,
   progress INTEGER NOT NULL DEFAULT 0,
   name TEXT NOT NULL,
   PRIMARY KEY (job, id)
@@ -80,7 +81,30 @@ CREATE TABLE gap (
 
 -- Deleted jobs whose rows have not been removed yet.
 CREATE TABLE garbage (
-  job INTEGER PRIMARY KEY
+  job INTEGER PRIMARY KEY,
+  incarnation TEXT
+);
+
+-- The messages of jobs and of drafts.
+CREATE TABLE block (
+  incarnation TEXT NOT NULL,
+  first INTEGER NOT NULL,
+  data BLOB NOT NULL,
+  PRIMARY KEY (incarnation, first)
+);
+
+-- Jobs that were not created yet, although blocks of them are stored.
+CREATE TABLE draft (
+  incarnation TEXT PRIMARY KEY,
+  lease_until INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX draft_lease ON draft (lease_until);
+
+-- One row per job with messages. `claims` is JSON.
+CREATE TABLE outbox (
+  job INTEGER PRIMARY KEY,
+  claimed INTEGER NOT NULL,
+  claims TEXT NOT NULL
 );
 
 CREATE TABLE worker (

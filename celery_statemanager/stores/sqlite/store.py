@@ -18,6 +18,7 @@ from celery_statemanager.records import (
     JobRecord,
     JobRef,
     OpenAttempt,
+    OutboxState,
     Page,
     StoredCell,
     WorkerRecord,
@@ -25,7 +26,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import checked_timeout
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore
-from celery_statemanager.stores.sqlite import jobs, listing
+from celery_statemanager.stores.sqlite import jobs, listing, outbox
 from celery_statemanager.stores.sqlite.data_version import DataVersionPoller
 from celery_statemanager.stores.sqlite.location import locate, require
 from celery_statemanager.stores.sqlite.pool import Pool
@@ -75,7 +76,12 @@ class SQLiteStore(TransactionalStore, FullStore):
     def create_job(self, job: JobRecord) -> JobRecord:
         now = self.now()
         stored = replace(job, created_at=now, last_activity=now, revision=1, latches=dict(job.latches))
-        self._pool.write(lambda db: jobs.insert(db, stored))
+
+        def create(db: sqlite3.Connection) -> None:
+            jobs.insert(db, stored)
+            outbox.accept(db, stored)
+
+        self._pool.write(create)
         return stored
 
     def get_job(self, key: JobKey) -> JobRecord:
@@ -149,6 +155,23 @@ class SQLiteStore(TransactionalStore, FullStore):
 
     def outdated_cells(self, ref: JobRef, below: int) -> Iterator[StoredCell]:
         return listing.list_outdated(self._pool, self._jobs, ref, below)
+
+    def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
+        until = self.now() + round(lease * 1_000_000)
+        self._pool.write(lambda db: outbox.add_block(db, ref.incarnation, first, data, until))
+
+    def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
+        return self._pool.read(lambda db: outbox.get_block(db, ref.incarnation, row))
+
+    def drop_draft(self, ref: JobRef) -> None:
+        self._pool.write(lambda db: outbox.drop_draft(db, ref.incarnation))
+
+    def drop_expired_drafts(self) -> int:
+        now = self.now()
+        return self._pool.write(lambda db: outbox.drop_expired(db, now))
+
+    def get_outbox(self, ref: JobRef) -> OutboxState:
+        return self._pool.read(lambda db: outbox.read_state(db, self._jobs.current(db, ref).id))
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         now = self.now()

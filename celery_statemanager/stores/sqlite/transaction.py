@@ -12,7 +12,8 @@ from operator import itemgetter, sub
 from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
-from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
+from celery_statemanager.records import Cell, JobRecord, JobRef, OutboxState, Tally
+from celery_statemanager.stores.sqlite import outbox
 from celery_statemanager.stores.sqlite.cells import (
     COLUMNS,
     COUNTED,
@@ -176,7 +177,7 @@ class SQLiteTransaction:
         self.changed = True
         self._slots[tag, task_index] = Slot(kind, column, new)
         if kind in COUNTED:
-            self._count(column, tally_of(old), tally_of(new))
+            self._count(column, *self._tallies(tag, task_index, old, new))
             if old is None:
                 self._split_gap(*key)
         if self.now - self.touched >= TOUCH_EVERY:
@@ -190,10 +191,16 @@ class SQLiteTransaction:
         self._db.execute(_REWRITE_CELL, (*[values[name] for name in _REWRITTEN], self.id, column, task_index))
         self._slots[tag, task_index] = Slot(kind, column, new)
         if kind in COUNTED:
-            self._count(column, tally_of(old), tally_of(new))
+            self._count(column, *self._tallies(tag, task_index, old, new))
 
     def total(self) -> Tally:
         return Tally(*self._db.execute(_TOTAL, (self.id, Kind.EXPECTED)).fetchone())
+
+    def outbox(self) -> OutboxState:
+        return outbox.read_state(self._db, self.id)
+
+    def put_outbox(self, state: OutboxState) -> None:
+        outbox.put_state(self._db, self.id, state)
 
     def put_job(self, job: JobRecord) -> None:
         self.job = replace(job, revision=self.job.revision + 1)
@@ -217,6 +224,10 @@ class SQLiteTransaction:
         values = statement.ordered((*key, *row_of(new), *expected))
         if self._db.execute(statement.text, values).rowcount == 0:
             raise StaleCache
+
+    def _tallies(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> tuple[Tally, Tally]:
+        is_last = aggregate.ends_row(self.job, tag, task_index)
+        return tally_of(old, is_last=is_last), tally_of(new, is_last=is_last)
 
     def _count(self, column: int, old: Tally, new: Tally) -> None:
         if old != new:
