@@ -22,7 +22,6 @@ from celery_statemanager.records import (
     JobRecord,
     Latch,
     OutboxState,
-    Submission,
     to_datetime,
 )
 
@@ -186,7 +185,6 @@ def control_to_json(job: JobRecord) -> str:
                 name: [latch.callback, latch.decided_at, latch.published_at] for name, latch in job.latches.items()
             },
             "cancelled": job.cancelled and [job.cancelled.reason, job.cancelled.at],
-            "submission": job.submission and [getattr(job.submission, name) for name in _SUBMISSION_FIELDS],
             "flow": job.flow and [getattr(job.flow, name) for name in _FLOW_FIELDS],
             "tombstonedAt": job.tombstoned_at,
         }
@@ -199,7 +197,6 @@ def control_from_json(text: str) -> dict[str, Any]:
     return {
         "latches": {name: Latch(*control["latches"].get(name, ())) for name in LATCHES},
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
-        "submission": Submission(*control["submission"]) if control["submission"] else None,
         "flow": Flow(*control["flow"]) if control.get("flow") else None,
         "tombstoned_at": control["tombstonedAt"],
     }
@@ -230,7 +227,6 @@ def job_from_fields(values: Mapping[str, Any]) -> JobRecord:
 
 
 _FLOW_FIELDS = tuple(field.name for field in fields(Flow))
-_SUBMISSION_FIELDS = tuple(field.name for field in fields(Submission))
 _CELL_FIELDS = tuple(field.name for field in fields(Cell))
 
 

@@ -299,36 +299,36 @@ class SubscriptionLost(StateManagerError, ConnectionError):
         return f"the subscription to job {self.job_id!r} is lost: {self.why}; subscribe again"
 
 
-_LEFT = "not cancelled, because cancelling failed too: a sweep will cancel it, until then its messages run"
-
-
 class SubmitFailed(StateManagerError):
-    """Publishing the messages of a job failed, and the job was cancelled.
+    """The message of a member could not be made. No message was sent, and no job was created.
+
+    In eager mode, the members before it have run, and the job is cancelled.
 
     Attributes:
-        published: number of messages sent before the failure.
-        total: number of rows of the job.
+        task_index: the member.
         why: the original error as text; the error itself is ``__cause__``.
-        cancelled: False if cancelling failed too; then a sweep cancels the job.
-        job: the ``Job`` in the process that submitted it, None in any other.
+        published: the number of members that have run, in eager mode; otherwise 0.
+        job: the ``Job`` in eager mode, in the process that submitted it; otherwise None.
     """
 
-    def __init__(self, job_id: str, published: int, total: int, why: str = "", cancelled: bool = True) -> None:
-        super().__init__(job_id, published, total, why, cancelled)
+    def __init__(self, job_id: str, task_index: int, why: str = "", published: int | None = None) -> None:
+        super().__init__(job_id, task_index, why, published)
         self.job_id = job_id
-        self.published = published
-        self.total = total
+        self.task_index = task_index
         self.why = why
-        self.cancelled = cancelled
+        self.published = published or 0
         self.job: Any = None
+        self._is_eager = published is not None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Omit ``job``, because its store cannot be pickled."""
         return type(self), self.args
 
     def __str__(self) -> str:
-        return (
-            f"submit of job {self.job_id!r} failed after {self.published} of {self.total} messages"
-            f"{f': {self.why}' if self.why else ''}; the job is {'cancelled' if self.cancelled else _LEFT}; "
-            "submit it again under another job_id or run_token"
+        why = f": {self.why}" if self.why else ""
+        fate = (
+            "the job is cancelled; correct the member, and submit them again under another job_id or run_token"
+            if self._is_eager
+            else "no message was sent, and no job was created; correct the member, and submit them again"
         )
+        return f"submit of job {self.job_id!r} failed at member {self.task_index}{why}; {fate}"

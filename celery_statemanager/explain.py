@@ -11,8 +11,8 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import WorkerShare, WorkerSnapshot
 from celery_statemanager.models import Status, status_name
-from celery_statemanager.records import AT_BROKER, CALLBACK_ROW, Cell, Column, JobRecord, JobRef
-from celery_statemanager.stores.capabilities import WorkerRegistry
+from celery_statemanager.records import AT_BROKER, CALLBACK_ROW, Cell, Column, JobRecord, JobRef, OutboxState
+from celery_statemanager.stores.capabilities import Outbox
 
 MOST_CELLS = 1_000
 """Maximum number of cells in progress that are read one by one; the rest is only counted."""
@@ -38,7 +38,7 @@ class Reason:
     text: str
 
 
-def explain(store: WorkerRegistry, job: JobRecord) -> list[Reason]:
+def explain(store: Outbox, job: JobRecord) -> list[Reason]:
     """Return the reasons why a job has not settled or its callbacks have not run. Raises: JobNotFound."""
     return JobDiagnosis(store, job.ref).reasons()
 
@@ -52,9 +52,10 @@ class JobDiagnosis:
     Raises: JobNotFound – from the constructor.
     """
 
-    def __init__(self, store: WorkerRegistry, ref: JobRef) -> None:
+    def __init__(self, store: Outbox, ref: JobRef) -> None:
         self._store = store
         self.job, self._columns = store.column_summaries(ref, indexes=True)
+        self._outbox = None if self.job.flow is None else store.get_outbox(ref)
         self._workers = WorkerSnapshot(store, ref)
         self._now = self._workers.now
         alive = [each.report for each in self._workers.alive]
@@ -72,23 +73,28 @@ class JobDiagnosis:
     def _missing(self, column: Column) -> Iterator[Reason]:
         """Yield reasons for the rows that never began."""
         left = column.missing or IndexSet()
-        submission = self.job.submission
-        if submission is None:
+        if self._outbox is None:
             yield from _some(column.tag, left, "unwritten", "never written; no task was submitted for it")
             return
-        if not submission.done:
-            unsent = IndexSet(range(submission.published, self.job.num_tasks))
-            unpublished, left = left.within(unsent), left.without(unsent)
-            alive = submission.alive_until > self._now
-            stopped = f"never published: its publisher has stopped; {self._sweep()}: the job is cancelled"
-            fate = "being published" if alive else stopped
-            yield from _some(column.tag, unpublished, "unpublished", fate)
+        unsent = IndexSet(range(self._outbox.claimed, self.job.num_tasks))
+        yield from _some(column.tag, left.within(unsent), "unpublished", self._why_unpublished(self._outbox))
+        left = left.without(unsent)
         for earlier in self._columns:
             unfinished = (earlier.missing or IndexSet()).union(earlier.running or IndexSet())
             held_up = left.within(self._rows_with(earlier.tag, column.tag)).within(unfinished)
             yield from _some(column.tag, held_up, "waits", f"waits for stage {earlier.tag!r} of its row")
             left = left.without(held_up)
         yield from self._sent(column.tag, left)
+
+    def _why_unpublished(self, outbox: OutboxState) -> str:
+        window = self.job.flow.max_in_flight if self.job.flow else None
+        if window is not None:
+            in_flight = outbox.claimed - sum(column.tally.rows for column in self._columns)
+            if in_flight >= window:
+                return f"waits for its turn, {in_flight:,} of {window:,} in flight"
+        elif any(claim.until > self._now for claim in outbox.claims.values()):
+            return "being published"
+        return f"not published yet; {self._sweep()}: it is published"
 
     def _sent(self, tag: str, left: IndexSet) -> Iterator[Reason]:
         """Yield reasons for the rows whose message is with a worker or the broker."""
@@ -116,13 +122,13 @@ class JobDiagnosis:
 
     def _delayed(self, tag: str) -> tuple[IndexSet, str]:
         """Return the rows whose first stage has this tag and an eta or a countdown, and the latest of these times."""
-        submission = self.job.submission
-        if submission is None or submission.delayed_until <= self._now:
+        flow = self.job.flow
+        if flow is None or flow.delayed_until <= self._now:
             return IndexSet(), ""
-        until = datetime.fromtimestamp(submission.delayed_until // 1_000_000, timezone.utc)
+        until = datetime.fromtimestamp(flow.delayed_until // 1_000_000, timezone.utc)
         shapes = self.job.plan.shapes if self.job.plan else ()
         first = IndexSet().union(*(rows for stages, rows in shapes if stages[0] == tag))
-        rows = IndexSet.parse(submission.delayed).within(first)
+        rows = IndexSet.parse(flow.delayed).within(first)
         return rows, f"{until:%Y-%m-%d %H:%M:%S} UTC{' at the latest' if len(rows) > 1 else ''}"
 
     def _in_progress(self, column: Column) -> Iterator[Reason]:

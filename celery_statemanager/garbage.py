@@ -12,7 +12,7 @@ from celery_statemanager import leases
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.records import JobRecord
 from celery_statemanager.retention import Ages, current, is_newer
-from celery_statemanager.stores.capabilities import WorkerRegistry
+from celery_statemanager.stores.capabilities import Outbox
 
 PURGED_AT_ONCE = 10_000
 """Approximate number of leftover rows that one call removes; other writers proceed between two calls."""
@@ -34,7 +34,7 @@ class Skip(str, Enum):
     CALLBACK = "callback"
     """One of its callbacks is not published yet."""
     PUBLISHING = "publishing"
-    """It is still being submitted."""
+    """Some of its messages are not published yet."""
     NEWER = "newer"
     """Only a newer release can read it."""
     CHANGED = "changed"
@@ -67,7 +67,7 @@ Notify = Callable[[JobRecord, "Act | Skip"], object]
 
 
 def collect_garbage(
-    store: WorkerRegistry,
+    store: Outbox,
     *,
     tombstone_age: str | float | timedelta,
     delete_age: str | float | timedelta,
@@ -101,7 +101,7 @@ class _Collection:
         now: the store's time at the start; all jobs are evaluated at it.
     """
 
-    def __init__(self, store: WorkerRegistry, ages: Ages, tell: Notify | None) -> None:
+    def __init__(self, store: Outbox, ages: Ages, tell: Notify | None) -> None:
         self.store = store
         self.report = GarbageReport()
         self._ages = ages
@@ -152,10 +152,7 @@ class _Collection:
             return Skip.RUNNING
         if has_callback_to_publish(job):
             return Skip.CALLBACK
-        submission = job.submission
-        if submission is not None and not submission.done and submission.alive_until > self.now:
-            return Skip.PUBLISHING
-        return None
+        return Skip.PUBLISHING if has_messages_to_publish(self.store, job) else None
 
 
 def _dry_run(collection: _Collection) -> None:
@@ -223,12 +220,20 @@ class _Collector:
             self._collection.report.purged += purged
 
 
+def has_messages_to_publish(store: Outbox, job: JobRecord) -> bool:
+    """Return whether messages of a job are not published, or not known to be. Raises: JobNotFound, StoreError."""
+    if job.flow is None or job.cancelled or job.settled:
+        return False
+    outbox = store.get_outbox(job.ref)
+    return outbox.claimed < job.num_tasks or bool(outbox.claims)
+
+
 def has_callback_to_publish(job: JobRecord) -> bool:
     """Return whether a latch is decided whose callback is not known to be published."""
     return any(latch.due for latch in job.latches.values())
 
 
-def _pages(store: WorkerRegistry, **only: Any) -> Iterator[list[JobRecord]]:
+def _pages(store: Outbox, **only: Any) -> Iterator[list[JobRecord]]:
     cursor: str | None = None
     while True:
         page = store.list_jobs(cursor, **only)

@@ -81,6 +81,7 @@ class Report:
         stopping: whether the worker is shutting down.
         idle: seconds for which the main loop of the worker has been blocked.
         limits: which time limits have no effect in the worker's pool, as text; empty if all have.
+        processes: the ids of the processes that run tasks: its own, and those of its children.
     """
 
     running: Sequence[str] = ()
@@ -94,6 +95,7 @@ class Report:
     stopping: bool = False
     idle: float = 0.0
     limits: str = ""
+    processes: Sequence[int] = ()
 
     @property
     def lists_all(self) -> bool:
@@ -140,7 +142,8 @@ class Report:
         body.add("ended", self.ended.items(), MOST_BYTES_OF_CELLS)
         for kind in ("parts", "received"):
             body.add(kind, (each.to_list() for each in getattr(self, kind)), MOST_BYTES)
-        return body.text(stopping=self.stopping, idle=round(self.idle, 3), limits=self.limits), body.cut
+        others = {"stopping": self.stopping, "idle": round(self.idle, 3), "limits": self.limits}
+        return body.text(**others, processes=self.processes), body.cut
 
     @classmethod
     def from_record(cls, record: WorkerRecord) -> Report:
@@ -162,8 +165,9 @@ class Report:
         )
         ended, stopping = dict(body.get("ended", ())), body.get("stopping", False)  # earlier releases do not write them
         idle, limits = body.get("idle", 0.0), body.get("limits", "")
+        processes = body.get("processes", ())
         lists = body["running"], body["previous"], body["pending"], received, parts, body.get("cut", ())
-        return cls(*lists, ended=ended, stopping=stopping, idle=idle, limits=limits)
+        return cls(*lists, ended=ended, stopping=stopping, idle=idle, limits=limits, processes=processes)
 
 
 def _shortened(message: str | None) -> str | None:

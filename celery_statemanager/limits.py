@@ -91,6 +91,17 @@ def check_timeout(value: Any) -> float | None:
     return float(value)
 
 
+def check_max_in_flight(value: Any) -> int | None:
+    """Return a number of rows, at least 1, or None for no limit. Raises: TypeError, ValueError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"max_in_flight must be a number of rows or None, not {_type_and_repr(value)}")
+    if value < 1:
+        raise ValueError(f"max_in_flight must be at least 1, or None for no limit, not {value}")
+    return int(value)
+
+
 def check_message(value: Any) -> str | None:
     """Return a valid message as a plain string, or None.
 

@@ -9,7 +9,7 @@ from enum import Enum
 from celery_statemanager import leases
 from celery_statemanager.leases import Report
 from celery_statemanager.records import JobRecord, JobRef, WorkerRecord
-from celery_statemanager.stores.capabilities import WorkerRegistry
+from celery_statemanager.stores.capabilities import Outbox, WorkerRegistry
 
 
 class Activity(Enum):
@@ -76,6 +76,7 @@ class ListedCells:
         cells: the hashes of the names of the listed cells; None if the record may leave some out.
         ended: the cells whose attempts the worker has ended itself, as in ``leases.Report``.
         takes_nothing: whether its main loop has been blocked for a lease, and it is not shutting down.
+        processes: the ids of its processes that run tasks.
     """
 
     renewed_at: int
@@ -83,6 +84,7 @@ class ListedCells:
     cells: frozenset[int] | None = None
     ended: Mapping[str, int] = field(default_factory=dict)
     takes_nothing: bool = False
+    processes: frozenset[int] = frozenset()
 
     @classmethod
     def from_record(cls, record: WorkerRecord, now: int, renewal: int) -> ListedCells:
@@ -93,7 +95,8 @@ class ListedCells:
         report = Report.from_record(record)
         cells = frozenset(map(hash, report.cells)) if report.lists_all else None
         takes_nothing = report.stands_still_since(record.renewed_at, record.lease_until) is not None
-        return cls(record.renewed_at, record.lease_until, cells, report.ended, takes_nothing)
+        processes = frozenset(report.processes)
+        return cls(record.renewed_at, record.lease_until, cells, report.ended, takes_nothing, processes)
 
     def lists(self, name: str) -> bool:
         """Return whether the worker lists, or may run, an attempt on this cell."""
@@ -123,9 +126,9 @@ class WorkerSnapshot:
         return max(self.now, turn.lease_until)
 
 
-def liveness(store: WorkerRegistry, job: JobRecord) -> Liveness:
+def liveness(store: Outbox, job: JobRecord) -> Liveness:
     """Return the state of a job's workers. Reads nothing for a job that needs no worker. Raises: StoreError."""
-    if job.submission is None or job.settled:
+    if job.flow is None or job.settled:
         return Liveness(Activity.WORKING)
     workers = WorkerSnapshot(store, job.ref)
     lost = any(share.named for share in workers.dead)
@@ -133,8 +136,8 @@ def liveness(store: WorkerRegistry, job: JobRecord) -> Liveness:
     lease = max((each.lease_until - each.renewed_at for each in workers.alive), default=0) / 1_000_000
     if at_work:
         return Liveness(Activity.WORKING, lost, workers.sweep_at, max(at_work), lease)
-    being_submitted = not job.submission.done and job.submission.alive_until > workers.now
     if not workers.alive:
+        being_submitted = any(claim.until > workers.now for claim in store.get_outbox(job.ref).claims.values())
         activity = Activity.WORKING if being_submitted and not lost else Activity.NO_WORKER
     else:
         activity = Activity.LOST if lost else Activity.IDLE

@@ -1,14 +1,14 @@
-"""Recover the work of dead processes: attempts, received rows, callbacks, submissions (rules R12, R15, R16)."""
+"""Recover the work of dead processes: attempts, received rows, callbacks, messages (rules R15, R16, R19)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from celery_statemanager import attempts, completion, leases, pauses
+from celery_statemanager import attempts, leases, pauses
 from celery_statemanager.errors import (
     AttemptSuperseded,
     BeginRefused,
@@ -23,16 +23,17 @@ from celery_statemanager.liveness import ListedCells
 from celery_statemanager.models import Status
 from celery_statemanager.records import (
     AT_BROKER,
-    LATCHES,
     Cell,
+    Claim,
     JobRecord,
     JobRef,
     OpenAttempt,
+    OutboxState,
     Write,
     new_event_id,
 )
 from celery_statemanager.retention import current
-from celery_statemanager.stores.capabilities import WorkerRegistry
+from celery_statemanager.stores.capabilities import Outbox
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,12 @@ class SweepActions(Protocol):
     def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
         """Publish the callbacks of decided latches. Return the number of published callbacks."""
 
+    def publish_messages(self, job: JobRecord, outbox: OutboxState, dead: Collection[str]) -> int:
+        """Publish the messages of a job that are due, and those that dead publishers had claimed. Return their number.
+
+        Messages of another app are left to that app's sweep.
+        """
+
 
 @dataclass(slots=True)
 class SweepReport:
@@ -58,18 +65,18 @@ class SweepReport:
         marked: cells marked as LOST.
         requeued: messages published again.
         callbacks: jobs whose overdue callbacks were published.
-        submissions: jobs cancelled because their publisher had died.
+        published: messages of rows published because no other process did.
         workers: records of dead workers that were deleted.
     """
 
     marked: int = 0
     requeued: int = 0
     callbacks: int = 0
-    submissions: int = 0
+    published: int = 0
     workers: int = 0
 
     def __bool__(self) -> bool:
-        return any((self.marked, self.requeued, self.callbacks, self.submissions))
+        return any((self.marked, self.requeued, self.callbacks, self.published))
 
 
 class Sweep:
@@ -84,7 +91,7 @@ class Sweep:
 
     def __init__(
         self,
-        store: WorkerRegistry,
+        store: Outbox,
         actions: SweepActions,
         *,
         lease: float,
@@ -98,6 +105,8 @@ class Sweep:
         self._renewal = self._lease // leases.RENEWALS
         self._max_lost = max_lost
         self._report = SweepReport()
+        self._known: dict[str, ListedCells] = {}
+        """The workers of the store."""
         self._left: set[str | None] = set()
         """The workers with attempts that this sweep has left open."""
 
@@ -109,6 +118,7 @@ class Sweep:
         now = self._store.now()
         records = leases.each_worker(self._store)
         known = {each.worker_id: ListedCells.from_record(each, now, self._renewal) for each in records}
+        self._known = known
         overdue = pauses.Overdue(self._store, self._lease, now)
         for attempt in self._store.list_open_attempts():
             if not attempt.cell.open:
@@ -124,6 +134,7 @@ class Sweep:
             elif worker.takes_nothing:
                 self._return_received(worker_id)
         self._sweep_due_jobs(now)
+        self._store.drop_expired_drafts()
         return self._report
 
     def _is_lost(self, attempt: OpenAttempt, worker: ListedCells | None, now: int) -> bool:
@@ -277,15 +288,26 @@ class Sweep:
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
-        submission = job.submission
-        if submission is not None and not submission.done and submission.alive_until < now:
-            reason = f"submit failed after {submission.published} of {job.num_tasks}: its publisher has stopped"
-            completion.cancel(self._store, job.ref, reason)
-            fresh = current(self._store, job.ref)
-            if fresh.submission is not None:
-                self._store.update_job(replace(fresh, submission=replace(fresh.submission, done=True)))
-            self._actions.publish(job.ref, LATCHES)
-            self._report.submissions += 1
+        if job.flow is not None and not job.cancelled and not job.settled:
+            self._report.published += self._publish_messages(job, now)
+
+    def _publish_messages(self, job: JobRecord, now: int) -> int:
+        """Publish the rows of a job that are due, unless its submitter is doing so. Return their number."""
+        outbox = self._store.get_outbox(job.ref)
+        dead = {name for name, claim in outbox.claims.items() if self._is_gone(name, claim, now)}
+        if not dead and (outbox.claimed == job.num_tasks or (outbox.claims and not job.has_window)):
+            return 0
+        return self._actions.publish_messages(job, outbox, dead)
+
+    def _is_gone(self, publisher: str, claim: Claim, now: int) -> bool:
+        """Return whether the publisher of a claim is dead and may not have published it."""
+        if claim.until > now:
+            return False
+        worker_id, _, thread = publisher.partition("/")
+        worker = self._known.get(worker_id)
+        if worker is None or worker.gone_at <= now:
+            return True
+        return claim.at < worker.renewed_at and int(thread.partition(".")[0]) not in worker.processes
 
     @staticmethod
     def _guarded(action: Callable[[], bool | None], ref: JobRef) -> bool:

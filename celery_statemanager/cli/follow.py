@@ -14,7 +14,7 @@ from celery_statemanager.manager import Manager
 from celery_statemanager.models import Scope, StateEvent
 from celery_statemanager.records import Column, JobRecord, to_datetime
 from celery_statemanager.retention import current
-from celery_statemanager.stores import WorkerRegistry
+from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.subscription import Subscription
 
 TICK = 0.5
@@ -54,7 +54,7 @@ class Follower:
 
     def __init__(
         self,
-        store: WorkerRegistry,
+        store: Outbox,
         job: JobRecord,
         scope: Scope,
         until: Until = Until.SETTLED,

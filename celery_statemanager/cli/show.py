@@ -30,12 +30,12 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State
 from celery_statemanager.overview import Overview, overview
 from celery_statemanager.records import CALLBACK_ROW, JobRecord, to_datetime
-from celery_statemanager.stores import Store
+from celery_statemanager.stores import Outbox, Store
 
 MOST_FAILED = 200
 """Number of failed cells that are read to group them by cause, unless ``--limit`` is higher."""
 
-_HELP = """Show everything about one job: counts, submission, callbacks, failures by cause, running rows.
+_HELP = """Show everything about one job: counts, published rows, callbacks, failures by cause, running rows.
 
 \b
 Examples:
@@ -86,7 +86,7 @@ def show_state(
             output.line(line)
 
 
-def _read(store: Store, job: JobRecord, limit: int) -> JobView:
+def _read(store: Outbox, job: JobRecord, limit: int) -> JobView:
     shown = overview(store, job.ref, indexes=True)
     callbacks = {name: _callback(store, shown.job, name) for name in shown.job.latches}
     most = max(limit, MOST_FAILED)
@@ -101,6 +101,7 @@ def _read(store: Store, job: JobRecord, limit: int) -> JobView:
         max(0, count - limit),
         _grouped(store, shown, failed),
         to_datetime(store.now()),
+        None if shown.job.flow is None else store.get_outbox(shown.job.ref).claimed,
     )
 
 
@@ -145,18 +146,13 @@ def _callback(store: Store, job: JobRecord, name: str) -> Callback:
 
 
 def _wire(view: JobView) -> dict[str, Any]:
-    shown, submission = view.overview, view.overview.job.submission
+    shown, flow = view.overview, view.overview.job.flow
     return {
         **job_to_wire(shown.job),
         "phase": shown.phase.value,
         **summary_to_wire(shown.summary),
         "tags": {tag: summary_to_wire(summary) for tag, summary in shown.tags.items()},
-        "submission": submission
-        and {
-            "published": submission.published,
-            "done": submission.done,
-            "aliveUntil": moment_to_wire(submission.alive_until),
-        },
+        "outbox": flow and {"published": view.published, "maxInFlight": flow.max_in_flight},
         "callbacks": {name: _callback_wire(shown.job, name, each) for name, each in view.callbacks.items()},
         "failures": [_failure_wire(group) for group in view.failures.groups],
         "states": [state_to_wire(state) for state in view.states],

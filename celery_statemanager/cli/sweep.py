@@ -14,7 +14,7 @@ from celery_statemanager.codec import compact
 from celery_statemanager.integration.app import StateManager
 from celery_statemanager.integration.worker.sweeping import sweep
 
-_HELP = """Sweep once: handle tasks of lost workers, unpublished callbacks and interrupted submissions.
+_HELP = """Sweep once: handle tasks of lost workers, and messages and callbacks that are due.
 
 Workers and beat sweep automatically. Run this command if neither is running, or
 to sweep at once. A sweep relies on the leases in the store. After an outage of the
@@ -39,7 +39,7 @@ _LABELS = {
     "marked": "attempts marked LOST",
     "requeued": "messages sent again",
     "callbacks": "jobs whose callbacks were published",
-    "submissions": "jobs cancelled because their publisher died",
+    "published": "messages published, because no other process did",
     "workers": "records of dead workers removed",
 }
 

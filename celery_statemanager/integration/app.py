@@ -16,6 +16,7 @@ from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import at_start, install, tracker_of
 from celery_statemanager.integration.locked import LockedProperty
+from celery_statemanager.integration.outbox.blocks import BlockCache
 from celery_statemanager.integration.pending_files import PendingFiles
 from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
@@ -49,6 +50,7 @@ class StateManager:
     app: Celery
     backlog: Backlog
     pending_files: PendingFiles
+    blocks: BlockCache
     held_messages: HeldMessages
 
     def __new__(cls, app: Celery) -> StateManager:
@@ -62,6 +64,7 @@ class StateManager:
                 found.app = app
                 found.pending_files = PendingFiles(app.main)
                 found.backlog = Backlog(found.pending_files)
+                found.blocks = BlockCache()
                 found.held_messages = HeldMessages()
                 install(app, found)
                 spawned.follow(app)
@@ -115,8 +118,12 @@ class StateManager:
         on_success: Signature[Any] | None = None,
         on_failure: Signature[Any] | None = None,
         on_settled: Signature[Any] | None = None,
+        max_in_flight: int | None = None,
     ) -> Job:
-        """Create a job of N rows, then publish one message for each.
+        """Create a job of N rows, and publish one message for each.
+
+        The messages are stored with the job. From the return of this method on, each of them is published, even if this
+        process, a worker or the broker fails.
 
         Args:
             tasks: a list, generator or group of members. Member i is row i: a task signature, or a flat chain of
@@ -129,11 +136,15 @@ class StateManager:
                 ``states.current_job()``.
             on_failure: a callback sent when the first cell has failed finally.
             on_settled: a callback sent when every expected cell is final.
+            max_in_flight: the maximum number of rows that are with the broker or running. The others are published as
+                rows end. None publishes all rows before this method returns.
 
         Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
         callbacks = {"success": on_success, "failure": on_failure, "settled": on_settled}
-        return submit(self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks)
+        return submit(
+            self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks, max_in_flight=max_in_flight
+        )
 
     def job(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:
         """Return a submitted job. In a callback use ``current_job``.

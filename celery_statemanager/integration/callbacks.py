@@ -14,6 +14,8 @@ from celery_statemanager.completion import publish_due
 from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.outbox.capture import Capture
+from celery_statemanager.integration.outbox.envelope import publish
 from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef
 
 logger = logging.getLogger(__name__)
@@ -50,9 +52,7 @@ def publish_decided(
         signature = Signature.from_dict(loads(text), app=tracker.app)
         if not may_send(str(signature.task)):
             return False
-        binding = Binding(job.ref, CALLBACK_ROW, name)
-        apply = partial(binding.bind(signature).apply_async, args=(job.job_id,))
-        publication.send(tracker, binding, str(signature.task), apply, partial(publish_decided, tracker, job.ref))
+        _send(tracker, Binding(job.ref, CALLBACK_ROW, name), signature)
         tracker.metrics.published(name)
         return True
 
@@ -62,3 +62,20 @@ def publish_decided(
         text = "cannot publish the callbacks of job %r, the next sweep will retry"
         logger.exception(text, ref.key.job_id, extra={"job_id": ref.key.job_id})
         return 0
+
+
+def _send(tracker: Tracker, binding: Binding, signature: Signature[Any]) -> None:
+    """Make and publish the message of a callback; end its cell if its task class makes none."""
+    app, task = tracker.app, str(signature.task)
+    bound: Any = binding.bind(signature)
+    apply = partial(bound.apply_async, args=(binding.ref.key.job_id,))
+    if app.conf.task_always_eager:
+        apply()
+        return
+    with Capture(app) as capture:
+        message = capture.make(binding, lambda producer: apply(producer=producer), signature.options)
+    if message is not None:
+        publish(app, message)
+    elif publication.may_hold_back(app, task):
+        text = publication.not_published(app, task)
+        publication.reject(tracker, binding, text, partial(publish_decided, tracker, binding.ref))

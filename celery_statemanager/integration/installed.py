@@ -10,6 +10,7 @@ from celery import Celery
 from celery.signals import import_modules
 
 from celery_statemanager.integration.backlog import Backlog
+from celery_statemanager.integration.outbox.blocks import BlockCache
 from celery_statemanager.integration.pending_files import PendingFiles
 from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
@@ -46,6 +47,10 @@ class Tracker(Protocol):
     @property
     def pending_files(self) -> PendingFiles:
         """The files by which a worker's children report these writes to its main process."""
+
+    @property
+    def blocks(self) -> BlockCache:
+        """The stored messages that this process has used last."""
 
     @property
     def held_messages(self) -> HeldMessages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,11 @@ def leave() -> None:
     """Forget the pool of a worker that has ended in this process."""
     global _current, _default_time_limit
     _current, _default_time_limit = NO_POOL, None
+
+
+def processes(pool: Any) -> list[int]:
+    """Return the ids of the processes that run the tasks of a worker's pool, this process included."""
+    return [os.getpid(), *(pool.info or {}).get("processes", ())]
 
 
 def current() -> Pool:

@@ -24,6 +24,9 @@ ALONE = "statemanager_alone"
 """The key in ``delivery_info`` of an ``attempts.Alone``, set if this worker received a message while it ran no other
 delivery of its cell. Of what the main process knows, only ``delivery_info`` reaches a prefork child."""
 
+_TOKEN = secrets.token_hex(4)
+"""A part of the names of processes that are not workers."""
+
 MAX_STOPPED = 1_000
 """Maximum number of attempts that a worker remembers to have ended itself."""
 
@@ -42,6 +45,11 @@ def unname_worker(worker_id: str) -> None:
 def worker_id() -> str:
     """Return the id of this worker, in its main process and in its children; empty outside of a worker."""
     return os.environ.get(WORKER_ID, "")
+
+
+def process_id() -> str:
+    """Return the name of this process: the id of its worker, or one that no other process has."""
+    return worker_id() or f"{socket.gethostname()}:{os.getpid()}:{_TOKEN}"
 
 
 def is_child() -> bool:

@@ -23,6 +23,7 @@ from celery_statemanager.errors import JobCancelled
 from celery_statemanager.integration import publication, redelivery, results, spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
+from celery_statemanager.integration.outbox import capture
 from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_own_strategy
 from celery_statemanager.integration.task import outcomes, running, stages
 from celery_statemanager.integration.task.aborted import end_aborted, end_aborted_part
@@ -223,10 +224,9 @@ def _on_publish(
     Also remove the expiration from the properties of a marked message, because RabbitMQ would drop the message without
     a signal. By the header, which stays, the worker rejects an expired message and reports it.
     """
-    publication.observe(headers, body)
     run = run_of(current_task)
     if run is not None:
-        run.note_sent(publication.task_id_of(headers, body))
+        run.note_sent(capture.task_id_of(headers, body))
     headers.pop(redelivery.ENVELOPE, None)  # Celery itself sends a request's headers when it retries for a lost child
     marked = HEADER in headers or PART_HEADER in headers
     if not marked and current_task:
@@ -240,7 +240,7 @@ def _on_published(headers: Any = None, body: Any = None, **_: Any) -> None:
     run = run_of(current_task)
     if run is None:
         return
-    task_id, retries = publication.task_id_of(headers, body), publication.retries_of(headers, body)
+    task_id, retries = capture.task_id_of(headers, body), capture.retries_of(headers, body)
     if run.next_stage is not None and task_id == run.next_stage[0].celery_task_id:
         run.next_is_published = True
     elif task_id == run.binding.celery_task_id and retries > run.delivery.retries:

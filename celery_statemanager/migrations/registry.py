@@ -14,7 +14,7 @@ StateStep = Callable[[JobRecord, Cell], Cell]
 JobStep = Callable[[JobRecord], JobRecord]
 """Return a job in the layout of the step's number.
 
-Only ``latches``, ``cancelled``, ``submission`` and ``tombstoned_at`` may change.
+Only ``latches``, ``cancelled``, ``flow`` and ``tombstoned_at`` may change.
 """
 
 Step = TypeVar("Step", StateStep, JobStep)

@@ -74,25 +74,6 @@ class Cancellation:
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """The progress of publishing a job's messages.
-
-    Attributes:
-        published: the number of rows whose message is known to be sent; they are sent in row order.
-        done: whether the publisher has ended, successfully or not.
-        alive_until: the time until which the publisher counts as alive without another report.
-        delayed: the rows whose messages have an eta or a countdown, compressed; not all of them if there are many.
-        delayed_until: the latest time of these, in microseconds.
-    """
-
-    published: int
-    done: bool
-    alive_until: int
-    delayed: str = ""
-    delayed_until: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class JobRecord:
     """A job without its cells.
 
@@ -107,7 +88,6 @@ class JobRecord:
     plan: Plan | None = None
     latches: Mapping[str, Latch] = field(default_factory=lambda: dict.fromkeys(LATCHES, Latch()))
     cancelled: Cancellation | None = None
-    submission: Submission | None = None
     flow: Flow | None = None
     tombstoned_at: int | None = None
     created_at: int = 0

@@ -9,13 +9,14 @@ from typing import Any
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.stores.capabilities import FullStore, Migratable, WorkerRegistry
+from celery_statemanager.stores.capabilities import FullStore, Migratable, Outbox, WorkerRegistry
 
 __all__ = [
     "FullStore",
     "Migratable",
     "Store",
     "Watch",
+    "Outbox",
     "WorkerRegistry",
     "checked_timeout",
     "masked",
@@ -98,7 +99,7 @@ def _store_class(scheme: str, url: str) -> type[FullStore]:
 def _with_all_capabilities(store_class: type[Store], url: str) -> type[FullStore]:
     if issubclass(store_class, FullStore):
         return store_class
-    lacking = [each.__name__ for each in (WorkerRegistry, Migratable) if not issubclass(store_class, each)]
+    lacking = [each.__name__ for each in (WorkerRegistry, Outbox, Migratable) if not issubclass(store_class, each)]
     raise ConfigurationError(
         f"cannot open {masked(url)}: {store_class.__module__}.{store_class.__qualname__} is not a FullStore"
         f"{' (it lacks ' + ' and '.join(lacking) + ')' if lacking else ''}, which workers and commands need; derive it "

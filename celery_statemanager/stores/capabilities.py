@@ -69,8 +69,10 @@ class WorkerRegistry(Store):
         """
 
 
-class Outbox(Store):
+class Outbox(WorkerRegistry):
     """A store that keeps the messages of jobs, and which of them are to be published (rule R19).
+
+    It has worker records, because they show which publishers are alive.
 
     The messages of a job are stored in blocks before the job is created. Until ``create_job`` succeeds, the blocks are
     a draft: no reader sees it, and other jobs may use the same key.
@@ -162,5 +164,5 @@ class Migratable(Store):
         """
 
 
-class FullStore(WorkerRegistry, Outbox, Migratable):
+class FullStore(Outbox, Migratable):
     """A store with every capability: the type of the stores in this package and of what ``open_store`` returns."""

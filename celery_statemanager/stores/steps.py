@@ -156,7 +156,6 @@ def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
         tx.job,
         latches=dict(job.latches),
         cancelled=job.cancelled,
-        submission=job.submission,
         flow=job.flow,
         tombstoned_at=job.tombstoned_at,
         schema_version=job.schema_version,

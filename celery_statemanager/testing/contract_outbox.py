@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from celery_statemanager.errors import JobExists, JobNotFound, StoreError
+from celery_statemanager.garbage import collect_garbage
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.manager import Manager
 from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import Claim, Claimed, ClaimRequest, Flow, JobRecord, OutboxState, When, new_job
 from celery_statemanager.stores.capabilities import Outbox
@@ -291,3 +293,12 @@ class OutboxContract(ContractFixtures):
         assert isinstance(found.claims, dict)
         found.claims["other"] = Claim(rows("2"), 0)
         assert state(grid).claims.keys() == {"p"}
+
+    def test_a_write_to_a_tombstoned_job_revives_it_at_the_next_collection(self, store: Outbox) -> None:
+        with Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",)) as manager:
+            manager.set_state("a", 5)
+            manager.tombstone_job()
+            assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 0
+            manager.set_state("a", 6)
+            assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 1
+            assert store.get_job(manager.ref.key).tombstoned_at is None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from celery_statemanager.garbage import collect_garbage
-from celery_statemanager.manager import Manager
 from celery_statemanager.models import Status
 from celery_statemanager.records import CALLBACK_ROW, OpenAttempt, Verdict, When
 from celery_statemanager.stores.capabilities import WorkerRegistry
@@ -182,15 +180,6 @@ class WorkerRegistryContract(ContractFixtures):
         assert [attempt.ref for attempt in store.list_open_attempts()] == [grid.ref]
         grid.delete()
         assert list(store.list_open_attempts()) == []
-
-    def test_a_write_to_a_tombstoned_job_revives_it_at_the_next_collection(self, store: WorkerRegistry) -> None:
-        with Manager.create(store, "job", num_tasks=2, task_index=0, tags=("a",)) as manager:
-            manager.set_state("a", 5)
-            manager.tombstone_job()
-            assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 0
-            manager.set_state("a", 6)
-            assert collect_garbage(store, tombstone_age="30d", delete_age="90d").revived == 1
-            assert store.get_job(manager.ref.key).tombstoned_at is None
 
     def test_workers_are_listed_lazily_and_once_each(self, store: WorkerRegistry) -> None:
         names = [f"w {number}" for number in range(130)]

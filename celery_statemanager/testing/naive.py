@@ -70,8 +70,8 @@ def check_grid(
     assert job == grid.job
     assert {column.tag for column in columns} == {tag for tag, _ in places}
     for column in columns:
-        inside = {place: cells[place] for place in places if place[0] == column.tag}
-        assert column.tally == tally(inside.values())._replace(rows=_ended_rows(job, inside))
+        counted = {place: cells[place] for place in places if place[0] == column.tag}
+        assert column.tally == tally(counted.values())._replace(rows=_ended_rows(job, counted))
     for tag in {tag for tag, _ in states}:
         inside = [place for place in places if place[0] == tag] or [place for place in states if place[0] == tag]
         _check_lowest(grid.lowest(tag), [states[place] for place in inside])

@@ -32,7 +32,7 @@ def work(app):
 def delays(app, members):
     states = StateManager(app)
     job = states.store.get_job(states.submit(members).manager.ref.key)
-    return job.submission.delayed, job.submission.delayed_until, [each.code for each in explain(states.store, job)]
+    return job.flow.delayed, job.flow.delayed_until, [each.code for each in explain(states.store, job)]
 
 
 @pytest.mark.parametrize(

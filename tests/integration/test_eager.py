@@ -139,9 +139,10 @@ def test_submit_fails_at_a_member_that_cannot_be_encoded(app, states):
     def take(value):
         ran.append(value)
 
-    with pytest.raises(SubmitFailed, match="after 1 of 3 messages: EncodeError") as caught:
+    with pytest.raises(SubmitFailed, match=r"failed at member 1: EncodeError.*the job is cancelled") as caught:
         states.submit([take.s(1), take.s(object()), take.s(3)])
     job = caught.value.job
+    assert caught.value.published == 1
     assert ran == [1]
     assert [job.get_state("a", row).status for row in range(3)] == [Status.FINISHED, Status.CANCELLED, Status.CANCELLED]
     assert job.wait(timeout=0).failed == 2

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from celery import Celery, Task, chain, group, signature
+from kombu.exceptions import ContentDisallowed
 
-from celery_statemanager import JobNotFound, StatefulTask, StateManager, Status
+from celery_statemanager import JobNotFound, Manager, StatefulTask, StateManager, Status, SubmitFailed
 from celery_statemanager.integration.binding import HEADER
 from celery_statemanager.testing.celery import published
 
@@ -200,7 +201,7 @@ def test_a_value_that_cannot_be_pickled_is_sent_from_a_generator_too(states, tas
 
 
 def test_a_value_that_cannot_be_sent_is_rejected_before_the_job_is_created(states, tasks):
-    with pytest.raises(TypeError, match="cannot encode member 1 of the generator as JSON"):
+    with pytest.raises(SubmitFailed, match="failed at member 1: EncodeError"):
         states.submit((task for task in [tasks.scan.s(1), tasks.scan.s(object())]), job_id="never created")
     with pytest.raises(JobNotFound):
         states.job("never created")
@@ -235,3 +236,41 @@ def test_members_take_pydantic_models(app, states, container):
         states.submit(container([order.s(model, other=model)]))
     content = {"number": 1, "day": "2026-11-30"}
     assert messages[0].body[:2] == ((content,), {"other": content})
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_the_members_of_a_job_are_read_as_submitted(app, states, tasks, serializer, protocol):
+    app.conf.update(task_serializer=serializer, task_protocol=protocol, accept_content=[serializer])
+    members = [tasks.scan.s(row) | tasks.load.s(size=row) for row in range(2_000)]
+    job = states.submit([*members, tasks.scan.s("last")])
+    found = list(job.members())
+    assert [each.task_index for each in found] == list(range(2_001))
+    assert found[7].stages == (("scan", (7,), {}, "scan"), ("load", (), {"size": 7}, "load"))
+    assert [(stage.task, stage.args) for stage in found[-1].stages] == [("scan", ("last",))]
+    assert [each.task_index for each in job.members("3,17-20")] == [3, 17, 18, 19, 20]
+    assert [each.task_index for each in job.members([9, 2, 9])] == [2, 9]
+    assert list(states.job(job.id).members(rows=[5])) == [found[5]]
+
+
+@pytest.mark.parametrize("rows", ["2001", "5-2001", [-1], ["1"], [True], "x", 5])
+def test_unknown_rows_have_no_members(states, tasks, rows):
+    job = states.submit(tasks.scan.s(row) for row in range(5))
+    with pytest.raises((TypeError, ValueError)):
+        job.members(rows)
+
+
+def test_a_pickled_member_is_read_only_where_pickle_is_accepted(app, states, tasks):
+    app.conf.update(task_serializer="pickle", accept_content=["json"])
+    job = states.submit([tasks.scan.s({1, 2})])
+    with pytest.raises(ContentDisallowed):
+        list(job.members())
+    app.conf.accept_content = ["json", "pickle"]
+    assert next(job.members()).stages[0].args == ({1, 2},)
+
+
+def test_a_job_of_a_manager_has_no_members(states):
+    with Manager.create(states.store, "etl", num_tasks=1, tags=("a",)):
+        pass
+    with pytest.raises(ValueError, match="job 'etl' has no stored members"):
+        states.job("etl").members()

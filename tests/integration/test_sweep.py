@@ -13,9 +13,10 @@ from celery_statemanager.leases import Received, Report
 from celery_statemanager.records import (
     AT_BROKER,
     Begin,
+    ClaimRequest,
     Delivery,
+    Flow,
     Latch,
-    Submission,
     Verdict,
     Write,
     new_event_id,
@@ -35,6 +36,7 @@ class RecordedActions:
     def __init__(self):
         self.resent = []
         self.published = []
+        self.messages = []
 
     def owns(self, ref, message):
         return message != "of another app"
@@ -46,6 +48,10 @@ class RecordedActions:
     def publish(self, ref, decided):
         self.published.append(decided)
         return len(decided)
+
+    def publish_messages(self, job, outbox, dead):
+        self.messages.append((job.job_id, outbox.claimed, {*dead}))
+        return 1
 
 
 @pytest.fixture
@@ -437,16 +443,59 @@ def test_an_unpublished_callback_is_published_after_a_lease(store, job, clock, s
     assert actions.published == [("failure",)]
 
 
-def test_a_job_whose_publisher_died_is_cancelled(store, job, clock, sweep):
-    publishing = Submission(published=1, done=False, alive_until=store.now() + 60_000_000)
-    other = store.create_job(replace(new_job("half", 3, ("a",)), submission=publishing))
+@pytest.fixture
+def submitted(store):
+    """Return a function that creates a job whose submitter has claimed its first row."""
+
+    def submit(max_in_flight=None, lease=60.0):
+        job = replace(new_job("half", 5, ("a",)), flow=Flow(max_in_flight))
+        store.add_block(job.ref, 0, b"", 60)
+        job = store.create_job(job)
+        store.claim(job.ref, ClaimRequest(publisher="host:1:x/1.1", limit=1, lease=lease))
+        return job
+
+    return submit
+
+
+def test_the_messages_of_a_dead_submitter_are_published(submitted, clock, sweep, actions):
+    submitted()
     assert not sweep()
     clock.advance(61)
-    assert sweep().submissions == 1
-    fresh = store.get_job(other.key)
-    assert fresh.cancelled.reason == "submit failed after 1 of 3: its publisher has stopped"
-    assert fresh.settled
+    assert sweep().published == 1
+    assert actions.messages == [("half", 1, {"host:1:x/1.1"})]
+
+
+def test_the_claims_of_a_worker_are_taken_over_when_it_is_dead(store, submitted, clock, sweep, actions):
+    job = submitted(lease=0)
+    store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=1, dead=frozenset({"host:1:x/1.1"})))
+    store.claim(job.ref, ClaimRequest(publisher="w1/8.1", limit=3))
+    leases.renew(store, "w1", Report(processes=[7, 8]), LEASE)
     assert not sweep()
+    clock.advance(1)
+    leases.renew(store, "w1", Report(processes=[8]), LEASE)
+    assert sweep().published == 1, "its child 7 is dead"
+    clock.advance(LEASE + 1)
+    sweep()
+    assert [dead for _, _, dead in actions.messages] == [{"w1/7.1"}, {"w1/7.1", "w1/8.1"}]
+
+
+def test_a_sweep_fills_a_window(store, submitted, clock, sweep, actions):
+    job = submitted(2)
+    sweep()
+    assert actions.messages == [("half", 1, set())]
+    completion.cancel(store, job.ref, "enough")
+    sweep()
+    assert len(actions.messages) == 1, "a cancelled job has no messages to publish"
+
+
+def test_a_sweep_drops_expired_drafts(store, clock, sweep):
+    job = new_job("never created", 1, ("a",))
+    store.add_block(job.ref, 0, b"", 60)
+    sweep()
+    assert store.get_block(job.ref, 0) is not None
+    clock.advance(61)
+    sweep()
+    assert store.get_block(job.ref, 0) is None
 
 
 def test_only_one_sweeper_holds_the_lock(store, clock):
@@ -473,7 +522,7 @@ def test_the_sweep_command_reports_what_it_changed(tmp_path):
             [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
         )
 
-    nothing_else = dict.fromkeys(("marked", "requeued", "callbacks", "submissions"), 0)
+    nothing_else = dict.fromkeys(("marked", "requeued", "callbacks", "published"), 0)
     assert json.loads(run("--format", "json").stdout) == {**nothing_else, "workers": 1}
     assert "0  attempts marked LOST" in run().stdout
 

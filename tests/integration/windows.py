@@ -6,6 +6,8 @@ import time
 
 from celery.signals import after_task_publish, task_success
 
+from celery_statemanager.integration import callbacks
+from celery_statemanager.integration.outbox import publisher
 from celery_statemanager.testing import FaultyStore
 
 ALWAYS = 1_000_000
@@ -32,12 +34,23 @@ def after_deciding(states, _):
 
 def after_publishing(states, _):
     """Die once a callback has been published, before it is marked."""
+    publish = callbacks.publish
 
-    def publishing(headers, **_):
-        if headers["id"].endswith((".success", ".failure", ".settled")):
-            die()
+    def publish_and_die(*arguments):
+        publish(*arguments)
+        die()
 
-    after_task_publish.connect(publishing, weak=False)
+    callbacks.publish = publish_and_die
+
+
+def dies_before_publishing(*_):
+    """Die once the end of a row has claimed others, before they are published."""
+    publisher.publish = lambda *_: die()
+
+
+def child_dies_before_publishing(*_):
+    """Kill the child alone once the end of a row has claimed others, before they are published."""
+    publisher.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def after_sending_next_stage(states, _):
@@ -96,6 +109,8 @@ FAULTS = {
         child_dies_after_sending_next_stage,
         child_dies_after_storing_result,
         child_cut_off,
+        child_dies_before_publishing,
+        dies_before_publishing,
         clock_ahead,
         clock_behind,
     )

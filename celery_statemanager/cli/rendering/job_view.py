@@ -49,6 +49,7 @@ class JobView:
         hidden: the number of failed and running cells that are not among them.
         failures: failed cells by cause; not all cells, if there are many.
         now: by the store's clock.
+        published: the number of rows that were published; None for a job without messages.
     """
 
     overview: Overview
@@ -58,6 +59,7 @@ class JobView:
     hidden: int = 0
     failures: FailureReport = field(default_factory=lambda: FailureReport([]))
     now: datetime = datetime.min.replace(tzinfo=timezone.utc)
+    published: int | None = None
 
 
 def job_lines(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:
@@ -98,22 +100,19 @@ def _facts(view: JobView, glyphs: Glyphs) -> Iterator[Line]:
     if job.cancelled is not None:
         reason = clean(job.cancelled.reason or "no reason given")
         yield [*_moment(view, "cancelled", job.cancelled.at), Span(f": {reason}", "warn")]
-    if job.submission is not None:
-        yield _submission(view)
+    if view.published is not None:
+        yield _published(view, view.published)
     if job.tombstoned_at is not None:
         yield [*_moment(view, "deleted", job.tombstoned_at), Span(": hidden from listings, deleted later", "warn")]
     if job.plan is None:
         yield [_label("plan"), Span("none: every row is expected under every tag seen", "dim")]
 
 
-def _submission(view: JobView) -> Line:
-    job, submission = view.overview.job, view.overview.job.submission
-    assert submission is not None
-    sent = f"{formatting.number(submission.published)} of {formatting.counted(job.num_tasks, 'message')}"
-    line: Line = [_label("submitted"), Span(sent)]
-    if not submission.done:
-        alive = to_datetime(submission.alive_until) > view.now
-        line.append(Span(", in progress" if alive else ", its publisher has stopped", "busy" if alive else "bad"))
+def _published(view: JobView, rows: int) -> Line:
+    job = view.overview.job
+    line: Line = [_label("published"), Span(f"{formatting.number(rows)} of {formatting.counted(job.num_tasks, 'row')}")]
+    if job.flow is not None and job.flow.max_in_flight is not None:
+        line.append(Span(f", at most {formatting.number(job.flow.max_in_flight)} in flight"))
     return line
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 from celery_statemanager import barrier, completion
@@ -12,10 +13,13 @@ from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.locked import LockedProperty
-from celery_statemanager.limits import check_message, check_timeout
+from celery_statemanager.integration.outbox.member import Member, read_members
+from celery_statemanager.integration.outbox.publisher import publish_due
+from celery_statemanager.limits import check_max_in_flight, check_message, check_timeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State, Summary
 from celery_statemanager.records import LATCHES, JobRecord
+from celery_statemanager.retention import change_job, current
 from celery_statemanager.subscription import Subscription
 
 logger = logging.getLogger(__name__)
@@ -97,6 +101,39 @@ class Job:
         publish_decided(self._tracker, self._record.ref, LATCHES)
         self._revoke()
         return True
+
+    @property
+    def max_in_flight(self) -> int | None:
+        """The maximum number of rows that are with the broker or running; None for no limit.
+
+        Raises: JobNotFound, StoreError.
+        """
+        flow = current(self._tracker.store, self._record.ref).flow
+        return None if flow is None else flow.max_in_flight
+
+    def set_max_in_flight(self, rows: int | None) -> None:
+        """Change the maximum number of rows that are with the broker or running. A smaller one stops no row.
+
+        Raises: JobNotFound, StoreError, TypeError, ValueError.
+        """
+        limit = check_max_in_flight(rows)
+
+        def changed(job: JobRecord) -> JobRecord | None:
+            return None if job.flow is None else replace(job, flow=replace(job.flow, max_in_flight=limit))
+
+        if change_job(self._tracker.store, self._record.ref, changed) is not None:
+            publish_due(self._tracker, self._record.ref)
+
+    def members(self, rows: str | Iterable[int] | None = None) -> Iterator[Member]:
+        """Return the members as they were submitted, in row order. They are read one by one, in bounded memory.
+
+        Args:
+            rows: the wanted rows, for example ``"3,17-20"``; None for all.
+
+        Raises: ValueError – the job has no stored members, or no such row; TypeError; and while they are read,
+            StoreError; ``kombu.exceptions.ContentDisallowed`` – ``accept_content`` does not allow to read one.
+        """
+        return read_members(self._tracker, self._record, rows)
 
     def delete(self) -> None:
         """Delete the job and all its states. Raises: JobNotFound, StoreError."""

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from celery import Celery, Task
-from celery.canvas import Signature, group
+from celery.canvas import Signature, group, maybe_signature
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.submission.calls import check_call
-from celery_statemanager.integration.submission.spool import MemberFile, MemberList, Stages
 from celery_statemanager.limits import MAX_TASKS, check_name
 from celery_statemanager.plan import Plan, PlanSpec
 
 DEFAULT_TAG = "default"
 
 
-class Members(Protocol):
-    """The members of a job, each a list of stages; may be iterated any number of times."""
-
-    def __iter__(self) -> Iterator[Stages]:
-        """Yield copies of the members in row order; each signature is bound to the app."""
+Stages = list[Signature[Any]]
+"""The stages of one member, in the order in which they run."""
 
 
-def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
-    """Read and check all members once; return them, the plan derived from them, and their number.
+def read(app: Celery, tasks: Iterable[Any]) -> Iterator[Stages]:
+    """Return the members, checked and bound to the app. Those of a list are all checked at once, others one by one.
 
-    A list stays in memory. The members of a generator go to a temporary file, so memory use does not grow with their
-    number. Raises: TypeError, ValueError – naming the member; ConfigurationError – naming a task.
+    The caller may change what it gets. Raises: TypeError, ValueError – naming the member; ConfigurationError – naming a
+    task.
     """
     tasks = as_signature(app, tasks)
     if isinstance(tasks, group):
@@ -37,8 +33,15 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
         tasks = [with_options(each, options) for each in tasks.tasks] if options else tasks.tasks
     if isinstance(tasks, (str, bytes, dict, Task)) or not isinstance(tasks, Iterable):
         raise TypeError(f"submit takes a list, generator or group of signatures, not {tasks!r:.80}{_hint(tasks)}")
-    members: MemberList | MemberFile = MemberList(app) if isinstance(tasks, (list, tuple)) else MemberFile(app)
-    shapes = _Shapes()
+    found = _checked(app, tasks)
+    if not isinstance(tasks, (list, tuple)):
+        return found
+    checked = [*found]
+    PlanBuilder.of(tuple(tag_of(app, stage) for stage in stages) for stages in checked).plan()
+    return iter(checked)
+
+
+def _checked(app: Celery, tasks: Iterable[Any]) -> Iterator[Stages]:
     for row, member in enumerate(tasks):
         if row >= MAX_TASKS:
             raise ValueError(f"a job has at most {MAX_TASKS} members: split the tasks into several jobs")
@@ -46,11 +49,8 @@ def read(app: Celery, tasks: Iterable[Any]) -> tuple[Members, Plan, int]:
         for number, stage in enumerate(stages):
             previous_result = (None,) if number else ()
             check_call(app, f"member {row}", stage, *previous_result)
-        shapes.add(tuple(tag_of(app, stage) for stage in stages), row)
-        members.add(row, stages)
-    if not shapes.rows:
-        raise ValueError("the list of tasks is empty: a job needs at least one member")
-    return members, shapes.plan(), shapes.rows
+        copies: list[Any] = [maybe_signature(stage, app=app, clone=True) for stage in stages]
+        yield copies
 
 
 def _hint(tasks: Any) -> str:
@@ -117,14 +117,27 @@ def _stages(row: int, member: Any) -> Stages:
     return parts
 
 
-class _Shapes:
-    """The plan of the members read so far: the ranges of rows for each sequence of tags."""
+class PlanBuilder:
+    """The plan of the members read so far: the ranges of rows for each sequence of tags.
+
+    Attributes:
+        rows: the number of members.
+    """
 
     def __init__(self) -> None:
         self.rows = 0
         self._ranges: dict[tuple[str, ...], list[tuple[int, int]]] = {}
 
+    @classmethod
+    def of(cls, members: Iterable[tuple[str, ...]]) -> PlanBuilder:
+        """Create the plan of members, each given by its tags. Raises: ValueError."""
+        builder = cls()
+        for row, tags in enumerate(members):
+            builder.add(tags, row)
+        return builder
+
     def add(self, tags: tuple[str, ...], row: int) -> None:
+        """Add the next member by its tags. Raises: ValueError – it has a tag twice."""
         if len(set(tags)) < len(tags):
             repeated = next(tag for tag in tags if tags.count(tag) > 1)
             raise ValueError(
@@ -139,6 +152,9 @@ class _Shapes:
             ranges.append((row, row))
 
     def plan(self) -> Plan:
+        """Return the plan. Raises: ValueError – there is no member."""
+        if not self.rows:
+            raise ValueError("the list of tasks is empty: a job needs at least one member")
         return Plan(tuple((tags, IndexSet.from_ranges(ranges)) for tags, ranges in self._ranges.items()))
 
 

@@ -22,6 +22,7 @@ from celery_statemanager.integration import pools, publication
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, Binding, part_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
+from celery_statemanager.integration.outbox.publisher import publish_made_due, publisher_id
 from celery_statemanager.integration.task import outcomes
 from celery_statemanager.integration.task.run import Run, run_of
 from celery_statemanager.leases import cell_name
@@ -95,6 +96,7 @@ def part_ending(
     """Return the arguments for a backlog of the write that ends the cell of a replacement."""
     place = binding.tag, binding.task_index
     ending = Write.cut_off(*place, status, sanitize(message), Delivery(binding.replacements))
+    ending.publisher = publisher_id()
 
     def write() -> None:
         try:
@@ -102,7 +104,7 @@ def part_ending(
         except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
             logger.info("state not written: %s", error, extra=binding.log_extra)
         else:
-            publish_decided(tracker, binding.ref, reply.decided)
+            publish_made_due(tracker, binding.ref, reply)
 
     return (cell_name(binding.ref, *place), "outcome"), write, binding.log_extra
 
@@ -240,4 +242,5 @@ def reject_unsent(run: Run) -> None:
         return
     binding, task = run.next_stage
     if publication.may_hold_back(run.tracker.app, task) and binding.celery_task_id not in run.sent:
-        publication.reject(run.tracker, binding, task, partial(publish_decided, run.tracker, binding.ref))
+        message = publication.not_published(run.tracker.app, task)
+        publication.reject(run.tracker, binding, message, partial(publish_decided, run.tracker, binding.ref))

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ class Lease:
     Args:
         store: a store that only the thread of the lease uses; that of the tracker when not given.
         idle: returns the seconds for which the worker's main loop has been blocked.
+        processes: returns the ids of the processes that run the worker's tasks.
         clock: returns a time in seconds that only rises.
     """
 
@@ -51,12 +52,14 @@ class Lease:
         *,
         store: WorkerRegistry | None = None,
         idle: Callable[[], float] = lambda: 0.0,
+        processes: Callable[[], Sequence[int]] = lambda: (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tracker = tracker
         self._store = tracker.store if store is None else store
         self._settings = tracker.settings
         self._idle = idle
+        self._processes = processes
         self._clock = clock
         self._worker_id = worker_id
         self._due = self._early_due = -math.inf
@@ -150,6 +153,7 @@ class Lease:
     def _put(self, report: Report, *, is_stopping: bool, lease: float | None = None) -> list[str]:
         idle, limits = self._idle(), pools.current().limits
         report = replace(report, ended=self._ended, stopping=is_stopping, idle=idle, limits=limits)
+        report = replace(report, processes=self._processes())
         return leases.renew(self._store, self._worker_id, report, self._settings.lease if lease is None else lease)
 
     def _running(self) -> dict[str, None]:

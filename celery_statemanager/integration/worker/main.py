@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -17,8 +18,8 @@ from celery_statemanager.greenlets import has_green_threads
 from celery_statemanager.integration import pools, redelivery, requests, results
 from celery_statemanager.integration.backlog import flush_all
 from celery_statemanager.integration.binding import Binding, binding_of, part_of
-from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
+from celery_statemanager.integration.outbox.publisher import publish_made_due, publisher_id
 from celery_statemanager.integration.pending_files import find_folder, remove_folder
 from celery_statemanager.integration.task.replacement import OF_A_PART, part_ending
 from celery_statemanager.integration.worker.lease import Lease
@@ -51,11 +52,12 @@ def on_init(sender: Any = None, **_: Any) -> None:
 class WorkerThreads:
     """The threads that renew the lease of this worker and sweep. A process that ends stops them."""
 
-    def __init__(self, tracker: Tracker, main_loop: MainLoop) -> None:
+    def __init__(self, tracker: Tracker, main_loop: MainLoop, pool: Any) -> None:
         pools.warn_if_unknown()
         self._worker_id = requests.worker_id()
         store = tracker.open_own_store() if has_green_threads() else tracker.store
-        self._lease = Lease(tracker, self._worker_id, store=store, idle=main_loop.idle)
+        processes = partial(pools.processes, pool)
+        self._lease = Lease(tracker, self._worker_id, store=store, idle=main_loop.idle, processes=processes)
         self._renewing, self._sweeping = self._lease.keep(), keep_sweeping(tracker, self._worker_id)
         _workers.append(self)
 
@@ -207,7 +209,8 @@ class _CellWriter:
             return None
 
     def write(self, request: Write) -> WriteReply:
-        """Write the cell, and publish the callbacks that this decided. Raises: AttemptSuperseded."""
+        """Write the cell, and publish what this made due. Raises: AttemptSuperseded."""
+        request.publisher = publisher_id()
         reply = self.tracker.store.write(self.binding.ref, request)
-        publish_decided(self.tracker, self.binding.ref, reply.decided)
+        publish_made_due(self.tracker, self.binding.ref, reply)
         return reply

@@ -40,7 +40,7 @@ class TrackingStep(bootsteps.StartStopStep):
             self._main_loop = MainLoop(tracker.settings.lease / leases.RENEWALS)
         self._main_loop.attach(consumer, runs_bodies=isinstance(consumer.pool, solo.TaskPool))
         if self._threads is None:
-            self._threads = main.WorkerThreads(tracker, self._main_loop)
+            self._threads = main.WorkerThreads(tracker, self._main_loop, consumer.pool)
             _announce_at_signals()
 
     def stop(self, consumer: Any) -> None:

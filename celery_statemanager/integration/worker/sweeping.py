@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache, partial
 
 from celery_statemanager import leases
@@ -14,8 +14,9 @@ from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.integration import redelivery, results
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.integration.worker.periodic import Periodic
-from celery_statemanager.records import JobRef, OpenAttempt
+from celery_statemanager.records import JobRecord, JobRef, OpenAttempt, OutboxState
 from celery_statemanager.sweep import Sweep, SweepReport
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,13 @@ class _AppActions:
     def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
         return publish_decided(self._tracker, ref, decided, partial(self._is_ours, ref))
 
+    def publish_messages(self, job: JobRecord, outbox: OutboxState, dead: Collection[str]) -> int:
+        tracker = self._tracker
+        first = min([outbox.claims[name].rows.first for name in dead], default=outbox.claimed)
+        if not self._is_ours(job.ref, tracker.blocks.message(tracker.store, job.ref, first)["task"]):
+            return 0
+        return publish_due(tracker, job.ref, dead=dead, seconds=tracker.settings.sweep_interval)
+
     def _is_ours(self, ref: JobRef, task: str) -> bool:
         """Return whether this app has the task; a message sent by another app might reach no worker that has it."""
         ours = task in self._tracker.app.tasks
@@ -205,10 +213,10 @@ def sweep(tracker: Tracker) -> SweepReport:
         logger.log(
             logging.WARNING if report.marked or report.requeued else logging.INFO,
             "sweep: %d attempts marked as LOST, %d messages sent again, callbacks of %d jobs published, "
-            "%d unfinished submissions cancelled",
+            "%d messages published",
             report.marked,
             report.requeued,
             report.callbacks,
-            report.submissions,
+            report.published,
         )
     return report

@@ -101,7 +101,6 @@ class FirestoreStore(FullStore):
                     current.job,
                     latches=dict(job.latches),
                     cancelled=job.cancelled,
-                    submission=job.submission,
                     tombstoned_at=job.tombstoned_at,
                     schema_version=job.schema_version,
                 )

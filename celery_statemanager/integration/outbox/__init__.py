@@ -1,0 +1,1 @@
+"""The messages of jobs: how they are made, stored and published."""

@@ -1,0 +1,115 @@
+"""A message as JSON: its encoded body, and all that the broker needs to deliver it as Celery would have."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime, timedelta
+from typing import Any
+
+from celery import Celery
+from celery.utils.time import maybe_make_aware
+from kombu import Queue
+from kombu.serialization import dumps as encode
+from kombu.utils.json import dumps, loads
+
+Envelope = dict[str, Any]
+"""A message of a task. Nothing decodes or encodes its body again.
+
+Keys: ``task``, its name; ``body``, as text; ``base64``, set if the body is not UTF-8; ``publish``, the arguments of
+``kombu.Producer.publish``; ``queue``, the name of the queue to declare; ``eta_after`` and ``expires_after``, seconds
+from each publication.
+"""
+
+_KEPT = ("correlation_id", "reply_to", "priority", "delivery_mode")
+_DEATH = ("x-death", "x-first-death", "x-last-death")
+"""Headers by which RabbitMQ detects cycles of dead-lettered messages."""
+_NOT_KEPT = frozenset({"serializer", "retry", "retry_policy", "declare", "expiration", "headers"})
+
+
+def from_message(message: Any, task: str | None) -> Envelope:
+    """Return a message that a worker has received.
+
+    Args:
+        task: the name of its task, which messages of Celery's protocol 1 have in their bodies.
+    """
+    headers = {name: value for name, value in message.headers.items() if not name.startswith(_DEATH)}
+    publish = {name: message.properties.get(name) for name in _KEPT}
+    publish |= {name: message.delivery_info.get(name) for name in ("exchange", "routing_key")}
+    publish |= {"content_type": message.content_type, "content_encoding": message.content_encoding}
+    publish["compression"] = headers.pop("compression", None)  # the body was decompressed when it was received
+    body = message.body if isinstance(message.body, (str, bytes)) else bytes(message.body)
+    return _envelope(task or headers.get("task"), body, {**publish, "headers": headers})
+
+
+def from_publication(body: Any, headers: dict[str, Any], arguments: dict[str, Any]) -> Envelope:
+    """Return a message that Celery was about to publish.
+
+    Args:
+        arguments: those of ``kombu.Producer.publish``.
+
+    Raises: kombu.exceptions.EncodeError.
+    """
+    content_type, content_encoding, encoded = encode(body, serializer=arguments.get("serializer"))
+    publish = {name: value for name, value in arguments.items() if name not in _NOT_KEPT and value is not None}
+    exchange = publish.get("exchange")
+    publish["exchange"] = getattr(exchange, "name", exchange)
+    publish |= {"content_type": content_type, "content_encoding": content_encoding, "headers": headers}
+    envelope = _envelope(headers.get("task") or body["task"], encoded, publish)
+    queues = [each.name for each in arguments.get("declare") or () if isinstance(each, Queue)]
+    return {**envelope, "queue": queues[0]} if queues else envelope
+
+
+def _envelope(task: str | None, body: str | bytes, publish: dict[str, Any]) -> Envelope:
+    try:
+        return {"task": task, "body": body if isinstance(body, str) else body.decode(), "publish": publish}
+    except UnicodeDecodeError:
+        text = base64.b64encode(body).decode()  # type: ignore[arg-type]
+        return {"task": task, "body": text, "base64": True, "publish": publish}
+
+
+def to_json(envelope: Envelope) -> str:
+    """Return a message as JSON text. Raises: any error of a header's own ``__json__``."""
+    return str(dumps(envelope))
+
+
+def from_json(text: str) -> Envelope:
+    """Return the message in the text of ``to_json``."""
+    envelope: Envelope = loads(text)
+    return envelope
+
+
+def publish(app: Celery, envelope: Envelope, producer: Any = None) -> None:
+    """Publish a message. Raises: what the broker raises.
+
+    No task class and no signal is called, because another trace, a lock or other headers would change the message.
+    """
+    given = {name: value for name, value in envelope["publish"].items() if value is not None}
+    given["headers"] = {**given["headers"], **_times(app, envelope)}
+    body = base64.b64decode(envelope["body"]) if "base64" in envelope else envelope["body"].encode()
+    policy = {"retry": app.conf.task_publish_retry, "retry_policy": app.conf.task_publish_retry_policy}
+    with app.producer_or_acquire(producer) as sender:
+        sender.publish(body, declare=_queues(app, envelope), **policy, **given)
+
+
+def _times(app: Celery, envelope: Envelope) -> dict[str, str]:
+    """Return the headers of times that count from this publication."""
+    return {
+        header: _after(app, envelope[key])
+        for header, key in (("eta", "eta_after"), ("expires", "expires_after"))
+        if key in envelope
+    }
+
+
+def _after(app: Celery, seconds: float) -> str:
+    moment: datetime = maybe_make_aware(app.now() + timedelta(seconds=seconds), tz=app.timezone)
+    return moment.isoformat()
+
+
+def _queues(app: Celery, envelope: Envelope) -> list[Any]:
+    """Return the queue of a message, to declare it: a broker drops messages to a queue that was deleted."""
+    given = envelope["publish"]
+    name = envelope.get("queue") or ("" if given.get("exchange") else given.get("routing_key"))
+    try:
+        return [app.amqp.queues[name]] if name else []
+    except KeyError:  # task_create_missing_queues is false
+        return []
