@@ -29,10 +29,8 @@ def draft(
 def create(
     store: Outbox, num_tasks: int = 3, tags: PlanSpec = ("a",), max_in_flight: int | None = None, job_id: str = "job"
 ) -> Grid:
-    """Create a job with one block of messages."""
-    job = draft(num_tasks, tags, max_in_flight, job_id)
-    store.add_block(job.ref, 0, b"messages", 60)
-    return Grid(store, store.create_job(job).ref)
+    """Create a job with one block of messages. None of its rows is claimed."""
+    return Grid.submitted(store, num_tasks, tags, job_id, published=0, flow=Flow(max_in_flight))
 
 
 def claim(

@@ -18,6 +18,8 @@ from celery_statemanager.records import (
     BeginReply,
     Cancellation,
     Cell,
+    ClaimRequest,
+    Flow,
     JobRecord,
     JobRef,
     Latch,
@@ -27,7 +29,7 @@ from celery_statemanager.records import (
     new_job,
 )
 from celery_statemanager.stores.base import Store, Watch
-from celery_statemanager.stores.capabilities import WorkerRegistry
+from celery_statemanager.stores.capabilities import Outbox, WorkerRegistry
 
 PATIENCE = 20.0
 """Seconds after which a test stops waiting for something that should happen at once."""
@@ -107,6 +109,26 @@ class Grid:
         job = new_job(job_id, num_tasks, tags, run_token)
         latches = {name: Latch(callback) for name, callback in callbacks.items()}
         return cls(store, store.create_job(job.with_latches(**latches)).ref)
+
+    @classmethod
+    def submitted(
+        cls,
+        store: Outbox,
+        num_tasks: int = 3,
+        tags: PlanSpec | None = ("a",),
+        job_id: str = "job",
+        published: int | None = None,
+        flow: Flow | None = None,
+        **callbacks: str,
+    ) -> Grid:
+        """Create a job that owns its messages, in one block. ``published`` rows are published; None for all."""
+        latches = {name: Latch(callback) for name, callback in callbacks.items()}
+        job = replace(new_job(job_id, num_tasks, tags), flow=flow or Flow()).with_latches(**latches)
+        store.add_block(job.ref, 0, b"messages", 60)
+        grid = cls(store, store.create_job(job).ref)
+        for limit in (num_tasks if published is None else published, 0):
+            store.claim(grid.ref, ClaimRequest(publisher="submitter", limit=limit))
+        return grid
 
     @property
     def job(self) -> JobRecord:

@@ -1,7 +1,6 @@
 """A follower ends when the watcher's condition is met, and not before."""
 
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -10,9 +9,10 @@ from celery_statemanager.cli.follow import LOOK, QUIET, Follower, Until
 from celery_statemanager.errors import StoreUnavailable
 from celery_statemanager.liveness import Activity, Liveness
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, JobKey, Submission, Write, new_job
+from celery_statemanager.records import Begin, JobKey, Write
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.memory import MemoryStore
+from celery_statemanager.testing import Grid
 
 
 class Clock:
@@ -172,8 +172,7 @@ class CountingStore(MemoryStore):
 
 def submitted(store):
     """A submitted job of one row that a worker runs."""
-    submission = Submission(1, done=True, alive_until=0)
-    job = store.create_job(replace(new_job("job", 1, ("a",)), submission=submission))
+    job = Grid.submitted(store, 1).job
     store.begin(job.ref, Begin(tag="a", task_index=0, event_id="e", owner="w1"))
     leases.renew(store, "w1", leases.Report([leases.cell_name(job.ref, "a", 0)]), 30.0)
     return job
@@ -209,7 +208,7 @@ def test_the_worker_records_are_not_read_while_changes_arrive(clock):
     events.close()
 
 
-def test_the_worker_records_are_not_read_for_a_job_without_submission(clock):
+def test_the_worker_records_are_not_read_for_a_job_without_messages(clock):
     store = CountingStore(clock)
     Manager.create(store, "managers", num_tasks=1, tags=("a",))
     events = Follower(store, store.get_job(JobKey("managers")), Scope(), clock=clock).events()

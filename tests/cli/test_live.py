@@ -4,7 +4,6 @@ import io
 import re
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -14,7 +13,8 @@ from celery_statemanager.cli.follow import Follower
 from celery_statemanager.cli.rendering.live import FRAME, LiveDisplay
 from celery_statemanager.errors import SubscriptionLost
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, Submission, Write, new_event_id, new_job, to_datetime
+from celery_statemanager.records import Begin, Write, new_event_id, to_datetime
+from celery_statemanager.testing import Grid
 
 PATIENCE = 30.0
 
@@ -144,9 +144,7 @@ def test_a_lost_connection_is_shown(job, display, film, monkeypatch):
 @pytest.fixture
 def submitted(store):
     """A submitted job of two rows that are half done and run by the worker ``w1``."""
-    record = store.create_job(
-        replace(new_job("job", 2, ("a",)), submission=Submission(2, done=True, alive_until=0), created_at=1)
-    )
+    record = Grid.submitted(store, 2).job
     for row in range(2):
         store.begin(record.ref, Begin(tag="a", task_index=row, event_id=new_event_id(), owner="w1"))
     return record

@@ -5,13 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from celery_statemanager import Manager, Status
-from celery_statemanager.records import Submission, new_job
+from celery_statemanager.testing import Grid
 
 PATIENCE = 30.0
 
@@ -67,8 +66,7 @@ def test_ctrl_c_ends_the_command_cleanly(running, watched, style):
 
 
 def test_a_table_notes_once_that_no_worker_is_alive(kept, watched):
-    submission = Submission(1, done=True, alive_until=0)
-    kept.create_job(replace(new_job("queued", 1, ("ingest",)), submission=submission))
+    Grid.submitted(kept, 1, ("ingest",), "queued")
     monitor = watched("queued", "--format", "table")
     said = monitor.process.stderr.readline().decode()
     assert said == "note: no live worker: start a worker, or compare the store_url of the running ones\n"

@@ -2,13 +2,13 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
-from celery_statemanager.records import CALLBACK_ROW, Latch, Submission, Write, new_event_id, new_job
+from celery_statemanager.records import CALLBACK_ROW, Flow, Latch, Write, new_event_id, new_job
+from celery_statemanager.testing import Grid
 
 FINISHED = int(Status.FINISHED)
 
@@ -35,11 +35,9 @@ def shown(run):
 
 @pytest.fixture
 def etl(store, write):
-    """A job with everything: two tags, failures of both, callbacks, a submission."""
-    job = new_job("etl-42", 10, ("ingest", "export")).with_latches(
-        success=Latch('{"task": "proj.publish"}'), failure=Latch('{"task": "proj.alert"}')
-    )
-    store.create_job(replace(job, submission=Submission(7, done=False, alive_until=0)))
+    """A job with everything: two tags, failures of both, callbacks, unpublished rows."""
+    callbacks = {"success": '{"task": "proj.publish"}', "failure": '{"task": "proj.alert"}'}
+    Grid.submitted(store, 10, ("ingest", "export"), "etl-42", published=7, **callbacks)
     write("etl-42", *((row, "ingest", FINISHED, None) for row in range(4)), (4, "ingest", 40, "page 4"))
     write("etl-42", (9, "ingest", -5, "too slow"), (3, "export", -1, "no\x1b[2J such page"))
     return "etl-42"
@@ -56,7 +54,7 @@ def test_a_complete_job_as_json(etl, shown):
     assert list(found["tags"]) == ["ingest", "export"]
     assert found["tags"]["ingest"]["failedIDs"] == "9"
     assert found["tags"]["export"]["missingIDs"] == "0-2,4-9"
-    assert found["submission"] == {"published": 7, "done": False, "aliveUntil": "1970-01-01T00:00:00.000000Z"}
+    assert found["outbox"] == {"published": 7, "maxInFlight": None}
     assert found["callbacks"]["failure"]["task"] == "proj.alert"
     assert found["callbacks"]["failure"]["decidedAt"] is not None
     assert found["callbacks"]["success"] == {
@@ -91,7 +89,7 @@ def test_a_complete_job_as_text(etl, run):
     assert max(map(width, lines)) <= 80
     for part in (
         "4 of 20 finished · 1 running · 2 failed · 13 waiting",
-        "submitted   7 of 10 messages, its publisher has stopped",
+        "published   7 of 10 rows",
         "on_success  proj.publish  not decided yet",
         "on_failure  proj.alert    decided",
         "not published yet",
@@ -159,3 +157,15 @@ def test_an_unknown_job(run, error_of):
     result = run("nope")
     assert result.exit_code == 66
     assert error_of(result).startswith("no job 'nope' in this store")
+
+
+def test_the_number_of_rows_in_flight_is_shown(store, run, shown):
+    Grid.submitted(store, 2_500, flow=Flow(1_200))
+    assert "published   1,200 of 2,500 rows, at most 1,200 in flight" in run("job").stdout
+    assert shown("job")["outbox"] == {"published": 1_200, "maxInFlight": 1_200}
+
+
+def test_a_job_without_messages_has_no_outbox(store, run, shown):
+    Manager.create(store, "managers", num_tasks=1, tags=("a",))
+    assert shown("managers")["outbox"] is None
+    assert "published" not in run("managers").stdout

@@ -1,14 +1,14 @@
 """``why-state`` prints sentences that fit the terminal and contain no control characters."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
 from celery_statemanager.explain import JobDiagnosis
-from celery_statemanager.records import Begin, Submission, new_event_id, new_job
+from celery_statemanager.records import Begin, new_event_id
+from celery_statemanager.testing import Grid
 
 
 @pytest.fixture
@@ -22,10 +22,8 @@ def run(command):
 @pytest.fixture
 def etl(store):
     """A job with rows queued, running for nobody, written by a Manager, and one that waits for a stage."""
-    job = store.create_job(
-        replace(new_job("etl-42", 4, ("ingest", "export")), submission=Submission(4, done=True, alive_until=0))
-    )
-    manager = Manager.open(store, job.job_id, task_index=0)
+    Grid.submitted(store, 4, ("ingest", "export"), "etl-42")
+    manager = Manager.open(store, "etl-42", task_index=0)
     manager.set_state("ingest", Status.FINISHED)
     store.begin(manager.ref, Begin(tag="ingest", task_index=1, event_id=new_event_id(), owner="pod-\x1b[2J3:4711:ab"))
     Manager.open(store, "etl-42", task_index=2).set_state("ingest", 40, "page 4")

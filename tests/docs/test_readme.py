@@ -183,7 +183,7 @@ MESSAGES = [
     errors.JobCancelled("etl-42", "user asked"),
     errors.TaskMismatch("etl-42", 3, 5),
     errors.ReadOnlyManager("etl-42"),
-    errors.SubmitFailed("etl-42", 12, 100, "OperationalError: connection refused"),
+    errors.SubmitFailed("etl-42", 12, "EncodeError: Object of type Connection is not JSON serializable"),
     errors.SynchronizeTimeout("etl-42", "ingest", 10, "3,17-20", (), 60),
     errors.SynchronizeFailed("etl-42", "ingest", 10, FAILED),
     errors.WaitTimeout("etl-42", 60),

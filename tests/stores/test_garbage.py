@@ -15,7 +15,8 @@ from between import Between
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, collect_garbage, open_store
 from celery_statemanager.garbage import Act, GarbageReport, Skip
 from celery_statemanager.leases import MOST_BYTES, Received, Report, cell_name
-from celery_statemanager.records import JobRecord, Submission
+from celery_statemanager.records import ClaimRequest, Flow
+from celery_statemanager.stores import FullStore
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing import FakeClock, StoreFactory, WrappedStore
 from celery_statemanager.testing.kit import PATIENCE, Grid, every_job, purge
@@ -263,16 +264,23 @@ def test_a_job_of_a_live_worker_is_kept_until_the_worker_is_dead(
     assert collect_garbage(store, **DELETE).deleted == 1
 
 
-def test_a_job_that_is_being_published_is_kept_until_its_publisher_is_dead(store: Store) -> None:
-    grid = create_idle_job(store)
-
-    def publishing(until: int) -> Callable[[JobRecord], JobRecord]:
-        return lambda job: replace(job, submission=Submission(1, done=False, alive_until=until))
-
-    grid.update(publishing(store.now() + 60_000_000))
+def test_a_job_with_messages_to_publish_is_kept(store: FullStore) -> None:
+    grid = Grid.submitted(store, 3, published=2)
+    wait_until_idle(store, grid)
     assert collect_garbage(store, **DELETE).skipped == {Skip.PUBLISHING.value: 1}
-    grid.update(publishing(1))
+    store.claim(grid.ref, ClaimRequest(publisher="dead", limit=1))
+    assert collect_garbage(store, **DELETE).skipped == {Skip.PUBLISHING.value: 1}, "the last row may be unpublished"
+    store.claim(grid.ref, ClaimRequest(publisher="dead", limit=0))
+    wait_until_idle(store, grid)
     assert collect_garbage(store, **DELETE).deleted == 1
+
+
+def test_a_cancelled_job_with_unpublished_messages_is_collected(store: FullStore) -> None:
+    grid = Grid.submitted(store, 3, published=1, flow=Flow(1))
+    grid.cancel()
+    wait_until_idle(store, grid)
+    assert collect_garbage(store, **DELETE).deleted == 1
+    assert store.get_block(grid.ref, 0) is None
 
 
 def test_a_job_of_a_newer_release_is_kept_and_rejected_when_opened(store: Store) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -13,7 +12,7 @@ from celery_statemanager import Store, StoreContended, StoreError, StoreUnavaila
 from celery_statemanager.explain import explain
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import liveness
-from celery_statemanager.records import Cell, JobRef, OpenAttempt, Submission, WorkerRecord, Write, WriteReply, new_job
+from celery_statemanager.records import Cell, JobRef, OpenAttempt, WorkerRecord, Write, WriteReply
 from celery_statemanager.stores.wrapped import WrappedStore
 from celery_statemanager.sweep import Sweep, SweepReport
 from celery_statemanager.testing import FakeClock, FaultyStore
@@ -153,8 +152,7 @@ class EndlessLists(WrappedStore):
 @pytest.mark.parametrize("look", ["sweep", "jobs at work", "liveness", "why"])
 def test_reading_long_lists_takes_little_memory(local: Store, look: str) -> None:
     """100 records and 500 attempts take some 75 MB together."""
-    submission = Submission(500, done=True, alive_until=0)
-    job = local.create_job(replace(new_job("job", 500, ("a",)), submission=submission))
+    job = Grid.submitted(local, 500).job
     store = EndlessLists(local, job.ref, workers=100, attempts=500)
     looks: dict[str, Callable[[], object]] = {
         "sweep": lambda: sweep(store, OneApp("another app's")),

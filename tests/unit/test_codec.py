@@ -19,6 +19,8 @@ from celery_statemanager.codec import (
     control_to_json,
     event_to_wire,
     from_rfc3339,
+    outbox_from_json,
+    outbox_to_json,
     plan_from_json,
     plan_to_json,
     rfc3339,
@@ -30,7 +32,7 @@ from celery_statemanager.codec import (
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Summary
 from celery_statemanager.plan import Plan
-from celery_statemanager.records import Cancellation, Cell, Latch, Submission, new_job, to_datetime
+from celery_statemanager.records import Cancellation, Cell, Claim, Flow, Latch, OutboxState, new_job, to_datetime
 
 UTC = timezone.utc
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
@@ -195,21 +197,32 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
     assert empty == {
         "latches": dict(job.latches),
         "cancelled": None,
-        "submission": None,
+        "flow": None,
         "tombstoned_at": None,
     }
     values = {
         "latches": dict(changed.latches),
         "cancelled": Cancellation(None, 5),
-        "submission": Submission(3, done=True, alive_until=9),
+        "flow": Flow(3, "0-2,5", 9),
         "tombstoned_at": 7,
     }
     assert control_from_json(control_to_json(replace(changed, **values))) == values
 
 
 def test_control_from_json_ignores_unknown_latches_and_adds_missing_ones() -> None:
-    text = (
-        '{"latches":{"success":["s",1,null],"later":["x",2,3]},"cancelled":null,"submission":null,"tombstonedAt":null}'
-    )
+    text = '{"latches":{"success":["s",1,null],"later":["x",2,3]},"cancelled":null,"flow":null,"tombstonedAt":null}'
     latches = control_from_json(text)["latches"]
     assert latches == {"success": Latch("s", 1), "failure": Latch(), "settled": Latch()}
+
+
+def test_a_job_of_an_earlier_release_has_no_messages() -> None:
+    text = '{"latches":{},"cancelled":null,"submission":[3,true,9],"tombstonedAt":null}'
+    assert control_from_json(text)["flow"] is None
+
+
+def test_the_claims_of_an_outbox_round_trip() -> None:
+    for state in (
+        OutboxState(),
+        OutboxState(7, {"a/1.2": Claim(IndexSet.parse("0-2,6"), 3, 4), "ß": Claim(IndexSet(), 5)}),
+    ):
+        assert outbox_from_json(state.claimed, outbox_to_json(state)) == state

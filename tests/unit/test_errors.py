@@ -55,12 +55,9 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     ),
     errors.WaitTimeout("etl", 60.0, None): (TimeoutError, "did not settle within 60.0 s"),
     errors.SubscriptionLost("etl", "gone"): (ConnectionError, "to job 'etl' is lost: gone; subscribe again"),
-    errors.SubmitFailed("etl", 3, 7): (None, "failed after 3 of 7 messages; the job is cancelled"),
-    errors.SubmitFailed("etl", 3, 7, "OSError: no"): (None, "3 of 7 messages: OSError: no; the job is cancelled"),
-    errors.SubmitFailed("etl", 3, 7, "OSError: no", cancelled=False): (
-        None,
-        "is not cancelled, because cancelling failed too",
-    ),
+    errors.SubmitFailed("etl", 3): (None, "failed at member 3; no message was sent, and no job was created"),
+    errors.SubmitFailed("etl", 3, "OSError: no"): (None, "failed at member 3: OSError: no; no message was sent"),
+    errors.SubmitFailed("etl", 0, "OSError: no", 0): (None, "at member 0: OSError: no; the job is cancelled; correct"),
     errors.StoreError("text"): (None, "text"),
     errors.StoreUnavailable("text"): (ConnectionError, "text"),
     errors.StoreContended("text"): (ConnectionError, "text"),
@@ -135,14 +132,16 @@ def test_errors_expose_their_arguments_as_attributes() -> None:
     assert (late.states, late.missing, late.timeout) == ([STATE], "1-3,5", 2.5)
     failed = errors.SynchronizeFailed("etl", "scan", 10, STATE)
     assert failed.state is STATE
-    assert errors.SubmitFailed("etl", 3, 7).job is None
+    planned, eager = errors.SubmitFailed("etl", 3, "no"), errors.SubmitFailed("etl", 3, "no", 3)
+    assert (planned.task_index, planned.why, planned.published, planned.job) == (3, "no", 0, None)
+    assert (eager.task_index, eager.why, eager.published, eager.job) == (3, "no", 3, None)
 
 
 def test_pickling_submit_failed_drops_its_job() -> None:
-    error = errors.SubmitFailed("etl", 3, 7)
+    error = errors.SubmitFailed("etl", 3, "no", 3)
     error.job = threading.Lock()  # cannot be pickled, like the locks and connections of a job's store
     unpickled = pickle.loads(pickle.dumps(error))
-    assert (unpickled.published, unpickled.total, unpickled.job) == (3, 7, None)
+    assert (unpickled.published, unpickled.job, str(unpickled)) == (3, None, str(error))
 
 
 def test_a_long_list_of_rows_is_shortened_in_the_message_only() -> None:

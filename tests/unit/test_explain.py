@@ -13,14 +13,14 @@ from celery_statemanager.records import (
     AT_BROKER,
     CALLBACK_ROW,
     Begin,
+    ClaimRequest,
     Delivery,
-    Latch,
-    Submission,
+    Flow,
     Write,
     new_event_id,
     new_job,
 )
-from celery_statemanager.testing.kit import workers
+from celery_statemanager.testing.kit import Grid, workers
 
 UNSWEPT = "no sweep yet, start a worker or beat, or run sweep-state"
 WORKER = "pod-3:4711:ab12"
@@ -28,8 +28,7 @@ WORKER = "pod-3:4711:ab12"
 
 @pytest.fixture
 def job(store):
-    submitted = replace(new_job("why", 4, ("scan", "hash")), submission=Submission(4, done=True, alive_until=0))
-    return store.create_job(submitted.with_latches(settled=Latch("{}")))
+    return Grid.submitted(store, 4, ("scan", "hash"), "why", settled="{}").job
 
 
 def clock_time(moment):
@@ -123,8 +122,7 @@ def test_rows_that_a_worker_may_have_received_without_listing_them(store, job):
 
 def test_rows_with_an_eta_are_reported_as_delayed_until_it_has_come(store, job, clock):
     until = store.now() + 3_600_000_000
-    submission = Submission(4, done=True, alive_until=0, delayed="1-3", delayed_until=until)
-    assert store.update_job(replace(job, submission=submission)) is not None
+    assert store.update_job(replace(job, flow=Flow(delayed="1-3", delayed_until=until))) is not None
     leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row, None) for row in (0, 3)]), 7_200.0)
     text = f"{datetime.fromtimestamp(until // 1_000_000, timezone.utc):%Y-%m-%d %H:%M:%S} UTC at the latest"
     assert [each for each in reasons(store, job) if each[0] == "scan"] == [
@@ -137,8 +135,8 @@ def test_rows_with_an_eta_are_reported_as_delayed_until_it_has_come(store, job, 
 
 
 def test_a_later_stage_is_not_reported_as_delayed(store, job):
-    submission = Submission(4, done=True, alive_until=0, delayed="0", delayed_until=store.now() + 3_600_000_000)
-    assert store.update_job(replace(job, submission=submission)) is not None
+    flow = Flow(delayed="0", delayed_until=store.now() + 3_600_000_000)
+    assert store.update_job(replace(job, flow=flow)) is not None
     begin(store, job, "scan", 0)
     store.write(job.ref, Write.ending("scan", 0, Status.FINISHED, attempt=1))
     assert [code for tag, rows, code, _ in reasons(store, job) if (tag, rows) == ("hash", "0")] == ["queued"]
@@ -215,13 +213,30 @@ def test_rows_written_by_a_manager(store, job):
 
 
 def test_rows_of_a_live_and_of_a_dead_publisher(store, clock):
-    publishing = Submission(published=1, done=False, alive_until=store.now() + 60_000_000)
-    job = store.create_job(replace(new_job("half", 3, ("a",)), submission=publishing))
+    job = Grid.submitted(store, 3, published=0).job
+    store.claim(job.ref, ClaimRequest(publisher="p", limit=1, lease=60))
     assert ("a", "1-2", "unpublished", "being published") in reasons(store, job)
     clock.advance(61)
-    assert (
-        reasons(store, job)[0][3] == "never published: its publisher has stopped; " + UNSWEPT + ": the job is cancelled"
-    )
+    text = f"not published yet; {UNSWEPT}: it is published"
+    assert ("a", "1-2", "unpublished", text) in reasons(store, job)
+
+
+def test_rows_that_wait_until_fewer_are_in_flight(store):
+    grid = Grid.submitted(store, 2_000, ("a", "b"), flow=Flow(1_500))
+    text = "waits for its turn, 1,500 of 1,500 in flight"
+    assert ("a", "1500-1999", "unpublished", text) in reasons(store, grid.job)
+    assert ("b", "1500-1999", "unpublished", text) in reasons(store, grid.job)
+    grid.run("a", 0)
+    grid.run("b", 0)
+    text = f"not published yet; {UNSWEPT}: it is published"
+    assert ("a", "1500-1999", "unpublished", text) in reasons(store, grid.job)
+
+
+def test_rows_of_a_cancelled_job_are_not_reported_as_unpublished(store):
+    grid = Grid.submitted(store, 3, published=1)
+    grid.begin("a", 0)
+    grid.cancel()
+    assert [code for _, _, code, _ in reasons(store, grid.job)] == ["running"]
 
 
 def test_a_callback_from_its_decision_to_its_end(store, job, clock):

@@ -16,6 +16,7 @@ from celery.worker import state as worker_state
 from celery_statemanager import Status, StoreError, StoreUnavailable, leases
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
+from celery_statemanager.integration.outbox.blocks import BlockWriter
 from celery_statemanager.integration.pending_files import PendingFiles
 from celery_statemanager.integration.redelivery import MAX_BYTES
 from celery_statemanager.integration.requests import HeldMessages
@@ -25,7 +26,7 @@ from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.sweeping import LeaseTrust, keep_sweeping, sweep
 from celery_statemanager.leases import Report, cell_name
 from celery_statemanager.metrics import Metrics
-from celery_statemanager.records import Submission, new_job
+from celery_statemanager.records import ClaimRequest, Flow, new_job
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FaultyStore, Grid
 from celery_statemanager.testing.kit import PATIENCE, workers
@@ -227,15 +228,25 @@ def with_lost_message(tracker):
 
     grid = Grid.create(tracker.store, 1, ("a",))
     row = leases.Received(
-        grid.ref, "a", 0, json.dumps({"task": "lost", "body": "[]", "publish": {"routing_key": "lost"}})
+        grid.ref, "a", 0, json.dumps({"task": "lost", "body": "[]", "publish": {"routing_key": "lost", "headers": {}}})
     )
     tracker.store.put_worker("dead", Report(received=[row]).to_json(), 0)
 
 
 def with_dead_publisher(tracker):
-    """Create a job whose publisher died before it had sent all messages."""
-    submission = Submission(published=1, done=False, alive_until=0)
-    tracker.store.create_job(replace(new_job("half", 3, ("a",)), submission=submission))
+    """Create a job whose publisher died after it had claimed one of the messages."""
+
+    @tracker.app.task(name="half", shared=False)
+    def half(): ...
+
+    job = replace(new_job("half", 3, ("a",)), flow=Flow())
+    writer = BlockWriter(tracker.store, job.ref)
+    for row in range(3):
+        header = Binding(job.ref, row, "a").to_header()
+        writer.add({"task": "half", "body": "[]", "publish": {"routing_key": "half", "headers": {HEADER: header}}})
+    writer.flush()
+    tracker.store.create_job(job)
+    tracker.store.claim(job.ref, ClaimRequest(publisher="dead/1.1", limit=1))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +254,7 @@ def with_dead_publisher(tracker):
     [
         (lambda tracker: with_dead_worker(tracker.store), "WARNING", (1, 0, 0, 0)),
         (with_lost_message, "WARNING", (0, 1, 0, 0)),
-        (with_dead_publisher, "INFO", (0, 0, 0, 1)),
+        (with_dead_publisher, "INFO", (0, 0, 0, 3)),
     ],
 )
 def test_sweep_logs_marked_and_requeued_attempts_as_a_warning(tracker, caplog, create, level, numbers):

@@ -7,15 +7,15 @@ import pytest
 from celery_statemanager import leases
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import Activity, Liveness, liveness
-from celery_statemanager.records import Submission, new_job
-from celery_statemanager.testing import WrappedStore
+from celery_statemanager.records import ClaimRequest, new_job
+from celery_statemanager.testing import Grid, WrappedStore
 
 LEASE = 30.0
 
 
 @pytest.fixture
 def job(store):
-    return store.create_job(replace(new_job("etl", 4, ("scan",)), submission=Submission(4, done=True, alive_until=0)))
+    return Grid.submitted(store, 4, ("scan",), "etl").job
 
 
 def run(store, worker, *cells, received=(), cut=()):
@@ -86,9 +86,9 @@ def test_a_job_with_a_dead_and_a_live_worker_is_working_and_has_lost_tasks(store
     assert (found.activity, found.lost) == (Activity.WORKING, True)
 
 
-def test_a_job_under_submission_needs_no_worker(store, clock):
-    submission = Submission(1, done=False, alive_until=store.now() + 60_000_000)
-    job = store.create_job(replace(new_job("etl", 4, ("scan",)), submission=submission))
+def test_a_job_that_is_being_published_needs_no_worker(store, clock):
+    job = Grid.submitted(store, 4, ("scan",), "etl", published=0).job
+    store.claim(job.ref, ClaimRequest(publisher="p", limit=1, lease=60))
     assert activity(store, job) is Activity.WORKING
     clock.advance(60)
     assert activity(store, job) is Activity.NO_WORKER
@@ -101,5 +101,5 @@ def test_a_job_that_needs_no_worker_is_not_looked_up(kind, store, job):
             raise AssertionError("the worker records were read")
 
     latches = {name: replace(latch, decided_at=1) for name, latch in job.latches.items()}
-    job = replace(job, submission=None) if kind == "without Celery" else job.with_latches(**latches)
+    job = replace(job, flow=None) if kind == "without Celery" else job.with_latches(**latches)
     assert activity(NothingIsRead(store), job) is Activity.WORKING

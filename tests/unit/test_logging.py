@@ -47,7 +47,7 @@ ABOUT_NO_JOB = {
     "migrated: %s",
     (
         "sweep: %d attempts marked as LOST, %d messages sent again, callbacks of %d jobs published, "
-        "%d unfinished submissions cancelled"
+        "%d messages published"
     ),
     "app %r: unknown setting %s has no effect%s",
     (

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +19,7 @@ from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.main_loop import MainLoop
 from celery_statemanager.leases import Received, Report, cell_name
-from celery_statemanager.records import Begin, Submission, Verdict
+from celery_statemanager.records import Begin, Verdict
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import Grid
@@ -48,9 +47,7 @@ class Actions:
 
 @pytest.fixture
 def grid(store):
-    grid = Grid.create(store, 2, ("a",))
-    grid.update(lambda job: replace(job, submission=Submission(2, done=True, alive_until=0)))
-    return grid
+    return Grid.submitted(store, 2)
 
 
 @pytest.fixture
