@@ -7,6 +7,7 @@ nothing, so threads and forks cannot disturb it. Each call reads all cells of a 
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import json
@@ -21,7 +22,8 @@ from celery_statemanager import aggregate, codec
 from celery_statemanager import records as r
 from celery_statemanager.errors import JobExists, JobNotFound, StoreUnavailable
 from celery_statemanager.models import Scope, State
-from celery_statemanager.stores import FullStore, Watch, WorkerRegistry, recount
+from celery_statemanager.stores import FullStore, Outbox, Watch, recount
+from celery_statemanager.stores.capabilities import draft_expired
 from celery_statemanager.stores.steps import Transaction, mark_of
 from celery_statemanager.stores.transactional import CellKey, Reply, TransactionalStore
 
@@ -40,12 +42,14 @@ class JobFile:
         self.now: int = content["now"]
         self.changes: int = content["changes"]
         self.job_changed: int = content["job_changed"]
+        self._outbox = content["outbox"]
         self._cells = {(tag, row): (change, fields) for tag, row, change, fields in content["cells"]}
 
     def save(self) -> None:
         content = {name: getattr(self, name) for name in ("now", "changes", "job_changed")}
         cells = [(*key, *stored) for key, stored in self._cells.items()]
-        _replace(self.path, content | {"job": codec.job_to_fields(self.job), "cells": cells})
+        content |= {"job": codec.job_to_fields(self.job), "outbox": self._outbox, "cells": cells}
+        _replace(self.path, content)
 
     def cell(self, tag: str, task_index: int) -> r.Cell | None:
         kept = self._cells.get((tag, task_index))
@@ -67,6 +71,12 @@ class JobFile:
         self.changes += 1
         self.job_changed = self.changes
         self.job = replace(job, revision=self.job.revision + 1)
+
+    def outbox(self) -> r.OutboxState:
+        return codec.outbox_from_json(*self._outbox)
+
+    def put_outbox(self, state: r.OutboxState) -> None:
+        self._outbox = state.claimed, codec.outbox_to_json(state)
 
     @property
     def cells(self) -> dict[CellKey, r.Cell]:
@@ -102,10 +112,15 @@ class FolderStore(TransactionalStore):
             path = self._path(job.key)
             if path.exists():
                 raise JobExists(*job.key)
+            self.accept(job)
             now = self.now()
-            record = codec.job_to_fields(replace(job, created_at=now, last_activity=now, revision=1))
-            _replace(path, {"job": record, "now": now, "changes": 0, "job_changed": 0, "cells": []})
+            fields = codec.job_to_fields(replace(job, created_at=now, last_activity=now, revision=1))
+            content = {"job": fields, "now": now, "changes": 0, "job_changed": 0, "outbox": [0, "{}"], "cells": []}
+            _replace(path, content)
             return self.read(*job.ref).job
+
+    def accept(self, job: r.JobRecord) -> None:
+        """Take over the messages of a job that is created. This store keeps none."""
 
     def get_job(self, key: r.JobKey) -> r.JobRecord:
         return self.read(key).job
@@ -135,6 +150,7 @@ class FolderStore(TransactionalStore):
             if if_idle and (now.revision, now.last_activity) != (job.revision, job.last_activity):
                 return False
             self._path(job.key).unlink()
+            self._blocks(job.ref).unlink(missing_ok=True)
             return True
 
     def purge(self, limit: int = 1_000) -> int:
@@ -169,6 +185,9 @@ class FolderStore(TransactionalStore):
 
     def _path(self, key: r.JobKey) -> Path:
         return self._folder / "jobs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
+
+    def _blocks(self, ref: r.JobRef) -> Path:
+        return self._folder / f"{ref.incarnation}.blocks"
 
     def read(self, key: r.JobKey, incarnation: str | None = None) -> JobFile:
         file = _load(self._path(key))
@@ -220,8 +239,8 @@ class FolderWatch(Watch):
         self._closed.set()
 
 
-class SweptFolderStore(FolderStore, WorkerRegistry):
-    """Worker records too: enough for a sweep."""
+class SweptFolderStore(FolderStore, Outbox):
+    """Worker records and messages too: enough for a sweep."""
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         with self._lock():
@@ -250,6 +269,37 @@ class SweptFolderStore(FolderStore, WorkerRegistry):
             for (tag, row), cell in file.cells.items():
                 if cell.held:
                     yield r.OpenAttempt(file.job.ref, tag, row, cell)
+
+    def add_block(self, ref: r.JobRef, first: int, data: bytes, lease: float) -> None:
+        with self._lock():
+            blocks = _messages(self._blocks(ref))["blocks"] | {str(first): base64.b64encode(data).decode()}
+            _replace(self._blocks(ref), {"until": self.now() + round(lease * 1_000_000), "blocks": blocks})
+
+    def get_block(self, ref: r.JobRef, row: int) -> tuple[int, bytes] | None:
+        blocks = _messages(self._blocks(ref))["blocks"]
+        first = max((first for first in map(int, blocks) if first <= row), default=None)
+        return None if first is None else (first, base64.b64decode(blocks[str(first)]))
+
+    def accept(self, job: r.JobRecord) -> None:
+        """End the draft. Its blocks leak if the process is killed before the job is created."""
+        if job.flow is not None:
+            messages = _messages(self._blocks(job.ref))
+            if messages["until"] is None:
+                raise draft_expired(job)
+            _replace(self._blocks(job.ref), messages | {"until": None})
+
+    def drop_draft(self, ref: r.JobRef) -> None:
+        with self._lock():
+            if _messages(self._blocks(ref))["until"] is not None:
+                self._blocks(ref).unlink()
+
+    def drop_expired_drafts(self) -> int:
+        with self._lock():
+            drafts = {path: _messages(path)["until"] for path in self._folder.glob("*.blocks")}
+            expired = [path for path, until in drafts.items() if until is not None and until <= self.now()]
+            for path in expired:
+                path.unlink()
+            return len(expired)
 
     def _workers(self) -> dict[str, r.WorkerRecord]:
         path = self._folder / "workers.json"
@@ -288,6 +338,15 @@ def _load(path: Path) -> JobFile | None:
         return None
     except OSError as error:
         raise StoreUnavailable(f"cannot read {path}: {error}") from error
+
+
+def _messages(path: Path) -> dict[str, Any]:
+    """Return the blocks of a job, and the time until which they are a draft: None if the job has been created."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {"until": None, "blocks": {}}
+    return found
 
 
 def _replace(path: Path, content: Any) -> None:

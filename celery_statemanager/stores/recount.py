@@ -27,7 +27,7 @@ def total(job: JobRecord, cells: Cells) -> Tally:
     columns = _by_column(job, cells)
     found = Tally()
     for tag in aggregate.expected_tags(job, columns):
-        found = found.plus(_tally(columns.get(tag, {})))
+        found = found.plus(_tally(job, tag, columns.get(tag, {})))
     return found
 
 
@@ -61,7 +61,7 @@ def _by_column(job: JobRecord, cells: Cells) -> dict[str, dict[int, Cell]]:
 
 def _column(job: JobRecord, tag: str, cells: Mapping[int, Cell], *, indexes: bool) -> Column:
     rows = aggregate.expected_rows(job, tag)
-    column = Column(tag, len(rows), _tally(cells), _lowest(job, tag, cells))
+    column = Column(tag, len(rows), _tally(job, tag, cells), _lowest(job, tag, cells))
     if indexes:
         started = IndexSet(row for row, cell in cells.items() if cell.status != 0)
         negative = IndexSet(row for row, cell in cells.items() if cell.status < 0)
@@ -72,10 +72,10 @@ def _column(job: JobRecord, tag: str, cells: Mapping[int, Cell], *, indexes: boo
     return column
 
 
-def _tally(cells: Mapping[int, Cell]) -> Tally:
+def _tally(job: JobRecord, tag: str, cells: Mapping[int, Cell]) -> Tally:
     found = Tally()
-    for cell in cells.values():
-        found = found.plus(tally_of(cell))
+    for row, cell in cells.items():
+        found = found.plus(tally_of(cell, is_last=aggregate.ends_row(job, tag, row)))
     return found
 
 

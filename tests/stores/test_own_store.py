@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from celery_statemanager import ConfigurationError, Manager, Status, open_store
+from celery_statemanager.records import ClaimRequest
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import (
     CoreContract,
     FakeClock,
     Grid,
     MigratableContract,
+    OutboxContract,
     StoreContract,
     StoreFactory,
     WorkerRegistryContract,
@@ -38,7 +40,7 @@ class TestJobs(FolderTests, CoreContract):
     store_class = FolderStore
 
 
-class TestWorkers(FolderTests, WorkerRegistryContract):
+class TestWorkers(FolderTests, WorkerRegistryContract, OutboxContract):
     store_class = SweptFolderStore
 
 
@@ -51,21 +53,32 @@ class TestAll(FolderTests, StoreContract):
     store_class = FullFolderStore
 
 
-class NoActions:
+class Actions:
+    """Claims the messages that a sweep publishes."""
+
+    def __init__(self, store):
+        self.store = store
+
     def resend(self, ref, message):
         return True
 
     def publish(self, ref, decided):
         return 0
 
+    def publish_messages(self, job, outbox, dead):
+        request = ClaimRequest(publisher="sweep", limit=job.num_tasks, dead=frozenset(dead))
+        return len(self.store.claim(job.ref, request).rows)
 
-def test_a_store_with_worker_records_can_be_swept(tmp_path):
+
+def test_a_store_with_worker_records_and_messages_can_be_swept(tmp_path):
     clock = FakeClock()
     store = SweptFolderStore(tmp_path, clock=clock)
-    grid = Grid.create(store, 2, ("a",))
+    grid = Grid.submitted(store, 5, published=1)
     grid.begin("a", 0, owner="w1")
+    store.claim(grid.ref, ClaimRequest(publisher="dead/1.1", limit=1))
     clock.advance(60)
-    assert Sweep(store, NoActions(), lease=30.0, max_lost=3).run().marked == 1
+    report = Sweep(store, Actions(store), lease=30.0, max_lost=3).run()
+    assert (report.marked, report.published) == (1, 4)
     assert grid.state("a", 0).status == Status.LOST
 
 
@@ -84,7 +97,8 @@ def test_open_store_opens_a_full_store_by_its_url(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("store_class", "lacking"), [(FolderStore, "WorkerRegistry and Migratable"), (SweptFolderStore, "Migratable")]
+    ("store_class", "lacking"),
+    [(FolderStore, "WorkerRegistry and Outbox and Migratable"), (SweptFolderStore, "Migratable")],
 )
 def test_open_store_refuses_a_store_that_lacks_a_capability(store_class, lacking, tmp_path, monkeypatch):
     plugin(monkeypatch, store_class)
@@ -101,4 +115,4 @@ def test_the_excerpts_of_the_guide_are_code_of_the_example():
     for block in excerpts:
         for part in re.split(r"\n *\.\.\.\n", f"\n{block}"):
             assert part.strip("\n") in example
-    assert len(example.splitlines()) < 300
+    assert len(example.splitlines()) < 360
