@@ -127,8 +127,8 @@ def recount(path: Path) -> dict[tuple[str, int], int]:
                 gaps = db.execute("SELECT low, high FROM gap WHERE job = ? AND tag = ? ORDER BY high", (number, tag))
                 if kind in COUNTED:
                     total = Tally()
-                    for cell in cells.values():
-                        total = total.plus(tally_of(cell))
+                    for row, cell in cells.items():
+                        total = total.plus(tally_of(cell, is_last=aggregate.ends_row(job, name, row)))
                     assert Tally(*tally) == total
                     missing = [row for low, high in gaps for row in range(low, high + 1)]
                     assert missing == sorted(set(aggregate.expected_rows(job, name)) - cells.keys())
