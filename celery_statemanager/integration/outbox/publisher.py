@@ -141,5 +141,7 @@ class _Publisher:
             text = "cannot publish messages of job %r now, a sweep will: %s"
             logger.warning(text, self._ref.key.job_id, describe(error), extra=self._log_extra)
             with suppress(StoreError):  # then they are left when the lease of the claim ends
-                left = ClaimRequest(publisher=f"unpublished/{self._name}", limit=0, dead=frozenset({self._name}))
-                self._tracker.store.claim(self._ref, left)
+                left = f"unpublished/{self._name}"  # may hold earlier rows, which no sweep has published yet
+                self._tracker.store.claim(
+                    self._ref, ClaimRequest(publisher=left, limit=0, dead=frozenset({self._name, left}))
+                )

@@ -96,9 +96,9 @@ def part_ending(
     """Return the arguments for a backlog of the write that ends the cell of a replacement."""
     place = binding.tag, binding.task_index
     ending = Write.cut_off(*place, status, sanitize(message), Delivery(binding.replacements))
-    ending.publisher = publisher_id()
 
     def write() -> None:
+        ending.publisher = publisher_id()  # of the thread that publishes, which may be that of the backlog
         try:
             reply = tracker.store.write(binding.ref, ending)
         except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
