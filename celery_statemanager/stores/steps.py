@@ -31,8 +31,8 @@ from celery_statemanager.records import (
 from celery_statemanager.transitions import apply_begin, apply_write, blocked, is_unreported, proven, unblocked
 
 
-class WriteTransaction(Protocol):
-    """One job inside a store's transaction, as ``write``, ``begin`` and ``update_job`` use it.
+class ClaimTransaction(Protocol):
+    """One job inside a store's transaction, as ``claim`` uses it.
 
     Attributes:
         now: the store's time in microseconds, not earlier than any previous write of the job.
@@ -44,23 +44,27 @@ class WriteTransaction(Protocol):
     def job(self) -> JobRecord:
         """The job, including the changes of this transaction."""
 
-    def cell(self, tag: str, task_index: int) -> Cell | None:
-        """Read a cell."""
-
-    def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
-        """Store a cell and update everything derived from it: tally, indexes, change feed."""
-
     def total(self) -> Tally:
         """Sum the tallies of the expected columns."""
-
-    def put_job(self, job: JobRecord) -> None:
-        """Store the changeable part of the job under its next revision."""
 
     def outbox(self) -> OutboxState:
         """Read which rows are claimed. Used only for a job with a ``flow``."""
 
     def put_outbox(self, state: OutboxState) -> None:
         """Store which rows are claimed."""
+
+
+class WriteTransaction(ClaimTransaction, Protocol):
+    """One job inside a store's transaction, as ``write``, ``begin`` and ``update_job`` use it."""
+
+    def cell(self, tag: str, task_index: int) -> Cell | None:
+        """Read a cell."""
+
+    def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
+        """Store a cell and update everything derived from it: tally, indexes, change feed."""
+
+    def put_job(self, job: JobRecord) -> None:
+        """Store the changeable part of the job under its next revision."""
 
 
 class Transaction(WriteTransaction, Protocol):
@@ -110,7 +114,7 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
     return WriteReply(new, decided, claimed=_claim_next(tx, request, new))
 
 
-def claim(tx: WriteTransaction, request: ClaimRequest) -> Claimed:
+def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
     """Claim the rows of dead publishers, and then rows that nobody has claimed, as many as may be in flight."""
     job = tx.job
     if job.flow is None or job.cancelled or job.settled:
