@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from firestore_kit import Documents, listening
@@ -234,6 +235,29 @@ def test_a_blocked_cell_of_an_older_release_counts_as_failed_until_it_changes(
         assert counts_of(grid, "save") == (1, 1, 2)
         grid.end("scan", 0, FAILED)
         assert counts_of(grid, "save") == (1, 2, 1)
+
+
+@pytest.mark.parametrize("tags", [("scan", "save"), {"scan": range(3), "save": range(2)}, None])
+def test_shards_of_an_older_release_without_ended_rows_are_summed(
+    store: FirestoreStore, documents: Documents, tags: Any
+) -> None:
+    grid = Grid.create(store, 3, tags)
+    for row in range(2):
+        grid.run("scan", row)
+        grid.run("save", row)
+    before = store.column_summaries(grid.ref)[1]
+    parent = f"jobs/job/runs/{grid.ref.incarnation}/tallies"
+    for shard in documents.ids(parent):
+        counts = documents.get(f"{parent}/{shard}")
+        assert counts.pop("rows") is not None
+        documents.put(f"{parent}/{shard}", **counts)
+    assert store.column_summaries(grid.ref)[1] == before
+    grid.run("scan", 2)
+    if not isinstance(tags, dict):
+        grid.run("save", 2)
+    summary = grid.manager().summary(indexes=False)
+    assert summary.finished == summary.expected
+    assert grid.job.settled == (tags is not None)
 
 
 def test_a_migration_counts_blocked_cells_of_an_older_release_as_not_run(

@@ -17,9 +17,9 @@ from celery_statemanager.stores.firestore.tallies import ShardCounts
 from celery_statemanager.stores.firestore.view import cell_document
 from celery_statemanager.stores.transactional import CellKey
 
-_SUMMED = tuple(name for name in ShardCounts._fields if name != "not_run")
+_SUMMED = tuple(name for name in ShardCounts._fields if name not in {"not_run", "rows"})
 _HALVES = _SUMMED[:5], _SUMMED[5:]
-"""A query sums at most five fields, and only documents that have them all. Older shards have no ``not_run``."""
+"""A query sums at most five fields, and only documents that have them all. Older shards lack the other fields."""
 
 
 class JobSnapshot:
@@ -69,7 +69,14 @@ class JobSnapshot:
         sums = {**self._sums(self._run, shards, _HALVES[0]), **self._sums(self._run, shards, _HALVES[1])}
         if sums["ended"] > sums["succeeded"]:
             sums |= self._sums(self._run, shards, ("not_run",))
-        return ShardCounts(**sums)
+        return ShardCounts(**sums, rows=self._ended_rows(tag, sums["ended"]))
+
+    def _ended_rows(self, tag: str, ended: int) -> int:
+        """Return the number of rows that have ended with a column. Only one that ends some of its rows costs a sum."""
+        last = {stages[-1] == tag for stages, _ in self.job.plan.shapes if tag in stages} if self.job.plan else set()
+        if len(last) < 2 or not ended:
+            return ended if True in last else 0
+        return self._sums(self._run, requests.select("tallies", ("tag", "==", tag)), ("rows",))["rows"]
 
     def _lowest(self, tag: str, written: int | None) -> State:
         rows = aggregate.expected_rows(self.job, tag)

@@ -22,10 +22,15 @@ DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failed_final": "alarms"
 """The fields of ``Tally`` that decide the latches, each with its stored field."""
 
 
+WINDOW = {**DECISIVE, "rows": "rows"}
+"""The fields of ``Tally`` that are summed in a job whose number of rows in flight is limited."""
+
+
 class ShardCounts(NamedTuple):
     """The counts of a shard: ``Tally`` except ``progress``, which changes with every write, and the written cells.
 
-    The names are those of the stored fields; ``alarms`` is ``Tally.failed_final``.
+    The names are those of the stored fields; ``alarms`` is ``Tally.failed_final``. Shards of earlier releases lack
+    ``not_run`` or ``rows``.
     """
 
     running: int = 0
@@ -67,9 +72,13 @@ def shard_of(job: JobRecord, task_index: int) -> int:
     return task_index % min(job.num_tasks, SHARDS)
 
 
-def counts_of(cell: Cell | None) -> ShardCounts:
-    """Return the counts of a single cell."""
-    return ShardCounts() if cell is None else ShardCounts._make((*tally_of(cell)[:9], 1))
+def counts_of(cell: Cell | None, *, is_last: bool) -> ShardCounts:
+    """Return the counts of a single cell.
+
+    Args:
+        is_last: whether it is the last stage of its row in the plan.
+    """
+    return ShardCounts() if cell is None else ShardCounts._make((*tally_of(cell, is_last=is_last)[:9], 1))
 
 
 def changes(
@@ -82,7 +91,8 @@ def changes(
     """
     by_shard: dict[tuple[str, int], ShardCounts] = {}
     for (tag, row), old, new in puts:
-        before, after = counts_of(old), counts_of(new)
+        is_last = aggregate.ends_row(job, tag, row)
+        before, after = counts_of(old, is_last=is_last), counts_of(new, is_last=is_last)
         if before != after and is_counted(job, tag, row):
             shard = tag, shard_of(job, row)
             by_shard[shard] = by_shard.get(shard, ShardCounts()).plus(after.minus(before))
