@@ -9,6 +9,7 @@ from celery_statemanager.errors import StoreError
 from celery_statemanager.records import (
     Claimed,
     ClaimRequest,
+    JobKey,
     JobRecord,
     JobRef,
     OpenAttempt,
@@ -118,7 +119,7 @@ class Outbox(WorkerRegistry):
         """
 
 
-def draft_expired(job: JobRecord) -> StoreError:
+def draft_expired(job: JobRecord | JobKey) -> StoreError:
     """Create the error for a job whose blocks were deleted before ``create_job``."""
     return StoreError(
         f"cannot create job {job.job_id!r}: its stored messages were deleted, because its submitter had stopped for "

@@ -1,6 +1,6 @@
 """Deletion of jobs: one commit deletes the job's document, and ``purge`` later removes what it leaves behind.
 
-A note in ``{collection}_garbage`` identifies each deleted job until its documents are removed.
+A note in ``{collection}_garbage`` identifies each deleted job or draft until its documents are removed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from celery_statemanager.stores.firestore.timings import in_microseconds
 from celery_statemanager.stores.firestore.values import Moment, decode_fields
 
 DELETES_AT_ONCE = 400
+BLOCKS_AT_ONCE = 8
+"""A commit may delete at most 10 MiB, and each document of a block takes up to 900 KiB."""
+
 NOTES_AT_ONCE = 100
 
 
@@ -39,28 +42,39 @@ def delete(database: Database, jobs: JobDocuments, job: JobRecord, *, if_idle: b
         changed = (current.job.revision, current.job.last_activity) != (job.revision, job.last_activity)
         if if_idle and changed:
             return None
-        notes = [_note(database, job, job.incarnation)]
+        name = database.names.job(job.key)
+        notes = [note_of(database, name, job.incarnation, blocks=current.job.flow is not None)]
         if job.incarnation and not current.job.schema:  # half migrated: some cells have no incarnation
-            notes.append(_note(database, job, ""))
+            notes.append(note_of(database, name, "", blocks=False))
+        writes = [requests.delete(name, current.update_time), *notes]
+        if current.job.flow is not None:
+            writes.append(requests.delete(database.names.outbox(job.ref)))
         try:
-            response = database.commit(
-                [requests.delete(database.names.job(job.key), current.update_time), *notes], deadline
-            )
+            response = database.commit(writes, deadline)
         except (PreconditionFailed, Transient) as error:
             uncertain = uncertain or isinstance(error, Transient)
             deadline.pause(error)
             continue
-        return [
-            Document(note.update.name, decode_fields(note.update.fields), result.update_time, None)
-            for note, result in zip(notes, response.write_results[1:])
-        ]
+        return stored_notes(notes, response.write_results[1:])
 
 
-def _note(database: Database, job: JobRecord, incarnation: str) -> Any:
-    """Build a note. Notes of earlier releases lack ``emptied``, so they are found after the grace period."""
-    document_id = database.names.job(job.key).rpartition("/")[2]
-    fields = {"job": document_id, "incarnation": incarnation, "emptied": False}
+def note_of(database: Database, job_name: str, incarnation: str, *, blocks: bool) -> Any:
+    """Build a note. Notes of earlier releases lack ``emptied``, so they are found after the grace period.
+
+    Args:
+        blocks: whether the job has messages.
+    """
+    document_id = job_name.rpartition("/")[2]
+    fields = {"job": document_id, "incarnation": incarnation, "emptied": False, "blocks": blocks}
     return requests.stamp_time(f"{database.names.garbage}/{incarnation or document_id}", fields, "deletedAt")
+
+
+def stored_notes(notes: list[Any], results: Any) -> list[Document]:
+    """Return the documents of committed notes, given the results of their writes."""
+    return [
+        Document(note.update.name, decode_fields(note.update.fields), result.update_time, None)
+        for note, result in zip(notes, results)
+    ]
 
 
 def purge(database: Database, limit: int) -> int:
@@ -125,10 +139,10 @@ def _purge_job(database: Database, note: Document, limit: int) -> tuple[int, str
     if not note.fields["incarnation"]:
         return _purge_foreign(database, note, limit)
     removed = 0
-    for find in _searches(database, note):
+    for find, at_once in _searches(database, note):
         more = True
         while more:
-            wanted = min(DELETES_AT_ONCE, limit - removed)
+            wanted = min(at_once, limit - removed)
             documents = find(wanted)
             removed += _delete(database, documents) if documents else 0
             if removed >= limit:
@@ -137,8 +151,11 @@ def _purge_job(database: Database, note: Document, limit: int) -> tuple[int, str
     return removed, None
 
 
-def _searches(database: Database, note: Document) -> Iterator[Callable[[int], list[Document]]]:
-    """Yield a function for each collection of a job. It returns the names of up to ``limit`` documents of the job."""
+def _searches(database: Database, note: Document) -> Iterator[tuple[Callable[[int], list[Document]], int]]:
+    """Yield a function for each collection of a job, and the number of documents to delete at once.
+
+    The function returns the names of up to ``limit`` documents of the job.
+    """
     parent, incarnation = f"{database.names.jobs}/{note.fields['job']}", note.fields["incarnation"]
     run = f"{parent}/runs/{incarnation}"
 
@@ -146,9 +163,11 @@ def _searches(database: Database, note: Document) -> Iterator[Callable[[int], li
         structured = requests.select(collection, *filters, limit=limit, fields=())
         return database.query(parent, structured, database.deadline())
 
-    yield lambda limit: find(parent, "states", limit, ("incarnation", "==", incarnation))
-    yield lambda limit: find(run, "states", limit)
-    yield lambda limit: find(run, "tallies", limit)
+    yield lambda limit: find(parent, "states", limit, ("incarnation", "==", incarnation)), DELETES_AT_ONCE
+    yield lambda limit: find(run, "states", limit), DELETES_AT_ONCE
+    yield lambda limit: find(run, "tallies", limit), DELETES_AT_ONCE
+    if note.fields.get("blocks"):
+        yield lambda limit: find(run, "blocks", limit), BLOCKS_AT_ONCE
 
 
 def _purge_foreign(database: Database, note: Document, limit: int) -> tuple[int, str | None]:

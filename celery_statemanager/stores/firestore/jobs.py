@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import replace
+from typing import Any
 
 from celery_statemanager.errors import JobExists, JobNotFound, StoreError
 from celery_statemanager.records import JobKey, JobRecord, JobRef
+from celery_statemanager.stores.capabilities import draft_expired
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Document
 from celery_statemanager.stores.firestore.documents import JobDocument, job_fields, job_of, remember
@@ -74,7 +76,10 @@ class JobDocuments:
         self._cached.pop(key, None)
 
     def create(self, job: JobRecord) -> JobRecord:
-        """Create a job. Raises: JobExists; StoreError – the name belongs to a document that is not a job."""
+        """Create a job; its draft becomes its messages.
+
+        Raises: JobExists; StoreError – the draft was dropped, or the name belongs to a document that is not a job.
+        """
         deadline, operations = self._database.deadline(), [new_operation()]
         name = self._database.names.job(job.key)
         created = replace(job, revision=1, latches=dict(job.latches))
@@ -82,43 +87,88 @@ class JobDocuments:
         server_times = ("createdAt", "lastActivity")
         for path in server_times:
             fields.pop(path, None)
+        writes = [requests.put(name, fields, None, server_times), *self._acceptance(job)]
         while True:
             try:
-                response = self._database.commit([requests.put(name, fields, None, server_times)], deadline)
+                response = self._database.commit(writes, deadline)
             except (PreconditionFailed, Transient) as error:
-                existing = self._existing(job.key, deadline)
+                existing = self._existing(job, deadline)
                 if existing is None:
                     deadline.pause(error)
                     continue
                 if existing.job.incarnation != job.incarnation:
                     raise JobExists(*job.key) from None
                 return existing.job
-            (result,) = response.write_results
+            result = response.write_results[0]
             now = int(microseconds(result.transform_results[0].timestamp_value))
             created = replace(created, created_at=now, last_activity=now)
             return self.remember(JobDocument(created, result.update_time, operations)).job
 
-    def _existing(self, key: JobKey, deadline: CallDeadline) -> JobDocument | None:
-        """Read the job under a key, if there is one. Raises: StoreError – the document is not a job."""
-        name = self._database.names.job(key)
-        document = self._database.get([name], deadline).documents.get(name)
+    def _acceptance(self, job: JobRecord) -> list[Any]:
+        """Return the writes that turn a draft into the messages of a job."""
+        if job.flow is None:
+            return []
+        names = self._database.names
+        return [
+            requests.delete(names.draft(job.incarnation), must_exist=True),
+            requests.overwrite(names.outbox(job.ref), {"revision": 1}),
+        ]
+
+    def _existing(self, job: JobRecord, deadline: CallDeadline) -> JobDocument | None:
+        """Read the job under a key, if there is one.
+
+        Raises: StoreError – the document is not a job, or there is none and the draft of this job does not exist.
+        """
+        name, draft = self._database.names.job(job.key), self._database.names.draft(job.incarnation)
+        documents = self._database.get([name, draft] if job.flow else [name], deadline).documents
+        document = documents.get(name)
         if document is None:
+            if job.flow is not None and draft not in documents:
+                raise draft_expired(job)
             return None
         try:
-            return self.decode(key, document)
+            return self.decode(job.key, document)
         except JobNotFound:
             raise StoreError(
                 f"cannot create a job: the document {document.id!r} in {self._database.names.address.collection!r} is "
                 "not a job; choose another job_id, or another collection in the store's URL"
             ) from None
 
+    def update(self, job: JobRecord, deadline: CallDeadline) -> JobDocument | None:
+        """Write the changeable fields of a job. Return None if its revision has changed. Raises: JobNotFound."""
+        operation = new_operation()
+        while True:
+            current = self.current(job.ref, deadline)
+            if operation in current.operations:
+                return current
+            if job.revision != current.job.revision:
+                return None
+            changed = replace(
+                current.job,
+                latches=dict(job.latches),
+                cancelled=job.cancelled,
+                flow=job.flow,
+                tombstoned_at=job.tombstoned_at,
+                schema_version=job.schema_version,
+            )
+            try:
+                return self.replace(current, changed, operation, deadline)
+            except (PreconditionFailed, Transient) as error:
+                deadline.pause(error)
+
     def replace(self, document: JobDocument, job: JobRecord, operation: str, deadline: CallDeadline) -> JobDocument:
-        """Write the next revision of a job if its document is unchanged. Raises: PreconditionFailed, Transient."""
+        """Write the next revision of a job if its document is unchanged. Raises: PreconditionFailed, Transient.
+
+        The same commit writes the document of its claims, so that one which is computed from an earlier revision fails.
+        """
         operations = [*document.operations, operation]
         updated = replace(job, revision=document.job.revision + 1, latches=dict(job.latches))
         fields = job_fields(updated, operations, self._check_after())
-        write = requests.put(self._database.names.job(updated.key), fields, document.update_time)
-        (result,) = self._database.commit([write], deadline).write_results
+        names = self._database.names
+        writes = [requests.put(names.job(updated.key), fields, document.update_time)]
+        if updated.flow is not None:
+            writes.append(requests.add(names.outbox(updated.ref), {"revision": updated.revision}, {}))
+        result = self._database.commit(writes, deadline).write_results[0]
         return self.remember(JobDocument(updated, result.update_time, operations))
 
     def _check_after(self) -> int:

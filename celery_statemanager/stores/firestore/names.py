@@ -77,13 +77,14 @@ class DocumentNames:
         self.jobs = f"{address.root}/{address.collection}"
         self.workers = f"{address.root}/{address.collection}_workers"
         self.garbage = f"{address.root}/{address.collection}_garbage"
+        self.drafts = f"{address.root}/{address.collection}_drafts"
 
     def job(self, key: JobKey) -> str:
         """Return the name of a job's document."""
         return f"{self.jobs}/{job_id_of(key)}"
 
     def run(self, ref: JobRef) -> str:
-        """Return the parent of the documents of one incarnation: its tallies and the cells of its callbacks."""
+        """Return the parent of one incarnation's tallies, messages, claims and cells of callbacks."""
         return f"{self.job(ref.key)}/runs/{ref.incarnation}"
 
     def cell(self, ref: JobRef, tag: str, task_index: int) -> str:
@@ -94,6 +95,18 @@ class DocumentNames:
     def tally(self, ref: JobRef, tag: str, shard: int) -> str:
         """Return the name of one shard of a column's tally."""
         return f"{self.run(ref)}/tallies/{cell_id_of(tag, shard)}"
+
+    def block(self, ref: JobRef, first: int, part: int = 0) -> str:
+        """Return the name of one part of a block of messages."""
+        return f"{self.run(ref)}/blocks/{first}{f'.{part}' if part else ''}"
+
+    def draft(self, incarnation: str) -> str:
+        """Return the name of the document that exists until a job with messages is created."""
+        return f"{self.drafts}/{incarnation}"
+
+    def outbox(self, ref: JobRef) -> str:
+        """Return the name of the document with the claims of a job."""
+        return f"{self.run(ref)}/outbox/state"
 
     def worker(self, worker_id: str) -> str:
         """Return the name of a worker's record."""

@@ -89,11 +89,13 @@ def stamp_time(name: str, fields: Mapping[str, Any], path: str) -> Any:
     return message
 
 
-def delete(name: str, update_time: Any = None) -> Any:
-    """Build a deletion of a document that must have the update time, if one is given."""
+def delete(name: str, update_time: Any = None, *, must_exist: bool = False) -> Any:
+    """Build a deletion of a document that must have the update time, if one is given, or must exist."""
     message = _WriteMessage(delete=name)
     if update_time is not None:
         require(message, update_time)
+    elif must_exist:
+        message.current_document.exists = True
     return message
 
 
@@ -139,6 +141,7 @@ def select(
     """Build a query.
 
     Args:
+        order: the fields by which to order, ``-`` before a descending one.
         fields: the fields to read; ``()`` reads only the names, None all fields.
         after: start behind the document with these values of ``order``.
         everywhere: query all collections of this name below the parent, not only the parent's own.
@@ -156,8 +159,8 @@ def select(
         message.where.composite_filter.op = 1
     for path in order:
         ordering = message.order_by.add()
-        ordering.field.field_path = path
-        ordering.direction = 1
+        ordering.field.field_path = path.removeprefix("-")
+        ordering.direction = 2 if path.startswith("-") else 1
     if fields is not None:
         message.select.SetInParent()
         for path in fields or ("__name__",):

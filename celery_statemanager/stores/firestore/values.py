@@ -24,7 +24,13 @@ _MAX_DEPTH = 18
 _MAX_PATH_LENGTH = 700
 """Bytes of all keys that lead to a value. Firestore allows 1,500, counting dots and escaped quotes."""
 
-_SCALARS = {str: "string_value", int: "integer_value", bool: "boolean_value", float: "double_value"}
+_SCALARS = {
+    str: "string_value",
+    int: "integer_value",
+    bool: "boolean_value",
+    float: "double_value",
+    bytes: "bytes_value",
+}
 
 
 class Moment(int):
