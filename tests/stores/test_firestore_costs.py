@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+import time
+from collections import Counter, deque
 from itertools import combinations
+from typing import Any
 
 import grpc
 import pytest
@@ -16,6 +18,7 @@ from celery_statemanager.models import Scope
 from celery_statemanager.records import Delivery, JobKey, Verdict
 from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.stores.firestore.timings import Timings
+from celery_statemanager.testing.contract_outbox import claim, create, draft, state
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, purge
 
 SUM = "RunAggregationQuery"
@@ -295,6 +298,109 @@ def test_deleting_a_job_with_its_cells_costs_the_same_beside_any_garbage(
     assert (reads, writes) == (2 + 3 + 3 + 1, 2 + 3 + 3 + 1), (
         "the job, its note, cells and tallies, and one empty result"
     )
+
+
+def test_a_job_with_messages_costs_three_more_writes_and_its_blocks(store: FirestoreStore, spy: Spy) -> None:
+    job = draft(1_000)
+    store.now()
+    spy.clear()
+    for first in range(0, 1_000, 100):
+        store.add_block(job.ref, first, bytes(250_000), 60)
+        assert cost(spy) == ({"Commit": 1}, 0, 2), "the block and its draft"
+    store.create_job(job)
+    assert cost(spy) == ({"Commit": 1}, 0, 3), "the job, its draft and its claims"
+    stored = store.get_job(job.key)
+    spy.clear()
+    store.delete_job(stored)
+    assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 1, 3), "the job, its claims and its note"
+    store.purge()
+    assert cost(spy)[0]["RunQuery"] <= 2 + 5, "blocks are searched in one more query"
+
+
+def test_a_block_is_found_by_one_query_beside_any_number(store: FirestoreStore, spy: Spy) -> None:
+    job = draft(1_000)
+    for first in range(0, 1_000, 20):
+        store.add_block(job.ref, first, bytes(3_000_000 if first == 980 else 100), 60)
+    for row in (0, 19, 500, 979):
+        spy.clear()
+        assert store.get_block(job.ref, row) is not None
+        assert cost(spy) == ({"RunQuery": 1}, 1, 0)
+    assert store.get_block(job.ref, 999) is not None
+    assert cost(spy) == ({"RunQuery": 1, "BatchGetDocuments": 1}, 4, 0), "the parts of a large block are read at once"
+
+
+@pytest.mark.parametrize("others", [0, 20])
+def test_a_search_for_expired_drafts_costs_the_same_beside_any_jobs(
+    store: FirestoreStore, spy: Spy, others: int
+) -> None:
+    for number in range(others):
+        create(store, job_id=f"job {number}")
+    store.add_block(draft(job_id="kept").ref, 0, b"messages", 60)
+    spy.clear()
+    assert store.drop_expired_drafts() == 0
+    assert cost(spy) == ({"RunQuery": 1}, 1, 0)
+    store.add_block(draft(job_id="expired").ref, 0, b"messages", 0)
+    spy.clear()
+    assert store.drop_expired_drafts() == 1
+    calls, reads, writes = cost(spy)
+    assert calls == {"RunQuery": 1 + 4, "Commit": 3}
+    assert (reads, writes) == (1 + 4, 2 + 1 + 1), "the draft with its note, the block, and the note again"
+
+
+def test_a_claim_costs_three_round_trips_at_any_size(store: FirestoreStore, spy: Spy) -> None:
+    for size, window in ((10, 5), (500_000, 400)):
+        grid = create(store, size, max_in_flight=window, job_id=f"job {size}")
+        spy.clear()
+        assert len(claim(grid).rows) == min(window, 100)
+        assert cost(spy) == ({"BatchGetDocuments": 1, SUM: 1, "Commit": 1}, 3, 1)
+    claim(grid, limit=400)
+    spy.clear()
+    assert not claim(grid, "q").rows
+    assert cost(spy) == ({"BatchGetDocuments": 1, SUM: 1}, 3, 0), "nothing is written if the window is full"
+    grid = create(store, 10)
+    spy.clear()
+    assert len(claim(grid).rows) == 10
+    assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 2, 1), "without a window nothing is summed"
+    assert state(grid).claimed == 10
+    assert cost(spy) == ({"BatchGetDocuments": 1}, 2, 0)
+
+
+def test_the_end_of_a_row_claims_with_one_more_read_and_one_more_commit(store: FirestoreStore, spy: Spy) -> None:
+    grid = create(store, 500_000, ("a", "b"), max_in_flight=2)
+    claim(grid)
+    grid.begin("a", 0, owner="w")
+    spy.clear()
+    grid.write("a", 0, FINISHED, attempt=1, ends_attempt=True, publisher="w")
+    assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 3, 2), "there is no room"
+    grid.begin("b", 0, owner="w")
+    spy.clear()
+    assert grid.write("b", 0, FINISHED, attempt=1, ends_attempt=True, publisher="w").claimed
+    assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 3, 3)
+    grid.begin("a", 1, owner="w")
+    spy.clear()
+    grid.write("a", 1, FINISHED, attempt=1, ends_attempt=True)
+    assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 2), "without a publisher"
+
+
+@pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, claim_burst=5.0)])
+def test_claims_are_written_about_once_a_second_however_fast_rows_end(
+    store: FirestoreStore, spy: Spy, record_property: Any
+) -> None:
+    grid = create(store, 400, max_in_flight=200)
+    waiting = deque(claim(grid, limit=200).rows)
+    spy.clear()
+    begun = time.monotonic()
+    for _ in range(300):
+        row = waiting.popleft()
+        grid.begin("a", row, owner="w")
+        waiting.extend(grid.write("a", row, FINISHED, attempt=1, ends_attempt=True, publisher="w").claimed)
+    names = [each.update.name for request in spy.requests for each in getattr(request, "writes", ())]
+    seconds = time.monotonic() - begun
+    claims = sum(name.endswith("/outbox/state") for name in names)
+    record_property("claims", f"{claims} in {seconds:.1f} s")
+    assert claims <= seconds + 5 + 300 / 100 + 1
+    assert len(waiting) == 400 - 300, "all rows are claimed"
+    assert not [name for name in names if name.endswith("/jobs/job")]
 
 
 def go_states(documents: Documents, count: int) -> None:

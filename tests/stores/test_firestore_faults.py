@@ -19,6 +19,7 @@ from firestore_kit import Spy
 from celery_statemanager import JobNotFound, open_store
 from celery_statemanager.records import Cancellation
 from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
+from celery_statemanager.testing import contract_outbox as outbox
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
 CODES = [
@@ -150,7 +151,35 @@ def renew(grid: Grid, run: int, arm: Arm) -> None:
     assert stored.body == f"body {run}"
 
 
-OPERATIONS = [create, first_write, next_write, begin, begin_again, end, complete, fail, cancel, delete, renew]
+def accept(grid: Grid, run: int, arm: Arm) -> None:
+    job, data = outbox.draft(job_id=f"accept {run}"), bytes(2_000_000)
+    arm()
+    grid.store.add_block(job.ref, 0, data, 60)
+    arm()
+    assert grid.store.create_job(job).revision == 1
+    assert grid.store.get_block(job.ref, 2) == (0, data)
+
+
+def claim(grid: Grid, run: int, arm: Arm) -> None:
+    made = outbox.create(grid.store, 8, max_in_flight=3, job_id=f"claim {run}")
+    arm()
+    assert str(outbox.claim(made, "p", 2).rows) == "0-1"
+    arm()
+    assert str(outbox.claim(made, "q").rows) == "2"
+    made.begin("a", 0)
+    arm()
+    assert str(made.end("a", 0, publisher="w").claimed) == "3"
+    assert {name: str(each.rows) for name, each in outbox.state(made).claims.items()} == {
+        "p": "0-1",
+        "q": "2",
+        "w": "3",
+    }
+
+
+OPERATIONS = [
+    *(create, first_write, next_write, begin, begin_again, end, complete, fail, cancel, delete, renew),
+    *(accept, claim),
+]
 
 
 @pytest.mark.timeout(600)

@@ -19,7 +19,15 @@ from celery_statemanager.stores.firestore.transports import Transport
 
 RULES = (Path(__file__).parents[2] / "firestore.rules").read_text()
 READABLE = ("jobs/job", "jobs/job/states/a:0")
-HIDDEN = ("jobs/job/runs/x/tallies/a:0", "jobs_workers/w", "jobs_garbage/x", "others/x")
+HIDDEN = (
+    "jobs/job/runs/x/tallies/a:0",
+    "jobs/job/runs/x/blocks/0",
+    "jobs/job/runs/x/outbox/state",
+    "jobs_drafts/x",
+    "jobs_workers/w",
+    "jobs_garbage/x",
+    "others/x",
+)
 
 
 def _part(content: dict[str, Any]) -> str:

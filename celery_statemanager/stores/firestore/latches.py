@@ -8,10 +8,11 @@ A cancellation first writes the job and then sums; a begin first writes its cell
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound
-from celery_statemanager.records import Cell, JobRef, Tally
+from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.documents import JobDocument
@@ -22,6 +23,13 @@ from celery_statemanager.stores.transactional import CellKey
 from celery_statemanager.transitions import tally_of
 
 
+class JobCounts(NamedTuple):
+    """A job, and the sum of its tallies as it was read after the job."""
+
+    document: JobDocument
+    total: Tally
+
+
 class Latches:
     """Decisions about the latches of jobs."""
 
@@ -29,7 +37,9 @@ class Latches:
         self._database = database
         self._jobs = jobs
 
-    def after(self, ref: JobRef, key: CellKey, cell: Cell, result: StepResult | None) -> tuple[str, ...]:
+    def after(
+        self, ref: JobRef, key: CellKey, cell: Cell, result: StepResult | None, counted: JobCounts | None = None
+    ) -> tuple[str, ...]:
         """Decide the latches after a step, including those that a dead process left undecided.
 
         Return () if the job was deleted.
@@ -37,6 +47,7 @@ class Latches:
         Args:
             cell: the cell as it is after the step.
             result: the changes of the step; None if it changed nothing.
+            counted: the job and its sums, if they were read after the step.
         """
         document = self._jobs.recent(ref) if result is None else result.job
         if document is None or (result is None and document.job.settled):
@@ -47,18 +58,26 @@ class Latches:
         changed = {key: cell} if result is None else {at: new for at, (_, new) in result.puts.items()}
         failed = any(tally_of(new).failed_final for at, new in changed.items() if tallies.is_expected(job, *at))
         try:
-            return self.decide(ref, None, self._database.deadline(), failed=failed)
+            document, total = counted or (None, None)
+            return self.decide(ref, document, self._database.deadline(), failed=failed, total=total)
         except JobNotFound:
             return ()
 
     def decide(
-        self, ref: JobRef, document: JobDocument | None, deadline: CallDeadline, *, failed: bool = False
+        self,
+        ref: JobRef,
+        document: JobDocument | None,
+        deadline: CallDeadline,
+        *,
+        failed: bool = False,
+        total: Tally | None = None,
     ) -> tuple[str, ...]:
         """Decide the latches whose conditions the tallies fulfil, and return their names.
 
         Args:
             document: the job as it was just read or written; None reads it.
             failed: whether one of its cells is final and failed.
+            total: the sums as they were read after ``document``; None reads them.
         """
         operation = new_operation()
         names: tuple[str, ...] = ()
@@ -71,7 +90,7 @@ class Latches:
             open_latches = {name for name, latch in job.latches.items() if latch.decided_at is None}
             if job.plan is None or not open_latches or (open_latches == {"failure"} and not failed):
                 return ()
-            total = self.total(ref, deadline)
+            total = total or self.total(job, deadline)
             names = aggregate.decisions(
                 job, job.plan.expected, total._replace(failed_final=total.failed_final + failed)
             )
@@ -84,10 +103,11 @@ class Latches:
                 return names
             except (PreconditionFailed, Transient) as error:
                 deadline.pause(error)
-            document = None
+            document = total = None
 
-    def total(self, ref: JobRef, deadline: CallDeadline) -> Tally:
+    def total(self, job: JobRecord, deadline: CallDeadline) -> Tally:
         """Sum the tallies of the expected columns, for the price of one read at any size."""
         shards = requests.select("tallies", ("expected", "==", True))
-        sums = self._database.sums(self._database.names.run(ref), shards, tuple(tallies.DECISIVE.values()), deadline)
-        return Tally()._replace(**{name: sums.get(stored, 0) for name, stored in tallies.DECISIVE.items()})
+        summed = tallies.WINDOW if job.has_window else tallies.DECISIVE
+        sums = self._database.sums(self._database.names.run(job.ref), shards, tuple(summed.values()), deadline)
+        return Tally()._replace(**{name: sums.get(stored, 0) for name, stored in summed.items()})

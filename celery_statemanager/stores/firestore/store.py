@@ -15,11 +15,14 @@ from celery_statemanager.records import (
     Begin,
     BeginReply,
     Cell,
+    Claimed,
+    ClaimRequest,
     Column,
     JobKey,
     JobRecord,
     JobRef,
     OpenAttempt,
+    OutboxState,
     Page,
     StoredCell,
     WorkerRecord,
@@ -29,13 +32,13 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import checked_timeout, recount
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore
-from celery_statemanager.stores.firestore import garbage, listing, migrating, overdue, workers
+from celery_statemanager.stores.firestore import blocks, garbage, listing, migrating, overdue, workers
 from celery_statemanager.stores.firestore.address import FirestoreAddress
+from celery_statemanager.stores.firestore.claims import Claims
 from celery_statemanager.stores.firestore.client import Connection
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.documents import remember
-from celery_statemanager.stores.firestore.errors import PreconditionFailed, Transient
-from celery_statemanager.stores.firestore.jobs import JobDocuments, new_operation
+from celery_statemanager.stores.firestore.jobs import JobDocuments
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import DocumentNames
 from celery_statemanager.stores.firestore.snapshot import JobSnapshot, read_cell
@@ -76,7 +79,8 @@ class FirestoreStore(FullStore):
         self._jobs = JobDocuments(self._database)
         self._steps = StepRunner(self._database, self._jobs)
         self._latches = Latches(self._database, self._jobs)
-        self._writer = Writer(self._database, self._jobs, self._steps, self._latches)
+        self._claims = Claims(self._database, self._jobs, self._latches)
+        self._writer = Writer(self._database, self._jobs, self._steps, self._latches, self._claims)
         self._floors: dict[JobRef, dict[str, int]] = {}
         weakref.finalize(self, Connection.close, self._connection)
 
@@ -91,25 +95,9 @@ class FirestoreStore(FullStore):
         return _copy(self._jobs.get(key, self._database.deadline()).job)
 
     def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
-        deadline, operation = self._database.deadline(), new_operation()
-        while True:
-            current = self._jobs.current(job.ref, deadline)
-            if operation not in current.operations:
-                if job.revision != current.job.revision:
-                    return None
-                changed = replace(
-                    current.job,
-                    latches=dict(job.latches),
-                    cancelled=job.cancelled,
-                    tombstoned_at=job.tombstoned_at,
-                    schema_version=job.schema_version,
-                )
-                try:
-                    current = self._jobs.replace(current, changed, operation, deadline)
-                except (PreconditionFailed, Transient) as error:
-                    deadline.pause(error)
-                    continue
-            return self._latches.decide(job.ref, current, deadline)
+        deadline = self._database.deadline()
+        current = self._jobs.update(job, deadline)
+        return None if current is None else self._latches.decide(job.ref, current, deadline)
 
     def list_jobs(
         self,
@@ -191,6 +179,24 @@ class FirestoreStore(FullStore):
     def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         job, _ = self._read(ref)
         return migrating.rewrite(self._database, job, cells)
+
+    def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
+        blocks.add(self._database, ref, first, data, lease)
+
+    def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
+        return blocks.get(self._database, ref, row)
+
+    def drop_draft(self, ref: JobRef) -> None:
+        blocks.drop(self._database, ref)
+
+    def drop_expired_drafts(self) -> int:
+        return blocks.drop_expired(self._database)
+
+    def get_outbox(self, ref: JobRef) -> OutboxState:
+        return self._claims.state(ref)
+
+    def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
+        return self._claims.claim(ref, request)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         workers.put(self._database, worker_id, body, lease)

@@ -14,6 +14,9 @@ class Timings:
         check_after: when a sweep checks the latches of a changed job.
         recheck_after: the shortest time until the next check of an unsettled job.
         activity_every: the largest error of a job's last activity; the contract allows a minute.
+        claim_every: the period at which the ends of rows write the claims of a job, if rows end faster for long.
+        claim_burst: how far the writes may be ahead of that period.
+        claim_pause: the shortest time between two of them while no published row waits to begin.
         purge_grace: how long after a deletion late writes may still leave documents.
         first_silence: how long a stream may be silent before it has delivered its first snapshot. It is then reopened.
         silence: how long a stream may be silent after its first snapshot before it is reopened.
@@ -27,6 +30,9 @@ class Timings:
     check_after: float = 60.0
     recheck_after: float = 60.0
     activity_every: float = 45.0
+    claim_every: float = 1.0
+    claim_burst: float = 20.0
+    claim_pause: float = 0.2
     purge_grace: float = 60.0
     first_silence: float = 20.0
     silence: float = 120.0

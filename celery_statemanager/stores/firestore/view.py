@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from celery_statemanager.records import Cell, JobRecord, Tally
+from celery_statemanager.records import Cell, JobRecord, OutboxState, Tally
 from celery_statemanager.stores.firestore import tallies
 from celery_statemanager.stores.firestore.database import BatchRead
 from celery_statemanager.stores.firestore.documents import (
@@ -96,6 +96,12 @@ class StepTransaction:
 
     def put_job(self, job: JobRecord) -> None:
         raise AssertionError("latches are decided after the commit")
+
+    def outbox(self) -> OutboxState:
+        raise AssertionError("rows are claimed after the commit")
+
+    def put_outbox(self, state: OutboxState) -> None:
+        raise AssertionError("rows are claimed after the commit")
 
     @property
     def reopens(self) -> bool:

@@ -1,15 +1,17 @@
-"""Writes and begins: the step, the checks after it, and the latches that it decides."""
+"""Writes and begins: the step, the checks after it, the latches that it decides, and the rows that it claims."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
 
-from celery_statemanager.errors import JobCancelled, StoreError
+from celery_statemanager.errors import JobCancelled, StoreError, StoreUnavailable
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, BeginReply, Cell, JobRecord, JobRef, Verdict, Write, WriteReply
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.firestore import requests
+from celery_statemanager.stores.firestore.claims import Claims, Found
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.jobs import JobDocuments
 from celery_statemanager.stores.firestore.latches import Latches
@@ -25,11 +27,14 @@ class Writer:
     the job. Therefore one of them sees the other.
     """
 
-    def __init__(self, database: Database, jobs: JobDocuments, steps: StepRunner, latches: Latches) -> None:
+    def __init__(
+        self, database: Database, jobs: JobDocuments, steps: StepRunner, latches: Latches, claims: Claims
+    ) -> None:
         self._database = database
         self._jobs = jobs
         self._steps = steps
         self._latches = latches
+        self._claims = claims
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         """Write a cell. Raises: the errors of ``Store.write``."""
@@ -55,10 +60,29 @@ class Writer:
     def _write(self, ref: JobRef, write: Write) -> tuple[WriteReply, StepResult | None]:
         key, deadline = (write.tag, write.task_index), self._database.deadline()
         begins = write.begin is not None
-        reply, result = self._steps.run(ref, key, lambda tx: steps.write(tx, write), deadline, begins=begins)
-        reply.decided = self._latches.after(ref, key, reply.cell, result)
+        step = write if write.publisher is None else replace(write, publisher=None)  # claims follow the commit
+        reply, result = self._steps.run(ref, key, lambda tx: steps.write(tx, step), deadline, begins=begins)
+        publisher = write.publisher if self._may_claim(ref, write, reply, result) else None
+        found = self._claims.read_after_end(ref) if publisher is not None else None
+        reply.decided = self._latches.after(ref, key, reply.cell, result, found and found.counts)
+        if publisher is not None and "settled" not in reply.decided:
+            reply.claimed = self._claim(ref, publisher, found, reply.decided)
         self._record_activity(ref, result)
         return reply, result
+
+    def _may_claim(self, ref: JobRef, write: Write, reply: WriteReply, result: StepResult | None) -> bool:
+        """Return whether a write ends a cell of a job with a window. A repetition claims if the first call failed."""
+        document = self._jobs.recent(ref) if result is None else result.job
+        return document is not None and document.job.has_window and reply.cell.final and write.task_index >= 0
+
+    def _claim(self, ref: JobRef, publisher: str, found: Found | None, decided: tuple[str, ...]) -> IndexSet:
+        """Claim rows after the end of a cell. A decided latch has changed the job, so ``found`` is outdated then."""
+        try:
+            return self._claims.claim_after_end(ref, publisher, None if decided else found)
+        except StoreUnavailable:
+            if not decided:
+                raise  # the caller repeats the write
+            return IndexSet()
 
     def _ended_meanwhile(self, ref: JobRef, result: StepResult) -> JobRecord | None:
         """Return the job if it was cancelled or settled after the step read it. Raises: JobNotFound."""
