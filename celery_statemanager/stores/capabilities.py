@@ -84,9 +84,13 @@ class Outbox(WorkerRegistry):
     def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
         """Store the messages of the rows from ``first`` on. A block that is added again replaces the first one.
 
+        The block of row 0 creates the draft, so it must be the first one.
+
         Args:
             data: any bytes, up to 64 MiB.
             lease: seconds from now for which the draft is kept. ``create_job`` must follow within this time.
+
+        Raises: StoreError – ``first`` is not 0 and the draft was dropped, so its earlier blocks are missing.
         """
 
     @abstractmethod

@@ -170,6 +170,8 @@ class MemoryStore(TransactionalStore, FullStore):
 
     def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
         with self._lock:
+            if first and ref.incarnation not in self._drafts:
+                raise draft_expired(ref.key)
             self._drafts[ref.incarnation] = self.now() + round(lease * 1_000_000)
             self._blocks.setdefault(ref.incarnation, {})[first] = bytes(data)
 

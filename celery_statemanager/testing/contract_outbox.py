@@ -121,6 +121,16 @@ class OutboxContract(ContractFixtures):
             store.get_job(job.key)
         store.create_job(replace(job, flow=None))
 
+    def test_a_dropped_draft_takes_no_further_block(self, store: Outbox) -> None:
+        job = draft(300)
+        store.add_block(job.ref, 0, b"first", 0)
+        assert store.drop_expired_drafts() == 1
+        with pytest.raises(StoreError, match="its stored messages were deleted"):
+            store.add_block(job.ref, 100, b"second", 60)
+        with pytest.raises(StoreError, match="its stored messages were deleted"):
+            store.create_job(job)
+        assert store.get_block(job.ref, 100) is None
+
     @smoke
     def test_only_drafts_whose_lease_has_ended_are_dropped(self, store: Outbox) -> None:
         expired, kept, accepted = (draft(job_id=name) for name in ("expired", "kept", "accepted"))

@@ -5,19 +5,22 @@ from __future__ import annotations
 import sqlite3
 
 from celery_statemanager.codec import outbox_from_json, outbox_to_json
-from celery_statemanager.records import JobRecord, OutboxState
+from celery_statemanager.records import JobRecord, JobRef, OutboxState
 from celery_statemanager.stores.capabilities import draft_expired
 
 _ADD = "INSERT OR REPLACE INTO block (incarnation, first, data) VALUES (?, ?, ?)"
 _GET = "SELECT first, data FROM block WHERE incarnation = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+_IS_DRAFT = "SELECT 1 FROM draft WHERE incarnation = ?"
 _EXTEND = "INSERT OR REPLACE INTO draft (incarnation, lease_until) VALUES (?, ?)"
 _PUT = "INSERT OR REPLACE INTO outbox (job, claimed, claims) VALUES (?, ?, ?)"
 
 
-def add_block(db: sqlite3.Connection, incarnation: str, first: int, data: bytes, lease_until: int) -> None:
-    """Store a block of a draft, and extend the lease of the draft."""
-    db.execute(_ADD, (incarnation, first, data))
-    db.execute(_EXTEND, (incarnation, lease_until))
+def add_block(db: sqlite3.Connection, ref: JobRef, first: int, data: bytes, lease_until: int) -> None:
+    """Store a block of a draft, which the first block creates, and extend the lease. Raises: StoreError."""
+    if first and not db.execute(_IS_DRAFT, (ref.incarnation,)).fetchone():
+        raise draft_expired(ref.key)
+    db.execute(_ADD, (ref.incarnation, first, data))
+    db.execute(_EXTEND, (ref.incarnation, lease_until))
 
 
 def get_block(db: sqlite3.Connection, incarnation: str, row: int) -> tuple[int, bytes] | None:

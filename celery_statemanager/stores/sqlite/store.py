@@ -158,7 +158,7 @@ class SQLiteStore(TransactionalStore, FullStore):
 
     def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
         until = self.now() + round(lease * 1_000_000)
-        self._pool.write(lambda db: outbox.add_block(db, ref.incarnation, first, data, until))
+        self._pool.write(lambda db: outbox.add_block(db, ref, first, data, until))
 
     def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
         return self._pool.read(lambda db: outbox.get_block(db, ref.incarnation, row))
