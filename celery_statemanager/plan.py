@@ -50,11 +50,12 @@ class Plan:
     @cached_property
     def columns(self) -> Mapping[str, IndexSet]:
         """The rows expected under each tag, tags in the order they first run."""
-        rows: dict[str, list[IndexSet]] = {}
-        for stages, indexes in self.shapes:
-            for tag in stages:
-                rows.setdefault(tag, []).append(indexes)
-        return {tag: sets[0].union(*sets[1:]) for tag, sets in rows.items()}
+        return _rows_by_tag((tag, rows) for stages, rows in self.shapes for tag in stages)
+
+    @cached_property
+    def _last_rows(self) -> Mapping[str, IndexSet]:
+        """The rows of which each tag is the last stage."""
+        return _rows_by_tag((stages[-1], rows) for stages, rows in self.shapes)
 
     @cached_property
     def expected(self) -> int:
@@ -84,7 +85,8 @@ class Plan:
 
     def ends_row(self, tag: str, task_index: int) -> bool:
         """Return whether a tag is the last stage of a row."""
-        return self.stages(task_index)[-1:] == (tag,)
+        rows = self._last_rows.get(tag)
+        return rows is not None and task_index in rows
 
     def after(self, tag: str, task_index: int) -> tuple[str, ...]:
         """Return the tags of a row that run after ``tag``. A tag that is not a stage of the row has none."""
@@ -109,6 +111,14 @@ class Plan:
                 if (both := rows.within(others))
             )
         )
+
+
+def _rows_by_tag(pairs: Iterable[tuple[str, IndexSet]]) -> Mapping[str, IndexSet]:
+    """Return the union of the rows of each tag, tags in the order they first occur."""
+    rows: dict[str, list[IndexSet]] = {}
+    for tag, indexes in pairs:
+        rows.setdefault(tag, []).append(indexes)
+    return {tag: sets[0].union(*sets[1:]) for tag, sets in rows.items()}
 
 
 def _reordered(stages: tuple[str, ...], ordered: tuple[str, ...]) -> tuple[str, ...]:
