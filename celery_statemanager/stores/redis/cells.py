@@ -240,5 +240,5 @@ def _round_trip(cell: Cell) -> Cell:
     return cell_of(repacked(pack_array(values), cell))
 
 
-check_cells("Redis", f"{__name__} and the scripts that build cells, lua/common.lua and lua/attempts.lua", _round_trip)
+check_cells("Redis", f"{__name__} and the scripts that build cells, lua/storing.lua and lua/attempts.lua", _round_trip)
 check_tally("Redis", f"{__name__} and lua/common.lua", TALLY)

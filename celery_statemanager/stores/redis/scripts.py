@@ -14,8 +14,8 @@ from celery_statemanager.stores.redis.jobs import HEAD
 from celery_statemanager.stores.redis.requests import BEGIN, WRITE
 
 _PARTS: dict[str, tuple[str, ...]] = {
-    "write": ("evicted", "common", "reading", "attempts"),
-    "begin": ("evicted", "common", "reading", "attempts"),
+    "write": ("evicted", "common", "storing", "reading", "attempts"),
+    "begin": ("evicted", "common", "storing", "reading", "attempts"),
     "update": ("evicted", "common"),
     "rewrite": ("evicted", "common"),
     "cells": ("evicted",),

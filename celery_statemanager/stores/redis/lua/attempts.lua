@@ -1,4 +1,4 @@
--- The begin of attempts, for write.lua and begin.lua, after common.lua. Implements transitions.apply_begin.
+-- The begin of attempts, for write.lua and begin.lua, after reading.lua. Implements transitions.apply_begin.
 
 -- Compares two deliveries: -1, 0 or 1.
 local function compare(replacements, retries, cell)
