@@ -60,7 +60,8 @@ TALLY = (
 )
 """The fields of a packed tally, in order. Zeros at the end are left out. Add new ones at the end.
 
-``written`` is the number of written ranks, unless a release without it wrote the first one.
+``written`` is the number of written ranks and ``rows`` that of ended rows, unless a release without them wrote the
+column's first cell. ``rows`` then stays 0: such a job has no messages, and nothing needs the number.
 """
 
 _BEYOND_PERCENT = 1_000

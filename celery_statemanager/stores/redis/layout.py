@@ -7,13 +7,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain
 
-from celery_statemanager.aggregate import expected_tags, expects
+from celery_statemanager.aggregate import ends_row, expected_tags, expects
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import JobRecord
 from celery_statemanager.stores.redis.keys import JobKeys
 
-RankedCell = tuple[str, str, int, bool]
-"""A cell's tag, its row, the row's rank among those expected under the tag or -1, and whether the job counts it."""
+RankedCell = tuple[str, str, int, bool, bool]
+"""A cell as scripts need it: its tag, its row, the row's rank among those expected under the tag or -1, whether the job
+counts it, and whether it is the last stage of its row."""
 
 _INVERTED = bytes(range(255, -1, -1))
 
@@ -93,10 +94,10 @@ class JobLayout:
     def ranked_cell(self, tag: str, row: int) -> RankedCell:
         """Return a cell's description for scripts."""
         if row < 0:
-            return tag, str(row), -1, False
+            return tag, str(row), -1, False, False
         planned = self._planned.get(tag)
         rank = (planned or self._all).rank(row)
-        return tag, str(row), rank, planned is not None and rank >= 0
+        return tag, str(row), rank, planned is not None and rank >= 0, ends_row(self.job, tag, row)
 
     def step_keys(self, tags: tuple[str, ...], *, of_callback: bool) -> tuple[str, ...]:
         """Return the keys of a step on the cells of one row under some tags."""

@@ -80,7 +80,7 @@ def _scan(reader: JobReader, key: str) -> Iterator[tuple[bytes, bytes]]:
 
 def _arguments(layout: JobLayout, each: StoredCell) -> Iterator[str | bytes]:
     _, field = layout.keys.cell(each.tag, each.task_index)
-    _, _, rank, counts = layout.ranked_cell(each.tag, each.task_index)
+    _, _, rank, counts, _ = layout.ranked_cell(each.tag, each.task_index)
     yield str(field)
     yield "1" if rank >= 0 else ""
     yield "1" if rank >= 0 and counts else ""

@@ -17,6 +17,7 @@ WRITE = (
     "row",
     "rank",
     "counts",
+    "is_last",
     "event_id",
     "status",
     "message",
@@ -42,7 +43,7 @@ WRITE = (
 )
 """The fields of a request of write.lua, in order. Most are those of ``records.Write``; the others are:
 
-- ``rank`` and ``counts``, as in ``layout.RankedCell``
+- ``rank``, ``counts`` and ``is_last``, as in ``layout.RankedCell``
 - ``when``: ``"open"``, ``"idle"`` or nothing
 - ``later``: the ``RankedCell`` of each later stage of the row
 - ``not_run``: the beginning of the message that a blocked stage gets
@@ -56,6 +57,7 @@ BEGIN = (
     "row",
     "rank",
     "counts",
+    "is_last",
     "event_id",
     "message",
     "owner",

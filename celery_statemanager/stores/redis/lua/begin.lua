@@ -9,7 +9,7 @@ if not job then
   return { "gone" }
 end
 local begin = cmsgpack.unpack(ARGV[2])
-local place = place_of(1, begin.tag, begin.row, begin.rank, begin.counts)
+local place = place_of(1, begin.tag, begin.row, begin.rank, begin.counts, begin.is_last)
 local old = read(job, place)
 if old and old[EVENT_ID] == begin.event_id and old[OPEN] then
   return { "begun", pack(old) }

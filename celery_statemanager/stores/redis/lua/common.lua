@@ -4,8 +4,8 @@
 --                   is the sum of the tallies of what is expected, but for their progress: no latch asks for it; tags
 --                   and runs are the numbers of the tallies and of the callbacks' cells
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
---                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written}; what is missing at
---                   the end is 0, or unknown for the last one
+--                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended}; what is
+--                   missing at the end is 0, unknown for the ranks, and not counted for the rows
 -- KEYS[3]  open     set: "row tag" of each attempt that sweeps check (Cell.held): it is open or awaits a delivery
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each cell of the request: the one that is asked for, then the row's later stages, then its earlier ones
@@ -127,6 +127,10 @@ local function count(job, place, tally, old, new)
       if place.counts and i < N_PROGRESS then
         local total = total_of(job)
         total[i] = total[i] + change
+      end
+      if i == N_ENDED and place.is_last and tally[N_ROWS] then
+        local total = total_of(job)
+        tally[N_ROWS], total[N_ROWS] = tally[N_ROWS] + change, total[N_ROWS] and total[N_ROWS] + change
       end
     end
   end

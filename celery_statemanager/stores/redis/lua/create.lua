@@ -17,6 +17,6 @@ local now = string.format("%.0f", time[1] * 1000000 + time[2])
 redis.call("XADD", KEYS[2], "MAXLEN", "~", EVENTS, "1-0", "j", "")
 redis.call(
   "HSET", KEYS[1], "incarnation", ARGV[1], "created_at", now, "active_at", now, "revision", 1, "sequence", 1,
-  "total", cmsgpack.pack({ 0, 0, 0, 0, 0, 0, 0, 0 }), unpack(ARGV, 2)
+  "total", cmsgpack.pack({ 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }), unpack(ARGV, 2)
 )
 return { "created", now }

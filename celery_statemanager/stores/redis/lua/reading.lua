@@ -1,10 +1,11 @@
 -- The reads of write.lua and begin.lua, after storing.lua. They also check that no key of the cells was evicted.
 
 -- Returns the i-th cell of a request: the first is the requested one, the others are the row's later stages.
-local function place_of(i, tag, row, rank, counts)
+local function place_of(i, tag, row, rank, counts, is_last)
   local of_callback = row == "-1"
   return {
-    tag = tag, row = row, rank = rank, counts = counts, of_callback = of_callback, field = of_callback and tag or row,
+    tag = tag, row = row, rank = rank, counts = counts, is_last = is_last, of_callback = of_callback,
+    field = of_callback and tag or row,
     cells = KEYS[3 * i + 2], low = KEYS[3 * i + 3], written = KEYS[3 * i + 4],
   }
 end

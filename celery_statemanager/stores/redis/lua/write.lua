@@ -10,7 +10,7 @@ if not job then
   return { "gone" }
 end
 local write = cmsgpack.unpack(ARGV[2])
-local place = place_of(1, write.tag, write.row, write.rank, write.counts)
+local place = place_of(1, write.tag, write.row, write.rank, write.counts, write.is_last)
 
 -- Implements transitions._ends_late.
 local function ends_late(cell)
