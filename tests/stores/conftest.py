@@ -15,6 +15,7 @@ from servers import RedisServer, running_cluster, running_redis
 
 from celery_statemanager import Store, open_store
 from celery_statemanager.stores.firestore.timings import Timings
+from celery_statemanager.stores.redis.keys import ref_of
 from celery_statemanager.testing import CoreContract, StoreFactory
 
 if TYPE_CHECKING:  # gRPC installs fork handlers, so tests of other stores do not import it
@@ -145,8 +146,10 @@ def redis_nodes() -> Iterator[list[RedisServer]]:
 
 
 def assert_no_keys_left(url: str, prefix: str) -> None:
-    """Delete every job and worker of a store and check that no key of its prefix is left."""
+    """Delete every job, draft and worker of a store and check that no key of its prefix is left."""
     with open_store(url) as store:
+        for entry, _ in store._registry.page(store._registry.keys.drafts, None, 1_000):
+            store.drop_draft(ref_of(entry))
         while jobs := store.list_jobs().jobs:
             for job in jobs:
                 store.delete_job(job)

@@ -8,13 +8,14 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from servers import running_redis
 
 from celery_statemanager import StoreError, StoreUnavailable, SubscriptionLost, open_store
 from celery_statemanager.models import Scope
-from celery_statemanager.records import CALLBACK_ROW
+from celery_statemanager.records import CALLBACK_ROW, Claimed, ClaimRequest, Flow, Latch, new_job
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE
@@ -34,15 +35,22 @@ def store(request):
 
 def worked(store, *, planned: bool = True) -> Grid:
     """Create a job whose cells are in every condition."""
-    grid = Grid.create(store, ROWS, TAGS if planned else None, job_id=f"job {next(_numbers)}", success="s")
+    job = new_job(f"job {next(_numbers)}", ROWS, TAGS if planned else None).with_latches(success=Latch("s"))
+    store.add_block(job.ref, 0, b"messages", 60)
+    grid = Grid(store, store.create_job(replace(job, flow=Flow(2))).ref)
+    claim(grid, "submitter")
     grid.run("a", 0)
-    grid.run("b", 0)
+    grid.run("b", 0, publisher="w")
     grid.run("a", 1, -5)
     grid.begin("a", 2, owner="w")
     grid.write("a", 2, 40, attempt=1)
     grid.begin(name := "failure", CALLBACK_ROW, owner="w")
     grid.end(name, CALLBACK_ROW)
     return grid
+
+
+def claim(grid: Grid, publisher: str) -> Claimed:
+    return grid.store.claim(grid.ref, ClaimRequest(publisher=publisher, limit=2))
 
 
 def keys_of(grid: Grid) -> list[str]:
@@ -78,6 +86,7 @@ READS: dict[str, Callable[[Grid], object]] = {
     "summary": summary,
     "counts": lambda grid: summary(grid, indexes=False),
     "latches": lambda grid: sorted(grid.decided),
+    "claims": lambda grid: {name: str(each.rows) for name, each in grid.store.get_outbox(grid.ref).claims.items()},
 }
 WRITES: list[Callable[[Grid], object]] = [
     lambda grid: grid.begin("a", 0),
@@ -89,6 +98,7 @@ WRITES: list[Callable[[Grid], object]] = [
     lambda grid: grid.write("b", 1, 7),
     lambda grid: grid.write("b", 3, 2**31 - 1),
     lambda grid: grid.begin("failure", CALLBACK_ROW).verdict,
+    lambda grid: claim(grid, "sweeper"),
 ]
 
 
@@ -100,7 +110,7 @@ def outcome(action: Callable[[Grid], object], grid: Grid) -> object:
 
 
 def assert_right_or_refused(grid: Grid, twin: Grid) -> None:
-    for name, read in READS.items():
+    for name, read in {**READS, "block": lambda grid: grid.store.get_block(grid.ref, 1)}.items():
         found = outcome(read, grid)
         assert found in (StoreError, outcome(read, twin)), name
 
@@ -110,7 +120,7 @@ def evict(grid: Grid, keys: list[str]) -> None:
         grid.store._server.client.delete(key)
 
 
-SETS = [[number] for number in range(10)] + [random.Random(seed).sample(range(10), 2 + seed % 7) for seed in range(40)]
+SETS = [[number] for number in range(12)] + [random.Random(seed).sample(range(12), 2 + seed % 7) for seed in range(40)]
 
 
 @pytest.mark.parametrize("planned", [True, False])

@@ -51,10 +51,11 @@ def batches(store, monkeypatch):
     call_all = store._server.call_all
 
     def record(commands: Iterable[tuple[object, ...]]):
-        sent.append(list(commands))
+        batch = list(commands)
+        sent.append(batch)
         for act in record.between:
             act(len(sent))
-        return call_all(sent[-1])
+        return call_all(batch)
 
     record.between = []
     monkeypatch.setattr(store._server, "call_all", record)

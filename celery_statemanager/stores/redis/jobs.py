@@ -8,7 +8,7 @@ from typing import Any
 
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
 from celery_statemanager.plan import Plan
-from celery_statemanager.records import LATCHES, JobKey, JobRecord
+from celery_statemanager.records import LATCHES, Flow, JobKey, JobRecord
 
 HEAD = (
     "incarnation",
@@ -27,7 +27,8 @@ HEAD = (
 ``control`` holds the fields that clients replace together, by compare-and-set. The times at which latches were decided
 are fields of their own, because scripts set them too. ``tags`` is the number of written tags, and ``sequence`` that of
 the job's newest change. The head also holds ``plan``, which is read once per incarnation, and fields that only scripts
-use: ``expected`` cells, ``total`` tally, ``clock_at`` of the last update, ``cancelled_at``, ``reason`` and ``runs``.
+use: ``expected`` cells, ``total`` tally, ``clock_at`` of the last update, ``cancelled_at``, ``reason``, ``runs``, and
+``window``, ``claimed`` and ``claim:PUBLISHER`` (see lua/claiming.lua).
 """
 
 WITH_PLAN = (*HEAD, "plan")
@@ -79,8 +80,16 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
         "schema": job.schema_version,
         "cancelled_at": job.cancelled.at if job.cancelled else None,
         "reason": job.cancelled.reason if job.cancelled else None,
+        "window": _window(job.flow),
         **{name: latch.decided_at for name, latch in job.latches.items()},
     }
+
+
+def _window(flow: Flow | None) -> str | int | None:
+    """Return the maximum number of rows in flight; None for a job without messages."""
+    if flow is None:
+        return None
+    return "none" if flow.max_in_flight is None else flow.max_in_flight
 
 
 def _number(value: Any) -> int | None:

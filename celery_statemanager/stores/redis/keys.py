@@ -19,13 +19,14 @@ class JobKeys:
     Attributes:
         head: the job's record, which names its current incarnation. All incarnations share this key.
         tallies, open, stream, callbacks: see lua/common.lua.
+        draft, blocks: see lua/create.lua. Their names differ, so that nothing that is done to a draft reaches a job.
     """
 
     def __init__(self, prefix: str, ref: JobRef) -> None:
         self.head = head_key(prefix, ref.key)
         self._base = f"{self.head}:{ref.incarnation}"
-        self.tallies, self.open, self.stream, self.callbacks = (
-            f"{self._base}:{name}" for name in ("tallies", "open", "stream", "callbacks")
+        self.tallies, self.open, self.stream, self.callbacks, self.draft, self.blocks = (
+            f"{self._base}:{name}" for name in ("tallies", "open", "stream", "callbacks", "draft", "blocks")
         )
 
     def cells(self, tag: str) -> str:
@@ -42,7 +43,7 @@ class JobKeys:
         Args:
             tags: the tags of the job.
         """
-        yield from (self.tallies, self.open, self.stream, self.callbacks)
+        yield from (self.tallies, self.open, self.stream, self.callbacks, self.draft, self.blocks)
         for tag in tags:
             yield from self.column(tag)
 
@@ -55,8 +56,8 @@ class RegistryKeys:
     """The keys of the registry of jobs and workers. Their hash tag ``*`` is never that of a job."""
 
     def __init__(self, prefix: str) -> None:
-        self.jobs, self.active, self.recently_active, self.tombstones, self.purge_queue, self.workers = (
-            f"{prefix}:{{*}}:{name}" for name in ("jobs", "active", "live", "tombs", "trash", "workers")
+        self.jobs, self.active, self.recently_active, self.tombstones, self.purge_queue, self.workers, self.drafts = (
+            f"{prefix}:{{*}}:{name}" for name in ("jobs", "active", "live", "tombs", "trash", "workers", "drafts")
         )
 
 

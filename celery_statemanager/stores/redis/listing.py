@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import NamedTuple
 
 from celery_statemanager.models import Scope, State
-from celery_statemanager.records import JobRecord, JobRef, OpenAttempt
+from celery_statemanager.records import JobRecord, JobRef, OpenAttempt, Page
 from celery_statemanager.stores.redis.cells import cell_of, split_sort_key, unpack_states, with_sort_keys
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, cell_key_of, entry_of, head_key, ref_of
 from celery_statemanager.stores.redis.layout import JobLayout
-from celery_statemanager.stores.redis.reader import decode_visible_state
-from celery_statemanager.stores.redis.registry import Registry, RegistryEntry
+from celery_statemanager.stores.redis.reader import JobReader, decode_visible_state
+from celery_statemanager.stores.redis.registry import JobFilter, Registry, RegistryEntry, cursor_at
 from celery_statemanager.stores.redis.server import Server
 
 _STATES_CHUNK = 1_000
@@ -75,11 +75,18 @@ def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[Regis
             registry.purge_orphan(entry)
 
 
-def mark_revived(registry: Registry, jobs: Iterable[JobRecord]) -> None:
-    """Remove the jobs whose record is not tombstoned from the registry's tombstones."""
-    for job in jobs:
-        if job.tombstoned_at is None:
-            registry.mark_revived(entry_of(job.ref))
+def page_of_jobs(reader: JobReader, registry: Registry, cursor: str | None, limit: int, wanted: JobFilter) -> Page:
+    """Return a page of jobs as ``Store.list_jobs`` describes. Jobs that are no longer tombstoned are unlisted."""
+    entries = registry.listed(cursor, limit, wanted)
+    candidates = list(jobs_at(reader.server, registry, reader.prefix, entries))
+    if wanted.tombstoned:
+        for job in candidates:
+            if job.tombstoned_at is None:
+                registry.mark_revived(entry_of(job.ref))
+    return Page(
+        [job for job in candidates if wanted.matches(job)],
+        cursor_at(entries[-1]) if entries and len(entries) == limit else None,
+    )
 
 
 def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> Iterator[OpenAttempt]:

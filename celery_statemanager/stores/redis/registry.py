@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from celery_statemanager.records import JobRef, WorkerRecord
+from celery_statemanager.records import JobRecord, JobRef, WorkerRecord
 from celery_statemanager.stores.redis.keys import JobKeys, RegistryKeys, entry_of, pattern_of, ref_of
 from celery_statemanager.stores.redis.layout import JobLayout
 from celery_statemanager.stores.redis.packing import unpack
@@ -17,11 +17,29 @@ from celery_statemanager.stores.redis.tuning import Tuning
 _SCANS, _SCAN_CHUNK = 20, 1_000
 """The calls that search for a job by its job_id, and the entries that the server examines in each, within 1 ms."""
 
+_DRAFTS_CHUNK = 100
+
 WORKERS_CHUNK = 50
 """The approximate number of workers' records in one chunk; each may have 800 KiB."""
 
 RegistryEntry = tuple[bytes, float]
 """The encoded reference of a job, and its score in a sorted set."""
+
+
+class JobFilter(NamedTuple):
+    """The jobs that a list contains, as the arguments of ``Store.list_jobs``."""
+
+    due: bool
+    tombstoned: bool
+    idle_before: int | None
+
+    def matches(self, job: JobRecord) -> bool:
+        """Return whether the list contains a job."""
+        return (
+            (not self.due or job.due)
+            and (not self.tombstoned or job.tombstoned_at is not None)
+            and (self.idle_before is None or job.last_activity < self.idle_before)
+        )
 
 
 class Registry:
@@ -77,11 +95,11 @@ class Registry:
 
     def mark_quiet(self, entry: bytes) -> None:
         """Remove a quiet job from the recently active ones, unless it was touched recently."""
-        self._unlist(self.keys.recently_active, entry)
+        self._unlist(self.keys.recently_active, entry, self.tuning.quiet_after)
 
     def mark_revived(self, entry: str) -> None:
         """Remove a job whose record is not tombstoned from the tombstones, unless it was added recently."""
-        self._unlist(self.keys.tombstones, entry)
+        self._unlist(self.keys.tombstones, entry, self.tuning.quiet_after)
 
     def page(self, key: str, cursor: str | None, limit: int, before: int | None = None) -> list[RegistryEntry]:
         """Return the entries of a sorted set after a cursor, by score and member."""
@@ -96,12 +114,11 @@ class Registry:
                 return page[:limit]
             count *= 2  # all entries read have the cursor's score
 
-    def listed(
-        self, cursor: str | None, limit: int, *, due: bool, tombstoned: bool, idle_before: int | None
-    ) -> list[RegistryEntry]:
-        """Return a page of the shortest list that contains every requested job; it may contain others."""
-        if due or tombstoned:
-            return self.page(self.keys.recently_active if due else self.keys.tombstones, cursor, limit)
+    def listed(self, cursor: str | None, limit: int, wanted: JobFilter) -> list[RegistryEntry]:
+        """Return a page of the shortest list that contains every job that is wanted; it may contain others."""
+        if wanted.due or wanted.tombstoned:
+            return self.page(self.keys.recently_active if wanted.due else self.keys.tombstones, cursor, limit)
+        idle_before = wanted.idle_before
         return self.page(self.keys.jobs if idle_before is None else self.keys.active, cursor, limit, idle_before)
 
     def named(self, job_id: str, limit: int) -> list[RegistryEntry]:
@@ -134,7 +151,13 @@ class Registry:
 
     def purge_job(self, entry: str | bytes, limit: int) -> int:
         """Remove about ``limit`` cells of one deleted job; return their number, plus one if none is left."""
-        keys = JobKeys(self._prefix, ref_of(entry))
+        ref = ref_of(entry)
+        keys = JobKeys(self._prefix, ref)
+        _, found = self._server.call_all([("UNLINK", keys.draft), ("HGET", keys.head, "incarnation")])
+        if found == ref.incarnation.encode():  # created after it had been purged as an orphan; later it cannot be
+            self.register(ref)
+            self._server.call("SREM", self.keys.purge_queue, entry)
+            return 1
         removed = 0
         for tag in self._server.call("HKEYS", keys.tallies):
             column = keys.column(tag.decode())
@@ -143,9 +166,28 @@ class Registry:
             self._server.call("HDEL", keys.tallies, tag)
             if removed >= limit:
                 return removed
-        self._server.call("UNLINK", keys.tallies, keys.open, keys.stream, keys.callbacks)
+        self._server.call("UNLINK", *keys.every(()))
         self._server.call("SREM", self.keys.purge_queue, entry)
         return removed + 1
+
+    def extend_draft(self, ref: JobRef, lease: float) -> None:
+        """Record that blocks of a job are about to be stored, which is about to be created within ``lease`` seconds."""
+        self._server.run(self._scripts.draft, [self.keys.drafts], [entry_of(ref), round(lease * 1_000_000)])
+
+    def forget_draft(self, ref: JobRef) -> None:
+        """Remove a draft that was created as a job, or deleted, from the list of drafts."""
+        self._server.call("ZREM", self.keys.drafts, entry_of(ref))
+
+    def drop_expired_drafts(self) -> int:
+        """Delete the drafts whose lease has ended; return their number."""
+        now, cursor, dropped = self._server.time_at(self.keys.drafts), None, 0
+        while page := self.page(self.keys.drafts, cursor, _DRAFTS_CHUNK, now):
+            keys = (JobKeys(self._prefix, ref_of(entry)) for entry, _ in page)
+            dropped += sum(self._server.call_all(("UNLINK", each.draft) for each in keys))
+            for entry, _ in page:
+                self._unlist(self.keys.drafts, entry, 0.0)  # unless its submitter has extended the lease meanwhile
+            cursor = cursor_at(page[-1])
+        return dropped
 
     def put_worker(self, worker_id: str, body: str, lease: float, *, as_lock: bool = False) -> bool:
         """Write a worker's record; return whether it was written. A lock is not written while another holder has it."""
@@ -171,8 +213,8 @@ class Registry:
         """Delete a worker's record."""
         self._server.call("HDEL", self.keys.workers, worker_id)
 
-    def _unlist(self, key: str, entry: str | bytes) -> None:
-        self._server.run(self._scripts.unlist, [key], [entry, int(self.tuning.quiet_after * 1_000_000)])
+    def _unlist(self, key: str, entry: str | bytes, age: float) -> None:
+        self._server.run(self._scripts.unlist, [key], [entry, int(age * 1_000_000)])
 
     def _retire(self, entry: str | bytes, kind: str, age: str | int) -> None:
         self._server.run(self._scripts.retire, [*self._lists, self.keys.purge_queue], [entry, kind, age])

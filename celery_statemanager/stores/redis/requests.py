@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import Begin, BeginReply, JobRef, Verdict, When, Write, WriteReply
 from celery_statemanager.stores.redis.cells import NO_PAYLOAD, PayloadParts, cell_of, progress_parts, split
@@ -32,6 +33,7 @@ WRITE = (
     "progress",
     "share",
     "full",
+    "publisher",
     "begin",
     "if_owner",
     "if_delivery",
@@ -108,6 +110,7 @@ def write_call(layout: JobLayout, write: Write) -> ScriptCall:
         payload.progress,
         payload.share,
         payload.full,
+        write.publisher,
         write.begin and _begin(write.begin, cell, later, earlier),
         if_owner,
         if_delivery,
@@ -169,6 +172,9 @@ def write_reply(ref: JobRef, write: Write, reply: Any) -> WriteReply:
     status, *values = reply
     if status in (b"written", b"same"):
         return WriteReply(cell_of(values[0]), texts(values[1:]), status == b"written")
+    if status == b"claimed":
+        packed, before, claimed, *names = values
+        return WriteReply(cell_of(packed), texts(names), claimed=IndexSet(range(before, claimed)))
     if status == b"superseded":
         raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, values[0])
     if status == b"cancelled":

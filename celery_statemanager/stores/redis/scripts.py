@@ -12,10 +12,12 @@ from celery_statemanager.models import FINISHED, Status
 from celery_statemanager.stores.redis.cells import CELL, TALLY
 from celery_statemanager.stores.redis.jobs import HEAD
 from celery_statemanager.stores.redis.requests import BEGIN, WRITE
+from celery_statemanager.stores.steps import CLAIMS_AT_AN_END
 
 _PARTS: dict[str, tuple[str, ...]] = {
-    "write": ("evicted", "common", "storing", "reading", "attempts"),
+    "write": ("evicted", "common", "storing", "reading", "attempts", "claiming"),
     "begin": ("evicted", "common", "storing", "reading", "attempts"),
+    "claim": ("common", "claiming"),
     "update": ("evicted", "common"),
     "rewrite": ("evicted", "common"),
     "cells": ("evicted",),
@@ -30,6 +32,7 @@ _CONSTANTS = {
     "CANCELLED": str(int(Status.CANCELLED)),
     "LOST": str(int(Status.LOST)),
     "STARTED": str(int(Status.STARTED)),
+    "CLAIMS_AT_AN_END": str(CLAIMS_AT_AN_END),
     "HEAD": ", ".join(map(json.dumps, HEAD)),
 }
 """The literals that replace names in capitals. Lua variables would be slower: each function captures those it uses."""
@@ -77,3 +80,4 @@ class Scripts:
         self.rewrite, self.adopt = map(load, ("rewrite", "adopt"))
         self.cells, self.columns = map(load, ("cells", "columns"))
         self.touch, self.unlist, self.retire, self.worker = map(load, ("touch", "unlist", "retire", "worker"))
+        self.draft, self.claim, self.outbox = map(load, ("draft", "claim", "outbox"))

@@ -132,6 +132,13 @@ class Server:
             seconds, microseconds = client.time() if node is None else client.time(target_nodes=node)
         return int(seconds) * 1_000_000 + int(microseconds)
 
+    def warnings(self) -> list[str]:
+        """Return a sentence for each ``maxmemory-policy`` that deletes states."""
+        return [
+            f"{self.shown} deletes states when its memory is full (maxmemory-policy is {policy}): set it to noeviction"
+            for policy in sorted(self.eviction_policies() - {"noeviction"})
+        ]
+
     def eviction_policies(self) -> set[str]:
         """Return the ``maxmemory-policy`` of the server, or of each master of a cluster; empty if it cannot be read."""
         try:

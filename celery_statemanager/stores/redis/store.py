@@ -17,11 +17,14 @@ from celery_statemanager.records import (
     Begin,
     BeginReply,
     Cell,
+    Claimed,
+    ClaimRequest,
     Column,
     JobKey,
     JobRecord,
     JobRef,
     OpenAttempt,
+    OutboxState,
     Page,
     StoredCell,
     WorkerRecord,
@@ -30,17 +33,17 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout, masked
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.capabilities import FullStore
+from celery_statemanager.stores.capabilities import FullStore, draft_expired
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.redis import migrating
+from celery_statemanager.stores.redis import migrating, outbox
 from celery_statemanager.stores.redis.address import check_options, create_client, parse
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key
 from celery_statemanager.stores.redis.layout import JobLayout
-from celery_statemanager.stores.redis.listing import jobs_at, mark_revived, open_attempts, scan, states_of
+from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, page_of_jobs, scan, states_of
 from celery_statemanager.stores.redis.packing import pack
 from celery_statemanager.stores.redis.reader import JobReader
-from celery_statemanager.stores.redis.registry import Registry, cursor_at
+from celery_statemanager.stores.redis.registry import JobFilter, Registry
 from celery_statemanager.stores.redis.requests import begin_call, begin_reply, texts, write_call, write_reply
 from celery_statemanager.stores.redis.scripts import Script, Scripts
 from celery_statemanager.stores.redis.server import Server
@@ -87,20 +90,20 @@ class RedisStore(FullStore):
         return cls(server, tuning=tuning or Tuning(), **own)
 
     def server_warnings(self) -> list[str]:
-        evicting = sorted(self._server.eviction_policies() - {"noeviction"})
-        return [
-            f"{self._server.shown} deletes states when its memory is full (maxmemory-policy is {policy}): set it to "
-            "noeviction"
-            for policy in evicting
-        ]
+        return self._server.warnings()
 
     def create_job(self, job: JobRecord) -> JobRecord:
         keys = JobKeys(self._prefix, job.ref)
         self._registry.register(job.ref)
-        status, *reply = self._reader.run(self._scripts.create, job.ref, [keys.head, keys.stream], fields_of(job))
-        if status == b"exists":
+        names = [keys.head, keys.stream, keys.draft, keys.blocks]
+        args = ["" if job.flow is None else "messages", *fields_of(job)]
+        status, *reply = self._reader.run(self._scripts.create, job.ref, names, args)
+        if status != b"created":
             self._registry.forget(job.ref)
-            raise JobExists(*job.key)
+            raise JobExists(*job.key) if status == b"exists" else draft_expired(job)
+        if job.flow is not None:
+            with suppress(StoreUnavailable):  # the entry is removed when the lease ends
+                self._registry.forget_draft(job.ref)
         created = int(reply[0])
         stored = replace(job, created_at=created, last_activity=created, revision=1, latches=dict(job.latches))
         self._reader.cache_layout(stored)
@@ -129,18 +132,7 @@ class RedisStore(FullStore):
         tombstoned: bool = False,
         idle_before: int | None = None,
     ) -> Page:
-        entries = self._registry.listed(cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
-        candidates = list(jobs_at(self._server, self._registry, self._prefix, entries))
-        if tombstoned:
-            mark_revived(self._registry, candidates)
-        jobs = [
-            job
-            for job in candidates
-            if (not due or job.due)
-            and (not tombstoned or job.tombstoned_at is not None)
-            and (idle_before is None or job.last_activity < idle_before)
-        ]
-        return Page(jobs, cursor_at(entries[-1]) if entries and len(entries) == limit else None)
+        return page_of_jobs(self._reader, self._registry, cursor, limit, JobFilter(due, tombstoned, idle_before))
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
         entries = self._registry.named(job_id, limit)
@@ -202,6 +194,24 @@ class RedisStore(FullStore):
 
     def rewrite_cells(self, ref: JobRef, cells: Sequence[StoredCell]) -> int:
         return migrating.rewrite(self._reader, self._scripts, self._reader.layout(ref), cells)
+
+    def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
+        outbox.add_block(self._reader, self._registry, ref, first, data, lease)
+
+    def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
+        return outbox.get_block(self._reader, ref, row)
+
+    def drop_draft(self, ref: JobRef) -> None:
+        outbox.drop_draft(self._reader, self._registry, ref)
+
+    def drop_expired_drafts(self) -> int:
+        return self._registry.drop_expired_drafts()
+
+    def get_outbox(self, ref: JobRef) -> OutboxState:
+        return outbox.get_state(self._reader, self._scripts, ref)
+
+    def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
+        return outbox.claim(self._reader, self._scripts, ref, request)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self._registry.put_worker(worker_id, body, lease)

@@ -13,7 +13,7 @@ class Tuning:
         touch_interval: how long a process does not touch a job again.
         quiet_after: the time after its last touch at which a job may be marked quiet, so that sweeps do not read it.
         orphaned_after: the age at which a registered job without a head is an orphan: the process that created or
-            deleted it has died.
+            deleted it has died. The server keeps a draft for this time after its lease, if it is not dropped before.
         set_members: the members of row sets that one script returns, which takes 3 ms of the server's time.
         set_chunk: the rows, or changes, in one chunk of a larger set.
         bitmap_chunk: the bytes of a bitmap in one chunk.

@@ -1,8 +1,8 @@
 -- What the scripts that change a job share: stores/steps.py in the server's language. Cells are stored by storing.lua.
 --
 -- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, tags, ...; total
---                   is the sum of the tallies of what is expected, but for their progress: no latch asks for it; tags
---                   and runs are the numbers of the tallies and of the callbacks' cells
+--                   is the sum of the tallies of what is expected, but for their progress: no step asks for it; tags
+--                   and runs are the numbers of the tallies and of the callbacks' cells; for claims, see claiming.lua
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended}; what is
 --                   missing at the end is 0, unknown for the ranks, and not counted for the rows
@@ -65,6 +65,7 @@ local function decide(job)
   local function decide_latch(name, met)
     if met and redis.call("HSETNX", KEYS[1], name, job.now) == 1 then
       decided[#decided + 1] = name
+      job[name] = job.now
     end
   end
   if job.expected then

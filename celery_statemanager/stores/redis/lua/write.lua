@@ -3,7 +3,8 @@
 -- KEYS, ARGV[1], ARGV[2]  as in common.lua; the request is requests.WRITE
 -- ARGV[3]                 payload without its progress, JSON; empty for none
 -- Returns {"gone"}, {"superseded", attempt}, {"cancelled", reason}, {"refused", verdict}, {"same", cell},
--- {"written", cell, names of the decided latches ...}, or the cell alone if no latch was decided.
+-- {"written", cell, names of the decided latches ...}, {"claimed", cell, numbers of rows that were claimed before and
+-- that are claimed now, names ...}, or the cell alone if the write has neither claimed rows nor decided a latch.
 
 local job = open_job(ARGV[1])
 if not job then
@@ -134,4 +135,10 @@ if blocks then
   block(new, later)
 end
 local decided = finish(job, place, new)
+if write.publisher and is_final(new) and not place.of_callback then -- steps._claim_next
+  local before, claimed = claim(job, write.publisher, CLAIMS_AT_AN_END, 0, {}, true)
+  if before and claimed > before then
+    return { "claimed", packed, before, claimed, unpack(decided) }
+  end
+end
 return #decided == 0 and packed or { "written", packed, unpack(decided) }

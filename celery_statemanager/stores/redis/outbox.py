@@ -1,0 +1,81 @@
+"""The messages of jobs in blocks, and the claims of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.records import Claim, Claimed, ClaimRequest, JobRef, OutboxState
+from celery_statemanager.stores.redis.errors import evicted
+from celery_statemanager.stores.redis.keys import JobKeys
+from celery_statemanager.stores.redis.packing import unpack
+from celery_statemanager.stores.redis.reader import JobReader
+from celery_statemanager.stores.redis.registry import Registry
+from celery_statemanager.stores.redis.scripts import Scripts
+
+
+def add_block(reader: JobReader, registry: Registry, ref: JobRef, first: int, data: bytes, lease: float) -> None:
+    """Store a block of a draft. The draft is listed before it is stored, so that an interrupted call leaves no garbage.
+
+    The server may execute a call that has timed out after the draft was dropped. It then deletes the block by itself.
+    No script takes the data, because it would copy them several times.
+    """
+    key = JobKeys(reader.prefix, ref).draft
+    registry.extend_draft(ref, lease)
+    seconds = ceil(lease + registry.tuning.orphaned_after)
+    reader.server.call_all([("HSET", key, first, data), ("EXPIRE", key, seconds)])
+
+
+def get_block(reader: JobReader, ref: JobRef, row: int) -> tuple[int, bytes] | None:
+    """Return the block with a row, and its first row. Raises: StoreError if a stored job has lost its blocks."""
+    keys = JobKeys(reader.prefix, ref)
+    while True:
+        in_draft, in_job = reader.server.call_all([("HKEYS", keys.draft), ("HKEYS", keys.blocks)])
+        key, fields = (keys.blocks, in_job) if in_job else (keys.draft, in_draft)
+        first = max((number for number in map(int, fields) if number <= row), default=None)
+        if first is None:
+            break
+        data = reader.server.call("HGET", key, first)
+        if data is not None:  # otherwise the job was created or deleted meanwhile
+            return first, data
+    incarnation, window = reader.server.call("HMGET", keys.head, "incarnation", "window")
+    if incarnation == ref.incarnation.encode() and window is not None:
+        raise evicted(keys.blocks, reader.server.shown)
+    return None
+
+
+def drop_draft(reader: JobReader, registry: Registry, ref: JobRef) -> None:
+    """Delete a draft."""
+    reader.server.call("UNLINK", JobKeys(reader.prefix, ref).draft)
+    registry.forget_draft(ref)
+
+
+def get_state(reader: JobReader, scripts: Scripts, ref: JobRef) -> OutboxState:
+    """Return which rows are claimed. Raises: JobNotFound."""
+    _, claimed, *claims = reader.run(scripts.outbox, ref, [JobKeys(reader.prefix, ref).head], [])
+    found = {publisher.decode(): _claim_of(packed) for publisher, packed in zip(claims[::2], claims[1::2])}
+    return OutboxState(int(claimed), found)
+
+
+def claim(reader: JobReader, scripts: Scripts, ref: JobRef, request: ClaimRequest) -> Claimed:
+    """Claim rows to publish. Raises: JobNotFound."""
+    lease = round(request.lease * 1_000_000)
+    args: list[str | int] = [request.publisher, request.limit, lease, *request.dead]
+    status, *reply = reader.run(scripts.claim, ref, [JobKeys(reader.prefix, ref).head], args)
+    if status == b"none":
+        return Claimed(IndexSet(), IndexSet(), 0)
+    before, claimed, left, pairs = reply
+    doubtful = _rows_of(pairs)
+    return Claimed(doubtful.union(IndexSet(range(before, claimed))), doubtful, left)
+
+
+def _claim_of(packed: bytes) -> Claim:
+    at, until, *pairs = unpack(packed)
+    return Claim(_rows_of(pairs), at, until)
+
+
+def _rows_of(pairs: Sequence[Any]) -> IndexSet:
+    """Create a set from the first and last rows of ranges that are in any order and may touch."""
+    return IndexSet().union(*(IndexSet.from_ranges([pair]) for pair in zip(pairs[::2], pairs[1::2])))
