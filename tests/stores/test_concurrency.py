@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from celery_statemanager import JobExists, JobNotFound, Manager, Store, open_store
-from celery_statemanager.records import LATCHES, Verdict
+from celery_statemanager import JobExists, JobNotFound, Manager, Store, StoreError, open_store
+from celery_statemanager.records import LATCHES, Claimed, ClaimRequest, Flow, JobRecord, Verdict, new_job
+from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.testing import Grid, StoreFactory, load
 from celery_statemanager.testing.kit import FINISHED, every_job, purge, smoke
 
@@ -123,6 +124,72 @@ def test_a_cancel_during_endings_settles_the_job_once(store: Store) -> None:
             return grid.cancel() if row == 0 else grid.end("a", row).decided
 
         assert Counter(chain.from_iterable(load.in_threads(THREADS, act))) == {"settled": 1}
+
+
+def create_with_messages(store: Outbox, num_tasks: int, max_in_flight: int | None, job_id: str = "job") -> Grid:
+    job = replace(new_job(job_id, num_tasks, ("a", "b")), flow=Flow(max_in_flight))
+    store.add_block(job.ref, 0, b"messages", load.PATIENCE)
+    return Grid(store, store.create_job(job).ref)
+
+
+def test_publishers_claim_each_row_once_and_never_more_than_the_window(store: Outbox) -> None:
+    num_tasks, window = 40, 5
+    grid = create_with_messages(store, num_tasks, window)
+    ending: list[int] = []
+
+    def publish_and_run(number: int) -> list[int]:
+        request = ClaimRequest(publisher=f"p{number}", limit=2)
+        done: list[int] = []
+        while True:
+            claimed = store.claim(grid.ref, request)
+            rows = list(claimed.rows)
+            if not rows and not claimed.left:
+                return done
+            while rows:
+                assert max(rows) < len(ending) + window
+                row = rows.pop()
+                done.append(row)
+                grid.run("a", row)
+                grid.begin("b", row)
+                ending.append(row)
+                rows += grid.end("b", row, publisher=request.publisher).claimed
+
+    published = chain.from_iterable(load.in_threads(4, publish_and_run))
+    assert sorted(published) == list(range(num_tasks))
+    assert grid.decided == {"success", "settled"}
+
+
+def test_the_claim_of_a_dead_publisher_is_taken_over_once(store: Outbox) -> None:
+    for number in range(5):
+        grid = create_with_messages(store, 3 + THREADS, None, f"job {number}")
+        store.claim(grid.ref, ClaimRequest(publisher="dead", limit=3))
+
+        def act(number: int, grid: Grid = grid) -> Claimed:
+            request = ClaimRequest(publisher=f"p{number}", limit=1, dead=frozenset({"dead"}))
+            return store.claim(grid.ref, request)
+
+        claims = load.in_threads(THREADS, act)
+        assert sorted(len(claim.doubtful) for claim in claims) == [0] * (THREADS - 1) + [3]
+        assert sorted(chain.from_iterable(claim.rows for claim in claims)) == list(range(3 + THREADS))
+        assert sorted(claim.left for claim in claims) == list(range(THREADS))
+
+
+def test_a_job_is_created_with_its_messages_or_not_at_all(store: Outbox) -> None:
+    for number in range(10):
+        job = replace(new_job(f"job {number}", 1, ("a",)), flow=Flow())
+        store.add_block(job.ref, 0, b"messages", 0)
+
+        def act(thread: int, job: JobRecord = job) -> bool:
+            if thread:
+                return store.drop_expired_drafts() > 0
+            try:
+                return store.create_job(job).revision > 0
+            except StoreError:
+                return False
+
+        created, *dropped = load.in_threads(3, act)
+        assert created + sum(dropped) == 1
+        assert (store.get_block(job.ref, 0) is not None) == created
 
 
 def test_writers_of_a_deleted_job_stop_and_leave_no_data(store: Store) -> None:

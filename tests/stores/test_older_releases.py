@@ -13,8 +13,9 @@ import pytest
 from servers import running_redis
 
 from celery_statemanager import Manager, Status, Store, collect_garbage, migrate_jobs, open_store
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import SCHEMA_VERSION
-from celery_statemanager.records import CALLBACK_ROW, JobKey
+from celery_statemanager.records import CALLBACK_ROW, Claimed, ClaimRequest, JobKey, OutboxState
 from celery_statemanager.stores.sqlite.location import SCHEMA
 from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock, Grid, every_job, purge
 
@@ -80,6 +81,18 @@ def test_an_open_attempt_of_an_older_release_continues(old_store: Store) -> None
     grid.run("load", 2)
     assert grid.decided == {"failure", "settled"}
     grid.run("failure", CALLBACK_ROW)
+
+
+def test_a_job_of_an_older_release_owns_no_messages(old_store: Store) -> None:
+    job = old_store.get_job(JobKey("etl-42"))
+    grid = Grid(old_store, job.ref)
+    assert job.flow is None
+    assert old_store.get_block(job.ref, 0) is None
+    grid.run("scan", 2)
+    grid.begin("load", 2)
+    assert grid.end("load", 2, publisher="p").claimed == IndexSet()
+    assert old_store.claim(job.ref, ClaimRequest(publisher="p", limit=9)) == Claimed(IndexSet(), IndexSet(), 0)
+    assert old_store.get_outbox(job.ref) == OutboxState()
 
 
 def counted(grid: Grid) -> tuple[int, int, str, str]:
