@@ -8,6 +8,7 @@ from typing import Any
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import Claim, Claimed, ClaimRequest, JobRef, OutboxState
+from celery_statemanager.stores.capabilities import draft_expired
 from celery_statemanager.stores.redis.errors import evicted
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.stores.redis.packing import unpack
@@ -19,13 +20,18 @@ from celery_statemanager.stores.redis.scripts import Scripts
 def add_block(reader: JobReader, registry: Registry, ref: JobRef, first: int, data: bytes, lease: float) -> None:
     """Store a block of a draft. The draft is listed before it is stored, so that an interrupted call leaves no garbage.
 
+    The first block creates the draft. Without it, ``create_job`` fails too. Raises: StoreError.
+
     The server may execute a call that has timed out after the draft was dropped. It then deletes the block by itself.
     No script takes the data, because it would copy them several times.
     """
     key = JobKeys(reader.prefix, ref).draft
     registry.extend_draft(ref, lease)
     seconds = ceil(lease + registry.tuning.orphaned_after)
-    reader.server.call_all([("HSET", key, first, data), ("EXPIRE", key, seconds)])
+    is_draft, *_ = reader.server.call_all([("HEXISTS", key, 0), ("HSET", key, first, data), ("EXPIRE", key, seconds)])
+    if first and not is_draft:
+        drop_draft(reader, registry, ref)
+        raise draft_expired(ref.key)
 
 
 def get_block(reader: JobReader, ref: JobRef, row: int) -> tuple[int, bytes] | None:
