@@ -21,6 +21,10 @@ def check_job(store: FullStore, expected: ExpectedJob) -> None:
     job = grid.job
     assert (job.cancelled is not None, job.tombstoned_at is not None) == (expected.cancelled, expected.tombstoned)
     assert grid.decided == expected.decided
+    assert job.flow == expected.job.flow
+    outbox = store.get_outbox(expected.ref)
+    assert outbox.claimed == expected.published
+    assert {name: set(claim.rows) for name, claim in outbox.claims.items()} == expected.claims
     cells, states = read_grid(grid, TAGS)
     for place, cell in cells.items():
         assert comparable(cell) == comparable(expected.cell(place))

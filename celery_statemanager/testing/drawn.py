@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Delivery, When
+from celery_statemanager.records import Delivery, Flow, When
 from celery_statemanager.testing.kit import FINISHED
 
 TAGS = ("a", "b", "c")
@@ -16,6 +16,8 @@ STATUSES = (0, 1, 2, 50, 100, 5000, 2**31 - 2, FINISHED, FINISHED, FINISHED, -1,
 PROGRESS = '{"done":1,"total":4}'
 PAYLOADS = (None, '{"n":1}', f'{{"progress":{PROGRESS},"n":2}}', '{"progress":"odd"}')
 ROWS = 3
+FLOWS = (None, Flow(), Flow(1), Flow(2))
+PUBLISHERS = ("p", "q", "r")
 
 places = st.tuples(st.sampled_from(TAGS), st.integers(0, ROWS - 1))
 deliveries = st.builds(Delivery, st.integers(0, 1), st.integers(0, 2))
@@ -25,6 +27,10 @@ ways = st.sampled_from(
 )
 owners = st.sampled_from((None, "w1", "w2"))
 begins = st.builds(lambda way, **fields: {**way, **fields}, ways, delivery=deliveries, owner=owners)
+claims = st.fixed_dictionaries(
+    {"publisher": st.sampled_from(PUBLISHERS), "limit": st.integers(0, 2)},
+    optional={"dead": st.frozensets(st.sampled_from(PUBLISHERS), max_size=2)},
+)
 scopes = st.builds(Scope, st.sampled_from((None, None, *TAGS)), st.sampled_from((None, None, 0, 1)))
 writes = st.fixed_dictionaries(
     {"status": st.sampled_from(STATUSES), "message": messages},
@@ -38,5 +44,6 @@ writes = st.fixed_dictionaries(
         "payload": st.sampled_from(PAYLOADS),
         "keep_payload": st.just(value=True),
         "new_progress": st.just(PROGRESS),
+        "publisher": st.sampled_from(PUBLISHERS),
     },
 )

@@ -13,12 +13,23 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from celery_statemanager.errors import JobExists, JobNotFound, StateManagerError
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Begin, Delivery, Write, new_event_id, new_job
+from celery_statemanager.records import Begin, ClaimRequest, Delivery, Flow, When, Write, new_event_id, new_job
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.checks import CheckedSubscription, check_job
-from celery_statemanager.testing.drawn import PLANS, ROWS, begins, deliveries, messages, places, scopes, writes
+from celery_statemanager.testing.drawn import (
+    FLOWS,
+    PLANS,
+    ROWS,
+    begins,
+    claims,
+    deliveries,
+    messages,
+    places,
+    scopes,
+    writes,
+)
 from celery_statemanager.testing.expected_cells import comparable
-from celery_statemanager.testing.kit import Grid, every_job
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job
 from celery_statemanager.testing.model import ExpectedJob, Place
 
 
@@ -54,15 +65,20 @@ class StoreMachine(RuleBasedStateMachine):
         assert list(self.store.list_open_attempts()) == []
         self.store.close()
 
-    @initialize(target=jobs, plan=st.sampled_from(PLANS))
-    def first(self, plan: Any) -> Any:
+    @initialize(target=jobs, plan=st.sampled_from(PLANS), flow=st.sampled_from(FLOWS))
+    def first(self, plan: Any, flow: Flow | None) -> Any:
         """Start with a job."""
-        return self.create("job 0", plan)
+        return self.create("job 0", plan, flow)
 
-    @rule(target=jobs, name=st.sampled_from(("job 0", "job 1")), plan=st.sampled_from(PLANS))
-    def create_or_recreate(self, name: str, plan: Any) -> Any:
+    @rule(
+        target=jobs,
+        name=st.sampled_from(("job 0", "job 1")),
+        plan=st.sampled_from(PLANS),
+        flow=st.sampled_from(FLOWS),
+    )
+    def create_or_recreate(self, name: str, plan: Any, flow: Flow | None) -> Any:
         """Create a job, unless one of the name exists."""
-        return self.create(name, plan)
+        return self.create(name, plan, flow)
 
     @rule(
         model=jobs,
@@ -125,6 +141,31 @@ class StoreMachine(RuleBasedStateMachine):
         assert comparable(reply.cell) == comparable(model.cell(place))
         self.touched.add(model.job.job_id)
 
+    @rule(model=jobs, fields=claims)
+    def claim(self, model: ExpectedJob, fields: dict[str, Any]) -> None:
+        """Claim rows, also those of dead publishers."""
+        request = ClaimRequest(**fields)
+        found = self.store.claim(model.ref, request)
+        assert (set(found.rows), set(found.doubtful), found.left) == model.claim(request)
+        self.touched.add(model.job.job_id)
+
+    @rule(model=jobs, place=places, publisher=st.sampled_from(("p", "q")), succeeds=st.booleans())
+    def run_row(self, model: ExpectedJob, place: Place, publisher: str, succeeds: bool) -> None:
+        """Run a task, so that rows end more often than random writes end them."""
+        self.begin(model, place, {}, None)
+        status = FINISHED if succeeds else FAILED
+        kind = {"ends_attempt": True, "block_later_stages": not succeeds, "publisher": publisher}
+        self.send(model, place, status=status, attempt=model.cell(place).attempt, when=When.OPEN, **kind)
+
+    @rule(model=jobs, rows=st.sampled_from((None, 1, 2, 3)))
+    def change_window(self, model: ExpectedJob, rows: int | None) -> None:
+        """Change the maximum number of rows in flight."""
+        if model.job.flow is not None:
+            flow = replace(model.job.flow, max_in_flight=rows)
+            assert Grid(self.store, model.ref).update(lambda job: replace(job, flow=flow)) == ()
+            model.set_window(rows)
+            self.touched.add(model.job.job_id)
+
     @rule(model=jobs, reason=messages)
     def cancel(self, model: ExpectedJob, reason: str | None) -> None:
         """Cancel a job that is not cancelled."""
@@ -174,6 +215,8 @@ class StoreMachine(RuleBasedStateMachine):
             lambda: grid.lowest(),
             lambda: grid.states(),
             lambda: self.store.column_summaries(model.ref),
+            lambda: self.store.get_outbox(model.ref),
+            lambda: self.store.claim(model.ref, ClaimRequest(publisher="p", limit=1)),
             lambda: self.store.watch(model.ref, Scope()),
             lambda: self.store.update_job(model.job),
             lambda: self.store.delete_job(model.job),
@@ -221,11 +264,15 @@ class StoreMachine(RuleBasedStateMachine):
         while self.touched:
             check_job(self.store, self.kept[self.touched.pop()])
 
-    def create(self, name: str, plan: Any) -> Any:
+    def create(self, name: str, plan: Any, flow: Flow | None) -> Any:
+        job = replace(new_job(name, ROWS, plan), flow=flow)
+        if flow is not None:
+            self.store.add_block(job.ref, 0, b"messages", 60)
         try:
-            made = self.store.create_job(new_job(name, ROWS, plan))
+            made = self.store.create_job(job)
         except JobExists:
             assert name in self.kept
+            self.store.drop_draft(job.ref)
             return multiple()
         assert name not in self.kept
         self.kept[name] = ExpectedJob(made)
@@ -242,6 +289,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert type(error).__name__ == expected
         else:
             assert expected == ("written" if reply.changed else "same")
+            assert set(reply.claimed) == (model.claim_after(request) if reply.changed else set())
             assert set(reply.decided) == model.decided - before
             assert comparable(reply.cell) == comparable(model.cell(place))
         self.touched.add(model.job.job_id)

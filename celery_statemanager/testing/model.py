@@ -1,4 +1,4 @@
-"""A job in dicts with a second implementation of the rules of writes, attempts and latches, to check stores against."""
+"""A job in dicts with a second implementation of the rules of its steps, to check stores against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from celery_statemanager.models import Status
-from celery_statemanager.records import Begin, Cell, JobRecord, JobRef, Verdict, When, Write
+from celery_statemanager.records import Begin, Cell, ClaimRequest, JobRecord, JobRef, Verdict, When, Write
 from celery_statemanager.testing import naive
 from celery_statemanager.testing.expected_cells import is_unreported, proven, taken, written
 from celery_statemanager.testing.kit import CANCELLED, FINISHED
@@ -21,6 +21,8 @@ class ExpectedJob:
     Attributes:
         history: every version of every cell; ``cells`` contains the newest versions.
         decided: the names of the decided latches.
+        published: the number of rows that were claimed for publication.
+        claims: the newest claim of each publisher.
     """
 
     job: JobRecord
@@ -30,6 +32,8 @@ class ExpectedJob:
     reason: str | None = None
     tombstoned: bool = False
     decided: set[str] = field(default_factory=set)
+    published: int = 0
+    claims: dict[str, set[int]] = field(default_factory=dict)
 
     @property
     def ref(self) -> JobRef:
@@ -110,6 +114,36 @@ class ExpectedJob:
         self._decide(place)
         return "written"
 
+    def claim(self, request: ClaimRequest) -> tuple[set[int], set[int], int]:
+        """Apply a ClaimRequest. Return the rows to publish, those of them of dead publishers, and the number left."""
+        if self.job.flow is None or self.cancelled or "settled" in self.decided:
+            return set(), set(), 0
+        doubtful = {row for name in request.dead for row in self.claims.pop(name, set())}
+        self.claims.pop(request.publisher, None)
+        rows, window = set(doubtful), self.job.flow.max_in_flight
+        for _ in range(request.limit):
+            in_flight = self.published - sum(map(self._has_ended, range(self.job.num_tasks)))
+            if self.published == self.job.num_tasks or (window is not None and in_flight >= window):
+                break
+            rows.add(self.published)
+            self.published += 1
+        if rows:
+            self.claims[request.publisher] = rows
+        return rows, doubtful, self.job.num_tasks - self.published
+
+    def claim_after(self, request: Write) -> set[int]:
+        """Apply the claim that a write of a final cell makes, and return its rows."""
+        cell = self.cell((request.tag, request.task_index))
+        ended = not cell.open and (cell.status < 0 or cell.status == FINISHED)
+        if request.publisher is None or not ended or self.job.flow is None or self.job.flow.max_in_flight is None:
+            return set()
+        return self.claim(ClaimRequest(publisher=request.publisher, limit=self.job.num_tasks))[0]
+
+    def set_window(self, rows: int | None) -> None:
+        """Change the maximum number of rows in flight."""
+        assert self.job.flow is not None
+        self.job = replace(self.job, flow=replace(self.job.flow, max_in_flight=rows))
+
     def cancel(self, reason: str | None) -> None:
         """Cancel the job."""
         self.cancelled, self.reason = True, reason
@@ -175,6 +209,14 @@ class ExpectedJob:
             if row in rows and tag in stages:
                 return [(each, row) for each in stages[stages.index(tag) + 1 :]]
         return []
+
+    def _has_ended(self, row: int) -> bool:
+        """Return whether the last stage of a row is final."""
+        for stages, rows in self.job.plan.shapes if self.job.plan else ():
+            if row in rows:
+                cell = self.cell((stages[-1], row))
+                return not cell.open and (cell.status < 0 or cell.status == FINISHED)
+        return False
 
     def _block(self, place: Place, failed: Cell) -> None:
         message = f"not run: stage {place[0]!r} failed: {failed.message or failed.status}"
