@@ -301,8 +301,8 @@ class Sweep:
 
     def _is_gone(self, publisher: str, claim: Claim, now: int) -> bool:
         """Return whether the publisher of a claim is dead and may not have published it."""
-        if claim.until > now:
-            return False
+        if claim.until != claim.at:
+            return claim.until <= now
         worker_id, _, thread = publisher.partition("/")
         worker = self._known.get(worker_id)
         if worker is None or worker.gone_at <= now:

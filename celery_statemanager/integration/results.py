@@ -19,7 +19,7 @@ from celery_statemanager.errors import AttemptSuperseded, StateManagerError
 from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.outbox.publisher import publish_made_due, publisher_id
+from celery_statemanager.integration.outbox import publisher
 from celery_statemanager.models import Status
 from celery_statemanager.records import AT_BROKER, OpenAttempt, Write
 from celery_statemanager.retention import current
@@ -64,11 +64,9 @@ def finish_if_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any]
     else:
         return True
     try:
-        write.publisher = publisher_id()
-        reply = tracker.store.write(binding.ref, write)
+        publisher.write(tracker, binding.ref, write)
     except AttemptSuperseded:  # its own end, or another process, was faster
         return True
-    publish_made_due(tracker, binding.ref, reply)
     return True
 
 

@@ -263,7 +263,7 @@ class WriteReply:
     Attributes:
         decided: the names of the latches that were decided.
         changed: whether this write changed anything.
-        claimed: the rows that ``Write.publisher`` must publish now.
+        claimed: the rows that the writer must publish now. A repeated write gets those of the first one again.
     """
 
     cell: Cell

@@ -95,7 +95,7 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
     old = tx.cell(request.tag, request.task_index)
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id:
-        return WriteReply(cell, changed=False)
+        return WriteReply(cell, changed=False, claimed=_claimed_before(tx, request, cell))
     begins = request.begins(cell)
     stage = None
     if request.begin is not None and begins:
@@ -178,6 +178,13 @@ def _claim_next(tx: WriteTransaction, write: Write, new: Cell) -> IndexSet:
     if write.publisher is None or not new.final or write.task_index < 0 or not tx.job.has_window:
         return IndexSet()
     return claim(tx, ClaimRequest(publisher=write.publisher, limit=CLAIMS_AT_AN_END)).rows
+
+
+def _claimed_before(tx: WriteTransaction, write: Write, cell: Cell) -> IndexSet:
+    """Return the rows that the same write claimed when its response was lost. They have the time of that step."""
+    if write.publisher is None or not cell.final or write.task_index < 0 or not tx.job.has_window:
+        return IndexSet()
+    return next((each.rows for each in tx.outbox().claims.values() if each.at == cell.timestamp), IndexSet())
 
 
 def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin, *, recovers: bool) -> Cell:

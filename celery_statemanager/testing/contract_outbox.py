@@ -256,14 +256,20 @@ class OutboxContract(ContractFixtures):
             "v": rows("3-4"),
         }
 
-    def test_a_repeated_end_claims_nothing(self, store: Outbox) -> None:
-        grid = create(store, 3, max_in_flight=1)
-        claim(grid)
-        grid.begin("a", 0)
+    def test_a_repeated_end_returns_what_the_first_one_has_claimed(self, store: Outbox) -> None:
+        grid = create(store, 4, max_in_flight=2)
+        claim(grid, "submitter")
+        for row in (0, 1):
+            grid.begin("a", row)
         first = grid.end("a", 0, publisher="w", event_id="0" * 32)
-        assert (first.changed, first.claimed) == (True, rows("1"))
+        assert (first.changed, first.claimed) == (True, rows("2"))
+        for publisher in ("w", "another thread"):
+            again = grid.write("a", 0, FINISHED, attempt=1, ends_attempt=True, publisher=publisher, event_id="0" * 32)
+            assert (again.changed, again.claimed) == (False, rows("2"))
+        assert grid.end("a", 1, publisher="w", event_id="1" * 32).claimed == rows("3")
         again = grid.write("a", 0, FINISHED, attempt=1, ends_attempt=True, publisher="w", event_id="0" * 32)
-        assert (again.changed, again.claimed) == (False, IndexSet())
+        assert again.claimed == IndexSet(), "the publisher has published that claim"
+        assert state(grid).claimed == 4
 
     def test_an_end_claims_nothing_without_a_window(self, store: Outbox) -> None:
         grid = create(store, 3)

@@ -479,6 +479,16 @@ def test_the_claims_of_a_worker_are_taken_over_when_it_is_dead(store, submitted,
     assert [dead for _, _, dead in actions.messages] == [{"w1/7.1"}, {"w1/7.1", "w1/8.1"}]
 
 
+def test_the_claim_of_a_sweep_ends_with_its_lease(store, submitted, clock, sweep, actions):
+    job = submitted(lease=0)
+    leases.renew(store, "w1", Report(processes=[7]), 100)
+    store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=4, lease=30, dead=frozenset({"host:1:x/1.1"})))
+    assert not sweep()
+    clock.advance(31)
+    sweep()
+    assert [dead for _, _, dead in actions.messages] == [{"w1/7.1"}]
+
+
 def test_a_sweep_fills_a_window(store, submitted, clock, sweep, actions):
     job = submitted(2)
     sweep()

@@ -7,21 +7,22 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from celery_statemanager.errors import JobNotFound, StoreError
+from celery_statemanager import leases
+from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration import publication, requests
 from celery_statemanager.integration.binding import Binding, binding_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.envelope import Envelope, publish
-from celery_statemanager.records import BeginReply, Claimed, ClaimRequest, JobRef, WriteReply
+from celery_statemanager.records import CALLBACK_ROW, BeginReply, Claimed, ClaimRequest, JobRef, Write, WriteReply
 from celery_statemanager.texts import describe
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,35 @@ BINDING = "binding"
 """The key, beside ``REJECTED``, of the header that the message would have had."""
 
 
+_thread = threading.local()
+"""In ``failures``, how often this thread may have left a claim: its later ones must not take the place of it."""
+
+
 def publisher_id() -> str:
     """Return the name under which this thread claims messages: that of its process, and the thread."""
-    return f"{requests.process_id()}/{os.getpid()}.{threading.get_ident()}"
+    failures = getattr(_thread, "failures", 0)
+    return f"{requests.process_id()}/{os.getpid()}.{threading.get_ident()}.{failures}"
+
+
+def claim_later_under_another_name() -> None:
+    """Call this if the store may have made a claim for this thread that the thread does not know of."""
+    _thread.failures = getattr(_thread, "failures", 0) + 1
+
+
+def write(tracker: Tracker, ref: JobRef, request: Write, call: Callable[[], WriteReply] | None = None) -> WriteReply:
+    """Write a cell, and publish what this makes due. Raises: as ``Store.write``.
+
+    Args:
+        call: makes the write; that of the store when not given.
+    """
+    request.publisher = publisher_id()
+    try:
+        reply = tracker.store.write(ref, request) if call is None else call()
+    except StoreUnavailable:
+        claim_later_under_another_name()
+        raise
+    publish_made_due(tracker, ref, reply)
+    return reply
 
 
 def publish_made_due(tracker: Tracker, ref: JobRef, reply: WriteReply | BeginReply) -> None:
@@ -140,8 +167,12 @@ class _Publisher:
         except Exception as error:  # noqa: BLE001 - brokers and their clients raise any error
             text = "cannot publish messages of job %r now, a sweep will: %s"
             logger.warning(text, self._ref.key.job_id, describe(error), extra=self._log_extra)
-            with suppress(StoreError):  # then they are left when the lease of the claim ends
-                left = f"unpublished/{self._name}"  # may hold earlier rows, which no sweep has published yet
-                self._tracker.store.claim(
-                    self._ref, ClaimRequest(publisher=left, limit=0, dead=frozenset({self._name, left}))
-                )
+            self._leave()
+
+    def _leave(self) -> None:
+        claim_later_under_another_name()
+        store, ref, left = self._tracker.store, self._ref, f"unpublished/{self._name}"
+        request = ClaimRequest(publisher=left, limit=0, dead=frozenset({self._name}))
+        key = leases.cell_name(ref, "outbox", CALLBACK_ROW), self._name
+        with suppress(StoreError):
+            self._tracker.backlog.now_or_later(key, lambda: store.claim(ref, request), self._log_extra)

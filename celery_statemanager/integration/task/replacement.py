@@ -22,7 +22,7 @@ from celery_statemanager.integration import pools, publication
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, Binding, part_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.outbox.publisher import publish_made_due, publisher_id
+from celery_statemanager.integration.outbox import publisher
 from celery_statemanager.integration.task import outcomes
 from celery_statemanager.integration.task.run import Run, run_of
 from celery_statemanager.leases import cell_name
@@ -98,13 +98,10 @@ def part_ending(
     ending = Write.cut_off(*place, status, sanitize(message), Delivery(binding.replacements))
 
     def write() -> None:
-        ending.publisher = publisher_id()  # of the thread that publishes, which may be that of the backlog
         try:
-            reply = tracker.store.write(binding.ref, ending)
+            publisher.write(tracker, binding.ref, ending)
         except (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound) as error:
             logger.info("state not written: %s", error, extra=binding.log_extra)
-        else:
-            publish_made_due(tracker, binding.ref, reply)
 
     return (cell_name(binding.ref, *place), "outcome"), write, binding.log_extra
 

@@ -29,7 +29,7 @@ from celery_statemanager.integration import requests, results
 from celery_statemanager.integration.binding import Binding, binding_of
 from celery_statemanager.integration.copies import copy_of_execution
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.outbox.publisher import publish_made_due, publisher_id
+from celery_statemanager.integration.outbox.publisher import publish_made_due, write
 from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
@@ -204,16 +204,15 @@ class Run:
             self.attempt = attempt
             reply = self._send(request)
         self.attempt, self._known = reply.cell.attempt, reply.cell
-        publish_made_due(self.tracker, self.binding.ref, reply)
         return reply
 
     def _send(self, request: Write) -> WriteReply:
         request.attempt, request.when, request.begin = self.attempt, When.OPEN, None
-        request.publisher = publisher_id()
         if self.attempt is None:
             request.begin = self._begin
             self._may_have_begun.add(request.event_id)
-        return attempts.write(self.tracker.store, self.binding.ref, request, self._begin)
+        store, ref = self.tracker.store, self.binding.ref
+        return write(self.tracker, ref, request, lambda: attempts.write(store, ref, request, self._begin))
 
     def _attempt_without_response(self) -> int | None:
         """Return the open attempt if this execution began it by a step whose response was lost, else None."""

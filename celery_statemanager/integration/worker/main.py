@@ -19,7 +19,7 @@ from celery_statemanager.integration import pools, redelivery, requests, results
 from celery_statemanager.integration.backlog import flush_all
 from celery_statemanager.integration.binding import Binding, binding_of, part_of
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.outbox.publisher import publish_made_due, publisher_id
+from celery_statemanager.integration.outbox import publisher
 from celery_statemanager.integration.pending_files import find_folder, remove_folder
 from celery_statemanager.integration.task.replacement import OF_A_PART, part_ending
 from celery_statemanager.integration.worker.lease import Lease
@@ -210,7 +210,4 @@ class _CellWriter:
 
     def write(self, request: Write) -> WriteReply:
         """Write the cell, and publish what this made due. Raises: AttemptSuperseded."""
-        request.publisher = publisher_id()
-        reply = self.tracker.store.write(self.binding.ref, request)
-        publish_made_due(self.tracker, self.binding.ref, reply)
-        return reply
+        return publisher.write(self.tracker, self.binding.ref, request)

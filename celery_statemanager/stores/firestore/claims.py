@@ -111,7 +111,7 @@ class Claims:
 
     def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
         """Claim rows. Raises: JobNotFound."""
-        return self._claim(ref, request.publisher, lambda _: request)
+        return self._claim(ref, request.publisher, lambda _: request, new_operation())
 
     def read_after_end(self, ref: JobRef) -> Found | None:
         """Read what decides a claim after the commit that ended a cell. Return None if the job was deleted."""
@@ -120,10 +120,11 @@ class Claims:
         except JobNotFound:
             return None
 
-    def claim_after_end(self, ref: JobRef, publisher: str, found: Found | None) -> IndexSet:
+    def claim_after_end(self, ref: JobRef, publisher: str, event_id: str, found: Found | None) -> IndexSet:
         """Claim the rows for which the end of a cell made room, or leave the room to a later end.
 
         Args:
+            event_id: that of the write. If it is repeated, the claim of the first one is returned.
             found: the result of ``read_after_end``; None reads it again.
         """
 
@@ -134,7 +135,7 @@ class Claims:
             return ClaimRequest(publisher=publisher, limit=limit)
 
         try:
-            return self._claim(ref, publisher, request_of, found).rows
+            return self._claim(ref, publisher, request_of, event_id, found).rows
         except JobNotFound:
             return IndexSet()
 
@@ -161,20 +162,24 @@ class Claims:
         ref: JobRef,
         publisher: str,
         request_of: Callable[[Found], ClaimRequest | None],
+        operation: str,
         found: Found | None = None,
     ) -> Claimed:
         """Make a claim, and decide again after a lost race.
 
         Args:
             request_of: returns the request for what was read, or None to claim nothing.
+            operation: identifies the claim, in order to find it if the answer of its commit was lost.
         """
-        deadline, operation = self._database.deadline(), new_operation()
+        deadline = self._database.deadline()
         tried: Claimed | None = None
         while True:
             found = found or self._find(ref, deadline)
             job, state = found.job.job, found.claims.state
-            if tried and found.claims.operations.get(publisher) == operation:
-                return Claimed(state.claims[publisher].rows, tried.doubtful, job.num_tasks - state.claimed)
+            made = next((name for name, each in found.claims.operations.items() if each == operation), None)
+            if made is not None:
+                doubtful = tried.doubtful if tried else IndexSet()
+                return Claimed(state.claims[made].rows, doubtful, job.num_tasks - state.claimed)
             request = request_of(found)
             if request is None:
                 return Claimed(IndexSet(), IndexSet(), job.num_tasks - state.claimed)

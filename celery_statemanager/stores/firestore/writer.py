@@ -66,7 +66,7 @@ class Writer:
         found = self._claims.read_after_end(ref) if publisher is not None else None
         reply.decided = self._latches.after(ref, key, reply.cell, result, found and found.counts)
         if publisher is not None and "settled" not in reply.decided:
-            reply.claimed = self._claim(ref, publisher, found, reply.decided)
+            reply.claimed = self._claim(ref, publisher, write.event_id, found, reply.decided)
         self._record_activity(ref, result)
         return reply, result
 
@@ -75,10 +75,12 @@ class Writer:
         document = self._jobs.recent(ref) if result is None else result.job
         return document is not None and document.job.has_window and reply.cell.final and write.task_index >= 0
 
-    def _claim(self, ref: JobRef, publisher: str, found: Found | None, decided: tuple[str, ...]) -> IndexSet:
+    def _claim(
+        self, ref: JobRef, publisher: str, event_id: str, found: Found | None, decided: tuple[str, ...]
+    ) -> IndexSet:
         """Claim rows after the end of a cell. A decided latch has changed the job, so ``found`` is outdated then."""
         try:
-            return self._claims.claim_after_end(ref, publisher, None if decided else found)
+            return self._claims.claim_after_end(ref, publisher, event_id, None if decided else found)
         except StoreUnavailable:
             if not decided:
                 raise  # the caller repeats the write

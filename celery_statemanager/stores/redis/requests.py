@@ -172,9 +172,9 @@ def write_reply(ref: JobRef, write: Write, reply: Any) -> WriteReply:
     status, *values = reply
     if status in (b"written", b"same"):
         return WriteReply(cell_of(values[0]), texts(values[1:]), status == b"written")
-    if status == b"claimed":
+    if status in (b"claimed", b"claimed before"):
         packed, before, claimed, *names = values
-        return WriteReply(cell_of(packed), texts(names), claimed=IndexSet(range(before, claimed)))
+        return WriteReply(cell_of(packed), texts(names), status == b"claimed", IndexSet(range(before, claimed)))
     if status == b"superseded":
         raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, values[0])
     if status == b"cancelled":

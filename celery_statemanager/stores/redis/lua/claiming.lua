@@ -4,6 +4,19 @@
 -- without messages; claimed, the number of claimed rows; and "claim:PUBLISHER", the newest claim of each publisher:
 -- packed {time, time until which the publisher counts as alive, first row, last row, first row, last row ...}.
 
+-- Returns the first row that was claimed at a time by the end of a row, and the row after the last one, if there are any.
+local function claimed_at(moment)
+  local head = redis.call("HGETALL", KEYS[1])
+  for i = 1, #head, 2 do
+    if string.sub(head[i], 1, 6) == "claim:" then
+      local claim = cmsgpack.unpack(head[i + 1])
+      if claim[1] == moment then
+        return claim[3], claim[4] + 1
+      end
+    end
+  end
+end
+
 -- Claims rows for a publisher, also those of dead publishers. With only_in_window, claims nothing if the number of rows
 -- in flight is not limited.
 -- Returns nil if the job has nothing to claim, or the numbers of rows that were claimed before, that are claimed now,

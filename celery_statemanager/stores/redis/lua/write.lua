@@ -4,7 +4,8 @@
 -- ARGV[3]                 payload without its progress, JSON; empty for none
 -- Returns {"gone"}, {"superseded", attempt}, {"cancelled", reason}, {"refused", verdict}, {"same", cell},
 -- {"written", cell, names of the decided latches ...}, {"claimed", cell, numbers of rows that were claimed before and
--- that are claimed now, names ...}, or the cell alone if the write has neither claimed rows nor decided a latch.
+-- that are claimed now, names ...}, or the cell alone if the write has neither claimed rows nor decided a latch. A
+-- repeated write returns {"claimed before", cell, numbers as above} if the first one claimed rows.
 
 local job = open_job(ARGV[1])
 if not job then
@@ -100,6 +101,12 @@ end
 
 local old = read(job, place)
 if old and old[EVENT_ID] == write.event_id then
+  if write.publisher and is_final(old) and not place.of_callback then -- steps._claimed_before
+    local first, after_last = claimed_at(old[TIMESTAMP])
+    if first then
+      return { "claimed before", pack(old), first, after_last }
+    end
+  end
   return { "same", pack(old) }
 end
 local cell = old or new_cell(write.schema)
