@@ -8,7 +8,7 @@ from celery.signals import before_task_publish
 from kombu.exceptions import OperationalError
 
 from celery_statemanager import JobExists, JobNotFound, StatefulTask, StateManager, Status, StoreUnavailable
-from celery_statemanager.integration.outbox import publisher
+from celery_statemanager.integration.outbox import blocks, publisher
 from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FakeClock, FaultyStore
@@ -118,8 +118,10 @@ def test_a_claim_whose_response_was_lost_is_published_when_its_lease_ends(states
     assert sent == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [1, blocks.BLOCK_BYTES], ids=["each member", "all members"])
 @pytest.mark.parametrize("method", ["add_block", "create_job"])
-def test_nothing_remains_of_a_job_that_the_store_did_not_accept(states, task, sent, method):
+def test_nothing_remains_of_a_job_that_the_store_did_not_accept(states, task, sent, method, size, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
     states.store.lose_response(method, applied=False, times=10)
     with pytest.raises(StoreUnavailable):
         states.submit([task.s()], job_id="etl")

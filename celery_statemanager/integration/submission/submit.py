@@ -12,7 +12,7 @@ from uuid import UUID
 from celery import Celery
 from celery.canvas import Signature, chain
 
-from celery_statemanager.errors import JobExists, JobNotFound, StoreUnavailable, SubmitFailed
+from celery_statemanager.errors import JobExists, JobNotFound, StoreError, StoreUnavailable, SubmitFailed
 from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
@@ -83,13 +83,16 @@ def _accepted(
                 delays.add(row, stages[0].options)
                 try:
                     blocks.add(_message(tracker.app, record.ref, row, stages, capture))
+                except StoreError:
+                    raise
                 except Exception as error:
                     raise SubmitFailed(record.job_id, row, describe(error)) from error
         blocks.flush()
         record = _planned(record, plan, tags)
         return _created(tracker, replace(record, flow=replace(flow, delayed=delays.rows, delayed_until=delays.until)))
     except BaseException:
-        tracker.store.drop_draft(record.ref)
+        with suppress(StoreError):  # then a sweep drops it
+            tracker.store.drop_draft(record.ref)
         raise
 
 
