@@ -181,10 +181,14 @@ def _claim_next(tx: WriteTransaction, write: Write, new: Cell) -> IndexSet:
 
 
 def _claimed_before(tx: WriteTransaction, write: Write, cell: Cell) -> IndexSet:
-    """Return the rows that the same write claimed when its response was lost. They have the time of that step."""
+    """Return the rows that the same write claimed when its response was lost.
+
+    They have the time of that step and, unlike other claims, no lease.
+    """
     if write.publisher is None or not cell.final or write.task_index < 0 or not tx.job.has_window:
         return IndexSet()
-    return next((each.rows for each in tx.outbox().claims.values() if each.at == cell.timestamp), IndexSet())
+    claims = tx.outbox().claims.values()
+    return next((each.rows for each in claims if each.at == each.until == cell.timestamp), IndexSet())
 
 
 def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin, *, recovers: bool) -> Cell:

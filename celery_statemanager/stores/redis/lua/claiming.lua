@@ -5,12 +5,12 @@
 -- packed {time, time until which the publisher counts as alive, first row, last row, first row, last row ...}.
 
 -- Returns the first row that was claimed at a time by the end of a row, and the row after the last one, if there are any.
+-- The claims of the ends of rows have no lease.
 local function claimed_at(moment)
-  local head = redis.call("HGETALL", KEYS[1])
-  for i = 1, #head, 2 do
-    if string.sub(head[i], 1, 6) == "claim:" then
-      local claim = cmsgpack.unpack(head[i + 1])
-      if claim[1] == moment then
+  for _, field in ipairs(redis.call("HKEYS", KEYS[1])) do -- HGETALL would also read the plan, which may be large
+    if string.sub(field, 1, 6) == "claim:" then
+      local claim = cmsgpack.unpack(redis.call("HGET", KEYS[1], field))
+      if claim[1] == moment and claim[2] == moment then
         return claim[3], claim[4] + 1
       end
     end
