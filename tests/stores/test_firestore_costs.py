@@ -343,8 +343,8 @@ def test_a_search_for_expired_drafts_costs_the_same_beside_any_jobs(
     spy.clear()
     assert store.drop_expired_drafts() == 1
     calls, reads, writes = cost(spy)
-    assert calls == {"RunQuery": 1 + 4, "Commit": 3}
-    assert (reads, writes) == (1 + 4, 2 + 1 + 1), "the draft with its note, the block, and the note again"
+    assert calls == {"RunQuery": 1 + 4, "BatchGetDocuments": 1, "Commit": 3}
+    assert (reads, writes) == (1 + 2 + 4, 2 + 1 + 1), "the draft with its note, the block, and the note again"
 
 
 def test_a_claim_costs_three_round_trips_at_any_size(store: FirestoreStore, spy: Spy) -> None:

@@ -140,6 +140,23 @@ def test_a_draft_that_is_created_or_extended_meanwhile_is_not_dropped(
 
 
 @pytest.mark.parametrize("expired", [True, False])
+def test_a_block_that_arrives_after_its_job_was_created_does_not_endanger_the_job(
+    store: FirestoreStore, expired: bool
+) -> None:
+    job = draft()
+    add(store, job)
+    store.create_job(job)
+    add(store, job, 0.0)  # the same commit, delayed by the network
+    if expired:
+        assert store.drop_expired_drafts() == 0
+    else:
+        store.drop_draft(job.ref)
+    assert Documents(store).ids("jobs_drafts") == []
+    purge(store)
+    assert store.get_block(job.ref, 1) == (0, b"messages")
+
+
+@pytest.mark.parametrize("expired", [True, False])
 def test_a_process_that_dies_while_it_drops_a_draft_leaves_nothing(
     store: FirestoreStore, other: FirestoreStore, spy: Spy, expired: bool
 ) -> None:

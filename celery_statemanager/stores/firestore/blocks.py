@@ -96,13 +96,21 @@ def drop_expired(database: Database) -> int:
 
 
 def _drop(database: Database, job_name: str, incarnation: str, update_time: Any = None) -> bool:
-    """Delete a draft if it exists and, if an update time is given, has it. Return whether this call deleted it."""
-    note = garbage.note_of(database, job_name, incarnation, blocks=True)
-    draft = requests.delete(database.names.draft(incarnation), update_time, must_exist=True)
+    """Delete a draft if it exists and, if an update time is given, has it. Return whether this call deleted it.
+
+    A delayed commit of ``add`` may create the draft again after the job was created. The blocks are kept then.
+    """
+    names, deadline = database.names, database.deadline()
+    documents = database.get([names.draft(incarnation), job_name], deadline).documents
+    draft, job = documents.get(names.draft(incarnation)), documents.get(job_name)
+    if draft is None or (update_time is not None and update_time != draft.update_time):
+        return False
+    accepted = job is not None and job.fields.get("incarnation") == incarnation
+    notes = [] if accepted else [garbage.note_of(database, job_name, incarnation, blocks=True)]
     try:
-        response = database.retry([note, draft], database.deadline())
+        response = database.retry([*notes, requests.delete(draft.name, draft.update_time)], deadline)
     except PreconditionFailed:  # accepted, extended, or dropped by a call whose answer was lost
         return False
     with suppress(StoreUnavailable):  # a later purge deletes the blocks
-        garbage.purge_notes(database, garbage.stored_notes([note], response.write_results), PURGED_AT_ONCE)
-    return True
+        garbage.purge_notes(database, garbage.stored_notes(notes, response.write_results), PURGED_AT_ONCE)
+    return not accepted
