@@ -306,6 +306,9 @@ def test_an_end_whose_claim_fails_claims_when_it_is_repeated(store: FirestoreSto
     spy.fault = lambda method, request: None
     again = grid.write("b", 0, FINISHED, attempt=1, ends_attempt=True, publisher="w", event_id="end")
     assert (again.changed, again.claimed) == (False, rows("1"))
+    grid.update(lambda job: replace(job, flow=Flow(2)))
+    again = grid.write("b", 0, FINISHED, attempt=1, ends_attempt=True, publisher="w", event_id="end")
+    assert (again.changed, again.claimed) == (False, IndexSet([1])), "only what it has claimed before"
 
 
 def test_a_decided_latch_is_returned_although_the_claim_fails(store: FirestoreStore, spy: Spy) -> None:

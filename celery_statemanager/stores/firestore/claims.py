@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from celery_statemanager.codec import compact, outbox_from_json, outbox_to_json
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import Claimed, ClaimRequest, JobRecord, JobRef, OutboxState, Tally
+from celery_statemanager.records import Claimed, ClaimRequest, JobRecord, JobRef, OutboxState, Tally, Write
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database
@@ -120,22 +120,25 @@ class Claims:
         except JobNotFound:
             return None
 
-    def claim_after_end(self, ref: JobRef, publisher: str, event_id: str, found: Found | None) -> IndexSet:
+    def claim_after_end(self, ref: JobRef, write: Write, found: Found | None, *, may_claim: bool) -> IndexSet:
         """Claim the rows for which the end of a cell made room, or leave the room to a later end.
 
+        If the same write has claimed rows before, return them.
+
         Args:
-            event_id: that of the write. If it is repeated, the claim of the first one is returned.
             found: the result of ``read_after_end``; None reads it again.
+            may_claim: False to claim no other rows.
         """
+        publisher = write.publisher or ""
 
         def request_of(found: Found) -> ClaimRequest | None:
-            if not found.job.job.has_window or self._leaves_room(found):
+            if not may_claim or not found.job.job.has_window or self._leaves_room(found):
                 return None
             limit = MAX_IN_BATCH if self._is_ahead(found.claims) else steps.CLAIMS_AT_AN_END
             return ClaimRequest(publisher=publisher, limit=limit)
 
         try:
-            return self._claim(ref, publisher, request_of, event_id, found).rows
+            return self._claim(ref, publisher, request_of, write.event_id, found).rows
         except JobNotFound:
             return IndexSet()
 

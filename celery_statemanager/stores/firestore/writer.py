@@ -13,11 +13,15 @@ from celery_statemanager.stores import steps
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.claims import Claims, Found
 from celery_statemanager.stores.firestore.database import Database
+from celery_statemanager.stores.firestore.documents import remember
 from celery_statemanager.stores.firestore.jobs import JobDocuments
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.step import StepRunner
 from celery_statemanager.stores.firestore.timings import in_microseconds
 from celery_statemanager.stores.firestore.view import StepResult
+
+MAX_INTERRUPTED = 1_000
+"""Failed calls that are remembered until they are repeated."""
 
 
 class Writer:
@@ -35,10 +39,17 @@ class Writer:
         self._steps = steps
         self._latches = latches
         self._claims = claims
+        self._interrupted: dict[tuple[JobRef, str], None] = {}
+        """The events of calls that failed and may have ended a cell without a claim, so that a repetition claims."""
 
     def write(self, ref: JobRef, write: Write) -> WriteReply:
         """Write a cell. Raises: the errors of ``Store.write``."""
-        reply, result = self._write(ref, write)
+        try:
+            reply, result = self._write(ref, write)
+        except StoreUnavailable:
+            if write.publisher is not None:
+                remember(self._interrupted, (ref, write.event_id), None, MAX_INTERRUPTED)
+            raise
         if result is not None and write.begin is not None and not write.ends_attempt:
             ended = self._ended_meanwhile(ref, result)
             if ended is not None:
@@ -66,21 +77,26 @@ class Writer:
         found = self._claims.read_after_end(ref) if publisher is not None else None
         reply.decided = self._latches.after(ref, key, reply.cell, result, found and found.counts)
         if publisher is not None and "settled" not in reply.decided:
-            reply.claimed = self._claim(ref, publisher, write.event_id, found, reply.decided)
+            may_claim = reply.changed or (ref, write.event_id) in self._interrupted
+            given = None if reply.decided else found  # a decided latch has changed the job
+            reply.claimed = self._claim(ref, write, given, may_claim=may_claim, decided=bool(reply.decided))
+        self._interrupted.pop((ref, write.event_id), None)
         self._record_activity(ref, result)
         return reply, result
 
     def _may_claim(self, ref: JobRef, write: Write, reply: WriteReply, result: StepResult | None) -> bool:
-        """Return whether a write ends a cell of a job with a window. A repetition claims if the first call failed."""
+        """Return whether a write ended a cell of a job with a window, or repeats one that did."""
         document = self._jobs.recent(ref) if result is None else result.job
         return document is not None and document.job.has_window and reply.cell.final and write.task_index >= 0
 
-    def _claim(
-        self, ref: JobRef, publisher: str, event_id: str, found: Found | None, decided: tuple[str, ...]
-    ) -> IndexSet:
-        """Claim rows after the end of a cell. A decided latch has changed the job, so ``found`` is outdated then."""
+    def _claim(self, ref: JobRef, write: Write, found: Found | None, *, may_claim: bool, decided: bool) -> IndexSet:
+        """Claim rows after the end of a cell.
+
+        Args:
+            may_claim: False to return only what the same write has claimed before.
+        """
         try:
-            return self._claims.claim_after_end(ref, publisher, event_id, None if decided else found)
+            return self._claims.claim_after_end(ref, write, found, may_claim=may_claim)
         except StoreUnavailable:
             if not decided:
                 raise  # the caller repeats the write
