@@ -272,7 +272,10 @@ class SweptFolderStore(FolderStore, Outbox):
 
     def add_block(self, ref: r.JobRef, first: int, data: bytes, lease: float) -> None:
         with self._lock():
-            blocks = _messages(self._blocks(ref))["blocks"] | {str(first): base64.b64encode(data).decode()}
+            messages = _messages(self._blocks(ref))
+            if first and messages["until"] is None:
+                raise draft_expired(ref.key)
+            blocks = messages["blocks"] | {str(first): base64.b64encode(data).decode()}
             _replace(self._blocks(ref), {"until": self.now() + round(lease * 1_000_000), "blocks": blocks})
 
     def get_block(self, ref: r.JobRef, row: int) -> tuple[int, bytes] | None:

@@ -182,7 +182,8 @@ class TestDrafts:
         assert store.drop_expired_drafts() == 1
         assert store.get_block(job.ref, 3) is None
         assert client.zcard(f"{prefix}:{{*}}:drafts") == 1
-        store.add_block(job.ref, 4, b"z", 60)
+        with pytest.raises(StoreError, match="its stored messages were deleted"):
+            store.add_block(job.ref, 4, b"z", 60)
         with pytest.raises(StoreError, match="its stored messages were deleted"):
             store.create_job(job)
         store.drop_draft(job.ref)

@@ -16,7 +16,7 @@ from celery.worker import state as worker_state
 from celery_statemanager import Status, StoreError, StoreUnavailable, leases
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
-from celery_statemanager.integration.outbox.blocks import BlockWriter
+from celery_statemanager.integration.outbox.blocks import BlockCache, BlockWriter
 from celery_statemanager.integration.pending_files import PendingFiles
 from celery_statemanager.integration.redelivery import MAX_BYTES
 from celery_statemanager.integration.requests import HeldMessages
@@ -71,6 +71,7 @@ def tracker():
     app = Celery("leased", broker="memory://", set_as_current=False)
     return SimpleNamespace(
         app=app,
+        blocks=BlockCache(),
         settings=Settings(lease=LEASE, sweep_interval=0.02),
         store=FaultyStore(open_store("memory://")),
         backlog=Backlog(first_delay=0.01, longest_delay=0.01),

@@ -172,7 +172,7 @@ class _Publisher:
     def _leave(self) -> None:
         claim_later_under_another_name()
         store, ref, left = self._tracker.store, self._ref, f"unpublished/{self._name}"
-        request = ClaimRequest(publisher=left, limit=0, dead=frozenset({self._name}))
+        request = ClaimRequest(publisher=left, limit=0, dead=frozenset({self._name, left}))  # may be repeated
         key = leases.cell_name(ref, "outbox", CALLBACK_ROW), self._name
         with suppress(StoreError):
             self._tracker.backlog.now_or_later(key, lambda: store.claim(ref, request), self._log_extra)
