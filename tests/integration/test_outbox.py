@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HERE, PATIENCE, SLOW_PLACES, load
+from conftest import HERE, PATIENCE, PLACES, SLOW_PLACES, load
 from servers import running_redis
 
 from celery_statemanager import JobNotFound
@@ -108,6 +108,7 @@ def test_no_more_rows_than_permitted_are_in_flight(tracked, pool, key, submit, e
     assert job.wait(PATIENCE).finished == 8
 
 
+@pytest.mark.places(*PLACES, usual=2)
 def test_the_later_stages_of_a_row_keep_its_place(tracked, pool, key, submit):
     rows = [tracked.succeed.s(row) | tracked.second.s() for row in range(12)]
     job = submit(rows, max_in_flight=3)
@@ -115,6 +116,7 @@ def test_the_later_stages_of_a_row_keep_its_place(tracked, pool, key, submit):
     assert (summary.finished, summary.expected) == (24, 24)
 
 
+@pytest.mark.places(*PLACES, usual=2)
 def test_rows_that_fail_make_room_for_others(tracked, pool, key, submit):
     job = submit([tracked.fail.s() for _ in range(10)], max_in_flight=2)
     assert job.wait(PATIENCE).failed == 10
