@@ -87,7 +87,7 @@ class JobDiagnosis:
         yield from self._sent(column.tag, left)
 
     def _why_unpublished(self, outbox: OutboxState) -> str:
-        window = self.job.flow.max_in_flight if self.job.flow else None
+        window = self.job.max_in_flight
         if window is not None:
             in_flight = outbox.claimed - sum(column.tally.rows for column in self._columns)
             if in_flight >= window:

@@ -222,7 +222,7 @@ class _Collector:
 
 def has_messages_to_publish(store: Outbox, job: JobRecord) -> bool:
     """Return whether messages of a job are not published, or not known to be. Raises: JobNotFound, StoreError."""
-    if job.flow is None or job.cancelled or job.settled:
+    if not job.publishes:
         return False
     outbox = store.get_outbox(job.ref)
     return outbox.claimed < job.num_tasks or bool(outbox.claims)

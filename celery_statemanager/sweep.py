@@ -288,7 +288,7 @@ class Sweep:
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
-        if job.flow is not None and not job.cancelled and not job.settled:
+        if job.publishes:
             self._report.published += self._publish_messages(job, now)
 
     def _publish_messages(self, job: JobRecord, now: int) -> int:

@@ -122,9 +122,30 @@ class JobRecord:
         return unsettled or any(latch.due for latch in self.latches.values())
 
     @property
+    def publishes(self) -> bool:
+        """Whether its messages may still have to be published."""
+        return self.flow is not None and not self.cancelled and not self.settled
+
+    @property
+    def max_in_flight(self) -> int | None:
+        """The maximum number of rows that are published and have not ended; None for no limit."""
+        return None if self.flow is None else self.flow.max_in_flight
+
+    @property
     def has_window(self) -> bool:
         """Whether the number of its rows in flight is limited."""
-        return self.flow is not None and self.flow.max_in_flight is not None
+        return self.max_in_flight is not None
+
+    def with_changes_of(self, other: JobRecord) -> JobRecord:
+        """Return the record with the changeable fields of another one; see ``Store.update_job``."""
+        return replace(
+            self,
+            latches=dict(other.latches),
+            cancelled=other.cancelled,
+            flow=other.flow,
+            tombstoned_at=other.tombstoned_at,
+            schema_version=other.schema_version,
+        )
 
     def with_latches(self, **latches: Latch) -> JobRecord:
         """Return the record with some latches replaced."""

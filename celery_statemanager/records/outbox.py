@@ -57,7 +57,7 @@ class ClaimRequest:
 
     Attributes:
         publisher: the id of the process or thread that publishes them. It has published its earlier claim.
-        limit: the maximum number of rows that nobody has claimed before.
+        limit: the maximum number of rows that no publisher has claimed before.
         lease: seconds for which the publisher counts as alive even if no worker record lists it.
         dead: publishers whose claims are taken over, because they may not have published them.
     """
@@ -74,7 +74,7 @@ class Claimed(NamedTuple):
     Attributes:
         rows: the rows to publish now.
         doubtful: those of them that a dead publisher may have published before.
-        left: the number of rows that nobody has claimed.
+        left: the number of rows that no publisher has claimed.
     """
 
     rows: IndexSet

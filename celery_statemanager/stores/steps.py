@@ -115,15 +115,15 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
 
 
 def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
-    """Claim the rows of dead publishers, and then rows that nobody has claimed, as many as may be in flight."""
+    """Claim the rows of dead publishers, and then rows that no publisher has claimed, as many as may be in flight."""
     job = tx.job
-    if job.flow is None or job.cancelled or job.settled:
+    if not job.publishes:
         return Claimed(IndexSet(), IndexSet(), 0)
     state = tx.outbox()
     doubtful = IndexSet().union(*(each.rows for name, each in state.claims.items() if name in request.dead))
     claimed = min(state.claimed + request.limit, job.num_tasks)
-    if job.flow.max_in_flight is not None:
-        claimed = min(claimed, tx.total().rows + job.flow.max_in_flight)
+    if job.max_in_flight is not None:
+        claimed = min(claimed, tx.total().rows + job.max_in_flight)
     claimed = max(claimed, state.claimed)
     rows = doubtful.union(IndexSet(range(state.claimed, claimed)))
     claims = {name: each for name, each in state.claims.items() if name not in {*request.dead, request.publisher}}
@@ -156,14 +156,7 @@ def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
     """Replace the changeable part of a job unless its revision has changed, and decide its latches."""
     if job.revision != tx.job.revision:
         return None
-    changed = replace(
-        tx.job,
-        latches=dict(job.latches),
-        cancelled=job.cancelled,
-        flow=job.flow,
-        tombstoned_at=job.tombstoned_at,
-        schema_version=job.schema_version,
-    )
+    changed = tx.job.with_changes_of(job)
     names = aggregate.decisions(changed, changed.plan.expected, tx.total()) if changed.plan else ()
     tx.put_job(_with_decided(changed, names, tx.now))
     return names

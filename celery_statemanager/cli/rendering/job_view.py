@@ -111,8 +111,8 @@ def _facts(view: JobView, glyphs: Glyphs) -> Iterator[Line]:
 def _published(view: JobView, rows: int) -> Line:
     job = view.overview.job
     line: Line = [_label("published"), Span(f"{formatting.number(rows)} of {formatting.counted(job.num_tasks, 'row')}")]
-    if job.flow is not None and job.flow.max_in_flight is not None:
-        line.append(Span(f", at most {formatting.number(job.flow.max_in_flight)} in flight"))
+    if job.max_in_flight is not None:
+        line.append(Span(f", at most {formatting.number(job.max_in_flight)} in flight"))
     return line
 
 

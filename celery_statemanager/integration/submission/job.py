@@ -108,8 +108,7 @@ class Job:
 
         Raises: JobNotFound, StoreError.
         """
-        flow = current(self._tracker.store, self._record.ref).flow
-        return None if flow is None else flow.max_in_flight
+        return current(self._tracker.store, self._record.ref).max_in_flight
 
     def set_max_in_flight(self, rows: int | None) -> None:
         """Change the maximum number of rows that are with the broker or running. A smaller one stops no row.

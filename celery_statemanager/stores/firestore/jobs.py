@@ -143,16 +143,8 @@ class JobDocuments:
                 return current
             if job.revision != current.job.revision:
                 return None
-            changed = replace(
-                current.job,
-                latches=dict(job.latches),
-                cancelled=job.cancelled,
-                flow=job.flow,
-                tombstoned_at=job.tombstoned_at,
-                schema_version=job.schema_version,
-            )
             try:
-                return self.replace(current, changed, operation, deadline)
+                return self.replace(current, current.job.with_changes_of(job), operation, deadline)
             except (PreconditionFailed, Transient) as error:
                 deadline.pause(error)
 
