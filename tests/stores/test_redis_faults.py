@@ -10,6 +10,7 @@ import time
 from contextlib import closing, contextmanager
 
 import pytest
+from redis_kit import check_refused_when_full
 from servers import RedisServer, running_cluster, running_redis, running_sentinel, wait_for
 
 from celery_statemanager import ConfigurationError, JobNotFound, StoreError, StoreUnavailable, open_store
@@ -193,12 +194,7 @@ class TestServerErrors:
             lambda: Grid.create(store, job_id="other"),
         ]
         with server.client() as client:
-            dump = {key: client.dump(key) for key in client.scan_iter()}
-            client.config_set("maxmemory", 1)
-            for step in steps:
-                with pytest.raises(StoreUnavailable, match="is full"):
-                    step()
-            assert {key: client.dump(key) for key in client.scan_iter()} == dump
+            check_refused_when_full(client, steps)
             assert grid.lowest().status == 0
             assert len(grid.states()) == 1
             assert store.delete_job(grid.job)

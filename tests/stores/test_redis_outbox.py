@@ -6,14 +6,17 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from redis_kit import check_refused_when_full
 from servers import running_redis
 
 from celery_statemanager import JobNotFound, StoreError, StoreUnavailable, open_store
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import Claimed, ClaimRequest, Flow, JobRecord, JobRef, new_event_id, new_job
+from celery_statemanager.records import Claimed, Flow, JobRecord, JobRef, new_event_id
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of
 from celery_statemanager.stores.redis.tuning import Tuning
 from celery_statemanager.testing import Grid
+from celery_statemanager.testing import contract_outbox as outbox
+from celery_statemanager.testing.contract_outbox import claim
 from celery_statemanager.testing.kit import FINISHED, every_job, purge
 
 SERVERS = ["redis_server", "redis_nodes"]
@@ -43,18 +46,12 @@ def impatient(redis_server, prefix):
         yield store
 
 
-def draft(num_tasks: int = 6, max_in_flight: int | None = None, job_id: str = "job") -> JobRecord:
-    return replace(new_job(job_id, num_tasks, ("a",)), flow=Flow(max_in_flight))
+def draft(num_tasks: int = 6, **options) -> JobRecord:
+    return outbox.draft(num_tasks, **options)
 
 
-def create(store, num_tasks: int = 6, max_in_flight: int | None = None, job_id: str = "job") -> Grid:
-    job = draft(num_tasks, max_in_flight, job_id)
-    store.add_block(job.ref, 0, b"messages", 60)
-    return Grid(store, store.create_job(job).ref)
-
-
-def claim(grid: Grid, publisher: str = "p", limit: int = 100, **fields) -> Claimed:
-    return grid.store.claim(grid.ref, ClaimRequest(publisher=publisher, limit=limit, **fields))
+def create(store, num_tasks: int = 6, **options) -> Grid:
+    return outbox.create(store, num_tasks, **options)
 
 
 def calls(client) -> dict[str, int]:
@@ -310,12 +307,7 @@ class TestFullServer:
                 lambda: claim(grid, "q", dead=frozenset({"p"})),
                 lambda: grid.write("a", 0, -1, attempt=1, ends_attempt=True, publisher="w"),
             ]
-            dump = {key: client.dump(key) for key in client.scan_iter()}
-            client.config_set("maxmemory", 1)
-            for step in steps:
-                with pytest.raises(StoreUnavailable, match="is full"):
-                    step()
-            assert {key: client.dump(key) for key in client.scan_iter()} == dump
+            check_refused_when_full(client, steps)
             assert store.get_block(grid.ref, 0) == (0, b"messages")
             assert store.delete_job(grid.job)
             purge(store)
