@@ -7,6 +7,7 @@ sends no signal then.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -63,10 +64,8 @@ def finish_if_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any]
         write = Write.never_begun(*place, int(Status.FINISHED), MESSAGE)
     else:
         return True
-    try:
+    with suppress(AttemptSuperseded):  # its own end, or another process, was faster
         publisher.write(tracker, binding.ref, write)
-    except AttemptSuperseded:  # its own end, or another process, was faster
-        return True
     return True
 
 

@@ -22,7 +22,7 @@ from celery_statemanager.integration.binding import Binding, binding_of
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.envelope import Envelope, publish
-from celery_statemanager.records import CALLBACK_ROW, BeginReply, Claimed, ClaimRequest, JobRef, Write, WriteReply
+from celery_statemanager.records import CALLBACK_ROW, Claimed, ClaimRequest, JobRef, Write, WriteReply
 from celery_statemanager.texts import describe
 
 logger = logging.getLogger(__name__)
@@ -71,10 +71,10 @@ def write(tracker: Tracker, ref: JobRef, request: Write, call: Callable[[], Writ
     return reply
 
 
-def publish_made_due(tracker: Tracker, ref: JobRef, reply: WriteReply | BeginReply) -> None:
+def publish_made_due(tracker: Tracker, ref: JobRef, reply: WriteReply) -> None:
     """Publish what a write made due: callbacks, and the rows that this process claimed with it."""
     publish_decided(tracker, ref, reply.decided)
-    if isinstance(reply, WriteReply) and reply.claimed:
+    if reply.claimed:
         _Publisher(tracker, ref).publish_claimed(reply.claimed)
 
 

@@ -37,7 +37,7 @@ def read(app: Celery, tasks: Iterable[Any]) -> Iterator[Stages]:
     if not isinstance(tasks, (list, tuple)):
         return found
     checked = [*found]
-    PlanBuilder.of(tuple(tag_of(app, stage) for stage in stages) for stages in checked).plan()
+    PlanBuilder.of(tags_of(app, stages) for stages in checked).plan()
     return iter(checked)
 
 
@@ -79,6 +79,11 @@ def tag_of(app: Celery, signature: Signature[Any]) -> str:
     if tag is None:
         tag = getattr(app.tasks.get(signature.task or ""), "tag", None)
     return DEFAULT_TAG if tag is None else check_name("tag", tag)
+
+
+def tags_of(app: Celery, stages: Stages) -> tuple[str, ...]:
+    """Return the tags of a member's stages."""
+    return tuple(tag_of(app, stage) for stage in stages)
 
 
 def plan_of_tags(derived: Plan, num_tasks: int, tags: PlanSpec | None) -> Plan:

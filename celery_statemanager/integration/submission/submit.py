@@ -79,7 +79,7 @@ def _accepted(
     try:
         with Capture(tracker.app) as capture:
             for row, stages in enumerate(found):
-                plan.add(tuple(members.tag_of(tracker.app, stage) for stage in stages), row)
+                plan.add(members.tags_of(tracker.app, stages), row)
                 delays.add(row, stages[0].options)
                 try:
                     blocks.add(_message(tracker.app, record.ref, row, stages, capture))
@@ -129,9 +129,7 @@ def _message(app: Celery, ref: JobRef, row: int, stages: Stages, capture: Captur
 
 def _run_inline(tracker: Tracker, record: JobRecord, found: list[Stages], tags: PlanSpec | None) -> Job:
     """Create a job and run its members in this process, as Celery does in eager mode."""
-    plan = members.PlanBuilder()
-    for row, stages in enumerate(found):
-        plan.add(tuple(members.tag_of(tracker.app, stage) for stage in stages), row)
+    plan = members.PlanBuilder.of(members.tags_of(tracker.app, stages) for stages in found)
     record = tracker.store.create_job(_planned(record, plan, tags))
     job = Job(tracker, record)
     run_members(job, tracker, record, found)

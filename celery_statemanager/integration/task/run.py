@@ -27,9 +27,10 @@ from celery_statemanager.errors import (
 )
 from celery_statemanager.integration import requests, results
 from celery_statemanager.integration.binding import Binding, binding_of
+from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.copies import copy_of_execution
 from celery_statemanager.integration.installed import Tracker, tracker_of
-from celery_statemanager.integration.outbox.publisher import publish_made_due, write
+from celery_statemanager.integration.outbox.publisher import write
 from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
@@ -120,7 +121,7 @@ class Run:
             self.verdict, self.ended = reply.verdict, True
             self.has_only_copy = reply.verdict is Verdict.DUPLICATE and reply.cell.kept == AT_BROKER
             logger.info("not run: %s is %s", self.binding.celery_task_id, reply.verdict.value, extra=self.log_extra)
-        publish_made_due(self.tracker, self.binding.ref, reply)
+        publish_decided(self.tracker, self.binding.ref, reply.decided)
 
     def progress_is_due(self) -> bool:
         """Return whether progress may be written now, and if so, count it as written."""

@@ -152,8 +152,14 @@ class Lease:
 
     def _put(self, report: Report, *, is_stopping: bool, lease: float | None = None) -> list[str]:
         idle, limits = self._idle(), pools.current().limits
-        report = replace(report, ended=self._ended, stopping=is_stopping, idle=idle, limits=limits)
-        report = replace(report, processes=self._processes())
+        report = replace(
+            report,
+            ended=self._ended,
+            stopping=is_stopping,
+            idle=idle,
+            limits=limits,
+            processes=self._processes(),
+        )
         return leases.renew(self._store, self._worker_id, report, self._settings.lease if lease is None else lease)
 
     def _running(self) -> dict[str, None]:

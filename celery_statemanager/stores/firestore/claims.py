@@ -147,14 +147,14 @@ class Claims:
 
         While no published row waits to begin, workers may be idle, so the room is left for a shorter time.
         """
-        flow, state = found.job.job.flow, found.claims.state
-        if flow is None or flow.max_in_flight is None or not self._is_ahead(found.claims):
+        window, state = found.job.job.max_in_flight, found.claims.state
+        if window is None or not self._is_ahead(found.claims):
             return False
         in_flight = state.claimed - found.total.rows
         last = max((claim.at for claim in state.claims.values()), default=0)
         pause = in_microseconds(self._database.timings.claim_pause)
         may_wait = in_flight > found.total.pending or self._database.now() < last + pause
-        return may_wait and 2 * in_flight > flow.max_in_flight
+        return may_wait and 2 * in_flight > window
 
     def _is_ahead(self, claims: ClaimsDocument) -> bool:
         """Return whether the claims of a job have been written too often for some time."""
