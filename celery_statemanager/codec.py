@@ -22,6 +22,7 @@ from celery_statemanager.records import (
     JobRecord,
     Latch,
     OutboxState,
+    Returned,
     to_datetime,
 )
 
@@ -203,14 +204,16 @@ def control_from_json(text: str) -> dict[str, Any]:
 
 
 def outbox_to_json(state: OutboxState) -> str:
-    """Encode the claims of an outbox as JSON text."""
-    return compact({name: [str(claim.rows), claim.at, claim.until] for name, claim in state.claims.items()})
+    """Encode an outbox without the number of claimed rows as JSON text."""
+    claims = {name: [str(claim.rows), claim.at, claim.until] for name, claim in state.claims.items()}
+    return compact([claims, str(state.returned.begun), str(state.returned.waiting)])
 
 
-def outbox_from_json(claimed: int, claims: str) -> OutboxState:
-    """Create the state of an outbox from the text of ``outbox_to_json``."""
-    found = {name: Claim(IndexSet.parse(rows), at, until) for name, (rows, at, until) in json.loads(claims).items()}
-    return OutboxState(claimed, found)
+def outbox_from_json(claimed: int, text: str) -> OutboxState:
+    """Create an outbox from the text of ``outbox_to_json``."""
+    claims, begun, waiting = json.loads(text)
+    found = {name: Claim(IndexSet.parse(rows), at, until) for name, (rows, at, until) in claims.items()}
+    return OutboxState(claimed, found, Returned(IndexSet.parse(begun), IndexSet.parse(waiting)))
 
 
 def job_to_fields(job: JobRecord) -> dict[str, Any]:

@@ -89,6 +89,17 @@ class IndexSet(AbstractSet[int]):
             left -= high - low + 1
         raise IndexError(number)
 
+    def head(self, number: int) -> IndexSet:
+        """Return the ``number`` lowest indexes, or all of them if there are fewer."""
+        head: list[tuple[int, int]] = []
+        left = number
+        for low, high in self.ranges:
+            if left <= 0:
+                break
+            head.append((low, min(high, low + left - 1)))
+            left -= high - low + 1
+        return IndexSet.from_ranges(head)
+
     def union(self, *others: IndexSet) -> IndexSet:
         """Return the indexes that are in this set or in any other."""
         pairs = sorted(pair for each in (self, *others) for pair in each.ranges)

@@ -9,7 +9,18 @@ from typing import Any
 
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.models import FINISHED, Status, fraction_of
-from celery_statemanager.records import FRACTION_UNIT, Begin, Cancellation, Cell, JobRecord, Tally, Verdict, When, Write
+from celery_statemanager.records import (
+    FRACTION_UNIT,
+    Begin,
+    Cancellation,
+    Cell,
+    Delivery,
+    JobRecord,
+    Tally,
+    Verdict,
+    When,
+    Write,
+)
 
 
 def apply_begin(
@@ -20,17 +31,17 @@ def apply_begin(
     *,
     though_cancelled: bool = False,
     forgotten: int | None = None,
-    recovers: bool = False,
 ) -> tuple[Verdict, Cell]:
     """Return the verdict on a Begin and the resulting cell, which is the same object if nothing must be written.
 
     Args:
         though_cancelled: begin in a cancelled job too, because the attempt has already ended.
         forgotten: the number of an attempt that continues although the store has lost its begin. It keeps its number.
-        recovers: whether the begin proves that an earlier stage of the row has finished, see ``is_unreported``.
     """
     goes_on = forgotten is not None and forgotten > cell.attempt
-    verdict = _verdict(job, cell, begin, though_cancelled, goes_on, recovers)
+    verdict = _verdict(job, cell, begin, though_cancelled, goes_on)
+    if verdict is Verdict.PAUSED:
+        return verdict, _waiting_again(cell, begin, now)
     if verdict is Verdict.CANCELLED and job.cancelled and cell.status > 0 and not cell.final and not cell.open:
         return verdict, _ended(cell, Status.CANCELLED, job.cancelled.reason, begin.event_id, now)
     if verdict is not Verdict.BEGUN:
@@ -48,30 +59,52 @@ def apply_begin(
         begin.delivery,
         begin.owner,
         cell.losses + lost,
-        begin.kept,
+        cell.kept if begin.kept is None else begin.kept,
         None,  # blocked_by
         now,
         cell.schema_version,
     )
 
 
-def _verdict(
-    job: JobRecord, cell: Cell, begin: Begin, though_cancelled: bool, goes_on: bool, recovers: bool
-) -> Verdict:
+def _verdict(job: JobRecord, cell: Cell, begin: Begin, though_cancelled: bool, goes_on: bool) -> Verdict:
     if cell.final and cell.status == FINISHED:
         return Verdict.FINISHED
     if begin.task_index >= 0:
-        if job.settled and not (goes_on or recovers or _reopens(job, cell, begin)):
+        if job.settled and not (goes_on or _reopens(job, cell, begin)):
             return Verdict.CLOSED
         if job.cancelled and not though_cancelled:
             return Verdict.CANCELLED
     if begin.takes_over or goes_on or (cell.open and begin.supersedes == cell.attempt):
         return Verdict.BEGUN
+    return _verdict_on_delivery(job, cell, begin)
+
+
+def _verdict_on_delivery(job: JobRecord, cell: Cell, begin: Begin) -> Verdict:
     if begin.delivery < cell.delivery:
         return Verdict.STALE
-    if cell.open and begin.delivery == cell.delivery:
-        return Verdict.DUPLICATE
+    if begin.delivery == cell.delivery:
+        if cell.open:
+            return Verdict.DUPLICATE
+        if cell.final and cell.attempt and begin.owner is not None:  # this delivery has ended the cell
+            return Verdict.CLOSED
+    if begin.may_wait and cell.waiting and job.flow is not None and job.flow.paused:
+        return Verdict.PAUSED
     return Verdict.BEGUN
+
+
+def _waiting_again(cell: Cell, begin: Begin, now: int) -> Cell:
+    """Return a cell that has not begun and whose message is due once more."""
+    return replace(
+        cell,
+        timestamp=now,
+        version=cell.version + 1,
+        event_id=begin.event_id,
+        delivery=_next_publication(begin.delivery),
+    )
+
+
+def _next_publication(delivery: Delivery) -> Delivery:
+    return delivery._replace(publication=delivery.publication + 1)
 
 
 def _reopens(job: JobRecord, cell: Cell, begin: Begin) -> bool:
@@ -96,7 +129,8 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     still_open = cell.open and not write.ends_attempt
     ends = not still_open and (status < 0 or status == FINISHED)
     closed_for_worker = write.presumed_dead and not still_open and status == write.status
-    awaits_delivery = not ends and (write.awaits_delivery or (cell.awaits_delivery and not write.ends_attempt))
+    stays = cell.awaits_delivery and not (write.ends_attempt or write.due_again)
+    awaits_delivery = not ends and (write.awaits_delivery or stays)
     return Cell(  # by position, because every write does this: keywords take three times as long, ``replace`` more
         status,
         message,
@@ -106,14 +140,20 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         write.event_id,
         cell.attempt,
         still_open,
-        write.next_delivery or cell.delivery,
+        _delivery_after(cell, write, ends),
         cell.owner if still_open or closed_for_worker or awaits_delivery else None,
         cell.losses + write.counts_as_loss,
-        None if ends else cell.kept,
+        None if ends else write.kept or cell.kept,
         None,  # blocked_by
-        0 if closed_for_worker else cell.began_at or (now if awaits_delivery else 0),
+        0 if closed_for_worker or write.due_again else cell.began_at or (now if awaits_delivery else 0),
         cell.schema_version,
     )
+
+
+def _delivery_after(cell: Cell, write: Write, ends: bool) -> Delivery:
+    if write.due_again and not ends:
+        return _next_publication(cell.delivery)
+    return cell.delivery if write.next_delivery is None else max(cell.delivery, write.next_delivery)
 
 
 def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
@@ -140,14 +180,16 @@ def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, wr
     """Refuse a write to a cancelled job, unless it ends a cell that has begun or belongs to a callback."""
     if write.task_index < 0 or write.ends_attempt:
         return
-    ends_it = write.status < 0 or write.status == FINISHED
+    ends_it = write.status < 0 or write.status == FINISHED or write.due_again
     if cell.waiting or not ends_it:
         raise JobCancelled(job.job_id, cancelled.reason)
 
 
 def _status_and_message(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | None]:
-    if job.cancelled is not None and write.when is When.IDLE:
+    if job.cancelled is not None and (write.when is When.IDLE or write.due_again):
         return int(Status.CANCELLED), job.cancelled.reason
+    if write.due_again and cell.waiting:
+        return cell.status, write.message
     if write.keep_app_status and cell.open and cell.status < 0:
         return cell.status, cell.message
     if write.keep_app_status and write.message is None:
@@ -197,23 +239,6 @@ def blocked(cell: Cell, failed: Cell, stage: str, event_id: str, now: int) -> Ce
 def unblocked(cell: Cell, event_id: str, now: int) -> Cell:
     """Return a blocked cell as not started, because the failed stage has begun again."""
     return replace(_ended(cell, Status.NOT_STARTED, None, event_id, now), blocked_by=None)
-
-
-def is_unreported(cell: Cell) -> bool:
-    """Return whether a cell lacks the end of its attempt, so that the begin of the row's next stage proves it.
-
-    A worker sends the message of a stage when the stage before has finished. It may die before it reports this end.
-    """
-    if cell.owner is None or (cell.final and cell.status == FINISHED):
-        return False
-    return cell.status >= 0 or (cell.status == Status.LOST and not cell.open)
-
-
-def proven(cell: Cell, event_id: str, now: int) -> Cell:
-    """Return the cell of a stage as FINISHED, because the next stage has begun. Its own end may still follow."""
-    message = cell.message if cell.open else None  # otherwise a sweep has written it
-    done = _ended(cell, FINISHED, message, event_id, now)
-    return replace(done, payload=_completed(cell.payload), open=False, owner=cell.owner, blocked_by=None, began_at=0)
 
 
 def tally_of(cell: Cell | None, *, is_last: bool = False) -> Tally:

@@ -42,11 +42,12 @@ class JobFile:
         self.now: int = content["now"]
         self.changes: int = content["changes"]
         self.job_changed: int = content["job_changed"]
+        self.values: dict[str, str | None] = content["values"]
         self._outbox = content["outbox"]
         self._cells = {(tag, row): (change, fields) for tag, row, change, fields in content["cells"]}
 
     def save(self) -> None:
-        content = {name: getattr(self, name) for name in ("now", "changes", "job_changed")}
+        content = {name: getattr(self, name) for name in ("now", "changes", "job_changed", "values")}
         cells = [(*key, *stored) for key, stored in self._cells.items()]
         content |= {"job": codec.job_to_fields(self.job), "outbox": self._outbox, "cells": cells}
         _replace(self.path, content)
@@ -77,6 +78,9 @@ class JobFile:
 
     def put_outbox(self, state: r.OutboxState) -> None:
         self._outbox = state.claimed, codec.outbox_to_json(state)
+
+    def put_value(self, task_index: int, value: str | None) -> None:
+        self.values[str(task_index)] = value
 
     @property
     def cells(self) -> dict[CellKey, r.Cell]:
@@ -115,8 +119,8 @@ class FolderStore(TransactionalStore):
             self.accept(job)
             now = self.now()
             fields = codec.job_to_fields(replace(job, created_at=now, last_activity=now, revision=1))
-            content = {"job": fields, "now": now, "changes": 0, "job_changed": 0, "outbox": [0, "{}"], "cells": []}
-            _replace(path, content)
+            content = {"job": fields, "now": now, "changes": 0, "job_changed": 0, "cells": [], "values": {}}
+            _replace(path, content | {"outbox": [0, codec.outbox_to_json(r.OutboxState())]})
             return self.read(*job.ref).job
 
     def accept(self, job: r.JobRecord) -> None:
@@ -282,6 +286,10 @@ class SweptFolderStore(FolderStore, Outbox):
         blocks = _messages(self._blocks(ref))["blocks"]
         first = max((first for first in map(int, blocks) if first <= row), default=None)
         return None if first is None else (first, base64.b64decode(blocks[str(first)]))
+
+    def get_value(self, ref: r.JobRef, row: int) -> str | None:
+        file = _load(self._path(ref.key))
+        return file.values.get(str(row)) if file and file.job.ref == ref else None
 
     def accept(self, job: r.JobRecord) -> None:
         """End the draft. Its blocks leak if the process is killed before the job is created."""

@@ -4,7 +4,6 @@ Times are integer microseconds since the epoch, UTC, from the store's clock. Pay
 """
 
 from celery_statemanager.records.cells import (
-    AT_BROKER,
     FRACTION_UNIT,
     Batch,
     Cell,
@@ -35,6 +34,7 @@ from celery_statemanager.records.outbox import (
     ClaimRequest,
     Flow,
     OutboxState,
+    Returned,
 )
 from celery_statemanager.records.requests import (
     Begin,
@@ -47,7 +47,6 @@ from celery_statemanager.records.requests import (
 )
 
 __all__ = [
-    "AT_BROKER",
     "CALLBACK_ROW",
     "to_datetime",
     "JobKey",
@@ -61,6 +60,7 @@ __all__ = [
     "ClaimRequest",
     "Flow",
     "OutboxState",
+    "Returned",
     "JobRecord",
     "new_job",
     "new_incarnation",

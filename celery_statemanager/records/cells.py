@@ -10,13 +10,17 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State
 from celery_statemanager.records.jobs import JobRef
 
-AT_BROKER = "@broker"
-"""The value instead of a stored message if only the broker has the message and delivers it again."""
-
 
 class Delivery(NamedTuple):
-    """The rank of a message among those of its cell, compared by replacements, then by retries."""
+    """The rank of a message among those of its cell, compared by its fields in their order.
 
+    Attributes:
+        publication: how often the message of the cell has gone back to the outbox; see ``Write.due_again``.
+        replacements: how often the task of the cell has replaced itself.
+        retries: how often Celery has retried the task since.
+    """
+
+    publication: int = 0
     replacements: int = 0
     retries: int = 0
 
@@ -31,9 +35,10 @@ class Cell:
         owner: the worker that runs the open attempt; None for a Manager, which holds no lease. A closed cell keeps it
             only while something may follow the attempt, see ``awaits_end`` and ``awaits_delivery``.
         losses: the number of attempts that were lost with their worker.
-        kept: the message to send again if the worker is lost, or ``AT_BROKER``; removed when the cell ends.
+        kept: the message of a retry or of a replacement, if it differs from the stored message of the stage;
+            removed when the cell ends.
         blocked_by: the failed stage of the row; its status was written to this cell, which never began.
-        began_at: when the attempt began; 0 if another process closed it.
+        began_at: when the attempt began; 0 if another process closed it, or its message is due again.
     """
 
     status: int = 0
@@ -63,8 +68,13 @@ class Cell:
         return self.terminal and not self.open
 
     @property
+    def succeeded(self) -> bool:
+        """Whether the cell has ended as FINISHED."""
+        return self.status == FINISHED and not self.open
+
+    @property
     def awaits_end(self) -> bool:
-        """Whether another process closed the attempt: presumed dead, or proven finished by a later stage.
+        """Whether another process closed the attempt: presumed dead, or known to have finished.
 
         Its own end replaces that, unless another attempt has begun.
         """
@@ -79,6 +89,11 @@ class Cell:
     def held(self) -> bool:
         """Whether sweeps check the attempt of a worker: it is open, or awaits its delivery."""
         return self.owner is not None and (self.open or self.awaits_delivery)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether its message must be published, unless it was published since it became due."""
+        return not (self.open or self.final) and (self.attempt == 0 or self.began_at == 0)
 
     @property
     def waiting(self) -> bool:

@@ -124,7 +124,7 @@ class JobRecord:
     @property
     def publishes(self) -> bool:
         """Whether its messages may still have to be published."""
-        return self.flow is not None and not self.cancelled and not self.settled
+        return self.flow is not None and not self.settled
 
     @property
     def max_in_flight(self) -> int | None:

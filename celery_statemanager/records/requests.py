@@ -34,6 +34,8 @@ class Begin:
         supersedes: the number of the open attempt known to be dead; the cell must still have it.
         counts_as_loss: count the superseded attempt as a loss; False if its worker has ended it itself.
         takes_over: begin even if an attempt is open (a Manager outside Celery).
+        kept: the message of the attempt, for ``Cell.kept``; None leaves that of the cell.
+        may_wait: give the row back if its job is paused and the cell has not begun.
     """
 
     tag: str
@@ -46,6 +48,7 @@ class Begin:
     supersedes: int | None = None
     counts_as_loss: bool = True
     takes_over: bool = False
+    may_wait: bool = False
 
 
 @dataclass(slots=True)
@@ -68,6 +71,11 @@ class Write:
         next_delivery: the delivery that a retry will make.
         presumed_dead: the process of the attempt has not ended it, so that its own end may still replace this one.
         awaits_delivery: with ``ends_attempt``, keep the owner, because the broker is to deliver the message again.
+        kept: the new ``Cell.kept``, if the cell does not end; None leaves it.
+        value: what the row keeps of the stage if this write finishes it, as text; empty removes it, None keeps the old.
+        next_is_due: with FINISHED, the publisher claims the row itself in order to publish its next stage.
+        due_again: the message of the cell is to be published once more: the row goes back to the outbox, and only a
+            delivery with the next publication number may begin.
         publisher: the publisher that claims the rows for which this write makes room; None to claim none.
     """
 
@@ -91,6 +99,10 @@ class Write:
     next_delivery: Delivery | None = None
     presumed_dead: bool = False
     awaits_delivery: bool = False
+    kept: str | None = None
+    value: str | None = None
+    next_is_due: bool = False
+    due_again: bool = False
     publisher: str | None = None
 
     def begins(self, cell: Cell) -> bool:
@@ -209,6 +221,37 @@ class Write:
         )
 
     @classmethod
+    def sent_back(
+        cls,
+        tag: str,
+        task_index: int,
+        message: str,
+        *,
+        attempt: int,
+        is_open: bool = False,
+        counts_as_loss: bool = False,
+    ) -> Write:
+        """Create the write that makes the message of a cell due again.
+
+        Args:
+            attempt: the number of the last attempt; 0 if none has begun.
+            is_open: whether this attempt is open, because its worker died.
+        """
+        return cls(
+            tag,
+            task_index,
+            int(Status.STARTED),
+            message=message,
+            keep_payload=True,
+            attempt=attempt,
+            when=When.OPEN if is_open else When.IDLE,
+            ends_attempt=is_open,
+            presumed_dead=is_open,
+            counts_as_loss=counts_as_loss,
+            due_again=True,
+        )
+
+    @classmethod
     def lost(
         cls, tag: str, task_index: int, message: str, *, attempt: int | None = None, event_id: str | None = None
     ) -> Write:
@@ -241,6 +284,7 @@ class Verdict(Enum):
     DUPLICATE = "duplicate"
     STALE = "stale"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
 
 
 @dataclass(slots=True)
@@ -264,9 +308,11 @@ class WriteReply:
         decided: the names of the latches that were decided.
         changed: whether this write changed anything.
         claimed: the rows that the writer must publish now. A repeated write gets those of the first one again.
+        again: those of them that may have been claimed before, as in ``Claimed``.
     """
 
     cell: Cell
     decided: tuple[str, ...] = ()
     changed: bool = True
     claimed: IndexSet = IndexSet()
+    again: IndexSet = IndexSet()

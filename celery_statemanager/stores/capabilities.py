@@ -112,14 +112,22 @@ class Outbox(WorkerRegistry):
         """
 
     @abstractmethod
+    def get_value(self, ref: JobRef, row: int) -> str | None:
+        """Return what a row keeps of its newest finished stage, see ``Write.value``; None if nothing.
+
+        The values of a job that is being deleted may be returned.
+        """
+
+    @abstractmethod
     def get_outbox(self, ref: JobRef) -> OutboxState:
-        """Return which rows are claimed. Raises: JobNotFound."""
+        """Return which rows are claimed, and which are due again. Raises: JobNotFound."""
 
     @abstractmethod
     def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
         """Claim rows to publish. ``stores.steps.claim`` defines the step exactly.
 
-        A job that is cancelled or settled, or has no messages, has nothing to claim. Raises: JobNotFound.
+        A job that has settled or has no messages has nothing to claim. Of a cancelled job, only rows that have begun
+        can be claimed. Raises: JobNotFound.
         """
 
 

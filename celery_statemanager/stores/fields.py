@@ -20,7 +20,7 @@ EXAMPLES: dict[str, object] = {
     "event_id": "0123456789abcdef0123456789abcdef",
     "attempt": 2,
     "open": True,
-    "delivery": Delivery(1, 2),
+    "delivery": Delivery(1, 2, 3),
     "owner": "host:1:abcdef01",
     "losses": 1,
     "kept": '{"m":1}',

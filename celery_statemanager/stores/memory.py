@@ -181,6 +181,11 @@ class MemoryStore(TransactionalStore, FullStore):
             first = max((each for each in blocks if each <= row), default=None)
             return None if first is None else (first, blocks[first])
 
+    def get_value(self, ref: JobRef, row: int) -> str | None:
+        with self._lock:
+            job = self._jobs.get(ref.key)
+            return job.values.get(row) if job is not None and job.record.incarnation == ref.incarnation else None
+
     def drop_draft(self, ref: JobRef) -> None:
         with self._lock:
             self._drop_draft(ref.incarnation)

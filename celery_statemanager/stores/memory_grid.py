@@ -36,6 +36,7 @@ class MemoryJob:
         self.callbacks: dict[str, Cell] = {}
         self.owned: dict[tuple[str, int], OpenAttempt] = {}
         self.claims = OutboxState()
+        self.values: dict[int, str] = {}
         self.watches: weakref.WeakSet[MemoryWatch] = weakref.WeakSet()
 
     @property
@@ -103,6 +104,12 @@ class MemoryJob:
 
     def put_outbox(self, state: OutboxState) -> None:
         self.claims = state
+
+    def put_value(self, task_index: int, value: str | None) -> None:
+        if value is None:
+            self.values.pop(task_index, None)
+        else:
+            self.values[task_index] = value
 
     def delete(self) -> None:
         self.deleted = True

@@ -13,6 +13,7 @@ from typing import Protocol
 from celery_statemanager import aggregate
 from celery_statemanager.errors import BeginRefused, JobCancelled
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.models import FINISHED
 from celery_statemanager.records import (
     Begin,
     BeginReply,
@@ -22,13 +23,16 @@ from celery_statemanager.records import (
     ClaimRequest,
     JobRecord,
     OutboxState,
+    Returned,
     StoredCell,
     Tally,
     Verdict,
     Write,
     WriteReply,
 )
-from celery_statemanager.transitions import apply_begin, apply_write, blocked, is_unreported, proven, unblocked
+from celery_statemanager.transitions import apply_begin, apply_write, blocked, unblocked
+
+_NOTHING = Claimed(IndexSet(), IndexSet(), 0)
 
 
 class ClaimTransaction(Protocol):
@@ -63,6 +67,9 @@ class WriteTransaction(ClaimTransaction, Protocol):
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
         """Store a cell and update everything derived from it: tally, indexes, change feed."""
 
+    def put_value(self, task_index: int, value: str | None) -> None:
+        """Store what a row keeps of its newest finished stage, or remove it."""
+
     def put_job(self, job: JobRecord) -> None:
         """Store the changeable part of the job under its next revision."""
 
@@ -91,47 +98,64 @@ def mark_of(cell: Cell) -> tuple[int, int]:
 
 
 def write(tx: WriteTransaction, request: Write) -> WriteReply:
-    """Write one cell, block or unblock the later stages of its row, and decide the job's latches."""
+    """Write one cell, block or unblock the later stages of its row, decide the latches, and claim what is due."""
     old = tx.cell(request.tag, request.task_index)
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id:
-        return WriteReply(cell, changed=False, claimed=_claimed_before(tx, request, cell))
+        found = _claimed_before(tx, request, cell)
+        return WriteReply(cell, changed=False, claimed=found, again=found)
     begins = request.begins(cell)
-    stage = None
     if request.begin is not None and begins:
-        stage = _unreported_stage(tx, request.begin)
-        cell = _begin_late(tx, cell, request, request.begin, recovers=stage is not None)
+        cell = _begin_late(tx, cell, request, request.begin)
         request = replace(request, attempt=cell.attempt)
     new = apply_write(tx.job, cell, request, tx.now)
     tx.put(request.tag, request.task_index, old, new)
-    if stage is not None:
-        _finish(tx, *stage, request.task_index, new.event_id)
+    if request.value is not None and new.succeeded:
+        tx.put_value(request.task_index, request.value or None)
+    if request.due_again and not new.final:
+        _give_back(tx, request.tag, request.task_index, new)
     if begins or (cell.awaits_end and request.ends_attempt):
         _unblock(tx, request.tag, request.task_index, new.event_id)
     if request.block_later_stages and new.final and new.status < 0:
         _block(tx, request.tag, request.task_index, new)
     decided = _decide(tx, request.tag, request.task_index, new)
-    return WriteReply(new, decided, claimed=_claim_next(tx, request, new))
+    claimed = _claim_next(tx, request, cell, new)
+    return WriteReply(new, decided, claimed=claimed.rows, again=claimed.again)
 
 
 def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
-    """Claim the rows of dead publishers, and then rows that no publisher has claimed, as many as may be in flight."""
+    """Claim the rows of dead publishers, and then due rows, as many as may be in flight.
+
+    Rows that were returned come first, those that have begun before those that wait. Of a cancelled job, only the rows
+    that have begun can be claimed, so that they end.
+    """
     job = tx.job
-    if not job.publishes:
-        return Claimed(IndexSet(), IndexSet(), 0)
-    state = tx.outbox()
-    doubtful = IndexSet().union(*(each.rows for name, each in state.claims.items() if name in request.dead))
-    claimed = min(state.claimed + request.limit, job.num_tasks)
-    if job.max_in_flight is not None:
-        claimed = min(claimed, tx.total().rows + job.max_in_flight)
-    claimed = max(claimed, state.claimed)
-    rows = doubtful.union(IndexSet(range(state.claimed, claimed)))
-    claims = {name: each for name, each in state.claims.items() if name not in {*request.dead, request.publisher}}
+    if job.flow is None or job.settled:
+        return _NOTHING
+    old = tx.outbox()
+    own = old.claims.get(request.publisher)
+    left = request.returned.within(own.rows) if own else Returned()
+    taken_over = IndexSet().union(*(each.rows for name, each in old.claims.items() if name in request.dead))
+    returned = old.returned.minus(left.begun.union(left.waiting)).plus(left).minus(taken_over)
+    room = request.limit
+    if job.max_in_flight is not None and not job.cancelled:  # a row that has not begun will not make room any more
+        in_flight = old.claimed - tx.total().rows - len(returned)
+        room = max(0, min(room, job.max_in_flight - in_flight))
+    begun = returned.begun.head(room)
+    waiting, claimed = IndexSet(), old.claimed
+    if not (job.cancelled or job.flow.paused):
+        waiting = returned.waiting.head(room - len(begun))
+        claimed = min(old.claimed + room - len(begun) - len(waiting), job.num_tasks)
+    again = taken_over.union(begun, waiting)
+    rows = again.union(IndexSet(range(old.claimed, claimed)))
+    gone = {*request.dead, *request.ended, request.publisher}
+    claims = {name: each for name, each in old.claims.items() if name not in gone}
     if rows:
         claims[request.publisher] = Claim(rows, tx.now, tx.now + round(request.lease * 1_000_000))
-    if rows or len(claims) < len(state.claims):
-        tx.put_outbox(OutboxState(claimed, claims))
-    return Claimed(rows, doubtful, job.num_tasks - claimed)
+    new = OutboxState(claimed, claims, returned.minus(begun.union(waiting)))
+    if new != old:
+        tx.put_outbox(new)
+    return Claimed(rows, again, job.num_tasks - claimed)
 
 
 def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
@@ -140,14 +164,13 @@ def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id and cell.open:
         return BeginReply(Verdict.BEGUN, cell)
-    stage = _unreported_stage(tx, request)
-    verdict, new = apply_begin(tx.job, cell, request, tx.now, recovers=stage is not None)
+    verdict, new = apply_begin(tx.job, cell, request, tx.now)
     if new is cell:
         return BeginReply(verdict, cell)
     tx.put(request.tag, request.task_index, old, new)
-    if verdict is Verdict.BEGUN:
-        if stage is not None:
-            _finish(tx, *stage, request.task_index, request.event_id)
+    if verdict is Verdict.PAUSED:
+        _give_back(tx, request.tag, request.task_index, new)
+    elif verdict is Verdict.BEGUN:
         _unblock(tx, request.tag, request.task_index, request.event_id)
     return BeginReply(verdict, new, _decide(tx, request.tag, request.task_index, new))
 
@@ -166,11 +189,34 @@ CLAIMS_AT_AN_END = 10
 """Maximum number of rows that the end of a row claims: more than one, so that a window that is not full fills."""
 
 
-def _claim_next(tx: WriteTransaction, write: Write, new: Cell) -> IndexSet:
-    """Claim the rows for which the end of a row makes room, if the number of rows in flight is limited."""
-    if write.publisher is None or not new.final or write.task_index < 0 or not tx.job.has_window:
-        return IndexSet()
-    return claim(tx, ClaimRequest(publisher=write.publisher, limit=CLAIMS_AT_AN_END)).rows
+def _give_back(tx: WriteTransaction, tag: str, task_index: int, cell: Cell) -> None:
+    """Make the message of a cell due again. That of a callback becomes due with its latch, see ``completion``."""
+    job, row = tx.job, IndexSet([task_index])
+    if job.flow is None or task_index < 0:
+        return
+    is_first = job.plan is None or not job.plan.before(tag, task_index)
+    returned = Returned(waiting=row) if cell.waiting and is_first else Returned(begun=row)
+    state = tx.outbox()
+    tx.put_outbox(replace(state, returned=state.returned.minus(row).plus(returned)))
+
+
+def _claim_next(tx: WriteTransaction, write: Write, old: Cell, new: Cell) -> Claimed:
+    """Claim the row itself for its next stage, or the rows for which its end makes room."""
+    if write.publisher is None or not new.final or write.task_index < 0:
+        return _NOTHING
+    if write.next_is_due and new.status == FINISHED:
+        if tx.job.flow is None or tx.job.cancelled or (old.final and old.status == FINISHED):
+            return _NOTHING
+        row, state = IndexSet([write.task_index]), tx.outbox()
+        claims = {**state.claims, write.publisher: Claim(row, tx.now, tx.now)}
+        tx.put_outbox(replace(state, claims=claims, returned=state.returned.minus(row)))
+        return Claimed(row, row, 0)
+    if not tx.job.has_window:
+        return _NOTHING
+    state, row = tx.outbox(), IndexSet([write.task_index])
+    if state.returned.within(row):  # a message of the row was due again, and another one has ended it
+        tx.put_outbox(replace(state, returned=state.returned.minus(row)))
+    return claim(tx, ClaimRequest(publisher=write.publisher, limit=CLAIMS_AT_AN_END))
 
 
 def _claimed_before(tx: WriteTransaction, write: Write, cell: Cell) -> IndexSet:
@@ -178,39 +224,22 @@ def _claimed_before(tx: WriteTransaction, write: Write, cell: Cell) -> IndexSet:
 
     They have the time of that step and, unlike other claims, no lease.
     """
-    if write.publisher is None or not cell.final or write.task_index < 0 or not tx.job.has_window:
+    claims_rows = write.next_is_due or tx.job.has_window
+    if write.publisher is None or not cell.final or write.task_index < 0 or not claims_rows:
         return IndexSet()
-    claims = tx.outbox().claims.values()
-    return next((each.rows for each in claims if each.at == each.until == cell.timestamp), IndexSet())
+    claims = [each.rows for each in tx.outbox().claims.values() if each.at == each.until == cell.timestamp]
+    return next((rows for rows in claims if not write.next_is_due or write.task_index in rows), IndexSet())
 
 
-def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin, *, recovers: bool) -> Cell:
-    job, ended = tx.job, write.ends_attempt  # then a cancel comes too late
-    verdict, new = apply_begin(
-        job, cell, request, tx.now, though_cancelled=ended, forgotten=write.attempt, recovers=recovers
-    )
+def _begin_late(tx: WriteTransaction, cell: Cell, write: Write, request: Begin) -> Cell:
+    job, ended = tx.job, write.ends_attempt  # then a cancel comes too late, as a pause does
+    ran = replace(request, may_wait=False)
+    verdict, new = apply_begin(job, cell, ran, tx.now, though_cancelled=ended, forgotten=write.attempt)
     if verdict is Verdict.CANCELLED and job.cancelled:
         raise JobCancelled(job.job_id, job.cancelled.reason)
     if verdict is not Verdict.BEGUN:
         raise BeginRefused(tx.job.job_id, request.tag, request.task_index, verdict.value)
     return replace(new, version=cell.version, event_id=cell.event_id)  # the write assigns the step's only version
-
-
-def _unreported_stage(tx: WriteTransaction, begin: Begin) -> tuple[str, Cell] | None:
-    """Return the last earlier stage of the row that has begun, if a worker's begin proves that it has finished."""
-    plan = tx.job.plan
-    if plan is None or begin.owner is None:  # a Manager uses tags in any order
-        return None
-    for tag in plan.before(begin.tag, begin.task_index):
-        cell = tx.cell(tag, begin.task_index)
-        if cell is not None and cell.attempt:
-            return (tag, cell) if is_unreported(cell) else None
-    return None
-
-
-def _finish(tx: WriteTransaction, tag: str, old: Cell, task_index: int, event_id: str) -> None:
-    tx.put(tag, task_index, old, proven(old, event_id, tx.now))
-    _unblock(tx, tag, task_index, event_id)
 
 
 def _block(tx: WriteTransaction, stage: str, task_index: int, failed: Cell) -> None:

@@ -124,6 +124,9 @@ class WrappedStore(FullStore):
     def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
         return self.calling("get_block", lambda: self.inner.get_block(ref, row))
 
+    def get_value(self, ref: JobRef, row: int) -> str | None:
+        return self.calling("get_value", lambda: self.inner.get_value(ref, row))
+
     def drop_draft(self, ref: JobRef) -> None:
         self.calling("drop_draft", lambda: self.inner.drop_draft(ref))
 

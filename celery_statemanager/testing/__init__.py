@@ -19,9 +19,8 @@ import pytest
 pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))
 
 from celery_statemanager.stores.wrapped import WrappedStore  # noqa: E402
-from celery_statemanager.testing.contract import CoreContract, StoreContract  # noqa: E402
+from celery_statemanager.testing.contract import CoreContract, OutboxContract, StoreContract  # noqa: E402
 from celery_statemanager.testing.contract_migrations import MigratableContract  # noqa: E402
-from celery_statemanager.testing.contract_outbox import OutboxContract  # noqa: E402
 from celery_statemanager.testing.contract_workers import WorkerRegistryContract  # noqa: E402
 from celery_statemanager.testing.faults import FaultyStore  # noqa: E402
 from celery_statemanager.testing.kit import FakeClock, Grid, StoreFactory  # noqa: E402, FakeClock

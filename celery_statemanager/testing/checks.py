@@ -25,6 +25,8 @@ def check_job(store: FullStore, expected: ExpectedJob) -> None:
     outbox = store.get_outbox(expected.ref)
     assert outbox.claimed == expected.published
     assert {name: set(claim.rows) for name, claim in outbox.claims.items()} == expected.claims
+    assert (set(outbox.returned.begun), set(outbox.returned.waiting)) == (expected.begun, expected.waiting)
+    assert {row: store.get_value(expected.ref, row) for row in expected.values} == expected.values
     cells, states = read_grid(grid, TAGS)
     for place, cell in cells.items():
         assert comparable(cell) == comparable(expected.cell(place))

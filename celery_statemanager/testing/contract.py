@@ -12,13 +12,14 @@ from celery_statemanager.testing.contract_cancel import CancelContract
 from celery_statemanager.testing.contract_cells import CellContract
 from celery_statemanager.testing.contract_completion import CompletionContract
 from celery_statemanager.testing.contract_deletion import DeletionContract
-from celery_statemanager.testing.contract_ends import LateEndContract, ProvenStageContract
+from celery_statemanager.testing.contract_ends import LateEndContract
 from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigratableContract
-from celery_statemanager.testing.contract_outbox import OutboxContract
+from celery_statemanager.testing.contract_outbox import ClaimContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
+from celery_statemanager.testing.contract_returned import ReturnedContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_signals import SignalContract
 from celery_statemanager.testing.contract_stages import StageContract
@@ -40,7 +41,6 @@ class CoreContract(
     LateBeginContract,
     LateEndContract,
     StageContract,
-    ProvenStageContract,
     CancelContract,
     CompletionContract,
     AggregateContract,
@@ -67,6 +67,10 @@ class CoreContract(
     Some tests need data that a second store object can open (``StoreFactory.url``), or a clock that the test controls
     (``StoreFactory.takes_clock``). They are skipped for other stores.
     """
+
+
+class OutboxContract(ClaimContract, ReturnedContract):
+    """The tests that every ``Outbox`` must pass in addition to those of a ``WorkerRegistry``."""
 
 
 class StoreContract(CoreContract, WorkerRegistryContract, OutboxContract, MigratableContract):

@@ -178,7 +178,7 @@ def _apply_random_operation(grid: Grid, rng: random.Random, tag: str, row: int) 
     kind = rng.randrange(4)
     open_attempt = grid.cell(tag, row).open
     if kind == 0:
-        grid.begin(tag, row, delivery=Delivery(0, rng.randrange(3)), owner="w")
+        grid.begin(tag, row, delivery=Delivery(0, 0, rng.randrange(3)), owner="w")
     elif kind == 1 and open_attempt:
         grid.end(tag, row, rng.choice(STATUSES))
     elif grid.job.cancelled is None:

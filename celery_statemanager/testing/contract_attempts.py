@@ -12,7 +12,7 @@ from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, smoke
 
 BEGUN, DUPLICATE, STALE = Verdict.BEGUN, Verdict.DUPLICATE, Verdict.STALE
-RETRY = Delivery(0, 1)
+RETRY = Delivery(0, 0, 1)
 
 
 class AttemptContract:
@@ -21,11 +21,11 @@ class AttemptContract:
     def test_a_begin_opens_a_numbered_attempt(self, store: Store) -> None:
         grid = Grid.create(store)
         before = store.now()
-        reply = grid.begin("a", 1, event_id="b1", delivery=Delivery(2, 3), owner="w", kept="msg", message="hi")
+        reply = grid.begin("a", 1, event_id="b1", delivery=Delivery(0, 2, 3), owner="w", kept="msg", message="hi")
         cell = reply.cell
         assert (reply.verdict, reply.decided) == (BEGUN, ())
         assert (cell.status, cell.message, cell.event_id, cell.version) == (Status.STARTED, "hi", "b1", 1)
-        assert (cell.attempt, cell.open, cell.delivery) == (1, True, Delivery(2, 3))
+        assert (cell.attempt, cell.open, cell.delivery) == (1, True, Delivery(0, 2, 3))
         assert (cell.owner, cell.kept, cell.losses) == ("w", "msg", 0)
         assert before <= cell.began_at == cell.timestamp <= store.now()
         assert grid.cell("a", 1) == cell
@@ -49,18 +49,18 @@ class AttemptContract:
     @pytest.mark.parametrize(
         ("delivery", "verdict"),
         [
-            (Delivery(1, 1), DUPLICATE),
-            (Delivery(1, 2), BEGUN),
-            (Delivery(2, 0), BEGUN),
-            (Delivery(1, 0), STALE),
-            (Delivery(0, 9), STALE),
+            (Delivery(0, 1, 1), DUPLICATE),
+            (Delivery(0, 1, 2), BEGUN),
+            (Delivery(0, 2, 0), BEGUN),
+            (Delivery(0, 1, 0), STALE),
+            (Delivery(0, 0, 9), STALE),
         ],
     )
     def test_deliveries_are_compared_by_replacements_then_retries(
         self, store: Store, delivery: Delivery, verdict: Verdict
     ) -> None:
         grid = Grid.create(store)
-        first = grid.begin("a", 0, delivery=Delivery(1, 1)).cell
+        first = grid.begin("a", 0, delivery=Delivery(0, 1, 1)).cell
         reply = grid.begin("a", 0, delivery=delivery)
         assert reply.verdict is verdict
         assert grid.cell("a", 0) == reply.cell
@@ -100,20 +100,20 @@ class AttemptContract:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w1")
         assert grid.begin("a", 0, supersedes=1, owner="w2").cell.losses == 1
-        assert grid.begin("a", 0, delivery=Delivery(0, 1), owner="w3").cell.losses == 1
-        assert grid.begin("a", 0, supersedes=3, delivery=Delivery(0, 1)).cell.losses == 2
-        assert grid.begin("a", 0, supersedes=4, delivery=Delivery(0, 1)).cell.losses == 2, "a Manager has no lease"
+        assert grid.begin("a", 0, delivery=Delivery(0, 0, 1), owner="w3").cell.losses == 1
+        assert grid.begin("a", 0, supersedes=3, delivery=Delivery(0, 0, 1)).cell.losses == 2
+        assert grid.begin("a", 0, supersedes=4, delivery=Delivery(0, 0, 1)).cell.losses == 2, "a Manager has no lease"
 
     def test_a_manager_takes_over_an_open_attempt(self, store: Store) -> None:
         grid = Grid.create(store)
-        grid.begin("a", 0, delivery=Delivery(5, 5), owner="w")
+        grid.begin("a", 0, delivery=Delivery(0, 5, 5), owner="w")
         assert grid.manager(0).begin("a") == 2
         assert grid.cell("a", 0).owner is None
 
     def test_a_finished_cell_never_begins_again(self, store: Store) -> None:
         grid = Grid.create(store)
         cell = grid.run("a", 0).cell
-        for fields in ({}, {"delivery": Delivery(9, 9)}, {"takes_over": True}, {"supersedes": 1}):
+        for fields in ({}, {"delivery": Delivery(0, 9, 9)}, {"takes_over": True}, {"supersedes": 1}):
             reply = grid.begin("a", 0, **fields)
             assert (reply.verdict, reply.cell) == (Verdict.FINISHED, cell)
         with pytest.raises(BeginRefused) as refused:
@@ -187,7 +187,7 @@ class AttemptContract:
     def test_a_write_may_identify_its_attempt_by_worker_and_delivery(self, store: Store) -> None:
         grid = Grid.create(store)
         grid.begin("a", 0, owner="w", delivery=RETRY)
-        for holder in (("other", RETRY), ("w", Delivery()), ("w", Delivery(1, 0))):
+        for holder in (("other", RETRY), ("w", Delivery()), ("w", Delivery(0, 1, 0))):
             with pytest.raises(AttemptSuperseded):
                 grid.write("a", 0, 5, if_owner=holder)
         assert grid.write("a", 0, FAILED, if_owner=("w", RETRY), when=When.OPEN, ends_attempt=True).cell.final

@@ -71,7 +71,7 @@ class BarrierContract:
         with pytest.raises(SynchronizeTimeout) as late:
             grid.manager().synchronize("a", 10, timeout=0.02, fail_fast=False)
         assert late.value.missing == "1"
-        recovery = threading.Thread(target=lambda: (grid.begin("a", 1, delivery=Delivery(0, 1)), grid.end("a", 1)))
+        recovery = threading.Thread(target=lambda: (grid.begin("a", 1, delivery=Delivery(0, 0, 1)), grid.end("a", 1)))
         recovery.start()
         states = grid.manager().synchronize("a", 10, timeout=PATIENCE, fail_fast=False)
         recovery.join()

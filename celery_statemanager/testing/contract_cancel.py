@@ -90,7 +90,7 @@ class CancelContract:
         grid.cancel(REASON)
         assert grid.begin("a", 0).verdict is Verdict.CANCELLED
         assert grid.cell("a", 0).version == 0
-        for row, fields in ((1, {"delivery": Delivery(9, 9)}), (1, {"takes_over": True}), (2, {})):
+        for row, fields in ((1, {"delivery": Delivery(0, 9, 9)}), (1, {"takes_over": True}), (2, {})):
             cell = grid.cell("a", row)
             reply = grid.begin("a", row, **fields)
             assert (reply.verdict, reply.cell) == (Verdict.CANCELLED, cell)
@@ -108,9 +108,9 @@ class CancelContract:
     def test_a_retry_that_begins_after_the_cancellation_ends_its_cell(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.begin("a", 0, kept="msg")
-        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 1))
+        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 0, 1))
         assert grid.cancel(REASON) == ()
-        reply = grid.begin("a", 0, delivery=Delivery(0, 1))
+        reply = grid.begin("a", 0, delivery=Delivery(0, 0, 1))
         assert (reply.verdict, reply.decided) == (Verdict.CANCELLED, ("settled",))
         cell = grid.cell("a", 0)
         assert (cell.status, cell.message, cell.version, cell.final) == (CANCELLED, REASON, 3, True)
@@ -157,7 +157,7 @@ class CancelContract:
     def test_a_write_about_a_waiting_message_ends_its_cell_as_cancelled(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.begin("a", 0)
-        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 1))
+        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 0, 1))
         grid.cancel(REASON)
         reply = grid.write("a", 0, int(Status.REVOKED), when=When.IDLE, message="revoked")
         assert (reply.cell.status, reply.cell.message, reply.decided) == (CANCELLED, REASON, ("settled",))

@@ -78,7 +78,7 @@ class CompletionContract:
         grid.run("a", 0, FAILED)
         grid.run("a", 1)
         cell = grid.cell("a", 0)
-        for fields in ({"delivery": Delivery(9, 9)}, {"takes_over": True}, {"supersedes": 1}):
+        for fields in ({"delivery": Delivery(0, 9, 9)}, {"takes_over": True}, {"supersedes": 1}):
             reply = grid.begin("a", 0, **fields)
             assert (reply.verdict, reply.cell) == (Verdict.CLOSED, cell)
         assert grid.begin("a", 1).verdict is Verdict.FINISHED
@@ -92,8 +92,8 @@ class CompletionContract:
         assert grid.decided == {"failure", "settled"}
         assert grid.begin("b", 0).verdict is Verdict.CLOSED
         assert grid.begin("a", 0).verdict is Verdict.BEGUN
-        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 1))
-        assert grid.begin("a", 0, delivery=Delivery(0, 1)).verdict is Verdict.BEGUN
+        grid.write("a", 0, 1, attempt=1, ends_attempt=True, next_delivery=Delivery(0, 0, 1))
+        assert grid.begin("a", 0, delivery=Delivery(0, 0, 1)).verdict is Verdict.BEGUN
         assert grid.end("a", 0).decided == ()
         assert grid.run("b", 0).decided == ("success",)
         assert grid.begin("a", 0).verdict is Verdict.FINISHED
@@ -213,7 +213,7 @@ class CompletionContract:
         failed = False
         for _ in range(200):
             tag, row = rng.choice("ab"), rng.randrange(3)
-            if grid.begin(tag, row, delivery=Delivery(0, rng.randrange(3))).verdict is Verdict.BEGUN:
+            if grid.begin(tag, row, delivery=Delivery(0, 0, rng.randrange(3))).verdict is Verdict.BEGUN:
                 status = rng.choice((FINISHED, FINISHED, FINISHED, FAILED, int(Status.LOST), 1))
                 reply = grid.end(tag, row, status, block_later_stages=False)
                 decided += reply.decided

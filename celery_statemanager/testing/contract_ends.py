@@ -1,4 +1,4 @@
-"""Ends that come late: after a sweep presumed the worker dead, or after the next stage began (rules R13, R14, R16)."""
+"""Ends that come late, after a sweep has presumed the worker dead (rules R14, R16)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def lose(grid: Grid, tag: str, row: int) -> tuple[str, ...]:
     return grid.store.write(grid.ref, lost).decided
 
 
-def send_again(grid: Grid, tag: str, row: int) -> None:
-    """Close the open attempt of a cell whose message is sent again, as a sweep does."""
+def publish_again(grid: Grid, tag: str, row: int) -> None:
+    """Close the open attempt of a cell whose message is published again, as a sweep does."""
     attempt = grid.cell(tag, row).attempt
     again = Write.returned(tag, row, "sent again: its worker w is dead", attempt=attempt, counts_as_loss=True)
     grid.store.write(grid.ref, again)
@@ -62,10 +62,10 @@ class LateEndContract:
         assert grid.state("b", 0).status == status
         assert grid.state("b", 0).message == f"not run: stage 'a' failed: {message or status}"
 
-    def test_a_late_end_takes_the_place_of_a_message_that_was_sent_again(self, store: Store) -> None:
+    def test_a_late_end_replaces_the_state_of_a_message_that_was_published_again(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.begin("a", 0, owner="w", kept="msg")
-        send_again(grid, "a", 0)
+        publish_again(grid, "a", 0)
         end(grid, "a", 0)
         assert (grid.cell("a", 0).status, grid.cell("a", 0).message) == (FINISHED, None)
         assert grid.begin("a", 0, owner="w2").verdict is Verdict.FINISHED
@@ -74,11 +74,11 @@ class LateEndContract:
         grid = Grid.create(store, 1, ("a", "b"))
         grid.begin("a", 0, owner="w")
         lose(grid, "a", 0)
-        store.write(grid.ref, Write.returned("a", 0, "retry 1 of 3", Delivery(0, 1), attempt=1))
+        store.write(grid.ref, Write.returned("a", 0, "retry 1 of 3", Delivery(0, 0, 1), attempt=1))
         assert grid.decided == {"failure", "settled"}
         assert (grid.state("a", 0).status, grid.state("b", 0).status) == (1, 0)
         assert grid.begin("a", 0).verdict is Verdict.STALE
-        assert grid.begin("a", 0, delivery=Delivery(0, 1)).verdict is Verdict.BEGUN
+        assert grid.begin("a", 0, delivery=Delivery(0, 0, 1)).verdict is Verdict.BEGUN
         end(grid, "a", 0, attempt=2)
         assert grid.begin("b", 0, owner="w").verdict is Verdict.BEGUN
         assert grid.end("b", 0).decided == ("success",)
@@ -86,12 +86,12 @@ class LateEndContract:
 
     def test_a_late_end_may_name_its_attempt_by_worker_and_delivery(self, store: Store) -> None:
         grid = Grid.create(store)
-        grid.begin("a", 0, owner="w", delivery=Delivery(0, 1))
+        grid.begin("a", 0, owner="w", delivery=Delivery(0, 0, 1))
         lose(grid, "a", 0)
-        for holder in (("other", Delivery(0, 1)), ("w", Delivery())):
+        for holder in (("other", Delivery(0, 0, 1)), ("w", Delivery())):
             with pytest.raises(AttemptSuperseded):
                 store.write(grid.ref, Write.ending("a", 0, TIMED_OUT, if_owner=holder))
-        store.write(grid.ref, Write.ending("a", 0, TIMED_OUT, if_owner=("w", Delivery(0, 1))))
+        store.write(grid.ref, Write.ending("a", 0, TIMED_OUT, if_owner=("w", Delivery(0, 0, 1))))
         assert grid.cell("a", 0).status == TIMED_OUT
 
     def test_only_one_end_replaces_a_lost(self, store: Store) -> None:
@@ -119,11 +119,11 @@ class LateEndContract:
 
     def test_an_attempt_that_began_again_is_not_replaced(self, store: Store) -> None:
         grid = Grid.create(store)
-        for close in (lose, send_again):
-            grid.begin("a", 0, owner="w")
+        for number, close in enumerate((lose, publish_again)):
+            grid.begin("a", 0, owner="w", delivery=Delivery(2 * number))
             attempt = grid.cell("a", 0).attempt
             close(grid, "a", 0)
-            grid.begin("a", 0, owner="w2")
+            grid.begin("a", 0, owner="w2", delivery=Delivery(2 * number + 1))
             with pytest.raises(AttemptSuperseded):
                 end(grid, "a", 0, attempt=attempt)
             assert grid.end("a", 0, FAILED).cell.attempt == attempt + 1
@@ -154,90 +154,3 @@ class LateEndContract:
         end(grid, "a", 0)
         assert grid.cell("a", 0).status == FINISHED
         assert grid.decided == {"failure", "settled"}
-
-
-class ProvenStageContract:
-    """Tests of stages that have finished without a report, because the worker died between the two."""
-
-    @pytest.mark.parametrize("closed", [None, lose, send_again])
-    @smoke
-    def test_a_stage_that_begins_proves_the_one_before_finished(self, store: Store, closed: object) -> None:
-        grid = Grid.create(store, 1, ("a", "b", "c"))
-        grid.begin("a", 0, owner="w", kept="msg")
-        grid.write("a", 0, 50, attempt=1, payload='{"progress":{"done":1,"total":2}}', message="page 1")
-        if callable(closed):
-            closed(grid, "a", 0)
-        version = grid.cell("a", 0).version
-        assert grid.begin("b", 0, owner="w2").verdict is Verdict.BEGUN
-        cell = grid.cell("a", 0)
-        assert (cell.status, cell.final, cell.version, cell.kept) == (FINISHED, True, version + 1, None)
-        assert cell.message == (None if closed else "page 1")
-        assert grid.state("a", 0).payload == {"progress": {"done": 2, "total": 2}}
-        assert [grid.state(tag, 0).status for tag in ("b", "c")] == [1, 0]
-        assert grid.begin("a", 0, owner="w3").verdict is Verdict.FINISHED
-        grid.end("b", 0)
-        grid.run("c", 0)
-        assert "success" in grid.decided
-
-    def test_the_last_message_of_a_proven_stage_may_follow(self, store: Store) -> None:
-        grid = Grid.create(store, 1, ("a", "b"))
-        grid.begin("a", 0, owner="w")
-        grid.begin("b", 0, owner="w2")
-        with pytest.raises(AttemptSuperseded):
-            end(grid, "a", 0, FAILED)
-        with pytest.raises(AttemptSuperseded):
-            lose(grid, "a", 0)
-        progress = '{"done":3,"total":3}'
-        store.write(grid.ref, Write.ending("a", 0, FINISHED, "page 3", attempt=1, progress=progress))
-        assert (grid.state("a", 0).message, grid.state("a", 0).fraction) == ("page 3", 1.0)
-        with pytest.raises(AttemptSuperseded):
-            end(grid, "a", 0)
-
-    def test_a_late_begin_proves_the_stage_before_too(self, store: Store) -> None:
-        grid = Grid.create(store, 1, ("a", "b"))
-        grid.begin("a", 0, owner="w")
-        reply = grid.write("b", 0, FINISHED, begin=grid.request("b", 0, owner="w2"), ends_attempt=True)
-        assert grid.cell("a", 0).status == FINISHED
-        assert set(reply.decided) == {"success", "settled"}
-
-    def test_the_stage_after_a_lost_one_begins_although_the_job_has_settled(self, store: Store) -> None:
-        grid = Grid.create(store, 1, ("a", "extra", "b", "c"))
-        grid.begin("a", 0, owner="w")
-        assert set(lose(grid, "a", 0)) == {"failure", "settled"}
-        assert grid.begin("b", 0, owner="w2").verdict is Verdict.BEGUN
-        assert [grid.state(tag, 0).status for tag in ("a", "extra", "b", "c")] == [FINISHED, 0, 1, 0]
-        assert grid.end("b", 0).cell.final
-
-    def test_a_settled_job_is_closed_to_stages_that_prove_nothing(self, store: Store) -> None:
-        grid = Grid.create(store, 1, ("a", "b"))
-        grid.begin("a", 0, owner="w")
-        end(grid, "a", 0, FAILED)
-        assert grid.begin("b", 0, owner="w2").verdict is Verdict.CLOSED
-
-    @pytest.mark.parametrize("status", [-42, LOST, FAILED])
-    def test_a_status_of_the_application_is_kept(self, store: Store, status: int) -> None:
-        grid = Grid.create(store, 2, ("a", "b"))
-        grid.begin("a", 0, owner="w")
-        grid.write("a", 0, status, attempt=1)
-        grid.begin("b", 0, owner="w2")
-        assert grid.cell("a", 0).open
-        end(grid, "a", 0)
-        grid.begin("b", 0, owner="w2", delivery=Delivery(0, 1))
-        assert grid.cell("a", 0).status == status
-
-    def test_a_manager_proves_nothing(self, store: Store) -> None:
-        grid = Grid.create(store, 1, ("a", "b"))
-        grid.begin("a", 0, owner="w")
-        grid.manager(0).begin("b")
-        assert grid.cell("a", 0).open
-        grid.manager(0).begin("a")
-        grid.begin("b", 0, owner="w", delivery=Delivery(0, 1))
-        assert grid.cell("a", 0).open, "it is the attempt of a Manager"
-
-    def test_a_stage_proves_nothing_about_other_rows_and_later_stages(self, store: Store) -> None:
-        grid = Grid.create(store, 2, {"a": [0, 1], "b": [0, 1], "c": [1]})
-        for tag, row in (("a", 0), ("a", 1), ("c", 1)):
-            grid.begin(tag, row, owner="w")
-        assert grid.cell("a", 1).status == FINISHED, "c has begun"
-        grid.begin("b", 1, owner="w")
-        assert (grid.cell("a", 0).open, grid.cell("c", 1).open) == (True, True)

@@ -17,11 +17,11 @@ class LateBeginContract:
 
     def test_a_late_begin_takes_its_attempt_number_with_the_first_write(self, store: Store) -> None:
         grid = Grid.create(store)
-        begin = grid.request("a", 0, owner="w", kept="msg", delivery=Delivery(0, 2))
+        begin = grid.request("a", 0, owner="w", kept="msg", delivery=Delivery(0, 0, 2))
         reply = grid.write("a", 0, 40, begin=begin, message="late", payload='{"n":1}')
         cell = reply.cell
         assert (cell.version, cell.attempt, cell.open, cell.status) == (1, 1, True, 40)
-        assert (cell.owner, cell.kept, cell.delivery) == ("w", "msg", Delivery(0, 2))
+        assert (cell.owner, cell.kept, cell.delivery) == ("w", "msg", Delivery(0, 0, 2))
         assert (cell.message, cell.payload) == ("late", '{"n":1}')
         assert cell.began_at == cell.timestamp
         assert grid.cell("a", 0) == cell
@@ -53,23 +53,23 @@ class LateBeginContract:
     @pytest.mark.parametrize(
         ("fields", "reason"),
         [
-            ({"delivery": Delivery(1, 1)}, "duplicate"),
-            ({"delivery": Delivery(1, 0)}, "stale"),
-            ({"delivery": Delivery(1, 1), "supersedes": 2}, "duplicate"),
+            ({"delivery": Delivery(0, 1, 1)}, "duplicate"),
+            ({"delivery": Delivery(0, 1, 0)}, "stale"),
+            ({"delivery": Delivery(0, 1, 1), "supersedes": 2}, "duplicate"),
         ],
     )
     def test_a_late_begin_is_judged_like_any_other(self, store: Store, fields: dict[str, object], reason: str) -> None:
         grid = Grid.create(store)
-        cell = grid.begin("a", 0, delivery=Delivery(1, 1)).cell
+        cell = grid.begin("a", 0, delivery=Delivery(0, 1, 1)).cell
         with pytest.raises(BeginRefused) as refused:
             grid.write("a", 0, 40, begin=grid.request("a", 0, **fields))
         assert refused.value.reason == reason
         assert grid.cell("a", 0) == cell
 
-    @pytest.mark.parametrize("fields", [{"delivery": Delivery(1, 2)}, {"supersedes": 1}, {"takes_over": True}])
+    @pytest.mark.parametrize("fields", [{"delivery": Delivery(0, 1, 2)}, {"supersedes": 1}, {"takes_over": True}])
     def test_a_late_begin_fences_the_open_attempt(self, store: Store, fields: dict[str, object]) -> None:
         grid = Grid.create(store)
-        grid.begin("a", 0, delivery=Delivery(1, 1))
+        grid.begin("a", 0, delivery=Delivery(0, 1, 1))
         assert grid.write("a", 0, 40, begin=grid.request("a", 0, **fields)).cell.attempt == 2
 
     def test_a_late_begin_of_a_finished_or_closed_cell_is_refused(self, store: Store) -> None:
@@ -80,7 +80,7 @@ class LateBeginContract:
         assert refused.value.reason == "finished"
         grid.run("a", 1, FAILED)
         with pytest.raises(BeginRefused) as refused:
-            grid.write("a", 1, FINISHED, begin=grid.request("a", 1, delivery=Delivery(0, 1)), ends_attempt=True)
+            grid.write("a", 1, FINISHED, begin=grid.request("a", 1, delivery=Delivery(0, 0, 1)), ends_attempt=True)
         assert refused.value.reason == "closed"
         assert grid.cell("a", 0) == cell
         assert grid.cell("a", 1).status == FAILED
@@ -114,13 +114,13 @@ class LateBeginContract:
     def test_an_attempt_that_the_store_has_lost_begins_again_under_its_number(self, store: Store) -> None:
         grid = Grid.create(store, 2, ("a",))
         grid.run("a", 0, 0)  # attempt 1; the begins of attempts 2 and 3 are not in the store
-        begin = grid.request("a", 0, owner="w", kept="msg", delivery=Delivery(0, 2))
+        begin = grid.request("a", 0, owner="w", kept="msg", delivery=Delivery(0, 0, 2))
         with pytest.raises(AttemptSuperseded) as refused:
             grid.write("a", 0, 40, attempt=3)
         assert refused.value.forgotten
         cell = grid.write("a", 0, 40, attempt=3, begin=begin).cell
         assert (cell.version, cell.attempt, cell.open, cell.status) == (3, 3, True, 40)
-        assert (cell.owner, cell.kept, cell.delivery) == ("w", "msg", Delivery(0, 2))
+        assert (cell.owner, cell.kept, cell.delivery) == ("w", "msg", Delivery(0, 0, 2))
         assert grid.end("a", 0).cell.final
         assert grid.write("a", 1, FINISHED, attempt=2, begin=grid.request("a", 1), ends_attempt=True).decided
 

@@ -83,7 +83,7 @@ class StageContract:
         grid = Grid.create(store, 2, STAGES)
         grid.write("save", 0, 0, payload='{"n":1}')
         grid.run("scan", 0, FAILED)
-        grid.begin("scan", 0, delivery=Delivery(0, 1))
+        grid.begin("scan", 0, delivery=Delivery(0, 0, 1))
         freed = grid.cell("save", 0)
         assert (freed.status, freed.message, freed.version, freed.waiting) == (0, None, 3, True)
         assert freed.payload == '{"n":1}'
@@ -104,7 +104,7 @@ class StageContract:
         grid.run("scan", 0, FAILED)
         grid.run("scan", 1, FAILED)
         assert counted() == (2, 4, "0-1", "0-1")
-        grid.begin("scan", 0, delivery=Delivery(0, 1))
+        grid.begin("scan", 0, delivery=Delivery(0, 0, 1))
         assert counted() == (1, 2, "1", "1")
         grid.write("read", 1, -9, message="of its own")
         assert counted() == (2, 1, "1", "1")
@@ -126,7 +126,7 @@ class StageContract:
 
     def test_a_refused_begin_unblocks_nothing(self, store: Store) -> None:
         grid = Grid.create(store, 2, STAGES)
-        grid.begin("scan", 0, delivery=Delivery(0, 1))
+        grid.begin("scan", 0, delivery=Delivery(0, 0, 1))
         grid.end("scan", 0, FAILED)
         grid.begin("scan", 0)
         assert grid.state("save", 0).status == FAILED

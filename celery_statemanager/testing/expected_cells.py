@@ -7,29 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from celery_statemanager.models import Status
-from celery_statemanager.records import Begin, Cell, Write
+from celery_statemanager.records import Begin, Cell, Delivery, Write
 from celery_statemanager.testing.kit import FINISHED
 
 
-def is_unreported(cell: Cell) -> bool:
-    """Return whether the begin of the next stage proves that this one has finished."""
-    if cell.open:
-        return cell.owner is not None and cell.status >= 0
-    return cell.owner is not None and cell.status != FINISHED and (cell.status >= 0 or cell.status == Status.LOST)
-
-
-def proven(cell: Cell) -> Cell:
-    """Return such a cell as finished, apart from its version."""
-    return replace(
-        cell,
-        status=FINISHED,
-        message=cell.message if cell.open else None,
-        payload=_merged(cell.payload, None, FINISHED),
-        open=False,
-        kept=None,
-        blocked_by=None,
-        began_at=0,
-    )
+def waiting_again(cell: Cell, request: Begin) -> Cell:
+    """Return a cell whose begin was refused because its job is paused, apart from its version."""
+    publication, *others = request.delivery
+    return replace(cell, delivery=Delivery(publication + 1, *others))
 
 
 def taken(cell: Cell, request: Begin) -> Cell:
@@ -44,7 +29,7 @@ def taken(cell: Cell, request: Begin) -> Cell:
         delivery=request.delivery,
         owner=request.owner,
         losses=cell.losses + int(superseded and request.counts_as_loss),
-        kept=request.kept,
+        kept=request.kept or cell.kept,
         blocked_by=None,
         began_at=1,
     )
@@ -58,22 +43,29 @@ def written(cell: Cell, request: Write) -> Cell:
     elif request.keep_app_status and message is None:
         lost = cell.awaits_end and cell.status != FINISHED
         message = None if lost else cell.message
+    if request.due_again and cell.status == 0 and not cell.open:
+        status = 0
     is_open = cell.open and not request.ends_attempt
     over = not is_open and (status < 0 or status == FINISHED)
     closed_for_worker = request.presumed_dead and not is_open and status == request.status
-    awaits = not over and (request.awaits_delivery or (cell.awaits_delivery and not request.ends_attempt))
+    ends_waiting = request.ends_attempt or request.due_again
+    awaits = not over and (request.awaits_delivery or (cell.awaits_delivery and not ends_waiting))
+    deliveries = [cell.delivery, request.next_delivery or cell.delivery]
+    if request.due_again and not over:
+        publication, *others = cell.delivery
+        deliveries = [Delivery(publication + 1, *others)]
     return replace(
         cell,
         status=status,
         message=message,
         payload=_merged(cell.payload, request.new_progress, status) if request.keep_payload else request.payload,
         open=is_open,
-        delivery=request.next_delivery or cell.delivery,
+        delivery=max(deliveries),
         owner=cell.owner if is_open or closed_for_worker or awaits else None,
         losses=cell.losses + int(request.counts_as_loss),
-        kept=None if over else cell.kept,
+        kept=None if over else request.kept or cell.kept,
         blocked_by=None,
-        began_at=0 if closed_for_worker else cell.began_at or int(awaits),
+        began_at=0 if closed_for_worker or request.due_again else cell.began_at or int(awaits),
     )
 
 

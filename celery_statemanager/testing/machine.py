@@ -153,12 +153,19 @@ class StoreMachine(RuleBasedStateMachine):
         assert comparable(reply.cell) == comparable(model.cell(place))
         self.touched.add(model.job.job_id)
 
+    @rule(model=jobs, place=places, is_open=st.booleans(), counts=st.booleans(), fence=st.sampled_from((0, 0, 1)))
+    def send_back(self, model: ExpectedJob, place: Place, is_open: bool, counts: bool, fence: int) -> None:
+        """Make the message of a cell due again."""
+        attempt = model.cell(place).attempt - fence
+        back = Write.sent_back(*place, "sent again", attempt=attempt, is_open=is_open, counts_as_loss=counts)
+        self.send_request(model, back)
+
     @rule(model=jobs, fields=claims)
     def claim(self, model: ExpectedJob, fields: dict[str, Any]) -> None:
         """Claim rows, also those of dead publishers."""
         request = ClaimRequest(**fields)
         found = self.store.claim(model.ref, request)
-        assert (set(found.rows), set(found.doubtful), found.left) == model.claim(request)
+        assert (set(found.rows), set(found.again), found.left) == model.claim(request)
         self.touched.add(model.job.job_id)
 
     @rule(model=jobs, place=places, publisher=st.sampled_from(("p", "q")), succeeds=st.booleans())
@@ -176,6 +183,15 @@ class StoreMachine(RuleBasedStateMachine):
             flow = replace(model.job.flow, max_in_flight=rows)
             assert Grid(self.store, model.ref).update(lambda job: replace(job, flow=flow)) == ()
             model.set_window(rows)
+            self.touched.add(model.job.job_id)
+
+    @rule(model=jobs, paused=st.booleans())
+    def pause(self, model: ExpectedJob, paused: bool) -> None:
+        """Pause or resume a job."""
+        if model.job.flow is not None:
+            flow = replace(model.job.flow, paused=paused)
+            assert Grid(self.store, model.ref).update(lambda job: replace(job, flow=flow)) == ()
+            model.set_paused(paused)
             self.touched.add(model.job.job_id)
 
     @rule(model=jobs, reason=messages)
@@ -300,7 +316,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert set(reply.claimed) <= self.claimed.get(request.event_id, set())
 
     def send(self, model: ExpectedJob, place: Place, **fields: Any) -> None:
-        request = Write(tag=place[0], task_index=place[1], **fields)
+        self.send_request(model, Write(tag=place[0], task_index=place[1], **fields))
+
+    def send_request(self, model: ExpectedJob, request: Write) -> None:
+        place = (request.tag, request.task_index)
         before = set(model.decided)
         expected = model.write(request)
         try:

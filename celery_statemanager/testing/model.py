@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, Cell, ClaimRequest, JobRecord, JobRef, Verdict, When, Write
+from celery_statemanager.stores.steps import CLAIMS_AT_AN_END
 from celery_statemanager.testing import naive
-from celery_statemanager.testing.expected_cells import is_unreported, proven, taken, written
+from celery_statemanager.testing.expected_cells import taken, waiting_again, written
 from celery_statemanager.testing.kit import CANCELLED, FINISHED
 
 Place = tuple[str, int]
@@ -23,6 +24,8 @@ class ExpectedJob:
         decided: the names of the decided latches.
         published: the number of rows that were claimed for publication.
         claims: the newest claim of each publisher.
+        begun, waiting: the rows that were returned, those that have begun and the others.
+        values: what each row keeps of its newest finished stage.
     """
 
     job: JobRecord
@@ -34,6 +37,11 @@ class ExpectedJob:
     decided: set[str] = field(default_factory=set)
     published: int = 0
     claims: dict[str, set[int]] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    values: dict[int, str] = field(default_factory=dict)
+    repeats_end: bool = False
+    """Whether the last write found its cell finished."""
 
     @property
     def ref(self) -> JobRef:
@@ -60,12 +68,13 @@ class ExpectedJob:
         """Apply a Begin and return the verdict."""
         place = (request.tag, request.task_index)
         cell = self.cell(place)
-        proven = self._proven_by(request)
-        verdict = self._judge(cell, request, recovers=proven is not None)
+        verdict = self._judge(cell, request)
         if verdict is Verdict.BEGUN:
             self._put(place, taken(cell, request), request.event_id)
-            self._finish(proven, request.event_id)
             self._unblock(place, request.event_id)
+        elif verdict is Verdict.PAUSED:
+            self._put(place, waiting_again(cell, request), request.event_id)
+            self._give_back(place)
         elif verdict is Verdict.CANCELLED and not cell.open and 0 < cell.status < FINISHED:
             ended = replace(cell, status=CANCELLED, message=self.reason, kept=None, owner=None)
             self._put(place, ended, request.event_id)
@@ -81,68 +90,104 @@ class ExpectedJob:
         attempt = request.attempt
         begins = request.begin is not None and (attempt is None or attempt > cell.attempt)
         late = not begins and cell.awaits_end and request.ends_attempt
-        proven = None
         if request.begin is not None and begins:
             forgotten = attempt is not None
-            proven = self._proven_by(request.begin)
-            verdict = self._judge(
-                cell,
-                request.begin,
-                ignore_cancel=request.ends_attempt,
-                forgotten=forgotten,
-                recovers=proven is not None,
-            )
+            ran = replace(request.begin, may_wait=False)
+            verdict = self._judge(cell, ran, ignore_cancel=request.ends_attempt, forgotten=forgotten)
             if verdict is not Verdict.BEGUN:
                 return "JobCancelled" if verdict is Verdict.CANCELLED else "BeginRefused"
             attempt = cell.attempt + 1 if attempt is None else attempt
             cell = replace(taken(cell, request.begin), attempt=attempt)
         replaces = request.status == FINISHED or not (request.presumed_dead or cell.status == FINISHED)
         may_end = cell.open or (late and replaces)
-        if attempt not in (None, cell.attempt) or (request.when is When.OPEN and not may_end):
+        allowed = {When.ANY: True, When.OPEN: may_end, When.IDLE: _is_idle(cell)}[request.when]
+        if attempt not in (None, cell.attempt) or not allowed:
             return "AttemptSuperseded"
-        ends = request.status < 0 or request.status == FINISHED
+        ends = request.status < 0 or request.status == FINISHED or request.due_again
         untouched = cell.status == 0 and not cell.open
+        was_finished = not cell.open and cell.status == FINISHED
         if self.cancelled and not request.ends_attempt and (untouched or not ends):
             return "JobCancelled"
+        if self.cancelled and request.due_again:
+            request = replace(request, status=CANCELLED, message=self.reason, due_again=False, presumed_dead=False)
         self._put(place, written(cell, request), request.event_id)
-        self._finish(proven, request.event_id)
+        now = self.cells[place]
+        self.repeats_end = was_finished
+        self._keep(request, now)
         if begins or late:
             self._unblock(place, request.event_id)
-        now = self.cells[place]
         if request.block_later_stages and not now.open and now.status < 0:
             self._block(place, now)
         self._decide(place)
         return "written"
 
+    def _keep(self, request: Write, now: Cell) -> None:
+        if request.value is not None and now.succeeded:
+            self.values.pop(request.task_index, None)
+            self.values.update({request.task_index: request.value} if request.value else {})
+        if request.due_again and (now.open or 0 <= now.status < FINISHED):
+            self._give_back((request.tag, request.task_index))
+
     def claim(self, request: ClaimRequest) -> tuple[set[int], set[int], int]:
-        """Apply a ClaimRequest. Return the rows to publish, those of them of dead publishers, and the number left."""
-        if self.job.flow is None or self.cancelled or "settled" in self.decided:
+        """Apply a ClaimRequest. Return the rows to publish, those that were claimed before, and the number left."""
+        if self.job.flow is None or "settled" in self.decided:
             return set(), set(), 0
-        doubtful = {row for name in request.dead for row in self.claims.pop(name, set())}
-        self.claims.pop(request.publisher, None)
-        rows, window = set(doubtful), self.job.flow.max_in_flight
+        again = {row for name in request.dead for row in self.claims.get(name, set())}
+        own = self.claims.get(request.publisher, set())
+        for name in (*request.dead, *request.ended, request.publisher):
+            self.claims.pop(name, None)
+        begun, waiting = own & set(request.returned.begun), own & set(request.returned.waiting)
+        self.begun = (self.begun - waiting) | begun
+        self.waiting = (self.waiting - begun) | waiting
+        self.begun, self.waiting = self.begun - again, self.waiting - again
+        rows, window = set(again), self.job.flow.max_in_flight
+        held = self.cancelled or self.job.flow.paused
         for _ in range(request.limit):
-            in_flight = self.published - sum(map(self._has_ended, range(self.job.num_tasks)))
-            if self.published == self.job.num_tasks or (window is not None and in_flight >= window):
+            ended = sum(map(self._has_ended, range(self.job.num_tasks)))
+            in_flight = self.published - ended - len(self.begun) - len(self.waiting)
+            if window is not None and in_flight >= window and not self.cancelled:
                 break
-            rows.add(self.published)
-            self.published += 1
+            if self.begun or (self.waiting and not held):
+                row = min(self.begun or self.waiting)
+                (self.begun or self.waiting).remove(row)
+                again.add(row)
+            elif not held and self.published < self.job.num_tasks:
+                row = self.published
+                self.published += 1
+            else:
+                break
+            rows.add(row)
         if rows:
             self.claims[request.publisher] = rows
-        return rows, doubtful, self.job.num_tasks - self.published
+        return rows, again, self.job.num_tasks - self.published
 
     def claim_after(self, request: Write) -> set[int]:
         """Apply the claim that a write of a final cell makes, and return its rows."""
         cell = self.cell((request.tag, request.task_index))
         ended = not cell.open and (cell.status < 0 or cell.status == FINISHED)
-        if request.publisher is None or not ended or self.job.flow is None or self.job.flow.max_in_flight is None:
+        if request.publisher is None or not ended or self.job.flow is None:
             return set()
-        return self.claim(ClaimRequest(publisher=request.publisher, limit=self.job.num_tasks))[0]
+        row = {request.task_index}
+        if request.next_is_due and cell.status == FINISHED:
+            if self.cancelled or self.repeats_end:
+                return set()
+            self.begun, self.waiting = self.begun - row, self.waiting - row
+            self.claims[request.publisher] = row
+            return row
+        if self.job.flow.max_in_flight is None:
+            return set()
+        self.begun, self.waiting = self.begun - row, self.waiting - row
+        return self.claim(ClaimRequest(publisher=request.publisher, limit=CLAIMS_AT_AN_END))[0]
 
     def set_window(self, rows: int | None) -> None:
         """Change the maximum number of rows in flight."""
         assert self.job.flow is not None
         self.job = replace(self.job, flow=replace(self.job.flow, max_in_flight=rows))
+
+    def set_paused(self, paused: bool) -> None:
+        """Pause or resume the job."""
+        assert self.job.flow is not None
+        self.job = replace(self.job, flow=replace(self.job.flow, paused=paused))
 
     def cancel(self, reason: str | None) -> None:
         """Cancel the job."""
@@ -162,9 +207,10 @@ class ExpectedJob:
         *,
         ignore_cancel: bool = False,
         forgotten: bool = False,
-        recovers: bool = False,
     ) -> Verdict:
-        goes_on = forgotten or recovers or self._reopens(cell, request)
+        goes_on = forgotten or self._reopens(cell, request)
+        paused = self.job.flow is not None and self.job.flow.paused
+        final = not cell.open and cell.status < 0
         rank = (request.delivery > cell.delivery) - (request.delivery < cell.delivery)
         first_true: list[tuple[Callable[[], bool], Verdict]] = [
             (lambda: cell.status == FINISHED and not cell.open, Verdict.FINISHED),
@@ -174,6 +220,8 @@ class ExpectedJob:
             (lambda: cell.open and request.supersedes == cell.attempt, Verdict.BEGUN),
             (lambda: rank < 0, Verdict.STALE),
             (lambda: rank == 0 and cell.open, Verdict.DUPLICATE),
+            (lambda: rank == 0 and final and cell.attempt > 0 and request.owner is not None, Verdict.CLOSED),
+            (lambda: paused and request.may_wait and cell.status == 0 and not cell.open, Verdict.PAUSED),
         ]
         return next((verdict for holds, verdict in first_true if holds()), Verdict.BEGUN)
 
@@ -188,20 +236,15 @@ class ExpectedJob:
         self.cells[place] = replace(cell, version=version, event_id=event_id)
         self.history[place, version] = self.cells[place]
 
-    def _proven_by(self, request: Begin) -> Place | None:
-        """Return the stage before, if a worker's begin of this one proves that it has finished."""
-        for stages, rows in self.job.plan.shapes if self.job.plan and request.owner else ():
-            if request.task_index in rows and request.tag in stages:
-                earlier = [(each, request.task_index) for each in stages[: stages.index(request.tag)]]
-                begun = [each for each in earlier if self.cell(each).attempt][-1:]
-                return begun[0] if begun and is_unreported(self.cell(begun[0])) else None
-        return None
-
-    def _finish(self, place: Place | None, event_id: str) -> None:
-        if place is not None:
-            cell = self.cell(place)
-            self._put(place, proven(cell), event_id)
-            self._unblock(place, event_id)
+    def _give_back(self, place: Place) -> None:
+        tag, row = place
+        if self.job.flow is None:
+            return
+        shapes = self.job.plan.shapes if self.job.plan else ()
+        is_later = any(row in rows and tag in stages[1:] for stages, rows in shapes)
+        begun = is_later or self.cell(place).status != 0
+        self.begun, self.waiting = self.begun - {row}, self.waiting - {row}
+        (self.begun if begun else self.waiting).add(row)
 
     def _later(self, place: Place) -> list[Place]:
         tag, row = place
@@ -246,3 +289,7 @@ class ExpectedJob:
             self.decided.add("success")
         if any(is_final and cell.status < 0 and cell.status != CANCELLED for cell, is_final in zip(cells, final)):
             self.decided.add("failure")
+
+
+def _is_idle(cell: Cell) -> bool:
+    return not cell.open and 0 <= cell.status < FINISHED

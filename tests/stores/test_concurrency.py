@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from celery_statemanager import JobExists, JobNotFound, Manager, Store, StoreError, open_store
-from celery_statemanager.records import LATCHES, Claimed, ClaimRequest, Flow, JobRecord, Verdict, new_job
+from celery_statemanager.records import LATCHES, Claimed, ClaimRequest, Flow, JobRecord, Verdict, Write, new_job
 from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.testing import Grid, StoreFactory, load
 from celery_statemanager.testing.kit import FINISHED, every_job, purge, smoke
@@ -149,7 +149,9 @@ def test_publishers_claim_each_row_once_and_never_more_than_the_window(store: Ou
                 assert max(rows) < len(ending) + window
                 row = rows.pop()
                 done.append(row)
-                grid.run("a", row)
+                grid.begin("a", row)
+                again = grid.end("a", row, publisher=request.publisher, next_is_due=True).claimed
+                assert list(again) == [row]
                 grid.begin("b", row)
                 ending.append(row)
                 rows += grid.end("b", row, publisher=request.publisher).claimed
@@ -169,9 +171,25 @@ def test_the_claim_of_a_dead_publisher_is_taken_over_once(store: Outbox) -> None
             return store.claim(grid.ref, request)
 
         claims = load.in_threads(THREADS, act)
-        assert sorted(len(claim.doubtful) for claim in claims) == [0] * (THREADS - 1) + [3]
+        assert sorted(len(claim.again) for claim in claims) == [0] * (THREADS - 1) + [3]
         assert sorted(chain.from_iterable(claim.rows for claim in claims)) == list(range(3 + THREADS))
         assert sorted(claim.left for claim in claims) == list(range(THREADS))
+
+
+def test_a_returned_row_is_claimed_again_once(store: Outbox) -> None:
+    for number in range(3):
+        grid = create_with_messages(store, 2 * THREADS, None, f"job {number}")
+        store.claim(grid.ref, ClaimRequest(publisher="submitter", limit=2 * THREADS))
+
+        def act(thread: int, grid: Grid = grid) -> list[int]:
+            for row in (thread, THREADS + thread):
+                store.write(grid.ref, Write.sent_back("a", row, "never received", attempt=0))
+            return list(store.claim(grid.ref, ClaimRequest(publisher=f"p{thread}", limit=3)).again)
+
+        claimed = [row for rows in load.in_threads(THREADS, act) for row in rows]
+        left = store.claim(grid.ref, ClaimRequest(publisher="submitter", limit=2 * THREADS))
+        assert sorted([*claimed, *left.again]) == list(range(2 * THREADS))
+        assert not store.get_outbox(grid.ref).returned
 
 
 def test_a_job_is_created_with_its_messages_or_not_at_all(store: Outbox) -> None:

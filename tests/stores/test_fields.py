@@ -97,7 +97,7 @@ def test_a_write_and_a_begin_keep_the_fields_that_they_do_not_set():
     written = apply_write(job, cell, Write.state("a", 0, 50, event_id="new"), 7)
     assert changed(cell, written) == {"status", "message", "payload", "timestamp", "version", "event_id"}
     _, begun = apply_begin(job, cell, Begin(tag="a", task_index=0, event_id="new", takes_over=True), 7)
-    owned = {"delivery", "owner", "kept", "attempt", "began_at"}
+    owned = {"delivery", "owner", "attempt", "began_at"}
     assert changed(cell, begun) == {"status", "message", "timestamp", "version", "event_id", *owned}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from celery_statemanager import ConfigurationError, Manager, Status, open_store
+from celery_statemanager.leases import Report, renew
 from celery_statemanager.records import ClaimRequest
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import (
@@ -56,17 +57,25 @@ class TestAll(FolderTests, StoreContract):
 class Actions:
     """Claims the messages that a sweep publishes."""
 
+    broker_redelivers = False
+
     def __init__(self, store):
         self.store = store
 
-    def resend(self, ref, message):
-        return True
+    def queues_of(self, job):
+        return frozenset()
+
+    def finish_if_succeeded(self, attempt):
+        return False
+
+    def runs_again(self, attempt):
+        return False
 
     def publish(self, ref, decided):
         return 0
 
-    def publish_messages(self, job, outbox, dead):
-        request = ClaimRequest(publisher="sweep", limit=job.num_tasks, dead=frozenset(dead))
+    def publish_messages(self, job, outbox, dead, ended):
+        request = ClaimRequest(publisher="sweep", limit=job.num_tasks, dead=frozenset(dead), ended=frozenset(ended))
         return len(self.store.claim(job.ref, request).rows)
 
 
@@ -75,6 +84,7 @@ def test_a_store_with_worker_records_and_messages_can_be_swept(tmp_path):
     store = SweptFolderStore(tmp_path, clock=clock)
     grid = Grid.submitted(store, 5, published=1)
     grid.begin("a", 0, owner="w1")
+    renew(store, "dead", Report(processes=[1]), 30.0)
     store.claim(grid.ref, ClaimRequest(publisher="dead/1.1", limit=1))
     clock.advance(60)
     report = Sweep(store, Actions(store), lease=30.0, max_lost=3).run()

@@ -32,7 +32,17 @@ from celery_statemanager.codec import (
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Summary
 from celery_statemanager.plan import Plan
-from celery_statemanager.records import Cancellation, Cell, Claim, Flow, Latch, OutboxState, new_job, to_datetime
+from celery_statemanager.records import (
+    Cancellation,
+    Cell,
+    Claim,
+    Flow,
+    Latch,
+    OutboxState,
+    Returned,
+    new_job,
+    to_datetime,
+)
 
 UTC = timezone.utc
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
@@ -203,7 +213,7 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
     values = {
         "latches": dict(changed.latches),
         "cancelled": Cancellation(None, 5),
-        "flow": Flow(3, "0-2,5", 9),
+        "flow": Flow(3, "0-2,5", 9, True, "deploying"),
         "tombstoned_at": 7,
     }
     assert control_from_json(control_to_json(replace(changed, **values))) == values
@@ -220,9 +230,15 @@ def test_a_job_of_an_earlier_release_has_no_messages() -> None:
     assert control_from_json(text)["flow"] is None
 
 
-def test_the_claims_of_an_outbox_round_trip() -> None:
+def test_the_flow_of_an_earlier_release_is_not_paused() -> None:
+    text = '{"latches":{},"cancelled":null,"flow":[3,"",0],"tombstonedAt":null}'
+    assert control_from_json(text)["flow"] == Flow(3)
+
+
+def test_the_state_of_an_outbox_round_trips() -> None:
     for state in (
         OutboxState(),
         OutboxState(7, {"a/1.2": Claim(IndexSet.parse("0-2,6"), 3, 4), "ß": Claim(IndexSet(), 5)}),
+        OutboxState(7, {}, Returned(IndexSet.parse("0,4-5"), IndexSet([1]))),
     ):
         assert outbox_from_json(state.claimed, outbox_to_json(state)) == state

@@ -123,6 +123,19 @@ def test_stepped_ranges_and_generators_are_accepted() -> None:
     assert IndexSet(IndexSet([1, 2])) == {1, 2}
 
 
+def test_the_head_of_a_set_has_its_lowest_indexes() -> None:
+    rows = IndexSet.parse("1,3-5,9")
+    assert [str(rows.head(number)) for number in (0, 1, 2, 3, 4, 5, 6)] == [
+        "",
+        "1",
+        "1,3",
+        "1,3-4",
+        "1,3-5",
+        "1,3-5,9",
+        "1,3-5,9",
+    ]
+
+
 def test_first_raises_index_error_for_an_empty_set() -> None:
     assert IndexSet([7, 3]).first == 3
     with pytest.raises(IndexError):

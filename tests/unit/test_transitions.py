@@ -15,6 +15,7 @@ from celery_statemanager.records import (
     Cancellation,
     Cell,
     Delivery,
+    Flow,
     Latch,
     Tally,
     Verdict,
@@ -28,25 +29,30 @@ JOB = new_job("job", 3, ("a", "b"))
 CANCELLED_JOB = replace(JOB, cancelled=Cancellation("why", 1))
 SETTLED_JOB = JOB.with_latches(settled=Latch(None, 1))
 BOTH = replace(SETTLED_JOB, cancelled=Cancellation("why", 1))
+PAUSED_JOB = replace(JOB, flow=Flow(paused=True))
 FINISHED, FAILED, CANCELLED, LOST = (int(Status[name]) for name in ("FINISHED", "FAILED", "CANCELLED", "LOST"))
 
 NEW = Cell()
 ZERO = Cell(0, version=1, event_id="z")
 RUNNING = Cell(
-    1, version=2, event_id="r", attempt=2, open=True, delivery=Delivery(1, 1), owner="w", kept="m", began_at=9
+    1, version=2, event_id="r", attempt=2, open=True, delivery=Delivery(0, 1, 1), owner="w", kept="m", began_at=9
 )
-RETRYING = Cell(1, version=3, event_id="t", attempt=2, delivery=Delivery(1, 2), kept="m")
+RETRYING = Cell(1, version=3, event_id="t", attempt=2, delivery=Delivery(0, 1, 2), kept="m")
 WROTE_DONE = replace(RUNNING, status=FINISHED)
 WROTE_ERROR = replace(RUNNING, status=-42, message="mine")
-DONE = Cell(FINISHED, version=4, event_id="d", attempt=2, delivery=Delivery(1, 1))
-ERROR = Cell(FAILED, version=4, event_id="b", attempt=2, delivery=Delivery(1, 1))
+DONE = Cell(FINISHED, version=4, event_id="d", attempt=2, delivery=Delivery(0, 1, 1))
+ERROR = Cell(FAILED, version=4, event_id="b", attempt=2, delivery=Delivery(0, 1, 1))
 BLOCKED = Cell(FAILED, version=1, event_id="x", blocked_by="z")
 NEVER_BEGAN = Cell(int(Status.LOST), version=1, event_id="l", losses=1)
 HALFWAY = Cell(50, version=1, event_id="h")
 PRESUMED_LOST = replace(ERROR, status=int(Status.LOST), message="lost", owner="w")
 PROVEN = replace(DONE, message="page 5", owner="w")
+WAITING_AGAIN = Cell(0, "sent again", version=1, event_id="w", delivery=Delivery(1))
+REQUEUED = replace(RETRYING, owner="w", began_at=9)
 
-EARLIER, EQUAL, LATER = Delivery(1, 0), Delivery(1, 1), Delivery(1, 2)
+EARLIER, EQUAL, LATER = Delivery(0, 1, 0), Delivery(0, 1, 1), Delivery(0, 1, 2)
+AGAIN = Delivery(1, 1, 1)
+SENT_BACK = {"status": 1, "message": "sent again", "due_again": True}
 
 BEGINS: list[tuple[Any, Cell, dict[str, Any], Verdict]] = [
     (JOB, NEW, {}, Verdict.BEGUN),
@@ -54,10 +60,10 @@ BEGINS: list[tuple[Any, Cell, dict[str, Any], Verdict]] = [
     (JOB, HALFWAY, {}, Verdict.BEGUN),
     (JOB, BLOCKED, {}, Verdict.BEGUN),
     (JOB, RUNNING, {"delivery": EARLIER}, Verdict.STALE),
-    (JOB, RUNNING, {"delivery": Delivery(0, 9)}, Verdict.STALE),
+    (JOB, RUNNING, {"delivery": Delivery(0, 0, 9)}, Verdict.STALE),
     (JOB, RUNNING, {"delivery": EQUAL}, Verdict.DUPLICATE),
     (JOB, RUNNING, {"delivery": LATER}, Verdict.BEGUN),
-    (JOB, RUNNING, {"delivery": Delivery(2, 0)}, Verdict.BEGUN),
+    (JOB, RUNNING, {"delivery": Delivery(0, 2, 0)}, Verdict.BEGUN),
     (JOB, RUNNING, {"delivery": EQUAL, "supersedes": 1}, Verdict.DUPLICATE),
     (JOB, RUNNING, {"delivery": EQUAL, "supersedes": 2}, Verdict.BEGUN),
     (JOB, RUNNING, {"delivery": EARLIER, "supersedes": 2}, Verdict.BEGUN),
@@ -98,6 +104,28 @@ BEGINS: list[tuple[Any, Cell, dict[str, Any], Verdict]] = [
     (SETTLED_JOB, RETRYING, {"delivery": LATER}, Verdict.BEGUN),
     (SETTLED_JOB, ZERO, {}, Verdict.BEGUN),
     (JOB, PROVEN, {"delivery": LATER}, Verdict.FINISHED),
+    (JOB, ERROR, {"delivery": EQUAL, "owner": "w2"}, Verdict.CLOSED),
+    (JOB, ERROR, {"delivery": EQUAL, "owner": "w2", "takes_over": True}, Verdict.BEGUN),
+    (JOB, ERROR, {"delivery": LATER, "owner": "w2"}, Verdict.BEGUN),
+    (JOB, PRESUMED_LOST, {"delivery": EQUAL, "owner": "w2"}, Verdict.CLOSED),
+    (JOB, RETRYING, {"delivery": LATER, "owner": "w2"}, Verdict.BEGUN),
+    (JOB, NEVER_BEGAN, {"owner": "w2"}, Verdict.BEGUN),
+    (JOB, BLOCKED, {"owner": "w2"}, Verdict.BEGUN),
+    (JOB, RUNNING, {"delivery": Delivery(1)}, Verdict.BEGUN),
+    (JOB, WAITING_AGAIN, {}, Verdict.STALE),
+    (JOB, WAITING_AGAIN, {"delivery": Delivery(0, 9, 9)}, Verdict.STALE),
+    (JOB, WAITING_AGAIN, {"delivery": Delivery(1)}, Verdict.BEGUN),
+    (JOB, NEW, {"may_wait": True}, Verdict.BEGUN),
+    (PAUSED_JOB, NEW, {}, Verdict.BEGUN),
+    (PAUSED_JOB, NEW, {"may_wait": True}, Verdict.PAUSED),
+    (PAUSED_JOB, ZERO, {"may_wait": True}, Verdict.PAUSED),
+    (PAUSED_JOB, NEW, {"may_wait": True, "takes_over": True}, Verdict.BEGUN),
+    (PAUSED_JOB, WAITING_AGAIN, {"may_wait": True}, Verdict.STALE),
+    (PAUSED_JOB, WAITING_AGAIN, {"may_wait": True, "delivery": Delivery(1)}, Verdict.PAUSED),
+    (PAUSED_JOB, BLOCKED, {"may_wait": True}, Verdict.BEGUN),
+    (PAUSED_JOB, RETRYING, {"may_wait": True, "delivery": LATER}, Verdict.BEGUN),
+    (PAUSED_JOB, RUNNING, {"may_wait": True, "delivery": EQUAL}, Verdict.DUPLICATE),
+    (replace(PAUSED_JOB, cancelled=Cancellation("why", 1)), NEW, {"may_wait": True}, Verdict.CANCELLED),
 ]
 
 
@@ -114,7 +142,7 @@ def test_a_begin_gets_the_verdict_of_the_table(job: Any, cell: Cell, fields: dic
     found, after = apply_begin(job, cell, begin(**fields), 7)
     assert found is verdict
     ends = job.cancelled and not job.settled and cell is RETRYING
-    assert (after is cell) == (verdict is not Verdict.BEGUN and not ends)
+    assert (after is cell) == (verdict not in {Verdict.BEGUN, Verdict.PAUSED} and not ends)
 
 
 def test_a_begin_starts_a_new_attempt_and_keeps_payload_and_losses() -> None:
@@ -123,6 +151,16 @@ def test_a_begin_starts_a_new_attempt_and_keeps_payload_and_losses() -> None:
     assert apply_begin(JOB, old, request, 77)[1] == Cell(
         1, "retry 2", '{"n":1}', 77, 3, "new", 3, True, LATER, "w2", 1, "m2", None, 77
     )
+
+
+def test_a_begin_without_a_message_keeps_that_of_the_cell() -> None:
+    assert apply_begin(JOB, RETRYING, begin(delivery=LATER), 7)[1].kept == "m"
+
+
+def test_a_begin_that_waits_leaves_the_cell_unbegun_and_accepts_only_the_next_publication() -> None:
+    old = replace(WAITING_AGAIN, payload='{"n":1}')
+    _, cell = apply_begin(PAUSED_JOB, old, begin(may_wait=True, delivery=Delivery(3, 1, 2), owner="w"), 7)
+    assert cell == replace(old, timestamp=7, version=2, event_id="new", delivery=Delivery(4, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -174,6 +212,11 @@ REJECTED: list[tuple[Any, Cell, dict[str, Any], type[Exception]]] = [
     (CANCELLED_JOB, HALFWAY, {"status": 60}, JobCancelled),
     (CANCELLED_JOB, DONE, {"status": 5}, JobCancelled),
     (CANCELLED_JOB, RUNNING, {"status": 5, "attempt": 1}, AttemptSuperseded),
+    (JOB, RUNNING, {**SENT_BACK, "when": When.IDLE}, AttemptSuperseded),
+    (JOB, DONE, {**SENT_BACK, "when": When.IDLE}, AttemptSuperseded),
+    (JOB, RETRYING, {**SENT_BACK, "when": When.OPEN}, AttemptSuperseded),
+    (JOB, RETRYING, {**SENT_BACK, "when": When.IDLE, "attempt": 1}, AttemptSuperseded),
+    (CANCELLED_JOB, NEW, {**SENT_BACK, "when": When.IDLE}, JobCancelled),
 ]
 
 ACCEPTED: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
@@ -205,7 +248,20 @@ ACCEPTED: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
     (JOB, RUNNING, {"ends_attempt": True, "status": FAILED}, {"kept": None, "status": FAILED}),
     (JOB, RUNNING, {"status": FINISHED}, {"open": True, "kept": "m"}),
     (JOB, RUNNING, {"ends_attempt": True, "status": 1, "next_delivery": LATER}, {"delivery": LATER, "open": False}),
-    (JOB, RUNNING, {"next_delivery": Delivery()}, {"delivery": Delivery()}),
+    (JOB, RUNNING, {"next_delivery": Delivery()}, {"delivery": EQUAL}),
+    (JOB, WAITING_AGAIN, {"next_delivery": LATER}, {"delivery": Delivery(1)}),
+    (JOB, RUNNING, {"kept": "m2"}, {"kept": "m2"}),
+    (JOB, RUNNING, {"kept": "m2", "ends_attempt": True, "status": FINISHED}, {"kept": None}),
+    (
+        JOB,
+        RUNNING,
+        {**SENT_BACK, "when": When.OPEN, "ends_attempt": True, "presumed_dead": True, "counts_as_loss": True},
+        {"status": 1, "delivery": AGAIN, "open": False, "owner": "w", "began_at": 0, "losses": 1, "kept": "m"},
+    ),
+    (JOB, RUNNING, {**SENT_BACK, "ends_attempt": True, "next_delivery": LATER}, {"delivery": AGAIN}),
+    (JOB, NEW, {**SENT_BACK, "when": When.IDLE}, {"status": 0, "message": "sent again", "delivery": Delivery(1)}),
+    (JOB, RETRYING, {**SENT_BACK, "when": When.IDLE}, {"status": 1, "delivery": Delivery(1, 1, 2), "kept": "m"}),
+    (JOB, REQUEUED, {**SENT_BACK, "when": When.IDLE}, {"status": 1, "delivery": Delivery(1, 1, 2), "owner": None}),
     (JOB, RUNNING, {"counts_as_loss": True}, {"losses": 1}),
     (JOB, DONE, {"attempt": 2}, {"status": 5, "open": False}),
     (JOB, BLOCKED, {}, {"blocked_by": None}),
@@ -240,6 +296,18 @@ ACCEPTED: list[tuple[Any, Cell, dict[str, Any], dict[str, Any]]] = [
     (CANCELLED_JOB, HALFWAY, {"status": -9}, {"status": -9}),
     (CANCELLED_JOB, RETRYING, {"status": FAILED, "when": When.IDLE}, {"status": CANCELLED, "message": "why"}),
     (CANCELLED_JOB, NEW, {"status": 5, "task_index": CALLBACK_ROW}, {"status": 5}),
+    (
+        CANCELLED_JOB,
+        RETRYING,
+        {**SENT_BACK, "when": When.IDLE},
+        {"status": CANCELLED, "message": "why", "delivery": LATER, "kept": None},
+    ),
+    (
+        CANCELLED_JOB,
+        RUNNING,
+        {**SENT_BACK, "when": When.OPEN, "ends_attempt": True, "presumed_dead": True},
+        {"status": CANCELLED, "message": "why", "delivery": EQUAL, "owner": None, "open": False},
+    ),
     (SETTLED_JOB, DONE, {"status": 5}, {"status": 5}),
 ]
 

@@ -11,7 +11,7 @@ from celery_statemanager.transitions import apply_write
 
 JOB = new_job("job", 3, ("a", "b"))
 PAYLOAD = '{"n":1}'
-FIRST, RETRY = Delivery(0, 0), Delivery(0, 1)
+FIRST, RETRY, AGAIN = Delivery(0, 0, 0), Delivery(0, 0, 1), Delivery(1, 0, 0)
 NEVER_BEGUN = Cell()
 RUNNING = Cell(40, "page 4", PAYLOAD, version=2, event_id="e", attempt=1, open=True, owner="w", kept="m")
 DENIED = Cell(-42, "denied", PAYLOAD, version=2, event_id="e", attempt=1, open=True, owner="w", kept="m")
@@ -70,6 +70,24 @@ def test_a_returned_attempt_is_closed_and_waits_for_its_next_delivery(cell):
     assert (waiting.status, waiting.message, waiting.open, waiting.final) == (1, "retry 1", False, False)
     assert (waiting.delivery, waiting.losses, waiting.kept, waiting.payload) == (RETRY, 1, "m", PAYLOAD)
     assert taken(cell, Write.returned("a", 0, "sent again")).delivery == FIRST
+
+
+def test_a_message_that_is_sent_back_is_due_once_more():
+    waiting = taken(NEVER_BEGUN, Write.sent_back("a", 0, "never received", attempt=0))
+    assert (waiting.status, waiting.message, waiting.waiting, waiting.delivery) == (0, "never received", True, AGAIN)
+    retried = taken(RETURNED, Write.sent_back("a", 0, "never received", attempt=1))
+    assert (retried.status, retried.open, retried.kept, retried.payload) == (1, False, "m", PAYLOAD)
+    assert retried.delivery == Delivery(1, 0, 1)
+    lost = taken(RUNNING, Write.sent_back("a", 0, "lost", attempt=1, is_open=True, counts_as_loss=True))
+    assert (lost.status, lost.open, lost.losses, lost.kept, lost.delivery) == (1, False, 1, "m", AGAIN)
+    assert lost.awaits_end
+    for cell, write in (
+        (RUNNING, Write.sent_back("a", 0, "never received", attempt=1)),
+        (RETURNED, Write.sent_back("a", 0, "never received", attempt=0)),
+        (RETURNED, Write.sent_back("a", 0, "lost", attempt=1, is_open=True)),
+    ):
+        with pytest.raises(AttemptSuperseded):
+            taken(cell, write)
 
 
 def test_a_lost_attempt_is_ended_and_counted():
