@@ -15,12 +15,26 @@ from servers import running_redis
 from celery_statemanager import Manager, Status, Store, collect_garbage, migrate_jobs, open_store
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import SCHEMA_VERSION
-from celery_statemanager.records import CALLBACK_ROW, Claimed, ClaimRequest, JobKey, OutboxState
+from celery_statemanager.records import (
+    CALLBACK_ROW,
+    Claim,
+    Claimed,
+    ClaimRequest,
+    Delivery,
+    JobKey,
+    OutboxState,
+    Returned,
+    Verdict,
+    Write,
+)
 from celery_statemanager.stores.sqlite.location import SCHEMA
 from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock, Grid, every_job, purge
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DUMPS = sorted(FIXTURES.glob("*-*"))
+WITH_MESSAGES = FIXTURES / "outbox" / "sqlite-0.1.0.sql"
+"""A job of 6 rows that owns its messages, with a window of 3 rows and two publishers."""
+
 FOREIGN = sorted((FIXTURES / "foreign").iterdir())
 """Jobs of another program: without an incarnation, schema 0, states with only the shared fields."""
 
@@ -179,10 +193,27 @@ def test_an_upgraded_file_has_the_layout_of_a_new_one(tmp_path: Path) -> None:
         return found
 
     new = layout(f"sqlite:///{tmp_path}/new.db")
-    for number, dump in enumerate(FIXTURES.glob("sqlite-*")):
+    for number, dump in enumerate([*FIXTURES.glob("sqlite-*"), WITH_MESSAGES]):
         home = tmp_path / str(number)
         home.mkdir()
         assert layout(restored_sqlite(dump, home)) == new
+
+
+def test_the_claims_in_an_older_file_are_kept(tmp_path: Path) -> None:
+    with open_store(restored_sqlite(WITH_MESSAGES, tmp_path), clock=FakeClock()) as store:
+        grid = Grid(store, store.get_job(JobKey("etl-42")).ref)
+        now = store.now()
+        first, second = Claim(IndexSet([0, 1]), now, now + 30_000_000), Claim(IndexSet([2]), now, now)
+        claims = {"host:7:0a1b2c3d/1": first, "ß:8:4e5f6a7b/1": second}
+        assert store.get_outbox(grid.ref) == OutboxState(3, claims)
+        store.write(grid.ref, Write.sent_back("scan", 0, "lost", attempt=1, is_open=True))
+        store.write(grid.ref, Write.sent_back("scan", 1, "never received", attempt=0))
+        returned = Returned(IndexSet([0]), IndexSet([1]))
+        assert store.get_outbox(grid.ref) == OutboxState(3, claims, returned)
+        request = ClaimRequest(publisher="sweep", limit=9, dead=frozenset({"ß:8:4e5f6a7b/1"}))
+        assert store.claim(grid.ref, request) == Claimed(IndexSet([0, 1, 2]), IndexSet([0, 1, 2]), 3)
+        assert grid.begin("scan", 0, delivery=Delivery(1), owner="w2").cell.kept == '{"m":1}'
+        assert grid.begin("scan", 2, owner="w2").verdict is Verdict.BEGUN
 
 
 def test_jobs_tombstoned_by_an_older_release_are_listed_as_tombstoned(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable
-from importlib import resources
 
 from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_statemanager.stores.sqlite.location import APPLICATION_ID, SCHEMA, check_identity
+from celery_statemanager.stores.sqlite.schema import migrate
 
 PAGE_BYTES = 2_048
 """Half of SQLite's default: a write changes few bytes in each of four or five pages, and a commit logs whole pages."""
@@ -51,54 +51,6 @@ _RULES: tuple[tuple[str, type[StoreError], str], ...] = (
 ``StoreUnavailable`` is raised for errors that pass, for example when the disk has space again. ``StoreError`` is raised
 for errors that need a correction, and for all other messages.
 """
-
-_TO_2 = (
-    "ALTER TABLE job ADD COLUMN tombstoned INTEGER NOT NULL DEFAULT 0",
-    """UPDATE job SET tombstoned = 1 WHERE control NOT LIKE '%"tombstonedAt":null}'""",
-    "CREATE INDEX job_tombstoned ON job (tombstoned) WHERE tombstoned = 1",
-)
-_TO_3 = (
-    "DROP INDEX cell_status",
-    "CREATE INDEX cell_status ON cell (job, tag, status, task_index) WHERE status <> 2147483647",
-)
-_TO_4 = (
-    "ALTER TABLE tag ADD COLUMN not_run INTEGER NOT NULL DEFAULT 0",
-    """
-    UPDATE tag SET not_run = (
-      SELECT count(*) FROM cell c INDEXED BY cell_status
-      WHERE c.job = tag.job AND c.tag = tag.id AND c.status < 0 AND c.status <> 2147483647 AND c.open = 0
-        AND c.blocked_by IS NOT NULL
-    )
-    WHERE failed > 0
-    """,
-    "UPDATE tag SET failed = failed - not_run WHERE not_run > 0",
-    "ALTER TABLE tag RENAME COLUMN alarms TO failed_final",
-)
-"""Counts blocked cells in ``not_run``; in schema 3, ``failed`` includes them."""
-
-_TO_5 = (
-    "DROP INDEX cell_owned",
-    (
-        "CREATE INDEX cell_owned ON cell (job, tag, task_index)\n"
-        "WHERE owner IS NOT NULL AND (open = 1 OR (began_at <> 0 AND status >= 0 AND status < 2147483647))"
-    ),
-)
-
-_TO_6 = (
-    "ALTER TABLE tag ADD COLUMN rows INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE garbage ADD COLUMN incarnation TEXT",
-    (
-        "CREATE TABLE block (\n  incarnation TEXT NOT NULL,\n  first INTEGER NOT NULL,\n  data BLOB NOT NULL,\n"
-        "  PRIMARY KEY (incarnation, first)\n)"
-    ),
-    "CREATE TABLE draft (\n  incarnation TEXT PRIMARY KEY,\n  lease_until INTEGER NOT NULL\n) WITHOUT ROWID",
-    "CREATE INDEX draft_lease ON draft (lease_until)",
-    "CREATE TABLE outbox (\n  job INTEGER PRIMARY KEY,\n  claimed INTEGER NOT NULL,\n  claims TEXT NOT NULL\n)",
-)
-"""Only jobs that own messages use ``rows``; earlier jobs have none."""
-
-_MIGRATIONS = {2: _TO_2, 3: _TO_3, 4: _TO_4, 5: _TO_5, 6: _TO_6}
-"""The statements that lead to each schema of the file from the previous one."""
 
 
 def connect(
@@ -170,7 +122,7 @@ def _set_up(connection: sqlite3.Connection, path: str) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
             if not _is_ours(connection, path):
-                _migrate(connection)
+                migrate(connection)
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
@@ -193,18 +145,3 @@ def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
         return True
     check_identity(path, application, version, empty=not tables)
     return False
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    """Create the tables, or migrate them to ``SCHEMA``, inside the caller's transaction."""
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        script = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
-        for statement in script.split(";\n"):
-            db.execute(statement)
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        version = SCHEMA
-    for later in range(version + 1, SCHEMA + 1):
-        for statement in _MIGRATIONS[later]:
-            db.execute(statement)
-    db.execute(f"PRAGMA user_version = {SCHEMA}")

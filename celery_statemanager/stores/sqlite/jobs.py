@@ -38,7 +38,14 @@ WHERE job_id = ? AND run_token = ? AND incarnation = ?
 _REVISION = "SELECT revision FROM job WHERE id = ? AND incarnation = ?"
 _UPDATE = "UPDATE job SET control = ?, due = ?, tombstoned = ?, revision = ?, schema_version = ? WHERE id = ?"
 
-_TABLES_OF_CELLS = (("cell", "tag, task_index"), ("gap", "tag, high"), ("tag", "id"))
+_TABLES = (
+    ("cell", "tag, task_index"),
+    ("gap", "tag, high"),
+    ("tag", "id"),
+    ("claim", "publisher"),
+    ("returned", "begun, low"),
+    ("value", "task_index"),
+)
 """The tables with rows of a job, and the rest of their primary keys."""
 
 
@@ -87,7 +94,7 @@ class JobCache:
 
     def get(self, db: sqlite3.Connection, key: JobKey) -> CachedJob:
         """Return the current job under a key. Raises: JobNotFound."""
-        row = db.execute(f"{_SELECT} WHERE j.job_id = ? AND j.run_token = ?", _key(key)).fetchone()
+        row = db.execute(f"{_SELECT} WHERE j.job_id = ? AND j.run_token = ?", stored_key(key)).fetchone()
         if row is None:
             raise JobNotFound(*key)
         return self._decode(db, row)
@@ -152,7 +159,7 @@ class JobCache:
 
 def insert(db: sqlite3.Connection, job: JobRecord) -> None:
     """Store a new job. Raises: JobExists."""
-    fixed = (*_key(job.key), job.incarnation, job.num_tasks, job.created_at, job.last_activity)
+    fixed = (*stored_key(job.key), job.incarnation, job.num_tasks, job.created_at, job.last_activity)
     changeable = (*_list_flags(job), job.revision, job.schema_version, control_to_json(job))
     try:
         db.execute(_INSERT, (*fixed, *changeable, plan_to_json(job.plan)))
@@ -173,7 +180,7 @@ def list_runs(db: sqlite3.Connection, job_id: str, limit: int) -> list[str | Non
 
 def adopt(db: sqlite3.Connection, ref: JobRef, incarnation: str) -> None:
     """Change the incarnation of a job, unless it has changed already."""
-    db.execute(_ADOPT, (incarnation, *_key(ref.key), ref.incarnation))
+    db.execute(_ADOPT, (incarnation, *stored_key(ref.key), ref.incarnation))
 
 
 def discard(db: sqlite3.Connection, number: int) -> None:
@@ -196,7 +203,7 @@ def purge(db: sqlite3.Connection, limit: int) -> int:
 def purge_job(db: sqlite3.Connection, number: int, limit: int) -> int:
     """Remove up to ``limit`` rows of one discarded job; return their number, plus one if none is left."""
     removed = 0
-    for table, key in _TABLES_OF_CELLS:
+    for table, key in _TABLES:
         rows = f"SELECT job, {key} FROM {table} WHERE job = ? LIMIT ?"
         removed += db.execute(f"DELETE FROM {table} WHERE (job, {key}) IN ({rows})", (number, limit - removed)).rowcount
         if removed >= limit:
@@ -219,6 +226,6 @@ def _plan(db: sqlite3.Connection, number: int) -> Plan | None:
     return plan_from_json(db.execute("SELECT plan FROM job WHERE id = ?", (number,)).fetchone()[0])
 
 
-def _key(key: JobKey) -> tuple[str, str]:
+def stored_key(key: JobKey) -> tuple[str, str]:
     """Encode a key; a missing run token becomes the empty string, because SQLite treats NULLs as distinct."""
     return key.job_id, key.run_token or ""

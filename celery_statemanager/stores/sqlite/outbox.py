@@ -1,18 +1,35 @@
-"""The tables with the messages of jobs, and which rows are claimed."""
+"""The tables with the messages of jobs, which rows are claimed, and what rows keep of their stages."""
 
 from __future__ import annotations
 
 import sqlite3
+from functools import lru_cache
 
-from celery_statemanager.codec import outbox_from_json, outbox_to_json
-from celery_statemanager.records import JobRecord, JobRef, OutboxState
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.records import Claim, JobRecord, JobRef, OutboxState, Returned
 from celery_statemanager.stores.capabilities import draft_expired
+from celery_statemanager.stores.sqlite.jobs import stored_key
 
 _ADD = "INSERT OR REPLACE INTO block (incarnation, first, data) VALUES (?, ?, ?)"
 _GET = "SELECT first, data FROM block WHERE incarnation = ? AND first <= ? ORDER BY first DESC LIMIT 1"
 _IS_DRAFT = "SELECT 1 FROM draft WHERE incarnation = ?"
 _EXTEND = "INSERT OR REPLACE INTO draft (incarnation, lease_until) VALUES (?, ?)"
-_PUT = "INSERT OR REPLACE INTO outbox (job, claimed, claims) VALUES (?, ?, ?)"
+
+_CLAIMED = "SELECT claimed FROM outbox WHERE job = ?"
+_PUT_CLAIMED = "INSERT OR REPLACE INTO outbox (job, claimed) VALUES (?, ?)"
+_CLAIMS = "SELECT publisher, rows, at, until FROM claim WHERE job = ?"
+_PUT_CLAIM = "INSERT OR REPLACE INTO claim (job, publisher, rows, at, until) VALUES (?, ?, ?, ?, ?)"
+_DROP_CLAIM = "DELETE FROM claim WHERE job = ? AND publisher = ?"
+_RETURNED = "SELECT begun, low, high FROM returned WHERE job = ? ORDER BY begun, low"
+_PUT_RETURNED = "INSERT INTO returned (job, begun, low, high) VALUES (?, ?, ?, ?)"
+_DROP_RETURNED = "DELETE FROM returned WHERE job = ? AND begun = ? AND low = ?"
+
+_PUT_VALUE = "INSERT OR REPLACE INTO value (job, task_index, value) VALUES (?, ?, ?)"
+_DROP_VALUE = "DELETE FROM value WHERE job = ? AND task_index = ?"
+_VALUE = """
+SELECT v.value FROM job j JOIN value v ON v.job = j.id
+WHERE j.job_id = ? AND j.run_token = ? AND j.incarnation = ? AND v.task_index = ?
+"""
 
 
 def add_block(db: sqlite3.Connection, ref: JobRef, first: int, data: bytes, lease_until: int) -> None:
@@ -51,13 +68,53 @@ def drop_expired(db: sqlite3.Connection, now: int) -> int:
 
 def read_state(db: sqlite3.Connection, number: int) -> OutboxState:
     """Return which rows of a job are claimed."""
-    row = db.execute("SELECT claimed, claims FROM outbox WHERE job = ?", (number,)).fetchone()
-    return OutboxState() if row is None else outbox_from_json(*row)
+    claimed = db.execute(_CLAIMED, (number,)).fetchone()
+    claims = {
+        publisher: Claim(_parsed(rows), at, until) for publisher, rows, at, until in db.execute(_CLAIMS, (number,))
+    }
+    returned = db.execute(_RETURNED, (number,)).fetchall()
+    begun, waiting = (IndexSet.from_ranges(each[1:] for each in returned if each[0] == of) for of in (1, 0))
+    return OutboxState(claimed[0] if claimed else 0, claims, Returned(begun, waiting))
 
 
-def put_state(db: sqlite3.Connection, number: int, state: OutboxState) -> None:
-    """Store which rows of a job are claimed."""
-    db.execute(_PUT, (number, state.claimed, outbox_to_json(state)))
+def put_state(db: sqlite3.Connection, number: int, old: OutboxState, new: OutboxState) -> None:
+    """Store the changes of which rows of a job are claimed."""
+    if new.claimed != old.claimed:
+        db.execute(_PUT_CLAIMED, (number, new.claimed))
+    for name in old.claims:
+        if name not in new.claims:
+            db.execute(_DROP_CLAIM, (number, name))
+    for name, claim in new.claims.items():
+        if old.claims.get(name) != claim:
+            db.execute(_PUT_CLAIM, (number, name, str(claim.rows), claim.at, claim.until))
+    _put_returned(db, number, 1, old.returned.begun, new.returned.begun)
+    _put_returned(db, number, 0, old.returned.waiting, new.returned.waiting)
+
+
+def get_value(db: sqlite3.Connection, ref: JobRef, row: int) -> str | None:
+    """Return what a row keeps of its newest finished stage."""
+    found = db.execute(_VALUE, (*stored_key(ref.key), ref.incarnation, row)).fetchone()
+    return found[0] if found else None
+
+
+def put_value(db: sqlite3.Connection, number: int, row: int, value: str | None) -> None:
+    """Store or remove what a row keeps of its newest finished stage."""
+    if value is None:
+        db.execute(_DROP_VALUE, (number, row))
+    else:
+        db.execute(_PUT_VALUE, (number, row, value))
+
+
+def _put_returned(db: sqlite3.Connection, number: int, begun: int, old: IndexSet, new: IndexSet) -> None:
+    before, after = set(old.ranges), set(new.ranges)
+    for low, _ in before - after:
+        db.execute(_DROP_RETURNED, (number, begun, low))
+    for low, high in after - before:
+        db.execute(_PUT_RETURNED, (number, begun, low, high))
+
+
+_parsed = lru_cache(1_000)(IndexSet.parse)
+"""Cached, because every claim of a job reads the claims of all its publishers."""
 
 
 def _forget_draft(db: sqlite3.Connection, incarnation: str) -> bool:

@@ -52,6 +52,7 @@ CREATE TABLE cell (
   event_id NOT NULL,
   attempt INTEGER NOT NULL,
   open INTEGER NOT NULL,
+  publication INTEGER NOT NULL DEFAULT 0,
   replacements INTEGER NOT NULL,
   retries INTEGER NOT NULL,
   losses INTEGER NOT NULL,
@@ -100,11 +101,37 @@ CREATE TABLE draft (
 ) WITHOUT ROWID;
 CREATE INDEX draft_lease ON draft (lease_until);
 
--- One row per job with messages. `claims` is JSON.
+-- How many rows of a job have been claimed.
 CREATE TABLE outbox (
   job INTEGER PRIMARY KEY,
-  claimed INTEGER NOT NULL,
-  claims TEXT NOT NULL
+  claimed INTEGER NOT NULL
+);
+
+-- The newest claim of each publisher.
+CREATE TABLE claim (
+  job INTEGER NOT NULL,
+  publisher TEXT NOT NULL,
+  rows TEXT NOT NULL,
+  at INTEGER NOT NULL,
+  until INTEGER NOT NULL,
+  PRIMARY KEY (job, publisher)
+) WITHOUT ROWID;
+
+-- The rows that are to be claimed again, as inclusive ranges.
+CREATE TABLE returned (
+  job INTEGER NOT NULL,
+  begun INTEGER NOT NULL,
+  low INTEGER NOT NULL,
+  high INTEGER NOT NULL,
+  PRIMARY KEY (job, begun, low)
+) WITHOUT ROWID;
+
+-- What rows keep of their newest finished stage.
+CREATE TABLE value (
+  job INTEGER NOT NULL,
+  task_index INTEGER NOT NULL,
+  value TEXT NOT NULL,
+  PRIMARY KEY (job, task_index)
 );
 
 CREATE TABLE worker (

@@ -163,6 +163,9 @@ class SQLiteStore(TransactionalStore, FullStore):
     def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
         return self._pool.read(lambda db: outbox.get_block(db, ref.incarnation, row))
 
+    def get_value(self, ref: JobRef, row: int) -> str | None:
+        return self._pool.read(lambda db: outbox.get_value(db, ref, row))
+
     def drop_draft(self, ref: JobRef) -> None:
         self._pool.write(lambda db: outbox.drop_draft(db, ref.incarnation))
 

@@ -4,16 +4,22 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from operator import itemgetter, sub
+from operator import sub
 from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, JobRef, OutboxState, Tally
 from celery_statemanager.stores.sqlite import outbox
+from celery_statemanager.stores.sqlite.cell_statements import (
+    INSERT_CELL,
+    NEWEST,
+    REWRITE_CELL,
+    REWRITTEN,
+    UPDATE_CELL,
+)
 from celery_statemanager.stores.sqlite.cells import (
     COLUMNS,
     COUNTED,
@@ -32,9 +38,8 @@ from celery_statemanager.transitions import tally_of
 TOUCH_EVERY = 60 * 1_000_000
 """Microseconds between two updates of ``job.touched``."""
 
-_NEWEST = "SELECT {} FROM cell INDEXED BY cell_seq WHERE job = {} ORDER BY seq DESC LIMIT 1"
 _READ = f"""
-SELECT j.revision, j.touched, ifnull(({_NEWEST.format("timestamp", "j.id")}), 0), t.id, {SELECTED}
+SELECT j.revision, j.touched, ifnull(({NEWEST.format("timestamp", "j.id")}), 0), t.id, {SELECTED}
 FROM job j
 LEFT JOIN tag t ON t.job = j.id AND t.kind = ? AND t.name = ?
 LEFT JOIN cell c ON c.job = j.id AND c.tag = t.id AND c.task_index = ?
@@ -48,61 +53,6 @@ _TOTAL = f"SELECT {', '.join(f'ifnull(sum({name}), 0)' for name in TALLY)} FROM 
 _NEW_COLUMN = "SELECT ifnull(max(id), 0) + 1 FROM tag WHERE job = ?"
 _COUNT = f"UPDATE tag SET {', '.join(f'{name} = {name} + ?' for name in TALLY)} WHERE job = ? AND id = ?"
 _GAP = "SELECT low, high FROM gap WHERE job = ? AND tag = ? AND high >= ? ORDER BY high LIMIT 1"
-
-_KEY = ("job", "tag", "task_index")
-_EXPECTED = ("old version", "old event", "old schema", "revision", "incarnation")
-_BOUND = {name: f"?{number}" for number, name in enumerate((*_KEY, *COLUMNS, *_EXPECTED), 1)}
-_NEXT_SEQ = f"ifnull(({_NEWEST.format('seq', _BOUND['job'])}), 0) + 1"
-
-
-class _Statement(NamedTuple):
-    """A statement, and a function that puts its values in the order of its placeholders."""
-
-    text: str
-    ordered: Callable[[Sequence[Any]], tuple[Any, ...]]
-
-    @classmethod
-    def parse(cls, text: str) -> _Statement:
-        """Create a statement from one with numbered placeholders, for which Python 3.12.0 to 3.12.3 warn."""
-        order = [int(number) - 1 for number in re.findall(r"\?(\d+)", text)]
-        return cls(re.sub(r"\?\d+", "?", text), itemgetter(*order))
-
-
-_INSERT_CELL = _Statement.parse(f"""
-INSERT INTO cell (seq, {", ".join((*_KEY, *COLUMNS))})
-VALUES ({_NEXT_SEQ}, {", ".join(_BOUND[name] for name in (*_KEY, *COLUMNS))})
-""")
-
-
-def _update_cell(*unchanged: str) -> _Statement:
-    """Create the statement that sets a cell if the cell and its job are as expected and no later change exists."""
-    terms = "".join(f", {name} = {_BOUND[name]}" for name in COLUMNS if name not in unchanged)
-    return _Statement.parse(f"""
-    UPDATE cell SET seq = {_NEXT_SEQ}{terms}
-    WHERE {" AND ".join(f"{name} = {_BOUND[name]}" for name in _KEY)}
-      AND version = {_BOUND["old version"]} AND event_id = {_BOUND["old event"]}
-      AND schema_version = {_BOUND["old schema"]}
-      AND EXISTS (
-        SELECT 1 FROM job
-        WHERE id = {_BOUND["job"]} AND revision = {_BOUND["revision"]} AND incarnation = {_BOUND["incarnation"]}
-      )
-      AND ({_NEWEST.format("timestamp", _BOUND["job"])}) <= {_BOUND["timestamp"]}
-    """)
-
-
-_UPDATE_CELL = {
-    (False, False): _update_cell(),
-    (True, False): _update_cell("status"),
-    (False, True): _update_cell("open", "owner"),
-    (True, True): _update_cell("status", "open", "owner"),
-}
-"""Variants by which columns stay unchanged, because SQLite updates the indexes of every column that is named."""
-
-_FIXED = ("status", "timestamp", "version", "attempt", "open", "owner")
-_REWRITTEN = [name for name in COLUMNS if name not in _FIXED]
-_REWRITE_CELL = (
-    f"UPDATE cell SET {', '.join(f'{name} = ?' for name in _REWRITTEN)} WHERE {' AND '.join(f'{k} = ?' for k in _KEY)}"
-)
 
 
 class StaleCache(Exception):
@@ -137,6 +87,7 @@ class SQLiteTransaction:
         self.id = cached.id
         self.job = cached.job
         self._slots = slots
+        self._outbox: OutboxState | None = None
 
     @classmethod
     def read(
@@ -171,7 +122,7 @@ class SQLiteTransaction:
             column = self._new_column(kind, tag)
         key = (self.id, column, task_index)
         if old is None:
-            self._db.execute(_INSERT_CELL.text, _INSERT_CELL.ordered((*key, *row_of(new))))
+            self._db.execute(INSERT_CELL.text, INSERT_CELL.ordered((*key, *row_of(new))))
         else:
             self._update(key, old, new)
         self.changed = True
@@ -188,7 +139,7 @@ class SQLiteTransaction:
         kind, column, _ = self.slot((tag, task_index))
         assert column is not None
         values = dict(zip(COLUMNS, row_of(new)))
-        self._db.execute(_REWRITE_CELL, (*[values[name] for name in _REWRITTEN], self.id, column, task_index))
+        self._db.execute(REWRITE_CELL, (*[values[name] for name in REWRITTEN], self.id, column, task_index))
         self._slots[tag, task_index] = Slot(kind, column, new)
         if kind in COUNTED:
             self._count(column, *self._tallies(tag, task_index, old, new))
@@ -197,10 +148,16 @@ class SQLiteTransaction:
         return Tally(*self._db.execute(_TOTAL, (self.id, Kind.EXPECTED)).fetchone())
 
     def outbox(self) -> OutboxState:
-        return outbox.read_state(self._db, self.id)
+        if self._outbox is None:
+            self._outbox = outbox.read_state(self._db, self.id)
+        return self._outbox
 
     def put_outbox(self, state: OutboxState) -> None:
-        outbox.put_state(self._db, self.id, state)
+        outbox.put_state(self._db, self.id, self.outbox(), state)
+        self._outbox = state
+
+    def put_value(self, task_index: int, value: str | None) -> None:
+        outbox.put_value(self._db, self.id, task_index, value)
 
     def put_job(self, job: JobRecord) -> None:
         self.job = replace(job, revision=self.job.revision + 1)
@@ -219,7 +176,7 @@ class SQLiteTransaction:
 
     def _update(self, key: tuple[int, int, int], old: Cell, new: Cell) -> None:
         same_owner = old.open == new.open and old.owner == new.owner
-        statement = _UPDATE_CELL[old.status == new.status, same_owner]
+        statement = UPDATE_CELL[old.status == new.status, same_owner]
         expected = (old.version, event_of(old), old.schema_version, self.job.revision, self.job.incarnation)
         values = statement.ordered((*key, *row_of(new), *expected))
         if self._db.execute(statement.text, values).rowcount == 0:

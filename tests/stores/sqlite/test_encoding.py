@@ -9,20 +9,20 @@ import pytest
 from sqlite_kit import raw, recount
 
 from celery_statemanager.records import CALLBACK_ROW
-from celery_statemanager.stores.sqlite import SQLiteStore, transaction
+from celery_statemanager.stores.sqlite import SQLiteStore, cell_statements
 from celery_statemanager.stores.sqlite.cells import Kind
 from celery_statemanager.stores.sqlite.jobs import MAX_CACHED_JOBS
 from celery_statemanager.testing.kit import Grid
 
-STATEMENTS = [transaction._INSERT_CELL, *transaction._UPDATE_CELL.values()]
+STATEMENTS = [cell_statements.INSERT_CELL, *cell_statements.UPDATE_CELL.values()]
 
 
 class TestEncoding:
     @pytest.mark.parametrize("statement", STATEMENTS)
-    def test_statements_use_unnumbered_placeholders(self, statement: transaction._Statement) -> None:
+    def test_statements_use_unnumbered_placeholders(self, statement: cell_statements.Statement) -> None:
         """Early releases of Python 3.12 warn about numbered placeholders at every write."""
         assert re.search(r"\?\d", statement.text) is None
-        assert statement.text.count("?") == len(statement.ordered(tuple(transaction._BOUND)))
+        assert statement.text.count("?") == len(statement.ordered(tuple(cell_statements.BOUND)))
 
     @pytest.mark.parametrize(
         "event_id", ["0" * 32, "f" * 32, "F" * 32, "g" * 32, "ab" * 15 + "a ", "x", "ä" * 32, "0" * 31, "0" * 64]
