@@ -15,7 +15,7 @@ from servers import running_redis
 
 from celery_statemanager import StoreError, StoreUnavailable, SubscriptionLost, open_store
 from celery_statemanager.models import Scope
-from celery_statemanager.records import CALLBACK_ROW, Claimed, ClaimRequest, Flow, Latch, new_job
+from celery_statemanager.records import CALLBACK_ROW, Claimed, ClaimRequest, Delivery, Flow, Latch, Write, new_job
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE
@@ -39,13 +39,14 @@ def worked(store, *, planned: bool = True) -> Grid:
     store.add_block(job.ref, 0, b"messages", 60)
     grid = Grid(store, store.create_job(replace(job, flow=Flow(2))).ref)
     claim(grid, "submitter")
-    grid.run("a", 0)
+    grid.run("a", 0, publisher="w", value='"kept"', next_is_due=True)
     grid.run("b", 0, publisher="w")
     grid.run("a", 1, -5)
     grid.begin("a", 2, owner="w")
     grid.write("a", 2, 40, attempt=1)
     grid.begin(name := "failure", CALLBACK_ROW, owner="w")
     grid.end(name, CALLBACK_ROW)
+    store.write(grid.ref, Write.sent_back("a", 3, "again", attempt=0))
     return grid
 
 
@@ -60,7 +61,8 @@ def keys_of(grid: Grid) -> list[str]:
 def without_identity(value: object) -> object:
     """Return what two jobs have in common that went through the same steps."""
     if hasattr(value, "cell"):
-        return value.cell.status, value.cell.version, value.cell.attempt, value.decided
+        claimed = str(getattr(value, "claimed", None))
+        return value.cell.status, value.cell.version, value.cell.attempt, value.decided, claimed
     if hasattr(value, "version"):
         return value.status, value.version, value.attempt
     if isinstance(value, (list, tuple)):
@@ -87,12 +89,14 @@ READS: dict[str, Callable[[Grid], object]] = {
     "counts": lambda grid: summary(grid, indexes=False),
     "latches": lambda grid: sorted(grid.decided),
     "claims": lambda grid: {name: str(each.rows) for name, each in grid.store.get_outbox(grid.ref).claims.items()},
+    "returned": lambda grid: str(grid.store.get_outbox(grid.ref).returned.waiting),
 }
 WRITES: list[Callable[[Grid], object]] = [
     lambda grid: grid.begin("a", 0),
-    lambda grid: grid.begin("a", 3, owner="w"),
+    lambda grid: grid.begin("a", 3, owner="w", delivery=Delivery(1)),
     lambda grid: grid.write("a", 2, 50, attempt=1),
-    lambda grid: grid.write("a", 2, 2**31 - 1, attempt=1, ends_attempt=True),
+    lambda grid: grid.write("a", 2, 2**31 - 1, attempt=1, ends_attempt=True, publisher="w", value="1"),
+    lambda grid: grid.store.write(grid.ref, Write.sent_back("a", 3, "again", attempt=1, is_open=True)),
     lambda grid: grid.begin("a", 1),
     lambda grid: grid.write("a", 1, -6, attempt=2, ends_attempt=True, block_later_stages=True),
     lambda grid: grid.write("b", 1, 7),
@@ -110,7 +114,11 @@ def outcome(action: Callable[[Grid], object], grid: Grid) -> object:
 
 
 def assert_right_or_refused(grid: Grid, twin: Grid) -> None:
-    for name, read in {**READS, "block": lambda grid: grid.store.get_block(grid.ref, 1)}.items():
+    blobs = {
+        "block": lambda grid: grid.store.get_block(grid.ref, 1),
+        "values": lambda grid: [grid.store.get_value(grid.ref, row) for row in range(ROWS)],
+    }
+    for name, read in {**READS, **blobs}.items():
         found = outcome(read, grid)
         assert found in (StoreError, outcome(read, twin)), name
 
@@ -120,7 +128,8 @@ def evict(grid: Grid, keys: list[str]) -> None:
         grid.store._server.client.delete(key)
 
 
-SETS = [[number] for number in range(12)] + [random.Random(seed).sample(range(12), 2 + seed % 7) for seed in range(40)]
+KEYS = range(14)
+SETS = [[number] for number in KEYS] + [random.Random(seed).sample(KEYS, 2 + seed % 7) for seed in range(40)]
 
 
 @pytest.mark.parametrize("planned", [True, False])

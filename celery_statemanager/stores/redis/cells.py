@@ -35,6 +35,7 @@ CELL = (
     "kept",
     "blocked_by",
     "schema",
+    "publication",
 )
 """The fields of a packed cell, in order. Empty fields at the end are left out. Add new ones at the end.
 
@@ -71,11 +72,10 @@ _LONG = 0xDC
 """The first byte of a packed array of more than 15 elements; two bytes of its size follow."""
 
 _EMPTY = [False] * len(CELL)
+_FIRST = Delivery()
 _SCHEMA = CELL.index("schema")
 _STATE_FIELDS = CELL.index("replacements")
 """How many of the first fields make up a state, apart from its schema."""
-
-_FIRST = Delivery()
 
 _UNCHANGED = ("timestamp", "status", "version", "attempt", "open", "owner")
 """The fields that a migration never changes."""
@@ -125,7 +125,8 @@ def cell_of(packed: bytes) -> Cell:
     """Decode a packed cell."""
     # No helpers here and in ``_state``, because one of the two runs for every write and every state that is read.
     (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done,
-     replacements, retries, owner, began_at, losses, kept, blocked_by, schema) = _values(packed)  # fmt: skip
+     replacements, retries, owner, began_at, losses, kept, blocked_by, schema,
+     publication) = _values(packed)  # fmt: skip
     return Cell(
         status,
         None if message is False else message,
@@ -135,7 +136,9 @@ def cell_of(packed: bytes) -> Cell:
         event_id or "",
         attempt or 0,
         is_open,
-        Delivery(replacements or 0, retries or 0) if replacements or retries else _FIRST,
+        Delivery(publication or 0, replacements or 0, retries or 0)
+        if publication or replacements or retries
+        else _FIRST,
         owner or None,
         losses or 0,
         kept or None,
@@ -151,7 +154,8 @@ def repacked(packed: bytes, new: Cell) -> bytes:
     if new.payload != old.payload:
         parts = split(new.payload)
         values[7:12] = [parts.rest, parts.progress, parts.share, parts.full, False]
-    values[3], values[6], values[12:14] = new.event_id, new.message, list(new.delivery)
+    values[3], values[6] = new.event_id, new.message
+    values[20], values[12], values[13] = new.delivery
     values[15:20] = [new.began_at, new.losses, new.kept, new.blocked_by, new.schema_version]
     if new.schema_version == 1:  # the default is not stored, as in requests
         values[19] = False

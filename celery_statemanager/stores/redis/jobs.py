@@ -28,7 +28,7 @@ HEAD = (
 are fields of their own, because scripts set them too. ``tags`` is the number of written tags, and ``sequence`` that of
 the job's newest change. The head also holds ``plan``, which is read once per incarnation, and fields that only scripts
 use: ``expected`` cells, ``total`` tally, ``clock_at`` of the last update, ``cancelled_at``, ``reason``, ``runs``, and
-``window``, ``claimed`` and ``claim:PUBLISHER`` (see lua/claiming.lua).
+those of the outbox (see lua/returned.lua and lua/claiming.lua).
 """
 
 WITH_PLAN = (*HEAD, "plan")
@@ -81,6 +81,7 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
         "cancelled_at": job.cancelled.at if job.cancelled else None,
         "reason": job.cancelled.reason if job.cancelled else None,
         "window": _window(job.flow),
+        "paused": 1 if job.flow and job.flow.paused else None,
         **{name: latch.decided_at for name, latch in job.latches.items()},
     }
 

@@ -19,14 +19,18 @@ class JobKeys:
     Attributes:
         head: the job's record, which names its current incarnation. All incarnations share this key.
         tallies, open, stream, callbacks: see lua/common.lua.
+        values, returned: see lua/returned.lua.
         draft, blocks: see lua/create.lua. Their names differ, so that nothing that is done to a draft reaches a job.
     """
 
     def __init__(self, prefix: str, ref: JobRef) -> None:
         self.head = head_key(prefix, ref.key)
         self._base = f"{self.head}:{ref.incarnation}"
-        self.tallies, self.open, self.stream, self.callbacks, self.draft, self.blocks = (
-            f"{self._base}:{name}" for name in ("tallies", "open", "stream", "callbacks", "draft", "blocks")
+        self.tallies, self.open, self.stream, self.callbacks = (
+            f"{self._base}:{name}" for name in ("tallies", "open", "stream", "callbacks")
+        )
+        self.draft, self.blocks, self.values, self.returned = (
+            f"{self._base}:{name}" for name in ("draft", "blocks", "values", "returned")
         )
 
     def cells(self, tag: str) -> str:
@@ -43,7 +47,8 @@ class JobKeys:
         Args:
             tags: the tags of the job.
         """
-        yield from (self.tallies, self.open, self.stream, self.callbacks, self.draft, self.blocks)
+        yield from (self.tallies, self.open, self.stream, self.callbacks)
+        yield from (self.draft, self.blocks, self.values, self.returned)
         for tag in tags:
             yield from self.column(tag)
 

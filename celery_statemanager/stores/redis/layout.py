@@ -71,7 +71,7 @@ class JobLayout:
         self.touched_at: float | None = None
         self._planned = {tag: Ranks(rows) for tag, rows in job.plan.columns.items()} if job.plan else {}
         self._all = Ranks(IndexSet(range(job.num_tasks)))
-        self._steps: dict[tuple[tuple[str, ...], bool], tuple[str, ...]] = {}
+        self._steps: dict[tuple[tuple[str, ...], bool, bool], tuple[str, ...]] = {}
 
     @property
     def planned(self) -> bool:
@@ -99,15 +99,21 @@ class JobLayout:
         rank = (planned or self._all).rank(row)
         return tag, str(row), rank, planned is not None and rank >= 0, ends_row(self.job, tag, row)
 
-    def step_keys(self, tags: tuple[str, ...], *, of_callback: bool) -> tuple[str, ...]:
-        """Return the keys of a step on the cells of one row under some tags."""
-        keys = self._steps.get((tags, of_callback))
+    def step_keys(self, tags: tuple[str, ...], *, of_callback: bool, with_outbox: bool) -> tuple[str, ...]:
+        """Return the keys of a step on the cells of one row under some tags.
+
+        Args:
+            with_outbox: whether the step may need the keys of lua/returned.lua.
+        """
+        keys = self._steps.get((tags, of_callback, with_outbox))
         if keys is None:
             columns = [self.keys.column(tag) for tag in tags]
             if of_callback:
                 columns = [(self.keys.callbacks, low, written) for _, low, written in columns]
             keys = (self.keys.head, self.keys.tallies, self.keys.open, self.keys.stream, *chain(*columns))
-            self._steps[tags, of_callback] = keys
+            if with_outbox:
+                keys = (*keys, self.keys.values, self.keys.returned)
+            self._steps[tags, of_callback, with_outbox] = keys
         return keys
 
 

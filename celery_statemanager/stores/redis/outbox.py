@@ -1,19 +1,21 @@
-"""The messages of jobs in blocks, and the claims of their rows."""
+"""The messages of jobs in blocks, the values of rows, and the claims of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import chain
 from math import ceil
-from typing import Any
 
+from celery_statemanager.errors import JobNotFound
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import Claim, Claimed, ClaimRequest, JobRef, OutboxState
+from celery_statemanager.records import Claim, Claimed, ClaimRequest, JobRef, OutboxState, Returned
 from celery_statemanager.stores.capabilities import draft_expired
 from celery_statemanager.stores.redis.errors import evicted
 from celery_statemanager.stores.redis.keys import JobKeys
-from celery_statemanager.stores.redis.packing import unpack
+from celery_statemanager.stores.redis.layout import set_bits
+from celery_statemanager.stores.redis.packing import pack, unpack
 from celery_statemanager.stores.redis.reader import JobReader
 from celery_statemanager.stores.redis.registry import Registry
+from celery_statemanager.stores.redis.requests import rows_of
 from celery_statemanager.stores.redis.scripts import Scripts
 
 
@@ -58,30 +60,51 @@ def drop_draft(reader: JobReader, registry: Registry, ref: JobRef) -> None:
     registry.forget_draft(ref)
 
 
+def get_value(reader: JobReader, scripts: Scripts, ref: JobRef, row: int) -> str | None:
+    """Return what a row keeps of its newest finished stage. Raises: StoreError if a stored job has lost its values."""
+    keys = JobKeys(reader.prefix, ref)
+    try:
+        _, value = reader.run(scripts.value, ref, [keys.head, keys.values], [row])
+    except JobNotFound:
+        return None
+    return None if value is None else value.decode()
+
+
 def get_state(reader: JobReader, scripts: Scripts, ref: JobRef) -> OutboxState:
-    """Return which rows are claimed. Raises: JobNotFound."""
-    _, claimed, *claims = reader.run(scripts.outbox, ref, [JobKeys(reader.prefix, ref).head], [])
+    """Return which rows are claimed and which were returned. Raises: JobNotFound."""
+    keys = JobKeys(reader.prefix, ref)
+    _, claimed, num_tasks, returned, *claims = reader.run(scripts.outbox, ref, [keys.head, keys.returned], [])
     found = {publisher.decode(): _claim_of(packed) for publisher, packed in zip(claims[::2], claims[1::2])}
-    return OutboxState(int(claimed), found)
+    return OutboxState(claimed, found, _returned_of(returned, num_tasks))
 
 
 def claim(reader: JobReader, scripts: Scripts, ref: JobRef, request: ClaimRequest) -> Claimed:
     """Claim rows to publish. Raises: JobNotFound."""
-    lease = round(request.lease * 1_000_000)
-    args: list[str | int] = [request.publisher, request.limit, lease, *request.dead]
-    status, *reply = reader.run(scripts.claim, ref, [JobKeys(reader.prefix, ref).head], args)
+    keys = JobKeys(reader.prefix, ref)
+    fields = {
+        "publisher": request.publisher,
+        "limit": request.limit,
+        "lease": round(request.lease * 1_000_000),
+        "dead": list(request.dead),
+        "ended": list(request.ended),
+        "begun": [*chain(*request.returned.begun.ranges)],
+        "waiting": [*chain(*request.returned.waiting.ranges)],
+    }
+    status, *reply = reader.run(scripts.claim, ref, [keys.head, keys.returned], [pack(fields)])
     if status == b"none":
         return Claimed(IndexSet(), IndexSet(), 0)
-    before, claimed, left, pairs = reply
-    doubtful = _rows_of(pairs)
-    return Claimed(doubtful.union(IndexSet(range(before, claimed))), doubtful, left)
+    bounds, before, claimed, num_tasks = reply
+    rows = rows_of(bounds)
+    return Claimed(rows, rows.without(IndexSet(range(before, claimed))), num_tasks - claimed)
 
 
 def _claim_of(packed: bytes) -> Claim:
-    at, until, *pairs = unpack(packed)
-    return Claim(_rows_of(pairs), at, until)
+    at, until, *bounds = unpack(packed)
+    return Claim(rows_of(bounds), at, until)
 
 
-def _rows_of(pairs: Sequence[Any]) -> IndexSet:
-    """Create a set from the first and last rows of ranges that are in any order and may touch."""
-    return IndexSet().union(*(IndexSet.from_ranges([pair]) for pair in zip(pairs[::2], pairs[1::2])))
+def _returned_of(bitmap: bytes, num_tasks: int) -> Returned:
+    """Decode the bitmap of lua/returned.lua."""
+    size = -(-num_tasks // 8)
+    begun, waiting = (set_bits(part, len(part) * 8) for part in (bitmap[:size], bitmap[size:]))
+    return Returned(begun, waiting)

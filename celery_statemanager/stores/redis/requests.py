@@ -41,6 +41,10 @@ WRITE = (
     "next_delivery",
     "presumed_dead",
     "awaits_delivery",
+    "kept",
+    "next_is_due",
+    "due_again",
+    "is_later",
     "schema",
 )
 """The fields of a request of write.lua, in order. Most are those of ``records.Write``; the others are:
@@ -52,6 +56,7 @@ WRITE = (
 - ``progress`` as JSON, with its values ``share`` and, once done, ``full``, in units of ``1 / FRACTION_UNIT``
 - ``begin``: a request as in ``BEGIN``
 - ``if_owner`` and ``if_delivery``: the two parts of ``Write.if_owner``
+- ``is_later``, with ``due_again``: whether the row has an earlier stage
 """
 
 BEGIN = (
@@ -69,13 +74,13 @@ BEGIN = (
     "supersedes",
     "uncounted",
     "later",
-    "earlier",
+    "may_wait",
+    "is_later",
     "schema",
 )
 """The fields of a request of begin.lua, in order: those of ``records.Begin``, and others as in ``WRITE``.
 
-``uncounted`` is set if the superseded attempt does not count as a loss. ``earlier`` has the ``RankedCell`` of each
-earlier stage of the row, the last one first, if a worker begins.
+``uncounted`` is set if the superseded attempt does not count as a loss. ``is_later`` is set with ``may_wait`` only.
 """
 
 ScriptCall = tuple[tuple[str, ...], list[str | bytes]]
@@ -84,14 +89,16 @@ ScriptCall = tuple[tuple[str, ...], list[str | bytes]]
 
 def begin_call(layout: JobLayout, begin: Begin) -> ScriptCall:
     """Create the call that takes an attempt."""
-    keys, cell, later, earlier = _cells(layout, begin.tag, begin.task_index, begin, with_later=True)
-    return keys, [pack_array(_begin(begin, cell, later, earlier))]
+    keys, cell, later = _cells(layout, begin.tag, begin.task_index, with_later=True, with_outbox=begin.may_wait)
+    is_later = begin.may_wait and _is_later(layout, begin.tag, begin.task_index)
+    return keys, [pack_array(_begin(begin, cell, later, may_wait=begin.may_wait, is_later=is_later))]
 
 
 def write_call(layout: JobLayout, write: Write) -> ScriptCall:
     """Create the call that writes a cell."""
     with_later = write.block_later_stages or write.ends_attempt or write.begin is not None
-    keys, cell, later, earlier = _cells(layout, write.tag, write.task_index, write.begin, with_later=with_later)
+    with_outbox = write.publisher is not None or write.due_again or write.value is not None
+    keys, cell, later = _cells(layout, write.tag, write.task_index, with_later=with_later, with_outbox=with_outbox)
     payload = _payload(write)
     if_owner, if_delivery = write.if_owner or (None, None)
     request = (
@@ -111,16 +118,21 @@ def write_call(layout: JobLayout, write: Write) -> ScriptCall:
         payload.share,
         payload.full,
         write.publisher,
-        write.begin and _begin(write.begin, cell, later, earlier),
+        write.begin and _begin(write.begin, cell, later),
         if_owner,
         if_delivery,
         write.counts_as_loss,
         write.next_delivery,
         write.presumed_dead,
         write.awaits_delivery,
+        write.kept or None,
+        write.next_is_due,
+        write.due_again,
+        write.due_again and _is_later(layout, write.tag, write.task_index),
         _schema(),
     )
-    return keys, [pack_array(request), payload.rest or ""]
+    value = () if write.value is None else (write.value,)
+    return keys, [pack_array(request), payload.rest or "", *value]
 
 
 def _payload(write: Write) -> PayloadParts:
@@ -130,7 +142,12 @@ def _payload(write: Write) -> PayloadParts:
 
 
 def _begin(
-    begin: Begin, cell: RankedCell, later: list[RankedCell] | None, earlier: list[RankedCell] | None
+    begin: Begin,
+    cell: RankedCell,
+    later: list[RankedCell] | None,
+    *,
+    may_wait: bool = False,
+    is_later: bool = False,
 ) -> tuple[Any, ...]:
     return (
         *cell,
@@ -143,21 +160,24 @@ def _begin(
         begin.supersedes,
         not begin.counts_as_loss,
         later,
-        earlier,
+        may_wait,
+        is_later,
         _schema(),
     )
 
 
 def _cells(
-    layout: JobLayout, tag: str, row: int, begin: Begin | None, *, with_later: bool
-) -> tuple[tuple[str, ...], RankedCell, list[RankedCell] | None, list[RankedCell] | None]:
-    """Return the keys of a step on a cell, the cell, and the row's later and earlier stages as far as it needs them."""
+    layout: JobLayout, tag: str, row: int, *, with_later: bool, with_outbox: bool
+) -> tuple[tuple[str, ...], RankedCell, list[RankedCell] | None]:
+    """Return the keys of a step on a cell, the cell, and the row's later stages if the step needs them."""
     plan = layout.job.plan
     later = plan.after(tag, row) if plan and with_later else ()
-    earlier = plan.before(tag, row) if plan and begin is not None and begin.owner is not None else ()
-    keys = layout.step_keys((tag, *later, *earlier), of_callback=row < 0)
-    after, before = ([layout.ranked_cell(each, row) for each in tags] or None for tags in (later, earlier))
-    return keys, layout.ranked_cell(tag, row), after, before
+    keys = layout.step_keys((tag, *later), of_callback=row < 0, with_outbox=with_outbox)
+    return keys, layout.ranked_cell(tag, row), [layout.ranked_cell(each, row) for each in later] or None
+
+
+def _is_later(layout: JobLayout, tag: str, row: int) -> bool:
+    return layout.job.plan is not None and bool(layout.job.plan.before(tag, row))
 
 
 def _schema() -> int | None:
@@ -172,9 +192,13 @@ def write_reply(ref: JobRef, write: Write, reply: Any) -> WriteReply:
     status, *values = reply
     if status in (b"written", b"same"):
         return WriteReply(cell_of(values[0]), texts(values[1:]), status == b"written")
-    if status in (b"claimed", b"claimed before"):
-        packed, before, claimed, *names = values
-        return WriteReply(cell_of(packed), texts(names), status == b"claimed", IndexSet(range(before, claimed)))
+    if status == b"claimed before":
+        rows = rows_of(values[1])
+        return WriteReply(cell_of(values[0]), (), changed=False, claimed=rows, again=rows)
+    if status == b"claimed":
+        packed, bounds, before, *names = values
+        rows = rows_of(bounds)
+        return WriteReply(cell_of(packed), texts(names), claimed=rows, again=rows.within(IndexSet(range(before))))
     if status == b"superseded":
         raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, values[0])
     if status == b"cancelled":
@@ -188,6 +212,11 @@ def begin_reply(reply: Any) -> BeginReply:
         return BeginReply(Verdict.BEGUN, cell_of(reply))
     verdict, packed, *names = reply
     return BeginReply(Verdict(verdict.decode()), cell_of(packed), texts(names))
+
+
+def rows_of(bounds: Sequence[int]) -> IndexSet:
+    """Create a set from the first and last rows of ranges that are in any order and may overlap."""
+    return IndexSet().union(*(IndexSet.from_ranges([pair]) for pair in zip(bounds[::2], bounds[1::2])))
 
 
 def texts(names: Sequence[bytes]) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ from celery_statemanager.stores.redis.requests import BEGIN, WRITE
 from celery_statemanager.stores.steps import CLAIMS_AT_AN_END
 
 _PARTS: dict[str, tuple[str, ...]] = {
-    "write": ("evicted", "common", "storing", "reading", "attempts", "claiming"),
-    "begin": ("evicted", "common", "storing", "reading", "attempts"),
-    "claim": ("common", "claiming"),
+    "write": ("evicted", "common", "storing", "reading", "attempts", "returned", "claiming"),
+    "begin": ("evicted", "common", "storing", "reading", "attempts", "returned"),
+    "claim": ("evicted", "common", "returned", "claiming"),
+    "outbox": ("evicted", "returned"),
+    "value": ("evicted",),
     "update": ("evicted", "common"),
     "rewrite": ("evicted", "common"),
     "cells": ("evicted",),
@@ -28,6 +30,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
 _CONSTANTS = {
     **{f"N_{field.upper()}": str(at) for at, field in enumerate(TALLY, 1)},
     **{field.upper(): str(at) for at, field in enumerate(CELL, 1)},
+    "CELL_SIZE": str(len(CELL)),
     "FINISHED": str(FINISHED),
     "CANCELLED": str(int(Status.CANCELLED)),
     "LOST": str(int(Status.LOST)),
@@ -80,4 +83,4 @@ class Scripts:
         self.rewrite, self.adopt = map(load, ("rewrite", "adopt"))
         self.cells, self.columns = map(load, ("cells", "columns"))
         self.touch, self.unlist, self.retire, self.worker = map(load, ("touch", "unlist", "retire", "worker"))
-        self.draft, self.claim, self.outbox = map(load, ("draft", "claim", "outbox"))
+        self.draft, self.claim, self.outbox, self.value = map(load, ("draft", "claim", "outbox", "value"))

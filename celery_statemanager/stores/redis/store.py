@@ -55,11 +55,9 @@ class RedisStore(FullStore):
     """A store on a Redis server, a Redis cluster, or a compatible server. Thread-safe, and usable after a fork.
 
     Args:
-        client: a ``redis.Redis`` or ``redis.RedisCluster`` with ``decode_responses=False``. Closing the store does not
-            close it.
+        client: a ``redis.Redis`` or ``redis.RedisCluster`` with ``decode_responses=False``. The store never closes it.
         prefix: the prefix of all keys.
-        stream_length: the approximate number of changes that a job keeps for its subscribers. A subscriber that is
-            further behind reads all states again.
+        stream_length: about how many changes a job keeps for subscribers. One that is further behind reads all states.
         timeout: seconds for which a subscription waits for a reply. Other calls use the timeout of the client.
         tuning: the periods and sizes by which the store bounds its work.
     """
@@ -106,8 +104,7 @@ class RedisStore(FullStore):
                 self._registry.forget_draft(job.ref)
         created = int(reply[0])
         stored = replace(job, created_at=created, last_activity=created, revision=1, latches=dict(job.latches))
-        self._reader.cache_layout(stored)
-        return stored
+        return self._reader.cache_layout(stored).job
 
     def get_job(self, key: JobKey) -> JobRecord:
         head = self._server.call("HMGET", head_key(self._prefix, key), *WITH_PLAN)
@@ -200,6 +197,9 @@ class RedisStore(FullStore):
 
     def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
         return outbox.get_block(self._reader, ref, row)
+
+    def get_value(self, ref: JobRef, row: int) -> str | None:
+        return outbox.get_value(self._reader, self._scripts, ref, row)
 
     def drop_draft(self, ref: JobRef) -> None:
         outbox.drop_draft(self._reader, self._registry, ref)

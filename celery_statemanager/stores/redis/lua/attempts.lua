@@ -1,12 +1,19 @@
 -- The begin of attempts, for write.lua and begin.lua, after reading.lua. Implements transitions.apply_begin.
 
--- Compares two deliveries: -1, 0 or 1.
-local function compare(replacements, retries, cell)
-  local gap = replacements - (cell[REPLACEMENTS] or 0)
+-- Compares a delivery with that of a cell: -1, 0 or 1.
+local function compare(delivery, cell)
+  local gap = delivery[1] - (cell[PUBLICATION] or 0)
   if gap == 0 then
-    gap = retries - (cell[RETRIES] or 0)
+    gap = delivery[2] - (cell[REPLACEMENTS] or 0)
+  end
+  if gap == 0 then
+    gap = delivery[3] - (cell[RETRIES] or 0)
   end
   return gap < 0 and -1 or gap > 0 and 1 or 0
+end
+
+local function set_delivery(cell, delivery)
+  cell[PUBLICATION], cell[REPLACEMENTS], cell[RETRIES] = unpack(delivery)
 end
 
 -- Implements transitions._reopens.
@@ -18,29 +25,49 @@ local function reopens(job, place, cell)
   return never_began or not is_final(cell)
 end
 
-local function verdict_on(job, place, cell, begin, though_cancelled, goes_on, recovers)
+-- Implements transitions._verdict_on_delivery.
+local function verdict_on_delivery(job, cell, begin)
+  local later = compare(begin.delivery, cell)
+  if later < 0 then
+    return "stale"
+  elseif later == 0 and cell[OPEN] then
+    return "duplicate"
+  elseif later == 0 and is_final(cell) and cell[ATTEMPT] > 0 and begin.owner then
+    return "closed"
+  end
+  return begin.may_wait and job.paused and is_waiting(cell) and "paused" or "begun"
+end
+
+local function verdict_on(job, place, cell, begin, though_cancelled, goes_on)
   if cell[STATUS] == FINISHED and not cell[OPEN] then
     return "finished"
-  elseif job.settled and not place.of_callback and not (goes_on or recovers or reopens(job, place, cell)) then
+  elseif job.settled and not place.of_callback and not (goes_on or reopens(job, place, cell)) then
     return "closed"
   elseif job.cancelled_at and not place.of_callback and not though_cancelled then
     return "cancelled"
   elseif begin.takes_over or goes_on or (cell[OPEN] and begin.supersedes == cell[ATTEMPT]) then
     return "begun"
   end
-  local later = compare(begin.delivery[1], begin.delivery[2], cell)
-  if later < 0 then
-    return "stale"
-  end
-  return later == 0 and cell[OPEN] and "duplicate" or "begun"
+  return verdict_on_delivery(job, cell, begin)
+end
+
+-- Implements transitions._waiting_again.
+local function waiting_again(job, cell, begin)
+  local new = copy(cell)
+  new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, begin.event_id
+  set_delivery(new, begin.delivery)
+  new[PUBLICATION] = new[PUBLICATION] + 1
+  return new
 end
 
 -- Returns the verdict, and the cell to write if it has changed. forgotten is the number of an attempt that continues
--- although the store has lost its begin; recovers says whether the begin proves an earlier stage finished.
-local function apply_begin(job, place, cell, begin, recovers, though_cancelled, forgotten)
+-- although the store has lost its begin.
+local function apply_begin(job, place, cell, begin, though_cancelled, forgotten)
   local goes_on = forgotten and forgotten > cell[ATTEMPT]
-  local verdict = verdict_on(job, place, cell, begin, though_cancelled, goes_on, recovers)
-  if verdict == "cancelled" and cell[STATUS] > 0 and not is_final(cell) and not cell[OPEN] then
+  local verdict = verdict_on(job, place, cell, begin, though_cancelled, goes_on)
+  if verdict == "paused" then
+    return verdict, waiting_again(job, cell, begin)
+  elseif verdict == "cancelled" and cell[STATUS] > 0 and not is_final(cell) and not cell[OPEN] then
     return verdict, ended(job, cell, CANCELLED, job.reason, begin.event_id)
   elseif verdict ~= "begun" then
     return verdict, nil
@@ -48,11 +75,11 @@ local function apply_begin(job, place, cell, begin, recovers, though_cancelled, 
   local new = copy(cell)
   new[STATUS], new[MESSAGE], new[TIMESTAMP], new[VERSION] = STARTED, begin.message, job.now, cell[VERSION] + 1
   new[EVENT_ID], new[ATTEMPT], new[OPEN] = begin.event_id, math.max(cell[ATTEMPT] + 1, forgotten or 0), true
-  new[REPLACEMENTS], new[RETRIES] = begin.delivery[1], begin.delivery[2]
+  set_delivery(new, begin.delivery)
   if cell[OPEN] and cell[OWNER] and begin.supersedes == cell[ATTEMPT] and not begin.uncounted then
     new[LOSSES] = (cell[LOSSES] or 0) + 1
   end
-  new[OWNER], new[KEPT], new[BLOCKED_BY], new[BEGAN_AT] = begin.owner, begin.kept, nil, job.now
+  new[OWNER], new[KEPT], new[BLOCKED_BY], new[BEGAN_AT] = begin.owner, begin.kept or cell[KEPT], nil, job.now
   return verdict, new
 end
 
@@ -66,38 +93,4 @@ local function unblock(job, stages, failed, event_id)
       each.old = new
     end
   end
-end
-
--- Implements transitions.is_unreported.
-local function is_unreported(cell)
-  if not cell[OWNER] or (cell[STATUS] == FINISHED and not cell[OPEN]) then
-    return false
-  end
-  return cell[STATUS] >= 0 or (cell[STATUS] == LOST and not cell[OPEN])
-end
-
--- Returns the last earlier stage of the row that has begun, and the stages between it and this one, if this begin proves
--- that it has finished.
-local function unreported_stage(job, begin)
-  local nearer = {}
-  local earlier = read_stages(job, begin.earlier, #(begin.later or {}))
-  for _, stage in ipairs(earlier) do
-    if stage.old and stage.old[ATTEMPT] > 0 then
-      return is_unreported(stage.old) and { place = stage.place, old = stage.old, nearer = nearer } or nil
-    end
-    nearer[#nearer + 1] = stage
-  end
-end
-
--- Ends that stage as FINISHED (transitions.proven), and resets the stages after it that its loss had blocked.
-local function finish_stage(job, stage, later, event_id)
-  local old = stage.old
-  local new = ended(job, old, FINISHED, old[OPEN] and old[MESSAGE] or nil, event_id)
-  new[OWNER], new[OPEN], new[BLOCKED_BY], new[BEGAN_AT] = old[OWNER], false, nil, nil
-  if new[PROGRESS] then
-    new[SHARE], new[DONE] = new[FULL], true
-  end
-  put(job, stage.place, old, new)
-  unblock(job, later, stage.place.tag, event_id)
-  unblock(job, stage.nearer, stage.place.tag, event_id)
 end

@@ -15,15 +15,15 @@ if old and old[EVENT_ID] == begin.event_id and old[OPEN] then
   return { "begun", pack(old) }
 end
 local cell = old or new_cell(begin.schema)
-local stage = unreported_stage(job, begin)
-local verdict, new = apply_begin(job, place, cell, begin, stage)
+local verdict, new = apply_begin(job, place, cell, begin)
 if not new then
   return { verdict, pack(cell) }
 end
 local later = read_stages(job, verdict == "begun" and begin.later)
+local outbox = verdict == "paused" and read_outbox()
 local packed = put(job, place, old, new)
-if stage and verdict == "begun" then
-  finish_stage(job, stage, later, begin.event_id)
+if outbox then
+  give_back(outbox, place, not begin.is_later)
 end
 unblock(job, later, place.tag, begin.event_id)
 local decided = finish(job, place, new)

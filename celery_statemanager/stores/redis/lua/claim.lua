@@ -1,22 +1,20 @@
 -- Claims rows to publish. One step, one slot.
 --
--- KEYS[1]  head (see claiming.lua)
+-- KEYS     1 head, 2 returned (see returned.lua)
 -- ARGV[1]  incarnation
--- ARGV     2 publisher, 3 maximum number of rows that nobody has claimed, 4 lease in microseconds
--- ARGV[5]  dead publishers ...
--- Returns {"gone"}, {"none"} if the job has nothing to claim, or {"claimed", numbers of rows that were claimed before,
--- that are claimed now, and that nobody has claimed, {first row, last row, ...} of the rows taken over}.
+-- ARGV[2]  request: publisher, limit, lease in microseconds, dead and ended publishers, begun and waiting: the ranges
+--          of rows that are returned (see claiming.lua); a packed map
+-- Returns {"gone"}, {"none"} if the job has nothing to claim, or {"claimed", ranges to publish, numbers of rows that were
+-- claimed before, that are claimed now, and of all rows}.
 
 local job = open_job(ARGV[1])
 if not job then
   return { "gone" }
 end
-local dead = {}
-for i = 5, #ARGV do
-  dead[#dead + 1] = ARGV[i]
-end
-local before, claimed, left, doubtful = claim(job, ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), dead)
-if not before then
+local outbox = read_outbox()
+local before = outbox.claimed
+local rows = claim(job, outbox, cmsgpack.unpack(ARGV[2]))
+if not rows then
   return { "none" }
 end
-return { "claimed", before, claimed, left, doubtful }
+return { "claimed", rows, before, outbox.claimed, outbox.num_tasks }

@@ -2,19 +2,21 @@
 --
 -- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, tags, ...; total
 --                   is the sum of the tallies of what is expected, but for their progress: no step asks for it; tags
---                   and runs are the numbers of the tallies and of the callbacks' cells; for claims, see claiming.lua
+--                   and runs are the numbers of the tallies and of the callbacks' cells; for the outbox, see
+--                   returned.lua and claiming.lua
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended}; what is
 --                   missing at the end is 0, unknown for the ranks, and not counted for the rows
 -- KEYS[3]  open     set: "row tag" of each attempt that sweeps check (Cell.held): it is open or awaits a delivery
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
--- and three for each cell of the request: the one that is asked for, then the row's later stages, then its earlier ones
+-- and three for each cell of the request: the one that is asked for, then the row's later stages
 --          cells    hash: row -> packed cell (an array; what stands where is said by TIMESTAMP, STATUS, ...); of
 --                   callbacks: tag -> packed cell
 --          low      zset: row in seven digits -> status, 0.5 for a 0 with an open attempt; FINISHED is left out. A
 --                   blocked cell that is counted as not_run stands half above its status; one that a release without
 --                   that count had blocked stands at its status and is counted as failed
 --          written  bitmap: one bit per expected row, by its rank among them
+-- and those of returned.lua at the end if the step may need them
 --
 -- ARGV[1]  incarnation
 -- ARGV[2]  request  packed array, made by requests.py; what is absent is nil or false
@@ -29,7 +31,7 @@
 local function open_job(incarnation)
   local values = redis.call(
     "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "sequence", "total", "cancelled_at", "settled",
-    "tags", "runs"
+    "tags", "runs", "paused"
   )
   if values[1] ~= incarnation then
     return nil
@@ -45,6 +47,7 @@ local function open_job(incarnation)
     settled = values[8],
     tags = values[9],
     runs = values[10],
+    paused = values[11],
   }
 end
 

@@ -1,14 +1,14 @@
--- Reads which rows of a job are claimed.
+-- Reads which rows of a job are claimed, and which were returned.
 --
--- KEYS[1]  head (see claiming.lua)
+-- KEYS     1 head, 2 returned (see returned.lua and claiming.lua)
 -- ARGV[1]  incarnation
--- Returns {"gone"}, or {"read", number of claimed rows, publisher, its packed claim, ...}.
+-- Returns {"gone"}, or {"read", number of claimed rows, number of rows, bitmap, publisher, its packed claim, ...}.
 
-local head = redis.call("HMGET", KEYS[1], "incarnation", "claimed")
-if head[1] ~= ARGV[1] then
+if redis.call("HGET", KEYS[1], "incarnation") ~= ARGV[1] then
   return { "gone" }
 end
-local reply = { "read", head[2] or 0 }
+local outbox = read_outbox()
+local reply = { "read", outbox.claimed, outbox.num_tasks, redis.call("GET", KEYS[2]) or "" }
 for _, field in ipairs(redis.call("HKEYS", KEYS[1])) do
   local publisher = string.match(field, "^claim:(.*)$")
   if publisher then

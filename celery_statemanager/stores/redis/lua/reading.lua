@@ -38,11 +38,11 @@ local function read(job, place)
   return cell
 end
 
--- Reads stages of the row: {place, old cell} for each. Their places come after the first one and the skipped ones.
-local function read_stages(job, cells, skipped)
+-- Reads the later stages of the row: {place, old cell} for each.
+local function read_stages(job, cells)
   local stages = {}
   for i, cell in ipairs(cells or {}) do
-    local place = place_of(i + 1 + (skipped or 0), unpack(cell))
+    local place = place_of(i + 1, unpack(cell))
     stages[i] = { place = place, old = read(job, place) }
   end
   return stages

@@ -1,7 +1,7 @@
 -- The storing of cells, for write.lua and begin.lua, after common.lua.
 
 local function pack(cell)
-  local last = SCHEMA
+  local last = CELL_SIZE
   while (cell[last] or 0) == 0 do
     last = last - 1
   end
@@ -19,7 +19,7 @@ local function new_cell(schema)
 end
 
 local function copy(cell)
-  return { unpack(cell, 1, SCHEMA) }
+  return { unpack(cell, 1, CELL_SIZE) }
 end
 
 local function is_final(cell)

@@ -2,8 +2,8 @@
 --
 -- KEYS     1 head, 2 and 3 not used, 4 stream
 -- ARGV[1]  incarnation
--- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, window (see claiming.lua), success, failure,
---          settled (time of the decision, microseconds); a packed map, absent fields are cleared
+-- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, window, paused (see returned.lua), success,
+--          failure, settled (time of the decision, microseconds); a packed map, absent fields are cleared
 -- ARGV[3]  control: the fields that only clients read, JSON
 -- Returns {"gone"}, {"moved"}, or {"updated", names of the decided latches ...}.
 
@@ -19,7 +19,7 @@ redis.call(
   "HSET", KEYS[1], "control", ARGV[3], "schema", request.schema,
   "clock_at", job.now, "revision", request.revision + 1, "sequence", job.sequence + 1
 )
-for _, name in ipairs({ "cancelled_at", "reason", "window", "success", "failure", "settled" }) do
+for _, name in ipairs({ "cancelled_at", "reason", "window", "paused", "success", "failure", "settled" }) do
   if request[name] then
     redis.call("HSET", KEYS[1], name, request[name])
   else

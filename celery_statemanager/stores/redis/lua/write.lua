@@ -1,11 +1,13 @@
--- Writes one cell, blocks or unblocks the later stages of its row, and decides the job's latches. One step, one slot.
+-- Writes one cell, blocks or unblocks the later stages of its row, decides the job's latches, and claims the rows that
+-- are due. One step, one slot.
 --
 -- KEYS, ARGV[1], ARGV[2]  as in common.lua; the request is requests.WRITE
 -- ARGV[3]                 payload without its progress, JSON; empty for none
+-- ARGV[4]                 what the row keeps of the stage; empty to remove it, missing to leave it
 -- Returns {"gone"}, {"superseded", attempt}, {"cancelled", reason}, {"refused", verdict}, {"same", cell},
--- {"written", cell, names of the decided latches ...}, {"claimed", cell, numbers of rows that were claimed before and
--- that are claimed now, names ...}, or the cell alone if the write has neither claimed rows nor decided a latch. A
--- repeated write returns {"claimed before", cell, numbers as above} if the first one claimed rows.
+-- {"written", cell, names of the decided latches ...}, {"claimed", cell, ranges (see claiming.lua), number of
+-- rows that were claimed before, names ...}, or the cell alone if the write has neither claimed rows nor decided a
+-- latch. A repeated write returns {"claimed before", cell, ranges} if the first one claimed rows.
 
 local job = open_job(ARGV[1])
 if not job then
@@ -23,7 +25,7 @@ end
 local function is_superseded(cell)
   local delivery = write.if_delivery
   return (write.attempt and write.attempt ~= cell[ATTEMPT])
-    or (delivery and (write.if_owner ~= cell[OWNER] or compare(delivery[1], delivery[2], cell) ~= 0))
+    or (delivery and (write.if_owner ~= cell[OWNER] or compare(delivery, cell) ~= 0))
     or (write.when == "open" and not cell[OPEN] and not ends_late(cell))
     or (write.when == "idle" and (cell[OPEN] or is_final(cell)))
 end
@@ -33,12 +35,14 @@ local function is_refused_as_cancelled(cell)
   if not job.cancelled_at or place.of_callback or write.ends_attempt then
     return false
   end
-  return is_waiting(cell) or not (write.status < 0 or write.status == FINISHED)
+  return is_waiting(cell) or not (write.status < 0 or write.status == FINISHED or write.due_again)
 end
 
 local function status_and_message(cell)
-  if job.cancelled_at and write.when == "idle" then
+  if job.cancelled_at and (write.when == "idle" or write.due_again) then
     return CANCELLED, job.reason
+  elseif write.due_again and is_waiting(cell) then
+    return cell[STATUS], write.message
   elseif write.keep_app_status and cell[OPEN] and cell[STATUS] < 0 then
     return cell[STATUS], cell[MESSAGE]
   elseif write.keep_app_status and not write.message then
@@ -65,19 +69,21 @@ local function apply_write(cell)
   new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, write.event_id
   new[BLOCKED_BY], new[OPEN] = nil, cell[OPEN] and not write.ends_attempt
   local closed_for_worker = write.presumed_dead and not new[OPEN] and new[STATUS] == write.status
-  local awaits = not is_final(new) and (write.awaits_delivery or (awaits_delivery(cell) and not write.ends_attempt))
-  if closed_for_worker then
+  local stays = awaits_delivery(cell) and not (write.ends_attempt or write.due_again)
+  local awaits = not is_final(new) and (write.awaits_delivery or stays)
+  if closed_for_worker or write.due_again then
     new[BEGAN_AT] = nil
+    new[OWNER] = closed_for_worker and cell[OWNER] or nil
   elseif awaits and (new[BEGAN_AT] or 0) == 0 then
     new[BEGAN_AT] = job.now
   elseif not new[OPEN] and not awaits then
     new[OWNER] = nil
   end
-  if is_final(new) then
-    new[KEPT] = nil
-  end
-  if write.next_delivery then
-    new[REPLACEMENTS], new[RETRIES] = write.next_delivery[1], write.next_delivery[2]
+  new[KEPT] = not is_final(new) and (write.kept or cell[KEPT]) or nil
+  if write.due_again and not is_final(new) then
+    new[PUBLICATION] = (cell[PUBLICATION] or 0) + 1
+  elseif write.next_delivery and compare(write.next_delivery, cell) > 0 then
+    set_delivery(new, write.next_delivery)
   end
   if write.counts_as_loss then
     new[LOSSES] = (cell[LOSSES] or 0) + 1
@@ -99,21 +105,58 @@ local function block(failed, later)
   end
 end
 
+-- Stores or removes what the row keeps of this stage.
+local function put_value(outbox, value)
+  local key, change = KEYS[#KEYS - 1]
+  if value == "" then
+    change = -redis.call("HDEL", key, place.row)
+  else
+    change = redis.call("HSET", key, place.row, value)
+  end
+  if change ~= 0 then
+    redis.call("HSET", KEYS[1], "values", (outbox.values or 0) + change)
+  end
+end
+
+-- Implements steps._claim_next: claims the row itself for its next stage, or the rows for which its end makes room.
+-- Returns the claimed ranges.
+local function claim_next(outbox, cell, new)
+  local row = tonumber(place.row)
+  if write.next_is_due and new[STATUS] == FINISHED then
+    local had_finished = is_final(cell) and cell[STATUS] == FINISHED
+    if not outbox.owns_messages or job.cancelled_at or had_finished then
+      return nil
+    end
+    store_claim(job, outbox, write.publisher, 0, { row, row })
+    remove_returned(outbox, row)
+    save_returned(outbox)
+    return { row, row }
+  elseif outbox.window then
+    remove_returned(outbox, row)
+    save_returned(outbox)
+    local none = {}
+    return claim(job, outbox, {
+      publisher = write.publisher, limit = CLAIMS_AT_AN_END, lease = 0,
+      dead = none, ended = none, begun = none, waiting = none,
+    })
+  end
+end
+
+local claims = write.publisher and not place.of_callback
 local old = read(job, place)
 if old and old[EVENT_ID] == write.event_id then
-  if write.publisher and is_final(old) and not place.of_callback then -- steps._claimed_before
-    local first, after_last = claimed_at(old[TIMESTAMP])
-    if first then
-      return { "claimed before", pack(old), first, after_last }
+  if claims and is_final(old) and (write.next_is_due or read_outbox().window) then -- steps._claimed_before
+    local ranges = claimed_at(old[TIMESTAMP])
+    if ranges then
+      return { "claimed before", pack(old), ranges }
     end
   end
   return { "same", pack(old) }
 end
 local cell = old or new_cell(write.schema)
 local begins = write.begin and not (write.attempt and write.attempt <= cell[ATTEMPT])
-local stage = begins and unreported_stage(job, write.begin)
 if begins then
-  local verdict, begun_cell = apply_begin(job, place, cell, write.begin, stage, write.ends_attempt, write.attempt)
+  local verdict, begun_cell = apply_begin(job, place, cell, write.begin, write.ends_attempt, write.attempt)
   if verdict == "cancelled" then
     return { "cancelled", job.reason or false }
   elseif verdict ~= "begun" then
@@ -131,9 +174,21 @@ local new = apply_write(cell)
 local blocks = write.block_later_stages and is_final(new) and new[STATUS] < 0
 local resumes = begins or (awaits_end(cell) and write.ends_attempt)
 local later = read_stages(job, (resumes or blocks) and write.later)
+local value, due_again = ARGV[4], write.due_again and not is_final(new)
+if not (is_final(new) and new[STATUS] == FINISHED) then
+  value = nil
+end
+claims = claims and is_final(new)
+local outbox = (value or due_again or claims) and read_outbox()
+if value then
+  check_size(KEYS[#KEYS - 1], outbox.values)
+end
 local packed = put(job, place, old, new)
-if stage then
-  finish_stage(job, stage, later, write.event_id)
+if value then
+  put_value(outbox, value)
+end
+if due_again then
+  give_back(outbox, place, is_waiting(new) and not write.is_later)
 end
 if resumes then
   unblock(job, later, place.tag, write.event_id)
@@ -142,10 +197,9 @@ if blocks then
   block(new, later)
 end
 local decided = finish(job, place, new)
-if write.publisher and is_final(new) and not place.of_callback then -- steps._claim_next
-  local before, claimed = claim(job, write.publisher, CLAIMS_AT_AN_END, 0, {}, true)
-  if before and claimed > before then
-    return { "claimed", packed, before, claimed, unpack(decided) }
-  end
+local before = claims and outbox.claimed
+local ranges = claims and claim_next(outbox, cell, new)
+if ranges and ranges[1] then
+  return { "claimed", packed, ranges, before, unpack(decided) }
 end
 return #decided == 0 and packed or { "written", packed, unpack(decided) }
