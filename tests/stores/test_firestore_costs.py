@@ -14,11 +14,13 @@ import pytest
 from firestore_kit import Documents, Spy
 
 from celery_statemanager import AttemptSuperseded
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Delivery, JobKey, Verdict
 from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.contract_outbox import claim, create, draft, state
+from celery_statemanager.testing.contract_returned import pause
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, purge
 
 SUM = "RunAggregationQuery"
@@ -196,7 +198,7 @@ def test_a_rejected_or_repeated_write_reads_job_and_cell(store: FirestoreStore, 
     grid.run("a", 0)
     grid.write("a", 1, 5, event_id="same")
     for retries in (1, 2):
-        grid.begin("a", 1, delivery=Delivery(0, retries))
+        grid.begin("a", 1, delivery=Delivery(0, 0, retries))
     grid.write("a", 1, 6, attempt=2, event_id="same")
     spy.clear()
     assert grid.begin("a", 0).verdict is not Verdict.BEGUN  # also checks whether the latches were decided
@@ -294,10 +296,8 @@ def test_deleting_a_job_with_its_cells_costs_the_same_beside_any_garbage(
     spy.clear()
     manager.delete_job()
     calls, reads, writes = cost(spy)
-    assert calls == {"BatchGetDocuments": 2, "RunQuery": 3, "Commit": 4}
-    assert (reads, writes) == (2 + 3 + 3 + 1, 2 + 3 + 3 + 1), (
-        "the job, its note, cells and tallies, and one empty result"
-    )
+    assert calls == {"BatchGetDocuments": 2, "RunQuery": 2, "Commit": 4}
+    assert (reads, writes) == (2 + 3 + 3, 2 + 3 + 3 + 1), "the job, its note, cells and tallies"
 
 
 def test_a_job_with_messages_costs_three_more_writes_and_its_blocks(store: FirestoreStore, spy: Spy) -> None:
@@ -314,7 +314,7 @@ def test_a_job_with_messages_costs_three_more_writes_and_its_blocks(store: Fires
     store.delete_job(stored)
     assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 1, 3), "the job, its claims and its note"
     store.purge()
-    assert cost(spy)[0]["RunQuery"] <= 2 + 5, "blocks are searched in one more query"
+    assert cost(spy)[0]["RunQuery"] <= 2 + 4
 
 
 def test_a_block_is_found_by_one_query_beside_any_number(store: FirestoreStore, spy: Spy) -> None:
@@ -343,8 +343,8 @@ def test_a_search_for_expired_drafts_costs_the_same_beside_any_jobs(
     spy.clear()
     assert store.drop_expired_drafts() == 1
     calls, reads, writes = cost(spy)
-    assert calls == {"RunQuery": 1 + 4, "BatchGetDocuments": 1, "Commit": 3}
-    assert (reads, writes) == (1 + 2 + 4, 2 + 1 + 1), "the draft with its note, the block, and the note again"
+    assert calls == {"RunQuery": 1 + 2, "BatchGetDocuments": 1, "Commit": 3}
+    assert (reads, writes) == (1 + 2 + 2, 2 + 1 + 1), "the draft with its note, the block, and the note again"
 
 
 def test_a_claim_costs_three_round_trips_at_any_size(store: FirestoreStore, spy: Spy) -> None:
@@ -365,21 +365,82 @@ def test_a_claim_costs_three_round_trips_at_any_size(store: FirestoreStore, spy:
     assert cost(spy) == ({"BatchGetDocuments": 1}, 2, 0)
 
 
-def test_the_end_of_a_row_claims_with_one_more_read_and_one_more_commit(store: FirestoreStore, spy: Spy) -> None:
-    grid = create(store, 500_000, ("a", "b"), max_in_flight=2)
+@pytest.mark.parametrize(("tags", "claims"), [(("a",), 1), (("a", "b"), 2)])
+def test_the_end_of_a_row_claims_with_one_more_commit(
+    store: FirestoreStore, spy: Spy, tags: tuple[str, ...], claims: int
+) -> None:
+    """The claims are read in any case, in a chain also the row that the publisher has claimed for its next stage."""
+    grid = create(store, 500_000, tags, max_in_flight=2)
     claim(grid)
-    grid.begin("a", 0, owner="w")
+    for tag in tags[:-1]:
+        grid.begin(tag, 0, owner="w")
+        spy.clear()
+        grid.write(tag, 0, FINISHED, attempt=1, ends_attempt=True, publisher="w")
+        assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2 + claims, 2), "there is no room"
+    grid.begin(tags[-1], 0, owner="w")
     spy.clear()
-    grid.write("a", 0, FINISHED, attempt=1, ends_attempt=True, publisher="w")
-    assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 3, 2), "there is no room"
-    grid.begin("b", 0, owner="w")
-    spy.clear()
-    assert grid.write("b", 0, FINISHED, attempt=1, ends_attempt=True, publisher="w").claimed
-    assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 3, 3)
+    assert grid.write(tags[-1], 0, FINISHED, attempt=1, ends_attempt=True, publisher="w").claimed
+    assert cost(spy) == ({"Commit": 2, "BatchGetDocuments": 1, SUM: 1}, 2 + claims, 3)
     grid.begin("a", 1, owner="w")
     spy.clear()
     grid.write("a", 1, FINISHED, attempt=1, ends_attempt=True)
     assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 2), "without a publisher"
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_a_finished_stage_claims_the_next_one_with_one_more_write(
+    store: FirestoreStore, spy: Spy, window: int | None
+) -> None:
+    grid = create(store, 100, ("a", "b"), max_in_flight=window)
+    claim(grid)
+    for row, publisher in ((0, "w"), (1, "w"), (2, "v")):
+        grid.begin("a", row, owner="w")
+        spy.clear()
+        assert grid.write(
+            "a", row, FINISHED, attempt=1, ends_attempt=True, publisher=publisher, next_is_due=True
+        ).claimed == IndexSet([row])
+        assert spy.writes_of(f"/claims/{publisher}") == 1
+        assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 3)
+    assert len(state(grid).claims) == 3
+    assert cost(spy) == ({"BatchGetDocuments": 1, "RunQuery": 1}, 2 + 2, 0)
+    assert claim(grid, "sweeper", limit=0, dead=("w", "v")).rows == IndexSet([1, 2])
+    assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1, **({SUM: 1} if window else {})}, 5 + bool(window), 3)
+
+
+def test_a_value_is_one_write_and_one_read(store: FirestoreStore, spy: Spy) -> None:
+    grid = create(store, 3, ("a", "b"))
+    claim(grid)
+    for tag, value in (("a", "1"), ("b", "")):
+        grid.begin(tag, 0, owner="w")
+        spy.clear()
+        grid.write(tag, 0, FINISHED, attempt=1, ends_attempt=True, value=value)
+        assert cost(spy) == ({"Commit": 1, "BatchGetDocuments": 1, SUM: 1}, 2, 3)
+        assert store.get_value(grid.ref, 0) == (value or None)
+        assert cost(spy) == ({"BatchGetDocuments": 1}, 1, 0)
+
+
+def test_rows_that_a_paused_job_returns_share_no_document(store: FirestoreStore, spy: Spy) -> None:
+    grid = create(store, 40, max_in_flight=40)
+    claim(grid)
+    pause(grid)
+    spy.clear()
+    for row in range(20):
+        assert grid.begin("a", row, owner="w", may_wait=True).verdict is Verdict.PAUSED
+        writes = 2 + 1 + (row == 0)
+        assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 2, writes), "the first one marks the claims"
+    with spy.store(store._connection.address) as newcomer:
+        grid.seen_by(newcomer).begin("a", 20, owner="w", may_wait=True)
+        assert spy.writes_of("/outbox/state") == 1
+        spy.clear()
+        grid.seen_by(newcomer).begin("a", 21, owner="w", may_wait=True)
+        assert spy.writes_of("/outbox/state") == 0
+    spy.clear()
+    assert claim(grid, "q").rows == IndexSet()
+    assert cost(spy) == ({"BatchGetDocuments": 1, SUM: 1, "RunQuery": 1}, 2 + 1 + 22, 0)
+    pause(grid, paused=False)
+    spy.clear()
+    assert len(claim(grid, limit=5).rows) == 5
+    assert cost(spy) == ({"BatchGetDocuments": 1, SUM: 1, "RunQuery": 1, "Commit": 1}, 2 + 1 + 22, 1 + 5)
 
 
 @pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, claim_burst=5.0)])

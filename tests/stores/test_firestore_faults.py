@@ -17,7 +17,7 @@ from emulator import running
 from firestore_kit import Spy
 
 from celery_statemanager import JobNotFound, open_store
-from celery_statemanager.records import Cancellation
+from celery_statemanager.records import Cancellation, Delivery, Write
 from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.testing import contract_outbox as outbox
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
@@ -97,7 +97,7 @@ def begin(grid: Grid, run: int, arm: Arm) -> None:
 def begin_again(grid: Grid, run: int, arm: Arm) -> None:
     grid.run("r", run, FAILED)
     arm()
-    cell = grid.begin("r", run, owner="w").cell
+    cell = grid.begin("r", run, owner="w", delivery=Delivery(0, 0, 1)).cell
     assert (cell, cell.attempt, cell.version) == (grid.cell("r", run), 2, 3)
 
 
@@ -176,9 +176,30 @@ def claim(grid: Grid, run: int, arm: Arm) -> None:
     }
 
 
+def next_stage(grid: Grid, run: int, arm: Arm) -> None:
+    made = outbox.create(grid.store, 3, ("a", "b"), job_id=f"stage {run}")
+    outbox.claim(made)
+    made.begin("a", 1)
+    arm()
+    assert str(made.end("a", 1, publisher="w", next_is_due=True, value=str(run)).claimed) == "1"
+    assert str(outbox.state(made).claims["w"].rows) == "1"
+    assert grid.store.get_value(made.ref, 1) == str(run)
+
+
+def send_back(grid: Grid, run: int, arm: Arm) -> None:
+    made = outbox.create(grid.store, 3, max_in_flight=3, job_id=f"back {run}")
+    outbox.claim(made)
+    arm()
+    cell = grid.store.write(made.ref, Write.sent_back("a", 1, "why", attempt=0)).cell
+    assert (cell.version, cell.delivery) == (1, Delivery(1))
+    arm()
+    assert str(outbox.claim(made, "p").again) == "1"
+    assert not outbox.state(made).returned
+
+
 OPERATIONS = [
     *(create, first_write, next_write, begin, begin_again, end, complete, fail, cancel, delete, renew),
-    *(accept, claim),
+    *(accept, claim, next_stage, send_back),
 ]
 
 
@@ -195,6 +216,28 @@ def test_an_operation_whose_response_is_lost_is_applied_exactly_once(
     spy.fault = lambda method, request: None
     counted, listed = (replace(grid.manager().summary(indexes=each), **NO_SETS) for each in (False, True))
     assert counted == listed, "tallies must count each write exactly once"
+
+
+def test_a_write_is_recognised_after_many_later_ones(
+    address: FirestoreAddress, store: FirestoreStore, spy: Spy
+) -> None:
+    grid = Grid.create(store, 1, ("a",))
+    with FirestoreStore(address) as other:
+        elsewhere = grid.seen_by(other)
+        lost = iter([("after", grpc.StatusCode.UNAVAILABLE)])
+
+        def lose(method: str, request: Any) -> tuple[str, grpc.StatusCode] | None:
+            if method == "Commit":
+                return next(lost, None)
+            for status in range(10, 30):  # while this process reads the cell after the lost answer
+                elsewhere.write("a", 0, status)
+            return None
+
+        spy.fault = lose
+        assert grid.write("a", 0, 5).cell.version == 1
+        assert spy.lost == 1
+        spy.fault = lambda method, request: None
+    assert grid.cell("a", 0).version == 1 + 20
 
 
 @pytest.mark.timeout(300)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from firestore_kit import Spy
 
 from celery_statemanager.models import Scope
+from celery_statemanager.records import Write
 from celery_statemanager.stores.firestore import FirestoreAddress
 from celery_statemanager.testing.contract_outbox import claim, create, draft
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job
@@ -57,6 +59,10 @@ def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
         mixed.begin("a", 3)
         mixed.end("a", 3, publisher="w")
         store.column_summaries(mixed.ref, "a")
+        end_stage(mixed)
+        store.write(mixed.ref, Write.sent_back("a", 1, "why", attempt=0))
+        assert claim(mixed).again
+        assert store.get_outbox(mixed.ref).claims
         assert store.get_block(mixed.ref, 2)
         store.add_block(draft(job_id="draft").ref, 0, b"messages", 0)
         assert store.drop_expired_drafts() == 1
@@ -70,6 +76,15 @@ def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
         store.purge()
         list(store.list_workers())
     return [found for request in spy.requests if (found := query_of(request)) is not None]
+
+
+def end_stage(grid: Grid) -> None:
+    """Finish a stage and claim the next one, twice."""
+    grid.begin("a", 0)
+    end = Write.ending("a", 0, FINISHED, attempt=1)
+    end.publisher, end.next_is_due, end.value = "w", True, "1"
+    for _ in range(2):
+        assert grid.store.write(grid.ref, replace(end)).claimed
 
 
 def query_of(request: Any) -> tuple[Any, tuple[str, ...]] | None:
@@ -135,4 +150,4 @@ def test_large_and_monotonic_fields_are_exempt(declared: dict[str, Any]) -> None
         (each["collectionGroup"], each["fieldPath"]) for each in declared["fieldOverrides"] if not each["indexes"]
     }
     assert {("states", path) for path in ("payload", "message", "timestamp", "kept")} <= exempt
-    assert {("jobs", "plan"), ("blocks", "data"), ("outbox", "claims")} <= exempt
+    assert {("jobs", "plan"), ("blocks", "data"), ("outbox", "claims"), ("values", "text"), ("claims", "at")} <= exempt

@@ -106,7 +106,7 @@ def _drop(database: Database, job_name: str, incarnation: str, update_time: Any 
     if draft is None or (update_time is not None and update_time != draft.update_time):
         return False
     accepted = job is not None and job.fields.get("incarnation") == incarnation
-    notes = [] if accepted else [garbage.note_of(database, job_name, incarnation, blocks=True)]
+    notes = [] if accepted else [garbage.note_of(database, job_name, incarnation)]
     try:
         response = database.retry([*notes, requests.delete(draft.name, draft.update_time)], deadline)
     except PreconditionFailed:  # accepted, extended, or dropped by a call whose answer was lost

@@ -17,8 +17,8 @@ from celery_statemanager.transitions import tally_of
 INDEX_FIELDS = ("column", "waiting", "fraction", "held", "notRun")
 """Fields of a cell that exist only in some classes. Queries filter by all except the last."""
 
-MAX_OPERATIONS = 8
-"""Operations that a document stores, so that one whose answer was lost is recognised."""
+MAX_OPERATIONS = 32
+"""Operations that a document stores, so that one whose answer was lost is recognised after as many later ones."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -170,7 +170,6 @@ def column_of(ref: JobRef, tag: str) -> str:
 
 def cell_of(fields: Mapping[str, Any]) -> Cell:
     """Decode a cell of this package or of the Go module."""
-    replacements, retries = fields.get("delivery") or (0, 0)
     return Cell(
         status=int(fields.get("status") or 0),
         message=fields.get("message"),
@@ -180,7 +179,7 @@ def cell_of(fields: Mapping[str, Any]) -> Cell:
         event_id=fields.get("eventID") or "",
         attempt=int(fields.get("attempt") or 0),
         open=bool(fields.get("open")),
-        delivery=Delivery(replacements, retries),
+        delivery=Delivery(*fields.get("delivery") or ()),
         owner=fields.get("owner"),
         losses=int(fields.get("losses") or 0),
         kept=fields.get("kept"),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import groupby, islice
 from typing import Any
 
-from celery_statemanager.errors import JobNotFound
+from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable
 from celery_statemanager.records import JobRecord
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Document
@@ -19,8 +20,9 @@ from celery_statemanager.stores.firestore.timings import in_microseconds
 from celery_statemanager.stores.firestore.values import Moment, decode_fields
 
 DELETES_AT_ONCE = 400
-BLOCKS_AT_ONCE = 8
-"""A commit may delete at most 10 MiB, and each document of a block takes up to 900 KiB."""
+
+LARGE_AT_ONCE = {"blocks": 8, "values": 12}
+"""Collections of large documents, and how many of them a commit deletes. Firestore's limit is 10 MiB."""
 
 NOTES_AT_ONCE = 100
 
@@ -43,9 +45,9 @@ def delete(database: Database, jobs: JobDocuments, job: JobRecord, *, if_idle: b
         if if_idle and changed:
             return None
         name = database.names.job(job.key)
-        notes = [note_of(database, name, job.incarnation, blocks=current.job.flow is not None)]
+        notes = [note_of(database, name, job.incarnation)]
         if job.incarnation and not current.job.schema:  # half migrated: some cells have no incarnation
-            notes.append(note_of(database, name, "", blocks=False))
+            notes.append(note_of(database, name, ""))
         writes = [requests.delete(name, current.update_time), *notes]
         if current.job.flow is not None:
             writes.append(requests.delete(database.names.outbox(job.ref)))
@@ -58,14 +60,10 @@ def delete(database: Database, jobs: JobDocuments, job: JobRecord, *, if_idle: b
         return stored_notes(notes, response.write_results[1:])
 
 
-def note_of(database: Database, job_name: str, incarnation: str, *, blocks: bool) -> Any:
-    """Build a note. Notes of earlier releases lack ``emptied``, so they are found after the grace period.
-
-    Args:
-        blocks: whether the job has messages.
-    """
+def note_of(database: Database, job_name: str, incarnation: str) -> Any:
+    """Build a note. Notes of earlier releases lack ``emptied``, so they are found after the grace period."""
     document_id = job_name.rpartition("/")[2]
-    fields = {"job": document_id, "incarnation": incarnation, "emptied": False, "blocks": blocks}
+    fields = {"job": document_id, "incarnation": incarnation, "emptied": False}
     return requests.stamp_time(f"{database.names.garbage}/{incarnation or document_id}", fields, "deletedAt")
 
 
@@ -139,35 +137,39 @@ def _purge_job(database: Database, note: Document, limit: int) -> tuple[int, str
     if not note.fields["incarnation"]:
         return _purge_foreign(database, note, limit)
     removed = 0
-    for find, at_once in _searches(database, note):
+    for find in _searches(database, note):
         more = True
         while more:
-            wanted = min(at_once, limit - removed)
-            documents = find(wanted)
-            removed += _delete(database, documents) if documents else 0
+            wanted = min(DELETES_AT_ONCE, limit - removed)
+            page = find(wanted)
+            removed += sum(_delete(database, batch) for batch in _batches(page))
             if removed >= limit:
                 return removed, ""
-            more = len(documents) == wanted
+            more = len(page) == wanted
     return removed, None
 
 
-def _searches(database: Database, note: Document) -> Iterator[tuple[Callable[[int], list[Document]], int]]:
-    """Yield a function for each collection of a job, and the number of documents to delete at once.
-
-    The function returns the names of up to ``limit`` documents of the job.
-    """
+def _searches(database: Database, note: Document) -> tuple[Callable[[int], list[Document]], ...]:
+    """Return functions that find the names of up to ``limit`` documents of a job: cells of the grid, and all others."""
     parent, incarnation = f"{database.names.jobs}/{note.fields['job']}", note.fields["incarnation"]
-    run = f"{parent}/runs/{incarnation}"
+    own = ("incarnation", "==", incarnation)
 
-    def find(parent: str, collection: str, limit: int, *filters: requests.Filter) -> list[Document]:
-        structured = requests.select(collection, *filters, limit=limit, fields=())
+    def cells(limit: int) -> list[Document]:
+        structured = requests.select("states", own, limit=limit, fields=())
         return database.query(parent, structured, database.deadline())
 
-    yield lambda limit: find(parent, "states", limit, ("incarnation", "==", incarnation)), DELETES_AT_ONCE
-    yield lambda limit: find(run, "states", limit), DELETES_AT_ONCE
-    yield lambda limit: find(run, "tallies", limit), DELETES_AT_ONCE
-    if note.fields.get("blocks"):
-        yield lambda limit: find(run, "blocks", limit), BLOCKS_AT_ONCE
+    def others(limit: int) -> list[Document]:
+        structured = requests.select("", limit=limit, fields=(), everywhere=True)
+        return database.query(f"{parent}/runs/{incarnation}", structured, database.deadline())
+
+    return cells, others
+
+
+def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+    """Yield the documents, which are ordered by collection, in parts that a commit can delete."""
+    for collection, group in groupby(documents, lambda each: each.name.rsplit("/", 2)[1]):
+        while batch := list(islice(group, LARGE_AT_ONCE.get(collection, DELETES_AT_ONCE))):
+            yield batch
 
 
 def _purge_foreign(database: Database, note: Document, limit: int) -> tuple[int, str | None]:
@@ -196,10 +198,20 @@ def _purge_foreign(database: Database, note: Document, limit: int) -> tuple[int,
 
 
 def _delete(database: Database, documents: list[Document]) -> int:
-    """Delete documents and return their number. A document that a successor has overwritten is kept."""
+    """Delete documents and return their number. A document that a successor has overwritten is kept.
+
+    A commit that is rejected is split in halves, because it may be too large.
+    """
     try:
         writes = [requests.delete(each.name, each.update_time) for each in documents]
         database.retry(writes, database.deadline())
-    except PreconditionFailed:
-        return 0 if len(documents) == 1 else sum(_delete(database, [each]) for each in documents)
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        if len(documents) > 1:
+            half = len(documents) // 2
+            return _delete(database, documents[:half]) + _delete(database, documents[half:])
+        if not isinstance(error, PreconditionFailed):
+            raise
+        return 0
     return len(documents)

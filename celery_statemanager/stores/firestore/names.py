@@ -47,6 +47,15 @@ def cell_key_of(cell_id: str) -> tuple[str, int]:
     return unquote(tag), int(row)
 
 
+def publisher_of(claim_id: str) -> str:
+    """Decode the publisher from the document id of its claim."""
+    return unquote(claim_id)
+
+
+def _plain_id_of(kind: str, name: str) -> str:
+    return _checked_length(kind, _escape_reserved(_escape(name)))
+
+
 def _escape_reserved(escaped: str) -> str:
     """Encode the ids that Firestore reserves: ``.``, ``..`` and ``__x__``."""
     if escaped in {".", ".."} or re.fullmatch(r"__.*__", escaped, re.DOTALL):
@@ -84,7 +93,7 @@ class DocumentNames:
         return f"{self.jobs}/{job_id_of(key)}"
 
     def run(self, ref: JobRef) -> str:
-        """Return the parent of one incarnation's tallies, messages, claims and cells of callbacks."""
+        """Return the parent of all documents of one incarnation except the cells of its grid."""
         return f"{self.job(ref.key)}/runs/{ref.incarnation}"
 
     def cell(self, ref: JobRef, tag: str, task_index: int) -> str:
@@ -108,6 +117,18 @@ class DocumentNames:
         """Return the name of the document with the claims of a job."""
         return f"{self.run(ref)}/outbox/state"
 
+    def claim(self, ref: JobRef, publisher: str) -> str:
+        """Return the name of the document with a row whose stage a publisher has finished."""
+        return f"{self.run(ref)}/claims/{_plain_id_of('publisher', publisher)}"
+
+    def returned(self, ref: JobRef, row: int) -> str:
+        """Return the name of the document that exists while a row is returned."""
+        return f"{self.run(ref)}/returned/{row}"
+
+    def value(self, ref: JobRef, row: int) -> str:
+        """Return the name of the document with the value of a row."""
+        return f"{self.run(ref)}/values/{row}"
+
     def worker(self, worker_id: str) -> str:
         """Return the name of a worker's record."""
-        return f"{self.workers}/{_checked_length('worker_id', _escape_reserved(_escape(worker_id)))}"
+        return f"{self.workers}/{_plain_id_of('worker_id', worker_id)}"

@@ -144,7 +144,8 @@ def select(
         order: the fields by which to order, ``-`` before a descending one.
         fields: the fields to read; ``()`` reads only the names, None all fields.
         after: start behind the document with these values of ``order``.
-        everywhere: query all collections of this name below the parent, not only the parent's own.
+        everywhere: query all collections of this name below the parent, not only the parent's own. Without a name, all
+            documents below the parent.
     """
     message = _QueryMessage()
     source = message.from_.add()

@@ -17,6 +17,9 @@ from celery_statemanager.stores.firestore.tallies import ShardCounts
 from celery_statemanager.stores.firestore.view import cell_document
 from celery_statemanager.stores.transactional import CellKey
 
+MAX_CACHED_FLOORS = 1_000
+"""Jobs whose floors a store caches, see ``JobSnapshot``."""
+
 _SUMMED = tuple(name for name in ShardCounts._fields if name not in {"not_run", "rows"})
 _HALVES = _SUMMED[:5], _SUMMED[5:]
 """A query sums at most five fields, and only documents that have them all. Older shards lack the other fields."""

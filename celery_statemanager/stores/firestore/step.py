@@ -6,12 +6,11 @@ repetition, is valid only if its documents were read for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 from celery_statemanager.errors import StateManagerError, StoreError
-from celery_statemanager.models import FINISHED
 from celery_statemanager.records import BeginReply, JobRef, WriteReply
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
@@ -24,6 +23,7 @@ from celery_statemanager.stores.firestore.documents import (
 )
 from celery_statemanager.stores.firestore.errors import CallDeadline, PreconditionFailed, Transient
 from celery_statemanager.stores.firestore.jobs import JobDocuments, new_operation
+from celery_statemanager.stores.firestore.outbox import Outboxes, next_claim_write, returned_write
 from celery_statemanager.stores.firestore.values import Moment, microseconds
 from celery_statemanager.stores.firestore.view import (
     NOW,
@@ -44,9 +44,10 @@ MAX_CACHED_CELLS = 2_000
 class StepRunner:
     """Runs atomic steps and caches the cells that this process writes."""
 
-    def __init__(self, database: Database, jobs: JobDocuments) -> None:
+    def __init__(self, database: Database, jobs: JobDocuments, outboxes: Outboxes) -> None:
         self._database = database
         self._jobs = jobs
+        self._outboxes = outboxes
         self._cells: dict[tuple[JobRef, str, int], CellDocument] = {}
 
     def run(
@@ -70,7 +71,7 @@ class StepRunner:
             if last is not None and operation in documents.cells[key].operations:
                 return self._recovered(ref, documents, *last)
             read = partial(self._read_cell, ref, documents.job, deadline)
-            tx = StepTransaction(documents, key, read, begins)
+            tx = StepTransaction(documents, key, read, begins, self._outboxes.returns(ref))
             try:
                 reply = work(tx)
             except StoreError:
@@ -81,7 +82,7 @@ class StepRunner:
             else:
                 if not tx.puts and documents.fresh:
                     return reply, None
-                if tx.puts:
+                if tx.puts and (documents.fresh or not tx.returns_row):  # the job may no longer be paused
                     last = tx, reply
                     result = self._try_commit(ref, tx, operation, deadline)
                     if result is not None:
@@ -108,9 +109,6 @@ class StepRunner:
         return StepDocuments(job, {key: cell_document(job.job, batch, name) for name, key in cells.items()}, fresh=True)
 
     def _read_cell(self, ref: JobRef, job: JobDocument, deadline: CallDeadline, key: CellKey) -> CellDocument:
-        known = self._cells.get((ref, *key))
-        if known is not None and known.cell is not None and known.cell.final and known.cell.status == FINISHED:
-            return known  # this process ended it: the usual case of an earlier stage
         name = self._database.names.cell(ref, *key)
         return cell_document(job.job, self._database.get([name], deadline), name)
 
@@ -139,6 +137,8 @@ class StepRunner:
             self._remember(ref, key, CellDocument(cell, result.update_time, operations[key]))
         if tx.reopens:
             tx.documents.job.cached_at = 0.0  # the commit changed the update time of the job
+        if tx.returns_row:
+            self._outboxes.note_returned(ref)
         return StepResult(tx.documents.job, tx.puts)
 
     def _cell_write(self, ref: JobRef, tx: StepTransaction, key: CellKey, operations: list[str]) -> Any:
@@ -155,7 +155,7 @@ class StepRunner:
         return requests.put(self._database.names.cell(ref, *key), fields, update_time, times)
 
     def _other_writes(self, ref: JobRef, tx: StepTransaction) -> list[Any]:
-        """Return the writes of the tally shards and, where a concurrent change must fail, of the job's document."""
+        """Return the writes of the tally shards and of the row, and those that make a concurrent change fail."""
         names, job, cells = self._database.names, tx.job, tx.documents.cells
         job_update_time = tx.documents.job.update_time
         if tx.documents.job.foreign:  # a migration writes this document first, which fences later writes of cells
@@ -167,7 +167,23 @@ class StepRunner:
         ]
         if job.plan and tx.reopens:
             writes.append(requests.touch(names.job(ref.key), {"reopened": new_operation()}, job_update_time))
-        return writes
+        return [*writes, *self._row_writes(ref, tx)]
+
+    def _row_writes(self, ref: JobRef, tx: StepTransaction) -> Iterator[Any]:
+        """Yield the writes of what a row keeps, and of the row in the outbox."""
+        names, (_, row) = self._database.names, tx.primary
+        for each, value in tx.values.items():
+            name = names.value(ref, each)
+            yield requests.delete(name) if value is None else requests.overwrite(name, {"text": value})
+        state = tx.stored_outbox
+        if state is None:
+            return
+        for publisher, claim in state.claims.items():
+            yield next_claim_write(names, ref, publisher, claim, tx.puts[tx.primary][1].event_id)
+        if tx.returns_row or tx.assumes_returned:
+            yield returned_write(names, ref, row, state.returned)
+        if tx.returns_row and not self._outboxes.returns(ref):
+            yield requests.touch(names.outbox(ref), {"returns": True})
 
     def _remember(self, ref: JobRef, key: CellKey, document: CellDocument) -> None:
         remember(self._cells, (ref, *key), document, MAX_CACHED_CELLS)

@@ -41,15 +41,12 @@ from celery_statemanager.stores.firestore.documents import remember
 from celery_statemanager.stores.firestore.jobs import JobDocuments
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.names import DocumentNames
-from celery_statemanager.stores.firestore.snapshot import JobSnapshot, read_cell
+from celery_statemanager.stores.firestore.snapshot import MAX_CACHED_FLOORS, JobSnapshot, read_cell
 from celery_statemanager.stores.firestore.step import StepRunner
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.stores.firestore.transports import ClientFactory, Transport, make_client
 from celery_statemanager.stores.firestore.watch import FirestoreWatch
 from celery_statemanager.stores.firestore.writer import Writer
-
-MAX_CACHED_FLOORS = 1_000
-"""Jobs for which ``JobSnapshot`` floors are cached."""
 
 
 class FirestoreStore(FullStore):
@@ -77,9 +74,9 @@ class FirestoreStore(FullStore):
         self._names = DocumentNames(address)
         self._database = Database(self._connection, self._names, timings)
         self._jobs = JobDocuments(self._database)
-        self._steps = StepRunner(self._database, self._jobs)
         self._latches = Latches(self._database, self._jobs)
         self._claims = Claims(self._database, self._jobs, self._latches)
+        self._steps = StepRunner(self._database, self._jobs, self._claims.outboxes)
         self._writer = Writer(self._database, self._jobs, self._steps, self._latches, self._claims)
         self._floors: dict[JobRef, dict[str, int]] = {}
         weakref.finalize(self, Connection.close, self._connection)
@@ -186,6 +183,9 @@ class FirestoreStore(FullStore):
     def get_block(self, ref: JobRef, row: int) -> tuple[int, bytes] | None:
         return blocks.get(self._database, ref, row)
 
+    def get_value(self, ref: JobRef, row: int) -> str | None:
+        return self._claims.outboxes.value(ref, row)
+
     def drop_draft(self, ref: JobRef) -> None:
         blocks.drop(self._database, ref)
 
@@ -193,7 +193,7 @@ class FirestoreStore(FullStore):
         return blocks.drop_expired(self._database)
 
     def get_outbox(self, ref: JobRef) -> OutboxState:
-        return self._claims.state(ref)
+        return self._claims.outboxes.read_all(ref)
 
     def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
         return self._claims.claim(ref, request)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from celery_statemanager.records import Cell, JobRecord, OutboxState, Tally
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.records import Cell, JobRecord, OutboxState, Returned, Tally
 from celery_statemanager.stores.firestore import tallies
 from celery_statemanager.stores.firestore.database import BatchRead
 from celery_statemanager.stores.firestore.documents import (
@@ -20,8 +21,8 @@ from celery_statemanager.stores.transactional import CellKey
 NOW = -1
 """Stands for the server's time, which only the answer of the commit contains."""
 
-UNDECIDED = Tally(pending=1)
-"""A total that decides no latch, because latches are decided after the commit."""
+UNDECIDED = Tally(pending=1, rows=-(2**40))
+"""A total that decides no latch and leaves no room for claims, because both follow the commit."""
 
 
 @dataclass
@@ -54,13 +55,19 @@ class StepTransaction:
         primary: the cell that the step writes or begins.
         read: reads another cell.
         begins: whether the step takes an attempt.
+        may_be_returned: whether any row of the job was ever returned, as far as this process knows.
+        values: what rows keep afterwards, if this changes.
+        stored_outbox: the outbox after the step, with only the rows and claims of the step; None if it is not changed.
     """
 
     documents: StepDocuments
     primary: CellKey
     read: Callable[[CellKey], CellDocument]
     begins: bool
+    may_be_returned: bool = False
     puts: dict[CellKey, tuple[Cell | None, Cell]] = field(default_factory=dict)
+    values: dict[int, str | None] = field(default_factory=dict)
+    stored_outbox: OutboxState | None = None
     now: int = NOW
 
     @property
@@ -73,19 +80,16 @@ class StepTransaction:
             return self.puts[key][1]
         document = cells.get(key)
         if document is None:
-            document = cells[key] = self.read(key) if self._must_read(key) else CellDocument()
+            document = cells[key] = self.read(key) if self._must_read() else CellDocument()
         return document.cell
 
-    def _must_read(self, key: CellKey) -> bool:
-        """Return whether another stage of the row must be read. If not, it does not exist; the commit verifies that.
+    def _must_read(self) -> bool:
+        """Return whether a later stage of the row must be read. If not, it does not exist; the commit verifies that.
 
-        A begin must know whether it unblocks a later stage, and what an earlier one lacks. So must a late end. A stage
-        that was never written has blocked none.
+        A begin or a late end may unblock it. A stage that was never written has blocked none.
         """
-        tag, task_index = self.primary
-        earlier = self.job.plan is not None and key[0] in self.job.plan.before(tag, task_index)
         before = self.documents.cells[self.primary].cell
-        return earlier or (before is not None and (self.begins or before.awaits_end))
+        return before is not None and (self.begins or before.awaits_end)
 
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
         before = self.puts[tag, task_index][0] if (tag, task_index) in self.puts else old
@@ -97,11 +101,29 @@ class StepTransaction:
     def put_job(self, job: JobRecord) -> None:
         raise AssertionError("latches are decided after the commit")
 
+    def put_value(self, task_index: int, value: str | None) -> None:
+        self.values[task_index] = value
+
     def outbox(self) -> OutboxState:
-        raise AssertionError("rows are claimed after the commit")
+        """Return an outbox in which the row is returned if it can be. A commit removes it without reading it."""
+        if self.stored_outbox is not None:
+            return self.stored_outbox
+        row = IndexSet([self.primary[1]])
+        return OutboxState(returned=Returned(begun=row) if self.assumes_returned else Returned())
 
     def put_outbox(self, state: OutboxState) -> None:
-        raise AssertionError("rows are claimed after the commit")
+        self.stored_outbox = state
+
+    @property
+    def assumes_returned(self) -> bool:
+        """Whether the row can be returned before the step."""
+        cell = self.documents.cells[self.primary].cell
+        return self.may_be_returned or (cell is not None and cell.delivery.publication > 0)
+
+    @property
+    def returns_row(self) -> bool:
+        """Whether the message of the cell is due again."""
+        return self.stored_outbox is not None and bool(self.stored_outbox.returned)
 
     @property
     def reopens(self) -> bool:

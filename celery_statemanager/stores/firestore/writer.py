@@ -6,12 +6,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from celery_statemanager.errors import JobCancelled, StoreError, StoreUnavailable
-from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import Status
-from celery_statemanager.records import Begin, BeginReply, Cell, JobRecord, JobRef, Verdict, Write, WriteReply
+from celery_statemanager.models import FINISHED, Status
+from celery_statemanager.records import Begin, BeginReply, Cell, Claimed, JobRecord, JobRef, Verdict, Write, WriteReply
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.firestore import requests
-from celery_statemanager.stores.firestore.claims import Claims, Found
+from celery_statemanager.stores.firestore.claims import NOTHING, Claims, Found
 from celery_statemanager.stores.firestore.database import Database
 from celery_statemanager.stores.firestore.documents import remember
 from celery_statemanager.stores.firestore.jobs import JobDocuments
@@ -61,25 +60,28 @@ class Writer:
         """Begin an attempt. Raises: the errors of ``Store.begin``."""
         key, deadline = (begin.tag, begin.task_index), self._database.deadline()
         reply, result = self._steps.run(ref, key, lambda tx: steps.begin(tx, begin), deadline, begins=True)
-        ended = None if result is None else self._ended_meanwhile(ref, result)
-        if ended is not None and reply.verdict is Verdict.BEGUN:
-            return self._take_back(ref, begin, reply.cell, ended)
-        reply.decided = self._latches.after(ref, key, reply.cell, result)
+        if reply.verdict is not Verdict.PAUSED:
+            ended = None if result is None else self._ended_meanwhile(ref, result)
+            if ended is not None and reply.verdict is Verdict.BEGUN:
+                return self._take_back(ref, begin, reply.cell, ended)
+            reply.decided = self._latches.after(ref, key, reply.cell, result)
         self._record_activity(ref, result)
         return reply
 
     def _write(self, ref: JobRef, write: Write) -> tuple[WriteReply, StepResult | None]:
         key, deadline = (write.tag, write.task_index), self._database.deadline()
         begins = write.begin is not None
-        step = write if write.publisher is None else replace(write, publisher=None)  # claims follow the commit
-        reply, result = self._steps.run(ref, key, lambda tx: steps.write(tx, step), deadline, begins=begins)
+        reply, result = self._steps.run(ref, key, lambda tx: steps.write(tx, write), deadline, begins=begins)
         publisher = write.publisher if self._may_claim(ref, write, reply, result) else None
-        found = self._claims.read_after_end(ref) if publisher is not None else None
+        found = self._claims.read_after_end(ref, publisher) if publisher is not None else None
         reply.decided = self._latches.after(ref, key, reply.cell, result, found and found.counts)
         if publisher is not None and "settled" not in reply.decided:
             may_claim = reply.changed or (ref, write.event_id) in self._interrupted
             given = None if reply.decided else found  # a decided latch has changed the job
-            reply.claimed = self._claim(ref, write, given, may_claim=may_claim, decided=bool(reply.decided))
+            claimed = self._claim(ref, write, given, may_claim=may_claim, decided=bool(reply.decided))
+            reply.claimed, reply.again = claimed.rows, claimed.again
+        elif result is None and _claims_next(write, reply):
+            reply.claimed = reply.again = self._claims.outboxes.next_claim(ref, write.event_id)
         self._interrupted.pop((ref, write.event_id), None)
         self._record_activity(ref, result)
         return reply, result
@@ -87,9 +89,10 @@ class Writer:
     def _may_claim(self, ref: JobRef, write: Write, reply: WriteReply, result: StepResult | None) -> bool:
         """Return whether a write ended a cell of a job with a window, or repeats one that did."""
         document = self._jobs.recent(ref) if result is None else result.job
-        return document is not None and document.job.has_window and reply.cell.final and write.task_index >= 0
+        makes_room = reply.cell.final and write.task_index >= 0 and not _claims_next(write, reply)
+        return makes_room and document is not None and document.job.has_window
 
-    def _claim(self, ref: JobRef, write: Write, found: Found | None, *, may_claim: bool, decided: bool) -> IndexSet:
+    def _claim(self, ref: JobRef, write: Write, found: Found | None, *, may_claim: bool, decided: bool) -> Claimed:
         """Claim rows after the end of a cell.
 
         Args:
@@ -100,7 +103,7 @@ class Writer:
         except StoreUnavailable:
             if not decided:
                 raise  # the caller repeats the write
-            return IndexSet()
+            return NOTHING
 
     def _ended_meanwhile(self, ref: JobRef, result: StepResult) -> JobRecord | None:
         """Return the job if it was cancelled or settled after the step read it. Raises: JobNotFound."""
@@ -137,3 +140,8 @@ class Writer:
         write = requests.touch_time(self._database.names.job(ref.key), "lastActivity")
         with suppress(StoreError):
             self._database.commit([write], self._database.deadline())
+
+
+def _claims_next(write: Write, reply: WriteReply) -> bool:
+    """Return whether a write claims its own row for the next stage, which its step does."""
+    return write.publisher is not None and write.next_is_due and reply.cell.final and reply.cell.status == FINISHED
