@@ -1,4 +1,4 @@
-"""Effects that happen once per job: its callbacks (rule R15) and its cancellation (rule R17)."""
+"""Effects on a whole job: its callbacks (rule R15), its cancellation (rule R17), its pauses (rule R19)."""
 
 from __future__ import annotations
 
@@ -42,6 +42,46 @@ def publish_due(
 def _published(name: str, now: int, job: JobRecord) -> JobRecord | None:
     latch = job.latches[name]
     return job.with_latches(**{name: replace(latch, published_at=now)}) if latch.due else None
+
+
+def pause(store: Store, ref: JobRef, reason: str | None, *, timeout: float = CHANGE_TIMEOUT) -> bool:
+    """Hold back the rows of a job that have not begun.
+
+    Returns: False if the job has no messages, has settled, was cancelled, or is paused.
+    Raises: JobNotFound, StoreContended.
+    """
+
+    def paused(job: JobRecord) -> JobRecord | None:
+        if job.flow is None or job.flow.paused or job.settled or job.cancelled:
+            return None
+        return replace(job, flow=replace(job.flow, paused=True, pause_reason=reason))
+
+    return change_job(store, ref, paused, timeout=timeout) is not None
+
+
+def resume(store: Store, ref: JobRef, *, timeout: float = CHANGE_TIMEOUT) -> bool:
+    """End the pause of a job. A publisher must then publish what is due.
+
+    Returns: False if the job is not paused. Raises: JobNotFound, StoreContended.
+    """
+
+    def resumed(job: JobRecord) -> JobRecord | None:
+        if job.flow is None or not job.flow.paused:
+            return None
+        return replace(job, flow=replace(job.flow, paused=False, pause_reason=None))
+
+    return change_job(store, ref, resumed, timeout=timeout) is not None
+
+
+def make_due(store: Store, ref: JobRef, name: str) -> None:
+    """Make a published callback due again. Raises: JobNotFound, StoreContended."""
+
+    def unpublished(job: JobRecord) -> JobRecord | None:
+        latch = job.latches[name]
+        due = replace(latch, published_at=None)
+        return None if latch.published_at is None else job.with_latches(**{name: due})
+
+    change_job(store, ref, unpublished)
 
 
 def cancel(store: Store, ref: JobRef, reason: str | None, *, timeout: float = CHANGE_TIMEOUT) -> bool:

@@ -11,13 +11,17 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import WorkerShare, WorkerSnapshot
 from celery_statemanager.models import Status, status_name
-from celery_statemanager.records import AT_BROKER, CALLBACK_ROW, Cell, Column, JobRecord, JobRef, OutboxState
+from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef, OutboxState
 from celery_statemanager.stores.capabilities import Outbox
 
 MOST_CELLS = 1_000
 """Maximum number of cells in progress that are read one by one; the rest is only counted."""
 
 NO_WORKER = "no live worker uses this store: start one, or compare the store_url of the running ones"
+
+
+LOST_FATE = "its message is published again, or it is marked LOST, depending on the policy of its task"
+"""The text of what a sweep does with a lost attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,8 @@ class Reason:
     Attributes:
         tag: for a callback, the name of its latch.
         rows: None for a callback.
-        code: one word for programs: ``unpublished``, ``unwritten``, ``delayed``, ``queued``, ``received``, ``waits``,
-            ``running``, ``lost``, ``retrying``, ``written``, ``callback``, ``more``.
+        code: one word for programs: ``unpublished``, ``paused``, ``unwritten``, ``delayed``, ``queued``, ``received``,
+            ``waits``, ``running``, ``lost``, ``retrying``, ``written``, ``callback``, ``more``.
         text: a sentence for people.
     """
 
@@ -76,20 +80,39 @@ class JobDiagnosis:
         if self._outbox is None:
             yield from _some(column.tag, left, "unwritten", "never written; no task was submitted for it")
             return
+        held_back = "paused" if self._paused else "unpublished"
+        returned = left.within(self._outbox.returned.waiting)
+        yield from _some(column.tag, returned, held_back, self._paused or self._due_again())
+        left = left.without(returned)
         unsent = IndexSet(range(self._outbox.claimed, self.job.num_tasks))
-        yield from _some(column.tag, left.within(unsent), "unpublished", self._why_unpublished(self._outbox))
+        yield from _some(column.tag, left.within(unsent), held_back, self._why_unpublished(self._outbox))
         left = left.without(unsent)
         for earlier in self._columns:
             unfinished = (earlier.missing or IndexSet()).union(earlier.running or IndexSet())
             held_up = left.within(self._rows_with(earlier.tag, column.tag)).within(unfinished)
             yield from _some(column.tag, held_up, "waits", f"waits for stage {earlier.tag!r} of its row")
             left = left.without(held_up)
-        yield from self._sent(column.tag, left)
+        returned = left.within(self._outbox.returned.begun)
+        yield from _some(column.tag, returned, "unpublished", self._due_again())
+        yield from self._sent(column.tag, left.without(returned))
+
+    def _due_again(self) -> str:
+        return f"due again; {self._sweep()}: it is published"
+
+    @property
+    def _paused(self) -> str:
+        """The reason why the job is paused, as a text; empty if it is not."""
+        flow = self.job.flow
+        if flow is None or not flow.paused:
+            return ""
+        return "paused" if flow.pause_reason is None else f"paused: {flow.pause_reason}"
 
     def _why_unpublished(self, outbox: OutboxState) -> str:
+        if self._paused:
+            return self._paused
         window = self.job.max_in_flight
         if window is not None:
-            in_flight = outbox.claimed - sum(column.tally.rows for column in self._columns)
+            in_flight = outbox.claimed - len(outbox.returned) - sum(column.tally.rows for column in self._columns)
             if in_flight >= window:
                 return f"waits for its turn, {in_flight:,} of {window:,} in flight"
         elif any(claim.until > self._now for claim in outbox.claims.values()):
@@ -102,20 +125,18 @@ class JobDiagnosis:
             since = share.report.stands_still_since(share.renewed_at, share.lease_until)
             if since is not None:
                 text = f"received by worker {share.worker_id}, whose main loop has been blocked since {_clock(since)}"
-                for kept in dict.fromkeys(row.message for row in share.report.received):
-                    fate = "" if kept in {None, AT_BROKER} else f"; {self._fate(kept)}"
-                    held = left.within(_under(tag, (row for row in share.report.received if row.message == kept)))
-                    yield from _some(tag, held, "received", f"{text}{fate}")
-                    left = left.without(held)
+                held = left.within(_under(tag, share.report.received))
+                yield from _some(tag, held, "received", f"{text}; {self._published_again()}")
+                left = left.without(held)
         held = left.within(_under(tag, self._received))
         delayed, until = self._delayed(tag)
         yield from _some(tag, held.within(delayed), "delayed", f"received by a worker, delayed until {until}")
         yield from _some(tag, held.without(delayed), "received", "received by a worker, not begun")
         left = left.without(held)
-        for kept in dict.fromkeys(row.message for row in self._left_behind):
-            held = left.within(_under(tag, (row for row in self._left_behind if row.message == kept)))
-            yield from _some(tag, held, "lost", f"received by a dead worker; {self._fate(kept)}")
-            left = left.without(held)
+        held = left.within(_under(tag, self._left_behind))
+        fate = f"{self._published_again()}, unless the broker delivers it at once"
+        yield from _some(tag, held, "lost", f"received by a dead worker; {fate}")
+        left = left.without(held)
         yield from _some(tag, left.within(delayed), "delayed", f"delayed until {until} by the broker{self._unlisted}")
         fate = "no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost"
         yield from _some(tag, left.without(delayed), "queued", f"{fate}{self._unlisted}")
@@ -174,6 +195,8 @@ class JobDiagnosis:
         state = state_of(self.job.job_id, tag, row, cell)
         wrote = f"last write {self._age(cell.timestamp)} ago"
         if not cell.open:
+            if cell.attempt and cell.is_due and self._outbox and row in self._outbox.returned.begun:
+                return "unpublished", self._due_again()
             if cell.attempt:
                 return "retrying", f"waits for its next delivery: {state.message or 'started'}, {wrote}"
             return "written", f"written by a Manager, {wrote}"
@@ -187,16 +210,13 @@ class JobDiagnosis:
             left = self._age(2 * self._now - worker.lease_until)
             limits = f"; {worker.report.limits}" if worker.report.limits else ""
             return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more){limits}"
-        return "lost", f"lost {where}: its worker is dead or no longer lists it; {self._fate(cell.kept)}"
+        return "lost", f"lost {where}: its worker is dead or no longer lists it; {self._sweep()}: {LOST_FATE}"
 
     def _listed(self, worker: WorkerShare, tag: str, row: int, cell: Cell) -> bool:
         return cell.began_at > worker.renewed_at or worker.report.lists(cell_name(self.job.ref, tag, row))
 
-    def _fate(self, kept: str | None) -> str:
-        """Return what happens with a row whose worker is dead."""
-        if kept == AT_BROKER:
-            return "the broker delivers its message again"
-        return f"{self._sweep()}: {'its message is sent again' if kept else 'it is marked LOST'}"
+    def _published_again(self) -> str:
+        return f"{self._sweep()}: its message is published again"
 
     def _sweep(self) -> str:
         """Return when the next sweep is due, or that there is none."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from celery_statemanager.codec import compact
-from celery_statemanager.records import AT_BROKER, Delivery, JobKey, JobRef, WorkerRecord
+from celery_statemanager.records import Delivery, JobKey, JobRef, WorkerRecord
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ MOST_BYTES_OF_CELLS = 512 * 1024
 SWEEPER = "~sweeper"
 """The worker id of the record that holds the lease to sweep."""
 
+NO_WORKER_RECORD = "~"
+"""The prefix of the names of publishers that are not workers, such as beat."""
+
 _ABSENT_WORKER = "~nobody"
 """A worker id that never has a record."""
 
@@ -50,20 +53,20 @@ class Received:
     """A row that a worker has received but not begun, or whose replacement it runs a part of.
 
     Attributes:
-        message: the message to publish again if the worker dies; ``AT_BROKER`` if the broker delivers it again; None
-            if there is no copy.
         delivery: the delivery of the message; for a part, the delivery that waits for it.
+        message: for a part, the message to publish again if the worker dies; None if its policy is to mark the row. For
+            a row, what nothing else keeps: the message of the last task of a replacement, the eta of a retry.
     """
 
     ref: JobRef
     tag: str
     task_index: int
-    message: str | None
     delivery: Delivery = Delivery()
+    message: str | None = None
 
     def to_list(self) -> list[Any]:
         """Return the row as a list for the body of a record."""
-        return [*self.ref.key, self.ref.incarnation, self.tag, self.task_index, self.message, self.delivery]
+        return [*self.ref.key, self.ref.incarnation, self.tag, self.task_index, self.delivery, self.message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class Report:
         idle: seconds for which the main loop of the worker has been blocked.
         limits: which time limits have no effect in the worker's pool, as text; empty if all have.
         processes: the ids of the processes that run tasks: its own, and those of its children.
+        in_main_loop: whether its main loop runs the tasks, so that it does not list all messages that it holds.
     """
 
     running: Sequence[str] = ()
@@ -96,6 +100,7 @@ class Report:
     idle: float = 0.0
     limits: str = ""
     processes: Sequence[int] = ()
+    in_main_loop: bool = False
 
     @property
     def lists_all(self) -> bool:
@@ -121,12 +126,12 @@ class Report:
         return renewed_at - idle if idle > lease_until - renewed_at and not self.stopping else None
 
     def about(self, ref: JobRef) -> Report:
-        """Return the report reduced to one job. Messages are truncated, so that only their existence is visible."""
+        """Return the report reduced to one job."""
         prefix = f"{ref.incarnation}."
         running, previous, pending = (
             [name for name in names if name.startswith(prefix)] for names in (self.running, self.previous, self.pending)
         )
-        received = [replace(row, message=_shortened(row.message)) for row in self.received if row.ref == ref]
+        received = [row for row in self.received if row.ref == ref]
         ended = {name: moment for name, moment in self.ended.items() if name.startswith(prefix)}
         return replace(self, running=running, previous=previous, pending=pending, received=received, ended=ended)
 
@@ -143,6 +148,7 @@ class Report:
         for kind in ("parts", "received"):
             body.add(kind, (each.to_list() for each in getattr(self, kind)), MOST_BYTES)
         others = {"stopping": self.stopping, "idle": round(self.idle, 3), "limits": self.limits}
+        others["inMainLoop"] = self.in_main_loop
         return body.text(**others, processes=self.processes), body.cut
 
     @classmethod
@@ -158,20 +164,21 @@ class Report:
     def _read(cls, body: dict[str, Any]) -> Report:
         received, parts = (
             [
-                Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, message, Delivery(*delivery))
-                for job_id, run_token, incarnation, tag, row, message, delivery in rows
+                Received(JobRef(JobKey(job_id, run_token), incarnation), tag, row, Delivery(*delivery), message)
+                for job_id, run_token, incarnation, tag, row, delivery, message in rows
             ]
             for rows in (body["received"], body.get("parts", ()))
         )
-        ended, stopping = dict(body.get("ended", ())), body.get("stopping", False)  # earlier releases do not write them
-        idle, limits = body.get("idle", 0.0), body.get("limits", "")
-        processes = body.get("processes", ())
         lists = body["running"], body["previous"], body["pending"], received, parts, body.get("cut", ())
-        return cls(*lists, ended=ended, stopping=stopping, idle=idle, limits=limits, processes=processes)
-
-
-def _shortened(message: str | None) -> str | None:
-    return message if message is None or message == AT_BROKER else message[:1]
+        return cls(  # earlier releases do not write all of them
+            *lists,
+            ended=dict(body.get("ended", ())),
+            stopping=body.get("stopping", False),
+            idle=body.get("idle", 0.0),
+            limits=body.get("limits", ""),
+            processes=body.get("processes", ()),
+            in_main_loop=body.get("inMainLoop", False),
+        )
 
 
 @lru_cache(maxsize=1_000)
@@ -213,7 +220,7 @@ class _Body:
 
 def each_worker(store: WorkerRegistry) -> Iterator[WorkerRecord]:
     """Yield all worker records, those of dead workers too, in bounded memory."""
-    return (each for each in store.list_workers() if each.worker_id != SWEEPER)
+    return (each for each in store.list_workers() if not each.worker_id.startswith(NO_WORKER_RECORD))
 
 
 def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:

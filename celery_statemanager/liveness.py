@@ -20,7 +20,7 @@ class Activity(Enum):
     IDLE = "idle"
     """No live worker has any of its tasks."""
     LOST = "lost"
-    """As IDLE, but a dead worker had some of its tasks. The next sweep marks them or sends them again."""
+    """As IDLE, but a dead worker had some of its tasks. The next sweep marks them as LOST or makes them due again."""
     NO_WORKER = "no worker"
     """No worker is alive."""
 
@@ -73,30 +73,30 @@ class ListedCells:
     Attributes:
         gone_at: when its lease ends. A worker that has stopped counts as dead a renewal later, because the broker
             delivers its messages again.
+        processes: the ids of its processes that run tasks, as of ``renewed_at``; None if the record is unreadable.
         cells: the hashes of the names of the listed cells; None if the record may leave some out.
         ended: the cells whose attempts the worker has ended itself, as in ``leases.Report``.
         takes_nothing: whether its main loop has been blocked for a lease, and it is not shutting down.
-        processes: the ids of its processes that run tasks.
     """
 
     renewed_at: int
     gone_at: int
+    processes: frozenset[int] | None = frozenset()
     cells: frozenset[int] | None = None
     ended: Mapping[str, int] = field(default_factory=dict)
     takes_nothing: bool = False
-    processes: frozenset[int] = frozenset()
 
     @classmethod
     def from_record(cls, record: WorkerRecord, now: int, renewal: int) -> ListedCells:
-        """Read a record. The list of a dead worker is not needed."""
-        if record.lease_until <= now:
-            has_stopped = record.lease_until == record.renewed_at and Report.from_record(record).stopping
-            return cls(record.renewed_at, record.lease_until + has_stopped * renewal)
+        """Read a record."""
         report = Report.from_record(record)
+        processes = frozenset(report.processes) if report.readable else None
         cells = frozenset(map(hash, report.cells)) if report.lists_all else None
+        if record.lease_until <= now:
+            has_stopped = record.lease_until == record.renewed_at and report.stopping
+            return cls(record.renewed_at, record.lease_until + has_stopped * renewal, processes, cells)
         takes_nothing = report.stands_still_since(record.renewed_at, record.lease_until) is not None
-        processes = frozenset(report.processes)
-        return cls(record.renewed_at, record.lease_until, cells, report.ended, takes_nothing, processes)
+        return cls(record.renewed_at, record.lease_until, processes, cells, report.ended, takes_nothing)
 
     def lists(self, name: str) -> bool:
         """Return whether the worker lists, or may run, an attempt on this cell."""

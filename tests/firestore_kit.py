@@ -153,6 +153,10 @@ class Spy(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, g
                 list(answer)
         return InjectedError(*error)
 
+    def writes_of(self, path: str) -> int:
+        """Return how often documents whose name ends with a path were written or deleted."""
+        return sum(name.endswith(path) for request in self.requests for name in written(request))
+
     def client(self, address: FirestoreAddress, transport: Transport) -> GrpcClient:
         return GrpcClient(grpc.intercept_channel(grpc_channel(address), self))
 
@@ -173,6 +177,26 @@ def listening(events: Subscription) -> Iterator[Subscription]:
     with events:
         wait_until_streaming(events._feed._watch)
         yield events
+
+
+def written(request: Any) -> list[str]:
+    """Return the names of the documents that a commit writes or deletes."""
+    return [each.update.name or each.delete for each in getattr(request, "writes", ())]
+
+
+@contextmanager
+def just_before_commits_of(spy: Spy, path: str, action: Callable[[], object]) -> Iterator[None]:
+    """Run an action once, between what the next commit of a document was computed from and the commit."""
+    left = [action]
+
+    def fault(method: str, request: Any) -> None:
+        if method == "Commit" and any(name.endswith(path) for name in written(request)) and left:
+            left.pop()()
+
+    spy.fault = fault
+    yield
+    assert not left, f"{path} was not written"
+    spy.fault = lambda method, request: None
 
 
 class Documents:

@@ -37,9 +37,9 @@ Exit status:
 
 _LABELS = {
     "marked": "attempts marked LOST",
-    "requeued": "messages sent again",
+    "requeued": "messages due again",
     "callbacks": "jobs whose callbacks were published",
-    "published": "messages published, because no other process did",
+    "published": "messages published",
     "workers": "records of dead workers removed",
 }
 

@@ -118,7 +118,7 @@ class Backlog:
             if not self._changed.wait_for(lambda: not self._waiting, timeout):
                 logger.error(
                     "the store did not recover in time: the states of %d cells are lost; a sweep marks their tasks as "
-                    "LOST or sends them again",
+                    "LOST or publishes them again",
                     len(self._names()),
                 )
 

@@ -24,6 +24,9 @@ PART_HEADER = "statemanager_part"
 """The header key that marks a task of a replacement that does not end the cell itself. The value is the binding of the
 task that does."""
 
+IMMUTABLE = ""
+"""``Binding.next`` if the next stage takes no value of this one."""
+
 TAG_HEADER = "statemanager_tag"
 """The header key with which ``StateManager.tag`` marks a signature until it is submitted."""
 
@@ -37,6 +40,9 @@ class Binding:
         stage: the position in the member's chain.
         replacements: how often the task of the cell has replaced itself. It travels here, because messages of Celery's
             protocol 1 have no place for it.
+        publication: how often the message of the cell has gone back to the outbox.
+        next: the serializer of the next stage, ``IMMUTABLE`` if that takes no value, None if this is the last one.
+        changed: whether the message differs from the stored one of the stage, and is therefore kept with the cell.
     """
 
     ref: JobRef
@@ -44,6 +50,9 @@ class Binding:
     tag: str
     stage: int = 0
     replacements: int = 0
+    publication: int = 0
+    next: str | None = None
+    changed: bool = False
 
     @property
     def is_callback(self) -> bool:
@@ -68,21 +77,23 @@ class Binding:
 
     def to_header(self) -> str:
         """Return the header value."""
-        place = [self.task_index, self.tag, self.stage, self.replacements]
-        return compact([*self.ref.key, self.ref.incarnation, *place])
+        place = [self.task_index, self.tag, self.stage, self.replacements, self.publication]
+        return compact([*self.ref.key, self.ref.incarnation, *place, self.next, self.changed])
 
     @classmethod
     def from_header(cls, value: str) -> Binding:
         """Parse a header value. Raises: TypeError, ValueError."""
-        job_id, run_token, incarnation, task_index, tag, stage, replacements = json.loads(value)
-        numbers, names = (task_index, stage, replacements), (job_id, incarnation, tag)
+        job_id, run_token, incarnation, *place = json.loads(value)
+        task_index, tag, stage, replacements, publication, following, changed = place
+        numbers, names = (task_index, stage, replacements, publication), (job_id, incarnation, tag)
         if not (all(type(each) is int for each in numbers) and all(type(each) is str for each in names)):
             raise TypeError("a name or a number has another type")
-        return cls(_ref(job_id, run_token, incarnation), task_index, tag, stage, replacements)
+        ref = _ref(job_id, run_token, incarnation)
+        return cls(ref, task_index, tag, stage, replacements, publication, following, changed)
 
     def delivery(self, request: Any) -> Delivery:
         """Return the place of a request, or of the headers of a message, among the deliveries of the cell."""
-        return Delivery(self.replacements, request.get("retries") or 0)
+        return Delivery(self.publication, self.replacements, request.get("retries") or 0)
 
     def bind(self, signature: Signature[Any]) -> Signature[Any]:
         """Bind a task signature to this cell, in place, and return it."""

@@ -16,7 +16,7 @@ from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.envelope import publish
-from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef
+from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord, JobRef
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def publish_decided(
         signature = Signature.from_dict(loads(text), app=tracker.app)
         if not may_send(str(signature.task)):
             return False
-        _send(tracker, Binding(job.ref, CALLBACK_ROW, name), signature)
+        cell = tracker.store.get_cell(job.ref, name, CALLBACK_ROW) or Cell()
+        _send(tracker, Binding(job.ref, CALLBACK_ROW, name, publication=cell.delivery.publication), signature)
         tracker.metrics.published(name)
         return True
 

@@ -22,6 +22,7 @@ class Pool:
     Attributes:
         one_body: whether each of its processes runs one body at a time.
         known: whether a thread, or a greenlet, runs one body at a time, as in every pool of Celery.
+        in_main_loop: whether bodies run in the worker's main loop, which then receives no messages.
         green: whether new greenlets inherit the context of those that start them.
         lacks: the time limits that have no effect, as text; empty if both work or it is unknown.
     """
@@ -30,6 +31,7 @@ class Pool:
     module: str = ""
     one_body: bool = False
     known: bool = True
+    in_main_loop: bool = False
     green: bool = False
     lacks: str = ""
 
@@ -42,7 +44,7 @@ class Pool:
 PREFORK = Pool("prefork", "celery.concurrency.prefork", one_body=True)
 POOLS = (
     PREFORK,
-    Pool("solo", "celery.concurrency.solo", one_body=True, lacks="soft and hard time limits"),
+    Pool("solo", "celery.concurrency.solo", one_body=True, in_main_loop=True, lacks="soft and hard time limits"),
     Pool("threads", "celery.concurrency.thread", lacks="soft and hard time limits"),
     Pool("gevent", "celery.concurrency.gevent", green=True, lacks="soft time limits"),
     Pool("eventlet", "celery.concurrency.eventlet", green=True, lacks="soft and hard time limits"),
@@ -110,4 +112,4 @@ def pool_of(pool_cls: Any) -> Pool:
             original: Any = importlib.import_module(each.module).TaskPool
             if found.on_apply is original.on_apply:
                 return each
-    return Pool(f"{found.__module__}.{found.__qualname__}", known=False)
+    return Pool(f"{found.__module__}.{found.__qualname__}", known=False, in_main_loop=True)

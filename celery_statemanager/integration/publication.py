@@ -27,15 +27,20 @@ def may_hold_back(app: Celery, task: str) -> bool:
 
 def reject(tracker: Tracker, binding: Binding, message: str, publish: Publish) -> None:
     """End a cell whose message was not published, for example by a lock that returns another task's result."""
+    logger.warning(message, extra=binding.log_extra)
+    end(tracker, binding, Status.REJECTED, message, publish)
+
+
+def end(tracker: Tracker, binding: Binding, status: int, message: str, publish: Publish) -> None:
+    """End a cell whose message is not published. In a cancelled job it becomes CANCELLED."""
     place = binding.tag, binding.task_index
 
     def write() -> None:
         try:
-            publish(tracker.store.write(binding.ref, Write.never_begun(*place, int(Status.REJECTED), message)).decided)
+            publish(tracker.store.write(binding.ref, Write.never_begun(*place, int(status), message)).decided)
         except (AttemptSuperseded, JobCancelled, JobNotFound) as error:
             logger.info("state not written: %s", error, extra=binding.log_extra)
 
-    logger.warning(message, extra=binding.log_extra)
     tracker.backlog.now_or_later((cell_name(binding.ref, *place), "outcome"), write, binding.log_extra)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from celery.worker import state as worker_state
 
 from celery_statemanager.integration.binding import Binding, binding_of, part_of
-from celery_statemanager.integration.copies import Redelivers, redelivers
+from celery_statemanager.integration.brokers import Redelivers, redelivers
 
 T = TypeVar("T")
 

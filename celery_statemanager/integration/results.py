@@ -7,6 +7,7 @@ sends no signal then.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,14 +17,13 @@ from celery.backends.base import DisabledBackend
 from celery.states import SUCCESS
 
 from celery_statemanager import leases
-from celery_statemanager.errors import AttemptSuperseded, StateManagerError
-from celery_statemanager.integration import redelivery
+from celery_statemanager.errors import AttemptSuperseded, StateManagerError, StoreUnavailable
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox import publisher
+from celery_statemanager.integration.outbox.values import pass_on
 from celery_statemanager.models import Status
-from celery_statemanager.records import AT_BROKER, OpenAttempt, Write
-from celery_statemanager.retention import current
+from celery_statemanager.records import OpenAttempt, Write
 
 logger = logging.getLogger(__name__)
 
@@ -64,23 +64,53 @@ def finish_if_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any]
         write = Write.never_begun(*place, int(Status.FINISHED), MESSAGE)
     else:
         return True
+    value = _pass_on(tracker.app, write, binding, task)
     with suppress(AttemptSuperseded):  # its own end, or another process, was faster
-        publisher.write(tracker, binding.ref, write)
+        _write(tracker, binding, write, partial(publisher.write, tracker, binding.ref, write, value=value))
     return True
 
 
-def attempt_has_succeeded(tracker: Tracker, attempt: OpenAttempt) -> bool:
-    """Return whether an open attempt has a stored SUCCESS. Raises: JobNotFound; as ``has_succeeded``."""
-    if isinstance(tracker.app.backend, DisabledBackend):
+def _write(tracker: Tracker, binding: Binding, write: Write, call: Callable[[], object]) -> None:
+    """Make the write that finishes a cell; if the store does not answer, repeat it in the background.
+
+    No other process would publish what the write may have claimed. Raises: as ``Store.write``.
+    """
+    try:
+        call()
+    except StoreUnavailable:
+        name = leases.cell_name(binding.ref, write.tag, write.task_index)
+        tracker.backlog.put((name, "end"), call, binding.log_extra)
+        raise
+
+
+def _pass_on(app: Celery, write: Write, binding: Binding, task: Task[Any, Any] | None) -> str | None:
+    """Set in a write that finishes a stage what its stored result implies; see ``values.pass_on``."""
+    backend = app.backend if task is None else task.backend
+    result = None if binding.next is None else backend.get_result(binding.celery_task_id)
+    return pass_on(write, binding, result)
+
+
+def finish_attempt(
+    tracker: Tracker,
+    binding: Binding,
+    attempt: OpenAttempt,
+    task: Task[Any, Any] | None,
+    may_send: publisher.MaySend,
+) -> bool:
+    """Finish an open attempt if its SUCCESS is stored, and return whether it is.
+
+    Args:
+        task: None if this app does not have it.
+
+    Raises: JobNotFound, AttemptSuperseded; as ``has_succeeded``.
+    """
+    if not has_succeeded(tracker.app, task, binding.celery_task_id):
         return False
-    plan = current(tracker.store, attempt.ref).plan
-    stages = plan.stages(attempt.task_index) if plan else ()
-    # A user's plan may have more tags than the chain. The id is then that of a later stage, which proves more.
-    stage = stages.index(attempt.tag) if attempt.tag in stages else 0
-    binding = Binding(attempt.ref, attempt.task_index, attempt.tag, stage)
-    kept = attempt.cell.kept
-    task = tracker.app.tasks.get(redelivery.task_name(kept)) if kept and kept != AT_BROKER else None
-    return has_succeeded(tracker.app, task, binding.celery_task_id)
+    write = Write.proven(attempt.tag, attempt.task_index, attempt=attempt.cell.attempt)
+    value = _pass_on(tracker.app, write, binding, task)
+    call = partial(publisher.write, tracker, attempt.ref, write, value=value, may_send=may_send)
+    _write(tracker, binding, write, call)
+    return True
 
 
 def redelivery_has_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any]) -> bool:

@@ -36,8 +36,8 @@ class Settings:
         store_options: further options of ``open_store``.
         lease: seconds for which a worker counts as alive after its last renewal.
         sweep_interval: seconds between two sweeps for lost workers and unpublished callbacks.
-        on_lost: the fate of an attempt whose worker is lost: ``mark`` ends it as LOST, ``requeue`` sends its message
-            again, ``auto`` requeues tasks with ``acks_late`` and marks the others.
+        on_lost: the fate of an attempt whose worker is lost: ``mark`` ends it as LOST, ``requeue`` publishes its
+            message again, ``auto`` requeues tasks with ``acks_late`` and marks the others.
         max_lost: number of losses at which a cell ends as LOST under every policy.
         progress_interval: seconds between two progress writes of one task; 0 writes every call.
         on_store_error: ``log`` keeps tasks running while the store is unavailable and writes their states later;

@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, wraps
 from typing import Any
 
@@ -20,26 +21,26 @@ from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
 from celery_statemanager.errors import JobCancelled
-from celery_statemanager.integration import publication, redelivery, results, spawned
+from celery_statemanager.integration import publication, results, spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
-from celery_statemanager.integration.outbox import capture
+from celery_statemanager.integration.outbox import capture, changed
+from celery_statemanager.integration.outbox.envelope import KEPT_PROPERTIES
 from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_own_strategy
-from celery_statemanager.integration.task import outcomes, running, stages
+from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.integration.task.aborted import end_aborted, end_aborted_part
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.task.replacement import (
     end_part,
     mark_message,
-    reject_unsent,
     running_part,
     start_part,
 )
 from celery_statemanager.integration.task.run import Run, run_of, start_run
 from celery_statemanager.integration.task.state import warn_before_waiting
 from celery_statemanager.integration.worker import main
+from celery_statemanager.integration.worker.duplicates import drop_if_outdated
 from celery_statemanager.models import Status
-from celery_statemanager.records import Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -92,19 +93,17 @@ def _on_prerun(task: Any = None, **_: Any) -> None:
 
 
 @_repeated_after_limit
-def _on_success(sender: Any = None, **_: Any) -> None:
+def _on_success(sender: Any = None, result: Any = None, **_: Any) -> None:
     run = run_of(sender)
-    if run is not None and not stages.end_if_unpublished(run, sys.exc_info()[1]):
-        run.end(int(Status.FINISHED))
-        reject_unsent(run)
+    if run is not None:
+        run.finish(result)
 
 
 @_repeated_after_limit
 def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
     run, part = run_of(sender), running_part(sender)
     if run is not None:
-        if not stages.end_if_unpublished(run, exception):
-            run.fail(outcomes.original(exception, sys.exc_info()[1]))
+        run.fail(outcomes.original(exception, sys.exc_info()[1]))
         return
     if part is not None:
         part.end(*outcomes.failure(outcomes.original(exception, sys.exc_info()[1])))
@@ -113,7 +112,7 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
         return
     status, message = outcomes.failure(exception)
     if outcomes.is_requeued(sender, exception):
-        main.report_pause(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
+        main.report_next_delivery(sender.app, task_id, None, f"requeued after {message}", more_retries=0)
     else:
         main.report(sender.app, task_id, None, status, message, began=True)
 
@@ -127,9 +126,9 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
     if run is not None and request.id not in run.sent and publication.may_hold_back(sender.app, sender.name):
         run.end(int(Status.REJECTED), publication.not_published(sender.app, sender.name))
     elif run is not None:
-        run.pause(message, Delivery(run.delivery.replacements, run.delivery.retries + 1))
+        run.await_delivery(message, run.delivery._replace(retries=run.delivery.retries + 1))
     else:
-        main.report_pause(sender.app, request.id, request, message, more_retries=1)
+        main.report_next_delivery(sender.app, request.id, request, message, more_retries=1)
 
 
 @_repeated_after_limit
@@ -160,14 +159,13 @@ def _end_reported(run: Run, task: Any, state: str, retval: Any) -> None:
     elif state == "REJECTED" and isinstance(retval, Reject):
         requeue = outcomes.asks_for_requeue(retval)
         if requeue and task.acks_late and not task.request.is_eager:
-            run.pause(outcomes.requeue(retval), run.delivery)
+            run.await_delivery(outcomes.requeue(retval), run.delivery)
         else:
             run.end(int(Status.REJECTED), outcomes.rejection(retval, not_requeued=requeue))
     elif state == "SUCCESS":  # from here on: something prevented the handler of the outcome's own signal
-        _on_success(sender=task)
+        _on_success(sender=task, result=retval)
     elif state == "FAILURE":
-        if not stages.end_if_unpublished(run, retval):
-            run.fail(retval)
+        run.fail(retval)
     elif state == "RETRY":
         _on_retry(sender=task, request=task.request, reason=retval)
 
@@ -178,7 +176,8 @@ def _on_ignored(run: Run, retval: Any) -> None:
     elif outcomes.is_a(retval, JobCancelled):
         run.end(int(Status.CANCELLED), retval.reason, keep_app_status=False)
     elif run.replaced_by is not None:
-        run.pause(f"replaced by {run.replaced_by}", Delivery(run.delivery.replacements + 1, 0))
+        replacement = run.delivery._replace(replacements=run.delivery.replacements + 1, retries=0)
+        run.await_delivery(f"replaced by {run.replaced_by}", replacement)
     else:
         run.end(int(Status.REJECTED), outcomes.ignored(retval))
 
@@ -190,7 +189,8 @@ def _on_received(request: Any = None, **_: Any) -> None:
     binding = tracker.held_messages.add(request)
     if binding is not None:
         results.on_received(tracker, binding, request)
-        redelivery.attach(request, tracker.settings.on_lost)
+        changed.attach(request)
+        drop_if_outdated(tracker, binding, request)
     if has_own_strategy(request.task):  # its submitter did not know the task
         why = f"not tracked: {NOT_TRACKED}"
         main.report(request.app, request.id, request.request_dict, int(Status.REJECTED), why, began=False)
@@ -217,7 +217,7 @@ def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: 
 
 @_repeated_after_limit
 def _on_publish(
-    sender: str | None = None, body: Any = None, headers: Any = None, properties: Any = None, **_: Any
+    sender: str | None = None, body: Any = None, headers: Any = None, properties: Any = None, **place: Any
 ) -> None:
     """Add the mark that a message of the running task has lost: a retry, a replacement, or the next task of its chain.
 
@@ -227,24 +227,45 @@ def _on_publish(
     run = run_of(current_task)
     if run is not None:
         run.note_sent(capture.task_id_of(headers, body))
-    headers.pop(redelivery.ENVELOPE, None)  # Celery itself sends a request's headers when it retries for a lost child
+    headers.pop(changed.ENVELOPE, None)  # Celery itself sends a request's headers when it retries for a lost child
     marked = HEADER in headers or PART_HEADER in headers
     if not marked and current_task:
         marked = mark_message(current_task, str(sender), headers, body)
     if marked and properties:
         properties.pop("expiration", None)
+    if run is not None and capture.task_id_of(headers, body) == run.binding.celery_task_id:
+        _keep_following(run, str(sender), body, headers, {**(properties or {}), **place})
+
+
+def _keep_following(run: Run, name: str, body: Any, headers: Any, place: dict[str, Any]) -> None:
+    """Keep the retry or the replacement of the running task, if the stored message of the stage differs from it.
+
+    Args:
+        name: that of the task of the message.
+    """
+    binding = binding_of(headers)
+    if binding is None:
+        return
+    is_retry = binding.replacements == run.binding.replacements
+    if not is_retry or binding.replacements or changed.is_changed(current_task.request, body, place.get("routing_key")):
+        binding = replace(binding, changed=True)
+        headers[HEADER] = binding.to_header()
+    if binding.changed:
+        names = ("exchange", "routing_key", "declare", *KEPT_PROPERTIES)
+        arguments = {name: place[name] for name in names if place.get(name) is not None}
+        app = run.tracker.app
+        arguments["serializer"] = getattr(app.tasks.get(name), "serializer", None) or app.conf.task_serializer
+        run.following = changed.publication_to_json(body, {**headers}, arguments)
 
 
 def _on_published(headers: Any = None, body: Any = None, **_: Any) -> None:
-    """Record that the running task has published its own retry, or the next stage of its chain."""
+    """Record that the running task has published its own retry."""
     run = run_of(current_task)
     if run is None:
         return
     task_id, retries = capture.task_id_of(headers, body), capture.retries_of(headers, body)
-    if run.next_stage is not None and task_id == run.next_stage[0].celery_task_id:
-        run.next_is_published = True
-    elif task_id == run.binding.celery_task_id and retries > run.delivery.retries:
-        run.retry_sent = Delivery(run.delivery.replacements, retries)
+    if task_id == run.binding.celery_task_id and retries > run.delivery.retries:
+        run.retry_sent = run.delivery._replace(retries=retries)
 
 
 _HANDLERS: list[tuple[Signal, Any]] = [

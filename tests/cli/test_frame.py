@@ -194,7 +194,7 @@ LIVENESS = [
     (
         Liveness(Activity.LOST, lost=True, sweep_at=1_772_366_400_000_000, lease=30.0),
         r"waiting for the sweep at \d\d:00:00",
-        r"a worker died; the sweep at \d\d:00:00 marks its tasks or sends them again",
+        r"a worker died; the sweep at \d\d:00:00 marks its tasks or publishes them again",
     ),
     (
         Liveness(Activity.WORKING, lost=True, sweep_at=1_772_366_400_000_000, lease=30.0),

@@ -26,7 +26,7 @@ class Ends(NamedTuple):
         message: a pattern for the whole message.
         attempt: the number of the last attempt.
         writes: the highest possible version; duplicate and late writes change nothing. The version is lower if the next
-            delivery begins before the one that announced it has ended, or before the sweep sends it again.
+            delivery begins before the one that announced it has ended, or before a sweep publishes it again.
     """
 
     status: int

@@ -48,7 +48,7 @@ def test_a_task_runs_once_when_its_worker_loses_the_broker_connection(tracked, p
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(("rabbitmq-redis", "prefork"))
-def test_a_requeued_message_that_reaches_the_delivery_limit_of_its_queue_is_sent_again(
+def test_a_requeued_message_that_reaches_the_delivery_limit_of_its_queue_is_published_again(
     setting, start_worker, key, eventually, monkeypatch
 ):
     """RabbitMQ drops it silently after two deliveries. No worker consumes the queue until the state has been read."""
@@ -71,7 +71,7 @@ def test_a_requeued_message_that_reaches_the_delivery_limit_of_its_queue_is_sent
     not BEFORE_5_7, reason="Celery 5.7 and later keep track of running tasks when the connection breaks"
 )
 @pytest.mark.places(PREFORK)
-def test_a_task_that_its_worker_lost_track_of_is_sent_again(tracked, start_worker, key, eventually):
+def test_a_task_that_its_worker_lost_track_of_is_published_again(tracked, start_worker, key, eventually):
     start_worker(key)
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
     eventually(lambda: tracked.notes(key))

@@ -39,7 +39,7 @@ def test_the_failure_callback_runs_once_for_many_failures(tracked, submit, event
     assert callbacks(tracked, job) == [f"failure ['{job.id}'] False", f"settled ['{job.id}'] False"]
 
 
-def test_a_callback_sent_again_does_not_run_again(tracked, submit, pool, key, eventually):
+def test_a_callback_that_is_published_again_does_not_run_again(tracked, submit, pool, key, eventually):
     job = submit([tracked.succeed.s()], on_success=tracked.callback.s())
     job.wait(PATIENCE)
     eventually(lambda: callbacks(tracked, job))

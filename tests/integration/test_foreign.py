@@ -11,10 +11,9 @@ import pytest
 from celery import Celery, signature
 from servers import running_redis
 
-from celery_statemanager import StatefulTask, StateManager, Status
-from celery_statemanager.integration.binding import Binding
+from celery_statemanager import StatefulTask, StateManager
+from celery_statemanager.attempts import mark_lost
 from celery_statemanager.integration.callbacks import callback_to_json
-from celery_statemanager.integration.redelivery import message_to_json
 from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.leases import Received, Report, renew
 from celery_statemanager.records import Begin, Latch, Write, new_event_id, new_job
@@ -73,26 +72,21 @@ def theirs(store):
     return Shop("theirs", store)
 
 
-def create_job(shop, store):
-    callback = Latch(callback_to_json("settled", shop.task.si()))
-    latches = {"success": Latch(), "failure": Latch(), "settled": callback}
-    return store.create_job(replace(new_job("a job", 1, ("work",)), latches=latches))
+def submit(shop, job_id="a job"):
+    """Submit a job of one row whose message is lost, and return its record."""
+    job = shop.states.submit([shop.task.si()], job_id=job_id, on_settled=shop.task.si())
+    assert len(shop.receive()) == 1
+    return job._record
 
 
-def kept_message(shop, job):
-    Binding(job.ref, 0, "work").bind(shop.task.s()).apply_async()
-    [message] = shop.receive()
-    return message_to_json(message)
+def begin(store, job, tag="default"):
+    return store.begin(job.ref, Begin(tag=tag, task_index=0, event_id=new_event_id(), owner="dead"))
 
 
-def begin(store, job, kept=None):
-    request = Begin(tag="work", task_index=0, event_id=new_event_id(), owner="dead", kept=kept)
-    return store.begin(job.ref, request)
-
-
-def test_a_lost_message_is_sent_again_only_by_an_app_that_has_its_task(store, clock, ours, theirs, caplog):
-    job = create_job(ours, store)
-    begin(store, job, kept_message(ours, job))
+def test_a_lost_attempt_is_published_again_only_by_an_app_that_has_its_task(store, clock, ours, theirs, caplog):
+    ours.app.conf.statemanager_on_lost = "requeue"
+    job = submit(ours)
+    begin(store, job)
     clock.advance(LEASE + 1)
     with caplog.at_level(logging.WARNING):
         assert not theirs.sweep()[0]
@@ -101,32 +95,26 @@ def test_a_lost_message_is_sent_again_only_by_an_app_that_has_its_task(store, cl
     assert len(warnings) == 1
     assert "no task 'ours.work'" in warnings[0]
     assert "statemanager_store_url" in warnings[0]
-    assert store.get_cell(job.ref, "work", 0).open
+    assert store.get_cell(job.ref, "default", 0).open
     swept, sent = ours.sweep()
     assert (swept.requeued, sent) == (1, ["ours.work"])
 
 
 def test_a_due_callback_is_published_only_by_an_app_that_has_its_task(store, clock, ours, theirs):
-    job = create_job(ours, store)
-    begin(store, job)
-    clock.advance(LEASE + 1)
-    swept, sent = theirs.sweep()
-    assert (swept.marked, sent) == (1, [])
-    assert store.get_cell(job.ref, "work", 0).status == Status.LOST
-    assert store.get_job(job.key).due
+    job = submit(ours)
+    mark_lost(store, job.ref, "default", 0, begin(store, job).cell, new_event_id(), max_lost=3)
     clock.advance(LEASE)
     swept, sent = theirs.sweep()
     assert (swept.callbacks, sent) == (0, [])
+    assert store.get_job(job.key).due
     swept, sent = ours.sweep()
     assert (swept.callbacks, sent) == (1, ["ours.work"])
     assert not store.get_job(job.key).due
 
 
-def test_received_rows_of_a_dead_worker_are_sent_by_their_own_app(store, clock, ours, theirs):
-    own = create_job(ours, store)
-    other = store.create_job(new_job("another job", 1, ("work",)))
-    rows = [Received(job.ref, "work", 0, kept_message(shop, job)) for shop, job in ((ours, own), (theirs, other))]
-    renew(store, "dead", Report(received=rows), LEASE)
+def test_received_rows_of_a_dead_worker_are_published_by_their_own_app(store, clock, ours, theirs):
+    jobs = submit(ours), submit(theirs, "another job")
+    renew(store, "dead", Report(received=[Received(job.ref, "default", 0) for job in jobs]), LEASE)
     clock.advance(LEASE + 1)
     assert theirs.sweep()[1] == ["theirs.work"]
     assert theirs.sweep()[1] == []
@@ -143,14 +131,14 @@ def broker():
 def test_received_rows_of_a_dead_worker_wait_for_the_broker(store, clock, broker):
     shop = Shop("ours", store, f"redis://127.0.0.1:{broker.port}/0")
     shop.app.conf.task_publish_retry = False
-    job = create_job(shop, store)
-    renew(store, "dead", Report(received=[Received(job.ref, "work", 0, kept_message(shop, job))]), LEASE)
+    job = submit(shop)
+    renew(store, "dead", Report(received=[Received(job.ref, "default", 0)]), LEASE)
     clock.advance(LEASE + 1)
     with broker.down():
-        assert not sweep(shop.states)
-    assert "dead" in workers(store)
-    assert shop.sweep()[1] == ["ours.work"]
+        assert sweep(shop.states).requeued == 1
+    assert str(store.get_outbox(job.ref).returned.waiting) == "0"
     assert workers(store) == {}
+    assert shop.sweep()[1] == ["ours.work"]
     shop.app.close()
 
 
@@ -169,7 +157,7 @@ def test_the_sweep_command_imports_the_modules_that_its_app_includes(tmp_path):
             "settled": Latch(callback_to_json("settled", signature("included.work", immutable=True))),
         }
         job = store.create_job(replace(new_job("a job", 1, ("work",)), latches=latches))
-        begin(store, job)
+        begin(store, job, "work")
         store.write(job.ref, Write(tag="work", task_index=0, status=-1, event_id="end", attempt=1, ends_attempt=True))
         assert store.get_job(job.key).due
         command = [sys.executable, "-m", "celery", "-A", "swept", "sweep-state", "--format", "json"]

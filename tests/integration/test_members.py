@@ -11,6 +11,7 @@ from kombu.exceptions import ContentDisallowed
 
 from celery_statemanager import JobNotFound, Manager, StatefulTask, StateManager, Status, SubmitFailed
 from celery_statemanager.integration.binding import HEADER
+from celery_statemanager.integration.outbox.values import PLACEHOLDER
 from celery_statemanager.testing.celery import published
 
 
@@ -82,6 +83,20 @@ def published_by(app, publish):
     return [_contents(each) for each in messages]
 
 
+def stages_of_celery(app, canvas):
+    """Return the contents of the messages that Celery publishes for a canvas, those of later stages too."""
+    contents = []
+    with published(app) as messages:
+        canvas.apply_async()
+    for message in messages:
+        later, message.body[2]["chain"] = message.body[2]["chain"], None
+        contents.append(_contents(message))
+        for stage in reversed(later or ()):
+            following = signature(stage, app=app)
+            contents += published_by(app, lambda following=following: following.apply_async((PLACEHOLDER,)))
+    return contents
+
+
 def _contents(message):
     args, kwargs, embed = message.body
     header = {name: message.headers[name] for name in ("task", "timelimit", "stamps", "stamped_headers")}
@@ -103,16 +118,15 @@ def _step(signature):
 @pytest.mark.parametrize("spooled", [False, True], ids=["listed", "spooled"])
 def test_submit_publishes_a_member_as_celery_would(app, states, tasks, canvas, spooled):
     member = CANVASES[canvas](tasks)
-    celery = published_by(app, member.clone().apply_async)
+    celery = stages_of_celery(app, member.clone())
     assert published_by(app, lambda: states.submit(iter([member]) if spooled else [member])) == celery
 
 
 @pytest.mark.parametrize("members", GROUPS)
 def test_submit_publishes_a_group_as_celery_would(app, states, tasks, members):
     members_group = GROUPS[members](tasks)
-    assert published_by(app, lambda: states.submit(members_group)) == published_by(
-        app, members_group.clone().apply_async
-    )
+    celery = stages_of_celery(app, members_group.clone())
+    assert published_by(app, lambda: states.submit(members_group)) == celery
 
 
 def test_a_group_with_options_may_have_arguments_that_are_not_json(app, states, tasks):
@@ -133,7 +147,7 @@ def test_a_signature_decoded_from_json_is_accepted(app, states, tasks):
 def test_a_signature_of_an_unregistered_task_is_sent_by_the_state_managers_app(app, states):
     loaded = states.tag(signature("elsewhere.load"), "load")
     elsewhere = [signature("elsewhere.scan"), chain(signature("elsewhere.scan"), loaded)]
-    assert len(published_by(app, lambda: states.submit(elsewhere))) == 2
+    assert len(published_by(app, lambda: states.submit(elsewhere))) == 3
 
 
 def test_submit_rejects_a_chain_with_a_task_id(states, tasks):

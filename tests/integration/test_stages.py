@@ -1,7 +1,7 @@
-"""A chain whose stage returns while the broker is away: its row does not wait for ever (rules R13, R16)."""
+"""The stages of a chain, which the job publishes one after another (rule R19)."""
 
 import pytest
-from conftest import load
+from conftest import SLOW_PLACES, load
 from servers import running_redis
 
 from celery_statemanager import Status
@@ -29,10 +29,9 @@ def away(tmp_path, key, start_configured_worker, eventually):
             eventually(lambda: tracked.notes(key))
             with proxy.down():
                 (tracked.HOME / f"{key}.go").touch()
-                eventually(lambda: job.get_state("work", 0).message)
+                eventually(lambda: job.get_state("work", 0).finished)
             worker.kill()
-            message = job.get_state("work", 0).message
-            assert message.startswith("returned, but its next stage was not published: OperationalError: "), message
+            assert job.get_state("work", 0).status == Status.FINISHED
             start_configured_worker(environment, "threads", key)
             return tracked, job
 
@@ -40,16 +39,36 @@ def away(tmp_path, key, start_configured_worker, eventually):
 
 
 @pytest.mark.full
-def test_a_row_fails_if_its_next_stage_cannot_be_published(away, key):
-    _, job = away("gate")
-    assert job.wait(PATIENCE).failed == 1
-    first, second = job.get_state("work", 0), job.get_state("second", 0)
-    assert (first.status, second.status) == (Status.FAILED, Status.FAILED)
-    assert second.message == f"not run: stage 'work' failed: {first.message}"
-
-
-@pytest.mark.full
-def test_a_stage_that_may_run_again_publishes_the_next_one_then(away, key):
-    tracked, job = away("late_gate")
+@pytest.mark.parametrize("first", ["gate", "late_gate"])
+def test_a_stage_that_ends_without_the_broker_is_followed_when_the_broker_is_back(away, key, first):
+    tracked, job = away(first)
     assert job.wait(PATIENCE).finished == 2
-    assert tracked.notes(key) == ["begun 1", "ended 1", "begun 2", "ended 2"]
+    assert tracked.notes(key) == ["begun 1", "ended 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.places(*SLOW_PLACES)
+@pytest.mark.parametrize("fault", ["dies_before_publishing", "child_dies_before_publishing", "dies_after_publishing"])
+def test_the_stage_after_a_killed_process_runs_once(tracked, setting, pool, key, start_worker, fault):
+    start_worker(f"{key}.{fault}", pool="prefork", TRACKED_FAULT=fault)
+    first = tracked.succeed.s(f"{key}.second").set(queue=f"{key}.{fault}")
+    second = tracked.states.tag(tracked.count.s(), "second").set(queue=pool)
+    job = tracked.states.submit([first | second])
+    assert job.wait(PATIENCE).finished == 2
+    assert len(tracked.notes(f"{key}.second")) == 1
+    assert tracked.states.store.get_value(job.manager.ref, 0) is None, "the last stage has ended"
+
+
+def test_a_stage_whose_value_the_next_one_cannot_take_fails(tracked, pool, key, submit):
+    job = submit([tracked.returns_object.s() | tracked.second.s()])
+    assert job.wait(PATIENCE).failed == 1
+    message = job.get_state("work", 0).message
+    assert message.startswith("returned, but the next stage cannot take its value: EncodeError: "), message
+
+
+def test_values_pass_through_each_stage(tracked, pool, key, submit):
+    last = tracked.states.tag(tracked.count.s(), "third")
+    middle = tracked.states.tag(tracked.succeed.s(), "second")
+    job = submit([tracked.succeed.s(f"{key}.{row}") | middle | last for row in range(5)])
+    assert job.wait(PATIENCE).finished == 15
+    assert [len(tracked.notes(f"{key}.{row}")) for row in range(5)] == [1] * 5

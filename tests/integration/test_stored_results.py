@@ -66,7 +66,7 @@ def test_a_status_of_the_application_is_kept(own, start_worker, key):
 
 
 @pytest.mark.places(("redis-redis", "threads"))
-def test_the_result_of_a_task_whose_message_only_the_broker_has_is_found(own, start_worker, key, eventually):
+def test_the_result_of_a_task_with_a_large_message_is_found(own, start_worker, key, eventually):
     worker = start_worker(key, pool="solo", TRACKED_FAULT="after_storing_result", **own.environment)
     job = own.states.submit([own.late_gate.s(key, "x" * 70_000).set(queue=key)])
     (own.HOME / f"{key}.go").touch()

@@ -100,7 +100,7 @@ def test_a_message_that_no_broker_takes_ends_its_row_only(states, task, sent):
 
 
 def test_a_job_is_accepted_while_claims_cannot_be_stored(states, task, sent, caplog):
-    states.store.lose_response("claim", applied=False, times=2)
+    states.store.lose_response("claim", applied=False)
     job = states.submit([task.s() for _ in range(3)])
     assert sent == []
     assert "cannot publish messages of job" in caplog.text
@@ -110,7 +110,7 @@ def test_a_job_is_accepted_while_claims_cannot_be_stored(states, task, sent, cap
 
 
 def test_a_claim_whose_response_was_lost_is_published_when_its_lease_ends(states, task, sent, clock):
-    states.store.lose_response("claim", applied=True, times=2)
+    states.store.lose_response("claim", applied=True)
     states.submit([task.s() for _ in range(3)])
     assert sent == []
     clock.advance(31)

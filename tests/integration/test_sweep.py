@@ -11,7 +11,7 @@ import pytest
 from celery_statemanager import Status, attempts, completion, leases
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.records import (
-    AT_BROKER,
+    CALLBACK_ROW,
     Begin,
     ClaimRequest,
     Delivery,
@@ -33,13 +33,35 @@ LEASE = 30.0
 class RecordedActions:
     """Record what a sweep would publish."""
 
+    broker_redelivers = False
+    sends_ahead = False
+
     def __init__(self):
         self.resent = []
         self.published = []
         self.messages = []
+        self.policy = False
+        self.of_this_app = True
+        self.empty_queue = None
+        self.vetoes = True
 
-    def owns(self, ref, message):
-        return message != "of another app"
+    def queues_of(self, job):
+        return frozenset([self.empty_queue] if self.empty_queue else [])
+
+    def queue_of(self, job, tag, row):
+        return self.empty_queue
+
+    def message_count(self, queue):
+        return 0
+
+    def may_publish_again(self, ref, tag, row):
+        return self.vetoes
+
+    def finish_if_succeeded(self, attempt):
+        return False
+
+    def runs_again(self, attempt):
+        return self.policy
 
     def resend(self, ref, message):
         self.resent.append(message)
@@ -49,8 +71,10 @@ class RecordedActions:
         self.published.append(decided)
         return len(decided)
 
-    def publish_messages(self, job, outbox, dead):
-        self.messages.append((job.job_id, outbox.claimed, {*dead}))
+    def publish_messages(self, job, outbox, dead, ended):
+        if not self.of_this_app:
+            return None
+        self.messages.append((job.job_id, outbox.claimed, {*dead}, {*ended}))
         return 1
 
 
@@ -78,11 +102,31 @@ def sweep(store, actions):
 def job(store):
     callback = Latch("{}")
     latches = {"success": callback, "failure": callback, "settled": callback}
-    return store.create_job(replace(new_job("swept", 3, ("a", "b")), latches=latches))
+    job = replace(new_job("swept", 3, ("a", "b")), latches=latches, flow=Flow())
+    store.add_block(job.ref, 0, b"", 60)
+    job = store.create_job(job)
+    for limit in (3, 0):
+        store.claim(job.ref, ClaimRequest(publisher="submitter", limit=limit))
+    return job
 
 
-def begin(store, job, row=0, owner="w1", kept=None):
-    request = Begin(tag="a", task_index=row, event_id=new_event_id(), owner=owner, kept=kept)
+def returned(store, job):
+    """Return the rows that are due again: those that have begun, and the others."""
+    rows = store.get_outbox(job.ref).returned
+    return str(rows.begun), str(rows.waiting)
+
+
+def publish(store, job):
+    """Claim what is due, as the sweep's actions do."""
+    for limit in (10, 0):
+        store.claim(job.ref, ClaimRequest(publisher="sweeper", limit=limit))
+
+
+def begin(store, job, row=0, owner="w1"):
+    """Begin the newest publication of a row."""
+    cell = store.get_cell(job.ref, "a", row)
+    delivery = cell.delivery if cell else Delivery()
+    request = Begin(tag="a", task_index=row, event_id=new_event_id(), owner=owner, delivery=delivery)
     return attempts.begin(store, job.ref, request, max_lost=3)
 
 
@@ -157,7 +201,7 @@ def test_an_attempt_stays_open_while_its_live_worker_has_no_room_to_list_it(stor
 def test_a_record_without_room_for_received_rows_protects_no_attempt(store, job, clock, sweep):
     begin(store, job)
     clock.advance(LEASE)
-    leases.renew(store, "w1", Report(received=[Received(job.ref, "a", 1, "x" * leases.MOST_BYTES)]), LEASE)
+    leases.renew(store, "w1", Report(received=[Received(job.ref, "x" * leases.MOST_BYTES, 1)]), LEASE)
     assert sweep().marked == 1
 
 
@@ -186,51 +230,57 @@ def test_an_attempt_without_an_owner_is_never_lost(store, job, clock, sweep):
     assert not sweep()
 
 
-def test_a_stored_message_is_sent_again_until_max_lost(store, job, clock, sweep, actions):
+def test_a_lost_attempt_is_published_again_until_max_lost(store, job, clock, sweep, actions):
+    actions.policy = True
     for losses in (1, 2, 3):
-        reply = begin(store, job, kept="message")
+        reply = begin(store, job)
         assert (reply.verdict, reply.cell.attempt) == (Verdict.BEGUN, losses)
         clock.advance(LEASE + 1)
         sweep()
         assert store.get_cell(job.ref, "a", 0).losses == losses
-    assert actions.resent == ["message", "message"]
+        assert returned(store, job) == (("0", "") if losses < 3 else ("", ""))
+        publish(store, job)
+    assert len(actions.messages) == 2, "the sweep that returns a row also publishes it"
     assert store.get_cell(job.ref, "a", 0).status == Status.LOST
     assert store.get_cell(job.ref, "a", 0).message == "lost with its worker w1 (loss 3 of 3)"
 
 
-def test_an_attempt_whose_message_only_the_broker_has_waits_for_it(store, job, clock, sweep, actions):
-    for losses in (1, 2):
-        assert begin(store, job, kept=AT_BROKER).verdict is Verdict.BEGUN
-        clock.advance(LEASE + 1)
-        assert not sweep()
-        cell = store.get_cell(job.ref, "a", 0)
-        assert (cell.status, cell.open, cell.losses) == (Status.STARTED, False, losses)
-        assert cell.message == "waits for the broker to deliver it again: its worker w1 is dead"
-        clock.advance(1e6)
-        assert not sweep()
-    assert begin(store, job, kept=AT_BROKER).verdict is Verdict.BEGUN
+def test_a_lost_attempt_of_another_app_is_left_to_it(store, job, clock, sweep, actions):
+    actions.policy = None
+    leases.renew(store, "w1", Report([cell_name_of(job)]), LEASE)
+    begin(store, job)
     clock.advance(LEASE + 1)
-    assert sweep().marked == 1
-    assert (store.get_cell(job.ref, "a", 0).status, actions.resent) == (Status.LOST, [])
+    assert not sweep()
+    assert store.get_cell(job.ref, "a", 0).open
+    assert "w1" in workers(store), "the other sweep needs its record"
 
 
-def test_a_message_that_its_broker_delivers_after_max_lost_does_not_run(store, job, clock, sweep):
+def test_a_lost_callback_becomes_due_again(store, job, clock, sweep, actions):
+    actions.policy = True
+    attempts.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id(), max_lost=3)
+    completion.publish_due(store, job.ref, ("failure",), lambda *_: True)
+    store.begin(job.ref, Begin(tag="failure", task_index=CALLBACK_ROW, owner="w1"))
+    clock.advance(LEASE + 1)
+    assert sweep().requeued == 1
+    cell = store.get_cell(job.ref, "failure", CALLBACK_ROW)
+    assert (cell.open, cell.delivery, cell.losses) == (False, Delivery(1), 1)
+    assert actions.published == [("failure",)]
+
+
+def test_a_message_that_its_broker_delivers_after_max_lost_does_not_run(store, job, clock, sweep, actions):
+    actions.policy = True
     for _ in range(3):
-        begin(store, job, kept="message")
+        begin(store, job)
         clock.advance(LEASE + 1)
         sweep()
     assert begin(store, job).verdict is Verdict.CLOSED
     cell = store.get_cell(job.ref, "a", 0)
-    assert (cell.status, cell.final, cell.message) == (
-        Status.LOST,
-        True,
-        "lost with its worker 3 times, not run again",
-    )
+    assert (cell.status, cell.final, cell.message) == (Status.LOST, True, "lost with its worker w1 (loss 3 of 3)")
 
 
-def requeue(store, job, row=0, kept=None):
+def requeue(store, job, row=0):
     """Begin and requeue a row, as a task that raises ``Reject`` with ``requeue=True``."""
-    begin(store, job, row, kept=kept)
+    begin(store, job, row)
     pause = Write.returned("a", row, "requeued by the task: busy", Delivery(), attempt=1, awaits_delivery=True)
     store.write(job.ref, pause)
     store.put_worker("idle", Report().to_json(), 100 * LEASE)
@@ -238,7 +288,7 @@ def requeue(store, job, row=0, kept=None):
 
 def test_a_requeued_message_waits_while_no_worker_is_alive(store, job, clock, sweep, actions):
     """The broker cannot deliver it, for example between two deployments."""
-    requeue(store, job, kept="message")
+    requeue(store, job)
     store.drop_worker("idle")
     clock.advance(10 * LEASE)
     assert not sweep()
@@ -246,11 +296,13 @@ def test_a_requeued_message_waits_while_no_worker_is_alive(store, job, clock, sw
     assert sweep().requeued == 1
 
 
-def test_the_end_of_an_attempt_that_was_taken_over_from_a_stopped_worker_is_accepted(store, job, clock, sweep):
-    begin(store, job, kept="message")
+def test_the_end_of_an_attempt_that_was_taken_over_from_a_stopped_worker_is_accepted(store, job, clock, sweep, actions):
+    actions.policy = True
+    begin(store, job)
     store.put_worker("w1", Report(stopping=True).to_json(), 0)
     clock.advance(2 * LEASE)
     assert sweep().requeued == 1
+    assert store.get_cell(job.ref, "a", 0).losses == 0
     ending = Write.ending("a", 0, int(Status.FINISHED), None, attempt=1)
     assert store.write(job.ref, ending).cell.status == Status.FINISHED
 
@@ -263,16 +315,27 @@ def test_a_requeue_that_is_reported_after_its_worker_was_marked_lost_is_looked_a
     assert store.write(job.ref, late).cell.held
 
 
-def test_a_requeued_message_that_its_broker_dropped_is_sent_again_until_max_lost(store, job, clock, sweep, actions):
-    requeue(store, job, kept="message")
+def test_a_requeued_message_that_its_broker_dropped_is_published_again_until_max_lost(
+    store, job, clock, sweep, actions
+):
     for losses in (1, 2):
+        begin(store, job)
+        attempt = store.get_cell(job.ref, "a", 0).attempt
+        delivery = store.get_cell(job.ref, "a", 0).delivery
+        pause = Write.returned("a", 0, "requeued by the task: busy", delivery, attempt=attempt, awaits_delivery=True)
+        store.write(job.ref, pause)
+        store.put_worker("idle", Report().to_json(), 100 * LEASE)
         clock.advance(3 * LEASE - 1)
         assert not sweep()
         clock.advance(1)
         assert sweep().requeued == 1
         cell = store.get_cell(job.ref, "a", 0)
-        assert (cell.status, cell.losses, len(actions.resent)) == (Status.STARTED, losses, losses)
+        assert (cell.status, cell.losses, returned(store, job)) == (Status.STARTED, losses, ("0", ""))
         assert cell.message == "requeued by the task: busy; the broker did not deliver it again: sent again"
+        publish(store, job)
+    begin(store, job)
+    pause = Write.returned("a", 0, "requeued by the task: busy", Delivery(2), attempt=3, awaits_delivery=True)
+    store.write(job.ref, pause)
     clock.advance(3 * LEASE)
     assert sweep().marked == 1
     cell = store.get_cell(job.ref, "a", 0)
@@ -282,60 +345,36 @@ def test_a_requeued_message_that_its_broker_dropped_is_sent_again_until_max_lost
     assert not sweep()
 
 
-@pytest.mark.parametrize("kept", [None, AT_BROKER])
-def test_a_dropped_message_that_nobody_can_send_ends_its_cell(store, job, clock, sweep, actions, kept):
-    requeue(store, job, kept=kept)
-    clock.advance(3 * LEASE)
-    assert (sweep().marked, actions.resent) == (1, [])
-    assert store.get_cell(job.ref, "a", 0).status == Status.REJECTED
-    assert store.get_cell(job.ref, "b", 0).status == Status.REJECTED
-
-
-def test_a_requeued_row_of_a_cancelled_job_is_not_sent_again(store, job, clock, sweep, actions):
-    requeue(store, job, kept="message")
+def test_a_requeued_row_of_a_cancelled_job_is_not_published_again(store, job, clock, sweep, actions):
+    requeue(store, job)
     completion.cancel(store, job.ref, "enough")
     clock.advance(3 * LEASE)
-    assert (sweep().marked, actions.resent) == (1, [])
+    sweep()
+    assert returned(store, job) == ("", "")
     assert store.get_cell(job.ref, "a", 0).status == Status.CANCELLED
     assert store.get_job(job.key).settled
 
 
 @pytest.mark.parametrize("room", [True, False])
-def test_a_requeued_message_that_a_live_worker_has_received_is_not_sent_again(store, job, clock, sweep, actions, room):
-    requeue(store, job, kept="message")
+def test_a_requeued_message_that_a_live_worker_has_received_is_not_published_again(
+    store, job, clock, sweep, actions, room
+):
+    requeue(store, job)
     clock.advance(3 * LEASE)
     row = 0 if room else 1
-    leases.renew(store, "w2", Report(received=[Received(job.ref, "a", row, None)]), LEASE)
+    leases.renew(store, "w2", Report(received=[Received(job.ref, "a", row)]), LEASE)
     if not room:
-        leases.renew(store, "w3", Report(received=[Received(job.ref, "a", 0, "x" * leases.MOST_BYTES)]), LEASE)
+        leases.renew(store, "w3", Report(received=[Received(job.ref, "x" * leases.MOST_BYTES, 0)]), LEASE)
     assert not sweep()
     assert begin(store, job, owner="w2").verdict is Verdict.BEGUN
-    assert actions.resent == []
-
-
-def test_a_requeued_message_of_another_app_is_left_to_it(store, job, clock, sweep, actions):
-    requeue(store, job, kept="of another app")
-    before = store.get_cell(job.ref, "a", 0)
-    clock.advance(3 * LEASE)
-    assert not sweep()
-    assert (store.get_cell(job.ref, "a", 0), actions.resent) == (before, [])
-
-
-def test_a_requeued_message_counts_before_it_is_published(store, job, clock, actions):
-    """It may begin before the sweep continues."""
-    requeue(store, job, kept="message")
-    clock.advance(3 * LEASE)
-    actions.resend = lambda *_: begin(store, job, owner="w2").verdict is Verdict.BEGUN
-    Sweep(store, actions, lease=LEASE, max_lost=3).run()
-    cell = store.get_cell(job.ref, "a", 0)
-    assert (cell.attempt, cell.losses, cell.open) == (2, 1, True)
+    assert returned(store, job) == ("", "")
 
 
 def test_a_requeued_row_that_begins_during_the_sweep_is_not_changed(store, job, clock, actions):
     requeue(store, job)
     clock.advance(3 * LEASE)
     late = FaultyStore(store)
-    late.at("get_job", lambda _: begin(store, job, owner="w2"))
+    late.at("write", lambda _: begin(store, job, owner="w2"))
     Sweep(late, actions, lease=LEASE, max_lost=3).run()
     assert store.get_cell(job.ref, "a", 0).owner == "w2"
 
@@ -351,32 +390,29 @@ def test_a_begin_that_replaces_a_dead_attempt_counts_a_loss(store, job, clock):
 
 def test_a_retry_does_not_count_as_a_loss(store, job):
     begin(store, job)
-    later = Begin(tag="a", task_index=0, event_id=new_event_id(), delivery=Delivery(0, 1), owner="w1")
+    later = Begin(tag="a", task_index=0, event_id=new_event_id(), delivery=Delivery(0, 0, 1), owner="w1")
     assert store.begin(job.ref, later).cell.losses == 0
 
 
-def test_received_rows_of_a_dead_worker_are_sent_again_or_marked(store, job, clock, sweep, actions):
+def test_received_rows_of_a_dead_worker_are_published_again(store, job, clock, sweep, actions):
     begin(store, job, row=2, owner=None)
-    rows = [
-        Received(job.ref, "a", 0, "message"),
-        Received(job.ref, "a", 1, None),
-        Received(job.ref, "a", 2, "begun since"),
-    ]
+    rows = [Received(job.ref, "a", row) for row in range(3)]
     leases.renew(store, "w1", Report(received=rows), LEASE)
     clock.advance(LEASE + 1)
     swept = sweep()
-    assert (swept.requeued, swept.marked, actions.resent) == (1, 1, ["message"])
-    assert store.get_cell(job.ref, "a", 0) is None
-    assert store.get_cell(job.ref, "a", 1).status == Status.LOST
+    assert (swept.requeued, swept.marked, swept.published) == (2, 0, 1)
+    assert returned(store, job) == ("", "0-1")
+    cell = store.get_cell(job.ref, "a", 0)
+    assert (cell.status, cell.message) == (0, "sent again: received by worker w1, which is dead")
+    assert workers(store) == {}
 
 
-def test_received_rows_of_a_dead_worker_that_the_broker_delivers_again_are_not_changed(
-    store, job, clock, sweep, actions
-):
-    leases.renew(store, "w1", Report(received=[Received(job.ref, "a", 0, AT_BROKER)]), LEASE)
+def test_received_rows_that_the_broker_delivers_again_at_once_are_not_changed(store, job, clock, sweep, actions):
+    actions.broker_redelivers = True
+    leases.renew(store, "w1", Report(received=[Received(job.ref, "a", 0)]), LEASE)
     clock.advance(LEASE + 1)
     assert sweep().workers == 1
-    assert (store.get_cell(job.ref, "a", 0), actions.resent) == (None, [])
+    assert (store.get_cell(job.ref, "a", 0), returned(store, job)) == (None, ("", ""))
     assert begin(store, job).verdict is Verdict.BEGUN
 
 
@@ -384,13 +420,11 @@ def test_a_received_row_that_has_ended_is_not_changed(store, job, clock, sweep, 
     for row in (0, 1):
         begin(store, job, row=row, owner=None)
         end(store, job, row)
-    leases.renew(
-        store, "w1", Report(received=[Received(job.ref, "a", 0, "message"), Received(job.ref, "a", 1, None)]), LEASE
-    )
+    leases.renew(store, "w1", Report(received=[Received(job.ref, "a", row) for row in (0, 1)]), LEASE)
     clock.advance(LEASE + 1)
     assert not sweep()
     assert [store.get_cell(job.ref, "a", row).status for row in (0, 1)] == [Status.FINISHED] * 2
-    assert actions.resent == []
+    assert returned(store, job) == ("", "")
 
 
 MOVES = {
@@ -400,11 +434,12 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("kept", [None, "message"])
+@pytest.mark.parametrize("policy", [True, False])
 @pytest.mark.parametrize("move", MOVES)
-def test_a_sweep_that_acts_on_outdated_reads_changes_nothing(store, job, clock, actions, move, kept):
+def test_a_sweep_that_acts_on_outdated_reads_changes_nothing(store, job, clock, actions, move, policy):
+    actions.policy = policy
     leases.renew(store, "w1", Report([cell_name_of(job)]), LEASE)
-    begin(store, job, kept=kept)
+    begin(store, job)
     clock.advance(LEASE + 1)
     seen = []
     late = FaultyStore(store)
@@ -418,21 +453,17 @@ def test_a_sweep_that_acts_on_outdated_reads_changes_nothing(store, job, clock, 
     assert actions.published == []
 
 
-def test_a_received_retry_of_a_dead_worker_is_sent_again_or_marked(store, job, clock, sweep, actions):
-    for row in (0, 1, 2):
+def test_a_received_retry_of_a_dead_worker_is_published_again(store, job, clock, sweep, actions):
+    for row in (0, 1):
         cell = begin(store, job, row=row).cell
-        pause = {"status": 1, "ends_attempt": True, "next_delivery": Delivery(0, 1)}
+        pause = {"status": 1, "ends_attempt": True, "next_delivery": Delivery(0, 0, 1)}
         store.write(job.ref, Write(tag="a", task_index=row, event_id=new_event_id(), attempt=cell.attempt, **pause))
-    rows = [
-        Received(job.ref, "a", 0, "the retry", Delivery(0, 1)),
-        Received(job.ref, "a", 1, None, Delivery(0, 1)),
-        Received(job.ref, "a", 2, None, Delivery(0, 0)),
-    ]
+    rows = [Received(job.ref, "a", 0, Delivery(0, 0, 1)), Received(job.ref, "a", 1, Delivery())]
     leases.renew(store, "w2", Report(received=rows), LEASE)
     clock.advance(LEASE + 1)
     sweep()
-    assert actions.resent == ["the retry"]
-    assert [store.get_cell(job.ref, "a", row).status for row in (0, 1, 2)] == [1, Status.LOST, 1]
+    assert returned(store, job) == ("0", ""), "the delivery of row 1 has begun"
+    assert store.get_cell(job.ref, "a", 0).delivery == Delivery(1, 0, 1)
 
 
 def test_an_unpublished_callback_is_published_after_a_lease(store, job, clock, sweep, actions):
@@ -462,40 +493,101 @@ def test_the_messages_of_a_dead_submitter_are_published(submitted, clock, sweep,
     assert not sweep()
     clock.advance(61)
     assert sweep().published == 1
-    assert actions.messages == [("half", 1, {"host:1:x/1.1"})]
+    assert actions.messages == [("half", 1, {"host:1:x/1.1"}, set())]
 
 
-def test_the_claims_of_a_worker_are_taken_over_when_it_is_dead(store, submitted, clock, sweep, actions):
+def test_the_claims_of_a_dead_child_are_taken_over(store, submitted, clock, sweep, actions):
     job = submitted(lease=0)
-    store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=1, dead=frozenset({"host:1:x/1.1"})))
+    store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=1, ended=frozenset({"host:1:x/1.1"})))
     store.claim(job.ref, ClaimRequest(publisher="w1/8.1", limit=3))
     leases.renew(store, "w1", Report(processes=[7, 8]), LEASE)
     assert not sweep()
     clock.advance(1)
     leases.renew(store, "w1", Report(processes=[8]), LEASE)
-    assert sweep().published == 1, "its child 7 is dead"
+    assert sweep().published == 1
+    assert actions.messages == [("half", 5, {"w1/7.1"}, set())]
+
+
+@pytest.mark.parametrize(("before", "gone"), [(1, "dead"), (LEASE, "ended")])
+def test_the_last_claims_of_a_dead_worker_are_taken_over(store, submitted, clock, sweep, actions, before, gone):
+    """What a process claimed a renewal before the last record that lists it, it has published."""
+    job = submitted(lease=0)
+    store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=4, ended=frozenset({"host:1:x/1.1"})))
+    clock.advance(before)
+    leases.renew(store, "w1", Report(processes=[7]), LEASE)
+    assert not sweep()
     clock.advance(LEASE + 1)
     sweep()
-    assert [dead for _, _, dead in actions.messages] == [{"w1/7.1"}, {"w1/7.1", "w1/8.1"}]
+    dead, ended = ({"w1/7.1"}, set()) if gone == "dead" else (set(), {"w1/7.1"})
+    assert actions.messages == [("half", 5, dead, ended)]
+    assert workers(store) == {}
+
+
+def test_the_claims_of_a_process_without_a_record_are_taken_over_after_a_lease(store, submitted, clock, sweep, actions):
+    """A process that ends releases its claims, so this one has died; or its first record is not written yet."""
+    job = submitted(lease=0)
+    store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=4, ended=frozenset({"host:1:x/1.1"})))
+    assert not sweep()
+    clock.advance(LEASE + 1)
+    sweep()
+    assert actions.messages == [("half", 5, {"w1/7.1"}, set())]
+
+
+def test_the_record_of_a_dead_worker_is_kept_while_another_app_needs_it(store, submitted, clock, sweep, actions):
+    job = submitted(lease=0)
+    store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=4, ended=frozenset({"host:1:x/1.1"})))
+    leases.renew(store, "w1", Report(processes=[7]), LEASE)
+    clock.advance(LEASE + 1)
+    actions.of_this_app = False
+    sweep()
+    assert "w1" in workers(store)
 
 
 def test_the_claim_of_a_sweep_ends_with_its_lease(store, submitted, clock, sweep, actions):
     job = submitted(lease=0)
     leases.renew(store, "w1", Report(processes=[7]), 100)
-    store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=4, lease=30, dead=frozenset({"host:1:x/1.1"})))
+    request = ClaimRequest(publisher="w1/7.1", limit=4, lease=30, ended=frozenset({"host:1:x/1.1"}))
+    store.claim(job.ref, request)
     assert not sweep()
     clock.advance(31)
     sweep()
-    assert [dead for _, _, dead in actions.messages] == [{"w1/7.1"}]
+    assert [dead for _, _, dead, _ in actions.messages] == [{"w1/7.1"}]
 
 
 def test_a_sweep_fills_a_window(store, submitted, clock, sweep, actions):
     job = submitted(2)
     sweep()
-    assert actions.messages == [("half", 1, set())]
+    assert actions.messages == [("half", 1, set(), set())]
     completion.cancel(store, job.ref, "enough")
     sweep()
     assert len(actions.messages) == 1, "a cancelled job has no messages to publish"
+
+
+def test_a_sweep_leaves_what_a_pause_holds_back(store, job, submitted, clock, sweep, actions):
+    store.update_job(replace(store.get_job(job.key), flow=Flow(paused=True)))
+    store.write(job.ref, Write.sent_back("a", 0, "why", attempt=0))
+    assert not sweep()
+    begin(store, job, row=1)
+    store.write(job.ref, Write.sent_back("a", 1, "why", attempt=1, is_open=True))
+    assert sweep().published == 1, "a row that has begun goes on"
+
+
+@pytest.mark.parametrize("vetoes", [True, False])
+def test_a_lost_message_is_due_again_or_its_cell_ends_lost(store, job, clock, sweep, actions, vetoes):
+    actions.empty_queue, actions.vetoes = "work", vetoes
+    begin(store, job, row=2)
+    leases.renew(store, "w1", Report([cell_name_of(job, 2)]), 100 * LEASE)
+    assert not sweep()
+    clock.advance(LEASE)
+    swept = sweep()
+    assert (swept.requeued, swept.marked) == ((2, 0) if vetoes else (0, 2))
+    cell = store.get_cell(job.ref, "a", 0)
+    if vetoes:
+        assert returned(store, job) == ("", "0-1")
+        assert (cell.status, cell.message) == (0, "published again: its message was lost, queue 'work' is empty")
+    else:
+        assert (cell.status, cell.message) == (Status.LOST, "its message was lost: queue 'work' is empty")
+        assert actions.published == [("failure",)]
 
 
 def test_a_sweep_drops_expired_drafts(store, clock, sweep):

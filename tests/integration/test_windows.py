@@ -1,10 +1,13 @@
 """Completion (rule R15) when the worker dies in each window: a callback has one id and takes effect once."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import load
 from servers import running_redis
 
 from celery_statemanager import Status, leases
+from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.records import CALLBACK_ROW
 from celery_statemanager.testing import Proxy
 from celery_statemanager.testing.celery import published
@@ -96,6 +99,8 @@ def test_the_failure_callback_is_not_withdrawn_and_success_may_follow(tracked, p
             [tracked.fail_first_attempt.s(key), tracked.gate.s(key + "x")], on_success=callback, on_failure=callback
         )
     eventually(lambda: callbacks_run(tracked, job) == ["failure"])
+    again = replace(Binding.from_header(messages[0].headers[HEADER]), publication=1)
+    messages[0].headers[HEADER] = again.to_header()
     messages[0].redeliver()
     eventually(lambda: tracked.notes(key) == ["1", "2"])
     (tracked.HOME / f"{key}x.go").touch()

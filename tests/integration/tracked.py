@@ -175,6 +175,11 @@ def plain(key):
     note(key, state.task_index)
 
 
+@task(base=StatefulTask, tag="work")
+def returns_object():
+    return object()
+
+
 @task(base=StatefulTask, bind=True, tag="second")
 def second(self, _):
     self.state.set(60)

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from celery.signals import after_task_publish, task_success
+from celery.signals import task_success
 
 from celery_statemanager.integration import callbacks
 from celery_statemanager.integration.outbox import publisher
@@ -53,19 +53,15 @@ def child_dies_before_publishing(*_):
     publisher.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
-def after_sending_next_stage(states, _):
-    """Die once a chain's second task has been published, before the end of the first one is written."""
-    after_task_publish.connect(lambda headers, **_: die() if headers["id"].endswith(".1") else None, weak=False)
+def dies_after_publishing(*_):
+    """Die once a message that the end of a row or of a stage made due has been published."""
+    publish = publisher.publish
 
+    def publish_and_die(*arguments):
+        publish(*arguments)
+        die()
 
-def child_dies_after_sending_next_stage(states, _):
-    """Kill the child alone once a chain's second task has been published."""
-
-    def publishing(headers, **_):
-        if headers["id"].endswith(".1"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    after_task_publish.connect(publishing, weak=False)
+    publisher.publish = publish_and_die
 
 
 def after_storing_result(states, _):
@@ -104,9 +100,8 @@ FAULTS = {
     for each in (
         after_deciding,
         after_publishing,
-        after_sending_next_stage,
+        dies_after_publishing,
         after_storing_result,
-        child_dies_after_sending_next_stage,
         child_dies_after_storing_result,
         child_cut_off,
         child_dies_before_publishing,

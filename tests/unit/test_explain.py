@@ -6,16 +6,16 @@ from datetime import datetime, timezone
 import pytest
 
 from celery_statemanager import Status, leases
-from celery_statemanager.explain import NO_WORKER, explain
+from celery_statemanager.explain import LOST_FATE, NO_WORKER, explain
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.manager import Manager
 from celery_statemanager.records import (
-    AT_BROKER,
     CALLBACK_ROW,
     Begin,
     ClaimRequest,
     Delivery,
     Flow,
+    Returned,
     Write,
     new_event_id,
     new_job,
@@ -74,20 +74,14 @@ def test_queued_rows_report_a_store_without_live_workers(store, job, clock):
     ) in reasons(store, job)
 
 
-@pytest.mark.parametrize(
-    ("message", "fate"),
-    [
-        (None, f"{UNSWEPT}: it is marked LOST"),
-        ("m", f"{UNSWEPT}: its message is sent again"),
-        (AT_BROKER, "the broker delivers its message again"),
-    ],
-)
-def test_rows_that_a_dead_worker_had_received_are_lost(store, job, clock, message, fate):
-    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row, message) for row in (1, 2)]), 30.0)
+def test_rows_that_a_dead_worker_had_received_are_published_again(store, job, clock):
+    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row) for row in (1, 2)]), 30.0)
     clock.advance(31)
-    gone = f"received by a dead worker; {fate}"
+    gone = (
+        f"received by a dead worker; {UNSWEPT}: its message is published again, unless the broker delivers it at once"
+    )
     assert ("scan", "1-2", "lost", gone) in reasons(store, job)
-    leases.renew(store, "pod-4:1:cd", Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
+    leases.renew(store, "pod-4:1:cd", Report(received=[Received(job.ref, "scan", 2)]), 30.0)
     assert ("scan", "1", "lost", gone) in reasons(store, job)
 
 
@@ -103,7 +97,7 @@ def test_rows_of_a_job_that_was_not_submitted(store):
 
 
 def test_rows_that_a_worker_has_received(store, job):
-    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", 2, None)]), 30.0)
+    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", 2)]), 30.0)
     assert ("scan", "2", "received", "received by a worker, not begun") in reasons(store, job)
     assert (
         "scan",
@@ -114,7 +108,7 @@ def test_rows_that_a_worker_has_received(store, job):
 
 
 def test_rows_that_a_worker_may_have_received_without_listing_them(store, job):
-    rows = [Received(job.ref, "scan", 2, "x" * size) for size in (1, leases.MOST_BYTES)]
+    rows = [Received(job.ref, tag, 2) for tag in ("scan", "x" * leases.MOST_BYTES)]
     leases.renew(store, WORKER, Report(received=rows), 30.0)
     text = "no live worker has received it; unknown whether it is in a queue, kept for a dead worker, or lost, or one has received it and does not list it, because it holds too many"
     assert ("scan", "0-1,3", "queued", text) in reasons(store, job)
@@ -123,7 +117,7 @@ def test_rows_that_a_worker_may_have_received_without_listing_them(store, job):
 def test_rows_with_an_eta_are_reported_as_delayed_until_it_has_come(store, job, clock):
     until = store.now() + 3_600_000_000
     assert store.update_job(replace(job, flow=Flow(delayed="1-3", delayed_until=until))) is not None
-    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row, None) for row in (0, 3)]), 7_200.0)
+    leases.renew(store, WORKER, Report(received=[Received(job.ref, "scan", row) for row in (0, 3)]), 7_200.0)
     text = f"{datetime.fromtimestamp(until // 1_000_000, timezone.utc):%Y-%m-%d %H:%M:%S} UTC at the latest"
     assert [each for each in reasons(store, job) if each[0] == "scan"] == [
         ("scan", "3", "delayed", f"received by a worker, delayed until {text}"),
@@ -159,14 +153,13 @@ def test_a_running_row_reports_time_limits_without_effect(store, job):
     assert [text.rpartition("; ")[2] for _, rows, code, text in reasons(store, job) if code == "running"] == [limits]
 
 
-@pytest.mark.parametrize(("kept", "fate"), [(None, "it is marked LOST"), ("message", "its message is sent again")])
-def test_a_lost_row_reports_the_next_sweep_and_its_effect(store, job, clock, kept, fate):
-    begin(store, job, "scan", 1, kept=kept)
+def test_a_lost_row_reports_the_next_sweep_and_its_effect(store, job, clock):
+    begin(store, job, "scan", 1)
     clock.advance(600)
     leases.try_acquire(store, "w2", 15.0)
     gone = "lost on pod-3, worker pid 4711, attempt 1, last write 10 min ago: its worker is dead or no longer lists it"
     swept = clock_time(store.now() + 15_000_000)
-    assert ("scan", "1", "lost", f"{gone}; next sweep at {swept}: {fate}") in reasons(store, job)
+    assert ("scan", "1", "lost", f"{gone}; next sweep at {swept}: {LOST_FATE}") in reasons(store, job)
 
 
 def test_a_missing_sweep_is_reported_with_a_hint(store, job, clock):
@@ -176,12 +169,12 @@ def test_a_missing_sweep_is_reported_with_a_hint(store, job, clock):
     def when():
         return next(text for _, _, code, text in reasons(store, job) if code == "lost").partition("; ")[2]
 
-    assert when() == "no sweep yet, start a worker or beat, or run sweep-state: it is marked LOST"
+    assert when() == "no sweep yet, start a worker or beat, or run sweep-state: " + LOST_FATE
     leases.try_acquire(store, "w2", 15.0)
     clock.advance(20)
-    assert when() == f"next sweep at {clock_time(store.now())}: it is marked LOST"
+    assert when() == f"next sweep at {clock_time(store.now())}: {LOST_FATE}"
     clock.advance(30)
-    assert when() == "no sweep for 50 s, start a worker or beat, or run sweep-state: it is marked LOST"
+    assert when() == "no sweep for 50 s, start a worker or beat, or run sweep-state: " + LOST_FATE
 
 
 def test_a_row_that_waits_for_a_retry(store, job):
@@ -194,7 +187,7 @@ def test_a_row_that_waits_for_a_retry(store, job):
         event_id=new_event_id(),
         attempt=1,
         ends_attempt=True,
-        next_delivery=Delivery(0, 1),
+        next_delivery=Delivery(0, 0, 1),
     )
     store.write(job.ref, pause)
     assert (
@@ -230,6 +223,55 @@ def test_rows_that_wait_until_fewer_are_in_flight(store):
     grid.run("b", 0)
     text = f"not published yet; {UNSWEPT}: it is published"
     assert ("a", "1500-1999", "unpublished", text) in reasons(store, grid.job)
+
+
+AGAIN = f"due again; {UNSWEPT}: it is published"
+
+
+def test_a_row_that_never_began_and_is_due_again(store):
+    job = Grid.submitted(store, 3).job
+    store.write(job.ref, Write.sent_back("a", 1, "sent again: why", attempt=0))
+    assert ("a", "1", "unpublished", AGAIN) in reasons(store, job)
+
+
+def test_a_row_that_has_begun_and_is_due_again(store):
+    job = Grid.submitted(store, 3).job
+    begin(store, job, "a", 1)
+    store.write(job.ref, Write.sent_back("a", 1, "sent again: why", attempt=1, is_open=True))
+    assert ("a", "1", "unpublished", AGAIN) in reasons(store, job)
+    store.claim(job.ref, ClaimRequest(publisher="p", limit=1))
+    text = "waits for its next delivery: sent again: why, last write 0 s ago"
+    assert ("a", "1", "retrying", text) in reasons(store, job)
+
+
+def test_a_row_whose_next_stage_could_not_be_published(store, job):
+    begin(store, job, "scan", 1)
+    last = Write.ending("scan", 1, Status.FINISHED, attempt=1)
+    last.next_is_due, last.publisher = True, "w/1.1"
+    rows = store.write(job.ref, last).claimed
+    assert ("hash", "1", "unpublished", AGAIN) not in reasons(store, job)
+    store.claim(job.ref, ClaimRequest(publisher="w/1.1", limit=0, returned=Returned(begun=rows)))
+    assert ("hash", "1", "unpublished", AGAIN) in reasons(store, job)
+
+
+@pytest.mark.parametrize(("reason", "text"), [("deploying", "paused: deploying"), (None, "paused")])
+def test_rows_that_a_pause_holds_back(store, reason, text):
+    job = Grid.submitted(store, 4, published=3, flow=Flow(paused=True, pause_reason=reason)).job
+    assert {(rows, code, why) for _, rows, code, why in reasons(store, job)} == {("0-3", "paused", text)}
+    store.update_job(replace(store.get_job(job.key), flow=Flow()))
+    store.claim(job.ref, ClaimRequest(publisher="p", limit=3))
+    store.write(job.ref, Write.sent_back("a", 0, "sent again: why", attempt=0))
+    store.update_job(replace(store.get_job(job.key), flow=Flow(paused=True, pause_reason=reason)))
+    found = {rows: (code, why) for _, rows, code, why in reasons(store, job)}
+    assert found["0,3"] == ("paused", text)
+    assert found["1-2"][0] == "queued"
+
+
+def test_returned_rows_are_not_in_flight(store):
+    grid = Grid.submitted(store, 4, flow=Flow(2))
+    assert ("a", "2-3", "unpublished", "waits for its turn, 2 of 2 in flight") in reasons(store, grid.job)
+    store.write(grid.ref, Write.sent_back("a", 0, "sent again: why", attempt=0))
+    assert ("a", "2-3", "unpublished", f"not published yet; {UNSWEPT}: it is published") in reasons(store, grid.job)
 
 
 def test_rows_of_a_cancelled_job_are_not_reported_as_unpublished(store):

@@ -18,7 +18,6 @@ from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.integration.outbox.blocks import BlockCache, BlockWriter
 from celery_statemanager.integration.pending_files import PendingFiles
-from celery_statemanager.integration.redelivery import MAX_BYTES
 from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.worker.lease import Lease
@@ -36,28 +35,16 @@ LONGEST = "\N{SNOWMAN}" * 200
 """A tag of the greatest length in bytes."""
 
 
-TOO_LARGE = SimpleNamespace(
-    content_type="text/plain",
-    content_encoding="utf-8",
-    body="x" * MAX_BYTES,
-    headers={},
-    properties={},
-    delivery_info={},
-)
-"""A message that is not stored."""
-
-
 class Request:
     """A message of a tracked task that a worker has received and not begun."""
 
     time_start = None
     acknowledged = False
 
-    def __init__(self, binding, retries=0, message=None):
+    def __init__(self, binding, retries=0):
         self.id = binding.celery_task_id
         self.request_dict = {HEADER: binding.to_header(), "retries": retries}
         self.task = SimpleNamespace(name="task", on_lost="mark")
-        self.message = message or TOO_LARGE
         self.delivery_info = {}
 
     def run(self):
@@ -221,32 +208,36 @@ def test_sweeper_suspended_after_the_store_failed_waits_no_less(trust, clocks):
     assert holds_after(trust, clocks, 30)
 
 
+def with_messages(tracker):
+    """Create a job whose messages are stored, and the record of a dead worker."""
+
+    @tracker.app.task(name="stored", shared=False)
+    def stored(): ...
+
+    job = replace(new_job("stored", 3, ("a",)), flow=Flow())
+    writer = BlockWriter(tracker.store, job.ref)
+    for row in range(3):
+        header = Binding(job.ref, row, "a").to_header()
+        writer.add(
+            [{"task": "stored", "body": "[]", "publish": {"routing_key": "stored", "headers": {HEADER: header}}}]
+        )
+    writer.flush()
+    tracker.store.create_job(job)
+    tracker.store.put_worker("dead", Report().to_json(), 0)
+    return job
+
+
 def with_lost_message(tracker):
     """Create a job with a message that a dead worker had received."""
-
-    @tracker.app.task(name="lost", shared=False)
-    def lost(): ...
-
-    grid = Grid.create(tracker.store, 1, ("a",))
-    row = leases.Received(
-        grid.ref, "a", 0, json.dumps({"task": "lost", "body": "[]", "publish": {"routing_key": "lost", "headers": {}}})
-    )
-    tracker.store.put_worker("dead", Report(received=[row]).to_json(), 0)
+    job = with_messages(tracker)
+    for limit in (3, 0):
+        tracker.store.claim(job.ref, ClaimRequest(publisher="submitter", limit=limit))
+    tracker.store.put_worker("dead", Report(received=[leases.Received(job.ref, "a", 0)]).to_json(), 0)
 
 
 def with_dead_publisher(tracker):
     """Create a job whose publisher died after it had claimed one of the messages."""
-
-    @tracker.app.task(name="half", shared=False)
-    def half(): ...
-
-    job = replace(new_job("half", 3, ("a",)), flow=Flow())
-    writer = BlockWriter(tracker.store, job.ref)
-    for row in range(3):
-        header = Binding(job.ref, row, "a").to_header()
-        writer.add({"task": "half", "body": "[]", "publish": {"routing_key": "half", "headers": {HEADER: header}}})
-    writer.flush()
-    tracker.store.create_job(job)
+    job = with_messages(tracker)
     tracker.store.claim(job.ref, ClaimRequest(publisher="dead/1.1", limit=1))
 
 
@@ -254,7 +245,7 @@ def with_dead_publisher(tracker):
     ("create", "level", "numbers"),
     [
         (lambda tracker: with_dead_worker(tracker.store), "WARNING", (1, 0, 0, 0)),
-        (with_lost_message, "WARNING", (0, 1, 0, 0)),
+        (with_lost_message, "WARNING", (0, 1, 0, 1)),
         (with_dead_publisher, "INFO", (0, 0, 0, 3)),
     ],
 )
@@ -448,16 +439,8 @@ def test_different_failures_are_all_logged_and_a_defect_with_its_traceback(caplo
 
 def test_record_lists_as_many_messages_as_every_store_accepts(patient):
     """A worker can renew its lease with any number of messages that have an eta."""
-    grid = Grid.create(patient.store, 1_000, ("a",))
-    message = SimpleNamespace(
-        content_type="application/json",
-        content_encoding="utf-8",
-        body='"' * 10_000,
-        properties={},
-        delivery_info={},
-        headers={"task": "t"},
-    )
-    held = [Request(Binding(grid.ref, row, "a"), message=message) for row in range(1_000)]
+    grid = Grid.create(patient.store, 5_000, (LONGEST,))
+    held = [Request(Binding(grid.ref, row, LONGEST)) for row in range(5_000)]
     for request in held:
         patient.held_messages.add(request)
     lease = Lease(patient, "w")
@@ -522,3 +505,34 @@ def test_received_rows_are_encoded_once_and_only_while_there_is_room():
     listed = json.loads(report.to_json())["received"]
     assert encoded == [*range(len(listed) + 1)]
     assert len(listed) == 13
+
+
+ETA = {"retries": 1, "eta": "2040-01-01T00:00:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("replacements", "is_changed", "headers", "listed"),
+    [
+        (1, False, {}, True),
+        (1, True, {}, False),
+        (0, False, {}, False),
+        (0, False, ETA, True),
+        (0, True, ETA, False),
+        (0, False, {**ETA, "eta": None}, False),
+    ],
+)
+def test_a_record_lists_what_nothing_else_keeps_of_a_message(tracker, replacements, is_changed, headers, listed):
+    """The message of the last task of a replacement, and the eta of a retry."""
+    binding = Binding(Grid.create(tracker.store, 1).ref, 0, "a", replacements=replacements, changed=is_changed)
+    info = {"exchange": "", "routing_key": "q"}
+    message = SimpleNamespace(
+        headers={"task": "last"},
+        properties={},
+        delivery_info=info,
+        body="[]",
+        content_type="application/json",
+        content_encoding="utf-8",
+    )
+    request = SimpleNamespace(request_dict=headers, message=message, task=SimpleNamespace(name="last"))
+    row = Lease(tracker, "w")._row((request, binding))
+    assert (row.message is not None) == listed

@@ -45,14 +45,11 @@ ABOUT_NO_JOB = {
         "and their tasks may end LOST. Use another pool, or check the states of a test job"
     ),
     "migrated: %s",
-    (
-        "sweep: %d attempts marked as LOST, %d messages sent again, callbacks of %d jobs published, "
-        "%d messages published"
-    ),
+    ("sweep: %d attempts marked as LOST, %d messages due again, callbacks of %d jobs published, %d messages published"),
     "app %r: unknown setting %s has no effect%s",
     (
-        "the store did not recover in time: the states of %d cells are lost; a sweep marks their tasks as LOST or sends "
-        "them again"
+        "the store did not recover in time: the states of %d cells are lost; a sweep marks their tasks as LOST or "
+        "publishes them again"
     ),
     "cannot report which writes wait in this process: %s; %s",
     "the children cannot report which writes wait in them: %s; %s; %s",

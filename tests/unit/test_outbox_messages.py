@@ -268,37 +268,37 @@ def stored(store, messages):
 
 def test_messages_are_stored_in_blocks_of_limited_size(store):
     sizes = [10, blocks.BLOCK_BYTES + 1, 10, *[blocks.BLOCK_BYTES // 4] * 9, 0]
-    messages = [{"body": f"{row}" + "x" * size} for row, size in enumerate(sizes)]
+    messages = [[{"body": f"{row}" + "x" * size}] for row, size in enumerate(sizes)]
     counting, cache = stored(store, messages), BlockCache()
-    assert [cache.message(counting, REF, row) for row in range(len(sizes))] == messages
-    assert [cache.message(counting, REF, row) for row in range(len(sizes))][::-1] == messages[::-1]
+    assert [cache.messages(counting, REF, row) for row in range(len(sizes))] == messages
+    assert [cache.messages(counting, REF, row) for row in range(len(sizes))][::-1] == messages[::-1]
     starts = {store.get_block(REF, row)[0] for row in range(len(sizes))}
     assert counting.reads == len(starts) > 3
     assert 2 in starts, "a message that is larger than a block ends its block"
 
 
-def test_a_text_with_line_ends_is_one_message(store):
-    messages = [{"body": "one\ntwo\r\n\u2028\u0085\x1e"}, {"body": ""}]
+def test_texts_with_line_ends_belong_to_one_row(store):
+    messages = [[{"body": "one\ntwo\r\n\u2028\u0085\x1e"}, {"body": "\n"}], [{"body": ""}]]
     counting = stored(store, messages)
-    assert [BlockCache().message(counting, REF, row) for row in range(2)] == messages
+    assert [BlockCache().messages(counting, REF, row) for row in range(2)] == messages
 
 
 def test_a_cache_keeps_the_blocks_that_were_used_last(store, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
     monkeypatch.setattr(blocks, "CACHED_BLOCKS", 2)
-    counting, cache = stored(store, [{"body": str(row)} for row in range(3)]), BlockCache()
+    counting, cache = stored(store, [[{"body": str(row)}] for row in range(3)]), BlockCache()
     for row, reads in ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):
-        assert cache.message(counting, REF, row) == {"body": str(row)}
+        assert cache.messages(counting, REF, row) == [{"body": str(row)}]
         assert counting.reads == reads
 
 
 @pytest.mark.parametrize("row", [0, 2])
 def test_a_message_that_is_not_in_the_store_is_reported(store, row):
-    counting = stored(store, [{"body": ""}] * row)
+    counting = stored(store, [[{"body": ""}]] * row)
     with pytest.raises(StoreError, match=f"the message of row {row} of job 'job' is not in the store"):
-        BlockCache().message(counting, REF, row)
+        BlockCache().messages(counting, REF, row)
 
 
 def test_a_header_that_cannot_be_stored_is_reported(store):
     with pytest.raises(TypeError, match="a header of its message cannot be stored as JSON"):
-        BlockWriter(store, REF).add({"publish": {"headers": {"bad": object()}}})
+        BlockWriter(store, REF).add([{"publish": {"headers": {"bad": object()}}}])

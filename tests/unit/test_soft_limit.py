@@ -1,5 +1,6 @@
 """A soft time limit may interrupt the begin of any function; the task's end state is written nevertheless."""
 
+import uuid
 from functools import partial
 from pathlib import Path
 
@@ -74,3 +75,33 @@ def test_a_soft_time_limit_during_a_write_does_not_lose_the_end_state(body, stat
         assert job.get_state("work", 0).status == (Status.TIMED_OUT if limited else status), number
         number += 1
     assert number > 30
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_soft_time_limit_at_the_end_of_a_stage_does_not_lose_the_next_one(tmp_path):
+    url = f"sqlite:///{tmp_path}/states.db"
+    app = Celery("interrupted", broker="memory://", set_as_current=False, statemanager_store_url=url)
+    states = StateManager(app)
+    app.conf.task_default_queue = f"queue-{uuid.uuid4().hex}"
+
+    @app.task(base=StatefulTask, name="stage", shared=False)
+    def stage(*_):
+        return 1
+
+    trace = build_tracer(stage.name, stage, app=app)
+    number, interrupted, outcomes = 0, True, set()
+    with app.connection_for_read() as connection:
+        queue = app.amqp.queues[app.conf.task_default_queue](connection.default_channel)
+        while interrupted:
+            job = states.submit([states.tag(stage.s(), "a") | states.tag(stage.s(), "b")], job_id=f"job {number}")
+            first = queue.get(no_ack=True)
+            request = {**first.headers, "delivery_info": {}}
+            interrupted, limited = run_interrupted(partial(trace, first.headers["id"], (), {}, request), number)
+            states.backlog.flush(PATIENCE)
+            published = [message.headers["id"] for message in iter(lambda: queue.get(no_ack=True), None)]
+            due = states.store.get_outbox(job.manager.ref).returned.begun
+            outcome = limited, job.get_state("b", 0).status, bool(published) or bool(due)
+            assert outcome in {(True, Status.TIMED_OUT, False), (False, Status.NOT_STARTED, True)}, number
+            outcomes.add((*outcome, bool(due)))
+            number += 1
+    assert len(outcomes) == 3, "published, due again, and not run"

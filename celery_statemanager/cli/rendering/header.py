@@ -136,7 +136,7 @@ def worker_remark(view: View) -> str | None:
     if known.lost:
         sweep = "no sweep is due: start a worker or beat, or run sweep-state"
         if known.sweep_at is not None:
-            sweep = f"{_sweep(known)} marks its tasks or sends them again"
+            sweep = f"{_sweep(known)} marks its tasks or publishes them again"
         return f"a worker died; {sweep}"
     if known.activity is Activity.NO_WORKER:
         return "start a worker, or compare the store_url of the running ones"

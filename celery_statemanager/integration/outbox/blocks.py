@@ -1,4 +1,7 @@
-"""The messages of a job's rows, one JSON text a line, in compressed blocks that a store keeps apart from the cells."""
+"""The messages of a job's rows in compressed blocks, which a store keeps apart from the cells.
+
+Each line of a block is the JSON text of one row: a list with the message of each stage.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import threading
 import zlib
 
 from celery_statemanager.errors import StoreError
-from celery_statemanager.integration.outbox.envelope import Envelope, from_json, to_json
+from celery_statemanager.integration.outbox.envelope import Envelope, messages_from_json, to_json
 from celery_statemanager.records import JobRef
 from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.stores.forking import fork_aware
@@ -31,10 +34,10 @@ class BlockWriter:
         self._first = self._size = 0
         self._entries: list[str] = []
 
-    def add(self, message: Envelope) -> None:
-        """Add the message of the next row. Raises: TypeError – a header cannot be stored as JSON; StoreError."""
+    def add(self, messages: list[Envelope]) -> None:
+        """Add the messages of the next row. Raises: TypeError – a header cannot be stored as JSON; StoreError."""
         try:
-            text = to_json(message)
+            text = to_json(messages)
         except Exception as error:
             raise TypeError(f"a header of its message cannot be stored as JSON: {error}") from error
         self._entries.append(text)
@@ -70,10 +73,10 @@ class BlockCache:
         """Allow the use of the cache again."""
         self._lock.release()
 
-    def message(self, store: Outbox, ref: JobRef, row: int) -> Envelope:
-        """Return the message of a row. Raises: StoreError."""
+    def messages(self, store: Outbox, ref: JobRef, row: int) -> list[Envelope]:
+        """Return the message of each stage of a row. Raises: StoreError."""
         first, lines = self._cached(ref, row) or self._read(store, ref, row)
-        return from_json(lines[row - first].decode())
+        return messages_from_json(lines[row - first].decode())
 
     def _cached(self, ref: JobRef, row: int) -> tuple[int, list[bytes]] | None:
         with self._lock:

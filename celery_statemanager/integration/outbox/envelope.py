@@ -10,6 +10,8 @@ from celery import Celery
 from celery.utils.time import maybe_make_aware
 from kombu import Queue
 from kombu.serialization import dumps as encode
+from kombu.serialization import loads as decode
+from kombu.serialization import prepare_accept_content
 from kombu.utils.json import dumps, loads
 
 Envelope = dict[str, Any]
@@ -20,7 +22,7 @@ Keys: ``task``, its name; ``body``, as text; ``base64``, set if the body is not 
 from each publication.
 """
 
-_KEPT = ("correlation_id", "reply_to", "priority", "delivery_mode")
+KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority", "delivery_mode")
 _DEATH = ("x-death", "x-first-death", "x-last-death")
 """Headers by which RabbitMQ detects cycles of dead-lettered messages."""
 _NOT_KEPT = frozenset({"serializer", "retry", "retry_policy", "declare", "expiration", "headers"})
@@ -33,7 +35,7 @@ def from_message(message: Any, task: str | None) -> Envelope:
         task: the name of its task, which messages of Celery's protocol 1 have in their bodies.
     """
     headers = {name: value for name, value in message.headers.items() if not name.startswith(_DEATH)}
-    publish = {name: message.properties.get(name) for name in _KEPT}
+    publish = {name: message.properties.get(name) for name in KEPT_PROPERTIES}
     publish |= {name: message.delivery_info.get(name) for name in ("exchange", "routing_key")}
     publish |= {"content_type": message.content_type, "content_encoding": message.content_encoding}
     publish["compression"] = headers.pop("compression", None)  # the body was decompressed when it was received
@@ -67,8 +69,8 @@ def _envelope(task: str | None, body: str | bytes, publish: dict[str, Any]) -> E
         return {"task": task, "body": text, "base64": True, "publish": publish}
 
 
-def to_json(envelope: Envelope) -> str:
-    """Return a message as JSON text. Raises: any error of a header's own ``__json__``."""
+def to_json(envelope: Envelope | list[Envelope]) -> str:
+    """Return a message, or several, as JSON text. Raises: any error of a header's own ``__json__``."""
     return str(dumps(envelope))
 
 
@@ -78,6 +80,39 @@ def from_json(text: str) -> Envelope:
     return envelope
 
 
+def messages_from_json(text: str) -> list[Envelope]:
+    """Return the messages in the text of ``to_json``."""
+    messages: list[Envelope] = loads(text)
+    return messages
+
+
+def content_of(app: Celery, envelope: Envelope) -> Any:
+    """Decode the body of a message. Raises: kombu.exceptions.ContentDisallowed – ``accept_content`` forbids it."""
+    given, accept = envelope["publish"], prepare_accept_content(app.conf.accept_content)
+    return decode(body_of(envelope), given["content_type"], given["content_encoding"], accept=accept)
+
+
+def body_of(envelope: Envelope) -> str | bytes:
+    """Return the encoded body of a message."""
+    text: str = envelope["body"]
+    return base64.b64decode(text) if "base64" in envelope else text
+
+
+def with_body(envelope: Envelope, body: str | bytes) -> Envelope:
+    """Return a message with another encoded body."""
+    return {**_envelope(envelope["task"], body, envelope["publish"]), **_others(envelope)}
+
+
+def with_headers(envelope: Envelope, **headers: Any) -> Envelope:
+    """Return a message with further headers."""
+    given = envelope["publish"]
+    return {**envelope, "publish": {**given, "headers": {**given["headers"], **headers}}}
+
+
+def _others(envelope: Envelope) -> Envelope:
+    return {name: envelope[name] for name in ("queue", "eta_after", "expires_after") if name in envelope}
+
+
 def publish(app: Celery, envelope: Envelope, producer: Any = None) -> None:
     """Publish a message. Raises: what the broker raises.
 
@@ -85,7 +120,8 @@ def publish(app: Celery, envelope: Envelope, producer: Any = None) -> None:
     """
     given = {name: value for name, value in envelope["publish"].items() if value is not None}
     given["headers"] = {**given["headers"], **_times(app, envelope)}
-    body = base64.b64decode(envelope["body"]) if "base64" in envelope else envelope["body"].encode()
+    body = body_of(envelope)
+    body = body.encode() if isinstance(body, str) else body
     policy = {"retry": app.conf.task_publish_retry, "retry_policy": app.conf.task_publish_retry_policy}
     with app.producer_or_acquire(producer) as sender:
         sender.publish(body, declare=_queues(app, envelope), **policy, **given)

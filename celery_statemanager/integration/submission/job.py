@@ -123,6 +123,39 @@ class Job:
         if change_job(self._tracker.store, self._record.ref, changed) is not None:
             publish_due(self._tracker, self._record.ref)
 
+    def pause(self, reason: str | None = None) -> bool:
+        """Hold back the rows that have not begun. Rows that have begun go on, with their retries and later stages.
+
+        A message that is already published goes back when a worker receives it. The rows of plain tasks, which cannot
+        drop a message, still run in that case.
+
+        Returns: False if the job has settled, was cancelled, or is paused.
+        Raises: JobNotFound, StoreError, TypeError, ValueError.
+        """
+        return completion.pause(self._tracker.store, self._record.ref, check_message(reason))
+
+    def resume(self) -> bool:
+        """End a pause, and publish what it held back.
+
+        Returns: False if the job is not paused. Raises: JobNotFound, StoreError.
+        """
+        if not completion.resume(self._tracker.store, self._record.ref):
+            return False
+        publish_due(self._tracker, self._record.ref)
+        return True
+
+    @property
+    def paused(self) -> bool:
+        """Whether rows that have not begun are held back. Raises: JobNotFound, StoreError."""
+        flow = current(self._tracker.store, self._record.ref).flow
+        return flow is not None and flow.paused
+
+    @property
+    def pause_reason(self) -> str | None:
+        """Why the job is paused. Raises: JobNotFound, StoreError."""
+        flow = current(self._tracker.store, self._record.ref).flow
+        return None if flow is None else flow.pause_reason
+
     def members(self, rows: str | Iterable[int] | None = None) -> Iterator[Member]:
         """Return the members as they were submitted, in row order. They are read one by one, in bounded memory.
 

@@ -9,17 +9,14 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from celery import Celery
-from celery.canvas import Signature, chain
+from celery.canvas import Signature
 
 from celery_statemanager.errors import JobExists, JobNotFound, StoreError, StoreUnavailable, SubmitFailed
-from celery_statemanager.integration import publication
-from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.blocks import BlockWriter
 from celery_statemanager.integration.outbox.capture import Capture
-from celery_statemanager.integration.outbox.envelope import Envelope
-from celery_statemanager.integration.outbox.publisher import BINDING, REJECTED, publish_due
+from celery_statemanager.integration.outbox.making import make_messages
+from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.integration.submission import members
 from celery_statemanager.integration.submission.delays import Delays
 from celery_statemanager.integration.submission.eager import run_members
@@ -79,10 +76,11 @@ def _accepted(
     try:
         with Capture(tracker.app) as capture:
             for row, stages in enumerate(found):
-                plan.add(members.tags_of(tracker.app, stages), row)
+                row_tags = members.tags_of(tracker.app, stages)
+                plan.add(row_tags, row)
                 delays.add(row, stages[0].options)
                 try:
-                    blocks.add(_message(tracker.app, record.ref, row, stages, capture))
+                    blocks.add(make_messages(tracker.app, record.ref, row, stages, row_tags, capture))
                 except StoreError:
                     raise
                 except Exception as error:
@@ -111,20 +109,6 @@ def _created(tracker: Tracker, record: JobRecord) -> JobRecord:
 def _planned(record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | None) -> JobRecord:
     derived: Plan = builder.plan()
     return replace(record, num_tasks=builder.rows, plan=members.plan_of_tags(derived, builder.rows, tags))
-
-
-def _message(app: Celery, ref: JobRef, row: int, stages: Stages, capture: Capture) -> Envelope:
-    """Let Celery make the first message of a row, which contains the later stages of a chain."""
-    bindings = [Binding(ref, row, members.tag_of(app, stage), number) for number, stage in enumerate(stages)]
-    bound = [binding.bind(stage) for binding, stage in zip(bindings, stages, strict=True)]
-    first, task = bindings[0], str(bound[0].task)
-    options = {"expires": getattr(app.tasks.get(task), "expires", None), **bound[0].options}
-    bound[0].options["producer"] = capture
-    member: Any = bound[0] if len(bound) == 1 else chain(*bound, app=app)
-    message = capture.make(first, lambda _: member.apply_async(add_to_parent=False), options)
-    if message is None:
-        return {"task": task, REJECTED: publication.not_published(app, task), BINDING: first.to_header()}
-    return message
 
 
 def _run_inline(tracker: Tracker, record: JobRecord, found: list[Stages], tags: PlanSpec | None) -> Job:

@@ -17,10 +17,9 @@ from celery.result import allow_join_result
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import redelivery
 from celery_statemanager.integration.binding import binding_of
-from celery_statemanager.integration.copies import deliver_later
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task.replacement import ends_in_group, leaves, pass_on
-from celery_statemanager.integration.task.run import run_of
+from celery_statemanager.integration.task.run import VETOES, run_of
 from celery_statemanager.integration.task.running import serving
 from celery_statemanager.integration.task.state import TaskState, current_state
 from celery_statemanager.records import JobRef
@@ -28,9 +27,6 @@ from celery_statemanager.records import JobRef
 __all__ = ["StatefulTask", "TaskState", "current_state"]
 
 logger = logging.getLogger(__name__)
-
-_VETOES = "_statemanager_vetoes"
-"""The attribute that marks a ``before_start`` with the veto."""
 
 
 def _veto(task: Task[Any, Any]) -> None:
@@ -40,8 +36,6 @@ def _veto(task: Task[Any, Any]) -> None:
     if binding is not None and tracker_of(task.app) is None:
         _warn_no_manager(task.app.main, binding.ref)
     if run is not None and run.verdict is not None:
-        if run.has_only_copy:
-            deliver_later(task, run.tracker.settings.lease)
         raise Ignore(f"not run: {run.verdict.value}")
 
 
@@ -52,7 +46,7 @@ def _vetoing(own: Any) -> Callable[[Task[Any, Any], str, Any, Any], None]:
         _veto(self)
         (own.__get__(self, type(self)) if hasattr(own, "__get__") else own)(task_id, args, kwargs)
 
-    setattr(before_start, _VETOES, True)
+    setattr(before_start, VETOES, True)
     return before_start
 
 
@@ -93,7 +87,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         """
         bound = super().bind(app)
         own = inspect.getattr_static(cls, "before_start")  # of Celery, a subclass, a mixin, an option or annotations
-        if not hasattr(own, _VETOES):
+        if not hasattr(own, VETOES):
             cls.before_start = _vetoing(own)  # type: ignore[method-assign,assignment]
         return bound
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,9 +17,8 @@ from celery.exceptions import Reject
 from celery.utils.functional import maybe_list
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound
-from celery_statemanager.integration import pools, publication
+from celery_statemanager.integration import pools
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, Binding, part_of
-from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.outbox import publisher
 from celery_statemanager.integration.task import outcomes
@@ -95,7 +93,7 @@ def part_ending(
 ) -> tuple[tuple[str, str], Callable[[], None], Mapping[str, Any]]:
     """Return the arguments for a backlog of the write that ends the cell of a replacement."""
     place = binding.tag, binding.task_index
-    ending = Write.cut_off(*place, status, sanitize(message), Delivery(binding.replacements))
+    ending = Write.cut_off(*place, status, sanitize(message), Delivery(binding.publication, binding.replacements))
 
     def write() -> None:
         try:
@@ -203,9 +201,6 @@ def mark_message(task: Task[Any, Any], name: str, headers: dict[str, Any], body:
     if pass_on(task, name, tasks):
         headers.update(_inner(holder))
         return True
-    if isinstance(holder, Run) and holder.next_stage and content["id"] == holder.next_stage[0].celery_task_id:
-        headers[HEADER] = holder.next_stage[0].to_header()
-        return True
     for options in (each["options"] for each in following(request.chain, request.chord)):
         if options.get("task_id") == content["id"]:
             own = options.get("headers") or {}
@@ -231,13 +226,3 @@ def _inner(holder: Run | Part) -> dict[str, str]:
 
 def _next(run: Run) -> Binding:
     return replace(run.binding, replacements=run.binding.replacements + 1)
-
-
-def reject_unsent(run: Run) -> None:
-    """End the next stage of the row of a finished execution if its task class has not published the message."""
-    if run.next_stage is None:
-        return
-    binding, task = run.next_stage
-    if publication.may_hold_back(run.tracker.app, task) and binding.celery_task_id not in run.sent:
-        message = publication.not_published(run.tracker.app, task)
-        publication.reject(run.tracker, binding, message, partial(publish_decided, run.tracker, binding.ref))

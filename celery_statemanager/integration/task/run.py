@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Task
-from celery.utils.functional import maybe_list
 
 from celery_statemanager import attempts, leases
 from celery_statemanager.codec import state_of
@@ -26,18 +26,22 @@ from celery_statemanager.errors import (
     StoreUnavailable,
 )
 from celery_statemanager.integration import requests, results
-from celery_statemanager.integration.binding import Binding, binding_of
+from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
-from celery_statemanager.integration.copies import copy_of_execution
 from celery_statemanager.integration.installed import Tracker, tracker_of
+from celery_statemanager.integration.outbox import changed
 from celery_statemanager.integration.outbox.publisher import write
+from celery_statemanager.integration.outbox.values import pass_on
 from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
-from celery_statemanager.models import State
-from celery_statemanager.records import AT_BROKER, Begin, Cell, Delivery, JobRef, Verdict, When, Write, WriteReply
+from celery_statemanager.models import FINISHED, State, Status
+from celery_statemanager.records import Begin, Cell, Delivery, JobRef, Verdict, When, Write, WriteReply
 
 logger = logging.getLogger(__name__)
+
+VETOES = "_statemanager_vetoes"
+"""The attribute that marks a ``before_start`` with the veto."""
 
 
 class Run:
@@ -46,20 +50,18 @@ class Run:
     Attributes:
         attempt: its number; None if the store failed or rejected it.
         verdict: why the attempt was rejected; None if it was not.
-        has_only_copy: whether the message of a rejected duplicate is the only one by which the row can run again.
-        may_run_again: whether its policy is to run it again if its worker is lost.
-        next_is_published: whether the next stage of its chain is published.
         replaced_by: the name of the task that replaces this one under its id.
         sent: the Celery task ids of the messages of its row that it has published or tried to publish.
-        next_stage: the next stage of its chain and the name of its task, as of the begin: Celery changes the request.
         retry_sent: the delivery of the retry that this execution has published.
+        following: the message of its retry or replacement as JSON, if it differs from the stored one.
         held_progress: the JSON text and the message of the newest progress that was not written.
         ended: whether later writes have no effect, because the last state is written or another attempt owns the cell.
         manager: the Manager created by ``task.manager.manager_of``; protected by ``manager_lock``.
 
     Args:
         owner: the id of the worker; None in eager mode.
-        message: the message of the task as JSON, by which a sweep can send it again.
+        message: the message of the task as JSON, if it differs from the stored one.
+        may_wait: whether its row goes back to the outbox if the job is paused and the row has not begun.
         alone: the state of the worker's own earlier attempts of the cell.
     """
 
@@ -71,27 +73,32 @@ class Run:
         owner: str | None,
         message: str | None,
         alone: attempts.Alone | None,
+        *,
+        may_wait: bool = False,
     ) -> None:
         self.tracker = tracker
         self.binding = binding
         self.delivery = delivery
         self.attempt: int | None = None
         self.verdict: Verdict | None = None
-        self.has_only_copy = False
         self.ended = False
-        self.next_is_published = False
-        self.may_run_again = message is not None
         self.replaced_by: str | None = None
         self.sent: set[str] = set()
-        self.next_stage: tuple[Binding, str] | None = None
         self.retry_sent: Delivery | None = None
+        self.following: str | None = None
         self.held_progress: tuple[str, str | None] | None = None
         self.manager: Manager | None = None
         self.manager_lock = threading.Lock()
         self._known: Cell | None = None
         self._ending: Write | None = None
+        self._value: str | None = None
         self._begin = Begin(
-            tag=binding.tag, task_index=binding.task_index, delivery=delivery, owner=owner, kept=message
+            tag=binding.tag,
+            task_index=binding.task_index,
+            delivery=delivery,
+            owner=owner,
+            kept=message,
+            may_wait=may_wait,
         )
         self._may_have_begun = {self._begin.event_id}
         """The event ids of the steps that may have begun the attempt, although their response was lost."""
@@ -119,7 +126,6 @@ class Run:
             self.attempt, self._known = reply.cell.attempt, reply.cell
         else:
             self.verdict, self.ended = reply.verdict, True
-            self.has_only_copy = reply.verdict is Verdict.DUPLICATE and reply.cell.kept == AT_BROKER
             logger.info("not run: %s is %s", self.binding.celery_task_id, reply.verdict.value, extra=self.log_extra)
         publish_decided(self.tracker, self.binding.ref, reply.decided)
 
@@ -154,6 +160,24 @@ class Run:
         text = None if message is None else sanitize(message)
         self._end_with(Write.ending(*self.cell, status, text, progress=progress, keep_app_status=keep_app_status))
 
+    def finish(self, result: Any) -> None:
+        """End the attempt of a task that has returned, and publish the next stage of its row."""
+        if self.ended:
+            return
+        last = Write.ending(*self.cell, FINISHED)
+        try:
+            self._value = pass_on(last, self.binding, result)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:  # noqa: BLE001 - a value's own __json__ may raise anything
+            cause = outcomes.describe(error)
+            message = f"returned, but the next stage cannot take its value: {cause}"
+            self.end(int(Status.FAILED), message, keep_app_status=False)
+            return
+        progress, last.message = self.held_progress or (None, None)
+        last.new_progress = progress
+        self._end_with(last)
+
     def note_sent(self, task_id: str | None) -> None:
         """Record that a message is about to be published, if it belongs to the row of this execution."""
         row = self.binding.celery_task_id.rpartition(".")[0] + "."
@@ -164,15 +188,16 @@ class Run:
         """End the attempt of a task that raised. If it has sent a retry before, the cell waits for that."""
         status, message = outcomes.failure(error)
         if self.retry_sent is not None:
-            self.pause(f"retried, then {message}", self.retry_sent)
+            self.await_delivery(f"retried, then {message}", self.retry_sent)
         else:
             self.end(status, message, keep_app_status=not outcomes.sets_status(error))
 
-    def pause(self, message: str, next_delivery: Delivery) -> None:
+    def await_delivery(self, message: str, next_delivery: Delivery) -> None:
         """End the attempt without a final state, because another delivery follows: this one again if it is requeued."""
         returned = Write.returned(*self.cell, sanitize(message), next_delivery)
         returned.new_progress = self.held_progress[0] if self.held_progress else None
         returned.awaits_delivery = next_delivery == self.delivery
+        returned.kept = self.following
         self._end_with(returned)
 
     def _end_with(self, last: Write) -> None:
@@ -213,7 +238,8 @@ class Run:
             request.begin = self._begin
             self._may_have_begun.add(request.event_id)
         store, ref = self.tracker.store, self.binding.ref
-        return write(self.tracker, ref, request, lambda: attempts.write(store, ref, request, self._begin))
+        value = self._value if request.next_is_due else None
+        return write(self.tracker, ref, request, lambda: attempts.write(store, ref, request, self._begin), value=value)
 
     def _attempt_without_response(self) -> int | None:
         """Return the open attempt if this execution began it by a step whose response was lost, else None."""
@@ -266,22 +292,19 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     if tracker is None:
         return None
     owner = None if request.is_eager else os.environ.get(requests.WORKER_ID)
-    message = copy_of_execution(task, tracker.settings.on_lost)
+    message = changed.detach(request)
     received: Mapping[str, Any] = request.delivery_info or {}
     alone = received.get(requests.ALONE)
-    run = Run(tracker, binding, binding.delivery(request), owner, message, alone and attempts.Alone(*alone))
-    run.next_stage = _next_stage(request, binding)
+    delivery = binding.delivery(request)
+    may_wait = vetoes(task) and not (binding.stage or delivery.replacements or delivery.retries)
+    run = Run(tracker, binding, delivery, owner, message, alone and attempts.Alone(*alone), may_wait=may_wait)
     tracker.held_messages.add_body(run)
     return run
 
 
-def _next_stage(request: Any, own: Binding) -> tuple[Binding, str] | None:
-    """Return the next stage of the row and the name of its task: in the chain, or in protocol 1 among the links."""
-    for each in (*(request.chain or ())[-1:], *maybe_list(request.callbacks or ())):
-        found = binding_of(each["options"])
-        if found and (found.ref, found.task_index, found.stage) == (own.ref, own.task_index, own.stage + 1):
-            return found, str(each["task"])
-    return None
+def vetoes(task: Any) -> bool:
+    """Return whether a task drops a delivery whose begin was rejected; see ``base.StatefulTask.bind``."""
+    return hasattr(getattr(task, "before_start", None), VETOES)
 
 
 def run_of(task: Any) -> Run | None:

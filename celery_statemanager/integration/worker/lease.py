@@ -13,9 +13,8 @@ from typing import Any
 from celery_statemanager import leases
 from celery_statemanager.integration import pools, redelivery, requests
 from celery_statemanager.integration.binding import Binding
-from celery_statemanager.integration.copies import copy_of_received
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.task.base import StatefulTask
+from celery_statemanager.integration.outbox import changed
 from celery_statemanager.integration.worker.periodic import Periodic, Threads
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import Delivery
@@ -27,7 +26,7 @@ NO_ROOM = {
     "cells": "the worker's record has no room for all cells that run or wait to be written (%s): until it has, none of "
     "the worker's attempts is marked as LOST while its lease is valid",
     "received": "the worker's record has no room for all received messages (%s): if the worker dies, the sweep cannot "
-    "send the others again; set a lower worker_prefetch_multiplier or, for messages with an eta, a "
+    "publish the others again; set a lower worker_prefetch_multiplier or, for messages with an eta, a "
     "worker_eta_task_limit",
     "ended": "the worker's record has no room for all attempts that the worker has stopped (%s): the others count as "
     "losses",
@@ -151,13 +150,14 @@ class Lease:
         self._put(Report([*running], parts=parts), is_stopping=True, lease=lease)
 
     def _put(self, report: Report, *, is_stopping: bool, lease: float | None = None) -> list[str]:
-        idle, limits = self._idle(), pools.current().limits
+        idle, pool = self._idle(), pools.current()
         report = replace(
             report,
             ended=self._ended,
             stopping=is_stopping,
             idle=idle,
-            limits=limits,
+            limits=pool.limits,
+            in_main_loop=pool.in_main_loop,
             processes=self._processes(),
         )
         return leases.renew(self._store, self._worker_id, report, self._settings.lease if lease is None else lease)
@@ -187,19 +187,20 @@ class Lease:
 
     def _row_of_part(self, request: Any, binding: Binding) -> Received:
         requeues = redelivery.requeues(request.task, self._settings.on_lost)
-        message = redelivery.message_to_json(request.message, request.task.name) if requeues else None
-        return Received(binding.ref, binding.tag, binding.task_index, message, Delivery(binding.replacements))
+        message = changed.message_to_json(request.message, request.task.name) if requeues else None
+        delivery = Delivery(binding.publication, binding.replacements)
+        return Received(binding.ref, binding.tag, binding.task_index, delivery, message)
 
     def _row(self, held: tuple[Any, Binding]) -> Received:
         request, binding = held
-        message = copy_of_received(
-            self._tracker.app,
-            request,
-            self._settings.on_lost,
-            drops_duplicates=isinstance(request.task, StatefulTask),
-            is_held=self._idle() > self._settings.lease,
-        )
-        return Received(binding.ref, binding.tag, binding.task_index, message, binding.delivery(request.request_dict))
+        message, delivery, eta = None, binding.delivery(request.request_dict), request.request_dict.get("eta")
+        if binding.changed:
+            pass  # the cell has it
+        elif binding.replacements:  # sent by a part of a replacement, not by the replaced task
+            message = changed.message_to_json(request.message, request.task.name)
+        elif delivery.retries and eta:
+            message = changed.eta_to_json(request.task.name, eta)
+        return Received(binding.ref, binding.tag, binding.task_index, delivery, message)
 
     def _warn(self, cut: list[str], numbers: str) -> None:
         """Log each part for which the record has no room, once until it has room again."""

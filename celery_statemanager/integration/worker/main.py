@@ -72,6 +72,7 @@ class WorkerThreads:
             _workers.remove(self)
             flush_all(FLUSH_TIMEOUT)
             self._sweeping.stop()
+            publisher.release_claims()
             self._renewing.stop()
             remove_folder()
             requests.unname_worker(self._worker_id)
@@ -98,8 +99,9 @@ def on_beat(sender: Any = None, **_: Any) -> None:
 
 
 def on_child_shutdown(**_: Any) -> None:
-    """Write the waiting states of a child process before it ends."""
+    """Write the waiting states of a child process and remove its claims, before it ends."""
     flush_all(FLUSH_TIMEOUT)
+    publisher.release_claims()
 
 
 def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *, began: bool) -> None:
@@ -114,7 +116,7 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
         _report_part(app, task_id, carrier, status, message)
     else:
         ending = Write.ending(*writer.cell, status, sanitize(message), if_owner=writer.holder)
-        ending.presumed_dead = status == Status.LOST  # the next stage may prove that it had finished
+        ending.presumed_dead = status == Status.LOST  # its own end may still follow
         never_begun = Write.never_begun(*writer.cell, status, sanitize(message))
         lost = began and status == Status.LOST
         writer.queue(
@@ -139,7 +141,7 @@ def _report_part(app: Celery, task_id: str, carrier: Any, status: int, message: 
         tracker.backlog.put(*part_ending(tracker, binding, status, message + OF_A_PART))
 
 
-def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_retries: int) -> None:
+def report_next_delivery(app: Celery, task_id: str, carrier: Any, message: str, *, more_retries: int) -> None:
     """Write, in the background, that an attempt has ended and another delivery will follow.
 
     Args:
@@ -148,7 +150,7 @@ def report_pause(app: Celery, task_id: str, carrier: Any, message: str, *, more_
     """
     writer = _CellWriter.find(app, task_id, carrier)
     if writer is not None:
-        coming = Delivery(writer.delivery.replacements, writer.delivery.retries + more_retries)
+        coming = writer.delivery._replace(retries=writer.delivery.retries + more_retries)
         requeued = coming == writer.delivery
         pause = Write.returned(
             *writer.cell, sanitize(message), coming, if_owner=writer.holder, awaits_delivery=requeued

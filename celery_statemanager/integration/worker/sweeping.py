@@ -7,16 +7,28 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection
+from contextlib import closing
 from functools import lru_cache, partial
 
+from kombu.utils.json import loads
+
 from celery_statemanager import leases
-from celery_statemanager.errors import StoreUnavailable
-from celery_statemanager.integration import redelivery, results
+from celery_statemanager.errors import StateManagerError, StoreUnavailable
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.integration import redelivery, requests, results
+from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.brokers import Redelivers, redelivers
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.outbox.publisher import publish_due
+from celery_statemanager.integration.outbox import changed
+from celery_statemanager.integration.outbox.envelope import Envelope
+from celery_statemanager.integration.outbox.making import binding_in
+from celery_statemanager.integration.outbox.publisher import publish_due, release_claims
+from celery_statemanager.integration.task.run import vetoes
 from celery_statemanager.integration.worker.periodic import Periodic
-from celery_statemanager.records import JobRecord, JobRef, OpenAttempt, OutboxState
+from celery_statemanager.integration.worker.queues import BrokerQueues
+from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef, OpenAttempt, OutboxState
+from celery_statemanager.retention import current
 from celery_statemanager.sweep import Sweep, SweepReport
 
 logger = logging.getLogger(__name__)
@@ -135,28 +147,33 @@ def keep_sweeping(tracker: Tracker, holder: str) -> Periodic:
     return Periodic("sweep", sweeping.check, sweeping.pause).start()
 
 
-class _AppActions:
+class _AppActions(BrokerQueues):
     """Publishes the messages that a sweep found due, through the tracker's app."""
 
     def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
+        super().__init__(tracker)
         self._results_failed = False
-
-    def owns(self, ref: JobRef, message: str) -> bool:
-        return self._is_ours(ref, redelivery.task_name(message))
+        self.broker_redelivers = redelivers(tracker.app) is Redelivers.AT_ONCE
 
     def resend(self, ref: JobRef, message: str) -> bool:
-        ours = self.owns(ref, message)
+        ours = self._is_ours(ref, changed.task_name(message))
         if ours:
-            redelivery.resend(self._tracker.app, message)
+            changed.publish_kept(self._tracker.app, message)
         return ours
 
-    def has_succeeded(self, attempt: OpenAttempt) -> bool:
-        """Return whether the result backend has stored SUCCESS for an attempt. After an error, do not read it again."""
+    def finish_if_succeeded(self, attempt: OpenAttempt) -> bool:
+        """Read the result backend. After an error, do not read it again."""
         if self._results_failed:
             return False
+        ref, may_send = attempt.ref, partial(self._is_ours, attempt.ref)
         try:
-            return results.attempt_has_succeeded(self._tracker, attempt)
+            found = self._stage(attempt)
+            binding = Binding(ref, attempt.task_index, attempt.tag) if found is None else binding_in(found)
+            name = self._task_of(attempt)
+            task = None if name is None else self._tracker.app.tasks.get(name)
+            return results.finish_attempt(self._tracker, binding, attempt, task, may_send)
+        except StateManagerError:
+            raise
         except Exception as error:  # noqa: BLE001 - a result backend raises errors of any client library
             self._results_failed = True
             logger.warning(
@@ -166,15 +183,51 @@ class _AppActions:
             )
             return False
 
+    def runs_again(self, attempt: OpenAttempt) -> bool | None:
+        name = self._task_of(attempt)
+        if name is None:
+            return False
+        if not self._is_ours(attempt.ref, name):
+            return None
+        return redelivery.requeues(self._tracker.app.tasks[name], self._tracker.settings.on_lost)
+
+    def may_publish_again(self, ref: JobRef, tag: str, row: int) -> bool:
+        stages = self._tracker.blocks.messages(self._tracker.store, ref, row)
+        name = next((str(stage["task"]) for stage in stages if binding_in(stage).tag == tag), "")
+        task = self._tracker.app.tasks.get(name)
+        return task is None or vetoes(task) or redelivery.requeues(task, self._tracker.settings.on_lost)
+
+    def _task_of(self, attempt: OpenAttempt) -> str | None:
+        """Return the name of the task of an attempt; None if its message is not stored."""
+        if attempt.cell.kept is not None and attempt.cell.kept != changed.TOO_LARGE:
+            return changed.task_name(attempt.cell.kept)
+        if attempt.task_index == CALLBACK_ROW:
+            callback = current(self._tracker.store, attempt.ref).latches[attempt.tag].callback
+            return None if callback is None else str(loads(callback)["task"])
+        found = self._stage(attempt)
+        return None if found is None else str(found["task"])
+
+    def _stage(self, attempt: OpenAttempt) -> Envelope | None:
+        """Return the stored message of the stage of an attempt; None if there is none."""
+        if attempt.task_index == CALLBACK_ROW or current(self._tracker.store, attempt.ref).flow is None:
+            return None
+        stages = self._tracker.blocks.messages(self._tracker.store, attempt.ref, attempt.task_index)
+        return next((stage for stage in stages if binding_in(stage).tag == attempt.tag), None)
+
     def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
         return publish_decided(self._tracker, ref, decided, partial(self._is_ours, ref))
 
-    def publish_messages(self, job: JobRecord, outbox: OutboxState, dead: Collection[str]) -> int:
+    def publish_messages(
+        self, job: JobRecord, outbox: OutboxState, dead: Collection[str], ended: Collection[str]
+    ) -> int | None:
         tracker = self._tracker
-        first = min([outbox.claims[name].rows.first for name in dead], default=outbox.claimed)
-        if not self._is_ours(job.ref, tracker.blocks.message(tracker.store, job.ref, first)["task"]):
-            return 0
-        return publish_due(tracker, job.ref, dead=dead, seconds=tracker.settings.sweep_interval)
+        claims = [outbox.claims[name].rows for name in dead]
+        rows = IndexSet().union(*claims, outbox.returned.begun, outbox.returned.waiting)
+        first = rows.first if rows else min(outbox.claimed, job.num_tasks - 1)
+        stages = tracker.blocks.messages(tracker.store, job.ref, first)
+        if not self._is_ours(job.ref, stages[0]["task"]):
+            return None
+        return publish_due(tracker, job.ref, dead=dead, ended=ended, seconds=tracker.settings.sweep_interval)
 
     def _is_ours(self, ref: JobRef, task: str) -> bool:
         """Return whether this app has the task; a message sent by another app might reach no worker that has it."""
@@ -201,18 +254,15 @@ def sweep(tracker: Tracker) -> SweepReport:
     settings = tracker.settings
     began = time.perf_counter()
     actions = _AppActions(tracker)
-    report = Sweep(
-        tracker.store,
-        actions,
-        lease=settings.lease,
-        max_lost=settings.max_lost,
-        has_succeeded=actions.has_succeeded,
-    ).run()
+    with closing(actions):
+        report = Sweep(tracker.store, actions, lease=settings.lease, max_lost=settings.max_lost).run()
+    if not requests.worker_id():
+        release_claims()
     tracker.metrics.swept(time.perf_counter() - began)
     if report:
         logger.log(
             logging.WARNING if report.marked or report.requeued else logging.INFO,
-            "sweep: %d attempts marked as LOST, %d messages sent again, callbacks of %d jobs published, "
+            "sweep: %d attempts marked as LOST, %d messages due again, callbacks of %d jobs published, "
             "%d messages published",
             report.marked,
             report.requeued,

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from celery_statemanager.leases import Report, cell_name, each_worker
 from celery_statemanager.models import Status
-from celery_statemanager.records import AT_BROKER, Cell, JobRecord, OpenAttempt, When, Write
+from celery_statemanager.records import Cell, OpenAttempt, Write
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 PATIENCE = 3
@@ -47,22 +47,13 @@ class Overdue:
         return {cell_name(row.ref, row.tag, row.task_index) for each in reports for row in each.received}
 
 
-def may_resend(job: JobRecord, cell: Cell, max_lost: int) -> bool:
-    """Return whether the message of an overdue attempt may be published again."""
-    return cell.kept not in {None, AT_BROKER} and cell.losses + 1 < max_lost and job.cancelled is None
-
-
-def resent(tag: str, task_index: int, cell: Cell) -> Write:
-    """Create the write that records that the message was published again. It counts as a loss."""
-    write = Write.returned(
-        tag, task_index, f"{_reason(cell)}: sent again", attempt=cell.attempt, counts_as_loss=True, awaits_delivery=True
-    )
-    write.when = When.IDLE
-    return write
+def sent_again(tag: str, task_index: int, cell: Cell) -> Write:
+    """Create the write that makes the message due again. It counts as a loss."""
+    return Write.sent_back(tag, task_index, f"{_reason(cell)}: sent again", attempt=cell.attempt, counts_as_loss=True)
 
 
 def rejected(tag: str, task_index: int, cell: Cell) -> Write:
-    """Create the write that ends the cell of a message that no process can publish again."""
+    """Create the write that ends the cell of a message that was lost too often."""
     write = Write.never_begun(tag, task_index, int(Status.REJECTED), _reason(cell))
     write.attempt = cell.attempt
     return write

@@ -1,0 +1,92 @@
+"""Find the stage of a row whose message is due, and create that message."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+
+from celery_statemanager.integration.binding import HEADER, IMMUTABLE, Binding
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.outbox.envelope import Envelope, from_json, with_headers
+from celery_statemanager.integration.outbox.making import REJECTED, binding_in
+from celery_statemanager.integration.outbox.values import MAX_BYTES, with_value
+from celery_statemanager.records import Cell, JobRef
+from celery_statemanager.texts import describe
+
+
+class Unpublishable(Exception):
+    """Raised if the message that is due cannot be created. The text is the reason.
+
+    Attributes:
+        binding: the cell of the message.
+    """
+
+    def __init__(self, binding: Binding, reason: str) -> None:
+        super().__init__(f"not published: {reason}")
+        self.binding = binding
+
+
+def due_stage(tracker: Tracker, ref: JobRef, stages: list[Envelope], row: int) -> tuple[int, Cell] | None:
+    """Return the stage of a row whose message is due, and its cell; None if a stage runs or the row has ended.
+
+    Raises: JobNotFound, StoreError.
+    """
+    for number, stage in enumerate(stages):
+        cell = tracker.store.get_cell(ref, binding_in(stage).tag, row) or Cell()
+        if not cell.succeeded:
+            return (number, cell) if cell.is_due else None
+    return None
+
+
+def message_again(tracker: Tracker, ref: JobRef, stages: list[Envelope], number: int, cell: Cell) -> Envelope:
+    """Return the message of a stage for a publication that may not be the first. Raises: Unpublishable; StoreError."""
+    binding = binding_in(stages[number])
+    kept = None if cell.kept is None else from_json(cell.kept)
+    if kept is not None and "eta" not in kept:
+        message = kept
+        if "publish" not in message:
+            raise Unpublishable(binding, "a retry or a replacement changed the message, which was too large to be kept")
+    elif cell.delivery.replacements:
+        raise Unpublishable(binding, "its task was replaced, and the message of the new one was not kept")
+    else:
+        message = stages[number]
+        if number and binding_in(stages[number - 1]).next not in {None, IMMUTABLE}:
+            value = tracker.store.get_value(ref, binding.task_index)
+            if value is None:
+                raise Unpublishable(binding, f"the value of the previous stage has more than {MAX_BYTES:,} bytes")
+            message = message_of(tracker.app, message, value)
+        if cell.delivery.retries:
+            message = _retried(message, cell.delivery.retries, kept["eta"] if kept else None)
+    return _numbered(message, cell)
+
+
+def message_of(app: Celery, message: Envelope, value: str | None) -> Envelope:
+    """Return the message of a stage, with the value of the previous stage if it takes one. Raises: Unpublishable."""
+    if REJECTED in message or value is None:
+        return message
+    try:
+        return with_value(app, message, value)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:
+        text = f"the value of the previous stage cannot be put into its message: {describe(error)}"
+        raise Unpublishable(binding_in(message), text) from error
+
+
+def _retried(message: Envelope, retries: int, eta: str | None) -> Envelope:
+    """Return a message as Celery's retry sends it, with its own eta instead of the delay of the first delivery."""
+    if REJECTED in message:
+        return message
+    later = {name: value for name, value in message.items() if name != "eta_after"}
+    return with_headers(later, retries=retries, eta=eta)
+
+
+def _numbered(message: Envelope, cell: Cell) -> Envelope:
+    """Return a message with the number of its next publication."""
+    if REJECTED in message or not cell.delivery.publication:
+        return message
+    publication, replacements, _ = cell.delivery
+    binding = replace(binding_in(message), publication=publication, replacements=replacements)
+    return with_headers(message, **{HEADER: binding.to_header()})

@@ -1,0 +1,80 @@
+"""Make the message of each stage of a row, by Celery but without sending it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from celery import Celery
+from celery.canvas import Signature
+from celery.utils.saferepr import saferepr
+
+from celery_statemanager.integration import publication
+from celery_statemanager.integration.binding import HEADER, IMMUTABLE, Binding
+from celery_statemanager.integration.outbox.capture import Capture
+from celery_statemanager.integration.outbox.envelope import Envelope, with_headers
+from celery_statemanager.integration.outbox.values import PLACEHOLDER, serializer_of, takes_value
+from celery_statemanager.records import JobRef
+
+REJECTED = "rejected"
+"""The key of an entry in a block, instead of a message, with the reason why there is none."""
+
+BINDING = "binding"
+"""The key, beside ``REJECTED``, of the header that the message would have had."""
+
+
+def make_messages(
+    app: Celery, ref: JobRef, row: int, stages: list[Signature[Any]], tags: Sequence[str], capture: Capture
+) -> list[Envelope]:
+    """Return the message of each stage of a row. Raises: what task classes and receivers raise; EncodeError."""
+    bindings = [Binding(ref, row, tag, number) for number, tag in enumerate(tags)]
+    messages: list[Envelope] = []
+    for binding, stage in zip(bindings, stages, strict=True):
+        ids = _ids_of_chain(messages, bindings)
+        messages.append(_message(app, binding, stage, ids, capture))
+    for number, following in enumerate(messages[1:]):
+        is_immutable = bool(stages[number + 1].immutable)
+        _add_next_serializer(messages, number, bindings[number], following, is_immutable=is_immutable)
+    return messages
+
+
+def binding_in(message: Envelope) -> Binding:
+    """Return the binding of a message, or of the entry that stands for it."""
+    header: str = message[BINDING] if REJECTED in message else message["publish"]["headers"][HEADER]
+    return Binding.from_header(header)
+
+
+def _message(app: Celery, binding: Binding, stage: Signature[Any], ids: dict[str, Any], capture: Capture) -> Envelope:
+    bound: Any = binding.bind(stage)
+    task = str(bound.task)
+    options = {"expires": getattr(app.tasks.get(task), "expires", None), **bound.options}
+    args = (PLACEHOLDER,) if binding.stage else ()
+    message = capture.make(
+        binding, lambda producer: bound.apply_async(args, producer=producer, add_to_parent=False, **ids), options
+    )
+    if message is None:
+        return {"task": task, REJECTED: publication.not_published(app, task), BINDING: binding.to_header()}
+    shown = message["publish"]["headers"].get("argsrepr")
+    return with_headers(message, argsrepr=shown.replace(saferepr(PLACEHOLDER), "...")) if args and shown else message
+
+
+def _ids_of_chain(messages: list[Envelope], bindings: list[Binding]) -> dict[str, Any]:
+    """Return the root id and the parent id of the next message, as Celery's chain sets them."""
+    if not messages:
+        return {}
+    first = messages[0].get("publish", {}).get("headers", {})
+    root = first.get("root_id") or bindings[0].celery_task_id
+    return {"root_id": root, "parent_id": bindings[len(messages) - 1].celery_task_id}
+
+
+def _add_next_serializer(
+    messages: list[Envelope], number: int, binding: Binding, following: Envelope, *, is_immutable: bool
+) -> None:
+    """Add to the header of a stage in which form the next stage takes the value."""
+    message = messages[number]
+    if REJECTED in message:
+        return
+    takes = REJECTED not in following and takes_value(following, is_immutable=is_immutable)
+    after = replace(binding, next=serializer_of(following) if takes else IMMUTABLE)
+    messages[number] = with_headers(message, **{HEADER: after.to_header()})

@@ -1,0 +1,186 @@
+"""Which messages count as lost: those in no queue and with no worker for one lease (rule R19)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from celery_statemanager import leases
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.leases import Received, Report
+from celery_statemanager.lost_messages import LostMessages
+from celery_statemanager.records import ClaimRequest, Flow, Write
+from celery_statemanager.stores import open_store
+from celery_statemanager.testing import FakeClock, Grid
+
+LEASE = 30.0
+
+
+class StubQueues:
+    """A broker with the queues that a test names, and the rows of messages that go to a queue of their own."""
+
+    sends_ahead = False
+
+    def __init__(self):
+        self.counts = {"work": 0}
+        self.special = {}
+
+    def queues_of(self, job):
+        return frozenset(["work", *filter(None, self.special.values())])
+
+    def queue_of(self, job, tag, row):
+        return self.special.get((tag, row), "work")
+
+    def message_count(self, queue):
+        return self.counts.get(queue)
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock):
+    return open_store("memory://", clock=clock)
+
+
+@pytest.fixture
+def queues():
+    return StubQueues()
+
+
+@pytest.fixture
+def look(store, queues, clock):
+    """Return a function that looks for lost messages, as a sweep does, after some seconds."""
+
+    def look(*grids, after=0.0):
+        clock.advance(after)
+        lost = LostMessages(store, queues, round(LEASE * 1e6), store.now())
+        for grid in grids:
+            lost.look_at(grid.job, store.get_outbox(grid.ref))
+        found = {}
+        for each in lost.finish():
+            key = (each.ref.key.job_id, each.tag)
+            found[key] = found.get(key, IndexSet()).union(each.rows)
+        return {key: str(rows) for key, rows in found.items()}
+
+    return look
+
+
+def test_a_message_is_lost_one_lease_after_its_queue_was_found_empty(store, look):
+    grid = Grid.submitted(store, 4)
+    grid.run("a", 0)
+    grid.begin("a", 1, owner="w")
+    assert look(grid) == {}
+    assert look(grid, after=LEASE / 2) == {}
+    assert look(grid, after=LEASE / 2) == {("job", "a"): "2-3"}
+    assert look(grid) == {}, "it is looked at again from now on"
+    assert look(grid, after=LEASE) == {("job", "a"): "2-3"}
+
+
+def test_a_message_in_its_queue_is_not_lost(store, look, queues):
+    grid = Grid.submitted(store, 3)
+    for number in range(6):
+        queues.counts["work"] = 0 if number == 3 else 1
+        assert look(grid, after=LEASE / 2) == {}
+
+
+@pytest.mark.parametrize("count", [None, 5])
+def test_a_queue_that_is_not_known_to_be_empty_proves_nothing(store, look, queues, count):
+    grid = Grid.submitted(store, 3)
+    queues.counts["work"] = count
+    assert [look(grid, after=LEASE) for _ in range(4)] == [{}] * 4
+
+
+def test_a_message_that_a_live_worker_lists_is_not_lost(store, look):
+    grid = Grid.submitted(store, 4)
+    rows = [Received(grid.ref, "a", 0)]
+    report = Report(running=[leases.cell_name(grid.ref, "a", 1)], received=rows)
+    leases.renew(store, "w", report, 100 * LEASE)
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "a"): "2-3"}
+
+
+@pytest.mark.parametrize("record", ["cut", "unreadable"])
+def test_no_message_is_lost_while_a_record_does_not_list_all(store, look, record):
+    grid = Grid.submitted(store, 2)
+    if record == "cut":
+        leases.renew(store, "w", Report(received=[Received(grid.ref, "x" * leases.MOST_BYTES, 0)]), 100 * LEASE)
+    else:
+        store.put_worker("w", "[]", 100 * LEASE)
+    assert [look(grid, after=LEASE) for _ in range(3)] == [{}] * 3
+    leases.renew(store, "w", Report(), 100 * LEASE)
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "a"): "0-1"}
+
+
+@pytest.mark.parametrize("report", [Report(in_main_loop=True), Report(idle=LEASE / 2)], ids=["solo", "blocked"])
+@pytest.mark.parametrize("sends_ahead", [True, False])
+def test_a_worker_that_reads_no_messages_may_have_been_sent_some(store, look, queues, report, sends_ahead):
+    grid = Grid.submitted(store, 2)
+    queues.sends_ahead = sends_ahead
+    leases.renew(store, "w", report, 100 * LEASE)
+    look(grid)
+    assert look(grid, after=LEASE) == ({} if sends_ahead else {("job", "a"): "0-1"})
+
+
+def test_a_message_that_was_published_meanwhile_is_looked_at_later(store, look):
+    grid = Grid.submitted(store, 6, published=2)
+    look(grid)
+    store.claim(grid.ref, ClaimRequest(publisher="p", limit=2))
+    assert look(grid, after=LEASE) == {("job", "a"): "0-1"}
+    assert look(grid, after=LEASE / 2) == {}
+    assert look(grid, after=LEASE / 2) == {("job", "a"): "0-3"}
+
+
+def test_rows_that_are_due_again_are_not_lost(store, look):
+    grid = Grid.submitted(store, 3)
+    store.write(grid.ref, Write.sent_back("a", 1, "why", attempt=0))
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "a"): "0,2"}
+
+
+def test_the_next_stage_of_a_row_can_be_lost(store, look, queues):
+    grid = Grid.submitted(store, 4, ("a", "b"))
+    queues.counts["other"] = 0
+    queues.special = {("a", row): "full" for row in range(4)} | {("b", 3): None}
+    queues.counts["full"] = 9
+    for row in (1, 2, 3):
+        grid.run("a", row)
+    grid.begin("b", 2)
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "b"): "1"}, "row 0 waits in its queue, the place of row 3 is unknown"
+
+
+def test_a_pause_of_the_sweeps_proves_nothing(store, look):
+    grid = Grid.submitted(store, 2)
+    look(grid)
+    assert look(grid, after=3 * LEASE) == {}
+    assert look(grid, after=LEASE) == {("job", "a"): "0-1"}
+
+
+def test_each_queue_is_judged_alone(store, look, queues):
+    grid, other = Grid.submitted(store, 2), Grid.submitted(store, 2, job_id="other")
+    queues.special = {("a", 1): "slow"}
+    queues.counts["slow"] = 3
+    look(grid, other)
+    queues.counts["slow"] = 0
+    assert look(grid, other, after=LEASE) == {("job", "a"): "0", ("other", "a"): "0"}
+    assert look(grid, other, after=LEASE)["job", "a"] == "0-1"
+
+
+def test_nothing_is_stored_while_nothing_is_suspect(store, look, queues):
+    grid = Grid.submitted(store, 1)
+    queues.counts["work"] = 1
+    look(grid)
+    assert store.get_worker("~queues") is None
+    assert [*leases.each_worker(store)] == []
+
+
+def test_a_paused_job_loses_messages_too(store, look):
+    grid = Grid.submitted(store, 2)
+    grid.update(lambda job: replace(job, flow=Flow(paused=True)))
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "a"): "0-1"}
