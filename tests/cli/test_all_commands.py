@@ -10,7 +10,15 @@ from celery_statemanager.cli.common import Exit
 COMMANDS = sorted(
     each.name for each in entry_points(group="celery.commands") if each.value.startswith("celery_statemanager.")
 )
-ABOUT_A_JOB = {"monitor-state", "show-state", "why-state", "delete-state"}
+ABOUT_A_JOB = {
+    "monitor-state",
+    "show-state",
+    "why-state",
+    "pause-state",
+    "resume-state",
+    "cancel-state",
+    "delete-state",
+}
 NEEDED = {
     "monitor-state": ["x"],
     "gc-state": ["--tombstone-age", "1d", "--delete-age", "2d"],

@@ -9,7 +9,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from celery_statemanager import Manager, Status, open_store
+from celery_statemanager import Manager, Status, completion, open_store
+from celery_statemanager.testing import Grid
 
 PATIENCE = 60.0
 RUN = "2026-11-24"
@@ -47,6 +48,8 @@ def create_jobs(url):
                 manager = Manager.open(store, job_id, task_index=row, run_token=token)
                 for tag in manager.tags:
                     manager.set_state(tag, Status.FINISHED if job_id == "etl-42" else 40, "page 4")
+        Grid.submitted(store, 2, job_id="etl-43")
+        completion.pause(store, Grid.submitted(store, 2, job_id="etl-44").ref, "deploying")
 
 
 @pytest.fixture
