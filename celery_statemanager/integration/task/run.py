@@ -174,8 +174,8 @@ class Run:
             message = f"returned, but the next stage cannot take its value: {cause}"
             self.end(int(Status.FAILED), message, keep_app_status=False)
             return
-        progress, last.message = self.held_progress or (None, None)
-        last.new_progress = progress
+        last.new_progress, held_message = self.held_progress or (None, None)
+        last.message = None if held_message is None else sanitize(held_message)
         self._end_with(last)
 
     def note_sent(self, task_id: str | None) -> None:
