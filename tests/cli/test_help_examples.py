@@ -48,6 +48,11 @@ def create_jobs(url):
                 manager = Manager.open(store, job_id, task_index=row, run_token=token)
                 for tag in manager.tags:
                     manager.set_state(tag, Status.FINISHED if job_id == "etl-42" else 40, "page 4")
+
+
+def create_submitted_jobs(url):
+    """Create the jobs that examples pause, resume and cancel. Their messages cannot be read, so no sweep must see them."""
+    with open_store(url) as store:
         Grid.submitted(store, 2, job_id="etl-43")
         completion.pause(store, Grid.submitted(store, 2, job_id="etl-44").ref, "deploying")
 
@@ -68,6 +73,8 @@ def shell(home, tmp_path_factory):
         (programs / name).chmod(0o755)
 
     def shell(line):
+        if "etl-43" in line or "etl-44" in line:
+            create_submitted_jobs(f"sqlite:///{home}/states.db")
         answers, terminal = pty.openpty()
         try:
             os.write(answers, b"y\n")
