@@ -151,7 +151,7 @@ class TestSizes:
     def test_a_value_may_be_any_text(self, store):
         grid = published(store, 2)
         for text in ("ß \x00 \U0001f600", '"' + "é" * 262_143 + '"'):
-            grid.write("a", 0, 5, value=text)
+            grid.write("a", 0, FINISHED, value=text)
             assert store.get_value(grid.ref, 0) == text
 
 
@@ -169,9 +169,9 @@ class TestKeys:
     def test_no_key_is_left_when_nothing_is_returned_or_kept(self, store, client, prefix):
         grid = published(store, 9, max_in_flight=9)
         keys = JobKeys(prefix, grid.ref)
-        grid.write("a", 0, 5, value="1")
-        grid.write("a", 0, 5, value="")
-        grid.write("a", 0, 5, value="")
+        grid.write("a", 0, FINISHED, value="1")
+        grid.write("a", 0, FINISHED, value="")
+        grid.write("a", 0, FINISHED, value="")
         send_back(grid, "a", 1)
         grid.begin("a", 1, delivery=Delivery(1))
         grid.end("a", 1, FAILED, publisher="w")
@@ -180,7 +180,7 @@ class TestKeys:
 
     def test_returned_rows_and_values_survive_a_new_incarnation(self, store):
         grid = published(store, 9)
-        grid.write("a", 0, 5, value="1")
+        grid.write("a", 0, FINISHED, value="1")
         send_back(grid, "a", 1)
         store.adopt_job(grid.ref, "new")
         adopted = Grid(store, JobRef(grid.ref.key, "new"))
@@ -190,12 +190,12 @@ class TestKeys:
 
     def test_lost_values_are_reported(self, store, client, prefix):
         grid = published(store, 9)
-        grid.write("a", 0, 5, value="1")
+        grid.write("a", 0, FINISHED, value="1")
         client.delete(JobKeys(prefix, grid.ref).values)
         uses = [
             lambda: store.get_value(grid.ref, 0),
-            lambda: grid.write("a", 1, 5, value="2"),
-            lambda: grid.write("a", 0, 5, value=""),
+            lambda: grid.write("a", 1, FINISHED, value="2"),
+            lambda: grid.write("a", 0, FINISHED, value=""),
         ]
         for use in uses:
             with pytest.raises(StoreError, match=r"evicted .*noeviction.*:values"):
@@ -224,7 +224,7 @@ class TestKeys:
 
     def test_a_value_of_a_lost_job_is_reported(self, store, client, prefix):
         grid = published(store, 9)
-        grid.write("a", 0, 5, value="1")
+        grid.write("a", 0, FINISHED, value="1")
         client.delete(JobKeys(prefix, grid.ref).head)
         with pytest.raises(StoreError, match="noeviction"):
             store.get_value(grid.ref, 0)
