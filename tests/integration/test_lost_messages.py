@@ -22,7 +22,7 @@ def runs(tracked, key, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES)
+@pytest.mark.places(*SLOW_PLACES, usual=2)
 def test_messages_that_the_broker_has_lost_are_published_again(tracked, setting, pool, key, start_worker):
     job = tracked.states.submit([tracked.count.s(f"{key}.{row}").set(queue=key) for row in range(6)])
     assert purge(tracked, key) == 6
@@ -32,7 +32,7 @@ def test_messages_that_the_broker_has_lost_are_published_again(tracked, setting,
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES)
+@pytest.mark.places(*SLOW_PLACES, usual=1)
 def test_the_next_stage_that_the_broker_has_lost_is_published_again(
     tracked, setting, pool, key, start_worker, eventually
 ):
@@ -48,7 +48,7 @@ def test_the_next_stage_that_the_broker_has_lost_is_published_again(
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES)
+@pytest.mark.places(*SLOW_PLACES, usual=1)
 def test_a_plain_task_whose_message_is_lost_ends_lost(tracked, setting, pool, key, start_worker):
     job = tracked.states.submit([tracked.plain.s(f"{key}.{row}").set(queue=key) for row in range(2)])
     assert purge(tracked, key) == 2
@@ -59,6 +59,8 @@ def test_a_plain_task_whose_message_is_lost_ends_lost(tracked, setting, pool, ke
     assert runs(tracked, key, 2) == [0, 0]
 
 
+@pytest.mark.slow
+@pytest.mark.places(*SLOW_PLACES, usual=1)
 def test_messages_that_wait_in_a_queue_are_not_published_again(tracked, setting, pool, key, start_worker, eventually):
     """A worker without the queue sweeps for two leases."""
     job = tracked.states.submit([tracked.count.s(f"{key}.{row}").set(queue=key) for row in range(3)])

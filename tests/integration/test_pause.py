@@ -1,7 +1,7 @@
 """Pausing a job while its messages are in the queue and its tasks run (rule R19)."""
 
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, PLACES
 
 from celery_statemanager.indexset import IndexSet
 
@@ -31,6 +31,7 @@ def test_a_pause_holds_back_rows_that_have_not_begun(tracked, pool, key, submit,
     assert [tracked.notes(gate) for gate in gates] == [["begun 1", "ended 1"]] * 8
 
 
+@pytest.mark.places(*PLACES, usual=1)
 def test_a_job_that_is_paused_before_it_is_published_waits(tracked, pool, key, submit, eventually):
     gates = [f"{key}.{row}" for row in range(4)]
     job = submit([tracked.gate.s(each) for each in gates], max_in_flight=1)
@@ -44,6 +45,7 @@ def test_a_job_that_is_paused_before_it_is_published_waits(tracked, pool, key, s
     assert job.wait(PATIENCE).finished == 4
 
 
+@pytest.mark.places(*PLACES, usual=1)
 def test_the_later_stages_and_retries_of_a_paused_job_go_on(tracked, pool, key, submit, eventually):
     job = submit([tracked.gate.s(key) | tracked.second.s()])
     eventually(lambda: tracked.notes(key))
@@ -53,6 +55,7 @@ def test_the_later_stages_and_retries_of_a_paused_job_go_on(tracked, pool, key, 
     assert not job.pause(), "it has settled"
 
 
+@pytest.mark.places(*PLACES, usual=1)
 def test_plain_tasks_run_although_their_job_is_paused(tracked, setting, pool, key, start_worker):
     job = tracked.states.submit([tracked.plain.s(key).set(queue=key)])
     job.pause()
@@ -60,6 +63,7 @@ def test_plain_tasks_run_although_their_job_is_paused(tracked, setting, pool, ke
     assert job.wait(PATIENCE).finished == 1
 
 
+@pytest.mark.places(*PLACES, usual=1)
 def test_a_cancelled_job_cannot_be_paused(tracked, pool, key, submit):
     job = submit([tracked.succeed.s(1)])
     job.wait(PATIENCE)

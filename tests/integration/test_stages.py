@@ -1,7 +1,7 @@
 """The stages of a chain, which the job publishes one after another (rule R19)."""
 
 import pytest
-from conftest import SLOW_PLACES, load
+from conftest import PLACES, SLOW_PLACES, load
 from servers import running_redis
 
 from celery_statemanager import Status
@@ -47,7 +47,7 @@ def test_a_stage_that_ends_without_the_broker_is_followed_when_the_broker_is_bac
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES)
+@pytest.mark.places(*SLOW_PLACES, usual=1)
 @pytest.mark.parametrize("fault", ["dies_before_publishing", "child_dies_before_publishing", "dies_after_publishing"])
 def test_the_stage_after_a_killed_process_runs_once(tracked, setting, pool, key, start_worker, fault):
     start_worker(f"{key}.{fault}", pool="prefork", TRACKED_FAULT=fault)
@@ -59,6 +59,7 @@ def test_the_stage_after_a_killed_process_runs_once(tracked, setting, pool, key,
     assert tracked.states.store.get_value(job.manager.ref, 0) is None, "the last stage has ended"
 
 
+@pytest.mark.places(*PLACES, usual=2)
 def test_a_stage_whose_value_the_next_one_cannot_take_fails(tracked, pool, key, submit):
     job = submit([tracked.returns_object.s() | tracked.second.s()])
     assert job.wait(PATIENCE).failed == 1
@@ -66,6 +67,7 @@ def test_a_stage_whose_value_the_next_one_cannot_take_fails(tracked, pool, key, 
     assert message.startswith("returned, but the next stage cannot take its value: EncodeError: "), message
 
 
+@pytest.mark.places(*PLACES, usual=2)
 def test_values_pass_through_each_stage(tracked, pool, key, submit):
     last = tracked.states.tag(tracked.count.s(), "third")
     middle = tracked.states.tag(tracked.succeed.s(), "second")
