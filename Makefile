@@ -68,7 +68,7 @@ test-core: $(VENV)/.test
 	$(pytest) $(core) $(ARGS)
 
 # The integration tests that start no worker also run: the integration's modules are measured by them.
-eager := eager sweep submit veto task_progress members redelivery canvases policy
+eager := eager sweep submit veto task_progress members canvases policy
 
 # The result omits the stores that need a server, because these tests do not reach them. Processes that tests kill may
 # leave unreadable data; coverage warns and skips it.
