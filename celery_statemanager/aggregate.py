@@ -59,14 +59,17 @@ def ends_row(job: JobRecord, tag: str, task_index: int) -> bool:
 
 
 def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
-    """Return the names of the undecided latches whose condition the tally meets (rule R15).
+    """Return the names of the undecided latches whose condition the tally meets (rules R15, R20).
 
     Args:
         expected: the number of expected cells.
         tally: the sum over all expected columns.
     """
+    if job.generation.resetting:
+        return ()
     settled = tally.pending == 0 if job.cancelled else tally.ended >= expected
-    met = {"success": tally.succeeded >= expected, "failure": tally.failed_final > 0, "settled": settled}
+    has_failed = tally.failures > job.generation.failures
+    met = {"success": tally.succeeded >= expected, "failure": has_failed, "settled": settled}
     return tuple(name for name, holds in met.items() if holds and job.latches[name].decided_at is None)
 
 
@@ -103,6 +106,7 @@ def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Su
         lowest=least or missing_state(job, "", 0),
         fraction=done / (expected * FRACTION_UNIT) if expected else 0.0,
         not_run=total.not_run,
+        generation=job.generation.number,
         **(_index_sets(job, columns) if indexes else {}),
     )
 

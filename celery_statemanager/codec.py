@@ -19,6 +19,7 @@ from celery_statemanager.records import (
     Claim,
     Delivery,
     Flow,
+    Generation,
     JobRecord,
     Latch,
     OutboxState,
@@ -97,6 +98,7 @@ def job_to_wire(job: JobRecord) -> dict[str, Any]:
         "createdAt": moment_to_wire(job.created_at),
         "lastActivity": moment_to_wire(job.last_activity),
         "cancelled": job.cancelled and {"reason": job.cancelled.reason, "at": moment_to_wire(job.cancelled.at)},
+        "generation": job.generation.number,
         "schemaVersion": job.schema_version,
     }
 
@@ -121,6 +123,7 @@ def summary_to_wire(summary: Summary) -> dict[str, Any]:
         "finished": summary.finished,
         "failed": summary.failed,
         "notRun": summary.not_run,
+        "generation": summary.generation,
         **{name: str(rows) for name, rows in sets.items() if rows is not None},
     }
 
@@ -187,18 +190,26 @@ def control_to_json(job: JobRecord) -> str:
             },
             "cancelled": job.cancelled and [job.cancelled.reason, job.cancelled.at],
             "flow": job.flow and [getattr(job.flow, name) for name in _FLOW_FIELDS],
+            **({"generation": _generation_to_json(job.generation)} if job.generation.number > 1 else {}),
             "tombstonedAt": job.tombstoned_at,
         }
     )
 
 
+def _generation_to_json(generation: Generation) -> list[Any]:
+    return [generation.number, generation.failures, str(generation.resetting)]
+
+
 def control_from_json(text: str) -> dict[str, Any]:
     """Parse the text of ``control_to_json`` into keyword arguments of ``JobRecord``."""
     control = json.loads(text)
+    number, failures, resetting = control.get("generation", (1, 0, ""))
+    earlier = [name for name in control["latches"] if name.partition(".")[0] in LATCHES and name not in LATCHES]
     return {
-        "latches": {name: Latch(*control["latches"].get(name, ())) for name in LATCHES},
+        "latches": {name: Latch(*control["latches"].get(name, ())) for name in (*LATCHES, *earlier)},
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
         "flow": Flow(*control["flow"]) if control.get("flow") else None,
+        "generation": Generation(number, failures, IndexSet.parse(resetting)),
         "tombstoned_at": control["tombstonedAt"],
     }
 

@@ -157,6 +157,7 @@ class Summary:
         failed: cells with a negative status of their own.
         not_run: cells that did not run because an earlier stage failed. ``failed`` does not count them, although they
             have the status of that stage.
+        generation: 1, and one more after each rerun.
     """
 
     num_tasks: int
@@ -172,6 +173,7 @@ class Summary:
     missing_indexes: IndexSet | None = None
     not_run: int = 0
     not_run_indexes: IndexSet | None = None
+    generation: int = 1
 
 
 @dataclass(frozen=True, slots=True)

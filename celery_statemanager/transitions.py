@@ -63,11 +63,13 @@ def apply_begin(
         None,  # blocked_by
         now,
         cell.schema_version,
+        cell.generation,
+        cell.failures,
     )
 
 
 def _verdict(job: JobRecord, cell: Cell, begin: Begin, though_cancelled: bool, goes_on: bool) -> Verdict:
-    if cell.final and cell.status == FINISHED:
+    if cell.succeeded:
         return Verdict.FINISHED
     if begin.task_index >= 0:
         if job.settled and not (goes_on or _reopens(job, cell, begin)):
@@ -147,6 +149,8 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         None,  # blocked_by
         0 if closed_for_worker or write.due_again else cell.began_at or (now if awaits_delivery else 0),
         cell.schema_version,
+        cell.generation,
+        cell.failures + (ends and status < 0 and status != Status.CANCELLED and not cell.has_failed),
     )
 
 
@@ -181,7 +185,8 @@ def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, wr
     if write.task_index < 0 or write.ends_attempt:
         return
     ends_it = write.status < 0 or write.status == FINISHED or write.due_again
-    if cell.waiting or not ends_it:
+    cancels_it = write.when is When.IDLE and write.status == Status.CANCELLED
+    if not ((ends_it and not cell.waiting) or cancels_it):
         raise JobCancelled(job.job_id, cancelled.reason)
 
 
@@ -236,6 +241,18 @@ def blocked(cell: Cell, failed: Cell, stage: str, event_id: str, now: int) -> Ce
     return replace(_ended(cell, failed.status, message, event_id, now), blocked_by=stage)
 
 
+def reset(cell: Cell, generation: int, event_id: str, now: int) -> Cell:
+    """Return a cell that runs again: not started, and due under the next publication number."""
+    return replace(
+        _ended(cell, Status.NOT_STARTED, None, event_id, now),
+        delivery=Delivery(cell.delivery.publication + 1),
+        losses=0,
+        blocked_by=None,
+        began_at=0,
+        generation=generation,
+    )
+
+
 def unblocked(cell: Cell, event_id: str, now: int) -> Cell:
     """Return a blocked cell as not started, because the failed stage has begun again."""
     return replace(_ended(cell, Status.NOT_STARTED, None, event_id, now), blocked_by=None)
@@ -250,7 +267,9 @@ def tally_of(cell: Cell | None, *, is_last: bool = False) -> Tally:
     if cell is None:
         return _NOTHING
     tally = _tally_of(cell)
-    return _ENDING_ROW[tally] if is_last and tally.ended else tally
+    if is_last and tally.ended:
+        tally = _ENDING_ROW[tally]
+    return tally._replace(failures=cell.failures) if cell.failures else tally
 
 
 def _tally_of(cell: Cell) -> Tally:
@@ -262,9 +281,7 @@ def _tally_of(cell: Cell) -> Tally:
     if status < 0:
         if is_open:
             return _OPEN_FAILED
-        if cell.blocked_by is not None:
-            return _CANCELLED_NOT_RUN if status == Status.CANCELLED else _NOT_RUN
-        return _CANCELLED if status == Status.CANCELLED else _FAILED
+        return _FAILED if cell.blocked_by is None else _NOT_RUN
     payload = cell.payload
     return _running(status) if payload is None or '"progress"' not in payload else _progressing(status, payload)
 
@@ -274,11 +291,9 @@ _OPEN_ZERO = Tally(pending=1)
 _OPEN_FINISHED = Tally(finished=1, pending=1)
 _FINISHED = Tally(finished=1, succeeded=1, ended=1)
 _OPEN_FAILED = Tally(failed=1, pending=1)
-_CANCELLED = Tally(failed=1, ended=1)
-_FAILED = Tally(failed=1, ended=1, failed_final=1)
-_CANCELLED_NOT_RUN = Tally(not_run=1, ended=1)
-_NOT_RUN = Tally(not_run=1, ended=1, failed_final=1)
-_ENDING_ROW = {each: each._replace(rows=1) for each in (_FINISHED, _CANCELLED, _FAILED, _CANCELLED_NOT_RUN, _NOT_RUN)}
+_FAILED = Tally(failed=1, ended=1)
+_NOT_RUN = Tally(not_run=1, ended=1)
+_ENDING_ROW = {each: each._replace(rows=1) for each in (_FINISHED, _FAILED, _NOT_RUN)}
 
 
 @lru_cache

@@ -18,6 +18,7 @@ from celery_statemanager.records.jobs import (
     CALLBACK_ROW,
     LATCHES,
     Cancellation,
+    Generation,
     JobKey,
     JobRecord,
     JobRef,
@@ -39,6 +40,7 @@ from celery_statemanager.records.outbox import (
 from celery_statemanager.records.requests import (
     Begin,
     BeginReply,
+    Reset,
     Verdict,
     When,
     Write,
@@ -55,6 +57,7 @@ __all__ = [
     "Latch",
     "LATCHES",
     "Cancellation",
+    "Generation",
     "Claim",
     "Claimed",
     "ClaimRequest",
@@ -80,5 +83,6 @@ __all__ = [
     "Write",
     "Verdict",
     "BeginReply",
+    "Reset",
     "WriteReply",
 ]

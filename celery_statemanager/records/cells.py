@@ -7,7 +7,7 @@ from operator import add, sub
 from typing import Any, NamedTuple
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State
+from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State, Status
 from celery_statemanager.records.jobs import JobRef
 
 
@@ -39,6 +39,8 @@ class Cell:
             removed when the cell ends.
         blocked_by: the failed stage of the row; its status was written to this cell, which never began.
         began_at: when the attempt began; 0 if another process closed it, or its message is due again.
+        generation: the generation of the job in which the cell was last reset; 1 if never.
+        failures: how often it has ended with a negative status of its own other than CANCELLED.
     """
 
     status: int = 0
@@ -56,6 +58,8 @@ class Cell:
     blocked_by: str | None = None
     began_at: int = 0
     schema_version: int = SCHEMA_VERSION
+    generation: int = 1
+    failures: int = 0
 
     @property
     def terminal(self) -> bool:
@@ -71,6 +75,11 @@ class Cell:
     def succeeded(self) -> bool:
         """Whether the cell has ended as FINISHED."""
         return self.status == FINISHED and not self.open
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the cell has ended with a negative status of its own other than CANCELLED."""
+        return self.status < 0 and self.status != Status.CANCELLED and not self.open and self.blocked_by is None
 
     @property
     def awaits_end(self) -> bool:
@@ -152,7 +161,7 @@ class Tally(NamedTuple):
         not_run: negative because an earlier stage of the row failed (``Cell.blocked_by``).
         succeeded: final and FINISHED.
         ended: final.
-        failed_final: final and negative, without CANCELLED.
+        failures: how often cells have failed, also those that were reset since; see ``Cell.failures``.
         pending: begun and not ended: an open attempt, or a status of work in progress.
         rows: final, in the last stage of a row of the plan: the rows that have ended.
         progress: the sum of the fractions of running cells, in units of ``1 / FRACTION_UNIT``.
@@ -164,7 +173,7 @@ class Tally(NamedTuple):
     not_run: int = 0
     succeeded: int = 0
     ended: int = 0
-    failed_final: int = 0
+    failures: int = 0
     pending: int = 0
     rows: int = 0
     progress: int = 0

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 from uuid import UUID
 
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import check_id, check_num_tasks
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.plan import Plan, PlanSpec
@@ -63,6 +64,22 @@ class Latch:
 
 
 LATCHES = ("success", "failure", "settled")
+"""The names of the latches of the current generation. Those of earlier generations have its number at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One run of a job's rows: the first one, or a rerun.
+
+    Attributes:
+        number: from 1.
+        failures: ``Tally.failures`` before it began. Only later ones count for its ``failure`` latch.
+        resetting: the rows that the rerun has chosen, until all of them are reset; then empty.
+    """
+
+    number: int = 1
+    failures: int = 0
+    resetting: IndexSet = IndexSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,7 @@ class JobRecord:
     latches: Mapping[str, Latch] = field(default_factory=lambda: dict.fromkeys(LATCHES, Latch()))
     cancelled: Cancellation | None = None
     flow: Flow | None = None
+    generation: Generation = Generation()
     tombstoned_at: int | None = None
     created_at: int = 0
     last_activity: int = 0
@@ -143,6 +161,7 @@ class JobRecord:
             latches=dict(other.latches),
             cancelled=other.cancelled,
             flow=other.flow,
+            generation=other.generation,
             tombstoned_at=other.tombstoned_at,
             schema_version=other.schema_version,
         )
@@ -150,6 +169,41 @@ class JobRecord:
     def with_latches(self, **latches: Latch) -> JobRecord:
         """Return the record with some latches replaced."""
         return replace(self, latches={**self.latches, **latches})
+
+    def callback_tag(self, latch: str) -> str:
+        """Return the tag of the cell in which the callback of a latch runs."""
+        return _of_generation(*_split(latch, self.generation.number), 1)
+
+    def latch_of(self, tag: str) -> str:
+        """Return the name of the latch whose callback runs in the cell with a tag."""
+        return _of_generation(*_split(tag, 1), self.generation.number)
+
+    def with_generation(self, rows: IndexSet, failures: int) -> JobRecord:
+        """Return the record with a new generation in which some rows run again; it is no longer cancelled.
+
+        The callbacks of earlier decisions stay.
+
+        Args:
+            failures: the present ``Tally.failures``.
+        """
+        earlier, number = self.generation.number, self.generation.number + 1
+        kept = {
+            _of_generation(*_split(name, earlier), number): latch
+            for name, latch in self.latches.items()
+            if latch.callback is not None and latch.decided_at is not None
+        }
+        fresh = {name: Latch(self.latches[name].callback) for name in LATCHES}
+        return replace(self, latches={**fresh, **kept}, cancelled=None, generation=Generation(number, failures, rows))
+
+
+def _split(name: str, default: int) -> tuple[str, int]:
+    base, _, generation = name.partition(".")
+    return base, int(generation or default)
+
+
+def _of_generation(name: str, generation: int, unnamed: int) -> str:
+    """Return a name with the number of a generation, which is left out for one of them."""
+    return name if generation == unnamed else f"{name}.{generation}"
 
 
 def new_job(

@@ -100,6 +100,7 @@ class ClaimRequest:
         dead: publishers whose claims are taken over, because they may not have published them.
         ended: publishers that have ended after they had published their claims, which are removed.
         returned: rows of its earlier claim that the publisher could not publish; the others are ignored.
+        drops_rest: of a cancelled job, the rows that were never claimed need not be published any more.
     """
 
     publisher: str
@@ -108,6 +109,7 @@ class ClaimRequest:
     dead: frozenset[str] = frozenset()
     ended: frozenset[str] = frozenset()
     returned: Returned = Returned()
+    drops_rest: bool = False
 
 
 class Claimed(NamedTuple):

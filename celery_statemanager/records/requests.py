@@ -16,6 +16,21 @@ def new_event_id() -> str:
     return os.urandom(16).hex()
 
 
+@dataclass(slots=True, kw_only=True)
+class Reset:
+    """Reset a row that has not succeeded, so that it runs again from one of its stages on.
+
+    Attributes:
+        tag: the stage that runs again first.
+        generation: the generation of the job in which the row runs again. It is reset once in each.
+    """
+
+    tag: str
+    task_index: int
+    generation: int
+    event_id: str = field(default_factory=new_event_id)
+
+
 class When(Enum):
     """The condition under which a write is accepted, in addition to its fence."""
 

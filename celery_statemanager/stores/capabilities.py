@@ -14,6 +14,7 @@ from celery_statemanager.records import (
     JobRef,
     OpenAttempt,
     OutboxState,
+    Reset,
     StoredCell,
     WorkerRecord,
 )
@@ -128,6 +129,17 @@ class Outbox(WorkerRegistry):
 
         A job that has settled or has no messages has nothing to claim. Of a cancelled job, only rows that have begun
         can be claimed. Raises: JobNotFound.
+        """
+
+    @abstractmethod
+    def reset_row(self, ref: JobRef, reset: Reset) -> bool:
+        """Reset a row that has not succeeded, and make its message due (rule R20). ``stores.steps`` defines it exactly.
+
+        The cell and the later stages of its row become NOT_STARTED. They keep their payloads and attempt numbers; their
+        next deliveries have new publication numbers, so that earlier ones are stale. No latch is decided.
+
+        Returns: False if the row has succeeded, runs, or was reset in this generation, or if the job is cancelled.
+        Raises: JobNotFound.
         """
 
 

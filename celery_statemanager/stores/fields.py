@@ -27,6 +27,8 @@ EXAMPLES: dict[str, object] = {
     "blocked_by": "scan",
     "began_at": 1_700_000_000_000_000,
     "schema_version": SCHEMA_VERSION + 1,
+    "generation": 2,
+    "failures": 3,
 }
 """Each field of a cell, with a value other than its default."""
 

@@ -13,7 +13,6 @@ from typing import Protocol
 from celery_statemanager import aggregate
 from celery_statemanager.errors import BeginRefused, JobCancelled
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import FINISHED
 from celery_statemanager.records import (
     Begin,
     BeginReply,
@@ -23,6 +22,7 @@ from celery_statemanager.records import (
     ClaimRequest,
     JobRecord,
     OutboxState,
+    Reset,
     Returned,
     StoredCell,
     Tally,
@@ -30,7 +30,7 @@ from celery_statemanager.records import (
     Write,
     WriteReply,
 )
-from celery_statemanager.transitions import apply_begin, apply_write, blocked, unblocked
+from celery_statemanager.transitions import apply_begin, apply_write, blocked, reset, unblocked
 
 _NOTHING = Claimed(IndexSet(), IndexSet(), 0)
 
@@ -130,7 +130,7 @@ def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
     that have begun can be claimed, so that they end.
     """
     job = tx.job
-    if job.flow is None or job.settled:
+    if job.flow is None or (job.settled and not request.drops_rest):
         return _NOTHING
     old = tx.outbox()
     own = old.claims.get(request.publisher)
@@ -148,6 +148,8 @@ def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
         claimed = min(old.claimed + room - len(begun) - len(waiting), job.num_tasks)
     again = taken_over.union(begun, waiting)
     rows = again.union(IndexSet(range(old.claimed, claimed)))
+    if job.cancelled and request.drops_rest:
+        claimed = job.num_tasks
     gone = {*request.dead, *request.ended, request.publisher}
     claims = {name: each for name, each in old.claims.items() if name not in gone}
     if rows:
@@ -156,6 +158,25 @@ def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
     if new != old:
         tx.put_outbox(new)
     return Claimed(rows, again, job.num_tasks - claimed)
+
+
+def reset_row(tx: WriteTransaction, request: Reset) -> bool:
+    """Reset a row from one of its stages on, and return it to the outbox. Return False if it must not run again.
+
+    A row may run again if it has ended without success, or waits, and was not reset in this generation.
+    """
+    tag, row, job = request.tag, request.task_index, tx.job
+    old = {each: tx.cell(each, row) for each in (tag, *(job.plan.after(tag, row) if job.plan else ()))}
+    cells = {each: cell or Cell() for each, cell in old.items()}
+    runs = any(not (cell.final or cell.waiting) for cell in cells.values())
+    has_succeeded = all(cell.succeeded for cell in cells.values())
+    if job.cancelled or runs or has_succeeded or cells[tag].generation >= request.generation:
+        return False
+    new = {each: reset(cell, request.generation, request.event_id, tx.now) for each, cell in cells.items()}
+    for each, cell in new.items():
+        tx.put(each, row, old[each], cell)
+    _give_back(tx, tag, row, new[tag])
+    return True
 
 
 def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
@@ -204,8 +225,8 @@ def _claim_next(tx: WriteTransaction, write: Write, old: Cell, new: Cell) -> Cla
     """Claim the row itself for its next stage, or the rows for which its end makes room."""
     if write.publisher is None or not new.final or write.task_index < 0:
         return _NOTHING
-    if write.next_is_due and new.status == FINISHED:
-        if tx.job.flow is None or tx.job.cancelled or (old.final and old.status == FINISHED):
+    if write.next_is_due and new.succeeded:
+        if tx.job.flow is None or tx.job.cancelled or old.succeeded:
             return _NOTHING
         row, state = IndexSet([write.task_index]), tx.outbox()
         claims = {**state.claims, write.publisher: Claim(row, tx.now, tx.now)}

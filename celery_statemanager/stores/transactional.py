@@ -14,6 +14,7 @@ from celery_statemanager.records import (
     JobRecord,
     JobRef,
     OutboxState,
+    Reset,
     StoredCell,
     Write,
     WriteReply,
@@ -32,8 +33,8 @@ class TransactionalStore(Store):
     """Implement the atomic steps over the operations of a ``Transaction``.
 
     A subclass implements ``transact`` and the remaining methods of ``Store``. ``rewrite_cells`` belongs to
-    ``Migratable``, ``get_outbox`` and ``claim`` to ``Outbox``; inherit from ``TransactionalStore`` first to use them
-    there.
+    ``Migratable``; ``get_outbox``, ``claim`` and ``reset_row`` to ``Outbox``. Inherit from ``TransactionalStore`` first
+    to use them there.
     """
 
     @abstractmethod
@@ -65,6 +66,10 @@ class TransactionalStore(Store):
     def get_outbox(self, ref: JobRef) -> OutboxState:
         """Return which rows are claimed as ``Outbox.get_outbox`` describes."""
         return self.transact(ref, lambda tx: tx.outbox())
+
+    def reset_row(self, ref: JobRef, reset: Reset) -> bool:
+        """Reset a row as ``Outbox.reset_row`` describes."""
+        return self.transact(ref, lambda tx: steps.reset_row(tx, reset), (reset.tag, reset.task_index))
 
     def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
         """Claim rows as ``Outbox.claim`` describes."""

@@ -20,6 +20,7 @@ from celery_statemanager.records import (
     OpenAttempt,
     OutboxState,
     Page,
+    Reset,
     StoredCell,
     WorkerRecord,
     Write,
@@ -138,6 +139,9 @@ class WrappedStore(FullStore):
 
     def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
         return self.calling("claim", lambda: self.inner.claim(ref, request))
+
+    def reset_row(self, ref: JobRef, reset: Reset) -> bool:
+        return self.calling("reset_row", lambda: self.inner.reset_row(ref, reset))
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self.calling("put_worker", lambda: self.inner.put_worker(worker_id, body, lease))

@@ -19,6 +19,7 @@ from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigratableContract
 from celery_statemanager.testing.contract_outbox import ClaimContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
+from celery_statemanager.testing.contract_rerun import RerunContract
 from celery_statemanager.testing.contract_returned import ReturnedContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_signals import SignalContract
@@ -69,7 +70,7 @@ class CoreContract(
     """
 
 
-class OutboxContract(ClaimContract, ReturnedContract):
+class OutboxContract(ClaimContract, ReturnedContract, RerunContract):
     """The tests that every ``Outbox`` must pass in addition to those of a ``WorkerRegistry``."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, Cell, Delivery, Write
-from celery_statemanager.testing.kit import FINISHED
+from celery_statemanager.testing.kit import CANCELLED, FINISHED
 
 
 def waiting_again(cell: Cell, request: Begin) -> Cell:
@@ -66,7 +66,29 @@ def written(cell: Cell, request: Write) -> Cell:
         kept=None if over else request.kept or cell.kept,
         blocked_by=None,
         began_at=0 if closed_for_worker or request.due_again else cell.began_at or int(awaits),
+        failures=cell.failures + int(over and _is_failure(status) and not _has_failed(cell)),
     )
+
+
+def reset(cell: Cell, generation: int) -> Cell:
+    """Return a cell that runs again, apart from its version."""
+    return Cell(
+        payload=cell.payload,
+        version=cell.version,
+        attempt=cell.attempt,
+        delivery=Delivery(cell.delivery.publication + 1),
+        schema_version=cell.schema_version,
+        generation=generation,
+        failures=cell.failures,
+    )
+
+
+def _is_failure(status: int) -> bool:
+    return status < 0 and status != CANCELLED
+
+
+def _has_failed(cell: Cell) -> bool:
+    return _is_failure(cell.status) and not cell.open and not cell.blocked_by
 
 
 def _merged(kept: str | None, progress: str | None, status: int) -> str | None:

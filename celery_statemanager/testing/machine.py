@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from celery_statemanager.errors import JobExists, JobNotFound, StateManagerError
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope
 from celery_statemanager.records import (
     Begin,
     ClaimRequest,
     Delivery,
     Flow,
+    Reset,
     When,
     Write,
     WriteReply,
@@ -202,6 +204,31 @@ class StoreMachine(RuleBasedStateMachine):
             model.cancel(reason)
             assert set(Grid(self.store, model.ref).cancel(reason)) == model.decided - before
         self.touched.add(model.job.job_id)
+
+    @rule(model=jobs, place=places)
+    def reset_row(self, model: ExpectedJob, place: Place) -> None:
+        """Reset a row, in a new generation if none has begun."""
+        if model.job.flow is None:
+            return
+        if not model.is_resetting:
+            model.rerun()
+            grid = Grid(self.store, model.ref)
+            rows, failures = IndexSet([place[1]]), model.earlier_failures
+            assert grid.update(lambda job: job.with_generation(rows, failures)) == ()
+        request = Reset(tag=place[0], task_index=place[1], generation=model.generation)
+        assert self.store.reset_row(model.ref, request) == model.reset_row(place, request.event_id)
+        self.touched.add(model.job.job_id)
+
+    @rule(model=jobs)
+    def end_reset(self, model: ExpectedJob) -> None:
+        """Record that all rows of a generation are reset."""
+        if model.is_resetting:
+            before = set(model.decided)
+            model.end_reset()
+            grid, none = Grid(self.store, model.ref), IndexSet()
+            decided = grid.update(lambda job: replace(job, generation=replace(job.generation, resetting=none)))
+            assert set(decided) == model.decided - before
+            self.touched.add(model.job.job_id)
 
     @rule(model=jobs)
     def migrate(self, model: ExpectedJob) -> None:

@@ -9,7 +9,7 @@ from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, Cell, ClaimRequest, JobRecord, JobRef, Verdict, When, Write
 from celery_statemanager.stores.steps import CLAIMS_AT_AN_END
 from celery_statemanager.testing import naive
-from celery_statemanager.testing.expected_cells import taken, waiting_again, written
+from celery_statemanager.testing.expected_cells import reset, taken, waiting_again, written
 from celery_statemanager.testing.kit import CANCELLED, FINISHED
 
 Place = tuple[str, int]
@@ -26,6 +26,8 @@ class ExpectedJob:
         claims: the newest claim of each publisher.
         begun, waiting: the rows that were returned, those that have begun and the others.
         values: what each row keeps of its newest finished stage.
+        is_resetting: whether rows of the generation are still to be reset.
+        earlier_failures: how often cells had failed before the generation.
     """
 
     job: JobRecord
@@ -40,6 +42,9 @@ class ExpectedJob:
     begun: set[int] = field(default_factory=set)
     waiting: set[int] = field(default_factory=set)
     values: dict[int, str] = field(default_factory=dict)
+    generation: int = 1
+    is_resetting: bool = False
+    earlier_failures: int = 0
     repeats_end: bool = False
     """Whether the last write found its cell finished."""
 
@@ -106,8 +111,11 @@ class ExpectedJob:
         ends = request.status < 0 or request.status == FINISHED or request.due_again
         untouched = cell.status == 0 and not cell.open
         was_finished = not cell.open and cell.status == FINISHED
-        if self.cancelled and not request.ends_attempt and (untouched or not ends):
+        cancels = request.when is When.IDLE and request.status == CANCELLED
+        if self.cancelled and not request.ends_attempt and (untouched or not ends) and not cancels:
             return "JobCancelled"
+        if self.cancelled and request.when is When.IDLE:
+            request = replace(request, status=CANCELLED, message=self.reason)
         if self.cancelled and request.due_again:
             request = replace(request, status=CANCELLED, message=self.reason, due_again=False, presumed_dead=False)
         self._put(place, written(cell, request), request.event_id)
@@ -130,7 +138,7 @@ class ExpectedJob:
 
     def claim(self, request: ClaimRequest) -> tuple[set[int], set[int], int]:
         """Apply a ClaimRequest. Return the rows to publish, those that were claimed before, and the number left."""
-        if self.job.flow is None or "settled" in self.decided:
+        if self.job.flow is None or ("settled" in self.decided and not request.drops_rest):
             return set(), set(), 0
         again = {row for name in request.dead for row in self.claims.get(name, set())}
         own = self.claims.get(request.publisher, set())
@@ -159,6 +167,8 @@ class ExpectedJob:
             rows.add(row)
         if rows:
             self.claims[request.publisher] = rows
+        if self.cancelled and request.drops_rest:
+            self.published = self.job.num_tasks
         return rows, again, self.job.num_tasks - self.published
 
     def claim_after(self, request: Write) -> set[int]:
@@ -193,6 +203,36 @@ class ExpectedJob:
         """Cancel the job."""
         self.cancelled, self.reason = True, reason
         self._decide(None)
+
+    @property
+    def failures(self) -> int:
+        """How often cells that count have failed."""
+        return sum(self.cell(place).failures for place in self.places)
+
+    def rerun(self) -> None:
+        """Begin a new generation."""
+        self.generation += 1
+        self.is_resetting, self.cancelled, self.reason = True, False, None
+        self.earlier_failures = self.failures
+        self.decided = set()
+
+    def end_reset(self) -> None:
+        """Record that all rows are reset."""
+        self.is_resetting = False
+        self._decide(None)
+
+    def reset_row(self, place: Place, event_id: str) -> bool:
+        """Reset a row from a stage on. Return whether it was reset."""
+        places = [place, *self._later(place)]
+        cells = [self.cell(each) for each in places]
+        ended = [not cell.open and (cell.status <= 0 or cell.status == FINISHED) for cell in cells]
+        has_succeeded = all(cell.status == FINISHED and not cell.open for cell in cells)
+        if self.cancelled or not all(ended) or has_succeeded or cells[0].generation >= self.generation:
+            return False
+        for each, cell in zip(places, cells):
+            self._put(each, reset(cell, self.generation), event_id)
+        self._give_back(place)
+        return True
 
     def migrate(self) -> None:
         """Change every cell to the next schema."""
@@ -278,7 +318,7 @@ class ExpectedJob:
                 self._put(later, replace(cell, status=0, message=None, blocked_by=None, owner=None), event_id)
 
     def _decide(self, place: Place | None) -> None:
-        if self.job.plan is None or not (place is None or place in self.places):
+        if self.is_resetting or self.job.plan is None or not (place is None or place in self.places):
             return
         cells = [self.cell(each) for each in self.places]
         final = [not cell.open and (cell.status < 0 or cell.status == FINISHED) for cell in cells]
@@ -287,7 +327,7 @@ class ExpectedJob:
             self.decided.add("settled")
         if all(is_final and cell.status == FINISHED for cell, is_final in zip(cells, final)):
             self.decided.add("success")
-        if any(is_final and cell.status < 0 and cell.status != CANCELLED for cell, is_final in zip(cells, final)):
+        if self.failures > self.earlier_failures:
             self.decided.add("failure")
 
 

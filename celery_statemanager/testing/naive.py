@@ -44,7 +44,7 @@ def tally(cells: Iterable[Cell]) -> Tally:
         total["not_run"] += negative and cell.blocked_by is not None
         total["succeeded"] += finished and not cell.open
         total["ended"] += (finished or negative) and not cell.open
-        total["failed_final"] += negative and not cell.open and cell.status != Status.CANCELLED
+        total["failures"] += cell.failures
         total["pending"] += cell.open or running
         total["progress"] += round(_share(cell) * FRACTION_UNIT) if running else 0
     return Tally(**total)

@@ -37,6 +37,7 @@ from celery_statemanager.records import (
     Cell,
     Claim,
     Flow,
+    Generation,
     Latch,
     OutboxState,
     Returned,
@@ -80,6 +81,7 @@ def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
         "finished": 3,
         "failed": 1,
         "notRun": 2,
+        "generation": 1,
     }
     assert summary_to_wire(replace(summary, not_run_indexes=IndexSet([1, 2])))["notRunIDs"] == "1-2"
 
@@ -208,12 +210,14 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
         "latches": dict(job.latches),
         "cancelled": None,
         "flow": None,
+        "generation": Generation(),
         "tombstoned_at": None,
     }
     values = {
-        "latches": dict(changed.latches),
+        "latches": {**changed.latches, "failure.1": Latch("f", 1)},
         "cancelled": Cancellation(None, 5),
         "flow": Flow(3, "0-2,5", 9, True, "deploying"),
+        "generation": Generation(2, 5, IndexSet.parse("3,17-20")),
         "tombstoned_at": 7,
     }
     assert control_from_json(control_to_json(replace(changed, **values))) == values

@@ -140,6 +140,8 @@ def cell_fields(job: JobRecord, tag: str, task_index: int, cell: Cell, *, collec
         "losses": cell.losses,
         "kept": cell.kept,
         "blockedBy": cell.blocked_by,
+        "generation": cell.generation,
+        "failures": cell.failures,
         "runToken": job.run_token,
     }
     if job.incarnation:
@@ -186,6 +188,8 @@ def cell_of(fields: Mapping[str, Any]) -> Cell:
         blocked_by=fields.get("blockedBy"),
         began_at=int(fields.get("beganAt") or 0),
         schema_version=int(fields.get("schemaVersion", SCHEMA_VERSION)),
+        generation=int(fields.get("generation") or 1),
+        failures=int(fields.get("failures") or 0),
     )
 
 

@@ -18,7 +18,7 @@ from celery_statemanager.transitions import tally_of
 SHARDS = 500
 """Below the 1,000 index entries that a sum may read for the price of one document."""
 
-DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failed_final": "alarms", "pending": "pending"}
+DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failures": "alarms", "pending": "pending"}
 """The fields of ``Tally`` that decide the latches, each with its stored field."""
 
 
@@ -29,7 +29,7 @@ WINDOW = {**DECISIVE, "rows": "rows"}
 class ShardCounts(NamedTuple):
     """The counts of a shard: ``Tally`` except ``progress``, which changes with every write, and the written cells.
 
-    The names are those of the stored fields; ``alarms`` is ``Tally.failed_final``. Shards of earlier releases lack
+    The names are those of the stored fields; ``alarms`` is ``Tally.failures``. Shards of earlier releases lack
     ``not_run`` or ``rows``.
     """
 
@@ -58,7 +58,7 @@ class ShardCounts(NamedTuple):
 
 
 check_tally(
-    "Firestore", __name__, [*("failed_final" if name == "alarms" else name for name in ShardCounts._fields), "progress"]
+    "Firestore", __name__, [*("failures" if name == "alarms" else name for name in ShardCounts._fields), "progress"]
 )
 
 

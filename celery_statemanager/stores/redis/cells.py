@@ -36,6 +36,8 @@ CELL = (
     "blocked_by",
     "schema",
     "publication",
+    "generation",
+    "failures",
 )
 """The fields of a packed cell, in order. Empty fields at the end are left out. Add new ones at the end.
 
@@ -51,7 +53,7 @@ TALLY = (
     "failed",
     "succeeded",
     "ended",
-    "failed_final",
+    "failures",
     "pending",
     "progress",
     "unwritten",
@@ -126,7 +128,7 @@ def cell_of(packed: bytes) -> Cell:
     # No helpers here and in ``_state``, because one of the two runs for every write and every state that is read.
     (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done,
      replacements, retries, owner, began_at, losses, kept, blocked_by, schema,
-     publication) = _values(packed)  # fmt: skip
+     publication, generation, failures) = _values(packed)  # fmt: skip
     return Cell(
         status,
         None if message is False else message,
@@ -145,6 +147,8 @@ def cell_of(packed: bytes) -> Cell:
         blocked_by or None,
         began_at or 0,
         schema or 1,
+        generation or 1,
+        failures or 0,
     )
 
 
@@ -157,6 +161,7 @@ def repacked(packed: bytes, new: Cell) -> bytes:
     values[3], values[6] = new.event_id, new.message
     values[20], values[12], values[13] = new.delivery
     values[15:20] = [new.began_at, new.losses, new.kept, new.blocked_by, new.schema_version]
+    values[21], values[22] = new.generation, new.failures
     if new.schema_version == 1:  # the default is not stored, as in requests
         values[19] = False
     values = [False if value is None else value for value in values]

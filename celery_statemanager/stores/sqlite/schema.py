@@ -83,8 +83,15 @@ _TO_7 = (
     ),
 )
 
+_TO_8 = (
+    "ALTER TABLE cell ADD COLUMN generation INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE cell ADD COLUMN failures INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tag RENAME COLUMN failed_final TO failures",
+)
+"""Cells that had failed before count in the tallies only. Nothing compares the two."""
+
 _Step = str | Callable[[sqlite3.Connection], None]
-_MIGRATIONS: dict[int, tuple[_Step, ...]] = {2: _TO_2, 3: _TO_3, 4: _TO_4, 5: _TO_5, 6: _TO_6, 7: _TO_7}
+_MIGRATIONS: dict[int, tuple[_Step, ...]] = {2: _TO_2, 3: _TO_3, 4: _TO_4, 5: _TO_5, 6: _TO_6, 7: _TO_7, 8: _TO_8}
 """The statements and functions that lead to each schema of the file from the previous one."""
 
 
