@@ -59,13 +59,17 @@ def synchronize(
 
 
 def wait_settled(store: Store, ref: JobRef, timeout: float | None = None) -> bool:
-    """Wait until the job has settled. Return False if it has not after ``timeout`` seconds. Raises: JobNotFound."""
-    planned = store.column_summaries(ref)[0].plan is not None
+    """Wait until the present generation of a job has settled or another one has begun.
+
+    Returns: False if this has not happened after ``timeout`` seconds. Raises: JobNotFound.
+    """
+    first = current(store, ref)
 
     def has_settled() -> bool | None:
-        return aggregate.settled(*store.column_summaries(ref)) or None
+        job, columns = store.column_summaries(ref)
+        return job.generation.number > first.generation.number or aggregate.settled(job, columns) or None
 
-    scope = NO_CELLS if planned else Scope()
+    scope = Scope() if first.plan is None else NO_CELLS
     return _wait_for(has_settled, lambda _: True, store, ref, scope, timeout) is True
 
 

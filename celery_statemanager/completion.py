@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from celery_statemanager.records import Cancellation, JobRecord, JobRef
+from celery_statemanager.records import Cancellation, JobRecord, JobRef, Latch
 from celery_statemanager.retention import CHANGE_TIMEOUT, change_job, current
 from celery_statemanager.stores.base import Store
 
@@ -73,11 +73,12 @@ def resume(store: Store, ref: JobRef, *, timeout: float = CHANGE_TIMEOUT) -> boo
     return change_job(store, ref, resumed, timeout=timeout) is not None
 
 
-def make_due(store: Store, ref: JobRef, name: str) -> None:
-    """Make a published callback due again. Raises: JobNotFound, StoreContended."""
+def make_due(store: Store, ref: JobRef, tag: str) -> None:
+    """Make the published callback that runs in the cell with a tag due again. Raises: JobNotFound, StoreContended."""
 
     def unpublished(job: JobRecord) -> JobRecord | None:
-        latch = job.latches[name]
+        name = job.latch_of(tag)
+        latch = job.latches.get(name, Latch())
         due = replace(latch, published_at=None)
         return None if latch.published_at is None else job.with_latches(**{name: due})
 

@@ -169,14 +169,15 @@ class JobDiagnosis:
         for name, latch in self.job.latches.items():
             if latch.callback is None or latch.decided_at is None:
                 continue
-            cell = self._store.get_cell(self.job.ref, name, CALLBACK_ROW)
+            tag = self.job.callback_tag(name)
+            cell = self._store.get_cell(self.job.ref, tag, CALLBACK_ROW)
             age = self._age(latch.decided_at)
             if latch.due and cell is None:
                 yield Reason(name, None, "callback", f"decided {age} ago, not published; {self._sweep()}: it is sent")
             elif cell is None:
                 yield Reason(name, None, "callback", f"decided {age} ago, published, not begun")
             elif not cell.final:
-                yield Reason(name, None, "callback", self._cell(name, CALLBACK_ROW, cell)[1])
+                yield Reason(name, None, "callback", self._cell(tag, CALLBACK_ROW, cell)[1])
             elif cell.status != Status.FINISHED:
                 yield Reason(name, None, "callback", f"ended {status_name(cell.status)}: {cell.message}")
 

@@ -157,13 +157,21 @@ class Subscription:
 
     def _scope_to_watch(self) -> Scope:
         """Return all cells for a job without a plan, because it settles without a change of its record."""
-        self._planless = self._until_settled and current(self._store, self._ref).plan is None
+        if not self._until_settled:
+            self._planless, self._generation = False, 1
+            return self._scope
+        job = current(self._store, self._ref)
+        self._planless, self._generation = job.plan is None, job.generation.number
         return Scope() if self._planless else self._scope
 
     def _has_settled(self) -> bool:
-        """Return whether the job has settled. If so, the caller lists the states written before the answer."""
+        """Return whether the job has settled or has a new generation.
+
+        If so, the caller lists the states written before the answer.
+        """
         self._must_check = False
-        return aggregate.settled(*self._store.column_summaries(self._ref))
+        job, columns = self._store.column_summaries(self._ref)
+        return job.generation.number > self._generation or aggregate.settled(job, columns)
 
     def _receive(self, deadline: float | None) -> bool:
         left = _LONGEST_READ if deadline is None else deadline - time.monotonic()

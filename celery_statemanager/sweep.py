@@ -65,6 +65,9 @@ class SweepActions(Queues, Protocol):
     def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
         """Publish the callbacks of decided latches. Return the number of published callbacks."""
 
+    def finish_rerun(self, job: JobRecord) -> bool:
+        """Reset the rows that an interrupted rerun has chosen. Return False if the job belongs to another app."""
+
     def publish_messages(
         self, job: JobRecord, outbox: OutboxState, dead: Collection[str], ended: Collection[str]
     ) -> int | None:
@@ -322,6 +325,8 @@ class Sweep:
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
+        if job.generation.resetting:
+            self._actions.finish_rerun(job)
         if job.publishes:
             self._publish_messages(job, now)
 

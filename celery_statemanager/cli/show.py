@@ -142,7 +142,8 @@ def _state(store: Store, job: JobRecord, tag: str, row: int) -> State:
 def _callback(store: Store, job: JobRecord, name: str) -> Callback:
     latch = job.latches[name]
     task = None if latch.callback is None else str(json.loads(latch.callback).get("task"))
-    return Callback(latch, task, store.get_cell(job.ref, name, CALLBACK_ROW) if task and latch.decided_at else None)
+    cell = store.get_cell(job.ref, job.callback_tag(name), CALLBACK_ROW) if task and latch.decided_at else None
+    return Callback(latch, task, cell)
 
 
 def _wire(view: JobView) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def _failure_wire(group: FailureGroup) -> dict[str, Any]:
 
 
 def _callback_wire(job: JobRecord, name: str, each: Callback) -> dict[str, Any]:
-    state = each.cell and state_to_wire(state_of(job.job_id, name, CALLBACK_ROW, each.cell))
+    state = each.cell and state_to_wire(state_of(job.job_id, job.callback_tag(name), CALLBACK_ROW, each.cell))
     return {
         "task": each.task,
         "decidedAt": moment_to_wire(each.latch.decided_at),

@@ -43,6 +43,7 @@ class Binding:
         publication: how often the message of the cell has gone back to the outbox.
         next: the serializer of the next stage, ``IMMUTABLE`` if that takes no value, None if this is the last one.
         changed: whether the message differs from the stored one of the stage, and is therefore kept with the cell.
+        generation: the generation of the job in which the row was last reset; 1 if never.
     """
 
     ref: JobRef
@@ -53,6 +54,7 @@ class Binding:
     publication: int = 0
     next: str | None = None
     changed: bool = False
+    generation: int = 1
 
     @property
     def is_callback(self) -> bool:
@@ -71,25 +73,28 @@ class Binding:
 
     @property
     def celery_task_id(self) -> str:
-        """The Celery task id of every message for this cell: short ASCII, whatever the names."""
-        incarnation = self.ref.incarnation
-        return f"{incarnation}.{self.tag}" if self.is_callback else f"{incarnation}.{self.task_index}.{self.stage}"
+        """The Celery task id of every message for this cell in one generation: short ASCII, whatever the names.
+
+        Workers remember the ids of tasks that were revoked, have expired or have finished.
+        """
+        run = self.ref.incarnation if self.generation == 1 else f"{self.ref.incarnation}-{self.generation}"
+        return f"{run}.{self.tag}" if self.is_callback else f"{run}.{self.task_index}.{self.stage}"
 
     def to_header(self) -> str:
         """Return the header value."""
         place = [self.task_index, self.tag, self.stage, self.replacements, self.publication]
-        return compact([*self.ref.key, self.ref.incarnation, *place, self.next, self.changed])
+        return compact([*self.ref.key, self.ref.incarnation, *place, self.next, self.changed, self.generation])
 
     @classmethod
     def from_header(cls, value: str) -> Binding:
         """Parse a header value. Raises: TypeError, ValueError."""
         job_id, run_token, incarnation, *place = json.loads(value)
-        task_index, tag, stage, replacements, publication, following, changed = place
-        numbers, names = (task_index, stage, replacements, publication), (job_id, incarnation, tag)
+        task_index, tag, stage, replacements, publication, following, changed, generation = place
+        numbers, names = (task_index, stage, replacements, publication, generation), (job_id, incarnation, tag)
         if not (all(type(each) is int for each in numbers) and all(type(each) is str for each in names)):
             raise TypeError("a name or a number has another type")
         ref = _ref(job_id, run_token, incarnation)
-        return cls(ref, task_index, tag, stage, replacements, publication, following, changed)
+        return cls(ref, task_index, tag, stage, replacements, publication, following, changed, generation)
 
     def delivery(self, request: Any) -> Delivery:
         """Return the place of a request, or of the headers of a message, among the deliveries of the cell."""

@@ -52,9 +52,10 @@ def publish_decided(
         signature = Signature.from_dict(loads(text), app=tracker.app)
         if not may_send(str(signature.task)):
             return False
-        cell = tracker.store.get_cell(job.ref, name, CALLBACK_ROW) or Cell()
-        _send(tracker, Binding(job.ref, CALLBACK_ROW, name, publication=cell.delivery.publication), signature)
-        tracker.metrics.published(name)
+        tag = job.callback_tag(name)
+        cell = tracker.store.get_cell(job.ref, tag, CALLBACK_ROW) or Cell()
+        _send(tracker, Binding(job.ref, CALLBACK_ROW, tag, publication=cell.delivery.publication), signature)
+        tracker.metrics.published(name.partition(".")[0])
         return True
 
     try:

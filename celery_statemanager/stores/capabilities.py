@@ -138,7 +138,8 @@ class Outbox(WorkerRegistry):
         The cell and the later stages of its row become NOT_STARTED. They keep their payloads and attempt numbers; their
         next deliveries have new publication numbers, so that earlier ones are stale. No latch is decided.
 
-        Returns: False if the row has succeeded, runs, or was reset in this generation, or if the job is cancelled.
+        Returns: False if the row has succeeded, runs, or was reset in this generation; if the job is cancelled; or if
+        the resets of this generation have ended.
         Raises: JobNotFound.
         """
 

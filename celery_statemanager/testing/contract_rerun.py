@@ -324,6 +324,16 @@ class RerunContract:
         grid.run("a", 3, CANCELLED)
         assert failures(grid) == 3
 
+    def test_nothing_is_reset_after_the_end_of_the_resets(self, store: Outbox) -> None:
+        grid = published(store)
+        settle(grid)
+        rerun(grid, "0")
+        end_reset(grid)
+        assert not reset(grid, "a", 0)
+        rerun(grid, "0")
+        assert not store.reset_row(grid.ref, Reset(tag="a", task_index=0, generation=2))
+        assert reset(grid, "a", 0)
+
     def test_a_deleted_job_resets_nothing(self, store: Outbox) -> None:
         grid = published(store)
         settle(grid)

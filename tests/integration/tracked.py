@@ -376,6 +376,27 @@ def fail_first_attempt(self, key):
 
 
 @task(base=StatefulTask, bind=True, tag="work")
+def mendable(self, key, *_):
+    """Fail until the test has mended it."""
+    note(key, f"{self.state.attempt} {self.request.id.partition('.')[2]}")
+    if not (HOME / f"{key}.mended").exists():
+        raise ValueError("broken")
+
+
+@task(base=StatefulTask, bind=True, tag="second")
+def mendable_second(self, value, key):
+    note(key, f"second {self.state.attempt} {len(value)}")
+    if not (HOME / f"{key}.mended").exists():
+        raise ValueError("broken")
+
+
+@task(base=StatefulTask, bind=True, tag="work")
+def emit(self, key, size):
+    note(key, f"first {self.state.attempt}")
+    return "x" * size
+
+
+@task(base=StatefulTask, bind=True, tag="work")
 def finish_by_manager(self):
     self.state.manager.set_state("work", Status.FINISHED, "by hand")
     self.state.manager.set_state("extra", 5)

@@ -9,7 +9,7 @@ from celery import Celery
 
 from celery_statemanager.integration.binding import HEADER, IMMUTABLE, Binding
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.outbox.envelope import Envelope, from_json, with_headers
+from celery_statemanager.integration.outbox.envelope import Envelope, from_json, with_headers, with_task_id
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.integration.outbox.values import MAX_BYTES, with_value
 from celery_statemanager.records import Cell, JobRef
@@ -59,7 +59,7 @@ def message_again(tracker: Tracker, ref: JobRef, stages: list[Envelope], number:
             message = message_of(tracker.app, message, value)
         if cell.delivery.retries:
             message = _retried(message, cell.delivery.retries, kept["eta"] if kept else None)
-    return _numbered(message, cell)
+    return numbered(tracker.app, message, cell)
 
 
 def message_of(app: Celery, message: Envelope, value: str | None) -> Envelope:
@@ -83,10 +83,11 @@ def _retried(message: Envelope, retries: int, eta: str | None) -> Envelope:
     return with_headers(later, retries=retries, eta=eta)
 
 
-def _numbered(message: Envelope, cell: Cell) -> Envelope:
-    """Return a message with the number of its next publication."""
+def numbered(app: Celery, message: Envelope, cell: Cell) -> Envelope:
+    """Return a message with the number of its next publication, and with the Celery task id of its generation."""
     if REJECTED in message or not cell.delivery.publication:
         return message
-    publication, replacements, _ = cell.delivery
-    binding = replace(binding_in(message), publication=publication, replacements=replacements)
-    return with_headers(message, **{HEADER: binding.to_header()})
+    earlier, (publication, replacements, _) = binding_in(message), cell.delivery
+    binding = replace(earlier, publication=publication, replacements=replacements, generation=cell.generation)
+    message = with_headers(message, **{HEADER: binding.to_header()})
+    return message if binding.generation == earlier.generation else with_task_id(app, message, binding.celery_task_id)

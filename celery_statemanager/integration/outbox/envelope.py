@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from celery import Celery
 from celery.utils.time import maybe_make_aware
-from kombu import Queue
+from kombu import Queue, serialization
 from kombu.serialization import dumps as encode
 from kombu.serialization import loads as decode
 from kombu.serialization import prepare_accept_content
@@ -92,6 +92,13 @@ def content_of(app: Celery, envelope: Envelope) -> Any:
     return decode(body_of(envelope), given["content_type"], given["content_encoding"], accept=accept)
 
 
+def serializer_of(envelope: Envelope) -> str:
+    """Return the name of the serializer of a message."""
+    registry: Any = serialization.registry  # type: ignore[attr-defined] # incomplete stubs
+    name: str = registry.type_to_name[envelope["publish"]["content_type"]]
+    return name
+
+
 def body_of(envelope: Envelope) -> str | bytes:
     """Return the encoded body of a message."""
     text: str = envelope["body"]
@@ -101,6 +108,29 @@ def body_of(envelope: Envelope) -> str | bytes:
 def with_body(envelope: Envelope, body: str | bytes) -> Envelope:
     """Return a message with another encoded body."""
     return {**_envelope(envelope["task"], body, envelope["publish"]), **_others(envelope)}
+
+
+def with_task_id(app: Celery, envelope: Envelope, task_id: str) -> Envelope:
+    """Return a message of the same task under another Celery task id, without an expiry that has passed.
+
+    Raises: kombu.exceptions.ContentDisallowed, of a message of Celery's protocol 1, which has the id in its body.
+    """
+    given = envelope["publish"]
+    if "id" in given["headers"]:
+        is_root = given["headers"].get("root_id") == given["headers"]["id"]
+        envelope = with_headers(envelope, id=task_id, **({"root_id": task_id} if is_root else {}))
+        if _has_passed(given["headers"].get("expires")):
+            envelope = with_headers(envelope, expires=None)
+    else:
+        content = content_of(app, envelope)
+        expires = None if _has_passed(content.get("expires")) else content.get("expires")
+        content = {**content, "id": task_id, "expires": expires}
+        envelope = with_body(envelope, encode(content, serializer=serializer_of(envelope))[2])
+    return {**envelope, "publish": {**envelope["publish"], "correlation_id": task_id}}
+
+
+def _has_passed(moment: str | None) -> bool:
+    return moment is not None and maybe_make_aware(datetime.fromisoformat(moment)) < datetime.now(timezone.utc)
 
 
 def with_headers(envelope: Envelope, **headers: Any) -> Envelope:

@@ -13,8 +13,8 @@ from celery.utils.saferepr import saferepr
 from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import HEADER, IMMUTABLE, Binding
 from celery_statemanager.integration.outbox.capture import Capture
-from celery_statemanager.integration.outbox.envelope import Envelope, with_headers
-from celery_statemanager.integration.outbox.values import PLACEHOLDER, serializer_of, takes_value
+from celery_statemanager.integration.outbox.envelope import Envelope, serializer_of, with_headers
+from celery_statemanager.integration.outbox.values import PLACEHOLDER, takes_value
 from celery_statemanager.records import JobRef
 
 REJECTED = "rejected"

@@ -40,7 +40,7 @@ class Member:
 
 def read_members(tracker: Tracker, record: JobRecord, rows: str | Iterable[int] | None) -> Iterator[Member]:
     """Return the members of some rows in row order, read one by one; see ``Job.members``."""
-    wanted = _checked(rows, record.num_tasks)
+    wanted = IndexSet(range(record.num_tasks)) if rows is None else checked_rows(rows, record.num_tasks)
     if record.flow is None:
         raise ValueError(
             f"job {record.job_id!r} has no stored members: it ran in eager mode, or was created by a Manager or an "
@@ -50,9 +50,8 @@ def read_members(tracker: Tracker, record: JobRecord, rows: str | Iterable[int] 
     return (Member(row, tuple(_stages(tracker.app, tracker.blocks.messages(store, ref, row)))) for row in wanted)
 
 
-def _checked(rows: str | Iterable[int] | None, num_tasks: int) -> IndexSet:
-    if rows is None:
-        return IndexSet(range(num_tasks))
+def checked_rows(rows: str | Iterable[int], num_tasks: int) -> IndexSet:
+    """Return rows that a caller names, for example ``"3,17-20"``. Raises: TypeError, ValueError."""
     found = IndexSet.parse(rows) if isinstance(rows, str) else IndexSet(check_index(row, num_tasks) for row in rows)
     if found:
         check_index(found.ranges[-1][1], num_tasks)

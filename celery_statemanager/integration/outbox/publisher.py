@@ -19,7 +19,7 @@ from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.outbox.due import Unpublishable, due_stage, message_again, message_of
+from celery_statemanager.integration.outbox.due import Unpublishable, due_stage, message_again, message_of, numbered
 from celery_statemanager.integration.outbox.envelope import Envelope, publish
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.integration.outbox.names import REFUSALS, PublisherName, process_name, publisher_name
@@ -88,7 +88,7 @@ def write(
         publish_decided(tracker, ref, reply.decided, may_send)
         publisher = _Publisher(tracker, ref, name, may_send)
         if reply.claimed and request.next_is_due:
-            publisher.publish_next(request, value)
+            publisher.publish_next(request, reply.cell, value)
         elif reply.claimed:
             publisher.publish_claimed(reply.claimed, reply.again)
         if (reply.claimed or is_remembered) and not name.leaves_claim:
@@ -223,8 +223,12 @@ class _Publisher:
             if self._may_send_all(rows):
                 self._publish_all(rows, again, producer)
 
-    def publish_next(self, finished: Write, value: str | None) -> None:
-        """Publish the stage after the one that a write has finished, after the write has claimed the row for it."""
+    def publish_next(self, finished: Write, cell: Cell, value: str | None) -> None:
+        """Publish the stage after the one that a write has finished, after the write has claimed the row for it.
+
+        Args:
+            cell: that of the finished stage.
+        """
         row = finished.task_index
         self._left = Returned(begun=IndexSet([row]))
         with self._leaving_failures(), self._tracker.app.producer_or_acquire() as producer:
@@ -234,6 +238,11 @@ class _Publisher:
             number = next(n for n, stage in enumerate(stages) if binding_in(stage).tag == finished.tag) + 1
             try:
                 message = message_of(self._tracker.app, stages[number], value)
+                if cell.generation > 1:  # its earlier messages are stale
+                    tag = binding_in(message).tag
+                    message = numbered(
+                        self._tracker.app, message, self._tracker.store.get_cell(self._ref, tag, row) or Cell()
+                    )
             except Unpublishable as error:
                 self._reject(error.binding, str(error))
             else:

@@ -10,7 +10,7 @@ from celery import Celery
 from kombu import serialization
 
 from celery_statemanager.integration.binding import IMMUTABLE, Binding
-from celery_statemanager.integration.outbox.envelope import Envelope, body_of, content_of, with_body
+from celery_statemanager.integration.outbox.envelope import Envelope, body_of, content_of, serializer_of, with_body
 from celery_statemanager.records import Write
 
 MAX_BYTES = 512 * 1024
@@ -59,13 +59,6 @@ def takes_value(envelope: Envelope, *, is_immutable: bool = False) -> bool:
     """
     is_json = envelope["publish"]["content_type"] == _JSON
     return _TOKEN in envelope["body"] if is_json else not is_immutable
-
-
-def serializer_of(envelope: Envelope) -> str:
-    """Return the name of the serializer of a message."""
-    registry: Any = serialization.registry  # type: ignore[attr-defined] # incomplete stubs
-    name: str = registry.type_to_name[envelope["publish"]["content_type"]]
-    return name
 
 
 def _to_text(value: Any, serializer: str) -> str:

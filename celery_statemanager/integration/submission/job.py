@@ -15,10 +15,12 @@ from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.locked import LockedProperty
 from celery_statemanager.integration.outbox.member import Member, read_members
 from celery_statemanager.integration.outbox.publisher import publish_due
+from celery_statemanager.integration.outbox.rerun import rerun_rows
 from celery_statemanager.limits import check_max_in_flight, check_message, check_timeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State, Summary
 from celery_statemanager.records import LATCHES, JobRecord
+from celery_statemanager.rerun import RerunReport
 from celery_statemanager.retention import change_job, current
 from celery_statemanager.subscription import Subscription
 
@@ -156,6 +158,31 @@ class Job:
         flow = current(self._tracker.store, self._record.ref).flow
         return None if flow is None else flow.pause_reason
 
+    @property
+    def generation(self) -> int:
+        """1, and one more after each rerun. Raises: JobNotFound, StoreError."""
+        return current(self._tracker.store, self._record.ref).generation.number
+
+    def rerun(self, rows: str | Iterable[int]) -> RerunReport:
+        """Run rows again that have ended without success, as a new generation of the job.
+
+        They keep their payloads and attempt numbers. A chain runs again from the stage that failed, with the value of
+        the stage before, or from its first stage if that value was too large to be kept. On a cancelled job, the chosen
+        rows are no longer cancelled; the others stay CANCELLED. Each generation has callbacks of its own.
+
+        If the process is killed, or the store fails, after the generation was recorded, a sweep completes the rerun.
+
+        Args:
+            rows: ``"failed"`` for all rows that have ended without FINISHED, also those of a cancelled job that never
+                began; or the wanted rows, for example ``"3,17-20"``.
+
+        Returns: the rows that run again, and those that were skipped because they have finished, run, or wait to begin.
+            Without rows to run again, no generation begins.
+
+        Raises: ValueError – the job has no stored messages, or no such row; TypeError; JobNotFound; StoreError.
+        """
+        return rerun_rows(self._tracker, self._record, rows)
+
     def members(self, rows: str | Iterable[int] | None = None) -> Iterator[Member]:
         """Return the members as they were submitted, in row order. They are read one by one, in bounded memory.
 
@@ -195,11 +222,11 @@ class Job:
         if plan is None:
             return
         _, columns = self._tracker.store.column_summaries(ref)
-        begun = {each.tag: each.tally.started for each in columns}
+        begun, generation = {each.tag: each.tally.started for each in columns}, self.generation
         to_begin = (rows.after(begun[tag]) for tag, rows in plan.columns.items() if begun[tag] < len(rows))
         for row in range(min(to_begin, default=self.num_tasks), self.num_tasks):
             for stage, tag in enumerate(plan.stages(row)):
-                yield Binding(ref, row, tag, stage).celery_task_id
+                yield Binding(ref, row, tag, stage, generation=generation).celery_task_id
 
     def __repr__(self) -> str:
         token = "" if self.run_token is None else f", run {self.run_token!r}"

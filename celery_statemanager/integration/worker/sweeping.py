@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from kombu.utils.json import loads
@@ -24,10 +25,11 @@ from celery_statemanager.integration.outbox import changed
 from celery_statemanager.integration.outbox.envelope import Envelope
 from celery_statemanager.integration.outbox.making import binding_in
 from celery_statemanager.integration.outbox.publisher import publish_due, release_claims
+from celery_statemanager.integration.outbox.rerun import finish_rerun
 from celery_statemanager.integration.task.run import vetoes
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.queues import BrokerQueues
-from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef, OpenAttempt, OutboxState
+from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef, Latch, OpenAttempt, OutboxState
 from celery_statemanager.retention import current
 from celery_statemanager.sweep import Sweep, SweepReport
 
@@ -169,6 +171,7 @@ class _AppActions(BrokerQueues):
         try:
             found = self._stage(attempt)
             binding = Binding(ref, attempt.task_index, attempt.tag) if found is None else binding_in(found)
+            binding = replace(binding, generation=attempt.cell.generation)
             name = self._task_of(attempt)
             task = None if name is None else self._tracker.app.tasks.get(name)
             return results.finish_attempt(self._tracker, binding, attempt, task, may_send)
@@ -202,8 +205,9 @@ class _AppActions(BrokerQueues):
         if attempt.cell.kept is not None and attempt.cell.kept != changed.TOO_LARGE:
             return changed.task_name(attempt.cell.kept)
         if attempt.task_index == CALLBACK_ROW:
-            callback = current(self._tracker.store, attempt.ref).latches[attempt.tag].callback
-            return None if callback is None else str(loads(callback)["task"])
+            job = current(self._tracker.store, attempt.ref)
+            latch = job.latches.get(job.latch_of(attempt.tag), Latch())
+            return None if latch.callback is None else str(loads(latch.callback)["task"])
         found = self._stage(attempt)
         return None if found is None else str(found["task"])
 
@@ -228,6 +232,13 @@ class _AppActions(BrokerQueues):
         if not self._is_ours(job.ref, stages[0]["task"]):
             return None
         return publish_due(tracker, job.ref, dead=dead, ended=ended, seconds=tracker.settings.sweep_interval)
+
+    def finish_rerun(self, job: JobRecord) -> bool:
+        stages = self._tracker.blocks.messages(self._tracker.store, job.ref, job.generation.resetting.first)
+        ours = self._is_ours(job.ref, stages[0]["task"])
+        if ours:
+            finish_rerun(self._tracker, job)
+        return ours
 
     def _is_ours(self, ref: JobRef, task: str) -> bool:
         """Return whether this app has the task; a message sent by another app might reach no worker that has it."""

@@ -1,0 +1,159 @@
+"""Running only what failed again (rule R20)."""
+
+import pytest
+from conftest import PATIENCE, PLACES, SLOW_PLACES
+
+from celery_statemanager import Manager, Status
+from celery_statemanager.indexset import IndexSet
+
+
+def mend(tracked, key):
+    (tracked.HOME / f"{key}.mended").touch()
+
+
+def told(tracked, job):
+    """Return the latches whose callbacks have run, with their ids."""
+    return sorted(line.split()[0] for line in tracked.notes(f"callback.{job.id}"))
+
+
+@pytest.mark.places(*PLACES, usual=3)
+def test_only_the_rows_that_failed_run_again(tracked, pool, key, submit):
+    job = submit([tracked.count.s(f"{key}.0"), tracked.mendable.s(key), tracked.count.s(f"{key}.2")])
+    assert job.wait(PATIENCE).failed_indexes == IndexSet([1])
+    assert job.generation == 1
+    mend(tracked, key)
+    report = job.rerun("failed")
+    assert (report.rows, report.skipped) == (IndexSet([1]), IndexSet())
+    assert job.generation == 2
+    summary = job.wait(PATIENCE)
+    assert (summary.finished, summary.generation) == (3, 2)
+    assert [line.split()[0] for line in tracked.notes(key)] == ["1", "2"]
+    assert len({line.split()[1] for line in tracked.notes(key)}) == 1, "the id differs before the row's number"
+    assert (tracked.notes(f"{key}.0"), tracked.notes(f"{key}.2")) == (["1"], ["1"])
+
+
+@pytest.mark.places(*PLACES, usual=1)
+def test_rows_that_finished_run_or_wait_are_skipped(tracked, pool, key, submit, eventually):
+    members = [tracked.succeed.s(1), tracked.mendable.s(key), tracked.gate.s(f"{key}.gate"), tracked.succeed.s(2)]
+    job = submit(members, max_in_flight=1)
+    eventually(lambda: tracked.notes(f"{key}.gate"))
+    report = job.rerun("0-3")
+    assert (report.rows, report.skipped) == (IndexSet([1]), IndexSet([0, 2, 3]))
+    mend(tracked, key)
+    (tracked.HOME / f"{key}.gate.go").touch()
+    eventually(lambda: job.summary().finished == 4)
+    assert len(tracked.notes(f"{key}.gate")) == 2
+    again = job.rerun("failed")
+    assert (again.rows, again.skipped, job.generation) == (IndexSet(), IndexSet(), 2)
+
+
+@pytest.mark.places(*PLACES, usual=1)
+def test_each_generation_has_its_callbacks(tracked, pool, key, submit, eventually):
+    callbacks = {f"on_{name}": tracked.callback.s() for name in ("success", "failure", "settled")}
+    job = submit([tracked.mendable.s(key), tracked.mendable.s(key)], **callbacks)
+    job.wait(PATIENCE)
+    assert eventually(lambda: len(told(tracked, job)) == 2) and told(tracked, job) == ["failure", "settled"]
+    job.rerun("0")
+    job.wait(PATIENCE)
+    expected = ["failure", "failure.2", "settled", "settled.2"]
+    eventually(lambda: told(tracked, job) == expected)
+    mend(tracked, key)
+    job.rerun("failed")
+    job.wait(PATIENCE)
+    eventually(lambda: told(tracked, job) == sorted([*expected, "settled.3", "success.3"]))
+
+
+@pytest.mark.places(*PLACES, usual=2)
+@pytest.mark.parametrize(("size", "repeated"), [(3, False), (600_000, True)], ids=["kept value", "value not kept"])
+def test_a_chain_begins_again_at_the_stage_that_failed(tracked, pool, key, submit, size, repeated):
+    job = submit([tracked.emit.s(key, size) | tracked.mendable_second.s(key)])
+    assert job.wait(PATIENCE).failed == 1
+    mend(tracked, key)
+    assert job.rerun([0]).rows == IndexSet([0])
+    assert job.wait(PATIENCE).finished == 2
+    again = ["first 2"] if repeated else []
+    assert tracked.notes(key) == ["first 1", f"second 1 {size}", *again, f"second 2 {size}"]
+
+
+@pytest.mark.places(*PLACES, usual=1)
+def test_the_chosen_rows_of_a_cancelled_job_run(tracked, pool, key, submit, eventually):
+    gates = [f"{key}.{row}" for row in range(4)]
+    job = submit([tracked.gate.s(each) for each in gates], max_in_flight=1)
+    eventually(lambda: tracked.notes(gates[0]))
+    job.cancel("user asked")
+    for gate in gates:
+        (tracked.HOME / f"{gate}.go").touch()
+    assert job.wait(PATIENCE).finished == 1
+    assert job.rerun("1,3").rows == IndexSet([1, 3])
+    assert job.wait(PATIENCE).finished == 3
+    assert [len(tracked.notes(gate)) for gate in gates] == [2, 2, 0, 2]
+    state = job.get_state("work", 2)
+    assert (state.status, state.message) == (Status.CANCELLED, "user asked")
+    assert job.rerun("failed").rows == IndexSet([2])
+    assert job.wait(PATIENCE).finished == 4
+    assert tracked.notes(gates[2]) == ["begun 1", "ended 1"]
+
+
+@pytest.mark.places(*PLACES, usual=1)
+def test_plain_tasks_run_again(tracked, pool, key, submit):
+    job = submit([tracked.plain.s(key), tracked.throw_plain.s("error", key)])
+    job.wait(PATIENCE)
+    before = job.get_state("plain", 0).version
+    assert job.rerun("failed").rows == IndexSet([1])
+    job.wait(PATIENCE)
+    assert job.get_state("plain", 0).version == before
+    assert job.summary().failed == 1
+
+
+@pytest.mark.places(("folders-sqlite", "threads"), ("redis-redis", "threads"))
+def test_a_wait_ends_when_another_generation_begins(tracked, pool, key, submit):
+    job = submit([tracked.mendable.s(key), tracked.gate.s(f"{key}.gate")])
+    events = job.subscribe(until_settled=True)
+    list(iter(lambda: events.get(0.5), None))
+    with pytest.raises(TimeoutError):
+        job.wait(0.1)
+    job.rerun("failed")
+    list(events)
+    (tracked.HOME / f"{key}.gate.go").touch()
+    job.wait(PATIENCE)
+
+
+@pytest.mark.slow
+@pytest.mark.places(*SLOW_PLACES, usual=2)
+def test_a_sweep_completes_a_rerun_that_was_interrupted(tracked, pool, key, submit, monkeypatch):
+    job = submit([tracked.mendable.s(key) for _ in range(4)])
+    job.wait(PATIENCE)
+    mend(tracked, key)
+    store, resets = type(tracked.states.store), []
+    reset_row = store.reset_row
+
+    def fail_after_two(self, ref, reset):
+        if len(resets) == 2:
+            raise KeyboardInterrupt
+        resets.append(reset.task_index)
+        return reset_row(self, ref, reset)
+
+    monkeypatch.setattr(store, "reset_row", fail_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        job.rerun("failed")
+    monkeypatch.undo()
+    assert job.generation == 2
+    assert job.wait(PATIENCE).finished == 4
+    assert len(tracked.notes(key)) == 8
+
+
+def test_bad_input_is_refused_before_anything_is_written(eager_tracked, tmp_path):
+    tracked = eager_tracked
+    job = tracked.states.submit([tracked.succeed.s(1)])
+    with pytest.raises(ValueError, match="cannot be rerun, because its messages are not stored"):
+        job.rerun("failed")
+    for rows, error in (("0-9", "9"), ([7], "7"), ("a", "a"), ([True], "True"), (None, "None"), (3, "3")):
+        with pytest.raises((TypeError, ValueError), match=error):
+            job.rerun(rows)
+
+
+def test_a_job_of_a_manager_cannot_be_rerun(eager_tracked):
+    Manager(eager_tracked.states.store, "by a manager", 2)
+    job = eager_tracked.states.job("by a manager")
+    with pytest.raises(ValueError, match="created by a Manager"):
+        job.rerun("failed")
