@@ -32,7 +32,7 @@ class Reason:
         tag: for a callback, the name of its latch.
         rows: None for a callback.
         code: one word for programs: ``unpublished``, ``paused``, ``unwritten``, ``delayed``, ``queued``, ``received``,
-            ``waits``, ``running``, ``lost``, ``retrying``, ``written``, ``callback``, ``more``.
+            ``waits``, ``running``, ``lost``, ``retrying``, ``resetting``, ``written``, ``callback``, ``more``.
         text: a sentence for people.
     """
 
@@ -70,9 +70,17 @@ class JobDiagnosis:
     def reasons(self) -> list[Reason]:
         """Return a reason for each range of open rows and each callback. Raises: JobNotFound."""
         found = [each for column in self._columns for each in self._in_progress(column)]
+        resetting = self.job.generation.resetting
+        if resetting:
+            text = f"being reset for generation {self.job.generation.number}; {self._sweep()}: it completes the rerun"
+            found += [each for column in self._columns for each in self._resetting(column, resetting, text)]
         if not self.job.cancelled:
             found += [each for column in self._columns for each in self._missing(column)]
         return _merged(found) + list(self._callbacks())
+
+    def _resetting(self, column: Column, rows: IndexSet, text: str) -> Iterator[Reason]:
+        """Yield a reason for the rows of a rerun that are still failed."""
+        yield from _some(column.tag, rows.within(column.failed or IndexSet()), "resetting", text)
 
     def _missing(self, column: Column) -> Iterator[Reason]:
         """Yield reasons for the rows that never began."""
@@ -112,7 +120,7 @@ class JobDiagnosis:
             return self._paused
         window = self.job.max_in_flight
         if window is not None:
-            in_flight = outbox.claimed - len(outbox.returned) - sum(column.tally.rows for column in self._columns)
+            in_flight = outbox.in_flight(sum(column.tally.rows for column in self._columns))
             if in_flight >= window:
                 return f"waits for its turn, {in_flight:,} of {window:,} in flight"
         elif any(claim.until > self._now for claim in outbox.claims.values()):

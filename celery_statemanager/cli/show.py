@@ -101,7 +101,7 @@ def _read(store: Outbox, job: JobRecord, limit: int) -> JobView:
         max(0, count - limit),
         _grouped(store, shown, failed),
         to_datetime(store.now()),
-        None if shown.job.flow is None else store.get_outbox(shown.job.ref).claimed,
+        None if shown.job.flow is None else store.get_outbox(shown.job.ref),
     )
 
 
@@ -147,17 +147,30 @@ def _callback(store: Store, job: JobRecord, name: str) -> Callback:
 
 
 def _wire(view: JobView) -> dict[str, Any]:
-    shown, flow = view.overview, view.overview.job.flow
+    shown = view.overview
     return {
         **job_to_wire(shown.job),
         "phase": shown.phase.value,
         **summary_to_wire(shown.summary),
         "tags": {tag: summary_to_wire(summary) for tag, summary in shown.tags.items()},
-        "outbox": flow and {"published": view.published, "maxInFlight": flow.max_in_flight},
+        "outbox": _outbox_wire(view),
         "callbacks": {name: _callback_wire(shown.job, name, each) for name, each in view.callbacks.items()},
         "failures": [_failure_wire(group) for group in view.failures.groups],
         "states": [state_to_wire(state) for state in view.states],
         "statesHidden": view.hidden,
+    }
+
+
+def _outbox_wire(view: JobView) -> dict[str, Any] | None:
+    flow, outbox = view.overview.job.flow, view.outbox
+    if flow is None or outbox is None:
+        return None
+    return {
+        "published": outbox.claimed,
+        "inFlight": view.in_flight,
+        "maxInFlight": flow.max_in_flight,
+        "paused": flow.paused,
+        "pauseReason": flow.pause_reason,
     }
 
 

@@ -88,6 +88,10 @@ class OutboxState:
     claims: Mapping[str, Claim] = field(default_factory=dict)
     returned: Returned = Returned()
 
+    def in_flight(self, ended: int) -> int:
+        """Return the number of rows that are published and have not ended, given the number of rows that have."""
+        return max(0, self.claimed - ended - len(self.returned))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRequest:

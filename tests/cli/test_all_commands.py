@@ -15,6 +15,7 @@ ABOUT_A_JOB = {
     "show-state",
     "why-state",
     "pause-state",
+    "rerun-state",
     "resume-state",
     "cancel-state",
     "delete-state",
@@ -44,7 +45,9 @@ def test_help_has_examples_exit_codes_and_both_formats(helped):
     assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "sweep-state"])  # which takes an app alone
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if name not in {"sweep-state", "rerun-state"}]
+)  # they take an app
 def test_a_mistyped_store_is_reported_in_one_line(name, command, error_of):
     given = NEEDED.get(name, ["x"] if name in ABOUT_A_JOB else [])
     result = command(name, *given, "--store", "sqlit:///states.db")

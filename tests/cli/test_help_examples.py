@@ -8,8 +8,9 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
+from celery import Celery
 
-from celery_statemanager import Manager, Status, completion, open_store
+from celery_statemanager import Manager, StateManager, Status, completion, open_store
 from celery_statemanager.testing import Grid
 
 PATIENCE = 60.0
@@ -51,10 +52,20 @@ def create_jobs(url):
 
 
 def create_submitted_jobs(url):
-    """Create the jobs that examples pause, resume and cancel. Their messages cannot be read, so no sweep must see them."""
+    """Create the jobs that examples pause, resume, cancel and rerun.
+
+    The messages of most cannot be read, so no sweep must see them.
+    """
     with open_store(url) as store:
         Grid.submitted(store, 2, job_id="etl-43")
         completion.pause(store, Grid.submitted(store, 2, job_id="etl-44").ref, "deploying")
+
+    def ingest(): ...
+
+    app = Celery("proj", broker="memory://", set_as_current=False, statemanager_store_url=url)
+    StateManager(app).submit([app.task(ingest, name="ingest", shared=False).s()] * 21, job_id="etl-45")
+    with open_store(url) as store:
+        Manager.open(store, "etl-45", task_index=3).set_state("default", Status.FAILED)
 
 
 @pytest.fixture
@@ -73,7 +84,7 @@ def shell(home, tmp_path_factory):
         (programs / name).chmod(0o755)
 
     def shell(line):
-        if "etl-43" in line or "etl-44" in line:
+        if any(name in line for name in ("etl-43", "etl-44", "etl-45")):
             create_submitted_jobs(f"sqlite:///{home}/states.db")
         answers, terminal = pty.openpty()
         try:

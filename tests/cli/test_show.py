@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import CALLBACK_ROW, Flow, Latch, Write, new_event_id, new_job
 from celery_statemanager.testing import Grid
 
@@ -54,7 +56,7 @@ def test_a_complete_job_as_json(etl, shown):
     assert list(found["tags"]) == ["ingest", "export"]
     assert found["tags"]["ingest"]["failedIDs"] == "9"
     assert found["tags"]["export"]["missingIDs"] == "0-2,4-9"
-    assert found["outbox"] == {"published": 7, "maxInFlight": None}
+    assert (found["outbox"]["published"], found["outbox"]["maxInFlight"]) == (7, None)
     assert found["callbacks"]["failure"]["task"] == "proj.alert"
     assert found["callbacks"]["failure"]["decidedAt"] is not None
     assert found["callbacks"]["success"] == {
@@ -162,7 +164,24 @@ def test_an_unknown_job(run, error_of):
 def test_the_number_of_rows_in_flight_is_shown(store, run, shown):
     Grid.submitted(store, 2_500, flow=Flow(1_200))
     assert "published   1,200 of 2,500 rows, at most 1,200 in flight" in run("job").stdout
-    assert shown("job")["outbox"] == {"published": 1_200, "maxInFlight": 1_200}
+    assert shown("job")["outbox"] == {
+        "published": 1_200,
+        "inFlight": 1_200,
+        "maxInFlight": 1_200,
+        "paused": False,
+        "pauseReason": None,
+    }
+
+
+def test_a_pause_and_a_generation_are_shown(store, run, shown):
+    grid = Grid.submitted(store, 3, published=2)
+    grid.run("a", 0, -1)
+    grid.update(lambda job: replace(job, flow=Flow(paused=True, pause_reason="deploying")))
+    grid.update(lambda job: job.with_generation(IndexSet([0]), 1))
+    text = run("job").stdout
+    assert text.startswith("job · 3 tasks · generation 2 · failing\n")
+    assert "paused      deploying; 1 row in flight\n" in text
+    assert (shown("job")["generation"], shown("job")["outbox"]["pauseReason"]) == (2, "deploying")
 
 
 def test_a_job_without_messages_has_no_outbox(store, run, shown):

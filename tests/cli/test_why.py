@@ -7,6 +7,7 @@ import pytest
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
 from celery_statemanager.explain import JobDiagnosis
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import Begin, new_event_id
 from celery_statemanager.testing import Grid
 
@@ -111,3 +112,11 @@ def test_a_successor_that_comes_meanwhile_is_not_explained(store, etl, run, monk
     explained = run(etl).stdout
     monkeypatch.setattr(JobDiagnosis, "reasons", diagnose_and_replace)
     assert run(etl).stdout.splitlines()[0] == explained.splitlines()[0] == "etl-42: not settled, 7 cells open:"
+
+
+def test_rows_of_an_interrupted_rerun_have_a_sentence(store, run):
+    grid = Grid.submitted(store, 3, job_id="etl-43")
+    grid.run("a", 0, -1)
+    grid.update(lambda job: job.with_generation(IndexSet([0]), 1))
+    lines = run("etl-43").stdout.splitlines()
+    assert any(line.startswith("  a  0: being reset for generation 2; no sweep yet") for line in lines)

@@ -52,7 +52,7 @@ def test_each_generation_has_its_callbacks(tracked, pool, key, submit, eventuall
     callbacks = {f"on_{name}": tracked.callback.s() for name in ("success", "failure", "settled")}
     job = submit([tracked.mendable.s(key), tracked.mendable.s(key)], **callbacks)
     job.wait(PATIENCE)
-    assert eventually(lambda: len(told(tracked, job)) == 2) and told(tracked, job) == ["failure", "settled"]
+    eventually(lambda: told(tracked, job) == ["failure", "settled"])
     job.rerun("0")
     job.wait(PATIENCE)
     expected = ["failure", "failure.2", "settled", "settled.2"]
@@ -153,7 +153,7 @@ def test_bad_input_is_refused_before_anything_is_written(eager_tracked, tmp_path
 
 
 def test_a_job_of_a_manager_cannot_be_rerun(eager_tracked):
-    Manager(eager_tracked.states.store, "by a manager", 2)
+    Manager.create(eager_tracked.states.store, "by a manager", num_tasks=2)
     job = eager_tracked.states.job("by a manager")
     with pytest.raises(ValueError, match="created by a Manager"):
         job.rerun("failed")

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from celery_statemanager.cli.model import Counts, JobModel
 from celery_statemanager.cli.rendering import formatting
+from celery_statemanager.cli.rendering.jobs import generation
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, joined, spread
 from celery_statemanager.liveness import Activity, Liveness
 from celery_statemanager.records import to_datetime
@@ -67,6 +68,7 @@ def title(view: View, glyphs: Glyphs) -> Line:
         [Span(clean(model.job.job_id), "head")],
         [Span(formatting.counted(model.job.num_tasks, "task"), "dim")],
     ]
+    parts += generation(model.job)
     if model.job.run_token is not None:
         parts.append([Span(f"run {clean(model.job.run_token)}", "dim")])
     if model.scope.tag is not None:
@@ -120,6 +122,9 @@ def notes(view: View, glyphs: Glyphs) -> list[Line]:
     if job.cancelled is not None:
         reason = f": {clean(job.cancelled.reason)}" if job.cancelled.reason else ""
         found.append([Span(f" {glyphs.cross} cancelled", "bad"), Span(reason)])
+    if job.flow is not None and job.flow.paused:
+        reason = f": {clean(job.flow.pause_reason)}" if job.flow.pause_reason else ""
+        found.append([Span(" paused", "warn"), Span(reason)])
     if job.tombstoned_at is not None:
         found.append([Span(" marked deleted: hidden from listings, deleted later", "warn")])
     remark = worker_remark(view)

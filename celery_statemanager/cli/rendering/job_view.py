@@ -12,14 +12,14 @@ from celery_statemanager.cli.rendering.bars import tag_lines
 from celery_statemanager.cli.rendering.final_summary import failure_lines
 from celery_statemanager.cli.rendering.frame import WIDEST
 from celery_statemanager.cli.rendering.header import counts_line
-from celery_statemanager.cli.rendering.jobs import PHASE_STYLES, name
+from celery_statemanager.cli.rendering.jobs import PHASE_STYLES, generation, name
 from celery_statemanager.cli.rendering.lines import Table
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, joined, left, width
 from celery_statemanager.failures import FailureReport
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, status_name
 from celery_statemanager.overview import Overview
-from celery_statemanager.records import Cell, Latch, to_datetime
+from celery_statemanager.records import Cell, Latch, OutboxState, to_datetime
 
 _LABEL = 12
 
@@ -49,7 +49,7 @@ class JobView:
         hidden: the number of failed and running cells that are not among them.
         failures: failed cells by cause; not all cells, if there are many.
         now: by the store's clock.
-        published: the number of rows that were published; None for a job without messages.
+        outbox: which rows were published; None for a job without messages.
     """
 
     overview: Overview
@@ -59,7 +59,13 @@ class JobView:
     hidden: int = 0
     failures: FailureReport = field(default_factory=lambda: FailureReport([]))
     now: datetime = datetime.min.replace(tzinfo=timezone.utc)
-    published: int | None = None
+    outbox: OutboxState | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """The number of rows that are published and have not ended."""
+        ended = sum(column.tally.rows for column in self.overview.columns)
+        return 0 if self.outbox is None else self.outbox.in_flight(ended)
 
 
 def job_lines(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:
@@ -78,6 +84,7 @@ def _title(view: JobView, glyphs: Glyphs) -> Line:
     parts: list[Line] = [
         [Span(name(shown.job, glyphs), "head")],
         [Span(formatting.counted(shown.job.num_tasks, "task"), "dim")],
+        *generation(shown.job),
         [Span(shown.phase.value, PHASE_STYLES[shown.phase])],
     ]
     return joined(parts, f" {glyphs.dot} ")
@@ -100,8 +107,11 @@ def _facts(view: JobView, glyphs: Glyphs) -> Iterator[Line]:
     if job.cancelled is not None:
         reason = clean(job.cancelled.reason or "no reason given")
         yield [*_moment(view, "cancelled", job.cancelled.at), Span(f": {reason}", "warn")]
-    if view.published is not None:
-        yield _published(view, view.published)
+    if view.outbox is not None:
+        yield _published(view, view.outbox.claimed)
+    if job.flow is not None and job.flow.paused:
+        reason, count = clean(job.flow.pause_reason or "no reason given"), formatting.counted(view.in_flight, "row")
+        yield [_label("paused"), Span(reason, "warn"), Span(f"; {count} in flight")]
     if job.tombstoned_at is not None:
         yield [*_moment(view, "deleted", job.tombstoned_at), Span(": hidden from listings, deleted later", "warn")]
     if job.plan is None:

@@ -51,6 +51,12 @@ def name(job: JobRecord, glyphs: Glyphs) -> str:
     return clean(job.job_id) + run + (" (hidden)" if job.tombstoned_at is not None else "")
 
 
+def generation(job: JobRecord) -> list[Line]:
+    """Return the number of a job's generation as a part of its title, unless it is the first."""
+    number = job.generation.number
+    return [] if number == 1 else [[Span(f"generation {number}", "dim")]]
+
+
 def named(before: str, job: JobRecord, after: str, columns: int, glyphs: Glyphs) -> str:
     """Return a job's name between two texts; a long name is shortened so that both texts stay visible."""
     room = columns - width(before) - width(after)

@@ -88,7 +88,10 @@ class BlockCache:
 
     def _read(self, store: Outbox, ref: JobRef, row: int) -> tuple[int, list[bytes]]:
         found = store.get_block(ref, row)
-        lines = zlib.decompress(found[1]).split(b"\n") if found else []
+        try:
+            lines = zlib.decompress(found[1]).split(b"\n") if found else []
+        except zlib.error as error:
+            raise StoreError(f"the message of row {row} of job {ref.key.job_id!r} is damaged: {error}") from error
         if found is None or row - found[0] >= len(lines):
             raise StoreError(f"the message of row {row} of job {ref.key.job_id!r} is not in the store")
         with self._lock:
