@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 from kombu.transport import virtual
 
+from celery_statemanager.integration.brokers import is_amqp
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.envelope import Envelope
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
@@ -18,15 +19,11 @@ from celery_statemanager.records import JobRecord, JobRef
 
 logger = logging.getLogger(__name__)
 
-_AMQP = {"amqp"}
-"""Driver types of transports whose server counts and sends messages ahead."""
-
 NOT_FOUND = "404"
 """The reply of a broker that has no queue of a name, in AMQP and in kombu's own transports."""
 
 SAMPLE = 8
 """Number of rows whose messages are read to learn the queues of a job."""
-
 
 MOST_JOBS = 1_000
 
@@ -85,13 +82,6 @@ class BrokerQueues:
     @cached_property
     def _connection(self) -> Any:
         return self._tracker.app.connection_for_read()
-
-
-@lru_cache(maxsize=100)
-def is_amqp(app: Celery) -> bool:
-    """Return whether the broker of an app sends messages before the worker asks for each, and counts those it has."""
-    with app.connection_for_read() as connection:  # does not connect
-        return connection.transport.driver_type in _AMQP
 
 
 @lru_cache(maxsize=100)
