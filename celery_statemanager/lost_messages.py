@@ -139,9 +139,7 @@ class LostMessages:
         self._store.put_worker(RECORD, new.to_json(), 0)
         return lost
 
-    def _is_empty(self, queue: str | None) -> bool:
-        if queue is None:
-            return False
+    def _is_empty(self, queue: str) -> bool:
         if queue not in self._counts:
             self._counts[queue] = self._queues.message_count(queue)
         return self._counts[queue] == 0

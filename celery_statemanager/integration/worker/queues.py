@@ -55,8 +55,10 @@ class BrokerQueues:
     def queue_of(self, job: JobRecord, tag: str, row: int) -> str | None:
         """Return the queue of a message; None if it may be elsewhere, for example until its eta."""
         for message in self._tracker.blocks.messages(self._tracker.store, job.ref, row):
-            if REJECTED not in message and binding_in(message).tag == tag:
-                return None if _may_be_delayed(message, job, self._tracker.store.now()) else _queue_in(message)
+            binding = binding_in(message)
+            if REJECTED not in message and binding.tag == tag:
+                is_delayed = _may_be_delayed(message, binding.stage, job, self._tracker.store.now())
+                return None if is_delayed else _queue_in(message)
         return None
 
     def message_count(self, queue: str) -> int | None:
@@ -101,11 +103,10 @@ def _queue_in(message: Envelope) -> str | None:
     return None if given.get("exchange") else given.get("routing_key")
 
 
-def _may_be_delayed(message: Envelope, job: JobRecord, now: int) -> bool:
+def _may_be_delayed(message: Envelope, stage: int, job: JobRecord, now: int) -> bool:
     """Return whether the eta of a message may not have passed; a relative one counts from a time that is not kept."""
-    binding = binding_in(message)
     if "eta_after" in message:
-        return bool(binding.stage or job.flow is None or job.flow.delayed_until > now)
+        return bool(stage or job.flow is None or job.flow.delayed_until > now)
     eta = message["publish"]["headers"].get("eta")
     if eta is None:
         return False
