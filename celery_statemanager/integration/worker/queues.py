@@ -57,7 +57,7 @@ class BrokerQueues:
         for message in self._tracker.blocks.messages(self._tracker.store, job.ref, row):
             binding = binding_in(message)
             if REJECTED not in message and binding.tag == tag:
-                is_delayed = _may_be_delayed(message, binding.stage, job, self._tracker.store.now())
+                is_delayed = _may_be_delayed(message, binding.stage, job, self._now)
                 return None if is_delayed else _queue_in(message)
         return None
 
@@ -80,6 +80,11 @@ class BrokerQueues:
         if "_connection" in vars(self):
             with suppress(Exception):
                 self._connection.close()
+
+    @cached_property
+    def _now(self) -> int:
+        """The time of the first use. An earlier time only makes more messages count as delayed."""
+        return self._tracker.store.now()
 
     @cached_property
     def _connection(self) -> Any:
