@@ -92,6 +92,13 @@ def content_of(app: Celery, envelope: Envelope) -> Any:
     return decode(body_of(envelope), given["content_type"], given["content_encoding"], accept=accept)
 
 
+def queue_name(envelope: Envelope) -> str | None:
+    """Return the name of the queue of a message; None if only the broker knows where its exchange leads."""
+    given = envelope["publish"]
+    name = envelope.get("queue") or (None if given.get("exchange") else given.get("routing_key"))
+    return name or None
+
+
 def body_of(envelope: Envelope) -> str | bytes:
     """Return the encoded body of a message."""
     text: str = envelope["body"]
@@ -143,9 +150,8 @@ def _after(app: Celery, seconds: float) -> str:
 
 def _queues(app: Celery, envelope: Envelope) -> list[Any]:
     """Return the queue of a message, to declare it: a broker drops messages to a queue that was deleted."""
-    given = envelope["publish"]
-    name = envelope.get("queue") or ("" if given.get("exchange") else given.get("routing_key"))
+    name = queue_name(envelope)
     try:
-        return [app.amqp.queues[name]] if name else []
+        return [] if name is None else [app.amqp.queues[name]]
     except KeyError:  # task_create_missing_queues is false
         return []

@@ -13,7 +13,7 @@ from kombu.transport import virtual
 
 from celery_statemanager.integration.brokers import is_amqp
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.outbox.envelope import Envelope
+from celery_statemanager.integration.outbox.envelope import Envelope, queue_name
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.records import JobRecord, JobRef
 
@@ -49,7 +49,7 @@ class BrokerQueues:
     def _sampled(self, job: JobRecord) -> frozenset[str]:
         rows = {job.num_tasks * number // SAMPLE for number in range(SAMPLE)}
         messages = [each for row in rows for each in self._tracker.blocks.messages(self._tracker.store, job.ref, row)]
-        queues = (_queue_in(each) for each in messages if REJECTED not in each)
+        queues = (queue_name(each) for each in messages if REJECTED not in each)
         return frozenset(each for each in queues if each is not None)
 
     def queue_of(self, job: JobRecord, tag: str, row: int) -> str | None:
@@ -58,7 +58,7 @@ class BrokerQueues:
             binding = binding_in(message)
             if REJECTED not in message and binding.tag == tag:
                 is_delayed = _may_be_delayed(message, binding.stage, job, self._now)
-                return None if is_delayed else _queue_in(message)
+                return None if is_delayed else queue_name(message)
         return None
 
     def message_count(self, queue: str) -> int | None:
@@ -99,13 +99,6 @@ def counts_messages(app: Celery) -> bool:
     # kombu has no public way to ask: its base class answers 0, and a class that counts overrides this method.
     size = getattr(getattr(transport, "Channel", None), "_size", None)
     return is_amqp(app) or size not in {None, virtual.Channel._size}
-
-
-def _queue_in(message: Envelope) -> str | None:
-    given = message["publish"]
-    if message.get("queue"):
-        return str(message["queue"])
-    return None if given.get("exchange") else given.get("routing_key")
 
 
 def _may_be_delayed(message: Envelope, stage: int, job: JobRecord, now: int) -> bool:
