@@ -88,8 +88,13 @@ def messages_from_json(text: str) -> list[Envelope]:
 
 def content_of(app: Celery, envelope: Envelope) -> Any:
     """Decode the body of a message. Raises: kombu.exceptions.ContentDisallowed – ``accept_content`` forbids it."""
+    return decode_like(app, envelope, body_of(envelope))
+
+
+def decode_like(app: Celery, envelope: Envelope, data: str | bytes) -> Any:
+    """Decode data that is encoded as the body of a message is. Raises: kombu.exceptions.ContentDisallowed."""
     given, accept = envelope["publish"], prepare_accept_content(app.conf.accept_content)
-    return decode(body_of(envelope), given["content_type"], given["content_encoding"], accept=accept)
+    return decode(data, given["content_type"], given["content_encoding"], accept=accept)
 
 
 def queue_name(envelope: Envelope) -> str | None:
