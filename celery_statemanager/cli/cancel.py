@@ -7,6 +7,7 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager import completion
 from celery_statemanager.cli.common import (
+    EXITS,
     Exit,
     fail,
     find_job,
@@ -21,7 +22,7 @@ from celery_statemanager.cli.common import (
 from celery_statemanager.cli.control import checked_reason, report_change
 from celery_statemanager.cli.rendering.lines import Output
 
-_HELP = """Cancel a job.
+_HELP = f"""Cancel a job.
 
 Rows that have not begun do not run. A running task stops at its next write.
 The next sweep publishes the callbacks that become due. Run sweep-state to
@@ -36,13 +37,7 @@ Examples:
 Exit status:
     0  cancelled
     1  not changed: the job has settled or was cancelled
-    2  usage error
-   66  no such job
-   69  the store is unavailable
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C
-"""
+{EXITS}"""
 
 
 @click.command("cancel-state", cls=CeleryCommand, help=_HELP, short_help="Cancel a job.")

@@ -7,6 +7,7 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager import completion
 from celery_statemanager.cli.common import (
+    EXITS,
     Exit,
     fail,
     find_job,
@@ -21,7 +22,7 @@ from celery_statemanager.cli.common import (
 from celery_statemanager.cli.control import checked_reason, report_change
 from celery_statemanager.cli.rendering.lines import Output
 
-_HELP = """Hold back the rows of a job that have not begun.
+_HELP = f"""Hold back the rows of a job that have not begun.
 
 Rows that have begun go on, with their retries and later stages. A message that
 is already in a queue goes back to the job when a worker receives it. Rows of
@@ -37,13 +38,7 @@ Exit status:
     0  paused
     1  not changed: the job has settled, was cancelled or is paused,
        or owns no messages
-    2  usage error
-   66  no such job
-   69  the store is unavailable
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C
-"""
+{EXITS}"""
 
 
 @click.command("pause-state", cls=CeleryCommand, help=_HELP, short_help="Hold back rows that have not begun.")

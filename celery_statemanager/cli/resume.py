@@ -7,6 +7,7 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager import completion
 from celery_statemanager.cli.common import (
+    EXITS,
     Exit,
     fail,
     find_job,
@@ -20,7 +21,7 @@ from celery_statemanager.cli.common import (
 from celery_statemanager.cli.control import report_change
 from celery_statemanager.cli.rendering.lines import Output
 
-_HELP = """End the pause of a job.
+_HELP = f"""End the pause of a job.
 
 The next sweep of a worker or of beat publishes what was held back. Run
 sweep-state to publish it at once.
@@ -34,13 +35,7 @@ Examples:
 Exit status:
     0  resumed
     1  not changed: the job is not paused
-    2  usage error
-   66  no such job
-   69  the store is unavailable
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C
-"""
+{EXITS}"""
 
 
 @click.command("resume-state", cls=CeleryCommand, help=_HELP, short_help="End the pause of a job.")
