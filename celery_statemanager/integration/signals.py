@@ -6,7 +6,6 @@ once. Without a ``Run`` it is in the worker's main process, where it only enqueu
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -28,19 +27,12 @@ from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_ow
 from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.integration.task.aborted import end_aborted, end_aborted_part
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
-from celery_statemanager.integration.task.replacement import (
-    end_part,
-    mark_message,
-    running_part,
-    start_part,
-)
+from celery_statemanager.integration.task.replacement import end_part, mark_message, running_part, start_part
 from celery_statemanager.integration.task.run import Run, run_of, start_run
 from celery_statemanager.integration.task.state import warn_before_waiting
 from celery_statemanager.integration.worker import main
 from celery_statemanager.integration.worker.duplicates import drop_if_outdated
 from celery_statemanager.models import Status
-
-logger = logging.getLogger(__name__)
 
 _aborted = threading.local()
 """In ``task_id``, the last execution of this thread that raised outside of its body, such as in ``on_retry``: after
