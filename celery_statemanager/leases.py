@@ -36,8 +36,8 @@ MOST_BYTES_OF_CELLS = 512 * 1024
 SWEEPER = "~sweeper"
 """The worker id of the record that holds the lease to sweep."""
 
-NO_WORKER_RECORD = "~"
-"""The prefix of the names of publishers that are not workers, such as beat."""
+_NOT_A_WORKER = "~"
+"""The prefix of the ids of records that are not those of workers."""
 
 _ABSENT_WORKER = "~nobody"
 """A worker id that never has a record."""
@@ -220,7 +220,7 @@ class _Body:
 
 def each_worker(store: WorkerRegistry) -> Iterator[WorkerRecord]:
     """Yield all worker records, those of dead workers too, in bounded memory."""
-    return (each for each in store.list_workers() if not each.worker_id.startswith(NO_WORKER_RECORD))
+    return (each for each in store.list_workers() if not each.worker_id.startswith(_NOT_A_WORKER))
 
 
 def jobs_at_work(store: WorkerRegistry) -> Callable[[str], bool]:

@@ -7,6 +7,7 @@ the queue was empty in every sweep since, and no live worker lists it.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,10 +70,10 @@ class Suspects:
     since: dict[str, int] = field(default_factory=dict)
     rows: dict[str, dict[Stage, IndexSet]] = field(default_factory=dict)
 
-    def add(self, queue: str, stage: Stage, row: int) -> None:
-        """Add a row."""
+    def add(self, queue: str, stage: Stage, rows: IndexSet) -> None:
+        """Add rows of a stage."""
         found = self.rows.setdefault(queue, {})
-        found[stage] = found.get(stage, IndexSet()).union(IndexSet([row]))
+        found[stage] = found.get(stage, IndexSet()).union(rows)
 
     def to_json(self) -> str:
         """Return the body of the record."""
@@ -110,12 +111,16 @@ class LostMessages:
         if outbox.claimed == 0 or not any(map(self._is_empty, self._queues.queues_of(job))):
             return
         current, columns = self._store.column_summaries(job.ref, indexes=True)
+        self._refs[job.incarnation] = job.ref
         for tag, rows in unbegun(current, outbox, columns).items():
+            found: defaultdict[str, list[int]] = defaultdict(list)
             for row in rows.head(MOST_ROWS):
-                queue = self._queues.queue_of(job, tag, row)
-                if queue is not None and self._is_empty(queue) and self._is_unlisted(job, tag, row):
-                    self._refs[job.incarnation] = job.ref
-                    self._found.add(queue, (job.incarnation, tag), row)
+                if self._is_unlisted(job, tag, row):
+                    queue = self._queues.queue_of(job, tag, row)
+                    if queue is not None and self._is_empty(queue):
+                        found[queue].append(row)
+            for queue, missing in found.items():
+                self._found.add(queue, (job.incarnation, tag), IndexSet(missing))
 
     def finish(self) -> list[Lost]:
         """Return the messages that are lost, and note the suspects for the next sweep. Raises: StoreError."""
@@ -139,9 +144,7 @@ class LostMessages:
         self._store.put_worker(RECORD, new.to_json(), 0)
         return lost
 
-    def _is_empty(self, queue: str | None) -> bool:
-        if queue is None:
-            return False
+    def _is_empty(self, queue: str) -> bool:
         if queue not in self._counts:
             self._counts[queue] = self._queues.message_count(queue)
         return self._counts[queue] == 0

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from celery_statemanager import attempts, completion, leases, requeued
+from celery_statemanager import leases, requeued
 from celery_statemanager.errors import (
     AttemptSuperseded,
-    BeginRefused,
     JobCancelled,
     JobNotFound,
     StoreContended,
@@ -20,50 +19,22 @@ from celery_statemanager.errors import (
 )
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import ListedCells
-from celery_statemanager.lost_messages import Lost, LostMessages, Queues
-from celery_statemanager.models import Status
+from celery_statemanager.lost_messages import LostMessages, Queues
 from celery_statemanager.publishers import Fate, Publishers, has_due
-from celery_statemanager.records import (
-    CALLBACK_ROW,
-    Cell,
-    JobRecord,
-    JobRef,
-    OpenAttempt,
-    OutboxState,
-    Write,
-    new_event_id,
-)
+from celery_statemanager.reclaim import ReclaimActions, Reclaimer
+from celery_statemanager.records import JobRecord, JobRef, OutboxState
 from celery_statemanager.stores.capabilities import Outbox
 
 logger = logging.getLogger(__name__)
 
-
 _Reclaimed = tuple[Report, list[Received], list[Received]]
 
 
-class SweepActions(Queues, Protocol):
+class SweepActions(Queues, ReclaimActions, Protocol):
     """The actions of a sweep outside the store. What belongs to another app is left to that app's sweep."""
 
     broker_redelivers: bool
     """Whether the broker delivers at once what a dead worker had received."""
-
-    def finish_if_succeeded(self, attempt: OpenAttempt) -> bool:
-        """Return whether a lost attempt is known to have succeeded, for example by its stored result; then end it."""
-
-    def runs_again(self, attempt: OpenAttempt) -> bool | None:
-        """Return whether the policy is to run a lost attempt again; None if its task belongs to another app."""
-
-    def may_publish_again(self, ref: JobRef, tag: str, row: int) -> bool:
-        """Return whether a message that was lost may be published again: a second delivery is vetoed or allowed."""
-
-    def resend(self, ref: JobRef, message: str) -> bool:
-        """Publish the message of a part of a replacement again. Return False if it belongs to another app.
-
-        Raises: what the broker raises.
-        """
-
-    def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
-        """Publish the callbacks of decided latches. Return the number of published callbacks."""
 
     def finish_rerun(self, job: JobRecord) -> bool:
         """Reset the rows that an interrupted rerun has chosen. Return False if the job belongs to another app."""
@@ -110,19 +81,12 @@ class Sweep:
         max_lost: the number of losses at which a cell becomes LOST regardless of its policy.
     """
 
-    def __init__(
-        self,
-        store: Outbox,
-        actions: SweepActions,
-        *,
-        lease: float,
-        max_lost: int,
-    ) -> None:
+    def __init__(self, store: Outbox, actions: SweepActions, *, lease: float, max_lost: int) -> None:
         self._store = store
         self._actions = actions
         self._lease = round(lease * 1_000_000)
         self._renewal = self._lease // leases.RENEWALS
-        self._max_lost = max_lost
+        self._reclaimer = Reclaimer(store, actions, self._lease, max_lost)
         self._report = SweepReport()
         self._publishers = Publishers({}, self._lease)
         self._lost = LostMessages(store, actions, self._lease, 0)
@@ -143,10 +107,10 @@ class Sweep:
         for attempt in self._store.list_open_attempts():
             if not attempt.cell.open:
                 if overdue.includes(attempt):
-                    self._guarded(partial(self._end_requeued, attempt), attempt.ref)
+                    self._guarded(partial(self._reclaimer.end_requeued, attempt), attempt.ref)
                 continue
-            is_lost = self._is_lost(attempt, known.get(attempt.cell.owner or ""), now)
-            if is_lost and not self._guarded(partial(self._reclaim_attempt, attempt), attempt.ref):
+            is_lost = self._reclaimer.is_lost(attempt, known.get(attempt.cell.owner or ""), now)
+            if is_lost and not self._guarded(partial(self._reclaimer.reclaim_attempt, attempt), attempt.ref):
                 self._left.add(attempt.cell.owner)
         dead = {each: self._reclaim_received(each) for each, worker in known.items() if worker.gone_at <= now}
         for worker_id, worker in known.items():
@@ -159,61 +123,7 @@ class Sweep:
             if left is not None:
                 self._drop(worker_id, *left)
         self._store.drop_expired_drafts()
-        return self._report
-
-    def _is_lost(self, attempt: OpenAttempt, worker: ListedCells | None, now: int) -> bool:
-        began_at = attempt.cell.began_at
-        if worker is None:
-            return began_at < now - self._lease
-        if worker.gone_at <= now:
-            return began_at <= worker.gone_at or began_at < now - self._lease
-        name = leases.cell_name(attempt.ref, attempt.tag, attempt.task_index)
-        ended_at = worker.ended.get(name, 0)
-        if began_at < ended_at:
-            return ended_at + self._renewal <= now
-        return not worker.lists(name) and began_at < worker.renewed_at - self._renewal
-
-    def _end_requeued(self, attempt: OpenAttempt) -> None:
-        """Make the message due again that the broker has dropped, or end its cell if that happened too often."""
-        cell, place = attempt.cell, (attempt.tag, attempt.task_index)
-        if cell.losses + 1 >= self._max_lost:
-            self._write(attempt.ref, requeued.rejected(*place, cell))
-            self._report.marked += 1
-        else:
-            self._make_due(attempt.ref, requeued.sent_again(*place, cell))
-
-    def _reclaim_attempt(self, attempt: OpenAttempt) -> bool:
-        """Mark a lost attempt or publish its message again. Return whether it needs no further sweep."""
-        cell = attempt.cell
-        record, now = self._store.get_worker(cell.owner or ""), self._store.now()
-        worker = None if record is None else ListedCells.from_record(record, now, self._renewal)
-        if not self._is_lost(attempt, worker, now):
-            return True
-        ref, place = attempt.ref, (attempt.tag, attempt.task_index)
-        if self._actions.finish_if_succeeded(attempt):
-            return True
-        stopped = leases.was_stopped(record, leases.cell_name(ref, *place), cell.began_at, now)
-        again = self._actions.runs_again(attempt)
-        if again is None:
-            return False
-        if not again or (not stopped and cell.losses + 1 >= self._max_lost):
-            most = None if stopped else self._max_lost
-            decided = attempts.mark_lost(self._store, ref, *place, cell, new_event_id(), max_lost=most)
-            self._report.marked += 1
-            if decided:
-                self._actions.publish(ref, decided)
-            return True
-        message = f"sent again: its worker {cell.owner} {'has stopped' if stopped else 'is dead'}"
-        lost = Write.sent_back(*place, message, attempt=cell.attempt, is_open=True, counts_as_loss=not stopped)
-        self._make_due(ref, lost)
-        return True
-
-    def _make_due(self, ref: JobRef, back: Write) -> None:
-        """Make a message due again. That of a callback becomes due with its latch."""
-        if back.task_index == CALLBACK_ROW:
-            completion.make_due(self._store, ref, back.tag)
-        self._write(ref, back)
-        self._report.requeued += 1
+        return replace(self._report, marked=self._reclaimer.marked, requeued=self._reclaimer.requeued)
 
     def _reclaim_received(self, worker_id: str) -> _Reclaimed | None:
         """Make the messages due again that a dead worker had received.
@@ -229,8 +139,16 @@ class Sweep:
             return None
         because = f"received by worker {worker_id}, which is dead"
         received = [] if self._actions.broker_redelivers else [*report.received]
-        left = [row for row in received if not self._guarded(partial(self._return_row, row, because), row.ref)]
-        parts = [row for row in report.parts if not self._guarded(partial(self._reclaim_part, row, worker_id), row.ref)]
+        left = [
+            row
+            for row in received
+            if not self._guarded(partial(self._reclaimer.return_received, row, because), row.ref)
+        ]
+        parts = [
+            row
+            for row in report.parts
+            if not self._guarded(partial(self._reclaimer.reclaim_part, row, worker_id), row.ref)
+        ]
         return replace(report, received=[*report.received]), left, parts
 
     def _drop(self, worker_id: str, report: Report, received: list[Received], parts: list[Received]) -> None:
@@ -242,73 +160,17 @@ class Sweep:
             left = replace(report, received=received, parts=parts, processes=())  # they were not seen at this time
             self._store.put_worker(worker_id, left.to_json(), 0)
 
-    def _reclaim_part(self, row: Received, worker_id: str) -> bool:
-        """Publish a part of a replacement again that ran in a dead worker, or end the row that waits for it.
-
-        Returns: whether the row needs no further sweep.
-        """
-        cell = self._store.get_cell(row.ref, row.tag, row.task_index)
-        if cell is not None and (cell.final or cell.delivery > row.delivery):
-            return True
-        if cell is not None and cell.open and cell.delivery == row.delivery:  # the task that waited for the part runs
-            return True
-        if row.message is not None:
-            return self._resend(row.ref, row.message)
-        message = f"lost with its worker {worker_id} (in a task of its replacement)"
-        lost = Write.cut_off(row.tag, row.task_index, int(Status.LOST), message, row.delivery)
-        try:
-            self._write(row.ref, lost)
-        except BeginRefused:
-            return True
-        self._report.marked += 1
-        return True
-
     def _return_received(self, worker_id: str) -> None:
         """Make the messages due again that a live worker has received and does not begin, each of them once."""
         worker = self._store.get_worker(worker_id)
         because = f"received by worker {worker_id}, whose main loop is blocked"
         for row in Report.from_record(worker).received if worker else ():
-            self._guarded(partial(self._return_row, row, because), row.ref)
-
-    def _return_row(self, row: Received, because: str) -> None:
-        cell = self._store.get_cell(row.ref, row.tag, row.task_index) or Cell()
-        if not (cell.open or cell.final or row.delivery < cell.delivery):
-            message = f"sent again: {because}"
-            back = Write.sent_back(row.tag, row.task_index, message, attempt=cell.attempt)
-            back.kept = row.message
-            back.event_id = (
-                f"{row.task_index}.{row.tag}.{cell.delivery.publication}.back"  # of several sweeps, one counts
-            )
-            self._make_due(row.ref, back)
+            self._guarded(partial(self._reclaimer.return_received, row, because), row.ref)
 
     def _end_lost_messages(self) -> None:
         for lost in self._lost.finish():
             for row in lost.rows:
-                self._guarded(partial(self._end_lost, lost, row), lost.ref)
-
-    def _end_lost(self, lost: Lost, row: int) -> None:
-        """Make a lost message due again, or end its cell as LOST if its task could run twice and must not."""
-        cell, place = self._store.get_cell(lost.ref, lost.tag, row) or Cell(), (lost.tag, row)
-        if not cell.waiting:
-            return
-        if self._actions.may_publish_again(lost.ref, *place):
-            message = f"published again: its message was lost, queue {lost.queue!r} is empty"
-            self._make_due(lost.ref, Write.sent_back(*place, message, attempt=cell.attempt))
-        else:
-            self._write(lost.ref, Write.lost(*place, f"its message was lost: queue {lost.queue!r} is empty"))
-            self._report.marked += 1
-
-    def _write(self, ref: JobRef, write: Write) -> None:
-        """Write a cell and publish the callbacks of the latches that this decided."""
-        decided = self._store.write(ref, write).decided
-        if decided:
-            self._actions.publish(ref, decided)
-
-    def _resend(self, ref: JobRef, message: str) -> bool:
-        """Publish the message of a part again and count it. Return False if it belongs to another app."""
-        resent = self._actions.resend(ref, message)
-        self._report.requeued += resent
-        return resent
+                self._guarded(partial(self._reclaimer.end_lost_message, lost, row), lost.ref)
 
     def _sweep_due_jobs(self, now: int) -> None:
         cursor: str | None = None

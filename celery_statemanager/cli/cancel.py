@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager import completion
-from celery_statemanager.cli.common import (
-    Exit,
-    fail,
-    find_job,
-    format_option,
-    interruptible,
-    job_argument,
-    opened_store,
-    option,
-    run_option,
-    store_option,
-)
-from celery_statemanager.cli.control import checked_reason, report_change
-from celery_statemanager.cli.rendering.lines import Output
+from celery_statemanager.cli.common import EXITS, format_option, job_argument, option, run_option, store_option
+from celery_statemanager.cli.control import apply_change, checked_reason
 
-_HELP = """Cancel a job.
+_HELP = f"""Cancel a job.
 
 Rows that have not begun do not run. A running task stops at its next write.
 The next sweep publishes the callbacks that become due. Run sweep-state to
@@ -36,13 +26,7 @@ Examples:
 Exit status:
     0  cancelled
     1  not changed: the job has settled or was cancelled
-    2  usage error
-   66  no such job
-   69  the store is unavailable
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C
-"""
+{EXITS}"""
 
 
 @click.command("cancel-state", cls=CeleryCommand, help=_HELP, short_help="Cancel a job.")
@@ -53,12 +37,12 @@ Exit status:
 @store_option
 @click.pass_context
 @handle_preload_options
-def cancel_state(
-    ctx: click.Context, /, job_id: str, run_token: str | None, reason: str | None, style: str, store_url: str | None
-) -> None:
+def cancel_state(ctx: click.Context, /, reason: str | None, **given: Any) -> None:
     """Cancel a job."""
-    with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        job = find_job(store, job_id, run_token)
-        if not completion.cancel(store, job.ref, checked_reason(reason)):
-            fail(f"job {job.job_id!r} was not cancelled: it has settled or was cancelled before", Exit.FAILED)
-        report_change(Output(no_color=ctx.obj.no_color), job, "cancelled", style)
+    apply_change(
+        ctx,
+        lambda store, ref: completion.cancel(store, ref, checked_reason(reason)),
+        "cancelled",
+        "it has settled or was cancelled before",
+        **given,
+    )

@@ -49,6 +49,17 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+EXITS = """\
+    2  usage error
+   66  no such job
+   69  the store is unavailable
+   74  the output cannot be written
+   78  invalid store URL or setting, or the store's file does not exist
+  130  interrupted by Ctrl-C
+"""
+"""The exit codes from 2 on, in the help of a command about one job."""
+
+
 def option(*names: str, group: str, **settings: Any) -> Callable[[Command], Command]:
     """Return a decorator that adds an option under a heading of the help."""
     return click.option(*names, cls=CeleryOption, help_group=group, **settings)

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager import completion
-from celery_statemanager.cli.common import (
-    Exit,
-    fail,
-    find_job,
-    format_option,
-    interruptible,
-    job_argument,
-    opened_store,
-    option,
-    run_option,
-    store_option,
-)
-from celery_statemanager.cli.control import checked_reason, report_change
-from celery_statemanager.cli.rendering.lines import Output
+from celery_statemanager.cli.common import EXITS, format_option, job_argument, option, run_option, store_option
+from celery_statemanager.cli.control import apply_change, checked_reason
 
-_HELP = """Hold back the rows of a job that have not begun.
+_HELP = f"""Hold back the rows of a job that have not begun.
 
 Rows that have begun go on, with their retries and later stages. A message that
 is already in a queue goes back to the job when a worker receives it. Rows of
@@ -37,13 +27,7 @@ Exit status:
     0  paused
     1  not changed: the job has settled, was cancelled or is paused,
        or owns no messages
-    2  usage error
-   66  no such job
-   69  the store is unavailable
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C
-"""
+{EXITS}"""
 
 
 @click.command("pause-state", cls=CeleryCommand, help=_HELP, short_help="Hold back rows that have not begun.")
@@ -54,13 +38,12 @@ Exit status:
 @store_option
 @click.pass_context
 @handle_preload_options
-def pause_state(
-    ctx: click.Context, /, job_id: str, run_token: str | None, reason: str | None, style: str, store_url: str | None
-) -> None:
+def pause_state(ctx: click.Context, /, reason: str | None, **given: Any) -> None:
     """Pause a job."""
-    with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        job = find_job(store, job_id, run_token)
-        if not completion.pause(store, job.ref, checked_reason(reason)):
-            why = "it has settled, was cancelled or is paused, or owns no messages"
-            fail(f"job {job.job_id!r} was not paused: {why}", Exit.FAILED)
-        report_change(Output(no_color=ctx.obj.no_color), job, "paused", style)
+    apply_change(
+        ctx,
+        lambda store, ref: completion.pause(store, ref, checked_reason(reason)),
+        "paused",
+        "it has settled, was cancelled or is paused, or owns no messages",
+        **given,
+    )

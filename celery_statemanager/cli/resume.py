@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager import completion
-from celery_statemanager.cli.common import (
-    Exit,
-    fail,
-    find_job,
-    format_option,
-    interruptible,
-    job_argument,
-    opened_store,
-    run_option,
-    store_option,
-)
-from celery_statemanager.cli.control import report_change
-from celery_statemanager.cli.rendering.lines import Output
+from celery_statemanager.cli.common import EXITS, format_option, job_argument, run_option, store_option
+from celery_statemanager.cli.control import apply_change
 
-_HELP = """End the pause of a job.
+_HELP = f"""End the pause of a job.
 
 The next sweep of a worker or of beat publishes what was held back. Run
 sweep-state to publish it at once.
@@ -34,13 +25,7 @@ Examples:
 Exit status:
     0  resumed
     1  not changed: the job is not paused
-    2  usage error
-   66  no such job
-   69  the store is unavailable
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C
-"""
+{EXITS}"""
 
 
 @click.command("resume-state", cls=CeleryCommand, help=_HELP, short_help="End the pause of a job.")
@@ -50,10 +35,6 @@ Exit status:
 @store_option
 @click.pass_context
 @handle_preload_options
-def resume_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: str, store_url: str | None) -> None:
+def resume_state(ctx: click.Context, /, **given: Any) -> None:
     """End the pause of a job."""
-    with interruptible(), opened_store(ctx.obj.app, store_url) as store:
-        job = find_job(store, job_id, run_token)
-        if not completion.resume(store, job.ref):
-            fail(f"job {job.job_id!r} was not resumed: it is not paused", Exit.FAILED)
-        report_change(Output(no_color=ctx.obj.no_color), job, "resumed", style)
+    apply_change(ctx, completion.resume, "resumed", "it is not paused", **given)

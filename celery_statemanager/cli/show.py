@@ -13,6 +13,7 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager.aggregate import visible_state
 from celery_statemanager.cli.common import (
+    EXITS,
     find_job,
     format_option,
     interruptible,
@@ -35,7 +36,7 @@ from celery_statemanager.stores import Outbox, Store
 MOST_FAILED = 200
 """Number of failed cells that are read to group them by cause, unless ``--limit`` is higher."""
 
-_HELP = """Show everything about one job: counts, published rows, callbacks, failures by cause, running rows.
+_HELP = f"""Show everything about one job: counts, published rows, callbacks, failures by cause, running rows.
 
 \b
 Examples:
@@ -47,13 +48,7 @@ Examples:
 \b
 Exit status:
     0  shown
-    2  usage error
-   66  no such job
-   69  the store is unavailable
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C
-"""
+{EXITS}"""
 
 
 @click.command("show-state", cls=CeleryCommand, help=_HELP, short_help="Show everything about one job.")

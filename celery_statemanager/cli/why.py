@@ -6,6 +6,7 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager.cli.common import (
+    EXITS,
     find_job,
     format_option,
     interruptible,
@@ -31,7 +32,7 @@ MOST_RANGES = 200
 
 _INDENT = "      "
 
-_HELP = """Explain why a job is not done: which tasks, on which worker, and what happens next.
+_HELP = f"""Explain why a job is not done: which tasks, on which worker, and what happens next.
 
 \b
 Examples:
@@ -42,13 +43,7 @@ Examples:
 \b
 Exit status:
     0  explained, whether or not the job is done
-    2  usage error
-   66  no such job
-   69  the store is unavailable
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C
-"""
+{EXITS}"""
 
 
 @click.command("why-state", cls=CeleryCommand, help=_HELP, short_help="Explain why a job is not done.")

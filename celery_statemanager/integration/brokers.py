@@ -1,4 +1,4 @@
-"""When a broker delivers the messages of a killed worker again."""
+"""What a broker does with the messages that it sends to workers, by the kind of the broker."""
 
 from __future__ import annotations
 
@@ -23,9 +23,19 @@ _AT_ONCE = {"amqp", "qpid"}
 _NEVER = {"consul", "etcd", "filesystem", "memory", "mongodb", "pyro", "sql", "zookeeper"}
 
 
-@lru_cache(maxsize=100)
 def redelivers(app: Celery) -> Redelivers:
     """Return when the broker of an app delivers the messages of a killed worker again."""
-    with app.connection_for_read() as connection:  # does not connect
-        kind = connection.transport.driver_type
+    kind = _kind(app)
     return Redelivers.AT_ONCE if kind in _AT_ONCE else Redelivers.NEVER if kind in _NEVER else Redelivers.LATER
+
+
+def is_amqp(app: Celery) -> bool:
+    """Return whether the broker of an app sends messages before the worker asks for each, and counts those it has."""
+    return _kind(app) == "amqp"
+
+
+@lru_cache(maxsize=100)
+def _kind(app: Celery) -> str:
+    with app.connection_for_read() as connection:  # does not connect
+        kind: str = connection.transport.driver_type
+    return kind

@@ -28,11 +28,15 @@ def may_hold_back(app: Celery, task: str) -> bool:
 def reject(tracker: Tracker, binding: Binding, message: str, publish: Publish) -> None:
     """End a cell whose message was not published, for example by a lock that returns another task's result."""
     logger.warning(message, extra=binding.log_extra)
-    end(tracker, binding, Status.REJECTED, message, publish)
+    _end(tracker, binding, Status.REJECTED, message, publish)
 
 
-def end(tracker: Tracker, binding: Binding, status: int, message: str, publish: Publish) -> None:
-    """End a cell whose message is not published. In a cancelled job it becomes CANCELLED."""
+def cancel(tracker: Tracker, binding: Binding, publish: Publish) -> None:
+    """End a cell of a cancelled job whose message is due. The store adds the reason of the cancellation."""
+    _end(tracker, binding, Status.CANCELLED, "", publish)
+
+
+def _end(tracker: Tracker, binding: Binding, status: Status, message: str, publish: Publish) -> None:
     place = binding.tag, binding.task_index
 
     def write() -> None:

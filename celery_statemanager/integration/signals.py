@@ -6,11 +6,9 @@ once. Without a ``Run`` it is in the worker's main process, where it only enqueu
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, wraps
 from typing import Any
 
@@ -25,24 +23,16 @@ from celery_statemanager.integration import publication, results, spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.outbox import capture, changed
-from celery_statemanager.integration.outbox.envelope import KEPT_PROPERTIES
 from celery_statemanager.integration.submission.calls import NOT_TRACKED, has_own_strategy
 from celery_statemanager.integration.task import outcomes, running
 from celery_statemanager.integration.task.aborted import end_aborted, end_aborted_part
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
-from celery_statemanager.integration.task.replacement import (
-    end_part,
-    mark_message,
-    running_part,
-    start_part,
-)
+from celery_statemanager.integration.task.replacement import end_part, mark_message, running_part, start_part
 from celery_statemanager.integration.task.run import Run, run_of, start_run
 from celery_statemanager.integration.task.state import warn_before_waiting
 from celery_statemanager.integration.worker import main
 from celery_statemanager.integration.worker.duplicates import drop_if_outdated
 from celery_statemanager.models import Status
-
-logger = logging.getLogger(__name__)
 
 _aborted = threading.local()
 """In ``task_id``, the last execution of this thread that raised outside of its body, such as in ``on_retry``: after
@@ -234,28 +224,9 @@ def _on_publish(
     if marked and properties:
         properties.pop("expiration", None)
     if run is not None and capture.task_id_of(headers, body) == run.binding.celery_task_id:
-        _keep_following(run, str(sender), body, headers, {**(properties or {}), **place})
-
-
-def _keep_following(run: Run, name: str, body: Any, headers: Any, place: dict[str, Any]) -> None:
-    """Keep the retry or the replacement of the running task, if the stored message of the stage differs from it.
-
-    Args:
-        name: that of the task of the message.
-    """
-    binding = binding_of(headers)
-    if binding is None:
-        return
-    is_retry = binding.replacements == run.binding.replacements
-    if not is_retry or binding.replacements or changed.is_changed(current_task.request, body, place.get("routing_key")):
-        binding = replace(binding, changed=True)
-        headers[HEADER] = binding.to_header()
-    if binding.changed:
-        names = ("exchange", "routing_key", "declare", *KEPT_PROPERTIES)
-        arguments = {name: place[name] for name in names if place.get(name) is not None}
-        app = run.tracker.app
-        arguments["serializer"] = getattr(app.tasks.get(name), "serializer", None) or app.conf.task_serializer
-        run.following = changed.publication_to_json(body, {**headers}, arguments)
+        place = {**(properties or {}), **place}
+        kept = changed.mark_following(current_task, run.binding, str(sender), body, headers, place)
+        run.following = kept or run.following
 
 
 def _on_published(headers: Any = None, body: Any = None, **_: Any) -> None:

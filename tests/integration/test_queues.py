@@ -9,7 +9,8 @@ from kombu.transport import memory, virtual
 from servers import running_redis
 
 from celery_statemanager import StatefulTask, StateManager
-from celery_statemanager.integration.worker.queues import BrokerQueues, counts_messages, is_amqp
+from celery_statemanager.integration.brokers import is_amqp
+from celery_statemanager.integration.worker.queues import BrokerQueues, counts_messages
 
 
 class UncountedChannel(memory.Channel):

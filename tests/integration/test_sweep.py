@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from sweep_actions import RecordedActions
 
 from celery_statemanager import Status, attempts, completion, leases
 from celery_statemanager.leases import Received, Report
@@ -28,54 +29,6 @@ from celery_statemanager.testing import FakeClock, FaultyStore
 from celery_statemanager.testing.kit import workers
 
 LEASE = 30.0
-
-
-class RecordedActions:
-    """Record what a sweep would publish."""
-
-    broker_redelivers = False
-    sends_ahead = False
-
-    def __init__(self):
-        self.resent = []
-        self.published = []
-        self.messages = []
-        self.policy = False
-        self.of_this_app = True
-        self.empty_queue = None
-        self.vetoes = True
-
-    def queues_of(self, job):
-        return frozenset([self.empty_queue] if self.empty_queue else [])
-
-    def queue_of(self, job, tag, row):
-        return self.empty_queue
-
-    def message_count(self, queue):
-        return 0
-
-    def may_publish_again(self, ref, tag, row):
-        return self.vetoes
-
-    def finish_if_succeeded(self, attempt):
-        return False
-
-    def runs_again(self, attempt):
-        return self.policy
-
-    def resend(self, ref, message):
-        self.resent.append(message)
-        return True
-
-    def publish(self, ref, decided):
-        self.published.append(decided)
-        return len(decided)
-
-    def publish_messages(self, job, outbox, dead, ended):
-        if not self.of_this_app:
-            return None
-        self.messages.append((job.job_id, outbox.claimed, {*dead}, {*ended}))
-        return 1
 
 
 @pytest.fixture
@@ -166,7 +119,7 @@ def test_an_attempt_that_its_live_worker_no_longer_lists_is_lost(store, job, clo
     cell = store.get_cell(job.ref, "a", 0)
     assert (cell.status, cell.open, cell.losses) == (Status.LOST, False, 1)
     assert store.get_cell(job.ref, "b", 0).message == f"not run: stage 'a' failed: {cell.message}"
-    assert actions.published == [("failure",)]
+    assert actions.published == [("swept", "failure")]
 
 
 @pytest.mark.parametrize("body", ["[]", "no json", '{"running":[],"previous":[],"pending":[],"received":[[1]]}'])
@@ -264,7 +217,7 @@ def test_a_lost_callback_becomes_due_again(store, job, clock, sweep, actions):
     assert sweep().requeued == 1
     cell = store.get_cell(job.ref, "failure", CALLBACK_ROW)
     assert (cell.open, cell.delivery, cell.losses) == (False, Delivery(1), 1)
-    assert actions.published == [("failure",)]
+    assert actions.published == [("swept", "failure")]
 
 
 def test_a_message_that_its_broker_delivers_after_max_lost_does_not_run(store, job, clock, sweep, actions):
@@ -341,7 +294,7 @@ def test_a_requeued_message_that_its_broker_dropped_is_published_again_until_max
     cell = store.get_cell(job.ref, "a", 0)
     assert (cell.status, cell.final) == (Status.REJECTED, True)
     assert cell.message == "requeued by the task: busy; the broker did not deliver it again"
-    assert actions.published == [("failure",)]
+    assert actions.published == [("swept", "failure")]
     assert not sweep()
 
 
@@ -471,7 +424,7 @@ def test_an_unpublished_callback_is_published_after_a_lease(store, job, clock, s
     assert not sweep()
     clock.advance(LEASE)
     assert sweep().callbacks == 1
-    assert actions.published == [("failure",)]
+    assert actions.published == [("swept", "failure")]
 
 
 @pytest.fixture
@@ -538,7 +491,7 @@ def test_the_record_of_a_dead_worker_is_kept_while_another_app_needs_it(store, s
     store.claim(job.ref, ClaimRequest(publisher="w1/7.1", limit=4, ended=frozenset({"host:1:x/1.1"})))
     leases.renew(store, "w1", Report(processes=[7]), LEASE)
     clock.advance(LEASE + 1)
-    actions.of_this_app = False
+    actions.own = "another app's"
     sweep()
     assert "w1" in workers(store)
 
@@ -587,7 +540,7 @@ def test_a_lost_message_is_due_again_or_its_cell_ends_lost(store, job, clock, sw
         assert (cell.status, cell.message) == (0, "published again: its message was lost, queue 'work' is empty")
     else:
         assert (cell.status, cell.message) == (Status.LOST, "its message was lost: queue 'work' is empty")
-        assert actions.published == [("failure",)]
+        assert actions.published == [("swept", "failure")]
 
 
 def test_a_sweep_drops_expired_drafts(store, clock, sweep):

@@ -20,8 +20,10 @@ from celery_statemanager.testing import CoreContract, StoreFactory
 
 if TYPE_CHECKING:  # gRPC installs fork handlers, so tests of other stores do not import it
     from firestore_kit import Spy
+    from redis import Redis
 
-    from celery_statemanager.stores.firestore import FirestoreStore
+    from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
+    from celery_statemanager.stores.redis import RedisStore
 
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile("quick", max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
@@ -116,12 +118,27 @@ def spy() -> Spy:
 
 
 @pytest.fixture
-def spied(firestore_emulator: str, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
-    """Yield a Firestore store whose calls pass through ``spy``."""
+def address(firestore_emulator: str) -> FirestoreAddress:
+    """Return the address of an empty Firestore database."""
     from celery_statemanager.stores.firestore import FirestoreAddress
 
-    with spy.store(FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}"), timings=timings) as store:
+    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def spied(address: FirestoreAddress, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
+    """Yield a Firestore store whose calls pass through ``spy``."""
+    with spy.store(address, timings=timings) as store:
         yield store
+
+
+@pytest.fixture
+def other(address: FirestoreAddress) -> Iterator[FirestoreStore]:
+    """Yield the Firestore store of another process."""
+    from celery_statemanager.stores.firestore import FirestoreStore
+
+    with FirestoreStore(address, timeout=10.0) as other:
+        yield other
 
 
 @pytest.fixture
@@ -136,6 +153,26 @@ def redis_server() -> Iterator[RedisServer]:
     """Run a redis-server, shared by all tests that do not disturb it."""
     with running_redis() as server:
         yield server
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[Redis]:
+    """Yield a client of the shared redis-server."""
+    with redis_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Return a prefix of keys that only this test uses."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def redis_store(redis_server: RedisServer, prefix: str) -> Iterator[RedisStore]:
+    """Yield an empty store on the shared redis-server."""
+    with open_store(redis_server.url, prefix=prefix) as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -37,11 +37,6 @@ def store(spied: FirestoreStore) -> FirestoreStore:
     return spied
 
 
-@pytest.fixture
-def address(store: FirestoreStore) -> FirestoreAddress:
-    return store._connection.address
-
-
 def cost(spy: Spy) -> tuple[dict[str, int], int, int]:
     """Return the calls since the last time by method, and the numbers of documents read and written."""
     calls, reads, writes = dict(Counter(spy.calls)), spy.reads, spy.writes

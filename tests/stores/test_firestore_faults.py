@@ -37,11 +37,6 @@ def runs(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> FirestoreAddress:
-    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
-
-
-@pytest.fixture
 def store(address: FirestoreAddress, spy: Spy) -> Iterator[FirestoreStore]:
     with spy.store(address) as store:
         yield store

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,14 +25,8 @@ CURRENT = firestore.TargetChange.TargetChangeType.CURRENT
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> FirestoreAddress:
-    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
-
-
-@pytest.fixture
-def store(address: FirestoreAddress, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
-    with spy.store(address, timings=timings) as store:
-        yield store
+def store(spied: FirestoreStore) -> FirestoreStore:
+    return spied
 
 
 def fill(store: FirestoreStore, grid: Grid) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-import uuid
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,21 +26,8 @@ HURRIED = Timings(claim_every=3_600.0, claim_burst=-3_600.0, claim_pause=3_600.0
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> FirestoreAddress:
-    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
-
-
-@pytest.fixture
-def store(address: FirestoreAddress, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
-    with spy.store(address, timings=timings) as store:
-        yield store
-
-
-@pytest.fixture
-def other(address: FirestoreAddress) -> Iterator[FirestoreStore]:
-    """Yield the store of another process."""
-    with FirestoreStore(address, timeout=10.0) as other:
-        yield other
+def store(spied: FirestoreStore) -> FirestoreStore:
+    return spied
 
 
 def add(store: FirestoreStore, job: JobRecord, lease: float = 60.0) -> None:

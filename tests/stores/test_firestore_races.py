@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,11 +20,6 @@ from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, e
 def timings() -> Timings:
     """Return timings that let a process use its cached job during a whole test."""
     return Timings(job_memory=3_600.0)
-
-
-@pytest.fixture
-def address(firestore_emulator: str) -> FirestoreAddress:
-    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -23,21 +21,8 @@ STAGES = ("a", "b")
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> FirestoreAddress:
-    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
-
-
-@pytest.fixture
-def store(address: FirestoreAddress, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
-    with spy.store(address, timings=timings) as store:
-        yield store
-
-
-@pytest.fixture
-def other(address: FirestoreAddress) -> Iterator[FirestoreStore]:
-    """Yield the store of another process."""
-    with FirestoreStore(address, timeout=10.0) as other:
-        yield other
+def store(spied: FirestoreStore) -> FirestoreStore:
+    return spied
 
 
 def end_stage(grid: Grid, row: int, publisher: str = "w", event_id: str = "end") -> IndexSet:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import uuid
 
+from sweep_actions import RecordedActions
+
 from celery_statemanager import open_store
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.sweep import Sweep
@@ -26,28 +28,14 @@ grid.end("a", 0)
 """
 
 
-class SweepActions:
-    """Record the jobs whose callbacks a sweep would publish."""
-
-    def __init__(self) -> None:
-        self.published: list[str] = []
-
-    def resend(self, ref: object, message: str) -> bool:
-        return False
-
-    def publish(self, ref: tuple[tuple[str, str | None], str], decided: tuple[str, ...]) -> int:
-        self.published.append(ref[0][0])
-        return 1
-
-
 def test_the_sweep_makes_the_decision_that_a_killed_process_missed(firestore_emulator: str) -> None:
     url = f"firestore://test-{uuid.uuid4().hex[:12]}"
     with open_store(url, timeout=20, timings=Timings(check_after=-1.0, recheck_after=-1.0)) as store:
         grid = Grid.create(store, 1, ("a",), success="{}")
         killed = subprocess.run([sys.executable, "-c", WRITER, url], timeout=60, check=False)
         assert (killed.returncode, grid.cell("a", 0).status, grid.decided) == (-9, FINISHED, set())
-        actions = SweepActions()
+        actions = RecordedActions()
         for _ in range(2):  # the first sweep decides, and the second one publishes
             Sweep(store, actions, lease=0.001, max_lost=3).run()
         assert grid.decided == {"success", "settled"}
-        assert actions.published == ["job"]
+        assert actions.published == [("job", "success")]

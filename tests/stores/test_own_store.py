@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from sweep_actions import RecordedActions
 
 from celery_statemanager import ConfigurationError, Manager, Status, open_store
 from celery_statemanager.leases import Report, renew
@@ -54,31 +55,6 @@ class TestAll(FolderTests, StoreContract):
     store_class = FullFolderStore
 
 
-class Actions:
-    """Claims the messages that a sweep publishes."""
-
-    broker_redelivers = False
-
-    def __init__(self, store):
-        self.store = store
-
-    def queues_of(self, job):
-        return frozenset()
-
-    def finish_if_succeeded(self, attempt):
-        return False
-
-    def runs_again(self, attempt):
-        return False
-
-    def publish(self, ref, decided):
-        return 0
-
-    def publish_messages(self, job, outbox, dead, ended):
-        request = ClaimRequest(publisher="sweep", limit=job.num_tasks, dead=frozenset(dead), ended=frozenset(ended))
-        return len(self.store.claim(job.ref, request).rows)
-
-
 def test_a_store_with_worker_records_and_messages_can_be_swept(tmp_path):
     clock = FakeClock()
     store = SweptFolderStore(tmp_path, clock=clock)
@@ -87,7 +63,7 @@ def test_a_store_with_worker_records_and_messages_can_be_swept(tmp_path):
     renew(store, "dead", Report(processes=[1]), 30.0)
     store.claim(grid.ref, ClaimRequest(publisher="dead/1.1", limit=1))
     clock.advance(60)
-    report = Sweep(store, Actions(store), lease=30.0, max_lost=3).run()
+    report = Sweep(store, RecordedActions(store), lease=30.0, max_lost=3).run()
     assert (report.marked, report.published) == (1, 4)
     assert grid.state("a", 0).status == Status.LOST
 

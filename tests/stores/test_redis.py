@@ -29,12 +29,6 @@ MESSAGE = "page 4 of 10"
 
 
 @pytest.fixture
-def client(redis_server):
-    with redis_server.client() as client:
-        yield client
-
-
-@pytest.fixture
 def prefix(client):
     prefix = f"own-{new_event_id()}"
     yield prefix
@@ -43,9 +37,8 @@ def prefix(client):
 
 
 @pytest.fixture
-def store(redis_server, prefix):
-    with open_store(redis_server.url, prefix=prefix) as store:
-        yield store
+def store(redis_store):
+    return redis_store
 
 
 @pytest.fixture

@@ -29,12 +29,6 @@ class InterruptedByTestError(Exception):
 
 
 @pytest.fixture
-def client(redis_server):
-    with redis_server.client() as client:
-        yield client
-
-
-@pytest.fixture
 def connections(redis_server):
     with redis_server.client(client_name=OURS) as client:
         made = Connections(client.connection_pool)

@@ -11,7 +11,7 @@ from servers import running_redis
 
 from celery_statemanager import JobNotFound, StoreError, StoreUnavailable, open_store
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import Claimed, Flow, JobRecord, JobRef, new_event_id
+from celery_statemanager.records import Claimed, Flow, JobRecord, JobRef
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of
 from celery_statemanager.stores.redis.tuning import Tuning
 from celery_statemanager.testing import Grid
@@ -23,20 +23,8 @@ SERVERS = ["redis_server", "redis_nodes"]
 
 
 @pytest.fixture
-def prefix():
-    return f"outbox-{new_event_id()}"
-
-
-@pytest.fixture
-def client(redis_server):
-    with redis_server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def store(redis_server, prefix):
-    with open_store(redis_server.url, prefix=prefix) as store:
-        yield store
+def store(redis_store):
+    return redis_store
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from celery_statemanager.records import (
     Returned,
     Verdict,
     Write,
-    new_event_id,
 )
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.testing import Grid
@@ -33,20 +32,8 @@ STAGES = ("a", "b")
 
 
 @pytest.fixture
-def prefix():
-    return f"returned-{new_event_id()}"
-
-
-@pytest.fixture
-def client(redis_server):
-    with redis_server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def store(redis_server, prefix):
-    with open_store(redis_server.url, prefix=prefix) as store:
-        yield store
+def store(redis_store):
+    return redis_store
 
 
 class TestCosts:

@@ -11,21 +11,9 @@ from servers import running_redis, wait_for
 
 from celery_statemanager import JobNotFound, StoreUnavailable, open_store
 from celery_statemanager.models import Scope
-from celery_statemanager.records import new_event_id
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import FINISHED, PATIENCE, read_until, statuses
-
-
-@pytest.fixture
-def client(redis_server):
-    with redis_server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def prefix():
-    return f"stream-{new_event_id()}"
 
 
 @pytest.fixture

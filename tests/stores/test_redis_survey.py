@@ -9,7 +9,6 @@ import pytest
 
 from celery_statemanager import IndexSet, JobNotFound, Status, open_store
 from celery_statemanager.models import FINISHED
-from celery_statemanager.records import new_event_id
 from celery_statemanager.stores.redis.tuning import Tuning
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE
@@ -20,11 +19,6 @@ SMALL = Tuning(set_members=1, set_chunk=20, bitmap_chunk=7)
 STATUSES = (int(Status.STARTED), 40, -42, FINISHED, 0)
 
 redis_py = pytest.importorskip("redis")
-
-
-@pytest.fixture
-def prefix():
-    return f"survey-{new_event_id()}"
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import tracemalloc
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from sweep_actions import RecordedActions
 
 from celery_statemanager import Store, StoreContended, StoreError, StoreUnavailable, leases, open_store
 from celery_statemanager.explain import explain
@@ -14,10 +15,8 @@ from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import liveness
 from celery_statemanager.records import (
     Cell,
-    JobRecord,
     JobRef,
     OpenAttempt,
-    OutboxState,
     WorkerRecord,
     Write,
     WriteReply,
@@ -30,49 +29,7 @@ from celery_statemanager.testing.kit import FAILED, Grid
 LEASE = 30.0
 
 
-class OneApp:
-    """The actions of one app's sweep, which publishes the callbacks of only its own jobs."""
-
-    def __init__(self, own: str = "") -> None:
-        self.own = own
-        self.published: list[str] = []
-
-    broker_redelivers = sends_ahead = False
-
-    def queues_of(self, job: JobRecord) -> frozenset[str]:
-        return frozenset()
-
-    def queue_of(self, job: JobRecord, tag: str, row: int) -> str | None:
-        return None
-
-    def message_count(self, queue: str) -> int | None:
-        return None
-
-    def may_publish_again(self, ref: JobRef, tag: str, row: int) -> bool:
-        return True
-
-    def finish_if_succeeded(self, attempt: OpenAttempt) -> bool:
-        return False
-
-    def runs_again(self, attempt: OpenAttempt) -> bool | None:
-        return False
-
-    def resend(self, ref: JobRef, message: str) -> bool:
-        return True
-
-    def publish_messages(
-        self, job: JobRecord, outbox: OutboxState, dead: Collection[str], ended: Collection[str]
-    ) -> int | None:
-        return None
-
-    def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
-        if not ref.key.job_id.startswith(self.own):
-            return 0
-        self.published.append(ref.key.job_id)
-        return len(decided)
-
-
-def sweep(store: Store, actions: OneApp) -> SweepReport:
+def sweep(store: Store, actions: RecordedActions) -> SweepReport:
     return Sweep(store, actions, lease=LEASE, max_lost=3).run()
 
 
@@ -81,9 +38,9 @@ def test_due_jobs_of_another_app_do_not_hide_those_of_this_one(store: Store) -> 
     for number in range(120):
         Grid.create(store, 1, ("a",), job_id=f"a: other {number:03}", failure="call").run("a", 0, FAILED)
     Grid.create(store, 1, ("a",), job_id="z: mine", failure="call").run("a", 0, FAILED)
-    later, actions = AdvancedStore(store), OneApp("z")
+    later, actions = AdvancedStore(store), RecordedActions(own="z")
     report = sweep(later, actions)
-    assert (actions.published, report.callbacks) == (["z: mine"], 1)
+    assert (actions.published, report.callbacks) == ([("z: mine", "failure")], 1)
 
 
 class AdvancedStore(WrappedStore):
@@ -129,10 +86,10 @@ def test_an_attempt_that_cannot_be_ended_does_not_stop_the_sweep(
         grid.begin("a", 0, owner="dead")
     clock.advance(LEASE + 1)
     with caplog.at_level(logging.WARNING):
-        assert sweep(RefusingStore(local, "first", error), OneApp()).marked == 2
+        assert sweep(RefusingStore(local, "first", error), RecordedActions()).marked == 2
     assert [grid.cell("a", 0).open for grid in grids] == [True, False, False]
     assert f"job 'first' is left for the next sweep: {error}" in caplog.text
-    assert sweep(local, OneApp()).marked == 1
+    assert sweep(local, RecordedActions()).marked == 1
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["refused", "contended"])
@@ -143,8 +100,8 @@ def test_a_received_row_that_cannot_be_marked_does_not_stop_the_sweep(
     rows = [Received(grid.ref, "a", 0) for grid in grids]
     leases.renew(local, "dead", Report(received=rows), 0)
     clock.advance(1)
-    assert sweep(RefusingStore(local, "first", error), OneApp()).requeued == 1
-    assert sweep(local, OneApp()).requeued == 1
+    assert sweep(RefusingStore(local, "first", error), RecordedActions()).requeued == 1
+    assert sweep(local, RecordedActions()).requeued == 1
     assert list(local.list_workers()) == []
 
 
@@ -155,7 +112,7 @@ def test_an_unavailable_store_ends_the_sweep(local: Store, clock: FakeClock) -> 
     faulty = FaultyStore(local)
     faulty.lose_response("write", applied=False)
     with pytest.raises(StoreUnavailable):
-        sweep(faulty, OneApp())
+        sweep(faulty, RecordedActions())
 
 
 class EndlessLists(WrappedStore):
@@ -186,7 +143,7 @@ def test_reading_long_lists_takes_little_memory(local: Store, look: str) -> None
     job = Grid.submitted(local, 500).job
     store = EndlessLists(local, job.ref, workers=100, attempts=500)
     looks: dict[str, Callable[[], object]] = {
-        "sweep": lambda: sweep(store, OneApp("another app's")),
+        "sweep": lambda: sweep(store, RecordedActions(own="another app's")),
         "jobs at work": lambda: leases.jobs_at_work(store)(job.incarnation),
         "liveness": lambda: liveness(store, job),
         "why": lambda: explain(store, job),

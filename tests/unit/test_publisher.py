@@ -20,6 +20,7 @@ from celery_statemanager.integration.outbox.publisher import FEWEST, MOST, publi
 from celery_statemanager.integration.worker import sweeping
 from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.leases import Received, Report
+from celery_statemanager.reclaim import Reclaimer
 from celery_statemanager.records import Delivery, Write
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.sweep import Sweep
@@ -651,16 +652,16 @@ def test_two_sweeps_return_a_received_row_once(states, task, broker, monkeypatch
     """Otherwise a plain task whose message was published in between would run twice."""
     grid = submitted(states, task, 1)
     row, get_cell = Received(grid.ref, "default", 0), states.store.get_cell
-    first, second = (Sweep(states.store, None, lease=30.0, max_lost=3) for _ in range(2))
+    first, second = (Reclaimer(states.store, None, 30_000_000, max_lost=3) for _ in range(2))
 
     def get_cell_late(*place):
         cell = get_cell(*place)
         monkeypatch.undo()
-        second._return_row(row, "it died")
+        second.return_received(row, "it died")
         return cell
 
     monkeypatch.setattr(states.store, "get_cell", get_cell_late, raising=False)
-    first._return_row(row, "it died")
+    first.return_received(row, "it died")
     assert grid.cell("default", 0).delivery == Delivery(1)
 
 

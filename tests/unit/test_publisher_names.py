@@ -21,7 +21,7 @@ def test_a_name_contains_the_process_and_a_number(monkeypatch, worker_id):
     monkeypatch.setenv(requests.WORKER_ID, worker_id)
     with publisher_name() as name:
         process, _, number = name.text.rpartition(".")
-    assert process == f"{worker_id or '~' + requests.process_id()}/{os.getpid()}"
+    assert process == f"{worker_id or requests.process_id()}/{os.getpid()}"
     assert number.isdigit()
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from celery import Celery
 from celery.worker import state as worker_state
+from sweep_actions import RecordedActions
 
 from celery_statemanager import Status, attempts, leases
 from celery_statemanager.attempts import Alone
@@ -19,47 +20,13 @@ from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.worker.lease import Lease
 from celery_statemanager.integration.worker.main_loop import MainLoop
 from celery_statemanager.leases import Received, Report, cell_name
-from celery_statemanager.records import Begin, ClaimRequest, Delivery, Verdict
+from celery_statemanager.records import Begin, Delivery, Verdict
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import workers
 
 LEASE = 30.0
-
-
-class Actions:
-    """Runs rows again under their policy, and publishes what is due."""
-
-    broker_redelivers = False
-
-    def __init__(self, store):
-        self._store = store
-        self.again = set()
-        """The rows that run again; the others are marked."""
-        self.is_ours = True
-        self.sent = []
-        """The rows that were published."""
-
-    def queues_of(self, job):
-        return frozenset()
-
-    def finish_if_succeeded(self, attempt):
-        return False
-
-    def runs_again(self, attempt):
-        return attempt.task_index in self.again if self.is_ours else None
-
-    def publish(self, ref, decided):
-        return 0
-
-    def publish_messages(self, job, outbox, dead, ended):
-        claimed = [
-            self._store.claim(job.ref, ClaimRequest(publisher="sweeper", limit=limit, dead=frozenset(dead)))
-            for limit in (10, 0)
-        ]
-        self.sent += claimed[0].again
-        return len(claimed[0].rows)
 
 
 @pytest.fixture
@@ -69,7 +36,7 @@ def grid(store):
 
 @pytest.fixture
 def actions(store):
-    return Actions(store)
+    return RecordedActions(store)
 
 
 @pytest.fixture
@@ -118,7 +85,7 @@ def test_own_attempt_counts_unless_the_worker_ended_it(store, grid, clock, stopp
 def test_attempts_of_a_worker_killed_while_it_stops_are_not_counted_as_losses(
     store, grid, clock, sweep, actions, stopping
 ):
-    actions.again = {0}
+    actions.policies = {0: True}
     for row in (0, 1):
         grid.begin("a", row, owner="w")
     names = [cell_name(grid.ref, "a", row) for row in (0, 1)]
@@ -129,35 +96,35 @@ def test_attempts_of_a_worker_killed_while_it_stops_are_not_counted_as_losses(
     message = "stopped with its worker w" if stopping else "lost with its worker w"
     assert (grid.cell("a", 1).status, grid.cell("a", 1).message) == (Status.LOST, message)
     assert grid.cell("a", 1).losses == (0 if stopping else 1)
-    assert actions.sent == ([0] if stopping else [])
+    assert actions.again == ([0] if stopping else [])
     assert (report.marked, report.requeued) == ((1, 1) if stopping else (2, 0))
 
 
 def test_sweep_reclaims_ended_attempts_of_a_live_worker(store, grid, clock, sweep, actions):
-    actions.again = {0}
+    actions.policy = True
     grid.begin("a", 0, owner="w")
     report_ended(store, grid, clock)
     assert not sweep(), "the broker may deliver it again"
     clock.advance(LEASE / 3)
     sweep()
-    assert (actions.sent, grid.cell("a", 0).open, grid.cell("a", 0).losses) == ([0], False, 0)
+    assert (actions.again, grid.cell("a", 0).open, grid.cell("a", 0).losses) == ([0], False, 0)
     assert grid.cell("a", 0).message == "sent again: its worker w has stopped"
     assert "w" in workers(store)
 
 
 def test_record_of_a_stopped_worker_is_kept_until_its_attempts_are_reclaimed(store, grid, clock, sweep, actions):
-    actions.again = {0}
+    actions.policy = True
     grid.begin("a", 0, owner="w")
     leases.renew(store, "w", Report(stopping=True), 0.0)
     clock.advance(1)
     assert not sweep(), "the broker may deliver it again"
     clock.advance(LEASE / 3)
-    actions.is_ours = False
+    actions.policy = None
     sweep()
     assert "w" in workers(store)
-    actions.is_ours = True
+    actions.policy = True
     sweep()
-    assert (actions.sent, grid.cell("a", 0).losses) == ([0], 0)
+    assert (actions.again, grid.cell("a", 0).losses) == ([0], 0)
     assert "w" not in workers(store)
 
 
@@ -165,11 +132,11 @@ def test_sweep_sends_the_received_messages_of_a_blocked_worker_once(store, grid,
     received = [Received(grid.ref, "a", 0)]
     leases.renew(store, "w", Report(received=received, idle=LEASE), LEASE)
     sweep()
-    assert actions.sent == []
+    assert actions.again == []
     for _ in range(2):
         leases.renew(store, "w", Report(received=received, idle=LEASE + 5), LEASE)
         sweep()
-    assert actions.sent == [0]
+    assert actions.again == [0]
     cell, blocked = grid.cell("a", 0), "received by worker w, whose main loop is blocked"
     assert (cell.status, cell.delivery, cell.message) == (0, Delivery(1), f"sent again: {blocked}")
     assert grid.cell("a", 1).version == 0
@@ -177,18 +144,18 @@ def test_sweep_sends_the_received_messages_of_a_blocked_worker_once(store, grid,
     assert "received by worker w, whose main loop has been blocked since 22:12:45 UTC" in text
     leases.renew(store, "another", Report(received=received, idle=LEASE + 5), LEASE)
     sweep()
-    assert actions.sent == [0], "it holds the same message"
+    assert actions.again == [0], "it holds the same message"
     second = [Received(grid.ref, "a", 0, Delivery(1))]
     leases.renew(store, "another", Report(received=second, idle=LEASE + 5), LEASE)
     sweep()
-    assert actions.sent == [0, 0]
+    assert actions.again == [0, 0]
 
 
 def test_messages_of_a_blocked_worker_that_shuts_down_are_not_sent(store, grid, sweep, actions):
     received = [Received(grid.ref, "a", 0)]
     leases.renew(store, "w", Report(received=received, idle=LEASE + 5, stopping=True), LEASE)
     sweep()
-    assert actions.sent == []
+    assert actions.again == []
 
 
 class Request:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
-from celery_statemanager.integration.binding import binding_of
+from celery_statemanager.integration.binding import HEADER, Binding, binding_of
 from celery_statemanager.integration.outbox.envelope import (
+    KEPT_PROPERTIES,
     Envelope,
     from_json,
     from_message,
@@ -69,6 +71,34 @@ def kept(envelope: Envelope) -> str:
     except Exception:  # noqa: BLE001 - a header's own __json__ may raise anything
         return TOO_LARGE
     return text if len(text.encode("utf-8", "replace")) <= MAX_BYTES else TOO_LARGE
+
+
+def mark_following(
+    task: Any, binding: Binding, name: str, body: Any, headers: Any, place: dict[str, Any]
+) -> str | None:
+    """Mark the retry or the replacement of a running task as changed, if the stored message of the stage differs.
+
+    Args:
+        task, binding: the running task, and the cell that it runs for.
+        name: the name of the task of the message.
+        body: the body of the message, not encoded.
+        place: where and how it is published, as Celery passes that to receivers of ``before_task_publish``.
+
+    Returns: the message as JSON, or ``TOO_LARGE``; None if the stored one is the same.
+    """
+    following = binding_of(headers)
+    if following is None:
+        return None
+    is_retry = following.replacements == binding.replacements
+    if not is_retry or following.replacements or is_changed(task.request, body, place.get("routing_key")):
+        following = replace(following, changed=True)
+        headers[HEADER] = following.to_header()
+    if not following.changed:
+        return None
+    names = ("exchange", "routing_key", "declare", *KEPT_PROPERTIES)
+    arguments = {each: place[each] for each in names if place.get(each) is not None}
+    arguments["serializer"] = getattr(task.app.tasks.get(name), "serializer", None) or task.app.conf.task_serializer
+    return publication_to_json(body, {**headers}, arguments)
 
 
 def is_changed(request: Any, body: Any, routing_key: str | None) -> bool:

@@ -88,8 +88,20 @@ def messages_from_json(text: str) -> list[Envelope]:
 
 def content_of(app: Celery, envelope: Envelope) -> Any:
     """Decode the body of a message. Raises: kombu.exceptions.ContentDisallowed – ``accept_content`` forbids it."""
+    return decode_like(app, envelope, body_of(envelope))
+
+
+def decode_like(app: Celery, envelope: Envelope, data: str | bytes) -> Any:
+    """Decode data that is encoded as the body of a message is. Raises: kombu.exceptions.ContentDisallowed."""
     given, accept = envelope["publish"], prepare_accept_content(app.conf.accept_content)
-    return decode(body_of(envelope), given["content_type"], given["content_encoding"], accept=accept)
+    return decode(data, given["content_type"], given["content_encoding"], accept=accept)
+
+
+def queue_name(envelope: Envelope) -> str | None:
+    """Return the name of the queue of a message; None if only the broker knows where its exchange leads."""
+    given = envelope["publish"]
+    name = envelope.get("queue") or (None if given.get("exchange") else given.get("routing_key"))
+    return name or None
 
 
 def serializer_of(envelope: Envelope) -> str:
@@ -173,9 +185,8 @@ def _after(app: Celery, seconds: float) -> str:
 
 def _queues(app: Celery, envelope: Envelope) -> list[Any]:
     """Return the queue of a message, to declare it: a broker drops messages to a queue that was deleted."""
-    given = envelope["publish"]
-    name = envelope.get("queue") or ("" if given.get("exchange") else given.get("routing_key"))
+    name = queue_name(envelope)
     try:
-        return [app.amqp.queues[name]] if name else []
+        return [] if name is None else [app.amqp.queues[name]]
     except KeyError:  # task_create_missing_queues is false
         return []

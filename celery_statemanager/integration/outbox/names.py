@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound
 from celery_statemanager.integration import requests
-from celery_statemanager.leases import NO_WORKER_RECORD
 
 REFUSALS = (AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound)
 """The errors by which a store refuses a write."""
@@ -20,8 +19,8 @@ _numbers = itertools.count()
 
 
 def process_name() -> str:
-    """Return the prefix of the names of this process. It shows a sweep whether the process has a worker record."""
-    return f"{'' if requests.worker_id() else NO_WORKER_RECORD}{requests.process_id()}/{os.getpid()}"
+    """Return the prefix of the names of this process. A sweep finds the worker record of the process by it."""
+    return f"{requests.process_id()}/{os.getpid()}"
 
 
 @dataclass

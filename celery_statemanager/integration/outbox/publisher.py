@@ -23,7 +23,6 @@ from celery_statemanager.integration.outbox.due import Unpublishable, due_stage,
 from celery_statemanager.integration.outbox.envelope import Envelope, publish
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.integration.outbox.names import REFUSALS, PublisherName, process_name, publisher_name
-from celery_statemanager.models import Status
 from celery_statemanager.records import (
     CALLBACK_ROW,
     Cell,
@@ -271,8 +270,7 @@ class _Publisher:
             return None
         number, cell = found
         if current(self._tracker.store, self._ref).cancelled:
-            binding = binding_in(stages[number])
-            publication.end(self._tracker, binding, Status.CANCELLED, "", self._publish_decided)
+            publication.cancel(self._tracker, binding_in(stages[number]), self._publish_decided)
             return None
         return message_again(self._tracker, self._ref, stages, number, cell)
 

@@ -10,7 +10,14 @@ from celery import Celery
 from kombu import serialization
 
 from celery_statemanager.integration.binding import IMMUTABLE, Binding
-from celery_statemanager.integration.outbox.envelope import Envelope, body_of, content_of, serializer_of, with_body
+from celery_statemanager.integration.outbox.envelope import (
+    Envelope,
+    body_of,
+    content_of,
+    decode_like,
+    serializer_of,
+    with_body,
+)
 from celery_statemanager.records import Write
 
 MAX_BYTES = 512 * 1024
@@ -41,12 +48,10 @@ def pass_on(write: Write, binding: Binding, result: Any) -> str | None:
 
 def with_value(app: Celery, envelope: Envelope, text: str) -> Envelope:
     """Return the message of a stage with the value of the previous stage. Raises: ContentDisallowed; EncodeError."""
-    given = envelope["publish"]
-    if given["content_type"] == _JSON:
+    if envelope["publish"]["content_type"] == _JSON:
         body = body_of(envelope)
         return with_body(envelope, str(body).replace(_TOKEN, text))
-    accept = serialization.prepare_accept_content(app.conf.accept_content)
-    value = serialization.loads(base64.b64decode(text), given["content_type"], given["content_encoding"], accept=accept)
+    value = decode_like(app, envelope, base64.b64decode(text))
     content = _replaced(content_of(app, envelope), value)
     return with_body(envelope, serialization.dumps(content, serializer=serializer_of(envelope))[2])
 

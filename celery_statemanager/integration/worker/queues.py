@@ -11,22 +11,19 @@ from typing import Any
 from celery import Celery
 from kombu.transport import virtual
 
+from celery_statemanager.integration.brokers import is_amqp
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.outbox.envelope import Envelope
+from celery_statemanager.integration.outbox.envelope import Envelope, queue_name
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.records import JobRecord, JobRef
 
 logger = logging.getLogger(__name__)
-
-_AMQP = {"amqp"}
-"""Driver types of transports whose server counts and sends messages ahead."""
 
 NOT_FOUND = "404"
 """The reply of a broker that has no queue of a name, in AMQP and in kombu's own transports."""
 
 SAMPLE = 8
 """Number of rows whose messages are read to learn the queues of a job."""
-
 
 MOST_JOBS = 1_000
 
@@ -52,14 +49,16 @@ class BrokerQueues:
     def _sampled(self, job: JobRecord) -> frozenset[str]:
         rows = {job.num_tasks * number // SAMPLE for number in range(SAMPLE)}
         messages = [each for row in rows for each in self._tracker.blocks.messages(self._tracker.store, job.ref, row)]
-        queues = (_queue_in(each) for each in messages if REJECTED not in each)
+        queues = (queue_name(each) for each in messages if REJECTED not in each)
         return frozenset(each for each in queues if each is not None)
 
     def queue_of(self, job: JobRecord, tag: str, row: int) -> str | None:
         """Return the queue of a message; None if it may be elsewhere, for example until its eta."""
         for message in self._tracker.blocks.messages(self._tracker.store, job.ref, row):
-            if REJECTED not in message and binding_in(message).tag == tag:
-                return None if _may_be_delayed(message, job, self._tracker.store.now()) else _queue_in(message)
+            binding = binding_in(message)
+            if REJECTED not in message and binding.tag == tag:
+                is_delayed = _may_be_delayed(message, binding.stage, job, self._now)
+                return None if is_delayed else queue_name(message)
         return None
 
     def message_count(self, queue: str) -> int | None:
@@ -83,15 +82,13 @@ class BrokerQueues:
                 self._connection.close()
 
     @cached_property
+    def _now(self) -> int:
+        """The time of the first use. An earlier time only makes more messages count as delayed."""
+        return self._tracker.store.now()
+
+    @cached_property
     def _connection(self) -> Any:
         return self._tracker.app.connection_for_read()
-
-
-@lru_cache(maxsize=100)
-def is_amqp(app: Celery) -> bool:
-    """Return whether the broker of an app sends messages before the worker asks for each, and counts those it has."""
-    with app.connection_for_read() as connection:  # does not connect
-        return connection.transport.driver_type in _AMQP
 
 
 @lru_cache(maxsize=100)
@@ -104,18 +101,10 @@ def counts_messages(app: Celery) -> bool:
     return is_amqp(app) or size not in {None, virtual.Channel._size}
 
 
-def _queue_in(message: Envelope) -> str | None:
-    given = message["publish"]
-    if message.get("queue"):
-        return str(message["queue"])
-    return None if given.get("exchange") else given.get("routing_key")
-
-
-def _may_be_delayed(message: Envelope, job: JobRecord, now: int) -> bool:
+def _may_be_delayed(message: Envelope, stage: int, job: JobRecord, now: int) -> bool:
     """Return whether the eta of a message may not have passed; a relative one counts from a time that is not kept."""
-    binding = binding_in(message)
     if "eta_after" in message:
-        return bool(binding.stage or job.flow is None or job.flow.delayed_until > now)
+        return bool(stage or job.flow is None or job.flow.delayed_until > now)
     eta = message["publish"]["headers"].get("eta")
     if eta is None:
         return False
