@@ -24,6 +24,7 @@ class RecordedActions:
             publishers.
         again: the rows whose messages were claimed and had been published before.
         resent: the published messages of parts.
+        reruns: the jobs whose interrupted reruns were completed.
     """
 
     broker_redelivers = False
@@ -39,6 +40,7 @@ class RecordedActions:
         self.messages: list[tuple[str, int, set[str], set[str]]] = []
         self.again: list[int] = []
         self.resent: list[str] = []
+        self.reruns: list[str] = []
         self._store = store
 
     def queues_of(self, job: JobRecord) -> frozenset[str]:
@@ -68,6 +70,10 @@ class RecordedActions:
             return 0
         self.published.append((ref.key.job_id, *decided))
         return len(decided)
+
+    def finish_rerun(self, job: JobRecord) -> bool:
+        self.reruns.append(job.job_id)
+        return True
 
     def publish_messages(
         self, job: JobRecord, outbox: OutboxState, dead: Collection[str], ended: Collection[str]
