@@ -1,10 +1,15 @@
 """Running only what failed again (rule R20)."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from conftest import PATIENCE, PLACES, SLOW_PLACES
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.records import Write
 
 
 def mend(tracked, key):
@@ -157,3 +162,27 @@ def test_a_job_of_a_manager_cannot_be_rerun(eager_tracked):
     job = eager_tracked.states.job("by a manager")
     with pytest.raises(ValueError, match="created by a Manager"):
         job.rerun("failed")
+
+
+RERUN = "import sys, tracked; tracked.states.job(sys.argv[1]).rerun('failed')"
+
+
+@pytest.mark.places(("folders-sqlite", "threads"), ("redis-redis", "threads"), usual=2)
+def test_a_rerun_that_is_killed_half_way_is_completed(tracked, setting, pool, key, submit, eventually, request):
+    count = 10_000 if request.config.getoption("--full") else 500
+    job = submit([tracked.succeed.s().set(queue=key) for _ in range(count)], max_in_flight=1)
+    job.pause("so that no row runs")
+    for row in range(count):
+        tracked.states.store.write(job.manager.ref, Write.state("work", row, Status.FAILED))
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", RERUN, job.id]
+    process = subprocess.Popen(command, env={**os.environ, **setting.environment, **path})
+    eventually(lambda: job.summary().failed < count * 0.7)
+    process.kill()
+    process.wait()
+    left = job.summary().failed
+    eventually(lambda: not job.summary().failed)
+    states = job.list_states()
+    assert left
+    assert {state.version for state in states} == {2}
+    assert job.generation == 2
