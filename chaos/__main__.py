@@ -41,12 +41,10 @@ def main() -> int:
 
 def _print_outcome(options: argparse.Namespace, number: int, outcome: run.Outcome) -> None:
     result = "FAILED" if outcome.violations else "passed"
-    lost = f", {outcome.lost} messages lost by the broker" if outcome.lost else ""
-    unrecorded = f", {outcome.unrecorded} rows killed during a store outage" if outcome.unrecorded else ""
     faults = ", ".join(outcome.faults)
     print(
         f"{result} {outcome.seconds:5.1f} s  --place {options.place} --pool {options.pool} --seed {options.seed} "
-        f"--first {number} --rounds 1: {faults}{lost}{unrecorded}",
+        f"--first {number} --rounds 1: {faults}",
         flush=True,
     )
     for violation in outcome.violations:

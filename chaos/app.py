@@ -56,6 +56,7 @@ def work(task, seconds):
 def requeued(self, seconds):
     """Run to the end. The task is acknowledged late, so it is requeued if its worker is lost."""
     work(self, seconds)
+    return "value"
 
 
 @app.task(base=StatefulTask, bind=True, tag="work")
@@ -77,6 +78,12 @@ def failing(self, seconds):
     """Run to the end and fail."""
     work(self, seconds)
     raise ValueError("as planned")
+
+
+@app.task(base=StatefulTask, bind=True, tag="second", acks_late=True)
+def second(self, value):
+    """Run after ``requeued`` in a chain, and take its value."""
+    note(self.state.job_id, f"second {self.state.task_index} {self.state.attempt} {value}")
 
 
 @app.task(base=StatefulTask, bind=True, acks_late=True)

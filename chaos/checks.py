@@ -15,10 +15,11 @@ ALLOWED = {
     "retried": {Status.FINISHED, Status.LOST},
     "marked": {Status.FINISHED, Status.LOST},
     "failing": {Status.FAILED, Status.LOST},
+    "chained": {Status.FINISHED, Status.LOST},
 }
 """The final statuses that each task may have."""
 
-REQUEUED = {"requeued", "retried", "failing"}
+REQUEUED = {"requeued", "retried", "failing", "chained"}
 NO_ATTEMPT = "None"
 """Noted by a task that ran without an attempt because the store was unavailable. The store rejects its later writes."""
 
@@ -30,6 +31,9 @@ def job_violations(store: Store, job: Job, tasks: list[str], notes: list[list[st
     for row, task in enumerate(tasks):
         cell = store.get_cell(record.ref, "work", row) or Cell()
         violations += [f"row {row} ({task}): {each}" for each in _row_violations(cell, task, row, notes, max_lost)]
+        if task == "chained":
+            last = store.get_cell(record.ref, "second", row) or Cell()
+            violations += [f"row {row} ({task}): {each}" for each in _stage_violations(cell, last, row, notes)]
     return [*violations, *_callback_violations(store, record, tasks, notes)]
 
 
@@ -48,13 +52,26 @@ def _row_violations(cell: Cell, task: str, row: int, notes: list[list[str]], max
         yield f"is FINISHED at attempt {cell.attempt}, but its task ended in attempts {ended}"
 
 
+def _stage_violations(first: Cell, last: Cell, row: int, notes: list[list[str]]) -> Iterator[str]:
+    """Yield what is wrong with the second stage of a chain."""
+    if not last.final:
+        yield f"its second stage is not final: status {last.status}, attempt {last.attempt}, {last.message!r}"
+    if first.status < 0 and last.blocked_by is None:
+        yield f"its second stage ended {last.status}, although the first one failed"
+    runs = [note for note in notes if note[1] == "second" and int(note[2]) == row]
+    if last.status == Status.FINISHED and not runs:
+        yield "its second stage is FINISHED and never ran"
+    if any(note[4] != "value" for note in runs):
+        yield f"its second stage took another value: {runs}"
+
+
 def stream_violations(store: Store, job: Job, states: list[State]) -> Iterator[str]:
     """Yield the cells whose versions did not rise to the last one, or that changed after FINISHED.
 
     The end of an attempt that was marked LOST may be written after the job has settled, and with it the subscription.
     """
     for row in range(job.num_tasks):
-        received = [state for state in states if state.task_index == row]
+        received = [state for state in states if (state.tag, state.task_index) == ("work", row)]
         versions = [state.version for state in received]
         cell = store.get_cell(job.manager.ref, "work", row) or Cell()
         late = bool(received) and received[-1].status == Status.LOST and received[-1].attempt == cell.attempt
@@ -68,14 +85,17 @@ def stream_violations(store: Store, job: Job, states: list[State]) -> Iterator[s
 
 def _callback_violations(store: Store, record: JobRecord, tasks: list[str], notes: list[list[str]]) -> Iterator[str]:
     cells = [store.get_cell(record.ref, "work", row) or Cell() for row in range(len(tasks))]
+    later = [store.get_cell(record.ref, "second", row) for row, task in enumerate(tasks) if task == "chained"]
+    cells += [cell or Cell() for cell in later]
     failed = any(cell.status < 0 for cell in cells)
     succeeded = all(cell.status == Status.FINISHED for cell in cells)
     ended = Counter(note[2] for note in notes if note[1] == "callback-ended")
     for latch, expected in (("success", succeeded), ("settled", True), ("failure", failed)):
-        cell = store.get_cell(record.ref, latch, CALLBACK_ROW) or Cell()
+        tag = record.callback_tag(latch)
+        cell = store.get_cell(record.ref, tag, CALLBACK_ROW) or Cell()
         if expected and (cell.status != Status.FINISHED or not cell.final):
             yield f"callback {latch} ended {cell.status}, open {cell.open}: {cell.message!r}"
-        if expected and not 1 <= ended[latch] <= 1 + cell.losses:
-            yield f"callback {latch} ran to its end {ended[latch]} times, lost {cell.losses} times"
-        if latch == "success" and ended[latch] and not expected:
+        if expected and not 1 <= ended[tag] <= 1 + cell.losses:
+            yield f"callback {latch} ran to its end {ended[tag]} times, lost {cell.losses} times"
+        if latch == "success" and ended[tag] and not expected:
             yield "callback success ran, though not all rows are FINISHED"

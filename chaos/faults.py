@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 
+from celery_statemanager.integration.submission.job import Job
 from chaos.places import Place
 from chaos.workers import SIZE, Workers
 
@@ -13,34 +14,44 @@ MIN_FAULTS, MAX_FAULTS = 3, 6
 LONGEST_PAUSE = 5.0
 """Seconds. Longer than the lease, so that a resumed worker may have been declared lost."""
 
-Fault = tuple[float, str, Callable[[], None]]
-"""Seconds to wait before the fault, its name and a function that injects it."""
+Fault = tuple[float, str, Callable[[Job], object]]
+"""Seconds to wait before the fault, its name and a function that injects it while a job runs."""
 
 
 def draw(rng: random.Random, place: Place, workers: Workers) -> list[Fault]:
     """Return the faults of a round."""
-    kinds = ["kill", "kill", "pause", "outage", *place.proxies]
+    kinds = ["kill", "kill", "pause", "outage", "flush", "hold", *place.proxies]
     return [
         (rng.uniform(0.2, 1.2), *_fault(rng, rng.choice(kinds), place, workers))
         for _ in range(rng.randint(MIN_FAULTS, MAX_FAULTS))
     ]
 
 
-def _fault(rng: random.Random, kind: str, place: Place, workers: Workers) -> tuple[str, Callable[[], None]]:
+def _fault(rng: random.Random, kind: str, place: Place, workers: Workers) -> tuple[str, Callable[[Job], object]]:
     number, seconds = rng.randrange(SIZE), rng.uniform(0.3, 1.0)
     if kind == "kill":
-        return "kill", lambda: workers.kill(number)
+        return "kill", lambda _: workers.kill(number)
     if kind == "pause":
         pause = seconds * LONGEST_PAUSE
-        return f"pause {pause:.1f} s", lambda: workers.pause(number, pause)
+        return f"pause {pause:.1f} s", lambda _: workers.pause(number, pause)
     if kind == "outage":
-        return f"store unavailable {2 * seconds:.1f} s", lambda: place.make_unavailable(2 * seconds)
-    return f"cut {kind}", lambda: place.proxies[kind].cut() and None
+        return f"store unavailable {2 * seconds:.1f} s", lambda _: place.make_unavailable(2 * seconds)
+    if kind == "flush":
+        return "flush the broker", lambda _: place.flush()
+    if kind == "hold":
+        return f"job paused {seconds:.1f} s", lambda job: _hold(job, seconds)
+    return f"cut {kind}", lambda _: place.proxies[kind].cut()
 
 
-def inject(faults: list[Fault]) -> list[str]:
+def _hold(job: Job, seconds: float) -> None:
+    job.pause("chaos")
+    time.sleep(seconds)
+    job.resume()
+
+
+def inject(faults: list[Fault], job: Job) -> list[str]:
     """Inject the faults one after the other and return their names."""
     for wait, _, action in faults:
         time.sleep(wait)
-        action()
+        action(job)
     return [name for _, name, _ in faults]

@@ -7,12 +7,15 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from amqp.exceptions import NotFound
 from emulator import running as running_emulator
+from kombu import Connection
 from rabbitmq import running_rabbitmq
+from redis import Redis
 from servers import running_redis
 
 from celery_statemanager.testing import Proxy
@@ -30,6 +33,7 @@ class Place:
         worker_environment: environment variables of the workers, whose connections pass through the proxies.
         proxies: the proxies of ``broker`` and ``store``, if any.
         make_unavailable: makes the store unavailable for a number of seconds.
+        flush: deletes all messages of the broker.
     """
 
     home: Path
@@ -37,6 +41,7 @@ class Place:
     worker_environment: dict[str, str]
     proxies: dict[str, Proxy] = field(default_factory=dict)
     make_unavailable: Callable[[float], None] = lambda seconds: None
+    flush: Callable[[], object] = lambda: None
 
     def set(self, name: str, value: str) -> None:
         """Set a variable in both environments."""
@@ -65,6 +70,12 @@ def running_place(name: str, keep: Path | None = None) -> Iterator[Place]:
 def _folders(place: Place, stack: ExitStack) -> None:
     place.set("CHAOS_BROKER", "filesystem://")
 
+    def delete_messages() -> None:
+        for message in place.home.glob("**/*.msg"):
+            message.unlink(missing_ok=True)
+
+    place.flush = delete_messages
+
 
 def _sqlite(place: Place, stack: ExitStack) -> None:
     place.set("CHAOS_STORE", f"sqlite:///{place.home}/states.db")
@@ -80,14 +91,21 @@ def _sqlite(place: Place, stack: ExitStack) -> None:
 
 
 def _redis_broker(place: Place, stack: ExitStack) -> None:
-    port = stack.enter_context(running_redis()).port
-    _add_proxy(place, stack, "broker", port, "CHAOS_BROKER", "redis://127.0.0.1:{}/0")
+    server = stack.enter_context(running_redis())
+    _add_proxy(place, stack, "broker", server.port, "CHAOS_BROKER", "redis://127.0.0.1:{}/0")
+    place.flush = Redis.from_url(server.url).flushall
 
 
 def _rabbitmq(place: Place, stack: ExitStack) -> None:
     url = stack.enter_context(running_rabbitmq())
     port = int(url.rpartition(":")[2].partition("/")[0])
     _add_proxy(place, stack, "broker", port, "CHAOS_BROKER", url.replace(str(port), "{}"))
+
+    def purge() -> None:
+        with Connection(url) as connection, suppress(NotFound):
+            connection.default_channel.queue_purge("chaos")
+
+    place.flush = purge
 
 
 def _redis_store(place: Place, stack: ExitStack) -> None:
