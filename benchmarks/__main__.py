@@ -16,8 +16,21 @@ import pytest
 from benchmarks import report
 from benchmarks.harness import Figure, Scale
 
-MODULES = ("writes", "sizes", "streams", "space", "imports", "jobs", "untracked", "submits", "in_flight", "firestore")
-SLOW = {"in_flight", "firestore", "submits"}
+MODULES = (
+    "writes",
+    "sizes",
+    "streams",
+    "space",
+    "imports",
+    "jobs",
+    "untracked",
+    "submits",
+    "windows",
+    "reruns",
+    "in_flight",
+    "firestore",
+)
+SLOW = {"in_flight", "firestore", "submits", "reruns", "windows"}
 """Modules that quick runs omit unless they are named."""
 
 TIMEOUT = 900
