@@ -13,6 +13,7 @@ from celery_statemanager import StoreError, open_store
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import (
     CALLBACK_ROW,
+    Claimed,
     ClaimRequest,
     Delivery,
     Flow,
@@ -228,6 +229,17 @@ class TestKeys:
         client.delete(JobKeys(prefix, grid.ref).head)
         with pytest.raises(StoreError, match="noeviction"):
             store.get_value(grid.ref, 0)
+
+
+def test_a_row_that_was_returned_without_a_claim_counts_as_claimed_before(store):
+    """A server that was restored from a snapshot may have lost the claim."""
+    grid = create(store, 9, max_in_flight=4)
+    send_back(grid, "a", 1)
+    assert claim(grid, "p", 3) == Claimed(rows("0-1"), rows("1"), 7)
+    send_back(grid, "a", 8)
+    grid.begin("a", 0)
+    ended = grid.end("a", 0, publisher="p")
+    assert (ended.claimed, ended.again) == (rows("2-4,8"), rows("8"))
 
 
 def test_a_callback_is_not_returned(store):

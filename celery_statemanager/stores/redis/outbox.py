@@ -93,9 +93,8 @@ def claim(reader: JobReader, scripts: Scripts, ref: JobRef, request: ClaimReques
     status, *reply = reader.run(scripts.claim, ref, [keys.head, keys.returned], [pack(fields)])
     if status == b"none":
         return Claimed(IndexSet(), IndexSet(), 0)
-    bounds, before, claimed, num_tasks = reply
-    rows = rows_of(bounds)
-    return Claimed(rows, rows.without(IndexSet(range(before, claimed))), num_tasks - claimed)
+    bounds, again, left = reply
+    return Claimed(rows_of(bounds), rows_of(bounds[:again]), left)
 
 
 def _claim_of(packed: bytes) -> Claim:

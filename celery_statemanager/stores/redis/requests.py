@@ -196,9 +196,8 @@ def write_reply(ref: JobRef, write: Write, reply: Any) -> WriteReply:
         rows = rows_of(values[1])
         return WriteReply(cell_of(values[0]), (), changed=False, claimed=rows, again=rows)
     if status == b"claimed":
-        packed, bounds, before, *names = values
-        rows = rows_of(bounds)
-        return WriteReply(cell_of(packed), texts(names), claimed=rows, again=rows.within(IndexSet(range(before))))
+        packed, bounds, again, *names = values
+        return WriteReply(cell_of(packed), texts(names), claimed=rows_of(bounds), again=rows_of(bounds[:again]))
     if status == b"superseded":
         raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, values[0])
     if status == b"cancelled":

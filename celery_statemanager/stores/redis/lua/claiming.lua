@@ -64,7 +64,8 @@ local function take_returned(outbox, most, only_begun, ranges)
 end
 
 -- Claims rows for a publisher. The request has the fields of a ClaimRequest; begun and waiting are the ranges that it
--- returns. Returns the claimed ranges, or nil if the job has nothing to claim.
+-- returns. Returns the claimed ranges, and the number of bounds of those that were claimed before; nil if the job has
+-- nothing to claim.
 local function claim(job, outbox, request)
   if not outbox.owns_messages or job.settled then
     return nil
@@ -92,6 +93,7 @@ local function claim(job, outbox, request)
   end
   local first = outbox.claimed
   local last = math.min(first + room - take_returned(outbox, room, held, rows), outbox.num_tasks) - 1
+  local again = #rows
   if not held and last >= first then
     rows[#rows + 1], rows[#rows + 2], outbox.claimed = first, last, last + 1
   end
@@ -108,5 +110,5 @@ local function claim(job, outbox, request)
     end
   end
   save_returned(outbox)
-  return rows
+  return rows, again
 end
