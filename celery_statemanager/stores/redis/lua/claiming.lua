@@ -67,7 +67,7 @@ end
 -- returns. Returns the claimed ranges, and the number of bounds of those that were claimed before; nil if the job has
 -- nothing to claim.
 local function claim(job, outbox, request)
-  if not outbox.owns_messages or job.settled then
+  if not outbox.owns_messages or (job.settled and not request.drops_rest) then
     return nil
   end
   local rows, room, held = {}, request.limit, job.cancelled_at or job.paused
@@ -96,6 +96,10 @@ local function claim(job, outbox, request)
   local again = #rows
   if not held and last >= first then
     rows[#rows + 1], rows[#rows + 2], outbox.claimed = first, last, last + 1
+  end
+  if job.cancelled_at and request.drops_rest then
+    outbox.claimed = outbox.num_tasks
+    redis.call("HSET", KEYS[1], "claimed", outbox.claimed)
   end
   if rows[1] then
     store_claim(job, outbox, request.publisher, request.lease, rows)

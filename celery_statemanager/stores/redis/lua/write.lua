@@ -30,9 +30,11 @@ local function is_superseded(cell)
     or (write.when == "idle" and (cell[OPEN] or is_final(cell)))
 end
 
--- A cancelled job accepts writes that end a begun cell, and all writes of its callbacks.
+-- A cancelled job accepts writes that end a begun cell or cancel a waiting one, and all writes of its callbacks.
 local function is_refused_as_cancelled(cell)
   if not job.cancelled_at or place.of_callback or write.ends_attempt then
+    return false
+  elseif write.when == "idle" and write.status == CANCELLED then
     return false
   end
   return is_waiting(cell) or not (write.status < 0 or write.status == FINISHED or write.due_again)
@@ -87,6 +89,9 @@ local function apply_write(cell)
   end
   if write.counts_as_loss then
     new[LOSSES] = (cell[LOSSES] or 0) + 1
+  end
+  if has_failed(new) and not has_failed(cell) then
+    new[FAILURES] = (cell[FAILURES] or 0) + 1
   end
   set_payload(new)
   return new
