@@ -28,6 +28,7 @@ from celery_statemanager.records import (
     Write,
 )
 from celery_statemanager.stores.sqlite.location import SCHEMA
+from celery_statemanager.testing.contract_rerun import AGAIN, end_reset, rerun, reset
 from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock, Grid, every_job, purge
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -134,6 +135,23 @@ def test_a_blocked_cell_that_is_migrated_is_counted_as_not_run(old_store: Store)
     assert old_store.rewrite_cells(grid.ref, later) == len(found)
     assert counted(grid) == (0, 1, "", "1")
     assert grid.lowest("load").task_index == 1
+
+
+def test_a_row_that_failed_in_an_older_release_runs_again(old_store: Store) -> None:
+    grid = Grid(old_store, old_store.get_job(JobKey("etl-42")).ref)
+    callback = grid.job.latches["failure"].callback
+    assert rerun(grid, "1") == ()
+    assert reset(grid, "scan", 1)
+    assert end_reset(grid) == ()
+    assert counted(grid) == (0, 0, "", "")
+    assert [grid.cell(tag, 1).generation for tag in ("scan", "load")] == [2, 2]
+    assert grid.begin("scan", 1, delivery=AGAIN).verdict is Verdict.BEGUN
+    assert grid.end("scan", 1).decided == ()
+    grid.begin("load", 1, delivery=AGAIN)
+    assert grid.end("load", 1, FAILED).decided == ("failure",)
+    latches = grid.job.latches
+    assert latches["failure.1"].callback == latches["failure"].callback == callback
+    assert latches["failure.1"].decided_at < latches["failure"].decided_at
 
 
 def test_jobs_of_an_older_release_are_collected(old_store: Store) -> None:

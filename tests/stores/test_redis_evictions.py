@@ -15,7 +15,17 @@ from servers import running_redis
 
 from celery_statemanager import StoreError, StoreUnavailable, SubscriptionLost, open_store
 from celery_statemanager.models import Scope
-from celery_statemanager.records import CALLBACK_ROW, Claimed, ClaimRequest, Delivery, Flow, Latch, Write, new_job
+from celery_statemanager.records import (
+    CALLBACK_ROW,
+    Claimed,
+    ClaimRequest,
+    Delivery,
+    Flow,
+    Latch,
+    Reset,
+    Write,
+    new_job,
+)
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE
@@ -99,6 +109,7 @@ WRITES: list[Callable[[Grid], object]] = [
     lambda grid: grid.store.write(grid.ref, Write.sent_back("a", 3, "again", attempt=1, is_open=True)),
     lambda grid: grid.begin("a", 1),
     lambda grid: grid.write("a", 1, -6, attempt=2, ends_attempt=True, block_later_stages=True),
+    lambda grid: grid.store.reset_row(grid.ref, Reset(tag="a", task_index=1, generation=2)),
     lambda grid: grid.write("b", 1, 7),
     lambda grid: grid.write("b", 3, 2**31 - 1),
     lambda grid: grid.begin("failure", CALLBACK_ROW).verdict,

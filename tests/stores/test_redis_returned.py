@@ -13,11 +13,13 @@ from celery_statemanager import StoreError, open_store
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import (
     CALLBACK_ROW,
+    Claimed,
     ClaimRequest,
     Delivery,
     Flow,
     JobRef,
     OutboxState,
+    Reset,
     Returned,
     Verdict,
     Write,
@@ -25,6 +27,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores.redis.keys import JobKeys
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.contract_outbox import claim, create, rows, state
+from celery_statemanager.testing.contract_rerun import rerun, reset
 from celery_statemanager.testing.contract_returned import give_back, pause, published, send_back
 from celery_statemanager.testing.kit import FAILED, FINISHED, purge
 
@@ -99,6 +102,19 @@ class TestCosts:
         ]
         assert [count(use)["evalsha"] for use in uses] == [1] * len(uses)
         assert state(grid).returned == Returned(waiting=rows("0-3"))
+
+    def test_a_reset_costs_the_same_in_a_job_of_any_size(self, store, count):
+        made = []
+        for num_tasks in (9, 9_000):
+            grid = create(store, num_tasks, STAGES, job_id=f"{num_tasks} rows")
+            claim(grid)
+            for row in (0, 1):
+                grid.run("a", row, FAILED)
+            rerun(grid, "0-1")
+            reset(grid, "a", 0)
+            made.append(count(lambda grid=grid: reset(grid, "a", 1)))
+        assert made[0] == made[1]
+        assert made[0]["evalsha"] == 1
 
 
 class TestSizes:
@@ -202,11 +218,12 @@ class TestKeys:
             lambda: send_back(grid, "a", 3),
             lambda: grid.begin("a", 4, may_wait=True),
             lambda: grid.end("a", 0, publisher="w"),
+            lambda: store.reset_row(grid.ref, Reset(tag="a", task_index=5, generation=2)),
         ]
         for use in uses:
             with pytest.raises(StoreError, match=r"evicted .*noeviction.*:returned"):
                 use()
-        assert grid.cell("a", 4).version == 0
+        assert (grid.cell("a", 4).version, grid.cell("a", 5).version) == (0, 0)
         assert grid.end("a", 1).cell.status == FINISHED
 
     def test_a_value_of_a_lost_job_is_reported(self, store, client, prefix):
@@ -215,6 +232,17 @@ class TestKeys:
         client.delete(JobKeys(prefix, grid.ref).head)
         with pytest.raises(StoreError, match="noeviction"):
             store.get_value(grid.ref, 0)
+
+
+def test_a_row_that_was_returned_without_a_claim_counts_as_claimed_before(store):
+    """A server that was restored from a snapshot may have lost the claim."""
+    grid = create(store, 9, max_in_flight=4)
+    send_back(grid, "a", 1)
+    assert claim(grid, "p", 3) == Claimed(rows("0-1"), rows("1"), 7)
+    send_back(grid, "a", 8)
+    grid.begin("a", 0)
+    ended = grid.end("a", 0, publisher="p")
+    assert (ended.claimed, ended.again) == (rows("2-4,8"), rows("8"))
 
 
 def test_a_callback_is_not_returned(store):
@@ -259,3 +287,15 @@ def test_a_full_server_rejects_a_step_completely():
         assert store.delete_job(grid.job)
         purge(store)
         assert list(client.scan_iter()) == []
+
+
+def test_a_full_server_rejects_the_steps_of_a_rerun_completely():
+    with running_redis() as server, open_store(server.url) as store, server.client() as client:
+        grid = published(store, 9, STAGES, max_in_flight=8)
+        grid.run("a", 0, FAILED)
+        request = Reset(tag="a", task_index=0, generation=2)
+        check_refused_when_full(client, [lambda: rerun(grid, "0"), lambda: store.reset_row(grid.ref, request)])
+        client.config_set("maxmemory", 0)
+        grid.cancel()
+        dropping = ClaimRequest(publisher="submitter", limit=0, drops_rest=True)
+        check_refused_when_full(client, [lambda: store.claim(grid.ref, dropping)])

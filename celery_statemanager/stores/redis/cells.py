@@ -162,8 +162,9 @@ def repacked(packed: bytes, new: Cell) -> bytes:
     values[20], values[12], values[13] = new.delivery
     values[15:20] = [new.began_at, new.losses, new.kept, new.blocked_by, new.schema_version]
     values[21], values[22] = new.generation, new.failures
-    if new.schema_version == 1:  # the default is not stored, as in requests
-        values[19] = False
+    for at in (19, 21):
+        if values[at] == 1:  # the default is not stored, as in requests
+            values[at] = False
     values = [False if value is None else value for value in values]
     while not values[-1]:
         values.pop()

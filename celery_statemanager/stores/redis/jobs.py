@@ -25,10 +25,11 @@ HEAD = (
 """The fields of a head that clients read, in order.
 
 ``control`` holds the fields that clients replace together, by compare-and-set. The times at which latches were decided
-are fields of their own, because scripts set them too. ``tags`` is the number of written tags, and ``sequence`` that of
-the job's newest change. The head also holds ``plan``, which is read once per incarnation, and fields that only scripts
-use: ``expected`` cells, ``total`` tally, ``clock_at`` of the last update, ``cancelled_at``, ``reason``, ``runs``, and
-those of the outbox (see lua/returned.lua and lua/claiming.lua).
+are fields of their own, because scripts set them too; only those of earlier generations are in ``control``. ``tags`` is
+the number of written tags, and ``sequence`` that of the job's newest change. The head also holds ``plan``, which is
+read once per incarnation, and fields that only scripts use: ``expected`` cells, ``total`` tally, ``clock_at`` of the
+last update, ``cancelled_at``, ``reason``, ``runs``, ``failures``, ``resetting``, and those of the outbox (see
+lua/returned.lua and lua/claiming.lua).
 """
 
 WITH_PLAN = (*HEAD, "plan")
@@ -40,7 +41,9 @@ def record_of(key: JobKey, head: Head, plan: Plan | None) -> JobRecord:
     """Decode a head."""
     fields = dict(zip(HEAD, head))
     control = control_from_json(fields["control"].decode())
-    latches = {name: replace(latch, decided_at=_number(fields[name])) for name, latch in control.pop("latches").items()}
+    latches = control.pop("latches")
+    for name in LATCHES:
+        latches[name] = replace(latches[name], decided_at=_number(fields[name]))
     return JobRecord(
         job_id=key.job_id,
         run_token=key.run_token,
@@ -82,7 +85,9 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
         "reason": job.cancelled.reason if job.cancelled else None,
         "window": _window(job.flow),
         "paused": 1 if job.flow and job.flow.paused else None,
-        **{name: latch.decided_at for name, latch in job.latches.items()},
+        "failures": job.generation.failures or None,
+        "resetting": 1 if job.generation.resetting else None,
+        **{name: job.latches[name].decided_at for name in LATCHES},
     }
 
 

@@ -87,15 +87,15 @@ def claim(reader: JobReader, scripts: Scripts, ref: JobRef, request: ClaimReques
         "lease": round(request.lease * 1_000_000),
         "dead": list(request.dead),
         "ended": list(request.ended),
+        "drops_rest": request.drops_rest,
         "begun": [*chain(*request.returned.begun.ranges)],
         "waiting": [*chain(*request.returned.waiting.ranges)],
     }
     status, *reply = reader.run(scripts.claim, ref, [keys.head, keys.returned], [pack(fields)])
     if status == b"none":
         return Claimed(IndexSet(), IndexSet(), 0)
-    bounds, before, claimed, num_tasks = reply
-    rows = rows_of(bounds)
-    return Claimed(rows, rows.without(IndexSet(range(before, claimed))), num_tasks - claimed)
+    bounds, again, left = reply
+    return Claimed(rows_of(bounds), rows_of(bounds[:again]), left)
 
 
 def _claim_of(packed: bytes) -> Claim:

@@ -8,7 +8,7 @@ from typing import Any
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import SCHEMA_VERSION
-from celery_statemanager.records import Begin, BeginReply, JobRef, Verdict, When, Write, WriteReply
+from celery_statemanager.records import Begin, BeginReply, JobRef, Reset, Verdict, When, Write, WriteReply
 from celery_statemanager.stores.redis.cells import NO_PAYLOAD, PayloadParts, cell_of, progress_parts, split
 from celery_statemanager.stores.redis.layout import JobLayout, RankedCell
 from celery_statemanager.stores.redis.packing import pack_array
@@ -83,6 +83,9 @@ BEGIN = (
 ``uncounted`` is set if the superseded attempt does not count as a loss. ``is_later`` is set with ``may_wait`` only.
 """
 
+RESET = ("tag", "row", "rank", "counts", "is_last", "event_id", "generation", "later", "is_later", "schema")
+"""The fields of a request of reset.lua, in order: those of ``records.Reset``, and others as in ``WRITE``."""
+
 ScriptCall = tuple[tuple[str, ...], list[str | bytes]]
 """The keys and arguments of a script."""
 
@@ -133,6 +136,13 @@ def write_call(layout: JobLayout, write: Write) -> ScriptCall:
     )
     value = () if write.value is None else (write.value,)
     return keys, [pack_array(request), payload.rest or "", *value]
+
+
+def reset_call(layout: JobLayout, reset: Reset) -> ScriptCall:
+    """Create the call that resets a row."""
+    keys, cell, later = _cells(layout, reset.tag, reset.task_index, with_later=True, with_outbox=True)
+    is_later = _is_later(layout, reset.tag, reset.task_index)
+    return keys, [pack_array((*cell, reset.event_id, reset.generation, later, is_later, _schema()))]
 
 
 def _payload(write: Write) -> PayloadParts:
@@ -196,9 +206,8 @@ def write_reply(ref: JobRef, write: Write, reply: Any) -> WriteReply:
         rows = rows_of(values[1])
         return WriteReply(cell_of(values[0]), (), changed=False, claimed=rows, again=rows)
     if status == b"claimed":
-        packed, bounds, before, *names = values
-        rows = rows_of(bounds)
-        return WriteReply(cell_of(packed), texts(names), claimed=rows, again=rows.within(IndexSet(range(before))))
+        packed, bounds, again, *names = values
+        return WriteReply(cell_of(packed), texts(names), claimed=rows_of(bounds), again=rows_of(bounds[:again]))
     if status == b"superseded":
         raise AttemptSuperseded(ref.key.job_id, write.tag, write.task_index, write.attempt, values[0])
     if status == b"cancelled":

@@ -11,12 +11,13 @@ from typing import NamedTuple
 from celery_statemanager.models import FINISHED, Status
 from celery_statemanager.stores.redis.cells import CELL, TALLY
 from celery_statemanager.stores.redis.jobs import HEAD
-from celery_statemanager.stores.redis.requests import BEGIN, WRITE
+from celery_statemanager.stores.redis.requests import BEGIN, RESET, WRITE
 from celery_statemanager.stores.steps import CLAIMS_AT_AN_END
 
 _PARTS: dict[str, tuple[str, ...]] = {
     "write": ("evicted", "common", "storing", "reading", "attempts", "returned", "claiming"),
     "begin": ("evicted", "common", "storing", "reading", "attempts", "returned"),
+    "reset": ("evicted", "common", "storing", "reading", "returned"),
     "claim": ("evicted", "common", "returned", "claiming"),
     "outbox": ("evicted", "returned"),
     "value": ("evicted",),
@@ -42,12 +43,12 @@ _CONSTANTS = {
 
 _ELEMENTS = {
     name: {field: f"{name}[{at}]" for at, field in enumerate(fields, 1)}
-    for name, fields in (("write", WRITE), ("begin", BEGIN))
+    for name, fields in (("write", WRITE), ("begin", BEGIN), ("reset", RESET))
 }
 """The array elements that replace fields of requests."""
 
 _COMMENT = re.compile(r"--.*")
-_NAME = re.compile(r"\b(?:(write|begin)\.(\w+)|[A-Z_]+)\b")
+_NAME = re.compile(r"\b(?:(write|begin|reset)\.(\w+)|[A-Z_]+)\b")
 
 
 class Script(NamedTuple):
@@ -78,7 +79,7 @@ class Scripts:
             source = _NAME.sub(substitute, _COMMENT.sub("", text))
             return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
-        self.write, self.begin, self.update = map(load, ("write", "begin", "update"))
+        self.write, self.begin, self.reset, self.update = map(load, ("write", "begin", "reset", "update"))
         self.create, self.detach = map(load, ("create", "detach"))
         self.rewrite, self.adopt = map(load, ("rewrite", "adopt"))
         self.cells, self.columns = map(load, ("cells", "columns"))

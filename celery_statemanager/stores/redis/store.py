@@ -26,6 +26,7 @@ from celery_statemanager.records import (
     OpenAttempt,
     OutboxState,
     Page,
+    Reset,
     StoredCell,
     WorkerRecord,
     Write,
@@ -44,7 +45,14 @@ from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, pag
 from celery_statemanager.stores.redis.packing import pack
 from celery_statemanager.stores.redis.reader import JobReader
 from celery_statemanager.stores.redis.registry import JobFilter, Registry
-from celery_statemanager.stores.redis.requests import begin_call, begin_reply, texts, write_call, write_reply
+from celery_statemanager.stores.redis.requests import (
+    begin_call,
+    begin_reply,
+    reset_call,
+    texts,
+    write_call,
+    write_reply,
+)
 from celery_statemanager.stores.redis.scripts import Script, Scripts
 from celery_statemanager.stores.redis.server import Server
 from celery_statemanager.stores.redis.tuning import Tuning
@@ -212,6 +220,11 @@ class RedisStore(FullStore):
 
     def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
         return outbox.claim(self._reader, self._scripts, ref, request)
+
+    def reset_row(self, ref: JobRef, reset: Reset) -> bool:
+        layout = self._reader.layout(ref)
+        (status,) = self._step(self._scripts.reset, layout, *reset_call(layout, reset))
+        return bool(status == b"reset")
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         self._registry.put_worker(worker_id, body, lease)

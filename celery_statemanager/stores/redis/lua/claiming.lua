@@ -64,9 +64,10 @@ local function take_returned(outbox, most, only_begun, ranges)
 end
 
 -- Claims rows for a publisher. The request has the fields of a ClaimRequest; begun and waiting are the ranges that it
--- returns. Returns the claimed ranges, or nil if the job has nothing to claim.
+-- returns. Returns the claimed ranges, and the number of bounds of those that were claimed before; nil if the job has
+-- nothing to claim.
 local function claim(job, outbox, request)
-  if not outbox.owns_messages or job.settled then
+  if not outbox.owns_messages or (job.settled and not request.drops_rest) then
     return nil
   end
   local rows, room, held = {}, request.limit, job.cancelled_at or job.paused
@@ -92,8 +93,13 @@ local function claim(job, outbox, request)
   end
   local first = outbox.claimed
   local last = math.min(first + room - take_returned(outbox, room, held, rows), outbox.num_tasks) - 1
+  local again = #rows
   if not held and last >= first then
     rows[#rows + 1], rows[#rows + 2], outbox.claimed = first, last, last + 1
+  end
+  if job.cancelled_at and request.drops_rest then
+    outbox.claimed = outbox.num_tasks
+    redis.call("HSET", KEYS[1], "claimed", outbox.claimed)
   end
   if rows[1] then
     store_claim(job, outbox, request.publisher, request.lease, rows)
@@ -108,5 +114,5 @@ local function claim(job, outbox, request)
     end
   end
   save_returned(outbox)
-  return rows
+  return rows, again
 end

@@ -2,11 +2,13 @@
 --
 -- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, tags, ...; total
 --                   is the sum of the tallies of what is expected, but for their progress: no step asks for it; tags
---                   and runs are the numbers of the tallies and of the callbacks' cells; for the outbox, see
---                   returned.lua and claiming.lua
--- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failed_final, pending,
+--                   and runs are the numbers of the tallies and of the callbacks' cells; failures is that of the total
+--                   before the generation, missing for 0; resetting is present while rows of the generation are reset;
+--                   for the outbox, see returned.lua and claiming.lua
+-- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failures, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended}; what is
---                   missing at the end is 0, unknown for the ranks, and not counted for the rows
+--                   missing at the end is 0, unknown for the ranks, and not counted for the rows; failures counts the
+--                   cells that had failed in an earlier release, although these have no failures of their own
 -- KEYS[3]  open     set: "row tag" of each attempt that sweeps check (Cell.held): it is open or awaits a delivery
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each cell of the request: the one that is asked for, then the row's later stages
@@ -31,7 +33,7 @@
 local function open_job(incarnation)
   local values = redis.call(
     "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "sequence", "total", "cancelled_at", "settled",
-    "tags", "runs", "paused"
+    "tags", "runs", "paused", "failures", "resetting"
   )
   if values[1] ~= incarnation then
     return nil
@@ -48,6 +50,8 @@ local function open_job(incarnation)
     tags = values[9],
     runs = values[10],
     paused = values[11],
+    failures = values[12],
+    resetting = values[13],
   }
 end
 
@@ -62,7 +66,7 @@ local function publish(job, field, value)
   redis.call("XADD", KEYS[4], "MAXLEN", "~", EVENTS, job.sequence .. "-0", field, value)
 end
 
--- Decides the latches whose condition is met (aggregate.decisions); returns their names.
+-- Decides the latches whose condition is met, unless rows are being reset (aggregate.decisions); returns their names.
 local function decide(job)
   local decided = {}
   local function decide_latch(name, met)
@@ -71,10 +75,10 @@ local function decide(job)
       job[name] = job.now
     end
   end
-  if job.expected then
+  if job.expected and not job.resetting then
     local total, expected = total_of(job), tonumber(job.expected)
     decide_latch("success", total[N_SUCCEEDED] >= expected)
-    decide_latch("failure", total[N_FAILED_FINAL] > 0)
+    decide_latch("failure", total[N_FAILURES] > tonumber(job.failures or 0))
     if job.cancelled_at then
       decide_latch("settled", total[N_PENDING] == 0)
     else
@@ -91,18 +95,18 @@ end
 
 -- Implements transitions.tally_of, in the order of KEYS[2].
 local function tally_of(cell, not_run)
-  local status, closed = cell[STATUS], cell[OPEN] and 0 or 1
+  local status, closed, failures = cell[STATUS], cell[OPEN] and 0 or 1, cell[FAILURES] or 0
   if status == 0 then
-    return { 0, 0, 0, 0, 0, 0, 1 - closed, 0 }
+    return { 0, 0, 0, 0, 0, failures, 1 - closed, 0 }
   elseif status == FINISHED then
-    return { 0, 1, 0, closed, closed, 0, 1 - closed, 0 }
+    return { 0, 1, 0, closed, closed, failures, 1 - closed, 0 }
   elseif not_run then
-    return { 0, 0, 0, 0, 1, status == CANCELLED and 0 or 1, 0, 0, 0, 1 }
+    return { 0, 0, 0, 0, 1, failures, 0, 0, 0, 1 }
   elseif status < 0 then
-    return { 0, 0, 1, 0, closed, status == CANCELLED and 0 or closed, 1 - closed, 0 }
+    return { 0, 0, 1, 0, closed, failures, 1 - closed, 0 }
   end
   local by_status = status >= 2 and status <= 100 and status * 1000000 or 0
-  return { 1, 0, 0, 0, 0, 0, 1, cell[SHARE] or by_status }
+  return { 1, 0, 0, 0, 0, failures, 1, cell[SHARE] or by_status }
 end
 
 local function score_of(cell)

@@ -1,4 +1,4 @@
--- The reads of write.lua and begin.lua, after storing.lua. They also check that no key of the cells was evicted.
+-- The reads of write.lua, begin.lua and reset.lua, after storing.lua. They also check that nothing was evicted.
 
 -- Returns the i-th cell of a request: the first is the requested one, the others are the row's later stages.
 local function place_of(i, tag, row, rank, counts, is_last)

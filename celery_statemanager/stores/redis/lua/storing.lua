@@ -1,4 +1,4 @@
--- The storing of cells, for write.lua and begin.lua, after common.lua.
+-- The storing of cells, for write.lua, begin.lua and reset.lua, after common.lua.
 
 local function pack(cell)
   local last = CELL_SIZE
@@ -28,6 +28,11 @@ end
 
 local function is_waiting(cell)
   return cell[STATUS] == 0 and not cell[OPEN]
+end
+
+-- Implements Cell.has_failed.
+local function has_failed(cell)
+  return cell[STATUS] < 0 and cell[STATUS] ~= CANCELLED and not cell[OPEN] and not cell[BLOCKED_BY]
 end
 
 -- Returns whether another process closed the attempt, so that its own end may still follow (Cell.awaits_end).
@@ -96,6 +101,12 @@ local function put(job, place, old, new)
   return packed_cell
 end
 
+-- Stores what changed cells have changed in the head.
+local function save(job)
+  local total = job.total and { "total", cmsgpack.pack(job.total) } or {}
+  redis.call("HSET", KEYS[1], "active_at", job.now, "sequence", job.sequence, unpack(total))
+end
+
 -- Ends a step that changed cells: decides the latches if the cell is final or the job cancelled; returns their names.
 local function finish(job, place, new)
   local decided = {}
@@ -106,8 +117,7 @@ local function finish(job, place, new)
     publish(job, "j", "")
     redis.call("HINCRBY", KEYS[1], "revision", 1)
   end
-  local total = job.total and { "total", cmsgpack.pack(job.total) } or {}
-  redis.call("HSET", KEYS[1], "active_at", job.now, "sequence", job.sequence, unpack(total))
+  save(job)
   return decided
 end
 

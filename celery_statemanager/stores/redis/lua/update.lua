@@ -2,8 +2,9 @@
 --
 -- KEYS     1 head, 2 and 3 not used, 4 stream
 -- ARGV[1]  incarnation
--- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, window, paused (see returned.lua), success,
---          failure, settled (time of the decision, microseconds); a packed map, absent fields are cleared
+-- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, window, paused (see returned.lua), failures,
+--          resetting (see common.lua), success, failure, settled (time of the decision, microseconds); a packed map,
+--          absent fields are cleared
 -- ARGV[3]  control: the fields that only clients read, JSON
 -- Returns {"gone"}, {"moved"}, or {"updated", names of the decided latches ...}.
 
@@ -19,13 +20,16 @@ redis.call(
   "HSET", KEYS[1], "control", ARGV[3], "schema", request.schema,
   "clock_at", job.now, "revision", request.revision + 1, "sequence", job.sequence + 1
 )
-for _, name in ipairs({ "cancelled_at", "reason", "window", "paused", "success", "failure", "settled" }) do
+local names = {
+  "cancelled_at", "reason", "window", "paused", "failures", "resetting", "success", "failure", "settled",
+}
+for _, name in ipairs(names) do
   if request[name] then
     redis.call("HSET", KEYS[1], name, request[name])
   else
     redis.call("HDEL", KEYS[1], name)
   end
 end
-job.cancelled_at = request.cancelled_at
+job.cancelled_at, job.failures, job.resetting = request.cancelled_at, request.failures, request.resetting
 publish(job, "j", "")
 return { "updated", unpack(decide(job)) }

@@ -5,9 +5,9 @@
 -- ARGV[3]                 payload without its progress, JSON; empty for none
 -- ARGV[4]                 what the row keeps of the stage; empty to remove it, missing to leave it
 -- Returns {"gone"}, {"superseded", attempt}, {"cancelled", reason}, {"refused", verdict}, {"same", cell},
--- {"written", cell, names of the decided latches ...}, {"claimed", cell, ranges (see claiming.lua), number of
--- rows that were claimed before, names ...}, or the cell alone if the write has neither claimed rows nor decided a
--- latch. A repeated write returns {"claimed before", cell, ranges} if the first one claimed rows.
+-- {"written", cell, names of the decided latches ...}, {"claimed", cell, ranges (see claiming.lua), the number of
+-- bounds of those that were claimed before, names ...}, or the cell alone if the write has neither claimed rows nor
+-- decided a latch. A repeated write returns {"claimed before", cell, ranges} if the first one claimed rows.
 
 local job = open_job(ARGV[1])
 if not job then
@@ -30,9 +30,11 @@ local function is_superseded(cell)
     or (write.when == "idle" and (cell[OPEN] or is_final(cell)))
 end
 
--- A cancelled job accepts writes that end a begun cell, and all writes of its callbacks.
+-- A cancelled job accepts writes that end a begun cell or cancel a waiting one, and all writes of its callbacks.
 local function is_refused_as_cancelled(cell)
   if not job.cancelled_at or place.of_callback or write.ends_attempt then
+    return false
+  elseif write.when == "idle" and write.status == CANCELLED then
     return false
   end
   return is_waiting(cell) or not (write.status < 0 or write.status == FINISHED or write.due_again)
@@ -88,6 +90,9 @@ local function apply_write(cell)
   if write.counts_as_loss then
     new[LOSSES] = (cell[LOSSES] or 0) + 1
   end
+  if has_failed(new) and not has_failed(cell) then
+    new[FAILURES] = (cell[FAILURES] or 0) + 1
+  end
   set_payload(new)
   return new
 end
@@ -119,7 +124,7 @@ local function put_value(outbox, value)
 end
 
 -- Implements steps._claim_next: claims the row itself for its next stage, or the rows for which its end makes room.
--- Returns the claimed ranges.
+-- Returns the claimed ranges, and the number of bounds of those that were claimed before.
 local function claim_next(outbox, cell, new)
   local row = tonumber(place.row)
   if write.next_is_due and new[STATUS] == FINISHED then
@@ -130,7 +135,7 @@ local function claim_next(outbox, cell, new)
     store_claim(job, outbox, write.publisher, 0, { row, row })
     remove_returned(outbox, row)
     save_returned(outbox)
-    return { row, row }
+    return { row, row }, 2
   elseif outbox.window then
     remove_returned(outbox, row)
     save_returned(outbox)
@@ -197,9 +202,11 @@ if blocks then
   block(new, later)
 end
 local decided = finish(job, place, new)
-local before = claims and outbox.claimed
-local ranges = claims and claim_next(outbox, cell, new)
+local ranges, again
+if claims then
+  ranges, again = claim_next(outbox, cell, new)
+end
 if ranges and ranges[1] then
-  return { "claimed", packed, ranges, before, unpack(decided) }
+  return { "claimed", packed, ranges, again, unpack(decided) }
 end
 return #decided == 0 and packed or { "written", packed, unpack(decided) }
