@@ -44,7 +44,8 @@ MORE_PLACES = [
 """More of them, added by ``--full``."""
 
 SLOW_PLACES = [("folders-sqlite", "prefork"), ("rabbitmq-redis", "prefork"), ("redis-redis", "threads")]
-"""The combinations in which slow tests, which wait for the end of a lease, run without ``--full``."""
+"""The combinations in which slow tests, which wait for the end of a lease, run without ``--full``; the first ones
+include each store."""
 
 
 @contextmanager
@@ -170,7 +171,10 @@ def pytest_generate_tests(metafunc):
         places = list(marker.args) if marker else PLACES + MORE_PLACES
         if not metafunc.config.getoption("--full"):
             slow = metafunc.definition.get_closest_marker("slow")
-            places = places[: marker.kwargs.get("usual", 1)] if marker else SLOW_PLACES if slow else PLACES
+            if marker:
+                places = places[: marker.kwargs.get("usual", 1)]
+            else:
+                places = SLOW_PLACES[: slow.kwargs.get("usual")] if slow else PLACES
         metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 

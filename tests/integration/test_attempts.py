@@ -24,9 +24,8 @@ def assert_ran_once(tracked, job, key):
 
 
 @pytest.mark.places(PREFORK, THREADS)
-@pytest.mark.parametrize("size", [0, 100_000])
+@pytest.mark.parametrize("size", [0, pytest.param(100_000, marks=pytest.mark.full)])
 def test_a_task_longer_than_the_visibility_timeout_runs_once(tracked, start_worker, key, eventually, size):
-    """A large message is not stored, so that its redelivery is not dropped but delivered again later."""
     worker = start_worker(key, TRACKED_VISIBILITY="2")
     job = tracked.states.submit([tracked.late_gate.s(key, padding="x" * size).set(queue=key)])
     eventually(lambda: received_again(worker, job))

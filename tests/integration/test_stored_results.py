@@ -28,8 +28,15 @@ def own(setting, key):
 
 
 @places
-@pytest.mark.parametrize("deduplicates", [False, True])
-@pytest.mark.parametrize("member", ["gate", "late_gate"])
+@pytest.mark.parametrize(
+    ("member", "deduplicates"),
+    [
+        ("gate", False),
+        ("late_gate", True),
+        pytest.param("gate", True, marks=pytest.mark.full),
+        pytest.param("late_gate", False, marks=pytest.mark.full),
+    ],
+)
 def test_a_task_whose_result_is_stored_is_not_run_again(
     own, place, start_worker, key, eventually, member, deduplicates
 ):
@@ -65,6 +72,7 @@ def test_a_status_of_the_application_is_kept(own, start_worker, key):
     assert (job.get_state().status, job.get_state().message) == (-50, "out of quota")
 
 
+@pytest.mark.full
 @pytest.mark.places(("redis-redis", "threads"))
 def test_the_result_of_a_task_with_a_large_message_is_found(own, start_worker, key, eventually):
     worker = start_worker(key, pool="solo", TRACKED_FAULT="after_storing_result", **own.environment)
