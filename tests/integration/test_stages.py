@@ -36,6 +36,8 @@ def away(tmp_path, key, start_configured_worker, eventually):
             return tracked, job
 
         yield run
+        tracked.states.store.close()
+        tracked.app.close()
 
 
 @pytest.mark.full
