@@ -86,7 +86,7 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
         "window": _window(job.flow),
         "paused": 1 if job.flow and job.flow.paused else None,
         "failures": job.generation.failures or None,
-        "resetting": 1 if job.generation.resetting else None,
+        "resetting": job.generation.number if job.generation.resetting else None,
         **{name: job.latches[name].decided_at for name in LATCHES},
     }
 

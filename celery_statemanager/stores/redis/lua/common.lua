@@ -3,7 +3,7 @@
 -- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, tags, ...; total
 --                   is the sum of the tallies of what is expected, but for their progress: no step asks for it; tags
 --                   and runs are the numbers of the tallies and of the callbacks' cells; failures is that of the total
---                   before the generation, missing for 0; resetting is present while rows of the generation are reset;
+--                   before the generation, missing for 0; resetting is the generation whose rows are reset, if any;
 --                   for the outbox, see returned.lua and claiming.lua
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failures, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended}; what is
