@@ -19,7 +19,10 @@ NODES = st.recursive(
 )
 
 
-EMPTY_CHAIN = ("FAILURE", "IndexError('list index out of range')")
+EMPTY_CHAIN = {
+    ("FAILURE", "IndexError('list index out of range')"),
+    ("FAILURE", "AttributeError(\"'NoneType' object has no attribute 'parent'\")"),
+}
 """How Celery fails a plain task that replaces itself by some canvases with empty chains. A tracked task may end well."""
 
 
@@ -109,7 +112,7 @@ def test_a_replacement_ends_as_that_of_a_plain_task(app, tasks, pytestconfig):
         except Exception:  # noqa: BLE001 - not a canvas, whoever runs it
             return
         plain = outcome(tasks["plain"], node)
-        if plain == EMPTY_CHAIN:
+        if plain in EMPTY_CHAIN:
             return
         assert outcome(tasks["tracked"], node) == plain
         (state,) = StateManager(app).submit([tasks["tracked"].s(node)]).list_states()
