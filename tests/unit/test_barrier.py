@@ -180,7 +180,7 @@ def test_a_barrier_of_a_deleted_job_raises_job_not_found(store: WatchRecorder) -
     ("method", "reads", "wait"),
     [
         ("lowest", 1, lambda store, ref: barrier.synchronize(store, ref, "a", FINISHED, timeout=DEADLINE)),
-        ("column_summaries", 2, lambda store, ref: barrier.wait_settled(store, ref, timeout=DEADLINE)),
+        ("column_summaries", 1, lambda store, ref: barrier.wait_settled(store, ref, timeout=DEADLINE)),
     ],
     ids=["synchronize", "wait"],
 )
