@@ -59,5 +59,7 @@ def _rows_before_a_turn(module: ModuleType, num_tasks: int, rounds: int) -> floa
         passed.append(large.summary(indexes=False).finished - before)
     assert large.summary(indexes=False).not_started, "the large job ended before the measurement"
     large.cancel("measured")
-    large.wait(TIMEOUT)
+    module.states.submit([module.tracked.s()]).wait(
+        TIMEOUT
+    )  # until the worker has dropped the messages of the large job
     return float(max(passed))
