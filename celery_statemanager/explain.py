@@ -29,7 +29,7 @@ class Reason:
     """Why some rows of a column, or a callback, are not done.
 
     Attributes:
-        tag: for a callback, the name of its latch.
+        tag: for a callback, the name of its latch, followed by ``.generation`` if that is an earlier one.
         rows: None for a callback.
         code: one word for programs: ``unpublished``, ``paused``, ``unwritten``, ``delayed``, ``queued``, ``received``,
             ``waits``, ``running``, ``lost``, ``retrying``, ``resetting``, ``written``, ``callback``, ``more``.

@@ -157,7 +157,7 @@ class Summary:
         failed: cells with a negative status of their own.
         not_run: cells that did not run because an earlier stage failed. ``failed`` does not count them, although they
             have the status of that stage.
-        generation: 1, and one more after each rerun.
+        generation: that of the job when the cells were counted: 1, and one more after each rerun.
     """
 
     num_tasks: int

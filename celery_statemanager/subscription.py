@@ -33,8 +33,8 @@ class Subscription:
     """An iterator over the existing states, oldest first, and then over changes. It is also a context manager.
 
     Only one thread may read it, but any thread may call ``close``. It ends when it is closed, when the job is deleted
-    or, with ``until_settled``, when the job has settled. A slow reader receives the newest version of a cell instead
-    of a growing backlog.
+    or, with ``until_settled``, when the job has settled or a rerun has begun. A slow reader receives the newest version
+    of a cell instead of a growing backlog.
 
     Args:
         clock: returns seconds of a monotonic clock, for the pauses of ``Feed``; tests replace it.

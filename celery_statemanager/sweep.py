@@ -36,8 +36,8 @@ class SweepActions(Queues, ReclaimActions, Protocol):
     broker_redelivers: bool
     """Whether the broker delivers at once what a dead worker had received."""
 
-    def finish_rerun(self, job: JobRecord) -> bool:
-        """Reset the rows that an interrupted rerun has chosen. Return False if the job belongs to another app."""
+    def complete_rerun(self, job: JobRecord) -> None:
+        """Complete an interrupted rerun, unless the job belongs to another app."""
 
     def publish_messages(
         self, job: JobRecord, outbox: OutboxState, dead: Collection[str], ended: Collection[str]
@@ -188,7 +188,7 @@ class Sweep:
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
         if job.generation.resetting:
-            self._actions.finish_rerun(job)
+            self._actions.complete_rerun(job)
         if job.publishes:
             self._publish_messages(job, now)
 

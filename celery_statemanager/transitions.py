@@ -242,7 +242,7 @@ def blocked(cell: Cell, failed: Cell, stage: str, event_id: str, now: int) -> Ce
 
 
 def reset(cell: Cell, generation: int, event_id: str, now: int) -> Cell:
-    """Return a cell that runs again: not started, and due under the next publication number."""
+    """Return a cell reset for a generation: not started, with the next publication number."""
     return replace(
         _ended(cell, Status.NOT_STARTED, None, event_id, now),
         delivery=Delivery(cell.delivery.publication + 1),

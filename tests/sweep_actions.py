@@ -71,9 +71,8 @@ class RecordedActions:
         self.published.append((ref.key.job_id, *decided))
         return len(decided)
 
-    def finish_rerun(self, job: JobRecord) -> bool:
+    def complete_rerun(self, job: JobRecord) -> None:
         self.reruns.append(job.job_id)
-        return True
 
     def publish_messages(
         self, job: JobRecord, outbox: OutboxState, dead: Collection[str], ended: Collection[str]

@@ -27,7 +27,7 @@ from celery_statemanager.models import Scope
 from celery_statemanager.records import JobRecord
 
 _JOB, _HOW = "Which job", "How to watch"
-_HELP = """Watch a job until it has settled: its current states, then changes.
+_HELP = """Watch a job until it has settled or is rerun: its current states, then changes.
 
 A job without planned tags has settled once all its cells have ended and nothing
 was written for 10 seconds.

@@ -1,4 +1,4 @@
-"""``celery -A proj rerun-state JOB``: run the rows of a job again that failed."""
+"""``celery -A proj rerun-state JOB``: rerun the rows of a job that failed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
-from celery_statemanager import rerun
 from celery_statemanager.cli.common import (
+    EXITS,
     Exit,
     fail,
     find_job,
@@ -25,16 +25,18 @@ from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Span
 from celery_statemanager.codec import compact
 from celery_statemanager.errors import truncate
+from celery_statemanager.generations import RerunReport, choose_rows
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration.app import StateManager
-from celery_statemanager.integration.outbox.rerun import FAILED, rerun_rows, wanted_rows
+from celery_statemanager.integration.outbox.rerun import FAILED_ROWS, check_rerunnable, requested_rows, rerun
 from celery_statemanager.records import JobRecord
-from celery_statemanager.rerun import RerunReport
 
-_HELP = """Run the rows of a job again that have ended without success.
+_HELP = f"""Rerun the rows of a job that have ended without success.
 
-Rows that have finished, run or wait to begin are skipped. The job gets a new
-generation, in which its callbacks are called again. A chain runs again from the
-stage that failed. Rows of a cancelled job that are not chosen stay cancelled.
+Rows that have finished, are running or are waiting to begin are skipped. The job
+gets a new generation with callbacks of its own. A chain starts again at the
+stage that failed. Rows of a cancelled job that are not chosen stay cancelled. A
+sweep completes a rerun that is interrupted.
 
 \b
 Examples:
@@ -44,40 +46,38 @@ Examples:
 
 \b
 Exit status:
-    0  rows run again (with --dry-run: would run again)
-    1  nothing to run again
-    2  usage error, or the messages of the job are not stored
-   66  no such job
-   69  the store is unavailable; a sweep completes a rerun that has begun
-   74  the output cannot be written
-   78  invalid store URL or setting, or the store's file does not exist
-  130  interrupted by Ctrl-C; a sweep completes a rerun that has begun
-"""
+    0  rows are rerun (with --dry-run: would be rerun)
+    1  no row was rerun, or the messages of the job are not stored
+{EXITS}"""
 
 
-@click.command("rerun-state", cls=CeleryCommand, help=_HELP, short_help="Run rows again that failed.")
+@click.command("rerun-state", cls=CeleryCommand, help=_HELP, short_help="Rerun the rows that failed.")
 @job_argument
 @run_option
-@option("--rows", default=FAILED, show_default=True, help="The wanted rows.", metavar="failed|3,17-20", group="Rerun")
-@option("--dry-run", is_flag=True, help="Only show which rows would run again.", group="Rerun")
+@option(
+    "--rows",
+    default=FAILED_ROWS,
+    show_default=True,
+    help="The rows to rerun: numbers, or all that have ended without success.",
+    metavar="failed|3,17-20",
+    group="Rerun",
+)
+@option("--dry-run", is_flag=True, help="Only show which rows would be rerun.", group="Rerun")
 @format_option
 @click.pass_context
 @handle_preload_options
 def rerun_state(
     ctx: click.Context, /, job_id: str, run_token: str | None, rows: str, dry_run: bool, style: str
 ) -> None:
-    """Run rows again."""
+    """Rerun rows."""
     with interruptible(), opened_store(ctx.obj.app, None) as store:
         job = find_job(store, job_id, run_token)
-        try:
-            wanted = wanted_rows(job, rows)
-        except ValueError as error:
-            fail(str(error), Exit.USAGE)
+        requested = _requested(job, rows)
         if dry_run:
-            report, generation = rerun.choose(store, job.ref, wanted), job.generation.number
+            report, generation = choose_rows(store, job.ref, requested), job.generation.number
         else:
             ctx.obj.app.loader.import_default_modules()  # a callback is sent only if its task is registered
-            report = rerun_rows(StateManager(ctx.obj.app), job, rows)
+            report = rerun(StateManager(ctx.obj.app), job, rows)
             generation = find_job(store, job_id, run_token).generation.number
         output = Output(no_color=ctx.obj.no_color)
         if style == "json":
@@ -85,12 +85,24 @@ def rerun_state(
         elif report.rows:
             output.line([Span(_text(name(job, output.glyphs), report, generation, dry_run=dry_run))])
         if not report.rows:
-            fail(f"job {job.job_id!r} has nothing to run again{_skipped(report)}", Exit.FAILED)
+            why = "none of these rows has ended without success"
+            fail(f"job {job.job_id!r} was not rerun: {why}{_skipped(report)}", Exit.FAILED)
+
+
+def _requested(job: JobRecord, rows: str) -> IndexSet | None:
+    try:
+        check_rerunnable(job)
+    except ValueError as error:
+        fail(str(error), Exit.FAILED)
+    try:
+        return requested_rows(job, rows)
+    except ValueError as error:
+        fail(f"--rows: {error}", Exit.USAGE)
 
 
 def _text(job: str, report: RerunReport, generation: int, *, dry_run: bool) -> str:
     count, rows = formatting.counted(len(report.rows), "row"), truncate(str(report.rows))
-    verb = f"would rerun {count} of {job}" if dry_run else f"rerun {count} of {job} as generation {generation}"
+    verb = f"would rerun {count} of {job}" if dry_run else f"rerunning {count} of {job} as generation {generation}"
     return f"{verb}: {rows}{_skipped(report)}"
 
 
@@ -98,7 +110,7 @@ def _skipped(report: RerunReport) -> str:
     if not report.skipped:
         return ""
     count = formatting.counted(len(report.skipped), "row")
-    return f"; skipped {count} that finished, run or wait: {truncate(str(report.skipped))}"
+    return f"; skipped {count} (finished, running or waiting): {truncate(str(report.skipped))}"
 
 
 def _wire(job: JobRecord, report: RerunReport, generation: int, *, dry_run: bool) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def _headline(job: JobRecord, reasons: list[Reason], columns: int, glyphs: Glyph
 
 def _lines(reason: Reason, columns: int, glyphs: Glyphs) -> list[Line]:
     if reason.rows is None:
-        where = f"on_{reason.tag}"
+        base, _, number = reason.tag.partition(".")
+        where = f"on_{base}, generation {number}" if number else f"on_{base}"
     else:
         tag = fit(clean(reason.tag), columns // 2, glyphs.ellipsis)
         where = f"{tag}  {formatting.ranges(reason.rows, MOST_RANGES, glyphs.ellipsis)}"

@@ -75,10 +75,10 @@ class Binding:
     def celery_task_id(self) -> str:
         """The Celery task id of every message for this cell in one generation: short ASCII, whatever the names.
 
-        Workers remember the ids of tasks that were revoked, have expired or have finished.
+        Each generation has new ids, because workers remember those that were revoked, have expired or have finished.
         """
-        run = self.ref.incarnation if self.generation == 1 else f"{self.ref.incarnation}-{self.generation}"
-        return f"{run}.{self.tag}" if self.is_callback else f"{run}.{self.task_index}.{self.stage}"
+        prefix = self.ref.incarnation if self.generation == 1 else f"{self.ref.incarnation}-{self.generation}"
+        return f"{prefix}.{self.tag}" if self.is_callback else f"{prefix}.{self.task_index}.{self.stage}"
 
     def to_header(self) -> str:
         """Return the header value."""

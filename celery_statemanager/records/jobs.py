@@ -45,7 +45,7 @@ class JobRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Latch:
-    """One of the three decisions that a job makes once, and its callback.
+    """One of the three decisions that a job makes once in each generation, and its callback.
 
     Attributes:
         callback: a task signature as JSON text; None if only the decision is recorded.
@@ -64,12 +64,12 @@ class Latch:
 
 
 LATCHES = ("success", "failure", "settled")
-"""The names of the latches of the current generation. Those of earlier generations have its number at the end."""
+"""The names of the latches. Those of earlier generations have the number as a suffix: ``failure.1``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One run of a job's rows: the first one, or a rerun.
+    """The submission of a job, or one rerun of its rows.
 
     Attributes:
         number: from 1.
@@ -171,20 +171,24 @@ class JobRecord:
         return replace(self, latches={**self.latches, **latches})
 
     def callback_tag(self, latch: str) -> str:
-        """Return the tag of the cell in which the callback of a latch runs."""
+        """Return the tag of the cell in which the callback of a latch runs.
+
+        In generation 3 these are ``failure.3`` for ``failure``, ``failure.2`` for ``failure.2``, and ``failure`` for
+        ``failure.1``.
+        """
         return _of_generation(*_split(latch, self.generation.number), 1)
 
     def latch_of(self, tag: str) -> str:
-        """Return the name of the latch whose callback runs in the cell with a tag."""
+        """Return the name of the latch whose callback runs in the cell with a tag, as in ``callback_tag``."""
         return _of_generation(*_split(tag, 1), self.generation.number)
 
     def with_generation(self, rows: IndexSet, failures: int) -> JobRecord:
         """Return the record with a new generation in which some rows run again; it is no longer cancelled.
 
-        The callbacks of earlier decisions stay.
+        Decided latches with a callback are kept under the number of their generation.
 
         Args:
-            failures: the present ``Tally.failures``.
+            failures: the current ``Tally.failures``.
         """
         earlier, number = self.generation.number, self.generation.number + 1
         kept = {

@@ -163,16 +163,16 @@ def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
 def reset_row(tx: WriteTransaction, request: Reset) -> bool:
     """Reset a row from one of its stages on, and return it to the outbox. Return False if it must not run again.
 
-    A row may run again if it has ended without success, or waits, and was not reset in this generation. After the end
-    of the resets of a generation, a process that is late resets nothing.
+    The row is reset if all its cells from that stage on have ended or wait, not all of them have succeeded, and it was
+    not reset in this generation. Nothing is reset once the job records that all rows are reset.
     """
     tag, row, job = request.tag, request.task_index, tx.job
     old = {each: tx.cell(each, row) for each in (tag, *(job.plan.after(tag, row) if job.plan else ()))}
     cells = {each: cell or Cell() for each, cell in old.items()}
     runs = any(not (cell.final or cell.waiting) for cell in cells.values())
     has_succeeded = all(cell.succeeded for cell in cells.values())
-    is_current = job.generation.number == request.generation and job.generation.resetting
-    if not is_current or job.cancelled or runs or has_succeeded or cells[tag].generation == request.generation:
+    is_resetting = job.generation.number == request.generation and job.generation.resetting
+    if not is_resetting or job.cancelled or runs or has_succeeded or cells[tag].generation == request.generation:
         return False
     new = {each: reset(cell, request.generation, request.event_id, tx.now) for each, cell in cells.items()}
     for each, cell in new.items():

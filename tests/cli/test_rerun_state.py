@@ -26,7 +26,7 @@ def test_the_rows_that_failed_run_again(command, job):
     assert (dry.exit_code, dry.stdout) == (0, "would rerun 2 rows of etl-42: 0,2\n")
     assert job.generation == 1
     result = command("rerun-state", "etl-42")
-    assert (result.exit_code, result.stdout) == (0, "rerun 2 rows of etl-42 as generation 2: 0,2\n")
+    assert (result.exit_code, result.stdout) == (0, "rerunning 2 rows of etl-42 as generation 2: 0,2\n")
     assert job.generation == 2
     assert str(job.summary().missing_indexes) == "0,2-3"
 
@@ -47,7 +47,7 @@ def test_nothing_to_run_again(command, job):
     result = command("rerun-state", "etl-42", "--rows", "1,3")
     assert result.exit_code == 1
     assert result.stderr.startswith(
-        "Error: job 'etl-42' has nothing to run again; skipped 2 rows that finished, run or"
+        "Error: job 'etl-42' was not rerun: none of these rows has ended without success; skipped 2 rows (finished"
     )
 
 

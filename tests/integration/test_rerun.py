@@ -12,39 +12,44 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import Write
 
 
-def mend(tracked, key):
-    (tracked.HOME / f"{key}.mended").touch()
+def fix(tracked, key):
+    (tracked.HOME / f"{key}.fixed").touch()
 
 
-def told(tracked, job):
+def callbacks_run(tracked, job):
     """Return the latches whose callbacks have run, with their ids."""
     return sorted(line.split()[0] for line in tracked.notes(f"callback.{job.id}"))
 
 
 @pytest.mark.places(*PLACES, usual=3)
 def test_only_the_rows_that_failed_run_again(tracked, pool, key, submit):
-    job = submit([tracked.count.s(f"{key}.0"), tracked.mendable.s(key), tracked.count.s(f"{key}.2")])
+    job = submit([tracked.count.s(f"{key}.0"), tracked.fail_until_fixed.s(key), tracked.count.s(f"{key}.2")])
     assert job.wait(PATIENCE).failed_indexes == IndexSet([1])
     assert job.generation == 1
-    mend(tracked, key)
+    fix(tracked, key)
     report = job.rerun("failed")
     assert (report.rows, report.skipped) == (IndexSet([1]), IndexSet())
     assert job.generation == 2
     summary = job.wait(PATIENCE)
     assert (summary.finished, summary.generation) == (3, 2)
     assert [line.split()[0] for line in tracked.notes(key)] == ["1", "2"]
-    assert len({line.split()[1] for line in tracked.notes(key)}) == 1, "the id differs before the row's number"
+    assert len({line.split()[1] for line in tracked.notes(key)}) == 1, "only the prefix of the Celery task id changes"
     assert (tracked.notes(f"{key}.0"), tracked.notes(f"{key}.2")) == (["1"], ["1"])
 
 
 @pytest.mark.places(*PLACES, usual=1)
 def test_rows_that_finished_run_or_wait_are_skipped(tracked, pool, key, submit, eventually):
-    members = [tracked.succeed.s(1), tracked.mendable.s(key), tracked.gate.s(f"{key}.gate"), tracked.succeed.s(2)]
+    members = [
+        tracked.succeed.s(1),
+        tracked.fail_until_fixed.s(key),
+        tracked.gate.s(f"{key}.gate"),
+        tracked.succeed.s(2),
+    ]
     job = submit(members, max_in_flight=1)
     eventually(lambda: tracked.notes(f"{key}.gate"))
     report = job.rerun("0-3")
     assert (report.rows, report.skipped) == (IndexSet([1]), IndexSet([0, 2, 3]))
-    mend(tracked, key)
+    fix(tracked, key)
     (tracked.HOME / f"{key}.gate.go").touch()
     eventually(lambda: job.summary().finished == 4)
     assert len(tracked.notes(f"{key}.gate")) == 2
@@ -55,25 +60,25 @@ def test_rows_that_finished_run_or_wait_are_skipped(tracked, pool, key, submit, 
 @pytest.mark.places(*PLACES, usual=1)
 def test_each_generation_has_its_callbacks(tracked, pool, key, submit, eventually):
     callbacks = {f"on_{name}": tracked.callback.s() for name in ("success", "failure", "settled")}
-    job = submit([tracked.mendable.s(key), tracked.mendable.s(key)], **callbacks)
+    job = submit([tracked.fail_until_fixed.s(key), tracked.fail_until_fixed.s(key)], **callbacks)
     job.wait(PATIENCE)
-    eventually(lambda: told(tracked, job) == ["failure", "settled"])
+    eventually(lambda: callbacks_run(tracked, job) == ["failure", "settled"])
     job.rerun("0")
     job.wait(PATIENCE)
     expected = ["failure", "failure.2", "settled", "settled.2"]
-    eventually(lambda: told(tracked, job) == expected)
-    mend(tracked, key)
+    eventually(lambda: callbacks_run(tracked, job) == expected)
+    fix(tracked, key)
     job.rerun("failed")
     job.wait(PATIENCE)
-    eventually(lambda: told(tracked, job) == sorted([*expected, "settled.3", "success.3"]))
+    eventually(lambda: callbacks_run(tracked, job) == sorted([*expected, "settled.3", "success.3"]))
 
 
 @pytest.mark.places(*PLACES, usual=2)
 @pytest.mark.parametrize(("size", "repeated"), [(3, False), (600_000, True)], ids=["kept value", "value not kept"])
 def test_a_chain_begins_again_at_the_stage_that_failed(tracked, pool, key, submit, size, repeated):
-    job = submit([tracked.emit.s(key, size) | tracked.mendable_second.s(key)])
+    job = submit([tracked.emit.s(key, size) | tracked.fail_second_until_fixed.s(key)])
     assert job.wait(PATIENCE).failed == 1
-    mend(tracked, key)
+    fix(tracked, key)
     assert job.rerun([0]).rows == IndexSet([0])
     assert job.wait(PATIENCE).finished == 2
     again = ["first 2"] if repeated else []
@@ -112,7 +117,7 @@ def test_plain_tasks_run_again(tracked, pool, key, submit):
 
 @pytest.mark.places(("folders-sqlite", "threads"), ("redis-redis", "threads"))
 def test_a_wait_ends_when_another_generation_begins(tracked, pool, key, submit):
-    job = submit([tracked.mendable.s(key), tracked.gate.s(f"{key}.gate")])
+    job = submit([tracked.fail_until_fixed.s(key), tracked.gate.s(f"{key}.gate")])
     events = job.subscribe(until_settled=True)
     list(iter(lambda: events.get(0.5), None))
     with pytest.raises(TimeoutError):
@@ -126,9 +131,9 @@ def test_a_wait_ends_when_another_generation_begins(tracked, pool, key, submit):
 @pytest.mark.slow
 @pytest.mark.places(*SLOW_PLACES, usual=2)
 def test_a_sweep_completes_a_rerun_that_was_interrupted(tracked, pool, key, submit, monkeypatch):
-    job = submit([tracked.mendable.s(key) for _ in range(4)])
+    job = submit([tracked.fail_until_fixed.s(key) for _ in range(4)])
     job.wait(PATIENCE)
-    mend(tracked, key)
+    fix(tracked, key)
     store, resets = type(tracked.states.store), []
     reset_row = store.reset_row
 

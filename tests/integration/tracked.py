@@ -376,17 +376,17 @@ def fail_first_attempt(self, key):
 
 
 @task(base=StatefulTask, bind=True, tag="work")
-def mendable(self, key, *_):
-    """Fail until the test has mended it."""
+def fail_until_fixed(self, key, *_):
+    """Fail until the test has fixed it."""
     note(key, f"{self.state.attempt} {self.request.id.partition('.')[2]}")
-    if not (HOME / f"{key}.mended").exists():
+    if not (HOME / f"{key}.fixed").exists():
         raise ValueError("broken")
 
 
 @task(base=StatefulTask, bind=True, tag="second")
-def mendable_second(self, value, key):
+def fail_second_until_fixed(self, value, key):
     note(key, f"second {self.state.attempt} {len(value)}")
-    if not (HOME / f"{key}.mended").exists():
+    if not (HOME / f"{key}.fixed").exists():
         raise ValueError("broken")
 
 

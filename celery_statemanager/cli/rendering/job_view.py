@@ -137,8 +137,9 @@ def _callbacks(view: JobView) -> Iterator[Line]:
     shown = {latch: each for latch, each in view.callbacks.items() if each.task}
     wide = max((width(clean(each.task)) for each in shown.values() if each.task), default=1)
     for latch, each in shown.items():
-        task = left(clean(each.task or ""), min(wide, 30))
-        yield [_label(f"on_{latch}"), Span(f"{task}  "), *_fate(view, latch, each)]
+        task, (base, _, number) = left(clean(each.task or ""), min(wide, 30)), latch.partition(".")
+        earlier = [Span(f"generation {number}, ", "dim")] if number else []
+        yield [_label(f"on_{base}"), Span(f"{task}  "), *earlier, *_fate(view, latch, each)]
 
 
 def _fate(view: JobView, latch: str, each: Callback) -> Line:

@@ -91,7 +91,9 @@ class BlockCache:
         try:
             lines = zlib.decompress(found[1]).split(b"\n") if found else []
         except zlib.error as error:
-            raise StoreError(f"the message of row {row} of job {ref.key.job_id!r} is damaged: {error}") from error
+            advice = "cancel the job, and submit its tasks again under a new run_token"
+            text = f"the message of row {row} of job {ref.key.job_id!r} is damaged ({error}): {advice}"
+            raise StoreError(text) from error
         if found is None or row - found[0] >= len(lines):
             raise StoreError(f"the message of row {row} of job {ref.key.job_id!r} is not in the store")
         with self._lock:

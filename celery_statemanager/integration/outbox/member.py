@@ -13,7 +13,7 @@ from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.envelope import Envelope, content_of
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.integration.outbox.values import is_placeholder
-from celery_statemanager.limits import check_index
+from celery_statemanager.limits import check_index, short_repr
 from celery_statemanager.records import JobRecord
 
 
@@ -52,7 +52,12 @@ def read_members(tracker: Tracker, record: JobRecord, rows: str | Iterable[int] 
 
 def checked_rows(rows: str | Iterable[int], num_tasks: int) -> IndexSet:
     """Return rows that a caller names, for example ``"3,17-20"``. Raises: TypeError, ValueError."""
-    found = IndexSet.parse(rows) if isinstance(rows, str) else IndexSet(check_index(row, num_tasks) for row in rows)
+    try:
+        found = IndexSet.parse(rows) if isinstance(rows, str) else IndexSet(check_index(row, num_tasks) for row in rows)
+    except ValueError as error:
+        if not isinstance(rows, str):
+            raise
+        raise ValueError(f'rows must be ascending, such as "3,17-20", not {short_repr(rows)}') from error
     if found:
         check_index(found.ranges[-1][1], num_tasks)
     return found

@@ -1,11 +1,11 @@
-"""Reset the rows of a rerun, each from the right stage, and publish them (rule R20)."""
+"""Rerun rows of a job: reset each from the right stage, and publish them (rule R20)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
 
-from celery_statemanager import rerun
+from celery_statemanager.generations import RerunReport, begin_generation, reset_rows
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration.binding import IMMUTABLE
 from celery_statemanager.integration.callbacks import publish_decided
@@ -14,41 +14,41 @@ from celery_statemanager.integration.outbox.making import binding_in
 from celery_statemanager.integration.outbox.member import checked_rows
 from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.records import JobRecord
-from celery_statemanager.rerun import RerunReport
 from celery_statemanager.retention import current
 
-FAILED = "failed"
-"""The word for all rows that have ended without FINISHED."""
+FAILED_ROWS = "failed"
+"""The value of ``rows`` that requests all rows that have ended without FINISHED."""
 
 
-def rerun_rows(tracker: Tracker, record: JobRecord, rows: str | Iterable[int]) -> RerunReport:
-    """Run rows of a job again; see ``Job.rerun``."""
-    wanted = wanted_rows(record, rows)
-    before = current(tracker.store, record.ref)
-    if before.generation.resetting:
-        finish_rerun(tracker, before)
-    report = rerun.begin(tracker.store, record.ref, wanted)
+def rerun(tracker: Tracker, record: JobRecord, rows: str | Iterable[int]) -> RerunReport:
+    """Rerun rows of a job; see ``Job.rerun``."""
+    check_rerunnable(record)
+    complete = partial(complete_rerun, tracker)
+    report = begin_generation(tracker.store, record.ref, requested_rows(record, rows), complete)
     if report.rows:
-        finish_rerun(tracker, current(tracker.store, record.ref))
+        complete(current(tracker.store, record.ref))
     return report
 
 
-def wanted_rows(record: JobRecord, rows: str | Iterable[int]) -> IndexSet | None:
-    """Return the rows of a job that a caller names; None for the failed ones. Raises: TypeError, ValueError."""
-    if not isinstance(rows, Iterable):
-        raise TypeError(f'rows must be "failed" or rows such as "3,17-20" or [3, 17], not {rows!r}')
-    wanted = None if isinstance(rows, str) and rows == FAILED else checked_rows(rows, record.num_tasks)
+def check_rerunnable(record: JobRecord) -> None:
+    """Check that the messages of a job are stored. Raises: ValueError."""
     if record.flow is None:
         raise ValueError(
             f"job {record.job_id!r} cannot be rerun, because its messages are not stored: it ran in eager mode, or was "
             "created by a Manager or an earlier release; submit its tasks again under a new run_token"
         )
-    return wanted
 
 
-def finish_rerun(tracker: Tracker, job: JobRecord) -> None:
+def requested_rows(record: JobRecord, rows: str | Iterable[int]) -> IndexSet | None:
+    """Return the rows of a job that a caller requests; None for the failed ones. Raises: TypeError, ValueError."""
+    if not isinstance(rows, Iterable):
+        raise TypeError(f'rows must be "failed" or rows such as "3,17-20" or [3, 17], not {rows!r}')
+    return None if isinstance(rows, str) and rows == FAILED_ROWS else checked_rows(rows, record.num_tasks)
+
+
+def complete_rerun(tracker: Tracker, job: JobRecord) -> None:
     """Reset the rows that a new generation has chosen, and publish them. Raises: JobNotFound, StoreError."""
-    decided = rerun.finish(tracker.store, job, partial(_first_stage, tracker, job))
+    decided = reset_rows(tracker.store, job, partial(_first_stage, tracker, job))
     publish_decided(tracker, job.ref, decided)
     publish_due(tracker, job.ref)
 

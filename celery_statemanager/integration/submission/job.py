@@ -9,18 +9,18 @@ from itertools import islice
 
 from celery_statemanager import barrier, completion
 from celery_statemanager.errors import WaitTimeout
+from celery_statemanager.generations import RerunReport
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.locked import LockedProperty
 from celery_statemanager.integration.outbox.member import Member, read_members
 from celery_statemanager.integration.outbox.publisher import publish_due
-from celery_statemanager.integration.outbox.rerun import rerun_rows
+from celery_statemanager.integration.outbox.rerun import rerun
 from celery_statemanager.limits import check_max_in_flight, check_message, check_timeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State, Summary
 from celery_statemanager.records import LATCHES, JobRecord
-from celery_statemanager.rerun import RerunReport
 from celery_statemanager.retention import change_job, current
 from celery_statemanager.subscription import Subscription
 
@@ -81,7 +81,10 @@ class Job:
         return self.manager.subscribe(tag, task_index, until_settled=until_settled)
 
     def wait(self, timeout: float | None = None) -> Summary:
-        """Block until every cell is final, successful or not, and return the summary.
+        """Block until the current generation has settled or a rerun has begun, and return the summary.
+
+        The job has settled when every cell is final, successful or not. If a rerun has begun, it may not have settled;
+        compare ``Summary.generation``.
 
         Args:
             timeout: seconds; None waits without a limit.
@@ -160,28 +163,32 @@ class Job:
 
     @property
     def generation(self) -> int:
-        """1, and one more after each rerun. Raises: JobNotFound, StoreError."""
+        """The number of the current generation: 1, and one more after each rerun. Raises: JobNotFound, StoreError."""
         return current(self._tracker.store, self._record.ref).generation.number
 
     def rerun(self, rows: str | Iterable[int]) -> RerunReport:
-        """Run rows again that have ended without success, as a new generation of the job.
+        """Rerun rows that have ended without success, as a new generation of the job.
 
-        They keep their payloads and attempt numbers. A chain runs again from the stage that failed, with the value of
-        the stage before, or from its first stage if that value was too large to be kept. On a cancelled job, the chosen
-        rows are no longer cancelled; the others stay CANCELLED. Each generation has callbacks of its own.
+        They keep their payloads, and their attempt numbers continue. A chain starts again at the stage that failed,
+        with the value of the previous stage, or at its first stage if that value was too large to be kept. A rerun ends
+        the cancellation of a job; rows that are not chosen stay CANCELLED, and running rows continue. Each generation
+        has callbacks of its own.
 
-        If the process is killed, or the store fails, after the generation was recorded, a sweep completes the rerun.
+        An earlier rerun that is incomplete is completed first. If the process is killed, or the store fails, after the
+        generation was recorded, a sweep completes the rerun. If the job is cancelled before, the remaining rows are not
+        reset.
 
         Args:
             rows: ``"failed"`` for all rows that have ended without FINISHED, also those of a cancelled job that never
-                began; or the wanted rows, for example ``"3,17-20"``.
+                began; or the requested rows, for example ``"3,17-20"``.
 
-        Returns: the rows that run again, and those that were skipped because they have finished, run, or wait to begin.
-            Without rows to run again, no generation begins.
+        Returns: the rows that run again, and those that were skipped because they have finished, are running or are
+            waiting to begin; with ``"failed"``, the finished rows are not among these. If no row can be rerun, no
+            generation begins. A row that ends successfully before it is reset does not run again.
 
         Raises: ValueError – the job has no stored messages, or no such row; TypeError; JobNotFound; StoreError.
         """
-        return rerun_rows(self._tracker, self._record, rows)
+        return rerun(self._tracker, self._record, rows)
 
     def members(self, rows: str | Iterable[int] | None = None) -> Iterator[Member]:
         """Return the members as they were submitted, in row order. They are read one by one, in bounded memory.

@@ -25,7 +25,7 @@ from celery_statemanager.integration.outbox import changed
 from celery_statemanager.integration.outbox.envelope import Envelope
 from celery_statemanager.integration.outbox.making import binding_in
 from celery_statemanager.integration.outbox.publisher import publish_due, release_claims
-from celery_statemanager.integration.outbox.rerun import finish_rerun
+from celery_statemanager.integration.outbox.rerun import complete_rerun
 from celery_statemanager.integration.task.run import vetoes
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.queues import BrokerQueues
@@ -233,12 +233,10 @@ class _AppActions(BrokerQueues):
             return None
         return publish_due(tracker, job.ref, dead=dead, ended=ended, seconds=tracker.settings.sweep_interval)
 
-    def finish_rerun(self, job: JobRecord) -> bool:
+    def complete_rerun(self, job: JobRecord) -> None:
         stages = self._tracker.blocks.messages(self._tracker.store, job.ref, job.generation.resetting.first)
-        ours = self._is_ours(job.ref, stages[0]["task"])
-        if ours:
-            finish_rerun(self._tracker, job)
-        return ours
+        if self._is_ours(job.ref, stages[0]["task"]):
+            complete_rerun(self._tracker, job)
 
     def _is_ours(self, ref: JobRef, task: str) -> bool:
         """Return whether this app has the task; a message sent by another app might reach no worker that has it."""
