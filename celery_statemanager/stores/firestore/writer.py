@@ -1,4 +1,4 @@
-"""Writes and begins: the step, the checks after it, the latches that it decides, and the rows that it claims."""
+"""Changes of cells: the step, the checks after it, the latches that it decides, and the rows that it claims."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from dataclasses import replace
 
 from celery_statemanager.errors import JobCancelled, StoreError, StoreUnavailable
 from celery_statemanager.models import FINISHED, Status
-from celery_statemanager.records import Begin, BeginReply, Cell, Claimed, JobRecord, JobRef, Verdict, Write, WriteReply
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    Claimed,
+    JobRecord,
+    JobRef,
+    Reset,
+    Verdict,
+    Write,
+    WriteReply,
+)
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.claims import NOTHING, Claims, Found
@@ -24,7 +35,7 @@ MAX_INTERRUPTED = 1_000
 
 
 class Writer:
-    """Writes cells and begins attempts.
+    """Writes cells, begins attempts and resets rows.
 
     A cancellation first writes the job and then counts the open cells. A begin first writes its cell and then reads
     the job. Therefore one of them sees the other.
@@ -67,6 +78,13 @@ class Writer:
             reply.decided = self._latches.after(ref, key, reply.cell, result)
         self._record_activity(ref, result)
         return reply
+
+    def reset_row(self, ref: JobRef, reset: Reset) -> bool:
+        """Reset a row. Raises: JobNotFound."""
+        key, deadline = (reset.tag, reset.task_index), self._database.deadline()
+        was_reset, result = self._steps.run(ref, key, lambda tx: steps.reset_row(tx, reset), deadline, resets=True)
+        self._record_activity(ref, result)
+        return was_reset
 
     def _write(self, ref: JobRef, write: Write) -> tuple[WriteReply, StepResult | None]:
         key, deadline = (write.tag, write.task_index), self._database.deadline()
