@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
@@ -16,7 +17,7 @@ from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStor
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.contract_outbox import claim, rows, state
 from celery_statemanager.testing.contract_rerun import AGAIN, end_reset, rerun, reset, settle
-from celery_statemanager.testing.contract_returned import published
+from celery_statemanager.testing.contract_returned import published, send_back
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid
 
 
@@ -176,6 +177,30 @@ def test_resets_do_not_change_the_job(store: FirestoreStore, spy: Spy) -> None:
     assert len(checks) == 6
     end_reset(grid)
     assert not reset_in(grid, 0)
+
+
+def test_a_row_that_is_reset_during_a_claim_makes_room_once(
+    store: FirestoreStore, other: FirestoreStore, spy: Spy
+) -> None:
+    grid = published(store, 4, max_in_flight=2)
+    send_back(grid, "a", 0)
+    assert claim(grid, "submitter").rows == rows("0")
+    for row, delivery in ((0, AGAIN), (1, Delivery())):
+        grid.begin("a", row, delivery=delivery)
+        grid.end("a", row, FAILED)
+    assert claim(grid).rows == rows("2-3"), "both are in flight"
+    rerun(grid, "0")
+    elsewhere, left = grid.seen_by(other), [True]
+
+    def reset_between_the_reads(method: str, request: Any) -> None:
+        if method == "RunQuery" and left:
+            assert reset(elsewhere, "a", left.pop() - 1)
+
+    spy.fault = reset_between_the_reads
+    assert claim(grid, "q").rows == IndexSet()
+    assert not left
+    grid.run("a", 2)
+    assert claim(grid, "q").rows == rows("0")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -9,7 +9,7 @@ A cancellation first writes the job and then sums; a begin first writes its cell
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound
@@ -25,7 +25,7 @@ from celery_statemanager.transitions import tally_of
 
 
 class JobCounts(NamedTuple):
-    """A job, and the sum of its tallies as it was read after the job."""
+    """A job, and the sum of its tallies as of the same time."""
 
     document: JobDocument
     total: Tally
@@ -76,7 +76,7 @@ class Latches:
         Args:
             document: the job as it was just read or written; None reads it.
             failed: whether a cell has failed. If not, the sums of a job that has succeeded are not read again.
-            total: the sums as they were read after ``document``; None reads them.
+            total: the sums as of the time of ``document`` or later; None reads them.
         """
         operation = new_operation()
         names: tuple[str, ...] = ()
@@ -104,9 +104,13 @@ class Latches:
                 deadline.pause(error)
             document = total = None
 
-    def total(self, job: JobRecord, deadline: CallDeadline) -> Tally:
-        """Sum the tallies of the expected columns, for the price of one read at any size."""
+    def total(self, job: JobRecord, deadline: CallDeadline, *, at: Any = None) -> Tally:
+        """Sum the tallies of the expected columns, for the price of one read at any size.
+
+        Args:
+            at: the time as of which they are read; None for the present.
+        """
         shards = requests.select("tallies", ("expected", "==", True))
         summed = tallies.WINDOW if job.has_window else tallies.DECISIVE
-        sums = self._database.sums(self._database.names.run(job.ref), shards, tuple(summed.values()), deadline)
+        sums = self._database.sums(self._database.names.run(job.ref), shards, tuple(summed.values()), deadline, at=at)
         return Tally()._replace(**{name: sums.get(stored, 0) for name, stored in summed.items()})
