@@ -138,6 +138,31 @@ def test_a_row_that_is_not_chosen_ends_while_its_job_is_cancelled(store: Firesto
     assert (reply.cell.status, reply.cell.message) == (CANCELLED, "enough")
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_an_attempt_that_began_in_a_cancelled_job_is_not_taken_back_after_a_rerun(
+    store: FirestoreStore, other: FirestoreStore, spy: Spy, late: bool
+) -> None:
+    grid = published(store)
+    elsewhere = grid.seen_by(other)
+    elsewhere.cancel("enough")
+    commits: list[bool] = []
+
+    def rerun_before_it_is_taken_back(method: str, request: Any) -> None:
+        if any(name.endswith("/states/a:0") for name in written(request)):
+            commits.append(True)
+            if len(commits) == 2:
+                rerun(elsewhere, "0-1")
+                assert not reset(elsewhere, "a", 0), "it runs"
+
+    spy.fault = rerun_before_it_is_taken_back
+    if late:
+        assert grid.write("a", 0, 50, begin=grid.request("a", 0, owner="w")).cell.open
+    else:
+        assert grid.begin("a", 0, owner="w").verdict is Verdict.BEGUN
+    assert (grid.cell("a", 0).open, len(commits)) == (True, 2)
+    assert grid.end("a", 0).cell.status == FINISHED
+
+
 def test_a_reset_during_a_decision_prevents_it(store: FirestoreStore, other: FirestoreStore, spy: Spy) -> None:
     grid = published(store, 2)
     grid.run("a", 0, FAILED)
