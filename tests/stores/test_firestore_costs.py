@@ -16,10 +16,11 @@ from firestore_kit import Documents, Spy
 from celery_statemanager import AttemptSuperseded
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Delivery, JobKey, Verdict
+from celery_statemanager.records import Delivery, JobKey, Reset, Verdict
 from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 from celery_statemanager.stores.firestore.timings import Timings
 from celery_statemanager.testing.contract_outbox import claim, create, draft, state
+from celery_statemanager.testing.contract_rerun import end_reset, rerun
 from celery_statemanager.testing.contract_returned import pause
 from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, Grid, purge
 
@@ -436,6 +437,32 @@ def test_rows_that_a_paused_job_returns_share_no_document(store: FirestoreStore,
     spy.clear()
     assert len(claim(grid, limit=5).rows) == 5
     assert cost(spy) == ({"BatchGetDocuments": 1, SUM: 1, "RunQuery": 1, "Commit": 1}, 2 + 1 + 22, 1 + 5)
+
+
+@pytest.mark.parametrize("rows", [4, 500_000])
+@pytest.mark.parametrize("tags", [("a",), ("a", "b", "c")])
+def test_a_reset_costs_two_round_trips_in_a_job_of_any_size(
+    store: FirestoreStore, spy: Spy, rows: int, tags: tuple[str, ...]
+) -> None:
+    """The small documents are the row of the outbox and, for the first row of a process, its mark in the claims."""
+    grid, stages = create(store, rows, tags), len(tags)
+    claim(grid)
+    for row in (0, 1):
+        grid.run("a", row, FAILED)
+    rerun(grid, "0-2")
+    for row, small in ((0, 2), (1, 1), (2, 1)):
+        request = Reset(tag="a", task_index=row, generation=2)
+        spy.clear()
+        assert store.reset_row(grid.ref, request)
+        assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, stages, 2 * stages + 1 + small), "and the job"
+    assert not store.reset_row(grid.ref, request)
+    assert cost(spy) == ({"BatchGetDocuments": 2}, 2 * stages + 1, 0), "a refusal reads the job"
+    grid.begin("a", 3)
+    spy.clear()
+    grid.write("a", 3, FINISHED, attempt=1, ends_attempt=True)
+    assert cost(spy) == ({"BatchGetDocuments": 1, "Commit": 1}, 1, 2), "nothing is summed while rows are reset"
+    end_reset(grid)
+    assert cost(spy) == ({"BatchGetDocuments": 2, "Commit": 1, SUM: 1}, 3, 2)
 
 
 @pytest.mark.parametrize("timings", [Timings(job_memory=3_600.0, claim_burst=5.0)])

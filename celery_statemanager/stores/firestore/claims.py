@@ -1,9 +1,9 @@
 """The claims of rows to publish: a document for each job, changed by compare-and-set.
 
 Each revision of a job also writes the document of its claims. A claim is therefore atomic with cancellations and with
-changes of the window, although it does not write the job. It uses sums of the tallies that were read after the claims,
-and the returned rows as they were read after the sums. A row that ends or returns later only makes more room, so at
-most the permitted number of rows is in flight.
+changes of the window, although it does not write the job. It reads the job, the claims, the sums of the tallies and the
+returned rows as of one time. A row that ends or returns later only makes more room, and one that is reset later was not
+in flight before, so at most the permitted number of rows is in flight.
 
 The end of a cell claims after its commit, like the latches: the process that sums last finds all ends counted. A
 document cannot be written as often as rows end. If the ends of a job claim faster than once a second for long, an end
@@ -37,7 +37,7 @@ NOTHING = Claimed(IndexSet(), IndexSet(), 0)
 
 
 class Found(NamedTuple):
-    """A job with its claims as of one time, its sums as they were read after that, and then its returned rows."""
+    """A job with its claims, its sums and its returned rows, as of one time."""
 
     job: JobDocument
     outbox: Outbox
@@ -197,6 +197,6 @@ class Claims:
     def _find(self, ref: JobRef, request: ClaimRequest, deadline: CallDeadline) -> Found:
         publishers = {*request.dead, *request.ended, request.publisher}
         rows = request.returned.begun.union(request.returned.waiting)
-        job, found, _ = self.outboxes.read(ref, publishers, rows, deadline)
-        total = self._latches.total(job.job, deadline) if job.job.has_window else Tally()
-        return Found(job, self.outboxes.with_returned(job.job, found, deadline), total)
+        job, found, at = self.outboxes.read(ref, publishers, rows, deadline)
+        total = self._latches.total(job.job, deadline, at=at) if job.job.has_window else Tally()
+        return Found(job, self.outboxes.with_returned(job.job, found, at, deadline), total)

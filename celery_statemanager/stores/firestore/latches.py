@@ -2,13 +2,14 @@
 
 Why that is exact. A cell that ends is counted in its own commit, so the process that sums last finds all cells counted.
 A final cell that begins again writes the job's document in its own commit, so a decision computed before that fails.
+While rows are reset, no latch is decided, and the commit of a reset requires that this is still so.
 A cancellation first writes the job and then sums; a begin first writes its cell and then reads the job.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobNotFound
@@ -24,7 +25,7 @@ from celery_statemanager.transitions import tally_of
 
 
 class JobCounts(NamedTuple):
-    """A job, and the sum of its tallies as it was read after the job."""
+    """A job, and the sum of its tallies as of the same time."""
 
     document: JobDocument
     total: Tally
@@ -55,11 +56,9 @@ class Latches:
         job = document.job
         if job.plan is None or tally_of(cell).pending or not job.plan.expects(*key):
             return ()
-        changed = {key: cell} if result is None else {at: new for at, (_, new) in result.puts.items()}
-        failed = any(tally_of(new).failed_final for at, new in changed.items() if tallies.is_expected(job, *at))
         try:
             document, total = counted or (None, None)
-            return self.decide(ref, document, self._database.deadline(), failed=failed, total=total)
+            return self.decide(ref, document, self._database.deadline(), failed=cell.has_failed, total=total)
         except JobNotFound:
             return ()
 
@@ -76,8 +75,8 @@ class Latches:
 
         Args:
             document: the job as it was just read or written; None reads it.
-            failed: whether one of its cells is final and failed.
-            total: the sums as they were read after ``document``; None reads them.
+            failed: whether a cell has failed. If not, the sums of a job that has succeeded are not read again.
+            total: the sums as of the time of ``document`` or later; None reads them.
         """
         operation = new_operation()
         names: tuple[str, ...] = ()
@@ -87,13 +86,13 @@ class Latches:
                 if operation in document.operations:
                     return names
             job = document.job
-            open_latches = {name for name, latch in job.latches.items() if latch.decided_at is None}
-            if job.plan is None or not open_latches or (open_latches == {"failure"} and not failed):
+            undecided = {name for name, latch in job.latches.items() if latch.decided_at is None}
+            if not failed:
+                undecided.discard("failure")
+            if job.plan is None or job.generation.resetting or not undecided:
                 return ()
             total = total or self.total(job, deadline)
-            names = aggregate.decisions(
-                job, job.plan.expected, total._replace(failed_final=total.failed_final + failed)
-            )
+            names = aggregate.decisions(job, job.plan.expected, total)
             if not names:
                 return ()
             now = self._database.now()
@@ -105,9 +104,13 @@ class Latches:
                 deadline.pause(error)
             document = total = None
 
-    def total(self, job: JobRecord, deadline: CallDeadline) -> Tally:
-        """Sum the tallies of the expected columns, for the price of one read at any size."""
+    def total(self, job: JobRecord, deadline: CallDeadline, *, at: Any = None) -> Tally:
+        """Sum the tallies of the expected columns, for the price of one read at any size.
+
+        Args:
+            at: the time as of which they are read; None for the present.
+        """
         shards = requests.select("tallies", ("expected", "==", True))
         summed = tallies.WINDOW if job.has_window else tallies.DECISIVE
-        sums = self._database.sums(self._database.names.run(job.ref), shards, tuple(summed.values()), deadline)
+        sums = self._database.sums(self._database.names.run(job.ref), shards, tuple(summed.values()), deadline, at=at)
         return Tally()._replace(**{name: sums.get(stored, 0) for name, stored in summed.items()})

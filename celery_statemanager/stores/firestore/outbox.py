@@ -154,18 +154,18 @@ class Outboxes:
             self.note_returned(ref)
         return job, outbox, batch.read_time
 
-    def with_returned(self, job: JobRecord, outbox: Outbox, deadline: CallDeadline) -> Outbox:
-        """Add the first returned rows, which a claim takes first, and count the others for a job with a window."""
+    def with_returned(self, job: JobRecord, outbox: Outbox, at: Any, deadline: CallDeadline) -> Outbox:
+        """Add the first rows that were returned at a time, and count the others for a job with a window."""
         if not outbox.main.returns:
             return outbox
         run = self._database.names.run(job.ref)
         first = requests.select("returned", order=("order",), limit=RETURNED_AT_ONCE)
-        page = self._database.query(run, first, deadline)
+        page = self._database.query(run, first, deadline, at=at)
         rows = {**outbox.rows, **{int(each.id): _returned_row(each) for each in page}}
         if len(page) < RETURNED_AT_ONCE:
             return replace(outbox, rows=rows)
         every = requests.select("returned")
-        count = self._database.sums(run, every, (), deadline, count=True)["count"] if job.has_window else None
+        count = self._database.sums(run, every, (), deadline, count=True, at=at)["count"] if job.has_window else None
         return replace(outbox, rows=rows, unread=None if count is None else max(0, count - len(rows)))
 
     def read_all(self, ref: JobRef) -> OutboxState:

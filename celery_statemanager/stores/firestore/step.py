@@ -35,7 +35,7 @@ from celery_statemanager.stores.firestore.view import (
 )
 from celery_statemanager.stores.transactional import CellKey
 
-Reply = TypeVar("Reply", WriteReply, BeginReply)
+Reply = TypeVar("Reply", WriteReply, BeginReply, bool)
 
 MAX_CACHED_CELLS = 2_000
 """Far more cells than a process works on at once. Each may take 64 KiB; one that is evicted costs a read."""
@@ -57,21 +57,25 @@ class StepRunner:
         work: Callable[[StepTransaction], Reply],
         deadline: CallDeadline,
         *,
-        begins: bool,
+        begins: bool = False,
+        resets: bool = False,
     ) -> tuple[Reply, StepResult | None]:
         """Run a step and return its reply and its changes, or None if it changed nothing.
 
         Args:
             begins: whether the step takes an attempt, which may unblock later stages.
+            resets: whether the step resets the row from this cell on.
         """
         operation = new_operation()
-        documents: StepDocuments = self._from_cache(ref, key) or self._read(ref, [key], deadline)
+        documents: StepDocuments | None
+        documents = self._read_stages(ref, key, deadline) if resets else self._from_cache(ref, key)
+        documents = documents or self._read(ref, [key], deadline)
         last: tuple[StepTransaction, Reply] | None = None
         while True:
             if last is not None and operation in documents.cells[key].operations:
                 return self._recovered(ref, documents, *last)
             read = partial(self._read_cell, ref, documents.job, deadline)
-            tx = StepTransaction(documents, key, read, begins, self._outboxes.returns(ref))
+            tx = StepTransaction(documents, key, read, begins, resets, self._outboxes.returns(ref))
             try:
                 reply = work(tx)
             except StoreError:
@@ -82,7 +86,8 @@ class StepRunner:
             else:
                 if not tx.puts and documents.fresh:
                     return reply, None
-                if tx.puts and (documents.fresh or not tx.returns_row):  # the job may no longer be paused
+                job_is_current = documents.fresh or tx.requires_job
+                if tx.puts and (job_is_current or not tx.returns_row):  # otherwise it may no longer be paused
                     last = tx, reply
                     result = self._try_commit(ref, tx, operation, deadline)
                     if result is not None:
@@ -100,13 +105,24 @@ class StepRunner:
             return None
         return StepDocuments(job, {key: self._cells.get((ref, *key)) or CellDocument()}, fresh=False)
 
-    def _read(self, ref: JobRef, keys: Iterable[CellKey], deadline: CallDeadline) -> StepDocuments:
-        names = self._database.names
+    def _read(
+        self, ref: JobRef, keys: Iterable[CellKey], deadline: CallDeadline, job: JobDocument | None = None
+    ) -> StepDocuments:
+        """Read cells and, unless it is given, the job."""
+        names, fresh = self._database.names, job is None
         cells = {names.cell(ref, *key): key for key in keys}
         job_name = names.job(ref.key)
-        batch = self._database.get([job_name, *cells], deadline)
-        job = self._jobs.checked(ref, self._jobs.decode(ref.key, batch.documents.get(job_name)))
-        return StepDocuments(job, {key: cell_document(job.job, batch, name) for name, key in cells.items()}, fresh=True)
+        batch = self._database.get([job_name, *cells] if fresh else cells, deadline)
+        if job is None:
+            job = self._jobs.checked(ref, self._jobs.decode(ref.key, batch.documents.get(job_name)))
+        return StepDocuments(job, {key: cell_document(job.job, batch, name) for name, key in cells.items()}, fresh)
+
+    def _read_stages(self, ref: JobRef, key: CellKey, deadline: CallDeadline) -> StepDocuments:
+        """Read a cell and the later stages of its row, but not the job, which is large: it names all rows to reset."""
+        job = self._jobs.recent(ref) or self._jobs.current(ref, deadline)
+        tag, row = key
+        later = job.job.plan.after(tag, row) if job.job.plan else ()
+        return self._read(ref, [(each, row) for each in (tag, *later)], deadline, job)
 
     def _read_cell(self, ref: JobRef, job: JobDocument, deadline: CallDeadline, key: CellKey) -> CellDocument:
         name = self._database.names.cell(ref, *key)
@@ -135,7 +151,7 @@ class StepRunner:
             cell = tx.puts[key][1]
             set_time(cell, now)
             self._remember(ref, key, CellDocument(cell, result.update_time, operations[key]))
-        if tx.reopens:
+        if tx.changes_job:
             tx.documents.job.cached_at = 0.0  # the commit changed the update time of the job
         if tx.returns_row:
             self._outboxes.note_returned(ref)
@@ -165,8 +181,9 @@ class StepRunner:
             requests.add(names.tally(ref, tag, shard), tallies.fields_of(job, tag), change._asdict())
             for (tag, shard), change in tallies.changes(job, puts).items()
         ]
-        if job.plan and tx.reopens:
-            writes.append(requests.touch(names.job(ref.key), {"reopened": new_operation()}, job_update_time))
+        if tx.requires_job:
+            changed = {"reopened": new_operation()} if tx.changes_job else {}
+            writes.append(requests.touch(names.job(ref.key), changed, job_update_time))
         return [*writes, *self._row_writes(ref, tx)]
 
     def _row_writes(self, ref: JobRef, tx: StepTransaction) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from celery_statemanager.records import (
     OpenAttempt,
     OutboxState,
     Page,
+    Reset,
     StoredCell,
     WorkerRecord,
     Write,
@@ -197,6 +198,9 @@ class FirestoreStore(FullStore):
 
     def claim(self, ref: JobRef, request: ClaimRequest) -> Claimed:
         return self._claims.claim(ref, request)
+
+    def reset_row(self, ref: JobRef, reset: Reset) -> bool:
+        return self._writer.reset_row(ref, reset)
 
     def put_worker(self, worker_id: str, body: str, lease: float) -> None:
         workers.put(self._database, worker_id, body, lease)

@@ -30,7 +30,7 @@ class ShardCounts(NamedTuple):
     """The counts of a shard: ``Tally`` except ``progress``, which changes with every write, and the written cells.
 
     The names are those of the stored fields; ``alarms`` is ``Tally.failures``. Shards of earlier releases lack
-    ``not_run`` or ``rows``.
+    ``not_run`` or ``rows``, and count failures that their cells do not. Nothing compares the two.
     """
 
     running: int = 0

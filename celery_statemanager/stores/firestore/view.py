@@ -55,6 +55,7 @@ class StepTransaction:
         primary: the cell that the step writes or begins.
         read: reads another cell.
         begins: whether the step takes an attempt.
+        resets: whether the step resets a row.
         may_be_returned: whether any row of the job was ever returned, as far as this process knows.
         values: what rows keep afterwards, if this changes.
         stored_outbox: the outbox after the step, with only the rows and claims of the step; None if it is not changed.
@@ -63,7 +64,8 @@ class StepTransaction:
     documents: StepDocuments
     primary: CellKey
     read: Callable[[CellKey], CellDocument]
-    begins: bool
+    begins: bool = False
+    resets: bool = False
     may_be_returned: bool = False
     puts: dict[CellKey, tuple[Cell | None, Cell]] = field(default_factory=dict)
     values: dict[int, str | None] = field(default_factory=dict)
@@ -126,9 +128,19 @@ class StepTransaction:
         return self.stored_outbox is not None and bool(self.stored_outbox.returned)
 
     @property
-    def reopens(self) -> bool:
-        """Whether an expected cell was final and no longer is. A concurrent decision must then fail."""
-        return any(
+    def requires_job(self) -> bool:
+        """Whether the commit requires an unchanged job. Even a cancellation may be over, because a rerun ends it."""
+        return self.resets or self.job.cancelled is not None or self._reopens
+
+    @property
+    def changes_job(self) -> bool:
+        """Whether the step must make a concurrent decision fail. While rows are reset, there is none."""
+        return self._reopens and not self.job.generation.resetting
+
+    @property
+    def _reopens(self) -> bool:
+        """Whether a cell that decides a latch was final and no longer is."""
+        return self.job.plan is not None and any(
             old is not None and old.final and not new.final and tallies.is_expected(self.job, *key)
             for key, (old, new) in self.puts.items()
         )

@@ -1,13 +1,25 @@
-"""Writes and begins: the step, the checks after it, the latches that it decides, and the rows that it claims."""
+"""Changes of cells: the step, the checks after it, the latches that it decides, and the rows that it claims."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from celery_statemanager.errors import JobCancelled, StoreError, StoreUnavailable
+from celery_statemanager.errors import JobCancelled, StateManagerError, StoreError, StoreUnavailable
 from celery_statemanager.models import FINISHED, Status
-from celery_statemanager.records import Begin, BeginReply, Cell, Claimed, JobRecord, JobRef, Verdict, Write, WriteReply
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cell,
+    Claimed,
+    JobRecord,
+    JobRef,
+    Reset,
+    Verdict,
+    Write,
+    WriteReply,
+)
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.claims import NOTHING, Claims, Found
@@ -17,14 +29,14 @@ from celery_statemanager.stores.firestore.jobs import JobDocuments
 from celery_statemanager.stores.firestore.latches import Latches
 from celery_statemanager.stores.firestore.step import StepRunner
 from celery_statemanager.stores.firestore.timings import in_microseconds
-from celery_statemanager.stores.firestore.view import StepResult
+from celery_statemanager.stores.firestore.view import StepResult, StepTransaction
 
 MAX_INTERRUPTED = 1_000
 """Failed calls that are remembered until they are repeated."""
 
 
 class Writer:
-    """Writes cells and begins attempts.
+    """Writes cells, begins attempts and resets rows.
 
     A cancellation first writes the job and then counts the open cells. A begin first writes its cell and then reads
     the job. Therefore one of them sees the other.
@@ -52,8 +64,9 @@ class Writer:
         if result is not None and write.begin is not None and not write.ends_attempt:
             ended = self._ended_meanwhile(ref, result)
             if ended is not None:
-                self._take_back(ref, write.begin, reply.cell, ended)
-                raise JobCancelled(ended.job_id, ended.cancelled.reason if ended.cancelled else None)
+                with suppress(_RunsAgain):
+                    self._take_back(ref, write.begin, reply.cell, ended)
+                    raise JobCancelled(ended.job_id, ended.cancelled.reason if ended.cancelled else None)
         return reply
 
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
@@ -63,15 +76,25 @@ class Writer:
         if reply.verdict is not Verdict.PAUSED:
             ended = None if result is None else self._ended_meanwhile(ref, result)
             if ended is not None and reply.verdict is Verdict.BEGUN:
-                return self._take_back(ref, begin, reply.cell, ended)
+                with suppress(_RunsAgain):
+                    return self._take_back(ref, begin, reply.cell, ended)
             reply.decided = self._latches.after(ref, key, reply.cell, result)
         self._record_activity(ref, result)
         return reply
 
-    def _write(self, ref: JobRef, write: Write) -> tuple[WriteReply, StepResult | None]:
+    def reset_row(self, ref: JobRef, reset: Reset) -> bool:
+        """Reset a row. Raises: JobNotFound."""
+        key, deadline = (reset.tag, reset.task_index), self._database.deadline()
+        was_reset, result = self._steps.run(ref, key, lambda tx: steps.reset_row(tx, reset), deadline, resets=True)
+        self._record_activity(ref, result)
+        return was_reset
+
+    def _write(
+        self, ref: JobRef, write: Write, step: Callable[[StepTransaction, Write], WriteReply] = steps.write
+    ) -> tuple[WriteReply, StepResult | None]:
         key, deadline = (write.tag, write.task_index), self._database.deadline()
         begins = write.begin is not None
-        reply, result = self._steps.run(ref, key, lambda tx: steps.write(tx, write), deadline, begins=begins)
+        reply, result = self._steps.run(ref, key, lambda tx: step(tx, write), deadline, begins=begins)
         publisher = write.publisher if self._may_claim(ref, write, reply, result) else None
         found = self._claims.read_after_end(ref, publisher) if publisher is not None else None
         reply.decided = self._latches.after(ref, key, reply.cell, result, found and found.counts)
@@ -113,7 +136,7 @@ class Writer:
         return job if ended and all(row >= 0 for _, row in result.puts) else None
 
     def _take_back(self, ref: JobRef, begin: Begin, cell: Cell, job: JobRecord) -> BeginReply:
-        """End an attempt that began after its job had ended. Its task has not run."""
+        """End an attempt that began after its job had ended. Its task has not run. Raises: _RunsAgain."""
         end = Write(
             tag=begin.tag,
             task_index=begin.task_index,
@@ -124,7 +147,7 @@ class Writer:
             keep_payload=True,
             ends_attempt=True,
         )
-        reply, _ = self._write(ref, end)
+        reply, _ = self._write(ref, end, _write_if_ended)
         return BeginReply(Verdict.CANCELLED if job.cancelled else Verdict.CLOSED, reply.cell, reply.decided)
 
     def _record_activity(self, ref: JobRef, result: StepResult | None) -> None:
@@ -140,6 +163,17 @@ class Writer:
         write = requests.touch_time(self._database.names.job(ref.key), "lastActivity")
         with suppress(StoreError):
             self._database.commit([write], self._database.deadline())
+
+
+class _RunsAgain(StateManagerError):
+    """A rerun has begun before an attempt was taken back. The attempt is part of it."""
+
+
+def _write_if_ended(tx: StepTransaction, write: Write) -> WriteReply:
+    """Write a cell of a job that is cancelled or has settled. Raises: _RunsAgain."""
+    if not (tx.job.cancelled or tx.job.settled):
+        raise _RunsAgain
+    return steps.write(tx, write)
 
 
 def _claims_next(write: Write, reply: WriteReply) -> bool:
