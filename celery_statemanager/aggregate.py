@@ -65,10 +65,10 @@ def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
         expected: the number of expected cells.
         tally: the sum over all expected columns.
     """
-    if job.generation.resetting:
+    if job.generation.rows_to_reset:
         return ()
     settled = tally.pending == 0 if job.cancelled else tally.ended >= expected
-    has_failed = tally.failures > job.generation.failures
+    has_failed = tally.failures > job.generation.earlier_failures
     met = {"success": tally.succeeded >= expected, "failure": has_failed, "settled": settled}
     return tuple(name for name, holds in met.items() if holds and job.latches[name].decided_at is None)
 

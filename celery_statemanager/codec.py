@@ -197,19 +197,19 @@ def control_to_json(job: JobRecord) -> str:
 
 
 def _generation_to_json(generation: Generation) -> list[Any]:
-    return [generation.number, generation.failures, str(generation.resetting)]
+    return [generation.number, generation.earlier_failures, str(generation.rows_to_reset)]
 
 
 def control_from_json(text: str) -> dict[str, Any]:
     """Parse the text of ``control_to_json`` into keyword arguments of ``JobRecord``."""
     control = json.loads(text)
-    number, failures, resetting = control.get("generation", (1, 0, ""))
+    number, earlier_failures, to_reset = control.get("generation", (1, 0, ""))
     earlier = [name for name in control["latches"] if name.partition(".")[0] in LATCHES and name not in LATCHES]
     return {
         "latches": {name: Latch(*control["latches"].get(name, ())) for name in (*LATCHES, *earlier)},
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
         "flow": Flow(*control["flow"]) if control.get("flow") else None,
-        "generation": Generation(number, failures, IndexSet.parse(resetting)),
+        "generation": Generation(number, earlier_failures, IndexSet.parse(to_reset)),
         "tombstoned_at": control["tombstonedAt"],
     }
 

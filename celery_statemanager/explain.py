@@ -70,10 +70,10 @@ class JobDiagnosis:
     def reasons(self) -> list[Reason]:
         """Return a reason for each range of open rows and each callback. Raises: JobNotFound."""
         found = [each for column in self._columns for each in self._in_progress(column)]
-        resetting = self.job.generation.resetting
-        if resetting:
+        to_reset = self.job.generation.rows_to_reset
+        if to_reset:
             text = f"being reset for generation {self.job.generation.number}; {self._sweep()}: it completes the rerun"
-            found += [each for column in self._columns for each in self._resetting(column, resetting, text)]
+            found += [each for column in self._columns for each in self._resetting(column, to_reset, text)]
         if not self.job.cancelled:
             found += [each for column in self._columns for each in self._missing(column)]
         return _merged(found) + list(self._callbacks())

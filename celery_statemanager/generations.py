@@ -69,7 +69,7 @@ def begin_generation(
     deadline = Deadline(timeout)
     while True:
         job, columns = store.column_summaries(ref, indexes=requested is None)
-        if job.generation.resetting:
+        if job.generation.rows_to_reset:
             complete(job)
             continue
         report = _choose(store, job, columns, requested)
@@ -92,15 +92,15 @@ def reset_rows(store: Outbox, job: JobRecord, first_stage: FirstStage) -> tuple[
     Raises: JobNotFound; StoreContended; StoreError.
     """
     number = job.generation.number
-    for row in job.generation.resetting:
+    for row in job.generation.rows_to_reset:
         tag = _first_unsuccessful_stage(store, job, row)
         if tag is not None:
             store.reset_row(job.ref, Reset(tag=first_stage(row, tag), task_index=row, generation=number))
 
     def without_resets(now: JobRecord) -> JobRecord | None:
-        if now.generation.number != number or not now.generation.resetting:
+        if now.generation.number != number or not now.generation.rows_to_reset:
             return None
-        return replace(now, generation=replace(now.generation, resetting=IndexSet()))
+        return replace(now, generation=replace(now.generation, rows_to_reset=IndexSet()))
 
     return change_job(store, job.ref, without_resets) or ()
 
@@ -143,7 +143,7 @@ def _cancel_other_rows(store: Outbox, job: JobRecord, chosen: IndexSet) -> None:
     """Write CANCELLED to the rows of a cancelled job that never began and were not chosen."""
     reason = job.cancelled.reason if job.cancelled else None
     # Otherwise rows that were never claimed would be published once the job is no longer cancelled.
-    store.claim(job.ref, ClaimRequest(publisher=f"rerun/{new_event_id()}", limit=0, drops_rest=True))
+    store.claim(job.ref, ClaimRequest(publisher=f"rerun/{new_event_id()}", limit=0, drop_unclaimed=True))
     _, columns = store.column_summaries(job.ref, indexes=True)
     for row in IndexSet().union(*(each.missing or IndexSet() for each in columns)).without(chosen):
         tag = _failed_stage(store, job, row)

@@ -187,7 +187,7 @@ class Sweep:
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
-        if job.generation.resetting:
+        if job.generation.rows_to_reset:
             self._actions.complete_rerun(job)
         if job.publishes:
             self._publish_messages(job, now)

@@ -73,13 +73,13 @@ class Generation:
 
     Attributes:
         number: from 1.
-        failures: ``Tally.failures`` before it began. Only later ones count for its ``failure`` latch.
-        resetting: the rows that the rerun has chosen, until all of them are reset; then empty.
+        earlier_failures: ``Tally.failures`` before it began. Only later ones count for its ``failure`` latch.
+        rows_to_reset: the rows that the rerun has chosen, until all of them are reset; then empty.
     """
 
     number: int = 1
-    failures: int = 0
-    resetting: IndexSet = IndexSet()
+    earlier_failures: int = 0
+    rows_to_reset: IndexSet = IndexSet()
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,8 @@ class ClaimRequest:
         dead: publishers whose claims are taken over, because they may not have published them.
         ended: publishers that have ended after they had published their claims, which are removed.
         returned: rows of its earlier claim that the publisher could not publish; the others are ignored.
-        drops_rest: of a cancelled job, the rows that were never claimed need not be published any more.
+        drop_unclaimed: of a cancelled job, count the rows that were never claimed as claimed, so that they are never
+            published. A job that has settled is accepted too.
     """
 
     publisher: str
@@ -113,7 +114,7 @@ class ClaimRequest:
     dead: frozenset[str] = frozenset()
     ended: frozenset[str] = frozenset()
     returned: Returned = Returned()
-    drops_rest: bool = False
+    drop_unclaimed: bool = False
 
 
 class Claimed(NamedTuple):

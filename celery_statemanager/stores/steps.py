@@ -130,7 +130,7 @@ def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
     that have begun can be claimed, so that they end.
     """
     job = tx.job
-    if job.flow is None or (job.settled and not request.drops_rest):
+    if job.flow is None or (job.settled and not request.drop_unclaimed):
         return _NOTHING
     old = tx.outbox()
     own = old.claims.get(request.publisher)
@@ -148,7 +148,7 @@ def claim(tx: ClaimTransaction, request: ClaimRequest) -> Claimed:
         claimed = min(old.claimed + room - len(begun) - len(waiting), job.num_tasks)
     again = taken_over.union(begun, waiting)
     rows = again.union(IndexSet(range(old.claimed, claimed)))
-    if job.cancelled and request.drops_rest:
+    if job.cancelled and request.drop_unclaimed:
         claimed = job.num_tasks
     gone = {*request.dead, *request.ended, request.publisher}
     claims = {name: each for name, each in old.claims.items() if name not in gone}
@@ -171,7 +171,7 @@ def reset_row(tx: WriteTransaction, request: Reset) -> bool:
     cells = {each: cell or Cell() for each, cell in old.items()}
     runs = any(not (cell.final or cell.waiting) for cell in cells.values())
     has_succeeded = all(cell.succeeded for cell in cells.values())
-    is_resetting = job.generation.number == request.generation and job.generation.resetting
+    is_resetting = job.generation.number == request.generation and job.generation.rows_to_reset
     if not is_resetting or job.cancelled or runs or has_succeeded or cells[tag].generation == request.generation:
         return False
     new = {each: reset(cell, request.generation, request.event_id, tx.now) for each, cell in cells.items()}

@@ -22,7 +22,7 @@ def check_job(store: FullStore, expected: ExpectedJob) -> None:
     assert (job.cancelled is not None, job.tombstoned_at is not None) == (expected.cancelled, expected.tombstoned)
     assert grid.decided == expected.decided
     assert job.flow == expected.job.flow
-    assert (job.generation.number, bool(job.generation.resetting)) == (expected.generation, expected.is_resetting)
+    assert (job.generation.number, bool(job.generation.rows_to_reset)) == (expected.generation, expected.is_resetting)
     outbox = store.get_outbox(expected.ref)
     assert outbox.claimed == expected.published
     assert {name: set(claim.rows) for name, claim in outbox.claims.items()} == expected.claims

@@ -49,7 +49,7 @@ def rerun(grid: Grid, chosen: str) -> tuple[str, ...]:
 
 def end_reset(grid: Grid) -> tuple[str, ...]:
     """Record that all rows are reset. Return the latches that this decided."""
-    return grid.update(lambda job: replace(job, generation=replace(job.generation, resetting=IndexSet())))
+    return grid.update(lambda job: replace(job, generation=replace(job.generation, rows_to_reset=IndexSet())))
 
 
 def reset(grid: Grid, tag: str, row: int) -> bool:
@@ -218,7 +218,7 @@ class RerunContract:
         assert list(store.list_jobs(due=True).jobs) == []
         rerun(grid, "0")
         (found,) = store.list_jobs(due=True).jobs
-        assert found.generation.resetting == rows("0")
+        assert found.generation.rows_to_reset == rows("0")
 
     def test_the_callbacks_of_an_earlier_generation_stay(self, store: Outbox) -> None:
         grid = Grid.submitted(store, 2, failure="f", settled="s")
@@ -241,7 +241,7 @@ class RerunContract:
         claim(grid, "p")
         grid.run("a", 0)
         grid.cancel()
-        dropped = store.claim(grid.ref, ClaimRequest(publisher="p", limit=0, drops_rest=True))
+        dropped = store.claim(grid.ref, ClaimRequest(publisher="p", limit=0, drop_unclaimed=True))
         assert (dropped.rows, dropped.left) == (IndexSet(), 0)
         for row in (2, 3):
             store.write(grid.ref, Write.never_begun("a", row, CANCELLED, "user asked"))
@@ -256,7 +256,7 @@ class RerunContract:
 
     def test_only_a_cancelled_job_drops_the_rest(self, store: Outbox) -> None:
         grid = Grid.submitted(store, 4, published=1)
-        found = store.claim(grid.ref, ClaimRequest(publisher="p", limit=0, drops_rest=True))
+        found = store.claim(grid.ref, ClaimRequest(publisher="p", limit=0, drop_unclaimed=True))
         assert (found.rows, found.left) == (IndexSet(), 3)
 
     def test_a_row_that_is_not_chosen_stays_cancelled(self, store: Outbox) -> None:

@@ -41,7 +41,7 @@ claims = st.fixed_dictionaries(
     optional={
         "dead": st.frozensets(st.sampled_from(PUBLISHERS), max_size=2),
         "ended": st.frozensets(st.sampled_from(PUBLISHERS), max_size=2),
-        "drops_rest": st.just(value=True),
+        "drop_unclaimed": st.just(value=True),
         "returned": st.builds(lambda begun, waiting: Returned(begun, waiting.without(begun)), some_rows, some_rows),
     },
 )

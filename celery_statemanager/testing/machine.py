@@ -226,7 +226,7 @@ class StoreMachine(RuleBasedStateMachine):
             before = set(model.decided)
             model.end_reset()
             grid, none = Grid(self.store, model.ref), IndexSet()
-            decided = grid.update(lambda job: replace(job, generation=replace(job.generation, resetting=none)))
+            decided = grid.update(lambda job: replace(job, generation=replace(job.generation, rows_to_reset=none)))
             assert set(decided) == model.decided - before
             self.touched.add(model.job.job_id)
 

@@ -138,7 +138,7 @@ class ExpectedJob:
 
     def claim(self, request: ClaimRequest) -> tuple[set[int], set[int], int]:
         """Apply a ClaimRequest. Return the rows to publish, those that were claimed before, and the number left."""
-        if self.job.flow is None or ("settled" in self.decided and not request.drops_rest):
+        if self.job.flow is None or ("settled" in self.decided and not request.drop_unclaimed):
             return set(), set(), 0
         again = {row for name in request.dead for row in self.claims.get(name, set())}
         own = self.claims.get(request.publisher, set())
@@ -167,7 +167,7 @@ class ExpectedJob:
             rows.add(row)
         if rows:
             self.claims[request.publisher] = rows
-        if self.cancelled and request.drops_rest:
+        if self.cancelled and request.drop_unclaimed:
             self.published = self.job.num_tasks
         return rows, again, self.job.num_tasks - self.published
 

@@ -334,4 +334,4 @@ def test_a_new_generation_ends_what_a_process_has_begun_to_decide(
         assert grid.end("a", 1).decided == ()
     assert (grid.decided, grid.job.generation.number) == (set(), 2)
     assert set(end_reset(grid)) == {"settled"}
-    assert replace(grid.job.generation, resetting=IndexSet()) == Generation(2, 1)
+    assert replace(grid.job.generation, rows_to_reset=IndexSet()) == Generation(2, 1)

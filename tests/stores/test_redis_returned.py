@@ -301,5 +301,5 @@ def test_a_full_server_rejects_the_steps_of_a_rerun_completely():
         check_refused_when_full(client, [lambda: store.reset_row(grid.ref, request)])
         client.config_set("maxmemory", 0)
         grid.cancel()
-        dropping = ClaimRequest(publisher="submitter", limit=0, drops_rest=True)
+        dropping = ClaimRequest(publisher="submitter", limit=0, drop_unclaimed=True)
         check_refused_when_full(client, [lambda: store.claim(grid.ref, dropping)])

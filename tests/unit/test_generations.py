@@ -66,9 +66,9 @@ def test_an_incomplete_rerun_is_completed_before_another_one_begins(grid):
     begin_generation(grid.store, grid.ref, rows("1"), call)
     assert not calls
     report = begin_generation(grid.store, grid.ref, rows("1-2"), call)
-    assert [job.generation.resetting for job in calls] == [rows("1")]
+    assert [job.generation.rows_to_reset for job in calls] == [rows("1")]
     assert (report.rows, report.skipped) == (rows("2"), rows("1"))
-    assert (grid.job.generation.number, grid.job.generation.resetting) == (3, rows("2"))
+    assert (grid.job.generation.number, grid.job.generation.rows_to_reset) == (3, rows("2"))
 
 
 def test_a_job_that_changes_meanwhile_is_read_again(grid):

@@ -234,7 +234,7 @@ class _AppActions(BrokerQueues):
         return publish_due(tracker, job.ref, dead=dead, ended=ended, seconds=tracker.settings.sweep_interval)
 
     def complete_rerun(self, job: JobRecord) -> None:
-        stages = self._tracker.blocks.messages(self._tracker.store, job.ref, job.generation.resetting.first)
+        stages = self._tracker.blocks.messages(self._tracker.store, job.ref, job.generation.rows_to_reset.first)
         if self._is_ours(job.ref, stages[0]["task"]):
             complete_rerun(self._tracker, job)
 

@@ -89,7 +89,7 @@ class Latches:
             undecided = {name for name, latch in job.latches.items() if latch.decided_at is None}
             if not failed:
                 undecided.discard("failure")
-            if job.plan is None or job.generation.resetting or not undecided:
+            if job.plan is None or job.generation.rows_to_reset or not undecided:
                 return ()
             total = total or self.total(job, deadline)
             names = aggregate.decisions(job, job.plan.expected, total)

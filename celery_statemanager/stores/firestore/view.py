@@ -135,7 +135,7 @@ class StepTransaction:
     @property
     def changes_job(self) -> bool:
         """Whether the step must make a concurrent decision fail. While rows are reset, there is none."""
-        return self._reopens and not self.job.generation.resetting
+        return self._reopens and not self.job.generation.rows_to_reset
 
     @property
     def _reopens(self) -> bool:

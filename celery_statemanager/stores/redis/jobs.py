@@ -28,8 +28,8 @@ HEAD = (
 are fields of their own, because scripts set them too; only those of earlier generations are in ``control``. ``tags`` is
 the number of written tags, and ``sequence`` that of the job's newest change. The head also holds ``plan``, which is
 read once per incarnation, and fields that only scripts use: ``expected`` cells, ``total`` tally, ``clock_at`` of the
-last update, ``cancelled_at``, ``reason``, ``runs``, ``failures``, ``resetting``, and those of the outbox (see
-lua/returned.lua and lua/claiming.lua).
+last update, ``cancelled_at``, ``reason``, ``runs``, ``earlier_failures``, ``reset_generation``, and those of the
+outbox (see lua/returned.lua and lua/claiming.lua).
 """
 
 WITH_PLAN = (*HEAD, "plan")
@@ -85,8 +85,8 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
         "reason": job.cancelled.reason if job.cancelled else None,
         "window": _window(job.flow),
         "paused": 1 if job.flow and job.flow.paused else None,
-        "failures": job.generation.failures or None,
-        "resetting": job.generation.number if job.generation.resetting else None,
+        "earlier_failures": job.generation.earlier_failures or None,
+        "reset_generation": job.generation.number if job.generation.rows_to_reset else None,
         **{name: job.latches[name].decided_at for name in LATCHES},
     }
 

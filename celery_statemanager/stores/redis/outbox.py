@@ -87,7 +87,7 @@ def claim(reader: JobReader, scripts: Scripts, ref: JobRef, request: ClaimReques
         "lease": round(request.lease * 1_000_000),
         "dead": list(request.dead),
         "ended": list(request.ended),
-        "drops_rest": request.drops_rest,
+        "drop_unclaimed": request.drop_unclaimed,
         "begun": [*chain(*request.returned.begun.ranges)],
         "waiting": [*chain(*request.returned.waiting.ranges)],
     }

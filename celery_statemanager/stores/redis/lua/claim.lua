@@ -2,7 +2,7 @@
 --
 -- KEYS     1 head, 2 returned (see returned.lua)
 -- ARGV[1]  incarnation
--- ARGV[2]  request: publisher, limit, lease in microseconds, dead and ended publishers, drops_rest, begun and waiting:
+-- ARGV[2]  request: publisher, limit, lease in microseconds, dead and ended publishers, drop_unclaimed, begun and waiting:
 --          the ranges of rows that are returned (see claiming.lua); a packed map
 -- Returns {"gone"}, {"none"} if the job has nothing to claim, or {"claimed", ranges to publish, the number of bounds of
 -- those that were claimed before, number of rows that were never claimed}.

@@ -67,7 +67,7 @@ end
 -- returns. Returns the claimed ranges, and the number of bounds of those that were claimed before; nil if the job has
 -- nothing to claim.
 local function claim(job, outbox, request)
-  if not outbox.owns_messages or (job.settled and not request.drops_rest) then
+  if not outbox.owns_messages or (job.settled and not request.drop_unclaimed) then
     return nil
   end
   local rows, room, held = {}, request.limit, job.cancelled_at or job.paused
@@ -97,7 +97,7 @@ local function claim(job, outbox, request)
   if not held and last >= first then
     rows[#rows + 1], rows[#rows + 2], outbox.claimed = first, last, last + 1
   end
-  if job.cancelled_at and request.drops_rest then
+  if job.cancelled_at and request.drop_unclaimed then
     outbox.claimed = outbox.num_tasks
     redis.call("HSET", KEYS[1], "claimed", outbox.claimed)
   end

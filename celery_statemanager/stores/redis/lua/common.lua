@@ -2,9 +2,9 @@
 --
 -- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, tags, ...; total
 --                   is the sum of the tallies of what is expected, but for their progress: no step asks for it; tags
---                   and runs are the numbers of the tallies and of the callbacks' cells; failures is that of the total
---                   before the generation, missing for 0; resetting is the generation whose rows are reset, if any;
---                   for the outbox, see returned.lua and claiming.lua
+--                   and runs are the numbers of the tallies and of the callbacks' cells; earlier_failures is that of
+--                   the total before the generation, missing for 0; reset_generation is the generation whose rows are
+--                   reset, if any; for the outbox, see returned.lua and claiming.lua
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failures, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended}; what is
 --                   missing at the end is 0, unknown for the ranks, and not counted for the rows; failures counts the
@@ -33,7 +33,7 @@
 local function open_job(incarnation)
   local values = redis.call(
     "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "sequence", "total", "cancelled_at", "settled",
-    "tags", "runs", "paused", "failures", "resetting"
+    "tags", "runs", "paused", "earlier_failures", "reset_generation"
   )
   if values[1] ~= incarnation then
     return nil
@@ -50,8 +50,8 @@ local function open_job(incarnation)
     tags = values[9],
     runs = values[10],
     paused = values[11],
-    failures = values[12],
-    resetting = values[13],
+    earlier_failures = values[12],
+    reset_generation = values[13],
   }
 end
 
@@ -75,10 +75,10 @@ local function decide(job)
       job[name] = job.now
     end
   end
-  if job.expected and not job.resetting then
+  if job.expected and not job.reset_generation then
     local total, expected = total_of(job), tonumber(job.expected)
     decide_latch("success", total[N_SUCCEEDED] >= expected)
-    decide_latch("failure", total[N_FAILURES] > tonumber(job.failures or 0))
+    decide_latch("failure", total[N_FAILURES] > tonumber(job.earlier_failures or 0))
     if job.cancelled_at then
       decide_latch("settled", total[N_PENDING] == 0)
     else

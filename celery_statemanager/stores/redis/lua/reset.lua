@@ -20,7 +20,7 @@ for _, each in ipairs(stages) do
   end
   has_succeeded = has_succeeded and each.cell[STATUS] == FINISHED
 end
-local is_current = tonumber(job.resetting) == reset.generation
+local is_current = tonumber(job.reset_generation) == reset.generation
 if not is_current or job.cancelled_at or has_succeeded or stages[1].cell[GENERATION] == reset.generation then
   return { "refused" }
 end

@@ -2,8 +2,9 @@
 --
 -- KEYS     1 head, 2 and 3 not used, 4 stream
 -- ARGV[1]  incarnation
--- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, window, paused (see returned.lua), failures,
---          resetting (see common.lua), success, failure, settled (time of the decision, microseconds); a packed map,
+-- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, window, paused (see returned.lua),
+--          earlier_failures, reset_generation (see common.lua), success, failure, settled (time of the decision,
+--          microseconds); a packed map,
 --          absent fields are cleared
 -- ARGV[3]  control: the fields that only clients read, JSON
 -- Returns {"gone"}, {"moved"}, or {"updated", names of the decided latches ...}.
@@ -21,7 +22,7 @@ redis.call(
   "clock_at", job.now, "revision", request.revision + 1, "sequence", job.sequence + 1
 )
 local names = {
-  "cancelled_at", "reason", "window", "paused", "failures", "resetting", "success", "failure", "settled",
+  "cancelled_at", "reason", "window", "paused", "earlier_failures", "reset_generation", "success", "failure", "settled",
 }
 for _, name in ipairs(names) do
   if request[name] then
@@ -30,6 +31,7 @@ for _, name in ipairs(names) do
     redis.call("HDEL", KEYS[1], name)
   end
 end
-job.cancelled_at, job.failures, job.resetting = request.cancelled_at, request.failures, request.resetting
+job.cancelled_at, job.earlier_failures = request.cancelled_at, request.earlier_failures
+job.reset_generation = request.reset_generation
 publish(job, "j", "")
 return { "updated", unpack(decide(job)) }
