@@ -163,30 +163,15 @@ def test_an_attempt_that_began_in_a_cancelled_job_is_not_taken_back_after_a_reru
     assert grid.end("a", 0).cell.status == FINISHED
 
 
-def test_a_reset_during_a_decision_prevents_it(store: FirestoreStore, other: FirestoreStore, spy: Spy) -> None:
-    grid = published(store, 2)
-    grid.run("a", 0, FAILED)
-    grid.begin("a", 1)
-    rerun(grid, "0-1")
-    assert end_reset(grid) == ()
-    elsewhere = grid.seen_by(other)
-    with just_before_commits_of(spy, "/jobs/job", lambda: reset(elsewhere, "a", 0)):
-        assert grid.end("a", 1).decided == ()
-    assert (grid.decided, grid.cell("a", 0).status) == (set(), 0)
-    grid.begin("a", 0, delivery=AGAIN)
-    assert set(grid.end("a", 0).decided) == {"success", "settled"}
-
-
 def test_resets_end_during_a_reset(store: FirestoreStore, other: FirestoreStore, spy: Spy) -> None:
     grid = published(store, 1)
     settle(grid)
     rerun(grid, "0")
     decided: list[tuple[str, ...]] = []
     with just_before_commits_of(spy, "/states/a:0", lambda: decided.append(end_reset(grid.seen_by(other)))):
-        assert reset(grid, "a", 0)
+        assert not reset(grid, "a", 0)
     assert decided == [("settled",)]
-    assert grid.job.settled
-    assert grid.begin("a", 0, delivery=AGAIN).verdict is Verdict.BEGUN, "as after a late begin"
+    assert grid.cell("a", 0).status == FAILED
 
 
 def test_resets_do_not_change_the_job(store: FirestoreStore, spy: Spy) -> None:
