@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from celery_statemanager.codec import compact
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import RENEWALS, Report, cell_name, each_worker
-from celery_statemanager.records import Column, JobRecord, JobRef, OutboxState
+from celery_statemanager.records import Column, JobRecord, JobRef, OutboxState, Place
 from celery_statemanager.stores.capabilities import Outbox
 
 RECORD = "~queues"
@@ -24,6 +24,14 @@ RECORD = "~queues"
 
 MOST_ROWS = 10_000
 """Maximum number of rows of a job and of jobs that are suspects at a time. The others are looked at later."""
+
+MOST_DELAYED = 10_000
+
+_delayed: dict[tuple[str, str, int], int] = {}
+"""The incarnation, tag and row of messages that this process found to be delayed, with the end of the delay.
+
+Until then they are not looked at again.
+"""
 
 
 class Queues(Protocol):
@@ -35,11 +43,8 @@ class Queues(Protocol):
     def queues_of(self, job: JobRecord) -> frozenset[str]:
         """Return the queues of some messages of a job. They should include all that its messages go to."""
 
-    def queue_of(self, job: JobRecord, tag: str, row: int) -> str | None:
-        """Return the queue to which a message was published; None if its place there cannot be judged.
-
-        That is so for a message with an eta, and for one of another app.
-        """
+    def place_of(self, job: JobRecord, tag: str, row: int) -> Place | None:
+        """Return where a published message waits; None if that is unknown, as for one of another app."""
 
     def message_count(self, queue: str) -> int | None:
         """Return the number of messages in a queue, 0 if it does not exist; None if the broker does not know."""
@@ -115,10 +120,9 @@ class LostMessages:
         for tag, rows in unbegun(current, outbox, columns).items():
             found: defaultdict[str, list[int]] = defaultdict(list)
             for row in rows.head(MOST_ROWS):
-                if self._is_unlisted(job, tag, row):
-                    queue = self._queues.queue_of(job, tag, row)
-                    if queue is not None and self._is_empty(queue):
-                        found[queue].append(row)
+                place = self._place_of(job, tag, row) if self._is_unlisted(job, tag, row) else None
+                if place is not None and self._is_empty(place.queue):
+                    found[place.queue].append(row)
             for queue, missing in found.items():
                 self._found.add(queue, (job.incarnation, tag), IndexSet(missing))
 
@@ -143,6 +147,19 @@ class LostMessages:
             new.rows[queue] = still or found
         self._store.put_worker(RECORD, new.to_json(), 0)
         return lost
+
+    def _place_of(self, job: JobRecord, tag: str, row: int) -> Place | None:
+        """Return where a message waits; None if that is unknown or if it is delayed."""
+        cell = (job.incarnation, tag, row)
+        if _delayed.get(cell, 0) > self._now:
+            return None
+        place = self._queues.place_of(job, tag, row)
+        if place is None or place.delayed_until <= self._now:
+            return place
+        while len(_delayed) >= MOST_DELAYED:
+            _delayed.pop(next(iter([*_delayed])), None)
+        _delayed[cell] = place.delayed_until
+        return None
 
     def _is_empty(self, queue: str) -> bool:
         if queue not in self._counts:

@@ -10,7 +10,7 @@ from celery_statemanager import leases
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.lost_messages import LostMessages
-from celery_statemanager.records import ClaimRequest, Flow, Write
+from celery_statemanager.records import ClaimRequest, Flow, Place, Write
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import FakeClock, Grid
 
@@ -25,12 +25,16 @@ class StubQueues:
     def __init__(self):
         self.counts = {"work": 0}
         self.special = {}
+        self.delayed = {}
+        self.asked = 0
 
     def queues_of(self, job):
         return frozenset(["work", *filter(None, self.special.values())])
 
-    def queue_of(self, job, tag, row):
-        return self.special.get((tag, row), "work")
+    def place_of(self, job, tag, row):
+        self.asked += 1
+        queue = self.special.get((tag, row), "work")
+        return queue and Place(queue, self.delayed.get((tag, row), 0))
 
     def message_count(self, queue):
         return self.counts.get(queue)
@@ -152,6 +156,21 @@ def test_the_next_stage_of_a_row_can_be_lost(store, look, queues):
     grid.begin("b", 2)
     look(grid)
     assert look(grid, after=LEASE) == {("job", "b"): "1"}, "row 0 waits in its queue, the place of row 3 is unknown"
+
+
+def test_a_delayed_message_is_lost_only_after_its_delay(store, look, queues, clock):
+    grid = Grid.submitted(store, 2, ("a", "b"))
+    for row in range(2):
+        grid.run("a", row)
+    queues.delayed = {("b", 1): store.now() + round(1.5 * LEASE * 1e6)}
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "b"): "0"}
+    grid.begin("b", 0)
+    queues.asked = 0
+    look(grid, after=LEASE * 0.4)
+    assert queues.asked == 0, "until then it is not looked at"
+    assert look(grid, after=LEASE * 0.1) == {}
+    assert look(grid, after=LEASE) == {("job", "b"): "1"}
 
 
 def test_a_pause_of_the_sweeps_proves_nothing(store, look):
