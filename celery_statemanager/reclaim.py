@@ -8,10 +8,10 @@ from celery_statemanager import attempts, completion, leases, requeued
 from celery_statemanager.errors import BeginRefused
 from celery_statemanager.leases import Received
 from celery_statemanager.liveness import ListedCells
-from celery_statemanager.lost_messages import Lost
 from celery_statemanager.models import Status
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRef, OpenAttempt, Write, new_event_id
 from celery_statemanager.stores.capabilities import Outbox
+from celery_statemanager.suspects import Lost
 
 
 class ReclaimActions(Protocol):

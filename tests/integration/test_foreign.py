@@ -122,6 +122,19 @@ def test_received_rows_of_a_dead_worker_are_published_by_their_own_app(store, cl
     assert workers(store) == {}
 
 
+def test_a_lost_message_is_found_only_by_an_app_that_has_its_task(store, clock, ours, theirs):
+    """The queue of the message does not exist on the broker of the other app."""
+    job = submit(ours)
+    for _ in range(3):
+        assert theirs.sweep()[1] == []
+        clock.advance(LEASE * 0.9)
+    assert store.get_cell(job.ref, "default", 0) is None
+    assert ours.sweep()[1] == []
+    clock.advance(LEASE)
+    ours.sweep()
+    assert ours.sweep()[1] == ["ours.work"]
+
+
 @pytest.fixture
 def broker():
     with running_redis() as server, Proxy("127.0.0.1", server.port) as proxy:

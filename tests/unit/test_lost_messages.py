@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from celery_statemanager import leases
+from celery_statemanager.at_work import AtWork
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.lost_messages import LostMessages
 from celery_statemanager.records import ClaimRequest, Flow, Place, Write
 from celery_statemanager.stores import open_store
+from celery_statemanager.stores.wrapped import WrappedStore
 from celery_statemanager.testing import FakeClock, Grid
 
 LEASE = 30.0
@@ -45,9 +47,21 @@ def clock():
     return FakeClock()
 
 
+class ReadStore(WrappedStore):
+    """A store that counts how often the cells of a job are read, and how often only their counts."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.reads = {True: 0, False: 0}
+
+    def column_summaries(self, ref, tag=None, *, indexes=False):
+        self.reads[indexes] += 1
+        return super().column_summaries(ref, tag, indexes=indexes)
+
+
 @pytest.fixture
 def store(clock):
-    return open_store("memory://", clock=clock)
+    return ReadStore(open_store("memory://", clock=clock))
 
 
 @pytest.fixture
@@ -61,7 +75,11 @@ def look(store, queues, clock):
 
     def look(*grids, after=0.0):
         clock.advance(after)
-        lost = LostMessages(store, queues, round(LEASE * 1e6), store.now())
+        lease, now = round(LEASE * 1e6), store.now()
+        at_work = AtWork(store, lease, now, sends_ahead=queues.sends_ahead)
+        for attempt in store.list_open_attempts():
+            at_work.add(attempt)
+        lost = LostMessages(store, queues, lease, now, at_work)
         for grid in grids:
             lost.look_at(grid.job, store.get_outbox(grid.ref))
         found = {}
@@ -196,6 +214,58 @@ def test_nothing_is_stored_while_nothing_is_suspect(store, look, queues):
     look(grid)
     assert store.get_worker("~queues") is None
     assert [*leases.each_worker(store)] == []
+
+
+ROWS = 2_000
+
+
+def submitted_and_begun(store, rows=ROWS, left=0):
+    """Submit a large job of which the last rows run, and some more are left."""
+    grid = Grid.submitted(store, rows)
+    for row in range(rows - 3 - left):
+        grid.run("a", row)
+    for row in range(rows - 3 - left, rows - left):
+        grid.begin("a", row, owner="w")
+    return grid
+
+
+def test_the_cells_of_a_large_job_are_not_read_while_its_messages_run(store, look):
+    grid = submitted_and_begun(store)
+    look(grid)
+    look(grid, after=LEASE)
+    assert store.reads == {True: 0, False: 2}
+
+
+def test_the_cells_of_a_large_job_are_not_read_while_workers_have_received_its_messages(store, look):
+    grid = submitted_and_begun(store, left=2)
+    rows = [Received(grid.ref, "a", row) for row in (ROWS - 2, ROWS - 1)]
+    leases.renew(store, "w", Report(received=rows), 100 * LEASE)
+    look(grid)
+    assert store.reads == {True: 0, False: 1}
+    leases.renew(store, "w", Report(received=rows[1:]), 100 * LEASE)
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "a"): str(ROWS - 2)}
+
+
+def test_the_cells_of_a_large_job_are_not_read_in_each_sweep_if_its_messages_wait_in_another_queue(store, look, queues):
+    rows = 40_000
+    grid = Grid.submitted(store, rows)
+    grid.run("a", 0)
+    queues.counts["full"] = 1
+    queues.special = {("a", row): "full" for row in range(rows)}
+    for _ in range(6):
+        look(grid, after=LEASE / 2)
+    assert store.reads[True] == 1
+    for _ in range(3):
+        look(grid, after=LEASE)
+    assert store.reads[True] == 2
+
+
+def test_no_cell_is_read_while_a_record_does_not_list_all(store, look):
+    grid = Grid.submitted(store, 2)
+    store.put_worker("w", "[]", 100 * LEASE)
+    look(grid)
+    assert store.reads == {True: 0, False: 0}
 
 
 def test_a_paused_job_loses_messages_too(store, look):
