@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import Column, JobRecord, JobRef, OutboxState, Place, WorkerRecord
+from celery_statemanager.records import Cell, Column, JobRecord, JobRef, OutboxState, Place, WorkerRecord
 from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.suspects import RECORD, Lost, PutOff, Suspects
 
@@ -25,6 +25,9 @@ FEW_CELLS = 200
 
 CELLS_PER_LEASE = 10_000
 """Approximate number of cells of a job that are read within one lease, as long as none of its messages is suspect."""
+
+MOST_CELLS = 500
+"""Maximum number of cells that one sweep reads one by one, to learn where the messages of retries are."""
 
 _put_off = PutOff()
 """The jobs and the messages that this process does not look at again before a time."""
@@ -39,8 +42,12 @@ class Queues(Protocol):
     def queues_of(self, job: JobRecord) -> frozenset[str]:
         """Return the queues of some messages of a job. They should include all that its messages go to."""
 
-    def place_of(self, job: JobRecord, tag: str, row: int) -> Place | None:
-        """Return where a published message waits; None if that is unknown, as for one of another app."""
+    def place_of(self, job: JobRecord, tag: str, row: int, cell: Cell | None = None) -> Place | None:
+        """Return where a published message waits; None if that is unknown, as for one of another app.
+
+        Args:
+            cell: the cell of the message, if an attempt of it has begun.
+        """
 
     def message_count(self, queue: str) -> int | None:
         """Return the number of messages in a queue, 0 if it does not exist; None if the broker does not know."""
@@ -63,9 +70,16 @@ class LostMessages:
         self._found = Suspects()
         self._refs: dict[str, JobRef] = {}
         self._counts: dict[str, int | None] = {}
+        self._reads = 0
 
-    def look_at(self, job: JobRecord, outbox: OutboxState) -> None:
-        """Note the rows of a job whose messages have not begun and are in no queue. Raises: JobNotFound, StoreError."""
+    def look_at(self, job: JobRecord, outbox: OutboxState, unpublished: IndexSet) -> None:
+        """Note the rows of a job whose messages have not begun and are in no queue.
+
+        Args:
+            unpublished: claimed rows whose publisher has died and may not have published them.
+
+        Raises: JobNotFound, StoreError.
+        """
         if outbox.claimed == 0 or not any(map(self._is_empty, self._queues.queues_of(job))):
             return
         is_put_off = _put_off.until(job.ref) > self._now and not self._old.has_any(job.incarnation)
@@ -75,16 +89,48 @@ class LostMessages:
         if columns is None:
             return
         self._refs[job.incarnation] = job.ref
-        for tag, rows in unbegun(job, outbox, columns).items():
-            found: defaultdict[str, list[int]] = defaultdict(list)
-            for row in rows.head(MOST_ROWS):
-                place = None if self._at_work.has(job.ref, tag, row) else self._place_of(job, tag, row)
-                if place is not None and self._is_empty(place.queue):
-                    found[place.queue].append(row)
-            for queue, missing in found.items():
-                self._found.add(queue, (job.incarnation, tag), IndexSet(missing))
+        for tag, rows in not_ended(job, outbox, unpublished, columns).items():
+            if not job.cancelled:
+                self._look_at_unbegun(job, tag, rows.unbegun.head(MOST_ROWS))
+            self._look_at_retries(job, tag, rows.begun.without(self._at_work.held_rows(job.ref, tag)))
         if job.plan and not self._found.has_any(job.incarnation):
             _put_off.put(job.ref, self._now + self._lease * job.plan.expected // CELLS_PER_LEASE)
+
+    def _look_at_unbegun(self, job: JobRecord, tag: str, rows: IndexSet) -> None:
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for row in rows:
+            message = (job.ref, tag, row)
+            if self._at_work.has(*message) or _put_off.until(message) > self._now:
+                continue
+            place = self._queues.place_of(job, tag, row)
+            if place is not None and place.delayed_until > self._now:
+                _put_off.put(message, place.delayed_until)
+            elif place is not None and self._is_empty(place.queue):
+                found[place.queue].append(row)
+        for queue, missing in found.items():
+            self._found.add(queue, (job.incarnation, tag), IndexSet(missing))
+
+    def _look_at_retries(self, job: JobRecord, tag: str, rows: IndexSet) -> None:
+        """Look at rows that have begun and do not run.
+
+        One that is not suspect is read once in a lease, or when its eta has passed. If there are too many for one
+        sweep, those come first that were read least recently.
+        """
+        stage = (job.incarnation, tag)
+        old = self._old.rows_of(stage).within(rows)
+        for row in (*old, *sorted(rows.without(old), key=lambda row: _put_off.until((job.ref, tag, row)))):
+            message = (job.ref, tag, row)
+            if self._at_work.has(*message) or (row not in old and _put_off.until(message) > self._now):
+                continue
+            if self._reads == MOST_CELLS:
+                return
+            self._reads += 1
+            cell = self._store.get_cell(*message)
+            place = self._queues.place_of(job, tag, row, cell) if cell and cell.awaits_message else None
+            if place is not None and place.delayed_until <= self._now and self._is_empty(place.queue):
+                self._found.add(place.queue, stage, IndexSet([row]))
+            else:
+                _put_off.put(message, max(place.delayed_until if place else 0, self._now + self._lease))
 
     def finish(self) -> list[Lost]:
         """Return the messages that are lost, and note the suspects for the next sweep. Raises: StoreError."""
@@ -124,40 +170,40 @@ class LostMessages:
                 return None
         return self._store.column_summaries(job.ref, indexes=True)[1]
 
-    def _place_of(self, job: JobRecord, tag: str, row: int) -> Place | None:
-        """Return where a message waits; None if that is unknown or if it is delayed."""
-        message = (job.incarnation, tag, row)
-        if _put_off.until(message) > self._now:
-            return None
-        place = self._queues.place_of(job, tag, row)
-        if place is not None and place.delayed_until > self._now:
-            _put_off.put(message, place.delayed_until)
-            return None
-        return place
-
     def _is_empty(self, queue: str) -> bool:
         if queue not in self._counts:
             self._counts[queue] = self._queues.message_count(queue)
         return self._counts[queue] == 0
 
 
-def unbegun(job: JobRecord, outbox: OutboxState, columns: Iterable[Column]) -> dict[str, IndexSet]:
-    """Return the rows whose next message was published and has not begun, by the tag of the message.
+class Rows(NamedTuple):
+    """Rows with a published message: those that have not begun the stage of the message, and those that have."""
+
+    unbegun: IndexSet
+    begun: IndexSet
+
+
+def not_ended(job: JobRecord, outbox: OutboxState, unpublished: IndexSet, columns: Iterable[Column]) -> dict[str, Rows]:
+    """Return the published rows that have not ended, by the tag of their present stage.
 
     Args:
+        unpublished: claimed rows that may not be published.
         columns: those of the job, with index sets.
     """
     by_tag = {column.tag: column for column in columns}
-    published = IndexSet(range(outbox.claimed)).without(outbox.returned.begun.union(outbox.returned.waiting))
-    found: dict[str, IndexSet] = {}
+    waiting = unpublished.union(outbox.returned.begun, outbox.returned.waiting)
+    published = IndexSet(range(outbox.claimed)).without(waiting)
+    found: dict[str, Rows] = {}
     for stages, rows in job.plan.shapes if job.plan else ():
         left = rows.within(published)
         for tag in stages:
             column = by_tag.get(tag)
             if column is None:
                 break
-            missing = column.missing or IndexSet()
-            found[tag] = found.get(tag, IndexSet()).union(left.within(missing))
-            begun = (column.running, column.failed, column.not_run)
-            left = left.without(missing.union(*(each for each in begun if each is not None)))
-    return {tag: rows for tag, rows in found.items() if rows}
+            missing, running, *ended = (
+                each or IndexSet() for each in (column.missing, column.running, column.failed, column.not_run)
+            )
+            earlier = found.get(tag, Rows(IndexSet(), IndexSet()))
+            found[tag] = Rows(earlier.unbegun.union(left.within(missing)), earlier.begun.union(left.within(running)))
+            left = left.without(missing.union(running, *ended))
+    return found

@@ -142,7 +142,7 @@ class Reclaimer:
     def end_lost_message(self, lost: Lost, row: int) -> None:
         """Make a lost message due again, or end its cell as LOST if its task could run twice and must not."""
         cell, place = self._store.get_cell(lost.ref, lost.tag, row) or Cell(), (lost.tag, row)
-        if not cell.waiting:
+        if not cell.awaits_message or cell.timestamp > lost.since:  # it has begun, or another message was published
             return
         if self._actions.may_publish_again(lost.ref, *place):
             message = f"published again: its message was lost, queue {lost.queue!r} is empty"

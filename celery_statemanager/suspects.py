@@ -55,6 +55,10 @@ class Suspects:
         """Return whether a message of a job is suspect."""
         return any(stage[0] == incarnation for found in self.rows.values() for stage in found)
 
+    def rows_of(self, stage: Stage) -> IndexSet:
+        """Return the suspects of a stage in all queues."""
+        return IndexSet().union(*(found[stage] for found in self.rows.values() if stage in found))
+
     def to_json(self) -> str:
         """Return the body of the record."""
         rows = [[queue, *stage, str(each)] for queue, found in self.rows.items() for stage, each in found.items()]

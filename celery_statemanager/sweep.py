@@ -18,6 +18,7 @@ from celery_statemanager.errors import (
     StoreError,
     StoreUnavailable,
 )
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import ListedCells
 from celery_statemanager.lost_messages import LostMessages, Queues
@@ -202,11 +203,10 @@ class Sweep:
         except StoreError:
             self._has_unread_claims = True
             raise
-        if not job.cancelled:
-            self._lost.look_at(job, outbox)
         fates = {name: self._publishers.fate(job, name, claim, now) for name, claim in outbox.claims.items()}
         dead = [name for name, fate in fates.items() if fate is Fate.DEAD]
         ended = [name for name, fate in fates.items() if fate is Fate.ENDED]
+        self._lost.look_at(job, outbox, IndexSet().union(*(outbox.claims[name].rows for name in dead)))
         if not (dead or ended or has_due(job, outbox)):
             return
         published = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from celery_statemanager.records import ClaimRequest, JobRecord, JobRef, OpenAttempt, OutboxState, Place
+from celery_statemanager.records import Cell, ClaimRequest, JobRecord, JobRef, OpenAttempt, OutboxState, Place
 from celery_statemanager.stores.capabilities import Outbox
 
 
@@ -46,7 +46,7 @@ class RecordedActions:
     def queues_of(self, job: JobRecord) -> frozenset[str]:
         return frozenset() if self.empty_queue is None else frozenset([self.empty_queue])
 
-    def place_of(self, job: JobRecord, tag: str, row: int) -> Place | None:
+    def place_of(self, job: JobRecord, tag: str, row: int, cell: Cell | None = None) -> Place | None:
         return None if self.empty_queue is None else Place(self.empty_queue)
 
     def message_count(self, queue: str) -> int | None:

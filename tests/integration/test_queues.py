@@ -11,9 +11,11 @@ from servers import running_redis
 
 from celery_statemanager import StatefulTask, StateManager
 from celery_statemanager.integration.brokers import counts_messages, is_amqp
+from celery_statemanager.integration.outbox import changed
+from celery_statemanager.integration.outbox.envelope import with_headers
 from celery_statemanager.integration.worker import queues as worker_queues
 from celery_statemanager.integration.worker.queues import BrokerQueues
-from celery_statemanager.records import Begin, Place, Write
+from celery_statemanager.records import Begin, Cell, Delivery, Place, Write
 
 
 class UncountedChannel(memory.Channel):
@@ -155,3 +157,55 @@ def test_the_countdown_of_a_later_stage_counts_from_its_publication(make, monkey
     assert until == [ended[0] + 60_000_000, again + 60_000_000]
     monkeypatch.setattr(worker_queues, "MOST_READS", 2)
     assert queues.place_of(record, "second", 0).delayed_until > store.now() + 55_000_000
+
+
+RETRY = Delivery(0, 0, 1)
+
+
+@pytest.fixture
+def place_of_retry(make):
+    """Return a function that returns where the message of a retry waits, given what its cell keeps."""
+    here = make("memory://")
+    record = here.states.submit([here.task.s().set(countdown=60, queue="mine")])._record
+    stored = here.states.blocks.messages(here.states.store, record.ref, 0)[0]
+    queues = BrokerQueues(here.states)
+
+    def place_of(kept=None, delivery=RETRY):
+        text = kept(stored) if callable(kept) else kept
+        cell = Cell(status=1, attempt=1, version=3, timestamp=record.created_at, delivery=delivery, kept=text)
+        return queues.place_of(record, "default", 0, cell)
+
+    return place_of
+
+
+LATER = "2040-01-01T00:00:00+00:00"
+IN_2040 = round(datetime.fromisoformat(LATER).timestamp() * 1_000_000)
+
+
+def test_the_countdown_of_a_first_delivery_does_not_delay_its_retries(place_of_retry):
+    assert place_of_retry() == Place("mine")
+    assert place_of_retry(delivery=Delivery(1, 0, 2)) == Place("mine")
+    assert place_of_retry(delivery=Delivery(1)).delayed_until
+
+
+def test_a_retry_is_delayed_until_the_eta_that_is_kept(place_of_retry):
+    assert place_of_retry(changed.eta_to_json("queues.work", LATER)) == Place("mine", IN_2040)
+
+
+def test_a_retry_that_was_changed_waits_where_its_message_was_sent(place_of_retry):
+    def elsewhere(message):
+        given = {**message["publish"], "routing_key": "slow"}
+        return changed.kept(with_headers({"task": message["task"], "body": "", "publish": given}, eta=LATER))
+
+    assert place_of_retry(elsewhere) == Place("slow", IN_2040)
+
+
+def test_the_place_of_a_retry_is_unknown_whose_message_was_not_kept(place_of_retry):
+    assert place_of_retry(changed.TOO_LARGE) is None
+
+
+def test_the_place_of_a_replacement_is_unknown(place_of_retry):
+    """It may consist of several tasks, whose messages are sent one after the other."""
+    assert place_of_retry(changed.kept, Delivery(0, 1)) is None
+    assert place_of_retry(changed.kept, Delivery(0, 1, 1)).queue == "mine"
+    assert place_of_retry(None, Delivery(0, 1, 1)) is None

@@ -14,6 +14,7 @@ from celery_statemanager.leases import Received, Report
 from celery_statemanager.records import (
     CALLBACK_ROW,
     Begin,
+    Cancellation,
     ClaimRequest,
     Delivery,
     Flow,
@@ -541,6 +542,58 @@ def test_a_lost_message_is_due_again_or_its_cell_ends_lost(store, job, clock, sw
     else:
         assert (cell.status, cell.message) == (Status.LOST, "its message was lost: queue 'work' is empty")
         assert actions.published == [("swept", "failure")]
+
+
+def retry(store, job, row=0, **fields):
+    """Begin an attempt of a row, and end it because its task retries."""
+    cell = begin(store, job, row).cell
+    later = cell.delivery._replace(retries=cell.delivery.retries + 1)
+    store.write(job.ref, Write.returned("a", row, "retry", later, attempt=cell.attempt, **fields))
+
+
+@pytest.mark.parametrize("vetoes", [True, False])
+def test_a_lost_retry_is_due_again_or_its_cell_ends_lost(store, job, clock, sweep, actions, vetoes):
+    actions.empty_queue, actions.vetoes = "work", vetoes
+    leases.renew(store, "w1", Report(), 100 * LEASE)
+    for row in range(3):
+        retry(store, job, row)
+    assert not sweep()
+    clock.advance(LEASE)
+    swept = sweep()
+    assert (swept.requeued, swept.marked) == ((3, 0) if vetoes else (0, 3))
+    cell = store.get_cell(job.ref, "a", 0)
+    if vetoes:
+        assert returned(store, job) == ("0-2", "")
+        assert (cell.status, cell.delivery) == (1, Delivery(1, 0, 1))
+    else:
+        assert (cell.status, cell.message) == (Status.LOST, "its message was lost: queue 'work' is empty")
+
+
+def test_a_retry_whose_task_has_retried_again_is_not_lost(store, job, clock, sweep, actions):
+    actions.empty_queue = "work"
+    leases.renew(store, "w1", Report(), 100 * LEASE)
+    for row in range(3):
+        retry(store, job, row)
+    assert not sweep()
+    clock.advance(LEASE / 2)
+    retry(store, job, 1)
+    assert not sweep()
+    clock.advance(LEASE / 2)
+    assert sweep().requeued == 2
+    assert returned(store, job) == ("0,2", "")
+
+
+def test_a_lost_retry_of_a_cancelled_job_ends_cancelled(store, job, clock, sweep, actions):
+    actions.empty_queue = "work"
+    leases.renew(store, "w1", Report(), 100 * LEASE)
+    retry(store, job)
+    store.update_job(replace(store.get_job(job.key), cancelled=Cancellation("enough", 1)))
+    assert not sweep()
+    clock.advance(LEASE)
+    sweep()
+    assert store.get_job(job.key).settled
+    cell = store.get_cell(job.ref, "a", 0)
+    assert (cell.status, cell.message) == (Status.CANCELLED, "enough")
 
 
 def test_a_sweep_drops_expired_drafts(store, clock, sweep):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from celery_statemanager import leases
+from celery_statemanager import leases, lost_messages
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
@@ -29,12 +29,14 @@ class StubQueues:
         self.special = {}
         self.delayed = {}
         self.asked = 0
+        self.cells = []
 
     def queues_of(self, job):
         return frozenset(["work", *filter(None, self.special.values())])
 
-    def place_of(self, job, tag, row):
+    def place_of(self, job, tag, row, cell=None):
         self.asked += 1
+        self.cells.append((tag, row, cell))
         queue = self.special.get((tag, row), "work")
         return queue and Place(queue, self.delayed.get((tag, row), 0))
 
@@ -73,7 +75,7 @@ def queues():
 def look(store, queues, clock):
     """Return a function that looks for lost messages, as a sweep does, after some seconds."""
 
-    def look(*grids, after=0.0):
+    def look(*grids, after=0.0, unpublished=()):
         clock.advance(after)
         lease, now = round(LEASE * 1e6), store.now()
         at_work = AtWork(store, lease, now, sends_ahead=queues.sends_ahead)
@@ -81,7 +83,7 @@ def look(store, queues, clock):
             at_work.add(attempt)
         lost = LostMessages(store, queues, lease, now, at_work)
         for grid in grids:
-            lost.look_at(grid.job, store.get_outbox(grid.ref))
+            lost.look_at(grid.job, store.get_outbox(grid.ref), IndexSet(unpublished))
         found = {}
         for each in lost.finish():
             key = (each.ref.key.job_id, each.tag)
@@ -214,6 +216,90 @@ def test_nothing_is_stored_while_nothing_is_suspect(store, look, queues):
     look(grid)
     assert store.get_worker("~queues") is None
     assert [*leases.each_worker(store)] == []
+
+
+def retry(grid, row, **fields):
+    """Begin the next attempt of a row, and end it because its task retries."""
+    delivery = grid.cell("a", row).delivery
+    attempt = grid.begin("a", row, owner="w", delivery=delivery).cell.attempt
+    later = delivery._replace(retries=delivery.retries + 1)
+    grid.store.write(grid.ref, Write.returned("a", row, "retry", later, attempt=attempt, **fields))
+
+
+def test_a_retry_can_be_lost(store, look, queues):
+    grid = Grid.submitted(store, 5)
+    for row in range(4):
+        retry(grid, row)
+    grid.begin("a", 2, owner="w", delivery=grid.cell("a", 2).delivery)
+    grid.begin("a", 4, owner="w")
+    leases.renew(store, "w", Report(received=[Received(grid.ref, "a", 3)]), 100 * LEASE)
+    assert look(grid) == {}
+    assert look(grid, after=LEASE / 2) == {}
+    assert look(grid, after=LEASE / 2) == {("job", "a"): "0-1"}
+    assert {cell and cell.attempt for _, row, cell in queues.cells if row < 2} == {1}
+
+
+def test_a_retry_whose_message_the_broker_is_to_deliver_again_is_not_lost(store, look):
+    """See ``requeued``."""
+    grid = Grid.submitted(store, 1)
+    attempt = grid.begin("a", 0, owner="w").cell.attempt
+    store.write(grid.ref, Write.returned("a", 0, "requeued", attempt=attempt, awaits_delivery=True))
+    assert [look(grid, after=LEASE) for _ in range(4)] == [{}] * 4
+
+
+def test_a_retry_is_lost_only_after_its_eta(store, look, queues, clock):
+    grid = Grid.submitted(store, 1)
+    retry(grid, 0)
+    queues.delayed = {("a", 0): store.now() + round(2 * LEASE * 1e6)}
+    look(grid)
+    queues.asked = 0
+    assert [look(grid, after=LEASE / 2) for _ in range(3)] == [{}] * 3
+    assert queues.asked == 0, "its cell is not read before"
+    assert [look(grid, after=LEASE / 2) for _ in range(3)] == [{}, {}, {("job", "a"): "0"}]
+
+
+def test_a_retry_in_a_queue_that_is_not_empty_is_not_lost(store, look, queues):
+    grid = Grid.submitted(store, 2)
+    for row in range(2):
+        retry(grid, row)
+    queues.counts["slow"] = 1
+    queues.special = {("a", 0): "slow", ("a", 1): None}
+    assert [look(grid, after=LEASE) for _ in range(4)] == [{}] * 4
+    queues.counts["slow"] = 0
+    look(grid, after=LEASE)
+    assert look(grid, after=LEASE) == {("job", "a"): "0"}, "the place of row 1 is unknown"
+
+
+def test_the_number_of_cells_that_a_sweep_reads_is_limited(store, look, queues, monkeypatch):
+    grid = Grid.submitted(store, 6)
+    for row in range(6):
+        retry(grid, row)
+    monkeypatch.setattr(lost_messages, "MOST_CELLS", 3)
+    queues.counts["slow"] = 1
+    queues.special = dict.fromkeys([("a", 0), ("a", 1)], "slow")
+    look(grid)
+    assert queues.asked == 3
+    look(grid, after=1)
+    assert {row for _, row, _ in queues.cells} == {0, 1, 2, 3, 4}, "what was not suspect is not read again"
+    for _ in range(4):
+        for row in IndexSet.parse(look(grid, after=LEASE).get(("job", "a"), "")):
+            grid.begin("a", row, owner="w", delivery=grid.cell("a", row).delivery)
+    assert {row for row in range(6) if not grid.cell("a", row).open} == {0, 1}, "all others were found"
+
+
+def test_only_retries_of_a_cancelled_job_can_be_lost(store, look):
+    """They keep it from settling. What has not begun is cancelled."""
+    grid = Grid.submitted(store, 3)
+    retry(grid, 1)
+    grid.cancel()
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "a"): "1"}
+
+
+def test_rows_that_a_dead_publisher_had_claimed_are_not_lost(store, look):
+    grid = Grid.submitted(store, 3)
+    for _ in range(4):
+        assert look(grid, after=LEASE, unpublished=[0, 2]) in ({}, {("job", "a"): "1"})
 
 
 ROWS = 2_000

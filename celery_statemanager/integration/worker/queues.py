@@ -9,6 +9,7 @@ from typing import Any
 
 from celery_statemanager.integration.brokers import counts_messages, is_amqp
 from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.outbox.due import Unpublishable, changed_message, stored_message
 from celery_statemanager.integration.outbox.envelope import Envelope, queue_name
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.integration.outbox.places import place_of
@@ -55,23 +56,38 @@ class BrokerQueues:
             _samples[job.ref] = frozenset((task, queue) for task, queue in named if queue is not None)
         return _samples[job.ref]
 
-    def place_of(self, job: JobRecord, tag: str, row: int) -> Place | None:
-        """Return where a message waits that is published; None if that is unknown, as for one of another app."""
+    def place_of(self, job: JobRecord, tag: str, row: int, cell: Cell | None = None) -> Place | None:
+        """Return where a message waits that is published; None if that is unknown, as for one of another app.
+
+        Args:
+            cell: the cell of the message, if an attempt of it has begun.
+        """
         stages = self._stages(job, row)
         number = next((number for number, each in enumerate(stages) if binding_in(each).tag == tag), None)
-        if number is None:
+        if number is None or (cell and cell.delivery.replacements and not cell.delivery.retries):
+            return None  # a replacement may consist of several tasks
+        try:
+            message = self._message(stages[number], cell)
+        except Unpublishable:
             return None
-        place = place_of(self._tracker.app, stages[number], self._due_at(job, stages, number))
-        if place is not None and place.delayed_until and not number and job.flow is not None:
+        place = place_of(self._tracker.app, message, self._due_at(job, stages, number, message))
+        if place is not None and place.delayed_until and not number and not cell and job.flow is not None:
             place = place._replace(delayed_until=max(place.delayed_until, job.flow.delayed_until))
         return place
 
-    def _due_at(self, job: JobRecord, stages: list[Envelope], number: int) -> int:
-        """Return the time at which a stage became due, if its eta counts from then.
+    @staticmethod
+    def _message(message: Envelope, cell: Cell | None) -> Envelope:
+        """Return the message of the next delivery of a cell, without a value of the previous stage."""
+        if cell is None:
+            return message
+        return changed_message(message, cell) or stored_message(message, cell)
+
+    def _due_at(self, job: JobRecord, stages: list[Envelope], number: int, message: Envelope) -> int:
+        """Return the time at which a message became due, if its eta counts from then.
 
         The cells of a limited number of rows are read. The other ones count as due now.
         """
-        if number == 0 or "eta_after" not in stages[number]:
+        if number == 0 or "eta_after" not in message:
             return job.created_at
         self._reads += 1
         if self._reads > MOST_READS:
