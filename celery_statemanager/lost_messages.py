@@ -11,11 +11,21 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+from celery_statemanager import completion
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import Cell, Column, JobRecord, JobRef, OutboxState, Place, WorkerRecord
+from celery_statemanager.records import (
+    CALLBACK_ROW,
+    Cell,
+    Column,
+    JobRecord,
+    JobRef,
+    OutboxState,
+    Place,
+    WorkerRecord,
+)
 from celery_statemanager.stores.capabilities import Outbox
-from celery_statemanager.suspects import RECORD, Lost, PutOff, Suspects
+from celery_statemanager.suspects import RECORD, Lost, PutOff, Stage, Suspects
 
 MOST_ROWS = 10_000
 """Maximum number of rows of a job and of jobs that are suspects at a time. The others are looked at later."""
@@ -47,6 +57,13 @@ class Queues(Protocol):
 
         Args:
             cell: the cell of the message, if an attempt of it has begun.
+        """
+
+    def place_of_callback(self, job: JobRecord, latch: str, cell: Cell) -> Place | None:
+        """Return where the published message of a callback waits; None if that is unknown, as for one of another app.
+
+        Args:
+            latch: its name.
         """
 
     def message_count(self, queue: str) -> int | None:
@@ -108,7 +125,7 @@ class LostMessages:
             elif place is not None and self._is_empty(place.queue):
                 found[place.queue].append(row)
         for queue, missing in found.items():
-            self._found.add(queue, (job.incarnation, tag), IndexSet(missing))
+            self._found.add(queue, Stage(job.incarnation, tag), IndexSet(missing))
 
     def _look_at_retries(self, job: JobRecord, tag: str, rows: IndexSet) -> None:
         """Look at rows that have begun and do not run.
@@ -116,7 +133,7 @@ class LostMessages:
         One that is not suspect is read once in a lease, or when its eta has passed. If there are too many for one
         sweep, those come first that were read least recently.
         """
-        stage = (job.incarnation, tag)
+        stage = Stage(job.incarnation, tag)
         old = self._old.rows_of(stage).within(rows)
         for row in (*old, *sorted(rows.without(old), key=lambda row: _put_off.until((job.ref, tag, row)))):
             message = (job.ref, tag, row)
@@ -132,6 +149,29 @@ class LostMessages:
             else:
                 _put_off.put(message, max(place.delayed_until if place else 0, self._now + self._lease))
 
+    def look_at_callbacks(self, job: JobRecord) -> None:
+        """Note the callbacks of a job that are published, do not run, and whose message is in no queue.
+
+        A cell is read only if the queue of the callback is empty. Record the callbacks that have ended.
+
+        Raises: JobNotFound, StoreError.
+        """
+        for name, latch in job.latches.items():
+            place = None if latch.place is None else self._queues.place_of_callback(job, name, Cell())
+            if place is not None and place.delayed_until <= self._now and self._is_empty(place.queue):
+                self._look_at_callback(job, name)
+
+    def _look_at_callback(self, job: JobRecord, name: str) -> None:
+        tag = job.callback_tag(name)
+        cell = self._store.get_cell(job.ref, tag, CALLBACK_ROW) or Cell()
+        if cell.final:
+            completion.record_end(self._store, job.ref, tag)
+        elif cell.awaits_message and not self._at_work.has(job.ref, tag, CALLBACK_ROW):
+            place = self._queues.place_of_callback(job, name, cell)
+            if place is not None and place.delayed_until <= self._now and self._is_empty(place.queue):
+                self._refs[job.incarnation] = job.ref
+                self._found.add(place.queue, Stage(job.incarnation, tag, is_callback=True), IndexSet([0]))
+
     def finish(self) -> list[Lost]:
         """Return the messages that are lost, and note the suspects for the next sweep. Raises: StoreError."""
         if self._record is None and not self._found.rows:
@@ -143,12 +183,17 @@ class LostMessages:
             still = {stage: rows.within(found.get(stage, IndexSet())) for stage, rows in old.items()}
             still = {stage: rows for stage, rows in still.items() if rows}
             if still and self._now - since >= self._lease:
-                lost += [Lost(self._refs[stage[0]], stage[1], rows, queue, since) for stage, rows in still.items()]
+                lost += [self._lost(queue, stage, rows, since) for stage, rows in still.items()]
                 still = {}
             new.since[queue] = since if still else self._now
             new.rows[queue] = still or found
         self._store.put_worker(RECORD, new.to_json(), 0)
         return lost
+
+    def _lost(self, queue: str, stage: Stage, rows: IndexSet, since: int) -> Lost:
+        return Lost(
+            self._refs[stage.incarnation], stage.tag, (CALLBACK_ROW,) if stage.is_callback else rows, queue, since
+        )
 
     @cached_property
     def _record(self) -> WorkerRecord | None:

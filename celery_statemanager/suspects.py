@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +13,14 @@ from celery_statemanager.records import JobRef
 
 RECORD = "~queues"
 """The worker id of the record in which sweeps note the suspects."""
+
+
+class Stage(NamedTuple):
+    """A tag of one incarnation of a job, or one of its callbacks. The only row of a callback is 0 here."""
+
+    incarnation: str
+    tag: str
+    is_callback: bool = False
 
 
 class Lost(NamedTuple):
@@ -25,13 +33,9 @@ class Lost(NamedTuple):
 
     ref: JobRef
     tag: str
-    rows: IndexSet
+    rows: Iterable[int]
     queue: str
     since: int
-
-
-Stage = tuple[str, str]
-"""The incarnation of a job, and a tag."""
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Suspects:
 
     def has_any(self, incarnation: str) -> bool:
         """Return whether a message of a job is suspect."""
-        return any(stage[0] == incarnation for found in self.rows.values() for stage in found)
+        return any(stage.incarnation == incarnation for found in self.rows.values() for stage in found)
 
     def rows_of(self, stage: Stage) -> IndexSet:
         """Return the suspects of a stage in all queues."""
@@ -69,8 +73,8 @@ class Suspects:
         """Read the body of the record."""
         body = json.loads(text)
         suspects = cls(body["since"])
-        for queue, incarnation, tag, rows in body["rows"]:
-            suspects.rows.setdefault(queue, {})[incarnation, tag] = IndexSet.parse(rows)
+        for queue, *stage, rows in body["rows"]:
+            suspects.rows.setdefault(queue, {})[Stage(*stage)] = IndexSet.parse(rows)
         return suspects
 
 

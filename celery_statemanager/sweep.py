@@ -191,6 +191,7 @@ class Sweep:
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
+        self._lost.look_at_callbacks(job)
         if job.generation.resetting:
             self._actions.finish_rerun(job)
         if job.publishes:

@@ -49,6 +49,9 @@ class RecordedActions:
     def place_of(self, job: JobRecord, tag: str, row: int, cell: Cell | None = None) -> Place | None:
         return None if self.empty_queue is None else Place(self.empty_queue)
 
+    def place_of_callback(self, job: JobRecord, latch: str, cell: Cell) -> Place | None:
+        return job.latches[latch].place
+
     def message_count(self, queue: str) -> int | None:
         return 0
 

@@ -79,6 +79,20 @@ def test_a_stage_with_a_countdown_that_the_broker_has_lost_is_published_again(
 
 
 @pytest.mark.slow
+@pytest.mark.places(*SLOW_PLACES[::-1], usual=1)
+def test_a_callback_that_the_broker_has_lost_is_published_again(tracked, setting, pool, key, start_worker, eventually):
+    callback = tracked.callback.s().set(queue=f"{key}.callbacks")
+    job = tracked.states.submit([tracked.succeed.s().set(queue=pool)], on_success=callback)
+    assert job.wait(PATIENCE).finished == 1
+    eventually(lambda: message_count(tracked, f"{key}.callbacks") == 1)
+    purge(tracked, f"{key}.callbacks")
+    start_worker(f"{key}.callbacks")
+    eventually(lambda: tracked.notes(f"callback.{job.id}"))
+    eventually(lambda: not tracked.states.store.get_job(job.manager.ref.key).due)
+    assert len(tracked.notes(f"callback.{job.id}")) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.places(*SLOW_PLACES, usual=1)
 def test_a_plain_task_whose_message_is_lost_ends_lost(tracked, setting, pool, key, start_worker):
     job = tracked.states.submit([tracked.plain.s(f"{key}.{row}").set(queue=key) for row in range(2)])

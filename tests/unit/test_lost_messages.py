@@ -8,13 +8,15 @@ import pytest
 
 from celery_statemanager import leases, lost_messages
 from celery_statemanager.at_work import AtWork
+from celery_statemanager.completion import publish_due
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.lost_messages import LostMessages
-from celery_statemanager.records import ClaimRequest, Flow, Place, Write
+from celery_statemanager.records import CALLBACK_ROW, ClaimRequest, Delivery, Flow, Place, Write
 from celery_statemanager.stores import open_store
 from celery_statemanager.stores.wrapped import WrappedStore
 from celery_statemanager.testing import FakeClock, Grid
+from celery_statemanager.testing.kit import FAILED
 
 LEASE = 30.0
 
@@ -30,6 +32,8 @@ class StubQueues:
         self.delayed = {}
         self.asked = 0
         self.cells = []
+        self.foreign = ()
+        self.retries = None
 
     def queues_of(self, job):
         return frozenset(["work", *filter(None, self.special.values())])
@@ -39,6 +43,10 @@ class StubQueues:
         self.cells.append((tag, row, cell))
         queue = self.special.get((tag, row), "work")
         return queue and Place(queue, self.delayed.get((tag, row), 0))
+
+    def place_of_callback(self, job, latch, cell):
+        self.cells.append((latch, cell))
+        return None if latch in self.foreign else self.retries if cell.attempt else job.latches[latch].place
 
     def message_count(self, queue):
         return self.counts.get(queue)
@@ -55,6 +63,11 @@ class ReadStore(WrappedStore):
     def __init__(self, inner):
         super().__init__(inner)
         self.reads = {True: 0, False: 0}
+        self.cells_read = 0
+
+    def get_cell(self, ref, tag, task_index):
+        self.cells_read += 1
+        return super().get_cell(ref, tag, task_index)
 
     def column_summaries(self, ref, tag=None, *, indexes=False):
         self.reads[indexes] += 1
@@ -83,11 +96,14 @@ def look(store, queues, clock):
             at_work.add(attempt)
         lost = LostMessages(store, queues, lease, now, at_work)
         for grid in grids:
+            lost.look_at_callbacks(grid.job)
             lost.look_at(grid.job, store.get_outbox(grid.ref), IndexSet(unpublished))
         found = {}
         for each in lost.finish():
             key = (each.ref.key.job_id, each.tag)
-            found[key] = found.get(key, IndexSet()).union(each.rows)
+            found[key] = (
+                str(CALLBACK_ROW) if each.rows == (CALLBACK_ROW,) else each.rows.union(found.get(key, IndexSet()))
+            )
         return {key: str(rows) for key, rows in found.items()}
 
     return look
@@ -285,6 +301,92 @@ def test_the_number_of_cells_that_a_sweep_reads_is_limited(store, look, queues, 
         for row in IndexSet.parse(look(grid, after=LEASE).get(("job", "a"), "")):
             grid.begin("a", row, owner="w", delivery=grid.cell("a", row).delivery)
     assert {row for row in range(6) if not grid.cell("a", row).open} == {0, 1}, "all others were found"
+
+
+@pytest.fixture
+def callback(store):
+    """Return a function that creates a job whose callback was published to a queue."""
+
+    def create(job_id="job", **place):
+        grid = Grid.submitted(store, 1, job_id=job_id, success="call me")
+        grid.run("a", 0)
+        sent = Place(place.pop("queue", "work"), **place)
+        assert publish_due(store, grid.ref, ["success"], lambda *_: sent) == 1
+        store.cells_read = 0
+        return grid
+
+    return create
+
+
+def test_a_published_callback_can_be_lost(store, look, callback):
+    grid = callback()
+    assert grid.job.due
+    assert [look(grid, after=LEASE / 2) for _ in range(3)] == [{}, {}, {("job", "success"): "-1"}]
+
+
+def test_a_callback_in_a_queue_that_is_not_empty_is_not_lost(store, look, queues, callback):
+    grid = callback(queue="full")
+    queues.counts["full"] = 3
+    assert [look(grid, after=LEASE) for _ in range(4)] == [{}] * 4
+    assert store.cells_read == 0
+
+
+def test_a_callback_is_lost_only_after_its_eta(store, look, callback):
+    grid = callback(delayed_until=store.now() + round(2 * LEASE * 1e6))
+    assert [look(grid, after=LEASE / 2) for _ in range(3)] == [{}] * 3
+    assert store.cells_read == 0
+    assert [look(grid, after=LEASE / 2) for _ in range(3)] == [{}, {}, {("job", "success"): "-1"}]
+
+
+def test_a_callback_that_runs_or_that_a_worker_has_received_is_not_lost(store, look, callback):
+    running, received = callback(), callback("other")
+    running.begin("success", CALLBACK_ROW, owner="w")
+    rows = [Received(received.ref, "success", CALLBACK_ROW)]
+    leases.renew(store, "w", Report(received=rows), 100 * LEASE)
+    assert [look(running, received, after=LEASE) for _ in range(4)] == [{}] * 4
+    assert running.job.due
+
+
+def test_the_end_of_a_callback_is_recorded(store, look, callback):
+    grid = callback()
+    grid.run("success", CALLBACK_ROW, FAILED)
+    published_at = grid.job.latches["success"].published_at
+    assert look(grid) == {}
+    latch = grid.job.latches["success"]
+    assert (latch.place, latch.published_at, latch.due, grid.job.due) == (None, published_at, False, False)
+
+
+def test_a_retry_of_a_callback_can_be_lost(store, look, queues, callback):
+    grid = callback()
+    attempt = grid.begin("success", CALLBACK_ROW, owner="w").cell.attempt
+    later = Write.returned("success", CALLBACK_ROW, "retry", Delivery(0, 0, 1), attempt=attempt)
+    store.write(grid.ref, later)
+    queues.counts["slow"] = 1
+    queues.retries = Place("slow")
+    assert [look(grid, after=LEASE) for _ in range(3)] == [{}] * 3
+    queues.retries = Place("work", store.now() + 1)
+    assert look(grid) == {}
+    assert [look(grid, after=LEASE) for _ in range(2)] == [{}, {("job", "success"): "-1"}]
+
+
+def test_a_callback_of_another_app_is_not_looked_at(store, look, queues, callback):
+    grid = callback()
+    queues.foreign = ("success",)
+    assert [look(grid, after=LEASE) for _ in range(4)] == [{}] * 4
+    assert store.cells_read == 0
+
+
+def test_a_callback_of_an_earlier_generation_can_be_lost(store, look):
+    grid = Grid.submitted(store, 1, failure="call me")
+    grid.run("a", 0, FAILED)
+    publish_due(store, grid.ref, ["failure"], lambda *_: Place("work"))
+    grid.update(lambda job: job.with_generation(IndexSet([0]), 1))
+    grid.update(lambda job: replace(job, generation=replace(job.generation, resetting=IndexSet())))
+    look(grid)
+    assert look(grid, after=LEASE) == {("job", "failure"): "-1"}
+    grid.run("failure", CALLBACK_ROW)
+    look(grid)
+    assert grid.job.latches["failure.1"].place is None
 
 
 def test_only_retries_of_a_cancelled_job_can_be_lost(store, look):

@@ -31,8 +31,11 @@ def _eta(message: Envelope, published_at: int) -> int:
     if "eta_after" in message:
         return published_at + int(message["eta_after"] * 1_000_000)
     eta = message["publish"]["headers"].get("eta")
-    if eta is None:
-        return 0
+    return 0 if eta is None else microseconds_of(eta)
+
+
+def microseconds_of(eta: str) -> int:
+    """Return the time in the header of a message in microseconds."""
     moment = datetime.fromisoformat(eta)
     aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     return round(aware.timestamp() * 1_000_000)

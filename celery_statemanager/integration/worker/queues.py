@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from celery_statemanager.integration.brokers import counts_messages, is_amqp
+from celery_statemanager.integration.callbacks import callback_task
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.due import Unpublishable, changed_message, stored_message
-from celery_statemanager.integration.outbox.envelope import Envelope, queue_name
+from celery_statemanager.integration.outbox.envelope import Envelope, from_json, queue_name
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
-from celery_statemanager.integration.outbox.places import place_of
+from celery_statemanager.integration.outbox.places import microseconds_of, place_of
 from celery_statemanager.records import Cell, JobRecord, JobRef, Place
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,22 @@ class BrokerQueues:
         if place is not None and place.delayed_until and not number and not cell and job.flow is not None:
             place = place._replace(delayed_until=max(place.delayed_until, job.flow.delayed_until))
         return place
+
+    def place_of_callback(self, job: JobRecord, latch: str, cell: Cell) -> Place | None:
+        """Return where the published message of a callback waits; None if that is unknown, as for one of another app.
+
+        Args:
+            latch: its name.
+        """
+        place, app = job.latches[latch].place, self._tracker.app
+        if place is None or callback_task(job.latches[latch]) not in app.tasks or cell.delivery.replacements:
+            return None
+        if not cell.delivery.retries:
+            return place
+        kept = None if cell.kept is None else from_json(cell.kept)
+        if kept is None or "eta" in kept:
+            return Place(place.queue, microseconds_of(kept["eta"]) if kept else 0)
+        return place_of(app, kept, cell.timestamp) if "publish" in kept else None
 
     @staticmethod
     def _message(message: Envelope, cell: Cell | None) -> Envelope:
