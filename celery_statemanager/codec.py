@@ -23,6 +23,7 @@ from celery_statemanager.records import (
     JobRecord,
     Latch,
     OutboxState,
+    Place,
     Returned,
     to_datetime,
 )
@@ -185,15 +186,24 @@ def control_to_json(job: JobRecord) -> str:
     """Encode the fields of a job that change by compare-and-set as JSON text."""
     return compact(
         {
-            "latches": {
-                name: [latch.callback, latch.decided_at, latch.published_at] for name, latch in job.latches.items()
-            },
+            "latches": {name: _latch_to_json(latch) for name, latch in job.latches.items()},
             "cancelled": job.cancelled and [job.cancelled.reason, job.cancelled.at],
             "flow": job.flow and [getattr(job.flow, name) for name in _FLOW_FIELDS],
             **({"generation": _generation_to_json(job.generation)} if job.generation.number > 1 else {}),
             "tombstonedAt": job.tombstoned_at,
         }
     )
+
+
+def _latch_to_json(latch: Latch) -> list[Any]:
+    published = [latch.callback, latch.decided_at, latch.published_at]
+    return published if latch.place is None else [*published, latch.place]
+
+
+def _latch_from_json(
+    callback: str | None = None, decided_at: int | None = None, published_at: int | None = None, place: Any = None
+) -> Latch:
+    return Latch(callback, decided_at, published_at, None if place is None else Place(*place))
 
 
 def _generation_to_json(generation: Generation) -> list[Any]:
@@ -206,7 +216,7 @@ def control_from_json(text: str) -> dict[str, Any]:
     number, earlier_failures, to_reset = control.get("generation", (1, 0, ""))
     earlier = [name for name in control["latches"] if name.partition(".")[0] in LATCHES and name not in LATCHES]
     return {
-        "latches": {name: Latch(*control["latches"].get(name, ())) for name in (*LATCHES, *earlier)},
+        "latches": {name: _latch_from_json(*control["latches"].get(name, ())) for name in (*LATCHES, *earlier)},
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
         "flow": Flow(*control["flow"]) if control.get("flow") else None,
         "generation": Generation(number, earlier_failures, IndexSet.parse(to_reset)),

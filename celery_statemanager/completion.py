@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from celery_statemanager.records import Cancellation, JobRecord, JobRef, Latch
+from celery_statemanager.records import Cancellation, JobRecord, JobRef, Latch, Place
 from celery_statemanager.retention import CHANGE_TIMEOUT, change_job, current
 from celery_statemanager.stores.base import Store
 
-Send = Callable[[JobRecord, str, str], bool]
+Send = Callable[[JobRecord, str, str], Place | bool]
 """Publish a callback, given the job, the name of the latch and the signature as JSON text.
 
-Return False to leave the callback due.
+Return where its message waits, or True if that is unknown; False to leave the callback due.
 """
 
 
@@ -33,15 +33,36 @@ def publish_due(
     job, published = current(store, ref), 0
     for name in latches:
         latch = job.latches[name]
-        if latch.due and latch.callback is not None and send(job, name, latch.callback):
-            change_job(store, ref, partial(_published, name, store.now()), timeout=timeout)
+        sent = latch.due and latch.callback is not None and send(job, name, latch.callback)
+        if sent:
+            place = sent if isinstance(sent, Place) else None
+            change_job(store, ref, partial(_published, name, place, store.now()), timeout=timeout)
             published += 1
     return published
 
 
-def _published(name: str, now: int, job: JobRecord) -> JobRecord | None:
+def _published(name: str, place: Place | None, now: int, job: JobRecord) -> JobRecord | None:
     latch = job.latches[name]
-    return job.with_latches(**{name: replace(latch, published_at=now)}) if latch.due else None
+    return job.with_latches(**{name: replace(latch, published_at=now, place=place)}) if latch.due else None
+
+
+def record_end(store: Store, ref: JobRef, tag: str) -> None:
+    """Record that the callback that runs in the cell with a tag has ended: its message cannot be lost any more.
+
+    It may have ended before the process that published it has marked it as published.
+
+    Raises: JobNotFound, StoreContended.
+    """
+
+    def ended(job: JobRecord) -> JobRecord | None:
+        name = job.latch_of(tag)
+        latch = job.latches.get(name, Latch())
+        if not (latch.due or latch.place is not None):
+            return None
+        published_at = store.now() if latch.published_at is None else latch.published_at
+        return job.with_latches(**{name: replace(latch, published_at=published_at, place=None)})
+
+    change_job(store, ref, ended)
 
 
 def pause(store: Store, ref: JobRef, reason: str | None, *, timeout: float = CHANGE_TIMEOUT) -> bool:
@@ -79,7 +100,7 @@ def make_due(store: Store, ref: JobRef, tag: str) -> None:
     def unpublished(job: JobRecord) -> JobRecord | None:
         name = job.latch_of(tag)
         latch = job.latches.get(name, Latch())
-        due = replace(latch, published_at=None)
+        due = replace(latch, published_at=None, place=None)
         return None if latch.published_at is None else job.with_latches(**{name: due})
 
     change_job(store, ref, unpublished)

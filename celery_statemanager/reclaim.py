@@ -8,10 +8,11 @@ from celery_statemanager import attempts, completion, leases, requeued
 from celery_statemanager.errors import BeginRefused
 from celery_statemanager.leases import Received
 from celery_statemanager.liveness import ListedCells
-from celery_statemanager.lost_messages import Lost
 from celery_statemanager.models import Status
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRef, OpenAttempt, Write, new_event_id
+from celery_statemanager.retention import current
 from celery_statemanager.stores.capabilities import Outbox
+from celery_statemanager.suspects import Lost
 
 
 class ReclaimActions(Protocol):
@@ -142,7 +143,7 @@ class Reclaimer:
     def end_lost_message(self, lost: Lost, row: int) -> None:
         """Make a lost message due again, or end its cell as LOST if its task could run twice and must not."""
         cell, place = self._store.get_cell(lost.ref, lost.tag, row) or Cell(), (lost.tag, row)
-        if not cell.waiting:
+        if not cell.awaits_message or cell.timestamp > lost.since:  # it has begun, or another message was published
             return
         if self._actions.may_publish_again(lost.ref, *place):
             message = f"published again: its message was lost, queue {lost.queue!r} is empty"
@@ -155,7 +156,10 @@ class Reclaimer:
         """Make a message due again. That of a callback becomes due with its latch."""
         if back.task_index == CALLBACK_ROW:
             completion.make_due(self._store, ref, back.tag)
-        self._write(ref, back)
+            if current(self._store, ref).cancelled is not None:  # such a write would cancel its callback too
+                back.due_again = False
+        if back.due_again or back.ends_attempt:
+            self._write(ref, back)
         self.requeued += 1
 
     def _write(self, ref: JobRef, write: Write) -> None:

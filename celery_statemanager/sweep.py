@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from celery_statemanager import leases, requeued
+from celery_statemanager.at_work import AtWork
 from celery_statemanager.errors import (
     AttemptSuperseded,
     JobCancelled,
@@ -17,6 +18,7 @@ from celery_statemanager.errors import (
     StoreError,
     StoreUnavailable,
 )
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import ListedCells
 from celery_statemanager.lost_messages import LostMessages, Queues
@@ -89,7 +91,7 @@ class Sweep:
         self._reclaimer = Reclaimer(store, actions, self._lease, max_lost)
         self._report = SweepReport()
         self._publishers = Publishers({}, self._lease)
-        self._lost = LostMessages(store, actions, self._lease, 0)
+        self._lost: LostMessages  # from the time of the sweep on
         self._left: set[str | None] = set()
         """The workers with attempts, or claims of their publishers, that this sweep has left."""
         self._has_unread_claims = False
@@ -104,7 +106,9 @@ class Sweep:
         known = {each.worker_id: ListedCells.from_record(each, now, self._renewal) for each in records}
         self._publishers = Publishers(known, self._lease)
         overdue = requeued.Overdue(self._store, self._lease, now)
+        at_work = AtWork(self._store, self._lease, now, sends_ahead=self._actions.sends_ahead)
         for attempt in self._store.list_open_attempts():
+            at_work.add(attempt)
             if not attempt.cell.open:
                 if overdue.includes(attempt):
                     self._guarded(partial(self._reclaimer.end_requeued, attempt), attempt.ref)
@@ -116,7 +120,7 @@ class Sweep:
         for worker_id, worker in known.items():
             if worker.gone_at > now and worker.takes_nothing:
                 self._return_received(worker_id)
-        self._lost = LostMessages(self._store, self._actions, self._lease, now)
+        self._lost = LostMessages(self._store, self._actions, self._lease, now, at_work)
         self._sweep_due_jobs(now)  # it needs the records of dead workers
         self._end_lost_messages()
         for worker_id, left in dead.items():
@@ -187,6 +191,7 @@ class Sweep:
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
+        self._lost.look_at_callbacks(job)
         if job.generation.rows_to_reset:
             self._actions.complete_rerun(job)
         if job.publishes:
@@ -199,11 +204,10 @@ class Sweep:
         except StoreError:
             self._has_unread_claims = True
             raise
-        if not job.cancelled:
-            self._lost.look_at(job, outbox)
         fates = {name: self._publishers.fate(job, name, claim, now) for name, claim in outbox.claims.items()}
         dead = [name for name, fate in fates.items() if fate is Fate.DEAD]
         ended = [name for name, fate in fates.items() if fate is Fate.ENDED]
+        self._lost.look_at(job, outbox, IndexSet().union(*(outbox.claims[name].rows for name in dead)))
         if not (dead or ended or has_due(job, outbox)):
             return
         published = None

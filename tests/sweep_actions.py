@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from celery_statemanager.records import ClaimRequest, JobRecord, JobRef, OpenAttempt, OutboxState
+from celery_statemanager.records import Cell, ClaimRequest, JobRecord, JobRef, OpenAttempt, OutboxState, Place
 from celery_statemanager.stores.capabilities import Outbox
 
 
@@ -46,8 +46,11 @@ class RecordedActions:
     def queues_of(self, job: JobRecord) -> frozenset[str]:
         return frozenset() if self.empty_queue is None else frozenset([self.empty_queue])
 
-    def queue_of(self, job: JobRecord, tag: str, row: int) -> str | None:
-        return self.empty_queue
+    def place_of(self, job: JobRecord, tag: str, row: int, cell: Cell | None = None) -> Place | None:
+        return None if self.empty_queue is None else Place(self.empty_queue)
+
+    def place_of_callback(self, job: JobRecord, latch: str, cell: Cell) -> Place | None:
+        return job.latches[latch].place
 
     def message_count(self, queue: str) -> int | None:
         return 0

@@ -6,6 +6,7 @@ from enum import Enum
 from functools import lru_cache
 
 from celery import Celery
+from kombu.transport import virtual
 
 
 class Redelivers(Enum):
@@ -32,6 +33,16 @@ def redelivers(app: Celery) -> Redelivers:
 def is_amqp(app: Celery) -> bool:
     """Return whether the broker of an app sends messages before the worker asks for each, and counts those it has."""
     return _kind(app) == "amqp"
+
+
+@lru_cache(maxsize=100)
+def counts_messages(app: Celery) -> bool:
+    """Return whether the transport of an app reports the number of messages in a queue. Others report 0."""
+    with app.connection_for_read() as connection:  # does not connect
+        transport = connection.transport
+    # kombu has no public way to ask: its base class answers 0, and a class that counts overrides this method.
+    size = getattr(getattr(transport, "Channel", None), "_size", None)
+    return is_amqp(app) or size not in {None, virtual.Channel._size}
 
 
 @lru_cache(maxsize=100)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from celery.canvas import Signature
 from kombu.utils.json import dumps, loads
 
-from celery_statemanager.completion import publish_due
+from celery_statemanager.completion import publish_due, record_end
+from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.capture import Capture
+from celery_statemanager.integration.outbox.due import Unpublishable, changed_message, numbered, stored_message
 from celery_statemanager.integration.outbox.envelope import publish
-from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord, JobRef
+from celery_statemanager.integration.outbox.places import place_of
+from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord, JobRef, Latch, Place, Write
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,11 @@ def callback_to_json(name: str, signature: Any) -> str | None:
         raise TypeError(f"on_{name} cannot be stored as JSON: {error}") from error
 
 
+def callback_task(latch: Latch) -> str | None:
+    """Return the name of the task of a callback; None if there is no callback."""
+    return None if latch.callback is None else str(loads(latch.callback)["task"])
+
+
 def publish_decided(
     tracker: Tracker, ref: JobRef, decided: tuple[str, ...], may_send: Callable[[str], bool] = lambda _: True
 ) -> int:
@@ -48,15 +57,15 @@ def publish_decided(
     if not decided:
         return 0
 
-    def send(job: JobRecord, name: str, text: str) -> bool:
+    def send(job: JobRecord, name: str, text: str) -> Place | bool:
         signature = Signature.from_dict(loads(text), app=tracker.app)
         if not may_send(str(signature.task)):
             return False
         tag = job.callback_tag(name)
         cell = tracker.store.get_cell(job.ref, tag, CALLBACK_ROW) or Cell()
-        _send(tracker, Binding(job.ref, CALLBACK_ROW, tag, publication=cell.delivery.publication), signature)
+        place = _send(tracker, Binding(job.ref, CALLBACK_ROW, tag), cell, signature)
         tracker.metrics.published(name.partition(".")[0])
-        return True
+        return place or True
 
     try:
         return publish_due(tracker.store, ref, decided, send)
@@ -66,18 +75,42 @@ def publish_decided(
         return 0
 
 
-def _send(tracker: Tracker, binding: Binding, signature: Signature[Any]) -> None:
-    """Make and publish the message of a callback; end its cell if its task class makes none."""
+def note_end(tracker: Tracker, ref: JobRef, request: Write, cell: Cell) -> None:
+    """Record the end of a callback if a write has ended it. If that fails, a sweep that looks for its message does so.
+
+    Args:
+        cell: the cell after the write.
+    """
+    if request.task_index == CALLBACK_ROW and cell.final:
+        with suppress(JobNotFound, StoreError):
+            record_end(tracker.store, ref, request.tag)
+
+
+def _send(tracker: Tracker, binding: Binding, cell: Cell, signature: Signature[Any]) -> Place | None:
+    """Make and publish the message of a callback; end its cell if its task class makes none.
+
+    Returns: where the message waits; None if that is unknown, or if there is none.
+    """
     app, task = tracker.app, str(signature.task)
     bound: Any = binding.bind(signature)
     apply = partial(bound.apply_async, args=(binding.ref.key.job_id,))
     if app.conf.task_always_eager:
         apply()
-        return
+        return None
     with Capture(app) as capture:
-        message = capture.make(binding, lambda producer: apply(producer=producer), signature.options)
-    if message is not None:
-        publish(app, message)
-    elif publication.may_hold_back(app, task):
-        text = publication.not_published(app, task)
-        publication.reject(tracker, binding, text, partial(publish_decided, tracker, binding.ref))
+        made = capture.make(binding, lambda producer: apply(producer=producer), signature.options)
+    if made is None:
+        if publication.may_hold_back(app, task):
+            _reject(tracker, binding, publication.not_published(app, task))
+        return None
+    try:
+        message = numbered(app, changed_message(made, cell) or stored_message(made, cell), cell)
+    except Unpublishable as error:
+        _reject(tracker, binding, str(error))
+        return None
+    publish(app, message)
+    return place_of(app, message, tracker.store.now())
+
+
+def _reject(tracker: Tracker, binding: Binding, text: str) -> None:
+    publication.reject(tracker, binding, text, partial(publish_decided, tracker, binding.ref))

@@ -35,6 +35,7 @@ from celery_statemanager.records.outbox import (
     ClaimRequest,
     Flow,
     OutboxState,
+    Place,
     Returned,
 )
 from celery_statemanager.records.requests import (
@@ -63,6 +64,7 @@ __all__ = [
     "ClaimRequest",
     "Flow",
     "OutboxState",
+    "Place",
     "Returned",
     "JobRecord",
     "new_job",

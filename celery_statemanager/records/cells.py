@@ -95,6 +95,11 @@ class Cell:
         return self.owner is not None and not self.terminal and not self.open and self.began_at != 0
 
     @property
+    def awaits_message(self) -> bool:
+        """Whether its next attempt begins with a message that the outbox or Celery publishes."""
+        return not (self.open or self.final or self.awaits_delivery)
+
+    @property
     def held(self) -> bool:
         """Whether sweeps check the attempt of a worker: it is open, or awaits its delivery."""
         return self.owner is not None and (self.open or self.awaits_delivery)

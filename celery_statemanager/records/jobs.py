@@ -13,7 +13,7 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import check_id, check_num_tasks
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.plan import Plan, PlanSpec
-from celery_statemanager.records.outbox import Flow
+from celery_statemanager.records.outbox import Flow, Place
 
 CALLBACK_ROW = -1
 """The row of a job's callback runs, one tag per latch. Readers of the grid do not see it."""
@@ -51,11 +51,13 @@ class Latch:
         callback: a task signature as JSON text; None if only the decision is recorded.
         decided_at: the time of the decision; None before it.
         published_at: the time from which the callback's message is known to be sent; None before it.
+        place: where the published message waits, until the callback has ended; None if only the broker knows.
     """
 
     callback: str | None = None
     decided_at: int | None = None
     published_at: int | None = None
+    place: Place | None = None
 
     @property
     def due(self) -> bool:
@@ -135,9 +137,9 @@ class JobRecord:
 
     @property
     def due(self) -> bool:
-        """Whether sweeps must check it: it owns messages and has not settled, or a callback must be published."""
+        """Whether sweeps must check it: it owns messages and has not settled, or a callback is due or may be lost."""
         unsettled = self.flow is not None and not self.settled
-        return unsettled or any(latch.due for latch in self.latches.values())
+        return unsettled or any(latch.due or latch.place is not None for latch in self.latches.values())
 
     @property
     def publishes(self) -> bool:

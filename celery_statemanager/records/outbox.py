@@ -28,6 +28,18 @@ class Flow:
     pause_reason: str | None = None
 
 
+class Place(NamedTuple):
+    """Where a published message waits.
+
+    Attributes:
+        queue: the name of its queue.
+        delayed_until: the time before which the broker may keep it elsewhere, in microseconds; 0 if it is not delayed.
+    """
+
+    queue: str
+    delayed_until: int = 0
+
+
 class Claim(NamedTuple):
     """Rows that one publisher is about to publish, or has published last.
 

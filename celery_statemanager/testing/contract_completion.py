@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from celery_statemanager.completion import publish_due
+from celery_statemanager.completion import make_due, publish_due, record_end
 from celery_statemanager.models import Status
-from celery_statemanager.records import CALLBACK_ROW, LATCHES, Delivery, JobRecord, Verdict, When
+from celery_statemanager.records import CALLBACK_ROW, LATCHES, Delivery, JobRecord, Place, Verdict, When
 from celery_statemanager.stores.base import Store
 from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, Grid, every_job, smoke
 
@@ -174,6 +174,37 @@ class CompletionContract:
         assert store.update_job(published) == ()
         assert store.update_job(published) is None
         assert not grid.job.due
+        assert list(every_job(store, due=True)) == []
+
+    def test_a_job_is_due_until_its_published_callback_has_ended(self, store: Store) -> None:
+        grid = Grid.create(store, 1, ("a",), success="call me")
+        grid.run("a", 0)
+        place = Place("the queue", 1_700_000_000_000_001)
+        assert publish_due(store, grid.ref, ["success"], lambda *_: place) == 1
+        latch = grid.job.latches["success"]
+        assert (latch.place, latch.due) == (place, False)
+        assert [each.job_id for each in every_job(store, due=True)] == ["job"]
+        record_end(store, grid.ref, "success")
+        record_end(store, grid.ref, "success")
+        assert grid.job.latches["success"] == replace(latch, place=None)
+        assert list(every_job(store, due=True)) == []
+        make_due(store, grid.ref, "success")
+        assert publish_due(store, grid.ref, ["success"], lambda *_: place) == 1
+        make_due(store, grid.ref, "success")
+        assert grid.job.latches["success"] == replace(latch, published_at=None, place=None)
+
+    def test_a_callback_may_end_before_it_is_marked_as_published(self, store: Store) -> None:
+        grid = Grid.create(store, 1, ("a",), success="call me")
+        grid.run("a", 0)
+
+        def send(*_: object) -> Place:
+            record_end(store, grid.ref, "success")
+            return Place("the queue")
+
+        assert publish_due(store, grid.ref, ["success"], send) == 1
+        latch = grid.job.latches["success"]
+        assert latch.published_at is not None
+        assert latch.place is None
         assert list(every_job(store, due=True)) == []
 
     def test_publish_due_publishes_only_the_callbacks_of_the_given_latches(self, store: Store) -> None:

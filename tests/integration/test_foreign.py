@@ -109,7 +109,22 @@ def test_a_due_callback_is_published_only_by_an_app_that_has_its_task(store, clo
     assert store.get_job(job.key).due
     swept, sent = ours.sweep()
     assert (swept.callbacks, sent) == (1, ["ours.work"])
-    assert not store.get_job(job.key).due
+    assert not store.get_job(job.key).latches["settled"].due
+
+
+def test_a_lost_callback_is_found_only_by_an_app_that_has_its_task(store, clock, ours, theirs):
+    job = submit(ours)
+    mark_lost(store, job.ref, "default", 0, begin(store, job).cell, new_event_id(), max_lost=3)
+    clock.advance(LEASE)
+    assert ours.sweep()[1] == ["ours.work"]
+    for _ in range(3):
+        clock.advance(LEASE * 0.9)
+        assert theirs.sweep()[1] == []
+    assert not store.get_job(job.key).latches["settled"].due
+    assert ours.sweep()[1] == []
+    clock.advance(LEASE)
+    ours.sweep()
+    assert ours.sweep()[1] == ["ours.work"]
 
 
 def test_received_rows_of_a_dead_worker_are_published_by_their_own_app(store, clock, ours, theirs):
@@ -120,6 +135,19 @@ def test_received_rows_of_a_dead_worker_are_published_by_their_own_app(store, cl
     assert theirs.sweep()[1] == []
     assert ours.sweep()[1] == ["ours.work"]
     assert workers(store) == {}
+
+
+def test_a_lost_message_is_found_only_by_an_app_that_has_its_task(store, clock, ours, theirs):
+    """The queue of the message does not exist on the broker of the other app."""
+    job = submit(ours)
+    for _ in range(3):
+        assert theirs.sweep()[1] == []
+        clock.advance(LEASE * 0.9)
+    assert store.get_cell(job.ref, "default", 0) is None
+    assert ours.sweep()[1] == []
+    clock.advance(LEASE)
+    ours.sweep()
+    assert ours.sweep()[1] == ["ours.work"]
 
 
 @pytest.fixture
@@ -163,4 +191,4 @@ def test_the_sweep_command_imports_the_modules_that_its_app_includes(tmp_path):
         command = [sys.executable, "-m", "celery", "-A", "swept", "sweep-state", "--format", "json"]
         swept = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
         assert json.loads(swept.stdout)["callbacks"] == 1
-        assert not store.get_job(job.key).due
+        assert not store.get_job(job.key).latches["settled"].due

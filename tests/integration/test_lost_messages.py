@@ -1,5 +1,7 @@
 """Messages that the broker has lost: each row runs once or ends with a reason (rule R19)."""
 
+from contextlib import closing
+
 import pytest
 from conftest import PATIENCE, SLOW_PLACES
 
@@ -14,7 +16,8 @@ def purge(tracked, queue):
 
 
 def message_count(tracked, queue):
-    return BrokerQueues(tracked.states).message_count(queue)
+    with closing(BrokerQueues(tracked.states)) as queues:
+        return queues.message_count(queue)
 
 
 def runs(tracked, key, rows):
@@ -45,6 +48,48 @@ def test_the_next_stage_that_the_broker_has_lost_is_published_again(
     start_worker(f"{key}.later")
     assert job.wait(PATIENCE).finished == 8
     assert runs(tracked, key, 4) == [1] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.places(*SLOW_PLACES[::-1], usual=1)
+def test_a_retry_that_the_broker_has_lost_is_published_again(tracked, setting, pool, key, start_worker, eventually):
+    later = f"{key}.later"
+    job = tracked.states.submit([tracked.retry_in.s(f"{key}.{row}", later, row).set(queue=key) for row in range(4)])
+    start_worker(key)
+    eventually(lambda: message_count(tracked, later) == 4)
+    purge(tracked, later)
+    start_worker(later)
+    assert job.wait(PATIENCE).finished == 4
+    assert [tracked.notes(f"{key}.{row}") for row in range(4)] == [["begun 1", "begun 2"]] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.places(*SLOW_PLACES, usual=1)
+def test_a_stage_with_a_countdown_that_the_broker_has_lost_is_published_again(
+    tracked, setting, pool, key, start_worker, eventually
+):
+    later = tracked.states.tag(tracked.count.s(), "second").set(queue=f"{key}.later", countdown=2)
+    job = tracked.states.submit([tracked.succeed.s(f"{key}.{row}").set(queue=key) | later for row in range(2)])
+    start_worker(key)
+    eventually(lambda: message_count(tracked, f"{key}.later") == 2)
+    purge(tracked, f"{key}.later")
+    start_worker(f"{key}.later")
+    assert job.wait(PATIENCE).finished == 4
+    assert runs(tracked, key, 2) == [1] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.places(*SLOW_PLACES[::-1], usual=1)
+def test_a_callback_that_the_broker_has_lost_is_published_again(tracked, setting, pool, key, start_worker, eventually):
+    callback = tracked.callback.s().set(queue=f"{key}.callbacks")
+    job = tracked.states.submit([tracked.succeed.s().set(queue=pool)], on_success=callback)
+    assert job.wait(PATIENCE).finished == 1
+    eventually(lambda: message_count(tracked, f"{key}.callbacks") == 1)
+    purge(tracked, f"{key}.callbacks")
+    start_worker(f"{key}.callbacks")
+    eventually(lambda: tracked.notes(f"callback.{job.id}"))
+    eventually(lambda: not tracked.states.store.get_job(job.manager.ref.key).due)
+    assert len(tracked.notes(f"callback.{job.id}")) == 1
 
 
 @pytest.mark.slow

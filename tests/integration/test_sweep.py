@@ -14,10 +14,13 @@ from celery_statemanager.leases import Received, Report
 from celery_statemanager.records import (
     CALLBACK_ROW,
     Begin,
+    Cancellation,
+    Cell,
     ClaimRequest,
     Delivery,
     Flow,
     Latch,
+    Place,
     Verdict,
     Write,
     new_event_id,
@@ -218,6 +221,77 @@ def test_a_lost_callback_becomes_due_again(store, job, clock, sweep, actions):
     cell = store.get_cell(job.ref, "failure", CALLBACK_ROW)
     assert (cell.open, cell.delivery, cell.losses) == (False, Delivery(1), 1)
     assert actions.published == [("swept", "failure")]
+
+
+@pytest.fixture
+def with_callback(store, job, clock):
+    """Return a function that publishes the callback of a failed job to an empty queue."""
+
+    def publish():
+        attempts.mark_lost(store, job.ref, "a", 0, begin(store, job).cell, new_event_id(), max_lost=3)
+        completion.publish_due(store, job.ref, ("failure",), lambda *_: Place("callbacks"))
+        leases.renew(store, "w1", Report(), 100 * LEASE)
+
+    return publish
+
+
+def sweeps(sweep, clock):
+    """Sweep until what is lost has been missed for a lease. Return the last report."""
+    assert not sweep()
+    clock.advance(LEASE)
+    return sweep()
+
+
+def test_a_callback_whose_message_is_lost_becomes_due_again(store, job, clock, sweep, actions, with_callback):
+    with_callback()
+    assert sweeps(sweep, clock).requeued == 1
+    cell = store.get_cell(job.ref, "failure", CALLBACK_ROW)
+    assert (cell.status, cell.delivery) == (0, Delivery(1))
+    assert cell.message == "published again: its message was lost, queue 'callbacks' is empty"
+    assert sweep().callbacks == 1
+    assert actions.published == [("swept", "failure")]
+
+
+def test_a_callback_that_must_not_run_twice_ends_lost(store, job, clock, sweep, actions, with_callback):
+    actions.vetoes = False
+    with_callback()
+    assert sweeps(sweep, clock).marked == 1
+    cell = store.get_cell(job.ref, "failure", CALLBACK_ROW)
+    assert (cell.status, cell.message) == (Status.LOST, "its message was lost: queue 'callbacks' is empty")
+    assert not sweep()
+    assert store.get_job(job.key).latches["failure"].place is None
+
+
+def cancel(store, job):
+    store.update_job(replace(store.get_job(job.key), cancelled=Cancellation("enough", 1)))
+
+
+def test_a_lost_callback_of_a_cancelled_job_becomes_due_again(store, job, clock, sweep, actions, with_callback):
+    with_callback()
+    cancel(store, job)
+    assert sweeps(sweep, clock).requeued == 1
+    assert store.get_cell(job.ref, "failure", CALLBACK_ROW) is None
+    assert store.get_job(job.key).latches["failure"].due
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_callback_of_a_cancelled_job_becomes_due_again_whose_worker_dies(
+    store, job, clock, sweep, actions, with_callback, begun
+):
+    actions.policy = True
+    with_callback()
+    cancel(store, job)
+    if begun:
+        store.begin(job.ref, Begin(tag="failure", task_index=CALLBACK_ROW, owner="w2"))
+        leases.renew(store, "w2", Report(), 1)
+    else:
+        leases.renew(store, "w2", Report(received=[Received(job.ref, "failure", CALLBACK_ROW)]), 1)
+    clock.advance(LEASE + 2)
+    assert sweep().requeued == 1
+    cell = store.get_cell(job.ref, "failure", CALLBACK_ROW) or Cell()
+    assert (cell.status, cell.open) == (int(begun), False)
+    assert sweep().callbacks == 1
+    assert store.begin(job.ref, Begin(tag="failure", task_index=CALLBACK_ROW, owner="w1")).verdict is Verdict.BEGUN
 
 
 def test_a_message_that_its_broker_delivers_after_max_lost_does_not_run(store, job, clock, sweep, actions):
@@ -541,6 +615,58 @@ def test_a_lost_message_is_due_again_or_its_cell_ends_lost(store, job, clock, sw
     else:
         assert (cell.status, cell.message) == (Status.LOST, "its message was lost: queue 'work' is empty")
         assert actions.published == [("swept", "failure")]
+
+
+def retry(store, job, row=0, **fields):
+    """Begin an attempt of a row, and end it because its task retries."""
+    cell = begin(store, job, row).cell
+    later = cell.delivery._replace(retries=cell.delivery.retries + 1)
+    store.write(job.ref, Write.returned("a", row, "retry", later, attempt=cell.attempt, **fields))
+
+
+@pytest.mark.parametrize("vetoes", [True, False])
+def test_a_lost_retry_is_due_again_or_its_cell_ends_lost(store, job, clock, sweep, actions, vetoes):
+    actions.empty_queue, actions.vetoes = "work", vetoes
+    leases.renew(store, "w1", Report(), 100 * LEASE)
+    for row in range(3):
+        retry(store, job, row)
+    assert not sweep()
+    clock.advance(LEASE)
+    swept = sweep()
+    assert (swept.requeued, swept.marked) == ((3, 0) if vetoes else (0, 3))
+    cell = store.get_cell(job.ref, "a", 0)
+    if vetoes:
+        assert returned(store, job) == ("0-2", "")
+        assert (cell.status, cell.delivery) == (1, Delivery(1, 0, 1))
+    else:
+        assert (cell.status, cell.message) == (Status.LOST, "its message was lost: queue 'work' is empty")
+
+
+def test_a_retry_whose_task_has_retried_again_is_not_lost(store, job, clock, sweep, actions):
+    actions.empty_queue = "work"
+    leases.renew(store, "w1", Report(), 100 * LEASE)
+    for row in range(3):
+        retry(store, job, row)
+    assert not sweep()
+    clock.advance(LEASE / 2)
+    retry(store, job, 1)
+    assert not sweep()
+    clock.advance(LEASE / 2)
+    assert sweep().requeued == 2
+    assert returned(store, job) == ("0,2", "")
+
+
+def test_a_lost_retry_of_a_cancelled_job_ends_cancelled(store, job, clock, sweep, actions):
+    actions.empty_queue = "work"
+    leases.renew(store, "w1", Report(), 100 * LEASE)
+    retry(store, job)
+    cancel(store, job)
+    assert not sweep()
+    clock.advance(LEASE)
+    sweep()
+    assert store.get_job(job.key).settled
+    cell = store.get_cell(job.ref, "a", 0)
+    assert (cell.status, cell.message) == (Status.CANCELLED, "enough")
 
 
 def test_a_sweep_drops_expired_drafts(store, clock, sweep):

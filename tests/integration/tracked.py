@@ -208,6 +208,14 @@ def retry_after_go(self, key):
         raise self.retry(countdown=0)
 
 
+@task(base=StatefulTask, bind=True, tag="work", max_retries=1)
+def retry_in(self, key, queue, countdown):
+    """Retry in another queue."""
+    note(key, f"begun {self.state.attempt}")
+    if not self.request.retries:
+        raise self.retry(countdown=countdown, queue=queue)
+
+
 @task(base=StatefulTask, bind=True, tag="work")
 def write_error(self, key):
     self.state.set(-50, "out of quota")

@@ -223,6 +223,31 @@ def test_a_retry_of_a_task_without_arguments_does_not_differ():
     assert not changed.is_changed(request, ((), {}, {}), None)
 
 
+@pytest.mark.parametrize(
+    ("binding", "countdown", "args", "kept"),
+    [
+        ({}, None, (1, "☃"), None),
+        ({}, 60, (1, "☃"), {"task", "eta"}),
+        ({}, 60, (2,), {"task", "body", "publish"}),
+        ({"changed": True}, 60, (1, "☃"), {"task", "body", "publish"}),
+    ],
+    ids=["the same", "later", "changed", "changed before"],
+)
+def test_the_eta_of_a_retry_is_kept_or_its_message_if_that_differs(app, task, binding, countdown, args, kept):
+    here = Binding(JobRef(JobKey("job"), "f" * 16), 0, "a", **binding)
+    headers = {HEADER: here.to_header()}
+    body, headers, place = published(app, task, headers=headers, countdown=countdown, retries=1)
+    request = SimpleNamespace(args=args, kwargs={"k": None}, delivery_info=place)
+    running = SimpleNamespace(app=app, request=request, name=task.name)
+    text = changed.mark_following(running, here, task.name, body, headers, place)
+    if kept is None:
+        assert text is None
+    else:
+        assert {*json.loads(text)} == kept
+        assert changed.task_name(text) == task.name
+        assert headers["eta"] in text
+
+
 @pytest.mark.parametrize(("is_changed", "replacements"), [(True, 0), (False, 1), (False, 0)])
 def test_only_a_message_that_is_not_stored_reaches_the_process_that_runs_it(
     app, task, receive, is_changed, replacements

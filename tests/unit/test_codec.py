@@ -40,6 +40,7 @@ from celery_statemanager.records import (
     Generation,
     Latch,
     OutboxState,
+    Place,
     Returned,
     new_job,
     to_datetime,
@@ -204,7 +205,8 @@ def test_plan_to_json_compresses_rows() -> None:
 
 def test_the_control_fields_of_a_job_round_trip() -> None:
     job = new_job("job", 2)
-    changed = job.with_latches(success=Latch("sig", 1, 2), failure=Latch("ß", 3), settled=Latch(None, 4))
+    waiting = Latch("sig", 1, 2, Place("queue", 3))
+    changed = job.with_latches(success=waiting, failure=Latch("ß", 3), settled=Latch(None, 4))
     empty = control_from_json(control_to_json(job))
     assert empty == {
         "latches": dict(job.latches),
@@ -227,6 +229,14 @@ def test_control_from_json_ignores_unknown_latches_and_adds_missing_ones() -> No
     text = '{"latches":{"success":["s",1,null],"later":["x",2,3]},"cancelled":null,"flow":null,"tombstonedAt":null}'
     latches = control_from_json(text)["latches"]
     assert latches == {"success": Latch("s", 1), "failure": Latch(), "settled": Latch()}
+
+
+def test_a_callback_that_an_earlier_release_published_is_not_due() -> None:
+    text = '{"latches":{"settled":["s",1,2]},"cancelled":null,"flow":null,"tombstonedAt":null}'
+    job = replace(new_job("job", 1), latches=control_from_json(text)["latches"])
+    assert job.latches["settled"] == Latch("s", 1, 2)
+    assert not job.due
+    assert replace(job, latches={**job.latches, "settled": Latch("s", 1, 2, Place("queue"))}).due
 
 
 def test_a_job_of_an_earlier_release_has_no_messages() -> None:

@@ -84,7 +84,8 @@ def mark_following(
         body: the body of the message, not encoded.
         place: where and how it is published, as Celery passes that to receivers of ``before_task_publish``.
 
-    Returns: the message as JSON, or ``TOO_LARGE``; None if the stored one is the same.
+    Returns: what is kept of it as JSON: the message, or ``TOO_LARGE``; only the eta of a retry, if the stored message
+        is the same otherwise; None if it has no eta.
     """
     following = binding_of(headers)
     if following is None:
@@ -94,7 +95,7 @@ def mark_following(
         following = replace(following, changed=True)
         headers[HEADER] = following.to_header()
     if not following.changed:
-        return None
+        return eta_to_json(name, headers["eta"]) if headers.get("eta") else None
     names = ("exchange", "routing_key", "declare", *KEPT_PROPERTIES)
     arguments = {each: place[each] for each in names if place.get(each) is not None}
     arguments["serializer"] = getattr(task.app.tasks.get(name), "serializer", None) or task.app.conf.task_serializer

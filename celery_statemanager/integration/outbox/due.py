@@ -42,24 +42,45 @@ def due_stage(tracker: Tracker, ref: JobRef, stages: list[Envelope], row: int) -
 
 def message_again(tracker: Tracker, ref: JobRef, stages: list[Envelope], number: int, cell: Cell) -> Envelope:
     """Return the message of a stage for a publication that may not be the first. Raises: Unpublishable; StoreError."""
-    binding = binding_in(stages[number])
-    kept = None if cell.kept is None else from_json(cell.kept)
-    if kept is not None and "eta" not in kept:
-        message = kept
-        if "publish" not in message:
-            raise Unpublishable(binding, "a retry or a replacement changed the message, which was too large to be kept")
-    elif cell.delivery.replacements:
-        raise Unpublishable(binding, "its task was replaced, and the message of the new one was not kept")
-    else:
-        message = stages[number]
+    message = changed_message(stages[number], cell)
+    if message is None:
+        message, binding = stored_message(stages[number], cell), binding_in(stages[number])
         if number and binding_in(stages[number - 1]).next not in {None, IMMUTABLE}:
             value = tracker.store.get_value(ref, binding.task_index)
             if value is None:
                 raise Unpublishable(binding, f"the value of the previous stage has more than {MAX_BYTES:,} bytes")
             message = message_of(tracker.app, message, value)
-        if cell.delivery.retries:
-            message = _retried(message, cell.delivery.retries, kept["eta"] if kept else None)
     return numbered(tracker.app, message, cell)
+
+
+def changed_message(message: Envelope, cell: Cell) -> Envelope | None:
+    """Return the message that a retry or a replacement has changed; None if the stored one is the same.
+
+    Args:
+        message: the stored message of the stage.
+
+    Raises: Unpublishable – it was not kept.
+    """
+    kept = None if cell.kept is None else from_json(cell.kept)
+    if kept is not None and "eta" not in kept:
+        if "publish" not in kept:
+            reason = "a retry or a replacement changed the message, which was too large to be kept"
+            raise Unpublishable(binding_in(message), reason)
+        return kept
+    if cell.delivery.replacements:
+        raise Unpublishable(binding_in(message), "its task was replaced, and the message of the new one was not kept")
+    return None
+
+
+def stored_message(message: Envelope, cell: Cell) -> Envelope:
+    """Return the stored message of a stage as Celery's retry sends it, if its next delivery is a retry.
+
+    It then has the eta of the retry instead of the delay of the first delivery.
+    """
+    if REJECTED in message or not cell.delivery.retries:
+        return message
+    later = {name: value for name, value in message.items() if name != "eta_after"}
+    return with_headers(later, retries=cell.delivery.retries, eta=from_json(cell.kept)["eta"] if cell.kept else None)
 
 
 def message_of(app: Celery, message: Envelope, value: str | None) -> Envelope:
@@ -73,14 +94,6 @@ def message_of(app: Celery, message: Envelope, value: str | None) -> Envelope:
     except Exception as error:
         text = f"the value of the previous stage cannot be put into its message: {describe(error)}"
         raise Unpublishable(binding_in(message), text) from error
-
-
-def _retried(message: Envelope, retries: int, eta: str | None) -> Envelope:
-    """Return a message as Celery's retry sends it, with its own eta instead of the delay of the first delivery."""
-    if REJECTED in message:
-        return message
-    later = {name: value for name, value in message.items() if name != "eta_after"}
-    return with_headers(later, retries=retries, eta=eta)
 
 
 def numbered(app: Celery, message: Envelope, cell: Cell) -> Envelope:

@@ -17,7 +17,7 @@ from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import Binding
-from celery_statemanager.integration.callbacks import publish_decided
+from celery_statemanager.integration.callbacks import note_end, publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.due import Unpublishable, due_stage, message_again, message_of, numbered
 from celery_statemanager.integration.outbox.envelope import Envelope, publish
@@ -85,6 +85,7 @@ def write(
             _take_over_later(tracker, ref, name.text)
             raise
         publish_decided(tracker, ref, reply.decided, may_send)
+        note_end(tracker, ref, request, reply.cell)
         publisher = _Publisher(tracker, ref, name, may_send)
         if reply.claimed and request.next_is_due:
             publisher.publish_next(request, reply.cell, value)

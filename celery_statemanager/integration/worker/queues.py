@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from datetime import datetime, timezone
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
-from celery import Celery
-from kombu.transport import virtual
-
-from celery_statemanager.integration.brokers import is_amqp
+from celery_statemanager.integration.brokers import counts_messages, is_amqp
+from celery_statemanager.integration.callbacks import callback_task
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.outbox.envelope import Envelope, queue_name
+from celery_statemanager.integration.outbox.due import Unpublishable, changed_message, stored_message
+from celery_statemanager.integration.outbox.envelope import Envelope, from_json, queue_name
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
-from celery_statemanager.records import JobRecord, JobRef
+from celery_statemanager.integration.outbox.places import microseconds_of, place_of
+from celery_statemanager.records import Cell, JobRecord, JobRef, Place
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +26,11 @@ SAMPLE = 8
 
 MOST_JOBS = 1_000
 
-_queues: dict[JobRef, frozenset[str]] = {}
-"""The queues of the last jobs: the messages of a job never change."""
+MOST_READS = 500
+"""Maximum number of cells that one sweep reads to learn the etas of messages."""
+
+_samples: dict[JobRef, frozenset[tuple[str, str]]] = {}
+"""Tasks and queues of the last jobs: the messages of a job never change."""
 
 
 class BrokerQueues:
@@ -37,29 +39,82 @@ class BrokerQueues:
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self.sends_ahead = is_amqp(tracker.app)
+        self._reads = 0
 
     def queues_of(self, job: JobRecord) -> frozenset[str]:
-        """Return the queues of evenly spaced rows."""
-        if job.ref not in _queues:
-            while len(_queues) >= MOST_JOBS:
-                _queues.pop(next(iter([*_queues])), None)
-            _queues[job.ref] = self._sampled(job)
-        return _queues[job.ref]
+        """Return the queues of the messages of evenly spaced rows that this app may publish."""
+        app = self._tracker.app
+        return frozenset(queue for task, queue in self._sample(job) if task in app.tasks)
 
-    def _sampled(self, job: JobRecord) -> frozenset[str]:
-        rows = {job.num_tasks * number // SAMPLE for number in range(SAMPLE)}
-        messages = [each for row in rows for each in self._tracker.blocks.messages(self._tracker.store, job.ref, row)]
-        queues = (queue_name(each) for each in messages if REJECTED not in each)
-        return frozenset(each for each in queues if each is not None)
+    def _sample(self, job: JobRecord) -> frozenset[tuple[str, str]]:
+        """Return the tasks and queues of evenly spaced rows."""
+        if job.ref not in _samples:
+            while len(_samples) >= MOST_JOBS:
+                _samples.pop(next(iter([*_samples])), None)
+            rows = {job.num_tasks * number // SAMPLE for number in range(SAMPLE)}
+            stages = [each for row in rows for each in self._stages(job, row) if REJECTED not in each]
+            named = ((str(each["task"]), queue_name(each)) for each in stages)
+            _samples[job.ref] = frozenset((task, queue) for task, queue in named if queue is not None)
+        return _samples[job.ref]
 
-    def queue_of(self, job: JobRecord, tag: str, row: int) -> str | None:
-        """Return the queue of a message; None if it may be elsewhere, for example until its eta."""
-        for message in self._tracker.blocks.messages(self._tracker.store, job.ref, row):
-            binding = binding_in(message)
-            if REJECTED not in message and binding.tag == tag:
-                is_delayed = _may_be_delayed(message, binding.stage, job, self._now)
-                return None if is_delayed else queue_name(message)
-        return None
+    def place_of(self, job: JobRecord, tag: str, row: int, cell: Cell | None = None) -> Place | None:
+        """Return where a message waits that is published; None if that is unknown, as for one of another app.
+
+        Args:
+            cell: the cell of the message, if an attempt of it has begun.
+        """
+        stages = self._stages(job, row)
+        number = next((number for number, each in enumerate(stages) if binding_in(each).tag == tag), None)
+        if number is None or (cell and cell.delivery.replacements and not cell.delivery.retries):
+            return None  # a replacement may consist of several tasks
+        try:
+            message = self._message(stages[number], cell)
+        except Unpublishable:
+            return None
+        place = place_of(self._tracker.app, message, self._due_at(job, stages, number, message))
+        if place is not None and place.delayed_until and not number and not cell and job.flow is not None:
+            place = place._replace(delayed_until=max(place.delayed_until, job.flow.delayed_until))
+        return place
+
+    def place_of_callback(self, job: JobRecord, latch: str, cell: Cell) -> Place | None:
+        """Return where the published message of a callback waits; None if that is unknown, as for one of another app.
+
+        Args:
+            latch: its name.
+        """
+        place, app = job.latches[latch].place, self._tracker.app
+        if place is None or callback_task(job.latches[latch]) not in app.tasks or cell.delivery.replacements:
+            return None
+        if not cell.delivery.retries:
+            return place
+        kept = None if cell.kept is None else from_json(cell.kept)
+        if kept is None or "eta" in kept:
+            return Place(place.queue, microseconds_of(kept["eta"]) if kept else 0)
+        return place_of(app, kept, cell.timestamp) if "publish" in kept else None
+
+    @staticmethod
+    def _message(message: Envelope, cell: Cell | None) -> Envelope:
+        """Return the message of the next delivery of a cell, without a value of the previous stage."""
+        if cell is None:
+            return message
+        return changed_message(message, cell) or stored_message(message, cell)
+
+    def _due_at(self, job: JobRecord, stages: list[Envelope], number: int, message: Envelope) -> int:
+        """Return the time at which a message became due, if its eta counts from then.
+
+        The cells of a limited number of rows are read. The other ones count as due now.
+        """
+        if number == 0 or "eta_after" not in message:
+            return job.created_at
+        self._reads += 1
+        if self._reads > MOST_READS:
+            return self._now
+        places = ((binding_in(each).tag, binding_in(each).task_index) for each in stages[number - 1 : number + 1])
+        before, own = (self._tracker.store.get_cell(job.ref, *place) or Cell() for place in places)
+        return max(before.timestamp, own.timestamp)
+
+    def _stages(self, job: JobRecord, row: int) -> list[Envelope]:
+        return self._tracker.blocks.messages(self._tracker.store, job.ref, row)
 
     def message_count(self, queue: str) -> int | None:
         """Return the number of messages in a queue, 0 if there is no queue; None if the broker does not tell."""
@@ -83,31 +138,9 @@ class BrokerQueues:
 
     @cached_property
     def _now(self) -> int:
-        """The time of the first use. An earlier time only makes more messages count as delayed."""
+        """The time of the first use."""
         return self._tracker.store.now()
 
     @cached_property
     def _connection(self) -> Any:
         return self._tracker.app.connection_for_read()
-
-
-@lru_cache(maxsize=100)
-def counts_messages(app: Celery) -> bool:
-    """Return whether the transport of an app reports the number of messages in a queue. Others report 0."""
-    with app.connection_for_read() as connection:  # does not connect
-        transport = connection.transport
-    # kombu has no public way to ask: its base class answers 0, and a class that counts overrides this method.
-    size = getattr(getattr(transport, "Channel", None), "_size", None)
-    return is_amqp(app) or size not in {None, virtual.Channel._size}
-
-
-def _may_be_delayed(message: Envelope, stage: int, job: JobRecord, now: int) -> bool:
-    """Return whether the eta of a message may not have passed; a relative one counts from a time that is not kept."""
-    if "eta_after" in message:
-        return bool(stage or job.flow is None or job.flow.delayed_until > now)
-    eta = message["publish"]["headers"].get("eta")
-    if eta is None:
-        return False
-    moment = datetime.fromisoformat(eta)
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return aware.timestamp() * 1_000_000 > now

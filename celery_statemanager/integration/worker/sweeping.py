@@ -11,15 +11,13 @@ from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache, partial
 
-from kombu.utils.json import loads
-
 from celery_statemanager import leases
 from celery_statemanager.errors import StateManagerError, StoreUnavailable
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration import redelivery, requests, results
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.brokers import Redelivers, redelivers
-from celery_statemanager.integration.callbacks import publish_decided
+from celery_statemanager.integration.callbacks import callback_task, publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox import changed
 from celery_statemanager.integration.outbox.envelope import Envelope
@@ -169,7 +167,7 @@ class _AppActions(BrokerQueues):
             return False
         ref, may_send = attempt.ref, partial(self._is_ours, attempt.ref)
         try:
-            found = self._stage(attempt)
+            found = self._stage_of(attempt)
             binding = Binding(ref, attempt.task_index, attempt.tag) if found is None else binding_in(found)
             binding = replace(binding, generation=attempt.cell.generation)
             name = self._task_of(attempt)
@@ -195,9 +193,12 @@ class _AppActions(BrokerQueues):
         return redelivery.requeues(self._tracker.app.tasks[name], self._tracker.settings.on_lost)
 
     def may_publish_again(self, ref: JobRef, tag: str, row: int) -> bool:
-        stages = self._tracker.blocks.messages(self._tracker.store, ref, row)
-        name = next((str(stage["task"]) for stage in stages if binding_in(stage).tag == tag), "")
-        task = self._tracker.app.tasks.get(name)
+        if row == CALLBACK_ROW:
+            name = self._task_of_callback(ref, tag)
+        else:
+            stage = self._stage(ref, tag, row)
+            name = None if stage is None else str(stage["task"])
+        task = self._tracker.app.tasks.get(name or "")
         return task is None or vetoes(task) or redelivery.requeues(task, self._tracker.settings.on_lost)
 
     def _task_of(self, attempt: OpenAttempt) -> str | None:
@@ -205,18 +206,25 @@ class _AppActions(BrokerQueues):
         if attempt.cell.kept is not None and attempt.cell.kept != changed.TOO_LARGE:
             return changed.task_name(attempt.cell.kept)
         if attempt.task_index == CALLBACK_ROW:
-            job = current(self._tracker.store, attempt.ref)
-            latch = job.latches.get(job.latch_of(attempt.tag), Latch())
-            return None if latch.callback is None else str(loads(latch.callback)["task"])
-        found = self._stage(attempt)
+            return self._task_of_callback(attempt.ref, attempt.tag)
+        found = self._stage_of(attempt)
         return None if found is None else str(found["task"])
 
-    def _stage(self, attempt: OpenAttempt) -> Envelope | None:
+    def _task_of_callback(self, ref: JobRef, tag: str) -> str | None:
+        """Return the name of the task of the callback that runs in the cell with a tag."""
+        job = current(self._tracker.store, ref)
+        return callback_task(job.latches.get(job.latch_of(tag), Latch()))
+
+    def _stage_of(self, attempt: OpenAttempt) -> Envelope | None:
         """Return the stored message of the stage of an attempt; None if there is none."""
         if attempt.task_index == CALLBACK_ROW or current(self._tracker.store, attempt.ref).flow is None:
             return None
-        stages = self._tracker.blocks.messages(self._tracker.store, attempt.ref, attempt.task_index)
-        return next((stage for stage in stages if binding_in(stage).tag == attempt.tag), None)
+        return self._stage(attempt.ref, attempt.tag, attempt.task_index)
+
+    def _stage(self, ref: JobRef, tag: str, row: int) -> Envelope | None:
+        """Return the stored message of the stage of a row; None if the row has no such stage."""
+        stages = self._tracker.blocks.messages(self._tracker.store, ref, row)
+        return next((stage for stage in stages if binding_in(stage).tag == tag), None)
 
     def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
         return publish_decided(self._tracker, ref, decided, partial(self._is_ours, ref))
