@@ -16,6 +16,7 @@ from celery_statemanager.integration.outbox import blocks
 from celery_statemanager.integration.outbox.blocks import BlockCache, BlockWriter
 from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.envelope import from_json, publish, to_json
+from celery_statemanager.integration.outbox.making import MessageMaker
 from celery_statemanager.records import JobKey, JobRef
 from celery_statemanager.testing import WrappedStore
 
@@ -261,7 +262,7 @@ class CountingStore(WrappedStore):
 def stored(store, messages):
     writer = BlockWriter(store, REF)
     for message in messages:
-        writer.add(message)
+        writer.add(to_json(message))
     writer.flush()
     return CountingStore(store)
 
@@ -299,6 +300,6 @@ def test_a_message_that_is_not_in_the_store_is_reported(store, row):
         BlockCache().messages(counting, REF, row)
 
 
-def test_a_header_that_cannot_be_stored_is_reported(store):
-    with pytest.raises(TypeError, match="a header of its message cannot be stored as JSON"):
-        BlockWriter(store, REF).add([{"publish": {"headers": {"bad": object()}}}])
+def test_a_header_that_cannot_be_stored_is_reported(app, task):
+    with Capture(app) as capture, pytest.raises(TypeError, match="a header of its message cannot be stored as JSON"):
+        MessageMaker(app, REF, capture).make(0, [task.s().set(headers={"bad": object()})], ["a"])
