@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -11,7 +13,7 @@ from celery.canvas import Signature
 from celery.utils.saferepr import saferepr
 
 from celery_statemanager.integration import publication
-from celery_statemanager.integration.binding import HEADER, IMMUTABLE, Binding
+from celery_statemanager.integration.binding import HEADER, IMMUTABLE, TAG_HEADER, Binding
 from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.envelope import Envelope, to_json, with_headers
 from celery_statemanager.integration.outbox.values import PLACEHOLDER, serializer_of, takes_value
@@ -55,17 +57,23 @@ class MessageMaker:
         return messages
 
     def _message(self, binding: Binding, stage: Signature[Any], ids: dict[str, Any]) -> Envelope:
-        app = self._app
-        bound: Any = binding.bind(stage)
-        task = str(bound.task)
-        options = {"expires": getattr(app.tasks.get(task), "expires", None), **bound.options}
-        args = (PLACEHOLDER,) if binding.stage else ()
+        """Let Celery make the message of a stage. This does what ``Signature.apply_async`` does, with fewer copies."""
+        app, name, given = self._app, str(stage.task), stage.options
+        task: Any = stage._type or app.tasks.get(name)  # type: ignore[attr-defined] # incomplete stubs
+        apply: Any = partial(app.send_task, name) if task is None else task.apply_async
+        is_later = bool(binding.stage)
+        args = (PLACEHOLDER, *stage.args) if is_later and not stage.immutable else tuple(stage.args)
+        headers = {**(given.get("headers") or {}), HEADER: binding.to_header()}
+        headers.pop(TAG_HEADER, None)
+        options = {**deepcopy(given), **ids, "headers": headers, "task_id": binding.celery_task_id}
         message = self._capture.make(
-            binding, lambda producer: bound.apply_async(args, producer=producer, add_to_parent=False, **ids), options
+            binding,
+            lambda producer: apply(args, {**stage.kwargs}, producer=producer, add_to_parent=False, **options),
+            {"expires": getattr(task, "expires", None), **given},
         )
         if message is None:
-            return {"task": task, REJECTED: publication.not_published(app, task), BINDING: binding.to_header()}
-        shown = message["publish"]["headers"].get("argsrepr") if args else None
+            return {"task": name, REJECTED: publication.not_published(app, name), BINDING: binding.to_header()}
+        shown = message["publish"]["headers"].get("argsrepr") if is_later else None
         return with_headers(message, argsrepr=shown.replace(saferepr(PLACEHOLDER), "...")) if shown else message
 
 

@@ -53,7 +53,7 @@ def submit(
     _check_free(tracker, ref)
     record = JobRecord(*key, ref.incarnation, 0, latches=latches)
     if app.conf.task_always_eager:
-        return _run_inline(tracker, record, [*found], tags)
+        return _run_inline(tracker, record, [members.copied(app, stages) for stages in found], tags)
     record = _accepted(tracker, record, flow, found, tags)
     publish_due(tracker, ref)
     return Job(tracker, record)
