@@ -54,8 +54,8 @@ def process_id() -> str:
 
 def is_child() -> bool:
     """Return whether this process is one that a worker's main process created to run task bodies."""
-    _, pid, _ = worker_id().rsplit(":", 2) if worker_id() else ("", str(os.getpid()), "")
-    return pid != str(os.getpid())
+    name = worker_id()
+    return bool(name) and name.rsplit(":", 2)[1] != str(os.getpid())
 
 
 class HeldMessages:

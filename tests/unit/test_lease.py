@@ -17,6 +17,7 @@ from celery_statemanager import Status, StoreError, StoreUnavailable, leases
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.integration.outbox.blocks import BlockCache, BlockWriter
+from celery_statemanager.integration.outbox.envelope import to_json
 from celery_statemanager.integration.pending_files import PendingFiles
 from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
@@ -218,9 +219,8 @@ def with_messages(tracker):
     writer = BlockWriter(tracker.store, job.ref)
     for row in range(3):
         header = Binding(job.ref, row, "a").to_header()
-        writer.add(
-            [{"task": "stored", "body": "[]", "publish": {"routing_key": "stored", "headers": {HEADER: header}}}]
-        )
+        publish = {"routing_key": "stored", "headers": {HEADER: header}}
+        writer.add(to_json([{"task": "stored", "body": "[]", "publish": publish}]))
     writer.flush()
     tracker.store.create_job(job)
     tracker.store.put_worker("dead", Report().to_json(), 0)

@@ -381,7 +381,7 @@ def test_a_callback_of_an_earlier_generation_can_be_lost(store, look):
     grid.run("a", 0, FAILED)
     publish_due(store, grid.ref, ["failure"], lambda *_: Place("work"))
     grid.update(lambda job: job.with_generation(IndexSet([0]), 1))
-    grid.update(lambda job: replace(job, generation=replace(job.generation, resetting=IndexSet())))
+    grid.update(lambda job: replace(job, generation=replace(job.generation, rows_to_reset=IndexSet())))
     look(grid)
     assert look(grid, after=LEASE) == {("job", "failure"): "-1"}
     grid.run("failure", CALLBACK_ROW)

@@ -1,5 +1,6 @@
 """Messages that are made without being sent, stored in blocks, and published unchanged."""
 
+import json
 import uuid
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -15,7 +16,8 @@ from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.integration.outbox import blocks
 from celery_statemanager.integration.outbox.blocks import BlockCache, BlockWriter
 from celery_statemanager.integration.outbox.capture import Capture
-from celery_statemanager.integration.outbox.envelope import from_json, publish, to_json
+from celery_statemanager.integration.outbox.envelope import from_json, messages_from_json, publish, to_json
+from celery_statemanager.integration.outbox.making import MessageMaker
 from celery_statemanager.records import JobKey, JobRef
 from celery_statemanager.testing import WrappedStore
 
@@ -230,6 +232,27 @@ def test_a_task_class_that_sends_nothing_has_no_message(app):
     assert make(app, silent.s()) is None
 
 
+def test_a_task_class_may_change_what_it_gets(app):
+    class Changing(Task):
+        def apply_async(self, args=None, kwargs=None, *, link, **options):
+            kwargs["seen"] = len(link)
+            link.append(self.s())
+            return super().apply_async(args, kwargs, link=link, **options)
+
+    @app.task(name="changing", base=Changing, shared=False)
+    def changing(**_): ...
+
+    link = [changing.s()]
+    members = [changing.s(row=row).set(link=link) for row in range(3)]
+    with Capture(app) as capture:
+        maker = MessageMaker(app, REF, capture)
+        messages = [messages_from_json(maker.make(row, [member], ["a"]))[0] for row, member in enumerate(members)]
+    assert [json.loads(message["body"])[1] for message in messages] == [{"row": row, "seen": 1} for row in range(3)]
+    given = [(dict(member.kwargs), dict(member.options)) for member in members]
+    assert given == [({"row": row}, {"link": link}) for row in range(3)]
+    assert len(link) == 1
+
+
 def test_an_error_of_a_task_class_does_not_affect_the_next_message(app, task):
     with Capture(app) as capture:
         with pytest.raises(ZeroDivisionError):
@@ -261,7 +284,7 @@ class CountingStore(WrappedStore):
 def stored(store, messages):
     writer = BlockWriter(store, REF)
     for message in messages:
-        writer.add(message)
+        writer.add(to_json(message))
     writer.flush()
     return CountingStore(store)
 
@@ -299,6 +322,6 @@ def test_a_message_that_is_not_in_the_store_is_reported(store, row):
         BlockCache().messages(counting, REF, row)
 
 
-def test_a_header_that_cannot_be_stored_is_reported(store):
-    with pytest.raises(TypeError, match="a header of its message cannot be stored as JSON"):
-        BlockWriter(store, REF).add([{"publish": {"headers": {"bad": object()}}}])
+def test_a_header_that_cannot_be_stored_is_reported(app, task):
+    with Capture(app) as capture, pytest.raises(TypeError, match="a header of its message cannot be stored as JSON"):
+        MessageMaker(app, REF, capture).make(0, [task.s().set(headers={"bad": object()})], ["a"])

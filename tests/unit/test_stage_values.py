@@ -13,8 +13,8 @@ from kombu.exceptions import ContentDisallowed, EncodeError
 from celery_statemanager import Status
 from celery_statemanager.integration.binding import IMMUTABLE, Binding
 from celery_statemanager.integration.outbox.capture import Capture
-from celery_statemanager.integration.outbox.envelope import content_of, from_json, to_json
-from celery_statemanager.integration.outbox.making import REJECTED, binding_in, make_messages
+from celery_statemanager.integration.outbox.envelope import content_of, messages_from_json
+from celery_statemanager.integration.outbox.making import REJECTED, MessageMaker, binding_in
 from celery_statemanager.integration.outbox.member import _stages
 from celery_statemanager.integration.outbox.values import (
     MAX_BYTES,
@@ -50,7 +50,7 @@ def made(app, *stages):
     """Return the messages of a row as they are stored."""
     with Capture(app) as capture:
         tags = [*"abcdef"[: len(stages)]]
-        return [from_json(to_json(each)) for each in make_messages(app, REF, 3, [*stages], tags, capture)]
+        return messages_from_json(MessageMaker(app, REF, capture).make(3, stages, tags))
 
 
 def finished():

@@ -12,7 +12,7 @@ from kombu import Queue, serialization
 from kombu.serialization import dumps as encode
 from kombu.serialization import loads as decode
 from kombu.serialization import prepare_accept_content
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import JSONEncoder, loads
 
 Envelope = dict[str, Any]
 """A message of a task. Nothing decodes or encodes its body again.
@@ -71,7 +71,11 @@ def _envelope(task: str | None, body: str | bytes, publish: dict[str, Any]) -> E
 
 def to_json(envelope: Envelope | list[Envelope]) -> str:
     """Return a message, or several, as JSON text. Raises: any error of a header's own ``__json__``."""
-    return str(dumps(envelope))
+    return _encoder.encode(envelope)
+
+
+_encoder = JSONEncoder()
+"""Shared, because ``json.dumps`` creates an encoder in each call."""
 
 
 def from_json(text: str) -> Envelope:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -11,9 +13,9 @@ from celery.canvas import Signature
 from celery.utils.saferepr import saferepr
 
 from celery_statemanager.integration import publication
-from celery_statemanager.integration.binding import HEADER, IMMUTABLE, Binding
+from celery_statemanager.integration.binding import HEADER, IMMUTABLE, TAG_HEADER, Binding
 from celery_statemanager.integration.outbox.capture import Capture
-from celery_statemanager.integration.outbox.envelope import Envelope, serializer_of, with_headers
+from celery_statemanager.integration.outbox.envelope import Envelope, serializer_of, to_json, with_headers
 from celery_statemanager.integration.outbox.values import PLACEHOLDER, takes_value
 from celery_statemanager.records import JobRef
 
@@ -24,39 +26,61 @@ BINDING = "binding"
 """The key, beside ``REJECTED``, of the header that the message would have had."""
 
 
-def make_messages(
-    app: Celery, ref: JobRef, row: int, stages: list[Signature[Any]], tags: Sequence[str], capture: Capture
-) -> list[Envelope]:
-    """Return the message of each stage of a row. Raises: what task classes and receivers raise; EncodeError."""
-    bindings = [Binding(ref, row, tag, number) for number, tag in enumerate(tags)]
-    messages: list[Envelope] = []
-    for binding, stage in zip(bindings, stages, strict=True):
-        ids = _ids_of_chain(messages, bindings)
-        messages.append(_message(app, binding, stage, ids, capture))
-    for number, following in enumerate(messages[1:]):
-        is_immutable = bool(stages[number + 1].immutable)
-        _add_next_serializer(messages, number, bindings[number], following, is_immutable=is_immutable)
-    return messages
+class MessageMaker:
+    """Makes the messages of one job that is being submitted."""
+
+    def __init__(self, app: Celery, ref: JobRef, capture: Capture) -> None:
+        self._app = app
+        self._ref = ref
+        self._capture = capture
+
+    def make(self, row: int, stages: Sequence[Signature[Any]], tags: Sequence[str]) -> str:
+        """Return the messages of the stages of a row as a line of a block.
+
+        Raises: what task classes and receivers raise; EncodeError; TypeError – a header cannot be stored as JSON.
+        """
+        bindings = [Binding(self._ref, row, tag, number) for number, tag in enumerate(tags)]
+        messages = self._messages(bindings, stages)
+        try:
+            return to_json(messages)
+        except Exception as error:
+            raise TypeError(f"a header of its message cannot be stored as JSON: {error}") from error
+
+    def _messages(self, bindings: list[Binding], stages: Sequence[Signature[Any]]) -> list[Envelope]:
+        """Let Celery make the message of each stage."""
+        messages: list[Envelope] = []
+        for binding, stage in zip(bindings, stages, strict=True):
+            messages.append(self._message(binding, stage, _ids_of_chain(messages, bindings)))
+        for number, following in enumerate(messages[1:]):
+            is_immutable = bool(stages[number + 1].immutable)
+            _add_next_serializer(messages, number, bindings[number], following, is_immutable=is_immutable)
+        return messages
+
+    def _message(self, binding: Binding, stage: Signature[Any], ids: dict[str, Any]) -> Envelope:
+        """Let Celery make the message of a stage. This does what ``Signature.apply_async`` does, with fewer copies."""
+        app, name, given = self._app, str(stage.task), stage.options
+        task: Any = stage._type or app.tasks.get(name)  # type: ignore[attr-defined] # incomplete stubs
+        apply: Any = partial(app.send_task, name) if task is None else task.apply_async
+        is_later = bool(binding.stage)
+        args = (PLACEHOLDER, *stage.args) if is_later and not stage.immutable else tuple(stage.args)
+        headers = {**(given.get("headers") or {}), HEADER: binding.to_header()}
+        headers.pop(TAG_HEADER, None)
+        options = {**deepcopy(given), **ids, "headers": headers, "task_id": binding.celery_task_id}
+        message = self._capture.make(
+            binding,
+            lambda producer: apply(args, {**stage.kwargs}, producer=producer, add_to_parent=False, **options),
+            {"expires": getattr(task, "expires", None), **given},
+        )
+        if message is None:
+            return {"task": name, REJECTED: publication.not_published(app, name), BINDING: binding.to_header()}
+        shown = message["publish"]["headers"].get("argsrepr") if is_later else None
+        return with_headers(message, argsrepr=shown.replace(saferepr(PLACEHOLDER), "...")) if shown else message
 
 
 def binding_in(message: Envelope) -> Binding:
     """Return the binding of a message, or of the entry that stands for it."""
     header: str = message[BINDING] if REJECTED in message else message["publish"]["headers"][HEADER]
     return Binding.from_header(header)
-
-
-def _message(app: Celery, binding: Binding, stage: Signature[Any], ids: dict[str, Any], capture: Capture) -> Envelope:
-    bound: Any = binding.bind(stage)
-    task = str(bound.task)
-    options = {"expires": getattr(app.tasks.get(task), "expires", None), **bound.options}
-    args = (PLACEHOLDER,) if binding.stage else ()
-    message = capture.make(
-        binding, lambda producer: bound.apply_async(args, producer=producer, add_to_parent=False, **ids), options
-    )
-    if message is None:
-        return {"task": task, REJECTED: publication.not_published(app, task), BINDING: binding.to_header()}
-    shown = message["publish"]["headers"].get("argsrepr")
-    return with_headers(message, argsrepr=shown.replace(saferepr(PLACEHOLDER), "...")) if args and shown else message
 
 
 def _ids_of_chain(messages: list[Envelope], bindings: list[Binding]) -> dict[str, Any]:

@@ -22,10 +22,10 @@ Stages = list[Signature[Any]]
 
 
 def read(app: Celery, tasks: Iterable[Any]) -> Iterator[Stages]:
-    """Return the members, checked and bound to the app. Those of a list are all checked at once, others one by one.
+    """Return the members, checked. Those of a list are all checked at once, others one by one.
 
-    The caller may change what it gets. Raises: TypeError, ValueError – naming the member; ConfigurationError – naming a
-    task.
+    The signatures are those of the user, and must not be changed; see ``copied``. Raises: TypeError, ValueError –
+    naming the member; ConfigurationError – naming a task.
     """
     tasks = as_signature(app, tasks)
     if isinstance(tasks, group):
@@ -49,8 +49,13 @@ def _checked(app: Celery, tasks: Iterable[Any]) -> Iterator[Stages]:
         for number, stage in enumerate(stages):
             previous_result = (None,) if number else ()
             check_call(app, f"member {row}", stage, *previous_result)
-        copies: list[Any] = [maybe_signature(stage, app=app, clone=True) for stage in stages]
-        yield copies
+        yield stages
+
+
+def copied(app: Celery, stages: Stages) -> Stages:
+    """Return copies of the stages of a member, bound to the app, which the caller may change."""
+    copies: list[Any] = [maybe_signature(stage, app=app, clone=True) for stage in stages]
+    return copies
 
 
 def _hint(tasks: Any) -> str:
@@ -64,7 +69,7 @@ def _hint(tasks: Any) -> str:
 
 def _is_chunks(value: Any) -> bool:
     """Return whether a value is a signature made by ``task.chunks()``; decoded from JSON it has no class of its own."""
-    return isinstance(value, Signature) and value.task == "celery.chunks"
+    return isinstance(value, Signature) and value.get("task") == "celery.chunks"
 
 
 def _chunks_as_group(chunks: Any) -> str:
@@ -75,9 +80,9 @@ def _chunks_as_group(chunks: Any) -> str:
 
 def tag_of(app: Celery, signature: Signature[Any]) -> str:
     """Return the tag under which a task signature runs."""
-    tag = (signature.options.get("headers") or {}).get(TAG_HEADER)
+    tag = (signature["options"].get("headers") or {}).get(TAG_HEADER)
     if tag is None:
-        tag = getattr(app.tasks.get(signature.task or ""), "tag", None)
+        tag = getattr(app.tasks.get(signature["task"] or ""), "tag", None)
     return DEFAULT_TAG if tag is None else check_name("tag", tag)
 
 

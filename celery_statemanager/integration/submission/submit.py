@@ -15,7 +15,7 @@ from celery_statemanager.errors import JobExists, JobNotFound, StoreError, Store
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.blocks import BlockWriter
 from celery_statemanager.integration.outbox.capture import Capture
-from celery_statemanager.integration.outbox.making import make_messages
+from celery_statemanager.integration.outbox.making import MessageMaker
 from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.integration.submission import members
 from celery_statemanager.integration.submission.delays import Delays
@@ -53,7 +53,7 @@ def submit(
     _check_free(tracker, ref)
     record = JobRecord(*key, ref.incarnation, 0, latches=latches)
     if app.conf.task_always_eager:
-        return _run_inline(tracker, record, [*found], tags)
+        return _run_inline(tracker, record, [members.copied(app, stages) for stages in found], tags)
     record = _accepted(tracker, record, flow, found, tags)
     publish_due(tracker, ref)
     return Job(tracker, record)
@@ -75,12 +75,13 @@ def _accepted(
     plan, delays, blocks = members.PlanBuilder(), Delays(), BlockWriter(tracker.store, record.ref)
     try:
         with Capture(tracker.app) as capture:
+            maker = MessageMaker(tracker.app, record.ref, capture)
             for row, stages in enumerate(found):
                 row_tags = members.tags_of(tracker.app, stages)
                 plan.add(row_tags, row)
                 delays.add(row, stages[0].options)
                 try:
-                    blocks.add(make_messages(tracker.app, record.ref, row, stages, row_tags, capture))
+                    blocks.add(maker.make(row, stages, row_tags))
                 except StoreError:
                     raise
                 except Exception as error:
