@@ -152,14 +152,22 @@ def test_a_sweep_completes_a_rerun_that_was_interrupted(tracked, pool, key, subm
     assert len(tracked.notes(key)) == 8
 
 
-def test_bad_input_is_refused_before_anything_is_written(eager_tracked, tmp_path):
-    tracked = eager_tracked
-    job = tracked.states.submit([tracked.succeed.s(1)])
-    with pytest.raises(ValueError, match="cannot be rerun, because its messages are not stored"):
+@pytest.mark.places(("folders-sqlite", "threads"))
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [("0-9", "9"), ([7], "7"), ("x", "'x'"), ("3-1", "'3-1'"), ([True], "True"), (None, "None"), (3, "3")],
+)
+def test_bad_input_is_refused_before_anything_is_written(tracked, submit, rows, error):
+    job = submit([tracked.succeed.s(1)])
+    with pytest.raises((TypeError, ValueError), match=error):
+        job.rerun(rows)
+    assert job.generation == 1
+
+
+def test_a_job_without_stored_messages_cannot_be_rerun(eager_tracked):
+    job = eager_tracked.states.submit([eager_tracked.succeed.s(1)])
+    with pytest.raises(ValueError, match="cannot be rerun, because its messages are not stored: it ran in eager mode"):
         job.rerun("failed")
-    for rows, error in (("0-9", "9"), ([7], "7"), ("a", "a"), ([True], "True"), (None, "None"), (3, "3")):
-        with pytest.raises((TypeError, ValueError), match=error):
-            job.rerun(rows)
 
 
 def test_a_job_of_a_manager_cannot_be_rerun(eager_tracked):
