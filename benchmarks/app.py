@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
+from typing import Any
 
 import redis
 from celery import Celery
@@ -36,6 +37,23 @@ def plain() -> None:
 @task(base=StatefulTask, ignore_result=True, tag="work")
 def tracked() -> None:
     """Do nothing, as a member of a job."""
+
+
+@task(base=StatefulTask, ignore_result=True, tag="work")
+def image(path: str) -> None:
+    """Do nothing, with an argument."""
+
+
+class TenantTask(StatefulTask):
+    """Adds a header to each message, as projects with several tenants do."""
+
+    def apply_async(self, *args: Any, headers: dict[str, Any] | None = None, **options: Any) -> Any:
+        return super().apply_async(*args, headers={**(headers or {}), "tenant": "t-1"}, **options)
+
+
+@task(base=TenantTask, ignore_result=True, tag="work")
+def image_of_tenant(path: str) -> None:
+    """Do nothing, with an argument."""
 
 
 @task(base=StatefulTask, ignore_result=True)  # runs once per job, even if its message is published twice

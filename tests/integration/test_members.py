@@ -288,3 +288,54 @@ def test_a_job_of_a_manager_has_no_members(states):
         pass
     with pytest.raises(ValueError, match="job 'etl' has no stored members"):
         states.job("etl").members()
+
+
+def in_queue(app, count):
+    """Return the messages that are in the default queue of the broker."""
+    with app.connection_for_read() as connection:
+        queue = app.amqp.queues[app.conf.task_default_queue](connection.default_channel)
+        queue.declare()
+        found = [queue.get() for _ in range(count)]
+        assert queue.get() is None
+        return found
+
+
+def test_many_similar_members_are_sent_as_by_a_loop(app, states):
+    app.conf.task_default_queue = "similar"
+
+    @app.task(name="similar", shared=False, base=StatefulTask)
+    def similar(number, text=""): ...
+
+    job = states.submit(similar.s(number, text="☃" * number) for number in range(20))
+    messages = in_queue(app, 20)
+    assert [message.headers["id"] for message in messages] == [
+        f"{job.manager.ref.incarnation}.{n}.0" for n in range(20)
+    ]
+    for number, message in enumerate(messages):
+        similar.apply_async((number,), {"text": "☃" * number}, task_id=message.headers["id"])
+    for message, other in zip(messages, in_queue(app, 20), strict=True):
+        assert message.body == other.body
+        assert {**message.headers, HEADER: None} == {**other.headers, HEADER: None}
+        assert {**message.properties, "delivery_tag": ""} == {**other.properties, "delivery_tag": ""}
+    assert [member.stages[0].args for member in job.members("18-19")] == [(18,), (19,)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "text"),
+    [
+        ((1, 2, 3), TypeError, r"member 9, task similar: .*takes from 1 to 2 positional arguments but 3 were given"),
+        ((object(),), SubmitFailed, "failed at member 9: EncodeError: .*object is not JSON serializable"),
+    ],
+)
+def test_an_error_after_many_similar_members_names_the_member(app, states, wrong, error, text):
+    app.conf.task_default_queue = "similar"
+
+    @app.task(name="similar", shared=False, base=StatefulTask)
+    def similar(number, text=""): ...
+
+    members = (similar.s(*(wrong if number == 9 else (number,))) for number in range(20))
+    with pytest.raises(error, match=text):
+        states.submit(members, job_id="wrong")
+    with pytest.raises(JobNotFound):
+        states.job("wrong")
+    assert in_queue(app, 0) == []

@@ -32,7 +32,12 @@ class Capture:
 
     Celery has no public way to make a message without sending it. It accepts any object with ``publish`` and the
     ``connection`` of a producer. Attributes that a task class may use are those of a real producer.
+
+    Attributes:
+        last: the body, not encoded, and the arguments of ``kombu.Producer.publish`` of the message that was kept last.
     """
+
+    last: tuple[Any, dict[str, Any]]
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -79,7 +84,9 @@ class Capture:
         is_task = isinstance(body, tuple) or (isinstance(body, dict) and "task" in body and "id" in body)
         if binding is None or not is_task or task_id_of(headers, body) != binding.celery_task_id:
             return self._sender().publish(body, headers=headers, **arguments)
-        self._made = from_publication(body, {HEADER: binding.to_header(), **headers}, arguments)
+        self.last = body, arguments
+        lost = {} if HEADER in headers else {HEADER: binding.to_header()}
+        self._made = from_publication(body, {**lost, **headers}, arguments)
         return None
 
     def _sender(self) -> Any:

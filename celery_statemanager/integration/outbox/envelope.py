@@ -62,16 +62,22 @@ def from_publication(body: Any, headers: dict[str, Any], arguments: dict[str, An
 
 
 def _envelope(task: str | None, body: str | bytes, publish: dict[str, Any]) -> Envelope:
+    return {"task": task, **body_fields(body), "publish": publish}
+
+
+def body_fields(body: str | bytes) -> dict[str, Any]:
+    """Return the fields of a message that contain its encoded body."""
+    if isinstance(body, str):
+        return {"body": body}
     try:
-        return {"task": task, "body": body if isinstance(body, str) else body.decode(), "publish": publish}
+        return {"body": body.decode()}
     except UnicodeDecodeError:
-        text = base64.b64encode(body).decode()  # type: ignore[arg-type]
-        return {"task": task, "body": text, "base64": True, "publish": publish}
+        return {"body": base64.b64encode(body).decode(), "base64": True}
 
 
-def to_json(envelope: Envelope | list[Envelope]) -> str:
-    """Return a message, or several, as JSON text. Raises: any error of a header's own ``__json__``."""
-    return _encoder.encode(envelope)
+def to_json(value: Envelope | list[Envelope] | str) -> str:
+    """Return a message, several, or one of its texts as JSON. Raises: any error of a header's own ``__json__``."""
+    return _encoder.encode(value)
 
 
 _encoder = JSONEncoder()

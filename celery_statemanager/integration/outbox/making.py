@@ -16,6 +16,7 @@ from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import HEADER, IMMUTABLE, TAG_HEADER, Binding
 from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.envelope import Envelope, serializer_of, to_json, with_headers
+from celery_statemanager.integration.outbox.templates import Templates
 from celery_statemanager.integration.outbox.values import PLACEHOLDER, takes_value
 from celery_statemanager.records import JobRef
 
@@ -33,6 +34,7 @@ class MessageMaker:
         self._app = app
         self._ref = ref
         self._capture = capture
+        self._templates = Templates(app, capture)
 
     def make(self, row: int, stages: Sequence[Signature[Any]], tags: Sequence[str]) -> str:
         """Return the messages of the stages of a row as a line of a block.
@@ -40,11 +42,17 @@ class MessageMaker:
         Raises: what task classes and receivers raise; EncodeError; TypeError – a header cannot be stored as JSON.
         """
         bindings = [Binding(self._ref, row, tag, number) for number, tag in enumerate(tags)]
+        text = self._templates.make(bindings[0], stages[0]) if len(stages) == 1 else None
+        if text is not None:
+            return f"[{text}]"
         messages = self._messages(bindings, stages)
         try:
-            return to_json(messages)
+            line = to_json(messages)
         except Exception as error:
             raise TypeError(f"a header of its message cannot be stored as JSON: {error}") from error
+        if len(stages) == 1 and REJECTED not in messages[0]:
+            self._templates.learn(bindings[0], stages[0], messages[0])
+        return line
 
     def _messages(self, bindings: list[Binding], stages: Sequence[Signature[Any]]) -> list[Envelope]:
         """Let Celery make the message of each stage."""
