@@ -90,6 +90,6 @@ def second(self, value):
 def callback(self, job_id):
     """Note when a callback begins and ends."""
     latch = self.request.id.partition(".")[2]
-    note(job_id, f"callback-begun {latch}")
+    note(job_id, f"callback-begun {latch} {self.state.attempt}")
     time.sleep(0.2)
-    note(job_id, f"callback-ended {latch}")
+    note(job_id, f"callback-ended {latch} {self.state.attempt}")

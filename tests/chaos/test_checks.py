@@ -12,7 +12,7 @@ from celery_statemanager.testing.kit import FAILED, FINISHED
 from chaos.checks import job_violations, stream_violations
 
 TASK_NOTES = [["1.0", "begun", "0", "1"], ["2.0", "ended", "0", "1"]]
-CALLBACK_NOTES = [["3.0", "callback-ended", "success"], ["3.0", "callback-ended", "settled"]]
+CALLBACK_NOTES = [["3.0", "callback-ended", "success", "1"], ["3.0", "callback-ended", "settled", "1"]]
 
 
 @pytest.fixture
