@@ -36,12 +36,14 @@ def publish_due(
         sent = latch.due and latch.callback is not None and send(job, name, latch.callback)
         if sent:
             place = sent if isinstance(sent, Place) else None
-            change_job(store, ref, partial(_published, name, place, store.now()), timeout=timeout)
+            mark = partial(_published, job.callback_tag(name), place, store.now())  # a rerun renames the latches
+            change_job(store, ref, mark, timeout=timeout)
             published += 1
     return published
 
 
-def _published(name: str, place: Place | None, now: int, job: JobRecord) -> JobRecord | None:
+def _published(tag: str, place: Place | None, now: int, job: JobRecord) -> JobRecord | None:
+    name = job.latch_of(tag)
     latch = job.latches[name]
     return job.with_latches(**{name: replace(latch, published_at=now, place=place)}) if latch.due else None
 

@@ -225,7 +225,8 @@ def has_messages_to_publish(store: Outbox, job: JobRecord) -> bool:
     if not job.publishes:
         return False
     outbox = store.get_outbox(job.ref)
-    return outbox.claimed < job.num_tasks or bool(outbox.claims)
+    has_due = outbox.claimed < job.num_tasks or bool(outbox.claims or outbox.returned)
+    return has_due or bool(job.flow and job.flow.paused) or bool(job.generation.rows_to_reset)
 
 
 def has_callback_to_publish(job: JobRecord) -> bool:

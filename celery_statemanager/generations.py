@@ -14,6 +14,7 @@ from celery_statemanager.records import (
     Cell,
     ClaimRequest,
     Column,
+    Delivery,
     JobRecord,
     JobRef,
     Reset,
@@ -23,8 +24,11 @@ from celery_statemanager.records import (
 from celery_statemanager.retention import CHANGE_TIMEOUT, change_job
 from celery_statemanager.stores.capabilities import Outbox
 
+AT_ONCE = 500
+"""Number of rows that are reset before they are published."""
+
 FirstStage = Callable[[int, str], str]
-"""Return the stage from which a row runs again, given the row and its first stage that has not succeeded."""
+"""Return the stage from which a row runs again, given the row and the stage that has not succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,8 @@ def begin_generation(
 ) -> RerunReport:
     """Record a new generation with the rows that run again, unless there are none. ``reset_rows`` must follow.
 
-    On a cancelled job, CANCELLED is written to the other rows that never began, because the job itself is no longer
-    cancelled afterwards.
+    A cancelled job must have settled first. CANCELLED is then written to its other rows that never began, because the
+    job itself is no longer cancelled afterwards.
 
     Args:
         complete: completes an earlier rerun, given the job. No second rerun begins before.
@@ -75,6 +79,10 @@ def begin_generation(
         report = _choose(store, job, columns, requested)
         if not report.rows:
             return report
+        if job.cancelled is not None and not job.settled:
+            stopping = f"job {ref.key.job_id!r} is cancelled and has not settled: wait until its tasks have stopped"
+            deadline.pause(StoreError(stopping), StoreContended)
+            continue
         if job.cancelled is not None:
             _cancel_other_rows(store, job, report.rows)
         failures = sum(column.tally.failures for column in columns)
@@ -84,18 +92,26 @@ def begin_generation(
         deadline.pause(error, StoreContended)
 
 
-def reset_rows(store: Outbox, job: JobRecord, first_stage: FirstStage) -> tuple[str, ...]:
+def reset_rows(
+    store: Outbox, job: JobRecord, first_stage: FirstStage, publish: Callable[[], object]
+) -> tuple[str, ...]:
     """Reset the rows that a new generation has chosen, and return the latches that this decided.
 
     Any number of processes may do this at once, and repeat it after an interruption: each row is reset once.
 
+    Args:
+        publish: publishes the rows that are due; called from time to time, because a store may take longer to reset a
+            row if many are due.
+
     Raises: JobNotFound; StoreContended; StoreError.
     """
     number = job.generation.number
-    for row in job.generation.rows_to_reset:
-        tag = _first_unsuccessful_stage(store, job, row)
+    for count, row in enumerate(job.generation.rows_to_reset, start=1):
+        tag = _stage_to_reset(store, job, row)
         if tag is not None:
             store.reset_row(job.ref, Reset(tag=first_stage(row, tag), task_index=row, generation=number))
+        if count % AT_ONCE == 0:
+            publish()
 
     def without_resets(now: JobRecord) -> JobRecord | None:
         if now.generation.number != number or not now.generation.rows_to_reset:
@@ -123,30 +139,52 @@ def _rerunnable(store: Outbox, job: JobRecord, rows: Iterable[int]) -> IndexSet:
 
 
 def _failed_stage(store: Outbox, job: JobRecord, row: int) -> str | None:
-    """Return the stage at which a row has ended without success; None if it has finished or goes on."""
-    for tag in job.plan.stages(row) if job.plan else ():
-        cell = store.get_cell(job.ref, tag, row) or Cell()
-        if not cell.succeeded:
-            return tag if cell.final or (cell.waiting and job.cancelled is not None) else None
-    return None
+    """Return the stage at which a row has ended without success; None if it has finished or goes on.
+
+    In a cancelled job, this may be a stage that never began.
+    """
+    cells = _cells_of(store, job, row)
+    if not all(cell.final or cell.waiting for cell in cells.values()):
+        return None
+    failed = [tag for tag, cell in cells.items() if cell.final and not cell.succeeded]
+    waiting = [tag for tag, cell in cells.items() if cell.waiting and job.cancelled is not None]
+    return next(iter((*failed, *waiting)), None)
 
 
-def _first_unsuccessful_stage(store: Outbox, job: JobRecord, row: int) -> str | None:
-    """Return the first stage of a row that has not succeeded. A row with one stage is not read."""
+def _stage_to_reset(store: Outbox, job: JobRecord, row: int) -> str | None:
+    """Return the stage at which a row has ended without success, or the first that waits.
+
+    A row with one stage is not read.
+    """
     stages = job.plan.stages(row) if job.plan else ()
     if len(stages) == 1:
         return stages[0]
-    return next((tag for tag in stages if not (store.get_cell(job.ref, tag, row) or Cell()).succeeded), None)
+    cells = _cells_of(store, job, row)
+    failed = [tag for tag, cell in cells.items() if cell.final and not cell.succeeded]
+    return next(iter((*failed, *(tag for tag, cell in cells.items() if not cell.succeeded))), None)
+
+
+def _cells_of(store: Outbox, job: JobRecord, row: int) -> dict[str, Cell]:
+    """Return the cells of a row by tag, in the order of its stages."""
+    stages = job.plan.stages(row) if job.plan else ()
+    return {tag: store.get_cell(job.ref, tag, row) or Cell() for tag in stages}
 
 
 def _cancel_other_rows(store: Outbox, job: JobRecord, chosen: IndexSet) -> None:
-    """Write CANCELLED to the rows of a cancelled job that never began and were not chosen."""
-    reason = job.cancelled.reason if job.cancelled else None
+    """Write CANCELLED to the rows of a cancelled job that never began, or not to their end, and were not chosen.
+
+    Their messages may still be in a queue. The next publication number keeps them from beginning.
+    """
+    reason, publisher = job.cancelled.reason if job.cancelled else None, f"rerun/{new_event_id()}"
     # Otherwise rows that were never claimed would be published once the job is no longer cancelled.
-    store.claim(job.ref, ClaimRequest(publisher=f"rerun/{new_event_id()}", limit=0, drop_unclaimed=True))
+    store.claim(job.ref, ClaimRequest(publisher=publisher, limit=0, drop_unclaimed=True))
     _, columns = store.column_summaries(job.ref, indexes=True)
     for row in IndexSet().union(*(each.missing or IndexSet() for each in columns)).without(chosen):
-        tag = _failed_stage(store, job, row)
-        if tag is not None:
-            with suppress(AttemptSuperseded):  # another process has ended the row
-                store.write(job.ref, Write.never_begun(tag, row, int(Status.CANCELLED), reason or ""))
+        for tag, cell in _cells_of(store, job, row).items():
+            if cell.waiting:
+                write = Write.never_begun(tag, row, int(Status.CANCELLED), reason or "")
+                write.next_delivery = Delivery(cell.delivery.publication + 1)
+                write.publisher = publisher  # the row leaves the outbox
+                with suppress(AttemptSuperseded):  # another process has ended it, or the job is no longer cancelled
+                    store.write(job.ref, write)
+                break  # the later stages are blocked

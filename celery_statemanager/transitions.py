@@ -89,7 +89,7 @@ def _verdict_on_delivery(job: JobRecord, cell: Cell, begin: Begin) -> Verdict:
             return Verdict.DUPLICATE
         if cell.final and cell.attempt and begin.owner is not None:  # this delivery has ended the cell
             return Verdict.CLOSED
-    if begin.may_wait and cell.waiting and job.flow is not None and job.flow.paused:
+    if begin.may_wait and begin.task_index >= 0 and cell.waiting and job.flow is not None and job.flow.paused:
         return Verdict.PAUSED
     return Verdict.BEGUN
 
@@ -166,9 +166,16 @@ def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
         or (write.if_owner is not None and write.if_owner != (cell.owner, cell.delivery))
         or (write.when is When.OPEN and not cell.open and not _ends_late(cell, write))
         or (write.when is When.IDLE and (cell.open or cell.final))
+        or (write.delivery is not None and write.delivery < cell.delivery)
+        or (_cancels(write) and job.cancelled is None)
     )
     if refused:
         raise AttemptSuperseded(job.job_id, write.tag, write.task_index, write.attempt, cell.attempt)
+
+
+def _cancels(write: Write) -> bool:
+    """Return whether a write marks a row of a cancelled job that never began."""
+    return write.when is When.IDLE and write.status == Status.CANCELLED
 
 
 def _ends_late(cell: Cell, write: Write) -> bool:
@@ -185,13 +192,12 @@ def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, wr
     if write.task_index < 0 or write.ends_attempt:
         return
     ends_it = write.status < 0 or write.status == FINISHED or write.due_again
-    cancels_it = write.when is When.IDLE and write.status == Status.CANCELLED
-    if not ((ends_it and not cell.waiting) or cancels_it):
+    if not ((ends_it and not cell.waiting) or _cancels(write)):
         raise JobCancelled(job.job_id, cancelled.reason)
 
 
 def _status_and_message(job: JobRecord, cell: Cell, write: Write) -> tuple[int, str | None]:
-    if job.cancelled is not None and (write.when is When.IDLE or write.due_again):
+    if job.cancelled is not None and write.task_index >= 0 and (write.when is When.IDLE or write.due_again):
         return int(Status.CANCELLED), job.cancelled.reason
     if write.due_again and cell.waiting:
         return cell.status, write.message

@@ -58,6 +58,8 @@ def finish_if_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any]
         return False
     place = binding.tag, binding.task_index
     cell = tracker.store.get_cell(binding.ref, *place)
+    if cell is not None and cell.generation != binding.generation:
+        return False
     if cell is not None and (cell.open or cell.awaits_end):
         write = Write.proven(*place, attempt=cell.attempt)
     elif cell is None or not cell.final:

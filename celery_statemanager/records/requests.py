@@ -76,6 +76,7 @@ class Write:
         attempt: the number of the attempt that must be the cell's; None for a Manager that took none.
         if_owner: the worker and delivery that must hold the open attempt; for a worker's main process, which does
             not know the number of the attempt.
+        delivery: the delivery whose message never began; the write is refused if a later one is recorded.
         begin: take an attempt in the same step, for an execution that could not begin earlier or, with ``attempt``,
             whose begin the store has lost. Ignored if the cell has reached that attempt.
         ends_attempt: close the attempt.
@@ -105,6 +106,7 @@ class Write:
     new_progress: str | None = None
     attempt: int | None = None
     if_owner: tuple[str, Delivery] | None = None
+    delivery: Delivery | None = None
     begin: Begin | None = None
     when: When = When.ANY
     ends_attempt: bool = False
@@ -285,9 +287,23 @@ class Write:
         return write
 
     @classmethod
-    def never_begun(cls, tag: str, task_index: int, status: int, message: str) -> Write:
-        """Create the write that ends a cell without an open attempt: its message never reached a task's body."""
-        return cls(tag, task_index, status, message=message, keep_payload=True, when=When.IDLE, block_later_stages=True)
+    def never_begun(
+        cls, tag: str, task_index: int, status: int, message: str, *, delivery: Delivery | None = None
+    ) -> Write:
+        """Create the write that ends a cell without an open attempt: its message never reached a task's body.
+
+        CANCELLED is refused if the job is not cancelled.
+        """
+        return cls(
+            tag,
+            task_index,
+            status,
+            message=message,
+            keep_payload=True,
+            delivery=delivery,
+            when=When.IDLE,
+            block_later_stages=True,
+        )
 
 
 class Verdict(Enum):

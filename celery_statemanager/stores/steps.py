@@ -172,7 +172,8 @@ def reset_row(tx: WriteTransaction, request: Reset) -> bool:
     runs = any(not (cell.final or cell.waiting) for cell in cells.values())
     has_succeeded = all(cell.succeeded for cell in cells.values())
     is_resetting = job.generation.number == request.generation and job.generation.rows_to_reset
-    if not is_resetting or job.cancelled or runs or has_succeeded or cells[tag].generation == request.generation:
+    was_reset = any(cell.generation == request.generation for cell in cells.values())
+    if not is_resetting or job.cancelled or runs or has_succeeded or was_reset:
         return False
     new = {each: reset(cell, request.generation, request.event_id, tx.now) for each, cell in cells.items()}
     for each, cell in new.items():

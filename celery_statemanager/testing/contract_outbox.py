@@ -206,7 +206,7 @@ class ClaimContract(ContractFixtures):
         grid.end("a", 0)
         assert claim(grid).rows == rows("3")
         grid.run("a", 1, FAILED)
-        grid.write("a", 2, CANCELLED, when=When.IDLE)
+        grid.write("a", 2, FAILED, when=When.IDLE)
         assert claim(grid).rows == rows("4-5")
 
     def test_a_row_is_in_flight_until_its_last_stage_has_ended(self, store: Outbox) -> None:

@@ -324,6 +324,39 @@ class RerunContract:
         grid.run("a", 3, CANCELLED)
         assert failures(grid) == 3
 
+    def test_only_a_cancelled_job_accepts_the_end_of_a_row_that_never_began_as_cancelled(self, store: Outbox) -> None:
+        grid = published(store)
+        with pytest.raises(AttemptSuperseded):
+            store.write(grid.ref, Write.never_begun("a", 0, CANCELLED, "user asked"))
+        assert grid.cell("a", 0).version == 0
+
+    def test_the_message_of_a_row_that_stays_cancelled_does_not_begin(self, store: Outbox) -> None:
+        grid = published(store)
+        grid.cancel()
+        left = Write.never_begun("a", 0, CANCELLED, "user asked")
+        left.next_delivery = AGAIN
+        store.write(grid.ref, left)
+        rerun(grid, "1")
+        assert grid.begin("a", 0, owner="w").verdict is Verdict.STALE
+
+    def test_an_earlier_message_that_never_began_does_not_end_the_row(self, store: Outbox) -> None:
+        grid = published(store)
+        settle(grid)
+        rerun(grid, "0")
+        reset(grid, "a", 0)
+        with pytest.raises(AttemptSuperseded):
+            store.write(grid.ref, Write.never_begun("a", 0, FAILED, "revoked", delivery=Delivery()))
+        ended = store.write(grid.ref, Write.never_begun("a", 0, FAILED, "revoked", delivery=AGAIN))
+        assert ended.cell.status == FAILED
+
+    def test_a_row_of_which_a_later_stage_was_reset_is_not_reset_again(self, store: Outbox) -> None:
+        grid = published(store, tags=("a", "b"))
+        grid.run("a", 0)
+        grid.run("b", 0, FAILED)
+        rerun(grid, "0")
+        assert reset(grid, "b", 0)
+        assert not reset(grid, "a", 0)
+
     def test_nothing_is_reset_after_the_end_of_the_resets(self, store: Outbox) -> None:
         grid = published(store)
         settle(grid)

@@ -60,6 +60,19 @@ def give_back(grid: Grid, publisher: str, returned: Returned) -> Claimed:
 class ReturnedContract:
     """Tests of rows that are published again, of next stages, and of pauses."""
 
+    def test_a_callback_of_a_paused_job_begins(self, store: Outbox) -> None:
+        grid = published(store)
+        pause(grid)
+        assert grid.begin("failure", CALLBACK_ROW, owner="w", may_wait=True).verdict is Verdict.BEGUN
+
+    def test_a_callback_of_a_cancelled_job_is_sent_back(self, store: Outbox) -> None:
+        grid = published(store)
+        grid.cancel()
+        grid.begin("settled", CALLBACK_ROW, owner="w")
+        send_back(grid, "settled", CALLBACK_ROW, is_open=True)
+        cell = grid.cell("settled", CALLBACK_ROW)
+        assert (cell.status, cell.delivery) == (1, SECOND)
+
     @smoke
     def test_a_message_that_never_began_is_claimed_again(self, store: Outbox) -> None:
         grid = published(store)

@@ -56,6 +56,19 @@ def test_the_later_stages_and_retries_of_a_paused_job_go_on(tracked, pool, key, 
 
 
 @pytest.mark.places(*PLACES, usual=1)
+def test_the_callback_of_a_paused_job_runs(tracked, pool, key, submit, eventually):
+    failing = tracked.states.tag(tracked.fail.si(), "second")
+    members = [tracked.gate.s(key) | failing, tracked.succeed.s(1)]
+    job = submit(members, max_in_flight=1, on_failure=tracked.callback.s())
+    eventually(lambda: tracked.notes(key))
+    job.pause("deploying")
+    (tracked.HOME / f"{key}.go").touch()
+    eventually(lambda: len(tracked.notes(f"callback.{job.id}")) == 1)
+    job.resume()
+    job.wait(PATIENCE)
+
+
+@pytest.mark.places(*PLACES, usual=1)
 def test_plain_tasks_run_although_their_job_is_paused(tracked, setting, pool, key, start_worker):
     job = tracked.states.submit([tracked.plain.s(key).set(queue=key)])
     job.pause()

@@ -104,6 +104,24 @@ def test_the_chosen_rows_of_a_cancelled_job_run(tracked, pool, key, submit, even
     assert tracked.notes(gates[2]) == ["begun 1", "ended 1"]
 
 
+@pytest.mark.places(("redis-redis", "threads"), ("folders-sqlite", "threads"), usual=1)
+def test_messages_from_before_a_rerun_neither_run_nor_end_a_row(tracked, setting, key, start_worker, eventually):
+    """All messages wait in a queue when the job is cancelled, and a worker remembers that their ids are revoked."""
+    start_worker(key)
+    control, worker = tracked.app.control, [f"{key}@test"]
+    control.cancel_consumer(key, destination=worker, reply=True, timeout=PATIENCE, limit=1)
+    callback = tracked.callback.s().set(queue=key)
+    members = [tracked.count.s(f"{key}.{row}").set(queue=key) for row in range(4)]
+    job = tracked.states.submit(members, on_failure=callback, on_settled=callback)
+    job.cancel("user asked")
+    assert job.rerun("1,3").rows == IndexSet([1, 3])
+    control.add_consumer(key, destination=worker)
+    assert job.wait(PATIENCE).finished == 2
+    eventually(lambda: callbacks_run(tracked, job) == ["settled", "settled.2"])
+    assert [len(tracked.notes(f"{key}.{row}")) for row in range(4)] == [0, 1, 0, 1]
+    assert [job.get_state("work", row).status for row in (0, 2)] == [Status.CANCELLED] * 2
+
+
 @pytest.mark.places(*PLACES, usual=1)
 def test_plain_tasks_run_again(tracked, pool, key, submit):
     job = submit([tracked.plain.s(key), tracked.throw_plain.s("error", key)])

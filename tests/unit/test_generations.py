@@ -34,7 +34,7 @@ def complete(grid: Grid):
 
     def call(job: JobRecord) -> None:
         calls.append(job)
-        reset_rows(grid.store, job, lambda _, tag: tag)
+        reset_rows(grid.store, job, lambda _, tag: tag, lambda: None)
 
     return call, calls
 
@@ -96,7 +96,7 @@ def test_rows_of_a_cancelled_job_that_are_not_chosen_are_marked(grid):
     grid.end("a", 3)
     grid.cancel("user asked")
     begin_generation(grid.store, grid.ref, rows("1"), complete(grid)[0])
-    reset_rows(grid.store, grid.job, lambda _, tag: tag)
+    reset_rows(grid.store, grid.job, lambda _, tag: tag, lambda: None)
     states = {state.task_index: state.status for state in grid.states()}
     assert states == {0: FINISHED, 1: 0, 2: int(Status.LOST), 3: FINISHED, 4: CANCELLED}
 
@@ -104,5 +104,22 @@ def test_rows_of_a_cancelled_job_that_are_not_chosen_are_marked(grid):
 def test_a_row_that_ends_well_before_its_reset_stays(grid):
     begin_generation(grid.store, grid.ref, rows("1"), complete(grid)[0])
     grid.store.write(grid.ref, Write.state("a", 1, FINISHED))
-    reset_rows(grid.store, grid.job, lambda _, tag: tag)
+    reset_rows(grid.store, grid.job, lambda _, tag: tag, lambda: None)
     assert grid.cell("a", 1).succeeded
+
+
+def test_a_cancelled_job_must_settle_before_a_rerun(grid):
+    grid.cancel()
+    with pytest.raises(StoreContended, match="is cancelled and has not settled: wait until its tasks have stopped"):
+        begin_generation(grid.store, grid.ref, rows("1"), complete(grid)[0], timeout=0.1)
+    grid.end("a", 3, CANCELLED)
+    assert begin_generation(grid.store, grid.ref, rows("1"), complete(grid)[0]).rows == rows("1")
+
+
+def test_rows_are_published_while_many_are_reset():
+    grid, published = Grid.submitted(open_store("memory://"), 1_200), []
+    for row in range(1_200):
+        grid.write("a", row, FAILED)
+    begin_generation(grid.store, grid.ref, None, complete(grid)[0])
+    reset_rows(grid.store, grid.job, lambda _, tag: tag, lambda: published.append(grid.manager().summary().failed))
+    assert published == [700, 200]

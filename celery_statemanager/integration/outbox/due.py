@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
+from kombu.exceptions import ContentDisallowed
 
 from celery_statemanager.integration.binding import HEADER, IMMUTABLE, Binding
 from celery_statemanager.integration.installed import Tracker
@@ -103,4 +104,9 @@ def numbered(app: Celery, message: Envelope, cell: Cell) -> Envelope:
     earlier, (publication, replacements, _) = binding_in(message), cell.delivery
     binding = replace(earlier, publication=publication, replacements=replacements, generation=cell.generation)
     message = with_headers(message, **{HEADER: binding.to_header()})
-    return message if binding.generation == earlier.generation else with_task_id(app, message, binding.celery_task_id)
+    if binding.generation == earlier.generation:
+        return message
+    try:
+        return with_task_id(app, message, binding.celery_task_id)
+    except ContentDisallowed as error:
+        raise Unpublishable(binding, f"its message cannot get a new id: {describe(error)}") from error

@@ -41,24 +41,28 @@ def check_rerunnable(record: JobRecord) -> None:
 
 def requested_rows(record: JobRecord, rows: str | Iterable[int]) -> IndexSet | None:
     """Return the rows of a job that a caller requests; None for the failed ones. Raises: TypeError, ValueError."""
-    if not isinstance(rows, Iterable):
+    if isinstance(rows, bytes) or not isinstance(rows, Iterable):
         raise TypeError(f'rows must be "failed" or rows such as "3,17-20" or [3, 17], not {rows!r}')
     return None if isinstance(rows, str) and rows == FAILED_ROWS else checked_rows(rows, record.num_tasks)
 
 
 def complete_rerun(tracker: Tracker, job: JobRecord) -> None:
     """Reset the rows that a new generation has chosen, and publish them. Raises: JobNotFound, StoreError."""
-    decided = reset_rows(tracker.store, job, partial(_first_stage, tracker, job))
+    publish = partial(publish_due, tracker, job.ref)
+    decided = reset_rows(tracker.store, job, partial(_first_stage, tracker, job), publish)
     publish_decided(tracker, job.ref, decided)
-    publish_due(tracker, job.ref)
+    publish()
 
 
 def _first_stage(tracker: Tracker, job: JobRecord, row: int, failed: str) -> str:
     """Return the stage from which a row runs again: the failed one, or the first if the value it takes is not kept."""
     stages = job.plan.stages(row) if job.plan else (failed,)
-    number = stages.index(failed)
-    if number == 0:
+    if len(stages) == 1:
         return failed
-    before = tracker.blocks.messages(tracker.store, job.ref, row)[number - 1]
-    takes_value = binding_in(before).next not in {None, IMMUTABLE}
-    return stages[0] if takes_value and tracker.store.get_value(job.ref, row) is None else failed
+    bindings = [binding_in(each) for each in tracker.blocks.messages(tracker.store, job.ref, row)]
+    tags = [each.tag for each in bindings]
+    earlier = stages[: stages.index(failed) + 1]  # the job may plan tags that no task of the row has
+    tag = next((each for each in reversed(earlier) if each in tags), tags[0])
+    number = tags.index(tag)
+    takes_value = number > 0 and bindings[number - 1].next not in {None, IMMUTABLE}
+    return tags[0] if takes_value and tracker.store.get_value(job.ref, row) is None else tag

@@ -171,8 +171,8 @@ class Job:
 
         They keep their payloads, and their attempt numbers continue. A chain starts again at the stage that failed,
         with the value of the previous stage, or at its first stage if that value was too large to be kept. A rerun ends
-        the cancellation of a job; rows that are not chosen stay CANCELLED, and running rows continue. Each generation
-        has callbacks of its own.
+        the cancellation of a job that has settled; rows that are not chosen stay CANCELLED. Each generation has
+        callbacks of its own.
 
         An earlier rerun that is incomplete is completed first. If the process is killed, or the store fails, after the
         generation was recorded, a sweep completes the rerun. If the job is cancelled before, the remaining rows are not
@@ -186,7 +186,8 @@ class Job:
             waiting to begin; with ``"failed"``, the finished rows are not among these. If no row can be rerun, no
             generation begins. A row that ends successfully before it is reset does not run again.
 
-        Raises: ValueError – the job has no stored messages, or no such row; TypeError; JobNotFound; StoreError.
+        Raises: ValueError – the job has no stored messages, or no such row; TypeError; JobNotFound; StoreContended –
+            the job is cancelled, and its tasks have not stopped within 10 s; StoreError.
         """
         return rerun(self._tracker, self._record, rows)
 
@@ -228,8 +229,10 @@ class Job:
         ref, plan = self._record.ref, self._record.plan
         if plan is None:
             return
-        _, columns = self._tracker.store.column_summaries(ref)
-        begun, generation = {each.tag: each.tally.started for each in columns}, self.generation
+        job, columns = self._tracker.store.column_summaries(ref)
+        if job.cancelled is None:  # it was rerun meanwhile
+            return
+        begun, generation = {each.tag: each.tally.started for each in columns}, job.generation.number
         to_begin = (rows.after(begun[tag]) for tag, rows in plan.columns.items() if begun[tag] < len(rows))
         for row in range(min(to_begin, default=self.num_tasks), self.num_tasks):
             for stage, tag in enumerate(plan.stages(row)):

@@ -117,7 +117,7 @@ def report(app: Celery, task_id: str, carrier: Any, status: int, message: str, *
     else:
         ending = Write.ending(*writer.cell, status, sanitize(message), if_owner=writer.holder)
         ending.presumed_dead = status == Status.LOST  # its own end may still follow
-        never_begun = Write.never_begun(*writer.cell, status, sanitize(message))
+        never_begun = Write.never_begun(*writer.cell, status, sanitize(message), delivery=writer.delivery)
         lost = began and status == Status.LOST
         writer.queue(
             lambda: (

@@ -26,7 +26,7 @@ local function reopens(job, place, cell)
 end
 
 -- Implements transitions._verdict_on_delivery.
-local function verdict_on_delivery(job, cell, begin)
+local function verdict_on_delivery(job, place, cell, begin)
   local later = compare(begin.delivery, cell)
   if later < 0 then
     return "stale"
@@ -35,7 +35,7 @@ local function verdict_on_delivery(job, cell, begin)
   elseif later == 0 and is_final(cell) and cell[ATTEMPT] > 0 and begin.owner then
     return "closed"
   end
-  return begin.may_wait and job.paused and is_waiting(cell) and "paused" or "begun"
+  return begin.may_wait and not place.of_callback and job.paused and is_waiting(cell) and "paused" or "begun"
 end
 
 local function verdict_on(job, place, cell, begin, though_cancelled, goes_on)
@@ -48,7 +48,7 @@ local function verdict_on(job, place, cell, begin, though_cancelled, goes_on)
   elseif begin.takes_over or goes_on or (cell[OPEN] and begin.supersedes == cell[ATTEMPT]) then
     return "begun"
   end
-  return verdict_on_delivery(job, cell, begin)
+  return verdict_on_delivery(job, place, cell, begin)
 end
 
 -- Implements transitions._waiting_again.

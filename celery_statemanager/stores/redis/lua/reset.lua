@@ -12,16 +12,17 @@ local place = place_of(1, reset.tag, reset.row, reset.rank, reset.counts, reset.
 local stages = read_stages(job, reset.later)
 table.insert(stages, 1, { place = place, old = read(job, place) })
 
-local has_succeeded = true
+local has_succeeded, was_reset = true, false
 for _, each in ipairs(stages) do
   each.cell = each.old or new_cell(reset.schema)
   if not (is_final(each.cell) or is_waiting(each.cell)) then
     return { "refused" }
   end
   has_succeeded = has_succeeded and each.cell[STATUS] == FINISHED
+  was_reset = was_reset or each.cell[GENERATION] == reset.generation
 end
 local is_current = tonumber(job.reset_generation) == reset.generation
-if not is_current or job.cancelled_at or has_succeeded or stages[1].cell[GENERATION] == reset.generation then
+if not is_current or job.cancelled_at or has_succeeded or was_reset then
   return { "refused" }
 end
 

@@ -16,6 +16,9 @@ end
 local write = cmsgpack.unpack(ARGV[2])
 local place = place_of(1, write.tag, write.row, write.rank, write.counts, write.is_last)
 
+-- Implements transitions._cancels.
+local cancels = write.when == "idle" and write.status == CANCELLED
+
 -- Implements transitions._ends_late.
 local function ends_late(cell)
   return write.ends_attempt and awaits_end(cell)
@@ -28,20 +31,20 @@ local function is_superseded(cell)
     or (delivery and (write.if_owner ~= cell[OWNER] or compare(delivery, cell) ~= 0))
     or (write.when == "open" and not cell[OPEN] and not ends_late(cell))
     or (write.when == "idle" and (cell[OPEN] or is_final(cell)))
+    or (write.delivery and compare(write.delivery, cell) < 0)
+    or (cancels and not job.cancelled_at)
 end
 
 -- A cancelled job accepts writes that end a begun cell or cancel a waiting one, and all writes of its callbacks.
 local function is_refused_as_cancelled(cell)
-  if not job.cancelled_at or place.of_callback or write.ends_attempt then
-    return false
-  elseif write.when == "idle" and write.status == CANCELLED then
+  if not job.cancelled_at or place.of_callback or write.ends_attempt or cancels then
     return false
   end
   return is_waiting(cell) or not (write.status < 0 or write.status == FINISHED or write.due_again)
 end
 
 local function status_and_message(cell)
-  if job.cancelled_at and (write.when == "idle" or write.due_again) then
+  if job.cancelled_at and not place.of_callback and (write.when == "idle" or write.due_again) then
     return CANCELLED, job.reason
   elseif write.due_again and is_waiting(cell) then
     return cell[STATUS], write.message
