@@ -159,6 +159,16 @@ def test_the_countdown_of_a_later_stage_counts_from_its_publication(make, monkey
     assert queues.place_of(record, "second", 0).delayed_until > store.now() + 55_000_000
 
 
+def test_the_countdown_of_a_rerun_row_counts_from_its_reset(make):
+    here = make("memory://")
+    job, store = here.states.submit([here.task.s().set(countdown=60)]), here.states.store
+    store.write(job.manager.ref, Write("default", 0, -1))
+    job.rerun("failed")
+    reset_at = store.get_cell(job.manager.ref, "default", 0).timestamp
+    place = BrokerQueues(here.states).place_of(store.get_job(job.manager.ref.key), "default", 0)
+    assert place.delayed_until >= reset_at + 60_000_000
+
+
 RETRY = Delivery(0, 0, 1)
 
 

@@ -104,14 +104,14 @@ class BrokerQueues:
 
         The cells of a limited number of rows are read. The other ones count as due now.
         """
-        if number == 0 or "eta_after" not in message:
+        if "eta_after" not in message or (number == 0 and job.generation.number == 1):
             return job.created_at
         self._reads += 1
         if self._reads > MOST_READS:
             return self._now
-        places = ((binding_in(each).tag, binding_in(each).task_index) for each in stages[number - 1 : number + 1])
-        before, own = (self._tracker.store.get_cell(job.ref, *place) or Cell() for place in places)
-        return max(before.timestamp, own.timestamp)
+        bindings = map(binding_in, stages[max(number - 1, 0) : number + 1])
+        cells = (self._tracker.store.get_cell(job.ref, each.tag, each.task_index) for each in bindings)
+        return max((cell.timestamp for cell in cells if cell), default=job.created_at)
 
     def _stages(self, job: JobRecord, row: int) -> list[Envelope]:
         return self._tracker.blocks.messages(self._tracker.store, job.ref, row)
