@@ -21,7 +21,7 @@ ALLOWED = {
 
 REQUEUED = {"requeued", "retried", "failing", "chained"}
 NO_ATTEMPT = "None"
-"""Noted by a task that ran without an attempt, because the store was unavailable. A duplicate of it cannot be vetoed."""
+"""Noted by a task that ran without an attempt, because the store was unavailable. Its duplicates cannot be vetoed."""
 
 
 def job_violations(store: Store, job: Job, tasks: list[str], notes: list[list[str]], max_lost: int) -> list[str]:

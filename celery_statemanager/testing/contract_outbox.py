@@ -14,7 +14,7 @@ from celery_statemanager.plan import PlanSpec
 from celery_statemanager.records import Claim, Claimed, ClaimRequest, Flow, JobRecord, OutboxState, When, new_job
 from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.testing.contract_fixtures import ContractFixtures
-from celery_statemanager.testing.kit import CANCELLED, FAILED, FINISHED, FakeClock, Grid, every_job, purge, smoke
+from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock, Grid, every_job, purge, smoke
 
 NONE = Claimed(IndexSet(), IndexSet(), 0)
 

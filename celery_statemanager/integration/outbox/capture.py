@@ -100,13 +100,15 @@ def _relative_times(headers: dict[str, Any], options: dict[str, Any]) -> dict[st
     """Return the seconds from each publication to the times that were given relative to it."""
     given = {"eta": options.get("countdown"), "expires": options.get("expires")}
     return {
-        f"{header}_after": _seconds_until(headers[header])
+        f"{header}_after": _seconds_until(headers[header], seconds)
         for header, seconds in given.items()
         if isinstance(seconds, (int, float)) and headers.get(header)
     }
 
 
-def _seconds_until(text: str) -> float:
+def _seconds_until(text: str, given: float) -> float:
+    """Return the seconds until a time; those that were given, unless a task class has changed the time."""
     moment = datetime.fromisoformat(text)
     now = datetime.now(timezone.utc) if moment.tzinfo else datetime.now(timezone.utc).replace(tzinfo=None)
-    return round((moment - now).total_seconds(), 3)
+    seconds = (moment - now).total_seconds()
+    return given if abs(seconds - given) < 1 else round(seconds, 3)
