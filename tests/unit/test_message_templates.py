@@ -463,6 +463,6 @@ def test_messages_of_members_that_a_running_task_submits(app, task):
         return made(app, members), made_by_celery(app, members)
 
     app.conf.task_store_eager_result = False
-    (lines, count), expected = parent.apply(task_id="root").get()
+    (lines, count), expected = parent.apply(task_id="root").get(disable_sync_subtasks=False)
     assert count == 2
     assert lines == expected

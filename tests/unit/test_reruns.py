@@ -17,13 +17,13 @@ from celery_statemanager.integration.outbox.publisher import release_claims, wri
 from celery_statemanager.records import Begin, Delivery, Verdict, Write
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FaultyStore
-from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock
+from celery_statemanager.testing.kit import FAILED, FINISHED, PATIENCE, FakeClock
 
 
 class World:
     def __init__(self, store=None, **conf):
         self.app = Celery(f"rerun{os.urandom(3).hex()}", broker="memory://", set_as_current=False)
-        self.app.conf.update(statemanager_store_url="memory://", **conf)
+        self.app.conf.update(statemanager_store_url="memory://", task_default_queue=self.app.main, **conf)
         self.states = StateManager(self.app)
         self.store = self.states.store = FaultyStore(store or self.states.store)
         self.tracker = tracker_of(self.app)
@@ -34,7 +34,6 @@ class World:
             self.app.task(body, base=StatefulTask, bind=True, tag=tag, name=tag, shared=False)
         self.app.task(body, bind=True, name="cb", shared=False)
         self.work, self.second, self.cb = (self.app.tasks[name] for name in ("work", "second", "cb"))
-        self.sent()
 
     def submit(self, members, **options):
         self.job = self.states.submit(members, **options)
@@ -63,7 +62,7 @@ class World:
         with self.app.connection_for_read() as connection:
             while True:
                 try:
-                    found.append(connection.default_channel._get("celery")["headers"]["id"].partition(".")[2])
+                    found.append(connection.default_channel._get(self.app.main)["headers"]["id"].partition(".")[2])
                 except Empty:
                     return found
 
@@ -73,7 +72,9 @@ class World:
 
 @pytest.fixture
 def world():
-    return World()
+    world = World()
+    yield world
+    world.app.close()
 
 
 def test_a_second_rerun_does_not_replace_one_whose_rows_are_being_reset(world):
@@ -81,21 +82,26 @@ def test_a_second_rerun_does_not_replace_one_whose_rows_are_being_reset(world):
     world.fail(*range(6))
     started, go_on = threading.Event(), threading.Event()
 
-    def first(_):
-        def run():
-            world.store.at("reset_row", lambda _: None)
-            world.store.at("reset_row", lambda _: (started.set(), go_on.wait(10)))
-            world.states.job(world.job.id).rerun("0-4")
+    def stop(_):
+        started.set()
+        assert go_on.wait(PATIENCE)
 
-        threading.Thread(target=run).start()
-        started.wait(10)
+    def rerun():
+        world.store.at("reset_row", lambda _: None)
+        world.store.at("reset_row", stop)
+        world.states.job(world.job.id).rerun("0-4")
 
-    world.store.at("column_summaries", first)  # after the second has checked that no rows are being reset
+    first = threading.Thread(target=rerun)
+
+    def start_first(_):
+        first.start()
+        assert started.wait(PATIENCE)
+
+    world.store.at("column_summaries", start_first)  # before the second reads whether rows are being reset
     world.job.rerun("5")
     go_on.set()
-    for each in threading.enumerate():
-        if each is not threading.current_thread() and each.name.startswith("Thread-"):
-            each.join(10)
+    first.join(PATIENCE)
+    assert not first.is_alive()
     assert world.statuses() == [0] * 6
 
 
@@ -231,7 +237,7 @@ def test_a_message_of_protocol_1_that_may_not_be_decoded_ends_its_row():
     world.submit([world.work.s(1)])
     world.store.write(world.ref, Write.state("work", 0, FAILED))
     with world.app.connection_for_read() as connection:
-        connection.default_channel._get("celery")
+        connection.default_channel._get(world.app.main)
     world.job.rerun("failed")
     returned = world.store.get_outbox(world.ref).returned
     assert world.statuses() == [Status.REJECTED] or not returned, "tried again by every sweep, for ever"
