@@ -172,8 +172,8 @@ def test_a_greenlet_that_computes_does_not_delay_the_lease(tracked, start_worker
 @pytest.mark.places(REDIS, ("redis1-redis", "threads"))
 def test_messages_of_a_blocked_worker_are_published_again(tracked, setting, start_worker, key, eventually):
     still = start_worker(key)
-    late = tracked.late_gate.s(key).set(queue=key, countdown=5)
-    job = tracked.states.submit([late, tracked.gate.s(key).set(queue=key, countdown=5)])
+    late = tracked.late_gate.s(key).set(queue=key, countdown=10)
+    job = tracked.states.submit([late, tracked.gate.s(key).set(queue=key, countdown=10)])
     eventually(lambda: sum(len([*each.received]) for each in reports(tracked)) == 2)
     tracked.stop_main_loop.s(key).set(queue=key).apply_async()
     worker_id = eventually(
