@@ -135,20 +135,15 @@ def _choose(store: Outbox, job: JobRecord, columns: list[Column], requested: Ind
 
 def _rerunnable(store: Outbox, job: JobRecord, rows: Iterable[int]) -> IndexSet:
     """Return those of some rows that have ended without success."""
-    return IndexSet(row for row in rows if _failed_stage(store, job, row) is not None)
+    return IndexSet(row for row in rows if _has_failed(store, job, row))
 
 
-def _failed_stage(store: Outbox, job: JobRecord, row: int) -> str | None:
-    """Return the stage at which a row has ended without success; None if it has finished or goes on.
-
-    In a cancelled job, this may be a stage that never began.
-    """
-    cells = _cells_of(store, job, row)
-    if not all(cell.final or cell.waiting for cell in cells.values()):
-        return None
-    failed = [tag for tag, cell in cells.items() if cell.final and not cell.succeeded]
-    waiting = [tag for tag, cell in cells.items() if cell.waiting and job.cancelled is not None]
-    return next(iter((*failed, *waiting)), None)
+def _has_failed(store: Outbox, job: JobRecord, row: int) -> bool:
+    """Return whether a row has ended without success. In a cancelled job, this includes a stage that never began."""
+    cells = _cells_of(store, job, row).values()
+    if not all(cell.final or cell.waiting for cell in cells):
+        return False
+    return any(not cell.succeeded and (cell.final or job.cancelled is not None) for cell in cells)
 
 
 def _stage_to_reset(store: Outbox, job: JobRecord, row: int) -> str | None:
