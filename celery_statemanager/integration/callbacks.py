@@ -17,7 +17,7 @@ from celery_statemanager.integration import publication
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.capture import Capture
-from celery_statemanager.integration.outbox.due import Unpublishable, changed_message, numbered, stored_message
+from celery_statemanager.integration.outbox.due import Unpublishable, delivered_message, numbered
 from celery_statemanager.integration.outbox.envelope import publish
 from celery_statemanager.integration.outbox.places import place_of
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord, JobRef, Latch, Place, Write
@@ -104,7 +104,7 @@ def _send(tracker: Tracker, binding: Binding, cell: Cell, signature: Signature[A
             _reject(tracker, binding, publication.not_published(app, task))
         return None
     try:
-        message = numbered(app, changed_message(made, cell) or stored_message(made, cell), cell)
+        message = numbered(app, delivered_message(made, cell), cell)
     except Unpublishable as error:
         _reject(tracker, binding, str(error))
         return None

@@ -54,6 +54,17 @@ def message_again(tracker: Tracker, ref: JobRef, stages: list[Envelope], number:
     return numbered(tracker.app, message, cell)
 
 
+def delivered_message(message: Envelope, cell: Cell) -> Envelope:
+    """Return the message of the next delivery of a cell, without a value of the previous stage and without its number.
+
+    Args:
+        message: the stored message of the stage.
+
+    Raises: Unpublishable.
+    """
+    return changed_message(message, cell) or stored_message(message, cell)
+
+
 def changed_message(message: Envelope, cell: Cell) -> Envelope | None:
     """Return the message that a retry or a replacement has changed; None if the stored one is the same.
 

@@ -10,7 +10,7 @@ from typing import Any
 from celery_statemanager.integration.brokers import counts_messages, is_amqp
 from celery_statemanager.integration.callbacks import callback_task
 from celery_statemanager.integration.installed import Tracker
-from celery_statemanager.integration.outbox.due import Unpublishable, changed_message, stored_message
+from celery_statemanager.integration.outbox.due import Unpublishable, delivered_message
 from celery_statemanager.integration.outbox.envelope import Envelope, from_json, queue_name
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.integration.outbox.places import microseconds_of, place_of
@@ -68,7 +68,7 @@ class BrokerQueues:
         if number is None or (cell and cell.delivery.replacements and not cell.delivery.retries):
             return None  # a replacement may consist of several tasks
         try:
-            message = self._message(stages[number], cell)
+            message = delivered_message(stages[number], cell or Cell())
         except Unpublishable:
             return None
         place = place_of(self._tracker.app, message, self._due_at(job, stages, number, message))
@@ -91,13 +91,6 @@ class BrokerQueues:
         if kept is None or "eta" in kept:
             return Place(place.queue, microseconds_of(kept["eta"]) if kept else 0)
         return place_of(app, kept, cell.timestamp) if "publish" in kept else None
-
-    @staticmethod
-    def _message(message: Envelope, cell: Cell | None) -> Envelope:
-        """Return the message of the next delivery of a cell, without a value of the previous stage."""
-        if cell is None:
-            return message
-        return changed_message(message, cell) or stored_message(message, cell)
 
     def _due_at(self, job: JobRecord, stages: list[Envelope], number: int, message: Envelope) -> int:
         """Return the time at which a message became due, if its eta counts from then.
