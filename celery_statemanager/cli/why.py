@@ -21,7 +21,7 @@ from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, fit, width, wrapped
 from celery_statemanager.codec import compact
 from celery_statemanager.explain import JobDiagnosis, Reason
-from celery_statemanager.records import JobRecord
+from celery_statemanager.records import JobRecord, split_latch
 
 WIDEST = 110
 """Maximum width of a sentence in columns."""
@@ -96,7 +96,7 @@ def _headline(job: JobRecord, reasons: list[Reason], columns: int, glyphs: Glyph
 
 def _lines(reason: Reason, columns: int, glyphs: Glyphs) -> list[Line]:
     if reason.rows is None:
-        base, _, number = reason.tag.partition(".")
+        base, number = split_latch(reason.tag)
         where = f"on_{base}, generation {number}" if number else f"on_{base}"
     else:
         tag = fit(clean(reason.tag), columns // 2, glyphs.ellipsis)

@@ -20,7 +20,7 @@ from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.due import Unpublishable, delivered_message, numbered
 from celery_statemanager.integration.outbox.envelope import publish
 from celery_statemanager.integration.outbox.places import place_of
-from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord, JobRef, Latch, Place, Write
+from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord, JobRef, Latch, Place, Write, split_latch
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def publish_decided(
         tag = job.callback_tag(name)
         cell = tracker.store.get_cell(job.ref, tag, CALLBACK_ROW) or Cell()
         place = _send(tracker, Binding(job.ref, CALLBACK_ROW, tag), cell, signature)
-        tracker.metrics.published(name.partition(".")[0])
+        tracker.metrics.published(split_latch(name)[0])
         return place or True
 
     try:

@@ -27,6 +27,7 @@ from celery_statemanager.records.jobs import (
     job_key,
     new_incarnation,
     new_job,
+    split_latch,
     to_datetime,
 )
 from celery_statemanager.records.outbox import (
@@ -69,6 +70,7 @@ __all__ = [
     "JobRecord",
     "new_job",
     "new_incarnation",
+    "split_latch",
     "Page",
     "Delivery",
     "Cell",

@@ -178,11 +178,11 @@ class JobRecord:
         In generation 3 these are ``failure.3`` for ``failure``, ``failure.2`` for ``failure.2``, and ``failure`` for
         ``failure.1``.
         """
-        return _of_generation(*_split(latch, self.generation.number), 1)
+        return _of_generation(*split_latch(latch, self.generation.number), 1)
 
     def latch_of(self, tag: str) -> str:
         """Return the name of the latch whose callback runs in the cell with a tag, as in ``callback_tag``."""
-        return _of_generation(*_split(tag, 1), self.generation.number)
+        return _of_generation(*split_latch(tag, 1), self.generation.number)
 
     def with_generation(self, rows: IndexSet, failures: int) -> JobRecord:
         """Return the record with a new generation in which some rows run again; it is no longer cancelled.
@@ -194,7 +194,7 @@ class JobRecord:
         """
         earlier, number = self.generation.number, self.generation.number + 1
         kept = {
-            _of_generation(*_split(name, earlier), number): latch
+            _of_generation(*split_latch(name, earlier), number): latch
             for name, latch in self.latches.items()
             if latch.callback is not None and latch.decided_at is not None
         }
@@ -202,7 +202,8 @@ class JobRecord:
         return replace(self, latches={**fresh, **kept}, cancelled=None, generation=Generation(number, failures, rows))
 
 
-def _split(name: str, default: int) -> tuple[str, int]:
+def split_latch(name: str, default: int = 0) -> tuple[str, int]:
+    """Return the name of a latch without its generation, and the generation; the default if the name has none."""
     base, _, generation = name.partition(".")
     return base, int(generation or default)
 

@@ -19,7 +19,7 @@ from celery_statemanager.failures import FailureReport
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, status_name
 from celery_statemanager.overview import Overview
-from celery_statemanager.records import Cell, Latch, OutboxState, to_datetime
+from celery_statemanager.records import Cell, Latch, OutboxState, split_latch, to_datetime
 
 _LABEL = 12
 
@@ -137,7 +137,7 @@ def _callbacks(view: JobView) -> Iterator[Line]:
     shown = {latch: each for latch, each in view.callbacks.items() if each.task}
     wide = max((width(clean(each.task)) for each in shown.values() if each.task), default=1)
     for latch, each in shown.items():
-        task, (base, _, number) = left(clean(each.task or ""), min(wide, 30)), latch.partition(".")
+        task, (base, number) = left(clean(each.task or ""), min(wide, 30)), split_latch(latch)
         earlier = [Span(f"generation {number}, ", "dim")] if number else []
         yield [_label(f"on_{base}"), Span(f"{task}  "), *earlier, *_fate(view, latch, each)]
 
