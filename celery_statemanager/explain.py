@@ -120,7 +120,7 @@ class JobDiagnosis:
             return self._paused
         window = self.job.max_in_flight
         if window is not None:
-            in_flight = outbox.in_flight(sum(column.tally.rows for column in self._columns))
+            in_flight = outbox.in_flight(self._columns)
             if in_flight >= window:
                 return f"waits for its turn, {in_flight:,} of {window:,} in flight"
         elif any(claim.until > self._now for claim in outbox.claims.values()):

@@ -210,8 +210,7 @@ class LostMessages:
         """Return the columns of a job with index sets; None if all its published messages run or are with workers."""
         if job.plan is not None and job.plan.expected > FEW_CELLS:
             _, counts = self._store.column_summaries(job.ref)
-            ended = sum(column.tally.rows for column in counts)
-            if outbox.in_flight(ended) <= self._at_work.count(job.ref):
+            if outbox.in_flight(counts) <= self._at_work.count(job.ref):
                 return None
         return self._store.column_summaries(job.ref, indexes=True)[1]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from celery_statemanager.indexset import IndexSet
+
+if TYPE_CHECKING:
+    from celery_statemanager.records.cells import Column
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,9 @@ class OutboxState:
     claims: Mapping[str, Claim] = field(default_factory=dict)
     returned: Returned = Returned()
 
-    def in_flight(self, ended: int) -> int:
-        """Return the number of rows that are published and have not ended, given the number of rows that have."""
+    def in_flight(self, columns: Iterable[Column]) -> int:
+        """Return the number of rows that are published and have not ended, given all columns of the job."""
+        ended = sum(column.tally.rows for column in columns)
         return max(0, self.claimed - ended - len(self.returned))
 
 

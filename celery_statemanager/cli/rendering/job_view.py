@@ -64,8 +64,7 @@ class JobView:
     @property
     def in_flight(self) -> int:
         """The number of rows that are published and have not ended."""
-        ended = sum(column.tally.rows for column in self.overview.columns)
-        return 0 if self.outbox is None else self.outbox.in_flight(ended)
+        return 0 if self.outbox is None else self.outbox.in_flight(self.overview.columns)
 
 
 def job_lines(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:
