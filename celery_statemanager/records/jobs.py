@@ -138,8 +138,7 @@ class JobRecord:
     @property
     def due(self) -> bool:
         """Whether sweeps must check it: it owns messages and has not settled, or a callback is due or may be lost."""
-        unsettled = self.flow is not None and not self.settled
-        return unsettled or any(latch.due or latch.place is not None for latch in self.latches.values())
+        return self.publishes or any(latch.due or latch.place is not None for latch in self.latches.values())
 
     @property
     def publishes(self) -> bool:
