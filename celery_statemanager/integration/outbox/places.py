@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime
 
 from celery import Celery
+from celery.utils.time import maybe_make_aware
 
 from celery_statemanager.integration.brokers import counts_messages
 from celery_statemanager.integration.outbox.envelope import Envelope, queue_name
@@ -36,6 +37,4 @@ def _eta(message: Envelope, published_at: int) -> int:
 
 def microseconds_of(eta: str) -> int:
     """Return the time in the header of a message in microseconds."""
-    moment = datetime.fromisoformat(eta)
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return round(aware.timestamp() * 1_000_000)
+    return round(maybe_make_aware(datetime.fromisoformat(eta)).timestamp() * 1_000_000)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
+
+from celery.utils.time import maybe_make_aware
 
 from celery_statemanager.indexset import IndexSet
 
@@ -50,10 +52,6 @@ def _due(options: Mapping[str, Any]) -> float | None:
         if countdown:
             return time.time() + float(countdown)
         moment = datetime.fromisoformat(eta) if isinstance(eta, str) else eta
-        return None if moment is None else _aware(moment).timestamp()
+        return None if moment is None else maybe_make_aware(moment).timestamp()
     except (TypeError, ValueError, AttributeError, OverflowError):
         return None  # Celery reports a time that it does not accept
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
