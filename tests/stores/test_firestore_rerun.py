@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -28,14 +27,9 @@ def timings() -> Timings:
 
 
 @pytest.fixture
-def address(firestore_emulator: str) -> FirestoreAddress:
-    return FirestoreAddress(f"test-{uuid.uuid4().hex[:12]}")
-
-
-@pytest.fixture
-def store(address: FirestoreAddress, spy: Spy, timings: Timings) -> Iterator[FirestoreStore]:
-    with spy.store(address, timings=timings) as store:
-        yield store
+def store(spied: FirestoreStore) -> FirestoreStore:
+    """Return a store whose calls a test may count or change."""
+    return spied
 
 
 @pytest.fixture
