@@ -10,7 +10,6 @@ from celery_statemanager.leases import Received
 from celery_statemanager.liveness import ListedCells
 from celery_statemanager.models import Status
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRef, OpenAttempt, Write, new_event_id
-from celery_statemanager.retention import current
 from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.suspects import Lost
 
@@ -156,10 +155,7 @@ class Reclaimer:
         """Make a message due again. That of a callback becomes due with its latch."""
         if back.task_index == CALLBACK_ROW:
             completion.make_due(self._store, ref, back.tag)
-            if current(self._store, ref).cancelled is not None:  # such a write would cancel its callback too
-                back.due_again = False
-        if back.due_again or back.ends_attempt:
-            self._write(ref, back)
+        self._write(ref, back)
         self.requeued += 1
 
     def _write(self, ref: JobRef, write: Write) -> None:

@@ -266,12 +266,18 @@ def cancel(store, job):
     store.update_job(replace(store.get_job(job.key), cancelled=Cancellation("enough", 1)))
 
 
+def assert_only_the_next_publication_begins(store, job):
+    """Assert that the message of a callback that was made due again is refused if the broker still delivers it."""
+    begins = (Begin(tag="failure", task_index=CALLBACK_ROW, owner="w3", delivery=Delivery(number)) for number in (0, 1))
+    assert [store.begin(job.ref, begin).verdict for begin in begins] == [Verdict.STALE, Verdict.BEGUN]
+
+
 def test_a_lost_callback_of_a_cancelled_job_becomes_due_again(store, job, clock, sweep, actions, with_callback):
     with_callback()
     cancel(store, job)
     assert sweeps(sweep, clock).requeued == 1
-    assert store.get_cell(job.ref, "failure", CALLBACK_ROW) is None
     assert store.get_job(job.key).latches["failure"].due
+    assert_only_the_next_publication_begins(store, job)
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -291,7 +297,7 @@ def test_a_callback_of_a_cancelled_job_becomes_due_again_whose_worker_dies(
     cell = store.get_cell(job.ref, "failure", CALLBACK_ROW) or Cell()
     assert (cell.status, cell.open) == (int(begun), False)
     assert sweep().callbacks == 1
-    assert store.begin(job.ref, Begin(tag="failure", task_index=CALLBACK_ROW, owner="w1")).verdict is Verdict.BEGUN
+    assert_only_the_next_publication_begins(store, job)
 
 
 def test_a_message_that_its_broker_delivers_after_max_lost_does_not_run(store, job, clock, sweep, actions):
