@@ -124,7 +124,7 @@ def test_messages_from_before_a_rerun_neither_run_nor_end_a_row(tracked, setting
 
 @pytest.mark.places(*PLACES, usual=1)
 def test_plain_tasks_run_again(tracked, pool, key, submit):
-    job = submit([tracked.plain.s(key), tracked.throw_plain.s("error", key)])
+    job = submit([tracked.plain.s(key), tracked.fail_plain.s()])
     job.wait(PATIENCE)
     before = job.get_state("plain", 0).version
     assert job.rerun("failed").rows == IndexSet([1])

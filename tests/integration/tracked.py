@@ -175,6 +175,11 @@ def plain(key):
     note(key, state.task_index)
 
 
+@task(tag="plain")
+def fail_plain(text="broken"):
+    raise ValueError(text)
+
+
 @task(base=StatefulTask, tag="work")
 def returns_object():
     return object()
