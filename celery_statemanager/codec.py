@@ -260,5 +260,5 @@ def cell_to_fields(cell: Cell) -> dict[str, Any]:
 
 
 def cell_from_fields(values: Mapping[str, Any]) -> Cell:
-    """Create a cell from an object of ``cell_to_fields``; a field that it lacks has its default."""
-    return Cell(**{**values, "delivery": Delivery(*values["delivery"])})
+    """Create a cell from an object of ``cell_to_fields``. A missing schema is 1, another field its default."""
+    return Cell(**{"schema_version": 1, **values, "delivery": Delivery(*values["delivery"])})

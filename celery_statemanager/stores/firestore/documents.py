@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
-from celery_statemanager.models import FINISHED, SCHEMA_VERSION
+from celery_statemanager.models import FINISHED
 from celery_statemanager.records import Cell, Delivery, JobRecord, JobRef
 from celery_statemanager.stores.fields import check_cells
 from celery_statemanager.stores.firestore.values import Moment, payload_fields, payload_of
@@ -187,7 +187,7 @@ def cell_of(fields: Mapping[str, Any]) -> Cell:
         kept=fields.get("kept"),
         blocked_by=fields.get("blockedBy"),
         began_at=int(fields.get("beganAt") or 0),
-        schema_version=int(fields.get("schemaVersion", SCHEMA_VERSION)),
+        schema_version=int(fields.get("schemaVersion") or 1),
         generation=int(fields.get("generation") or 1),
         failures=int(fields.get("failures") or 0),
     )
