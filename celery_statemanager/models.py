@@ -10,7 +10,7 @@ from typing import Any
 
 from celery_statemanager.indexset import IndexSet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the layout in which this release writes states and jobs."""
 
 

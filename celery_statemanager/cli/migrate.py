@@ -44,10 +44,10 @@ it, the newest schema. Beat migrates jobs too, except those of the Go module.
 
 \b
 Examples:
-  celery -A proj migrate-state --target 1 --dry-run
-  celery -A proj migrate-state --target 1
-  celery -A proj migrate-state --target 1 --job etl-42
-  celery migrate-state --store firestore://my-project --target 1 --limit 100
+  celery -A proj migrate-state --target 2 --dry-run
+  celery -A proj migrate-state --target 2
+  celery -A proj migrate-state --target 2 --job etl-42
+  celery migrate-state --store firestore://my-project --target 2 --limit 100
 
 \b
 Exit status:

@@ -67,6 +67,22 @@ class MigratableContract(ContractFixtures):
             replace(each, lowest=None) for each in before[1]
         ]
 
+    def test_a_cell_of_schema_1_is_read_and_written_as_such(self, store: Migratable, other_store: Migratable) -> None:
+        grid = busy(store)
+        first = [replace(each, cell=replace(each.cell, schema_version=1)) for each in outdated(store, grid)]
+        assert store.rewrite_cells(grid.ref, first) == 4
+        grid.update(lambda job: replace(job, schema_version=1))
+        elsewhere = grid.seen_by(other_store)
+        for each in first:
+            assert elsewhere.cell(each.tag, each.task_index) == each.cell
+        assert {state.schema_version for state in elsewhere.states()} == {1}
+        assert grid.end("a", 0).cell.schema_version == 1
+        assert grid.begin("a", 1, takes_over=True).cell.schema_version == 1
+        assert grid.run("a", 2).cell.schema_version == SCHEMA_VERSION
+        found = outdated(other_store, elsewhere, SCHEMA_VERSION)
+        assert [(each.tag, each.task_index) for each in found] == [("a", 0), ("a", 1), ("b", 1), ("c", 2)]
+        assert (elsewhere.job.schema, elsewhere.lowest("a").schema_version) == (1, 1)
+
     def test_callback_runs_and_unplanned_cells_are_rewritten_but_not_counted(self, store: Migratable) -> None:
         grid = Grid.create(store, 2, {"a": [0], "b": [1]}, success="call")
         grid.begin("success", CALLBACK_ROW)
@@ -179,12 +195,12 @@ class MigratableContract(ContractFixtures):
         old = foreign(store)
         old.write("a", 0, 40, message="half way", payload='{"n":1}')
         old.write("b", 2, FINISHED)
-        states = old.states()
+        states = [replace(each, schema_version=0) for each in old.states()]
         job = store.adopt_job(old.ref, incarnation := new_incarnation())
         assert (job.incarnation, job.schema, job.revision > 0) == (incarnation, 0, True)
         new = Grid(store, job.ref)
         assert new.job == job
-        assert [replace(state, schema_version=1) for state in new.states()] == states
+        assert [replace(each, schema_version=0) for each in new.states()] == states
         assert (new.lowest().task_index, new.lowest("a").task_index) == (0, 1)
         assert new.manager().summary().running == 1
         assert [each.ref for each in every_job(store)] == [job.ref]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from celery_statemanager.models import Status
+from celery_statemanager.models import SCHEMA_VERSION, Status
 from celery_statemanager.records import JobKey, Write, new_job
 from celery_statemanager.testing.kit import every_job
 
@@ -30,12 +30,14 @@ def old(store):
 
 
 def test_jobs_are_migrated_and_counted(run, old):
-    result = run("--target", "1")
+    result = run("--target", str(SCHEMA_VERSION))
     assert result.exit_code == 0
-    assert result.stdout == "     3  jobs examined\n     2  migrated to schema 1\n     0  states of these jobs\n"
+    counted = f"     2  migrated to schema {SCHEMA_VERSION}\n     0  states of these jobs\n"
+    assert result.stdout == f"     3  jobs examined\n{counted}"
     assert all(job.incarnation for job in every_job(old))
     report = json.loads(run("--format", "json").stdout)
-    assert report == {"target": 1, "scanned": 3, "migrated": 0, "states": 0, "skipped": {}, "dryRun": False}
+    counts = {"scanned": 3, "migrated": 0, "states": 0, "skipped": {}}
+    assert report == {"target": SCHEMA_VERSION, **counts, "dryRun": False}
 
 
 def test_a_dry_run_lists_each_job_and_changes_nothing(run, old):
@@ -44,7 +46,7 @@ def test_a_dry_run_lists_each_job_and_changes_nothing(run, old):
     text = result.stdout
     assert result.stderr == "note: nothing was written\n"
     assert "would migrate: etl-42, created by another program, 0 states\n" in text
-    assert "     2  would be migrated to schema 1\n" in text
+    assert f"     2  would be migrated to schema {SCHEMA_VERSION}\n" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "x…, created by another program, 0 states\n" in text
     job, _, report = map(json.loads, run("--dry-run", "--format", "json").stdout.splitlines())
@@ -60,11 +62,11 @@ def test_a_dry_run_reports_the_schema_of_a_half_migrated_job(run, old):
 
 
 def test_one_job_and_a_limit(run, old):
-    assert "     1  migrated to schema 1\n" in run("--job", "etl-42").stdout
+    assert f"     1  migrated to schema {SCHEMA_VERSION}\n" in run("--job", "etl-42").stdout
     assert old.get_job(JobKey("etl-42")).incarnation
-    assert "     0  migrated to schema 1\n" in run("--job", "ours").stdout
+    assert f"     0  migrated to schema {SCHEMA_VERSION}\n" in run("--job", "ours").stdout
     old.create_job(replace(new_job("third", 1), incarnation=""))
-    assert "     1  migrated to schema 1\n" in run("--limit", "1").stdout
+    assert f"     1  migrated to schema {SCHEMA_VERSION}\n" in run("--limit", "1").stdout
 
 
 def test_the_default_target_is_that_of_the_settings(run, app, old):
@@ -73,14 +75,18 @@ def test_the_default_target_is_that_of_the_settings(run, app, old):
     app.conf.statemanager_migrate_target = 9
     result = run()
     assert result.exit_code == 78
-    assert result.stderr.startswith("Error: statemanager_migrate_target: this release supports schemas up to 1, not 9")
+    text = f"statemanager_migrate_target: this release supports schemas up to {SCHEMA_VERSION}, not 9"
+    assert result.stderr.startswith(f"Error: {text}")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--target", "2"), "this release supports schemas up to 1, not 2: upgrade celery-statemanager"),
-        (("--target", "0"), "the target must be a schema number, 1 … 1, not 0"),
+        (
+            ("--target", str(SCHEMA_VERSION + 1)),
+            f"this release supports schemas up to {SCHEMA_VERSION}, not {SCHEMA_VERSION + 1}: upgrade",
+        ),
+        (("--target", "0"), f"the target must be a schema number, 1 … {SCHEMA_VERSION}, not 0"),
         (("--run-token", "r"), "--run-token needs a job: add --job ID"),
         (("--job", ""), "--job"),
     ],
@@ -93,11 +99,10 @@ def test_invalid_arguments_are_rejected_before_anything_is_done(run, old, error_
 
 
 def test_a_lower_target_is_rejected(run, old, error_of):
-    job = old.get_job(JobKey("ours"))
-    old.update_job(replace(job, schema_version=2))
     result = run("--target", "1", "--job", "ours")
     assert result.exit_code == 2
-    assert error_of(result).startswith("job 'ours' has schema 2 and cannot be migrated back to 1")
+    text = f"job 'ours' has schema {SCHEMA_VERSION} and cannot be migrated back to 1"
+    assert error_of(result).startswith(text)
     assert "     1  skipped: has a later schema\n" in run("--target", "1").stdout
 
 
@@ -107,6 +112,6 @@ def test_an_unknown_job(run, old):
 
 def test_help_has_examples_and_exit_codes_and_fits_80_columns(run):
     text = run("--help").stdout
-    assert "celery -A proj migrate-state --target 1 --dry-run" in text
+    assert "celery -A proj migrate-state --target 2 --dry-run" in text
     assert "69  the store became unavailable" in text
     assert max(map(len, text.splitlines())) <= 80

@@ -1,10 +1,12 @@
 """``rerun-state`` runs rows again that failed, or shows which would."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from celery_statemanager import Manager, StatefulTask, StateManager
+from celery_statemanager.records import new_job
 
 
 @pytest.fixture
@@ -49,6 +51,17 @@ def test_nothing_to_run_again(command, job):
     assert result.stderr.startswith(
         "Error: job 'etl-42' was not rerun: none of these rows has ended without success; skipped 2 rows (finished"
     )
+
+
+def test_a_job_of_schema_1_is_refused_with_the_reason(command, store, error_of):
+    store.create_job(replace(new_job("old", 2), schema_version=1))
+    for arguments in ((), ("--dry-run",)):
+        result = command("rerun-state", "old", *arguments)
+        assert result.exit_code == 1
+        assert error_of(result) == (
+            "job 'old' cannot be rerun, because its messages are not stored: it was created by an earlier release, which "
+            "stored none, or by another program; submit its tasks again under a new run_token"
+        )
 
 
 @pytest.mark.parametrize("rows", ["0-9", "x", "3-1"])

@@ -16,6 +16,7 @@ from servers import running_redis
 
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, StateManager, open_store
 from celery_statemanager.integration.beat import COLLECT, MIGRATE, SWEEP
+from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import new_incarnation, new_job
 
 AGES = {"statemanager_gc_tombstone_age": "30d", "statemanager_gc_delete_age": "90d"}
@@ -105,7 +106,7 @@ def test_schedule_settings_work_under_a_namespace():
         ({"statemanager_progress_interval": -1}, "statemanager_progress_interval must be a number, 0 or more, not -1"),
         (
             {"statemanager_migrate_target": 99},
-            "statemanager_migrate_target: this release supports schemas up to 1, not 99",
+            f"statemanager_migrate_target: this release supports schemas up to {SCHEMA_VERSION}, not 99",
         ),
         ({"statemanager_migrate_target": "new"}, "statemanager_migrate_target: the target must be a schema number"),
         ({"statemanager_migrate_schedule": "daily"}, "a crontab, not 'daily'"),

@@ -286,8 +286,18 @@ def test_a_pickled_member_is_read_only_where_pickle_is_accepted(app, states, tas
 def test_a_job_of_a_manager_has_no_members(states):
     with Manager.create(states.store, "etl", num_tasks=1, tags=("a",)):
         pass
-    with pytest.raises(ValueError, match="job 'etl' has no stored members"):
+    with pytest.raises(
+        ValueError, match="job 'etl' has no stored members: it ran in eager mode, or was created by a Manager"
+    ):
         states.job("etl").members()
+
+
+def test_a_job_that_ran_in_eager_mode_has_no_members(app, states, tasks):
+    app.conf.task_always_eager = True
+    job = states.submit([tasks.scan.s()], job_id="etl")
+    for found in (job, states.job("etl")):
+        with pytest.raises(ValueError, match="no stored members: it ran in eager mode, or was created by"):
+            found.members()
 
 
 def in_queue(app, count):

@@ -38,7 +38,7 @@ def test_a_job_has_the_path_and_field_names_of_the_go_module(store: FirestoreSto
         state = manager.set_state("extract", 40, "page 4 of 10", {"rows": 812, "tables": ["a", "b"]}, event_id="e1")
         job, cell = documents.get("jobs/load-42"), documents.get("jobs/load-42/states/extract:1")
         shared = {name: job[name] for name in ("jobID", "numTasks", "deleted", "schemaVersion")}
-        assert shared == {"jobID": "load-42", "numTasks": 3, "deleted": False, "schemaVersion": 1}
+        assert shared == {"jobID": "load-42", "numTasks": 3, "deleted": False, "schemaVersion": SCHEMA_VERSION}
         names = ("jobID", "taskID", "tag", "status", "message", "version", "eventID", "payload", "schemaVersion")
         assert {name: cell[name] for name in names} == {
             "jobID": "load-42",
@@ -49,7 +49,7 @@ def test_a_job_has_the_path_and_field_names_of_the_go_module(store: FirestoreSto
             "version": 1,
             "eventID": "e1",
             "payload": {"rows": 812, "tables": ["a", "b"]},
-            "schemaVersion": 1,
+            "schemaVersion": SCHEMA_VERSION,
         }
         assert isinstance(cell["timestamp"], Moment)
         assert to_datetime(cell["timestamp"]) == state.timestamp

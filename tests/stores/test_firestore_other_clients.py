@@ -11,6 +11,7 @@ import pytest
 from google.cloud import firestore
 
 from celery_statemanager import Manager, Status
+from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.stores.firestore import FirestoreAddress, FirestoreStore
 
 GO_JOB = {"numTasks": 3, "deleted": False, "schemaVersion": 1}
@@ -66,9 +67,9 @@ def test_our_documents_equal_those_of_the_go_module(google: Any, store: Firestor
     payload: Any = GO_STATE["payload"]
     manager.set_state("extract", 40, "page 4 of 10", payload, event_id="0b5c")
     job, state = (google.document(path).get().to_dict() for path in ("jobs/load-42", "jobs/load-42/states/extract:1"))
-    assert {name: job[name] for name in GO_JOB} == GO_JOB
-    times = {"timestamp": state["timestamp"]}
-    assert {name: state[name] for name in GO_STATE} == {**GO_STATE, **times}
+    ours = {"schemaVersion": SCHEMA_VERSION}
+    assert {name: job[name] for name in GO_JOB} == {**GO_JOB, **ours}
+    assert {name: state[name] for name in GO_STATE} == {**GO_STATE, **ours, "timestamp": state["timestamp"]}
     assert before < state["timestamp"] < before + timedelta(minutes=2)
     assert {type(state[name]) for name in ("taskID", "status", "version", "schemaVersion")} == {int}
 

@@ -15,6 +15,7 @@ from between import Between
 from celery_statemanager import ConfigurationError, JobNotFound, Manager, Store, collect_garbage, open_store
 from celery_statemanager.garbage import Act, GarbageReport, Skip
 from celery_statemanager.leases import MOST_BYTES, Received, Report, cell_name
+from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import ClaimRequest, Flow
 from celery_statemanager.stores import FullStore
 from celery_statemanager.stores.firestore.timings import Timings
@@ -287,7 +288,8 @@ def test_a_job_of_a_newer_release_is_kept_and_rejected_when_opened(store: Store)
     grid = create_idle_job(store)
     grid.update(lambda job: replace(job, schema_version=job.schema_version + 1))
     assert collect_garbage(store, **DELETE).skipped == {Skip.NEWER.value: 1}
-    with pytest.raises(ConfigurationError, match=r"newer release \(schema 2, this release supports 1\): upgrade"):
+    text = rf"newer release \(schema {SCHEMA_VERSION + 1}, this release supports {SCHEMA_VERSION}\): upgrade"
+    with pytest.raises(ConfigurationError, match=text):
         Manager.open(store, "job")
 
 

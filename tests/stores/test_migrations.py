@@ -20,30 +20,39 @@ from celery_statemanager.records import Cell, JobKey, JobRecord, new_job
 from celery_statemanager.testing import StoreFactory, WrappedStore
 from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid, every_job, smoke
 
+NEXT = SCHEMA_VERSION + 1
+"""The schema of the next release."""
+
+LAST = NEXT + 4
+"""The last schema that ``LATER`` mentions."""
+
 LATER = Steps()
-"""Steps of a later release, with a gap at 5."""
+"""Steps of later releases, with a gap at ``LAST - 1``."""
 
 migrate_jobs = partial(migrations.migrate_jobs, batch_size=2)
 """Rewrites the states of a job in several batches."""
 
+for number in range(1, SCHEMA_VERSION):
+    LATER.jobs(number)(lambda job: job)
 
-@LATER.states(1)
-@LATER.states(2)
+
+@LATER.states(SCHEMA_VERSION)
+@LATER.states(NEXT)
 def add_plus(_: JobRecord, cell: Cell) -> Cell:
     return replace(cell, message=f"{cell.message or ''}+")
 
 
-@LATER.jobs(3)
+@LATER.jobs(NEXT + 1)
 def tombstone(job: JobRecord) -> JobRecord:
     return replace(job, tombstoned_at=job.tombstoned_at or 1)
 
 
-@LATER.states(4)
+@LATER.states(NEXT + 2)
 def remove_plus(_: JobRecord, cell: Cell) -> Cell:
     return replace(cell, message=(cell.message or "").rstrip("+"))
 
 
-@LATER.states(6)
+@LATER.states(LAST)
 def unreachable(_: JobRecord, cell: Cell) -> Cell:
     raise AssertionError
 
@@ -59,12 +68,29 @@ def create_job(store: Store, name: str = "job") -> Grid:
     return grid
 
 
+def create_job_of_schema_1(store: Store, name: str = "job") -> Grid:
+    """Create a job as the releases with schema 1 did."""
+    grid = create_job(store, name)
+    found = [replace(each, cell=replace(each.cell, schema_version=1)) for each in store.outdated_cells(grid.ref, NEXT)]
+    assert store.rewrite_cells(grid.ref, found) == 4
+    grid.update(lambda job: replace(job, schema_version=1))
+    return grid
+
+
 def create_foreign_job(store: Store, name: str = "job") -> Grid:
     """Create a job without an incarnation, as another program does."""
     grid = Grid(store, store.create_job(replace(new_job(name, 3), incarnation="")).ref)
     for row in range(3):
         grid.write("a", row, 5 + row)
     return grid
+
+
+def empty_steps(newest: int) -> Steps:
+    """Return steps that change nothing but the schema."""
+    steps = Steps()
+    for number in range(1, newest + 1):
+        steps.states(number)(lambda _, cell: cell)
+    return steps
 
 
 def reload(grid: Grid) -> Grid:
@@ -84,19 +110,21 @@ def test_the_steps_of_this_release_lead_to_the_schema_of_new_jobs() -> None:
 def test_states_and_job_reach_the_target_and_keep_their_fixed_fields(store: Store) -> None:
     grid = create_job(store)
     before, activity = fixed_fields(grid), grid.job.last_activity
-    assert migrate_jobs(store, 3, steps=LATER) == MigrationReport(target=3, scanned=1, migrated=1, states=4)
+    assert migrate_jobs(store, NEXT + 1, steps=LATER) == MigrationReport(
+        target=NEXT + 1, scanned=1, migrated=1, states=4
+    )
     assert fixed_fields(grid) == before
-    assert {state.schema_version for state in grid.states()} == {3}
+    assert {state.schema_version for state in grid.states()} == {NEXT + 1}
     assert [grid.state("a", row).message for row in range(3)] == ["row 0+", "row 1+", "broken+"]
     job = grid.job
-    assert (job.schema_version, job.tombstoned_at, job.last_activity) == (3, 1, activity)
+    assert (job.schema_version, job.tombstoned_at, job.last_activity) == (NEXT + 1, 1, activity)
 
 
 def test_a_second_run_changes_nothing(store: Store) -> None:
     grid = create_job(store)
-    migrate_jobs(store, 2, steps=LATER)
+    migrate_jobs(store, NEXT, steps=LATER)
     before = (grid.job, grid.states())
-    assert migrate_jobs(store, 2, steps=LATER) == MigrationReport(target=2, scanned=1)
+    assert migrate_jobs(store, NEXT, steps=LATER) == MigrationReport(target=NEXT, scanned=1)
     assert (grid.job, grid.states()) == before
 
 
@@ -105,6 +133,18 @@ def test_the_default_target_is_the_schema_of_this_release(store: Store) -> None:
     before = grid.job
     assert migrate_jobs(store) == MigrationReport(target=SCHEMA_VERSION, scanned=1)
     assert grid.job == before
+
+
+def test_a_job_of_schema_1_is_migrated(store: Store) -> None:
+    grid = create_job_of_schema_1(store)
+    before, columns = fixed_fields(grid), store.column_summaries(grid.ref)[1]
+    assert migrate_jobs(store, 1) == MigrationReport(target=1, scanned=1)
+    assert migrate_jobs(store) == MigrationReport(target=SCHEMA_VERSION, scanned=1, migrated=1, states=4)
+    after = store.column_summaries(grid.ref)[1]
+    assert (fixed_fields(grid), [each.tally for each in after]) == (before, [each.tally for each in columns])
+    assert grid.job.schema == SCHEMA_VERSION
+    assert {state.schema_version for state in grid.states()} == {SCHEMA_VERSION}
+    assert migrate_jobs(store) == MigrationReport(target=SCHEMA_VERSION, scanned=1)
 
 
 def test_a_job_of_another_program_is_migrated(store: Store) -> None:
@@ -138,9 +178,9 @@ def test_a_dry_run_writes_nothing_and_reports_what_would_be_done(store: Store) -
     before = [(job, Grid(store, job.ref).states()) for job in every_job(store)]
     reported: dict[str, object] = {}
     report = migrate_jobs(
-        ReadOnly(store), 2, steps=LATER, dry_run=True, tell=lambda job, what: reported.update({job.job_id: what})
+        ReadOnly(store), NEXT, steps=LATER, dry_run=True, tell=lambda job, what: reported.update({job.job_id: what})
     )
-    assert report == MigrationReport(target=2, scanned=2, migrated=2, states=7)
+    assert report == MigrationReport(target=NEXT, scanned=2, migrated=2, states=7)
     assert reported == {"ours": 4, "foreign": 3}
     assert [(job, Grid(store, job.ref).states()) for job in every_job(store)] == before
 
@@ -148,55 +188,55 @@ def test_a_dry_run_writes_nothing_and_reports_what_would_be_done(store: Store) -
 def test_limit_ends_a_run_after_that_many_jobs(store: Store) -> None:
     for number in range(5):
         create_job(store, f"job {number}")
-    assert [migrate_jobs(store, 2, steps=LATER, limit=2).migrated for _ in range(4)] == [2, 2, 1, 0]
-    assert {job.schema for job in every_job(store)} == {2}
+    assert [migrate_jobs(store, NEXT, steps=LATER, limit=2).migrated for _ in range(4)] == [2, 2, 1, 0]
+    assert {job.schema for job in every_job(store)} == {NEXT}
 
 
 def test_job_id_and_run_token_select_one_job(store: Store) -> None:
     one, other = create_job(store, "one"), Grid.create(store, job_id="other", run_token="r")
-    assert migrate_jobs(store, 2, job_id="one", steps=LATER).migrated == 1
-    assert (one.job.schema, other.job.schema) == (2, 1)
-    assert migrate_jobs(store, 2, job_id="other", run_token="r", steps=LATER).migrated == 1
+    assert migrate_jobs(store, NEXT, job_id="one", steps=LATER).migrated == 1
+    assert (one.job.schema, other.job.schema) == (NEXT, SCHEMA_VERSION)
+    assert migrate_jobs(store, NEXT, job_id="other", run_token="r", steps=LATER).migrated == 1
     with pytest.raises(JobNotFound):
-        migrate_jobs(store, 2, job_id="other", steps=LATER)
+        migrate_jobs(store, NEXT, job_id="other", steps=LATER)
 
 
 def test_job_id_migrates_states_that_an_earlier_release_wrote_after_the_migration(store: Store) -> None:
     grid = create_job(store)
-    migrate_jobs(store, 2, steps=LATER)
+    migrate_jobs(store, NEXT, steps=LATER)
     grid.write("c", 0, 5, message="late")
-    assert grid.cell("c", 0).schema_version == 1
-    assert migrate_jobs(store, 2, steps=LATER) == MigrationReport(target=2, scanned=1)
-    report = MigrationReport(target=2, scanned=1, migrated=1, states=1)
-    assert migrate_jobs(store, 2, job_id="job", steps=LATER, dry_run=True) == report
-    assert migrate_jobs(store, 2, job_id="job", steps=LATER) == report
-    assert migrate_jobs(store, 2, job_id="job", steps=LATER) == MigrationReport(target=2, scanned=1)
+    assert grid.cell("c", 0).schema_version == SCHEMA_VERSION
+    assert migrate_jobs(store, NEXT, steps=LATER) == MigrationReport(target=NEXT, scanned=1)
+    report = MigrationReport(target=NEXT, scanned=1, migrated=1, states=1)
+    assert migrate_jobs(store, NEXT, job_id="job", steps=LATER, dry_run=True) == report
+    assert migrate_jobs(store, NEXT, job_id="job", steps=LATER) == report
+    assert migrate_jobs(store, NEXT, job_id="job", steps=LATER) == MigrationReport(target=NEXT, scanned=1)
     assert grid.cell("c", 0).message == "late+"
 
 
 def test_a_job_with_a_later_schema_is_not_migrated_back(store: Store) -> None:
     grid = create_job(store)
-    migrate_jobs(store, 3, steps=LATER)
+    migrate_jobs(store, NEXT + 1, steps=LATER)
     before = grid.job
-    assert migrate_jobs(store, 2, steps=LATER).skipped == {Skip.NEWER.value: 1}
-    with pytest.raises(
-        ConfigurationError, match="job 'job' has schema 3 and cannot be migrated back to 2: choose a target"
-    ):
-        migrate_jobs(store, 2, job_id="job", steps=LATER)
+    assert migrate_jobs(store, NEXT, steps=LATER).skipped == {Skip.NEWER.value: 1}
+    text = f"job 'job' has schema {NEXT + 1} and cannot be migrated back to {NEXT}: choose a target"
+    with pytest.raises(ConfigurationError, match=text):
+        migrate_jobs(store, NEXT, job_id="job", steps=LATER)
     assert grid.job == before
-    with pytest.raises(ConfigurationError, match=r"newer release \(schema 3, this release supports 1\): upgrade"):
+    text = rf"newer release \(schema {NEXT + 1}, this release supports {SCHEMA_VERSION}\): upgrade"
+    with pytest.raises(ConfigurationError, match=text):
         Manager.open(store, "job")
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (6, "no step leads to schema 5, so schema 6 cannot be reached: register one, @STEPS.states(5)"),
-        (7, "this release supports schemas up to 6, not 7: upgrade celery-statemanager"),
-        (0, "the target must be a schema number, 1 … 6, not 0"),
-        (-1, "the target must be a schema number, 1 … 6, not -1"),
-        (True, "the target must be a schema number, 1 … 6, not True"),
-        ("2", "the target must be a schema number, 1 … 6, not '2'"),
+        (LAST, f"no step leads to schema {LAST - 1}, so schema {LAST} cannot be reached: register one, @STEPS.states("),
+        (LAST + 1, f"this release supports schemas up to {LAST}, not {LAST + 1}: upgrade celery-statemanager"),
+        (0, f"the target must be a schema number, 1 … {LAST}, not 0"),
+        (-1, f"the target must be a schema number, 1 … {LAST}, not -1"),
+        (True, f"the target must be a schema number, 1 … {LAST}, not True"),
+        ("2", f"the target must be a schema number, 1 … {LAST}, not '2'"),
     ],
 )
 def test_an_unreachable_target_is_rejected_before_the_store_is_read(target: Any, message: str) -> None:
@@ -206,21 +246,20 @@ def test_an_unreachable_target_is_rejected_before_the_store_is_read(target: Any,
 
 
 def test_a_step_number_is_registered_once() -> None:
-    with pytest.raises(ValueError, match=r"step 2 is already registered \(add_plus\): use the next number"):
-        LATER.states(2)
+    with pytest.raises(ValueError, match=rf"step {NEXT} is already registered \(add_plus\): use the next number"):
+        LATER.states(NEXT)
     with pytest.raises(ValueError, match="step numbers start at 1, not 0"):
         LATER.jobs(0)
 
 
 def test_a_step_that_changes_a_fixed_field_is_rejected_and_nothing_is_written(store: Store) -> None:
-    bad = Steps()
-    bad.states(1)(lambda _, cell: cell)
-    bad.states(2)(lambda _, cell: replace(cell, status=FINISHED))
+    bad = empty_steps(SCHEMA_VERSION)
+    bad.states(NEXT)(lambda _, cell: replace(cell, status=FINISHED))
     grid = create_job(store)
     before = fixed_fields(grid)
-    with pytest.raises(ValueError, match="step 2 changes a state's status: a step must preserve it"):
-        migrate_jobs(store, 2, steps=bad)
-    assert (fixed_fields(grid), grid.job.schema) == (before, 1)
+    with pytest.raises(ValueError, match=f"step {NEXT} changes a state's status: a step must preserve it"):
+        migrate_jobs(store, NEXT, steps=bad)
+    assert (fixed_fields(grid), grid.job.schema) == (before, SCHEMA_VERSION)
 
 
 def at_every_step(
@@ -233,7 +272,7 @@ def at_every_step(
     for number in range(1, 100):
         grid = create(store, f"job {number}")
         between = Between(store, number, lambda grid=grid: action(grid))
-        migrate_jobs(between, 2, job_id=f"job {number}", steps=LATER)
+        migrate_jobs(between, NEXT, job_id=f"job {number}", steps=LATER)
         if between.left >= 0:
             assert number > 3
             return
@@ -254,7 +293,7 @@ def test_a_write_between_any_two_steps_is_kept_and_migrated(store: Store, create
 
     def check(grid: Grid) -> None:
         now = reload(grid)
-        assert now.job.schema == 2
+        assert now.job.schema == NEXT
         assert now.job.cancelled is not None
         assert now.state("a", 0).status == now.state("c", 1).status == 9
         assert now.cell("a", 0).version == versions[grid.ref.key] + 1
@@ -277,7 +316,7 @@ def test_a_write_between_any_two_steps_is_kept_and_migrated(store: Store, create
 def test_another_run_between_any_two_steps_is_safe(store: Store, create: Callable[[Store, str], Grid]) -> None:
     def check(grid: Grid) -> None:
         now = reload(grid)
-        assert now.job.schema == 2
+        assert now.job.schema == NEXT
         plus_signs = {state.message and state.message.count("+") for state in now.states("a")}
         assert plus_signs == ({1} if create is create_job else {2 if foreign_states_have_schema_0(store) else 1})
         assert (
@@ -285,7 +324,7 @@ def test_another_run_between_any_two_steps_is_safe(store: Store, create: Callabl
             == store.column_summaries(now.ref, "a", indexes=True)[1][0].tally
         )
 
-    at_every_step(store, create, lambda grid: migrate_jobs(store, 2, job_id=grid.ref.key.job_id, steps=LATER), check)
+    at_every_step(store, create, lambda grid: migrate_jobs(store, NEXT, job_id=grid.ref.key.job_id, steps=LATER), check)
 
 
 def foreign_states_have_schema_0(store: Store) -> bool:
@@ -310,7 +349,7 @@ def at_every_step_before_deletion(store: Store, create: Any, action: Any, check:
     for number in range(1, 100):
         grid = create(store, "job")
         between = Between(store, number, lambda grid=grid: action(grid))
-        report = migrate_jobs(between, 2, job_id="job", steps=LATER)
+        report = migrate_jobs(between, NEXT, job_id="job", steps=LATER)
         if between.left >= 0:
             assert number > 3
             return
@@ -331,14 +370,14 @@ def test_an_interrupted_run_is_resumed_by_the_next_one(store: Store, create: Cal
         before = fixed_fields(grid)
         between = Between(store, number, interrupt)
         try:
-            migrate_jobs(between, 2, job_id=grid.ref.key.job_id, steps=LATER)
+            migrate_jobs(between, NEXT, job_id=grid.ref.key.job_id, steps=LATER)
         except InterruptionError:
             now = reload(grid)
             assert fixed_fields(now) == before
-            assert now.job.schema < 2
-            migrate_jobs(store, 2, job_id=grid.ref.key.job_id, steps=LATER)
+            assert now.job.schema < NEXT
+            migrate_jobs(store, NEXT, job_id=grid.ref.key.job_id, steps=LATER)
         now = reload(grid)
-        assert (fixed_fields(now), now.job.schema) == (before, 2)
+        assert (fixed_fields(now), now.job.schema) == (before, NEXT)
         assert (
             store.column_summaries(now.ref, "a")[1][0].tally
             == store.column_summaries(now.ref, "a", indexes=True)[1][0].tally
@@ -357,22 +396,20 @@ def test_a_job_that_changes_in_every_pass_is_skipped_until_the_next_run(store: S
                 grid.write(each.tag, each.task_index, 5)
             return super().rewrite_cells(ref, cells)
 
-    assert migrate_jobs(WriteBeforeRewrite(store), 2, steps=LATER).skipped == {Skip.CHANGED.value: 1}
-    assert migrate_jobs(store, 2, steps=LATER).migrated == 1
+    assert migrate_jobs(WriteBeforeRewrite(store), NEXT, steps=LATER).skipped == {Skip.CHANGED.value: 1}
+    assert migrate_jobs(store, NEXT, steps=LATER).migrated == 1
 
 
 def test_a_migration_leaves_latches_to_later_writes(store: Store) -> None:
     grid = Grid.create(store, 1, ("a",), success="call")
-    migrate_jobs(store, 2, steps=LATER)
+    migrate_jobs(store, NEXT, steps=LATER)
     assert grid.decided == set()
     grid.run("a", 0)
     assert grid.decided == {"success", "settled"}
 
 
 def test_concurrent_writers_and_migrations_lose_no_write(store: Store) -> None:
-    steps = Steps()
-    for number in range(1, 2000):
-        steps.states(number)(lambda _, cell: cell)
+    steps = empty_steps(2000)
     rows, writes = 4, 25
     grid = Grid.create(store, rows, ("a",))
 
@@ -382,8 +419,8 @@ def test_concurrent_writers_and_migrations_lose_no_write(store: Store) -> None:
 
     with ThreadPoolExecutor(rows) as pool:
         writers = [pool.submit(write, row) for row in range(rows)]
-        target = 1
-        while not all(writer.done() for writer in writers) or target < 3:
+        target = SCHEMA_VERSION
+        while not all(writer.done() for writer in writers) or target < NEXT + 1:
             target += 1
             migrate_jobs(store, target, steps=steps)
         for writer in writers:
@@ -408,10 +445,10 @@ class Reporting(WrappedStore):
             raise SystemExit("was not killed")
         return rewritten
 
-steps = Steps()
-steps.states(1)(lambda job, cell: cell)
-steps.states(2)(lambda job, cell: cell)
-migrate_jobs(Reporting(open_store(sys.argv[1])), 2, steps=steps, batch_size=20)
+target, steps = int(sys.argv[2]), Steps()
+for number in range(1, target + 1):
+    steps.states(number)(lambda job, cell: cell)
+migrate_jobs(Reporting(open_store(sys.argv[1])), target, steps=steps, batch_size=20)
 """
 
 
@@ -425,7 +462,7 @@ def migrate_and_kill(store: Store, store_factory: StoreFactory) -> Iterator[Call
     def migrate_and_kill() -> int:
         nonlocal child
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        child = subprocess.Popen([sys.executable, "-c", CHILD, store_factory.url], **pipes)
+        child = subprocess.Popen([sys.executable, "-c", CHILD, store_factory.url, str(NEXT)], **pipes)
         rewritten = int(child.stdout.readline())
         child.stdin.write(b"continue\n")
         child.stdin.flush()
@@ -449,11 +486,8 @@ def test_a_killed_migration_is_resumed(store: Store, migrate_and_kill: Callable[
     before = fixed_fields(grid)
     assert migrate_and_kill() == 40
     now = reload(grid)
-    assert (fixed_fields(now), now.job.schema < 2) == (before, True)
-    assert sum(state.schema_version == 2 for state in now.states()) == 40
-    steps = Steps()
-    for number in (1, 2):
-        steps.states(number)(lambda _, cell: cell)
-    assert migrate_jobs(store, 2, steps=steps).states == rows - 40
-    assert (fixed_fields(now), now.job.schema) == (before, 2)
+    assert (fixed_fields(now), now.job.schema < NEXT) == (before, True)
+    assert sum(state.schema_version == NEXT for state in now.states()) == 40
+    assert migrate_jobs(store, NEXT, steps=empty_steps(NEXT)).states == rows - 40
+    assert (fixed_fields(now), now.job.schema) == (before, NEXT)
     assert [column.tally.running for column in store.column_summaries(now.ref)[1]] == [rows]

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from celery import Celery
 from servers import running_redis
 
-from celery_statemanager import Manager, Status, Store, collect_garbage, migrate_jobs, open_store
+from celery_statemanager import Manager, StateManager, Status, Store, collect_garbage, migrate_jobs, open_store
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.migrations import MigrationReport
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.records import (
     CALLBACK_ROW,
@@ -130,9 +132,8 @@ def test_a_blocked_cell_of_an_older_release_is_counted_once(old_store: Store, re
 
 def test_a_blocked_cell_that_is_migrated_is_counted_as_not_run(old_store: Store) -> None:
     grid = Grid(old_store, old_store.get_job(JobKey("etl-42")).ref)
-    found = list(old_store.outdated_cells(grid.ref, SCHEMA_VERSION + 1))
-    later = [replace(each, cell=replace(each.cell, schema_version=SCHEMA_VERSION + 1)) for each in found]
-    assert old_store.rewrite_cells(grid.ref, later) == len(found)
+    states = migrate_jobs(old_store, job_id="etl-42").states
+    assert states == len(grid.states()) > 0
     assert counted(grid) == (0, 1, "", "1")
     assert grid.lowest("load").task_index == 1
 
@@ -154,6 +155,23 @@ def test_a_row_that_failed_in_an_older_release_runs_again(old_store: Store) -> N
     assert latches["failure.1"].decided_at < latches["failure"].decided_at
 
 
+@pytest.mark.parametrize("migrated", [False, True])
+def test_a_job_of_an_older_release_cannot_be_rerun(old_store: Store, migrated: bool) -> None:
+    states = StateManager(Celery("older", set_as_current=False))
+    states.store = old_store
+    if migrated:
+        assert migrate_jobs(old_store).migrated == 2
+    job = states.job("etl-42")
+    reason = "it .*created by .*an earlier release.*; submit its tasks again under a new run_token"
+    with pytest.raises(
+        ValueError, match=f"^job 'etl-42' cannot be rerun, because its messages are not stored: {reason}$"
+    ):
+        job.rerun("failed")
+    with pytest.raises(ValueError, match=f"^job 'etl-42' has no stored members: {reason}$"):
+        job.members()
+    assert job.generation == 1
+
+
 def test_jobs_of_an_older_release_are_collected(old_store: Store) -> None:
     report = collect_garbage(old_store, tombstone_age=0.001, delete_age=0.002)
     assert (report.deleted, report.skipped) == (1, {"callback": 1})
@@ -163,12 +181,14 @@ def test_jobs_of_an_older_release_are_collected(old_store: Store) -> None:
 
 def test_jobs_of_an_older_release_are_migrated_to_this_schema(old_store: Store) -> None:
     before = {job.key: Grid(old_store, job.ref).states() for job in every_job(old_store)}
+    assert {state.schema_version for states in before.values() for state in states} == {1}
+    assert migrate_jobs(old_store, 1) == MigrationReport(target=1, scanned=2)
     report = migrate_jobs(old_store)
-    assert (report.scanned, report.skipped) == (2, {})
+    assert (report.scanned, report.migrated, report.skipped) == (2, 2, {})
     assert {job.schema for job in every_job(old_store)} == {SCHEMA_VERSION}
     for job in every_job(old_store):
         grid = Grid(old_store, job.ref)
-        assert grid.states() == before[job.key]
+        assert grid.states() == [replace(each, schema_version=SCHEMA_VERSION) for each in before[job.key]]
         assert list(old_store.outdated_cells(job.ref, SCHEMA_VERSION)) == []
 
 

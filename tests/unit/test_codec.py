@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from celery_statemanager import State, StateEvent, Status
 from celery_statemanager.codec import (
+    cell_from_fields,
+    cell_to_fields,
     control_from_json,
     control_to_json,
     event_to_wire,
@@ -30,7 +32,7 @@ from celery_statemanager.codec import (
     summary_to_wire,
 )
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import Summary
+from celery_statemanager.models import SCHEMA_VERSION, Summary
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import (
     Cancellation,
@@ -105,20 +107,31 @@ def test_field_names_match_those_of_the_go_module() -> None:
         "eventID": "6f1c",
         "payload": {"rows": 812},
         "attempt": 2,
-        "schemaVersion": 1,
+        "schemaVersion": SCHEMA_VERSION,
         "replay": True,
     }
 
 
 def test_state_from_wire_reads_a_document_of_the_go_module() -> None:
     expected = State(
-        "etl-42", 3, "ingest", 40, "page 4 of 10", {"rows": [1, 2], "ok": True}, NOON, 7, "6f1c", attempt=0
+        "etl-42",
+        3,
+        "ingest",
+        40,
+        "page 4 of 10",
+        {"rows": [1, 2], "ok": True},
+        NOON,
+        7,
+        "6f1c",
+        attempt=0,
+        schema_version=1,
     )
     assert state_from_wire(json.loads(GO_DOCUMENT)) == expected
 
 
-def test_missing_fields_become_defaults() -> None:
-    assert state_from_wire({"jobID": "j", "taskID": 0, "tag": "t", "status": 0}) == State("j", 0, "t")
+def test_missing_fields_become_defaults_and_the_schema_1() -> None:
+    expected = State("j", 0, "t", schema_version=1)
+    assert state_from_wire({"jobID": "j", "taskID": 0, "tag": "t", "status": 0}) == expected
 
 
 def test_state_to_wire_writes_a_plain_status_and_copies_the_payload() -> None:
@@ -223,6 +236,13 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
         "tombstoned_at": 7,
     }
     assert control_from_json(control_to_json(replace(changed, **values))) == values
+
+
+def test_a_stored_cell_without_a_schema_has_schema_1() -> None:
+    fields = cell_to_fields(Cell(status=40, version=2))
+    assert cell_from_fields(fields).schema_version == SCHEMA_VERSION
+    del fields["schema_version"]
+    assert cell_from_fields(fields).schema_version == 1
 
 
 def test_control_from_json_ignores_unknown_latches_and_adds_missing_ones() -> None:

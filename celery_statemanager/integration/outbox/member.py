@@ -42,12 +42,17 @@ def read_members(tracker: Tracker, record: JobRecord, rows: str | Iterable[int] 
     """Return the members of some rows in row order, read one by one; see ``Job.members``."""
     wanted = IndexSet(range(record.num_tasks)) if rows is None else checked_rows(rows, record.num_tasks)
     if record.flow is None:
-        raise ValueError(
-            f"job {record.job_id!r} has no stored members: it ran in eager mode, or was created by a Manager or an "
-            "earlier release"
-        )
+        raise ValueError(f"job {record.job_id!r} has no stored members: {why_not_stored(record)}")
     store, ref = tracker.store, record.ref
     return (Member(row, tuple(_stages(tracker.app, tracker.blocks.messages(store, ref, row)))) for row in wanted)
+
+
+def why_not_stored(record: JobRecord) -> str:
+    """Return why no messages of a job are stored, and what to do."""
+    earlier = record.schema < 2  # whose release stored no messages
+    others = "it ran in eager mode, or was created by a Manager or an earlier release"
+    reason = "it was created by an earlier release, which stored none, or by another program" if earlier else others
+    return f"{reason}; submit its tasks again under a new run_token"
 
 
 def checked_rows(rows: str | Iterable[int], num_tasks: int) -> IndexSet:

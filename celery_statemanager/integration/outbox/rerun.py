@@ -11,7 +11,7 @@ from celery_statemanager.integration.binding import IMMUTABLE
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.making import binding_in
-from celery_statemanager.integration.outbox.member import checked_rows
+from celery_statemanager.integration.outbox.member import checked_rows, why_not_stored
 from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.records import JobRecord
 from celery_statemanager.retention import current
@@ -34,8 +34,7 @@ def check_rerunnable(record: JobRecord) -> None:
     """Check that the messages of a job are stored. Raises: ValueError."""
     if record.flow is None:
         raise ValueError(
-            f"job {record.job_id!r} cannot be rerun, because its messages are not stored: it ran in eager mode, or was "
-            "created by a Manager or an earlier release; submit its tasks again under a new run_token"
+            f"job {record.job_id!r} cannot be rerun, because its messages are not stored: {why_not_stored(record)}"
         )
 
 

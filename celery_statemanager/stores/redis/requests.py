@@ -134,7 +134,7 @@ def write_call(layout: JobLayout, write: Write) -> ScriptCall:
         write.next_is_due,
         write.due_again,
         write.due_again and _is_later(layout, write.tag, write.task_index),
-        _schema(),
+        SCHEMA_VERSION,
     )
     value = () if write.value is None else (write.value,)
     return keys, [pack_array(request), payload.rest or "", *value]
@@ -144,7 +144,7 @@ def reset_call(layout: JobLayout, reset: Reset) -> ScriptCall:
     """Create the call that resets a row."""
     keys, cell, later = _cells(layout, reset.tag, reset.task_index, with_later=True, with_outbox=True)
     is_later = _is_later(layout, reset.tag, reset.task_index)
-    return keys, [pack_array((*cell, reset.event_id, reset.generation, later, is_later, _schema()))]
+    return keys, [pack_array((*cell, reset.event_id, reset.generation, later, is_later, SCHEMA_VERSION))]
 
 
 def _payload(write: Write) -> PayloadParts:
@@ -174,7 +174,7 @@ def _begin(
         later,
         may_wait,
         is_later,
-        _schema(),
+        SCHEMA_VERSION,
     )
 
 
@@ -190,11 +190,6 @@ def _cells(
 
 def _is_later(layout: JobLayout, tag: str, row: int) -> bool:
     return layout.job.plan is not None and bool(layout.job.plan.before(tag, row))
-
-
-def _schema() -> int | None:
-    """Return the schema of new cells, or None for schema 1, which is not stored."""
-    return None if SCHEMA_VERSION == 1 else SCHEMA_VERSION
 
 
 def write_reply(ref: JobRef, write: Write, reply: Any) -> WriteReply:
