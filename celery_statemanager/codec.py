@@ -1,4 +1,4 @@
-"""Convert records to and from JSON. Wire field names are defined here only. Pure."""
+"""Convert records to and from JSON. Wire field names are defined here and in ``models``. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import State, StateEvent, Summary, state_from_fields
+from celery_statemanager.models import State, StateEvent, Summary, rfc3339, state_from_fields
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import (
     LATCHES,
@@ -46,27 +46,8 @@ def state_of(job_id: str, tag: str, task_index: int, cell: Cell) -> State:
     )
 
 
-def state_to_wire(state: State) -> dict[str, Any]:
-    """Return a state as the JSON object that clients in any language read."""
-    wire: dict[str, Any] = {
-        "jobID": state.job_id,
-        "tag": state.tag,
-        "taskID": state.task_index,
-        "version": state.version,
-        "status": int(state.status),
-        "message": state.message,
-        "timestamp": None if state.timestamp is None else rfc3339(state.timestamp),
-        "eventID": state.event_id,
-        "attempt": state.attempt,
-        "schemaVersion": state.schema_version,
-    }
-    if state.payload is not None:
-        wire["payload"] = dict(state.payload)
-    return wire
-
-
 def state_from_wire(wire: Mapping[str, Any]) -> State:
-    """Create a state from the JSON object of ``state_to_wire`` or of the Go module. Unknown fields are ignored."""
+    """Create a state from the JSON object of ``State.as_dict`` or of the Go module. Unknown fields are ignored."""
     stamp = wire.get("timestamp")
     return State(
         wire["jobID"],
@@ -85,7 +66,7 @@ def state_from_wire(wire: Mapping[str, Any]) -> State:
 
 def event_to_wire(event: StateEvent) -> dict[str, Any]:
     """Return an event of a subscription as a JSON object."""
-    return {**state_to_wire(event.state), "replay": event.replay}
+    return {**event.state.as_dict(), "replay": event.replay}
 
 
 def job_to_wire(job: JobRecord) -> dict[str, Any]:
@@ -105,38 +86,13 @@ def job_to_wire(job: JobRecord) -> dict[str, Any]:
 
 
 def summary_to_wire(summary: Summary) -> dict[str, Any]:
-    """Return a summary as a JSON object.
-
-    Index sets are compressed (``"3,17-20"``). Sets that are None are omitted.
-    """
-    sets = {
-        "failedIDs": summary.failed_indexes,
-        "runningIDs": summary.running_indexes,
-        "missingIDs": summary.missing_indexes,
-        "notRunIDs": summary.not_run_indexes,
-    }
-    return {
-        "status": int(summary.lowest.status),
-        "fraction": round(summary.fraction, 6),
-        "expected": summary.expected,
-        "notStarted": summary.not_started,
-        "running": summary.running,
-        "finished": summary.finished,
-        "failed": summary.failed,
-        "notRun": summary.not_run,
-        "generation": summary.generation,
-        **{name: str(rows) for name, rows in sets.items() if rows is not None},
-    }
+    """Return the part of a summary that ``job_to_wire`` does not contain, as a JSON object without states."""
+    return {name: value for name, value in summary.as_dict().items() if name not in {"numTasks", "lowest"}}
 
 
 def moment_to_wire(microseconds: int | None) -> str | None:
     """Return microseconds since the epoch as RFC 3339 text; None stays None."""
     return None if microseconds is None else rfc3339(to_datetime(microseconds))
-
-
-def rfc3339(moment: datetime) -> str:
-    """Return an aware datetime as RFC 3339 text in UTC, with microseconds and ``Z``."""
-    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def from_rfc3339(text: str) -> datetime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from enum import IntEnum
 from typing import Any
 
@@ -87,6 +87,24 @@ class State:
         progress = self.payload.get("progress") if self.payload else None
         return fraction_of(self.status, progress)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as a JSON object with the field names of the wire; ``payload`` only if there is one."""
+        wire: dict[str, Any] = {
+            "jobID": self.job_id,
+            "tag": self.tag,
+            "taskID": self.task_index,
+            "version": self.version,
+            "status": int(self.status),
+            "message": self.message,
+            "timestamp": None if self.timestamp is None else rfc3339(self.timestamp),
+            "eventID": self.event_id,
+            "attempt": self.attempt,
+            "schemaVersion": self.schema_version,
+        }
+        if self.payload is not None:
+            wire["payload"] = dict(self.payload)
+        return wire
+
 
 _Draft: Any = make_dataclass("_Draft", [each.name for each in fields(State)], slots=True)
 
@@ -101,6 +119,11 @@ def state_from_fields(*values: Any) -> State:
     draft.__class__ = State
     frozen: State = draft
     return frozen
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return an aware datetime as RFC 3339 text in UTC, with microseconds and ``Z``."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def fraction_of(status: int, progress: Any) -> float | None:
@@ -174,6 +197,32 @@ class Summary:
     not_run: int = 0
     not_run_indexes: IndexSet | None = None
     generation: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary as a JSON object, with the field names of the wire where these exist.
+
+        Index sets are texts such as ``"3,17-20"``; those that are None are omitted. ``lowest`` is a state.
+        """
+        sets = {
+            "failedIDs": self.failed_indexes,
+            "runningIDs": self.running_indexes,
+            "missingIDs": self.missing_indexes,
+            "notRunIDs": self.not_run_indexes,
+        }
+        return {
+            "numTasks": self.num_tasks,
+            "status": int(self.lowest.status),
+            "fraction": round(self.fraction, 6),
+            "expected": self.expected,
+            "notStarted": self.not_started,
+            "running": self.running,
+            "finished": self.finished,
+            "failed": self.failed,
+            "notRun": self.not_run,
+            "generation": self.generation,
+            "lowest": self.lowest.as_dict(),
+            **{name: str(rows) for name, rows in sets.items() if rows is not None},
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,11 @@ from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.jobs import named
 from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Span
-from celery_statemanager.codec import compact, rfc3339
+from celery_statemanager.codec import compact
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.garbage import Act, GarbageReport, Skip, collect_garbage
 from celery_statemanager.integration.settings import PREFIX, Settings
+from celery_statemanager.models import rfc3339
 from celery_statemanager.records import JobRecord, to_datetime
 from celery_statemanager.retention import Ages
 

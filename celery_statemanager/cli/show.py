@@ -25,7 +25,7 @@ from celery_statemanager.cli.common import (
 )
 from celery_statemanager.cli.rendering.job_view import Callback, JobView, job_lines
 from celery_statemanager.cli.rendering.lines import Output
-from celery_statemanager.codec import compact, job_to_wire, moment_to_wire, state_of, state_to_wire, summary_to_wire
+from celery_statemanager.codec import compact, job_to_wire, moment_to_wire, state_of, summary_to_wire
 from celery_statemanager.failures import FailureGroup, FailureReport, group_failures
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State
@@ -151,7 +151,7 @@ def _wire(view: JobView) -> dict[str, Any]:
         "outbox": _outbox_wire(view),
         "callbacks": {name: _callback_wire(shown.job, name, each) for name, each in view.callbacks.items()},
         "failures": [_failure_wire(group) for group in view.failures.groups],
-        "states": [state_to_wire(state) for state in view.states],
+        "states": [state.as_dict() for state in view.states],
         "statesHidden": view.hidden,
     }
 
@@ -180,7 +180,7 @@ def _failure_wire(group: FailureGroup) -> dict[str, Any]:
 
 
 def _callback_wire(job: JobRecord, name: str, each: Callback) -> dict[str, Any]:
-    state = each.cell and state_to_wire(state_of(job.job_id, job.callback_tag(name), CALLBACK_ROW, each.cell))
+    state = each.cell and state_of(job.job_id, job.callback_tag(name), CALLBACK_ROW, each.cell).as_dict()
     return {
         "task": each.task,
         "decidedAt": moment_to_wire(each.latch.decided_at),

@@ -25,14 +25,12 @@ from celery_statemanager.codec import (
     outbox_to_json,
     plan_from_json,
     plan_to_json,
-    rfc3339,
     state_from_wire,
     state_of,
-    state_to_wire,
     summary_to_wire,
 )
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import SCHEMA_VERSION, Summary
+from celery_statemanager.models import SCHEMA_VERSION, Summary, rfc3339
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import (
     Cancellation,
@@ -89,9 +87,39 @@ def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
     assert summary_to_wire(replace(summary, not_run_indexes=IndexSet([1, 2])))["notRunIDs"] == "1-2"
 
 
+def test_a_summary_as_a_dict_contains_every_field_as_json() -> None:
+    lowest = State("job", 1, "a", Status.FAILED, "boom", {"rows": [1]}, NOON, 3)
+    sets = {name: IndexSet([3, 17, 18]) for name in ("failed_indexes", "running_indexes", "missing_indexes")}
+    summary = Summary(20, 40, 1, 1, 3, 1, lowest, 1 / 3, **sets, not_run_indexes=IndexSet(), generation=2)
+    assert (
+        json.loads(json.dumps(summary.as_dict()))
+        == summary.as_dict()
+        == {
+            "numTasks": 20,
+            "status": -1,
+            "fraction": 0.333333,
+            "expected": 40,
+            "notStarted": 1,
+            "running": 1,
+            "finished": 3,
+            "failed": 1,
+            "notRun": 0,
+            "generation": 2,
+            "lowest": lowest.as_dict(),
+            "failedIDs": "3,17-18",
+            "runningIDs": "3,17-18",
+            "missingIDs": "3,17-18",
+            "notRunIDs": "",
+        }
+    )
+    assert type(summary.as_dict()["status"]) is int
+    bare = replace(summary, **dict.fromkeys(sets)).as_dict()
+    assert [name for name in bare if name.endswith("IDs")] == ["notRunIDs"]
+
+
 @given(states)
 def test_a_state_round_trips(state: State) -> None:
-    assert state_from_wire(json.loads(json.dumps(state_to_wire(state)))) == state
+    assert state_from_wire(json.loads(json.dumps(state.as_dict()))) == state
 
 
 def test_field_names_match_those_of_the_go_module() -> None:
@@ -134,13 +162,13 @@ def test_missing_fields_become_defaults_and_the_schema_1() -> None:
     assert state_from_wire({"jobID": "j", "taskID": 0, "tag": "t", "status": 0}) == expected
 
 
-def test_state_to_wire_writes_a_plain_status_and_copies_the_payload() -> None:
+def test_a_state_as_a_dict_has_a_plain_status_and_a_copy_of_the_payload() -> None:
     payload = {"n": 1}
-    wire = state_to_wire(State("j", 0, "t", Status.FAILED, payload=payload))
+    wire = State("j", 0, "t", Status.FAILED, payload=payload).as_dict()
     assert json.dumps(wire["status"]) == "-1"
     wire["payload"]["n"] = 2
     assert payload == {"n": 1}
-    assert "payload" not in state_to_wire(State("j", 0, "t"))
+    assert "payload" not in State("j", 0, "t").as_dict()
 
 
 @pytest.mark.parametrize(

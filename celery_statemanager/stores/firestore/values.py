@@ -14,7 +14,7 @@ from typing import Any
 from google.cloud.firestore_v1.types import document
 from google.type.latlng_pb2 import LatLng
 
-from celery_statemanager.codec import rfc3339
+from celery_statemanager.models import rfc3339
 from celery_statemanager.records import to_datetime
 
 Value = document.Value.pb()
