@@ -75,6 +75,7 @@ def job_to_wire(job: JobRecord) -> dict[str, Any]:
         "jobID": job.job_id,
         "runToken": job.run_token,
         "numTasks": job.num_tasks,
+        "metadata": json.loads(job.metadata or "{}"),
         "deleted": job.tombstoned_at is not None,
         "settled": job.settled,
         "createdAt": moment_to_wire(job.created_at),
@@ -145,6 +146,7 @@ def control_to_json(job: JobRecord) -> str:
             "latches": {name: _latch_to_json(latch) for name, latch in job.latches.items()},
             "cancelled": job.cancelled and [job.cancelled.reason, job.cancelled.at],
             "flow": job.flow and [getattr(job.flow, name) for name in _FLOW_FIELDS],
+            **({"metadata": job.metadata} if job.metadata else {}),
             **({"generation": _generation_to_json(job.generation)} if job.generation.number > 1 else {}),
             "tombstonedAt": job.tombstoned_at,
         }
@@ -172,6 +174,7 @@ def control_from_json(text: str) -> dict[str, Any]:
     number, earlier_failures, to_reset = control.get("generation", (1, 0, ""))
     earlier = [name for name in control["latches"] if name.partition(".")[0] in LATCHES and name not in LATCHES]
     return {
+        "metadata": control.get("metadata"),
         "latches": {name: _latch_from_json(*control["latches"].get(name, ())) for name in (*LATCHES, *earlier)},
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
         "flow": Flow(*control["flow"]) if control.get("flow") else None,

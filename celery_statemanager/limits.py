@@ -16,6 +16,7 @@ from uuid import UUID
 MAX_NAME = 200
 MAX_TASKS = 10_000_000
 MAX_STATE_BYTES = 65_536
+MAX_METADATA_BYTES = 4_096
 MAX_DEPTH = 200
 """Deepest nesting of a payload, low enough to decode the payload from within a deep call stack."""
 
@@ -117,21 +118,36 @@ def check_message(value: Any) -> str | None:
     return text
 
 
-def encode_payload(payload: Any) -> str | None:
-    """Return a payload as compact JSON text, or None if there is none. Raises: TypeError, ValueError."""
+def encode_metadata(metadata: Any) -> str | None:
+    """Return the metadata of a job as compact JSON text, or None if there are none. Raises: TypeError, ValueError."""
+    text = encode_payload(metadata, "metadata")
+    if text is not None and _size(text) > MAX_METADATA_BYTES:
+        raise ValueError(
+            f"metadata takes {_size(text)} bytes as JSON, the limit is {MAX_METADATA_BYTES}: keep large data elsewhere "
+            "and put its address in the metadata"
+        )
+    return None if text == "{}" else text
+
+
+def encode_payload(payload: Any, kind: str = "payload") -> str | None:
+    """Return a payload as compact JSON text, or None if there is none. Raises: TypeError, ValueError.
+
+    Args:
+        kind: the word that error messages use.
+    """
     if payload is None:
         return None
     if not isinstance(payload, Mapping):
-        raise TypeError(f"payload must be a JSON object (a dict), not {_type_and_repr(payload)}")
+        raise TypeError(f"{kind} must be a JSON object (a dict), not {_type_and_repr(payload)}")
     try:
         _check_nesting(payload, MAX_DEPTH, [MAX_VALUES])
         text = json.dumps(dict(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
+        raise ValueError(f"{kind} {_TOO_DEEP}") from None
     except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError  # a subclass may need other arguments
-        raise kind(f"payload is not valid JSON: {error}") from None
-    _check_encodable("payload", text)
+        raised = TypeError if isinstance(error, TypeError) else ValueError  # a subclass may need other arguments
+        raise raised(f"{kind} is not valid JSON: {error}") from None
+    _check_encodable(kind, text)
     return text
 
 
@@ -212,7 +228,7 @@ def sanitize(text: str, limit: int = LONGEST_MESSAGE) -> str:
     return cut.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
-_TOO_DEEP = f"payload is nested too deeply (more than {MAX_DEPTH} levels) or contains itself"
+_TOO_DEEP = f"is nested too deeply (more than {MAX_DEPTH} levels) or contains itself"
 
 
 def _check_integer(kind: str, value: Any, allowed: range) -> int:

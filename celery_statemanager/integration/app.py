@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -119,6 +119,7 @@ class StateManager:
         on_failure: Signature[Any] | None = None,
         on_settled: Signature[Any] | None = None,
         max_in_flight: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Job:
         """Create a job of N rows, and publish one message for each.
 
@@ -138,12 +139,21 @@ class StateManager:
             on_settled: a callback sent when every expected cell is final.
             max_in_flight: the maximum number of rows that are with the broker or running. The others are published as
                 rows end. None publishes all rows before this method returns.
+            metadata: a JSON object of up to 4 KiB that is stored with the job, for example ``{"owner": "ada", "title":
+                "Catalogue"}``; see ``Job.metadata`` and ``jobs``.
 
         Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
         callbacks = {"success": on_success, "failure": on_failure, "settled": on_settled}
         return submit(
-            self, tasks, job_id=job_id, run_token=run_token, tags=tags, callbacks=callbacks, max_in_flight=max_in_flight
+            self,
+            tasks,
+            job_id=job_id,
+            run_token=run_token,
+            tags=tags,
+            callbacks=callbacks,
+            max_in_flight=max_in_flight,
+            metadata=metadata,
         )
 
     def job(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:

@@ -96,6 +96,7 @@ class Cancellation:
 class JobRecord:
     """A job without its cells.
 
+    ``metadata`` is a JSON object as text, or None.
     ``num_tasks``, ``plan``, ``incarnation`` and ``created_at`` never change; ``last_activity`` is the store's
     (exact, or at most a minute old); everything else changes by compare-and-set on ``revision``.
     """
@@ -105,6 +106,7 @@ class JobRecord:
     incarnation: str
     num_tasks: int
     plan: Plan | None = None
+    metadata: str | None = None
     latches: Mapping[str, Latch] = field(default_factory=lambda: dict.fromkeys(LATCHES, Latch()))
     cancelled: Cancellation | None = None
     flow: Flow | None = None
@@ -159,6 +161,7 @@ class JobRecord:
         """Return the record with the changeable fields of another one; see ``Store.update_job``."""
         return replace(
             self,
+            metadata=other.metadata,
             latches=dict(other.latches),
             cancelled=other.cancelled,
             flow=other.flow,

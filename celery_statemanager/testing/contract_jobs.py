@@ -103,6 +103,7 @@ class JobContract:
         old = Grid.create(store, tags=("a",)).job
         changed = replace(
             old.with_latches(success=Latch("s", 5, 6), failure=Latch("f")),
+            metadata='{"owner":"wörds"}',
             cancelled=Cancellation("wörds", 7),
             flow=Flow(3, "0-1", 8),
             tombstoned_at=9,
@@ -116,6 +117,14 @@ class JobContract:
         assert store.update_job(replace(new, cancelled=None, flow=None, tombstoned_at=None)) is not None
         cleared = store.get_job(old.key)
         assert (cleared.cancelled, cleared.flow, cleared.tombstoned_at) == (None, None, None)
+
+    def test_the_metadata_of_a_job_are_stored_with_it(self, store: Store) -> None:
+        texts = (None, '{"title":"läuft \\u0000 \\"now\\"","tags":["a",1]}', '{"x":"' + "y" * 4_000 + '"}')
+        for number, metadata in enumerate(texts):
+            job = store.create_job(replace(new_job(f"job {number}", 1), metadata=metadata))
+            assert store.get_job(job.key).metadata == job.metadata == metadata
+            Grid(store, job.ref).write("a", 0, 5)
+            assert store.column_summaries(job.ref)[0].metadata == metadata
 
     def test_an_update_of_an_outdated_record_changes_nothing(self, store: Store) -> None:
         grid = Grid.create(store)

@@ -250,6 +250,7 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
     changed = job.with_latches(success=waiting, failure=Latch("ß", 3), settled=Latch(None, 4))
     empty = control_from_json(control_to_json(job))
     assert empty == {
+        "metadata": None,
         "latches": dict(job.latches),
         "cancelled": None,
         "flow": None,
@@ -257,6 +258,7 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
         "tombstoned_at": None,
     }
     values = {
+        "metadata": '{"owner":"ß\\u0000"}',
         "latches": {**changed.latches, "failure.1": Latch("f", 1)},
         "cancelled": Cancellation(None, 5),
         "flow": Flow(3, "0-2,5", 9, True, "deploying"),

@@ -205,6 +205,25 @@ def test_encode_payload_rejects_values_that_are_not_json_objects(
         limits.encode_payload(payload)
 
 
+def test_encode_metadata_limits_its_size_and_names_what_is_wrong() -> None:
+    assert limits.encode_metadata(None) is limits.encode_metadata({}) is None
+    assert limits.encode_metadata({"owner": "ß"}) == '{"owner":"ß"}'
+    room = limits.MAX_METADATA_BYTES - len('{"x":""}')
+    assert limits.encode_metadata({"x": "a" * room})
+    with pytest.raises(ValueError, match=r"metadata takes 4097 bytes as JSON, the limit is 4096: keep large data"):
+        limits.encode_metadata({"x": "a" * (room - 1) + "ß"})
+    rejected = [
+        (["x"], TypeError, "metadata must be a JSON object .*, not list"),
+        ({1: 2}, TypeError, "metadata is not valid JSON: keys must be strings, not int 1"),
+        ({"x": float("nan")}, ValueError, "metadata is not valid JSON"),
+        ({"x": "\ud800"}, ValueError, "metadata contains a lone surrogate"),
+        (deep(100_000), ValueError, "metadata is nested too deeply"),
+    ]
+    for metadata, kind, text in rejected:
+        with pytest.raises(kind, match=text):
+            limits.encode_metadata(metadata)
+
+
 def test_the_deepest_accepted_payload_can_be_decoded_in_a_deep_call_stack() -> None:
     accepted = max(levels for levels in range(1, 2000) if _is_accepted(deep(levels)))
     assert accepted >= 100

@@ -12,11 +12,11 @@ from celery_statemanager.errors import WaitTimeout
 from celery_statemanager.generations import RerunReport
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
-from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.locked import LockedProperty
 from celery_statemanager.integration.outbox.member import Member, read_members
 from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.integration.outbox.rerun import rerun
+from celery_statemanager.integration.submission.handle import JobHandle
 from celery_statemanager.limits import check_max_in_flight, check_message, check_timeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State, Summary
@@ -30,27 +30,8 @@ _MAX_REVOKES = 10_000
 _REVOKES_AT_ONCE = 1_000
 
 
-class Job:
+class Job(JobHandle):
     """One incarnation of a job, readable from any process that can open its store."""
-
-    def __init__(self, tracker: Tracker, record: JobRecord) -> None:
-        self._tracker = tracker
-        self._record = record
-
-    @property
-    def id(self) -> str:
-        """The name of the job."""
-        return self._record.job_id
-
-    @property
-    def run_token(self) -> str | None:
-        """The token that distinguishes this run from others of the same job_id."""
-        return self._record.run_token
-
-    @property
-    def num_tasks(self) -> int:
-        """The number of rows."""
-        return self._record.num_tasks
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -237,7 +218,3 @@ class Job:
         for row in range(min(to_begin, default=self.num_tasks), self.num_tasks):
             for stage, tag in enumerate(plan.stages(row)):
                 yield Binding(ref, row, tag, stage, generation=generation).celery_task_id
-
-    def __repr__(self) -> str:
-        token = "" if self.run_token is None else f", run {self.run_token!r}"
-        return f"<Job {self.id!r}{token}, {self.num_tasks} tasks>"

@@ -23,7 +23,7 @@ from celery_statemanager.integration.submission.eager import run_members
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.latches import latch_of
 from celery_statemanager.integration.submission.members import Stages, as_signature
-from celery_statemanager.limits import check_max_in_flight
+from celery_statemanager.limits import check_max_in_flight, encode_metadata
 from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.records import Flow, JobRecord, JobRef, job_key, new_incarnation
 from celery_statemanager.texts import describe
@@ -38,6 +38,7 @@ def submit(
     tags: PlanSpec | None,
     callbacks: Mapping[str, Signature[Any] | None],
     max_in_flight: int | None,
+    metadata: Mapping[str, Any] | None,
 ) -> Job:
     """Create a job and publish its messages; see ``StateManager.submit``.
 
@@ -48,10 +49,10 @@ def submit(
     latches = {name: latch_of(app, name, as_signature(app, each)) for name, each in callbacks.items()}
     key = job_key(f"job-{secrets.token_hex(5)}" if job_id is None else job_id, run_token)
     ref = JobRef(key, new_incarnation())
-    flow = Flow(check_max_in_flight(max_in_flight))
+    flow, encoded = Flow(check_max_in_flight(max_in_flight)), encode_metadata(metadata)
     found = members.read(app, tasks)
     _check_free(tracker, ref)
-    record = JobRecord(*key, ref.incarnation, 0, latches=latches)
+    record = JobRecord(*key, ref.incarnation, 0, metadata=encoded, latches=latches)
     if app.conf.task_always_eager:
         return _run_inline(tracker, record, [members.copied(app, stages) for stages in found], tags)
     record = _accepted(tracker, record, flow, found, tags)
