@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from numbers import Integral, Number
@@ -101,6 +102,36 @@ def check_max_in_flight(value: Any) -> int | None:
     if value < 1:
         raise ValueError(f"max_in_flight must be at least 1, or None for no limit, not {value}")
     return int(value)
+
+
+def check_page_size(value: Any) -> int:
+    """Return a valid number of jobs in a page, 1 … 1,000. Raises: TypeError, ValueError."""
+    return _check_integer("limit", value, range(1, 1_001))
+
+
+def check_search(value: Any) -> str:
+    """Return the text of a search; None is the empty text, which matches everything. Raises: TypeError."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"text must be a string or None, not {_type_and_repr(value)}")
+    return value or ""
+
+
+def parse_cursor(cursor: Any) -> tuple[int, str]:
+    """Return the number and the text of a cursor ``"NUMBER"`` or ``"NUMBER TEXT"``. Raises: TypeError, ValueError."""
+    if not isinstance(cursor, str):
+        raise TypeError(f"cursor must be a string or None, not {_type_and_repr(cursor)}")
+    match = _CURSOR.fullmatch(cursor)
+    if match is None:
+        raise invalid_cursor(cursor)
+    return int(match[1]), match[2] or ""
+
+
+def invalid_cursor(cursor: str) -> ValueError:
+    """Return the error for a cursor that no page has returned."""
+    return ValueError(f"cursor must be one that an earlier page has returned, not {short_repr(cursor)}")
+
+
+_CURSOR = re.compile(r"([0-9]{1,16})(?: ([^\x00-\x1f\x7f\ud800-\udfff]*))?")
 
 
 def check_message(value: Any) -> str | None:

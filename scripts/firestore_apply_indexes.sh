@@ -57,9 +57,9 @@ for each in found("fields"):
     single[group_in(each["name"]), each["name"].rpartition("/")[2]] = {index["queryScope"] for index in indexes}
 for field in wanted["fieldOverrides"]:
     place = group(field["collectionGroup"]), field["fieldPath"]
-    scopes = {index["queryScope"] for index in field["indexes"]}
-    if single.get(place) != scopes:
-        how = [f"--index=order=ascending,query-scope={scope.lower().replace('_', '-')}" for scope in sorted(scopes)]
+    scopes = {index["queryScope"]: index["order"].lower() for index in field["indexes"]}
+    if single.get(place) != set(scopes):
+        how = [f"--index=order={order},query-scope={scope.lower().replace('_', '-')}" for scope, order in scopes.items()]
         print("fields", "update", place[1], f"--collection-group={place[0]}", *(how or ["--disable-indexes"]), sep="\t")
 PYTHON
 

@@ -230,6 +230,13 @@ def new_incarnation() -> str:
     return os.urandom(8).hex()
 
 
+class Listed(NamedTuple):
+    """A job in a list, and the cursor with which the list continues after it."""
+
+    job: JobRecord
+    cursor: str
+
+
 @dataclass(slots=True)
 class Page:
     """Some jobs, and the position of the next page; ``cursor`` is None at the end."""

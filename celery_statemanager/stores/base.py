@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from celery_statemanager.limits import parse_cursor
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Batch,
@@ -16,6 +18,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    Listed,
     Page,
     Write,
     WriteReply,
@@ -131,6 +134,28 @@ class Store(ABC):
             tombstoned: only jobs with ``JobRecord.tombstoned_at``; likewise.
             idle_before: only jobs whose last activity is earlier; likewise.
         """
+
+    def newest_jobs(self, cursor: str | None = None, limit: int = 100) -> list[Listed]:
+        """Return jobs by their creation, the newest first; fewer than ``limit`` only at the end.
+
+        A list that continues after the cursor of one of its jobs contains each job that exists all the time exactly
+        once, whatever is created or deleted meanwhile. The default implementation reads all job records. In a store
+        that overrides it, the cost does not grow with the number of jobs.
+
+        Args:
+            cursor: continue after the job with this ``Listed.cursor``. None begins with the newest job.
+
+        Raises: ValueError – the cursor is invalid.
+        """
+        before = None if cursor is None else parse_cursor(cursor)
+        older: list[tuple[tuple[int, str], JobRecord]] = []
+        page = Page([], "")
+        while page.cursor is not None:
+            page = self.list_jobs(page.cursor or None, 1_000)
+            found = (((job.created_at, job.incarnation), job) for job in page.jobs)
+            older += [each for each in found if before is None or each[0] < before]
+        newest = heapq.nlargest(limit, older, key=lambda each: each[0])
+        return [Listed(job, f"{created_at} {incarnation}") for (created_at, incarnation), job in newest]
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
         """Return the run tokens of the jobs with this job_id, in any order; None for the job without a token.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
+import itertools
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobExists, JobNotFound
+from celery_statemanager.limits import parse_cursor
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Cell,
@@ -18,6 +20,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    Listed,
     OpenAttempt,
     Page,
     StoredCell,
@@ -45,6 +48,10 @@ class MemoryStore(TransactionalStore, FullStore):
         self._clock = clock
         self._lock = threading.RLock()
         self._jobs: dict[JobKey, MemoryJob] = {}
+        self._numbers: dict[JobKey, int] = {}
+        self._order: list[tuple[int, JobKey]] = []
+        """The jobs by their number, which is that of their creation."""
+        self._next_number = itertools.count(1)
         self._workers: dict[str, WorkerRecord] = {}
         self._blocks: dict[str, dict[int, bytes]] = {}
         self._drafts: dict[str, int] = {}
@@ -73,6 +80,8 @@ class MemoryStore(TransactionalStore, FullStore):
             now = self.now()
             stored = replace(job, latches=dict(job.latches), created_at=now, last_activity=now, revision=1)
             self._jobs[job.key] = MemoryJob(stored, now)
+            self._numbers[job.key] = next(self._next_number)
+            self._order.append((self._numbers[job.key], job.key))
             return self._jobs[job.key].snapshot()
 
     def get_job(self, key: JobKey) -> JobRecord:
@@ -89,19 +98,24 @@ class MemoryStore(TransactionalStore, FullStore):
         idle_before: int | None = None,
     ) -> Page:
         with self._lock:
-            listed = heapq.nsmallest(
-                limit + 1,
-                (
-                    (_position(job.record), job)
-                    for job in self._jobs.values()
-                    if (not due or job.record.due) and (not tombstoned or job.record.tombstoned_at is not None)
-                    if idle_before is None or job.last_activity < idle_before
-                    if cursor is None or _position(job.record) > cursor
-                ),
-                key=lambda each: each[0],
+            start = 0 if cursor is None else bisect_left(self._order, (int(cursor) + 1,))
+            wanted = (
+                (number, self._jobs[key])
+                for number, key in itertools.islice(self._order, start, None)
+                if (not due or self._jobs[key].record.due)
+                if not tombstoned or self._jobs[key].record.tombstoned_at is not None
+                if idle_before is None or self._jobs[key].last_activity < idle_before
             )
+            listed = list(itertools.islice(wanted, limit + 1))
             page = [job.snapshot() for _, job in listed[:limit]]
-        return Page(page, listed[limit - 1][0] if len(listed) > limit else None)
+        return Page(page, str(listed[limit - 1][0]) if len(listed) > limit else None)
+
+    def newest_jobs(self, cursor: str | None = None, limit: int = 100) -> list[Listed]:
+        before = None if cursor is None else (parse_cursor(cursor)[0],)
+        with self._lock:
+            end = len(self._order) if before is None else bisect_left(self._order, before)
+            newest = self._order[max(end - limit, 0) : end]
+            return [Listed(self._jobs[key].snapshot(), str(number)) for number, key in reversed(newest)]
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
         with self._lock:
@@ -114,6 +128,7 @@ class MemoryStore(TransactionalStore, FullStore):
             if if_idle and changed:
                 return False
             del self._jobs[job.key]
+            del self._order[bisect_left(self._order, (self._numbers.pop(job.key),))]
             self._blocks.pop(job.incarnation, None)
             stored.delete()
             return True
@@ -252,7 +267,3 @@ class MemoryStore(TransactionalStore, FullStore):
         if job is None or job.record.incarnation != ref.incarnation:
             raise JobNotFound(*ref.key)
         return job
-
-
-def _position(job: JobRecord) -> str:
-    return f"{job.created_at:020}{job.incarnation}"

@@ -17,6 +17,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    Listed,
     OpenAttempt,
     OutboxState,
     Page,
@@ -77,6 +78,9 @@ class WrappedStore(FullStore):
     ) -> Page:
         only: dict[str, Any] = {"due": due, "tombstoned": tombstoned, "idle_before": idle_before}
         return self.calling("list_jobs", lambda: self.inner.list_jobs(cursor, limit, **only))
+
+    def newest_jobs(self, cursor: str | None = None, limit: int = 100) -> list[Listed]:
+        return self.calling("newest_jobs", lambda: self.inner.newest_jobs(cursor, limit))
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
         return self.calling("list_runs", lambda: self.inner.list_runs(job_id, limit))

@@ -17,6 +17,7 @@ from celery_statemanager.testing.contract_fixtures import ContractFixtures
 from celery_statemanager.testing.contract_jobs import JobContract
 from celery_statemanager.testing.contract_late import LateBeginContract
 from celery_statemanager.testing.contract_migrations import MigratableContract
+from celery_statemanager.testing.contract_newest import NewestJobsContract
 from celery_statemanager.testing.contract_outbox import ClaimContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
 from celery_statemanager.testing.contract_rerun import RerunContract
@@ -34,6 +35,7 @@ from celery_statemanager.testing.kit import Grid
 class CoreContract(
     ContractFixtures,
     JobContract,
+    NewestJobsContract,
     DeletionContract,
     CellContract,
     PayloadContract,

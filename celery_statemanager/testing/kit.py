@@ -232,6 +232,18 @@ def every_job(store: Store, limit: int = 100, **filters: Any) -> Iterator[JobRec
             return
 
 
+def newest_jobs(store: Store, limit: int = 100) -> Iterator[JobRecord]:
+    """Yield all jobs by their creation, the newest first, page by page."""
+    cursor: str | None = None
+    while True:
+        page = store.newest_jobs(cursor, limit)
+        assert len(page) <= limit
+        yield from (each.job for each in page)
+        if len(page) < limit:
+            return
+        cursor = page[-1].cursor
+
+
 def read_until(watch: Watch, enough: Callable[[Batch], bool]) -> Batch:
     """Read a watch until the merged batches are enough. Raises: AssertionError after ``PATIENCE``."""
     deadline = time.monotonic() + PATIENCE

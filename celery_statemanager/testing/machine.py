@@ -41,7 +41,7 @@ from celery_statemanager.testing.drawn import (
     writes,
 )
 from celery_statemanager.testing.expected_cells import comparable
-from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job
+from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job, newest_jobs
 from celery_statemanager.testing.model import ExpectedJob, Place
 
 
@@ -238,6 +238,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.rewrite_cells(model.ref, later) == len(model.cells)
         model.migrate()
         self.touched.add(model.job.job_id)
+
+    @rule(limit=st.sampled_from((1, 2, 3)))
+    def list_newest(self, limit: int) -> None:
+        """List all jobs by their creation."""
+        assert [job.job_id for job in newest_jobs(self.store, limit)] == list(reversed(self.kept))
 
     @rule(model=jobs)
     def tombstone(self, model: ExpectedJob) -> None:

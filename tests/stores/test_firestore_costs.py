@@ -249,6 +249,18 @@ def test_a_check_for_a_missing_decision_has_a_fixed_cost(store: FirestoreStore, 
     assert (reads, writes) == (4 + 1, 1), "the empty result of a query counts as one read"
 
 
+def test_a_page_of_the_newest_jobs_reads_only_its_jobs(store: FirestoreStore, spy: Spy) -> None:
+    for number in range(12):
+        Grid.create(store, 1, job_id=f"job {number:02}")
+    cursor = None
+    for first in (11, 8, 5):
+        spy.clear()
+        page = store.newest_jobs(cursor, 3)
+        assert [each.job.job_id for each in page] == [f"job {first - at:02}" for at in range(3)]
+        assert cost(spy) == ({"RunQuery": 1}, 3, 0)
+        cursor = page[-1].cursor
+
+
 def test_a_subscription_reads_the_job_and_its_existing_states(store: FirestoreStore, spy: Spy) -> None:
     grid = Grid.create(store, 3, ("a",))
     for row in range(3):

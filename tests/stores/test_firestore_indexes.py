@@ -19,7 +19,7 @@ from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job
 
 FILE = Path(__file__).parents[2] / "firestore.indexes.json"
 EQUAL = 5
-ASCENDING = 1
+ASCENDING, DESCENDING = 1, 2
 Index = tuple[str, tuple[str, ...]]
 
 
@@ -70,6 +70,8 @@ def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
             for idle in (None, store.now() + 1):
                 list(every_job(store, 1, due=due, idle_before=idle))
         assert not list(every_job(store, 1, tombstoned=True))
+        newest = store.newest_jobs(limit=1)
+        store.newest_jobs(newest[0].cursor)
         assert list(store.list_open_attempts())
         for job in list(every_job(store)):
             store.delete_job(job)
@@ -101,7 +103,8 @@ def fields_of(query: Any, sums: tuple[str, ...]) -> tuple[list[str], list[str]]:
     filters = [each.field_filter for each in query.where.composite_filter.filters]
     equal = [each.field.field_path for each in filters if each.op == EQUAL]
     ordered = [each.field.field_path for each in query.order_by]
-    assert len(ordered) == 1 or {each.direction for each in query.order_by} <= {ASCENDING}, "indexes are ascending"
+    directions = {each.direction for each in query.order_by}
+    assert len(ordered) == 1 or directions <= {ASCENDING} or ordered[1:] == ["__name__"], "indexes are ascending"
     ordered += [each.field.field_path for each in filters if each.op != EQUAL]
     rest = dict.fromkeys([*ordered, *sums])
     return equal, [path for path in rest if path != "__name__" and path not in equal]
@@ -131,18 +134,22 @@ def test_the_composite_indexes_are_exactly_those_that_the_queries_need(
 def test_fields_queried_alone_are_not_exempt_and_group_queries_have_an_index(
     queries: list[tuple[Any, tuple[str, ...]]], declared: dict[str, Any]
 ) -> None:
-    overrides = {(each["collectionGroup"], each["fieldPath"]): each["indexes"] for each in declared["fieldOverrides"]}
-    everywhere: set[tuple[str, str]] = set()
+    overrides = {
+        (each["collectionGroup"], each["fieldPath"]): {(one["queryScope"], one["order"]) for one in each["indexes"]}
+        for each in declared["fieldOverrides"]
+    }
+    used: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for query, sums in queries:
         equal, rest = fields_of(query, sums)
         alone = equal if not rest else rest if not equal and len(rest) == 1 else []
         for path in alone:
             place = collection_of(query), path
-            if query.from_[0].all_descendants:
-                everywhere.add(place)
-            else:
-                assert place not in overrides, f"{place} is exempt and queried by {query}"
-    assert everywhere == {place for place, indexes in overrides.items() if indexes}
+            orders = {each.field.field_path: each.direction for each in query.order_by}
+            order = "DESCENDING" if orders.get(path) == DESCENDING else "ASCENDING"
+            scope = "COLLECTION_GROUP" if query.from_[0].all_descendants else "COLLECTION"
+            if place in overrides or scope == "COLLECTION_GROUP":
+                used.setdefault(place, set()).add((scope, order))
+    assert used == {place: indexes for place, indexes in overrides.items() if indexes}
 
 
 def test_large_and_monotonic_fields_are_exempt(declared: dict[str, Any]) -> None:

@@ -105,6 +105,8 @@ def test_only_missing_indexes_are_created(gcloud: StubGcloud) -> None:
     assert any("fields update payload --collection-group=states --disable-indexes" in call for call in updated)
     group = "fields update held --collection-group=states --index=order=ascending,query-scope=collection-group"
     assert any(group in call for call in updated)
+    creation = "fields update createdAt --collection-group=jobs --index=order=descending,query-scope=collection"
+    assert any(creation in call for call in updated)
     gcloud.has_all_indexes()
     done, calls = gcloud.run("make", "firestore-indexes", "PROJECT_ID=p-1")
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ from celery_statemanager.stores.redis.layout import Ranks
 from celery_statemanager.stores.redis.packing import unpack
 from celery_statemanager.stores.redis.tuning import Tuning
 from celery_statemanager.testing import Grid
-from celery_statemanager.testing.kit import PATIENCE, purge
+from celery_statemanager.testing.kit import PATIENCE, newest_jobs, purge
 
 MESSAGE = "page 4 of 10"
 
@@ -133,6 +133,18 @@ class TestBatches:
         made = calls(client)
         assert made["hscan"] >= 5
         assert "hgetall" not in made
+
+    def test_the_newest_jobs_cost_the_same_among_few_and_many(self, store, client):
+        made = []
+        for number in range(600):
+            Grid.create(store, 1, job_id=f"job {number:03}")
+            if number in (59, 599):
+                client.config_resetstat()
+                page = store.newest_jobs(limit=20)
+                page += store.newest_jobs(page[-1].cursor, 20)
+                assert [each.job.job_id for each in page] == [f"job {number - at:03}" for at in range(40)]
+                made.append({name: calls(client)[name] for name in ("zrevrangebyscore", "hmget")})
+        assert made == [{"zrevrangebyscore": 2, "hmget": 40}] * 2
 
 
 class TestContention:
@@ -279,6 +291,23 @@ class TestRegistry:
             if cursor is None:
                 break
         assert sorted(met) == [f"job {number}" for number in range(9)]
+
+    def test_newest_jobs_with_equal_scores_are_listed_once(self, store, client, prefix):
+        for number in range(9):
+            ref = Grid.create(store, job_id=f"job {number}").ref
+            client.zadd(f"{prefix}:{{*}}:jobs", {entry_of(ref): 1_700_000_000_000_000})
+        assert [job.job_id for job in newest_jobs(store, 2)] == [f"job {number}" for number in reversed(range(9))]
+
+    def test_registered_jobs_without_a_record_are_no_newest_jobs(self, store, client, prefix, tuned):
+        Grid.create(store, job_id="old")
+        for number in range(5):
+            store._registry.register(JobRef(JobKey(f"never created {number}"), "0f"))
+        Grid.create(store, job_id="new")
+        for limit in (1, 2, 7):
+            assert [job.job_id for job in newest_jobs(store, limit)] == ["new", "old"]
+        assert client.zcard(f"{prefix}:{{*}}:jobs") == 7, "a creation may be in progress"
+        assert len(tuned(orphaned_after=0.0).newest_jobs()) == 2
+        assert client.zcard(f"{prefix}:{{*}}:jobs") == 2
 
     def test_creating_again_after_a_lost_response_returns_the_same_job(self, store):
         job = new_job("job", 3, ("a",))

@@ -8,8 +8,9 @@ from itertools import islice
 from typing import Any
 
 from celery_statemanager.codec import compact
+from celery_statemanager.limits import invalid_cursor, parse_cursor
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, OpenAttempt, Page
+from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, Listed, OpenAttempt, Page
 from celery_statemanager.stores.firestore import requests
 from celery_statemanager.stores.firestore.database import Database, Document
 from celery_statemanager.stores.firestore.documents import cell_in, cell_of, job_of
@@ -77,6 +78,29 @@ def page(
         last = documents[limit - 1]
         next_cursor = compact([last.id] if idle_before is None else [int(last.fields["lastActivity"]), last.id])
     return Page([job for job in jobs if job is not None], next_cursor)
+
+
+def newest_jobs(database: Database, cursor: str | None, limit: int) -> list[Listed]:
+    """Return jobs as ``Store.newest_jobs`` describes. Jobs of another program are listed once they are migrated."""
+    names = database.names
+    newest: list[Listed] = []
+    while (missing := limit - len(newest)) > 0:
+        after: tuple[Any, ...] = ()
+        if cursor is not None:
+            created_at, last_id = parse_cursor(cursor)
+            if not last_id or "/" in last_id:
+                raise invalid_cursor(cursor)
+            after = Moment(created_at), Reference(f"{names.jobs}/{last_id}")
+        order = ("-createdAt", "-__name__")
+        only_times = ("createdAt", ">", Moment(0))
+        structured = requests.select(names.address.collection, only_times, order=order, limit=missing, after=after)
+        documents = database.query(names.address.root, structured, database.deadline())
+        for document in documents:
+            cursor, job = f"{int(document.fields['createdAt'])} {document.id}", job_of(document.fields, document.id)
+            newest += [] if job is None else [Listed(job, cursor)]
+        if len(documents) < missing:
+            break
+    return newest
 
 
 def runs(database: Database, job_id: str, limit: int) -> list[str | None]:

@@ -21,6 +21,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    Listed,
     OpenAttempt,
     OutboxState,
     Page,
@@ -110,6 +111,9 @@ class FirestoreStore(FullStore):
             parts = self._database, self._jobs, self._latches
             return overdue.due_page(*parts, cursor, limit, tombstoned=tombstoned, idle_before=idle_before)
         return listing.page(self._database, cursor, limit, due=False, tombstoned=tombstoned, idle_before=idle_before)
+
+    def newest_jobs(self, cursor: str | None = None, limit: int = 100) -> list[Listed]:
+        return listing.newest_jobs(self._database, cursor, limit)
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
         return listing.runs(self._database, job_id, limit)

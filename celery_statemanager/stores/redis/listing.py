@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from celery_statemanager.models import Scope, State
-from celery_statemanager.records import JobRecord, JobRef, OpenAttempt, Page
+from celery_statemanager.records import JobRecord, JobRef, Listed, OpenAttempt, Page
 from celery_statemanager.stores.redis.cells import cell_of, split_sort_key, unpack_states, with_sort_keys
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, cell_key_of, entry_of, head_key, ref_of
@@ -64,21 +64,23 @@ def states_of(job: JobRecord, scanned: ScannedCells) -> Iterator[State]:
     return chain.from_iterable(unpack_states(job.job_id, tags, chunk) for chunk in chunks)
 
 
-def jobs_at(server: Server, registry: Registry, prefix: str, entries: list[RegistryEntry]) -> Iterator[JobRecord]:
-    """Yield the jobs of registry entries, except deleted ones, which are purged."""
+def jobs_at(
+    server: Server, registry: Registry, prefix: str, entries: list[RegistryEntry]
+) -> Iterator[tuple[RegistryEntry, JobRecord]]:
+    """Yield registry entries with their jobs, except deleted ones, which are purged."""
     refs = [ref_of(entry) for entry, _ in entries]
     heads = server.call_all(("HMGET", head_key(prefix, ref.key), *WITH_PLAN) for ref in refs)
-    for (entry, _), ref, head in zip(entries, refs, heads):
+    for entry, ref, head in zip(entries, refs, heads):
         if head[0] == ref.incarnation.encode():
-            yield record_of(ref.key, head, plan_of(head))
+            yield entry, record_of(ref.key, head, plan_of(head))
         else:
-            registry.purge_orphan(entry)
+            registry.purge_orphan(entry[0])
 
 
 def page_of_jobs(reader: JobReader, registry: Registry, cursor: str | None, limit: int, wanted: JobFilter) -> Page:
     """Return a page of jobs as ``Store.list_jobs`` describes. Jobs that are no longer tombstoned are unlisted."""
     entries = registry.listed(cursor, limit, wanted)
-    candidates = list(jobs_at(reader.server, registry, reader.prefix, entries))
+    candidates = [job for _, job in jobs_at(reader.server, registry, reader.prefix, entries)]
     if wanted.tombstoned:
         for job in candidates:
             if job.tombstoned_at is None:
@@ -87,6 +89,19 @@ def page_of_jobs(reader: JobReader, registry: Registry, cursor: str | None, limi
         [job for job in candidates if wanted.matches(job)],
         cursor_at(entries[-1]) if entries and len(entries) == limit else None,
     )
+
+
+def newest_jobs(reader: JobReader, registry: Registry, cursor: str | None, limit: int) -> list[Listed]:
+    """Return jobs by the time of their registration as ``Store.newest_jobs`` describes."""
+    newest: list[Listed] = []
+    while (missing := limit - len(newest)) > 0:
+        entries = registry.newest(cursor, missing)
+        found = jobs_at(reader.server, registry, reader.prefix, entries)
+        newest += [Listed(job, cursor_at(entry)) for entry, job in found]
+        if len(entries) < missing:
+            break
+        cursor = cursor_at(entries[-1])
+    return newest
 
 
 def open_attempts(server: Server, registry: Registry, prefix: str, now: int) -> Iterator[OpenAttempt]:

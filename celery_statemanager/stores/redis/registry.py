@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from celery_statemanager.limits import parse_cursor
 from celery_statemanager.records import JobRecord, JobRef, WorkerRecord
 from celery_statemanager.stores.redis.keys import JobKeys, RegistryKeys, entry_of, pattern_of, ref_of
 from celery_statemanager.stores.redis.layout import JobLayout
@@ -105,11 +106,29 @@ class Registry:
         """Return the entries of a sorted set after a cursor, by score and member."""
         score, _, member = (cursor or "0 ").partition(" ")
         after = (float(score), member.encode())
-        highest = "+inf" if before is None else f"({before}"
+        call = ("ZRANGEBYSCORE", key, score, "+inf" if before is None else f"({before}")
+        return self._page(call, limit, lambda each: (each[1], each[0]) > after)
+
+    def newest(self, cursor: str | None, limit: int) -> list[RegistryEntry]:
+        """Return the registered jobs after a cursor, by descending time of registration.
+
+        Raises: ValueError – the cursor is invalid.
+        """
+        if cursor is None:
+            return self._page(("ZREVRANGEBYSCORE", self.keys.jobs, "+inf", "-inf"), limit, lambda _: True)
+        score, member = parse_cursor(cursor)
+        before = (float(score), member.encode())
+        call = ("ZREVRANGEBYSCORE", self.keys.jobs, str(score), "-inf")
+        return self._page(call, limit, lambda each: (each[1], each[0]) < before)
+
+    def _page(
+        self, call: tuple[str, ...], limit: int, is_after: Callable[[RegistryEntry], bool]
+    ) -> list[RegistryEntry]:
+        """Return the first entries of a range that come after the cursor at which the range begins."""
         count = limit + 1
         while True:
-            entries = self._entries(key, score, highest, count)
-            page = [each for each in entries if (each[1], each[0]) > after]
+            entries = _entries_of(self._server.call(*call, "WITHSCORES", "LIMIT", 0, count))
+            page = [each for each in entries if is_after(each)]
             if len(page) >= limit or len(entries) < count:
                 return page[:limit]
             count *= 2  # all entries read have the cursor's score
@@ -218,9 +237,6 @@ class Registry:
 
     def _retire(self, entry: str | bytes, kind: str, age: str | int) -> None:
         self._server.run(self._scripts.retire, [*self._lists, self.keys.purge_queue], [entry, kind, age])
-
-    def _entries(self, key: str, lowest: str, highest: str, count: int) -> list[RegistryEntry]:
-        return _entries_of(self._server.call("ZRANGEBYSCORE", key, lowest, highest, "WITHSCORES", "LIMIT", 0, count))
 
 
 def _entries_of(reply: list[Any]) -> list[RegistryEntry]:

@@ -23,6 +23,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    Listed,
     OpenAttempt,
     OutboxState,
     Page,
@@ -41,7 +42,7 @@ from celery_statemanager.stores.redis.address import check_options, create_clien
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key
 from celery_statemanager.stores.redis.layout import JobLayout
-from celery_statemanager.stores.redis.listing import jobs_at, open_attempts, page_of_jobs, scan, states_of
+from celery_statemanager.stores.redis.listing import jobs_at, newest_jobs, open_attempts, page_of_jobs, scan, states_of
 from celery_statemanager.stores.redis.packing import pack
 from celery_statemanager.stores.redis.reader import JobReader
 from celery_statemanager.stores.redis.registry import JobFilter, Registry
@@ -139,9 +140,12 @@ class RedisStore(FullStore):
     ) -> Page:
         return page_of_jobs(self._reader, self._registry, cursor, limit, JobFilter(due, tombstoned, idle_before))
 
+    def newest_jobs(self, cursor: str | None = None, limit: int = 100) -> list[Listed]:
+        return newest_jobs(self._reader, self._registry, cursor, limit)
+
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
         entries = self._registry.named(job_id, limit)
-        return [job.run_token for job in jobs_at(self._server, self._registry, self._prefix, entries)]
+        return [job.run_token for _, job in jobs_at(self._server, self._registry, self._prefix, entries)]
 
     def delete_job(self, job: JobRecord, *, if_idle: bool = False, purge: int = 0) -> bool:
         keys = JobKeys(self._prefix, job.ref)

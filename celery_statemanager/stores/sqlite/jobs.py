@@ -13,7 +13,7 @@ from typing import Any
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
 from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.plan import Plan
-from celery_statemanager.records import JobKey, JobRecord, JobRef, Page
+from celery_statemanager.records import JobKey, JobRecord, JobRef, Listed, Page
 
 MAX_CACHED_JOBS = 128
 
@@ -129,6 +129,12 @@ class JobCache:
             return Page([], None)
         last = f"{page[-1][1]}.{page[-1][0]}" if by_time else str(page[-1][0])
         return Page([self._decode(db, row).job for row in page], last if len(rows) > limit else None)
+
+    def newest(self, db: sqlite3.Connection, before: int | None, limit: int) -> list[Listed]:
+        """Return jobs by descending number, which is that of their creation, below a number if one is given."""
+        where, values = ("", ()) if before is None else ("WHERE j.id < ?", (before,))
+        rows = db.execute(f"{_SELECT} {where} ORDER BY j.id DESC LIMIT ?", (*values, limit)).fetchall()
+        return [Listed(self._decode(db, row).job, str(row[0])) for row in rows]
 
     def _decode(self, db: sqlite3.Connection, row: Sequence[Any]) -> CachedJob:
         number, _, job_id, run_token, incarnation, num_tasks, control, created_at, revision, schema, active = row

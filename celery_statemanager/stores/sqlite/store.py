@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from celery_statemanager.limits import parse_cursor
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Cell,
@@ -17,6 +18,7 @@ from celery_statemanager.records import (
     JobKey,
     JobRecord,
     JobRef,
+    Listed,
     OpenAttempt,
     OutboxState,
     Page,
@@ -99,6 +101,10 @@ class SQLiteStore(TransactionalStore, FullStore):
         return self._pool.read(
             lambda db: self._jobs.page(db, cursor, limit, due=due, tombstoned=tombstoned, idle_before=idle_before)
         )
+
+    def newest_jobs(self, cursor: str | None = None, limit: int = 100) -> list[Listed]:
+        before = None if cursor is None else parse_cursor(cursor)[0]
+        return self._pool.read(lambda db: self._jobs.newest(db, before, limit))
 
     def list_runs(self, job_id: str, limit: int = 10) -> list[str | None]:
         return self._pool.read(lambda db: jobs.list_runs(db, job_id, limit))

@@ -61,6 +61,19 @@ class TestSize:
                 instruction_count(large, lambda: work(large)) <= 2 * instruction_count(small, lambda: work(small)) + 50
             )
 
+    def test_the_newest_jobs_cost_the_same_among_few_and_many(self, path: Path, store: SQLiteStore) -> None:
+        counts = []
+        for number in range(2_000):
+            grid = Grid.create(store, 1, job_id=f"job {number}")
+            if number in (99, 1_999):
+                cursor = store.newest_jobs(limit=50)[-1].cursor
+                for start in (None, cursor):
+                    page = store.newest_jobs(start, 20)
+                    skipped = 0 if start is None else 50
+                    assert [each.job.job_id for each in page] == [f"job {number - skipped - at}" for at in range(20)]
+                    counts.append(instruction_count(grid, lambda start=start: store.newest_jobs(start, 20)))
+        assert max(counts) <= 1.1 * min(counts) + 5
+
     def test_a_slow_listing_holds_no_transaction_and_little_memory(self, large: Grid) -> None:
         with raw(path_of(large)) as db:
             states = large.store.list_states(large.ref, Scope())
