@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from celery_statemanager.indexset import IndexSet
     from celery_statemanager.integration.app import StateManager
     from celery_statemanager.integration.submission.job import Job
+    from celery_statemanager.integration.submission.listing import JobPage
     from celery_statemanager.integration.task.base import StatefulTask, current_state
     from celery_statemanager.manager import Manager
     from celery_statemanager.migrations import migrate_jobs
@@ -46,7 +47,7 @@ __all__ = (
     "Manager", "State", "StateEvent", "Status", "Summary", "IndexSet", "Subscription", "Store", "open_store",
     "collect_garbage", "migrate_jobs",
     # Celery
-    "StateManager", "StatefulTask", "Job", "current_state",
+    "StateManager", "StatefulTask", "Job", "JobPage", "current_state",
     # Errors
     "StateManagerError", "ConfigurationError", "JobExists", "JobNotFound", "TaskMismatch", "ReadOnlyManager",
     "BeginRefused", "AttemptSuperseded", "JobCancelled", "StateError", "SynchronizeFailed", "SynchronizeTimeout",
@@ -57,6 +58,7 @@ __all__ = (
 _MODULES = {
     "IndexSet": "indexset",
     "Job": "integration.submission.job",
+    "JobPage": "integration.submission.listing",
     "Manager": "manager",
     "State": "models",
     "StateEvent": "models",

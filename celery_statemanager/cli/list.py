@@ -26,15 +26,16 @@ _WHICH = "Which jobs"
 _PHASES = [each.value for each in Phase]
 _HELP = """List jobs with status, progress, finished and failed cells and the age of the last write.
 
-The most recently written job comes first. TEXT selects the jobs whose id
-contains it, ignoring case. Ages count from the last write and are written like
-90s, 1h30m, 30d, 4w or 1mo (30 days).
+The newest job comes first. TEXT selects the jobs whose id, run token, owner or
+title (in their metadata) contains it, ignoring case. Ages count from the last
+write and are written like 90s, 1h30m, 30d, 4w or 1mo (30 days).
 
 \b
 The status of a job:
   waiting    no cell has begun          finished   every cell is FINISHED
   running    some cells have begun      failed     all have ended, some failed
   failing    running, and some failed   cancelled  the job was cancelled
+  paused     rows that have not begun are held back
 
 \b
 Examples:
@@ -104,7 +105,7 @@ def list_state(
             frozenset(map(Phase, phases)),
             tombstoned=everything,
         )
-        listed, total = list_overviews(store, wanted, limit)
+        listed, more = list_overviews(store, wanted, limit)
         if style == "json":
             for each in listed:
                 output.record(compact(_wire(each)))
@@ -115,8 +116,8 @@ def list_state(
             note("no matching jobs" if wanted != Wanted() else f"{_none(store)}{memory_hint(ctx.obj.app, store_url)}")
         for warning in store.server_warnings():
             note(f"warning: {warning}")
-        if total > limit:
-            note(f"note: {limit} of {total} jobs; --limit {total} lists them all")
+        if more:
+            note(f"note: these are the newest {limit}; --limit {10 * limit} may list more")
 
 
 def _none(store: Store) -> str:

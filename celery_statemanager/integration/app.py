@@ -21,6 +21,7 @@ from celery_statemanager.integration.pending_files import PendingFiles
 from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submission.job import Job
+from celery_statemanager.integration.submission.listing import JobPage, list_jobs
 from celery_statemanager.integration.submission.submit import submit
 from celery_statemanager.integration.task.errors import interrupting
 from celery_statemanager.integration.task.running import serving
@@ -162,6 +163,26 @@ class StateManager:
         Raises: JobNotFound – with the existing runs of the job_id; TypeError, ValueError, StoreError.
         """
         return Job(self, find_job(self.store, job_key(job_id, run_token)))
+
+    def jobs(
+        self, text: str | None = None, phase: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> JobPage:
+        """Return a page of jobs, the newest first, without those that are marked deleted.
+
+        The cost is that of a page, not of all jobs. A page with ``text`` or ``phase`` examines at most 1,000 jobs, so
+        it may be short or empty although its cursor is not None. Jobs that are created or deleted meanwhile do not make
+        the next pages skip or repeat other jobs.
+
+        Args:
+            text: only jobs whose id, run token, ``metadata["owner"]`` or ``metadata["title"]`` contains it, ignoring
+                case.
+            phase: only jobs in this phase, see ``Job.phase``. Cells of jobs that have not settled are counted for it.
+            limit: the maximum number of jobs, 1 … 1,000.
+            cursor: ``JobPage.cursor`` of the previous page.
+
+        Raises: TypeError, ValueError, ConfigurationError, StoreError.
+        """
+        return list_jobs(self, text, phase, limit, cursor)
 
     def current_job(self) -> Job | None:
         """Return the job of the current task or callback, or None outside of this app's tracked tasks.

@@ -10,8 +10,8 @@ from celery_statemanager import Manager, Status, open_store
 from celery_statemanager.cli.rendering.jobs import job_table
 from celery_statemanager.cli.rendering.text import PLAIN, plain, width
 from celery_statemanager.overview import Wanted, list_overviews, overview
-from celery_statemanager.records import new_job, to_datetime
-from celery_statemanager.testing import FakeClock, WrappedStore
+from celery_statemanager.records import Flow, new_job, to_datetime
+from celery_statemanager.testing import FakeClock, Grid, WrappedStore
 
 FINISHED = int(Status.FINISHED)
 
@@ -39,6 +39,7 @@ def listed(run):
 @pytest.fixture
 def phases(store, write, cancel):
     """One job in each phase, named for it."""
+    Grid.submitted(store, 2, job_id="paused", flow=Flow(paused=True))
     for name in ("waiting", "running", "failing", "finished", "failed", "cancelled"):
         Manager.create(store, name, num_tasks=2, tags=("a",))
     write("running", (0, "a", 40, None))
@@ -48,20 +49,20 @@ def phases(store, write, cancel):
     cancel(store, "cancelled")
 
 
-def test_the_most_recently_written_job_comes_first(store, write, listed):
+def test_the_newest_job_comes_first(store, write, listed):
     for name in ("first", "second", "third"):
         Manager.create(store, name, num_tasks=1, tags=("a",))
     write("first", (0, "a", 5, None))
-    assert listed() == ["first", "third", "second"]
+    assert listed() == ["third", "second", "first"]
 
 
 def test_the_phase_follows_from_the_cells(phases, run):
     objects = [json.loads(line) for line in run("--format", "json").stdout.splitlines()]
-    assert len(objects) == 6
+    assert len(objects) == 7
     assert all(each["phase"] == each["jobID"] for each in objects)
 
 
-@pytest.mark.parametrize("phase", ["waiting", "running", "failing", "finished", "failed", "cancelled"])
+@pytest.mark.parametrize("phase", ["waiting", "running", "failing", "paused", "finished", "failed", "cancelled"])
 def test_a_status_selects_jobs(phases, listed, phase):
     assert listed("--status", phase) == [phase]
 
@@ -72,6 +73,16 @@ def test_statuses_can_be_combined(phases, listed):
 
 def test_text_in_the_id_selects_jobs_ignoring_case(phases, listed):
     assert sorted(listed("AIL")) == ["failed", "failing"]
+
+
+def test_text_in_the_run_token_or_the_metadata_selects_jobs(store, listed, run):
+    described = {"token": ("Monday", None), "owner": (None, '{"owner":"Ada"}'), "title": (None, '{"title":"For ADA"}')}
+    for name, (token, metadata) in described.items():
+        store.create_job(replace(new_job(name, 1, run_token=token), metadata=metadata))
+    store.create_job(replace(new_job("other", 1), metadata='{"note":"ada","owner":["ada"],"title":7}'))
+    assert listed("monDAY") == ["token"]
+    assert sorted(listed("ada")) == ["owner", "title"]
+    assert json.loads(run("title", "--format", "json").stdout)["metadata"] == {"title": "For ADA"}
 
 
 def test_a_job_without_a_plan_is_over_when_all_its_cells_have_ended(store, write, run):
@@ -93,13 +104,18 @@ def test_ages_select_jobs_by_their_last_write():
         return [each.job.job_id for each in list_overviews(store, Wanted(**wanted), 10)[0]]
 
     assert named(idle_before=now - 150_000_000) == ["middle", "old"]
+    assert [len(each) for each in (list_overviews(store, Wanted(idle_before=now), 2)[0], named(idle_before=now))] == [
+        2,
+        3,
+    ]
+    assert list_overviews(store, Wanted(idle_before=now), 2)[1]
     assert named(active_since=now - 250_000_000) == ["new", "middle"]
     assert named(active_since=now - 250_000_000, idle_before=now - 150_000_000) == ["middle"]
 
 
 def test_ages_are_parsed_from_the_command_line(phases, listed):
     assert listed("--older-than", "1h") == []
-    assert len(listed("--newer-than", "1h30m")) == 6
+    assert len(listed("--newer-than", "1h30m")) == 7
 
 
 def test_an_invalid_age_is_rejected(run):
@@ -115,9 +131,11 @@ def test_a_job_marked_deleted_is_listed_only_with_all(store, phases, run, listed
     assert re.search(r"^failed \(hidden\) ", run("--all").stdout, re.MULTILINE)
 
 
-def test_jobs_beyond_the_limit_are_counted(phases, run, listed):
-    assert len(listed("--limit", "2")) == 2
-    assert run("--limit", "2").stderr == "note: 2 of 6 jobs; --limit 6 lists them all\n"
+def test_a_note_says_that_there_are_jobs_beyond_the_limit(phases, run, listed):
+    assert listed("--limit", "2") == ["cancelled", "failed"]
+    assert run("--limit", "2").stderr == "note: these are the newest 2; --limit 20 may list more\n"
+    assert run("--limit", "7").stderr == ""
+    assert run("--status", "failed", "--limit", "2").stderr == ""
 
 
 def test_no_matching_jobs_are_not_an_error(run):
@@ -142,7 +160,15 @@ def test_a_store_without_jobs_is_reported(run, tmp_path):
 class Counting(WrappedStore):
     """Counts the column summaries and fails if states are read."""
 
-    summaries = 0
+    summaries = records = 0
+
+    def newest_jobs(self, *arguments):
+        found = super().newest_jobs(*arguments)
+        self.records += len(found)
+        return found
+
+    def list_jobs(self, *arguments, **options):
+        raise AssertionError("a list does not read all jobs")
 
     def column_summaries(self, *arguments, **options):
         self.summaries += 1
@@ -153,13 +179,22 @@ class Counting(WrappedStore):
         raise AssertionError("a list reads no states")
 
 
-def test_only_what_is_shown_is_counted_and_no_states_are_read(store):
+def test_only_what_is_shown_is_read_and_counted_and_no_states_are_read(store):
     for number in range(250):
         Manager.create(store, f"job-{number}", num_tasks=3, tags=("a",))
     counting = Counting(store)
-    found, total = list_overviews(counting, Wanted(), 7)
+    found, more = list_overviews(counting, Wanted(), 7)
     assert [each.job.job_id for each in found] == [f"job-{number}" for number in range(249, 242, -1)]
-    assert (total, counting.summaries) == (250, 7)
+    assert (more, counting.summaries, counting.records) == (True, 7, 8)
+
+
+def test_a_search_examines_as_many_jobs_as_it_takes(store):
+    for number in range(1_250):
+        Manager.create(store, f"job-{number}", num_tasks=3, tags=("a",))
+    found, more = list_overviews(store, Wanted("job-1"), 1_000)
+    expected = [f"job-{number}" for number in range(1_249, -1, -1) if str(number).startswith("1")]
+    assert [each.job.job_id for each in found] == expected
+    assert not more
 
 
 def test_a_job_deleted_while_it_is_listed_is_left_out(store):
@@ -167,8 +202,8 @@ def test_a_job_deleted_while_it_is_listed_is_left_out(store):
         Manager.create(store, name, num_tasks=1, tags=("a",))
 
     class Vanishing(WrappedStore):
-        def list_jobs(self, *arguments, **options):
-            page = super().list_jobs(*arguments, **options)
+        def newest_jobs(self, *arguments):
+            page = super().newest_jobs(*arguments)
             Manager.open(store, "goes").delete_job()
             return page
 

@@ -38,7 +38,7 @@ assert manager.summary().finished == 1
 
 ACCESS_ALL_NAMES = """
 import celery_statemanager
-celery_names = {"StateManager", "StatefulTask", "Job", "current_state"}
+celery_names = {"StateManager", "StatefulTask", "Job", "JobPage", "current_state"}
 for name in set(celery_statemanager.__all__) - celery_names:
     getattr(celery_statemanager, name)
 """

@@ -14,6 +14,7 @@ PHASE_STYLES = {
     Phase.WAITING: "dim",
     Phase.RUNNING: "busy",
     Phase.FAILING: "bad",
+    Phase.PAUSED: "warn",
     Phase.FINISHED: "good",
     Phase.FAILED: "bad",
     Phase.CANCELLED: "warn",

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.overview import overview
 from celery_statemanager.records import JobRecord, to_datetime
 from celery_statemanager.retention import current
 
@@ -48,6 +49,22 @@ class JobHandle:
     def settled(self) -> bool:
         """Whether every expected cell of the current generation has ended. Raises: JobNotFound, StoreError."""
         return current(self._tracker.store, self._record.ref).settled
+
+    @property
+    def phase(self) -> str:
+        """The condition of the job in one word, of those that apply the last.
+
+        - ``waiting``: no cell has begun.
+        - ``running``: a cell has begun.
+        - ``paused``: the rows that have not begun are held back.
+        - ``failing``: a cell has failed or was not run, and the job has not settled.
+        - ``finished``: the job has settled, and its success was decided.
+        - ``failed``: the job has settled without success.
+        - ``cancelled``: the job was cancelled, also while running tasks have not stopped.
+
+        Raises: JobNotFound, StoreError.
+        """
+        return overview(self._tracker.store, self._record.ref).phase.value
 
     def __repr__(self) -> str:
         token = "" if self.run_token is None else f", run {self.run_token!r}"
