@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
+import uuid
 from datetime import datetime, timezone
 
 import pytest
@@ -19,7 +24,8 @@ def clock():
 
 @pytest.fixture
 def states(clock):
-    app = Celery("readers", broker="memory://", set_as_current=False, statemanager_store_url="memory://")
+    name = f"readers-{uuid.uuid4().hex}"  # an earlier test's app of the same name may be alive
+    app = Celery(name, broker="memory://", set_as_current=False, statemanager_store_url="memory://")
     states = StateManager(app)
     states.store = open_store("memory://", clock=clock)
     yield states
@@ -127,6 +133,72 @@ def test_invalid_arguments_of_a_list_are_refused(states, create, arguments, erro
     create()
     with pytest.raises(error, match=text):
         states.jobs(**arguments)
+
+
+def test_handles_of_one_incarnation_are_equal_and_hash_equal(states, create):
+    job = create(job_id="job")
+    again = states.job("job")
+    assert job == again == states.jobs().jobs[0]
+    assert len({job, again}) == 1
+    assert job != create(job_id="job", run_token="1")
+    assert job != "job"
+    job.pause()
+    assert states.job("job") == job, "a later revision is the same job"
+    job.delete()
+    assert create(job_id="job") != job
+
+
+def test_a_job_is_rendered_as_its_id(states, create):
+    job = create(job_id="<etl>")
+    assert (str(job), f"{job}", f"{job:>8}") == ("<etl>", "<etl>", "   <etl>")
+    assert repr(job) == "<Job '<etl>', 1 tasks>"
+
+
+def test_a_pickled_job_is_opened_with_the_statemanager_of_its_app(states, create):
+    job = create(3, job_id="job", run_token="ß", metadata={"owner": "ada"})
+    again = pickle.loads(pickle.dumps(job))
+    assert again == job
+    assert (again.run_token, again.num_tasks, again.metadata, again.tags) == ("ß", 3, {"owner": "ada"}, job.tags)
+    assert copy.copy(job) is copy.deepcopy([job])[0] is job
+    stored = pickle.dumps(job)
+    assert len(stored) < 300
+    job.delete()
+    create(job_id="job", run_token="ß")
+    with pytest.raises(JobNotFound):
+        pickle.loads(stored)
+
+
+PROJECT = """
+from celery import Celery
+from celery_statemanager import StateManager, StatefulTask
+
+app = Celery("shop", broker="memory://", statemanager_store_url="sqlite:///states.db")
+states = StateManager(app)
+
+@app.task(base=StatefulTask)
+def task(): ...
+"""
+
+OPEN = "print(pickle.load(open('job', 'rb')).metadata)"
+
+
+def test_a_job_pickled_in_another_process_is_opened_in_any_thread(tmp_path):
+    def run(code):
+        command = [sys.executable, "-c", f"import pickle, threading\n{code}"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    (tmp_path / "project.py").write_text(PROJECT)
+    made = run(
+        "import project\n"
+        "job = project.states.submit([project.task.s()], metadata={'owner': 'ada'})\n"
+        "pickle.dump(job, open('job', 'wb'))"
+    )
+    assert made.returncode == 0, made.stderr
+    for opening in (OPEN, f'thread = threading.Thread(target=exec, args=("import pickle; {OPEN}",)); thread.start()'):
+        assert run(f"import project\n{opening}").stdout == "{'owner': 'ada'}\n"
+    refused = run(OPEN)
+    assert "ConfigurationError: cannot open the pickled job 'job-" in refused.stderr
+    assert "nor an app named 'shop' has a StateManager in this process; import the module" in refused.stderr
 
 
 @pytest.mark.places(*PLACES, usual=2)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from celery_statemanager.integration.installed import Tracker
+from celery import current_app
+from typing_extensions import Self
+
+from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.integration.installed import Tracker, all_trackers, tracker_of
 from celery_statemanager.overview import overview
-from celery_statemanager.records import JobRecord, to_datetime
+from celery_statemanager.records import JobKey, JobRecord, JobRef, to_datetime
 from celery_statemanager.retention import current
+
+Handle = TypeVar("Handle", bound="JobHandle")
 
 
 class JobHandle:
-    """One incarnation of a job, as its record describes it."""
+    """One incarnation of a job, as its record describes it.
+
+    Handles of the same incarnation are equal. A handle is printed and formatted as the name of its job. It is pickled
+    as the name of its app and the reference to the job; unpickling reads the record with the StateManager of the
+    current app, or of the app with this name, and raises ``JobNotFound`` if this incarnation does not exist.
+    """
 
     def __init__(self, tracker: Tracker, record: JobRecord) -> None:
         self._tracker = tracker
@@ -66,6 +77,42 @@ class JobHandle:
         """
         return overview(self._tracker.store, self._record.ref).phase.value
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, JobHandle):
+            return NotImplemented
+        return self._record.ref == other._record.ref
+
+    def __hash__(self) -> int:
+        return hash(self._record.ref)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self._tracker.app.main, *self._record.key, self._record.incarnation)
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __format__(self, spec: str) -> str:
+        return format(self.id, spec)
+
     def __repr__(self) -> str:
         token = "" if self.run_token is None else f", run {self.run_token!r}"
         return f"<Job {self.id!r}{token}, {self.num_tasks} tasks>"
+
+
+def _reopen(kind: type[Handle], app_name: str | None, job_id: str, run_token: str | None, incarnation: str) -> Handle:
+    """Open a pickled job. Raises: ConfigurationError – no app in this process can open it; JobNotFound; StoreError."""
+    here = tracker_of(current_app)
+    named = (each for each in (here, *all_trackers()) if each is not None and each.app.main == app_name)
+    tracker = next(named, here)  # the current app of a thread may be Celery's default app
+    if tracker is None:
+        raise ConfigurationError(
+            f"cannot open the pickled job {job_id!r}: neither the current Celery app nor an app named {app_name!r} has "
+            "a StateManager in this process; import the module that creates it before you unpickle the job"
+        )
+    return kind(tracker, current(tracker.store, JobRef(JobKey(job_id, run_token), incarnation)))
