@@ -19,6 +19,7 @@ from benchmarks.harness import Figure, Scale
 MODULES = (
     "writes",
     "sizes",
+    "lists",
     "streams",
     "space",
     "imports",
