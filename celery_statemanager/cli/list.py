@@ -62,6 +62,7 @@ Exit status:
 @option("--newer-than", type=AGE, help="Only jobs written within this age.", group=_WHICH)
 @option(
     "--status",
+    "--phase",
     "phases",
     type=click.Choice(_PHASES),
     multiple=True,

@@ -64,7 +64,7 @@ def test_the_phase_follows_from_the_cells(phases, run):
 
 @pytest.mark.parametrize("phase", ["waiting", "running", "failing", "paused", "finished", "failed", "cancelled"])
 def test_a_status_selects_jobs(phases, listed, phase):
-    assert listed("--status", phase) == [phase]
+    assert listed("--status", phase) == listed("--phase", phase) == [phase]
 
 
 def test_statuses_can_be_combined(phases, listed):

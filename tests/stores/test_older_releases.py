@@ -31,7 +31,7 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores.sqlite.location import SCHEMA
 from celery_statemanager.testing.contract_rerun import AGAIN, end_reset, rerun, reset
-from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock, Grid, every_job, purge
+from celery_statemanager.testing.kit import FAILED, FINISHED, FakeClock, Grid, every_job, newest_jobs, purge
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DUMPS = sorted(FIXTURES.glob("*-*"))
@@ -88,6 +88,18 @@ def test_data_of_an_older_release_are_read(old_store: Store) -> None:
     assert [job.job_id for job in every_job(old_store, due=True)] == ["etl-42"]
     (attempt,) = old_store.list_open_attempts()
     assert (attempt.cell.owner, attempt.cell.kept) == ("w1", '{"m": 1}')
+
+
+def test_jobs_of_an_older_release_are_listed_before_and_after_new_ones(old_store: Store) -> None:
+    before = {job.key for job in every_job(old_store)}
+    assert len(before) == 2
+    new = Grid.create(old_store, job_id="new").job
+    for limit in (1, 5):
+        newest, *others = newest_jobs(old_store, limit)
+        assert newest == new
+        assert {job.key for job in others} == before
+        assert others == sorted(others, key=lambda job: job.created_at, reverse=True)
+        assert all(job.metadata is None for job in others)
 
 
 def test_an_open_attempt_of_an_older_release_continues(old_store: Store) -> None:
