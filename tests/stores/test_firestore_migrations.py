@@ -72,6 +72,15 @@ def test_migrated_states_gain_our_fields_and_keep_theirs(store: FirestoreStore, 
     assert [state for state in after if state.task_index != 36] == kept
 
 
+def test_a_job_of_the_go_module_is_listed_by_its_creation_once_it_is_migrated(store: FirestoreStore) -> None:
+    Manager.create(store, "later", num_tasks=1)
+    assert [each.job.job_id for each in store.newest_jobs()] == ["later"]
+    migrate_jobs(store)
+    page = store.newest_jobs(limit=1)
+    page += store.newest_jobs(page[0].cursor)
+    assert [each.job.job_id for each in page] == ["later", "go"]
+
+
 def test_aggregates_of_a_migrated_job_cost_as_much_as_ours(store: FirestoreStore, spy: Spy) -> None:
     def cost() -> tuple[int, int]:
         spy.clear()
