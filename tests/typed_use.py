@@ -11,6 +11,7 @@ from typing_extensions import assert_type
 from celery_statemanager import (
     IndexSet,
     Job,
+    JobPage,
     Manager,
     State,
     StatefulTask,
@@ -65,6 +66,21 @@ def submit(paths: list[str]) -> tuple[Summary, bool, Job | None]:
     states.submit((resize.s(path) for path in paths), on_failure=resize.si("x"), on_settled=resize.s())
     job: Job = states.submit([resize.s("a"), chain(resize.s("b"), resize.s("c"))], on_success=resize.s())
     return job.wait(timeout=60), states.job("etl-42", run_token=None).cancel("user asked"), states.current_job()
+
+
+def readers(owner: str) -> Iterator[dict[str, object]]:
+    states.submit([resize.s("a")], metadata={"owner": owner, "pages": [1, None]})
+    cursor: str | None = None
+    while True:
+        page: JobPage = states.jobs(text=owner, phase="running", limit=20, cursor=cursor)
+        for job in page.jobs:
+            assert_type(job.created_at, datetime)
+            assert_type(job.settled, bool)
+            yield {"id": str(job), "phase": job.phase, **job.metadata, **job.summary().as_dict()}
+            yield job.get_state().as_dict()
+        cursor = page.cursor
+        if cursor is None:
+            return
 
 
 def failures(error: SubmitFailed, late: WaitTimeout) -> tuple[Job | None, Summary | None]:
