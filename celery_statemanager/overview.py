@@ -34,10 +34,10 @@ class Phase(str, Enum):
     """No cell has begun."""
     RUNNING = "running"
     """A cell has begun."""
-    PAUSED = "paused"
-    """The rows that have not begun are held back."""
     FAILING = "failing"
     """A cell has failed or was not run, and the job has not settled."""
+    PAUSED = "paused"
+    """The rows that have not begun are held back."""
     FINISHED = "finished"
     """The job has settled, and its success was decided. Without a plan: all cells that were written are FINISHED."""
     FAILED = "failed"
@@ -188,12 +188,13 @@ def _phase(job: JobRecord, summary: Summary, *, over: bool) -> Phase:
     shown = _phase_of_record(job)
     if shown is not None:
         return shown
-    if summary.failed or summary.not_run:
-        return Phase.FAILED if over else Phase.FAILING
+    has_failed = summary.failed or summary.not_run
     if over:
-        return Phase.FINISHED
+        return Phase.FAILED if has_failed else Phase.FINISHED
     if job.flow is not None and job.flow.paused:
         return Phase.PAUSED
+    if has_failed:
+        return Phase.FAILING
     return Phase.RUNNING if summary.running or summary.finished else Phase.WAITING
 
 

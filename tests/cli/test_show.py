@@ -179,7 +179,7 @@ def test_a_pause_and_a_generation_are_shown(store, run, shown):
     grid.update(lambda job: replace(job, flow=Flow(paused=True, pause_reason="deploying")))
     grid.update(lambda job: job.with_generation(IndexSet([0]), 1))
     text = run("job").stdout
-    assert text.startswith("job · 3 tasks · generation 2 · failing\n")
+    assert text.startswith("job · 3 tasks · generation 2 · paused\n")
     assert "paused      deploying; 1 row in flight\n" in text
     assert (shown("job")["generation"], shown("job")["outbox"]["pauseReason"]) == (2, "deploying")
 

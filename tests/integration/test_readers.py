@@ -120,7 +120,7 @@ def test_jobs_are_listed_page_by_page_the_newest_first(states, create):
         ({"limit": 1_001}, ValueError, "limit must be 1 … 1000, not 1001"),
         ({"limit": "5"}, TypeError, "limit must be an int, not str '5'"),
         ({"limit": True}, TypeError, "limit must be an int, not bool True"),
-        ({"phase": "done"}, ValueError, "phase must be one of waiting, running, paused, failing, .*, not 'done'"),
+        ({"phase": "done"}, ValueError, "phase must be one of waiting, running, failing, paused, .*, not 'done'"),
         ({"phase": ""}, ValueError, "phase must be one of"),
         ({"phase": ["failed"]}, TypeError, r"phase must be a string or None, not \['failed'\]"),
         ({"text": b"job"}, TypeError, "text must be a string or None, not bytes b'job'"),

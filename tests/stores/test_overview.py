@@ -74,8 +74,8 @@ def test_the_phase_of_a_job_changes_with_its_cells_and_its_record(store: FullSto
     for step in steps:
         step()
         seen.append(phase())
-    assert seen[:6] == ["waiting", "running", "paused", "failing", "failing", "failed"]
-    assert seen[6:] == ["failed", "failing", "failing", "failed", "cancelled"], "a settled job is not paused"
+    assert seen[:6] == ["waiting", "running", "paused", "paused", "failing", "failed"]
+    assert seen[6:] == ["failed", "paused", "failing", "failed", "cancelled"], "a settled job is not paused"
 
 
 def test_pages_of_a_search_examine_1000_jobs_and_meet_every_job_once() -> None:

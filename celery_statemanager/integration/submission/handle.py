@@ -67,8 +67,8 @@ class JobHandle:
 
         - ``waiting``: no cell has begun.
         - ``running``: a cell has begun.
-        - ``paused``: the rows that have not begun are held back.
         - ``failing``: a cell has failed or was not run, and the job has not settled.
+        - ``paused``: the rows that have not begun are held back.
         - ``finished``: the job has settled, and its success was decided.
         - ``failed``: the job has settled without success.
         - ``cancelled``: the job was cancelled, also while running tasks have not stopped.
