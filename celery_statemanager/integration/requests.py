@@ -208,7 +208,13 @@ class HeldMessages:
 
 
 def _waits(request: Any | None) -> bool:
-    return request is not None and request.time_start is None and not request.acknowledged
+    return request is not None and request.time_start is None and not (request.acknowledged or _is_dropped(request))
+
+
+def _is_dropped(request: Any) -> bool:
+    # After a connection loss, Celery cancels the timers of requests with an eta. A request and its timer refer to each
+    # other, so it exists until the next garbage collection.
+    return bool(getattr(getattr(request, "_eta_timer_entry", None), "canceled", False))
 
 
 def _is_cancelled(request: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 from celery.worker import state as worker_state
+from kombu.asynchronous.timer import Timer
 
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.integration.requests import ALONE, HeldMessages
@@ -89,6 +90,17 @@ def test_neither_of_two_waiting_messages_is_alone(receive):
     later = receive()
     assert not waiting.alone
     assert not later.alone
+
+
+def test_a_message_does_not_wait_whose_timer_the_worker_has_cancelled(held, receive):
+    """After a connection loss, although the request still exists: it and its timer refer to each other."""
+    timer, waiting = Timer(), receive()
+    waiting._eta_timer_entry = timer.call_after(3_600, waiting.run, (waiting,))
+    assert [each for each, _ in held.waiting_cells()] == [waiting]
+    assert len(held.waiting()) == 1
+    timer.cancel(waiting._eta_timer_entry)
+    assert held.waiting_cells() == []
+    assert held.waiting() == set()
 
 
 def test_repeated_ids_are_removed_with_their_messages(held, receive):
