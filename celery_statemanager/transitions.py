@@ -87,7 +87,7 @@ def _verdict_on_delivery(job: JobRecord, cell: Cell, begin: Begin) -> Verdict:
     if begin.delivery == cell.delivery:
         if cell.open:
             return Verdict.DUPLICATE
-        if cell.final and cell.attempt and begin.owner is not None:  # this delivery has ended the cell
+        if cell.final and cell.has_run and begin.owner is not None:
             return Verdict.CLOSED
     if begin.may_wait and begin.task_index >= 0 and cell.waiting and job.flow is not None and job.flow.paused:
         return Verdict.PAUSED
@@ -113,7 +113,7 @@ def _reopens(job: JobRecord, cell: Cell, begin: Begin) -> bool:
     """Return whether a settled job accepts a delivery: its cell, or one before it, was marked LOST before it began."""
     if job.cancelled or job.plan is None or not job.plan.expects(begin.tag, begin.task_index):
         return False
-    never_began = cell.status == Status.LOST and cell.attempt == 0 and cell.blocked_by is None
+    never_began = cell.status == Status.LOST and not cell.has_run and cell.blocked_by is None
     return never_began or not cell.final
 
 
@@ -130,6 +130,7 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     status, message = _status_and_message(job, cell, write)
     still_open = cell.open and not write.ends_attempt
     ends = not still_open and (status < 0 or status == FINISHED)
+    ends_late = ends and cell.awaits_end and write.ends_attempt
     closed_for_worker = write.presumed_dead and not still_open and status == write.status
     stays = cell.awaits_delivery and not (write.ends_attempt or write.due_again)
     awaits_delivery = not ends and (write.awaits_delivery or stays)
@@ -147,7 +148,7 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         cell.losses + write.counts_as_loss,
         None if ends else write.kept or cell.kept,
         None,  # blocked_by
-        0 if closed_for_worker or write.due_again else cell.began_at or (now if awaits_delivery else 0),
+        0 if closed_for_worker or write.due_again else cell.began_at or (now if awaits_delivery or ends_late else 0),
         cell.schema_version,
         cell.generation,
         cell.failures + (ends and status < 0 and status != Status.CANCELLED and not cell.has_failed),

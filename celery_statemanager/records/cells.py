@@ -38,7 +38,8 @@ class Cell:
         kept: the message of a retry or of a replacement, if it differs from the stored message of the stage;
             removed when the cell ends.
         blocked_by: the failed stage of the row; its status was written to this cell, which never began.
-        began_at: when the attempt began; 0 if another process closed it, or its message is due again.
+        began_at: when the attempt began; 0 if another process closed it, or its message is due again. If the attempt's
+            own end follows, the time of that.
         generation: the generation of the job in which the cell was last reset; 1 if never.
         failures: how often it has ended with a negative status of its own other than CANCELLED.
     """
@@ -70,6 +71,11 @@ class Cell:
     def final(self) -> bool:
         """Whether the cell has ended: a terminal status and no open attempt."""
         return self.terminal and not self.open
+
+    @property
+    def has_run(self) -> bool:
+        """Whether an attempt of this final cell has begun since the outbox last published the message."""
+        return self.began_at != 0 or self.owner is not None
 
     @property
     def succeeded(self) -> bool:

@@ -349,6 +349,36 @@ class RerunContract:
         ended = store.write(grid.ref, Write.never_begun("a", 0, FAILED, "revoked", delivery=AGAIN))
         assert ended.cell.status == FAILED
 
+    @pytest.mark.parametrize("settled", [True, False])
+    def test_a_message_that_was_taken_for_lost_begins_in_its_generation(self, store: Outbox, settled: bool) -> None:
+        grid = published(store)
+        settle(grid, failing=1 if settled else 2)
+        rerun(grid, "0" if settled else "0-1")
+        for row in range(1 if settled else 2):
+            assert reset(grid, "a", row)
+        end_reset(grid)
+        store.write(grid.ref, Write.lost("a", 0, "its message was lost"))
+        assert grid.job.settled is settled
+        begun = grid.begin("a", 0, owner="w", delivery=AGAIN)
+        assert (begun.verdict, begun.cell.attempt) == (Verdict.BEGUN, 2)
+        assert grid.begin("a", 0, owner="v", delivery=AGAIN).verdict is Verdict.DUPLICATE
+        assert grid.end("a", 0).cell.status == FINISHED
+
+    @pytest.mark.parametrize("late", [True, False])
+    def test_a_delivery_that_has_ended_its_row_does_not_begin_again(self, store: Outbox, late: bool) -> None:
+        grid = published(store)
+        settle(grid, failing=2)
+        rerun(grid, "0-1")
+        for row in range(2):
+            assert reset(grid, "a", row)
+        end_reset(grid)
+        grid.begin("a", 0, owner="w", delivery=AGAIN)
+        if late:
+            store.write(grid.ref, Write.lost("a", 0, "lost", attempt=2))
+            assert grid.begin("a", 0, owner="v", delivery=AGAIN).verdict is Verdict.CLOSED
+        store.write(grid.ref, Write.ending("a", 0, FAILED, attempt=2))
+        assert grid.begin("a", 0, owner="v", delivery=AGAIN).verdict is Verdict.CLOSED
+
     def test_a_row_of_which_a_later_stage_was_reset_is_not_reset_again(self, store: Outbox) -> None:
         grid = published(store, tags=("a", "b"))
         grid.run("a", 0)

@@ -48,6 +48,7 @@ def written(cell: Cell, request: Write) -> Cell:
     is_open = cell.open and not request.ends_attempt
     over = not is_open and (status < 0 or status == FINISHED)
     closed_for_worker = request.presumed_dead and not is_open and status == request.status
+    ends_late = over and cell.awaits_end and request.ends_attempt
     ends_waiting = request.ends_attempt or request.due_again
     awaits = not over and (request.awaits_delivery or (cell.awaits_delivery and not ends_waiting))
     deliveries = [cell.delivery, request.next_delivery or cell.delivery]
@@ -65,7 +66,7 @@ def written(cell: Cell, request: Write) -> Cell:
         losses=cell.losses + int(request.counts_as_loss),
         kept=None if over else request.kept or cell.kept,
         blocked_by=None,
-        began_at=0 if closed_for_worker or request.due_again else cell.began_at or int(awaits),
+        began_at=0 if closed_for_worker or request.due_again else cell.began_at or int(awaits or ends_late),
         failures=cell.failures + int(over and _is_failure(status) and not _has_failed(cell)),
     )
 

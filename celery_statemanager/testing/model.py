@@ -260,7 +260,7 @@ class ExpectedJob:
             (lambda: cell.open and request.supersedes == cell.attempt, Verdict.BEGUN),
             (lambda: rank < 0, Verdict.STALE),
             (lambda: rank == 0 and cell.open, Verdict.DUPLICATE),
-            (lambda: rank == 0 and final and cell.attempt > 0 and request.owner is not None, Verdict.CLOSED),
+            (lambda: rank == 0 and final and cell.has_run and request.owner is not None, Verdict.CLOSED),
             (lambda: paused and request.may_wait and cell.status == 0 and not cell.open, Verdict.PAUSED),
         ]
         return next((verdict for holds, verdict in first_true if holds()), Verdict.BEGUN)
@@ -269,7 +269,7 @@ class ExpectedJob:
         if self.cancelled or (request.tag, request.task_index) not in self.places:
             return False
         ended = not cell.open and (cell.status < 0 or cell.status == FINISHED)
-        return not ended or (cell.status == Status.LOST and cell.attempt == 0 and cell.blocked_by is None)
+        return not ended or (cell.status == Status.LOST and not cell.has_run and cell.blocked_by is None)
 
     def _put(self, place: Place, cell: Cell, event_id: str) -> None:
         version = self.cell(place).version + 1

@@ -34,5 +34,5 @@ def drop_if_outdated(tracker: Tracker, binding: Binding, request: Any) -> None:
 
 
 def _is_outdated(cell: Cell, delivery: Delivery) -> bool:
-    has_ended = cell.final and cell.attempt > 0
+    has_ended = cell.final and cell.has_run
     return delivery < cell.delivery or cell.succeeded or (has_ended and delivery == cell.delivery)

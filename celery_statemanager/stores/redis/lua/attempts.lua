@@ -21,7 +21,7 @@ local function reopens(job, place, cell)
   if job.cancelled_at or not place.counts then
     return false
   end
-  local never_began = cell[STATUS] == LOST and cell[ATTEMPT] == 0 and not cell[BLOCKED_BY]
+  local never_began = cell[STATUS] == LOST and not has_run(cell) and not cell[BLOCKED_BY]
   return never_began or not is_final(cell)
 end
 
@@ -32,7 +32,7 @@ local function verdict_on_delivery(job, place, cell, begin)
     return "stale"
   elseif later == 0 and cell[OPEN] then
     return "duplicate"
-  elseif later == 0 and is_final(cell) and cell[ATTEMPT] > 0 and begin.owner then
+  elseif later == 0 and is_final(cell) and has_run(cell) and begin.owner then
     return "closed"
   end
   return begin.may_wait and not place.of_callback and job.paused and is_waiting(cell) and "paused" or "begun"

@@ -30,6 +30,11 @@ local function is_waiting(cell)
   return cell[STATUS] == 0 and not cell[OPEN]
 end
 
+-- Implements Cell.has_run.
+local function has_run(cell)
+  return cell[OWNER] or (cell[BEGAN_AT] or 0) ~= 0
+end
+
 -- Implements Cell.has_failed.
 local function has_failed(cell)
   return cell[STATUS] < 0 and cell[STATUS] ~= CANCELLED and not cell[OPEN] and not cell[BLOCKED_BY]

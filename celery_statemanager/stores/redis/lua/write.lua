@@ -75,6 +75,7 @@ local function apply_write(cell)
   new[BLOCKED_BY], new[OPEN] = nil, cell[OPEN] and not write.ends_attempt
   local closed_for_worker = write.presumed_dead and not new[OPEN] and new[STATUS] == write.status
   local stays = awaits_delivery(cell) and not (write.ends_attempt or write.due_again)
+  local ends_late = is_final(new) and awaits_end(cell) and write.ends_attempt
   local awaits = not is_final(new) and (write.awaits_delivery or stays)
   if closed_for_worker or write.due_again then
     new[BEGAN_AT] = nil
@@ -83,6 +84,7 @@ local function apply_write(cell)
     new[BEGAN_AT] = job.now
   elseif not new[OPEN] and not awaits then
     new[OWNER] = nil
+    new[BEGAN_AT] = ends_late and job.now or cell[BEGAN_AT]
   end
   new[KEPT] = not is_final(new) and (write.kept or cell[KEPT]) or nil
   if write.due_again and not is_final(new) then
