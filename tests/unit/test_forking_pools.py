@@ -28,6 +28,7 @@ def test_a_worker_with_a_forking_pool_notifies_its_store(
     pool: object, forks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(requests.WORKER_ID, "")
+    monkeypatch.setattr("celery._state._task_join_will_block", False)  # each WorkController sets it
     app = Celery("forking", broker="memory://", set_as_current=False)
     with open_store("memory://") as inner:
         states = StateManager(app)
