@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 
+from outages import outages  # noqa: E402
 from project import Project  # noqa: E402
 from rabbitmq import running_rabbitmq  # noqa: E402
 from servers import running_redis  # noqa: E402
@@ -46,6 +47,14 @@ MORE_PLACES = [
 SLOW_PLACES = [("folders-sqlite", "prefork"), ("rabbitmq-redis", "prefork"), ("redis-redis", "threads")]
 """The combinations in which slow tests, which wait for the end of a lease, run without ``--full``; the first ones
 include each store."""
+
+FAULT_PLACES = [
+    ("folders-sqlite", "prefork"),
+    ("redis-redis", "threads"),
+    ("rabbitmq-redis", "prefork"),
+    ("redis-firestore", "prefork"),
+]
+"""The combinations in which processes, brokers and stores fail; with ``--full`` all of them."""
 
 
 @contextmanager
@@ -92,6 +101,7 @@ class Setting:
             "TRACKED_STORE": servers.url(store, home) + (f"?prefix={name}" if store == "redis" else ""),
         }
         if store == "firestore":
+            self.environment["FIRESTORE_EMULATOR_HOST"] = os.environ["FIRESTORE_EMULATOR_HOST"]
             self.environment["TRACKED_STORE_TIMEOUT"] = "5"  # an emulator shares the machine with its clients
         self.tracked = load(self.environment)
         self._workers = {}
@@ -153,6 +163,31 @@ def start_worker(setting, place):
     yield start
     for worker in started:
         worker.kill()
+
+
+@pytest.fixture
+def here(place, tmp_path, key, settings, request):
+    """Yield a broker and a store of the place that the test may empty or take away. Its store is in a folder ``key``."""
+    home = tmp_path / key
+    home.mkdir()
+    rabbitmq = lambda: settings("rabbitmq-redis").environment["TRACKED_BROKER"]  # noqa: E731
+    with outages(place[0], home, rabbitmq, lambda: request.getfixturevalue("emulator_process")) as here:
+        yield here
+
+
+@pytest.fixture
+def load_here(here):
+    """Return a function that loads the app of the tests; close it at the end."""
+    loaded = []
+
+    def load_here(environment=None):
+        loaded.append(load(environment or here.environment))
+        return loaded[-1]
+
+    yield load_here
+    for each in loaded:
+        each.states.store.close()
+        each.app.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HERE, PATIENCE, PLACES, SLOW_PLACES, load
-from servers import running_redis
+from conftest import FAULT_PLACES, HERE, PATIENCE, PLACES
 
 from celery_statemanager import JobNotFound
 
@@ -16,6 +15,7 @@ SUBMITTER = """
 import os, signal, sys
 import tracked
 from celery_statemanager.integration.outbox import blocks, publisher
+from celery_statemanager.testing import FaultyStore
 
 key, queue, rows, dies_after, window = sys.argv[1:]
 rows, dies_after, window = int(rows), int(dies_after), int(window) or None
@@ -34,10 +34,13 @@ publisher.publish = counted
 
 def members():
     for row in range(rows):
-        if row == -dies_after > 0:  # a negative number: while the messages are made
+        if row == -dies_after > 0:  # a negative number: in the middle of a block
             die()
         yield tracked.count.s(f"{key}.{row}").set(queue=queue)
 
+if rows == -dies_after:  # after the last block
+    tracked.states.store = store = FaultyStore(tracked.states.store)
+    store.at("create_job", lambda _: die())
 blocks.BLOCK_BYTES = 2_000
 tracked.states.submit(members(), job_id=key, max_in_flight=window)
 die()
@@ -69,7 +72,7 @@ def runs(tracked, key, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES)
+@pytest.mark.places(*FAULT_PLACES)
 @pytest.mark.parametrize("dies_after", [7, *(pytest.param(each, marks=pytest.mark.full) for each in (0, 1, 20, 40))])
 def test_the_job_of_a_killed_submitter_runs(tracked, pool, key, submit_and_die, dies_after):
     submit_and_die(40, dies_after, pool)
@@ -79,9 +82,12 @@ def test_the_job_of_a_killed_submitter_runs(tracked, pool, key, submit_and_die, 
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES)
-def test_a_job_whose_submitter_is_killed_before_it_is_accepted_never_existed(tracked, pool, key, submit_and_die):
-    submit_and_die(40, -20, pool)
+@pytest.mark.places(*FAULT_PLACES)
+@pytest.mark.parametrize("dies_after", [-20, pytest.param(-40, marks=pytest.mark.full)])
+def test_a_job_whose_submitter_is_killed_before_it_is_accepted_never_existed(
+    tracked, pool, key, submit_and_die, dies_after
+):
+    submit_and_die(40, dies_after, pool)
     with pytest.raises(JobNotFound):
         tracked.states.job(key)
     job = tracked.states.submit([tracked.count.s(f"{key}.again").set(queue=pool)], job_id=key)
@@ -90,7 +96,7 @@ def test_a_job_whose_submitter_is_killed_before_it_is_accepted_never_existed(tra
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES)
+@pytest.mark.places(*FAULT_PLACES)
 def test_a_window_of_a_killed_submitter_is_kept_filled(tracked, pool, key, submit_and_die):
     submit_and_die(30, 2, pool, window=4)
     assert tracked.states.job(key).wait(PATIENCE).finished == 30
@@ -123,8 +129,10 @@ def test_rows_that_fail_make_room_for_others(tracked, pool, key, submit):
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES)
-@pytest.mark.parametrize("fault", ["dies_before_publishing", "child_dies_before_publishing"])
+@pytest.mark.places(*FAULT_PLACES)
+@pytest.mark.parametrize(
+    "fault", ["dies_before_publishing", pytest.param("child_dies_before_publishing", marks=pytest.mark.full)]
+)
 def test_rows_that_a_killed_process_had_claimed_run(tracked, setting, pool, key, start_worker, fault):
     start_worker(f"{key}.{fault}", pool="prefork", TRACKED_FAULT=fault)
     rows = [tracked.count.s(f"{key}.{row}").set(queue=pool) for row in range(6)]
@@ -132,22 +140,3 @@ def test_rows_that_a_killed_process_had_claimed_run(tracked, setting, pool, key,
     job = tracked.states.submit(rows, max_in_flight=1)
     assert job.wait(PATIENCE).finished == 6
     assert runs(tracked, key, 6) == [1] * 6
-
-
-@pytest.mark.slow
-def test_a_job_is_published_when_the_broker_is_back(settings, start_configured_worker, key, caplog):
-    environment = settings("redis-redis").environment
-    with running_redis() as broker:
-        own = {**environment, "TRACKED_BROKER": f"redis://127.0.0.1:{broker.port}/0"}
-        own["TRACKED_STORE"] = environment["TRACKED_STORE"].replace("prefix=", f"prefix={key}-")
-        tracked = load(own)
-        broker.stop()
-        job = tracked.states.submit(tracked.count.s(f"{key}.{row}") for row in range(20))
-        assert job.num_tasks == 20
-        assert "cannot publish messages of job" in caplog.text
-        broker.start()
-        start_configured_worker(own, "prefork", "celery")
-        assert job.wait(PATIENCE).finished == 20
-        assert runs(tracked, key, 20) == [1] * 20
-        tracked.states.store.close()
-        tracked.app.close()
