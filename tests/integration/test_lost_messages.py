@@ -3,7 +3,7 @@
 from contextlib import closing
 
 import pytest
-from conftest import PATIENCE, SLOW_PLACES
+from conftest import FAULT_PLACES, PATIENCE
 
 from celery_statemanager import Status
 from celery_statemanager.integration.worker.queues import BrokerQueues
@@ -25,7 +25,7 @@ def runs(tracked, key, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=2)
+@pytest.mark.places(*FAULT_PLACES)
 def test_messages_that_the_broker_has_lost_are_published_again(tracked, setting, pool, key, start_worker):
     job = tracked.states.submit([tracked.count.s(f"{key}.{row}").set(queue=key) for row in range(6)])
     assert purge(tracked, key) == 6
@@ -35,7 +35,7 @@ def test_messages_that_the_broker_has_lost_are_published_again(tracked, setting,
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=1)
+@pytest.mark.places(*FAULT_PLACES)
 def test_the_next_stage_that_the_broker_has_lost_is_published_again(
     tracked, setting, pool, key, start_worker, eventually
 ):
@@ -51,7 +51,7 @@ def test_the_next_stage_that_the_broker_has_lost_is_published_again(
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES[::-1], usual=1)
+@pytest.mark.places(*FAULT_PLACES[1:], FAULT_PLACES[0])
 def test_a_retry_that_the_broker_has_lost_is_published_again(tracked, setting, pool, key, start_worker, eventually):
     later = f"{key}.later"
     job = tracked.states.submit([tracked.retry_in.s(f"{key}.{row}", later, row).set(queue=key) for row in range(4)])
@@ -64,7 +64,7 @@ def test_a_retry_that_the_broker_has_lost_is_published_again(tracked, setting, p
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=1)
+@pytest.mark.places(*FAULT_PLACES)
 def test_a_stage_with_a_countdown_that_the_broker_has_lost_is_published_again(
     tracked, setting, pool, key, start_worker, eventually
 ):
@@ -79,7 +79,7 @@ def test_a_stage_with_a_countdown_that_the_broker_has_lost_is_published_again(
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES[::-1], usual=1)
+@pytest.mark.places(*FAULT_PLACES[1:], FAULT_PLACES[0])
 def test_a_callback_that_the_broker_has_lost_is_published_again(tracked, setting, pool, key, start_worker, eventually):
     callback = tracked.callback.s().set(queue=f"{key}.callbacks")
     job = tracked.states.submit([tracked.succeed.s().set(queue=pool)], on_success=callback)
@@ -93,7 +93,7 @@ def test_a_callback_that_the_broker_has_lost_is_published_again(tracked, setting
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=1)
+@pytest.mark.places(*FAULT_PLACES)
 def test_a_plain_task_whose_message_is_lost_ends_lost(tracked, setting, pool, key, start_worker):
     job = tracked.states.submit([tracked.plain.s(f"{key}.{row}").set(queue=key) for row in range(2)])
     assert purge(tracked, key) == 2
@@ -105,7 +105,7 @@ def test_a_plain_task_whose_message_is_lost_ends_lost(tracked, setting, pool, ke
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=1)
+@pytest.mark.places(*FAULT_PLACES)
 def test_messages_that_wait_in_a_queue_are_not_published_again(tracked, setting, pool, key, start_worker, eventually):
     """A worker without the queue sweeps for two leases."""
     job = tracked.states.submit([tracked.count.s(f"{key}.{row}").set(queue=key) for row in range(3)])

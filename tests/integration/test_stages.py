@@ -1,7 +1,7 @@
 """The stages of a chain, which the job publishes one after another (rule R19)."""
 
 import pytest
-from conftest import PLACES, SLOW_PLACES, load
+from conftest import FAULT_PLACES, PLACES, load
 from servers import running_redis
 
 from celery_statemanager import Status
@@ -49,8 +49,15 @@ def test_a_stage_that_ends_without_the_broker_is_followed_when_the_broker_is_bac
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=1)
-@pytest.mark.parametrize("fault", ["dies_before_publishing", "child_dies_before_publishing", "dies_after_publishing"])
+@pytest.mark.places(*FAULT_PLACES)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "dies_before_publishing",
+        pytest.param("child_dies_before_publishing", marks=pytest.mark.full),
+        pytest.param("dies_after_publishing", marks=pytest.mark.full),
+    ],
+)
 def test_the_stage_after_a_killed_process_runs_once(tracked, setting, pool, key, start_worker, fault):
     start_worker(f"{key}.{fault}", pool="prefork", TRACKED_FAULT=fault)
     first = tracked.succeed.s(f"{key}.second").set(queue=f"{key}.{fault}")
