@@ -63,9 +63,12 @@ def test_the_callback_of_a_paused_job_runs(tracked, pool, key, submit, eventuall
     eventually(lambda: tracked.notes(key))
     job.pause("deploying")
     (tracked.HOME / f"{key}.go").touch()
-    eventually(lambda: len(tracked.notes(f"callback.{job.id}")) == 1)
-    job.resume()
-    job.wait(PATIENCE)
+    eventually(lambda: tracked.notes(f"callback.{job.id}"))
+    summary = job.summary()
+    assert (job.paused, summary.failed, summary.not_started) == (True, 1, 1), "only the second row is held back"
+    assert job.resume()
+    assert job.wait(PATIENCE).finished == 2
+    assert len(tracked.notes(f"callback.{job.id}")) == 1
 
 
 @pytest.mark.places(*PLACES, usual=1)
