@@ -1,7 +1,7 @@
 """Pausing a job while its messages are in the queue and its tasks run (rule R19)."""
 
 import pytest
-from conftest import PATIENCE, PLACES
+from conftest import FAULT_PLACES, PATIENCE, PLACES
 
 from celery_statemanager.indexset import IndexSet
 
@@ -29,6 +29,23 @@ def test_a_pause_holds_back_rows_that_have_not_begun(tracked, pool, key, submit,
     assert not job.resume()
     assert job.wait(PATIENCE).finished == 8
     assert [tracked.notes(gate) for gate in gates] == [["begun 1", "ended 1"]] * 8
+
+
+@pytest.mark.places(*FAULT_PLACES)
+def test_a_pause_while_eight_rows_run_holds_back_the_others(tracked, setting, key, start_worker, eventually):
+    gates = [f"{key}.{row}" for row in range(12)]
+    job = tracked.states.submit(tracked.gate.s(each).set(queue=key) for each in gates)
+    start_worker(key, "--concurrency=8")
+    begun = eventually(lambda: len(rows := [row for row in range(12) if tracked.notes(gates[row])]) == 8 and rows)
+    assert job.pause("deploying")
+    for gate in gates:
+        (tracked.HOME / f"{gate}.go").touch()
+    eventually(lambda: job.summary().finished + len(returned(tracked, job).waiting) == 12)
+    assert returned(tracked, job).waiting == IndexSet(range(12)).without(IndexSet(begun))
+    assert job.summary().running == 0
+    assert job.resume()
+    assert job.wait(PATIENCE).finished == 12
+    assert [tracked.notes(gate) for gate in gates] == [["begun 1", "ended 1"]] * 12
 
 
 @pytest.mark.places(*PLACES, usual=1)
