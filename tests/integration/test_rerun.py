@@ -1,15 +1,18 @@
 """Running only what failed again (rule R20)."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import PATIENCE, PLACES, SLOW_PLACES
+from conftest import FAULT_PLACES, PATIENCE, PLACES, SLOW_PLACES
+from test_lost import stop_outside_a_write
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import Write
+from celery_statemanager.testing import FaultyStore
 
 
 def fix(tracked, key):
@@ -172,6 +175,41 @@ def test_a_sweep_completes_a_rerun_that_was_interrupted(tracked, pool, key, subm
     assert len(tracked.notes(key)) == 8
 
 
+@pytest.mark.slow
+@pytest.mark.places(*FAULT_PLACES)
+@pytest.mark.parametrize(
+    ("after", "runs"),
+    [
+        pytest.param(False, 1, id="before the reset", marks=pytest.mark.full),
+        pytest.param(True, 2, id="after the reset"),
+    ],
+)
+def test_the_last_write_of_a_task_that_was_presumed_dead_is_part_of_one_generation(
+    tracked, pool, key, start_worker, eventually, monkeypatch, after, runs
+):
+    """Either it ends the row, which then does not run again, or the row has been reset, and it is refused."""
+    zombie = start_worker(key, pool="solo")
+    job = tracked.states.submit([tracked.gate.s(key).set(queue=key)])
+    eventually(lambda: tracked.notes(key))
+    stop_outside_a_write(zombie.process, tracked.states.store)
+    assert job.wait(PATIENCE).failed == 1
+    (tracked.HOME / f"{key}.go").touch()
+
+    def resume(_):
+        os.kill(zombie.process.pid, signal.SIGCONT)
+        eventually(lambda: "succeeded in" in zombie.log.read_text())
+
+    store = FaultyStore(tracked.states.store)
+    store.at("reset_row", resume, after=after)
+    monkeypatch.setattr(tracked.states, "store", store)
+    job.rerun("failed")
+    assert job.generation == 2
+    assert job.wait(PATIENCE).finished == 1
+    assert job.get_state("work", 0).attempt == runs
+    attempts = range(1, runs + 1)
+    assert tracked.notes(key) == [f"{what} {attempt}" for attempt in attempts for what in ("begun", "ended")]
+
+
 @pytest.mark.places(("folders-sqlite", "threads"))
 @pytest.mark.parametrize(
     ("rows", "error"),
@@ -202,7 +240,7 @@ def test_a_job_of_a_manager_cannot_be_rerun(eager_tracked):
 RERUN = "import sys, tracked; tracked.states.job(sys.argv[1]).rerun('failed')"
 
 
-@pytest.mark.places(("folders-sqlite", "threads"), ("redis-redis", "threads"), usual=2)
+@pytest.mark.places(*FAULT_PLACES)
 def test_a_rerun_that_is_killed_half_way_is_completed(tracked, setting, pool, key, submit, eventually, request):
     count = 10_000 if request.config.getoption("--full") else 500
     job = submit([tracked.succeed.s().set(queue=key) for _ in range(count)], max_in_flight=1)
