@@ -93,6 +93,24 @@ def test_a_large_message_of_a_killed_worker_runs_again(tracked, setting, pool, s
     assert tracked.notes(key) == ["begun 1", "begun 2", "ended 2"]
 
 
+@pytest.mark.places(("redis-redis", "threads"), ("redis-firestore", "prefork"))
+def test_a_message_that_redis_restores_after_its_copy_has_ended_the_row_does_not_run(
+    tracked, setting, pool, start_worker, key, eventually
+):
+    worker = start_worker(key)
+    job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
+    eventually(lambda: tracked.notes(key))
+    worker.kill()
+    (tracked.HOME / f"{key}.go").touch()
+    worker = start_worker(key)  # for an hour, it restores no message
+    assert job.wait(PATIENCE).finished == 1
+    state = job.get_state("work", 0)
+    start_worker(f"{key}.other", TRACKED_VISIBILITY="1")
+    eventually(lambda: "not run: " in worker.log.read_text())
+    assert job.get_state("work", 0) == state
+    assert tracked.notes(key) == ["begun 1", "begun 2", "ended 2"]
+
+
 @pytest.mark.full
 @pytest.mark.places(("redis-redis", "prefork"))
 def test_clocks_that_are_hours_apart_do_not_affect_leases(tracked, setting, start_worker, key, eventually):
