@@ -10,7 +10,7 @@ from test_lost import state_when, stop_outside_a_write
 from celery_statemanager import Status
 
 PATIENCE = 40
-pytestmark = pytest.mark.slow(usual=2)
+pytestmark = pytest.mark.slow(usual=1)
 
 
 @pytest.mark.parametrize(("member", "message"), [("gate", None), ("retry_after_go", None), ("work_through", "step 20")])

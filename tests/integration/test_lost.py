@@ -23,6 +23,7 @@ def state_when(job, condition, task_index=0):
     raise AssertionError(f"no matching state: {job.list_states()}")
 
 
+@pytest.mark.slow(usual=1)
 def test_an_attempt_of_a_killed_worker_is_lost(tracked, setting, pool, start_worker, key, eventually):
     worker = start_worker(key)
     job = tracked.states.submit([tracked.gate.s(key).set(queue=key)], on_failure=tracked.callback.s().set(queue=pool))
@@ -209,6 +210,7 @@ def stop_outside_a_write(process, store):
             process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow(usual=1)
 def test_writes_of_a_resumed_worker_are_rejected(tracked, setting, pool, start_worker, key, eventually):
     worker = start_worker(key, pool="solo")
     job = tracked.states.submit([tracked.write_after_go.s(key).set(queue=key)])

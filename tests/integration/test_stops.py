@@ -58,16 +58,12 @@ def kill_during_soft_shutdown(worker, eventually):
     worker.kill()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(REDIS, RABBITMQ)
 @pytest.mark.parametrize(
     ("stop", "soft"),
-    [
-        (stop_cold, "0"),
-        pytest.param(stop_softly, "1", marks=pytest.mark.full),
-        pytest.param(stop_and_kill, "0", marks=pytest.mark.full),
-        pytest.param(kill_during_soft_shutdown, "50", marks=pytest.mark.full),
-    ],
+    [(stop_cold, "0"), (stop_softly, "1"), (stop_and_kill, "0"), (kill_during_soft_shutdown, "50")],
 )
 def test_stops_of_workers_are_not_counted_as_losses(tracked, start_worker, key, eventually, stop, soft):
     job = tracked.states.submit([tracked.late_gate.s(key).set(queue=key)])
