@@ -227,7 +227,8 @@ class ExpectedJob:
         cells = [self.cell(each) for each in places]
         ended = [not cell.open and (cell.status <= 0 or cell.status == FINISHED) for cell in cells]
         has_succeeded = all(cell.status == FINISHED and not cell.open for cell in cells)
-        if self.cancelled or not all(ended) or has_succeeded or cells[0].generation == self.generation:
+        was_reset = any(cell.generation == self.generation for cell in cells)
+        if self.cancelled or not all(ended) or has_succeeded or was_reset:
             return False
         for each, cell in zip(places, cells):
             self._put(each, reset(cell, self.generation), event_id)
