@@ -21,6 +21,7 @@ from typing import IO, Any
 from celery_statemanager import aggregate, codec
 from celery_statemanager import records as r
 from celery_statemanager.errors import JobExists, JobNotFound, StoreUnavailable
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
 from celery_statemanager.stores import FullStore, Outbox, Watch, recount
 from celery_statemanager.stores.capabilities import draft_expired
@@ -290,6 +291,10 @@ class SweptFolderStore(FolderStore, Outbox):
     def get_value(self, ref: r.JobRef, row: int) -> str | None:
         file = _load(self._path(ref.key))
         return file.values.get(str(row)) if file and file.job.ref == ref else None
+
+    def list_values(self, ref: r.JobRef, rows: IndexSet) -> Iterator[tuple[int, str]]:
+        values = self.read(*ref).values
+        return iter([(row, value) for row in rows if (value := values.get(str(row))) is not None])
 
     def accept(self, job: r.JobRecord) -> None:
         """End the draft. Its blocks leak if the process is killed before the job is created."""

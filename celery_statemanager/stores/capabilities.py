@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
 
 from celery_statemanager.errors import StoreError
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import (
     Claimed,
     ClaimRequest,
@@ -19,6 +22,8 @@ from celery_statemanager.records import (
     WorkerRecord,
 )
 from celery_statemanager.stores.base import Store
+
+T = TypeVar("T")
 
 
 class WorkerRegistry(Store):
@@ -116,7 +121,17 @@ class Outbox(WorkerRegistry):
     def get_value(self, ref: JobRef, row: int) -> str | None:
         """Return what a row keeps of its newest finished stage, see ``Write.value``; None if nothing.
 
-        The values of a job that is being deleted may be returned.
+        Callbacks have a row too: ``CALLBACK_ROW``. The values of a job that is being deleted may be returned.
+        """
+
+    @abstractmethod
+    def list_values(self, ref: JobRef, rows: IndexSet) -> Iterator[tuple[int, str]]:
+        """Return what each of some rows keeps, in row order, without the rows that keep nothing.
+
+        The values are read in pages of about ``VALUES_PAGE`` bytes, in bounded memory. One that changes meanwhile is
+        returned as it was before or after, and those of a job that is deleted meanwhile may be missing.
+
+        Raises: JobNotFound, at the call.
         """
 
     @abstractmethod
@@ -142,6 +157,16 @@ class Outbox(WorkerRegistry):
         the resets of this generation have ended.
         Raises: JobNotFound.
         """
+
+
+VALUES_PAGE = 512 * 1024
+"""Bytes of values that ``Outbox.list_values`` reads at once, if more than one."""
+
+
+def read_ahead(pages: Iterator[list[T]]) -> Iterator[T]:
+    """Return the elements of pages. The first page is read at the call, the others when they are needed."""
+    first = next(pages, [])
+    return chain(first, chain.from_iterable(pages))
 
 
 def draft_expired(job: JobRecord | JobKey) -> StoreError:

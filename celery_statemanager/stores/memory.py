@@ -12,6 +12,7 @@ from typing import Any
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import JobExists, JobNotFound
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import parse_cursor
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
@@ -200,6 +201,11 @@ class MemoryStore(TransactionalStore, FullStore):
         with self._lock:
             job = self._jobs.get(ref.key)
             return job.values.get(row) if job is not None and job.record.incarnation == ref.incarnation else None
+
+    def list_values(self, ref: JobRef, rows: IndexSet) -> Iterator[tuple[int, str]]:
+        with self._lock:
+            values = self._incarnation(ref).values
+            return iter([(row, values[row]) for row in rows if row in values])
 
     def drop_draft(self, ref: JobRef) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -131,6 +132,9 @@ class WrappedStore(FullStore):
 
     def get_value(self, ref: JobRef, row: int) -> str | None:
         return self.calling("get_value", lambda: self.inner.get_value(ref, row))
+
+    def list_values(self, ref: JobRef, rows: IndexSet) -> Iterator[tuple[int, str]]:
+        return self.calling("list_values", lambda: self.inner.list_values(ref, rows))
 
     def drop_draft(self, ref: JobRef) -> None:
         self.calling("drop_draft", lambda: self.inner.drop_draft(ref))

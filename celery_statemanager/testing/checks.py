@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, StateEvent
 from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.subscription import Subscription
-from celery_statemanager.testing.drawn import TAGS
+from celery_statemanager.testing.drawn import ROWS, TAGS
 from celery_statemanager.testing.expected_cells import comparable
 from celery_statemanager.testing.kit import PATIENCE, Grid
 from celery_statemanager.testing.model import ExpectedJob, Place
@@ -27,7 +28,10 @@ def check_job(store: FullStore, expected: ExpectedJob) -> None:
     assert outbox.claimed == expected.published
     assert {name: set(claim.rows) for name, claim in outbox.claims.items()} == expected.claims
     assert (set(outbox.returned.begun), set(outbox.returned.waiting)) == (expected.begun, expected.waiting)
-    assert {row: store.get_value(expected.ref, row) for row in expected.values} == expected.values
+    rows = range(-1, ROWS)
+    assert {row: text for row in rows if (text := store.get_value(expected.ref, row)) is not None} == expected.values
+    in_grid = [(row, text) for row, text in sorted(expected.values.items()) if row >= 0]
+    assert list(store.list_values(expected.ref, IndexSet(range(ROWS)))) == in_grid
     cells, states = read_grid(grid, TAGS)
     for place, cell in cells.items():
         assert comparable(cell) == comparable(expected.cell(place))

@@ -27,6 +27,7 @@ from celery_statemanager.testing.contract_signals import SignalContract
 from celery_statemanager.testing.contract_stages import StageContract
 from celery_statemanager.testing.contract_subscriptions import SubscriptionContract
 from celery_statemanager.testing.contract_summaries import SummaryContract
+from celery_statemanager.testing.contract_values import ValueContract
 from celery_statemanager.testing.contract_watching import WatchContract
 from celery_statemanager.testing.contract_workers import WorkerRegistryContract
 from celery_statemanager.testing.kit import Grid
@@ -72,7 +73,7 @@ class CoreContract(
     """
 
 
-class OutboxContract(ClaimContract, ReturnedContract, RerunContract):
+class OutboxContract(ClaimContract, ReturnedContract, ValueContract, RerunContract):
     """The tests that every ``Outbox`` must pass in addition to those of a ``WorkerRegistry``."""
 
 

@@ -1,4 +1,4 @@
-"""The outbox: rows whose message is due again, next stages, kept values, pauses (rule R19)."""
+"""The outbox: rows whose message is due again, next stages, pauses (rule R19)."""
 
 from __future__ import annotations
 
@@ -255,29 +255,6 @@ class ReturnedContract:
         grid.cancel()
         assert grid.end("a", 2, publisher="w", next_is_due=True).claimed == IndexSet()
         assert state(grid).claims.keys() == {"submitter"}
-
-    def test_a_value_is_replaced_and_goes_with_its_job(self, store: Outbox) -> None:
-        grid, large = published(store, 2, ("a", "b", "c")), '"' + "x" * 300_000 + '"'
-        grid.begin("a", 0)
-        grid.end("a", 0, value=large)
-        assert store.get_value(grid.ref, 0) == large
-        grid.begin("b", 0)
-        grid.write("b", 0, 50, attempt=1)
-        assert store.get_value(grid.ref, 0) == large
-        grid.end("b", 0, value="[1,2]")
-        assert store.get_value(grid.ref, 0) == "[1,2]"
-        ref = grid.ref
-        grid.delete()
-        assert store.get_value(ref, 0) is None
-
-    def test_only_a_stage_that_succeeds_replaces_the_value(self, store: Outbox) -> None:
-        grid = published(store, 2, ("a", "b"))
-        grid.begin("a", 0)
-        grid.end("a", 0, value="1")
-        grid.begin("b", 0)
-        grid.write("b", 0, FAILED, attempt=1)
-        assert grid.end("b", 0, keep_app_status=True, value="2").cell.status == FAILED
-        assert store.get_value(grid.ref, 0) == "1"
 
     def test_a_later_stage_counts_as_begun(self, store: Outbox) -> None:
         grid = published(store, 3, STAGES)

@@ -19,6 +19,8 @@ PAYLOADS = (None, '{"n":1}', f'{{"progress":{PROGRESS},"n":2}}', '{"progress":"o
 ROWS = 3
 FLOWS = (None, Flow(), Flow(1), Flow(2), Flow(2, paused=True))
 PUBLISHERS = ("p", "q", "r")
+VALUES = ("", "", '{"v":1}', "[" + "1," * 50 + "1]", '"' + "ä" * 500 + '"')
+"""Values of a few, some hundred and a thousand bytes, which a store may keep in different places; empty removes."""
 
 places = st.tuples(st.sampled_from(TAGS), st.integers(0, ROWS - 1))
 deliveries = st.builds(Delivery, st.integers(0, 1), st.integers(0, 1), st.integers(0, 2))
@@ -60,7 +62,7 @@ writes = st.fixed_dictionaries(
         "new_progress": st.just(PROGRESS),
         "publisher": st.sampled_from(PUBLISHERS),
         "kept": st.just('{"n":2}'),
-        "value": st.sampled_from(("", '{"v":1}')),
+        "value": st.sampled_from(VALUES),
         "next_is_due": st.just(value=True),
     },
 )

@@ -276,6 +276,7 @@ class StoreMachine(RuleBasedStateMachine):
             lambda: grid.states(),
             lambda: self.store.column_summaries(model.ref),
             lambda: self.store.get_outbox(model.ref),
+            lambda: self.store.list_values(model.ref, IndexSet([0])),
             lambda: self.store.claim(model.ref, ClaimRequest(publisher="p", limit=1)),
             lambda: self.store.watch(model.ref, Scope()),
             lambda: self.store.update_job(model.job),

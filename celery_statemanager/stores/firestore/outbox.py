@@ -179,14 +179,6 @@ class Outboxes:
             rows = {int(each.id): _returned_row(each) for each in self._database.pages(run, "returned", at=at)}
         return replace(outbox, next_claims=claims, rows=rows).state
 
-    def value(self, ref: JobRef, row: int) -> str | None:
-        """Return what a row keeps of its newest finished stage."""
-        if not ref.incarnation:  # another program's job
-            return None
-        name = self._database.names.value(ref, row)
-        document = self._database.get([name], self._database.deadline()).documents.get(name)
-        return None if document is None else str(document.fields["text"])
-
     def next_claim(self, ref: JobRef, event_id: str) -> IndexSet:
         """Return the row that a write has claimed for its next stage, if its publisher has made no later claim."""
         made = requests.select("claims", ("event", "==", event_id), limit=1)

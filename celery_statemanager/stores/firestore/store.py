@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from celery_statemanager import aggregate
 from celery_statemanager.errors import ConfigurationError, StoreUnavailable
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -33,8 +34,8 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout, recount
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.capabilities import FullStore
-from celery_statemanager.stores.firestore import blocks, garbage, listing, migrating, overdue, workers
+from celery_statemanager.stores.capabilities import FullStore, read_ahead
+from celery_statemanager.stores.firestore import blocks, garbage, listing, migrating, overdue, row_values, workers
 from celery_statemanager.stores.firestore.address import FirestoreAddress
 from celery_statemanager.stores.firestore.claims import Claims
 from celery_statemanager.stores.firestore.client import Connection
@@ -189,7 +190,10 @@ class FirestoreStore(FullStore):
         return blocks.get(self._database, ref, row)
 
     def get_value(self, ref: JobRef, row: int) -> str | None:
-        return self._claims.outboxes.value(ref, row)
+        return row_values.get_value(self._database, ref, row)
+
+    def list_values(self, ref: JobRef, rows: IndexSet) -> Iterator[tuple[int, str]]:
+        return read_ahead(row_values.pages_of_values(self._database, self._jobs, ref, rows))
 
     def drop_draft(self, ref: JobRef) -> None:
         blocks.drop(self._database, ref)

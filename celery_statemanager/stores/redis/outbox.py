@@ -1,11 +1,10 @@
-"""The messages of jobs in blocks, the values of rows, and the claims of rows."""
+"""The messages of jobs in blocks, and the claims of rows."""
 
 from __future__ import annotations
 
 from itertools import chain
 from math import ceil
 
-from celery_statemanager.errors import JobNotFound
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import Claim, Claimed, ClaimRequest, JobRef, OutboxState, Returned
 from celery_statemanager.stores.capabilities import draft_expired
@@ -58,16 +57,6 @@ def drop_draft(reader: JobReader, registry: Registry, ref: JobRef) -> None:
     """Delete a draft."""
     reader.server.call("UNLINK", JobKeys(reader.prefix, ref).draft)
     registry.forget_draft(ref)
-
-
-def get_value(reader: JobReader, scripts: Scripts, ref: JobRef, row: int) -> str | None:
-    """Return what a row keeps of its newest finished stage. Raises: StoreError if a stored job has lost its values."""
-    keys = JobKeys(reader.prefix, ref)
-    try:
-        _, value = reader.run(scripts.value, ref, [keys.head, keys.values], [row])
-    except JobNotFound:
-        return None
-    return None if value is None else value.decode()
 
 
 def get_state(reader: JobReader, scripts: Scripts, ref: JobRef) -> OutboxState:

@@ -14,13 +14,19 @@ from celery_statemanager.stores.redis.jobs import HEAD
 from celery_statemanager.stores.redis.requests import BEGIN, RESET, WRITE
 from celery_statemanager.stores.steps import CLAIMS_AT_AN_END
 
+ROWS_OF_A_FIELD = 8
+"""Rows whose small values share a field; see lua/row_values.lua."""
+
+MOST_SHARED_BYTES = 256
+"""Largest value that shares a field. Each write of one rewrites the field."""
+
 _PARTS: dict[str, tuple[str, ...]] = {
-    "write": ("evicted", "common", "storing", "reading", "attempts", "returned", "claiming"),
+    "write": ("evicted", "common", "storing", "reading", "attempts", "returned", "claiming", "row_values"),
     "begin": ("evicted", "common", "storing", "reading", "attempts", "returned"),
     "reset": ("evicted", "common", "storing", "reading", "returned"),
     "claim": ("evicted", "common", "returned", "claiming"),
     "outbox": ("evicted", "returned"),
-    "value": ("evicted",),
+    "values": ("evicted",),
     "update": ("evicted", "common"),
     "rewrite": ("evicted", "common"),
     "cells": ("evicted",),
@@ -37,6 +43,8 @@ _CONSTANTS = {
     "LOST": str(int(Status.LOST)),
     "STARTED": str(int(Status.STARTED)),
     "CLAIMS_AT_AN_END": str(CLAIMS_AT_AN_END),
+    "ROWS_OF_A_FIELD": str(ROWS_OF_A_FIELD),
+    "MOST_SHARED_BYTES": str(MOST_SHARED_BYTES),
     "HEAD": ", ".join(map(json.dumps, HEAD)),
 }
 """The literals that replace names in capitals. Lua variables would be slower: each function captures those it uses."""
@@ -84,4 +92,4 @@ class Scripts:
         self.rewrite, self.adopt = map(load, ("rewrite", "adopt"))
         self.cells, self.columns = map(load, ("cells", "columns"))
         self.touch, self.unlist, self.retire, self.worker = map(load, ("touch", "unlist", "retire", "worker"))
-        self.draft, self.claim, self.outbox, self.value = map(load, ("draft", "claim", "outbox", "value"))
+        self.draft, self.claim, self.outbox, self.values = map(load, ("draft", "claim", "outbox", "values"))

@@ -12,6 +12,7 @@ from celery_statemanager.aggregate import lowest, missing_state
 from celery_statemanager.codec import control_to_json
 from celery_statemanager.deadline import Deadline
 from celery_statemanager.errors import JobExists, JobNotFound, StoreUnavailable
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
     Begin,
@@ -35,9 +36,9 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout, masked
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.capabilities import FullStore, draft_expired
+from celery_statemanager.stores.capabilities import FullStore, draft_expired, read_ahead
 from celery_statemanager.stores.forking import fork_aware
-from celery_statemanager.stores.redis import migrating, outbox
+from celery_statemanager.stores.redis import migrating, outbox, row_values
 from celery_statemanager.stores.redis.address import check_options, create_client, parse
 from celery_statemanager.stores.redis.jobs import WITH_PLAN, changes_of, fields_of, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, entry_of, head_key
@@ -211,7 +212,10 @@ class RedisStore(FullStore):
         return outbox.get_block(self._reader, ref, row)
 
     def get_value(self, ref: JobRef, row: int) -> str | None:
-        return outbox.get_value(self._reader, self._scripts, ref, row)
+        return row_values.get_value(self._reader, self._scripts, ref, row)
+
+    def list_values(self, ref: JobRef, rows: IndexSet) -> Iterator[tuple[int, str]]:
+        return read_ahead(row_values.pages_of_values(self._reader, self._scripts, ref, rows))
 
     def drop_draft(self, ref: JobRef) -> None:
         outbox.drop_draft(self._reader, self._registry, ref)

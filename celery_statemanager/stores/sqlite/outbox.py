@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import lru_cache, partial
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import Claim, JobRecord, JobRef, OutboxState, Returned
-from celery_statemanager.stores.capabilities import draft_expired
-from celery_statemanager.stores.sqlite.jobs import stored_key
+from celery_statemanager.stores.capabilities import VALUES_PAGE, draft_expired
+from celery_statemanager.stores.sqlite.jobs import JobCache, stored_key
+from celery_statemanager.stores.sqlite.pool import Pool
 
 _ADD = "INSERT OR REPLACE INTO block (incarnation, first, data) VALUES (?, ?, ?)"
 _GET = "SELECT first, data FROM block WHERE incarnation = ? AND first <= ? ORDER BY first DESC LIMIT 1"
@@ -26,6 +28,7 @@ _DROP_RETURNED = "DELETE FROM returned WHERE job = ? AND begun = ? AND low = ?"
 
 _PUT_VALUE = "INSERT OR REPLACE INTO value (job, task_index, value) VALUES (?, ?, ?)"
 _DROP_VALUE = "DELETE FROM value WHERE job = ? AND task_index = ?"
+_VALUES = "SELECT task_index, value FROM value WHERE job = ? AND task_index BETWEEN ? AND ? ORDER BY task_index"
 _VALUE = """
 SELECT v.value FROM job j JOIN value v ON v.job = j.id
 WHERE j.job_id = ? AND j.run_token = ? AND j.incarnation = ? AND v.task_index = ?
@@ -95,6 +98,29 @@ def get_value(db: sqlite3.Connection, ref: JobRef, row: int) -> str | None:
     """Return what a row keeps of its newest finished stage."""
     found = db.execute(_VALUE, (*stored_key(ref.key), ref.incarnation, row)).fetchone()
     return found[0] if found else None
+
+
+def pages_of_values(pool: Pool, jobs: JobCache, ref: JobRef, rows: IndexSet) -> Iterator[list[tuple[int, str]]]:
+    """Yield what rows keep, in row order and page by page. Raises: JobNotFound."""
+    left: IndexSet | None = rows
+    while left is not None:
+        page, left = pool.read(partial(_read_values, jobs, ref, left))
+        yield page
+
+
+def _read_values(
+    jobs: JobCache, ref: JobRef, rows: IndexSet, db: sqlite3.Connection
+) -> tuple[list[tuple[int, str]], IndexSet | None]:
+    """Return a page of values, and the rows after it; None if there are no more. Raises: JobNotFound."""
+    number, size = jobs.current(db, ref).id, 0
+    page: list[tuple[int, str]] = []
+    for low, high in rows.ranges:
+        for row, value in db.execute(_VALUES, (number, low, high)):
+            page.append((row, value))
+            size += len(value)
+            if size >= VALUES_PAGE:
+                return page, rows.without(IndexSet(range(row + 1)))
+    return page, None
 
 
 def put_value(db: sqlite3.Connection, number: int, row: int, value: str | None) -> None:

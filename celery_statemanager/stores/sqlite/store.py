@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import parse_cursor
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import (
@@ -27,7 +28,7 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.capabilities import FullStore
+from celery_statemanager.stores.capabilities import FullStore, read_ahead
 from celery_statemanager.stores.sqlite import jobs, listing, outbox
 from celery_statemanager.stores.sqlite.data_version import DataVersionPoller
 from celery_statemanager.stores.sqlite.location import locate, require
@@ -171,6 +172,9 @@ class SQLiteStore(TransactionalStore, FullStore):
 
     def get_value(self, ref: JobRef, row: int) -> str | None:
         return self._pool.read(lambda db: outbox.get_value(db, ref, row))
+
+    def list_values(self, ref: JobRef, rows: IndexSet) -> Iterator[tuple[int, str]]:
+        return read_ahead(outbox.pages_of_values(self._pool, self._jobs, ref, rows))
 
     def drop_draft(self, ref: JobRef) -> None:
         self._pool.write(lambda db: outbox.drop_draft(db, ref.incarnation))

@@ -1,11 +1,10 @@
--- The rows of a job that were returned to its outbox (OutboxState.returned), and the values of its rows, after
--- evicted.lua.
+-- The rows of a job that were returned to its outbox (OutboxState.returned), after evicted.lua.
 --
 -- The head has these fields: window, the maximum number of rows in flight, "none" without a limit, missing for a job
 -- without messages; paused, present if the job is paused; claimed, the number of claimed rows; returned, the number of
--- bits that are set in the bitmap; values, the number of values; and the claims, see claiming.lua.
+-- bits that are set in the bitmap; values, see row_values.lua; and the claims, see claiming.lua.
 --
--- KEYS[#KEYS - 1]  values    hash: row -> what it keeps of its newest finished stage
+-- KEYS[#KEYS - 1]  values    see row_values.lua
 -- KEYS[#KEYS]      returned  bitmap: one bit per row for those that have begun, filled up to whole bytes, and then one
 --                            bit per row for those that wait; so the first bit that is set is the row to claim next
 

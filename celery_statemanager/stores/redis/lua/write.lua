@@ -115,19 +115,6 @@ local function block(failed, later)
   end
 end
 
--- Stores or removes what the row keeps of this stage.
-local function put_value(outbox, value)
-  local key, change = KEYS[#KEYS - 1]
-  if value == "" then
-    change = -redis.call("HDEL", key, place.row)
-  else
-    change = redis.call("HSET", key, place.row, value)
-  end
-  if change ~= 0 then
-    redis.call("HSET", KEYS[1], "values", (outbox.values or 0) + change)
-  end
-end
-
 -- Implements steps._claim_next: claims the row itself for its next stage, or the rows for which its end makes room.
 -- Returns the claimed ranges, and the number of bounds of those that were claimed before.
 local function claim_next(outbox, cell, new)
@@ -195,7 +182,7 @@ if value then
 end
 local packed = put(job, place, old, new)
 if value then
-  put_value(outbox, value)
+  put_value(outbox, place.row, value)
 end
 if due_again then
   give_back(outbox, place, is_waiting(new) and not write.is_later)
