@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         JobExists,
         JobNotFound,
         ReadOnlyManager,
+        ResultUnavailable,
         StateError,
         StateManagerError,
         StoreContended,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         SubscriptionLost,
         SynchronizeFailed,
         SynchronizeTimeout,
+        TaskFailed,
         TaskMismatch,
         WaitTimeout,
     )
@@ -52,7 +54,7 @@ __all__ = (
     "StateManagerError", "ConfigurationError", "JobExists", "JobNotFound", "TaskMismatch", "ReadOnlyManager",
     "BeginRefused", "AttemptSuperseded", "JobCancelled", "StateError", "SynchronizeFailed", "SynchronizeTimeout",
     "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
-    "StoreContended",
+    "StoreContended", "TaskFailed", "ResultUnavailable",
 )  # fmt: skip
 
 _MODULES = {

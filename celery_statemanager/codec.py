@@ -140,13 +140,14 @@ def plan_from_json(text: str | None) -> Plan | None:
 
 
 def control_to_json(job: JobRecord) -> str:
-    """Encode the fields of a job that change by compare-and-set as JSON text."""
+    """Encode the fields of a job that change by compare-and-set, and whether it keeps results, as JSON text."""
     return compact(
         {
             "latches": {name: _latch_to_json(latch) for name, latch in job.latches.items()},
             "cancelled": job.cancelled and [job.cancelled.reason, job.cancelled.at],
             "flow": job.flow and [getattr(job.flow, name) for name in _FLOW_FIELDS],
             **({"metadata": job.metadata} if job.metadata else {}),
+            **({"results": job.results} if job.results else {}),
             **({"generation": _generation_to_json(job.generation)} if job.generation.number > 1 else {}),
             "tombstonedAt": job.tombstoned_at,
         }
@@ -178,6 +179,7 @@ def control_from_json(text: str) -> dict[str, Any]:
         "latches": {name: _latch_from_json(*control["latches"].get(name, ())) for name in (*LATCHES, *earlier)},
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
         "flow": Flow(*control["flow"]) if control.get("flow") else None,
+        "results": control.get("results"),
         "generation": Generation(number, earlier_failures, IndexSet.parse(to_reset)),
         "tombstoned_at": control["tombstonedAt"],
     }

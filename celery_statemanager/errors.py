@@ -15,6 +15,8 @@
     ├── WaitTimeout                 (TimeoutError)
     ├── SubscriptionLost            (ConnectionError)
     ├── SubmitFailed
+    ├── TaskFailed                                 the first row of a job that has no result to get
+    ├── ResultUnavailable           (LookupError)
     └── StoreError                                 the store refused or failed
         └── StoreUnavailable        (ConnectionError)
             └── StoreContended                     others changed the same record at each of many tries
@@ -285,6 +287,49 @@ class WaitTimeout(StateManagerError, TimeoutError):
 
     def __str__(self) -> str:
         return f"job {self.job_id!r} did not settle within {self.timeout} s and continues; wait again or cancel it"
+
+
+class TaskFailed(StateManagerError):
+    """A row of a job has failed, so that it has no result.
+
+    Attributes:
+        task_index, tag: the row, and the stage that has not finished.
+        status, message: those of this stage.
+    """
+
+    def __init__(self, job_id: str, task_index: int, tag: str, status: int, message: str | None = None) -> None:
+        super().__init__(job_id, task_index, tag, status, message)
+        self.job_id = job_id
+        self.task_index = task_index
+        self.tag = tag
+        self.status = status
+        self.message = message
+
+    def __str__(self) -> str:
+        what = "failed" if self.status < 0 else "has not finished"
+        return (
+            f"task {self.task_index} of job {self.job_id!r} {what} in {self.tag!r} with status {self.status}: "
+            f"{self.message or 'no message'}"
+        )
+
+
+class ResultUnavailable(StateManagerError, LookupError):
+    """A job keeps no results, or not that of one row.
+
+    Attributes:
+        task_index: the row; None if the job keeps no results.
+        reason: why there is none. It names the setting that allows a larger one.
+    """
+
+    def __init__(self, job_id: str, task_index: int | None, reason: str) -> None:
+        super().__init__(job_id, task_index, reason)
+        self.job_id = job_id
+        self.task_index = task_index
+        self.reason = reason
+
+    def __str__(self) -> str:
+        row = "" if self.task_index is None else f"task {self.task_index} of "
+        return f"no result of {row}job {self.job_id!r}: {self.reason}"
 
 
 class SubscriptionLost(StateManagerError, ConnectionError):

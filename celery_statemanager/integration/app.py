@@ -121,6 +121,7 @@ class StateManager:
         on_settled: Signature[Any] | None = None,
         max_in_flight: int | None = None,
         metadata: Mapping[str, Any] | None = None,
+        results: bool = False,
     ) -> Job:
         """Create a job of N rows, and publish one message for each.
 
@@ -142,6 +143,8 @@ class StateManager:
                 rows end. None publishes all rows before this method returns.
             metadata: a JSON object of up to 4 KiB that is stored with the job, for example ``{"owner": "ada", "title":
                 "Catalogue"}``; see ``Job.metadata`` and ``jobs``.
+            results: whether the job keeps what the last task of each row returns, for ``Job.results`` and ``Job.get``.
+                Rows whose last task has ``keep_result`` keep it anyway.
 
         Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
@@ -155,6 +158,7 @@ class StateManager:
             callbacks=callbacks,
             max_in_flight=max_in_flight,
             metadata=metadata,
+            results=results,
         )
 
     def job(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:

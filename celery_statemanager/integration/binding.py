@@ -27,6 +27,9 @@ task that does."""
 IMMUTABLE = ""
 """``Binding.next`` if the next stage takes no value of this one."""
 
+RESULT = "="
+"""``Binding.next`` of a last stage whose value is the result of its row, which the job keeps."""
+
 TAG_HEADER = "statemanager_tag"
 """The header key with which ``StateManager.tag`` marks a signature until it is submitted."""
 
@@ -41,7 +44,8 @@ class Binding:
         replacements: how often the task of the cell has replaced itself. It travels here, because messages of Celery's
             protocol 1 have no place for it.
         publication: how often the message of the cell has gone back to the outbox.
-        next: the serializer of the next stage, ``IMMUTABLE`` if that takes no value, None if this is the last one.
+        next: what takes the value: the serializer of the next stage, ``IMMUTABLE`` if that takes no value, ``RESULT``
+            if this is the last stage and the row keeps its result, otherwise None.
         changed: whether the message differs from the stored one of the stage, and is therefore kept with the cell.
         generation: the generation of the job in which the row was last reset; 1 if never.
     """

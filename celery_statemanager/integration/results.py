@@ -12,18 +12,20 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery, Task
 from celery.backends.base import DisabledBackend
 from celery.states import SUCCESS
 
 from celery_statemanager import leases
 from celery_statemanager.errors import AttemptSuperseded, StateManagerError, StoreUnavailable
-from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.binding import RESULT, Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox import publisher
-from celery_statemanager.integration.outbox.values import pass_on
+from celery_statemanager.integration.outbox.values import Unavailable, pass_on
 from celery_statemanager.models import Status
 from celery_statemanager.records import OpenAttempt, Write
+from celery_statemanager.texts import describe
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def finish_if_succeeded(tracker: Tracker, binding: Binding, task: Task[Any, Any]
         write = Write.never_begun(*place, int(Status.FINISHED), MESSAGE)
     else:
         return True
-    value = _pass_on(tracker.app, write, binding, task)
+    value = _pass_on(tracker, write, binding, task)
     with suppress(AttemptSuperseded):  # its own end, or another process, was faster
         _write(tracker, binding, write, partial(publisher.write, tracker, binding.ref, write, value=value))
     return True
@@ -85,11 +87,20 @@ def _write(tracker: Tracker, binding: Binding, write: Write, call: Callable[[], 
         raise
 
 
-def _pass_on(app: Celery, write: Write, binding: Binding, task: Task[Any, Any] | None) -> str | None:
+def _pass_on(tracker: Tracker, write: Write, binding: Binding, task: Task[Any, Any] | None) -> str | None:
     """Set in a write that finishes a stage what its stored result implies; see ``values.pass_on``."""
-    backend = app.backend if task is None else task.backend
-    result = None if binding.next is None else backend.get_result(binding.celery_task_id)
-    return pass_on(write, binding, result)
+    backend = tracker.app.backend if task is None else task.backend
+    result: Any = None
+    try:
+        if binding.next is not None:
+            result = backend.get_result(binding.celery_task_id)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:
+        if binding.next != RESULT:
+            raise
+        result = Unavailable(f"its worker died, and it cannot be read from Celery's result backend: {describe(error)}")
+    return pass_on(write, binding, result, tracker.settings.max_result_bytes)
 
 
 def finish_attempt(
@@ -109,7 +120,7 @@ def finish_attempt(
     if not has_succeeded(tracker.app, task, binding.celery_task_id):
         return False
     write = Write.proven(attempt.tag, attempt.task_index, attempt=attempt.cell.attempt)
-    value = _pass_on(tracker.app, write, binding, task)
+    value = _pass_on(tracker, write, binding, task)
     call = partial(publisher.write, tracker, attempt.ref, write, value=value, may_send=may_send)
     _write(tracker, binding, write, call)
     return True

@@ -15,7 +15,7 @@ from celery import Celery
 from celery.schedules import BaseSchedule
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.limits import MAX_STATE_BYTES
+from celery_statemanager.limits import MAX_RESULT_BYTES, MAX_STATE_BYTES, MAX_VALUE_BYTES
 from celery_statemanager.migrations import STEPS
 from celery_statemanager.retention import Ages
 
@@ -43,6 +43,7 @@ class Settings:
         on_store_error: ``log`` keeps tasks running while the store is unavailable and writes their states later;
             ``raise`` lets a failed write of ``self.state`` fail the task.
         max_state_bytes: maximum size of message and payload together, encoded.
+        max_result_bytes: maximum size of a result that a job keeps, encoded as JSON.
         gc_schedule: when beat collects garbage: seconds, a timedelta or a crontab; None for never.
         gc_tombstone_age: idle time after which a job is hidden: a text such as ``30d``, seconds or a timedelta.
         gc_delete_age: idle time after which a job is deleted; must be longer than
@@ -64,6 +65,7 @@ class Settings:
     progress_interval: float = 1.0
     on_store_error: str = "log"
     max_state_bytes: int = MAX_STATE_BYTES
+    max_result_bytes: int = MAX_RESULT_BYTES
     gc_schedule: Any = None
     gc_tombstone_age: Any = None
     gc_delete_age: Any = None
@@ -85,8 +87,10 @@ class Settings:
     def _check(self) -> None:
         for name in ("store_timeout", "lease", "sweep_interval"):
             self._number(name, "a number above 0", lambda value: value > 0)
-        for name in ("max_lost", "max_state_bytes"):
+        for name in ("max_lost", "max_state_bytes", "max_result_bytes"):
             self._number(name, "a whole number above 0", lambda value: value > 0 and isinstance(value, int))
+        largest = MAX_VALUE_BYTES - 1  # the text has a first character of its own
+        self._number("max_result_bytes", f"at most {largest:,}", lambda value: value <= largest)
         self._number("progress_interval", "a number, 0 or more", lambda value: value >= 0)
         self._choice("on_lost", POLICIES)
         self._choice("on_store_error", ("log", "raise"))

@@ -16,7 +16,9 @@ from celery_statemanager.records.cells import (
 )
 from celery_statemanager.records.jobs import (
     CALLBACK_ROW,
+    EVERY_ROW,
     LATCHES,
+    SOME_ROWS,
     Cancellation,
     Generation,
     JobKey,
@@ -53,6 +55,8 @@ from celery_statemanager.records.requests import (
 
 __all__ = [
     "CALLBACK_ROW",
+    "EVERY_ROW",
+    "SOME_ROWS",
     "to_datetime",
     "JobKey",
     "job_key",

@@ -65,6 +65,9 @@ class Latch:
         return self.callback is not None and self.decided_at is not None and self.published_at is None
 
 
+EVERY_ROW, SOME_ROWS = "every", "some"
+"""``JobRecord.results`` if every row keeps its result, or only those whose last task asks for it."""
+
 LATCHES = ("success", "failure", "settled")
 """The names of the latches. Those of earlier generations have the number as a suffix: ``failure.1``."""
 
@@ -96,9 +99,12 @@ class Cancellation:
 class JobRecord:
     """A job without its cells.
 
-    ``metadata`` is a JSON object as text, or None.
-    ``num_tasks``, ``plan``, ``incarnation`` and ``created_at`` never change; ``last_activity`` is the store's
-    (exact, or at most a minute old); everything else changes by compare-and-set on ``revision``.
+    ``num_tasks``, ``plan``, ``results``, ``incarnation`` and ``created_at`` never change; ``last_activity`` is the
+    store's (exact, or at most a minute old); everything else changes by compare-and-set on ``revision``.
+
+    Attributes:
+        metadata: a JSON object as text, or None.
+        results: which rows keep their results: ``EVERY_ROW``, ``SOME_ROWS`` or none.
     """
 
     job_id: str
@@ -107,6 +113,7 @@ class JobRecord:
     num_tasks: int
     plan: Plan | None = None
     metadata: str | None = None
+    results: str | None = None
     latches: Mapping[str, Latch] = field(default_factory=lambda: dict.fromkeys(LATCHES, Latch()))
     cancelled: Cancellation | None = None
     flow: Flow | None = None

@@ -17,6 +17,8 @@ from celery.bin.celery import celery as celery_command
 from celery.signals import worker_init
 
 from celery_statemanager import State, errors
+from celery_statemanager.integration.outbox.values import too_large
+from celery_statemanager.integration.submission.results import WITHOUT_RESULTS
 
 ROOT = Path(__file__).parents[2]
 EAGER = {"task_always_eager": True, "statemanager_store_url": "memory://"}
@@ -187,6 +189,9 @@ MESSAGES = [
     errors.SynchronizeTimeout("etl-42", "ingest", 10, "3,17-20", (), 60),
     errors.SynchronizeFailed("etl-42", "ingest", 10, FAILED),
     errors.WaitTimeout("etl-42", 60),
+    errors.TaskFailed("etl-42", 12, "resize", -1, "OSError: no space left"),
+    errors.ResultUnavailable("etl-42", None, WITHOUT_RESULTS),
+    errors.ResultUnavailable("etl-42", 12, too_large(300_014, 262_144)),
     errors.SubscriptionLost("etl-42", "no connection for 300 s: connection refused"),
 ]
 

@@ -254,6 +254,7 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
         "latches": dict(job.latches),
         "cancelled": None,
         "flow": None,
+        "results": None,
         "generation": Generation(),
         "tombstoned_at": None,
     }
@@ -262,6 +263,7 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
         "latches": {**changed.latches, "failure.1": Latch("f", 1)},
         "cancelled": Cancellation(None, 5),
         "flow": Flow(3, "0-2,5", 9, True, "deploying"),
+        "results": "some",
         "generation": Generation(2, 5, IndexSet.parse("3,17-20")),
         "tombstoned_at": 7,
     }

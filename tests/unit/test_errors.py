@@ -58,6 +58,13 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     errors.SubmitFailed("etl", 3): (None, "failed at member 3; no message was sent, and no job was created"),
     errors.SubmitFailed("etl", 3, "OSError: no"): (None, "failed at member 3: OSError: no; no message was sent"),
     errors.SubmitFailed("etl", 0, "OSError: no", 0): (None, "at member 0: OSError: no; the job is cancelled; correct"),
+    errors.TaskFailed("etl", 3, "scan", -42, "bad disk"): (
+        None,
+        "task 3 of job 'etl' failed in 'scan' with status -42: bad disk",
+    ),
+    errors.TaskFailed("etl", 3, "scan", 50): (None, "has not finished in 'scan' with status 50: no message"),
+    errors.ResultUnavailable("etl", 3, "it is too large"): (LookupError, "no result of task 3 of job 'etl': it is too"),
+    errors.ResultUnavailable("etl", None, "it has none"): (LookupError, "no result of job 'etl': it has none"),
     errors.StoreError("text"): (None, "text"),
     errors.StoreUnavailable("text"): (ConnectionError, "text"),
     errors.StoreContended("text"): (ConnectionError, "text"),

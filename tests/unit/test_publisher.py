@@ -540,7 +540,7 @@ def test_a_stored_success_whose_write_got_no_response_publishes_the_next_stage(
     states, task, broker, clock, sweep_later, monkeypatch
 ):
     monkeypatch.setattr(results, "has_succeeded", lambda *_: True)
-    monkeypatch.setattr(results, "_pass_on", lambda app, write, binding, task: results.pass_on(write, binding, "v"))
+    monkeypatch.setattr(results, "_pass_on", lambda tracker, write, binding, task: results.pass_on(write, binding, "v"))
     grid = chains(states, task)
     states.store.put_worker("w", Report().to_json(), 30.0)
     grid.begin("a", 0, owner="w")

@@ -14,6 +14,8 @@ from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.outbox.publisher import release_claims, write
+from celery_statemanager.integration.submission import job
+from celery_statemanager.integration.submission.revokes import revoke_waiting
 from celery_statemanager.records import Begin, Delivery, Verdict, Write
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FaultyStore
@@ -150,17 +152,16 @@ def test_a_job_settles_whose_row_was_cancelled_in_the_middle_of_its_chain(world,
     assert world.store.get_job(world.ref.key).settled, world.job.list_states()
 
 
-def test_a_cancel_does_not_revoke_the_messages_of_a_later_generation(world):
+def test_a_cancel_does_not_revoke_the_messages_of_a_later_generation(world, monkeypatch):
     world.submit([world.work.s() for _ in range(3)])
     revoked = []
     world.app.control.revoke = lambda ids, **_: revoked.extend(ids)
-    revoke = world.job._revoke
 
-    def later():
+    def later(*args):
         world.states.job(world.job.id).rerun("failed")
-        revoke()
+        revoke_waiting(*args)
 
-    world.job._revoke = later
+    monkeypatch.setattr(job, "revoke_waiting", later)
     world.job.cancel("x")
     assert not [each for each in revoked if "-2." in each]
 

@@ -12,7 +12,7 @@ from celery_statemanager.integration.binding import HEADER, IMMUTABLE, Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.envelope import Envelope, from_json, with_headers, with_task_id
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
-from celery_statemanager.integration.outbox.values import MAX_BYTES, with_value
+from celery_statemanager.integration.outbox.values import MAX_BYTES, stage_value, with_value
 from celery_statemanager.records import Cell, JobRef
 from celery_statemanager.texts import describe
 
@@ -47,7 +47,7 @@ def message_again(tracker: Tracker, ref: JobRef, stages: list[Envelope], number:
     if message is None:
         message, binding = stored_message(stages[number], cell), binding_in(stages[number])
         if number and binding_in(stages[number - 1]).next not in {None, IMMUTABLE}:
-            value = tracker.store.get_value(ref, binding.task_index)
+            value = stage_value(tracker.store, ref, binding.task_index)
             if value is None:
                 raise Unpublishable(binding, f"the value of the previous stage has more than {MAX_BYTES:,} bytes")
             message = message_of(tracker.app, message, value)

@@ -13,12 +13,12 @@ from celery.canvas import Signature
 from celery.utils.saferepr import saferepr
 
 from celery_statemanager.integration import publication
-from celery_statemanager.integration.binding import HEADER, IMMUTABLE, TAG_HEADER, Binding
+from celery_statemanager.integration.binding import HEADER, IMMUTABLE, RESULT, TAG_HEADER, Binding
 from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.envelope import Envelope, serializer_of, to_json, with_headers
 from celery_statemanager.integration.outbox.templates import Templates
 from celery_statemanager.integration.outbox.values import PLACEHOLDER, takes_value
-from celery_statemanager.records import JobRef
+from celery_statemanager.records import EVERY_ROW, SOME_ROWS, JobRef
 
 REJECTED = "rejected"
 """The key of an entry in a block, instead of a message, with the reason why there is none."""
@@ -28,9 +28,14 @@ BINDING = "binding"
 
 
 class MessageMaker:
-    """Makes the messages of one job that is being submitted."""
+    """Makes the messages of one job that is being submitted.
 
-    def __init__(self, app: Celery, ref: JobRef, capture: Capture) -> None:
+    Attributes:
+        kept: which rows keep their results; see ``JobRecord.results``.
+    """
+
+    def __init__(self, app: Celery, ref: JobRef, capture: Capture, *, results: bool = False) -> None:
+        self.kept = EVERY_ROW if results else None
         self._app = app
         self._ref = ref
         self._capture = capture
@@ -41,7 +46,9 @@ class MessageMaker:
 
         Raises: what task classes and receivers raise; EncodeError; TypeError – a header cannot be stored as JSON.
         """
-        bindings = [Binding(self._ref, row, tag, number) for number, tag in enumerate(tags)]
+        bindings = bindings_of(self._app, self._ref, row, stages, tags, results=self.kept == EVERY_ROW)
+        if bindings[-1].next == RESULT:
+            self.kept = self.kept or SOME_ROWS
         text = self._templates.make(bindings[0], stages[0]) if len(stages) == 1 else None
         if text is not None:
             return f"[{text}]"
@@ -83,6 +90,20 @@ class MessageMaker:
             return {"task": name, REJECTED: publication.not_published(app, name), BINDING: binding.to_header()}
         shown = message["publish"]["headers"].get("argsrepr") if is_later else None
         return with_headers(message, argsrepr=shown.replace(saferepr(PLACEHOLDER), "...")) if shown else message
+
+
+def bindings_of(
+    app: Celery, ref: JobRef, row: int, stages: Sequence[Signature[Any]], tags: Sequence[str], *, results: bool
+) -> list[Binding]:
+    """Return the bindings of the stages of a row.
+
+    Args:
+        results: whether the row keeps its result, even if its last task does not ask for that.
+    """
+    bindings = [Binding(ref, row, tag, number) for number, tag in enumerate(tags)]
+    if results or getattr(app.tasks.get(str(stages[-1].task)), "keep_result", False):
+        bindings[-1] = replace(bindings[-1], next=RESULT)
+    return bindings
 
 
 def binding_in(message: Envelope) -> Binding:

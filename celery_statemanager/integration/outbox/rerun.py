@@ -13,6 +13,7 @@ from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.making import binding_in
 from celery_statemanager.integration.outbox.member import checked_rows, why_not_stored
 from celery_statemanager.integration.outbox.publisher import publish_due
+from celery_statemanager.integration.outbox.values import stage_value
 from celery_statemanager.records import JobRecord
 from celery_statemanager.retention import current
 
@@ -64,4 +65,4 @@ def _first_stage(tracker: Tracker, job: JobRecord, row: int, failed: str) -> str
     tag = next((each for each in reversed(earlier) if each in tags), tags[0])
     number = tags.index(tag)
     takes_value = number > 0 and bindings[number - 1].next not in {None, IMMUTABLE}
-    return tags[0] if takes_value and tracker.store.get_value(job.ref, row) is None else tag
+    return tags[0] if takes_value and stage_value(tracker.store, job.ref, row) is None else tag

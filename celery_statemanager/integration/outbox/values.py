@@ -1,15 +1,22 @@
-"""The value that a stage of a chain passes to the next one: as text in the store, and in the message of that stage."""
+"""The value of a finished stage: as text in the store, and in the message of the next stage.
+
+That of the last stage is the result of its row. Its text begins with ``_RESULT``, or with ``_UNAVAILABLE`` if it could
+not be kept. No other value begins with these characters, so none is ever taken for a result.
+"""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
+from celery.result import ResultBase
 from kombu import serialization
 
-from celery_statemanager.integration.binding import IMMUTABLE, Binding
+from celery_statemanager.integration.binding import IMMUTABLE, RESULT, Binding
 from celery_statemanager.integration.outbox.envelope import (
     Envelope,
     body_of,
@@ -18,7 +25,10 @@ from celery_statemanager.integration.outbox.envelope import (
     serializer_of,
     with_body,
 )
-from celery_statemanager.records import Write
+from celery_statemanager.limits import MAX_RESULT_BYTES
+from celery_statemanager.records import JobRef, Write
+from celery_statemanager.stores.capabilities import Outbox
+from celery_statemanager.texts import describe
 
 MAX_BYTES = 512 * 1024
 """Maximum size of a value that is kept, so that the message of the next stage can be published again."""
@@ -26,17 +36,32 @@ MAX_BYTES = 512 * 1024
 PLACEHOLDER = "celery-statemanager:value-of-the-stage-before"
 """The argument that stands for the value in the stored message of a later stage."""
 
+_RESULT, _UNAVAILABLE = "=", "!"
+
 _JSON = "application/json"
 _TOKEN = f'"{PLACEHOLDER}"'
 
 
-def pass_on(write: Write, binding: Binding, result: Any) -> str | None:
+class Unavailable(str):
+    """The reason why a row has no result although it has finished."""
+
+    __slots__ = ()
+
+
+def pass_on(write: Write, binding: Binding, result: Any, most: int = MAX_RESULT_BYTES) -> str | None:
     """Set in a write that finishes a stage what the row keeps, and whether its next stage is due.
+
+    Args:
+        result: what the stage has returned; an ``Unavailable`` if that is not known.
+        most: the maximum size of a result, in bytes.
 
     Returns: the value for the next stage as text; None if none takes it. Raises: kombu.exceptions.EncodeError.
     """
     if binding.next is None:
         write.value = "" if binding.stage else None  # nothing takes the value of the previous stage any more
+        return None
+    if binding.next == RESULT:
+        write.value = result_to_text(result, most)
         return None
     write.next_is_due = True
     if binding.next == IMMUTABLE:
@@ -44,6 +69,49 @@ def pass_on(write: Write, binding: Binding, result: Any) -> str | None:
     text = _to_text(result, binding.next)
     write.value = text if len(text.encode()) <= MAX_BYTES else ""
     return text
+
+
+def result_to_text(result: Any, most: int) -> str:
+    """Return the text of the result of a row, as ``pass_on`` stores it. It is encoded as Celery's backends encode JSON.
+
+    A result that cannot be kept does not fail its task: the text then contains the reason.
+    """
+    if isinstance(result, Unavailable):
+        return f"{_UNAVAILABLE}{result}"
+    try:
+        value = result.as_tuple() if isinstance(result, ResultBase) else result  # type: ignore[attr-defined]
+        text = _to_text(value, "json")
+        size = len(text.encode())
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:  # noqa: BLE001 - a value's own __json__ may raise anything
+        return f"{_UNAVAILABLE}it cannot be encoded as JSON: {describe(error)}"
+    if size > most:
+        return f"{_UNAVAILABLE}{too_large(size, most)}"
+    return f"{_RESULT}{text}"
+
+
+def too_large(size: int, most: int) -> str:
+    """Return the reason why a result of some bytes is not kept."""
+    return f"it takes {size:,} bytes, more than statemanager_max_result_bytes = {most:,}"
+
+
+def results_of(texts: Sequence[str]) -> list[Any]:
+    """Return the results with these texts, with an ``Unavailable`` for each one that was not kept."""
+    joined = ",".join(text[1:] for text in texts if text[0] == _RESULT)
+    values = iter(serialization.loads(f"[{joined}]", _JSON, "utf-8", accept=(_JSON,)))
+    return [
+        next(values)
+        if text[0] == _RESULT
+        else Unavailable(text[1:] if text[0] == _UNAVAILABLE else "its last stage has stored none")
+        for text in texts
+    ]
+
+
+def stage_value(store: Outbox, ref: JobRef, row: int) -> str | None:
+    """Return the text of the value that the next stage of a row takes; None if it is not kept. Raises: StoreError."""
+    text = store.get_value(ref, row)
+    return None if text is None or text[0] in {_RESULT, _UNAVAILABLE} else text
 
 
 def with_value(app: Celery, envelope: Envelope, text: str) -> Envelope:

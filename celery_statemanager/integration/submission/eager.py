@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from celery import Celery
 from celery.canvas import chain
 from celery.exceptions import NotRegistered
 from kombu.exceptions import EncodeError
@@ -14,10 +15,11 @@ from celery_statemanager.errors import SubmitFailed
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.outbox.making import bindings_of
 from celery_statemanager.integration.submission.job import Job
-from celery_statemanager.integration.submission.members import Stages, tag_of
+from celery_statemanager.integration.submission.members import Stages, tags_of
 from celery_statemanager.models import Scope
-from celery_statemanager.records import LATCHES, JobRecord
+from celery_statemanager.records import EVERY_ROW, LATCHES, JobRecord
 from celery_statemanager.texts import describe
 
 logger = logging.getLogger(__name__)
@@ -37,10 +39,16 @@ def run_members(job: Job, tracker: Tracker, record: JobRecord, found: Sequence[S
             raise failed from error
 
 
+def bind(app: Celery, record: JobRecord, row: int, stages: Stages) -> list[Binding]:
+    """Bind the stages of a member to their cells, in place, and return the bindings."""
+    bindings = bindings_of(app, record.ref, row, stages, tags_of(app, stages), results=record.results == EVERY_ROW)
+    for binding, stage in zip(bindings, stages, strict=True):
+        binding.bind(stage)
+    return bindings
+
+
 def _run(tracker: Tracker, record: JobRecord, row: int, stages: Stages) -> None:
     """Run a member; a failure of a stage is a state of the job and does not end the submission."""
-    for number, stage in enumerate(stages):
-        Binding(record.ref, row, tag_of(tracker.app, stage), number).bind(stage)
     try:
         (chain(*stages) if len(stages) > 1 else stages[0]).apply_async()
     except Exception as error:

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from typing import Any
 
 from celery_statemanager import barrier, completion
 from celery_statemanager.errors import WaitTimeout
 from celery_statemanager.generations import RerunReport
-from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.locked import LockedProperty
 from celery_statemanager.integration.outbox.member import Member, read_members
 from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.integration.outbox.rerun import rerun
 from celery_statemanager.integration.submission.handle import JobHandle
+from celery_statemanager.integration.submission.results import check_keeps_results, iterate_results, list_results
+from celery_statemanager.integration.submission.revokes import revoke_waiting
 from celery_statemanager.limits import check_max_in_flight, check_message, check_timeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State, Summary
 from celery_statemanager.records import LATCHES, JobRecord
 from celery_statemanager.retention import change_job, current
 from celery_statemanager.subscription import Subscription
-
-logger = logging.getLogger(__name__)
-
-_MAX_REVOKES = 10_000
-_REVOKES_AT_ONCE = 1_000
 
 
 class Job(JobHandle):
@@ -77,6 +72,34 @@ class Job(JobHandle):
             return self.summary()
         raise WaitTimeout(self.id, seconds or 0.0, self.summary())
 
+    def results(self, rows: str | Iterable[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """Return the index and the result of each row that has finished, in row order. They are read in bounded memory.
+
+        Rows that keep no result are left out, if only tasks with ``keep_result`` keep theirs.
+
+        Args:
+            rows: the wanted rows, for example ``"3,17-20"``; None for all.
+
+        Raises: ResultUnavailable – the job keeps no results; ValueError – no such row; TypeError; and while they are
+            read, ResultUnavailable – that of a row could not be kept; JobNotFound; StoreError.
+        """
+        check_keeps_results(self._record)
+        return iterate_results(self._tracker, self._record, rows)
+
+    def get(self, timeout: float | None = None) -> list[Any]:
+        """Wait as ``wait`` does, and return the results of all rows in row order.
+
+        Args:
+            timeout: seconds; None waits without a limit.
+
+        Raises: TaskFailed – the first row that has not finished; if a rerun has begun, this row may still run;
+            ResultUnavailable – the job keeps no results, or the result of a row could not be kept; WaitTimeout;
+            JobNotFound; StoreError; TypeError; ValueError.
+        """
+        check_keeps_results(self._record)
+        self.wait(timeout)
+        return list_results(self._tracker, self._record)
+
     def cancel(self, reason: str | None = None) -> bool:
         """Cancel tasks that have not begun, and stop running tasks at their next state write.
 
@@ -85,7 +108,7 @@ class Job(JobHandle):
         if not completion.cancel(self._tracker.store, self._record.ref, check_message(reason)):
             return False
         publish_decided(self._tracker, self._record.ref, LATCHES)
-        self._revoke()
+        revoke_waiting(self._tracker, self._record)
         return True
 
     @property
@@ -186,35 +209,3 @@ class Job(JobHandle):
     def delete(self) -> None:
         """Delete the job and all its states. Raises: JobNotFound, StoreError."""
         self.manager.delete_job()
-
-    def _revoke(self) -> None:
-        """Revoke the messages that workers receive next. This is optional: begins of a cancelled job are vetoed.
-
-        Their number is limited, because a worker remembers 50,000 revokes of all senders. The revokes of a long job
-        would displace those of other senders, and finally its own.
-        """
-        try:
-            ids = islice(self._waiting_ids(), _MAX_REVOKES)
-            while batch := list(islice(ids, _REVOKES_AT_ONCE)):
-                self._tracker.app.control.revoke(batch)
-        except Exception as error:  # noqa: BLE001 - any failure of the broker; the job is cancelled all the same
-            logger.info(
-                "cannot revoke the messages of job %r: %s; workers drop them when they receive them",
-                self.id,
-                error,
-                extra={"job_id": self.id},
-            )
-
-    def _waiting_ids(self) -> Iterator[str]:
-        """Yield Celery task ids from the first row with a stage that has not begun, if rows begin in order."""
-        ref, plan = self._record.ref, self._record.plan
-        if plan is None:
-            return
-        job, columns = self._tracker.store.column_summaries(ref)
-        if job.cancelled is None:  # it was rerun meanwhile
-            return
-        begun, generation = {each.tag: each.tally.started for each in columns}, job.generation.number
-        to_begin = (rows.after(begun[tag]) for tag, rows in plan.columns.items() if begun[tag] < len(rows))
-        for row in range(min(to_begin, default=self.num_tasks), self.num_tasks):
-            for stage, tag in enumerate(plan.stages(row)):
-                yield Binding(ref, row, tag, stage, generation=generation).celery_task_id

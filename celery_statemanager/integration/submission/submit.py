@@ -12,6 +12,7 @@ from uuid import UUID
 from celery.canvas import Signature
 
 from celery_statemanager.errors import JobExists, JobNotFound, StoreError, StoreUnavailable, SubmitFailed
+from celery_statemanager.integration.binding import RESULT
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.blocks import BlockWriter
 from celery_statemanager.integration.outbox.capture import Capture
@@ -19,13 +20,13 @@ from celery_statemanager.integration.outbox.making import MessageMaker
 from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.integration.submission import members
 from celery_statemanager.integration.submission.delays import Delays
-from celery_statemanager.integration.submission.eager import run_members
+from celery_statemanager.integration.submission.eager import bind, run_members
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.latches import latch_of
 from celery_statemanager.integration.submission.members import Stages, as_signature
-from celery_statemanager.limits import check_max_in_flight, encode_metadata
+from celery_statemanager.limits import check_max_in_flight, encode_metadata, short_repr
 from celery_statemanager.plan import Plan, PlanSpec
-from celery_statemanager.records import Flow, JobRecord, JobRef, job_key, new_incarnation
+from celery_statemanager.records import EVERY_ROW, SOME_ROWS, Flow, JobRecord, JobRef, job_key, new_incarnation
 from celery_statemanager.texts import describe
 
 
@@ -39,6 +40,7 @@ def submit(
     callbacks: Mapping[str, Signature[Any] | None],
     max_in_flight: int | None,
     metadata: Mapping[str, Any] | None,
+    results: bool,
 ) -> Job:
     """Create a job and publish its messages; see ``StateManager.submit``.
 
@@ -46,13 +48,16 @@ def submit(
         callbacks: the callback of each latch, by the latch's name.
     """
     app = tracker.app
+    if not isinstance(results, bool):
+        raise TypeError(f"results must be True or False, not {short_repr(results)}")
     latches = {name: latch_of(app, name, as_signature(app, each)) for name, each in callbacks.items()}
     key = job_key(f"job-{secrets.token_hex(5)}" if job_id is None else job_id, run_token)
     ref = JobRef(key, new_incarnation())
     flow, encoded = Flow(check_max_in_flight(max_in_flight)), encode_metadata(metadata)
     found = members.read(app, tasks)
     _check_free(tracker, ref)
-    record = JobRecord(*key, ref.incarnation, 0, metadata=encoded, latches=latches)
+    kept = EVERY_ROW if results else None
+    record = JobRecord(*key, ref.incarnation, 0, metadata=encoded, results=kept, latches=latches)
     if app.conf.task_always_eager:
         return _run_inline(tracker, record, [members.copied(app, stages) for stages in found], tags)
     record = _accepted(tracker, record, flow, found, tags)
@@ -76,7 +81,7 @@ def _accepted(
     plan, delays, blocks = members.PlanBuilder(), Delays(), BlockWriter(tracker.store, record.ref)
     try:
         with Capture(tracker.app) as capture:
-            maker = MessageMaker(tracker.app, record.ref, capture)
+            maker = MessageMaker(tracker.app, record.ref, capture, results=record.results == EVERY_ROW)
             for row, stages in enumerate(found):
                 row_tags = members.tags_of(tracker.app, stages)
                 plan.add(row_tags, row)
@@ -88,7 +93,7 @@ def _accepted(
                 except Exception as error:
                     raise SubmitFailed(record.job_id, row, describe(error)) from error
         blocks.flush()
-        record = _planned(record, plan, tags)
+        record = replace(_planned(record, plan, tags), results=maker.kept)
         return _created(tracker, replace(record, flow=replace(flow, delayed=delays.rows, delayed_until=delays.until)))
     except BaseException:
         with suppress(StoreError):  # then a sweep drops it
@@ -116,7 +121,10 @@ def _planned(record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | N
 def _run_inline(tracker: Tracker, record: JobRecord, found: list[Stages], tags: PlanSpec | None) -> Job:
     """Create a job and run its members in this process, as Celery does in eager mode."""
     plan = members.PlanBuilder.of(members.tags_of(tracker.app, stages) for stages in found)
-    record = tracker.store.create_job(_planned(record, plan, tags))
-    job = Job(tracker, record)
+    record = _planned(record, plan, tags)
+    bound = [bind(tracker.app, record, row, stages) for row, stages in enumerate(found)]
+    if any(each[-1].next == RESULT for each in bound):
+        record = replace(record, results=record.results or SOME_ROWS)
+    job = Job(tracker, tracker.store.create_job(record))
     run_members(job, tracker, record, found)
     return job

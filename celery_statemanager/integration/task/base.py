@@ -60,11 +60,14 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         tag: the column of its states; ``"default"`` when not given.
         on_lost: what a sweep does if the worker is lost: ``mark``, ``requeue`` or ``auto``. The default is the setting
             ``statemanager_on_lost``; ``submit`` rejects other values.
+        keep_result: whether a job keeps what this task returns as the last one of a row, even if it was submitted
+            without ``results=True``.
     """
 
     abstract = True
     tag: str | None = None
     on_lost: str | None = None
+    keep_result: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Add the app's own task class to a task created by Celery, and check the policy of any other class.

@@ -166,7 +166,7 @@ class Run:
             return
         last = Write.ending(*self.cell, FINISHED)
         try:
-            self._value = pass_on(last, self.binding, result)
+            self._value = pass_on(last, self.binding, result, self.tracker.settings.max_result_bytes)
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # noqa: BLE001 - a value's own __json__ may raise anything

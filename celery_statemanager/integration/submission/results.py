@@ -1,0 +1,124 @@
+"""The results of a job: which rows have one, and reading them from the store in pages (rule R21)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from typing import Any
+
+from celery_statemanager.aggregate import missing_state
+from celery_statemanager.errors import ResultUnavailable, TaskFailed
+from celery_statemanager.indexset import IndexSet
+from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.outbox.member import checked_rows
+from celery_statemanager.integration.outbox.values import Unavailable, results_of
+from celery_statemanager.models import Scope, State
+from celery_statemanager.records import EVERY_ROW, Column, JobRecord
+from celery_statemanager.stores.capabilities import FullStore
+
+WITHOUT_RESULTS = "it was submitted without results; submit it with results=True, or set keep_result = True on a task"
+"""The reason why a job has no results."""
+
+_BATCH_ROWS, _BATCH_SIZE = 1_000, 256 * 1024
+"""Results that are decoded together: their maximum number, and their size from which on no other is added."""
+
+
+def check_keeps_results(record: JobRecord) -> None:
+    """Check that a job keeps results. Raises: ResultUnavailable."""
+    if record.results is None:
+        raise ResultUnavailable(record.job_id, None, WITHOUT_RESULTS)
+
+
+def iterate_results(tracker: Tracker, record: JobRecord, rows: str | Iterable[int] | None) -> Iterator[tuple[int, Any]]:
+    """Return the results of finished rows; see ``Job.results``."""
+    wanted = None if rows is None else checked_rows(rows, record.num_tasks)
+    return (_checked(record, row, result) for row, result in read_results(tracker.store, record, wanted))
+
+
+def list_results(tracker: Tracker, record: JobRecord) -> list[Any]:
+    """Return the results of all rows. Raises: TaskFailed, ResultUnavailable; JobNotFound; StoreError."""
+    job, finished = finished_rows(tracker.store, record)
+    if len(finished) < job.num_tasks:
+        raise _failure(tracker.store, job, IndexSet(range(job.num_tasks)).without(finished).first)
+    found = dict(_read(tracker.store, record, finished))
+    missing = "its task does not keep it; submit the job with results=True"
+    return [_checked(record, row, found.pop(row, Unavailable(missing)))[1] for row in finished]
+
+
+def read_results(store: FullStore, record: JobRecord, rows: IndexSet | None = None) -> Iterator[tuple[int, Any]]:
+    """Yield the result of each finished row in row order: a value, or an ``Unavailable`` with the reason.
+
+    Args:
+        rows: the wanted rows; None for all.
+
+    Raises: JobNotFound, StoreError.
+    """
+    _, finished = finished_rows(store, record)
+    yield from _read(store, record, finished if rows is None else finished.within(rows))
+
+
+def finished_rows(store: FullStore, record: JobRecord) -> tuple[JobRecord, IndexSet]:
+    """Return the current job, and the rows whose stages have all finished. Raises: JobNotFound, StoreError."""
+    every = IndexSet(range(record.num_tasks))
+    job, columns = store.column_summaries(record.ref)
+    if all(each.tally.succeeded >= each.expected for each in columns):  # then no store has to look for the others
+        return job, every
+    job, columns = store.column_summaries(record.ref, indexes=True)
+    return job, every.without(reduce(IndexSet.union, map(_unfinished, columns), IndexSet()))
+
+
+def _unfinished(column: Column) -> IndexSet:
+    sets = (column.failed, column.running, column.missing, column.not_run)
+    return IndexSet().union(*(each for each in sets if each is not None))
+
+
+def _read(store: FullStore, record: JobRecord, rows: IndexSet) -> Iterator[tuple[int, Any]]:
+    """Yield the results of finished rows. If every row keeps its result, a row without one is yielded too."""
+    expected = iter(rows)
+    for row, result in _decoded(store.list_values(record.ref, rows)):
+        while (due := next(expected)) != row:
+            yield from _missing(store, record, due)
+        yield row, result
+    for due in expected:
+        yield from _missing(store, record, due)
+
+
+def _decoded(values: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+    """Decode results in batches, which takes a fraction of the time of decoding each one."""
+    while batch := _batch(values):
+        yield from zip([row for row, _ in batch], results_of([text for _, text in batch]))
+
+
+def _batch(values: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for each in values:
+        batch.append(each)
+        size += len(each[1])
+        if size >= _BATCH_SIZE or len(batch) >= _BATCH_ROWS:
+            break
+    return batch
+
+
+def _missing(store: FullStore, record: JobRecord, row: int) -> Iterator[tuple[int, Any]]:
+    """Yield the reason for a missing result, unless the row keeps none or its task still runs."""
+    if record.results != EVERY_ROW or record.plan is None:
+        return
+    cells = [store.get_cell(record.ref, tag, row) for tag in record.plan.stages(row)]
+    if all(cell is not None and cell.succeeded for cell in cells):
+        yield row, Unavailable("it became FINISHED without the end of its task")
+
+
+def _checked(record: JobRecord, row: int, result: Any) -> tuple[int, Any]:
+    if isinstance(result, Unavailable):
+        raise ResultUnavailable(record.job_id, row, str(result))
+    return row, result
+
+
+def _failure(store: FullStore, job: JobRecord, row: int) -> TaskFailed:
+    """Return the error for a row that has not finished."""
+    found = {state.tag: state for state in store.list_states(job.ref, Scope(task_index=row))}
+    stages = job.plan.stages(row) if job.plan else sorted(found)
+    states: list[State] = [found.get(tag) or missing_state(job, tag, row) for tag in stages]
+    state = next((each for each in states if not each.finished), states[-1])
+    return TaskFailed(job.job_id, row, state.tag, int(state.status), state.message)
