@@ -19,7 +19,7 @@ def test_a_task_that_was_presumed_dead_ends_with_its_own_status(
 ):
     worker = start_worker(key, pool="solo")
     callbacks = {name: tracked.callback.s().set(queue=pool) for name in ("on_success", "on_failure")}
-    job = tracked.states.submit([getattr(tracked, member).s(key).set(queue=key)], **callbacks)
+    job = tracked.states.submit([getattr(tracked, member).s(key).set(queue=key)], results=True, **callbacks)
     eventually(lambda: tracked.notes(key))
     stop_outside_a_write(worker.process, tracked.states.store)
     assert state_when(job, lambda state: state.terminal).status == Status.LOST
@@ -29,6 +29,7 @@ def test_a_task_that_was_presumed_dead_ends_with_its_own_status(
     done = state_when(job, lambda state: state.finished)
     assert (done.message, done.fraction) == (message, 1.0)
     assert job.summary().failed == 0
+    assert job.get(PATIENCE) == [{"attempt": 1} if member == "gate" else None]
     told = eventually(lambda: (notes := tracked.notes(f"callback.{job.id}")) and len(notes) == 2 and notes)
     assert sorted(line.split()[0] for line in told) == ["failure", "success"]
 

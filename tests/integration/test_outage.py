@@ -51,7 +51,7 @@ def test_the_first_write_begins_an_attempt_whose_begin_failed(tracked, submit, p
     if pool == "solo":
         pytest.skip("a solo worker cannot be held by a task and begin another")
     late = tracked.count.s(key + "x")
-    job = submit([tracked.gate.s(key), late.clone().set(queue="nobody")])
+    job = submit([tracked.gate.s(key), late.clone().set(queue="nobody")], results=True)
     eventually(lambda: tracked.notes(key))
     with outage():
         Binding(job.manager.ref, 1, "work").bind(late.set(queue=pool)).apply_async()
@@ -60,6 +60,7 @@ def test_the_first_write_begins_an_attempt_whose_begin_failed(tracked, submit, p
     assert job.wait(PATIENCE).finished == 2
     assert job.get_state("work", 1).attempt == 1
     assert tracked.notes(key + "x") == ["None"]
+    assert list(job.results("0")) == [(0, {"attempt": 1})], "its end was written after the outage"
 
 
 @pytest.mark.slow

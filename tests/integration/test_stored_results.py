@@ -42,11 +42,12 @@ def test_a_task_whose_result_is_stored_is_not_run_again(
 ):
     own.environment |= {"TRACKED_DEDUPLICATE": "1"} if deduplicates else {}
     worker = start_worker(key, pool="solo", TRACKED_FAULT="after_storing_result", **own.environment)
-    job = own.states.submit([getattr(own, member).s(key).set(queue=key)], on_success=own.callback.s().set(queue=key))
+    callback = own.callback.s().set(queue=key)
+    job = own.states.submit([getattr(own, member).s(key).set(queue=key)], on_success=callback, results=True)
     (own.HOME / f"{key}.go").touch()
     assert worker.process.wait(PATIENCE) == -signal.SIGKILL
     start_worker(key, **own.environment)
-    assert job.wait(PATIENCE).finished == 1
+    assert job.get(PATIENCE) == [{"attempt": 1}]
     eventually(lambda: own.notes(f"callback.{job.id}"))
     assert own.notes(key) == ["begun 1", "ended 1"]
 

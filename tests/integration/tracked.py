@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 import time
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -160,6 +161,7 @@ def replaced(self, key):
 @task(base=StatefulTask, bind=True, tag="other")
 def replacement(self, key):
     note(key, f"new {self.state.attempt} {self.state.tag}")
+    return "replaced"
 
 
 @task(base=StatefulTask, bind=True, tag="work")
@@ -185,6 +187,18 @@ def returns_object():
     return object()
 
 
+@task(tag="plain", keep_result=True)
+def now():
+    return datetime.now(timezone.utc)
+
+
+@task(base=StatefulTask, bind=True, tag="work", autoretry_for=(OSError,), default_retry_delay=0)
+def return_retries(self):
+    if not self.request.retries:
+        raise OSError("not yet")
+    return self.request.retries
+
+
 @task(base=StatefulTask, bind=True, tag="second")
 def second(self, _):
     self.state.set(60)
@@ -203,6 +217,7 @@ def gate(self, key):
     note(key, f"begun {self.state.attempt}")
     wait_for(f"{key}.go", 30)
     note(key, f"ended {self.state.attempt}")
+    return {"attempt": self.state.attempt}
 
 
 @task(base=StatefulTask, bind=True, tag="work", max_retries=1)
@@ -231,6 +246,7 @@ def late_gate(self, key, padding=""):
     note(key, f"begun {self.state.attempt}")
     wait_for(f"{key}.go", 60)
     note(key, f"ended {self.state.attempt}")
+    return {"attempt": self.state.attempt}
 
 
 @task(base=StatefulTask, bind=True, tag="work", acks_late=True)
@@ -394,6 +410,7 @@ def fail_until_fixed(self, key, *_):
     note(key, f"{self.state.attempt} {self.request.id.partition('.')[2]}")
     if not (HOME / f"{key}.fixed").exists():
         raise ValueError("broken")
+    return self.state.attempt
 
 
 @task(base=StatefulTask, bind=True, tag="second")

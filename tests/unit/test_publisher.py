@@ -9,10 +9,10 @@ import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from celery_statemanager import StateManager, Status, StoreUnavailable, completion, leases
+from celery_statemanager import ResultUnavailable, StateManager, Status, StoreUnavailable, completion, leases
 from celery_statemanager.errors import AttemptSuperseded
 from celery_statemanager.integration import requests, results
-from celery_statemanager.integration.binding import HEADER
+from celery_statemanager.integration.binding import HEADER, RESULT, Binding
 from celery_statemanager.integration.outbox import changed, names, publisher
 from celery_statemanager.integration.outbox.envelope import to_json, with_headers
 from celery_statemanager.integration.outbox.making import binding_in
@@ -21,7 +21,7 @@ from celery_statemanager.integration.worker import sweeping
 from celery_statemanager.integration.worker.sweeping import sweep
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.reclaim import Reclaimer
-from celery_statemanager.records import Delivery, Write
+from celery_statemanager.records import Begin, Delivery, Write
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import FaultyStore, Grid
@@ -552,6 +552,26 @@ def test_a_stored_success_whose_write_got_no_response_publishes_the_next_stage(
     sweep_later()
     assert grid.cell("a", 0).status == FINISHED
     assert broker.ids[3:] == ["0.1"]
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_stored_success_has_its_stored_result(states, task, monkeypatch, is_readable):
+    def get_result(task_id):
+        if not is_readable:
+            raise OSError("gone")
+        return {"task": task_id}
+
+    monkeypatch.setattr(results, "has_succeeded", lambda *_: True)
+    monkeypatch.setattr(states.app.backend, "get_result", get_result)
+    job = states.submit([task.s()], results=True)
+    binding = Binding(job.manager.ref, 0, job.tags[0], next=RESULT)
+    job.manager.store.begin(job.manager.ref, Begin(tag=job.tags[0], task_index=0, owner="w"))
+    assert results.finish_if_succeeded(states, binding, None)
+    if is_readable:
+        assert job.get(0) == [{"task": binding.celery_task_id}]
+    else:
+        with pytest.raises(ResultUnavailable, match=r"task 0 .*it cannot be read from .*: OSError: gone"):
+            job.get(0)
 
 
 class GreenletTimeout(BaseException):
