@@ -14,6 +14,7 @@ COMMANDS = {
     "list-state": (),
     "show-state": ("etl-42",),
     "why-state": ("etl-42",),
+    "export-state": ("etl-42",),
     "monitor-state": ("etl-42", "--no-follow"),
     "sweep-state": (),
     "migrate-state": ("--target", "1"),

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from celery import Celery
 
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.integration.installed import Tracker
+from celery_statemanager.integration.outbox.blocks import BlockCache
 from celery_statemanager.integration.outbox.envelope import Envelope, content_of
 from celery_statemanager.integration.outbox.making import REJECTED, binding_in
 from celery_statemanager.integration.outbox.values import is_placeholder
 from celery_statemanager.limits import check_index, short_repr
 from celery_statemanager.records import JobRecord
+from celery_statemanager.stores.capabilities import Outbox
 
 
 class Stage(NamedTuple):
@@ -38,13 +39,14 @@ class Member:
     stages: tuple[Stage, ...]
 
 
-def read_members(tracker: Tracker, record: JobRecord, rows: str | Iterable[int] | None) -> Iterator[Member]:
+def read_members(
+    app: Celery, blocks: BlockCache, store: Outbox, record: JobRecord, rows: str | Iterable[int] | None
+) -> Iterator[Member]:
     """Return the members of some rows in row order, read one by one; see ``Job.members``."""
     wanted = IndexSet(range(record.num_tasks)) if rows is None else checked_rows(rows, record.num_tasks)
     if record.flow is None:
         raise ValueError(f"job {record.job_id!r} has no stored members: {why_not_stored(record)}")
-    store, ref = tracker.store, record.ref
-    return (Member(row, tuple(_stages(tracker.app, tracker.blocks.messages(store, ref, row)))) for row in wanted)
+    return (Member(row, tuple(_stages(app, blocks.messages(store, record.ref, row)))) for row in wanted)
 
 
 def why_not_stored(record: JobRecord) -> str:

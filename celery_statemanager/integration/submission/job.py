@@ -204,7 +204,8 @@ class Job(JobHandle):
         Raises: ValueError – the job has no stored members, or no such row; TypeError; and while they are read,
             StoreError; ``kombu.exceptions.ContentDisallowed`` – ``accept_content`` does not allow to read one.
         """
-        return read_members(self._tracker, self._record, rows)
+        tracker = self._tracker
+        return read_members(tracker.app, tracker.blocks, tracker.store, self._record, rows)
 
     def delete(self) -> None:
         """Delete the job and all its states. Raises: JobNotFound, StoreError."""
