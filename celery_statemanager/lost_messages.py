@@ -7,13 +7,13 @@ the queue was empty in every sweep since, and no live worker lists it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple, Protocol
 
 from celery_statemanager import completion
-from celery_statemanager.at_work import AtWork
+from celery_statemanager.at_work import AtWork, begun_rows, not_ended
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.overtaken import GAP
+from celery_statemanager.queue_state import Queues, QueueState
 from celery_statemanager.records import (
     CALLBACK_ROW,
     Cell,
@@ -25,7 +25,7 @@ from celery_statemanager.records import (
     WorkerRecord,
 )
 from celery_statemanager.stores.capabilities import Outbox
-from celery_statemanager.suspects import RECORD, Lost, PutOff, Stage, Suspects
+from celery_statemanager.suspects import RECORD, Lost, Notes, PutOff, Stage, Suspects
 
 MOST_ROWS = 10_000
 """Maximum number of rows of a job and of jobs that are suspects at a time. The others are looked at later."""
@@ -39,35 +39,11 @@ CELLS_PER_LEASE = 10_000
 MOST_CELLS = 500
 """Maximum number of cells that one sweep reads one by one, to learn where the messages of retries are."""
 
+STALE = 60_000_000
+"""Microseconds by which the last activity of a job may be later than its record shows."""
+
 _put_off = PutOff()
 """The jobs and the messages that this process does not look at again before a time."""
-
-
-class Queues(Protocol):
-    """The queues of the broker, as the app of a sweep sees them."""
-
-    sends_ahead: bool
-    """Whether the broker sends messages to a worker whose main loop does not read them. Such a worker lists none."""
-
-    def queues_of(self, job: JobRecord) -> frozenset[str]:
-        """Return the queues of some messages of a job. They should include all that its messages go to."""
-
-    def place_of(self, job: JobRecord, tag: str, row: int, cell: Cell | None = None) -> Place | None:
-        """Return where a published message waits; None if that is unknown, as for one of another app.
-
-        Args:
-            cell: the cell of the message, if an attempt of it has begun.
-        """
-
-    def place_of_callback(self, job: JobRecord, latch: str, cell: Cell) -> Place | None:
-        """Return where the published message of a callback waits; None if that is unknown, as for one of another app.
-
-        Args:
-            latch: its name.
-        """
-
-    def message_count(self, queue: str) -> int | None:
-        """Return the number of messages in a queue, 0 if it does not exist; None if the broker does not know."""
 
 
 class LostMessages:
@@ -86,7 +62,6 @@ class LostMessages:
         self._at_work = at_work
         self._found = Suspects()
         self._refs: dict[str, JobRef] = {}
-        self._counts: dict[str, int | None] = {}
         self._reads = 0
 
     def look_at(self, job: JobRecord, outbox: OutboxState, unpublished: IndexSet) -> None:
@@ -97,35 +72,63 @@ class LostMessages:
 
         Raises: JobNotFound, StoreError.
         """
-        if outbox.claimed == 0 or not any(map(self._is_empty, self._queues.queues_of(job))):
+        queues = self._queues.queues_of(job)
+        if outbox.claimed == 0 or not queues:
             return
-        is_put_off = _put_off.until(job.ref) > self._now and not self._old.has_any(job.incarnation)
+        self._state.add(job, outbox, unpublished, queues)
+        is_put_off = _put_off.until(job.ref) > self._now and not self._old.suspects.has_any(job.incarnation)
         if is_put_off or not self._at_work.is_known:
             return
-        columns = self._columns(job, outbox)
+        if any(map(self._state.is_empty, queues)):
+            columns = self._columns(job, outbox)
+        else:
+            columns = self._columns_if_overtaken(job, outbox, queues)
         if columns is None:
             return
         self._refs[job.incarnation] = job.ref
         for tag, rows in not_ended(job, outbox, unpublished, columns).items():
             if not job.cancelled:
-                self._look_at_unbegun(job, tag, rows.unbegun.head(MOST_ROWS))
+                self._look_at_unbegun(job, tag, rows.unbegun.head(MOST_ROWS), queues)
             self._look_at_retries(job, tag, rows.begun.without(self._at_work.held_rows(job.ref, tag)))
         if job.plan and not self._found.has_any(job.incarnation):
             _put_off.put(job.ref, self._now + self._lease * job.plan.expected // CELLS_PER_LEASE)
 
-    def _look_at_unbegun(self, job: JobRecord, tag: str, rows: IndexSet) -> None:
+    def _look_at_unbegun(self, job: JobRecord, tag: str, rows: IndexSet, queues: frozenset[str]) -> None:
+        """Look at rows that have not begun a stage.
+
+        The message of a later stage was published when the stage before ended, not after the last activity of the job.
+        """
         found: defaultdict[str, list[int]] = defaultdict(list)
         for row in rows:
             message = (job.ref, tag, row)
-            if self._at_work.has(*message) or _put_off.until(message) > self._now:
+            after = job.last_activity + STALE if job.plan and job.plan.before(tag, row) else 0
+            published_by = self._state.overtaken.published_by(job, row, after)
+            if (
+                self._at_work.has(*message)
+                or _put_off.until(message) > self._now
+                or not self._state.may_have_left(queues, published_by)
+            ):
                 continue
             place = self._queues.place_of(job, tag, row)
             if place is not None and place.delayed_until > self._now:
                 _put_off.put(message, place.delayed_until)
-            elif place is not None and self._is_empty(place.queue):
+            elif place is not None and self._has_left(job, tag, row, place, published_by, is_first=not after):
                 found[place.queue].append(row)
         for queue, missing in found.items():
             self._found.add(queue, Stage(job.incarnation, tag), IndexSet(missing))
+
+    def _has_left(
+        self, job: JobRecord, tag: str, row: int, place: Place, published_by: int | None, *, is_first: bool
+    ) -> bool:
+        """Return whether a message that has not begun has left its queue.
+
+        If it was overtaken, its cell shows whether it has been made due again since.
+        """
+        if not self._state.has_left(place, published_by) or not is_first or self._state.is_empty(place.queue):
+            return self._state.has_left(place, published_by)
+        cell = self._read_cell(job, tag, row)
+        published_by = None if cell is None else self._state.overtaken.published_by(job, row, cell.timestamp)
+        return self._state.has_left(place, published_by)
 
     def _look_at_retries(self, job: JobRecord, tag: str, rows: IndexSet) -> None:
         """Look at rows that have begun and do not run.
@@ -134,17 +137,17 @@ class LostMessages:
         sweep, those come first that were read least recently.
         """
         stage = Stage(job.incarnation, tag)
-        old = self._old.rows_of(stage).within(rows)
+        old = self._old.suspects.rows_of(stage).within(rows)
         for row in (*old, *sorted(rows.without(old), key=lambda row: _put_off.until((job.ref, tag, row)))):
             message = (job.ref, tag, row)
             if self._at_work.has(*message) or (row not in old and _put_off.until(message) > self._now):
                 continue
-            if self._reads == MOST_CELLS:
+            cell = self._read_cell(job, tag, row)
+            if cell is None:
                 return
-            self._reads += 1
-            cell = self._store.get_cell(*message)
-            place = self._queues.place_of(job, tag, row, cell) if cell and cell.awaits_message else None
-            if place is not None and place.delayed_until <= self._now and self._is_empty(place.queue):
+            place = self._queues.place_of(job, tag, row, cell) if cell.awaits_message else None
+            published_by = self._state.overtaken.published_by(job, row, cell.timestamp)
+            if place is not None and place.delayed_until <= self._now and self._state.has_left(place, published_by):
                 self._found.add(place.queue, stage, IndexSet([row]))
             else:
                 _put_off.put(message, max(place.delayed_until if place else 0, self._now + self._lease))
@@ -152,102 +155,94 @@ class LostMessages:
     def look_at_callbacks(self, job: JobRecord) -> None:
         """Note the callbacks of a job that are published, do not run, and whose message is in no queue.
 
-        A cell is read only if the queue of the callback is empty. Record the callbacks that have ended.
+        A cell is read only if the message is in no queue or has begun. Record the callbacks that have ended.
 
         Raises: JobNotFound, StoreError.
         """
         for name, latch in job.latches.items():
             place = None if latch.place is None else self._queues.place_of_callback(job, name, Cell())
-            if place is not None and place.delayed_until <= self._now and self._is_empty(place.queue):
-                self._look_at_callback(job, name)
+            if place is None or place.delayed_until > self._now or not self._state.has_left(place, latch.published_at):
+                continue
+            tag = job.callback_tag(name)
+            cell = self._store.get_cell(job.ref, tag, CALLBACK_ROW) or Cell()
+            if cell.final:
+                completion.record_end(self._store, job.ref, tag)
+            elif cell.awaits_message and not self._at_work.has(job.ref, tag, CALLBACK_ROW):
+                self._look_at_callback(job, name, cell)
 
-    def _look_at_callback(self, job: JobRecord, name: str) -> None:
-        tag = job.callback_tag(name)
-        cell = self._store.get_cell(job.ref, tag, CALLBACK_ROW) or Cell()
-        if cell.final:
-            completion.record_end(self._store, job.ref, tag)
-        elif cell.awaits_message and not self._at_work.has(job.ref, tag, CALLBACK_ROW):
-            place = self._queues.place_of_callback(job, name, cell)
-            if place is not None and place.delayed_until <= self._now and self._is_empty(place.queue):
-                self._refs[job.incarnation] = job.ref
-                self._found.add(place.queue, Stage(job.incarnation, tag, is_callback=True), IndexSet([0]))
+    def _look_at_callback(self, job: JobRecord, name: str, cell: Cell) -> None:
+        place, published_by = self._queues.place_of_callback(job, name, cell), job.latches[name].published_at
+        if place is not None and place.delayed_until <= self._now and self._state.has_left(place, published_by):
+            self._refs[job.incarnation] = job.ref
+            stage = Stage(job.incarnation, job.callback_tag(name), is_callback=True)
+            self._found.add(place.queue, stage, IndexSet([0]))
 
     def finish(self) -> list[Lost]:
-        """Return the messages that are lost, and note the suspects for the next sweep. Raises: StoreError."""
-        if self._record is None and not self._found.rows:
-            return []
-        new, lost = Suspects(), []
+        """Return the messages that are lost, and write the notes for the next sweep. Raises: StoreError."""
+        new, lost, old = Suspects(), [], self._old.suspects
         for queue, found in self._found.rows.items():
-            since = self._old.since.get(queue, self._now)
-            old = self._old.rows.get(queue, {})
-            still = {stage: rows.within(found.get(stage, IndexSet())) for stage, rows in old.items()}
-            still = {stage: rows for stage, rows in still.items() if rows}
+            since, still = old.since.get(queue, self._now), old.still_in(self._found, queue)
             if still and self._now - since >= self._lease:
                 lost += [self._lost(queue, stage, rows, since) for stage, rows in still.items()]
                 still = {}
             new.since[queue] = since if still else self._now
             new.rows[queue] = still or found
-        self._store.put_worker(RECORD, new.to_json(), 0)
+        notes = Notes(new, self._state.order(self._store.now()))
+        if self._record is not None or new.rows or notes.order.snapshots:
+            self._store.put_worker(RECORD, notes.to_json(), 0)
         return lost
 
     def _lost(self, queue: str, stage: Stage, rows: IndexSet, since: int) -> Lost:
-        return Lost(
-            self._refs[stage.incarnation], stage.tag, (CALLBACK_ROW,) if stage.is_callback else rows, queue, since
+        why = (
+            f"queue {queue!r} is empty"
+            if self._state.is_empty(queue)
+            else f"later messages in queue {queue!r} have begun"
         )
+        missing = (CALLBACK_ROW,) if stage.is_callback else rows
+        return Lost(self._refs[stage.incarnation], stage.tag, missing, why, since)
 
     @cached_property
     def _record(self) -> WorkerRecord | None:
         return self._store.get_worker(RECORD)
 
     @cached_property
-    def _old(self) -> Suspects:
-        """The suspects of the last sweep; none if it was more than a lease ago."""
+    def _old(self) -> Notes:
+        """The notes of the last sweep; none if it was more than a lease ago."""
         if self._record is None or self._now - self._record.renewed_at > self._lease:
-            return Suspects()
-        return Suspects.from_json(self._record.body)
+            return Notes()
+        return Notes.from_json(self._record.body)
+
+    @cached_property
+    def _state(self) -> QueueState:
+        return QueueState(self._queues, self._old.order, self._lease, self._now, self._at_work)
 
     def _columns(self, job: JobRecord, outbox: OutboxState) -> list[Column] | None:
         """Return the columns of a job with index sets; None if all its published messages run or are with workers."""
-        if job.plan is not None and job.plan.expected > FEW_CELLS:
-            _, counts = self._store.column_summaries(job.ref)
-            if outbox.in_flight(counts) <= self._at_work.count(job.ref):
-                return None
+        is_large = job.plan is not None and job.plan.expected > FEW_CELLS
+        if is_large and not self._lacks_any(job, outbox, self._store.column_summaries(job.ref)[1]):
+            return None
         return self._store.column_summaries(job.ref, indexes=True)[1]
 
-    def _is_empty(self, queue: str) -> bool:
-        if queue not in self._counts:
-            self._counts[queue] = self._queues.message_count(queue)
-        return self._counts[queue] == 0
+    def _columns_if_overtaken(self, job: JobRecord, outbox: OutboxState, queues: frozenset[str]) -> list[Column] | None:
+        """Return the columns of a job with index sets; None if no message has left its queue without having begun."""
+        claimed = self._state.overtaken.claimed(job, queues)
+        if not claimed or _put_off.until((job.ref, "")) > self._now:
+            return None
+        counts = self._store.column_summaries(job.ref)[1]
+        begun = begun_rows(job, counts)
+        is_idle = self._state.may_have_left(
+            queues, self._state.overtaken.published_by(job, 0, job.last_activity + STALE)
+        )
+        if self._lacks_any(job, outbox, counts) and (is_idle or (begun is not None and begun < claimed)):
+            return self._store.column_summaries(job.ref, indexes=True)[1]
+        _put_off.put((job.ref, ""), self._now + GAP * self._lease)
+        return None
 
+    def _lacks_any(self, job: JobRecord, outbox: OutboxState, counts: list[Column]) -> bool:
+        """Return whether a published message of a job neither runs nor is with a worker."""
+        return outbox.in_flight(counts) > self._at_work.count(job.ref)
 
-class Rows(NamedTuple):
-    """Rows with a published message: those that have not begun the stage of the message, and those that have."""
-
-    unbegun: IndexSet
-    begun: IndexSet
-
-
-def not_ended(job: JobRecord, outbox: OutboxState, unpublished: IndexSet, columns: Iterable[Column]) -> dict[str, Rows]:
-    """Return the published rows that have not ended, by the tag of their present stage.
-
-    Args:
-        unpublished: claimed rows that may not be published.
-        columns: those of the job, with index sets.
-    """
-    by_tag = {column.tag: column for column in columns}
-    waiting = unpublished.union(outbox.returned.begun, outbox.returned.waiting)
-    published = IndexSet(range(outbox.claimed)).without(waiting)
-    found: dict[str, Rows] = {}
-    for stages, rows in job.plan.shapes if job.plan else ():
-        left = rows.within(published)
-        for tag in stages:
-            column = by_tag.get(tag)
-            if column is None:
-                break
-            missing, running, *ended = (
-                each or IndexSet() for each in (column.missing, column.running, column.failed, column.not_run)
-            )
-            earlier = found.get(tag, Rows(IndexSet(), IndexSet()))
-            found[tag] = Rows(earlier.unbegun.union(left.within(missing)), earlier.begun.union(left.within(running)))
-            left = left.without(missing.union(running, *ended))
-    return found
+    def _read_cell(self, job: JobRecord, tag: str, row: int) -> Cell | None:
+        """Return a cell; None if this sweep has read too many."""
+        self._reads += 1
+        return None if self._reads > MOST_CELLS else self._store.get_cell(job.ref, tag, row) or Cell()

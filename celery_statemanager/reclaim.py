@@ -145,10 +145,10 @@ class Reclaimer:
         if not cell.awaits_message or cell.timestamp > lost.since:  # it has begun, or another message was published
             return
         if self._actions.may_publish_again(lost.ref, *place):
-            message = f"published again: its message was lost, queue {lost.queue!r} is empty"
+            message = f"published again: its message was lost, {lost.why}"
             self._make_due(lost.ref, Write.sent_back(*place, message, attempt=cell.attempt))
         else:
-            self._write(lost.ref, Write.lost(*place, f"its message was lost: queue {lost.queue!r} is empty"))
+            self._write(lost.ref, Write.lost(*place, f"its message was lost: {lost.why}"))
             self.marked += 1
 
     def _make_due(self, ref: JobRef, back: Write) -> None:

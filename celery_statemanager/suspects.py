@@ -1,18 +1,20 @@
-"""The messages that may be lost. They are stored between two sweeps, which different processes may make."""
+"""The messages that may be lost, and all that one sweep notes for the next one, which another process may make."""
 
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from celery_statemanager.codec import compact
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.overtaken import Order
 from celery_statemanager.records import JobRef
 
 RECORD = "~queues"
-"""The worker id of the record in which sweeps note the suspects."""
+"""The worker id of the record with the notes of the last sweep."""
 
 
 class Stage(NamedTuple):
@@ -27,6 +29,7 @@ class Lost(NamedTuple):
     """Rows of a stage whose messages are lost.
 
     Attributes:
+        why: the reason why they are in no queue, as text.
         since: the time at which a sweep found first that they are in no queue. A cell that was written since may have
             another message.
     """
@@ -34,7 +37,7 @@ class Lost(NamedTuple):
     ref: JobRef
     tag: str
     rows: Iterable[int]
-    queue: str
+    why: str
     since: int
 
 
@@ -63,34 +66,50 @@ class Suspects:
         """Return the suspects of a stage in all queues."""
         return IndexSet().union(*(found[stage] for found in self.rows.values() if stage in found))
 
+    def still_in(self, found: Suspects, queue: str) -> dict[Stage, IndexSet]:
+        """Return the suspects of a queue that a later sweep has found too."""
+        now = found.rows[queue]
+        still = {stage: rows.within(now.get(stage, IndexSet())) for stage, rows in self.rows.get(queue, {}).items()}
+        return {stage: rows for stage, rows in still.items() if rows}
+
+
+@dataclass
+class Notes:
+    """What a sweep notes for the next one."""
+
+    suspects: Suspects = field(default_factory=Suspects)
+    order: Order = field(default_factory=Order)
+
     def to_json(self) -> str:
         """Return the body of the record."""
-        rows = [[queue, *stage, str(each)] for queue, found in self.rows.items() for stage, each in found.items()]
-        return compact({"since": self.since, "rows": rows})
+        queues = self.suspects.rows.items()
+        rows = [[queue, *stage, str(each)] for queue, found in queues for stage, each in found.items()]
+        return compact({"since": self.suspects.since, "rows": rows, "order": self.order.to_fields()})
 
     @classmethod
-    def from_json(cls, text: str) -> Suspects:
+    def from_json(cls, text: str) -> Notes:
         """Read the body of the record."""
         body = json.loads(text)
-        suspects = cls(body["since"])
+        suspects = Suspects(body["since"])
         for queue, *stage, rows in body["rows"]:
             suspects.rows.setdefault(queue, {})[Stage(*stage)] = IndexSet.parse(rows)
-        return suspects
+        return cls(suspects, Order.from_fields(body["order"]) if "order" in body else Order())
 
 
 class PutOff:
-    """Times before which something is not looked at again. Those of the last 10,000 are remembered."""
+    """Times before which something is not looked at again. Those that were set last are remembered. Thread-safe."""
 
     def __init__(self, most: int = 10_000) -> None:
         self._most = most
-        self._until: dict[Hashable, int] = {}
+        self._until: OrderedDict[Hashable, int] = OrderedDict()
 
     def until(self, name: Hashable) -> int:
         """Return the time before which something is not looked at again; 0 if it may be."""
         return self._until.get(name, 0)
 
     def put(self, name: Hashable, until: int) -> None:
-        """Put something off until a time. Several threads may do so."""
-        while len(self._until) >= self._most:
-            self._until.pop(next(iter([*self._until])), None)
+        """Put something off until a time."""
+        self._until.pop(name, None)
         self._until[name] = until
+        while len(self._until) > self._most:
+            self._until.popitem(last=False)

@@ -21,8 +21,9 @@ from celery_statemanager.errors import (
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import ListedCells
-from celery_statemanager.lost_messages import LostMessages, Queues
+from celery_statemanager.lost_messages import LostMessages
 from celery_statemanager.publishers import Fate, Publishers, has_due
+from celery_statemanager.queue_state import Queues
 from celery_statemanager.reclaim import ReclaimActions, Reclaimer
 from celery_statemanager.records import JobRecord, JobRef, OutboxState
 from celery_statemanager.stores.capabilities import Outbox
@@ -106,7 +107,8 @@ class Sweep:
         known = {each.worker_id: ListedCells.from_record(each, now, self._renewal) for each in records}
         self._publishers = Publishers(known, self._lease)
         overdue = requeued.Overdue(self._store, self._lease, now)
-        at_work = AtWork(self._store, self._lease, now, sends_ahead=self._actions.sends_ahead)
+        alive = frozenset(worker_id for worker_id, worker in known.items() if worker.gone_at > now)
+        at_work = AtWork(self._store, self._lease, now, alive, sends_ahead=self._actions.sends_ahead)
         for attempt in self._store.list_open_attempts():
             at_work.add(attempt)
             if not attempt.cell.open:

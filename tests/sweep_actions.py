@@ -29,6 +29,7 @@ class RecordedActions:
 
     broker_redelivers = False
     sends_ahead = False
+    keeps_order = False
 
     def __init__(self, store: Outbox | None = None, *, own: str = "") -> None:
         self.own = own

@@ -22,6 +22,7 @@ class Redelivers(Enum):
 
 _AT_ONCE = {"amqp", "qpid"}
 _NEVER = {"consul", "etcd", "filesystem", "memory", "mongodb", "pyro", "sql", "zookeeper"}
+_KEEPS_ORDER = {"amqp", "memory", "redis"}
 
 
 def redelivers(app: Celery) -> Redelivers:
@@ -33,6 +34,11 @@ def redelivers(app: Celery) -> Redelivers:
 def is_amqp(app: Celery) -> bool:
     """Return whether the broker of an app sends messages before the worker asks for each, and counts those it has."""
     return _kind(app) == "amqp"
+
+
+def keeps_order(app: Celery) -> bool:
+    """Return whether messages of equal priority leave a queue in the order in which any host has published them."""
+    return _kind(app) in _KEEPS_ORDER
 
 
 @lru_cache(maxsize=100)

@@ -37,10 +37,12 @@ class Place(NamedTuple):
     Attributes:
         queue: the name of its queue.
         delayed_until: the time before which the broker may keep it elsewhere, in microseconds; 0 if it is not delayed.
+        in_order: whether it leaves the queue after all other such messages that were published to the queue earlier.
     """
 
     queue: str
     delayed_until: int = 0
+    in_order: bool = False
 
 
 class Claim(NamedTuple):

@@ -1,5 +1,8 @@
 """Messages that the broker has lost: each row runs once or ends with a reason (rule R19)."""
 
+import os
+import signal
+import time
 from contextlib import closing
 
 import pytest
@@ -7,6 +10,7 @@ from conftest import FAULT_PLACES, PATIENCE
 
 from celery_statemanager import Status
 from celery_statemanager.integration.worker.queues import BrokerQueues
+from celery_statemanager.records import to_datetime
 
 
 def purge(tracked, queue):
@@ -63,6 +67,7 @@ def test_a_retry_that_the_broker_has_lost_is_published_again(tracked, setting, p
     assert [tracked.notes(f"{key}.{row}") for row in range(4)] == [["begun 1", "begun 2"]] * 4
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(*FAULT_PLACES)
 def test_a_stage_with_a_countdown_that_the_broker_has_lost_is_published_again(
@@ -117,3 +122,79 @@ def test_messages_that_wait_in_a_queue_are_not_published_again(tracked, setting,
     start_worker(key)
     assert job.wait(PATIENCE).finished == 3
     assert runs(tracked, key, 3) == [1] * 3
+
+
+@pytest.fixture
+def keep_busy(tracked, eventually):
+    """Return a function that submits a job whose messages keep a queue of two slow workers from being empty."""
+    jobs = []
+
+    def keep_busy(queue, rows=600):
+        members = [tracked.nap.s(0.3).set(queue=queue) for _ in range(rows)]
+        jobs.append(tracked.states.submit(members, max_in_flight=12))
+        eventually(lambda: jobs[-1].summary("work").finished)
+        return jobs[-1]
+
+    yield keep_busy
+    for job in jobs:
+        job.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.places(("redis-redis", "threads"), ("rabbitmq-redis", "prefork"), usual=1)
+def test_a_message_is_found_that_was_lost_from_a_queue_that_is_never_empty(
+    tracked, setting, pool, key, start_worker, keep_busy, eventually
+):
+    job = tracked.states.submit([tracked.count.s(f"{key}.{row}").set(queue=key) for row in range(2)])
+    assert purge(tracked, key) == 2
+    start_worker(key)
+    keep_busy(key)
+    counts = []
+
+    def has_run():
+        counts.append(message_count(tracked, key))
+        return job.summary("work").finished == 2
+
+    eventually(has_run, 90)
+    state = job.get_state("work", 0)
+    assert min(counts) > 0
+    assert runs(tracked, key, 2) == [1, 1]
+    lease = tracked.states.settings.lease
+    began = to_datetime(tracked.states.store.get_job(job.manager.ref.key).created_at)
+    assert (state.timestamp - began).total_seconds() > 3 * lease
+
+
+def publications(tracked, job):
+    """Return how often the messages of each row were published again."""
+    cells = (tracked.states.store.get_cell(job.manager.ref, "work", row) for row in range(job.num_tasks))
+    return [0 if cell is None else cell.delivery.publication for cell in cells]
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.places(("redis-redis", "threads"), ("redis-redis", "prefork"), ("rabbitmq-redis", "prefork"))
+def test_messages_that_wait_while_later_ones_begin_are_not_published_again(
+    tracked, setting, pool, key, start_worker, keep_busy, eventually
+):
+    """They have a priority, an eta or a rate limit, or a worker that is suspended for a moment has received them."""
+    note = tracked.count.s
+    members = [
+        note(f"{key}.0").set(queue=key, priority=9),
+        note(f"{key}.1").set(queue=key, countdown=40),
+        *(tracked.rate_limited.s(f"{key}.limited").set(queue=key) for _ in range(2)),
+        note(f"{key}.4").set(queue=f"{key}.other"),
+    ]
+    job = tracked.states.submit(members)
+    first, second = start_worker(key), start_worker(f"{key},{key}.unused")
+    for _ in range(50):
+        tracked.app.send_task("tracked.nap", (0.3,), queue=key)  # not tracked
+    keep_busy(key, rows=400)
+    lease = tracked.states.settings.lease
+    for worker in (first, second) * 3:
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        time.sleep(lease * 0.6)
+        os.kill(worker.process.pid, signal.SIGCONT)
+        time.sleep(lease * 0.6)
+    assert publications(tracked, job) == [0] * 5
+    assert sum(len(tracked.notes(f"{key}.{row}")) for row in (0, 1)) <= 2
+    job.cancel()

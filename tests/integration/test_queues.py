@@ -113,7 +113,7 @@ def test_nothing_is_known_of_the_messages_of_another_app(make):
     queues._tracker.store = here.states.store
     assert queues.queues_of(record) == frozenset()
     assert queues.place_of(record, "default", 0) is None
-    assert BrokerQueues(here.states).place_of(record, "default", 0) == Place("celery")
+    assert BrokerQueues(here.states).place_of(record, "default", 0) == Place("celery", in_order=True)
 
 
 def test_nothing_is_known_of_messages_that_are_not_in_a_queue_of_their_name(make):
@@ -136,6 +136,21 @@ def test_a_message_with_an_eta_is_delayed_until_then(make):
     assert until[:3] == [moment] * 3
     assert until[3] == moment, "no more is known than the last time of all rows"
     assert until[4] == 0
+
+
+@pytest.mark.parametrize(("options", "in_order"), [({}, True), ({"priority": 0}, False), ({"countdown": 1}, False)])
+def test_messages_without_an_eta_and_a_priority_keep_their_order(make, options, in_order):
+    here = make("memory://")
+    record = here.states.submit([here.task.s().set(**options)])._record
+    assert BrokerQueues(here.states).place_of(record, "default", 0).in_order is in_order
+
+
+def test_messages_in_folders_keep_no_order(make, tmp_path):
+    """Their names contain a clock of the host that has published them."""
+    for url, settings in brokers(tmp_path):
+        here = make(url, **settings)
+        record, queues = here.states.submit([here.task.s()])._record, BrokerQueues(here.states)
+        assert queues.place_of(record, "default", 0).in_order is queues.keeps_order is (url == "memory://")
 
 
 def test_the_countdown_of_a_later_stage_counts_from_its_publication(make, monkeypatch):
@@ -193,8 +208,8 @@ IN_2040 = round(datetime.fromisoformat(LATER).timestamp() * 1_000_000)
 
 
 def test_the_countdown_of_a_first_delivery_does_not_delay_its_retries(place_of_retry):
-    assert place_of_retry() == Place("mine")
-    assert place_of_retry(delivery=Delivery(1, 0, 2)) == Place("mine")
+    assert place_of_retry() == Place("mine", in_order=True)
+    assert place_of_retry(delivery=Delivery(1, 0, 2)) == Place("mine", in_order=True)
     assert place_of_retry(delivery=Delivery(1)).delayed_until
 
 

@@ -126,6 +126,11 @@ def succeed(self, value=None):
     return value
 
 
+@task(base=StatefulTask, tag="work")
+def nap(seconds):
+    time.sleep(seconds)
+
+
 @task(base=StatefulTask, bind=True, tag="work")
 def count(self, key):
     note(key, self.state.attempt)

@@ -15,6 +15,7 @@ from celery_statemanager.lost_messages import LostMessages
 from celery_statemanager.records import CALLBACK_ROW, ClaimRequest, Delivery, Flow, Place, Write
 from celery_statemanager.stores import open_store
 from celery_statemanager.stores.wrapped import WrappedStore
+from celery_statemanager.suspects import PutOff
 from celery_statemanager.testing import FakeClock, Grid
 from celery_statemanager.testing.kit import FAILED
 
@@ -25,6 +26,7 @@ class StubQueues:
     """A broker with the queues that a test names, and the rows of messages that go to a queue of their own."""
 
     sends_ahead = False
+    keeps_order = False
 
     def __init__(self):
         self.counts = {"work": 0}
@@ -88,10 +90,10 @@ def queues():
 def look(store, queues, clock):
     """Return a function that looks for lost messages, as a sweep does, after some seconds."""
 
-    def look(*grids, after=0.0, unpublished=()):
+    def look(*grids, after=0.0, unpublished=(), alive=()):
         clock.advance(after)
         lease, now = round(LEASE * 1e6), store.now()
-        at_work = AtWork(store, lease, now, sends_ahead=queues.sends_ahead)
+        at_work = AtWork(store, lease, now, frozenset(alive), sends_ahead=queues.sends_ahead)
         for attempt in store.list_open_attempts():
             at_work.add(attempt)
         lost = LostMessages(store, queues, lease, now, at_work)
@@ -402,6 +404,13 @@ def test_rows_that_a_dead_publisher_had_claimed_are_not_lost(store, look):
     grid = Grid.submitted(store, 3)
     for _ in range(4):
         assert look(grid, after=LEASE, unpublished=[0, 2]) in ({}, {("job", "a"): "1"})
+
+
+def test_only_the_last_times_are_remembered():
+    times = PutOff(most=3)
+    for name in ("a", "b", "a", "c", "d"):
+        times.put(name, ord(name))
+    assert [times.until(name) for name in "abcd"] == [97, 0, 99, 100]
 
 
 ROWS = 2_000

@@ -7,7 +7,7 @@ from datetime import datetime
 from celery import Celery
 from celery.utils.time import maybe_make_aware
 
-from celery_statemanager.integration.brokers import counts_messages
+from celery_statemanager.integration.brokers import counts_messages, keeps_order
 from celery_statemanager.integration.outbox.envelope import Envelope, queue_name
 from celery_statemanager.integration.outbox.making import REJECTED
 from celery_statemanager.records import Place
@@ -24,7 +24,9 @@ def place_of(app: Celery, message: Envelope, published_at: int) -> Place | None:
     queue = None if REJECTED in message else queue_name(message)
     if queue is None or message["task"] not in app.tasks or not counts_messages(app):
         return None
-    return Place(queue, _eta(message, published_at))
+    eta = _eta(message, published_at)
+    in_order = keeps_order(app) and not eta and message["publish"].get("priority") is None
+    return Place(queue, eta, in_order)
 
 
 def _eta(message: Envelope, published_at: int) -> int:
