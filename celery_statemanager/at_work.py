@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
+from celery_statemanager import put_back
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import RENEWALS, Report, cell_name, each_worker
 from celery_statemanager.records import CALLBACK_ROW, Column, JobRecord, JobRef, OpenAttempt, OutboxState
@@ -27,19 +28,17 @@ class AtWork:
     """The messages that run or that a live worker has, as of one sweep.
 
     Args:
-        workers: the ids of the live workers.
+        gone_at: when the last of the dead workers has gone whose records exist; 0 if there are none.
         sends_ahead: whether the broker sends messages to a worker whose main loop does not read them. Such a worker
             lists none.
         lease: in microseconds.
     """
 
-    def __init__(
-        self, store: WorkerRegistry, lease: int, now: int, workers: frozenset[str], *, sends_ahead: bool
-    ) -> None:
-        self.workers = workers
+    def __init__(self, store: WorkerRegistry, lease: int, now: int, gone_at: int, *, sends_ahead: bool) -> None:
         self._store = store
         self._lease = lease
         self._now = now
+        self._gone_at = gone_at
         self._sends_ahead = sends_ahead
         self._held: defaultdict[str, set[CellKey]] = defaultdict(set)
         self._newest: defaultdict[str, dict[str, int]] = defaultdict(dict)
@@ -54,6 +53,11 @@ class AtWork:
     def newest(self, ref: JobRef) -> list[CellKey]:
         """Return the last row of each stage of which an attempt is open that is no retry."""
         return [(tag, row) for tag, row in self._newest[ref.incarnation].items() if row != CALLBACK_ROW]
+
+    @cached_property
+    def connection_ended_at(self) -> int:
+        """When the connection of a worker to its broker has ended last."""
+        return max(self._gone_at, put_back.noted_at(self._store))
 
     @property
     def is_known(self) -> bool:

@@ -1,7 +1,8 @@
 """Determine which messages have left their queue, because messages that were published later have begun (rule R19).
 
-A queue keeps the order of its messages. Sweeps do not know when a message was published, but they note from time to
-time how many rows of each job have been claimed: these rows were published earlier than all later ones.
+A queue keeps the order of its messages, except those that the broker has put back when the connection of a worker has
+ended. Sweeps do not know when a message was published, but they note from time to time how many rows of each job have
+been claimed: these rows were published earlier than all later ones.
 """
 
 from __future__ import annotations
@@ -43,30 +44,20 @@ class Order:
     Attributes:
         passed: by the name of a queue, a time. A message that was published to the queue after it has begun.
         snapshots: the oldest first.
-        workers: the live workers of the last sweep.
-        gone_at: when a sweep has found last that a worker has gone. The broker may have put messages that the worker
-            had received back into their queues, from which later messages had been taken before.
     """
 
     passed: dict[str, int] = field(default_factory=dict)
     snapshots: list[Snapshot] = field(default_factory=list)
-    workers: frozenset[str] = frozenset()
-    gone_at: int = 0
 
     def to_fields(self) -> dict[str, Any]:
         """Return it as a JSON object."""
-        return {
-            "passed": self.passed,
-            "snapshots": self.snapshots,
-            "workers": sorted(self.workers),
-            "goneAt": self.gone_at,
-        }
+        return {"passed": self.passed, "snapshots": self.snapshots}
 
     @classmethod
     def from_fields(cls, values: dict[str, Any]) -> Order:
         """Read the object of ``to_fields``."""
         snapshots = [Snapshot(*each) for each in values["snapshots"]]
-        return cls(values["passed"], snapshots, frozenset(values["workers"]), values["goneAt"])
+        return cls(values["passed"], snapshots)
 
 
 class Overtaken:
@@ -75,16 +66,16 @@ class Overtaken:
     Args:
         old: what earlier sweeps have found out.
         lease, now: in microseconds.
-        workers: the live workers.
+        put_back_by: a time by which the broker has put back the messages of all workers whose connections have ended.
+            They are at the head of their queues, from which later messages had been taken before.
     """
 
-    def __init__(self, old: Order, lease: int, now: int, workers: frozenset[str]) -> None:
+    def __init__(self, old: Order, lease: int, now: int, put_back_by: int) -> None:
         self._old = old
         self._gap = GAP * lease
         self._lease = lease
         self._now = now
-        self._workers = workers
-        self._has_lost_worker = not old.workers <= workers
+        self._put_back_by = put_back_by
         self._passed: dict[str, int] = {}
         self._claimed: dict[str, int] = {}
 
@@ -139,9 +130,9 @@ class Overtaken:
 
     def have_left(self, queue: str, published_by: int | None) -> bool:
         """Return whether all messages that were published to a queue by a time have left it."""
-        if published_by is None or self._has_lost_worker:
+        if published_by is None:
             return False
-        return self._old.passed.get(queue, 0) >= max(published_by + self._gap, self._old.gone_at)
+        return self._old.passed.get(queue, 0) >= max(published_by + self._gap, self._put_back_by)
 
     def next(self, now: int) -> Order:
         """Return what the next sweep knows of the order.
@@ -149,7 +140,6 @@ class Overtaken:
         Args:
             now: a time at the end of this sweep.
         """
-        gone_at = now if self._has_lost_worker else self._old.gone_at
         kept = [
             each._replace(claimed={name: count for name, count in each.claimed.items() if name in self._claimed})
             for each in self._old.snapshots
@@ -159,4 +149,4 @@ class Overtaken:
             kept.append(Snapshot(self._now, now, self._claimed))
         if len(kept) > MOST_SNAPSHOTS:
             del kept[1::2]
-        return Order({queue: at for queue, at in self._passed.items() if at}, kept, self._workers, gone_at)
+        return Order({queue: at for queue, at in self._passed.items() if at}, kept)

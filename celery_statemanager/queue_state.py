@@ -23,6 +23,9 @@ class Queues(Protocol):
     keeps_order: bool
     """Whether messages without an eta and a priority leave a queue in the order in which they were published."""
 
+    put_back_delay: float
+    """Seconds within which the broker puts messages back after the connection of their worker has broken."""
+
     def queues_of(self, job: JobRecord) -> frozenset[str]:
         """Return the queues of some messages of a job. They should include all that its messages go to."""
 
@@ -58,7 +61,8 @@ class QueueState:
         self._lease = lease
         self._now = now
         self._at_work = at_work
-        self.overtaken = Overtaken(old, lease, now, at_work.workers)
+        put_back_by = at_work.connection_ended_at + max(lease, round(queues.put_back_delay * 1_000_000))
+        self.overtaken = Overtaken(old, lease, now, put_back_by)
         self._counts: dict[str, int | None] = {}
 
     def add(self, job: JobRecord, outbox: OutboxState, unpublished: IndexSet, queues: frozenset[str]) -> None:

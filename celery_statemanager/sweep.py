@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from celery_statemanager import leases, requeued
+from celery_statemanager import leases, put_back, requeued
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.errors import (
     AttemptSuperseded,
@@ -107,8 +107,8 @@ class Sweep:
         known = {each.worker_id: ListedCells.from_record(each, now, self._renewal) for each in records}
         self._publishers = Publishers(known, self._lease)
         overdue = requeued.Overdue(self._store, self._lease, now)
-        alive = frozenset(worker_id for worker_id, worker in known.items() if worker.gone_at > now)
-        at_work = AtWork(self._store, self._lease, now, alive, sends_ahead=self._actions.sends_ahead)
+        gone_at = max((worker.gone_at for worker in known.values() if worker.gone_at <= now), default=0)
+        at_work = AtWork(self._store, self._lease, now, gone_at, sends_ahead=self._actions.sends_ahead)
         for attempt in self._store.list_open_attempts():
             at_work.add(attempt)
             if not attempt.cell.open:
@@ -160,7 +160,7 @@ class Sweep:
     def _drop(self, worker_id: str, report: Report, received: list[Received], parts: list[Received]) -> None:
         """Delete the record of a dead worker, or reduce it to the rows that need another sweep."""
         if not (received or parts or worker_id in self._left or self._has_unread_claims):
-            self._store.drop_worker(worker_id)
+            put_back.drop_worker(self._store, worker_id)
             self._report.workers += 1
         elif [*report.received, *report.parts] != [*received, *parts]:
             left = replace(report, received=received, parts=parts, processes=())  # they were not seen at this time

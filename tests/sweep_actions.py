@@ -30,6 +30,7 @@ class RecordedActions:
     broker_redelivers = False
     sends_ahead = False
     keeps_order = False
+    put_back_delay = 0.0
 
     def __init__(self, store: Outbox | None = None, *, own: str = "") -> None:
         self.own = own

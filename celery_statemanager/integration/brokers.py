@@ -24,6 +24,9 @@ _AT_ONCE = {"amqp", "qpid"}
 _NEVER = {"consul", "etcd", "filesystem", "memory", "mongodb", "pyro", "sql", "zookeeper"}
 _KEEPS_ORDER = {"amqp", "memory", "redis"}
 
+LONGEST_HEARTBEAT = 120.0
+"""The interval in seconds that counts if the app asks for no heartbeats: Celery's default."""
+
 
 def redelivers(app: Celery) -> Redelivers:
     """Return when the broker of an app delivers the messages of a killed worker again."""
@@ -39,6 +42,14 @@ def is_amqp(app: Celery) -> bool:
 def keeps_order(app: Celery) -> bool:
     """Return whether messages of equal priority leave a queue in the order in which any host has published them."""
     return _kind(app) in _KEEPS_ORDER
+
+
+def put_back_delay(app: Celery) -> float:
+    """Return the seconds within which the broker puts back what a worker had received whose connection has broken.
+
+    RabbitMQ learns of a host that is gone when it has missed two heartbeats. Other brokers put nothing back by then.
+    """
+    return 2.0 * (app.conf.broker_heartbeat or LONGEST_HEARTBEAT) if redelivers(app) is Redelivers.AT_ONCE else 0.0
 
 
 @lru_cache(maxsize=100)

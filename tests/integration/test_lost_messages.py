@@ -6,9 +6,10 @@ import time
 from contextlib import closing
 
 import pytest
-from conftest import FAULT_PLACES, PATIENCE
+from conftest import FAULT_PLACES, PATIENCE, SLOW_PLACES
+from servers import cut_connections
 
-from celery_statemanager import Status
+from celery_statemanager import Status, put_back
 from celery_statemanager.integration.worker.queues import BrokerQueues
 from celery_statemanager.records import to_datetime
 
@@ -198,3 +199,19 @@ def test_messages_that_wait_while_later_ones_begin_are_not_published_again(
     assert publications(tracked, job) == [0] * 5
     assert sum(len(tracked.notes(f"{key}.{row}")) for row in (0, 1)) <= 2
     job.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.places(("redis-redis", "prefork"), ("redis-redis", "threads"), usual=1)
+def test_the_end_of_each_connection_of_a_worker_is_noted(tracked, setting, pool, key, start_worker, eventually):
+    """A broker then puts messages back; see ``put_back``."""
+    worker, store = start_worker(key), tracked.states.store
+    job = tracked.states.submit([tracked.succeed.s().set(queue=key)])
+    assert job.wait(PATIENCE).finished == 1
+    for end_connection in (
+        lambda: cut_connections(tracked.app.conf.broker_url),
+        worker.process.terminate,
+    ):
+        before = store.now()
+        end_connection()
+        eventually(lambda before=before: put_back.noted_at(store) > before)

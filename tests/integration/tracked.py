@@ -25,6 +25,7 @@ app = Celery("tracked", broker=os.environ["TRACKED_BROKER"])
 app.conf.update(
     statemanager_store_url=os.environ["TRACKED_STORE"],
     statemanager_progress_interval=0.0,
+    broker_heartbeat=15,
     statemanager_lease=6.0,
     statemanager_store_timeout=float(os.environ.get("TRACKED_STORE_TIMEOUT", "3")),
     statemanager_sweep_interval=1.5,

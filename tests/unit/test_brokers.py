@@ -3,7 +3,7 @@
 import pytest
 from celery import Celery
 
-from celery_statemanager.integration.brokers import Redelivers, redelivers
+from celery_statemanager.integration.brokers import Redelivers, put_back_delay, redelivers
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,13 @@ from celery_statemanager.integration.brokers import Redelivers, redelivers
 )
 def test_kind_of_a_broker_is_known_without_a_connection(broker, kind):
     assert redelivers(Celery("brokers", broker=broker, set_as_current=False)) is kind
+
+
+@pytest.mark.parametrize(
+    ("broker", "heartbeat", "seconds"),
+    [("amqp://nobody", 10, 20), ("amqp://nobody", None, 240), ("redis://nobody", 10, 0), ("filesystem://", 10, 0)],
+)
+def test_a_broker_puts_messages_back_when_it_has_missed_two_heartbeats(broker, heartbeat, seconds):
+    app = Celery("brokers", broker=broker, set_as_current=False)
+    app.conf.broker_heartbeat = heartbeat
+    assert put_back_delay(app) == seconds

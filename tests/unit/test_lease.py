@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from celery.worker import state as worker_state
 
-from celery_statemanager import Status, StoreError, StoreUnavailable, leases
+from celery_statemanager import Status, StoreError, StoreUnavailable, leases, put_back
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.integration.outbox.blocks import BlockCache, BlockWriter
@@ -41,6 +41,7 @@ class Request:
 
     time_start = None
     acknowledged = False
+    worker_pid = None
 
     def __init__(self, binding, retries=0):
         self.id = binding.celery_task_id
@@ -267,7 +268,7 @@ class Worker:
         self.now = 0.0
         self._running = []
         self._store, self._messages = tracker.store, tracker.held_messages
-        self._lease = Lease(tracker, "w", clock=lambda: self.now)
+        self.lease = Lease(tracker, "w", clock=lambda: self.now)
 
     def receive(self, row, retries=0):
         request = Request(self._binding(row), retries)
@@ -286,7 +287,7 @@ class Worker:
     def look(self, seconds=1.0):
         """Advance the clock and check; return the rows that the record lists as running, previous and received."""
         self.now += seconds
-        self._lease.renew_if_needed()
+        self.lease.renew_if_needed()
         report = self.report
         return *map(self._rows, (report.running, report.previous)), [row.task_index for row in report.received]
 
@@ -339,6 +340,31 @@ def test_unchanged_record_is_written_at_each_renewal(worker):
     worker.run(0)
     worker.look()
     assert worker.writes(30) == [11.0, 21.0, 31.0]
+
+
+def test_the_end_of_a_connection_is_noted_before_the_next_record_of_the_worker(worker, tracker):
+    assert worker.look()[2] == []
+    assert put_back.noted_at(tracker.store) == 0
+    worker.lease.note_connection_end()
+    before = worker.record
+    with tracker.store.away(), pytest.raises(StoreUnavailable):
+        worker.look()
+    assert worker.record == before
+    worker.look()
+    noted_at = put_back.noted_at(tracker.store)
+    assert before.renewed_at < noted_at <= worker.record.renewed_at
+    worker.look(10.0)
+    assert put_back.noted_at(tracker.store) == noted_at, "it is noted once"
+
+
+@pytest.mark.parametrize("runs", [[], [0]], ids=["dropped", "kept"])
+def test_the_end_of_a_worker_is_noted_before_its_connection_is_closed(worker, tracker, runs):
+    worker.run(*runs)
+    worker.look()
+    renewed_at = worker.record.renewed_at
+    worker.lease.release()
+    assert put_back.noted_at(tracker.store) > renewed_at
+    assert [*workers(tracker.store)] == ["w"] * len(runs)
 
 
 def test_held_message_that_is_not_listed_renews_the_record_early(worker):

@@ -27,6 +27,7 @@ class StubQueues:
 
     sends_ahead = False
     keeps_order = False
+    put_back_delay = 0.0
 
     def __init__(self):
         self.counts = {"work": 0}
@@ -90,10 +91,10 @@ def queues():
 def look(store, queues, clock):
     """Return a function that looks for lost messages, as a sweep does, after some seconds."""
 
-    def look(*grids, after=0.0, unpublished=(), alive=()):
+    def look(*grids, after=0.0, unpublished=()):
         clock.advance(after)
         lease, now = round(LEASE * 1e6), store.now()
-        at_work = AtWork(store, lease, now, frozenset(alive), sends_ahead=queues.sends_ahead)
+        at_work = AtWork(store, lease, now, 0, sends_ahead=queues.sends_ahead)
         for attempt in store.list_open_attempts():
             at_work.add(attempt)
         lost = LostMessages(store, queues, lease, now, at_work)

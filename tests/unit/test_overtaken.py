@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from celery_statemanager import leases
+from celery_statemanager import leases, put_back
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.completion import publish_due
 from celery_statemanager.indexset import IndexSet
@@ -27,6 +27,7 @@ class BusyQueues:
 
     sends_ahead = False
     keeps_order = True
+    put_back_delay = 0.0
 
     def __init__(self):
         self.special = {}
@@ -65,7 +66,7 @@ class Scene:
         self.store = CountingStore(store)
         self.queues = BusyQueues()
         self.grids = {}
-        self.alive = {"w"}
+        self.gone_at = 0
         self._clock = clock
 
     def submit(self, name, rows=1, tags=("a",), **others):
@@ -80,7 +81,7 @@ class Scene:
         for _ in range(times):
             self._clock.advance(SWEEP)
             lease, now = round(LEASE * 1e6), self.store.now()
-            at_work = AtWork(self.store, lease, now, frozenset(self.alive), sends_ahead=False)
+            at_work = AtWork(self.store, lease, now, self.gone_at, sends_ahead=False)
             for attempt in self.store.list_open_attempts():
                 at_work.add(attempt)
             lost = LostMessages(self.store, self.queues, lease, now, at_work)
@@ -227,22 +228,42 @@ def test_the_cells_of_healthy_jobs_are_not_read(scene):
     assert len(scene.store.reads[False]) < 60
 
 
-def test_no_message_is_lost_that_the_broker_may_have_put_back_from_a_worker(scene):
-    """The messages of a worker that stops are the next ones of their queue, and others may be busy."""
-    scene.alive = {"v", "w"}
+@pytest.mark.parametrize("is_dead", [True, False])
+@pytest.mark.parametrize("delay", [0.0, 4 * LEASE])
+def test_only_messages_that_were_published_after_a_put_back_prove_something(scene, is_dead, delay):
+    """Messages that the broker has put back are the next ones of their queue, and all workers may be busy."""
+    scene.queues.put_back_delay = delay
     scene.submit("waits")
     overtake(scene)
-    scene.alive = {"w"}
+    scene.sweep(3)
+    ended_at = scene.store.now()
+    if is_dead:
+        scene.gone_at = ended_at
+    else:
+        put_back.note(scene.store)
+    assert scene.sweeps_until_lost(4) is None
+    number = 0
+    while (lost := scene.sweep()) == {}:
+        number += 1
+        scene.submit(f"{number}")
+        scene.begin(f"{number}")
+    assert lost == {"waits": "0"}, "it was not put back"
+    assert (scene.store.now() - ended_at) / 1e6 >= max(delay, LEASE) + LEASE
+
+
+def test_a_worker_that_stops_between_two_sweeps_is_noticed(scene, store):
+    scene.submit("waits")
+    overtake(scene)
+    scene.sweep(3)
+    leases.renew(store, "v", Report(), LEASE)
+    put_back.drop_worker(store, "v")
     assert scene.sweeps_until_lost() is None
-    scene.submit("much later")
-    scene.begin("much later")
-    assert scene.sweeps_until_lost()[1] == {"waits": "0"}, "it was not put back"
 
 
-def test_a_worker_that_comes_changes_nothing(scene):
+def test_a_worker_that_comes_changes_nothing(scene, store):
     scene.submit("lost")
     overtake(scene)
-    scene.alive = {"w", "x"}
+    leases.renew(store, "v", Report(), 100 * LEASE)
     assert scene.sweeps_until_lost()[1] == {"lost": "0"}
 
 
@@ -321,15 +342,15 @@ def test_a_callback_is_lost_if_one_has_begun_that_was_published_two_leases_later
     assert not grid.job.due
 
 
-def test_notes_of_an_earlier_release_are_read(store):
-    old = Notes.from_json('{"since":{"work":5},"rows":[["work","i","a","0-2"]]}')
-    assert old.suspects.rows == {"work": {("i", "a", False): IndexSet.parse("0-2")}}
-    assert Notes.from_json(old.to_json()) == old
-
-
 def test_what_was_found_out_more_than_a_lease_ago_is_not_used(scene, clock):
     scene.submit("lost")
     overtake(scene)
     scene.sweep()
     clock.advance(LEASE)
     assert scene.sweeps_until_lost() is None
+
+
+def test_notes_of_an_earlier_release_are_read(store):
+    old = Notes.from_json('{"since":{"work":5},"rows":[["work","i","a","0-2"]]}')
+    assert old.suspects.rows == {"work": {("i", "a", False): IndexSet.parse("0-2")}}
+    assert Notes.from_json(old.to_json()) == old

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from celery_statemanager import leases
+from celery_statemanager import leases, put_back
 from celery_statemanager.integration import pools, redelivery, requests
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
@@ -63,6 +63,8 @@ class Lease:
         self._worker_id = worker_id
         self._due = self._early_due = -math.inf
         self._is_stopping = False
+        self._connections_ended = self._ends_noted = 0
+        """How many connections have ended, and how many of them ``put_back`` shows."""
         self._last_requests: list[Any] = []
         """The requests that ran when the worker began to shut down, so that they exist until it has."""
         self._ran: dict[str, float | None] = {}
@@ -96,6 +98,10 @@ class Lease:
             self._is_stopping, self._due = True, -math.inf
             self._last_requests = self._tracker.held_messages.unreported()
 
+    def note_connection_end(self) -> None:
+        """Request that the next check records that the broker may put messages of this worker back. Thread-safe."""
+        self._connections_ended, self._due = self._connections_ended + 1, -math.inf
+
     def renew_if_needed(self) -> None:
         """Renew the record when it is due, when the worker has ended an attempt, or when it lacks a received message.
 
@@ -118,6 +124,10 @@ class Lease:
     def renew(self) -> None:
         """Write what runs, what ended within the last renewal period, and what waits. Raises: StoreError."""
         now, renewal = self._clock(), self._settings.lease / leases.RENEWALS
+        connections_ended = self._connections_ended
+        if connections_ended > self._ends_noted:
+            put_back.note(self._store)
+            self._ends_noted = connections_ended
         self._find_ended()
         held = self._tracker.held_messages
         is_stopping, listed = self._is_stopping, held.waiting()
@@ -132,7 +142,8 @@ class Lease:
         cut = self._put(report, is_stopping=is_stopping)
         self._ran = {**running, **{name: ended[name] for name in before}}
         self._listed, self._parts = listed, _references(parts)
-        self._due = now + renewal if is_stopping is self._is_stopping else -math.inf
+        is_current = is_stopping is self._is_stopping and connections_ended == self._connections_ended
+        self._due = now + renewal if is_current else -math.inf
         self._warn(cut, f"{len(running):,} run, {len(pending_cells):,} wait, {len(received):,} are received")
 
     def release(self) -> None:
@@ -144,8 +155,9 @@ class Lease:
         held, running = self._tracker.held_messages, self._running()
         parts = self._rows_of(held.running_parts())
         if not held.unreported() and not parts and not self._ended:
-            self._store.drop_worker(self._worker_id)
+            put_back.drop_worker(self._store, self._worker_id)
             return
+        put_back.note(self._store)
         lease = self._settings.lease if held.has_living() else 0.0
         self._put(Report([*running], parts=parts), is_stopping=True, lease=lease)
 

@@ -66,6 +66,11 @@ class WorkerThreads:
         self._lease.announce_stop()
         self._renewing.hurry()
 
+    def note_connection_end(self) -> None:
+        """Record that the connection to the broker has ended."""
+        self._lease.note_connection_end()
+        self._renewing.hurry()
+
     def stop(self) -> None:
         """Write the waiting states, release the lease, and remove the traces of the worker from its process."""
         if self in _workers:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from celery_statemanager.integration.brokers import counts_messages, is_amqp, keeps_order
+from celery_statemanager.integration.brokers import counts_messages, is_amqp, keeps_order, put_back_delay
 from celery_statemanager.integration.callbacks import callback_task
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.due import Unpublishable, delivered_message
@@ -40,6 +40,7 @@ class BrokerQueues:
         self._tracker = tracker
         self.sends_ahead = is_amqp(tracker.app)
         self.keeps_order = keeps_order(tracker.app)
+        self.put_back_delay = put_back_delay(tracker.app)
         self._reads = 0
 
     def queues_of(self, job: JobRecord) -> frozenset[str]:

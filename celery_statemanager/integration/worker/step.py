@@ -50,8 +50,12 @@ class TrackingStep(bootsteps.StartStopStep):
             return
         tracker.held_messages.find_stopped()
         self._main_loop.detach()
-        if self._threads is not None and consumer.blueprint.state in _STOPPING:
+        if self._threads is None:
+            return
+        if consumer.blueprint.state in _STOPPING:
             self._threads.announce_stop()
+        else:
+            self._threads.note_connection_end()
 
     def shutdown(self, consumer: Any) -> None:
         """End the lease. Celery sends ``worker_shutdown`` only later, or not at all."""
