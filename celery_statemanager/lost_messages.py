@@ -225,15 +225,15 @@ class LostMessages:
 
     def _columns_if_overtaken(self, job: JobRecord, outbox: OutboxState, queues: frozenset[str]) -> list[Column] | None:
         """Return the columns of a job with index sets; None if no message has left its queue without having begun."""
-        claimed = self._state.overtaken.claimed(job, queues)
-        if not claimed or _put_off.until((job.ref, "")) > self._now:
+        overtaken_rows = self._state.overtaken.overtaken_rows(job, queues)
+        if not overtaken_rows or _put_off.until((job.ref, "")) > self._now:
             return None
         counts = self._store.column_summaries(job.ref)[1]
         begun = begun_rows(job, counts)
         is_idle = self._state.may_have_left(
             queues, self._state.overtaken.published_by(job, 0, job.last_activity + STALE)
         )
-        if self._lacks_any(job, outbox, counts) and (is_idle or (begun is not None and begun < claimed)):
+        if self._lacks_any(job, outbox, counts) and (is_idle or (begun is not None and begun < overtaken_rows)):
             return self._store.column_summaries(job.ref, indexes=True)[1]
         _put_off.put((job.ref, ""), self._now + GAP * self._lease)
         return None

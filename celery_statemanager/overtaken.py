@@ -22,19 +22,39 @@ MOST_SNAPSHOTS = 8
 MOST_JOBS = 500
 """Maximum number of jobs in a snapshot. Messages of other jobs are not found in this way."""
 
+MOST_TEXT = 100
+"""Maximum length of the rows of a job, as text, that a snapshot leaves out. With more, it leaves out the job."""
+
 
 class Snapshot(NamedTuple):
     """The number of claimed rows of each job, as a sweep has read it.
 
     Attributes:
         since: a time before it was read. Rows that were claimed later were published after it.
-        until: a time after it was read. Rows that were claimed earlier were published before it, or a moment later.
-        claimed: by the incarnation of the job. Those that have rows to publish again are left out.
+        until: a time after it was read. Rows that were claimed earlier were published before it, unless they are in
+            ``unpublished``.
+        claimed: by the incarnation of the job.
+        unpublished: the claimed rows of a job whose publication then or later was not certain, if there are any.
     """
 
     since: int
     until: int
     claimed: dict[str, int]
+    unpublished: dict[str, IndexSet]
+
+    def without(self, unpublished: dict[str, IndexSet]) -> Snapshot:
+        """Return what is left of it if rows of these jobs are not published, and all other jobs have ended."""
+        rows = {name: each.union(self.unpublished.get(name, IndexSet())) for name, each in unpublished.items()}
+        claimed = {
+            name: count
+            for name, count in self.claimed.items()
+            if name in unpublished and len(str(rows[name])) <= MOST_TEXT
+        }
+        return self._replace(claimed=claimed, unpublished={name: rows[name] for name in claimed if rows[name]})
+
+    def published(self, incarnation: str, row: int) -> bool:
+        """Return whether a row of a job had been published."""
+        return self.claimed.get(incarnation, 0) > row and row not in self.unpublished.get(incarnation, ())
 
 
 @dataclass
@@ -51,13 +71,25 @@ class Order:
 
     def to_fields(self) -> dict[str, Any]:
         """Return it as a JSON object."""
-        return {"passed": self.passed, "snapshots": self.snapshots}
+        snapshots = [
+            [each.since, each.until, each.claimed, {name: str(rows) for name, rows in each.unpublished.items()}]
+            for each in self.snapshots
+        ]
+        return {"passed": self.passed, "snapshots": snapshots}
 
     @classmethod
     def from_fields(cls, values: dict[str, Any]) -> Order:
-        """Read the object of ``to_fields``."""
-        snapshots = [Snapshot(*each) for each in values["snapshots"]]
-        return cls(values["passed"], snapshots)
+        """Read the object of ``to_fields``. Raises: AttributeError, KeyError, TypeError, ValueError."""
+        snapshots = [
+            Snapshot(
+                int(since),
+                int(until),
+                {name: int(count) for name, count in claimed.items()},
+                {name: IndexSet.parse(rows) for name, rows in unpublished.items()},
+            )
+            for since, until, claimed, unpublished in values["snapshots"]
+        ]
+        return cls({queue: int(at) for queue, at in values["passed"].items()}, snapshots)
 
 
 class Overtaken:
@@ -78,23 +110,25 @@ class Overtaken:
         self._put_back_by = put_back_by
         self._passed: dict[str, int] = {}
         self._claimed: dict[str, int] = {}
+        self._unpublished: dict[str, IndexSet] = {}
 
-    def add(self, job: JobRecord, outbox: OutboxState, unpublished: IndexSet, queues: frozenset[str]) -> bool:
-        """Note how many rows of a job are claimed, for the next snapshot.
+    def add(self, job: JobRecord, outbox: OutboxState, unpublished: IndexSet, queues: frozenset[str]) -> None:
+        """Note which rows of a job are published, for the next snapshot.
+
+        A claim with a lease lasts until its rows are published. Any other one lasts longer: it counts as published
+        when it is old.
 
         Args:
-            unpublished: claimed rows that may not be published.
+            unpublished: claimed rows whose publisher has died and may not have published them.
             queues: those of the job.
-
-        Returns: whether all claimed rows are published. If not, some will be published later than in the snapshots.
         """
         for queue in queues:
             self._passed.setdefault(queue, self._old.passed.get(queue, 0))
-        if outbox.returned or unpublished:
-            return False
+        claims = outbox.claims.values()
+        being_published = [each.rows for each in claims if each.until != each.at or each.at > self._now - self._gap]
+        rows = unpublished.union(outbox.returned.begun, outbox.returned.waiting, *being_published)
         if len(self._claimed) < MOST_JOBS:
-            self._claimed[job.incarnation] = outbox.claimed
-        return True
+            self._claimed[job.incarnation], self._unpublished[job.incarnation] = outbox.claimed, rows
 
     def published_after(self, job: JobRecord, row: int) -> int:
         """Return a time after which all messages of a row were published."""
@@ -108,12 +142,16 @@ class Overtaken:
         """
         return published_after >= self._passed.get(queue, 0) + self._lease
 
-    def has_begun(self, queue: str, published_after: int) -> None:
-        """Record that a message has begun that was published to a queue after a time."""
+    def note_begun(self, queue: str, published_after: int) -> None:
+        """Note that a message has begun that was published to a queue after a time."""
         self._passed[queue] = max(self._passed.get(queue, 0), published_after)
 
-    def claimed(self, job: JobRecord, queues: frozenset[str]) -> int:
-        """Return a number of rows of a job of which the first messages have left one of some queues."""
+    def overtaken_rows(self, job: JobRecord, queues: frozenset[str]) -> int:
+        """Return the number of rows of a job that were claimed when all messages had been published that have left.
+
+        Args:
+            queues: those of the job. The messages have left one of them.
+        """
         left = (each for each in self._old.snapshots if any(self.have_left(queue, each.until) for queue in queues))
         return max((each.claimed.get(job.incarnation, 0) for each in left), default=0)
 
@@ -124,7 +162,7 @@ class Overtaken:
             after: a time after which the message was made due, or 0 for the first message of the row.
         """
         for each in self._old.snapshots:
-            if each.since >= after and each.claimed.get(job.incarnation, 0) > row:
+            if each.since >= after and each.published(job.incarnation, row):
                 return each.until
         return None
 
@@ -140,13 +178,11 @@ class Overtaken:
         Args:
             now: a time at the end of this sweep.
         """
-        kept = [
-            each._replace(claimed={name: count for name, count in each.claimed.items() if name in self._claimed})
-            for each in self._old.snapshots
-        ]
+        kept = [each.without(self._unpublished) for each in self._old.snapshots]
         kept = [each for each in kept if each.claimed]
-        if self._claimed and (not kept or self._now - kept[-1].since >= self._lease):
-            kept.append(Snapshot(self._now, now, self._claimed))
+        if not kept or self._now - kept[-1].since >= self._lease:
+            new = Snapshot(self._now, now, self._claimed, {}).without(self._unpublished)
+            kept += [new] if new.claimed else []
         if len(kept) > MOST_SNAPSHOTS:
             del kept[1::2]
         return Order({queue: at for queue, at in self._passed.items() if at}, kept)

@@ -81,7 +81,7 @@ class QueueState:
             if is_news and _put_off.until(stage) <= self._now:
                 place = self._queues.place_of(job, tag, row)
                 if place is not None and place.in_order:
-                    self.overtaken.has_begun(place.queue, after)
+                    self.overtaken.note_begun(place.queue, after)
                 else:
                     _put_off.put(stage, self._now + self._lease)
 

@@ -13,7 +13,7 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.lost_messages import LostMessages
 from celery_statemanager.overtaken import MOST_SNAPSHOTS
-from celery_statemanager.records import CALLBACK_ROW, ClaimRequest, Delivery, Flow, Place, Write
+from celery_statemanager.records import CALLBACK_ROW, ClaimRequest, Delivery, Flow, Place, Returned, Write
 from celery_statemanager.stores.wrapped import WrappedStore
 from celery_statemanager.suspects import RECORD, Notes
 from celery_statemanager.testing import Grid
@@ -293,10 +293,55 @@ def test_a_job_with_rows_that_are_not_published_is_compared_later(scene, how):
     scene.sweep(1, unpublished=() if how == "returned" else [0])
     grid.update(lambda job: replace(job, flow=Flow()))
     scene.store.claim(grid.ref, ClaimRequest(publisher="p", limit=2))
+    assert scene.sweeps_until_lost(8)[1] == {"waits": "1"}
+    scene.begin("waits", 1)
     assert scene.sweeps_until_lost(8) is None
     scene.submit("last")
     scene.begin("last")
-    assert scene.sweeps_until_lost()[1] == {"waits": "0-1"}
+    assert scene.sweeps_until_lost()[1] == {"waits": "0"}
+
+
+def test_a_claim_is_compared_only_after_its_publisher_has_published_it(scene):
+    """The broker may not answer for a long time."""
+    grid = scene.submit("waits", 2, published=1, flow=Flow(2))
+    scene.begin("waits", 0)
+    scene.store.claim(grid.ref, ClaimRequest(publisher="w/1.1", limit=1, lease=100 * LEASE))
+    overtake(scene)
+    assert scene.sweeps_until_lost(8) is None
+    scene.store.claim(grid.ref, ClaimRequest(publisher="w/1.1", limit=0))
+    assert scene.sweeps_until_lost(8) is None
+    scene.submit("last")
+    scene.begin("last")
+    assert scene.sweeps_until_lost()[1] == {"waits": "1"}
+
+
+def test_a_claim_of_an_end_counts_as_published_two_leases_later(scene):
+    """It stays until the process claims again."""
+    grid = scene.submit("lost", 2, published=1, flow=Flow(2))
+    scene.begin("lost", 0)
+    scene.store.claim(grid.ref, ClaimRequest(publisher="w/1.1", limit=1))
+    scene.sweep(3)
+    for number in range(4):
+        scene.submit(f"later {number}")
+        scene.begin(f"later {number}")
+        scene.sweep()
+    assert scene.sweeps_until_lost(8) is None
+    scene.submit("last")
+    scene.begin("last")
+    assert scene.sweeps_until_lost()[1] == {"lost": "1"}
+
+
+def test_rows_are_compared_anew_that_were_given_back_and_claimed_again_between_two_sweeps(scene):
+    grid = scene.submit("waits", 2, published=0, flow=Flow())
+    scene.store.claim(grid.ref, ClaimRequest(publisher="p", limit=2, lease=100 * LEASE))
+    scene.sweep(6)
+    scene.submit("later")
+    given_back = Returned(waiting=IndexSet([0, 1]))
+    scene.store.claim(grid.ref, ClaimRequest(publisher="p", limit=0, returned=given_back))
+    scene.store.claim(grid.ref, ClaimRequest(publisher="p2", limit=2, lease=LEASE))
+    scene.store.claim(grid.ref, ClaimRequest(publisher="p2", limit=0))
+    scene.begin("later")
+    assert scene.sweeps_until_lost() is None
 
 
 def test_the_message_of_a_later_stage_is_lost_if_its_job_has_been_idle_longer(scene):
@@ -340,6 +385,27 @@ def test_a_callback_is_lost_if_one_has_begun_that_was_published_two_leases_later
     grid.run("success", CALLBACK_ROW)
     scene.sweep()
     assert not grid.job.due
+
+
+def test_notes_contain_what_was_noted(scene, store):
+    grid = scene.submit("lost", 3)
+    scene.store.write(grid.ref, Write.sent_back("a", 1, "why", attempt=0))
+    overtake(scene)
+    scene.sweep(3)
+    notes = Notes.from_json(store.get_worker(RECORD).body)
+    assert [str(rows) for rows in notes.suspects.rows["work"].values()] == ["0,2"]
+    assert str(*notes.order.snapshots[0].unpublished.values()) == "1"
+    assert Notes.from_json(notes.to_json()) == notes
+
+
+def test_a_snapshot_leaves_out_a_job_with_many_gaps(scene, store):
+    grid = scene.submit("lost", 100)
+    scene.submit("other")
+    for row in range(0, 100, 2):
+        scene.store.write(grid.ref, Write.sent_back("a", row, "why", attempt=0))
+    scene.sweep()
+    (snapshot,) = Notes.from_json(store.get_worker(RECORD).body).order.snapshots
+    assert [*snapshot.claimed] == [scene.grids["other"].ref.incarnation]
 
 
 def test_what_was_found_out_more_than_a_lease_ago_is_not_used(scene, clock):
