@@ -22,10 +22,9 @@ from celery_statemanager.records import (
     JobRef,
     OutboxState,
     Place,
-    WorkerRecord,
 )
 from celery_statemanager.stores.capabilities import Outbox
-from celery_statemanager.suspects import RECORD, Lost, Notes, PutOff, Stage, Suspects
+from celery_statemanager.suspects import Lost, Notes, PutOff, Stage, Suspects
 
 MOST_ROWS = 10_000
 """Maximum number of rows of a job and of jobs that are suspects at a time. The others are looked at later."""
@@ -188,8 +187,8 @@ class LostMessages:
             new.since[queue] = since if still else self._now
             new.rows[queue] = still or found
         notes = Notes(new, self._state.order(self._store.now()))
-        if self._record is not None or new.rows or notes.order.snapshots:
-            self._store.put_worker(RECORD, notes.to_json(), 0)
+        if self._old.exists or new.rows or notes.order.snapshots:
+            notes.write(self._store)
         return lost
 
     def _lost(self, queue: str, stage: Stage, rows: IndexSet, since: int) -> Lost:
@@ -202,15 +201,8 @@ class LostMessages:
         return Lost(self._refs[stage.incarnation], stage.tag, missing, why, since)
 
     @cached_property
-    def _record(self) -> WorkerRecord | None:
-        return self._store.get_worker(RECORD)
-
-    @cached_property
     def _old(self) -> Notes:
-        """The notes of the last sweep; none if it was more than a lease ago."""
-        if self._record is None or self._now - self._record.renewed_at > self._lease:
-            return Notes()
-        return Notes.from_json(self._record.body)
+        return Notes.read(self._store, self._lease, self._now)
 
     @cached_property
     def _state(self) -> QueueState:

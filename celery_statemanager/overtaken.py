@@ -22,6 +22,9 @@ MOST_SNAPSHOTS = 8
 MOST_JOBS = 500
 """Maximum number of jobs in a snapshot. Messages of other jobs are not found in this way."""
 
+MOST_QUEUES = 500
+"""Maximum number of queues about which something is noted. The others are those with the earliest messages."""
+
 MOST_TEXT = 100
 """Maximum length of the rows of a job, as text, that a snapshot leaves out. With more, it leaves out the job."""
 
@@ -185,4 +188,5 @@ class Overtaken:
             kept += [new] if new.claimed else []
         if len(kept) > MOST_SNAPSHOTS:
             del kept[1::2]
-        return Order({queue: at for queue, at in self._passed.items() if at}, kept)
+        latest = sorted((at, queue) for queue, at in self._passed.items() if at)[-MOST_QUEUES:]
+        return Order({queue: at for at, queue in latest}, kept)

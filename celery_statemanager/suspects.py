@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from celery_statemanager.codec import compact
+from celery_statemanager.errors import StoreContended, StoreError, StoreUnavailable
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.overtaken import Order
 from celery_statemanager.records import JobRef
+from celery_statemanager.stores.capabilities import WorkerRegistry
+
+logger = logging.getLogger(__name__)
 
 RECORD = "~queues"
 """The worker id of the record with the notes of the last sweep."""
+
+MOST_TEXT = 256 * 1024
+"""Maximum length of the suspects in the record. The others are noted when there is room."""
 
 
 class Stage(NamedTuple):
@@ -75,25 +83,61 @@ class Suspects:
 
 @dataclass
 class Notes:
-    """What a sweep notes for the next one."""
+    """What a sweep notes for the next one.
+
+    Attributes:
+        exists: whether the record exists, even if it is not used.
+    """
 
     suspects: Suspects = field(default_factory=Suspects)
     order: Order = field(default_factory=Order)
-
-    def to_json(self) -> str:
-        """Return the body of the record."""
-        queues = self.suspects.rows.items()
-        rows = [[queue, *stage, str(each)] for queue, found in queues for stage, each in found.items()]
-        return compact({"since": self.suspects.since, "rows": rows, "order": self.order.to_fields()})
+    exists: bool = field(default=False, compare=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Notes:
-        """Read the body of the record."""
-        body = json.loads(text)
-        suspects = Suspects(body["since"])
-        for queue, *stage, rows in body["rows"]:
-            suspects.rows.setdefault(queue, {})[Stage(*stage)] = IndexSet.parse(rows)
-        return cls(suspects, Order.from_fields(body["order"]) if "order" in body else Order())
+    def read(cls, store: WorkerRegistry, lease: int, now: int) -> Notes:
+        """Return the notes of the last sweep; empty ones if it was not within the last lease. Raises: StoreError.
+
+        Those of a later time were written before the store's clock was set back.
+        """
+        record = store.get_worker(RECORD)
+        is_recent = record is not None and now - lease <= record.renewed_at <= now
+        return cls.from_json(record.body, exists=True) if record and is_recent else cls(exists=record is not None)
+
+    def write(self, store: WorkerRegistry) -> None:
+        """Write the record. An error is logged: without it, messages are found later. Raises: StoreUnavailable."""
+        try:
+            store.put_worker(RECORD, self.to_json(), 0)
+        except StoreError as error:
+            if isinstance(error, StoreUnavailable) and not isinstance(error, StoreContended):
+                raise
+            logger.warning("sweep: cannot write the notes about lost messages, they are found later: %s", error)
+
+    def to_json(self) -> str:
+        """Return the body of the record. It has room for a limited number of suspects."""
+        room, rows = MOST_TEXT, []
+        for queue, found in self.suspects.rows.items():
+            for stage, missing in found.items():
+                rows.append([queue, *stage, str(missing)])
+                room -= len(compact(rows[-1]))
+                if room < 0:
+                    rows.pop()
+                    break
+        noted = {each[0] for each in rows}
+        since = {queue: since for queue, since in self.suspects.since.items() if queue in noted}
+        return compact({"since": since, "rows": rows, "order": self.order.to_fields()})
+
+    @classmethod
+    def from_json(cls, text: str, *, exists: bool = False) -> Notes:
+        """Read the body of the record. Return empty notes if it cannot be read."""
+        try:
+            body = json.loads(text)
+            suspects = Suspects({queue: int(since) for queue, since in body["since"].items()})
+            for queue, incarnation, tag, is_callback, rows in body["rows"]:
+                stage = Stage(incarnation, tag, bool(is_callback))
+                suspects.rows.setdefault(queue, {})[stage] = IndexSet.parse(rows)
+            return cls(suspects, Order.from_fields(body["order"]), exists)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return cls(exists=exists)
 
 
 class PutOff:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sweep_actions import RecordedActions
 
 from celery_statemanager import leases, put_back
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.completion import publish_due
+from celery_statemanager.errors import StoreError
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.lost_messages import LostMessages
-from celery_statemanager.overtaken import MOST_SNAPSHOTS
+from celery_statemanager.overtaken import MOST_QUEUES, MOST_SNAPSHOTS, Order, Overtaken
 from celery_statemanager.records import CALLBACK_ROW, ClaimRequest, Delivery, Flow, Place, Returned, Write
 from celery_statemanager.stores.wrapped import WrappedStore
-from celery_statemanager.suspects import RECORD, Notes
+from celery_statemanager.suspects import RECORD, Notes, Stage, Suspects
+from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import Grid
 
 LEASE = 30.0
@@ -387,6 +390,29 @@ def test_a_callback_is_lost_if_one_has_begun_that_was_published_two_leases_later
     assert not grid.job.due
 
 
+UNREADABLE = [
+    "x",
+    "[]",
+    '{"since":{},"rows":[],"order":null}',
+    '{"since":{},"rows":[]}',
+    '{"since":{"work":1},"rows":[["work","i","a",false,"0","new"]],"order":{"passed":{},"snapshots":[]}}',
+    '{"since":{"work":1},"rows":[["work","i","a",false,"many"]],"order":{"passed":{},"snapshots":[]}}',
+    '{"since":{},"rows":[],"order":{"passed":{"work":null},"snapshots":[]}}',
+    '{"since":{},"rows":[],"order":{"passed":{},"snapshots":[[1,2,{},{},"new"]]}}',
+    '{"since":{},"rows":[],"order":{"passed":{},"snapshots":[[1,2,{},["new"]]]}}',
+]
+
+
+@pytest.mark.parametrize("body", UNREADABLE)
+def test_notes_that_cannot_be_read_are_no_notes(scene, store, body):
+    scene.submit("lost")
+    store.put_worker(RECORD, body, 0)
+    assert Notes.from_json(body) == Notes()
+    assert scene.sweep() == {}
+    overtake(scene)
+    assert scene.sweeps_until_lost()[1] == {"lost": "0"}
+
+
 def test_notes_contain_what_was_noted(scene, store):
     grid = scene.submit("lost", 3)
     scene.store.write(grid.ref, Write.sent_back("a", 1, "why", attempt=0))
@@ -396,6 +422,21 @@ def test_notes_contain_what_was_noted(scene, store):
     assert [str(rows) for rows in notes.suspects.rows["work"].values()] == ["0,2"]
     assert str(*notes.order.snapshots[0].unpublished.values()) == "1"
     assert Notes.from_json(notes.to_json()) == notes
+
+
+def test_the_size_of_the_notes_is_limited():
+    rows = IndexSet(range(0, 2_000, 2))
+    suspects, names = Suspects(), [f"queue {number}" for number in range(2 * MOST_QUEUES)]
+    for number, name in enumerate(names):
+        suspects.since[name] = number
+        suspects.add(name, Stage("i", "a"), rows)
+    notes = Notes.from_json(Notes(suspects).to_json())
+    assert len(notes.to_json()) < 300_000
+    assert 10 < len(notes.suspects.rows) == len(notes.suspects.since)
+    passed = Overtaken(Order(), 1, 1, 0)
+    for number, name in enumerate(names):
+        passed.note_begun(name, number)
+    assert [*passed.next(1).passed] == names[-MOST_QUEUES:]
 
 
 def test_a_snapshot_leaves_out_a_job_with_many_gaps(scene, store):
@@ -408,6 +449,20 @@ def test_a_snapshot_leaves_out_a_job_with_many_gaps(scene, store):
     assert [*snapshot.claimed] == [scene.grids["other"].ref.incarnation]
 
 
+def test_notes_from_the_future_are_not_used(scene, clock):
+    """The store's clock was set back."""
+    scene.submit("first")
+    scene.sweep(6)
+    scene.submit("later")
+    scene.begin("later")
+    scene.sweep(2)
+    for name in ("first", "later"):
+        scene.grids.pop(name)
+    clock.advance(-10 * LEASE)
+    scene.submit("waits")
+    assert scene.sweeps_until_lost() is None
+
+
 def test_what_was_found_out_more_than_a_lease_ago_is_not_used(scene, clock):
     scene.submit("lost")
     overtake(scene)
@@ -416,7 +471,22 @@ def test_what_was_found_out_more_than_a_lease_ago_is_not_used(scene, clock):
     assert scene.sweeps_until_lost() is None
 
 
-def test_notes_of_an_earlier_release_are_read(store):
-    old = Notes.from_json('{"since":{"work":5},"rows":[["work","i","a","0-2"]]}')
-    assert old.suspects.rows == {"work": {("i", "a", False): IndexSet.parse("0-2")}}
-    assert Notes.from_json(old.to_json()) == old
+class FullStore(WrappedStore):
+    """A store that has no room for the notes of sweeps."""
+
+    def put_worker(self, worker_id, body, lease):
+        if worker_id == RECORD:
+            raise StoreError("no room")
+        super().put_worker(worker_id, body, lease)
+
+
+def test_a_sweep_goes_on_if_its_notes_cannot_be_written(store, clock, caplog):
+    full = FullStore(store)
+    actions = RecordedActions(full)
+    actions.empty_queue = "work"
+    Grid.submitted(full, 1)
+    leases.renew(full, "dead", Report(), LEASE)
+    clock.advance(LEASE)
+    Sweep(full, actions, lease=LEASE, max_lost=3).run()
+    assert store.get_worker("dead") is None
+    assert "cannot write the notes" in caplog.text
