@@ -1,33 +1,25 @@
 """Find published messages that no broker and no worker has any more (rule R19).
 
-A message counts as lost if it had not begun when a sweep found its queue empty, and one lease later it still has not,
-the queue was empty in every sweep since, and no live worker lists it.
+A sweep notes messages that have not begun, that no live worker lists, and that have left their queue: it is empty, or
+messages that were published later have begun. One counts as lost if all sweeps of one lease have found this.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from functools import cached_property
+from heapq import nsmallest
 
 from celery_statemanager import completion
 from celery_statemanager.at_work import AtWork, begun_rows, not_ended
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.overtaken import GAP
 from celery_statemanager.queue_state import Queues, QueueState
-from celery_statemanager.records import (
-    CALLBACK_ROW,
-    Cell,
-    Column,
-    JobRecord,
-    JobRef,
-    OutboxState,
-    Place,
-)
+from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef, OutboxState
 from celery_statemanager.stores.capabilities import Outbox
-from celery_statemanager.suspects import Lost, Notes, PutOff, Stage, Suspects
+from celery_statemanager.suspects import Lost, Notes, PutOff, Stage, Suspects, UnreadCell
 
 MOST_ROWS = 10_000
-"""Maximum number of rows of a job and of jobs that are suspects at a time. The others are looked at later."""
+"""Maximum number of rows of a stage that have not begun and that one sweep looks at. The others are looked at later."""
 
 FEW_CELLS = 200
 """The size of a job whose cells are read at once. Of a larger one, the counts are read first."""
@@ -36,13 +28,16 @@ CELLS_PER_LEASE = 10_000
 """Approximate number of cells of a job that are read within one lease, as long as none of its messages is suspect."""
 
 MOST_CELLS = 500
-"""Maximum number of cells that one sweep reads one by one, to learn where the messages of retries are."""
+"""Maximum number of cells that one sweep reads one by one."""
 
 STALE = 60_000_000
 """Microseconds by which the last activity of a job may be later than its record shows."""
 
 _put_off = PutOff()
 """The jobs and the messages that this process does not look at again before a time."""
+
+_not_overtaken = PutOff()
+"""The jobs and the messages that it does not look at again before a time, unless a queue of the job is empty."""
 
 
 class LostMessages:
@@ -61,7 +56,7 @@ class LostMessages:
         self._at_work = at_work
         self._found = Suspects()
         self._refs: dict[str, JobRef] = {}
-        self._reads = 0
+        self._unread: list[UnreadCell] = []
 
     def look_at(self, job: JobRecord, outbox: OutboxState, unpublished: IndexSet) -> None:
         """Note the rows of a job whose messages have not begun and are in no queue.
@@ -75,81 +70,94 @@ class LostMessages:
         if outbox.claimed == 0 or not queues:
             return
         self._state.add(job, outbox, unpublished, queues)
-        is_put_off = _put_off.until(job.ref) > self._now and not self._old.suspects.has_any(job.incarnation)
+        is_empty = any(map(self._state.is_empty, queues))
+        put_off = _put_off if is_empty else _not_overtaken
+        is_put_off = put_off.until(job.ref) > self._now and not self._old.suspects.has_any(job.incarnation)
         if is_put_off or not self._at_work.is_known:
             return
-        if any(map(self._state.is_empty, queues)):
-            columns = self._columns(job, outbox)
-        else:
-            columns = self._columns_if_overtaken(job, outbox, queues)
+        columns = self._columns(job, outbox) if is_empty else self._columns_if_overtaken(job, outbox, queues)
         if columns is None:
             return
         self._refs[job.incarnation] = job.ref
+        unread = len(self._unread)
         for tag, rows in not_ended(job, outbox, unpublished, columns).items():
             if not job.cancelled:
-                self._look_at_unbegun(job, tag, rows.unbegun.head(MOST_ROWS), queues)
+                self._look_at_unbegun(job, tag, rows.unbegun.head(MOST_ROWS), queues, is_empty=is_empty)
             self._look_at_retries(job, tag, rows.begun.without(self._at_work.held_rows(job.ref, tag)))
-        if job.plan and not self._found.has_any(job.incarnation):
-            _put_off.put(job.ref, self._now + self._lease * job.plan.expected // CELLS_PER_LEASE)
+        if job.plan and not self._found.has_any(job.incarnation) and len(self._unread) == unread:
+            pause = self._lease * job.plan.expected // CELLS_PER_LEASE
+            put_off.put(job.ref, self._now + (pause if is_empty else max(pause, self._lease)))
+        if len(self._unread) > MOST_ROWS:
+            self._unread = self.cells_to_read()
 
-    def _look_at_unbegun(self, job: JobRecord, tag: str, rows: IndexSet, queues: frozenset[str]) -> None:
+    def _look_at_unbegun(
+        self, job: JobRecord, tag: str, rows: IndexSet, queues: frozenset[str], *, is_empty: bool
+    ) -> None:
         """Look at rows that have not begun a stage.
 
         The message of a later stage was published when the stage before ended, not after the last activity of the job.
+        That of a first stage may have been published again since, which its cell shows.
+
+        Args:
+            queues: those of the job.
+            is_empty: whether one of them is empty.
         """
+        stage, old = Stage(job.incarnation, tag), self._old.suspects.rows_of(Stage(job.incarnation, tag))
         found: defaultdict[str, list[int]] = defaultdict(list)
         for row in rows:
-            message = (job.ref, tag, row)
-            after = job.last_activity + STALE if job.plan and job.plan.before(tag, row) else 0
-            published_by = self._state.overtaken.published_by(job, row, after)
-            if (
-                self._at_work.has(*message)
-                or _put_off.until(message) > self._now
-                or not self._state.may_have_left(queues, published_by)
-            ):
+            message, is_first = (job.ref, tag, row), not (job.plan and job.plan.before(tag, row))
+            published_by = self._state.overtaken.published_by(job, row, 0 if is_first else job.last_activity + STALE)
+            is_put_off = _put_off.until(message) > self._now
+            is_put_off |= not is_empty and row not in old and _not_overtaken.until(message) > self._now
+            if is_put_off or self._at_work.has(*message) or not self._state.may_have_left(queues, published_by):
                 continue
             place = self._queues.place_of(job, tag, row)
             if place is not None and place.delayed_until > self._now:
                 _put_off.put(message, place.delayed_until)
-            elif place is not None and self._has_left(job, tag, row, place, published_by, is_first=not after):
+            elif place is None or not self._state.has_left(place, published_by):
+                _not_overtaken.put(message, self._now + self._lease)
+            elif is_first and not self._state.is_empty(place.queue):
+                self._unread.append(UnreadCell(job, tag, row, has_begun=False, is_suspect=row in old))
+            else:
                 found[place.queue].append(row)
         for queue, missing in found.items():
-            self._found.add(queue, Stage(job.incarnation, tag), IndexSet(missing))
-
-    def _has_left(
-        self, job: JobRecord, tag: str, row: int, place: Place, published_by: int | None, *, is_first: bool
-    ) -> bool:
-        """Return whether a message that has not begun has left its queue.
-
-        If it was overtaken, its cell shows whether it has been made due again since.
-        """
-        if not self._state.has_left(place, published_by) or not is_first or self._state.is_empty(place.queue):
-            return self._state.has_left(place, published_by)
-        cell = self._read_cell(job, tag, row)
-        published_by = None if cell is None else self._state.overtaken.published_by(job, row, cell.timestamp)
-        return self._state.has_left(place, published_by)
+            self._found.add(queue, stage, IndexSet(missing))
 
     def _look_at_retries(self, job: JobRecord, tag: str, rows: IndexSet) -> None:
-        """Look at rows that have begun and do not run.
+        """Look at rows that have begun and do not run, once in a lease or when the eta of their messages has passed."""
+        old = self._old.suspects.rows_of(Stage(job.incarnation, tag))
+        for row in rows:
+            message, is_suspect = (job.ref, tag, row), row in old
+            if not self._at_work.has(*message) and (is_suspect or _put_off.until(message) <= self._now):
+                self._unread.append(UnreadCell(job, tag, row, has_begun=True, is_suspect=is_suspect))
 
-        One that is not suspect is read once in a lease, or when its eta has passed. If there are too many for one
-        sweep, those come first that were read least recently.
+    def cells_to_read(self) -> list[UnreadCell]:
+        """Return the cells that ``look_at_cell`` must look at, after all jobs.
+
+        If there are too many, those come first that are suspect, then those that were read least recently.
         """
-        stage = Stage(job.incarnation, tag)
-        old = self._old.suspects.rows_of(stage).within(rows)
-        for row in (*old, *sorted(rows.without(old), key=lambda row: _put_off.until((job.ref, tag, row)))):
-            message = (job.ref, tag, row)
-            if self._at_work.has(*message) or (row not in old and _put_off.until(message) > self._now):
-                continue
-            cell = self._read_cell(job, tag, row)
-            if cell is None:
-                return
-            place = self._queues.place_of(job, tag, row, cell) if cell.awaits_message else None
-            published_by = self._state.overtaken.published_by(job, row, cell.timestamp)
-            if place is not None and place.delayed_until <= self._now and self._state.has_left(place, published_by):
-                self._found.add(place.queue, stage, IndexSet([row]))
-            else:
-                _put_off.put(message, max(place.delayed_until if place else 0, self._now + self._lease))
+
+        def order(each: UnreadCell) -> tuple[bool, int]:
+            times = _put_off if each.has_begun else _not_overtaken
+            return not each.is_suspect, times.until(each.message)
+
+        return nsmallest(MOST_CELLS, self._unread, key=order)
+
+    def look_at_cell(self, each: UnreadCell) -> None:
+        """Note a message if its queue is empty, or its cell shows that messages have begun that were published later.
+
+        Raises: JobNotFound, StoreError.
+        """
+        job, tag, row, has_begun, _ = each
+        cell, place = self._store.get_cell(job.ref, tag, row) or Cell(), None
+        if cell.awaits_message:
+            place = self._queues.place_of(job, tag, row, cell if has_begun else None)
+        published_by = self._state.overtaken.published_by(job, row, cell.timestamp)
+        if place is not None and place.delayed_until <= self._now and self._state.has_left(place, published_by):
+            self._found.add(place.queue, Stage(job.incarnation, tag), IndexSet([row]))
+            return
+        times = _put_off if has_begun else _not_overtaken
+        times.put(each.message, max(place.delayed_until if place else 0, self._now + self._lease))
 
     def look_at_callbacks(self, job: JobRecord) -> None:
         """Note the callbacks of a job that are published, do not run, and whose message is in no queue.
@@ -218,7 +226,7 @@ class LostMessages:
     def _columns_if_overtaken(self, job: JobRecord, outbox: OutboxState, queues: frozenset[str]) -> list[Column] | None:
         """Return the columns of a job with index sets; None if no message has left its queue without having begun."""
         overtaken_rows = self._state.overtaken.overtaken_rows(job, queues)
-        if not overtaken_rows or _put_off.until((job.ref, "")) > self._now:
+        if not overtaken_rows:
             return None
         counts = self._store.column_summaries(job.ref)[1]
         begun = begun_rows(job, counts)
@@ -227,14 +235,9 @@ class LostMessages:
         )
         if self._lacks_any(job, outbox, counts) and (is_idle or (begun is not None and begun < overtaken_rows)):
             return self._store.column_summaries(job.ref, indexes=True)[1]
-        _put_off.put((job.ref, ""), self._now + GAP * self._lease)
+        _not_overtaken.put(job.ref, self._now + self._lease)
         return None
 
     def _lacks_any(self, job: JobRecord, outbox: OutboxState, counts: list[Column]) -> bool:
         """Return whether a published message of a job neither runs nor is with a worker."""
         return outbox.in_flight(counts) > self._at_work.count(job.ref)
-
-    def _read_cell(self, job: JobRecord, tag: str, row: int) -> Cell | None:
-        """Return a cell; None if this sweep has read too many."""
-        self._reads += 1
-        return None if self._reads > MOST_CELLS else self._store.get_cell(job.ref, tag, row) or Cell()

@@ -13,7 +13,7 @@ from celery_statemanager.codec import compact
 from celery_statemanager.errors import StoreContended, StoreError, StoreUnavailable
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.overtaken import Order
-from celery_statemanager.records import JobRef
+from celery_statemanager.records import JobRecord, JobRef
 from celery_statemanager.stores.capabilities import WorkerRegistry
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,26 @@ class Stage(NamedTuple):
     incarnation: str
     tag: str
     is_callback: bool = False
+
+
+class UnreadCell(NamedTuple):
+    """A message that is suspect if its cell confirms that.
+
+    Attributes:
+        has_begun: whether a task of the row has begun the stage, so that the message is that of a retry.
+        is_suspect: whether the last sweep has noted it.
+    """
+
+    job: JobRecord
+    tag: str
+    row: int
+    has_begun: bool
+    is_suspect: bool
+
+    @property
+    def message(self) -> tuple[JobRef, str, int]:
+        """The cell of the message."""
+        return self.job.ref, self.tag, self.row
 
 
 class Lost(NamedTuple):

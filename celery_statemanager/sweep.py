@@ -174,6 +174,8 @@ class Sweep:
             self._guarded(partial(self._reclaimer.return_received, row, because), row.ref)
 
     def _end_lost_messages(self) -> None:
+        for each in self._lost.cells_to_read():
+            self._guarded(partial(self._lost.look_at_cell, each), each.job.ref)
         for lost in self._lost.finish():
             for row in lost.rows:
                 self._guarded(partial(self._reclaimer.end_lost_message, lost, row), lost.ref)

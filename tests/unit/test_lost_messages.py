@@ -91,7 +91,7 @@ def queues():
 def look(store, queues, clock):
     """Return a function that looks for lost messages, as a sweep does, after some seconds."""
 
-    def look(*grids, after=0.0, unpublished=()):
+    def look(*grids, after=0.0, unpublished=(), alive=()):
         clock.advance(after)
         lease, now = round(LEASE * 1e6), store.now()
         at_work = AtWork(store, lease, now, 0, sends_ahead=queues.sends_ahead)
@@ -101,6 +101,8 @@ def look(store, queues, clock):
         for grid in grids:
             lost.look_at_callbacks(grid.job)
             lost.look_at(grid.job, store.get_outbox(grid.ref), IndexSet(unpublished))
+        for each in lost.cells_to_read():
+            lost.look_at_cell(each)
         found = {}
         for each in lost.finish():
             key = (each.ref.key.job_id, each.tag)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sweep_actions import RecordedActions
 
-from celery_statemanager import leases, put_back
+from celery_statemanager import leases, lost_messages, put_back
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.completion import publish_due
 from celery_statemanager.errors import StoreError
@@ -91,6 +91,8 @@ class Scene:
             for grid in self.grids.values():
                 lost.look_at_callbacks(grid.job)
                 lost.look_at(grid.job, self.store.get_outbox(grid.ref), IndexSet(unpublished))
+            for each in lost.cells_to_read():
+                lost.look_at_cell(each)
             found = lost.finish()
         return {each.ref.key.job_id: str(IndexSet(row for row in each.rows if row >= 0)) for each in found}
 
@@ -164,6 +166,48 @@ def test_a_retry_that_has_begun_proves_nothing(scene):
     grid = scene.submit("later")
     grid.begin("a", 0, owner="w", delivery=Delivery(0, 0, 1))
     assert scene.sweeps_until_lost() is None
+
+
+def test_rows_with_a_priority_are_looked_at_once_in_a_lease(scene):
+    rows = 50
+    scene.queues.special = {("waits", row): Place("work") for row in range(rows)}
+    scene.submit("waits", rows)
+    overtake(scene)
+    scene.sweep(2)
+    scene.queues.asked.clear()
+    scene.store.reads[True].clear()
+    sweeps = 8
+    assert scene.sweeps_until_lost(sweeps) is None
+    leases_passed = sweeps * SWEEP / LEASE
+    assert len(scene.store.reads[True]) <= leases_passed
+    assert len([each for each in scene.queues.asked if each[0] == "waits"]) <= rows * leases_passed
+
+
+def test_rows_with_a_priority_are_not_looked_at_again_for_the_sake_of_a_lost_one(scene):
+    rows = 50
+    scene.queues.special = {("lost", row): Place("work") for row in range(1, rows)}
+    scene.submit("lost", rows)
+    overtake(scene)
+    assert scene.sweep(2) == {}
+    scene.queues.asked.clear()
+    assert scene.sweep() == {}
+    assert {each for each in scene.queues.asked if each[0] == "lost"} == {("lost", "a", 0)}
+    assert scene.sweep() == {"lost": "0"}
+
+
+@pytest.mark.parametrize("waiting", [4, 40])
+def test_a_lost_message_is_found_while_many_others_wait_that_were_published_again(scene, monkeypatch, waiting):
+    monkeypatch.setattr(lost_messages, "MOST_CELLS", 3)
+    grid = scene.submit("waits", waiting)
+    scene.submit("lost")
+    scene.sweep(6)
+    scene.submit("later")
+    for row in range(waiting):
+        scene.store.write(grid.ref, Write.sent_back("a", row, "why", attempt=0))
+    scene.store.claim(grid.ref, ClaimRequest(publisher="p", limit=waiting, lease=LEASE))
+    scene.store.claim(grid.ref, ClaimRequest(publisher="p", limit=0))
+    scene.begin("later")
+    assert scene.sweeps_until_lost(25)[1] == {"lost": "0"}
 
 
 def test_nothing_is_noted_about_queues_that_do_not_keep_the_order(scene, store):
