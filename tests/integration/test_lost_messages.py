@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 
 import pytest
-from conftest import FAULT_PLACES, PATIENCE, SLOW_PLACES
+from conftest import FAULT_PLACES, PATIENCE
 from servers import cut_connections
 
 from celery_statemanager import Status, put_back
