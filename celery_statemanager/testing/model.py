@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from celery_statemanager.models import Status
@@ -28,6 +28,7 @@ class ExpectedJob:
         values: what each row keeps of its newest finished stage.
         is_resetting: whether rows of the generation are still to be reset.
         earlier_failures: how often cells had failed before the generation.
+        earlier_failed_rows: how many rows had failed before the generation and are not among its own.
     """
 
     job: JobRecord
@@ -45,6 +46,7 @@ class ExpectedJob:
     generation: int = 1
     is_resetting: bool = False
     earlier_failures: int = 0
+    earlier_failed_rows: int = 0
     repeats_end: bool = False
     """Whether the last write found its cell finished."""
 
@@ -209,8 +211,18 @@ class ExpectedJob:
         """How often cells that count have failed."""
         return sum(self.cell(place).failures for place in self.places)
 
-    def rerun(self) -> None:
-        """Begin a new generation."""
+    def failed_cells(self, rows: Collection[int]) -> int:
+        """Return how many cells in some rows have failed."""
+        return sum(self.cell(place).has_failed for place in self.places if place[1] in rows)
+
+    @property
+    def failed_rows(self) -> int:
+        """How many rows have failed in the generation."""
+        return max(0, self.failed_cells(range(self.job.num_tasks)) - self.earlier_failed_rows)
+
+    def rerun(self, row: int) -> None:
+        """Begin a new generation with a row."""
+        self.earlier_failed_rows = self.failed_cells([each for each in range(self.job.num_tasks) if each != row])
         self.generation += 1
         self.is_resetting, self.cancelled, self.reason = True, False, None
         self.earlier_failures = self.failures
@@ -324,11 +336,21 @@ class ExpectedJob:
         cells = [self.cell(each) for each in self.places]
         final = [not cell.open and (cell.status < 0 or cell.status == FINISHED) for cell in cells]
         resting = not any(cell.open or 0 < cell.status < FINISHED for cell in cells)
+        limit, failed = self.job.policy.max_failed, self.failures > self.earlier_failures
+        succeeds = all(is_final and cell.status == FINISHED for cell, is_final in zip(cells, final))
+        if limit is not None:
+            failed = self.failed_rows > limit
+            tolerates = self.failed_cells(range(self.job.num_tasks)) <= limit
+            ends = all(each.status == FINISHED or each.has_failed or each.blocked_by for each in cells)
+            succeeds = tolerates and all(final) and ends
+        if limit is not None and failed and not self.cancelled and "settled" not in self.decided:
+            rows = "1 row" if self.failed_rows == 1 else f"{self.failed_rows} rows"
+            self.cancelled, self.reason = True, f"{rows} failed, at most {limit} may (max_failed)"
         if resting if self.cancelled else all(final):
             self.decided.add("settled")
-        if all(is_final and cell.status == FINISHED for cell, is_final in zip(cells, final)):
+        if succeeds and not self.cancelled:
             self.decided.add("success")
-        if self.failures > self.earlier_failures:
+        if failed:
             self.decided.add("failure")
 
 
