@@ -1,4 +1,4 @@
-"""Aggregate the cells of a grid, including unwritten ones, by the lowest status (rules R5, R6, R17). Pure."""
+"""Aggregate the cells of a grid, including unwritten ones, by the lowest status (rules R5, R6, R15, R17, R22). Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from celery_statemanager.codec import state_of
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, Status, Summary
-from celery_statemanager.records import FRACTION_UNIT, Cell, Column, JobRecord, Tally
+from celery_statemanager.records import FRACTION_UNIT, Cancellation, Cell, Column, JobRecord, Tally
 
 
 def missing_state(job: JobRecord, tag: str, task_index: int) -> State:
@@ -58,8 +58,31 @@ def ends_row(job: JobRecord, tag: str, task_index: int) -> bool:
     return job.plan is not None and task_index >= 0 and job.plan.ends_row(tag, task_index)
 
 
+def failed_rows(job: JobRecord, tally: Tally) -> int:
+    """Return the number of rows that have failed in the current generation.
+
+    Args:
+        tally: the sum over all expected columns.
+    """
+    return max(0, tally.failed_rows - job.generation.earlier_failed_rows)
+
+
+def stopped(job: JobRecord, tally: Tally, now: int) -> JobRecord:
+    """Return the job, cancelled if more rows have failed than its policy tolerates (rule R22).
+
+    Args:
+        tally: the sum over all expected columns.
+        now: the time of the cancellation.
+    """
+    limit, failed = job.policy.max_failed, failed_rows(job, tally)
+    if limit is None or failed <= limit or job.cancelled or job.settled or job.generation.rows_to_reset:
+        return job
+    rows = "1 row" if failed == 1 else f"{failed} rows"
+    return replace(job, cancelled=Cancellation(f"{rows} failed, at most {limit} may (max_failed)", now))
+
+
 def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
-    """Return the names of the undecided latches whose condition the tally meets (rules R15, R20).
+    """Return the names of the undecided latches whose condition the tally meets (rules R15, R20, R22).
 
     Args:
         expected: the number of expected cells.
@@ -67,10 +90,26 @@ def decisions(job: JobRecord, expected: int, tally: Tally) -> tuple[str, ...]:
     """
     if job.generation.rows_to_reset:
         return ()
-    settled = tally.pending == 0 if job.cancelled else tally.ended >= expected
-    has_failed = tally.failures > job.generation.earlier_failures
-    met = {"success": tally.succeeded >= expected, "failure": has_failed, "settled": settled}
+    met = {
+        "success": not job.cancelled and _succeeds(job, expected, tally),
+        "failure": _fails(job, tally),
+        "settled": tally.pending == 0 if job.cancelled else tally.ended >= expected,
+    }
     return tuple(name for name, holds in met.items() if holds and job.latches[name].decided_at is None)
+
+
+def _succeeds(job: JobRecord, expected: int, tally: Tally) -> bool:
+    """Return whether all cells have finished, except those of as many failed rows as the policy tolerates."""
+    if job.policy.max_failed is None:
+        return tally.succeeded >= expected
+    tolerated = tally.failed_rows + tally.not_run
+    return tally.failed_rows <= job.policy.max_failed and tally.succeeded + tolerated >= expected
+
+
+def _fails(job: JobRecord, tally: Tally) -> bool:
+    if job.policy.max_failed is None:
+        return tally.failures > job.generation.earlier_failures
+    return failed_rows(job, tally) > job.policy.max_failed
 
 
 def settled(job: JobRecord, columns: Sequence[Column]) -> bool:
@@ -107,8 +146,14 @@ def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Su
         fraction=done / (expected * FRACTION_UNIT) if expected else 0.0,
         not_run=total.not_run,
         generation=job.generation.number,
+        failed_rows=failed_rows(job, total) if _is_whole(job, columns) else total.failed_rows,
+        max_failed=job.policy.max_failed,
         **(_index_sets(job, columns) if indexes else {}),
     )
+
+
+def _is_whole(job: JobRecord, columns: Sequence[Column]) -> bool:
+    return job.plan is None or len(columns) == len(job.plan.tags)
 
 
 def _index_sets(job: JobRecord, columns: Sequence[Column]) -> dict[str, IndexSet]:

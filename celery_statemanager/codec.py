@@ -24,6 +24,7 @@ from celery_statemanager.records import (
     Latch,
     OutboxState,
     Place,
+    Policy,
     Returned,
     to_datetime,
 )
@@ -149,6 +150,7 @@ def control_to_json(job: JobRecord) -> str:
             **({"metadata": job.metadata} if job.metadata else {}),
             **({"results": job.results} if job.results else {}),
             **({"generation": _generation_to_json(job.generation)} if job.generation.number > 1 else {}),
+            **({"policy": [getattr(job.policy, name) for name in _POLICY_FIELDS]} if job.policy != Policy() else {}),
             "tombstonedAt": job.tombstoned_at,
         }
     )
@@ -166,13 +168,17 @@ def _latch_from_json(
 
 
 def _generation_to_json(generation: Generation) -> list[Any]:
-    return [generation.number, generation.earlier_failures, str(generation.rows_to_reset)]
+    rows_to_reset = str(generation.rows_to_reset)
+    return [generation.number, generation.earlier_failures, rows_to_reset, generation.earlier_failed_rows]
+
+
+def _generation_from_json(number: int = 1, failures: int = 0, to_reset: str = "", failed_rows: int = 0) -> Generation:
+    return Generation(number, failures, IndexSet.parse(to_reset), failed_rows)
 
 
 def control_from_json(text: str) -> dict[str, Any]:
     """Parse the text of ``control_to_json`` into keyword arguments of ``JobRecord``."""
     control = json.loads(text)
-    number, earlier_failures, to_reset = control.get("generation", (1, 0, ""))
     earlier = [name for name in control["latches"] if name.partition(".")[0] in LATCHES and name not in LATCHES]
     return {
         "metadata": control.get("metadata"),
@@ -180,7 +186,8 @@ def control_from_json(text: str) -> dict[str, Any]:
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
         "flow": Flow(*control["flow"]) if control.get("flow") else None,
         "results": control.get("results"),
-        "generation": Generation(number, earlier_failures, IndexSet.parse(to_reset)),
+        "generation": _generation_from_json(*control.get("generation", ())),
+        "policy": Policy(*control.get("policy", ())),
         "tombstoned_at": control["tombstonedAt"],
     }
 
@@ -211,6 +218,7 @@ def job_from_fields(values: Mapping[str, Any]) -> JobRecord:
     return JobRecord(**plain, plan=plan_from_json(values["plan"]), **control_from_json(values["control"]))
 
 
+_POLICY_FIELDS = tuple(field.name for field in fields(Policy))
 _FLOW_FIELDS = tuple(field.name for field in fields(Flow))
 _CELL_FIELDS = tuple(field.name for field in fields(Cell))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from celery_statemanager.deadline import Deadline
 from celery_statemanager.errors import AttemptSuperseded, StoreContended, StoreError
-from celery_statemanager.indexset import IndexSet
+from celery_statemanager.indexset import IndexSet, MutableIndexSet
 from celery_statemanager.models import Status
 from celery_statemanager.records import (
     Cell,
@@ -49,7 +49,7 @@ def choose_rows(store: Outbox, ref: JobRef, requested: IndexSet | None) -> Rerun
 
     Raises: JobNotFound, StoreError.
     """
-    return _choose(store, *store.column_summaries(ref, indexes=requested is None), requested)
+    return _choose(store, *store.column_summaries(ref, indexes=requested is None), requested)[0]
 
 
 def begin_generation(
@@ -76,7 +76,7 @@ def begin_generation(
         if job.generation.rows_to_reset:
             complete(job)
             continue
-        report = _choose(store, job, columns, requested)
+        report, failed = _choose(store, job, columns, requested)
         if not report.rows:
             return report
         if job.cancelled is not None and not job.settled:
@@ -86,7 +86,8 @@ def begin_generation(
         if job.cancelled is not None:
             _cancel_other_rows(store, job, report.rows)
         failures = sum(column.tally.failures for column in columns)
-        if store.update_job(job.with_generation(report.rows, failures)) is not None:
+        others = sum(column.tally.failed_rows for column in columns) - failed
+        if store.update_job(job.with_generation(report.rows, failures, others)) is not None:
             return report
         error = StoreError(f"job {ref.key.job_id!r} was changed by other processes at each try; try again")
         deadline.pause(error, StoreContended)
@@ -121,26 +122,35 @@ def reset_rows(
     return change_job(store, job.ref, without_resets) or ()
 
 
-def _choose(store: Outbox, job: JobRecord, columns: list[Column], requested: IndexSet | None) -> RerunReport:
+def _choose(
+    store: Outbox, job: JobRecord, columns: list[Column], requested: IndexSet | None
+) -> tuple[RerunReport, int]:
+    """Return the rows of a rerun, and how many of those that run again have failed by themselves."""
     if requested is not None:
-        rows = _rerunnable(store, job, requested)
-        return RerunReport(rows, requested.without(rows))
+        rows, failed = _rerunnable(store, job, requested)
+        return RerunReport(rows, requested.without(rows)), failed
     candidates = IndexSet().union(*(part or IndexSet() for each in columns for part in (each.failed, each.not_run)))
     if job.cancelled is not None:
         candidates = candidates.union(*(each.missing or IndexSet() for each in columns))
-    has_pending = any(column.tally.pending for column in columns)
-    rows = _rerunnable(store, job, candidates) if has_pending else candidates
-    return RerunReport(rows, candidates.without(rows))
+    rows, failed = candidates, sum(column.tally.failed_rows for column in columns)
+    if any(column.tally.pending for column in columns):
+        rows, failed = _rerunnable(store, job, candidates)
+    return RerunReport(rows, candidates.without(rows)), failed
 
 
-def _rerunnable(store: Outbox, job: JobRecord, rows: Iterable[int]) -> IndexSet:
-    """Return those of some rows that have ended without success."""
-    return IndexSet(row for row in rows if _has_failed(store, job, row))
+def _rerunnable(store: Outbox, job: JobRecord, rows: Iterable[int]) -> tuple[IndexSet, int]:
+    """Return those of some rows that have ended without success, and the number of their cells that have failed."""
+    found, failed = MutableIndexSet(), 0
+    for row in rows:
+        cells = _cells_of(store, job, row).values()
+        if _has_failed(job, cells):
+            found.add(row)
+            failed += sum(cell.has_failed for cell in cells)
+    return IndexSet.from_ranges(found.ranges()), failed
 
 
-def _has_failed(store: Outbox, job: JobRecord, row: int) -> bool:
+def _has_failed(job: JobRecord, cells: Collection[Cell]) -> bool:
     """Return whether a row has ended without success. In a cancelled job, this includes a stage that never began."""
-    cells = _cells_of(store, job, row).values()
     if not all(cell.final or cell.waiting for cell in cells):
         return False
     return any(not cell.succeeded and (cell.final or job.cancelled is not None) for cell in cells)

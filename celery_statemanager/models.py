@@ -181,6 +181,9 @@ class Summary:
         not_run: cells that did not run because an earlier stage failed. ``failed`` does not count them, although they
             have the status of that stage.
         generation: that of the job when the cells were counted: 1, and one more after each rerun.
+        failed_rows: rows that have failed in this generation, without CANCELLED; in the summary of one of several tags,
+            the rows that have failed in this stage, in any generation.
+        max_failed: the number of failed rows that the job tolerates; None if it has no such limit.
     """
 
     num_tasks: int
@@ -197,6 +200,8 @@ class Summary:
     not_run: int = 0
     not_run_indexes: IndexSet | None = None
     generation: int = 1
+    failed_rows: int = 0
+    max_failed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as a JSON object, with the field names of the wire where these exist.
@@ -220,6 +225,8 @@ class Summary:
             "failed": self.failed,
             "notRun": self.not_run,
             "generation": self.generation,
+            "failedRows": self.failed_rows,
+            "maxFailed": self.max_failed,
             "lowest": self.lowest.as_dict(),
             **{name: str(rows) for name, rows in sets.items() if rows is not None},
         }

@@ -193,9 +193,9 @@ def _phase(job: JobRecord, summary: Summary, *, over: bool) -> Phase:
         return Phase.FAILED if has_failed else Phase.FINISHED
     if job.flow is not None and job.flow.paused:
         return Phase.PAUSED
-    if has_failed:
+    if has_failed and job.policy.max_failed is None:
         return Phase.FAILING
-    return Phase.RUNNING if summary.running or summary.finished else Phase.WAITING
+    return Phase.RUNNING if summary.running or summary.finished or has_failed else Phase.WAITING
 
 
 def _mentions(job: JobRecord, text: str) -> bool:

@@ -288,7 +288,9 @@ def _tally_of(cell: Cell) -> Tally:
     if status < 0:
         if is_open:
             return _OPEN_FAILED
-        return _FAILED if cell.blocked_by is None else _NOT_RUN
+        if cell.blocked_by is not None:
+            return _NOT_RUN
+        return _CANCELLED if status == Status.CANCELLED else _FAILED
     payload = cell.payload
     return _running(status) if payload is None or '"progress"' not in payload else _progressing(status, payload)
 
@@ -298,9 +300,10 @@ _OPEN_ZERO = Tally(pending=1)
 _OPEN_FINISHED = Tally(finished=1, pending=1)
 _FINISHED = Tally(finished=1, succeeded=1, ended=1)
 _OPEN_FAILED = Tally(failed=1, pending=1)
-_FAILED = Tally(failed=1, ended=1)
+_FAILED = Tally(failed=1, ended=1, failed_rows=1)
+_CANCELLED = Tally(failed=1, ended=1)
 _NOT_RUN = Tally(not_run=1, ended=1)
-_ENDING_ROW = {each: each._replace(rows=1) for each in (_FINISHED, _FAILED, _NOT_RUN)}
+_ENDING_ROW = {each: each._replace(rows=1) for each in (_FINISHED, _FAILED, _CANCELLED, _NOT_RUN)}
 
 
 @lru_cache

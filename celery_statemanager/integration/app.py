@@ -29,6 +29,7 @@ from celery_statemanager.integration.worker.step import TrackingStep
 from celery_statemanager.limits import check_name
 from celery_statemanager.metrics import Metrics
 from celery_statemanager.plan import PlanSpec
+from celery_statemanager.policies import PolicySpec
 from celery_statemanager.records import job_key
 from celery_statemanager.retention import current, find_job
 from celery_statemanager.stores import FullStore, masked, open_store
@@ -122,6 +123,7 @@ class StateManager:
         max_in_flight: int | None = None,
         metadata: Mapping[str, Any] | None = None,
         results: bool = False,
+        max_failed: int | str | None = None,
     ) -> Job:
         """Create a job of N rows, and publish one message for each.
 
@@ -137,7 +139,8 @@ class StateManager:
             on_success: a callback sent when every expected cell is final and FINISHED. A callback is one task
                 signature. The job_id is prepended to its arguments, unless it is immutable. It finds its job with
                 ``states.current_job()``.
-            on_failure: a callback sent when the first cell has failed finally.
+            on_failure: a callback sent when the first cell has failed finally or, with ``max_failed``, when too many
+                rows have failed.
             on_settled: a callback sent when every expected cell is final.
             max_in_flight: the maximum number of rows that are with the broker or running. The others are published as
                 rows end. None publishes all rows before this method returns.
@@ -145,18 +148,21 @@ class StateManager:
                 "Catalogue"}``; see ``Job.metadata`` and ``jobs``.
             results: whether the job keeps what the last task of each row returns, for ``Job.results`` and ``Job.get``.
                 Rows whose last task has ``keep_result`` keep it anyway.
+            max_failed: the number of failed rows that are tolerated, or a percentage of all rows such as ``"2%"``,
+                rounded down. If more rows fail, the job is cancelled, and ``on_failure`` is sent. Otherwise
+                ``on_success`` is sent when all rows have ended. None cancels nothing and tolerates no failure.
 
         Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
-        callbacks = {"success": on_success, "failure": on_failure, "settled": on_settled}
         return submit(
             self,
             tasks,
             job_id=job_id,
             run_token=run_token,
             tags=tags,
-            callbacks=callbacks,
+            callbacks={"success": on_success, "failure": on_failure, "settled": on_settled},
             max_in_flight=max_in_flight,
+            policy=PolicySpec.parse(max_failed),
             metadata=metadata,
             results=results,
         )

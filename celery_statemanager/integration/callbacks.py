@@ -20,7 +20,9 @@ from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.due import Unpublishable, delivered_message, numbered
 from celery_statemanager.integration.outbox.envelope import publish
 from celery_statemanager.integration.outbox.places import place_of
+from celery_statemanager.integration.revokes import revoke
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord, JobRef, Latch, Place, Write, split_latch
+from celery_statemanager.retention import current
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ def publish_decided(
 ) -> int:
     """Publish the callbacks of decided latches; a callback that cannot be published stays due for the sweep.
 
+    If too many rows have failed, first revoke the messages of the others.
+
     Args:
         may_send: whether this app may send a message of the task of this name; else the callback stays due.
 
@@ -68,6 +72,8 @@ def publish_decided(
         return place or True
 
     try:
+        if "failure" in decided and current(tracker.store, ref).is_stopped:
+            revoke(tracker, ref)
         return publish_due(tracker.store, ref, decided, send)
     except Exception:
         text = "cannot publish the callbacks of job %r, the next sweep will retry"

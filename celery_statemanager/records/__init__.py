@@ -42,6 +42,7 @@ from celery_statemanager.records.outbox import (
     Place,
     Returned,
 )
+from celery_statemanager.records.policy import Policy
 from celery_statemanager.records.requests import (
     Begin,
     BeginReply,
@@ -72,6 +73,7 @@ __all__ = [
     "Flow",
     "OutboxState",
     "Place",
+    "Policy",
     "Returned",
     "JobRecord",
     "new_job",

@@ -175,6 +175,7 @@ class Tally(NamedTuple):
         failures: how often cells have failed, also those that were reset since; see ``Cell.failures``.
         pending: begun and not ended: an open attempt, or a status of work in progress.
         rows: final, in the last stage of a row of the plan: the rows that have ended.
+        failed_rows: those with ``Cell.has_failed``: one for each row that has failed, because no later stage runs.
         progress: the sum of the fractions of running cells, in units of ``1 / FRACTION_UNIT``.
     """
 
@@ -187,6 +188,7 @@ class Tally(NamedTuple):
     failures: int = 0
     pending: int = 0
     rows: int = 0
+    failed_rows: int = 0
     progress: int = 0
 
     @property

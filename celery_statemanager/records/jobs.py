@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from celery_statemanager.limits import check_id, check_num_tasks
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.records.outbox import Flow, Place
+from celery_statemanager.records.policy import Policy
 
 CALLBACK_ROW = -1
 """The row of a job's callback runs, one tag per latch. Readers of the grid do not see it."""
@@ -80,11 +81,14 @@ class Generation:
         number: from 1.
         earlier_failures: ``Tally.failures`` before it began. Only later ones count for its ``failure`` latch.
         rows_to_reset: the rows that the rerun has chosen, until all of them are reset; then empty.
+        earlier_failed_rows: the number of rows that had failed before it began, without those that it runs again. One
+            that succeeds although it was marked as LOST stays in this number.
     """
 
     number: int = 1
     earlier_failures: int = 0
     rows_to_reset: IndexSet = IndexSet()
+    earlier_failed_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ class JobRecord:
     cancelled: Cancellation | None = None
     flow: Flow | None = None
     generation: Generation = Generation()
+    policy: Policy = Policy()
     tombstoned_at: int | None = None
     created_at: int = 0
     last_activity: int = 0
@@ -143,6 +148,13 @@ class JobRecord:
     def settled(self) -> bool:
         """Whether the latch ``settled`` is decided: the job is closed. Never true without a plan."""
         return self.latches["settled"].decided_at is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its policy has cancelled it because too many rows have failed."""
+        if self.policy.max_failed is None or self.cancelled is None:
+            return False
+        return self.cancelled.at == self.latches["failure"].decided_at
 
     @property
     def due(self) -> bool:
@@ -173,6 +185,7 @@ class JobRecord:
             cancelled=other.cancelled,
             flow=other.flow,
             generation=other.generation,
+            policy=other.policy,
             tombstoned_at=other.tombstoned_at,
             schema_version=other.schema_version,
         )
@@ -180,6 +193,10 @@ class JobRecord:
     def with_latches(self, **latches: Latch) -> JobRecord:
         """Return the record with some latches replaced."""
         return replace(self, latches={**self.latches, **latches})
+
+    def with_decided(self, names: Iterable[str], now: int) -> JobRecord:
+        """Return the record with some latches decided."""
+        return self.with_latches(**{name: replace(self.latches[name], decided_at=now) for name in names})
 
     def callback_tag(self, latch: str) -> str:
         """Return the tag of the cell in which the callback of a latch runs.
@@ -193,13 +210,14 @@ class JobRecord:
         """Return the name of the latch whose callback runs in the cell with a tag, as in ``callback_tag``."""
         return _of_generation(*split_latch(tag, 1), self.generation.number)
 
-    def with_generation(self, rows: IndexSet, failures: int) -> JobRecord:
+    def with_generation(self, rows: IndexSet, failures: int, failed_rows: int = 0) -> JobRecord:
         """Return the record with a new generation in which some rows run again; it is no longer cancelled.
 
         Decided latches with a callback are kept under the number of their generation.
 
         Args:
             failures: the current ``Tally.failures``.
+            failed_rows: the number of other rows that have failed.
         """
         earlier, number = self.generation.number, self.generation.number + 1
         kept = {
@@ -208,7 +226,8 @@ class JobRecord:
             if latch.callback is not None and latch.decided_at is not None
         }
         fresh = {name: Latch(self.latches[name].callback) for name in LATCHES}
-        return replace(self, latches={**fresh, **kept}, cancelled=None, generation=Generation(number, failures, rows))
+        generation = Generation(number, failures, rows, failed_rows)
+        return replace(self, latches={**fresh, **kept}, cancelled=None, generation=generation)
 
 
 def split_latch(name: str, default: int = 0) -> tuple[str, int]:

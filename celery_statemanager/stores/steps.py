@@ -204,8 +204,8 @@ def update_job(tx: WriteTransaction, job: JobRecord) -> tuple[str, ...] | None:
     if job.revision != tx.job.revision:
         return None
     changed = tx.job.with_changes_of(job)
-    names = aggregate.decisions(changed, changed.plan.expected, tx.total()) if changed.plan else ()
-    tx.put_job(_with_decided(changed, names, tx.now))
+    changed, names = _decided(changed, tx.total(), tx.now) if changed.plan else (changed, ())
+    tx.put_job(changed)
     return names
 
 
@@ -285,11 +285,14 @@ def _decide(tx: WriteTransaction, tag: str, task_index: int, new: Cell) -> tuple
     job = tx.job
     if job.plan is None or not (new.final or job.cancelled) or not job.plan.expects(tag, task_index):
         return ()
-    names = aggregate.decisions(job, job.plan.expected, tx.total())
+    decided, names = _decided(job, tx.total(), tx.now)
     if names:
-        tx.put_job(_with_decided(job, names, tx.now))
+        tx.put_job(decided)
     return names
 
 
-def _with_decided(job: JobRecord, names: tuple[str, ...], now: int) -> JobRecord:
-    return job.with_latches(**{name: replace(job.latches[name], decided_at=now) for name in names})
+def _decided(job: JobRecord, total: Tally, now: int) -> tuple[JobRecord, tuple[str, ...]]:
+    """Return a planned job, cancelled if its policy demands it, with the latches that this decides, and their names."""
+    job = aggregate.stopped(job, total, now)
+    names = aggregate.decisions(job, job.plan.expected if job.plan else 0, total)
+    return job.with_decided(names, now), names

@@ -21,6 +21,7 @@ def check_job(store: FullStore, expected: ExpectedJob) -> None:
     grid = Grid(store, expected.ref)
     job = grid.job
     assert (job.cancelled is not None, job.tombstoned_at is not None) == (expected.cancelled, expected.tombstoned)
+    assert (job.cancelled.reason if job.cancelled else None) == expected.reason
     assert grid.decided == expected.decided
     assert job.flow == expected.job.flow
     assert (job.generation.number, bool(job.generation.rows_to_reset)) == (expected.generation, expected.is_resetting)
@@ -36,6 +37,8 @@ def check_job(store: FullStore, expected: ExpectedJob) -> None:
     for place, cell in cells.items():
         assert comparable(cell) == comparable(expected.cell(place))
         assert (states[place].status, states[place].message) == expected.visible(place)
+    summary = grid.manager().summary(indexes=False)
+    assert (summary.failed_rows, summary.max_failed) == (expected.failed_rows, expected.job.policy.max_failed)
     check_grid(grid, expected.places, cells, states)
     owned = {(tag, row) for (tag, row), cell in expected.cells.items() if cell.held}
     found = [each for each in store.list_open_attempts() if each.ref == grid.ref]

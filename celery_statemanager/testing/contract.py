@@ -20,6 +20,7 @@ from celery_statemanager.testing.contract_migrations import MigratableContract
 from celery_statemanager.testing.contract_newest import NewestJobsContract
 from celery_statemanager.testing.contract_outbox import ClaimContract
 from celery_statemanager.testing.contract_payloads import PayloadContract
+from celery_statemanager.testing.contract_policies import PolicyContract, PolicyRerunContract
 from celery_statemanager.testing.contract_rerun import RerunContract
 from celery_statemanager.testing.contract_returned import ReturnedContract
 from celery_statemanager.testing.contract_rules import RuleContract
@@ -47,6 +48,7 @@ class CoreContract(
     StageContract,
     CancelContract,
     CompletionContract,
+    PolicyContract,
     AggregateContract,
     SummaryContract,
     WatchContract,
@@ -73,7 +75,7 @@ class CoreContract(
     """
 
 
-class OutboxContract(ClaimContract, ReturnedContract, ValueContract, RerunContract):
+class OutboxContract(ClaimContract, ReturnedContract, ValueContract, RerunContract, PolicyRerunContract):
     """The tests that every ``Outbox`` must pass in addition to those of a ``WorkerRegistry``."""
 
 

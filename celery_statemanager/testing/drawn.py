@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Delivery, Flow, Returned, When
+from celery_statemanager.records import Delivery, Flow, Policy, Returned, When
 from celery_statemanager.testing.kit import FINISHED
 
 TAGS = ("a", "b", "c")
@@ -17,6 +17,7 @@ STATUSES = (0, 1, 2, 50, 100, 5000, 2**31 - 2, FINISHED, FINISHED, FINISHED, -1,
 PROGRESS = '{"done":1,"total":4}'
 PAYLOADS = (None, '{"n":1}', f'{{"progress":{PROGRESS},"n":2}}', '{"progress":"odd"}')
 ROWS = 3
+POLICIES = (Policy(), Policy(), Policy(0), Policy(1))
 FLOWS = (None, Flow(), Flow(1), Flow(2), Flow(2, paused=True))
 PUBLISHERS = ("p", "q", "r")
 VALUES = ("", "", '{"v":1}', "[" + "1," * 50 + "1]", '"' + "ä" * 500 + '"')

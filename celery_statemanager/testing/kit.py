@@ -23,6 +23,7 @@ from celery_statemanager.records import (
     JobRecord,
     JobRef,
     Latch,
+    Policy,
     WorkerRecord,
     Write,
     WriteReply,
@@ -103,10 +104,11 @@ class Grid:
         tags: PlanSpec | None = None,
         job_id: str = "job",
         run_token: str | None = None,
+        policy: Policy | None = None,
         **callbacks: str,
     ) -> Grid:
         """Create a job; ``success=``, ``failure=`` and ``settled=`` name its callbacks."""
-        job = new_job(job_id, num_tasks, tags, run_token)
+        job = replace(new_job(job_id, num_tasks, tags, run_token), policy=policy or Policy())
         latches = {name: Latch(callback) for name, callback in callbacks.items()}
         return cls(store, store.create_job(job.with_latches(**latches)).ref)
 
@@ -119,11 +121,14 @@ class Grid:
         job_id: str = "job",
         published: int | None = None,
         flow: Flow | None = None,
+        policy: Policy | None = None,
         **callbacks: str,
     ) -> Grid:
         """Create a job that owns its messages, in one block. ``published`` rows are published; None for all."""
         latches = {name: Latch(callback) for name, callback in callbacks.items()}
-        job = replace(new_job(job_id, num_tasks, tags), flow=flow or Flow()).with_latches(**latches)
+        job = replace(new_job(job_id, num_tasks, tags), flow=flow or Flow(), policy=policy or Policy()).with_latches(
+            **latches
+        )
         store.add_block(job.ref, 0, b"messages", 60)
         grid = cls(store, store.create_job(job).ref)
         for limit in (num_tasks if published is None else published, 0):

@@ -19,6 +19,7 @@ from celery_statemanager.records import (
     ClaimRequest,
     Delivery,
     Flow,
+    Policy,
     Reset,
     When,
     Write,
@@ -31,6 +32,7 @@ from celery_statemanager.testing.checks import CheckedSubscription, check_job
 from celery_statemanager.testing.drawn import (
     FLOWS,
     PLANS,
+    POLICIES,
     ROWS,
     begins,
     claims,
@@ -79,20 +81,21 @@ class StoreMachine(RuleBasedStateMachine):
         assert list(self.store.list_open_attempts()) == []
         self.store.close()
 
-    @initialize(target=jobs, plan=st.sampled_from(PLANS), flow=st.sampled_from(FLOWS))
-    def first(self, plan: Any, flow: Flow | None) -> Any:
+    @initialize(target=jobs, plan=st.sampled_from(PLANS), flow=st.sampled_from(FLOWS), policy=st.sampled_from(POLICIES))
+    def first(self, plan: Any, flow: Flow | None, policy: Policy) -> Any:
         """Start with a job."""
-        return self.create("job 0", plan, flow)
+        return self.create("job 0", plan, flow, policy)
 
     @rule(
         target=jobs,
         name=st.sampled_from(("job 0", "job 1")),
         plan=st.sampled_from(PLANS),
         flow=st.sampled_from(FLOWS),
+        policy=st.sampled_from(POLICIES),
     )
-    def create_or_recreate(self, name: str, plan: Any, flow: Flow | None) -> Any:
+    def create_or_recreate(self, name: str, plan: Any, flow: Flow | None, policy: Policy) -> Any:
         """Create a job, unless one of the name exists."""
-        return self.create(name, plan, flow)
+        return self.create(name, plan, flow, policy)
 
     @rule(
         model=jobs,
@@ -211,10 +214,10 @@ class StoreMachine(RuleBasedStateMachine):
         if model.job.flow is None:
             return
         if not model.is_resetting:
-            model.rerun()
+            model.rerun(place[1])
             grid = Grid(self.store, model.ref)
-            rows, failures = IndexSet([place[1]]), model.earlier_failures
-            assert grid.update(lambda job: job.with_generation(rows, failures)) == ()
+            earlier = IndexSet([place[1]]), model.earlier_failures, model.earlier_failed_rows
+            assert grid.update(lambda job: job.with_generation(*earlier)) == ()
         request = Reset(tag=place[0], task_index=place[1], generation=model.generation)
         assert self.store.reset_row(model.ref, request) == model.reset_row(place, request.event_id)
         self.touched.add(model.job.job_id)
@@ -325,8 +328,8 @@ class StoreMachine(RuleBasedStateMachine):
         while self.touched:
             check_job(self.store, self.kept[self.touched.pop()])
 
-    def create(self, name: str, plan: Any, flow: Flow | None) -> Any:
-        job = replace(new_job(name, ROWS, plan), flow=flow)
+    def create(self, name: str, plan: Any, flow: Flow | None, policy: Policy) -> Any:
+        job = replace(new_job(name, ROWS, plan), flow=flow, policy=policy)
         if flow is not None:
             self.store.add_block(job.ref, 0, b"messages", 60)
         try:

@@ -45,6 +45,7 @@ def tally(cells: Iterable[Cell]) -> Tally:
         total["succeeded"] += finished and not cell.open
         total["ended"] += (finished or negative) and not cell.open
         total["failures"] += cell.failures
+        total["failed_rows"] += cell.has_failed
         total["pending"] += cell.open or running
         total["progress"] += round(_share(cell) * FRACTION_UNIT) if running else 0
     return Tally(**total)

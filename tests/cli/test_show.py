@@ -9,10 +9,11 @@ import pytest
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import CALLBACK_ROW, Flow, Latch, Write, new_event_id, new_job
+from celery_statemanager.records import CALLBACK_ROW, Flow, Latch, Policy, Write, new_event_id, new_job
 from celery_statemanager.testing import Grid
 
 FINISHED = int(Status.FINISHED)
+FAILED = int(Status.FAILED)
 
 
 @pytest.fixture
@@ -188,3 +189,15 @@ def test_a_job_without_messages_has_no_outbox(store, run, shown):
     Manager.create(store, "managers", num_tasks=1, tags=("a",))
     assert shown("managers")["outbox"] is None
     assert "published" not in run("managers").stdout
+
+
+def test_the_failed_rows_of_a_job_that_tolerates_some(store, run, shown):
+    grid = Grid.create(store, 4, ("a",), policy=Policy(1))
+    grid.run("a", 0, FAILED)
+    assert "failed      1 of at most 1 failed rows" in run("job").stdout
+    assert (shown("job")["failedRows"], shown("job")["maxFailed"], shown("job")["phase"]) == (1, 1, "running")
+    grid.run("a", 1, FAILED)
+    text = run("job").stdout
+    assert "failed      2 of at most 1 failed rows" in text
+    assert ": too many rows have failed" in text
+    assert ": 2 rows failed, at most 1 may (max_failed)" in text

@@ -8,7 +8,7 @@ from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
 from celery_statemanager.explain import JobDiagnosis
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import Begin, new_event_id
+from celery_statemanager.records import Begin, Policy, new_event_id
 from celery_statemanager.testing import Grid
 
 
@@ -120,3 +120,10 @@ def test_rows_of_an_interrupted_rerun_have_a_sentence(store, run):
     grid.update(lambda job: job.with_generation(IndexSet([0]), 1))
     lines = run("etl-43").stdout.splitlines()
     assert any(line.startswith("  a  0: being reset for generation 2; no sweep yet") for line in lines)
+
+
+def test_a_job_that_was_cancelled_because_too_many_rows_failed(store, run):
+    grid = Grid.create(store, 4, ("a",), policy=Policy(0))
+    grid.run("a", 0, Status.FAILED)
+    text = " ".join(run("job").stdout.split())
+    assert text == "job cancelled (1 row failed, at most 0 may (max_failed)), settled, no cell is open"

@@ -92,7 +92,7 @@ DECIDED = Latch(None, 1)
         (cancelled(PLANNED), Tally(pending=1), ()),
         (cancelled(PLANNED), Tally(ended=6, pending=1), ()),
         (cancelled(PLANNED), Tally(ended=1, failures=1), ("failure", "settled")),
-        (cancelled(PLANNED), Tally(ended=6, succeeded=6), ("success", "settled")),
+        (cancelled(PLANNED), Tally(ended=6, succeeded=6), ("settled",)),
         (cancelled(PLANNED).with_latches(settled=DECIDED), Tally(), ()),
     ],
 )

@@ -41,6 +41,7 @@ from celery_statemanager.records import (
     Latch,
     OutboxState,
     Place,
+    Policy,
     Returned,
     new_job,
     to_datetime,
@@ -72,7 +73,7 @@ states = st.builds(
 
 
 def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
-    summary = Summary(4, 8, 1, 1, 3, 1, State("job", 1, "a", -1), 0.5, not_run=2)
+    summary = Summary(4, 8, 1, 1, 3, 1, State("job", 1, "a", -1), 0.5, not_run=2, failed_rows=1, max_failed=5)
     assert summary_to_wire(summary) == {
         "status": -1,
         "fraction": 0.5,
@@ -83,6 +84,8 @@ def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
         "failed": 1,
         "notRun": 2,
         "generation": 1,
+        "failedRows": 1,
+        "maxFailed": 5,
     }
     assert summary_to_wire(replace(summary, not_run_indexes=IndexSet([1, 2])))["notRunIDs"] == "1-2"
 
@@ -256,6 +259,7 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
         "flow": None,
         "results": None,
         "generation": Generation(),
+        "policy": Policy(),
         "tombstoned_at": None,
     }
     values = {
@@ -264,7 +268,8 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
         "cancelled": Cancellation(None, 5),
         "flow": Flow(3, "0-2,5", 9, True, "deploying"),
         "results": "some",
-        "generation": Generation(2, 5, IndexSet.parse("3,17-20")),
+        "generation": Generation(2, 5, IndexSet.parse("3,17-20"), 4),
+        "policy": Policy(2),
         "tombstoned_at": 7,
     }
     assert control_from_json(control_to_json(replace(changed, **values))) == values

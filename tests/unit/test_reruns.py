@@ -14,8 +14,7 @@ from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.outbox.publisher import release_claims, write
-from celery_statemanager.integration.submission import job
-from celery_statemanager.integration.submission.revokes import revoke_waiting
+from celery_statemanager.integration.revokes import revoke
 from celery_statemanager.records import Begin, Delivery, Verdict, Write
 from celery_statemanager.stores.memory import MemoryStore
 from celery_statemanager.testing import FaultyStore
@@ -157,11 +156,11 @@ def test_a_cancel_does_not_revoke_the_messages_of_a_later_generation(world, monk
     revoked = []
     world.app.control.revoke = lambda ids, **_: revoked.extend(ids)
 
-    def later(*args):
+    def later(tracker, ref):
         world.states.job(world.job.id).rerun("failed")
-        revoke_waiting(*args)
+        revoke(tracker, ref)
 
-    monkeypatch.setattr(job, "revoke_waiting", later)
+    monkeypatch.setattr("celery_statemanager.integration.submission.job.revoke", later)
     world.job.cancel("x")
     assert not [each for each in revoked if "-2." in each]
 

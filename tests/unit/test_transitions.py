@@ -363,14 +363,14 @@ TALLIES = [
     (WROTE_DONE, Tally(finished=1, pending=1)),
     (DONE, Tally(finished=1, succeeded=1, ended=1)),
     (WROTE_ERROR, Tally(failed=1, pending=1)),
-    (ERROR, Tally(failed=1, ended=1)),
-    (replace(ERROR, failures=2), Tally(failed=1, ended=1, failures=2)),
+    (ERROR, Tally(failed=1, ended=1, failed_rows=1)),
+    (replace(ERROR, failures=2), Tally(failed=1, ended=1, failures=2, failed_rows=1)),
     (replace(DONE, failures=1), Tally(finished=1, succeeded=1, ended=1, failures=1)),
     (BLOCKED, Tally(not_run=1, ended=1)),
     (replace(BLOCKED, status=CANCELLED), Tally(not_run=1, ended=1)),
     (replace(ERROR, status=CANCELLED), Tally(failed=1, ended=1)),
     (replace(WROTE_ERROR, status=CANCELLED), Tally(failed=1, pending=1)),
-    (replace(ERROR, status=-(2**31)), Tally(failed=1, ended=1)),
+    (replace(ERROR, status=-(2**31)), Tally(failed=1, ended=1, failed_rows=1)),
 ]
 PROGRESSES = [
     ('{"progress":{"done":1,"total":4}}', 0.25),

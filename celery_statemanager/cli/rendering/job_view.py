@@ -92,11 +92,13 @@ def _title(view: JobView, glyphs: Glyphs) -> Line:
 def _facts(view: JobView, glyphs: Glyphs) -> Iterator[Line]:
     job = view.overview.job
     yield [_label("cells"), *counts_line(Counts.from_summary(view.overview.summary), glyphs, zeros=False)]
+    yield from _failed_rows(view)
     yield _moment(view, "created", job.created_at)
     yield _moment(view, "last write", job.last_activity)
     failed = job.latches["failure"].decided_at
     if failed is not None and not view.callbacks["failure"].task:
-        yield [*_moment(view, "failing", failed), Span(": the first cell failed permanently")]
+        why = "the first cell failed permanently" if job.policy.max_failed is None else "too many rows have failed"
+        yield [*_moment(view, "failing", failed), Span(f": {why}")]
     settled = job.latches["settled"].decided_at
     if settled is not None:
         yield [
@@ -115,6 +117,15 @@ def _facts(view: JobView, glyphs: Glyphs) -> Iterator[Line]:
         yield [*_moment(view, "deleted", job.tombstoned_at), Span(": hidden from listings, deleted later", "warn")]
     if job.plan is None:
         yield [_label("plan"), Span("none: every row is expected under every tag seen", "dim")]
+
+
+def _failed_rows(view: JobView) -> Iterator[Line]:
+    """Yield the number of failed rows of a job that tolerates some."""
+    summary = view.overview.summary
+    if summary.max_failed is not None:
+        failed, most = formatting.number(summary.failed_rows), formatting.number(summary.max_failed)
+        style = "bad" if summary.failed_rows > summary.max_failed else ""
+        yield [_label("failed"), Span(f"{failed} of at most {most} failed rows", style)]
 
 
 def _published(view: JobView, rows: int) -> Line:

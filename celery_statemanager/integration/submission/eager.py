@@ -19,15 +19,22 @@ from celery_statemanager.integration.outbox.making import bindings_of
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.members import Stages, tags_of
 from celery_statemanager.models import Scope
-from celery_statemanager.records import EVERY_ROW, LATCHES, JobRecord
+from celery_statemanager.records import EVERY_ROW, LATCHES, JobRecord, Policy
+from celery_statemanager.retention import current
 from celery_statemanager.texts import describe
 
 logger = logging.getLogger(__name__)
 
 
 def run_members(job: Job, tracker: Tracker, record: JobRecord, found: Sequence[Stages]) -> None:
-    """Run each member, and the callbacks. Raises: SubmitFailed – a member cannot run at all; the job is cancelled."""
+    """Run each member, and the callbacks, until the policy of the job has cancelled it.
+
+    Raises: SubmitFailed – a member cannot run at all; the job is cancelled.
+    """
+    has_policy = record.policy != Policy()
     for row, stages in enumerate(found):
+        if has_policy and current(tracker.store, record.ref).cancelled:
+            return
         try:
             _run(tracker, record, row, stages)
         except BaseException as error:

@@ -14,9 +14,9 @@ from celery_statemanager.integration.locked import LockedProperty
 from celery_statemanager.integration.outbox.member import Member, read_members
 from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.integration.outbox.rerun import rerun
+from celery_statemanager.integration.revokes import revoke
 from celery_statemanager.integration.submission.handle import JobHandle
 from celery_statemanager.integration.submission.results import check_keeps_results, iterate_results, list_results
-from celery_statemanager.integration.submission.revokes import revoke_waiting
 from celery_statemanager.limits import check_max_in_flight, check_message, check_timeout
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import State, Summary
@@ -108,7 +108,7 @@ class Job(JobHandle):
         if not completion.cancel(self._tracker.store, self._record.ref, check_message(reason)):
             return False
         publish_decided(self._tracker, self._record.ref, LATCHES)
-        revoke_waiting(self._tracker, self._record)
+        revoke(self._tracker, self._record.ref)
         return True
 
     @property

@@ -26,6 +26,7 @@ from celery_statemanager.integration.submission.latches import latch_of
 from celery_statemanager.integration.submission.members import Stages, as_signature
 from celery_statemanager.limits import check_max_in_flight, encode_metadata, short_repr
 from celery_statemanager.plan import Plan, PlanSpec
+from celery_statemanager.policies import PolicySpec
 from celery_statemanager.records import EVERY_ROW, SOME_ROWS, Flow, JobRecord, JobRef, job_key, new_incarnation
 from celery_statemanager.texts import describe
 
@@ -39,6 +40,7 @@ def submit(
     tags: PlanSpec | None,
     callbacks: Mapping[str, Signature[Any] | None],
     max_in_flight: int | None,
+    policy: PolicySpec,
     metadata: Mapping[str, Any] | None,
     results: bool,
 ) -> Job:
@@ -59,8 +61,8 @@ def submit(
     kept = EVERY_ROW if results else None
     record = JobRecord(*key, ref.incarnation, 0, metadata=encoded, results=kept, latches=latches)
     if app.conf.task_always_eager:
-        return _run_inline(tracker, record, [members.copied(app, stages) for stages in found], tags)
-    record = _accepted(tracker, record, flow, found, tags)
+        return _run_inline(tracker, record, [members.copied(app, stages) for stages in found], tags, policy)
+    record = _accepted(tracker, record, flow, found, tags, policy)
     publish_due(tracker, ref)
     return Job(tracker, record)
 
@@ -75,7 +77,12 @@ def _check_free(tracker: Tracker, ref: JobRef) -> None:
 
 
 def _accepted(
-    tracker: Tracker, record: JobRecord, flow: Flow, found: Iterable[Stages], tags: PlanSpec | None
+    tracker: Tracker,
+    record: JobRecord,
+    flow: Flow,
+    found: Iterable[Stages],
+    tags: PlanSpec | None,
+    policy: PolicySpec,
 ) -> JobRecord:
     """Store the messages of a job, then create it. On any error, nothing of it remains."""
     plan, delays, blocks = members.PlanBuilder(), Delays(), BlockWriter(tracker.store, record.ref)
@@ -93,7 +100,7 @@ def _accepted(
                 except Exception as error:
                     raise SubmitFailed(record.job_id, row, describe(error)) from error
         blocks.flush()
-        record = replace(_planned(record, plan, tags), results=maker.kept)
+        record = replace(_planned(record, plan, tags, policy), results=maker.kept)
         return _created(tracker, replace(record, flow=replace(flow, delayed=delays.rows, delayed_until=delays.until)))
     except BaseException:
         with suppress(StoreError):  # then a sweep drops it
@@ -113,15 +120,18 @@ def _created(tracker: Tracker, record: JobRecord) -> JobRecord:
         raise
 
 
-def _planned(record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | None) -> JobRecord:
-    derived: Plan = builder.plan()
-    return replace(record, num_tasks=builder.rows, plan=members.plan_of_tags(derived, builder.rows, tags))
+def _planned(record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | None, policy: PolicySpec) -> JobRecord:
+    rows, derived = builder.rows, builder.plan()
+    plan: Plan = members.plan_of_tags(derived, rows, tags)
+    return replace(record, num_tasks=rows, plan=plan, policy=policy.resolve(rows))
 
 
-def _run_inline(tracker: Tracker, record: JobRecord, found: list[Stages], tags: PlanSpec | None) -> Job:
+def _run_inline(
+    tracker: Tracker, record: JobRecord, found: list[Stages], tags: PlanSpec | None, policy: PolicySpec
+) -> Job:
     """Create a job and run its members in this process, as Celery does in eager mode."""
     plan = members.PlanBuilder.of(members.tags_of(tracker.app, stages) for stages in found)
-    record = _planned(record, plan, tags)
+    record = _planned(record, plan, tags, policy)
     bound = [bind(tracker.app, record, row, stages) for row, stages in enumerate(found)]
     if any(each[-1].next == RESULT for each in bound):
         record = replace(record, results=record.results or SOME_ROWS)

@@ -3,16 +3,17 @@
 Why that is exact. A cell that ends is counted in its own commit, so the process that sums last finds all cells counted.
 A final cell that begins again writes the job's document in its own commit, so a decision computed before that fails.
 While rows are reset, no latch is decided, and the commit of a reset requires that this is still so.
-A cancellation first writes the job and then sums; a begin first writes its cell and then reads the job.
+A cancellation first writes the job and then sums; a begin first writes its cell and then reads the job. Therefore the
+decision that cancels a job because of its policy does not settle it: the sums are read again afterwards.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
-from celery_statemanager.errors import JobNotFound
+from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.records import Cell, JobRecord, JobRef, Tally
 from celery_statemanager.stores.firestore import requests, tallies
 from celery_statemanager.stores.firestore.database import Database
@@ -91,26 +92,35 @@ class Latches:
                 undecided.discard("failure")
             if job.plan is None or job.generation.rows_to_reset or not undecided:
                 return ()
-            total = total or self.total(job, deadline)
-            names = aggregate.decisions(job, job.plan.expected, total)
+            total, now = total or self.total(job, deadline), self._database.now()
+            stopped = aggregate.stopped(job, total, now)
+            names = aggregate.decisions(stopped, job.plan.expected, total)
+            if stopped is not job:
+                names = tuple(name for name in names if name != "settled")
             if not names:
                 return ()
-            now = self._database.now()
-            decided = job.with_latches(**{name: replace(job.latches[name], decided_at=now) for name in names})
             try:
-                self._jobs.replace(document, decided, operation, deadline)
-                return names
+                written = self._jobs.replace(document, stopped.with_decided(names, now), operation, deadline)
             except (PreconditionFailed, Transient) as error:
                 deadline.pause(error)
-            document = total = None
+                document = total = None
+                continue
+            if stopped is not job:
+                with suppress(StoreError, JobNotFound):  # the sweep decides it
+                    names += self.decide(ref, written, deadline)
+            return names
 
     def total(self, job: JobRecord, deadline: CallDeadline, *, at: Any = None) -> Tally:
         """Sum the tallies of the expected columns, for the price of one read at any size.
+
+        A job with ``Policy.max_failed`` whose cells have all ended costs two.
 
         Args:
             at: the time as of which they are read; None for the present.
         """
         shards = requests.select("tallies", ("expected", "==", True))
-        summed = tallies.WINDOW if job.has_window else tallies.DECISIVE
-        sums = self._database.sums(self._database.names.run(job.ref), shards, tuple(summed.values()), deadline, at=at)
-        return Tally()._replace(**{name: sums.get(stored, 0) for name, stored in summed.items()})
+        run = self._database.names.run(job.ref)
+        sums = self._database.sums(run, shards, tallies.decisive(job), deadline, at=at)
+        if job.policy.max_failed is not None and job.plan is not None and sums.get("ended", 0) >= job.plan.expected:
+            sums |= self._database.sums(run, shards, tallies.TOLERANT_AT_END, deadline, at=at)
+        return tallies.ShardCounts(**sums).tally()

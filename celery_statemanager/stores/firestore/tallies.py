@@ -18,19 +18,27 @@ from celery_statemanager.transitions import tally_of
 SHARDS = 500
 """Below the 1,000 index entries that a sum may read for the price of one document."""
 
-DECISIVE = {"succeeded": "succeeded", "ended": "ended", "failures": "alarms", "pending": "pending"}
-"""The fields of ``Tally`` that decide the latches, each with its stored field."""
+DECISIVE = ("succeeded", "ended", "alarms", "pending")
+"""The stored fields that decide the latches of a job."""
+
+TOLERANT = ("failed_rows", "ended", "pending")
+"""The stored fields that decide the latches of a job with ``Policy.max_failed``, until all its cells have ended."""
+
+TOLERANT_AT_END = ("succeeded", "not_run")
+"""The stored fields that decide whether such a job has succeeded. A query sums at most five fields."""
 
 
-WINDOW = {**DECISIVE, "rows": "rows"}
-"""The fields of ``Tally`` that are summed in a job whose number of rows in flight is limited."""
+def decisive(job: JobRecord) -> tuple[str, ...]:
+    """Return the stored fields that decide the latches and claims of a job that has cells left to end."""
+    fields = DECISIVE if job.policy.max_failed is None else TOLERANT
+    return (*fields, "rows") if job.has_window else fields
 
 
 class ShardCounts(NamedTuple):
     """The counts of a shard: ``Tally`` except ``progress``, which changes with every write, and the written cells.
 
     The names are those of the stored fields; ``alarms`` is ``Tally.failures``. Shards of earlier releases lack
-    ``not_run`` or ``rows``, and count failures that their cells do not. Nothing compares the two.
+    ``not_run``, ``rows`` or ``failed_rows``, and count failures that their cells do not. Nothing compares the two.
     """
 
     running: int = 0
@@ -42,6 +50,7 @@ class ShardCounts(NamedTuple):
     alarms: int = 0
     pending: int = 0
     rows: int = 0
+    failed_rows: int = 0
     written: int = 0
 
     def plus(self, other: ShardCounts) -> ShardCounts:
@@ -54,7 +63,7 @@ class ShardCounts(NamedTuple):
 
     def tally(self, progress: int = 0) -> Tally:
         """Convert the counts to a tally."""
-        return Tally(*self[:9], progress)
+        return Tally(*self[:-1], progress)
 
 
 check_tally(
@@ -78,7 +87,7 @@ def counts_of(cell: Cell | None, *, is_last: bool) -> ShardCounts:
     Args:
         is_last: whether it is the last stage of its row in the plan.
     """
-    return ShardCounts() if cell is None else ShardCounts._make((*tally_of(cell, is_last=is_last)[:9], 1))
+    return ShardCounts() if cell is None else ShardCounts._make((*tally_of(cell, is_last=is_last)[:-1], 1))
 
 
 def changes(

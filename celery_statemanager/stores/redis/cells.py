@@ -10,7 +10,7 @@ import msgpack
 
 from celery_statemanager.codec import compact
 from celery_statemanager.models import State, fraction_of, state_from_fields
-from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, to_datetime
+from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, Tally, to_datetime
 from celery_statemanager.stores.fields import check_cells, check_tally
 from celery_statemanager.stores.redis.packing import pack_array, unpack, unpack_all
 
@@ -60,12 +60,15 @@ TALLY = (
     "not_run",
     "written",
     "rows",
+    "failed_rows",
 )
 """The fields of a packed tally, in order. Zeros at the end are left out. Add new ones at the end.
 
 ``written`` is the number of written ranks and ``rows`` that of ended rows, unless a release without them wrote the
-column's first cell. ``rows`` then stays 0: such a job has no messages, and nothing needs the number.
+column's first cell. ``rows`` then stays 0: such a job has no messages, and nothing needs the number. ``failed_rows`` is
+then missing, see ``decode_tally``.
 """
+
 
 _BEYOND_PERCENT = 1_000
 """A status that is not a percentage, so that ``fraction_of`` uses the progress alone."""
@@ -121,6 +124,20 @@ def payload_of(rest: str | None, progress: str | None, done: bool) -> str | None
         progress = compact(_completed(json.loads(progress)))
     head = "{" if rest in (None, "{}") else f"{rest[:-1]}," if rest else ""
     return f'{head}"progress":{progress}}}'
+
+
+def decode_tally(packed: bytes | None) -> tuple[Tally, int]:
+    """Decode a packed tally, and return it with the lowest rank that was never written.
+
+    If an earlier release wrote the first cell, the failed rows are not counted and include those that are CANCELLED.
+    """
+    counts = dict(zip(TALLY, unpack(packed))) if packed else {}
+    unwritten = counts.pop("unwritten", 0)
+    counts.pop("written", None)
+    tally = Tally(**counts)
+    if "failed_rows" not in counts:
+        tally = tally._replace(failed_rows=tally.ended - tally.succeeded - tally.not_run)
+    return tally, unwritten
 
 
 def cell_of(packed: bytes) -> Cell:

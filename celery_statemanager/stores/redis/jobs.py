@@ -8,7 +8,7 @@ from typing import Any
 
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
 from celery_statemanager.plan import Plan
-from celery_statemanager.records import LATCHES, Flow, JobKey, JobRecord
+from celery_statemanager.records import LATCHES, Cancellation, Flow, JobKey, JobRecord
 
 HEAD = (
     "incarnation",
@@ -19,17 +19,20 @@ HEAD = (
     "schema",
     "control",
     *LATCHES,
+    "cancelled_at",
+    "reason",
     "tags",
     "sequence",
 )
 """The fields of a head that clients read, in order.
 
 ``control`` holds the fields that clients replace together, by compare-and-set. The times at which latches were decided
-are fields of their own, because scripts set them too; only those of earlier generations are in ``control``. ``tags`` is
+and the cancellation are fields of their own, because scripts set them too; of the times, those of earlier generations
+are in ``control``. ``tags`` is
 the number of written tags, and ``sequence`` that of the job's newest change. The head also holds ``plan``, which is
 read once per incarnation, and fields that only scripts use: ``expected`` cells, ``total`` tally, ``clock_at`` of the
-last update, ``cancelled_at``, ``reason``, ``runs``, ``earlier_failures``, ``reset_generation``, and those of the
-outbox (see lua/returned.lua and lua/claiming.lua).
+last update, ``runs``, ``earlier_failures``, ``reset_generation``, ``max_failed``, ``earlier_failed_rows``, and those of
+the outbox (see lua/returned.lua and lua/claiming.lua).
 """
 
 WITH_PLAN = (*HEAD, "plan")
@@ -44,6 +47,11 @@ def record_of(key: JobKey, head: Head, plan: Plan | None) -> JobRecord:
     latches = control.pop("latches")
     for name in LATCHES:
         latches[name] = replace(latches[name], decided_at=_number(fields[name]))
+    cancelled_at, reason = _number(fields["cancelled_at"]), fields["reason"]
+    if cancelled_at is not None:
+        control["cancelled"] = Cancellation(None if reason is None else reason.decode(), cancelled_at)
+    else:
+        control["cancelled"] = None
     return JobRecord(
         job_id=key.job_id,
         run_token=key.run_token,
@@ -86,6 +94,8 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
         "window": _window(job.flow),
         "paused": 1 if job.flow and job.flow.paused else None,
         "earlier_failures": job.generation.earlier_failures or None,
+        "max_failed": job.policy.max_failed,
+        "earlier_failed_rows": job.generation.earlier_failed_rows or None,
         "reset_generation": job.generation.number if job.generation.rows_to_reset else None,
         **{name: job.latches[name].decided_at for name in LATCHES},
     }

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from celery_statemanager.aggregate import lowest, mask_cancelled, missing_state
 from celery_statemanager.errors import JobNotFound, StoreError
 from celery_statemanager.models import Scope, State
-from celery_statemanager.records import Cell, Column, JobRecord, JobRef, Tally
-from celery_statemanager.stores.redis.cells import TALLY, cell_of, state_of
+from celery_statemanager.records import Cell, Column, JobRecord, JobRef
+from celery_statemanager.stores.redis.cells import cell_of, decode_tally, state_of
 from celery_statemanager.stores.redis.errors import evicted
 from celery_statemanager.stores.redis.jobs import HEAD, WITH_PLAN, Head, plan_of, record_of
 from celery_statemanager.stores.redis.keys import JobKeys, RegistryKeys, entry_of, head_key
 from celery_statemanager.stores.redis.layout import JobLayout, Ranks
-from celery_statemanager.stores.redis.packing import unpack
 from celery_statemanager.stores.redis.rowsets import ChunkedRowSets, RowSets, StreamTrimmed
 from celery_statemanager.stores.redis.scripts import Script, Scripts
 from celery_statemanager.stores.redis.server import Server
@@ -200,9 +199,7 @@ def decode_visible_state(job: JobRecord, tag: str, row: int, packed: bytes | Non
 
 
 def _decode_column(job: JobRecord, tag: str, ranks: Ranks, reply: Sequence[Any], sets: RowSets | None) -> Column:
-    counts = dict(zip(TALLY, unpack(reply[0]))) if reply[0] else {}
-    unwritten = counts.pop("unwritten", 0)
-    counts.pop("written", None)
+    tally, unwritten = decode_tally(reply[0])
     cells = reply[1]
     states = [
         decode_visible_state(job, tag, int(row), packed)
@@ -211,7 +208,7 @@ def _decode_column(job: JobRecord, tag: str, ranks: Ranks, reply: Sequence[Any],
     ]
     if unwritten < len(ranks):
         states.append(missing_state(job, tag, ranks.row(unwritten)))
-    column = Column(tag, len(ranks), Tally(**counts), lowest(states))
+    column = Column(tag, len(ranks), tally, lowest(states))
     sets = RowSets.from_reply(ranks, *reply[2:7]) if len(reply) > 2 else sets
     if sets is not None:
         column.failed, column.running, column.missing, column.not_run = sets

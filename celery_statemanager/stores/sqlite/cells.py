@@ -40,6 +40,7 @@ TALLY = (
     "failures",
     "pending",
     "rows",
+    "failed_rows",
     "progress",
 )
 """The columns of a tally, as ``Tally`` orders them."""

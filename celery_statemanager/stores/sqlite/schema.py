@@ -90,8 +90,22 @@ _TO_8 = (
 )
 """Cells that had failed before count in the tallies only. Nothing compares the two."""
 
+_TO_9 = (
+    "ALTER TABLE tag ADD COLUMN failed_rows INTEGER NOT NULL DEFAULT 0",
+    """
+    UPDATE tag SET failed_rows = (
+      SELECT count(*) FROM cell c INDEXED BY cell_status
+      WHERE c.job = tag.job AND c.tag = tag.id AND c.status < 0 AND c.status <> 2147483647 AND c.status <> -7
+        AND c.open = 0 AND c.blocked_by IS NULL
+    )
+    WHERE failed > 0
+    """,
+)
+
 _Step = str | Callable[[sqlite3.Connection], None]
-_MIGRATIONS: dict[int, tuple[_Step, ...]] = {2: _TO_2, 3: _TO_3, 4: _TO_4, 5: _TO_5, 6: _TO_6, 7: _TO_7, 8: _TO_8}
+_MIGRATIONS: dict[int, tuple[_Step, ...]] = dict(
+    enumerate((_TO_2, _TO_3, _TO_4, _TO_5, _TO_6, _TO_7, _TO_8, _TO_9), start=2)
+)
 """The statements and functions that lead to each schema of the file from the previous one."""
 
 

@@ -4,9 +4,11 @@
 --                   is the sum of the tallies of what is expected, but for their progress: no step asks for it; tags
 --                   and runs are the numbers of the tallies and of the callbacks' cells; earlier_failures is that of
 --                   the total before the generation, missing for 0; reset_generation is the generation whose rows are
---                   reset, if any; for the outbox, see returned.lua and claiming.lua
+--                   reset, if any; max_failed is Policy.max_failed; earlier_failed_rows is missing for 0; for the
+--                   outbox, see returned.lua and claiming.lua
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failures, pending,
---                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended}; what is
+--                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended, rows
+--                   failed}; what is
 --                   missing at the end is 0, unknown for the ranks, and not counted for the rows; failures counts the
 --                   cells that had failed in an earlier release, although these have no failures of their own
 -- KEYS[3]  open     set: "row tag" of each attempt that sweeps check (Cell.held): it is open or awaits a delivery
@@ -33,7 +35,7 @@
 local function open_job(incarnation)
   local values = redis.call(
     "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "sequence", "total", "cancelled_at", "settled",
-    "tags", "runs", "paused", "earlier_failures", "reset_generation"
+    "tags", "runs", "paused", "earlier_failures", "reset_generation", "max_failed", "earlier_failed_rows"
   )
   if values[1] ~= incarnation then
     return nil
@@ -52,6 +54,8 @@ local function open_job(incarnation)
     paused = values[11],
     earlier_failures = values[12],
     reset_generation = values[13],
+    max_failed = tonumber(values[14] or nil),
+    earlier_failed_rows = values[15],
   }
 end
 
@@ -66,6 +70,18 @@ local function publish(job, field, value)
   redis.call("XADD", KEYS[4], "MAXLEN", "~", EVENTS, job.sequence .. "-0", field, value)
 end
 
+-- Cancels the job if more rows have failed than it tolerates (aggregate.stopped). Returns whether they have.
+local function stop(job, failed)
+  local failed_rows = math.max(0, failed - (job.earlier_failed_rows or 0))
+  if failed_rows > job.max_failed and not job.cancelled_at and not job.settled then
+    job.cancelled_at = string.format("%.0f", job.now)
+    local rows = failed_rows == 1 and "1 row" or failed_rows .. " rows"
+    job.reason = rows .. " failed, at most " .. job.max_failed .. " may (max_failed)"
+    redis.call("HSET", KEYS[1], "cancelled_at", job.cancelled_at, "reason", job.reason)
+  end
+  return failed_rows > job.max_failed
+end
+
 -- Decides the latches whose condition is met, unless rows are being reset (aggregate.decisions); returns their names.
 local function decide(job)
   local decided = {}
@@ -77,8 +93,14 @@ local function decide(job)
   end
   if job.expected and not job.reset_generation then
     local total, expected = total_of(job), tonumber(job.expected)
-    decide_latch("success", total[N_SUCCEEDED] >= expected)
-    decide_latch("failure", total[N_FAILURES] > tonumber(job.earlier_failures or 0))
+    local succeeded, has_failed = total[N_SUCCEEDED], total[N_FAILURES] > tonumber(job.earlier_failures or 0)
+    if job.max_failed then
+      local failed = total[N_FAILED_ROWS] or 0
+      has_failed = stop(job, failed)
+      succeeded = failed <= job.max_failed and succeeded + failed + (total[N_NOT_RUN] or 0) or -1
+    end
+    decide_latch("success", not job.cancelled_at and succeeded >= expected)
+    decide_latch("failure", has_failed)
     if job.cancelled_at then
       decide_latch("settled", total[N_PENDING] == 0)
     else
@@ -91,6 +113,11 @@ end
 -- Returns whether the failure of an earlier stage gave the cell its status.
 local function is_not_run(cell)
   return cell[BLOCKED_BY] and cell[STATUS] < 0 and not cell[OPEN]
+end
+
+-- Implements Cell.has_failed.
+local function has_failed(cell)
+  return cell[STATUS] < 0 and cell[STATUS] ~= CANCELLED and not cell[OPEN] and not cell[BLOCKED_BY]
 end
 
 -- Implements transitions.tally_of, in the order of KEYS[2].
@@ -128,13 +155,19 @@ end
 
 local function count(job, place, tally, old, new)
   local after, before = tally_of(new, is_not_run(new)), old and tally_of(old, was_not_run(place, old))
+  local failed = (has_failed(new) and 1 or 0) - (old and has_failed(old) and 1 or 0)
+  if failed ~= 0 then
+    for _, each in ipairs({ tally, place.counts and total_of(job) or nil }) do
+      each[N_FAILED_ROWS] = each[N_FAILED_ROWS] and each[N_FAILED_ROWS] + failed
+    end
+  end
   for i = 1, N_NOT_RUN do
     local change = (after[i] or 0) - (before and before[i] or 0)
     if change ~= 0 then
       tally[i] = (tally[i] or 0) + change
-      if place.counts and i < N_PROGRESS then
+      if place.counts and i ~= N_PROGRESS then
         local total = total_of(job)
-        total[i] = total[i] + change
+        total[i] = total[i] and total[i] + change
       end
       if i == N_ENDED and place.is_last and tally[N_ROWS] then
         local total = total_of(job)

@@ -35,11 +35,6 @@ local function has_run(cell)
   return cell[OWNER] or (cell[BEGAN_AT] or 0) ~= 0
 end
 
--- Implements Cell.has_failed.
-local function has_failed(cell)
-  return cell[STATUS] < 0 and cell[STATUS] ~= CANCELLED and not cell[OPEN] and not cell[BLOCKED_BY]
-end
-
 -- Returns whether another process closed the attempt, so that its own end may still follow (Cell.awaits_end).
 local function awaits_end(cell)
   return cell[OWNER] and not cell[OPEN] and (cell[BEGAN_AT] or 0) == 0
@@ -92,7 +87,7 @@ local function put(job, place, old, new)
     end
     return packed_cell
   end
-  local tally = place.tally and cmsgpack.unpack(place.tally) or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  local tally = place.tally and cmsgpack.unpack(place.tally) or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   if place.rank >= 0 then
     count(job, place, tally, old, new)
     rank(place, tally, old, new)

@@ -3,9 +3,8 @@
 -- KEYS     1 head, 2 and 3 not used, 4 stream
 -- ARGV[1]  incarnation
 -- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, window, paused (see returned.lua),
---          earlier_failures, reset_generation (see common.lua), success, failure, settled (time of the decision,
---          microseconds); a packed map,
---          absent fields are cleared
+--          earlier_failures, max_failed, earlier_failed_rows, reset_generation (see common.lua), success, failure,
+--          settled (time of the decision, microseconds); a packed map, absent fields are cleared
 -- ARGV[3]  control: the fields that only clients read, JSON
 -- Returns {"gone"}, {"moved"}, or {"updated", names of the decided latches ...}.
 
@@ -22,7 +21,8 @@ redis.call(
   "clock_at", job.now, "revision", request.revision + 1, "sequence", job.sequence + 1
 )
 local names = {
-  "cancelled_at", "reason", "window", "paused", "earlier_failures", "reset_generation", "success", "failure", "settled",
+  "cancelled_at", "reason", "window", "paused", "earlier_failures", "reset_generation", "max_failed",
+  "earlier_failed_rows", "success", "failure", "settled",
 }
 for _, name in ipairs(names) do
   if request[name] then
@@ -32,6 +32,7 @@ for _, name in ipairs(names) do
   end
 end
 job.cancelled_at, job.earlier_failures = request.cancelled_at, request.earlier_failures
-job.reset_generation = request.reset_generation
+job.max_failed, job.earlier_failed_rows = request.max_failed, request.earlier_failed_rows
+job.reset_generation, job.settled = request.reset_generation, request.settled
 publish(job, "j", "")
 return { "updated", unpack(decide(job)) }
