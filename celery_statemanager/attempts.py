@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from celery_statemanager import leases
+from celery_statemanager import completion, leases
 from celery_statemanager.errors import AttemptSuperseded, JobCancelled
 from celery_statemanager.leases import RENEWALS, Report, cell_name
 from celery_statemanager.models import Status
@@ -40,7 +40,7 @@ def begin(
             worker has ended itself is not a loss.
         alone: the state of the worker's own attempts when it received the message.
     """
-    reply = store.begin(ref, request)
+    reply = completion.begin(store, ref, request)
     if reply.verdict is Verdict.BEGUN and reply.cell.losses >= max_lost:
         return _refuse_lost(store, ref, request, reply, max_lost)
     if reply.verdict is not Verdict.DUPLICATE:

@@ -83,6 +83,7 @@ def job_to_wire(job: JobRecord) -> dict[str, Any]:
         "lastActivity": moment_to_wire(job.last_activity),
         "cancelled": job.cancelled and {"reason": job.cancelled.reason, "at": moment_to_wire(job.cancelled.at)},
         "generation": job.generation.number,
+        "deadline": moment_to_wire(job.policy.deadline),
         "schemaVersion": job.schema_version,
     }
 

@@ -1,4 +1,4 @@
-"""Effects on a whole job: its callbacks (rule R15), its cancellation (rule R17), its pauses (rule R19)."""
+"""Effects on a whole job: its callbacks (rule R15), its cancellation (rules R17, R23), its pauses (rule R19)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from celery_statemanager.records import Cancellation, JobRecord, JobRef, Latch, Place
+from celery_statemanager.records import (
+    Begin,
+    BeginReply,
+    Cancellation,
+    JobRecord,
+    JobRef,
+    Latch,
+    Place,
+    Verdict,
+    to_datetime,
+)
 from celery_statemanager.retention import CHANGE_TIMEOUT, change_job, current
 from celery_statemanager.stores.base import Store
 
@@ -106,6 +116,30 @@ def make_due(store: Store, ref: JobRef, tag: str) -> None:
         return None if latch.published_at is None else job.with_latches(**{name: due})
 
     change_job(store, ref, unpublished)
+
+
+def expire(store: Store, ref: JobRef) -> tuple[str, ...]:
+    """Cancel a job if its deadline has passed. Return the latches that this decided.
+
+    Raises: JobNotFound, StoreContended.
+    """
+
+    def expired(job: JobRecord) -> JobRecord | None:
+        now = store.now()
+        if not job.has_expired(now):
+            return None
+        moment = to_datetime(job.policy.deadline or 0)
+        return replace(job, cancelled=Cancellation(f"its deadline of {moment:%Y-%m-%d %H:%M:%S} UTC passed", now))
+
+    return change_job(store, ref, expired) or ()
+
+
+def begin(store: Store, ref: JobRef, request: Begin) -> BeginReply:
+    """Begin an attempt as ``Store.begin``; if the deadline of the job has passed, cancel the job."""
+    reply = store.begin(ref, request)
+    if reply.verdict is not Verdict.EXPIRED:
+        return reply
+    return BeginReply(Verdict.CANCELLED, reply.cell, expire(store, ref))
 
 
 def cancel(store: Store, ref: JobRef, reason: str | None, *, timeout: float = CHANGE_TIMEOUT) -> bool:

@@ -52,6 +52,7 @@ class JobDiagnosis:
 
     Attributes:
         job: the record that the reasons refer to.
+        now: the moment.
 
     Raises: JobNotFound – from the constructor.
     """
@@ -61,7 +62,7 @@ class JobDiagnosis:
         self.job, self._columns = store.column_summaries(ref, indexes=True)
         self._outbox = None if self.job.flow is None else store.get_outbox(ref)
         self._workers = WorkerSnapshot(store, ref)
-        self._now = self._workers.now
+        self.now = self._workers.now
         alive = [each.report for each in self._workers.alive]
         self._received = [row for each in alive for row in each.received]
         self._left_behind = [row for each in self._workers.dead for row in each.report.received]
@@ -123,7 +124,7 @@ class JobDiagnosis:
             in_flight = outbox.in_flight(self._columns)
             if in_flight >= window:
                 return f"waits for its turn, {in_flight:,} of {window:,} in flight"
-        elif any(claim.until > self._now for claim in outbox.claims.values()):
+        elif any(claim.until > self.now for claim in outbox.claims.values()):
             return "being published"
         return f"not published yet; {self._sweep()}: it is published"
 
@@ -152,7 +153,7 @@ class JobDiagnosis:
     def _delayed(self, tag: str) -> tuple[IndexSet, str]:
         """Return the rows whose first stage has this tag and an eta or a countdown, and the latest of these times."""
         flow = self.job.flow
-        if flow is None or flow.delayed_until <= self._now:
+        if flow is None or flow.delayed_until <= self.now:
             return IndexSet(), ""
         until = datetime.fromtimestamp(flow.delayed_until // 1_000_000, timezone.utc)
         shapes = self.job.plan.shapes if self.job.plan else ()
@@ -215,8 +216,8 @@ class JobDiagnosis:
         worker = self._workers.shares.get(cell.owner)
         host, _, pid = cell.owner.rpartition(":")[0].partition(":")
         where = f"on {host}, worker pid {pid}, {attempt}, {wrote}"
-        if worker is not None and worker.lease_until > self._now and self._listed(worker, tag, row, cell):
-            left = self._age(2 * self._now - worker.lease_until)
+        if worker is not None and worker.lease_until > self.now and self._listed(worker, tag, row, cell):
+            left = self._age(2 * self.now - worker.lease_until)
             limits = f"; {worker.report.limits}" if worker.report.limits else ""
             return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more){limits}"
         return "lost", f"lost {where}: its worker is dead or no longer lists it; {self._sweep()}: {LOST_FATE}"
@@ -236,7 +237,7 @@ class JobDiagnosis:
         return f"{last}, start a worker or beat, or run sweep-state"
 
     def _age(self, moment: int) -> str:
-        seconds = max(0, (self._now - moment) // 1_000_000)
+        seconds = max(0, (self.now - moment) // 1_000_000)
         if seconds < 120:
             return f"{seconds} s"
         return f"{seconds // 60} min" if seconds < 7_200 else f"{seconds // 3_600} h"

@@ -87,7 +87,8 @@ def begin_generation(
             _cancel_other_rows(store, job, report.rows)
         failures = sum(column.tally.failures for column in columns)
         others = sum(column.tally.failed_rows for column in columns) - failed
-        if store.update_job(job.with_generation(report.rows, failures, others)) is not None:
+        renewed = replace(job, policy=job.policy.renewed(store.now()))
+        if store.update_job(renewed.with_generation(report.rows, failures, others)) is not None:
             return report
         error = StoreError(f"job {ref.key.job_id!r} was changed by other processes at each try; try again")
         deadline.pause(error, StoreContended)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from celery_statemanager import attempts
+from celery_statemanager import attempts, completion
 from celery_statemanager.codec import progress_json, state_of
 from celery_statemanager.errors import BeginRefused, JobCancelled, ReadOnlyManager, TaskMismatch
 from celery_statemanager.limits import (
@@ -128,7 +128,7 @@ class Manager(JobQueries):
         Raises: BeginRefused – finished, or the job is closed; JobCancelled; ReadOnlyManager; JobNotFound.
         """
         row, tag = self._own_row(None), check_name("tag", tag)
-        reply = self.store.begin(self.ref, Begin(tag=tag, task_index=row, takes_over=True))
+        reply = completion.begin(self.store, self.ref, Begin(tag=tag, task_index=row, takes_over=True))
         if reply.verdict is Verdict.CANCELLED:
             cancelled = current(self.store, self.ref).cancelled
             raise JobCancelled(self.job_id, cancelled.reason if cancelled else None)

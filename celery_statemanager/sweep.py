@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from celery_statemanager import leases, put_back, requeued
+from celery_statemanager import completion, leases, put_back, requeued
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.errors import (
     AttemptSuperseded,
@@ -38,6 +38,9 @@ class SweepActions(Queues, ReclaimActions, Protocol):
 
     broker_redelivers: bool
     """Whether the broker delivers at once what a dead worker had received."""
+
+    def stop(self, ref: JobRef, decided: tuple[str, ...]) -> None:
+        """Revoke the messages of a cancelled job, and publish the callbacks of the latches that this decided."""
 
     def complete_rerun(self, job: JobRecord) -> None:
         """Complete an interrupted rerun, unless the job belongs to another app."""
@@ -191,6 +194,9 @@ class Sweep:
             cursor = page.cursor
 
     def _sweep_job(self, job: JobRecord, now: int) -> None:
+        if job.has_expired(now):
+            self._actions.stop(job.ref, completion.expire(self._store, job.ref))
+            return
         grace = now - self._renewal
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:

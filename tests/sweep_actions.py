@@ -25,6 +25,7 @@ class RecordedActions:
         again: the rows whose messages were claimed and had been published before.
         resent: the published messages of parts.
         reruns: the jobs whose interrupted reruns were completed.
+        stopped: for each job whose deadline has passed, the job and the latches that its cancellation decided.
     """
 
     broker_redelivers = False
@@ -43,6 +44,7 @@ class RecordedActions:
         self.again: list[int] = []
         self.resent: list[str] = []
         self.reruns: list[str] = []
+        self.stopped: list[tuple[str, ...]] = []
         self._store = store
 
     def queues_of(self, job: JobRecord) -> frozenset[str]:
@@ -75,6 +77,9 @@ class RecordedActions:
             return 0
         self.published.append((ref.key.job_id, *decided))
         return len(decided)
+
+    def stop(self, ref: JobRef, decided: tuple[str, ...]) -> None:
+        self.stopped.append((ref.key.job_id, *decided))
 
     def complete_rerun(self, job: JobRecord) -> None:
         self.reruns.append(job.job_id)

@@ -21,7 +21,7 @@ from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, fit, width, wrapped
 from celery_statemanager.codec import compact
 from celery_statemanager.explain import JobDiagnosis, Reason
-from celery_statemanager.records import JobRecord, split_latch
+from celery_statemanager.records import split_latch
 
 WIDEST = 110
 """Maximum width of a sentence in columns."""
@@ -64,7 +64,7 @@ def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: 
                 output.record(compact(_wire(each)))
             return
         columns, glyphs = output.size.columns, output.glyphs
-        for line in _headline(diagnosis.job, reasons, columns, glyphs):
+        for line in _headline(diagnosis, reasons, columns, glyphs):
             output.line(line)
         for each in reasons:
             for line in _lines(each, columns, glyphs):
@@ -76,19 +76,24 @@ def _wire(reason: Reason) -> dict[str, str | None]:
     return {"tag": reason.tag, "taskIDs": rows, "code": reason.code, "text": reason.text}
 
 
-def _verdict(job: JobRecord, reasons: list[Reason]) -> str:
+def _verdict(diagnosis: JobDiagnosis, reasons: list[Reason]) -> str:
+    job = diagnosis.job
     cancelled = f"cancelled ({clean(job.cancelled.reason or 'no reason given')}), " if job.cancelled else ""
     if job.settled:
         return f"{cancelled}settled" + (", but a callback has not finished:" if reasons else ", no cell is open")
+    not_settled = f"{cancelled}not settled"
+    if job.policy.deadline is not None and not job.cancelled:
+        left = (job.policy.deadline - diagnosis.now) / 1e6
+        not_settled += f", deadline {formatting.deadline(left)}"
     if not reasons:
-        return f"{cancelled}not settled, but no cell is open: it has no plan, or is settling now"
+        return f"{not_settled}, but no cell is open: it has no plan, or is settling now"
     count = sum(len(each.rows or ()) for each in reasons)
-    return f"{cancelled}not settled, {formatting.counted(count, 'cell')} open:"
+    return f"{not_settled}, {formatting.counted(count, 'cell')} open:"
 
 
-def _headline(job: JobRecord, reasons: list[Reason], columns: int, glyphs: Glyphs) -> list[Line]:
+def _headline(diagnosis: JobDiagnosis, reasons: list[Reason], columns: int, glyphs: Glyphs) -> list[Line]:
     """Return the name and the verdict, on two lines if they do not fit on one."""
-    label, verdict = name(job, glyphs), _verdict(job, reasons)
+    label, verdict = name(diagnosis.job, glyphs), _verdict(diagnosis, reasons)
     if width(label) + 2 + width(verdict) <= columns:
         return [[Span(label, "head"), Span(f": {verdict}")]]
     return [[Span(fit(label, columns, glyphs.ellipsis), "head")], *_wrapped(verdict, "", columns, glyphs)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -124,6 +125,7 @@ class StateManager:
         metadata: Mapping[str, Any] | None = None,
         results: bool = False,
         max_failed: int | str | None = None,
+        deadline: float | datetime | None = None,
     ) -> Job:
         """Create a job of N rows, and publish one message for each.
 
@@ -151,6 +153,7 @@ class StateManager:
             max_failed: the number of failed rows that are tolerated, or a percentage of all rows such as ``"2%"``,
                 rounded down. If more rows fail, the job is cancelled, and ``on_failure`` is sent. Otherwise
                 ``on_success`` is sent when all rows have ended. None cancels nothing and tolerates no failure.
+            deadline: seconds, or a datetime with a time zone. If the job has not settled by then, it is cancelled.
 
         Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
@@ -162,7 +165,7 @@ class StateManager:
             tags=tags,
             callbacks={"success": on_success, "failure": on_failure, "settled": on_settled},
             max_in_flight=max_in_flight,
-            policy=PolicySpec.parse(max_failed),
+            policy=PolicySpec.parse(max_failed, deadline, lambda: self.store.now()),
             metadata=metadata,
             results=results,
         )

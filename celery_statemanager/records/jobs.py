@@ -156,6 +156,10 @@ class JobRecord:
             return False
         return self.cancelled.at == self.latches["failure"].decided_at
 
+    def has_expired(self, now: int) -> bool:
+        """Whether its deadline has passed and it must be cancelled."""
+        return self.policy.has_expired(now) and self.cancelled is None and not self.settled
+
     @property
     def due(self) -> bool:
         """Whether sweeps must check it: it owns messages and has not settled, or a callback is due or may be lost."""

@@ -317,6 +317,8 @@ class Verdict(Enum):
     STALE = "stale"
     CANCELLED = "cancelled"
     PAUSED = "paused"
+    EXPIRED = "expired"
+    """The deadline of the job has passed, and the job is to be cancelled."""
 
 
 @dataclass(slots=True)

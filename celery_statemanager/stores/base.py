@@ -212,7 +212,8 @@ class Store(ABC):
         """Take the next attempt of a cell, or return the reason for the refusal.
 
         A cell that begins becomes STARTED and keeps its payload. Later stages that its failure had blocked become
-        NOT_STARTED again. Raises: JobNotFound.
+        NOT_STARTED again. If the deadline of the job has passed, the verdict is EXPIRED; the caller cancels the job.
+        Raises: JobNotFound.
         """
 
     @abstractmethod

@@ -182,12 +182,18 @@ def reset_row(tx: WriteTransaction, request: Reset) -> bool:
     return True
 
 
-def begin(tx: WriteTransaction, request: Begin) -> BeginReply:
-    """Take an attempt, or return the reason for the refusal."""
+def begin(tx: WriteTransaction, request: Begin, now: int | None = None) -> BeginReply:
+    """Take an attempt, or return the reason for the refusal.
+
+    Args:
+        now: the time to compare with the deadline of the job; None for that of the transaction.
+    """
     old = tx.cell(request.tag, request.task_index)
     cell = old or Cell()
     if cell.version and cell.event_id == request.event_id and cell.open:
         return BeginReply(Verdict.BEGUN, cell)
+    if request.task_index >= 0 and tx.job.has_expired(tx.now if now is None else now):
+        return BeginReply(Verdict.EXPIRED, cell)
     verdict, new = apply_begin(tx.job, cell, request, tx.now)
     if new is cell:
         return BeginReply(verdict, cell)

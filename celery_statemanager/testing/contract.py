@@ -11,6 +11,7 @@ from celery_statemanager.testing.contract_barrier import BarrierContract
 from celery_statemanager.testing.contract_cancel import CancelContract
 from celery_statemanager.testing.contract_cells import CellContract
 from celery_statemanager.testing.contract_completion import CompletionContract
+from celery_statemanager.testing.contract_deadlines import DeadlineContract, DeadlineRerunContract
 from celery_statemanager.testing.contract_deletion import DeletionContract
 from celery_statemanager.testing.contract_ends import LateEndContract
 from celery_statemanager.testing.contract_fixtures import ContractFixtures
@@ -49,6 +50,7 @@ class CoreContract(
     CancelContract,
     CompletionContract,
     PolicyContract,
+    DeadlineContract,
     AggregateContract,
     SummaryContract,
     WatchContract,
@@ -75,7 +77,9 @@ class CoreContract(
     """
 
 
-class OutboxContract(ClaimContract, ReturnedContract, ValueContract, RerunContract, PolicyRerunContract):
+class OutboxContract(
+    ClaimContract, ReturnedContract, ValueContract, RerunContract, PolicyRerunContract, DeadlineRerunContract
+):
     """The tests that every ``Outbox`` must pass in addition to those of a ``WorkerRegistry``."""
 
 

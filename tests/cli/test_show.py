@@ -8,6 +8,7 @@ import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
+from celery_statemanager.completion import expire
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import CALLBACK_ROW, Flow, Latch, Policy, Write, new_event_id, new_job
 from celery_statemanager.testing import Grid
@@ -201,3 +202,15 @@ def test_the_failed_rows_of_a_job_that_tolerates_some(store, run, shown):
     assert "failed      2 of at most 1 failed rows" in text
     assert ": too many rows have failed" in text
     assert ": 2 rows failed, at most 1 may (max_failed)" in text
+
+
+def test_the_deadline_of_a_job(store, run, shown):
+    grid = Grid.create(store, 2, ("a",), policy=Policy(deadline=store.now() + 724_900_000))
+    assert "deadline    in 12m 04s (2" in run("job").stdout
+    assert shown("job")["deadline"].endswith("Z")
+    grid.update(lambda job: replace(job, policy=Policy(deadline=store.now() - 5_000_000)))
+    assert "deadline    passed 5s ago, the next begin or sweep cancels the job" in run("job").stdout
+    expire(store, grid.ref)
+    text = run("job").stdout
+    assert "deadline  " not in text
+    assert re.search(r"cancelled   \S+ \S+, now: its deadline of", text)

@@ -1,11 +1,13 @@
 """``why-state`` prints sentences that fit the terminal and contain no control characters."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
+from celery_statemanager.completion import expire
 from celery_statemanager.explain import JobDiagnosis
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import Begin, Policy, new_event_id
@@ -127,3 +129,12 @@ def test_a_job_that_was_cancelled_because_too_many_rows_failed(store, run):
     grid.run("a", 0, Status.FAILED)
     text = " ".join(run("job").stdout.split())
     assert text == "job cancelled (1 row failed, at most 0 may (max_failed)), settled, no cell is open"
+
+
+def test_the_deadline_of_a_job(store, run):
+    grid = Grid.create(store, 2, ("a",), policy=Policy(deadline=store.now() + 724_900_000))
+    assert "not settled, deadline in 12m 04s, 2 cells open:" in " ".join(run("job").stdout.split())
+    grid.update(lambda job: replace(job, policy=Policy(deadline=1)))
+    expire(store, grid.ref)
+    text = " ".join(run("job").stdout.split())
+    assert "cancelled (its deadline of 1970-01-01 00:00:00 UTC passed), settled" in text

@@ -1,5 +1,8 @@
 """Jobs that tolerate some failed rows (rule R22)."""
 
+import re
+from datetime import datetime, timezone
+
 import pytest
 from celery import chain
 from conftest import PATIENCE, PLACES
@@ -120,3 +123,53 @@ def test_in_eager_mode_too_many_failed_rows_stop_the_rows_after_them(max_failed,
     outcome = {"failure", "settled"} if max_failed != "75%" else {"success", "settled"}
     assert {each for each in ran if each in ("success", "failure", "settled")} == outcome
     assert summary.failed_rows == min(begun, 3)
+
+
+@pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"), usual=2)
+def test_a_job_is_cancelled_when_its_deadline_passes(tracked, pool, key, submit, eventually):
+    members = [tracked.wait_for_cancel.s(key), *[tracked.count.s(f"{key}.{row}") for row in range(1, 4)]]
+    job = submit_policed(tracked, submit, members, deadline=3, max_in_flight=1)
+    eventually(lambda: job.summary().failed == 3)
+    (tracked.HOME / f"{key}.go").touch()
+    job.wait(PATIENCE)
+    assert re.fullmatch(r"its deadline of \S+ \S+ UTC passed", job.get_state(task_index=3).message)
+    assert [job.get_state(task_index=row).status for row in range(4)] == [Status.CANCELLED] * 4
+    eventually(lambda: callbacks_run(tracked, job) == ["settled"])
+    assert tracked.notes(key) == ["running"]
+    assert not any(tracked.notes(f"{key}.{row}") for row in range(1, 4))
+
+
+@pytest.mark.places(*PLACES, usual=2)
+def test_rows_that_are_delivered_after_the_deadline_do_not_run(tracked, pool, key, submit, eventually):
+    members = [tracked.count.s(f"{key}.{row}") for row in range(3)]
+    job = submit_policed(tracked, submit, members, deadline=0.000001)
+    summary = job.wait(PATIENCE)
+    assert (summary.failed, summary.failed_rows) == (3, 0)
+    eventually(lambda: callbacks_run(tracked, job) == ["settled"])
+    assert not any(tracked.notes(f"{key}.{row}") for row in range(3))
+
+
+@pytest.mark.parametrize("deadline", [0, -1, True, float("nan"), datetime(2000, 1, 1, tzinfo=timezone.utc)])
+def test_a_wrong_deadline_is_refused_before_anything_is_written(deadline):
+    states = StateManager(new_app())
+    with pytest.raises((TypeError, ValueError), match="deadline must"):
+        states.submit(iter(()), job_id="refused", deadline=deadline)
+    assert states.store.list_jobs().jobs == []
+
+
+def test_in_eager_mode_no_row_runs_after_the_deadline():
+    app = new_app()
+    states = StateManager(app)
+    ran = []
+
+    @app.task(shared=False)
+    def work(row):
+        ran.append(row)
+
+    @app.task(shared=False)
+    def note(_, name):
+        ran.append(name)
+
+    job = states.submit([work.s(0), work.s(1)], deadline=0.000001, on_settled=note.s("settled"), on_success=note.s("-"))
+    assert ran == ["settled"]
+    assert "its deadline of" in job.get_state(task_index=1).message

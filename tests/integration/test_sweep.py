@@ -21,6 +21,7 @@ from celery_statemanager.records import (
     Flow,
     Latch,
     Place,
+    Policy,
     Verdict,
     Write,
     new_event_id,
@@ -29,7 +30,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import open_store
 from celery_statemanager.sweep import Sweep
 from celery_statemanager.testing import FakeClock, FaultyStore
-from celery_statemanager.testing.kit import workers
+from celery_statemanager.testing.kit import FAILED, Grid, workers
 
 LEASE = 30.0
 
@@ -731,3 +732,27 @@ def test_beat_runs_sweeps(tmp_path, eventually):
     finally:
         beat.terminate()
         beat.wait(20)
+
+
+def test_a_job_whose_deadline_has_passed_is_cancelled(store, clock, sweep, actions):
+    grid = Grid.submitted(store, 2, policy=Policy(deadline=store.now() + 60_000_000))
+    grid.begin("a", 0)
+    clock.advance(59)
+    sweep()
+    assert (grid.job.cancelled, actions.stopped) == (None, [])
+    clock.advance(1)
+    sweep()
+    assert grid.job.cancelled.reason == "its deadline of 2023-11-14 22:14:20 UTC passed"
+    assert actions.stopped == [("job",)]
+    clock.advance(60)
+    sweep()
+    assert actions.stopped == [("job",)]
+    assert set(grid.end("a", 0, FAILED).decided) == {"failure", "settled"}
+
+
+def test_a_deadline_that_passes_while_no_row_runs_settles_the_job(store, clock, sweep, actions):
+    grid = Grid.submitted(store, 2, policy=Policy(deadline=store.now() + 60_000_000))
+    clock.advance(61)
+    sweep()
+    assert actions.stopped == [("job", "settled")]
+    assert grid.decided == {"settled"}

@@ -269,7 +269,7 @@ def test_the_control_fields_of_a_job_round_trip() -> None:
         "flow": Flow(3, "0-2,5", 9, True, "deploying"),
         "results": "some",
         "generation": Generation(2, 5, IndexSet.parse("3,17-20"), 4),
-        "policy": Policy(2),
+        "policy": Policy(2, 3, 4),
         "tombstoned_at": 7,
     }
     assert control_from_json(control_to_json(replace(changed, **values))) == values

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from celery_statemanager.policies import PolicySpec
-from celery_statemanager.records import Policy
+from celery_statemanager.records import Policy, to_datetime
+
+NOW = 1_800_000_000_000_000
+TEHRAN = timezone(timedelta(hours=3, minutes=30))
+
+
+def now() -> int:
+    return NOW
 
 
 @pytest.mark.parametrize(
@@ -28,7 +36,7 @@ from celery_statemanager.records import Policy
     ],
 )
 def test_max_failed_is_a_number_or_a_percentage_rounded_down(given: Any, num_tasks: int, expected: int | None) -> None:
-    assert PolicySpec.parse(given).resolve(num_tasks) == Policy(expected)
+    assert PolicySpec.parse(given, None, now).resolve(num_tasks, now) == Policy(expected)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +66,46 @@ def test_max_failed_is_a_number_or_a_percentage_rounded_down(given: Any, num_tas
 )
 def test_any_other_max_failed_is_an_error_that_names_it(given: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="max_failed must be") as found:
-        PolicySpec.parse(given)
+        PolicySpec.parse(given, None, now)
     assert repr(given) in str(found.value) or str(given) in str(found.value)
     assert "pass a number of rows such as 5" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, Policy()),
+        (3600, Policy(None, NOW + 3_600_000_000, 3_600_000_000)),
+        (0.5, Policy(None, NOW + 500_000, 500_000)),
+        (1e-9, Policy(None, NOW + 1, 1)),
+        (to_datetime(NOW + 1), Policy(None, NOW + 1)),
+        (to_datetime(NOW + 7).astimezone(TEHRAN), Policy(None, NOW + 7)),
+    ],
+)
+def test_a_deadline_is_a_number_of_seconds_or_a_time(given: Any, expected: Policy) -> None:
+    assert PolicySpec.parse(None, given, now).resolve(10, now) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (-0.5, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (10**12, ValueError),
+        (True, TypeError),
+        ("3600", TypeError),
+        ("1h", TypeError),
+        (timedelta(hours=1), TypeError),
+        (to_datetime(NOW), ValueError),
+        (to_datetime(NOW - 1), ValueError),
+        (datetime(2200, 1, 1), ValueError),  # noqa: DTZ001 - naive
+    ],
+)
+def test_any_other_deadline_is_an_error_that_names_it(given: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="deadline must") as found:
+        PolicySpec.parse(None, given, now)
+    shown = given.isoformat() if isinstance(given, datetime) and given.tzinfo else repr(given)
+    assert shown in str(found.value)

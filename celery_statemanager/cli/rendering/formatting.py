@@ -35,6 +35,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400}d {whole % 86_400 // 3600:02}h"
 
 
+def deadline(seconds: float) -> str:
+    """Return when a job is cancelled, given the seconds until its deadline: ``in 12m 04s``."""
+    if seconds > 0:
+        return f"in {duration(seconds)}"
+    return f"passed {ago(-seconds)}, the next begin or sweep cancels the job"
+
+
 def age(seconds: float) -> str:
     """Return an age in one unit: ``now``, ``14s``, ``3m``, ``2h`` or ``5d``."""
     whole = int(seconds)

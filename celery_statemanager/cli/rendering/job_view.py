@@ -99,6 +99,10 @@ def _facts(view: JobView, glyphs: Glyphs) -> Iterator[Line]:
     if failed is not None and not view.callbacks["failure"].task:
         why = "the first cell failed permanently" if job.policy.max_failed is None else "too many rows have failed"
         yield [*_moment(view, "failing", failed), Span(f": {why}")]
+    if job.policy.deadline is not None and job.cancelled is None and not job.settled:
+        moment = to_datetime(job.policy.deadline)
+        left_over = formatting.deadline((moment - view.now).total_seconds())
+        yield [_label("deadline"), Span(f"{left_over} ({moment.astimezone():%Y-%m-%d %H:%M:%S})")]
     settled = job.latches["settled"].decided_at
     if settled is not None:
         yield [

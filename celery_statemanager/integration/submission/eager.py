@@ -33,7 +33,7 @@ def run_members(job: Job, tracker: Tracker, record: JobRecord, found: Sequence[S
     """
     has_policy = record.policy != Policy()
     for row, stages in enumerate(found):
-        if has_policy and current(tracker.store, record.ref).cancelled:
+        if has_policy and _is_cancelled(tracker, record):
             return
         try:
             _run(tracker, record, row, stages)
@@ -52,6 +52,12 @@ def bind(app: Celery, record: JobRecord, row: int, stages: Stages) -> list[Bindi
     for binding, stage in zip(bindings, stages, strict=True):
         binding.bind(stage)
     return bindings
+
+
+def _is_cancelled(tracker: Tracker, record: JobRecord) -> bool:
+    """Return whether a policy has cancelled the job; cancel it if its deadline has passed."""
+    publish_decided(tracker, record.ref, completion.expire(tracker.store, record.ref))
+    return current(tracker.store, record.ref).cancelled is not None
 
 
 def _run(tracker: Tracker, record: JobRecord, row: int, stages: Stages) -> None:

@@ -100,7 +100,8 @@ def _accepted(
                 except Exception as error:
                     raise SubmitFailed(record.job_id, row, describe(error)) from error
         blocks.flush()
-        record = replace(_planned(record, plan, tags, policy), results=maker.kept)
+        record = replace(_planned(record, plan, tags), results=maker.kept)
+        record = replace(record, policy=policy.resolve(record.num_tasks, tracker.store.now))
         return _created(tracker, replace(record, flow=replace(flow, delayed=delays.rows, delayed_until=delays.until)))
     except BaseException:
         with suppress(StoreError):  # then a sweep drops it
@@ -120,10 +121,9 @@ def _created(tracker: Tracker, record: JobRecord) -> JobRecord:
         raise
 
 
-def _planned(record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | None, policy: PolicySpec) -> JobRecord:
-    rows, derived = builder.rows, builder.plan()
-    plan: Plan = members.plan_of_tags(derived, rows, tags)
-    return replace(record, num_tasks=rows, plan=plan, policy=policy.resolve(rows))
+def _planned(record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | None) -> JobRecord:
+    derived: Plan = builder.plan()
+    return replace(record, num_tasks=builder.rows, plan=members.plan_of_tags(derived, builder.rows, tags))
 
 
 def _run_inline(
@@ -131,7 +131,8 @@ def _run_inline(
 ) -> Job:
     """Create a job and run its members in this process, as Celery does in eager mode."""
     plan = members.PlanBuilder.of(members.tags_of(tracker.app, stages) for stages in found)
-    record = _planned(record, plan, tags, policy)
+    record = _planned(record, plan, tags)
+    record = replace(record, policy=policy.resolve(record.num_tasks, tracker.store.now))
     bound = [bind(tracker.app, record, row, stages) for row, stages in enumerate(found)]
     if any(each[-1].next == RESULT for each in bound):
         record = replace(record, results=record.results or SOME_ROWS)

@@ -24,6 +24,7 @@ from celery_statemanager.integration.outbox.envelope import Envelope
 from celery_statemanager.integration.outbox.making import binding_in
 from celery_statemanager.integration.outbox.publisher import publish_due, release_claims
 from celery_statemanager.integration.outbox.rerun import complete_rerun
+from celery_statemanager.integration.revokes import revoke
 from celery_statemanager.integration.task.run import vetoes
 from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.queues import BrokerQueues
@@ -228,6 +229,10 @@ class _AppActions(BrokerQueues):
 
     def publish(self, ref: JobRef, decided: tuple[str, ...]) -> int:
         return publish_decided(self._tracker, ref, decided, partial(self._is_ours, ref))
+
+    def stop(self, ref: JobRef, decided: tuple[str, ...]) -> None:
+        revoke(self._tracker, ref)
+        self.publish(ref, decided)
 
     def publish_messages(
         self, job: JobRecord, outbox: OutboxState, dead: Collection[str], ended: Collection[str]

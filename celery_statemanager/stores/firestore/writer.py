@@ -72,7 +72,8 @@ class Writer:
     def begin(self, ref: JobRef, begin: Begin) -> BeginReply:
         """Begin an attempt. Raises: the errors of ``Store.begin``."""
         key, deadline = (begin.tag, begin.task_index), self._database.deadline()
-        reply, result = self._steps.run(ref, key, lambda tx: steps.begin(tx, begin), deadline, begins=True)
+        now = self._database.now()
+        reply, result = self._steps.run(ref, key, lambda tx: steps.begin(tx, begin, now), deadline, begins=True)
         if reply.verdict is not Verdict.PAUSED:
             ended = None if result is None else self._ended_meanwhile(ref, result)
             if ended is not None and reply.verdict is Verdict.BEGUN:

@@ -31,8 +31,8 @@ and the cancellation are fields of their own, because scripts set them too; of t
 are in ``control``. ``tags`` is
 the number of written tags, and ``sequence`` that of the job's newest change. The head also holds ``plan``, which is
 read once per incarnation, and fields that only scripts use: ``expected`` cells, ``total`` tally, ``clock_at`` of the
-last update, ``runs``, ``earlier_failures``, ``reset_generation``, ``max_failed``, ``earlier_failed_rows``, and those of
-the outbox (see lua/returned.lua and lua/claiming.lua).
+last update, ``runs``, ``earlier_failures``, ``reset_generation``, ``max_failed``, ``earlier_failed_rows``,
+``deadline``, and those of the outbox (see lua/returned.lua and lua/claiming.lua).
 """
 
 WITH_PLAN = (*HEAD, "plan")
@@ -96,6 +96,7 @@ def changes_of(job: JobRecord) -> dict[str, str | int | None]:
         "earlier_failures": job.generation.earlier_failures or None,
         "max_failed": job.policy.max_failed,
         "earlier_failed_rows": job.generation.earlier_failed_rows or None,
+        "deadline": job.policy.deadline,
         "reset_generation": job.generation.number if job.generation.rows_to_reset else None,
         **{name: job.latches[name].decided_at for name in LATCHES},
     }

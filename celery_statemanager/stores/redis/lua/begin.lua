@@ -15,6 +15,10 @@ if old and old[EVENT_ID] == begin.event_id and old[OPEN] then
   return { "begun", pack(old) }
 end
 local cell = old or new_cell(begin.schema)
+local is_over = job.cancelled_at or job.settled or place.of_callback
+if job.deadline and job.deadline <= job.now and not is_over then
+  return { "expired", pack(cell) }
+end
 local verdict, new = apply_begin(job, place, cell, begin)
 if not new then
   return { verdict, pack(cell) }

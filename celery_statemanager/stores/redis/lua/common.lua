@@ -4,8 +4,8 @@
 --                   is the sum of the tallies of what is expected, but for their progress: no step asks for it; tags
 --                   and runs are the numbers of the tallies and of the callbacks' cells; earlier_failures is that of
 --                   the total before the generation, missing for 0; reset_generation is the generation whose rows are
---                   reset, if any; max_failed is Policy.max_failed; earlier_failed_rows is missing for 0; for the
---                   outbox, see returned.lua and claiming.lua
+--                   reset, if any; max_failed and deadline are those of Policy; earlier_failed_rows is missing for
+--                   0; for the outbox, see returned.lua and claiming.lua
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failures, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended, rows
 --                   failed}; what is
@@ -35,7 +35,8 @@
 local function open_job(incarnation)
   local values = redis.call(
     "HMGET", KEYS[1], "incarnation", "expected", "active_at", "clock_at", "sequence", "total", "cancelled_at", "settled",
-    "tags", "runs", "paused", "earlier_failures", "reset_generation", "max_failed", "earlier_failed_rows"
+    "tags", "runs", "paused", "earlier_failures", "reset_generation", "max_failed", "earlier_failed_rows",
+    "deadline"
   )
   if values[1] ~= incarnation then
     return nil
@@ -56,6 +57,7 @@ local function open_job(incarnation)
     reset_generation = values[13],
     max_failed = tonumber(values[14] or nil),
     earlier_failed_rows = values[15],
+    deadline = tonumber(values[16] or nil),
   }
 end
 

@@ -3,8 +3,8 @@
 -- KEYS     1 head, 2 and 3 not used, 4 stream
 -- ARGV[1]  incarnation
 -- ARGV[2]  request: revision, schema, cancelled_at (microseconds), reason, window, paused (see returned.lua),
---          earlier_failures, max_failed, earlier_failed_rows, reset_generation (see common.lua), success, failure,
---          settled (time of the decision, microseconds); a packed map, absent fields are cleared
+--          earlier_failures, max_failed, earlier_failed_rows, deadline, reset_generation (see common.lua), success,
+--          failure, settled (time of the decision, microseconds); a packed map, absent fields are cleared
 -- ARGV[3]  control: the fields that only clients read, JSON
 -- Returns {"gone"}, {"moved"}, or {"updated", names of the decided latches ...}.
 
@@ -22,7 +22,7 @@ redis.call(
 )
 local names = {
   "cancelled_at", "reason", "window", "paused", "earlier_failures", "reset_generation", "max_failed",
-  "earlier_failed_rows", "success", "failure", "settled",
+  "earlier_failed_rows", "deadline", "success", "failure", "settled",
 }
 for _, name in ipairs(names) do
   if request[name] then
