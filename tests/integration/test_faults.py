@@ -17,8 +17,6 @@ from celery_statemanager.testing.kit import workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.places(*FAULT_PLACES)]
 
-BOTH_LOSSES = pytest.mark.parametrize("loss", ["flush", "restart"])
-
 AWAY = 20.0
 """Seconds for which the broker is away, with ``--full``."""
 
@@ -39,11 +37,13 @@ def received(tracked):
     return {each.ref for report in reports for each in report.received}
 
 
-def lose_messages(here, loss, queue):
-    lose = getattr(here, loss)
+@pytest.fixture(params=["flush", "restart"])
+def lose_messages(here, request):
+    """Return the function with which the broker loses its messages."""
+    lose = getattr(here, request.param)
     if lose is None:
         pytest.skip("a folder has no server to restart")
-    lose(queue)
+    return lose
 
 
 def callback_has_ended(tracked, job):
@@ -51,25 +51,23 @@ def callback_has_ended(tracked, job):
 
 
 @pytest.mark.full
-@BOTH_LOSSES
 def test_rows_run_once_although_the_broker_loses_their_messages(
-    here, load_here, place, key, start_configured_worker, eventually, loss
+    here, load_here, place, key, start_configured_worker, eventually, lose_messages
 ):
     tracked = load_here()
     start_configured_worker(here.through_proxies, place[1], key)
     gates = [f"{key}.{row}" for row in range(8)]
     job = tracked.states.submit(tracked.gate.s(each).set(queue=key) for each in gates)
     eventually(lambda: sum(len(tracked.notes(gate)) for gate in gates) == 2)
-    lose_messages(here, loss, key)
+    lose_messages(key)
     release(tracked, gates)
     assert job.wait(PATIENCE).finished == 8
     assert [tracked.notes(gate) for gate in gates] == [["begun 1", "ended 1"]] * 8
 
 
 @pytest.mark.full
-@BOTH_LOSSES
 def test_a_retry_and_a_callback_run_once_that_wait_while_the_broker_loses_its_messages(
-    here, load_here, place, key, start_configured_worker, eventually, loss
+    here, load_here, place, key, start_configured_worker, eventually, lose_messages
 ):
     """A worker has received both and waits for their time. If the broker restarts, it drops them, and may end itself."""
     tracked = load_here()
@@ -78,7 +76,7 @@ def test_a_retry_and_a_callback_run_once_that_wait_while_the_broker_loses_its_me
     callback = tracked.callback.s().set(queue=key, countdown=5)
     settled = tracked.states.submit([tracked.succeed.s().set(queue=key)], on_settled=callback)
     eventually(lambda: {retried.manager.ref, settled.manager.ref} <= received(tracked))
-    lose_messages(here, loss, key)
+    lose_messages(key)
     start_configured_worker(here.through_proxies, place[1], f"{key},another")
     assert retried.wait(PATIENCE).finished == 1
     eventually(lambda: callback_has_ended(tracked, settled))
