@@ -28,6 +28,7 @@ MODULES = (
     "submits",
     "windows",
     "reruns",
+    "results",
     "in_flight",
     "firestore",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -22,13 +22,17 @@ _BATCH_SIZE = 5_000
 def create_filled_job(store: Store, num_tasks: int, job_id: str | None = None) -> Manager:
     """Create a job with every cell written, one in ten of them still running. Return a read-only Manager."""
     manager = Manager.create(store, job_id or f"job of {num_tasks}", num_tasks=num_tasks, tags=(TAG,))
+    write_all(store, manager.ref, (_write(row) for row in range(num_tasks)))
+    return manager
+
+
+def write_all(store: Store, ref: JobRef, writes: Iterator[Write]) -> None:
+    """Write many cells."""
     write_batch = _BATCH_WRITERS.get(type(store).__name__, _write_one_by_one)
     if isinstance(store, RedisStore):
         load_scripts(store)
-    writes = (_write(row) for row in range(num_tasks))
     while batch := list(islice(writes, _BATCH_SIZE)):
-        write_batch(store, manager.ref, batch)
-    return manager
+        write_batch(store, ref, batch)
 
 
 def _write(row: int) -> Write:

@@ -41,7 +41,7 @@ Examples:
 \b
 Exit status:
     0  exported
-    1  the job keeps no results, or accept_content does not allow the arguments
+    1  the job keeps no results, or its arguments must not be decoded
 {EXITS}"""
 
 

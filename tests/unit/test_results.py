@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import tracemalloc
 import uuid
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
@@ -15,6 +16,7 @@ from celery.exceptions import Ignore
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.filling import write_all
 from celery_statemanager import (
     ConfigurationError,
     ResultUnavailable,
@@ -30,7 +32,7 @@ from celery_statemanager.integration.binding import RESULT, Binding
 from celery_statemanager.integration.outbox.values import Unavailable, pass_on, result_to_text, results_of
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.submission import results
-from celery_statemanager.records import JobKey, JobRef, Write
+from celery_statemanager.records import JobKey, JobRef, Write, new_job
 
 LAST = Binding(JobRef(JobKey("job"), "f" * 16), 3, "a", 1, next=RESULT)
 
@@ -94,6 +96,14 @@ class TestEncoding:
         for value in (endless, Raising()):
             assert isinstance(results_of([result_to_text(value, 1_000)])[0], Unavailable)
 
+    def test_a_value_that_cannot_be_decoded_leaves_the_others(self):
+        """Kombu reserves these two keys for the types that it adds to JSON."""
+        values = [1, {"__type__": "odd", "__value__": 2}, {"__type__": "datetime", "__value__": "noon"}, 3]
+        found = results_of([result_to_text(value, 1_000) for value in values])
+        assert (found[0], found[3]) == (1, 3)
+        assert [type(each) for each in found[1:3]] == [Unavailable, Unavailable]
+        assert found[1].startswith("it cannot be decoded: ")
+
     def test_the_limit_counts_the_bytes_of_the_text(self):
         assert results_of([result_to_text("x" * 98, 100)]) == ["x" * 98]
         (found,) = results_of([result_to_text("x" * 99, 100)])
@@ -113,7 +123,12 @@ class TestEncoding:
 
 
 def new_app(**settings):
-    return Celery("eager", set_as_current=False, task_always_eager=True, statemanager_store_url="memory://", **settings)
+    settings = {"task_always_eager": True, "statemanager_store_url": "memory://", **settings}
+    return Celery("eager", set_as_current=False, **settings)
+
+
+def _finished(row, size):
+    return Write("a", row, int(Status.FINISHED), value=result_to_text(f"{row:0{size}}", 10**6))
 
 
 @pytest.fixture
@@ -321,6 +336,21 @@ class TestJob:
         monkeypatch.setattr(results, "results_of", lambda texts: sizes.append(len(texts)) or results_of(texts))
         assert [row for row, value in job.results() if value == "x" * 2_000] == list(range(600))
         assert max(sizes) < 200
+
+    @pytest.mark.parametrize("size", [100, 100_000])
+    def test_results_are_read_in_flat_memory(self, tmp_path, size):
+        app = new_app(statemanager_store_url=f"sqlite:///{tmp_path}/states.db")
+        store = StateManager(app).store
+        rows = 20_000 if size == 100 else 300
+        store.create_job(replace(new_job("large", rows, ("a",)), results="every"))
+        job = StateManager(app).job("large")
+        write_all(store, job.manager.ref, (_finished(row, size) for row in range(rows)))
+        tracemalloc.start()
+        assert sum(1 for _ in job.results()) == rows
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 6_000_000
+        store.close()
 
     def test_the_finished_rows_of_a_job(self, states, double):
         job = states.submit([double.s(None if row % 3 else row) for row in range(9)], results=True)

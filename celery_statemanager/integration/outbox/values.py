@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from operator import is_
 from typing import Any
 
@@ -15,6 +16,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.result import ResultBase
 from kombu import serialization
+from kombu.utils import json as kombu_json
 
 from celery_statemanager.integration.binding import IMMUTABLE, RESULT, Binding
 from celery_statemanager.integration.outbox.envelope import (
@@ -37,6 +39,9 @@ PLACEHOLDER = "celery-statemanager:value-of-the-stage-before"
 """The argument that stands for the value in the stored message of a later stage."""
 
 _RESULT, _UNAVAILABLE = "=", "!"
+
+_encode_json = kombu_json.JSONEncoder().encode
+"""Encodes as kombu's ``dumps``, which creates an encoder at each call."""
 
 _JSON = "application/json"
 _TOKEN = f'"{PLACEHOLDER}"'
@@ -80,14 +85,13 @@ def result_to_text(result: Any, most: int) -> str:
         return f"{_UNAVAILABLE}{result}"
     try:
         value = result.as_tuple() if isinstance(result, ResultBase) else result  # type: ignore[attr-defined]
-        text = _to_text(value, "json")
-        size = len(text.encode())
+        text = _encode_json(value)
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:  # noqa: BLE001 - a value's own __json__ may raise anything
         return f"{_UNAVAILABLE}it cannot be encoded as JSON: {describe(error)}"
-    if size > most:
-        return f"{_UNAVAILABLE}{too_large(size, most)}"
+    if len(text) > most:  # the text is ASCII
+        return f"{_UNAVAILABLE}{too_large(len(text), most)}"
     return f"{_RESULT}{text}"
 
 
@@ -98,14 +102,21 @@ def too_large(size: int, most: int) -> str:
 
 def results_of(texts: Sequence[str]) -> list[Any]:
     """Return the results with these texts, with an ``Unavailable`` for each one that was not kept."""
-    joined = ",".join(text[1:] for text in texts if text[0] == _RESULT)
-    values = iter(serialization.loads(f"[{joined}]", _JSON, "utf-8", accept=(_JSON,)))
-    return [
-        next(values)
-        if text[0] == _RESULT
-        else Unavailable(text[1:] if text[0] == _UNAVAILABLE else "its last stage has stored none")
-        for text in texts
-    ]
+    encoded = [text[1:] for text in texts if text[0] == _RESULT]
+    if len(encoded) == len(texts):
+        with suppress(Exception):  # then they are decoded one by one, which takes longer
+            decoded: list[Any] = kombu_json.loads(f"[{','.join(encoded)}]")
+            return decoded
+    return list(map(_result_of, texts))
+
+
+def _result_of(text: str) -> Any:
+    if text[0] != _RESULT:
+        return Unavailable(text[1:] if text[0] == _UNAVAILABLE else "its last stage has stored none")
+    try:
+        return kombu_json.loads(text[1:])
+    except Exception as error:  # noqa: BLE001 - types that applications register are decoded by their code
+        return Unavailable(f"it cannot be decoded: {describe(error)}")
 
 
 def stage_value(store: Outbox, ref: JobRef, row: int) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
+from itertools import chain, islice
 from typing import Any
 
 from celery_statemanager.aggregate import missing_state
@@ -19,8 +20,8 @@ from celery_statemanager.stores.capabilities import FullStore
 WITHOUT_RESULTS = "it was submitted without results; submit it with results=True, or set keep_result = True on a task"
 """The reason why a job has no results."""
 
-_BATCH_ROWS, _BATCH_SIZE = 1_000, 256 * 1024
-"""Results that are decoded together: their maximum number, and their size from which on no other is added."""
+_FIRST_BATCH, _LARGEST_BATCH, _BATCH_BYTES = 8, 512, 256 * 1024
+"""Results that are decoded together: their number in the first batch and in the largest one, and their usual size."""
 
 
 def check_keeps_results(record: JobRecord) -> None:
@@ -32,7 +33,13 @@ def check_keeps_results(record: JobRecord) -> None:
 def iterate_results(tracker: Tracker, record: JobRecord, rows: str | Iterable[int] | None) -> Iterator[tuple[int, Any]]:
     """Return the results of finished rows; see ``Job.results``."""
     wanted = None if rows is None else checked_rows(rows, record.num_tasks)
-    return (_checked(record, row, result) for row, result in read_results(tracker.store, record, wanted))
+
+    def iterate() -> Iterator[tuple[int, Any]]:
+        for batch in _batches(tracker.store, record, wanted):
+            has_all = Unavailable not in {type(result) for _, result in batch}
+            yield from batch if has_all else (_checked(record, *each) for each in batch)
+
+    return iterate()
 
 
 def list_results(tracker: Tracker, record: JobRecord) -> list[Any]:
@@ -40,7 +47,7 @@ def list_results(tracker: Tracker, record: JobRecord) -> list[Any]:
     job, finished = finished_rows(tracker.store, record)
     if len(finished) < job.num_tasks:
         raise _failure(tracker.store, job, IndexSet(range(job.num_tasks)).without(finished).first)
-    found = dict(_read(tracker.store, record, finished))
+    found = dict(chain.from_iterable(_read(tracker.store, record, finished)))
     missing = "its task does not keep it; submit the job with results=True"
     return [_checked(record, row, found.pop(row, Unavailable(missing)))[1] for row in finished]
 
@@ -53,8 +60,7 @@ def read_results(store: FullStore, record: JobRecord, rows: IndexSet | None = No
 
     Raises: JobNotFound, StoreError.
     """
-    _, finished = finished_rows(store, record)
-    yield from _read(store, record, finished if rows is None else finished.within(rows))
+    return chain.from_iterable(_batches(store, record, rows))
 
 
 def finished_rows(store: FullStore, record: JobRecord) -> tuple[JobRecord, IndexSet]:
@@ -72,32 +78,37 @@ def _unfinished(column: Column) -> IndexSet:
     return IndexSet().union(*(each for each in sets if each is not None))
 
 
-def _read(store: FullStore, record: JobRecord, rows: IndexSet) -> Iterator[tuple[int, Any]]:
-    """Yield the results of finished rows. If every row keeps its result, a row without one is yielded too."""
-    expected = iter(rows)
-    for row, result in _decoded(store.list_values(record.ref, rows)):
-        while (due := next(expected)) != row:
-            yield from _missing(store, record, due)
-        yield row, result
-    for due in expected:
-        yield from _missing(store, record, due)
+def _batches(store: FullStore, record: JobRecord, rows: IndexSet | None) -> Iterator[list[tuple[int, Any]]]:
+    _, finished = finished_rows(store, record)
+    yield from _read(store, record, finished if rows is None else finished.within(rows))
 
 
-def _decoded(values: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-    """Decode results in batches, which takes a fraction of the time of decoding each one."""
-    while batch := _batch(values):
-        yield from zip([row for row, _ in batch], results_of([text for _, text in batch]))
+def _read(store: FullStore, record: JobRecord, rows: IndexSet) -> Iterator[list[tuple[int, Any]]]:
+    """Yield the results of finished rows in batches, because a step for each row would take longer than decoding it.
+
+    If every row keeps its result, a row without one is yielded too.
+    """
+    values, expected, size = store.list_values(record.ref, rows), iter(rows), _FIRST_BATCH
+    while batch := list(islice(values, size)):
+        found, texts = zip(*batch)
+        results = list(zip(found, results_of(texts)))
+        due = list(islice(expected, len(found)))
+        while due[-1] != found[-1]:
+            due.append(next(expected))
+        yield results if len(due) == len(found) else list(_with_missing(store, record, due, dict(results)))
+        average = sum(map(len, texts)) // len(texts)
+        size = max(1, min(2 * size, _LARGEST_BATCH, _BATCH_BYTES // average))
+    yield from ([each] for row in expected for each in _missing(store, record, row))
 
 
-def _batch(values: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for each in values:
-        batch.append(each)
-        size += len(each[1])
-        if size >= _BATCH_SIZE or len(batch) >= _BATCH_ROWS:
-            break
-    return batch
+def _with_missing(
+    store: FullStore, record: JobRecord, rows: Iterable[int], found: Mapping[int, Any]
+) -> Iterator[tuple[int, Any]]:
+    for row in rows:
+        if row in found:
+            yield row, found[row]
+        else:
+            yield from _missing(store, record, row)
 
 
 def _missing(store: FullStore, record: JobRecord, row: int) -> Iterator[tuple[int, Any]]:
