@@ -239,15 +239,14 @@ def test_a_purge_splits_what_the_service_rejects_as_too_large(store: FirestoreSt
 
 
 def test_large_values_are_purged_in_several_commits(store: FirestoreStore, spy: Spy) -> None:
-    grid = published(store, 30, STAGES)
-    for row in range(30):
-        grid.begin("a", row)
-        grid.end("a", row, value="x" * 500_000 if row < 3 else "1")
+    grid = published(store, 130, STAGES)
+    for row in range(130):
+        grid.write("a", row, FINISHED, value="x" * 500_000 if row < 3 else "1")
     store.delete_job(grid.job)
     spy.clear()
     purge(store)
     deleted = [sum("/values/" in name for name in written(request)) for request in spy.requests]
-    assert sorted(filter(None, deleted)) == [6, 12, 12]
+    assert sorted(filter(None, deleted)) == [30, 100]
 
 
 def test_a_value_of_another_programs_job_is_not_stored(store: FirestoreStore) -> None:

@@ -21,8 +21,9 @@ from celery_statemanager.stores.firestore.values import Moment, decode_fields
 
 DELETES_AT_ONCE = 400
 
-LARGE_AT_ONCE = {"blocks": 8, "values": 12}
-"""Collections of large documents, and how many of them a commit deletes. Firestore's limit is 10 MiB."""
+LARGE_AT_ONCE = {"blocks": 8, "values": 100}
+"""Collections of documents that may be large, and how many of them a commit deletes. Firestore's limit is 10 MiB, and
+a commit that exceeds it is split. Most values are small."""
 
 NOTES_AT_ONCE = 100
 
