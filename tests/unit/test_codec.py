@@ -108,6 +108,8 @@ def test_a_summary_as_a_dict_contains_every_field_as_json() -> None:
             "failed": 1,
             "notRun": 0,
             "generation": 2,
+            "failedRows": 0,
+            "maxFailed": None,
             "lowest": lowest.as_dict(),
             "failedIDs": "3,17-18",
             "runningIDs": "3,17-18",
