@@ -307,18 +307,3 @@ def test_a_sweep_in_the_wrong_directory_is_reported(command, app, tmp_path, erro
     assert result.exit_code == 78
     assert "there is no file" in error_of(result)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_every_command_has_a_help_with_examples_and_exit_codes():
-    from importlib.metadata import entry_points
-
-    ours = [each for each in entry_points(group="celery.commands") if each.value.startswith("celery_statemanager.")]
-    assert {"monitor-state", "list-state", "show-state", "why-state", "delete-state", "sweep-state"} <= {
-        each.name for each in ours
-    }
-    for each in ours:
-        text = CliRunner().invoke(celery_command.commands[each.name], ["--help"], terminal_width=80).stdout
-        assert f"  celery -A proj {each.name}" in text
-        assert "Exit status:" in text
-        assert "--format" in text
-        assert max(map(len, text.splitlines())) <= 80

@@ -28,6 +28,7 @@ from celery_statemanager.testing import FaultyStore, WrappedStore
 ABOUT_NO_JOB = {
     "check the store: %s",
     "sweep: cannot count the messages in queue %r: %s",
+    "sweep: cannot write the notes about lost messages, they are found later: %s",
     "the store has lost the records of workers: no worker counts as dead for one lease",
     (
         "cannot read the record of worker %s (written by another release): its running tasks are not reclaimed while "
