@@ -199,7 +199,9 @@ def start_beat(tmp_path):
         yield start
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(
+    "scheduler", ["celery", *(pytest.param(each, marks=pytest.mark.full) for each in ("redbeat", "django"))]
+)
 def test_beat_schedules_garbage_collection_on_a_worker(scheduler, start_beat, tmp_path, eventually):
     store = start_beat(scheduler, **GARBAGE)
     job = Manager.create(store, "old", num_tasks=1)

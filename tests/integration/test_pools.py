@@ -313,7 +313,9 @@ def test_a_killed_child_ends_as_the_faq_describes(project):
     assert worker.process.poll() is None
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+@pytest.mark.parametrize(
+    "pool", ["prefork", pytest.param("threads", marks=pytest.mark.full), pytest.param("gevent", marks=pytest.mark.full)]
+)
 def test_an_aborted_part_of_a_replacement_ends_the_row(project, pool):
     shop = project("""
         import asyncio, sys
