@@ -148,6 +148,7 @@ def summarize(job: JobRecord, columns: Sequence[Column], *, indexes: bool) -> Su
         generation=job.generation.number,
         failed_rows=failed_rows(job, total) if _is_whole(job, columns) else total.failed_rows,
         max_failed=job.policy.max_failed,
+        stalled=total.stalled,
         **(_index_sets(job, columns) if indexes else {}),
     )
 
@@ -157,9 +158,9 @@ def _is_whole(job: JobRecord, columns: Sequence[Column]) -> bool:
 
 
 def _index_sets(job: JobRecord, columns: Sequence[Column]) -> dict[str, IndexSet]:
-    failed, running, missing, not_run = (
+    failed, running, missing, not_run, stalled = (
         IndexSet().union(*(getattr(column, kind) for column in columns))
-        for kind in ("failed", "running", "missing", "not_run")
+        for kind in ("failed", "running", "missing", "not_run", "stalled")
     )
     if job.cancelled:
         failed, missing = failed.union(missing), IndexSet()
@@ -168,4 +169,5 @@ def _index_sets(job: JobRecord, columns: Sequence[Column]) -> dict[str, IndexSet
         "running_indexes": running,
         "missing_indexes": missing,
         "not_run_indexes": not_run,
+        "stalled_indexes": stalled,
     }

@@ -26,6 +26,7 @@ from celery_statemanager.records import (
     Place,
     Policy,
     Returned,
+    Stall,
     to_datetime,
 )
 
@@ -37,13 +38,14 @@ def state_of(job_id: str, tag: str, task_index: int, cell: Cell) -> State:
         task_index,
         tag,
         cell.status,
-        cell.message,
+        cell.shown_message,
         json.loads(cell.payload) if cell.payload else None,
         to_datetime(cell.timestamp) if cell.version else None,
         cell.version,
         cell.event_id or None,
         cell.attempt,
         cell.schema_version,
+        cell.stall.since != 0,
     )
 
 
@@ -62,6 +64,7 @@ def state_from_wire(wire: Mapping[str, Any]) -> State:
         wire.get("eventID"),
         int(wire.get("attempt", 0)),
         int(wire.get("schemaVersion", 1)),
+        bool(wire.get("stalled")),
     )
 
 
@@ -231,4 +234,5 @@ def cell_to_fields(cell: Cell) -> dict[str, Any]:
 
 def cell_from_fields(values: Mapping[str, Any]) -> Cell:
     """Create a cell from an object of ``cell_to_fields``. A missing schema is 1, another field its default."""
-    return Cell(**{"schema_version": 1, **values, "delivery": Delivery(*values["delivery"])})
+    tuples = {"delivery": Delivery(*values["delivery"]), "stall": Stall(*values.get("stall", ()))}
+    return Cell(**{"schema_version": 1, **values, **tuples})

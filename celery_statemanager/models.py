@@ -52,6 +52,7 @@ class State:
         timestamp: UTC time of the write by the store's clock; None if the cell was never written.
         version: 1, 2, 3 … per cell, assigned by the store; 0 if the cell was never written.
         attempt: number of the execution that owns the cell, from 1; 0 if none has begun.
+        stalled: whether this execution runs and has written nothing for longer than its ``stall_after``.
     """
 
     job_id: str
@@ -65,6 +66,7 @@ class State:
     event_id: str | None = None
     attempt: int = 0
     schema_version: int = SCHEMA_VERSION
+    stalled: bool = False
 
     @property
     def terminal(self) -> bool:
@@ -100,6 +102,7 @@ class State:
             "eventID": self.event_id,
             "attempt": self.attempt,
             "schemaVersion": self.schema_version,
+            "stalled": self.stalled,
         }
         if self.payload is not None:
             wire["payload"] = dict(self.payload)
@@ -180,6 +183,7 @@ class Summary:
         failed: cells with a negative status of their own.
         not_run: cells that did not run because an earlier stage failed. ``failed`` does not count them, although they
             have the status of that stage.
+        stalled: cells whose attempt has stalled. They are counted in their class as well.
         generation: that of the job when the cells were counted: 1, and one more after each rerun.
         failed_rows: rows that have failed in this generation, without CANCELLED; in the summary of one of several tags,
             the rows that have failed in this stage, in any generation.
@@ -202,6 +206,8 @@ class Summary:
     generation: int = 1
     failed_rows: int = 0
     max_failed: int | None = None
+    stalled: int = 0
+    stalled_indexes: IndexSet | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as a JSON object, with the field names of the wire where these exist.
@@ -213,6 +219,7 @@ class Summary:
             "runningIDs": self.running_indexes,
             "missingIDs": self.missing_indexes,
             "notRunIDs": self.not_run_indexes,
+            "stalledIDs": self.stalled_indexes,
         }
         return {
             "numTasks": self.num_tasks,
@@ -224,6 +231,7 @@ class Summary:
             "finished": self.finished,
             "failed": self.failed,
             "notRun": self.not_run,
+            "stalled": self.stalled,
             "generation": self.generation,
             "failedRows": self.failed_rows,
             "maxFailed": self.max_failed,

@@ -16,6 +16,7 @@ from celery_statemanager.records import (
     Cell,
     Delivery,
     JobRecord,
+    Stall,
     Tally,
     Verdict,
     When,
@@ -65,6 +66,7 @@ def apply_begin(
         cell.schema_version,
         cell.generation,
         cell.failures,
+        Stall(begin.stall_after) if begin.stall_after else _NO_STALL,
     )
 
 
@@ -127,6 +129,8 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
     _fence(job, cell, write)
     if job.cancelled is not None:
         _refuse_if_cancelled(job, job.cancelled, cell, write)
+    if write.stalled_since is not None:
+        return _stalled(cell, write, write.stalled_since, now)
     status, message = _status_and_message(job, cell, write)
     still_open = cell.open and not write.ends_attempt
     ends = not still_open and (status < 0 or status == FINISHED)
@@ -152,7 +156,16 @@ def apply_write(job: JobRecord, cell: Cell, write: Write, now: int) -> Cell:
         cell.schema_version,
         cell.generation,
         cell.failures + (ends and status < 0 and status != Status.CANCELLED and not cell.has_failed),
+        Stall(cell.stall.after) if still_open and cell.stall.after else _NO_STALL,
     )
+
+
+def _stalled(cell: Cell, write: Write, since: int, now: int) -> Cell:
+    """Return the cell marked as stalled, or the same object if the mark adds nothing."""
+    if cell.stall.since and (cell.stall.stands_in or not write.stands_in):
+        return cell
+    stall = Stall(cell.stall.after, cell.stall.since or since, write.stands_in)
+    return replace(cell, timestamp=now, version=cell.version + 1, event_id=write.event_id, stall=stall)
 
 
 def _delivery_after(cell: Cell, write: Write, ends: bool) -> Delivery:
@@ -169,9 +182,15 @@ def _fence(job: JobRecord, cell: Cell, write: Write) -> None:
         or (write.when is When.IDLE and (cell.open or cell.final))
         or (write.delivery is not None and write.delivery < cell.delivery)
         or (_cancels(write) and job.cancelled is None)
+        or (write.stalled_since is not None and not _may_be_marked(cell, write))
     )
     if refused:
         raise AttemptSuperseded(job.job_id, write.tag, write.task_index, write.attempt, cell.attempt)
+
+
+def _may_be_marked(cell: Cell, write: Write) -> bool:
+    """Return whether the attempt is that of a worker and has not moved, or is marked as stalled."""
+    return cell.owner is not None and (cell.version == write.if_version or cell.stall.since != 0)
 
 
 def _cancels(write: Write) -> bool:
@@ -190,7 +209,7 @@ def _ends_late(cell: Cell, write: Write) -> bool:
 
 def _refuse_if_cancelled(job: JobRecord, cancelled: Cancellation, cell: Cell, write: Write) -> None:
     """Refuse a write to a cancelled job, unless it ends a cell that has begun or belongs to a callback."""
-    if write.task_index < 0 or write.ends_attempt:
+    if write.task_index < 0 or write.ends_attempt or write.stalled_since is not None:
         return
     ends_it = write.status < 0 or write.status == FINISHED or write.due_again
     if not ((ends_it and not cell.waiting) or _cancels(write)):
@@ -274,6 +293,8 @@ def tally_of(cell: Cell | None, *, is_last: bool = False) -> Tally:
     if cell is None:
         return _NOTHING
     tally = _tally_of(cell)
+    if cell.stall.since:
+        tally = tally._replace(stalled=1)
     if is_last and tally.ended:
         tally = _ENDING_ROW[tally]
     return tally._replace(failures=cell.failures) if cell.failures else tally
@@ -295,6 +316,7 @@ def _tally_of(cell: Cell) -> Tally:
     return _running(status) if payload is None or '"progress"' not in payload else _progressing(status, payload)
 
 
+_NO_STALL = Stall()
 _NOTHING = Tally()
 _OPEN_ZERO = Tally(pending=1)
 _OPEN_FINISHED = Tally(finished=1, pending=1)

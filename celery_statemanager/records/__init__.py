@@ -10,9 +10,11 @@ from celery_statemanager.records.cells import (
     Column,
     Delivery,
     OpenAttempt,
+    Stall,
     StoredCell,
     Tally,
     WorkerRecord,
+    message_with_place,
 )
 from celery_statemanager.records.jobs import (
     CALLBACK_ROW,
@@ -81,6 +83,8 @@ __all__ = [
     "split_latch",
     "Page",
     "Delivery",
+    "Stall",
+    "message_with_place",
     "Cell",
     "StoredCell",
     "OpenAttempt",

@@ -25,6 +25,20 @@ class Delivery(NamedTuple):
     retries: int = 0
 
 
+class Stall(NamedTuple):
+    """Whether an open attempt has stalled (rule R23).
+
+    Attributes:
+        after: the microseconds without a write after which it counts as stalled; 0 for no limit.
+        since: the time of its last move if it has stalled; 0 otherwise.
+        stands_in: the file, the line and the function in which its body stood, if that is known.
+    """
+
+    after: int = 0
+    since: int = 0
+    stands_in: str | None = None
+
+
 @dataclass(slots=True)
 class Cell:
     """Everything that a store keeps of one cell. It is immutable: change it with ``dataclasses.replace``.
@@ -42,6 +56,7 @@ class Cell:
             own end follows, the time of that.
         generation: the generation of the job in which the cell was last reset; 1 if never.
         failures: how often it has ended with a negative status of its own other than CANCELLED.
+        stall: the limit of the open attempt, and whether it has stalled. Every write but ``Write.stalled`` resets that.
     """
 
     status: int = 0
@@ -61,6 +76,12 @@ class Cell:
     schema_version: int = SCHEMA_VERSION
     generation: int = 1
     failures: int = 0
+    stall: Stall = Stall()
+
+    @property
+    def shown_message(self) -> str | None:
+        """The message that readers see: that of the last write, and where the body of a stalled attempt stands."""
+        return message_with_place(self.message, self.stall.stands_in) if self.stall.since else self.message
 
     @property
     def terminal(self) -> bool:
@@ -121,6 +142,13 @@ class Cell:
         return self.status == 0 and not self.open
 
 
+def message_with_place(message: str | None, stands_in: str | None) -> str | None:
+    """Return a message that ends with the place in which a body stands, if that is known."""
+    if not stands_in:
+        return message
+    return f"{message}; stands in {stands_in}" if message else f"stands in {stands_in}"
+
+
 @dataclass(slots=True)
 class StoredCell:
     """A cell as a migration reads it and writes it back.
@@ -176,6 +204,7 @@ class Tally(NamedTuple):
         pending: begun and not ended: an open attempt, or a status of work in progress.
         rows: final, in the last stage of a row of the plan: the rows that have ended.
         failed_rows: those with ``Cell.has_failed``: one for each row that has failed, because no later stage runs.
+        stalled: with an open attempt that has stalled.
         progress: the sum of the fractions of running cells, in units of ``1 / FRACTION_UNIT``.
     """
 
@@ -189,6 +218,7 @@ class Tally(NamedTuple):
     pending: int = 0
     rows: int = 0
     failed_rows: int = 0
+    stalled: int = 0
     progress: int = 0
 
     @property
@@ -221,7 +251,7 @@ class Column:
     Attributes:
         expected: rows expected under the tag.
         lowest: the lowest cell, missing cells included; None only where no row is expected.
-        failed, running, missing, not_run: the rows in each class; None if not requested.
+        failed, running, missing, not_run, stalled: the rows in each class; None if not requested.
     """
 
     tag: str
@@ -232,6 +262,7 @@ class Column:
     running: IndexSet | None = None
     missing: IndexSet | None = None
     not_run: IndexSet | None = None
+    stalled: IndexSet | None = None
 
 
 @dataclass(slots=True)

@@ -51,6 +51,7 @@ class Begin:
         takes_over: begin even if an attempt is open (a Manager outside Celery).
         kept: the message of the attempt, for ``Cell.kept``; None leaves that of the cell.
         may_wait: give the row back if its job is paused and the cell has not begun.
+        stall_after: the microseconds without a write after which the attempt counts as stalled; 0 for no limit.
     """
 
     tag: str
@@ -64,6 +65,7 @@ class Begin:
     counts_as_loss: bool = True
     takes_over: bool = False
     may_wait: bool = False
+    stall_after: int = 0
 
 
 @dataclass(slots=True)
@@ -94,6 +96,9 @@ class Write:
         due_again: the message of the cell is to be published once more: the row goes back to the outbox, and only a
             delivery with the next publication number may begin.
         publisher: the publisher that claims the rows for which this write makes room; None to claim none.
+        stalled_since: mark the attempt as stalled since this time, and change nothing else of the cell.
+        if_version: with ``stalled_since``, the version of the cell that has not moved.
+        stands_in: with ``stalled_since``, the place in which the body stands, if that is known.
     """
 
     tag: str
@@ -122,6 +127,9 @@ class Write:
     next_is_due: bool = False
     due_again: bool = False
     publisher: str | None = None
+    stalled_since: int | None = None
+    if_version: int | None = None
+    stands_in: str | None = None
 
     def begins(self, cell: Cell) -> bool:
         """Return whether this write takes an attempt of the cell before it is applied."""
@@ -279,6 +287,26 @@ class Write:
         if attempt is not None:
             write.when, write.attempt, write.ends_attempt, write.presumed_dead = When.OPEN, attempt, True, True
         return write
+
+    @classmethod
+    def stalled(
+        cls, tag: str, task_index: int, *, attempt: int, if_version: int, since: int, stands_in: str | None = None
+    ) -> Write:
+        """Create the write that marks the open attempt of a worker as stalled, unless its cell has been written.
+
+        An attempt that is already marked stays as it is, except that a place is added if it has none.
+        """
+        return cls(
+            tag,
+            task_index,
+            int(Status.STARTED),
+            keep_payload=True,
+            attempt=attempt,
+            when=When.OPEN,
+            stalled_since=since,
+            if_version=if_version,
+            stands_in=stands_in,
+        )
 
     @classmethod
     def proven(cls, tag: str, task_index: int, *, attempt: int) -> Write:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import fields
 
 from celery_statemanager.models import SCHEMA_VERSION
-from celery_statemanager.records import Cell, Delivery, Tally
+from celery_statemanager.records import Cell, Delivery, Stall, Tally
 
 EXAMPLES: dict[str, object] = {
     "status": 40,
@@ -29,6 +29,7 @@ EXAMPLES: dict[str, object] = {
     "schema_version": SCHEMA_VERSION + 1,
     "generation": 2,
     "failures": 3,
+    "stall": Stall(120_000_000, 1_700_000_000_000_000, "resize.py:88 read_tile"),
 }
 """Each field of a cell, with a value other than its default."""
 

@@ -135,7 +135,7 @@ class MemoryJob:
         column = self._column(tag, keep=False)
         summary = Column(tag, len(column.rows), column.tally, column.lowest())
         if indexes:
-            summary.failed, summary.running, summary.missing, summary.not_run = column.index_sets()
+            summary.failed, summary.running, summary.missing, summary.not_run, summary.stalled = column.index_sets()
         return summary
 
     def written(self, scope: Scope) -> Iterator[tuple[str, int, Cell]]:
@@ -191,7 +191,7 @@ class _MemoryColumn:
             rows.add(self._waiting.first())
         return aggregate.lowest(self.job.state(self.tag, row) for row in rows if row is not None)
 
-    def index_sets(self) -> tuple[IndexSet, IndexSet, IndexSet, IndexSet]:
+    def index_sets(self) -> tuple[IndexSet, IndexSet, IndexSet, IndexSet, IndexSet]:
         failed: list[int] = []
         running: list[int] = []
         not_run: list[int] = []
@@ -203,7 +203,9 @@ class _MemoryColumn:
                     (failed if cell.blocked_by is None else not_run).append(row)
                 elif cell.status != Status.FINISHED:
                     running.append(row)
-        return IndexSet(failed), IndexSet(running), self.rows.without(IndexSet(started)), IndexSet(not_run)
+        stalled = [row for row, cell in self.cells.items() if cell.stall.since and row in self.rows]
+        missing = self.rows.without(IndexSet(started))
+        return IndexSet(failed), IndexSet(running), missing, IndexSet(not_run), IndexSet(stalled)
 
 
 class _LazyHeap:

@@ -68,6 +68,7 @@ def _column(job: JobRecord, tag: str, cells: Mapping[int, Cell], *, indexes: boo
         column.not_run = IndexSet(row for row, cell in cells.items() if tally_of(cell).not_run)
         column.failed = negative.without(column.not_run)
         column.running = IndexSet(row for row, cell in cells.items() if cell.status > 0 and not cell.terminal)
+        column.stalled = IndexSet(row for row, cell in cells.items() if cell.stall.since)
         column.missing = rows.without(started)
     return column
 

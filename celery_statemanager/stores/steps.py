@@ -109,6 +109,8 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
         cell = _begin_late(tx, cell, request, request.begin)
         request = replace(request, attempt=cell.attempt)
     new = apply_write(tx.job, cell, request, tx.now)
+    if new is cell:
+        return WriteReply(cell, changed=False)
     tx.put(request.tag, request.task_index, old, new)
     if request.value is not None and new.succeeded:
         tx.put_value(request.task_index, request.value or None)

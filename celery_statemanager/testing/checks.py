@@ -10,7 +10,7 @@ from celery_statemanager.models import Scope, StateEvent
 from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.subscription import Subscription
 from celery_statemanager.testing.drawn import ROWS, TAGS
-from celery_statemanager.testing.expected_cells import comparable
+from celery_statemanager.testing.expected_cells import comparable, message_of
 from celery_statemanager.testing.kit import PATIENCE, Grid
 from celery_statemanager.testing.model import ExpectedJob, Place
 from celery_statemanager.testing.naive import check_grid, read_grid
@@ -68,7 +68,8 @@ class CheckedSubscription:
         cell = self.expected.history[place, state.version]
         may_be_cancelled = self.expected.cancelled or self.expected.generation > 1  # when it was listed
         masked = may_be_cancelled and cell.status == 0 and not cell.open
-        assert (state.status, state.message) == (cell.status, cell.message) or masked
+        assert (state.status, state.message) == (cell.status, message_of(cell)) or masked
+        assert state.stalled == (cell.stall.since != 0)
         assert (state.event_id, state.attempt) == (cell.event_id, cell.attempt)
 
     def drain(self) -> None:

@@ -27,6 +27,7 @@ from celery_statemanager.testing.contract_returned import ReturnedContract
 from celery_statemanager.testing.contract_rules import RuleContract
 from celery_statemanager.testing.contract_signals import SignalContract
 from celery_statemanager.testing.contract_stages import StageContract
+from celery_statemanager.testing.contract_stalls import StallContract
 from celery_statemanager.testing.contract_subscriptions import SubscriptionContract
 from celery_statemanager.testing.contract_summaries import SummaryContract
 from celery_statemanager.testing.contract_values import ValueContract
@@ -53,6 +54,7 @@ class CoreContract(
     DeadlineContract,
     AggregateContract,
     SummaryContract,
+    StallContract,
     WatchContract,
     SubscriptionContract,
     BarrierContract,

@@ -37,6 +37,7 @@ begins = st.builds(
     owner=owners,
     kept=st.sampled_from((None, None, '{"n":1}')),
     may_wait=st.booleans(),
+    stall_after=st.sampled_from((0, 0, 5)),
 )
 some_rows = st.builds(IndexSet, st.sets(st.integers(0, ROWS - 1)))
 claims = st.fixed_dictionaries(

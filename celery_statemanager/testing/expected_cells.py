@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from celery_statemanager.models import Status
-from celery_statemanager.records import Begin, Cell, Delivery, Write
+from celery_statemanager.records import Begin, Cell, Delivery, Stall, Write
 from celery_statemanager.testing.kit import CANCELLED, FINISHED
 
 
@@ -32,6 +32,7 @@ def taken(cell: Cell, request: Begin) -> Cell:
         kept=request.kept or cell.kept,
         blocked_by=None,
         began_at=1,
+        stall=Stall(request.stall_after),
     )
 
 
@@ -67,8 +68,24 @@ def written(cell: Cell, request: Write) -> Cell:
         kept=None if over else request.kept or cell.kept,
         blocked_by=None,
         began_at=0 if closed_for_worker or request.due_again else cell.began_at or int(awaits or ends_late),
+        stall=Stall(cell.stall.after) if is_open else Stall(),
         failures=cell.failures + int(over and _is_failure(status) and not _has_failed(cell)),
     )
+
+
+def marked(cell: Cell, request: Write) -> Cell | None:
+    """Return a cell that is marked as stalled, apart from its version; None if the mark adds nothing."""
+    adds_place = cell.stall.stands_in is None and request.stands_in is not None
+    if cell.stall.since and not adds_place:
+        return None
+    since = cell.stall.since or request.stalled_since or 0
+    return replace(cell, stall=Stall(cell.stall.after, since, request.stands_in))
+
+
+def message_of(cell: Cell) -> str | None:
+    """Return the message of a cell as readers see it."""
+    place = cell.stall.stands_in
+    return cell.message if place is None else "; ".join(filter(None, [cell.message, f"stands in {place}"]))
 
 
 def reset(cell: Cell, generation: int) -> Cell:

@@ -165,6 +165,20 @@ class StoreMachine(RuleBasedStateMachine):
         back = Write.sent_back(*place, "sent again", attempt=attempt, is_open=is_open, counts_as_loss=counts)
         self.send_request(model, back)
 
+    @rule(
+        model=jobs,
+        place=places,
+        behind=st.sampled_from((0, 0, 0, 1)),
+        fence=st.sampled_from((0, 0, 0, 1)),
+        stands_in=st.sampled_from((None, "a.py:1 f", "b.py:2 g")),
+    )
+    def mark_stalled(self, model: ExpectedJob, place: Place, behind: int, fence: int, stands_in: str | None) -> None:
+        """Mark an attempt as stalled, if it is that of a worker and has not moved."""
+        cell = model.cell(place)
+        version, attempt = cell.version - behind, cell.attempt - fence
+        mark = Write.stalled(*place, attempt=attempt, if_version=version, since=7, stands_in=stands_in)
+        self.send_request(model, mark)
+
     @rule(model=jobs, fields=claims)
     def claim(self, model: ExpectedJob, fields: dict[str, Any]) -> None:
         """Claim rows, also those of dead publishers."""
@@ -357,7 +371,7 @@ class StoreMachine(RuleBasedStateMachine):
     def send_request(self, model: ExpectedJob, request: Write) -> None:
         place = (request.tag, request.task_index)
         before = set(model.decided)
-        expected = model.write(request)
+        expected = model.write(request) if request.stalled_since is None else model.mark(request)
         try:
             reply = self.store.write(model.ref, replace(request))
         except StateManagerError as error:

@@ -9,7 +9,7 @@ from celery_statemanager.models import Status
 from celery_statemanager.records import Begin, Cell, ClaimRequest, JobRecord, JobRef, Verdict, When, Write
 from celery_statemanager.stores.steps import CLAIMS_AT_AN_END
 from celery_statemanager.testing import naive
-from celery_statemanager.testing.expected_cells import reset, taken, waiting_again, written
+from celery_statemanager.testing.expected_cells import marked, message_of, reset, taken, waiting_again, written
 from celery_statemanager.testing.kit import CANCELLED, FINISHED
 
 Place = tuple[str, int]
@@ -69,7 +69,7 @@ class ExpectedJob:
         cell = self.cell(place)
         if self.cancelled and cell.status == 0 and not cell.open:
             return CANCELLED, self.reason
-        return cell.status, cell.message
+        return cell.status, message_of(cell)
 
     def begin(self, request: Begin) -> Verdict:
         """Apply a Begin and return the verdict."""
@@ -87,6 +87,19 @@ class ExpectedJob:
             self._put(place, ended, request.event_id)
         self._decide(place)
         return verdict
+
+    def mark(self, request: Write) -> str:
+        """Apply a mark that an attempt has stalled. Return the outcome as ``write`` does."""
+        place = (request.tag, request.task_index)
+        cell = self.cell(place)
+        current = request.if_version == cell.version or cell.stall.since
+        if not (cell.open and cell.owner and request.attempt == cell.attempt and current):
+            return "AttemptSuperseded"
+        new = marked(cell, request)
+        if new is None:
+            return "same"
+        self._put(place, new, request.event_id)
+        return "written"
 
     def write(self, request: Write) -> str:
         """Apply a write. Return ``written``, ``same`` or the name of the expected error."""

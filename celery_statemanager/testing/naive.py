@@ -46,6 +46,7 @@ def tally(cells: Iterable[Cell]) -> Tally:
         total["ended"] += (finished or negative) and not cell.open
         total["failures"] += cell.failures
         total["failed_rows"] += cell.has_failed
+        total["stalled"] += cell.stall.since != 0
         total["pending"] += cell.open or running
         total["progress"] += round(_share(cell) * FRACTION_UNIT) if running else 0
     return Tally(**total)
@@ -127,13 +128,16 @@ def check_summary(
     assert summary.expected == len(found)
     counts = (summary.not_started, summary.running, summary.finished, summary.failed, summary.not_run)
     assert counts == (len(missing), len(running), len(finished), len(failed), len(not_run))
-    assert sum(counts) == summary.expected
+    stalled = [place for place in places if cells[place].stall.since]
+    assert [states[place].stalled for place in places] == [place in stalled for place in places]
+    assert (sum(counts), summary.stalled) == (summary.expected, len(stalled))
     assert (summary.lowest.status, summary.lowest.task_index, summary.lowest.tag) == lowest(found)
     done = len(finished) + sum(state.fraction or 0.0 for state in running)
     assert abs(summary.fraction - done / len(found)) < 1e-6
     if summary.failed_indexes is None:
-        assert summary.not_run_indexes is None
+        assert summary.not_run_indexes is summary.stalled_indexes is None
     else:
+        assert summary.stalled_indexes == {row for _, row in stalled}
         assert summary.not_run_indexes == {state.task_index for state in not_run}
         assert set(summary.failed_indexes) == {state.task_index for state in failed}
         assert set(summary.running_indexes or ()) == {state.task_index for state in running}

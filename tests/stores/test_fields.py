@@ -10,7 +10,7 @@ from dataclasses import fields
 import pytest
 
 from celery_statemanager.codec import cell_from_fields, cell_to_fields
-from celery_statemanager.records import Begin, Cell, Write, new_job
+from celery_statemanager.records import Begin, Cell, Stall, Write, new_job
 from celery_statemanager.stores.fields import EXAMPLES, check_cells
 from celery_statemanager.transitions import apply_begin, apply_write
 
@@ -95,10 +95,12 @@ def test_a_write_and_a_begin_keep_the_fields_that_they_do_not_set():
     """``apply_write`` and ``apply_begin`` list all fields of a cell; a missing one would be reset."""
     job, cell = new_job("job", 1), Cell(**{**EXAMPLES, "blocked_by": None})
     written = apply_write(job, cell, Write.state("a", 0, 50, event_id="new"), 7)
-    assert changed(cell, written) == {"status", "message", "payload", "timestamp", "version", "event_id"}
+    reset = {"status", "message", "timestamp", "version", "event_id", "stall"}
+    assert changed(cell, written) == {"payload", *reset}
+    assert written.stall == Stall(cell.stall.after)
     _, begun = apply_begin(job, cell, Begin(tag="a", task_index=0, event_id="new", takes_over=True), 7)
     owned = {"delivery", "owner", "attempt", "began_at"}
-    assert changed(cell, begun) == {"status", "message", "timestamp", "version", "event_id", *owned}
+    assert changed(cell, begun) == {*reset, *owned}
 
 
 def changed(old: Cell, new: Cell) -> set[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from celery_statemanager import IndexSet, JobNotFound, Status, open_store
 from celery_statemanager.models import FINISHED
+from celery_statemanager.records import Write
 from celery_statemanager.stores.redis.tuning import Tuning
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import PATIENCE
@@ -95,6 +96,16 @@ class TestBatches:
         assert {tag: found[tag] for tag in "ab"} == {tag: expected(grid, tag) for tag in "ab"}
         assert bool(found["b"][3]) == (tags is not None)
         assert surveyed(grid, "b") == {"b": expected(grid, "b")}
+
+    def test_stalled_rows_are_found_apart_from_the_batches(self, each_store):
+        grid = filled(each_store)
+        for row in (1, 3, 5, 399):
+            began = grid.begin("a", row, owner="w", stall_after=1).cell
+            if row != 5:
+                mark = Write.stalled("a", row, attempt=1, if_version=1, since=began.timestamp)
+                each_store.write(grid.ref, mark)
+        _, columns = each_store.column_summaries(grid.ref, indexes=True)
+        assert [(each.tally.stalled, str(each.stalled)) for each in columns] == [(3, "1,3,399"), (0, "")]
 
     def test_the_size_of_a_reply_is_bounded(self, store, batches):
         grid = filled(store)

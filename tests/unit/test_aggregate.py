@@ -126,11 +126,12 @@ def test_a_planned_job_settles_by_its_latch_and_an_unplanned_one_by_its_columns(
 
 def test_a_summary_adds_up_its_columns() -> None:
     first = column(
-        Tally(running=1, finished=1, failed=1, progress=FRACTION_UNIT // 2),
+        Tally(running=1, finished=1, failed=1, stalled=1, progress=FRACTION_UNIT // 2),
         failed=IndexSet([1]),
         running=IndexSet([2]),
         missing=IndexSet([3]),
         not_run=IndexSet(),
+        stalled=IndexSet([2]),
     )
     second = column(
         Tally(finished=2, not_run=1),
@@ -140,11 +141,13 @@ def test_a_summary_adds_up_its_columns() -> None:
         running=IndexSet(),
         missing=IndexSet(),
         not_run=IndexSet([1]),
+        stalled=IndexSet(),
     )
     found = summarize(PLANNED, [first, second], indexes=True)
     assert (found.num_tasks, found.expected, found.not_started) == (4, 7, 1)
     assert (found.running, found.finished, found.failed, found.not_run) == (1, 3, 1, 1)
     assert found.not_run_indexes == IndexSet([1])
+    assert (found.stalled, found.stalled_indexes) == (1, IndexSet([2]))
     assert found.fraction == 3.5 / 7
     assert found.lowest == state(-1)
     assert [str(each) for each in (found.failed_indexes, found.running_indexes, found.missing_indexes)] == [

@@ -69,11 +69,14 @@ states = st.builds(
     event_id=st.none() | st.text(min_size=1),
     attempt=st.integers(0, 100),
     schema_version=st.integers(1, 9),
+    stalled=st.booleans(),
 )
 
 
 def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
-    summary = Summary(4, 8, 1, 1, 3, 1, State("job", 1, "a", -1), 0.5, not_run=2, failed_rows=1, max_failed=5)
+    summary = Summary(
+        4, 8, 1, 1, 3, 1, State("job", 1, "a", -1), 0.5, not_run=2, failed_rows=1, max_failed=5, stalled=1
+    )
     assert summary_to_wire(summary) == {
         "status": -1,
         "fraction": 0.5,
@@ -83,6 +86,7 @@ def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
         "finished": 3,
         "failed": 1,
         "notRun": 2,
+        "stalled": 1,
         "generation": 1,
         "failedRows": 1,
         "maxFailed": 5,
@@ -92,7 +96,8 @@ def test_a_summary_names_what_was_not_run_apart_from_what_failed() -> None:
 
 def test_a_summary_as_a_dict_contains_every_field_as_json() -> None:
     lowest = State("job", 1, "a", Status.FAILED, "boom", {"rows": [1]}, NOON, 3)
-    sets = {name: IndexSet([3, 17, 18]) for name in ("failed_indexes", "running_indexes", "missing_indexes")}
+    kinds = ("failed", "running", "missing", "stalled")
+    sets = {f"{kind}_indexes": IndexSet([3, 17, 18]) for kind in kinds}
     summary = Summary(20, 40, 1, 1, 3, 1, lowest, 1 / 3, **sets, not_run_indexes=IndexSet(), generation=2)
     assert (
         json.loads(json.dumps(summary.as_dict()))
@@ -107,6 +112,7 @@ def test_a_summary_as_a_dict_contains_every_field_as_json() -> None:
             "finished": 3,
             "failed": 1,
             "notRun": 0,
+            "stalled": 0,
             "generation": 2,
             "failedRows": 0,
             "maxFailed": None,
@@ -115,6 +121,7 @@ def test_a_summary_as_a_dict_contains_every_field_as_json() -> None:
             "runningIDs": "3,17-18",
             "missingIDs": "3,17-18",
             "notRunIDs": "",
+            "stalledIDs": "3,17-18",
         }
     )
     assert type(summary.as_dict()["status"]) is int
@@ -141,6 +148,7 @@ def test_field_names_match_those_of_the_go_module() -> None:
         "payload": {"rows": 812},
         "attempt": 2,
         "schemaVersion": SCHEMA_VERSION,
+        "stalled": False,
         "replay": True,
     }
 

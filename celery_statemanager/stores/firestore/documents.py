@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from celery_statemanager.codec import control_from_json, control_to_json, plan_from_json, plan_to_json
 from celery_statemanager.models import FINISHED
-from celery_statemanager.records import Cell, Delivery, JobRecord, JobRef
+from celery_statemanager.records import Cell, Delivery, JobRecord, JobRef, Stall
 from celery_statemanager.stores.fields import check_cells
 from celery_statemanager.stores.firestore.values import Moment, payload_fields, payload_of
 from celery_statemanager.stores.recount import is_counted
@@ -144,6 +144,10 @@ def cell_fields(job: JobRecord, tag: str, task_index: int, cell: Cell, *, collec
         "failures": cell.failures,
         "runToken": job.run_token,
     }
+    if cell.stall.after:
+        fields |= {"stallAfter": cell.stall.after}
+    if cell.stall.since:
+        fields |= {"stalledSince": cell.stall.since, "standsIn": cell.stall.stands_in}
     if job.incarnation:
         fields["incarnation"] = job.incarnation
         if is_counted(job, tag, task_index):
@@ -190,6 +194,7 @@ def cell_of(fields: Mapping[str, Any]) -> Cell:
         schema_version=int(fields.get("schemaVersion") or 1),
         generation=int(fields.get("generation") or 1),
         failures=int(fields.get("failures") or 0),
+        stall=Stall(int(fields.get("stallAfter") or 0), int(fields.get("stalledSince") or 0), fields.get("standsIn")),
     )
 
 

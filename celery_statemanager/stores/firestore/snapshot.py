@@ -20,7 +20,7 @@ from celery_statemanager.stores.transactional import CellKey
 MAX_CACHED_FLOORS = 1_000
 """Jobs whose floors a store caches, see ``JobSnapshot``."""
 
-_SUMMED = tuple(name for name in ShardCounts._fields if name not in {"not_run", "rows", "failed_rows"})
+_SUMMED = tuple(name for name in ShardCounts._fields if name not in {"not_run", "rows", "failed_rows", "stalled"})
 _HALVES = _SUMMED[:5], _SUMMED[5:]
 """A query sums at most five fields, and only documents that have them all. Older shards lack the other fields."""
 
@@ -73,6 +73,8 @@ class JobSnapshot:
         if sums["ended"] > sums["succeeded"]:
             sums |= self._sums(self._run, shards, ("not_run",))
             sums |= self._sums(self._run, shards, ("failed_rows",))
+        if sums["pending"]:
+            sums |= self._sums(self._run, shards, ("stalled",))
         return ShardCounts(**sums, rows=self._ended_rows(tag, sums["ended"]))
 
     def _ended_rows(self, tag: str, ended: int) -> int:

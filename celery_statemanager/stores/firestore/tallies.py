@@ -38,7 +38,8 @@ class ShardCounts(NamedTuple):
     """The counts of a shard: ``Tally`` except ``progress``, which changes with every write, and the written cells.
 
     The names are those of the stored fields; ``alarms`` is ``Tally.failures``. Shards of earlier releases lack
-    ``not_run``, ``rows`` or ``failed_rows``, and count failures that their cells do not. Nothing compares the two.
+    ``not_run``, ``rows``, ``failed_rows`` or ``stalled``, and count failures that their cells do not. Nothing compares
+    the two.
     """
 
     running: int = 0
@@ -51,6 +52,7 @@ class ShardCounts(NamedTuple):
     pending: int = 0
     rows: int = 0
     failed_rows: int = 0
+    stalled: int = 0
     written: int = 0
 
     def plus(self, other: ShardCounts) -> ShardCounts:

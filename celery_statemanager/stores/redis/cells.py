@@ -10,7 +10,7 @@ import msgpack
 
 from celery_statemanager.codec import compact
 from celery_statemanager.models import State, fraction_of, state_from_fields
-from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, Tally, to_datetime
+from celery_statemanager.records import FRACTION_UNIT, Cell, Delivery, Stall, Tally, message_with_place, to_datetime
 from celery_statemanager.stores.fields import check_cells, check_tally
 from celery_statemanager.stores.redis.packing import pack_array, unpack, unpack_all
 
@@ -38,6 +38,9 @@ CELL = (
     "publication",
     "generation",
     "failures",
+    "stall_after",
+    "stalled_since",
+    "stands_in",
 )
 """The fields of a packed cell, in order. Empty fields at the end are left out. Add new ones at the end.
 
@@ -61,6 +64,7 @@ TALLY = (
     "written",
     "rows",
     "failed_rows",
+    "stalled",
 )
 """The fields of a packed tally, in order. Zeros at the end are left out. Add new ones at the end.
 
@@ -78,7 +82,10 @@ _LONG = 0xDC
 
 _EMPTY = [False] * len(CELL)
 _FIRST = Delivery()
+_NO_STALL = Stall()
 _SCHEMA = CELL.index("schema")
+_STALLED_SINCE = CELL.index("stalled_since")
+_STANDS_IN = CELL.index("stands_in")
 _STATE_FIELDS = CELL.index("replacements")
 """How many of the first fields make up a state, apart from its schema."""
 
@@ -131,7 +138,8 @@ def decode_tally(packed: bytes | None) -> tuple[Tally, int]:
 
     If an earlier release wrote the first cell, the failed rows are not counted and include those that are CANCELLED.
     """
-    counts = dict(zip(TALLY, unpack(packed))) if packed else {}
+    values = zip(TALLY, unpack(packed)) if packed else ()
+    counts = {name: number for name, number in values if number is not False}
     unwritten = counts.pop("unwritten", 0)
     counts.pop("written", None)
     tally = Tally(**counts)
@@ -145,7 +153,7 @@ def cell_of(packed: bytes) -> Cell:
     # No helpers here and in ``_state``, because one of the two runs for every write and every state that is read.
     (timestamp, status, version, event_id, attempt, is_open, message, rest, progress, _, _, done,
      replacements, retries, owner, began_at, losses, kept, blocked_by, schema,
-     publication, generation, failures) = _values(packed)  # fmt: skip
+     publication, generation, failures, stall_after, stalled_since, stands_in) = _values(packed)  # fmt: skip
     return Cell(
         status,
         None if message is False else message,
@@ -166,6 +174,7 @@ def cell_of(packed: bytes) -> Cell:
         schema or 1,
         generation or 1,
         failures or 0,
+        Stall(stall_after or 0, stalled_since or 0, stands_in or None) if stall_after or stalled_since else _NO_STALL,
     )
 
 
@@ -178,7 +187,7 @@ def repacked(packed: bytes, new: Cell) -> bytes:
     values[3], values[6] = new.event_id, new.message
     values[20], values[12], values[13] = new.delivery
     values[15:20] = [new.began_at, new.losses, new.kept, new.blocked_by, new.schema_version]
-    values[21], values[22] = new.generation, new.failures
+    values[21:26] = [new.generation, new.failures, *new.stall]
     for at in (19, 21):
         if values[at] == 1:  # the default is not stored, as in requests
             values[at] = False
@@ -228,18 +237,23 @@ def _state(job_id: str, tag: str, row: int, values: list[Any]) -> State:
         values += _EMPTY[size:_STATE_FIELDS]
     timestamp, status, version, event_id, attempt, _, message, rest, progress, _, _, done = values[:_STATE_FIELDS]
     payload = payload_of(rest or None, progress or None, done) if rest or progress else None
+    message = None if message is False else message
+    stalled = size > _STALLED_SINCE and bool(values[_STALLED_SINCE])
+    if stalled and size > _STANDS_IN:
+        message = message_with_place(message, values[_STANDS_IN])
     return state_from_fields(
         job_id,
         row,
         tag,
         status,
-        None if message is False else message,
+        message,
         json.loads(payload) if payload else None,
         to_datetime(timestamp),
         version,
         event_id or None,
         attempt or 0,
         (values[_SCHEMA] or 1) if size > _SCHEMA else 1,
+        stalled,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from celery_statemanager.aggregate import lowest, mask_cancelled, missing_state
 from celery_statemanager.errors import JobNotFound, StoreError
+from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Cell, Column, JobRecord, JobRef
 from celery_statemanager.stores.redis.cells import cell_of, decode_tally, state_of
@@ -136,7 +137,7 @@ class JobReader:
         """Run ``columns.lua``. Raises: JobNotFound."""
         while True:
             tags, checked = self._tags(layout, tag)
-            keys = [layout.keys.head, layout.keys.tallies, layout.keys.stream]
+            keys = [layout.keys.head, layout.keys.tallies, layout.keys.stream, layout.keys.open]
             args: list[str | int] = [checked, set_limit, "" if since is None else since]
             for each in tags:
                 keys += layout.keys.column(each)
@@ -164,7 +165,7 @@ class _ColumnsReply(NamedTuple):
 
     @property
     def has_sets(self) -> bool:
-        return all(len(column) > 2 for column in self.columns)
+        return all(len(column) > 3 for column in self.columns)
 
     @property
     def newest(self) -> int:
@@ -209,7 +210,8 @@ def _decode_column(job: JobRecord, tag: str, ranks: Ranks, reply: Sequence[Any],
     if unwritten < len(ranks):
         states.append(missing_state(job, tag, ranks.row(unwritten)))
     column = Column(tag, len(ranks), tally, lowest(states))
-    sets = RowSets.from_reply(ranks, *reply[2:7]) if len(reply) > 2 else sets
+    sets = RowSets.from_reply(ranks, *reply[3:8]) if len(reply) > 3 else sets
     if sets is not None:
         column.failed, column.running, column.missing, column.not_run = sets
+        column.stalled = IndexSet(row for row in map(int, reply[2]) if ranks.rank(row) >= 0)
     return column

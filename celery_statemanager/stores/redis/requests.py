@@ -46,6 +46,9 @@ WRITE = (
     "next_is_due",
     "due_again",
     "is_later",
+    "stalled_since",
+    "if_version",
+    "stands_in",
     "schema",
 )
 """The fields of a request of write.lua, in order. Most are those of ``records.Write``; the others are:
@@ -77,6 +80,7 @@ BEGIN = (
     "later",
     "may_wait",
     "is_later",
+    "stall_after",
     "schema",
 )
 """The fields of a request of begin.lua, in order: those of ``records.Begin``, and others as in ``WRITE``.
@@ -134,6 +138,9 @@ def write_call(layout: JobLayout, write: Write) -> ScriptCall:
         write.next_is_due,
         write.due_again,
         write.due_again and _is_later(layout, write.tag, write.task_index),
+        write.stalled_since,
+        write.if_version,
+        write.stands_in,
         SCHEMA_VERSION,
     )
     value = () if write.value is None else (write.value,)
@@ -174,6 +181,7 @@ def _begin(
         later,
         may_wait,
         is_later,
+        begin.stall_after or None,
         SCHEMA_VERSION,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-from celery_statemanager.records import Cell, Delivery, JobRecord
+from celery_statemanager.records import Cell, Delivery, JobRecord, Stall
 from celery_statemanager.stores.fields import check_cells, check_tally
 
 COLUMNS = (
@@ -24,8 +24,11 @@ COLUMNS = (
     "schema_version",
     "generation",
     "failures",
+    "stall_after",
+    "stalled_since",
     "owner",
     "blocked_by",
+    "stands_in",
     "message",
     "payload",
     "kept",
@@ -41,6 +44,7 @@ TALLY = (
     "pending",
     "rows",
     "failed_rows",
+    "stalled",
     "progress",
 )
 """The columns of a tally, as ``Tally`` orders them."""
@@ -65,6 +69,8 @@ class Kind(IntEnum):
 COUNTED = (Kind.EXPECTED, Kind.EXTRA)
 """The kinds whose cells make up a column."""
 
+_NO_STALL = Stall()
+
 
 def cell_of(row: Sequence[Any]) -> Cell:
     """Decode the columns ``SELECTED``."""
@@ -83,8 +89,11 @@ def cell_of(row: Sequence[Any]) -> Cell:
         schema_version,
         generation,
         failures,
+        stall_after,
+        stalled_since,
         owner,
         blocked_by,
+        stands_in,
         message,
         payload,
         kept,
@@ -107,6 +116,7 @@ def cell_of(row: Sequence[Any]) -> Cell:
         schema_version,
         generation,
         failures,
+        Stall(stall_after, stalled_since, stands_in) if stall_after or stalled_since else _NO_STALL,
     )
 
 
@@ -125,8 +135,11 @@ def row_of(cell: Cell) -> tuple[Any, ...]:
         cell.schema_version,
         cell.generation,
         cell.failures,
+        cell.stall.after,
+        cell.stall.since,
         cell.owner,
         cell.blocked_by,
+        cell.stall.stands_in,
         cell.message,
         cell.payload,
         cell.kept,

@@ -22,6 +22,7 @@ from celery_statemanager.records import (
     OpenAttempt,
     StoredCell,
     WorkerRecord,
+    message_with_place,
     to_datetime,
 )
 from celery_statemanager.stores.sqlite.cells import SELECTED, Kind, cell_of, unpacked
@@ -39,7 +40,7 @@ StateRow = tuple[Any, ...]
 
 _STATE = (
     "c.seq, c.timestamp, t.name, c.task_index, c.status, c.message, c.payload, c.version, c.event_id, c.attempt, "
-    "c.schema_version, c.open"
+    "c.schema_version, c.open, c.stalled_since, c.stands_in"
 )
 _TIMESTAMP = itemgetter(1)
 _ORDER = itemgetter(1, 2, 3)
@@ -109,19 +110,21 @@ def list_states(pool: Pool, jobs: JobCache, ref: JobRef, scope: Scope) -> Iterat
 
 def state_of(job: JobRecord, row: StateRow) -> State:
     """Decode a row to the state that readers see, without creating a ``Cell`` unless the job is cancelled."""
-    _, timestamp, tag, task_index, status, message, payload, version, event_id, attempt, schema_version, is_open = row
+    (_, timestamp, tag, task_index, status, message, payload, version, event_id, attempt, schema_version, is_open,
+     stalled_since, stands_in) = row  # fmt: skip
     state = state_from_fields(
         job.job_id,
         task_index,
         tag,
         status,
-        message,
+        message_with_place(message, stands_in) if stands_in else message,
         json.loads(payload) if payload else None,
         to_datetime(timestamp),
         version,
         unpacked(event_id) or None,
         attempt,
         schema_version,
+        stalled_since != 0,
     )
     return state if job.cancelled is None else aggregate.mask_cancelled(job, Cell(status, open=is_open == 1), state)
 

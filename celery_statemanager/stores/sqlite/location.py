@@ -13,7 +13,7 @@ from celery_statemanager.errors import ConfigurationError
 APPLICATION_ID = 0x43534D31
 """The application id in the SQLite header of the store's files: "CSM1"."""
 
-SCHEMA = 9
+SCHEMA = 10
 """The schema of the file that this release writes, stored as ``PRAGMA user_version``."""
 
 NETWORK_FILE_SYSTEMS = frozenset(

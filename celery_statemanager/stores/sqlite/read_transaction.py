@@ -37,6 +37,11 @@ _BLOCKED = f"""
 SELECT task_index FROM cell INDEXED BY cell_status
 WHERE job = ? AND tag = ? AND status < 0 AND status <> {FINISHED} AND open = 0 AND blocked_by IS NOT NULL
 """
+_STALLED = """
+SELECT task_index FROM cell INDEXED BY cell_owned
+WHERE job = ? AND tag = ? AND stalled_since <> 0
+  AND owner IS NOT NULL AND (open = 1 OR (began_at <> 0 AND status >= 0 AND status < 2147483647))
+"""
 _LOWEST_GAP = "SELECT low FROM gap WHERE job = ? AND tag = ? ORDER BY high LIMIT 1"
 _GAPS = "SELECT low, high FROM gap WHERE job = ? AND tag = ? ORDER BY high"
 
@@ -88,13 +93,16 @@ class SQLiteReadTransaction:
         rows = aggregate.expected_rows(self.job, tag)
         column = Column(tag, len(rows), tally, self._lowest(tag))
         if indexes and number is None:
-            column.failed, column.running, column.missing, column.not_run = IndexSet(), IndexSet(), rows, IndexSet()
+            column.failed = column.running = column.not_run = column.stalled = IndexSet()
+            column.missing = rows
         elif indexes and number is not None:
             gaps = IndexSet.from_ranges(self._db.execute(_GAPS, (self._id, number)))
             if tally.not_run:  # the query reads every negative cell of the column: no index covers it
                 column.not_run = IndexSet(row for (row,) in self._db.execute(_BLOCKED, (self._id, number)))
             else:
                 column.not_run = IndexSet()
+            stalled = self._db.execute(_STALLED, (self._id, number)) if tally.stalled else ()
+            column.stalled = IndexSet(row for (row,) in stalled)
             column.failed = self._rows(number, -(2**31), -1).without(column.not_run)
             column.running = self._rows(number, 1, FINISHED - 1)
             column.missing = gaps.union(self._rows(number, 0, 0))

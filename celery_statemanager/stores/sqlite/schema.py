@@ -102,9 +102,16 @@ _TO_9 = (
     """,
 )
 
+_TO_10 = (
+    "ALTER TABLE cell ADD COLUMN stall_after INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE cell ADD COLUMN stalled_since INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE cell ADD COLUMN stands_in TEXT",
+    "ALTER TABLE tag ADD COLUMN stalled INTEGER NOT NULL DEFAULT 0",
+)
+
 _Step = str | Callable[[sqlite3.Connection], None]
 _MIGRATIONS: dict[int, tuple[_Step, ...]] = dict(
-    enumerate((_TO_2, _TO_3, _TO_4, _TO_5, _TO_6, _TO_7, _TO_8, _TO_9), start=2)
+    enumerate((_TO_2, _TO_3, _TO_4, _TO_5, _TO_6, _TO_7, _TO_8, _TO_9, _TO_10), start=2)
 )
 """The statements and functions that lead to each schema of the file from the previous one."""
 

@@ -79,6 +79,7 @@ local function apply_begin(job, place, cell, begin, though_cancelled, forgotten)
   if cell[OPEN] and cell[OWNER] and begin.supersedes == cell[ATTEMPT] and not begin.uncounted then
     new[LOSSES] = (cell[LOSSES] or 0) + 1
   end
+  new[STALL_AFTER], new[STALLED_SINCE], new[STANDS_IN] = begin.stall_after, nil, nil
   new[OWNER], new[KEPT], new[BLOCKED_BY], new[BEGAN_AT] = begin.owner, begin.kept or cell[KEPT], nil, job.now
   return verdict, new
 end

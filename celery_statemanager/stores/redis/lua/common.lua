@@ -1,16 +1,16 @@
 -- What the scripts that change a job share: stores/steps.py in the server's language. Cells are stored by storing.lua.
 --
 -- KEYS[1]  head     hash: incarnation, times (microseconds since the epoch), latches, sequence, total, tags, ...; total
---                   is the sum of the tallies of what is expected, but for their progress: no step asks for it; tags
---                   and runs are the numbers of the tallies and of the callbacks' cells; earlier_failures is that of
---                   the total before the generation, missing for 0; reset_generation is the generation whose rows are
---                   reset, if any; max_failed and deadline are those of Policy; earlier_failed_rows is missing for
---                   0; for the outbox, see returned.lua and claiming.lua
+--                   is the sum of the tallies of what is expected, but for their progress and stalls: no step asks for
+--                   these; tags and runs are the numbers of the tallies and of the callbacks' cells; earlier_failures
+--                   is that of the total before the generation, missing for 0; reset_generation is the generation
+--                   whose rows are reset, if any; max_failed and deadline are those of Policy; earlier_failed_rows is
+--                   missing for 0; for the outbox, see returned.lua and claiming.lua
 -- KEYS[2]  tallies  hash: tag -> packed {running, finished, failed, succeeded, ended, failures, pending,
 --                   progress (in 1e-8 cells), lowest rank never written, not_run, ranks written, rows ended, rows
---                   failed}; what is
---                   missing at the end is 0, unknown for the ranks, and not counted for the rows; failures counts the
---                   cells that had failed in an earlier release, although these have no failures of their own
+--                   failed, stalled}; what is false or missing at the end is 0, unknown for the ranks, and not counted
+--                   for the rows; failures counts the cells that had failed in an earlier release, although these
+--                   have no failures of their own
 -- KEYS[3]  open     set: "row tag" of each attempt that sweeps check (Cell.held): it is open or awaits a delivery
 -- KEYS[4]  stream   one entry a change, c = "row tag" of a cell or j = the job; its ids are 1-0, 2-0, 3-0, ...
 -- and three for each cell of the request: the one that is asked for, then the row's later stages
@@ -155,6 +155,10 @@ local function was_not_run(place, cell)
   return score and tonumber(score) == cell[STATUS] + 0.5
 end
 
+local function is_stalled(cell)
+  return (cell[STALLED_SINCE] or 0) ~= 0
+end
+
 local function count(job, place, tally, old, new)
   local after, before = tally_of(new, is_not_run(new)), old and tally_of(old, was_not_run(place, old))
   local failed = (has_failed(new) and 1 or 0) - (old and has_failed(old) and 1 or 0)
@@ -176,5 +180,12 @@ local function count(job, place, tally, old, new)
         tally[N_ROWS], total[N_ROWS] = tally[N_ROWS] + change, total[N_ROWS] and total[N_ROWS] + change
       end
     end
+  end
+  local stalls = (is_stalled(new) and 1 or 0) - (old and is_stalled(old) and 1 or 0)
+  if stalls ~= 0 then
+    for i = N_NOT_RUN, N_FAILED_ROWS do -- a tally of an earlier release may end before; an array has no gaps
+      tally[i] = tally[i] or false
+    end
+    tally[N_STALLED] = (tally[N_STALLED] or 0) + stalls
   end
 end

@@ -26,6 +26,6 @@ if ARGV[2] == "messages" then
 end
 redis.call(
   "HSET", KEYS[1], "incarnation", ARGV[1], "created_at", now, "active_at", now, "revision", 1, "sequence", 1,
-  "total", cmsgpack.pack({ 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }), unpack(ARGV, 3)
+  "total", cmsgpack.pack({ 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }), unpack(ARGV, 3)
 )
 return { "created", now }

@@ -87,7 +87,7 @@ local function put(job, place, old, new)
     end
     return packed_cell
   end
-  local tally = place.tally and cmsgpack.unpack(place.tally) or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  local tally = place.tally and cmsgpack.unpack(place.tally) or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   if place.rank >= 0 then
     count(job, place, tally, old, new)
     rank(place, tally, old, new)

@@ -25,6 +25,11 @@ local function ends_late(cell)
     and (write.status == FINISHED or not (write.presumed_dead or cell[STATUS] == FINISHED))
 end
 
+-- Implements transitions._may_be_marked.
+local function may_be_marked(cell)
+  return cell[OWNER] and (cell[VERSION] == write.if_version or is_stalled(cell))
+end
+
 local function is_superseded(cell)
   local delivery = write.if_delivery
   return (write.attempt and write.attempt ~= cell[ATTEMPT])
@@ -33,11 +38,12 @@ local function is_superseded(cell)
     or (write.when == "idle" and (cell[OPEN] or is_final(cell)))
     or (write.delivery and compare(write.delivery, cell) < 0)
     or (cancels and not job.cancelled_at)
+    or (write.stalled_since and not may_be_marked(cell))
 end
 
 -- A cancelled job accepts writes that end a begun cell or cancel a waiting one, and all writes of its callbacks.
 local function is_refused_as_cancelled(cell)
-  if not job.cancelled_at or place.of_callback or write.ends_attempt or cancels then
+  if not job.cancelled_at or place.of_callback or write.ends_attempt or cancels or write.stalled_since then
     return false
   end
   return is_waiting(cell) or not (write.status < 0 or write.status == FINISHED or write.due_again)
@@ -68,7 +74,21 @@ local function set_payload(new)
   end
 end
 
+-- Implements transitions._stalled: returns nil if the mark adds nothing.
+local function stalled(cell)
+  if is_stalled(cell) and (cell[STANDS_IN] or not write.stands_in) then
+    return nil
+  end
+  local new = copy(cell)
+  new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, write.event_id
+  new[STALLED_SINCE], new[STANDS_IN] = is_stalled(cell) and cell[STALLED_SINCE] or write.stalled_since, write.stands_in
+  return new
+end
+
 local function apply_write(cell)
+  if write.stalled_since then
+    return stalled(cell)
+  end
   local new = copy(cell)
   new[STATUS], new[MESSAGE] = status_and_message(cell)
   new[TIMESTAMP], new[VERSION], new[EVENT_ID] = job.now, cell[VERSION] + 1, write.event_id
@@ -98,6 +118,7 @@ local function apply_write(cell)
   if has_failed(new) and not has_failed(cell) then
     new[FAILURES] = (cell[FAILURES] or 0) + 1
   end
+  new[STALL_AFTER], new[STALLED_SINCE], new[STANDS_IN] = new[OPEN] and cell[STALL_AFTER], nil, nil
   set_payload(new)
   return new
 end
@@ -168,6 +189,9 @@ elseif is_refused_as_cancelled(cell) then
   return { "cancelled", job.reason or false }
 end
 local new = apply_write(cell)
+if not new then
+  return { "same", pack(cell) }
+end
 local blocks = write.block_later_stages and is_final(new) and new[STATUS] < 0
 local resumes = begins or (awaits_end(cell) and write.ends_attempt)
 local later = read_stages(job, (resumes or blocks) and write.later)
