@@ -19,10 +19,10 @@ from celery_statemanager.integration.binding import HEADER, Binding
 from celery_statemanager.integration.outbox.blocks import BlockCache, BlockWriter
 from celery_statemanager.integration.outbox.envelope import to_json
 from celery_statemanager.integration.pending_files import PendingFiles
+from celery_statemanager.integration.periodic import Periodic
 from celery_statemanager.integration.requests import HeldMessages
 from celery_statemanager.integration.settings import Settings
 from celery_statemanager.integration.worker.lease import Lease
-from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.sweeping import LeaseTrust, keep_sweeping, sweep
 from celery_statemanager.leases import Report, cell_name
 from celery_statemanager.metrics import Metrics

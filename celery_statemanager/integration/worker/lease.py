@@ -15,7 +15,7 @@ from celery_statemanager.integration import pools, redelivery, requests
 from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox import changed
-from celery_statemanager.integration.worker.periodic import Periodic, Threads
+from celery_statemanager.integration.periodic import Periodic, Threads
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import Delivery
 from celery_statemanager.stores.capabilities import WorkerRegistry

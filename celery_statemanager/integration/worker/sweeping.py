@@ -24,9 +24,9 @@ from celery_statemanager.integration.outbox.envelope import Envelope
 from celery_statemanager.integration.outbox.making import binding_in
 from celery_statemanager.integration.outbox.publisher import publish_due, release_claims
 from celery_statemanager.integration.outbox.rerun import complete_rerun
+from celery_statemanager.integration.periodic import Periodic
 from celery_statemanager.integration.revokes import revoke
 from celery_statemanager.integration.task.run import vetoes
-from celery_statemanager.integration.worker.periodic import Periodic
 from celery_statemanager.integration.worker.queues import BrokerQueues
 from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef, Latch, OpenAttempt, OutboxState
 from celery_statemanager.retention import current
