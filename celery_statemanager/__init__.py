@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SynchronizeTimeout,
         TaskFailed,
         TaskMismatch,
+        TaskStalled,
         WaitTimeout,
     )
     from celery_statemanager.garbage import collect_garbage
@@ -52,8 +53,8 @@ __all__ = (
     "StateManager", "StatefulTask", "Job", "JobPage", "current_state",
     # Errors
     "StateManagerError", "ConfigurationError", "JobExists", "JobNotFound", "TaskMismatch", "ReadOnlyManager",
-    "BeginRefused", "AttemptSuperseded", "JobCancelled", "StateError", "SynchronizeFailed", "SynchronizeTimeout",
-    "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
+    "BeginRefused", "AttemptSuperseded", "JobCancelled", "TaskStalled", "StateError", "SynchronizeFailed",
+    "SynchronizeTimeout", "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
     "StoreContended", "TaskFailed", "ResultUnavailable",
 )  # fmt: skip
 

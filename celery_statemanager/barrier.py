@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from typing import TypeVar
 
 from celery_statemanager import aggregate
@@ -16,8 +16,8 @@ from celery_statemanager.records import JobRef
 from celery_statemanager.retention import current
 from celery_statemanager.stores.base import Store
 
-before_waiting: list[Callable[[], None]] = []
-"""Functions called before a barrier blocks. The Celery integration adds one that warns inside a worker's task."""
+around_waiting: list[Callable[[], AbstractContextManager[object]]] = []
+"""Context managers in which a barrier blocks. The Celery integration adds one for the tasks of a worker."""
 
 Result = TypeVar("Result")
 
@@ -88,11 +88,11 @@ def _wait_for(
     Raises: SubscriptionLost if the store stays unavailable.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    with closing(Feed(store, ref, scope)) as feed:
+    with ExitStack() as stack, closing(Feed(store, ref, scope)) as feed:
         result = _run_query(feed, query)
         if result is None:
-            for warn in before_waiting:
-                warn()
+            for context in around_waiting:
+                stack.enter_context(context())
         while result is None and (deadline is None or time.monotonic() < deadline):
             batch = feed.read(_LONGEST_READ if deadline is None else deadline - time.monotonic())
             if feed.connected and (batch.job_changed or batch.resync or any(map(may_decide, batch.states))):

@@ -83,6 +83,20 @@ def format_duration(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
+def rough_duration(seconds: float) -> str:
+    """Return a duration for people, in its two largest units.
+
+    >>> rough_duration(250.7)
+    '4m 10s'
+    """
+    remaining = max(0, int(seconds))
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, remaining = divmod(remaining, size)
+        parts += [f"{count}{unit}"] if count or parts else []
+    return " ".join(parts[:2]) or "0s"
+
+
 def _checked(microseconds: Fraction, given: Any) -> float:
     length = round(microseconds)
     if length <= 0:

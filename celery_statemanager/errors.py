@@ -9,6 +9,7 @@
     ├── BeginRefused                               the cell or the job is done: nothing to begin
     ├── AttemptSuperseded                          a later attempt owns the cell, or this one has ended
     ├── JobCancelled
+    ├── TaskStalled                                the task wrote nothing for longer than its ``stall_after``
     ├── StateError                                 raised by an application: fail the task with this code
     ├── SynchronizeFailed
     ├── SynchronizeTimeout          (TimeoutError)
@@ -205,6 +206,23 @@ class JobCancelled(StateManagerError):
 
     def __str__(self) -> str:
         return f"job {self.job_id!r} was cancelled{f' ({self.reason})' if self.reason else ''}; stop working on it"
+
+
+class TaskStalled(StateManagerError):
+    """The task wrote nothing for longer than its ``stall_after``, and its policy ``on_stall`` is ``"stop"``.
+
+    It is raised by the next write of the task, and ends the row as TIMED_OUT.
+    """
+
+    def __init__(self, job_id: str, tag: str, task_index: int, reason: str) -> None:
+        super().__init__(job_id, tag, task_index, reason)
+        self.job_id = job_id
+        self.tag = tag
+        self.task_index = task_index
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"job {self.job_id!r}, task {self.task_index}, {self.tag!r}: {self.reason}"
 
 
 class StateError(StateManagerError):

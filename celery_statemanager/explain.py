@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from celery_statemanager.codec import state_of
+from celery_statemanager.durations import rough_duration
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import WorkerShare, WorkerSnapshot
@@ -32,7 +33,8 @@ class Reason:
         tag: for a callback, the name of its latch, followed by ``.generation`` if that is an earlier one.
         rows: None for a callback.
         code: one word for programs: ``unpublished``, ``paused``, ``unwritten``, ``delayed``, ``queued``, ``received``,
-            ``waits``, ``running``, ``lost``, ``retrying``, ``resetting``, ``written``, ``callback``, ``more``.
+            ``waits``, ``running``, ``stalled``, ``lost``, ``retrying``, ``resetting``, ``written``, ``callback``,
+            ``more``.
         text: a sentence for people.
     """
 
@@ -203,7 +205,7 @@ class JobDiagnosis:
 
     def _cell(self, tag: str, row: int, cell: Cell) -> tuple[str, str]:
         state = state_of(self.job.job_id, tag, row, cell)
-        wrote = f"last write {self._age(cell.timestamp)} ago"
+        wrote = f"last write {self._age(cell.stall.since or cell.timestamp)} ago"
         if not cell.open:
             if cell.attempt and cell.is_due and self._outbox and row in self._outbox.returned.begun:
                 return "unpublished", self._due_again()
@@ -219,8 +221,15 @@ class JobDiagnosis:
         if worker is not None and worker.lease_until > self.now and self._listed(worker, tag, row, cell):
             left = self._age(2 * self.now - worker.lease_until)
             limits = f"; {worker.report.limits}" if worker.report.limits else ""
+            if cell.stall.since:
+                return "stalled", f"{self._stalled(cell)} ({where}){limits}"
             return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more){limits}"
         return "lost", f"lost {where}: its worker is dead or no longer lists it; {self._sweep()}: {LOST_FATE}"
+
+    def _stalled(self, cell: Cell) -> str:
+        """Return for how long the attempt of a live worker has not moved, and where its body stands."""
+        place = f"; stands in {cell.stall.stands_in}" if cell.stall.stands_in else ""
+        return f"alive, but has not moved for {rough_duration((self.now - cell.stall.since) / 1_000_000)}{place}"
 
     def _listed(self, worker: WorkerShare, tag: str, row: int, cell: Cell) -> bool:
         return cell.began_at > worker.renewed_at or worker.report.lists(cell_name(self.job.ref, tag, row))

@@ -85,6 +85,8 @@ class Report:
         idle: seconds for which the main loop of the worker has been blocked.
         limits: which time limits have no effect in the worker's pool, as text; empty if all have.
         processes: the ids of the processes that run tasks: its own, and those of its children.
+        moving: names of the cells whose attempts have waited in a barrier since their last write, with the seconds for
+            which they count as moving therefore.
         in_main_loop: whether its main loop runs the tasks, so that it does not list all messages that it holds.
     """
 
@@ -101,11 +103,12 @@ class Report:
     limits: str = ""
     processes: Sequence[int] = ()
     in_main_loop: bool = False
+    moving: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def lists_all(self) -> bool:
         """Whether the record lists every cell that the worker runs or still has to write."""
-        return not {*self.cut} - {"received", "parts", "ended"}
+        return not {*self.cut} - {"received", "parts", "ended", "moving"}
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -145,6 +148,7 @@ class Report:
         for kind in ("pending", "running", "previous"):
             body.add(kind, getattr(self, kind), MOST_BYTES_OF_CELLS)
         body.add("ended", self.ended.items(), MOST_BYTES_OF_CELLS)
+        body.add("moving", self.moving.items(), MOST_BYTES_OF_CELLS)
         for kind in ("parts", "received"):
             body.add(kind, (each.to_list() for each in getattr(self, kind)), MOST_BYTES)
         others = {"stopping": self.stopping, "idle": round(self.idle, 3), "limits": self.limits}
@@ -178,6 +182,7 @@ class Report:
             limits=body.get("limits", ""),
             processes=body.get("processes", ()),
             in_main_loop=body.get("inMainLoop", False),
+            moving=dict(body.get("moving", ())),
         )
 
 

@@ -77,6 +77,7 @@ class ListedCells:
         cells: the hashes of the names of the listed cells; None if the record may leave some out.
         ended: the cells whose attempts the worker has ended itself, as in ``leases.Report``.
         takes_nothing: whether its main loop has been blocked for a lease, and it is not shutting down.
+        moving: the hashes of the names of the cells whose attempts count as moving, with the time until which they do.
     """
 
     renewed_at: int
@@ -85,6 +86,7 @@ class ListedCells:
     cells: frozenset[int] | None = None
     ended: Mapping[str, int] = field(default_factory=dict)
     takes_nothing: bool = False
+    moving: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def from_record(cls, record: WorkerRecord, now: int, renewal: int) -> ListedCells:
@@ -96,7 +98,10 @@ class ListedCells:
             has_stopped = record.lease_until == record.renewed_at and report.stopping
             return cls(record.renewed_at, record.lease_until + has_stopped * renewal, processes, cells)
         takes_nothing = report.stands_still_since(record.renewed_at, record.lease_until) is not None
-        return cls(record.renewed_at, record.lease_until, processes, cells, report.ended, takes_nothing)
+        moving = dict.fromkeys(map(hash, report.pending), record.lease_until)
+        for name, seconds in report.moving.items():
+            moving[hash(name)] = max(moving.get(hash(name), 0), record.renewed_at + round(seconds * 1_000_000))
+        return cls(record.renewed_at, record.lease_until, processes, cells, report.ended, takes_nothing, moving)
 
     def lists(self, name: str) -> bool:
         """Return whether the worker lists, or may run, an attempt on this cell."""

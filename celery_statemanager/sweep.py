@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from celery_statemanager import completion, leases, put_back, requeued
+from celery_statemanager import completion, leases, put_back, requeued, stalls
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.errors import (
     AttemptSuperseded,
@@ -25,7 +25,7 @@ from celery_statemanager.lost_messages import LostMessages
 from celery_statemanager.publishers import Fate, Publishers, has_due
 from celery_statemanager.queue_state import Queues
 from celery_statemanager.reclaim import ReclaimActions, Reclaimer
-from celery_statemanager.records import JobRecord, JobRef, OutboxState
+from celery_statemanager.records import JobRecord, JobRef, OpenAttempt, OutboxState
 from celery_statemanager.stores.capabilities import Outbox
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class SweepReport:
         callbacks: jobs whose overdue callbacks were published.
         published: messages of rows that were due, also those that became due again in this sweep.
         workers: records of dead workers that were deleted.
+        stalled: attempts that were found stalled.
     """
 
     marked: int = 0
@@ -74,6 +75,7 @@ class SweepReport:
     callbacks: int = 0
     published: int = 0
     workers: int = 0
+    stalled: int = 0
 
     def __bool__(self) -> bool:
         return any((self.marked, self.requeued, self.callbacks, self.published))
@@ -119,7 +121,9 @@ class Sweep:
                     self._guarded(partial(self._reclaimer.end_requeued, attempt), attempt.ref)
                 continue
             is_lost = self._reclaimer.is_lost(attempt, known.get(attempt.cell.owner or ""), now)
-            if is_lost and not self._guarded(partial(self._reclaimer.reclaim_attempt, attempt), attempt.ref):
+            if not is_lost:
+                self._mark_if_stalled(attempt, known.get(attempt.cell.owner or ""), now)
+            elif not self._guarded(partial(self._reclaimer.reclaim_attempt, attempt), attempt.ref):
                 self._left.add(attempt.cell.owner)
         dead = {each: self._reclaim_received(each) for each, worker in known.items() if worker.gone_at <= now}
         for worker_id, worker in known.items():
@@ -133,6 +137,15 @@ class Sweep:
                 self._drop(worker_id, *left)
         self._store.drop_expired_drafts()
         return replace(self._report, marked=self._reclaimer.marked, requeued=self._reclaimer.requeued)
+
+    def _mark_if_stalled(self, attempt: OpenAttempt, worker: ListedCells | None, now: int) -> None:
+        since = stalls.stalled_since(attempt, worker, now)
+        if since is not None:
+            self._guarded(partial(self._mark_stalled, attempt, since), attempt.ref)
+
+    def _mark_stalled(self, attempt: OpenAttempt, since: int) -> None:
+        stalls.mark(self._store, attempt.ref, attempt.tag, attempt.task_index, attempt.cell, since)
+        self._report.stalled += 1
 
     def _reclaim_received(self, worker_id: str) -> _Reclaimed | None:
         """Make the messages due again that a dead worker had received.

@@ -41,6 +41,7 @@ _LABELS = {
     "callbacks": "jobs whose callbacks were published",
     "published": "messages published",
     "workers": "records of dead workers removed",
+    "stalled": "running tasks found stalled",
 }
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from celery import Celery, current_task
 from celery.canvas import Signature, group
 
-from celery_statemanager.integration import beat, signals, spawned
+from celery_statemanager.integration import beat, signals, spawned, stalling
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
 from celery_statemanager.integration.installed import at_start, install, tracker_of
@@ -53,6 +53,7 @@ class StateManager:
     app: Celery
     backlog: Backlog
     pending_files: PendingFiles
+    moving_files: PendingFiles
     blocks: BlockCache
     held_messages: HeldMessages
 
@@ -66,6 +67,7 @@ class StateManager:
                 found = super().__new__(cls)
                 found.app = app
                 found.pending_files = PendingFiles(app.main)
+                found.moving_files = PendingFiles(app.main, "moving")
                 found.backlog = Backlog(found.pending_files)
                 found.blocks = BlockCache()
                 found.held_messages = HeldMessages()
@@ -126,6 +128,8 @@ class StateManager:
         results: bool = False,
         max_failed: int | str | None = None,
         deadline: float | datetime | None = None,
+        stall_after: float | None = None,
+        on_stall: str | None = None,
     ) -> Job:
         """Create a job of N rows, and publish one message for each.
 
@@ -154,6 +158,11 @@ class StateManager:
                 rounded down. If more rows fail, the job is cancelled, and ``on_failure`` is sent. Otherwise
                 ``on_success`` is sent when all rows have ended. None cancels nothing and tolerates no failure.
             deadline: seconds, or a datetime with a time zone. If the job has not settled by then, it is cancelled.
+            stall_after: the seconds after which a running task that has written no state counts as stalled, for all
+                tasks of the job. None leaves that to the attribute ``stall_after`` of each task.
+            on_stall: ``"report"`` marks the state of a stalled task. ``"stop"`` also lets its next write raise
+                ``TaskStalled``, which ends it as TIMED_OUT. None leaves that to the attribute ``on_stall`` of each
+                task, ``"report"`` by default.
 
         Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
@@ -168,6 +177,7 @@ class StateManager:
             policy=PolicySpec.parse(max_failed, deadline, lambda: self.store.now()),
             metadata=metadata,
             results=results,
+            stall=stalling.check(stall_after, on_stall, self.settings.progress_interval),
         )
 
     def job(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:

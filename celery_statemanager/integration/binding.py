@@ -11,6 +11,7 @@ from typing import Any
 from celery.canvas import Signature
 
 from celery_statemanager.codec import compact
+from celery_statemanager.integration.stalling import OfJob
 from celery_statemanager.limits import short_repr
 from celery_statemanager.models import Scope
 from celery_statemanager.records import CALLBACK_ROW, Delivery, JobKey, JobRef
@@ -48,6 +49,7 @@ class Binding:
             if this is the last stage and the row keeps its result, otherwise None.
         changed: whether the message differs from the stored one of the stage, and is therefore kept with the cell.
         generation: the generation of the job in which the row was last reset; 1 if never.
+        stall: the options of the job about stalled tasks; None if it has none.
     """
 
     ref: JobRef
@@ -59,6 +61,7 @@ class Binding:
     next: str | None = None
     changed: bool = False
     generation: int = 1
+    stall: OfJob | None = None
 
     @property
     def is_callback(self) -> bool:
@@ -87,18 +90,20 @@ class Binding:
     def to_header(self) -> str:
         """Return the header value."""
         place = [self.task_index, self.tag, self.stage, self.replacements, self.publication]
-        return compact([*self.ref.key, self.ref.incarnation, *place, self.next, self.changed, self.generation])
+        options = [self.next, self.changed, self.generation, self.stall]
+        return compact([*self.ref.key, self.ref.incarnation, *place, *options])
 
     @classmethod
     def from_header(cls, value: str) -> Binding:
         """Parse a header value. Raises: TypeError, ValueError."""
         job_id, run_token, incarnation, *place = json.loads(value)
-        task_index, tag, stage, replacements, publication, following, changed, generation = place
+        task_index, tag, stage, replacements, publication, following, changed, generation, stall = place
         numbers, names = (task_index, stage, replacements, publication, generation), (job_id, incarnation, tag)
         if not (all(type(each) is int for each in numbers) and all(type(each) is str for each in names)):
             raise TypeError("a name or a number has another type")
         ref = _ref(job_id, run_token, incarnation)
-        return cls(ref, task_index, tag, stage, replacements, publication, following, changed, generation)
+        of_job = None if stall is None else (stall[0], stall[1])
+        return cls(ref, task_index, tag, stage, replacements, publication, following, changed, generation, of_job)
 
     def delivery(self, request: Any) -> Delivery:
         """Return the place of a request, or of the headers of a message, among the deliveries of the cell."""

@@ -49,6 +49,10 @@ class Tracker(Protocol):
         """The files by which a worker's children report these writes to its main process."""
 
     @property
+    def moving_files(self) -> PendingFiles:
+        """The files by which a worker's children report which of their bodies wait in a barrier."""
+
+    @property
     def blocks(self) -> BlockCache:
         """The stored messages that this process has used last."""
 

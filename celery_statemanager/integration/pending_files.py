@@ -30,10 +30,11 @@ class PendingFiles:
 
     Args:
         app: the name of the manager's app. Processes of one worker share the files of apps of the same name.
+        kind: distinguishes files with other reports.
     """
 
-    def __init__(self, app: str | None) -> None:
-        self._app = f"{zlib.crc32((app or '').encode()):08x}"
+    def __init__(self, app: str | None, kind: str = "") -> None:
+        self._app = f"{zlib.crc32((app or '').encode()):08x}{kind}"
         self._number = next(_numbers)
         self._is_failing = False
 

@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 
 from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.integration import stalling
 from celery_statemanager.integration.settings import POLICIES
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def check_task(task: Any) -> None:
         check(task.name, getattr(task, "on_lost", None))
 
 
-def log_invalid_policies(app: Celery) -> None:
-    """Log the tasks of an app whose policy is invalid.
+def log_invalid_options(app: Celery, progress_interval: float) -> None:
+    """Log the tasks of an app with an invalid ``on_lost``, ``stall_after`` or ``on_stall``.
 
     They are only logged, because Celery registers every shared task of a process with all its apps.
     """
@@ -47,3 +48,7 @@ def log_invalid_policies(app: Celery) -> None:
             logger.error(  # noqa: TRY400 - a traceback would not help
                 "%s; until then statemanager_on_lost applies to it, and submit rejects it", error
             )
+        try:
+            stalling.check_task(name, app.tasks[name], progress_interval)
+        except ConfigurationError as error:
+            logger.error("%s; until then neither has an effect, and submit rejects it", error)  # noqa: TRY400

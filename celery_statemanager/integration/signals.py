@@ -18,7 +18,7 @@ from celery.exceptions import Reject
 from celery.utils.dispatch import Signal
 
 from celery_statemanager import barrier
-from celery_statemanager.errors import JobCancelled
+from celery_statemanager.errors import JobCancelled, TaskStalled
 from celery_statemanager.integration import publication, results, spawned
 from celery_statemanager.integration.binding import HEADER, PART_HEADER, binding_of
 from celery_statemanager.integration.installed import tracker_of
@@ -29,7 +29,7 @@ from celery_statemanager.integration.task.aborted import end_aborted, end_aborte
 from celery_statemanager.integration.task.errors import TaskJobGone, TaskRefused, TaskSuperseded
 from celery_statemanager.integration.task.replacement import end_part, mark_message, running_part, start_part
 from celery_statemanager.integration.task.run import Run, run_of, start_run
-from celery_statemanager.integration.task.state import warn_before_waiting
+from celery_statemanager.integration.task.state import while_waiting
 from celery_statemanager.integration.worker import main
 from celery_statemanager.integration.worker.duplicates import drop_if_outdated
 from celery_statemanager.models import Status
@@ -42,8 +42,8 @@ _aborted = threading.local()
 def connect() -> None:
     """Connect the handlers; may be called again."""
     _connect(_HANDLERS)
-    if warn_before_waiting not in barrier.before_waiting:
-        barrier.before_waiting.append(warn_before_waiting)
+    if while_waiting not in barrier.around_waiting:
+        barrier.around_waiting.append(while_waiting)
 
 
 def _connect(handlers: list[tuple[Signal, Any]]) -> None:
@@ -165,6 +165,8 @@ def _on_ignored(run: Run, retval: Any) -> None:
         run.ended = True
     elif outcomes.is_a(retval, JobCancelled):
         run.end(int(Status.CANCELLED), retval.reason, keep_app_status=False)
+    elif outcomes.is_a(retval, TaskStalled):
+        run.end(int(Status.TIMED_OUT), retval.reason, keep_app_status=False)
     elif run.replaced_by is not None:
         replacement = run.delivery._replace(replacements=run.delivery.replacements + 1, retries=0)
         run.await_delivery(f"replaced by {run.replaced_by}", replacement)

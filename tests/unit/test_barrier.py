@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -47,7 +48,14 @@ def store() -> WatchRecorder:
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     warnings: list[str] = []
-    monkeypatch.setattr(barrier, "before_waiting", [lambda: warnings.append("warned")])
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        warnings.append("warned")
+        yield
+        warnings.append("left")
+
+    monkeypatch.setattr(barrier, "around_waiting", [around])
     return warnings
 
 
@@ -81,7 +89,7 @@ def test_a_barrier_warns_before_it_waits(store: WatchRecorder, warnings: list[st
     grid = Grid.create(store, 2)
     with pytest.raises(SynchronizeTimeout):
         barrier.synchronize(store, grid.ref, "a", 10, timeout=0.01)
-    assert warnings == ["warned"]
+    assert warnings == ["warned", "left"]
     assert is_closed(store.watches[0])
 
 

@@ -45,6 +45,10 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
     ),
     errors.AttemptSuperseded("etl", "scan", 3, None, 2): (None, "a write without an attempt to 'scan'"),
     errors.JobCancelled("etl", "user asked"): (None, "job 'etl' was cancelled (user asked); stop working on it"),
+    errors.TaskStalled("etl", "scan", 3, "stalled: nothing was written for 4m 10s"): (
+        None,
+        "job 'etl', task 3, 'scan': stalled: nothing was written for 4m 10s",
+    ),
     errors.JobCancelled("etl"): (None, "job 'etl' was cancelled; stop working on it"),
     errors.StateError(-42, "bad disk"): (None, "bad disk (status -42)"),
     errors.StateError(-42): (None, "failed (status -42)"),

@@ -65,6 +65,7 @@ def tracker():
         store=FaultyStore(open_store("memory://")),
         backlog=Backlog(first_delay=0.01, longest_delay=0.01),
         pending_files=PendingFiles(app.main),
+        moving_files=PendingFiles(app.main, "moving"),
         held_messages=HeldMessages(),
         metrics=Metrics(),
     )

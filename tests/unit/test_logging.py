@@ -38,6 +38,7 @@ ABOUT_NO_JOB = {
     "%s failed, will retry: %s",
     "%s recovered",
     "%s; until then statemanager_on_lost applies to it, and submit rejects it",
+    "%s; until then neither has an effect, and submit rejects it",
     "NO_ROOM[kind]",
     "garbage collected: %s",
     "cannot read the header %r of a message (%s): its task is not tracked",

@@ -193,6 +193,7 @@ def tracker():
         store=MemoryStore(),
         backlog=Backlog(),
         pending_files=PendingFiles(app.main),
+        moving_files=PendingFiles(app.main, "moving"),
         held_messages=HeldMessages(),
     )
 

@@ -18,6 +18,7 @@ from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.envelope import Envelope, serializer_of, to_json, with_headers
 from celery_statemanager.integration.outbox.templates import Templates
 from celery_statemanager.integration.outbox.values import PLACEHOLDER, takes_value
+from celery_statemanager.integration.stalling import OfJob
 from celery_statemanager.records import EVERY_ROW, SOME_ROWS, JobRef
 
 REJECTED = "rejected"
@@ -34,10 +35,13 @@ class MessageMaker:
         kept: which rows keep their results; see ``JobRecord.results``.
     """
 
-    def __init__(self, app: Celery, ref: JobRef, capture: Capture, *, results: bool = False) -> None:
+    def __init__(
+        self, app: Celery, ref: JobRef, capture: Capture, *, results: bool = False, stall: OfJob | None = None
+    ) -> None:
         self.kept = EVERY_ROW if results else None
         self._app = app
         self._ref = ref
+        self._stall = stall
         self._capture = capture
         self._templates = Templates(app, capture)
 
@@ -46,7 +50,9 @@ class MessageMaker:
 
         Raises: what task classes and receivers raise; EncodeError; TypeError – a header cannot be stored as JSON.
         """
-        bindings = bindings_of(self._app, self._ref, row, stages, tags, results=self.kept == EVERY_ROW)
+        bindings = bindings_of(
+            self._app, self._ref, row, stages, tags, results=self.kept == EVERY_ROW, stall=self._stall
+        )
         if bindings[-1].next == RESULT:
             self.kept = self.kept or SOME_ROWS
         text = self._templates.make(bindings[0], stages[0]) if len(stages) == 1 else None
@@ -93,14 +99,22 @@ class MessageMaker:
 
 
 def bindings_of(
-    app: Celery, ref: JobRef, row: int, stages: Sequence[Signature[Any]], tags: Sequence[str], *, results: bool
+    app: Celery,
+    ref: JobRef,
+    row: int,
+    stages: Sequence[Signature[Any]],
+    tags: Sequence[str],
+    *,
+    results: bool,
+    stall: OfJob | None = None,
 ) -> list[Binding]:
     """Return the bindings of the stages of a row.
 
     Args:
         results: whether the row keeps its result, even if its last task does not ask for that.
+        stall: the options of the job about stalled tasks.
     """
-    bindings = [Binding(ref, row, tag, number) for number, tag in enumerate(tags)]
+    bindings = [Binding(ref, row, tag, number, stall=stall) for number, tag in enumerate(tags)]
     if results or getattr(app.tasks.get(str(stages[-1].task)), "keep_result", False):
         bindings[-1] = replace(bindings[-1], next=RESULT)
     return bindings

@@ -7,7 +7,8 @@ from typing import Any
 from celery import Celery, Task
 from celery.canvas import Signature
 
-from celery_statemanager.integration import redelivery
+from celery_statemanager.integration import redelivery, stalling
+from celery_statemanager.integration.installed import tracker_of
 
 
 def check_call(app: Celery, what: str, signature: Signature[Any], *prepended: Any) -> None:
@@ -18,10 +19,13 @@ def check_call(app: Celery, what: str, signature: Signature[Any], *prepended: An
         prepended: the arguments that the task gets before those of the signature, unless it is immutable.
 
     Raises: TypeError – the task does not take the arguments; ValueError – the task cannot be tracked;
-        ConfigurationError – the task has an invalid policy.
+        ConfigurationError – the task has an invalid policy or limit.
     """
     task = app.tasks.get(signature.task or "")
     redelivery.check_task(task)
+    tracker = tracker_of(app)
+    if task is not None and tracker is not None:
+        stalling.check_task(task.name, task, tracker.settings.progress_interval)
     if task is not None and has_own_strategy(task):
         raise ValueError(
             f"{what}, task {signature.task}: {NOT_TRACKED}; submit a task without a Strategy, which may call this one"

@@ -18,6 +18,7 @@ from celery_statemanager.integration.outbox.blocks import BlockWriter
 from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.making import MessageMaker
 from celery_statemanager.integration.outbox.publisher import publish_due
+from celery_statemanager.integration.stalling import OfJob
 from celery_statemanager.integration.submission import members
 from celery_statemanager.integration.submission.delays import Delays
 from celery_statemanager.integration.submission.eager import bind, run_members
@@ -43,11 +44,13 @@ def submit(
     policy: PolicySpec,
     metadata: Mapping[str, Any] | None,
     results: bool,
+    stall: OfJob | None,
 ) -> Job:
     """Create a job and publish its messages; see ``StateManager.submit``.
 
     Args:
         callbacks: the callback of each latch, by the latch's name.
+        stall: the checked options about stalled tasks.
     """
     app = tracker.app
     if not isinstance(results, bool):
@@ -62,7 +65,7 @@ def submit(
     record = JobRecord(*key, ref.incarnation, 0, metadata=encoded, results=kept, latches=latches)
     if app.conf.task_always_eager:
         return _run_inline(tracker, record, [members.copied(app, stages) for stages in found], tags, policy)
-    record = _accepted(tracker, record, flow, found, tags, policy)
+    record = _accepted(tracker, record, flow, found, tags, policy, stall)
     publish_due(tracker, ref)
     return Job(tracker, record)
 
@@ -83,12 +86,14 @@ def _accepted(
     found: Iterable[Stages],
     tags: PlanSpec | None,
     policy: PolicySpec,
+    stall: OfJob | None,
 ) -> JobRecord:
     """Store the messages of a job, then create it. On any error, nothing of it remains."""
     plan, delays, blocks = members.PlanBuilder(), Delays(), BlockWriter(tracker.store, record.ref)
     try:
         with Capture(tracker.app) as capture:
-            maker = MessageMaker(tracker.app, record.ref, capture, results=record.results == EVERY_ROW)
+            results = record.results == EVERY_ROW
+            maker = MessageMaker(tracker.app, record.ref, capture, results=results, stall=stall)
             for row, stages in enumerate(found):
                 row_tags = members.tags_of(tracker.app, stages)
                 plan.add(row_tags, row)

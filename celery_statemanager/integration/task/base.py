@@ -15,7 +15,7 @@ from celery.exceptions import Ignore
 from celery.result import allow_join_result
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.integration import redelivery
+from celery_statemanager.integration import redelivery, stalling
 from celery_statemanager.integration.binding import binding_of
 from celery_statemanager.integration.installed import tracker_of
 from celery_statemanager.integration.task.replacement import ends_in_group, leaves, pass_on
@@ -62,12 +62,18 @@ class StatefulTask(Task):  # type: ignore[type-arg]
             ``statemanager_on_lost``; ``submit`` rejects other values.
         keep_result: whether a job keeps what this task returns as the last one of a row, even if it was submitted
             without ``results=True``.
+        stall_after: the seconds after which an execution that has written no state counts as stalled; None for no
+            limit. ``submit(stall_after=...)`` wins.
+        on_stall: ``report``, the default, only marks the state of a stalled execution; ``stop`` also lets its next
+            write raise ``TaskStalled``. ``submit(on_stall=...)`` wins.
     """
 
     abstract = True
     tag: str | None = None
     on_lost: str | None = None
     keep_result: bool = False
+    stall_after: float | None = None
+    on_stall: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Add the app's own task class to a task created by Celery, and check the policy of any other class.
@@ -80,6 +86,7 @@ class StatefulTask(Task):  # type: ignore[type-arg]
         super().__init_subclass__(**kwargs)
         if "app" not in vars(cls):  # Celery creates the others, for any app of the process; submit checks them
             redelivery.check(cls.__qualname__, cls.on_lost)
+            stalling.check_task(cls.__qualname__, cls)
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from celery.exceptions import Ignore
 
-from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound
+from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, TaskStalled
 
 
 class TaskSuperseded(AttemptSuperseded, Ignore):
@@ -20,6 +20,10 @@ class TaskRefused(BeginRefused, Ignore):
 
 class TaskCancelled(JobCancelled, Ignore):
     """The job was cancelled, and the task must stop."""
+
+
+class StalledTask(TaskStalled, Ignore):
+    """The task has stalled, and its policy is to stop."""
 
 
 class TaskJobGone(JobNotFound, Ignore):
@@ -47,3 +51,5 @@ def interrupting() -> Iterator[None]:
         raise TaskSuperseded(*error.args) from None
     except BeginRefused as error:
         raise TaskRefused(*error.args) from None
+    except TaskStalled as error:
+        raise StalledTask(*error.args) from None

@@ -32,7 +32,9 @@ from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.outbox import changed
 from celery_statemanager.integration.outbox.publisher import write
 from celery_statemanager.integration.outbox.values import pass_on
+from celery_statemanager.integration.stalling import Limit, limit_of
 from celery_statemanager.integration.task import outcomes, running
+from celery_statemanager.integration.task.motion import Motion
 from celery_statemanager.limits import sanitize
 from celery_statemanager.manager import Manager
 from celery_statemanager.models import FINISHED, State, Status
@@ -56,6 +58,7 @@ class Run:
         following: the message of its retry or replacement as JSON, if it differs from the stored one.
         held_progress: the JSON text and the message of the newest progress that was not written.
         ended: whether later writes have no effect, because the last state is written or another attempt owns the cell.
+        motion: the clock of its body; None without ``stall_after``, or before it has begun.
         manager: the Manager created by ``task.manager.manager_of``; protected by ``manager_lock``.
 
     Args:
@@ -63,6 +66,7 @@ class Run:
         message: the message of the task as JSON, if it differs from the stored one.
         may_wait: whether its row goes back to the outbox if the job is paused and the row has not begun.
         alone: the state of the worker's own earlier attempts of the cell.
+        limit: when it counts as stalled; None for never.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Run:
         alone: attempts.Alone | None,
         *,
         may_wait: bool = False,
+        limit: Limit | None = None,
     ) -> None:
         self.tracker = tracker
         self.binding = binding
@@ -87,6 +92,8 @@ class Run:
         self.retry_sent: Delivery | None = None
         self.following: str | None = None
         self.held_progress: tuple[str, str | None] | None = None
+        self.limit = limit
+        self.motion: Motion | None = None
         self.manager: Manager | None = None
         self.manager_lock = threading.Lock()
         self._known: Cell | None = None
@@ -99,6 +106,7 @@ class Run:
             owner=owner,
             kept=message,
             may_wait=may_wait,
+            stall_after=0 if limit is None else round(limit.after * 1_000_000),
         )
         self._may_have_begun = {self._begin.event_id}
         """The event ids of the steps that may have begun the attempt, although their response was lost."""
@@ -150,7 +158,11 @@ class Run:
         return None if self._known is None else self._to_state(self._known)
 
     def write(self, request: Write) -> State:
-        """Write the cell. Raises: AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreError."""
+        """Write the cell.
+
+        Raises: TaskStalled, AttemptSuperseded, BeginRefused, JobCancelled, JobNotFound, StoreError.
+        """
+        self._stop_if_stalled()
         return self._to_state(self._put(request).cell)
 
     def end(self, status: int, message: str | None = None, *, keep_app_status: bool = True) -> None:
@@ -212,15 +224,34 @@ class Run:
 
     def write_or_queue(self, request: Write) -> State | None:
         """Write the cell; queue the write and return None while the store is unavailable. Raises: as ``write``."""
+        self._stop_if_stalled()
         written: list[WriteReply] = []
         self._now_or_later("state", lambda: written.append(self._put(request)))
         return self._to_state(written[0].cell) if written else None
+
+    def watch(self, task: Any) -> None:
+        """Begin to watch whether the body moves, if it has a limit."""
+        if self.limit is not None and self.motion is None:
+            self.motion = Motion(self, task, self.limit, self._known)
+            self.motion.begin()
+
+    def _stop_if_stalled(self) -> None:
+        if self.motion is not None:
+            self.motion.stop_if_stalled()
 
     def _now_or_later(self, kind: str, action: Callable[[], object]) -> None:
         name = leases.cell_name(self.binding.ref, *self.cell)
         self.tracker.backlog.now_or_later((name, kind), action, self.log_extra)
 
     def _put(self, request: Write) -> WriteReply:
+        if self.motion is None:
+            return self._put_now(request)
+        with self.motion.waits():
+            reply = self._put_now(request)
+        self.motion.wrote(reply.cell)
+        return reply
+
+    def _put_now(self, request: Write) -> WriteReply:
         try:
             reply = self._send(request)
         except BeginRefused:
@@ -285,6 +316,8 @@ def start_run(task: Task[Any, Any], binding: Binding) -> None:
             run.verdict, run.ended = Verdict.FINISHED, True
         else:
             run.begin()
+    if run.verdict is None:
+        run.watch(task)
 
 
 def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
@@ -297,7 +330,9 @@ def _new_run(task: Task[Any, Any], binding: Binding) -> Run | None:
     alone = received.get(requests.ALONE)
     delivery = binding.delivery(request)
     may_wait = vetoes(task) and not (binding.stage or delivery.replacements or delivery.retries)
-    run = Run(tracker, binding, delivery, owner, message, alone and attempts.Alone(*alone), may_wait=may_wait)
+    limit = None if owner is None else limit_of(task, binding.stall, tracker.settings.progress_interval)
+    given = attempts.Alone(*alone) if alone else None
+    run = Run(tracker, binding, delivery, owner, message, given, may_wait=may_wait, limit=limit)
     tracker.held_messages.add_body(run)
     return run
 

@@ -58,6 +58,8 @@ def enter(task: Any, run: Run) -> None:
 
 def leave(run: Run) -> None:
     """Record that the body has ended."""
+    if run.motion is not None:
+        run.motion.end()
     if run in _active:
         _context.set(_active.pop(run).outer)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -33,6 +34,7 @@ class TaskState:
     - ``BeginRefused``: the store was unavailable when the task began, and the task must not run.
     - ``JobCancelled``: the job was cancelled.
     - ``JobNotFound``: the job was deleted or replaced by a newer run.
+    - ``TaskStalled``: nothing was written for ``stall_after`` seconds, and ``on_stall`` is ``"stop"``.
 
     While the store is unavailable, writes return None. Only the newest is kept, and it is written later. With
     ``statemanager_on_store_error = "raise"`` such a write raises ``StoreUnavailable`` instead. ``get`` never returns
@@ -195,7 +197,11 @@ def _log_deadlock_risk() -> None:
     )
 
 
-def warn_before_waiting() -> None:
-    """Log once that a task which waits for other tasks may block the pool."""
+@contextmanager
+def while_waiting() -> Iterator[None]:
+    """Log once that a task which waits for other tasks may block the pool, and count the wait of a task as moving."""
     if current_task and not current_task.request.is_eager and not current_task.request.called_directly:
         _log_deadlock_risk()
+    run = serving(current_task)
+    with nullcontext() if run is None or run.motion is None else run.motion.waits_in_barrier():
+        yield

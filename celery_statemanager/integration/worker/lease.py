@@ -7,6 +7,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from celery_statemanager.integration.binding import Binding
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox import changed
 from celery_statemanager.integration.periodic import Periodic, Threads
+from celery_statemanager.integration.task import motion
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.records import Delivery
 from celery_statemanager.stores.capabilities import WorkerRegistry
@@ -83,6 +85,8 @@ class Lease:
         """The parts that the last check found running."""
         self._parts_to_list: set[weakref.ref[Any]] = set()
         """The parts that the last two checks found running."""
+        self._moving: AbstractSet[str] = set()
+        """The cells that the record lists as moving."""
         self._lacking: set[str] = set()
         """The keys of ``NO_ROOM`` that apply to the record."""
 
@@ -113,7 +117,11 @@ class Lease:
         seen, self._seen = self._seen, held.waiting()
         parts_seen, self._parts_seen = self._parts_seen, _references(held.running_parts())
         self._parts_to_list = parts_seen & self._parts_seen
-        lacks = (seen & self._seen) - self._listed or self._parts_to_list - self._parts
+        lacks = (
+            motion.moving_cells(self._tracker).keys() - self._moving
+            or (seen & self._seen) - self._listed
+            or self._parts_to_list - self._parts
+        )
         now = self._clock()
         if self._find_ended() or now >= self._due or self._parts - self._parts_seen:
             self.renew()
@@ -139,8 +147,10 @@ class Lease:
         pending_cells = [*self._tracker.backlog.cells(), *self._tracker.pending_files.of_children()]
         parts = [each for each in held.running_parts() if weakref.ref(each[0]) in self._parts_to_list]
         report = Report([*running], before, pending_cells, map(self._row, received.values()), self._rows_of(parts))
+        report = replace(report, moving=motion.moving_cells(self._tracker))
         cut = self._put(report, is_stopping=is_stopping)
         self._ran = {**running, **{name: ended[name] for name in before}}
+        self._moving = report.moving.keys()
         self._listed, self._parts = listed, _references(parts)
         is_current = is_stopping is self._is_stopping and connections_ended == self._connections_ended
         self._due = now + renewal if is_current else -math.inf
@@ -216,7 +226,9 @@ class Lease:
 
     def _warn(self, cut: list[str], numbers: str) -> None:
         """Log each part for which the record has no room, once until it has room again."""
-        lacking = {"received" if kind == "parts" else kind if kind in NO_ROOM else "cells" for kind in cut}
+        lacking = {
+            "received" if kind == "parts" else kind if kind in NO_ROOM else "cells" for kind in cut if kind != "moving"
+        }
         for kind in sorted(lacking - self._lacking):
             logger.warning(NO_ROOM[kind], numbers)
         self._lacking = lacking

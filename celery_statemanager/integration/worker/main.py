@@ -42,7 +42,7 @@ def on_init(sender: Any = None, **_: Any) -> None:
     tracker = tracker_of(sender.app)
     if tracker is None:
         return
-    redelivery.log_invalid_policies(sender.app)
+    redelivery.log_invalid_options(sender.app, tracker.settings.progress_interval)
     find_folder()
     pools.use(sender)
     if pools.forks(sender.pool_cls):
