@@ -16,7 +16,7 @@ from celery_statemanager.stores.transactional import CellKey
 
 
 class Row(NamedTuple):
-    """A running cell, without its payload."""
+    """A running cell, without its payload. ``timestamp`` is the time of its last move."""
 
     tag: str
     task_index: int
@@ -25,6 +25,7 @@ class Row(NamedTuple):
     message: str
     timestamp: datetime | None
     attempt: int
+    stalled: bool = False
 
 
 class Counts(NamedTuple):
@@ -92,6 +93,7 @@ class JobModel:
     Attributes:
         job: the job's record as last read; the reader replaces it.
         running: by (tag, row), in the order in which they began to run; a change keeps the position.
+        stalled: those of the running cells that have stalled.
         failures: failed cells grouped by cause.
         changes: the number of changes so far.
         last_write: the newest timestamp seen.
@@ -103,6 +105,7 @@ class JobModel:
         self.scope = scope
         self.columns: dict[str, Column] = {}
         self.running: dict[CellKey, Row] = {}
+        self.stalled: set[CellKey] = set()
         self.failures = Failures()
         self.changes = 0
         self.last_write: datetime | None = None
@@ -217,11 +220,16 @@ class JobModel:
             column.work -= _units(self.running[key])
             if not runs_on:
                 del self.running[key]
+        self.stalled.discard(key)
         column.failed.discard(row)
         column.not_run.discard(row)
 
     def _run(self, key: CellKey, column: Column, state: State) -> None:
-        row = Row(*key, state.status, state.fraction, state.message or "", state.timestamp, state.attempt)
+        before, moved = self.running.get(key), state.timestamp
+        if state.stalled:
+            self.stalled.add(key)
+            moved = before.timestamp if before is not None else moved
+        row = Row(*key, state.status, state.fraction, state.message or "", moved, state.attempt, state.stalled)
         column.running.add(key[1])
         column.work += _units(row)
         self.running[key] = row

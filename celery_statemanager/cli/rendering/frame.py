@@ -94,6 +94,7 @@ class Frame:
             *self._gauge(row, columns),
             Span(f"  {formatting.age(seconds):>4}  ", "warn" if stalled else "dim"),
             Span(attempt, "warn"),
+            Span(f"stalled {glyphs.dot} " if row.stalled else "", "bad"),
             Span(clean(row.message)),
         ]
 

@@ -127,6 +127,9 @@ def notes(view: View, glyphs: Glyphs) -> list[Line]:
         found.append([Span(" paused", "warn"), Span(reason)])
     if job.tombstoned_at is not None:
         found.append([Span(" marked deleted: hidden from listings, deleted later", "warn")])
+    if view.model.stalled:
+        count = formatting.counted(len(view.model.stalled), "running task")
+        found.append([Span(f" {count} stalled", "bad"), Span(": alive, but not moving; see why-state", "dim")])
     remark = worker_remark(view)
     if remark is not None:
         found.append([Span(f" {remark}", "warn")])

@@ -22,6 +22,7 @@ from celery_statemanager.overview import Overview
 from celery_statemanager.records import Cell, Latch, OutboxState, split_latch, to_datetime
 
 _LABEL = 12
+_MOST_RANGES = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ def _facts(view: JobView, glyphs: Glyphs) -> Iterator[Line]:
     job = view.overview.job
     yield [_label("cells"), *counts_line(Counts.from_summary(view.overview.summary), glyphs, zeros=False)]
     yield from _failed_rows(view)
+    summary = view.overview.summary
+    if summary.stalled:
+        rows = formatting.ranges(summary.stalled_indexes or IndexSet(), _MOST_RANGES, glyphs.ellipsis)
+        count = formatting.counted(summary.stalled, "running cell")
+        yield [_label("stalled"), Span(count, "warn"), Span(f", alive but not moving: {rows}")]
     yield _moment(view, "created", job.created_at)
     yield _moment(view, "last write", job.last_activity)
     failed = job.latches["failure"].decided_at

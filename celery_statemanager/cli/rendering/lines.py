@@ -108,7 +108,9 @@ class Table:
             Span(f"{left(moment, self._time_width)}  ", "dim"),
             Span(f"{state.task_index:>{self._index}}  {tag}  "),
             Span(f"{formatting.status(state.status, state.fraction):<11}", style),
-            Span(f"  {attempt}{clean(state.message or '')}"),
+            Span(f"  {attempt}"),
+            Span(f"stalled {self._glyphs.dot} " if state.stalled else "", "warn"),
+            Span(clean(state.message or "")),
         ]
         return cut(line, self.columns, self._glyphs.ellipsis)
 
