@@ -25,6 +25,7 @@ MODULES = (
     "imports",
     "jobs",
     "untracked",
+    "stalls",
     "submits",
     "windows",
     "reruns",
