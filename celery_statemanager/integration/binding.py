@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -95,15 +95,21 @@ class Binding:
 
     @classmethod
     def from_header(cls, value: str) -> Binding:
-        """Parse a header value. Raises: TypeError, ValueError."""
-        job_id, run_token, incarnation, *place = json.loads(value)
-        task_index, tag, stage, replacements, publication, following, changed, generation, stall = place
-        numbers, names = (task_index, stage, replacements, publication, generation), (job_id, incarnation, tag)
-        if not (all(type(each) is int for each in numbers) and all(type(each) is str for each in names)):
-            raise TypeError("a name or a number has another type")
-        ref = _ref(job_id, run_token, incarnation)
-        of_job = None if stall is None else (stall[0], stall[1])
-        return cls(ref, task_index, tag, stage, replacements, publication, following, changed, generation, of_job)
+        """Parse a header value, also one that lacks the last elements, as those of earlier releases do.
+
+        Raises: TypeError, ValueError.
+        """
+        job_id, run_token, incarnation, task_index, tag, stage, *options = json.loads(value)
+        if not all(type(each) is str for each in (job_id, incarnation, tag)):
+            raise TypeError("a name has another type")
+        found = cls(_ref(job_id, run_token, incarnation), task_index, tag, stage, *options)
+        numbers = task_index, stage, found.replacements, found.publication, found.generation
+        if not all(type(each) is int for each in numbers):
+            raise TypeError("a number has another type")
+        if found.stall is None:
+            return found
+        after, on_stall = found.stall
+        return replace(found, stall=(after, on_stall))
 
     def delivery(self, request: Any) -> Delivery:
         """Return the place of a request, or of the headers of a message, among the deliveries of the cell."""

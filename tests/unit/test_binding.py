@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -38,6 +39,8 @@ def test_a_binding_is_read_from_a_request_and_from_its_headers(
         "[1,2,3,4,5,6]",
         '["j",null,"i",0,"t",0,"more"]',
         '["j",[],"i",0,"t",0]',
+        '["j",null,"i",0,"t",0,0,0,null,false,1,[60.0]]',
+        '["j",null,"i",0,"t",0,0,0,null,false,1,null,null]',
         "null",
         "[" * 5_000,
         7,
@@ -45,13 +48,32 @@ def test_a_binding_is_read_from_a_request_and_from_its_headers(
         {},
         ["j"],
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_a_header_of_another_program_counts_as_none(value: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         assert binding_of({HEADER: value}) is None
         assert binding_of({"headers": {HEADER: value}}) is None
     assert [each.message for each in caplog.records if "its task is not tracked" in each.message][1:] == []
+
+
+OPTIONS: dict[str, Any] = {
+    "replacements": 2,
+    "publication": 1,
+    "next": "json",
+    "changed": True,
+    "generation": 3,
+    "stall": (120.0, "stop"),
+}
+
+
+@pytest.mark.parametrize("count", range(len(OPTIONS) + 1))
+def test_a_header_of_an_earlier_release_lacks_the_last_elements(count: int) -> None:
+    ref = JobRef(JobKey("job"), "i")
+    full = json.loads(Binding(ref, 3, "a", 1, **OPTIONS).to_header())
+    known: dict[str, Any] = dict([*OPTIONS.items()][:count])
+    header = json.dumps(full[: len(full) - len(OPTIONS) + count])
+    assert Binding.from_header(header) == Binding(ref, 3, "a", 1, **known)
 
 
 @given(JSON | st.binary())
