@@ -12,7 +12,7 @@ import pytest
 from firestore_kit import Spy
 
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Write
+from celery_statemanager.records import Flow, Policy, Write
 from celery_statemanager.stores.firestore import FirestoreAddress
 from celery_statemanager.testing.contract_outbox import claim, create, draft
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid, every_job
@@ -54,6 +54,11 @@ def queries(firestore_emulator: str) -> list[tuple[Any, tuple[str, ...]]]:
             low = Grid.create(store, 5, tags, job_id=f"low {tags}")
             low.write("a", 0, 5)
             low.lowest("a")
+        for window in (None, 2):
+            flow = Flow(window)
+            tolerant = Grid.submitted(store, 2, job_id=f"tolerant {window}", flow=flow, policy=Policy(max_failed=1))
+            tolerant.run("a", 0, FAILED)
+            assert tolerant.run("a", 1, FINISHED).decided == ("success", "settled")
         mixed = create(store, 4, {"a": range(4), "b": range(3)}, max_in_flight=2, job_id="mixed")
         claim(mixed)
         mixed.begin("a", 3)
