@@ -73,6 +73,16 @@ def wait_settled(store: Store, ref: JobRef, timeout: float | None = None) -> boo
     return _wait_for(has_settled, lambda _: True, store, ref, scope, timeout) is True
 
 
+def wait_until(
+    store: Store, ref: JobRef, query: Callable[[], Result | None], timeout: float | None = None
+) -> Result | None:
+    """Return the first result of a query on a job that is not None, or None after ``timeout`` seconds.
+
+    The query runs at once and after each change of the job's record. Raises: JobNotFound; as the query.
+    """
+    return _wait_for(query, lambda _: True, store, ref, NO_CELLS, timeout)
+
+
 def _wait_for(
     query: Callable[[], Result | None],
     may_decide: Callable[[State], bool],

@@ -27,6 +27,7 @@ from celery_statemanager.records import (
     Policy,
     Returned,
     Stall,
+    is_latch,
     to_datetime,
 )
 
@@ -162,13 +163,19 @@ def control_to_json(job: JobRecord) -> str:
 
 def _latch_to_json(latch: Latch) -> list[Any]:
     published = [latch.callback, latch.decided_at, latch.published_at]
+    if latch.is_body:
+        return [*published, latch.place, True]
     return published if latch.place is None else [*published, latch.place]
 
 
 def _latch_from_json(
-    callback: str | None = None, decided_at: int | None = None, published_at: int | None = None, place: Any = None
+    callback: str | None = None,
+    decided_at: int | None = None,
+    published_at: int | None = None,
+    place: Any = None,
+    is_body: bool = False,
 ) -> Latch:
-    return Latch(callback, decided_at, published_at, None if place is None else Place(*place))
+    return Latch(callback, decided_at, published_at, None if place is None else Place(*place), is_body)
 
 
 def _generation_to_json(generation: Generation) -> list[Any]:
@@ -183,10 +190,10 @@ def _generation_from_json(number: int = 1, failures: int = 0, to_reset: str = ""
 def control_from_json(text: str) -> dict[str, Any]:
     """Parse the text of ``control_to_json`` into keyword arguments of ``JobRecord``."""
     control = json.loads(text)
-    earlier = [name for name in control["latches"] if name.partition(".")[0] in LATCHES and name not in LATCHES]
+    others = [name for name in control["latches"] if name not in LATCHES and is_latch(name)]
     return {
         "metadata": control.get("metadata"),
-        "latches": {name: _latch_from_json(*control["latches"].get(name, ())) for name in (*LATCHES, *earlier)},
+        "latches": {name: _latch_from_json(*control["latches"].get(name, ())) for name in (*LATCHES, *others)},
         "cancelled": Cancellation(*control["cancelled"]) if control["cancelled"] else None,
         "flow": Flow(*control["flow"]) if control.get("flow") else None,
         "results": control.get("results"),

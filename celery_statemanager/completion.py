@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
 from celery_statemanager.records import (
+    ERRBACKS,
+    LATCHES,
     Begin,
     BeginReply,
     Cancellation,
+    Cell,
     JobRecord,
     JobRef,
     Latch,
     Place,
     Verdict,
+    split_latch,
     to_datetime,
 )
 from celery_statemanager.retention import CHANGE_TIMEOUT, change_job, current
 from celery_statemanager.stores.base import Store
+
+FAILURE = LATCHES[1]
 
 Send = Callable[[JobRecord, str, str], Place | bool]
 """Publish a callback, given the job, the name of the latch and the signature as JSON text.
@@ -41,7 +47,7 @@ def publish_due(
     Raises: JobNotFound; StoreContended; any error of ``send``, in which case the callback stays due.
     """
     job, published = current(store, ref), 0
-    for name in latches:
+    for name in _with_errbacks(job, latches):
         latch = job.latches[name]
         sent = latch.due and latch.callback is not None and send(job, name, latch.callback)
         if sent:
@@ -52,29 +58,61 @@ def publish_due(
     return published
 
 
+def _with_errbacks(job: JobRecord, latches: Iterable[str]) -> Iterator[str]:
+    """Yield the names of latches, and that of the errbacks after the failure with which they are decided."""
+    for name in latches:
+        yield name
+        if name == FAILURE and ERRBACKS in job.latches:
+            yield ERRBACKS
+
+
 def _published(tag: str, place: Place | None, now: int, job: JobRecord) -> JobRecord | None:
     name = job.latch_of(tag)
     latch = job.latches[name]
+    place = place or (Place("") if latch.is_body else None)
     return job.with_latches(**{name: replace(latch, published_at=now, place=place)}) if latch.due else None
 
 
-def record_end(store: Store, ref: JobRef, tag: str) -> None:
-    """Record that the callback that runs in the cell with a tag has ended: its message cannot be lost any more.
+def record_end(store: Store, ref: JobRef, tag: str, cell: Cell, *, calls_errbacks: bool = False) -> tuple[str, ...]:
+    """Record that the callback that runs in the cell with a tag has ended, and decide what follows a stage of a body.
 
-    It may have ended before the process that published it has marked it as published.
+    Its message cannot be lost any more. It may have ended before the process that published it has marked it as
+    published.
 
-    Raises: JobNotFound, StoreContended.
+    Args:
+        cell: its cell, which is final.
+        calls_errbacks: whether the errbacks of a stage that has not succeeded are due: it ended without Celery, which
+            calls them otherwise.
+
+    Returns: the names of the latches that this decided. Raises: JobNotFound, StoreContended.
     """
+    found: tuple[str, ...] = ()
 
     def ended(job: JobRecord) -> JobRecord | None:
+        nonlocal found
+        found, changed, now = (), {}, store.now()
         name = job.latch_of(tag)
         latch = job.latches.get(name, Latch())
-        if not (latch.due or latch.place is not None):
-            return None
-        published_at = store.now() if latch.published_at is None else latch.published_at
-        return job.with_latches(**{name: replace(latch, published_at=published_at, place=None)})
+        if latch.due or latch.place is not None:
+            published_at = now if latch.published_at is None else latch.published_at
+            changed[name] = replace(latch, published_at=published_at, place=None)
+        following = _after(job, name, cell, calls_errbacks=calls_errbacks) if latch.is_body else None
+        if following is not None and following in job.latches and job.latches[following].decided_at is None:
+            changed[following] = replace(job.latches[following], decided_at=now)
+            found = (following,)
+        return job.with_latches(**changed) if changed else None
 
     change_job(store, ref, ended)
+    return found
+
+
+def _after(job: JobRecord, name: str, cell: Cell, *, calls_errbacks: bool) -> str | None:
+    """Return the name of the latch that the end of a stage of a body decides."""
+    _, generation = split_latch(name)
+    if not cell.succeeded:
+        return (f"{ERRBACKS}.{generation}" if generation else ERRBACKS) if calls_errbacks else None
+    stages = job.body(generation or None)
+    return next(iter(stages[stages.index(name) + 1 :]), None)
 
 
 def pause(store: Store, ref: JobRef, reason: str | None, *, timeout: float = CHANGE_TIMEOUT) -> bool:

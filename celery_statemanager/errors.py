@@ -308,10 +308,11 @@ class WaitTimeout(StateManagerError, TimeoutError):
 
 
 class TaskFailed(StateManagerError):
-    """A row of a job has failed, so that it has no result.
+    """A row or the body of a job has failed, so that it has no result.
 
     Attributes:
-        task_index, tag: the row, and the stage that has not finished.
+        task_index, tag: the row, and the stage that has not finished; -1 and ``body``, or ``body 2 of 3``, if it is the
+            body.
         status, message: those of this stage.
     """
 
@@ -325,6 +326,9 @@ class TaskFailed(StateManagerError):
 
     def __str__(self) -> str:
         what = "failed" if self.status < 0 else "has not finished"
+        if self.task_index < 0:
+            text = self.message or "no message"
+            return f"{self.tag} of job {self.job_id!r} {what} with status {self.status}: {text}"
         return (
             f"task {self.task_index} of job {self.job_id!r} {what} in {self.tag!r} with status {self.status}: "
             f"{self.message or 'no message'}"

@@ -12,7 +12,16 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report, cell_name
 from celery_statemanager.liveness import WorkerShare, WorkerSnapshot
 from celery_statemanager.models import Status, status_name
-from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef, OutboxState
+from celery_statemanager.records import (
+    CALLBACK_ROW,
+    ERRBACKS,
+    Cell,
+    Column,
+    JobRecord,
+    JobRef,
+    OutboxState,
+    split_latch,
+)
 from celery_statemanager.stores.capabilities import Outbox
 
 MOST_CELLS = 1_000
@@ -179,6 +188,8 @@ class JobDiagnosis:
         """Yield reasons for callbacks whose latch is decided and that have not run to completion."""
         for name, latch in self.job.latches.items():
             if latch.callback is None or latch.decided_at is None:
+                continue
+            if split_latch(name)[0] == ERRBACKS and not latch.due:  # Celery runs them, and no cell shows their end
                 continue
             tag = self.job.callback_tag(name)
             cell = self._store.get_cell(self.job.ref, tag, CALLBACK_ROW)

@@ -19,6 +19,7 @@ MAX_TASKS = 10_000_000
 MAX_STATE_BYTES = 65_536
 MAX_METADATA_BYTES = 4_096
 MAX_RESULT_BYTES = 262_144
+MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_VALUE_BYTES = 900_000
 """Maximum size of a value that a row keeps, as UTF-8. Every store must keep values of this size."""
 

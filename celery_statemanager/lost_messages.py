@@ -172,8 +172,8 @@ class LostMessages:
                 continue
             tag = job.callback_tag(name)
             cell = self._store.get_cell(job.ref, tag, CALLBACK_ROW) or Cell()
-            if cell.final:
-                completion.record_end(self._store, job.ref, tag)
+            if cell.final and not latch.is_body:
+                completion.record_end(self._store, job.ref, tag, cell)
             elif cell.awaits_message and not self._at_work.has(job.ref, tag, CALLBACK_ROW):
                 self._look_at_callback(job, name, cell)
 

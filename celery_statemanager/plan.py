@@ -79,6 +79,8 @@ class Plan:
 
     def stages(self, task_index: int) -> tuple[str, ...]:
         """Return the tags of a row in the order in which they run. A row outside the plan has none."""
+        if not self._starts:  # a job without rows
+            return ()
         at = bisect_right(self._starts, (task_index, len(self.shapes))) - 1
         stages, rows = self.shapes[self._starts[at][1]]
         return stages if task_index in rows else ()

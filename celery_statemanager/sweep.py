@@ -22,10 +22,11 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import ListedCells
 from celery_statemanager.lost_messages import LostMessages
+from celery_statemanager.models import Status
 from celery_statemanager.publishers import Fate, Publishers, has_due
 from celery_statemanager.queue_state import Queues
 from celery_statemanager.reclaim import ReclaimActions, Reclaimer
-from celery_statemanager.records import JobRecord, JobRef, OpenAttempt, OutboxState
+from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef, OpenAttempt, OutboxState
 from celery_statemanager.stores.capabilities import Outbox
 
 logger = logging.getLogger(__name__)
@@ -214,11 +215,27 @@ class Sweep:
         overdue = tuple(name for name, latch in job.latches.items() if latch.due and (latch.decided_at or 0) < grace)
         if overdue:
             self._report.callbacks += self._actions.publish(job.ref, overdue) > 0
+        self._note_ended_stages(job)
         self._lost.look_at_callbacks(job)
         if job.generation.rows_to_reset:
             self._actions.complete_rerun(job)
         if job.publishes:
             self._publish_messages(job, now)
+
+    def _note_ended_stages(self, job: JobRecord) -> None:
+        """Record the stages of a body whose end is not recorded, and publish what follows.
+
+        The process in which a stage ended may have died. One that a sweep has ended has errbacks that nobody calls.
+        """
+        for name, latch in job.latches.items():
+            if not latch.is_body or latch.place is None:
+                continue
+            tag = job.callback_tag(name)
+            cell = self._store.get_cell(job.ref, tag, CALLBACK_ROW)
+            if cell is not None and cell.final:
+                by_us = cell.status in {Status.LOST, Status.REJECTED}
+                decided = completion.record_end(self._store, job.ref, tag, cell, calls_errbacks=by_us)
+                self._report.callbacks += bool(decided) and self._actions.publish(job.ref, decided) > 0
 
     def _publish_messages(self, job: JobRecord, now: int) -> None:
         """Publish the rows of a job that are due, unless its submitter is doing so."""

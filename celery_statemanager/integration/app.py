@@ -115,7 +115,7 @@ class StateManager:
 
     def submit(
         self,
-        tasks: Iterable[Signature[Any]] | group,
+        tasks: Iterable[Signature[Any]] | group | Signature[Any],
         *,
         job_id: str | UUID | None = None,
         run_token: str | UUID | None = None,
@@ -138,7 +138,8 @@ class StateManager:
 
         Args:
             tasks: a list, generator or group of members. Member i is row i: a task signature, or a flat chain of
-                signatures that share the row, each under its own tag.
+                signatures that share the row, each under its own tag. Or a chord: its header has the members. Its body,
+                a task signature or a flat chain, takes the place of ``on_success`` and gets the list of results.
             job_id: the name of the job; random if not given.
             run_token: distinguishes runs of one job_id.
             tags: replaces the plan derived from the members, and must contain it.

@@ -15,7 +15,7 @@ from celery import Celery
 from celery.schedules import BaseSchedule
 
 from celery_statemanager.errors import ConfigurationError
-from celery_statemanager.limits import MAX_RESULT_BYTES, MAX_STATE_BYTES, MAX_VALUE_BYTES
+from celery_statemanager.limits import MAX_BODY_BYTES, MAX_RESULT_BYTES, MAX_STATE_BYTES, MAX_VALUE_BYTES
 from celery_statemanager.migrations import STEPS
 from celery_statemanager.retention import Ages
 
@@ -44,6 +44,7 @@ class Settings:
             ``raise`` lets a failed write of ``self.state`` fail the task.
         max_state_bytes: maximum size of message and payload together, encoded.
         max_result_bytes: maximum size of a result that a job keeps, encoded as JSON.
+        max_body_bytes: maximum size of the list of results that the body of a chord takes, encoded as JSON.
         gc_schedule: when beat collects garbage: seconds, a timedelta or a crontab; None for never.
         gc_tombstone_age: idle time after which a job is hidden: a text such as ``30d``, seconds or a timedelta.
         gc_delete_age: idle time after which a job is deleted; must be longer than
@@ -66,6 +67,7 @@ class Settings:
     on_store_error: str = "log"
     max_state_bytes: int = MAX_STATE_BYTES
     max_result_bytes: int = MAX_RESULT_BYTES
+    max_body_bytes: int = MAX_BODY_BYTES
     gc_schedule: Any = None
     gc_tombstone_age: Any = None
     gc_delete_age: Any = None
@@ -87,7 +89,7 @@ class Settings:
     def _check(self) -> None:
         for name in ("store_timeout", "lease", "sweep_interval"):
             self._number(name, "a number above 0", lambda value: value > 0)
-        for name in ("max_lost", "max_state_bytes", "max_result_bytes"):
+        for name in ("max_lost", "max_state_bytes", "max_result_bytes", "max_body_bytes"):
             self._number(name, "a whole number above 0", lambda value: value > 0 and isinstance(value, int))
         largest = MAX_VALUE_BYTES - 1  # the text has a first character of its own
         self._number("max_result_bytes", f"at most {largest:,}", lambda value: value <= largest)

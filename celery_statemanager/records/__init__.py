@@ -17,23 +17,29 @@ from celery_statemanager.records.cells import (
     message_with_place,
 )
 from celery_statemanager.records.jobs import (
-    CALLBACK_ROW,
     EVERY_ROW,
-    LATCHES,
     SOME_ROWS,
     Cancellation,
     Generation,
     JobKey,
     JobRecord,
     JobRef,
-    Latch,
     Listed,
     Page,
     job_key,
     new_incarnation,
     new_job,
-    split_latch,
     to_datetime,
+)
+from celery_statemanager.records.latches import (
+    CALLBACK_ROW,
+    ERRBACKS,
+    LATCHES,
+    Latch,
+    body_stage,
+    is_latch,
+    split_latch,
+    value_row,
 )
 from celery_statemanager.records.outbox import (
     Claim,
@@ -58,6 +64,10 @@ from celery_statemanager.records.requests import (
 
 __all__ = [
     "CALLBACK_ROW",
+    "ERRBACKS",
+    "body_stage",
+    "is_latch",
+    "value_row",
     "EVERY_ROW",
     "SOME_ROWS",
     "to_datetime",

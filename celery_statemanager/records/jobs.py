@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import takewhile
 from typing import NamedTuple
 from uuid import UUID
 
@@ -13,11 +14,9 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import check_id, check_num_tasks
 from celery_statemanager.models import SCHEMA_VERSION
 from celery_statemanager.plan import Plan, PlanSpec
-from celery_statemanager.records.outbox import Flow, Place
+from celery_statemanager.records.latches import ERRBACKS, LATCHES, Latch, body_stage, of_generation, split_latch
+from celery_statemanager.records.outbox import Flow
 from celery_statemanager.records.policy import Policy
-
-CALLBACK_ROW = -1
-"""The row of a job's callback runs, one tag per latch. Readers of the grid do not see it."""
 
 
 def to_datetime(microseconds: int) -> datetime:
@@ -44,33 +43,8 @@ class JobRef(NamedTuple):
     incarnation: str
 
 
-@dataclass(frozen=True, slots=True)
-class Latch:
-    """One of the three decisions that a job makes once in each generation, and its callback.
-
-    Attributes:
-        callback: a task signature as JSON text; None if only the decision is recorded.
-        decided_at: the time of the decision; None before it.
-        published_at: the time from which the callback's message is known to be sent; None before it.
-        place: where the published message waits, until the callback has ended; None if only the broker knows.
-    """
-
-    callback: str | None = None
-    decided_at: int | None = None
-    published_at: int | None = None
-    place: Place | None = None
-
-    @property
-    def due(self) -> bool:
-        """Whether the callback must still be published."""
-        return self.callback is not None and self.decided_at is not None and self.published_at is None
-
-
 EVERY_ROW, SOME_ROWS = "every", "some"
 """``JobRecord.results`` if every row keeps its result, or only those whose last task asks for it."""
-
-LATCHES = ("success", "failure", "settled")
-"""The names of the latches. Those of earlier generations have the number as a suffix: ``failure.1``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +103,13 @@ class JobRecord:
     revision: int = 0
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        """Decide the errbacks together with the failure."""
+        errbacks, failed_at = self.latches.get(ERRBACKS), self.latches["failure"].decided_at
+        if errbacks is not None and errbacks.decided_at is None and failed_at is not None:
+            decided = {**self.latches, ERRBACKS: replace(errbacks, decided_at=failed_at)}
+            object.__setattr__(self, "latches", decided)
+
     @property
     def key(self) -> JobKey:
         """The pair under which the job is stored."""
@@ -164,6 +145,20 @@ class JobRecord:
     def due(self) -> bool:
         """Whether sweeps must check it: it owns messages and has not settled, or a callback is due or may be lost."""
         return self.publishes or any(latch.due or latch.place is not None for latch in self.latches.values())
+
+    def body(self, generation: int | None = None) -> list[str]:
+        """Return the names of the latches of the stages of its body in a generation, in order; empty without a body."""
+        suffix = "" if generation in {None, self.generation.number} else f".{generation}"
+        names = (f"{body_stage(number)}{suffix}" for number in range(1, len(self.latches)))
+        return [*takewhile(lambda name: name in self.latches and self.latches[name].is_body, names)]
+
+    def label(self, latch: str) -> str:
+        """Return the name under which people see the callback of a latch: ``on_failure``, ``body 2 of 3``."""
+        base, _ = split_latch(latch)
+        if base == ERRBACKS or not self.latches[latch].is_body:
+            return base if base == ERRBACKS else f"on_{base}"
+        stages = self.body()
+        return "body" if len(stages) == 1 else f"body {stages.index(base) + 1} of {len(stages)}"
 
     @property
     def publishes(self) -> bool:
@@ -208,16 +203,17 @@ class JobRecord:
         In generation 3 these are ``failure.3`` for ``failure``, ``failure.2`` for ``failure.2``, and ``failure`` for
         ``failure.1``.
         """
-        return _of_generation(*split_latch(latch, self.generation.number), 1)
+        return of_generation(*split_latch(latch, self.generation.number), 1)
 
     def latch_of(self, tag: str) -> str:
         """Return the name of the latch whose callback runs in the cell with a tag, as in ``callback_tag``."""
-        return _of_generation(*split_latch(tag, 1), self.generation.number)
+        return of_generation(*split_latch(tag, 1), self.generation.number)
 
     def with_generation(self, rows: IndexSet, failures: int, failed_rows: int = 0) -> JobRecord:
         """Return the record with a new generation in which some rows run again; it is no longer cancelled.
 
-        Decided latches with a callback are kept under the number of their generation.
+        Decided latches with a callback are kept under the number of their generation, and with a body that has begun
+        all of its latches.
 
         Args:
             failures: the current ``Tally.failures``.
@@ -225,24 +221,25 @@ class JobRecord:
         """
         earlier, number = self.generation.number, self.generation.number + 1
         kept = {
-            _of_generation(*split_latch(name, earlier), number): latch
+            of_generation(*split_latch(name, earlier), number): latch
             for name, latch in self.latches.items()
-            if latch.callback is not None and latch.decided_at is not None
+            if latch.callback is not None and (latch.decided_at is not None or self._may_follow(name))
         }
-        fresh = {name: Latch(self.latches[name].callback) for name in LATCHES}
+        fresh = {
+            name: Latch(latch.callback, is_body=latch.is_body)
+            for name, latch in self.latches.items()
+            if not split_latch(name)[1]
+        }
         generation = Generation(number, failures, rows, failed_rows)
         return replace(self, latches={**fresh, **kept}, cancelled=None, generation=generation)
 
-
-def split_latch(name: str, default: int = 0) -> tuple[str, int]:
-    """Return the name of a latch without its generation, and the generation; the default if the name has none."""
-    base, _, generation = name.partition(".")
-    return base, int(generation or default)
-
-
-def _of_generation(name: str, generation: int, unnamed: int) -> str:
-    """Return a name with the number of a generation, which is left out for one of them."""
-    return name if generation == unnamed else f"{name}.{generation}"
+    def _may_follow(self, name: str) -> bool:
+        """Return whether an undecided latch belongs to a body of which an earlier stage is decided."""
+        base, generation = split_latch(name)
+        if not (base == ERRBACKS or self.latches[name].is_body):
+            return False
+        first = self.latches.get(f"{LATCHES[0]}.{generation}" if generation else LATCHES[0], Latch())
+        return first.is_body and first.decided_at is not None
 
 
 def new_job(

@@ -91,7 +91,7 @@ class Write:
         awaits_delivery: with ``ends_attempt``, keep the owner, because the broker is to deliver the message again.
         kept: the new ``Cell.kept``, if the cell does not end; None leaves it.
         value: what the row keeps of the stage if this write finishes it, as text of at most ``MAX_VALUE_BYTES``; empty
-            removes it, None keeps the old. That of the last stage is the result of the row.
+            removes it, None keeps the old. That of the last stage is the result of the row; see also ``value_row``.
         next_is_due: with FINISHED, the publisher claims the row itself in order to publish its next stage.
         due_again: the message of the cell is to be published once more: the row goes back to the outbox, and only a
             delivery with the next publication number may begin.

@@ -121,7 +121,7 @@ class Outbox(WorkerRegistry):
     def get_value(self, ref: JobRef, row: int) -> str | None:
         """Return what a row keeps of its newest finished stage, see ``Write.value``; None if nothing.
 
-        Callbacks have a row too: ``CALLBACK_ROW``. The values of a job that is being deleted may be returned.
+        Callbacks have rows too, see ``value_row``. The values of a job that is being deleted may be returned.
         """
 
     @abstractmethod

@@ -29,6 +29,7 @@ from celery_statemanager.records import (
     Verdict,
     Write,
     WriteReply,
+    value_row,
 )
 from celery_statemanager.transitions import apply_begin, apply_write, blocked, reset, unblocked
 
@@ -113,7 +114,7 @@ def write(tx: WriteTransaction, request: Write) -> WriteReply:
         return WriteReply(cell, changed=False)
     tx.put(request.tag, request.task_index, old, new)
     if request.value is not None and new.succeeded:
-        tx.put_value(request.task_index, request.value or None)
+        tx.put_value(value_row(request.tag, request.task_index), request.value or None)
     if request.due_again and not new.final:
         _give_back(tx, request.tag, request.task_index, new)
     if begins or (cell.awaits_end and request.ends_attempt):

@@ -8,6 +8,7 @@ from celery_statemanager.stores.capabilities import FullStore
 from celery_statemanager.testing.contract_aggregates import AggregateContract
 from celery_statemanager.testing.contract_attempts import AttemptContract
 from celery_statemanager.testing.contract_barrier import BarrierContract
+from celery_statemanager.testing.contract_body import BodyContract
 from celery_statemanager.testing.contract_cancel import CancelContract
 from celery_statemanager.testing.contract_cells import CellContract
 from celery_statemanager.testing.contract_completion import CompletionContract
@@ -80,7 +81,13 @@ class CoreContract(
 
 
 class OutboxContract(
-    ClaimContract, ReturnedContract, ValueContract, RerunContract, PolicyRerunContract, DeadlineRerunContract
+    ClaimContract,
+    ReturnedContract,
+    ValueContract,
+    RerunContract,
+    PolicyRerunContract,
+    DeadlineRerunContract,
+    BodyContract,
 ):
     """The tests that every ``Outbox`` must pass in addition to those of a ``WorkerRegistry``."""
 

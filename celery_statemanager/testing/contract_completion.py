@@ -184,8 +184,8 @@ class CompletionContract:
         latch = grid.job.latches["success"]
         assert (latch.place, latch.due) == (place, False)
         assert [each.job_id for each in every_job(store, due=True)] == ["job"]
-        record_end(store, grid.ref, "success")
-        record_end(store, grid.ref, "success")
+        record_end(store, grid.ref, "success", grid.cell("success", CALLBACK_ROW))
+        record_end(store, grid.ref, "success", grid.cell("success", CALLBACK_ROW))
         assert grid.job.latches["success"] == replace(latch, place=None)
         assert list(every_job(store, due=True)) == []
         make_due(store, grid.ref, "success")
@@ -198,7 +198,7 @@ class CompletionContract:
         grid.run("a", 0)
 
         def send(*_: object) -> Place:
-            record_end(store, grid.ref, "success")
+            record_end(store, grid.ref, "success", grid.cell("success", CALLBACK_ROW))
             return Place("the queue")
 
         assert publish_due(store, grid.ref, ["success"], send) == 1

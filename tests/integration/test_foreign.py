@@ -182,7 +182,7 @@ def test_the_sweep_command_imports_the_modules_that_its_app_includes(tmp_path):
         latches = {
             "success": Latch(),
             "failure": Latch(),
-            "settled": Latch(callback_to_json("settled", signature("included.work", immutable=True))),
+            "settled": Latch(callback_to_json("on_settled", signature("included.work", immutable=True))),
         }
         job = store.create_job(replace(new_job("a job", 1, ("work",)), latches=latches))
         begin(store, job, "work")

@@ -85,7 +85,7 @@ def write(
             _take_over_later(tracker, ref, name.text)
             raise
         publish_decided(tracker, ref, reply.decided, may_send)
-        note_end(tracker, ref, request, reply.cell)
+        note_end(tracker, ref, request, reply.cell, may_send)
         publisher = _Publisher(tracker, ref, name, may_send)
         if reply.claimed and request.next_is_due:
             publisher.publish_next(request, reply.cell, value)

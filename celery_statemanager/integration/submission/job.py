@@ -9,6 +9,7 @@ from typing import Any
 from celery_statemanager import barrier, completion
 from celery_statemanager.errors import WaitTimeout
 from celery_statemanager.generations import RerunReport
+from celery_statemanager.integration import body
 from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.locked import LockedProperty
 from celery_statemanager.integration.outbox.member import Member, read_members
@@ -99,6 +100,20 @@ class Job(JobHandle):
         check_keeps_results(self._record)
         self.wait(timeout)
         return list_results(self._tracker, self._record)
+
+    def body_result(self, timeout: float | None = None) -> Any:
+        """Wait until the body of a chord that was submitted has ended, and return what it has returned.
+
+        If a rerun begins meanwhile, this remains the body of the generation that was current at the call.
+
+        Args:
+            timeout: seconds; None waits without a limit.
+
+        Raises: TaskFailed – the first row that has not finished, if the job has settled without success, or the body;
+            ResultUnavailable – the job has no body, or its result could not be kept; WaitTimeout; JobNotFound;
+            StoreError; TypeError; ValueError.
+        """
+        return body.wait_for_result(self._tracker, self._record, timeout)
 
     def cancel(self, reason: str | None = None) -> bool:
         """Cancel tasks that have not begun, and stop running tasks at their next state write.

@@ -21,15 +21,19 @@ Stages = list[Signature[Any]]
 """The stages of one member, in the order in which they run."""
 
 
-def read(app: Celery, tasks: Iterable[Any]) -> Iterator[Stages]:
+def read(app: Celery, tasks: Iterable[Any], *, may_be_empty: bool = False) -> Iterator[Stages]:
     """Return the members, checked. Those of a list are all checked at once, others one by one.
 
-    The signatures are those of the user, and must not be changed; see ``copied``. Raises: TypeError, ValueError –
-    naming the member; ConfigurationError – naming a task.
+    The signatures are those of the user, and must not be changed; see ``copied``.
+
+    Args:
+        may_be_empty: whether a list without members is accepted.
+
+    Raises: TypeError, ValueError – naming the member; ConfigurationError – naming a task.
     """
     tasks = as_signature(app, tasks)
     if isinstance(tasks, group):
-        options = {name: value for name, value in tasks.options.items() if name not in _GROUP_IDS}
+        options = {name: value for name, value in tasks.options.items() if name not in GROUP_IDS}
         tasks = [with_options(each, options) for each in tasks.tasks] if options else tasks.tasks
     if isinstance(tasks, (str, bytes, dict, Task)) or not isinstance(tasks, Iterable):
         raise TypeError(f"submit takes a list, generator or group of signatures, not {tasks!r:.80}{_hint(tasks)}")
@@ -37,7 +41,7 @@ def read(app: Celery, tasks: Iterable[Any]) -> Iterator[Stages]:
     if not isinstance(tasks, (list, tuple)):
         return found
     checked = [*found]
-    PlanBuilder.of(tags_of(app, stages) for stages in checked).plan()
+    PlanBuilder.of(tags_of(app, stages) for stages in checked).plan(may_be_empty=may_be_empty)
     return iter(checked)
 
 
@@ -161,14 +165,14 @@ class PlanBuilder:
         else:
             ranges.append((row, row))
 
-    def plan(self) -> Plan:
+    def plan(self, *, may_be_empty: bool = False) -> Plan:
         """Return the plan. Raises: ValueError – there is no member."""
-        if not self.rows:
+        if not (self.rows or may_be_empty):
             raise ValueError("the list of tasks is empty: a job needs at least one member")
         return Plan(tuple((tags, IndexSet.from_ranges(ranges)) for tags, ranges in self._ranges.items()))
 
 
-_GROUP_IDS = frozenset({"task_id", "group_id"})
+GROUP_IDS = frozenset({"task_id", "group_id"})
 """Options of a group that identify the group and are not passed to its members."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from itertools import chain, islice
@@ -46,21 +47,28 @@ def list_results(tracker: Tracker, record: JobRecord) -> list[Any]:
     """Return the results of all rows. Raises: TaskFailed, ResultUnavailable; JobNotFound; StoreError."""
     job, finished = finished_rows(tracker.store, record)
     if len(finished) < job.num_tasks:
-        raise _failure(tracker.store, job, IndexSet(range(job.num_tasks)).without(finished).first)
+        raise failure_of_row(tracker.store, job, IndexSet(range(job.num_tasks)).without(finished).first)
     found = dict(chain.from_iterable(_read(tracker.store, record, finished)))
     missing = "its task does not keep it; submit the job with results=True"
     return [_checked(record, row, found.pop(row, Unavailable(missing)))[1] for row in finished]
 
 
-def read_results(store: FullStore, record: JobRecord, rows: IndexSet | None = None) -> Iterator[tuple[int, Any]]:
+def read_results(
+    store: FullStore, record: JobRecord, rows: IndexSet | None = None, *, most: float = math.inf
+) -> Iterator[tuple[int, Any]]:
     """Yield the result of each finished row in row order: a value, or an ``Unavailable`` with the reason.
 
     Args:
         rows: the wanted rows; None for all.
+        most: the maximum size of a list of these results, in bytes of JSON.
 
-    Raises: JobNotFound, StoreError.
+    Raises: TooLarge, JobNotFound, StoreError.
     """
-    return chain.from_iterable(_batches(store, record, rows))
+    return chain.from_iterable(_batches(store, record, rows, most))
+
+
+class TooLarge(Exception):
+    """Raised while results are read that are larger together than the reader accepts."""
 
 
 def finished_rows(store: FullStore, record: JobRecord) -> tuple[JobRecord, IndexSet]:
@@ -78,19 +86,26 @@ def _unfinished(column: Column) -> IndexSet:
     return IndexSet().union(*(each for each in sets if each is not None))
 
 
-def _batches(store: FullStore, record: JobRecord, rows: IndexSet | None) -> Iterator[list[tuple[int, Any]]]:
+def _batches(
+    store: FullStore, record: JobRecord, rows: IndexSet | None, most: float = math.inf
+) -> Iterator[list[tuple[int, Any]]]:
     _, finished = finished_rows(store, record)
-    yield from _read(store, record, finished if rows is None else finished.within(rows))
+    yield from _read(store, record, finished if rows is None else finished.within(rows), most)
 
 
-def _read(store: FullStore, record: JobRecord, rows: IndexSet) -> Iterator[list[tuple[int, Any]]]:
+def _read(
+    store: FullStore, record: JobRecord, rows: IndexSet, most: float = math.inf
+) -> Iterator[list[tuple[int, Any]]]:
     """Yield the results of finished rows in batches, because a step for each row would take longer than decoding it.
 
-    If every row keeps its result, a row without one is yielded too.
+    If every row keeps its result, a row without one is yielded too. Raises: TooLarge – a list of them takes more bytes.
     """
-    values, expected, size = store.list_values(record.ref, rows), iter(rows), _FIRST_BATCH
+    values, expected, size, read = store.list_values(record.ref, rows), iter(rows), _FIRST_BATCH, 1
     while batch := list(islice(values, size)):
         found, texts = zip(*batch)
+        read += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        if read > most:
+            raise TooLarge
         results = list(zip(found, results_of(texts)))
         due = list(islice(expected, len(found)))
         while due[-1] != found[-1]:
@@ -126,7 +141,7 @@ def _checked(record: JobRecord, row: int, result: Any) -> tuple[int, Any]:
     return row, result
 
 
-def _failure(store: FullStore, job: JobRecord, row: int) -> TaskFailed:
+def failure_of_row(store: FullStore, job: JobRecord, row: int) -> TaskFailed:
     """Return the error for a row that has not finished."""
     found = {state.tag: state for state in store.list_states(job.ref, Scope(task_index=row))}
     stages = job.plan.stages(row) if job.plan else sorted(found)

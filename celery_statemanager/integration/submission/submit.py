@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -13,13 +14,14 @@ from celery.canvas import Signature
 
 from celery_statemanager.errors import JobExists, JobNotFound, StoreError, StoreUnavailable, SubmitFailed
 from celery_statemanager.integration.binding import RESULT
+from celery_statemanager.integration.callbacks import publish_decided
 from celery_statemanager.integration.installed import Tracker
 from celery_statemanager.integration.outbox.blocks import BlockWriter
 from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.making import MessageMaker
 from celery_statemanager.integration.outbox.publisher import publish_due
 from celery_statemanager.integration.stalling import OfJob
-from celery_statemanager.integration.submission import members
+from celery_statemanager.integration.submission import chords, members
 from celery_statemanager.integration.submission.delays import Delays
 from celery_statemanager.integration.submission.eager import bind, run_members
 from celery_statemanager.integration.submission.job import Job
@@ -30,6 +32,9 @@ from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.policies import PolicySpec
 from celery_statemanager.records import EVERY_ROW, SOME_ROWS, Flow, JobRecord, JobRef, job_key, new_incarnation
 from celery_statemanager.texts import describe
+
+_WITHOUT_ROWS = ("success", "settled")
+"""The latches that are decided when a job without rows is created."""
 
 
 def submit(
@@ -56,13 +61,22 @@ def submit(
     if not isinstance(results, bool):
         raise TypeError(f"results must be True or False, not {short_repr(results)}")
     latches = {name: latch_of(app, name, as_signature(app, each)) for name, each in callbacks.items()}
+    tasks, is_chord = as_signature(app, tasks), False
+    if chords.is_chord(tasks):
+        chord = chords.read_chord(app, tasks, callbacks["success"])
+        tasks, is_chord, latches = chord.header, True, {**latches, **chord.latches}
+        results = results or chord.takes_results
     key = job_key(f"job-{secrets.token_hex(5)}" if job_id is None else job_id, run_token)
     ref = JobRef(key, new_incarnation())
     flow, encoded = Flow(check_max_in_flight(max_in_flight)), encode_metadata(metadata)
-    found = members.read(app, tasks)
+    found = members.read(app, tasks, may_be_empty=is_chord)
     _check_free(tracker, ref)
     kept = EVERY_ROW if results else None
     record = JobRecord(*key, ref.incarnation, 0, metadata=encoded, results=kept, latches=latches)
+    first = next(found, None) if is_chord else None
+    if is_chord and first is None:
+        return _without_rows(tracker, record)
+    found = found if first is None else chain([first], found)
     if app.conf.task_always_eager:
         return _run_inline(tracker, record, [members.copied(app, stages) for stages in found], tags, policy)
     record = _accepted(tracker, record, flow, found, tags, policy, stall)
@@ -124,6 +138,15 @@ def _created(tracker: Tracker, record: JobRecord) -> JobRecord:
             if found.incarnation == record.incarnation:
                 return found
         raise
+
+
+def _without_rows(tracker: Tracker, record: JobRecord) -> Job:
+    """Create the job of a chord with an empty header, which has succeeded, and publish its body."""
+    now = tracker.store.now()
+    decided = {name: replace(record.latches[name], decided_at=now) for name in _WITHOUT_ROWS}
+    record = _created(tracker, replace(record, plan=Plan(()), latches={**record.latches, **decided}))
+    publish_decided(tracker, record.ref, _WITHOUT_ROWS)
+    return Job(tracker, record)
 
 
 def _planned(record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | None) -> JobRecord:

@@ -85,7 +85,12 @@ class BrokerQueues:
             latch: its name.
         """
         place, app = job.latches[latch].place, self._tracker.app
-        if place is None or callback_task(job.latches[latch]) not in app.tasks or cell.delivery.replacements:
+        if (
+            place is None
+            or not place.queue
+            or callback_task(job.latches[latch]) not in app.tasks
+            or cell.delivery.replacements
+        ):
             return None
         if not cell.delivery.retries:
             return place

@@ -15,7 +15,7 @@ from celery_statemanager import leases
 from celery_statemanager.errors import StateManagerError, StoreUnavailable
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration import redelivery, requests, results
-from celery_statemanager.integration.binding import Binding
+from celery_statemanager.integration.binding import RESULT, Binding
 from celery_statemanager.integration.brokers import Redelivers, redelivers
 from celery_statemanager.integration.callbacks import callback_task, publish_decided
 from celery_statemanager.integration.installed import Tracker
@@ -171,6 +171,8 @@ class _AppActions(BrokerQueues):
             found = self._stage_of(attempt)
             binding = Binding(ref, attempt.task_index, attempt.tag) if found is None else binding_in(found)
             binding = replace(binding, generation=attempt.cell.generation)
+            if attempt.task_index == CALLBACK_ROW and self._latch_of(ref, attempt.tag).is_body:
+                binding = replace(binding, next=RESULT)
             name = self._task_of(attempt)
             task = None if name is None else self._tracker.app.tasks.get(name)
             return results.finish_attempt(self._tracker, binding, attempt, task, may_send)
@@ -213,8 +215,12 @@ class _AppActions(BrokerQueues):
 
     def _task_of_callback(self, ref: JobRef, tag: str) -> str | None:
         """Return the name of the task of the callback that runs in the cell with a tag."""
+        return callback_task(self._latch_of(ref, tag))
+
+    def _latch_of(self, ref: JobRef, tag: str) -> Latch:
+        """Return the latch whose callback runs in the cell with a tag."""
         job = current(self._tracker.store, ref)
-        return callback_task(job.latches.get(job.latch_of(tag), Latch()))
+        return job.latches.get(job.latch_of(tag), Latch())
 
     def _stage_of(self, attempt: OpenAttempt) -> Envelope | None:
         """Return the stored message of the stage of an attempt; None if there is none."""

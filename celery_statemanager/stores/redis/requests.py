@@ -8,7 +8,7 @@ from typing import Any
 from celery_statemanager.errors import AttemptSuperseded, BeginRefused, JobCancelled
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import SCHEMA_VERSION
-from celery_statemanager.records import Begin, BeginReply, JobRef, Reset, Verdict, When, Write, WriteReply
+from celery_statemanager.records import Begin, BeginReply, JobRef, Reset, Verdict, When, Write, WriteReply, value_row
 from celery_statemanager.stores.redis.cells import NO_PAYLOAD, PayloadParts, cell_of, progress_parts, split
 from celery_statemanager.stores.redis.layout import JobLayout, RankedCell
 from celery_statemanager.stores.redis.packing import pack_array
@@ -143,7 +143,7 @@ def write_call(layout: JobLayout, write: Write) -> ScriptCall:
         write.stands_in,
         SCHEMA_VERSION,
     )
-    value = () if write.value is None else (write.value,)
+    value = () if write.value is None else (write.value, str(value_row(write.tag, write.task_index)))
     return keys, [pack_array(request), payload.rest or "", *value]
 
 

@@ -4,6 +4,7 @@
 -- KEYS, ARGV[1], ARGV[2]  as in common.lua; the request is requests.WRITE
 -- ARGV[3]                 payload without its progress, JSON; empty for none
 -- ARGV[4]                 what the row keeps of the stage; empty to remove it, missing to leave it
+-- ARGV[5]                 the row of this value
 -- Returns {"gone"}, {"superseded", attempt}, {"cancelled", reason}, {"refused", verdict}, {"same", cell},
 -- {"written", cell, names of the decided latches ...}, {"claimed", cell, ranges (see claiming.lua), the number of
 -- bounds of those that were claimed before, names ...}, or the cell alone if the write has neither claimed rows nor
@@ -206,7 +207,7 @@ if value then
 end
 local packed = put(job, place, old, new)
 if value then
-  put_value(outbox, place.row, value)
+  put_value(outbox, ARGV[5], value)
 end
 if due_again then
   give_back(outbox, place, is_waiting(new) and not write.is_later)
