@@ -21,7 +21,7 @@ from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, fit, width, wrapped
 from celery_statemanager.codec import compact
 from celery_statemanager.explain import JobDiagnosis, Reason
-from celery_statemanager.records import split_latch
+from celery_statemanager.records import JobRecord, split_latch
 
 WIDEST = 110
 """Maximum width of a sentence in columns."""
@@ -67,7 +67,7 @@ def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: 
         for line in _headline(diagnosis, reasons, columns, glyphs):
             output.line(line)
         for each in reasons:
-            for line in _lines(each, columns, glyphs):
+            for line in _lines(diagnosis.job, each, columns, glyphs):
                 output.line(line)
 
 
@@ -99,10 +99,11 @@ def _headline(diagnosis: JobDiagnosis, reasons: list[Reason], columns: int, glyp
     return [[Span(fit(label, columns, glyphs.ellipsis), "head")], *_wrapped(verdict, "", columns, glyphs)]
 
 
-def _lines(reason: Reason, columns: int, glyphs: Glyphs) -> list[Line]:
+def _lines(job: JobRecord, reason: Reason, columns: int, glyphs: Glyphs) -> list[Line]:
     if reason.rows is None:
-        base, number = split_latch(reason.tag)
-        where = f"on_{base}, generation {number}" if number else f"on_{base}"
+        _, number = split_latch(reason.tag)
+        label = job.label(reason.tag)
+        where = f"{label}, generation {number}" if number else label
     else:
         tag = fit(clean(reason.tag), columns // 2, glyphs.ellipsis)
         where = f"{tag}  {formatting.ranges(reason.rows, MOST_RANGES, glyphs.ellipsis)}"

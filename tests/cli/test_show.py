@@ -8,8 +8,9 @@ import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
-from celery_statemanager.completion import expire
+from celery_statemanager.completion import expire, record_end
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.plan import Plan
 from celery_statemanager.records import CALLBACK_ROW, Flow, Latch, Policy, Write, new_event_id, new_job
 from celery_statemanager.testing import Grid
 
@@ -214,3 +215,42 @@ def test_the_deadline_of_a_job(store, run, shown):
     text = run("job").stdout
     assert "deadline  " not in text
     assert re.search(r"cancelled   \S+ \S+, now: its deadline of", text)
+
+
+@pytest.fixture
+def chord(store):
+    """A job with a body of two stages and errbacks, whose only row has finished."""
+    job = new_job("a chord", 1, ("a",)).with_latches(
+        success=Latch('{"task": "proj.collect"}', is_body=True),
+        **{"body-2": Latch('{"task": "proj.publish"}', is_body=True), "errbacks": Latch('{"task": "proj.alert"}')},
+    )
+    grid = Grid(store, store.create_job(job).ref)
+    grid.run("a", 0)
+    return grid
+
+
+def lines(run, *labels):
+    text = run("a chord").stdout
+    return [" ".join(line.split()) for line in text.splitlines() if line.startswith(labels)]
+
+
+def test_the_stages_of_a_body_and_its_errbacks_are_shown(chord, store, run):
+    found = lines(run, "body", "errbacks")
+    assert found[0].startswith("body 1 of 2 proj.collect decided")
+    assert found[1:] == ["body 2 of 2 proj.publish not decided yet", "errbacks proj.alert not decided yet"]
+    run_callback(store, "a chord", "success", int(Status.LOST), "lost with its worker w")
+    cell = store.get_cell(chord.ref, "success", CALLBACK_ROW)
+    assert record_end(store, chord.ref, "success", cell, calls_errbacks=True) == ("errbacks",)
+    stages = lines(run, "body")
+    assert "LOST: lost with its worker w" in stages[0]
+    assert stages[1] == "body 2 of 2 proj.publish will not be called"
+    assert "not published yet" in lines(run, "errbacks")[0]
+    chord.update(lambda job: job.with_latches(errbacks=replace(job.latches["errbacks"], published_at=store.now())))
+    assert lines(run, "errbacks") == ["errbacks proj.alert called now"]
+
+
+def test_a_job_without_rows_is_shown(store, run):
+    job = replace(new_job("empty", 1), num_tasks=0, plan=Plan(()))
+    decided = replace(job.latches["settled"], decided_at=store.now())
+    store.create_job(job.with_latches(success=decided, settled=decided))
+    assert "0 of 0 finished" in run("empty").stdout

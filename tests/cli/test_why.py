@@ -7,10 +7,10 @@ import pytest
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.cli.rendering.text import width
-from celery_statemanager.completion import expire
+from celery_statemanager.completion import expire, publish_due, record_end
 from celery_statemanager.explain import JobDiagnosis
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.records import Begin, Policy, new_event_id
+from celery_statemanager.records import CALLBACK_ROW, Begin, Latch, Policy, new_event_id, new_job
 from celery_statemanager.testing import Grid
 
 
@@ -138,3 +138,25 @@ def test_the_deadline_of_a_job(store, run):
     expire(store, grid.ref)
     text = " ".join(run("job").stdout.split())
     assert "cancelled (its deadline of 1970-01-01 00:00:00 UTC passed), settled" in text
+
+
+def test_the_stages_of_a_body_are_named(store, run):
+    body = {"success": Latch('{"task": "a"}', is_body=True), "body-2": Latch('{"task": "b"}', is_body=True)}
+    grid = Grid(store, store.create_job(new_job("chord", 1, ("a",)).with_latches(**body, errbacks=Latch("{}"))).ref)
+    grid.run("a", 0)
+    grid.write("success", CALLBACK_ROW, Status.FINISHED)
+    record_end(store, grid.ref, "success", grid.cell("success", CALLBACK_ROW))
+    grid.begin("body-2", CALLBACK_ROW)
+    found = run("chord").stdout.splitlines()
+    assert found[0] == "chord: settled, but a callback has not finished:"
+    assert found[1].startswith("  body 2 of 2: attempt 1 of a Manager")
+    assert len(found) == 2
+
+
+def test_errbacks_that_were_called_are_no_reason(store, run):
+    latches = {"success": Latch("{}", is_body=True), "errbacks": Latch('{"task": "alert"}')}
+    grid = Grid(store, store.create_job(new_job("chord", 1, ("a",)).with_latches(**latches)).ref)
+    grid.run("a", 0, Status.FAILED)
+    assert "  errbacks: decided 0 s ago, not published" in run("chord").stdout
+    publish_due(store, grid.ref, ["failure"], lambda *_: True)
+    assert run("chord").stdout == "chord: settled, no cell is open\n"

@@ -19,7 +19,7 @@ from celery_statemanager.failures import FailureReport
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import State, status_name
 from celery_statemanager.overview import Overview
-from celery_statemanager.records import Cell, Latch, OutboxState, split_latch, to_datetime
+from celery_statemanager.records import ERRBACKS, Cell, Latch, OutboxState, split_latch, to_datetime
 
 _LABEL = 12
 _MOST_RANGES = 60
@@ -148,7 +148,7 @@ def _published(view: JobView, rows: int) -> Line:
 
 def _tags(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:
     tags = view.overview.tags
-    labels = min(max(width(clean(tag)) for tag in tags), 24, columns // 4)
+    labels = min(max((width(clean(tag)) for tag in tags), default=0), 24, columns // 4)
     shown = [(Column(tag, IndexSet(), counts=True), Counts.from_summary(summary)) for tag, summary in tags.items()]
     return tag_lines(shown, columns, labels, glyphs)
 
@@ -156,23 +156,34 @@ def _tags(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:
 def _callbacks(view: JobView) -> Iterator[Line]:
     shown = {latch: each for latch, each in view.callbacks.items() if each.task}
     wide = max((width(clean(each.task)) for each in shown.values() if each.task), default=1)
-    for latch, each in shown.items():
-        task, (base, number) = left(clean(each.task or ""), min(wide, 30)), split_latch(latch)
+    for latch, each in sorted(shown.items(), key=lambda item: not item[1].latch.is_body):
+        task, (_, number) = left(clean(each.task or ""), min(wide, 30)), split_latch(latch)
         earlier = [Span(f"generation {number}, ", "dim")] if number else []
-        yield [_label(f"on_{base}"), Span(f"{task}  "), *earlier, *_fate(view, latch, each)]
+        yield [_label(view.overview.job.label(latch)), Span(f"{task}  "), *earlier, *_fate(view, latch, each)]
 
 
 def _fate(view: JobView, latch: str, each: Callback) -> Line:
     decided = each.latch.decided_at
     if decided is None:
-        settled = view.overview.job.settled and latch != "settled"
+        settled = view.overview.job.settled and latch != "settled" and not _body_runs(view)
         return [Span("will not be called" if settled else "not decided yet", "dim")]
     ago = f"decided {_ago(view, decided)}"
+    if split_latch(latch)[0] == ERRBACKS and not each.latch.due:
+        return [Span(f"called {_ago(view, decided)}")]
     if each.cell is None:
         return [Span(f"{ago}, {'not published yet' if each.latch.due else 'published, not begun'}", "busy")]
     message = f": {clean(each.cell.message)}" if each.cell.message else ""
     style = "bad" if each.cell.status < 0 else "good" if each.cell.final else "busy"
     return [Span(f"{ago}, "), Span(status_name(each.cell.status), style), Span(message)]
+
+
+def _body_runs(view: JobView) -> bool:
+    """Return whether a stage of the body is decided and has not ended."""
+    callbacks = view.callbacks.values()
+    return any(
+        each.latch.is_body and each.latch.decided_at is not None and not (each.cell and each.cell.final)
+        for each in callbacks
+    )
 
 
 def _failures(view: JobView, columns: int, glyphs: Glyphs) -> Iterator[Line]:
