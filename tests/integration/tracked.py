@@ -403,6 +403,63 @@ def failing_callback(self, job_id):
     raise ValueError("callback broken")
 
 
+@task(base=StatefulTask)
+def collect(results, key, *args):
+    note(key, f"collected {len(results)}")
+    return [results, *args]
+
+
+@task(base=StatefulTask)
+def broken_body(results, key):
+    note(key, f"broken {len(results)}")
+    raise ValueError("body broken")
+
+
+@task(base=StatefulTask, bind=True)
+def replaced_body(self, results, key):
+    return self.replace(collect.si(results, key, "replaced").set(queue=self.request.delivery_info["routing_key"]))
+
+
+@task(base=StatefulTask, bind=True, max_retries=1, default_retry_delay=0)
+def retried_body(self, results, key):
+    note(key, "begun")
+    if not self.request.retries:
+        raise self.retry()
+    return results
+
+
+@task(base=StatefulTask)
+def slow_body(results, key):
+    note(key, "begun")
+    wait_for(f"{key}.go", 60)
+
+
+@task()
+def errback_of_id(task_id, *, key):
+    note(f"{key}.errbacks", f"old {task_id.partition('.')[2]}")
+
+
+@task()
+def errback(request, exc, traceback, key):
+    note(f"{key}.errbacks", f"new {request.id.partition('.')[2]} {type(exc).__name__}")
+
+
+@task(base=StatefulTask, acks_late=True, reject_on_worker_lost=True, tag="work")
+def die_once(key, value):
+    """Kill the child of a prefork worker, or return a value when the message is delivered again."""
+    note(key, "died")
+    if len(notes(key)) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+@task(base=StatefulTask, bind=True, max_retries=2, default_retry_delay=0, tag="work")
+def retry_then_return(self, value, fails=0):
+    if self.request.retries < 1 or fails:
+        raise self.retry(exc=ValueError("broken"))
+    return value
+
+
 @task(base=StatefulTask, bind=True, tag="work")
 def fail_first_attempt(self, key):
     note(key, self.state.attempt)

@@ -32,6 +32,12 @@ def after_deciding(states, _):
     store.at("write", lambda reply: die() if reply.decided else None, after=True, times=ALWAYS)
 
 
+def after_stage(states, _):
+    """Die once the end of a stage of a body is stored, before the next one is decided."""
+    states.store = store = FaultyStore(states.store)
+    store.at("write", lambda reply: die() if reply.cell.final else None, after=True, times=ALWAYS)
+
+
 def after_publishing(states, _):
     """Die once a callback has been published, before it is marked."""
     publish = callbacks.publish
@@ -99,6 +105,7 @@ FAULTS = {
     each.__name__: each
     for each in (
         after_deciding,
+        after_stage,
         after_publishing,
         dies_after_publishing,
         after_storing_result,
