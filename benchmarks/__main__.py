@@ -24,6 +24,7 @@ MODULES = (
     "space",
     "imports",
     "jobs",
+    "chords",
     "untracked",
     "stalls",
     "submits",

@@ -56,6 +56,23 @@ def image_of_tenant(path: str) -> None:
     """Do nothing, with an argument."""
 
 
+def _page(number: int) -> dict[str, Any]:
+    """Return a small object."""
+    return {"page": number, "words": ["alpha", "beta"]}
+
+
+page = task(_page, name="benchmarks.app.page")
+tracked_page = task(_page, name="benchmarks.app.tracked_page", base=StatefulTask, ignore_result=True, tag="work")
+
+
+@task(base=StatefulTask)
+def collected(results: list[Any], expected: int) -> int:
+    """Signal that the body of a chord has its results."""
+    assert [each["page"] for each in results] == list(range(expected))
+    _client().rpush("ended", "x")
+    return len(results)
+
+
 @task(base=StatefulTask, ignore_result=True)  # runs once per job, even if its message is published twice
 def ended(*_: object) -> None:
     """Signal that all tasks have ended."""

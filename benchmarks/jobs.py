@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 
 from celery import chord, group
@@ -14,6 +15,9 @@ from benchmarks.workers import load_app, running_worker, signal_client
 from tests.servers import RedisServer, running_redis
 
 TIMEOUT = 120
+
+_END = "end of the run"
+"""The text that ends the count. Other clients send PING too."""
 
 Way = Callable[[], float]
 """Run all tasks and return the duration in seconds."""
@@ -50,39 +54,43 @@ def count_commands(server: RedisServer, way: Way) -> Counter[str]:
     """Count the commands that clients send and that scripts execute during a run, as seen by MONITOR."""
     with server.client(socket_timeout=None) as client, client.monitor() as monitor:
         way()
-        client.ping()
+        client.echo(_END)
         commands: Counter[str] = Counter()
         for line in monitor.listen():
-            if line["command"] == "PING" and line["client_type"] != "lua":
+            if line["command"] == f"ECHO {_END}":
                 return commands
             commands["inside" if line["client_type"] == "lua" else "sent"] += 1
     return commands
 
 
+def until_ended(server: RedisServer, num_tasks: int, start: Callable[[], object]) -> Way:
+    """Return a function that starts tasks, and waits until the one after them has run."""
+    client = signal_client(server)
+
+    def run() -> float:
+        client.delete("ended")
+        start_time = time.perf_counter()
+        start()
+        if client.blpop(["ended"], timeout=TIMEOUT) is None:
+            raise TimeoutError(f"{num_tasks} tasks did not end within {TIMEOUT} s")
+        return time.perf_counter() - start_time
+
+    return run
+
+
 def ways_to_run(server: RedisServer, num_tasks: int) -> dict[str, Way]:
     """Return the ways to run ``num_tasks`` tasks, by name."""
     module = load_app(server)
-    client = signal_client(server)
-
-    def until_ended(start: Callable[[], object]) -> Way:
-        def run() -> float:
-            client.delete("ended")
-            start_time = time.perf_counter()
-            start()
-            if client.blpop(["ended"], timeout=TIMEOUT) is None:
-                raise TimeoutError(f"{num_tasks} tasks did not end within {TIMEOUT} s")
-            return time.perf_counter() - start_time
-
-        return run
+    until = partial(until_ended, server, num_tasks)
 
     return {
-        "tracked": until_ended(
+        "tracked": until(
             lambda: module.states.submit((module.tracked.s() for _ in range(num_tasks)), on_success=module.ended.s())
         ),
-        "chord": until_ended(lambda: chord((module.with_result.s() for _ in range(num_tasks)), module.ended.s())()),
-        "loop of apply_async": until_ended(lambda: _send_in_loop(module, num_tasks)),
-        "group": until_ended(lambda: _send_group(module, "plain", num_tasks)),
-        "group with results": until_ended(lambda: _send_group(module, "with_result", num_tasks)),
+        "chord": until(lambda: chord((module.with_result.s() for _ in range(num_tasks)), module.ended.s())()),
+        "loop of apply_async": until(lambda: _send_in_loop(module, num_tasks)),
+        "group": until(lambda: _send_group(module, "plain", num_tasks)),
+        "group with results": until(lambda: _send_group(module, "with_result", num_tasks)),
     }
 
 

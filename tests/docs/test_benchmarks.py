@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
     "modules",
     [
         "writes sizes lists streams space imports results",
-        pytest.param("jobs untracked stalls submits in_flight", marks=pytest.mark.full),
+        pytest.param("jobs chords untracked stalls submits in_flight", marks=pytest.mark.full),
         pytest.param("firestore", marks=pytest.mark.full),
     ],
 )
