@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from celery import Celery, chain, group
+from celery import Celery, chain, chord, group
 from typing_extensions import assert_type
 
 from celery_statemanager import (
@@ -65,6 +65,8 @@ def submit(paths: list[str]) -> tuple[Summary, bool, Job | None]:
     states.submit(group(resize.s(path) for path in paths), job_id="etl-42", run_token="again", tags=("resize",))
     states.submit((resize.s(path) for path in paths), on_failure=resize.si("x"), on_settled=resize.s())
     job: Job = states.submit([resize.s("a"), chain(resize.s("b"), resize.s("c"))], on_success=resize.s())
+    assert states.submit(chord([resize.s("a")], resize.s())).body_result(timeout=60) == "a"
+    assert states.submit(group([resize.s("a")]) | resize.s(), max_failed="2%").body_result() is None
     return job.wait(timeout=60), states.job("etl-42", run_token=None).cancel("user asked"), states.current_job()
 
 

@@ -17,6 +17,7 @@ from celery.bin.celery import celery as celery_command
 from celery.signals import worker_init
 
 from celery_statemanager import State, errors
+from celery_statemanager.integration.body import WITHOUT_BODY
 from celery_statemanager.integration.outbox.values import too_large
 from celery_statemanager.integration.submission.results import WITHOUT_RESULTS
 
@@ -114,6 +115,16 @@ def test_coming_from_shows_what_it_describes(names, capsys):
     assert names["progress_view"](None, job.id) == {"percent": 100, "message": "a", "failed": 0}
 
 
+def test_a_chord_returns_what_its_page_describes(names, capsys):
+    run("docs/from-chord.md", names)
+    assert names["count_words"](["one two", "three"]) == "words: 3"
+    assert names["publish_counts"](["one two"]).body_result(1) == "announced: words: 2"
+    failed = names["publish_counts"]([None])
+    assert capsys.readouterr().out.startswith(
+        f"{failed.manager.ref.incarnation}.0.0 failed: task 0 of job '{failed.id}'"
+    )
+
+
 def test_the_formatter_shows_the_cell_of_a_log_line(names):
     run("docs/logging-and-metrics.md", names)
     record = logging.makeLogRecord({"msg": "lost", "job_id": "etl-42", "tag": "ingest", "task_index": 3})
@@ -190,7 +201,9 @@ MESSAGES = [
     errors.SynchronizeFailed("etl-42", "ingest", 10, FAILED),
     errors.WaitTimeout("etl-42", 60),
     errors.TaskFailed("etl-42", 12, "resize", -1, "OSError: no space left"),
+    errors.TaskFailed("etl-42", -1, "body 2 of 3", -1, "ValueError: no words"),
     errors.ResultUnavailable("etl-42", None, WITHOUT_RESULTS),
+    errors.ResultUnavailable("etl-42", None, WITHOUT_BODY),
     errors.ResultUnavailable("etl-42", 12, too_large(300_014, 262_144)),
     errors.SubscriptionLost("etl-42", "no connection for 300 s: connection refused"),
 ]
