@@ -11,7 +11,7 @@ from typing import Any
 from celery.canvas import Signature
 
 from celery_statemanager.codec import compact
-from celery_statemanager.integration.stalling import OfJob
+from celery_statemanager.integration.stalling import StallOptions
 from celery_statemanager.limits import short_repr
 from celery_statemanager.models import Scope
 from celery_statemanager.records import CALLBACK_ROW, Delivery, JobKey, JobRef
@@ -61,7 +61,7 @@ class Binding:
     next: str | None = None
     changed: bool = False
     generation: int = 1
-    stall: OfJob | None = None
+    stall: StallOptions | None = None
 
     @property
     def is_callback(self) -> bool:

@@ -10,7 +10,7 @@ from celery_statemanager.limits import short_repr
 
 POLICIES = ("report", "stop")
 
-OfJob = tuple[float | None, str | None]
+StallOptions = tuple[float | None, str | None]
 """The options of a job, which its messages carry: ``stall_after`` and ``on_stall``, None where the job has none."""
 
 
@@ -26,7 +26,7 @@ class Limit(NamedTuple):
     stops: bool
 
 
-def check(stall_after: Any, on_stall: Any, progress_interval: float = 0.0) -> OfJob | None:
+def check(stall_after: Any, on_stall: Any, progress_interval: float = 0.0) -> StallOptions | None:
     """Return valid options; None if neither is given.
 
     Args:
@@ -59,7 +59,7 @@ def check_task(name: str, task: Any, progress_interval: float = 0.0) -> None:
         raise ConfigurationError(f"task {name!r}: {error}; {hint}") from None
 
 
-def limit_of(task: Any, of_job: OfJob | None, progress_interval: float) -> Limit | None:
+def limit_of(task: Any, of_job: StallOptions | None, progress_interval: float) -> Limit | None:
     """Return the limit of an execution: the options of its job win. Invalid options of the task have no effect."""
     after, on_stall = of_job or (None, None)
     try:

@@ -18,7 +18,7 @@ from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.envelope import Envelope, serializer_of, to_json, with_headers
 from celery_statemanager.integration.outbox.templates import Templates
 from celery_statemanager.integration.outbox.values import PLACEHOLDER, takes_value
-from celery_statemanager.integration.stalling import OfJob
+from celery_statemanager.integration.stalling import StallOptions
 from celery_statemanager.records import EVERY_ROW, SOME_ROWS, JobRef
 
 REJECTED = "rejected"
@@ -36,7 +36,7 @@ class MessageMaker:
     """
 
     def __init__(
-        self, app: Celery, ref: JobRef, capture: Capture, *, results: bool = False, stall: OfJob | None = None
+        self, app: Celery, ref: JobRef, capture: Capture, *, results: bool = False, stall: StallOptions | None = None
     ) -> None:
         self.kept = EVERY_ROW if results else None
         self._app = app
@@ -106,7 +106,7 @@ def bindings_of(
     tags: Sequence[str],
     *,
     results: bool,
-    stall: OfJob | None = None,
+    stall: StallOptions | None = None,
 ) -> list[Binding]:
     """Return the bindings of the stages of a row.
 

@@ -20,7 +20,7 @@ from celery_statemanager.integration.outbox.blocks import BlockWriter
 from celery_statemanager.integration.outbox.capture import Capture
 from celery_statemanager.integration.outbox.making import MessageMaker
 from celery_statemanager.integration.outbox.publisher import publish_due
-from celery_statemanager.integration.stalling import OfJob
+from celery_statemanager.integration.stalling import StallOptions
 from celery_statemanager.integration.submission import chords, members
 from celery_statemanager.integration.submission.delays import Delays
 from celery_statemanager.integration.submission.eager import bind, run_members
@@ -49,7 +49,7 @@ def submit(
     policy: PolicySpec,
     metadata: Mapping[str, Any] | None,
     results: bool,
-    stall: OfJob | None,
+    stall: StallOptions | None,
 ) -> Job:
     """Create a job and publish its messages; see ``StateManager.submit``.
 
@@ -100,7 +100,7 @@ def _accepted(
     found: Iterable[Stages],
     tags: PlanSpec | None,
     policy: PolicySpec,
-    stall: OfJob | None,
+    stall: StallOptions | None,
 ) -> JobRecord:
     """Store the messages of a job, then create it. On any error, nothing of it remains."""
     plan, delays, blocks = members.PlanBuilder(), Delays(), BlockWriter(tracker.store, record.ref)
