@@ -710,7 +710,7 @@ def test_the_sweep_command_reports_what_it_changed(tmp_path):
             [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
         )
 
-    nothing_else = dict.fromkeys(("marked", "requeued", "callbacks", "published"), 0)
+    nothing_else = dict.fromkeys(("marked", "requeued", "callbacks", "published", "stalled"), 0)
     assert json.loads(run("--format", "json").stdout) == {**nothing_else, "workers": 1}
     assert "0  attempts marked LOST" in run().stdout
 
