@@ -85,9 +85,8 @@ def test_a_job_of_the_go_module_can_be_read(store: FirestoreStore, documents: Do
     go_state(documents, "extract", 2, Status.FINISHED, version=7)
     manager = Manager.open(store, "go")
     assert (manager.num_tasks, manager.tags) == (3, ())
-    expected = State(
-        "go", 2, "extract", Status.FINISHED, "extract 2", {"rows": 2}, to_datetime(STAMP + 2_000), 7, "extract-2-7"
-    )
+    written, event = to_datetime(STAMP + 2_000), "extract-2-7"
+    expected = State("go", 2, "extract", Status.FINISHED, "extract 2", {"rows": 2}, written, 7, event, schema_version=1)
     assert manager.get_state("extract", 2) == expected
     assert manager.list_states() == [manager.get_state("extract", 0), expected]
     assert manager.get_state() == manager.get_state("extract") == State("go", 1, "extract")
