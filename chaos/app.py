@@ -63,6 +63,7 @@ def requeued(self, seconds):
 def marked(self, seconds):
     """Run to the end. The task is acknowledged early, so it ends LOST if its worker is lost."""
     work(self, seconds)
+    return "value"
 
 
 @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True, max_retries=3, default_retry_delay=0)
@@ -71,6 +72,7 @@ def retried(self, seconds):
     if self.request.retries == 0:
         raise self.retry(exc=OSError("not yet"))
     work(self, seconds)
+    return "value"
 
 
 @app.task(base=StatefulTask, bind=True, tag="work", acks_late=True)
@@ -84,6 +86,7 @@ def failing(self, seconds):
 def second(self, value):
     """Run after ``requeued`` in a chain, and take its value."""
     note(self.state.job_id, f"second {self.state.task_index} {self.state.attempt} {value}")
+    return value
 
 
 @app.task(base=StatefulTask, bind=True, acks_late=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from celery_statemanager import State, Status
+from celery_statemanager import ResultUnavailable, State, Status
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord
 from celery_statemanager.stores import Store
@@ -18,6 +18,9 @@ ALLOWED = {
     "chained": {Status.FINISHED, Status.LOST},
 }
 """The final statuses that each task may have."""
+
+LAST_STAGE = {"chained": "second"}
+"""The tag of the last stage of the tasks that have several."""
 
 REQUEUED = {"requeued", "retried", "failing", "chained"}
 NO_ATTEMPT = "None"
@@ -81,6 +84,19 @@ def stream_violations(store: Store, job: Job, states: list[State]) -> Iterator[s
         done = next((state for state in received if state.finished), None)
         if done is not None and done.version != cell.version:
             yield f"row {row} was FINISHED at attempt {done.attempt} and changed again at attempt {cell.attempt}"
+
+
+def result_violations(store: Store, job: Job, tasks: list[str]) -> Iterator[str]:
+    """Yield the finished rows that have another result than their task returned, and the other rows that have one."""
+    last = [store.get_cell(job.manager.ref, LAST_STAGE.get(task, "work"), row) for row, task in enumerate(tasks)]
+    expected = {row: "value" for row, cell in enumerate(last) if cell is not None and cell.succeeded}
+    try:
+        found = dict(job.results())
+    except ResultUnavailable as error:
+        yield str(error)
+        return
+    if found != expected:
+        yield f"the rows have the results {found}, not {expected}"
 
 
 def _callback_violations(store: Store, record: JobRecord, tasks: list[str], notes: list[list[str]]) -> Iterator[str]:

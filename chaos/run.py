@@ -52,19 +52,20 @@ def run_round(place: Place, workers: Workers, seed: str) -> Outcome:
     workers.ensure_ready()
     start = time.monotonic()
     callbacks = {f"on_{latch}": app.callback.s() for latch in LATCHES}
-    job = app.states.submit(members, max_in_flight=window, **callbacks)
+    job = app.states.submit(members, max_in_flight=window, results=True, **callbacks)
     store, limit = app.states.store, app.states.settings.max_lost
     with _recorded_states(job) as states:
         injected = faults.inject(drawn, job)
         workers.ensure_ready()
         _wait(store, job)
     violations = checks.job_violations(store, job, kinds, app.notes(job.id), limit)
-    violations += checks.stream_violations(store, job, states)
+    violations += [*checks.stream_violations(store, job, states), *checks.result_violations(store, job, kinds)]
     if not violations and rng.random() < 0.5 and job.rerun("failed").rows:
         injected += ["rerun", *faults.inject(faults.draw(rng, place, workers)[:1], job)]
         workers.ensure_ready()
         _wait(store, job)
         found = checks.job_violations(store, job, kinds, app.notes(job.id), limit)
+        found += checks.result_violations(store, job, kinds)
         violations += [f"after the rerun: {each}" for each in found]
     violations += [f"process still running: {process}" for process in workers.leftovers()]
     return Outcome(injected, time.monotonic() - start, violations)

@@ -9,7 +9,7 @@ from celery_statemanager.records import CALLBACK_ROW, Latch
 from celery_statemanager.stores import open_store
 from celery_statemanager.testing import Grid
 from celery_statemanager.testing.kit import FAILED, FINISHED
-from chaos.checks import job_violations, stream_violations
+from chaos.checks import job_violations, result_violations, stream_violations
 
 TASK_NOTES = [["1.0", "begun", "0", "1"], ["2.0", "ended", "0", "1"]]
 CALLBACK_NOTES = [["3.0", "callback-ended", "success", "1"], ["3.0", "callback-ended", "settled", "1"]]
@@ -98,6 +98,22 @@ def test_the_late_end_of_a_lost_attempt_is_no_violation(grid):
     lost = grid.write("work", 0, -6, ends_attempt=True, presumed_dead=True) and grid.state("work", 0)
     grid.write("work", 0, FINISHED, attempt=1, ends_attempt=True)
     assert list(stream_violations(grid.store, job_of(grid), [begun, lost])) == []
+
+
+@pytest.mark.parametrize(
+    ("results", "violations"),
+    [
+        ({0: "value"}, []),
+        ({}, ["the rows have the results {}, not {0: 'value'}"]),
+        ({0: "another"}, ["the rows have the results {0: 'another'}, not {0: 'value'}"]),
+        ({0: "value", 1: "value"}, ["the rows have the results {0: 'value', 1: 'value'}, not {0: 'value'}"]),
+    ],
+)
+def test_another_result_than_that_of_each_finished_row_is_a_violation(grid, results, violations):
+    grid.run("work", 0)
+    job = job_of(grid)
+    job.results = results.items
+    assert list(result_violations(grid.store, job, ["requeued", "failing"])) == violations
 
 
 def test_a_change_after_finished_is_a_violation(grid):
