@@ -42,7 +42,7 @@ def store(address: FirestoreAddress, spy: Spy) -> Iterator[FirestoreStore]:
         yield store
 
 
-NO_SETS = dict.fromkeys(("failed_indexes", "running_indexes", "missing_indexes", "not_run_indexes"))
+NO_SETS = dict.fromkeys(("failed_indexes", "running_indexes", "missing_indexes", "not_run_indexes", "stalled_indexes"))
 
 Arm = Callable[[], None]
 

@@ -275,7 +275,7 @@ def test_a_job_record_of_an_earlier_release_has_the_first_generation(store: Fire
     assert grid.job.generation == Generation()
     settle(grid)
     rerun(grid, "0")
-    assert '"generation":[2,1,"0"]' in documents.get("jobs/job")["control"]
+    assert '"generation":[2,1,"0",0]' in documents.get("jobs/job")["control"]
 
 
 def test_a_cancelled_job_is_checked_without_being_changed(store: FirestoreStore, spy: Spy) -> None:

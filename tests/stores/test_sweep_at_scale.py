@@ -102,7 +102,7 @@ def test_a_received_row_that_cannot_be_marked_does_not_stop_the_sweep(
     clock.advance(1)
     assert sweep(RefusingStore(local, "first", error), RecordedActions()).requeued == 1
     assert sweep(local, RecordedActions()).requeued == 1
-    assert list(local.list_workers()) == []
+    assert list(leases.each_worker(local)) == []
 
 
 def test_an_unavailable_store_ends_the_sweep(local: Store, clock: FakeClock) -> None:
