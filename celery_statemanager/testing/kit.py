@@ -249,14 +249,14 @@ def newest_jobs(store: Store, limit: int = 100) -> Iterator[JobRecord]:
         cursor = page[-1].cursor
 
 
-def read_until(watch: Watch, enough: Callable[[Batch], bool]) -> Batch:
-    """Read a watch until the merged batches are enough. Raises: AssertionError after ``PATIENCE``."""
-    deadline = time.monotonic() + PATIENCE
+def read_until(watch: Watch, enough: Callable[[Batch], bool], patience: float = PATIENCE) -> Batch:
+    """Read a watch until the merged batches are enough. Raises: AssertionError after ``patience`` seconds."""
+    deadline = time.monotonic() + patience
     newest: dict[tuple[str, int], State] = {}
     total = Batch([])
     while not enough(total):
         left = deadline - time.monotonic()
-        assert left > 0, f"the watch delivered only {total} in {PATIENCE} s"
+        assert left > 0, f"the watch delivered only {total} in {patience} s"
         batch = watch.read(left)
         newest.update({(state.tag, state.task_index): state for state in batch.states})
         total = Batch(list(newest.values()), total.job_changed or batch.job_changed, total.resync or batch.resync)

@@ -82,13 +82,15 @@ class TestForks:
             daemon=True,
             target=lambda: versions.extend(
                 state.version
-                for state in read_until(watch, lambda batch: any(state.version == 20 for state in batch.states)).states
+                for state in read_until(
+                    watch, lambda batch: any(state.version == 20 for state in batch.states), 3 * PATIENCE
+                ).states
             ),
         )
         reader.start()
         for _ in range(20):
             in_child(lambda: (grid.write("a", 0, 5), watch.close()))
-        reader.join(PATIENCE)
+        reader.join(3 * PATIENCE)
         assert versions[-1] == 20
 
     def test_a_fork_without_python_hooks_is_detected_at_the_next_call(self, path: Path, store: SQLiteStore) -> None:
