@@ -16,7 +16,6 @@ from celery.exceptions import Ignore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.filling import write_all
 from celery_statemanager import (
     ConfigurationError,
     ResultUnavailable,
@@ -344,7 +343,8 @@ class TestJob:
         rows = 20_000 if size == 100 else 300
         store.create_job(replace(new_job("large", rows, ("a",)), results="every"))
         job = StateManager(app).job("large")
-        write_all(store, job.manager.ref, (_finished(row, size) for row in range(rows)))
+        for row in range(rows):
+            store.write(job.manager.ref, _finished(row, size))
         tracemalloc.start()
         assert sum(1 for _ in job.results()) == rows
         peak = tracemalloc.get_traced_memory()[1]
