@@ -20,6 +20,7 @@ from celery_statemanager.records import (
     JobRecord,
     JobRef,
     OutboxState,
+    message_with_place,
     split_latch,
 )
 from celery_statemanager.stores.capabilities import Outbox
@@ -239,8 +240,8 @@ class JobDiagnosis:
 
     def _stalled(self, cell: Cell) -> str:
         """Return for how long the attempt of a live worker has not moved, and where its body stands."""
-        place = f"; stands in {cell.stall.stands_in}" if cell.stall.stands_in else ""
-        return f"alive, but has not moved for {rough_duration((self.now - cell.stall.since) / 1_000_000)}{place}"
+        still = f"alive, but has not moved for {rough_duration((self.now - cell.stall.since) / 1_000_000)}"
+        return message_with_place(still, cell.stall.stands_in)
 
     def _listed(self, worker: WorkerShare, tag: str, row: int, cell: Cell) -> bool:
         return cell.began_at > worker.renewed_at or worker.report.lists(cell_name(self.job.ref, tag, row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import add, sub
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, SCHEMA_VERSION, State, Status
@@ -142,7 +142,10 @@ class Cell:
         return self.status == 0 and not self.open
 
 
-def message_with_place(message: str | None, stands_in: str | None) -> str | None:
+Message = TypeVar("Message", str, str | None)
+
+
+def message_with_place(message: Message, stands_in: str | None) -> Message:
     """Return a message that ends with the place in which a body stands, if that is known."""
     if not stands_in:
         return message
