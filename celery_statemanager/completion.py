@@ -8,7 +8,6 @@ from functools import partial
 
 from celery_statemanager.records import (
     ERRBACKS,
-    LATCHES,
     Begin,
     BeginReply,
     Cancellation,
@@ -18,13 +17,12 @@ from celery_statemanager.records import (
     Latch,
     Place,
     Verdict,
+    of_generation,
     split_latch,
     to_datetime,
 )
 from celery_statemanager.retention import CHANGE_TIMEOUT, change_job, current
 from celery_statemanager.stores.base import Store
-
-FAILURE = LATCHES[1]
 
 Send = Callable[[JobRecord, str, str], Place | bool]
 """Publish a callback, given the job, the name of the latch and the signature as JSON text.
@@ -62,7 +60,7 @@ def _with_errbacks(job: JobRecord, latches: Iterable[str]) -> Iterator[str]:
     """Yield the names of latches, and that of the errbacks after the failure with which they are decided."""
     for name in latches:
         yield name
-        if name == FAILURE and ERRBACKS in job.latches:
+        if name == "failure" and ERRBACKS in job.latches:
             yield ERRBACKS
 
 
@@ -110,8 +108,8 @@ def _after(job: JobRecord, name: str, cell: Cell, *, calls_errbacks: bool) -> st
     """Return the name of the latch that the end of a stage of a body decides."""
     _, generation = split_latch(name)
     if not cell.succeeded:
-        return (f"{ERRBACKS}.{generation}" if generation else ERRBACKS) if calls_errbacks else None
-    stages = job.body(generation or None)
+        return of_generation(ERRBACKS, generation) if calls_errbacks else None
+    stages = job.body(generation)
     return next(iter(stages[stages.index(name) + 1 :]), None)
 
 

@@ -102,7 +102,7 @@ def call_errbacks(tracker: Tracker, job: JobRecord, latch: str) -> None:
 
 def _failure(tracker: Tracker, job: JobRecord, generation: int) -> tuple[str | None, str, TaskFailed]:
     """Return the stage that failed, None if the header failed; the Celery task id of what failed; and the error."""
-    stages = job.body(generation or None)
+    stages = job.body(generation)
     for stage in stages:
         error = failure_of_stage(tracker, job, stage)
         if error is not None:

@@ -38,6 +38,7 @@ from celery_statemanager.records.latches import (
     Latch,
     body_stage,
     is_latch,
+    of_generation,
     split_latch,
     value_row,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "JobRecord",
     "new_job",
     "new_incarnation",
+    "of_generation",
     "split_latch",
     "Page",
     "Delivery",

@@ -146,10 +146,14 @@ class JobRecord:
         """Whether sweeps must check it: it owns messages and has not settled, or a callback is due or may be lost."""
         return self.publishes or any(latch.due or latch.place is not None for latch in self.latches.values())
 
-    def body(self, generation: int | None = None) -> list[str]:
-        """Return the names of the latches of the stages of its body in a generation, in order; empty without a body."""
-        suffix = "" if generation in {None, self.generation.number} else f".{generation}"
-        names = (f"{body_stage(number)}{suffix}" for number in range(1, len(self.latches)))
+    def body(self, generation: int = 0) -> list[str]:
+        """Return the names of the latches of the stages of its body in order; an empty list without a body.
+
+        Args:
+            generation: 0 for the current one.
+        """
+        earlier = 0 if generation == self.generation.number else generation
+        names = (of_generation(body_stage(number), earlier) for number in range(1, len(self.latches)))
         return [*takewhile(lambda name: name in self.latches and self.latches[name].is_body, names)]
 
     def label(self, latch: str) -> str:
@@ -238,7 +242,7 @@ class JobRecord:
         base, generation = split_latch(name)
         if not (base == ERRBACKS or self.latches[name].is_body):
             return False
-        first = self.latches.get(f"{LATCHES[0]}.{generation}" if generation else LATCHES[0], Latch())
+        first = self.latches.get(of_generation(body_stage(1), generation), Latch())
         return first.is_body and first.decided_at is not None
 
 

@@ -62,7 +62,7 @@ def split_latch(name: str, default: int = 0) -> tuple[str, int]:
     return base, int(generation or default)
 
 
-def of_generation(name: str, generation: int, unnamed: int) -> str:
+def of_generation(name: str, generation: int, unnamed: int = 0) -> str:
     """Return a name with the number of a generation, which is left out for one of them."""
     return name if generation == unnamed else f"{name}.{generation}"
 
