@@ -119,8 +119,7 @@ def _accepted(
                 except Exception as error:
                     raise SubmitFailed(record.job_id, row, describe(error)) from error
         blocks.flush()
-        record = replace(_planned(record, plan, tags), results=maker.kept)
-        record = replace(record, policy=policy.resolve(record.num_tasks, tracker.store.now))
+        record = replace(_planned(tracker, record, plan, tags, policy), results=maker.kept)
         return _created(tracker, replace(record, flow=replace(flow, delayed=delays.rows, delayed_until=delays.until)))
     except BaseException:
         with suppress(StoreError):  # then a sweep drops it
@@ -149,9 +148,12 @@ def _without_rows(tracker: Tracker, record: JobRecord) -> Job:
     return Job(tracker, record)
 
 
-def _planned(record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | None) -> JobRecord:
-    derived: Plan = builder.plan()
-    return replace(record, num_tasks=builder.rows, plan=members.plan_of_tags(derived, builder.rows, tags))
+def _planned(
+    tracker: Tracker, record: JobRecord, builder: members.PlanBuilder, tags: PlanSpec | None, policy: PolicySpec
+) -> JobRecord:
+    """Return the record with what depends on the members: their number, the plan, and the limits of the job."""
+    plan = members.plan_of_tags(builder.plan(), builder.rows, tags)
+    return replace(record, num_tasks=builder.rows, plan=plan, policy=policy.resolve(builder.rows, tracker.store.now))
 
 
 def _run_inline(
@@ -159,8 +161,7 @@ def _run_inline(
 ) -> Job:
     """Create a job and run its members in this process, as Celery does in eager mode."""
     plan = members.PlanBuilder.of(members.tags_of(tracker.app, stages) for stages in found)
-    record = _planned(record, plan, tags)
-    record = replace(record, policy=policy.resolve(record.num_tasks, tracker.store.now))
+    record = _planned(tracker, record, plan, tags, policy)
     bound = [bind(tracker.app, record, row, stages) for row, stages in enumerate(found)]
     if any(each[-1].next == RESULT for each in bound):
         record = replace(record, results=record.results or SOME_ROWS)
