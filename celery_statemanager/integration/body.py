@@ -52,8 +52,7 @@ def argument_of(tracker: Tracker, job: JobRecord, latch: str) -> Any:
     """
     tag = job.callback_tag(latch)
     if split_latch(tag)[0] != job.body()[0]:
-        text = tracker.store.get_value(job.ref, value_row(tag, CALLBACK_ROW))
-        value = Unavailable("it is not stored") if text is None else results_of([text])[0]
+        value = _value_of(tracker, job, tag, "it is not stored")
         if isinstance(value, Unavailable):
             raise CannotRun(f"not published: it cannot take the value of the stage before: {value}")
         return value
@@ -67,6 +66,17 @@ def argument_of(tracker: Tracker, job: JobRecord, latch: str) -> Any:
     except TooLarge:
         raise CannotRun(f"not published: the results take more than {setting} = {most:,} bytes") from None
     return values
+
+
+def _value_of(tracker: Tracker, job: JobRecord, tag: str, missing: str) -> Any:
+    """Return what the stages of a body have passed on last; an ``Unavailable`` if that is not known.
+
+    Args:
+        tag: that of a stage, whose generation counts.
+        missing: the reason if nothing is stored.
+    """
+    text = tracker.store.get_value(job.ref, value_row(tag, CALLBACK_ROW))
+    return Unavailable(missing) if text is None else results_of([text])[0]
 
 
 def failure_of_stage(tracker: Tracker, job: JobRecord, latch: str) -> TaskFailed | None:
@@ -138,10 +148,8 @@ def wait_for_result(tracker: Tracker, record: JobRecord, timeout: float | None) 
         raise WaitTimeout(job.job_id, seconds or 0.0, Manager(tracker.store, job).summary())
     if isinstance(failure, TaskFailed):
         raise failure
-    text = tracker.store.get_value(job.ref, value_row(job.callback_tag(job.body()[-1]), CALLBACK_ROW))
-    value = (
-        Unavailable("its body became FINISHED without the end of its task") if text is None else results_of([text])[0]
-    )
+    tag, missing = job.callback_tag(job.body()[-1]), "its body became FINISHED without the end of its task"
+    value = _value_of(tracker, job, tag, missing)
     if isinstance(value, Unavailable):
         raise ResultUnavailable(job.job_id, None, f"its body has returned it, but {value}")
     return value
