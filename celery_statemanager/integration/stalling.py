@@ -53,17 +53,21 @@ def check(stall_after: Any, on_stall: Any, progress_interval: float = 0.0) -> St
 def check_task(name: str, task: Any, progress_interval: float = 0.0) -> None:
     """Check the options of a task; None stands for a task unknown to the app. Raises: ConfigurationError."""
     try:
-        check(getattr(task, "stall_after", None), getattr(task, "on_stall", None), progress_interval)
+        _options_of(task, progress_interval)
     except (TypeError, ValueError) as error:
         hint = "correct it where the task is declared, or remove it"
         raise ConfigurationError(f"task {name!r}: {error}; {hint}") from None
+
+
+def _options_of(task: Any, progress_interval: float) -> StallOptions | None:
+    return check(getattr(task, "stall_after", None), getattr(task, "on_stall", None), progress_interval)
 
 
 def limit_of(task: Any, of_job: StallOptions | None, progress_interval: float) -> Limit | None:
     """Return the limit of an execution: the options of its job win. Invalid options of the task have no effect."""
     after, on_stall = of_job or (None, None)
     try:
-        own = check(getattr(task, "stall_after", None), getattr(task, "on_stall", None), progress_interval)
+        own = _options_of(task, progress_interval)
     except (TypeError, ValueError):
         own = None
     own_after, own_policy = own or (None, None)
