@@ -11,7 +11,13 @@ from kombu.utils.functional import maybe_list
 from kombu.utils.json import dumps
 
 from celery_statemanager.integration.submission.latches import checked_latch
-from celery_statemanager.integration.submission.members import GROUP_IDS, as_signature, flatten, with_options
+from celery_statemanager.integration.submission.members import (
+    GROUP_IDS,
+    as_signature,
+    flatten,
+    is_chunks,
+    with_options,
+)
 from celery_statemanager.limits import short_repr
 from celery_statemanager.records import ERRBACKS, Latch, body_stage
 
@@ -90,7 +96,7 @@ def _stages(app: Celery, body: Any) -> list[Any]:
     if not stages:
         raise ValueError("the body of the chord is an empty chain: add a task to it")
     for stage in stages:
-        if not isinstance(stage, Signature) or stage.subtask_type is not None or stage.task == "celery.chunks":
+        if not isinstance(stage, Signature) or stage.subtask_type is not None or is_chunks(stage):
             kind = getattr(stage, "subtask_type", None) or getattr(stage, "task", type(stage).__name__)
             raise ValueError(
                 f"the body of the chord contains a {kind}: it must be one task or a flat chain of tasks; submit a "
@@ -101,6 +107,6 @@ def _stages(app: Celery, body: Any) -> list[Any]:
 
 def _latch_of(app: Celery, stages: list[Any], number: int) -> Latch:
     """Return the latch of a stage of a body, counted from 1. Raises: TypeError, ValueError."""
-    takes: Any
-    takes, taken = ([], "the list of results") if number == 1 else (None, "the value of the task before")
-    return checked_latch(app, "the body of the chord", stages[number - 1], takes, taken, is_body=True)
+    is_first, stage = number == 1, stages[number - 1]
+    taken = "the list of results" if is_first else "the value of the task before"
+    return checked_latch(app, "the body of the chord", stage, [] if is_first else None, taken, is_body=True)

@@ -66,12 +66,12 @@ def _hint(tasks: Any) -> str:
     """Return the part of an error message that shows how to write a single task as a list."""
     if isinstance(tasks, Task):
         return f": write [{tasks.__name__}.s(…)]"
-    if _is_chunks(tasks):
+    if is_chunks(tasks):
         return f": write {_chunks_as_group(tasks)}"
     return f": write [{tasks!r:.80}]" if isinstance(tasks, Signature) else ""
 
 
-def _is_chunks(value: Any) -> bool:
+def is_chunks(value: Any) -> bool:
     """Return whether a value is a signature made by ``task.chunks()``; decoded from JSON it has no class of its own."""
     return isinstance(value, Signature) and value.get("task") == "celery.chunks"
 
@@ -115,16 +115,16 @@ def _stages(row: int, member: Any) -> Stages:
         raise TypeError(f"member {row} is the task {member.name}, not a signature: write {member.__name__}.s(…)")
     if not isinstance(member, Signature):
         raise TypeError(f"member {row} must be a task signature or a chain of them, not {member!r:.80}")
-    if _is_chunks(member):
+    if is_chunks(member):
         instead = _chunks_as_group(member)
         raise ValueError(f"member {row} is chunks, which stand for many tasks: write {instead} and submit its members")
     parts = list(flatten(member))
     if not parts:
         raise ValueError(f"member {row} is an empty chain: add a task to it, or leave the member out")
     for part in parts:
-        if not isinstance(part, Signature) or part.subtask_type is not None or _is_chunks(part):
+        if not isinstance(part, Signature) or part.subtask_type is not None or is_chunks(part):
             kind = getattr(part, "subtask_type", None) or type(part).__name__
-            what = "chunks" if _is_chunks(part) else f"a {kind}"
+            what = "chunks" if is_chunks(part) else f"a {kind}"
             raise ValueError(f"member {row} contains {what}: a member must be one task or a flat chain of tasks")
         if "task_id" in part.options:
             raise ValueError(f"member {row} ({part.task}) has its own task_id: leave it out, the job assigns the ids")
