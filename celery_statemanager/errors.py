@@ -325,14 +325,10 @@ class TaskFailed(StateManagerError):
         self.message = message
 
     def __str__(self) -> str:
-        what = "failed" if self.status < 0 else "has not finished"
-        if self.task_index < 0:
-            text = self.message or "no message"
-            return f"{self.tag} of job {self.job_id!r} {what} with status {self.status}: {text}"
-        return (
-            f"task {self.task_index} of job {self.job_id!r} {what} in {self.tag!r} with status {self.status}: "
-            f"{self.message or 'no message'}"
-        )
+        is_body, what = self.task_index < 0, "failed" if self.status < 0 else "has not finished"
+        name, stage = (self.tag, "") if is_body else (f"task {self.task_index}", f" in {self.tag!r}")
+        text = self.message or "no message"
+        return f"{name} of job {self.job_id!r} {what}{stage} with status {self.status}: {text}"
 
 
 class ResultUnavailable(StateManagerError, LookupError):
