@@ -48,10 +48,8 @@ def record_of(key: JobKey, head: Head, plan: Plan | None) -> JobRecord:
     for name in LATCHES:
         latches[name] = replace(latches[name], decided_at=_number(fields[name]))
     cancelled_at, reason = _number(fields["cancelled_at"]), fields["reason"]
-    if cancelled_at is not None:
-        control["cancelled"] = Cancellation(None if reason is None else reason.decode(), cancelled_at)
-    else:
-        control["cancelled"] = None
+    why = None if reason is None else reason.decode()
+    control["cancelled"] = None if cancelled_at is None else Cancellation(why, cancelled_at)
     return JobRecord(
         job_id=key.job_id,
         run_token=key.run_token,
