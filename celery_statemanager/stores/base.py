@@ -109,8 +109,9 @@ class Store(ABC):
     def update_job(self, job: JobRecord) -> tuple[str, ...] | None:
         """Replace the changeable fields of a job if the stored revision is still ``job.revision``.
 
-        Changeable: metadata, latches, cancelled, flow, generation, tombstoned_at, schema_version. The same step decides
-        the job's latches again (a cancelled job settles once no cell of it is pending), unless rows are being reset.
+        Changeable: metadata, latches, cancelled, flow, generation, policy, tombstoned_at, schema_version. The same step
+        decides the job's latches again (a cancelled job settles once no cell of it is pending), unless rows are being
+        reset.
 
         Returns: the names of the latches that were decided, or None if the revision has changed. In that case, read the
         job again.
