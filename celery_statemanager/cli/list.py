@@ -32,8 +32,8 @@ write and are written like 90s, 1h30m, 30d, 4w or 1mo (30 days).
 
 \b
 The status of a job:
-  waiting    no cell has begun          finished   every cell is FINISHED
-  running    some cells have begun      failed     all have ended, some failed
+  waiting    no cell has begun          finished   it settled with success
+  running    some cells have begun      failed     it settled without success
   failing    running, and some failed   cancelled  the job was cancelled
   paused     rows that have not begun are held back
 
