@@ -44,9 +44,9 @@ def test_as_many_failed_rows_as_tolerated_are_a_success(tracked, pool, submit, e
 
 @pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"), usual=2)
 def test_one_failed_row_too_many_cancels_the_rest(tracked, pool, key, submit, eventually):
-    members = [tracked.gate.s(key), tracked.fail.s(), *[tracked.count.s(f"{key}.{row}") for row in range(2, 6)]]
+    members = [tracked.gate.s(key), tracked.fail_beside.s(key)]
+    members += [tracked.count.s(f"{key}.{row}") for row in range(2, 6)]
     job = submit_policed(tracked, submit, members, max_failed=0, max_in_flight=2)
-    eventually(lambda: tracked.notes(key))
     summary = eventually(lambda: found if (found := job.summary()).failed == 5 else None)
     reason = "1 row failed, at most 0 may (max_failed)"
     assert (summary.running, summary.failed_rows) == (1, 1)
@@ -128,7 +128,7 @@ def test_in_eager_mode_too_many_failed_rows_stop_the_rows_after_them(max_failed,
 @pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"), usual=2)
 def test_a_job_is_cancelled_when_its_deadline_passes(tracked, pool, key, submit, eventually):
     members = [tracked.wait_for_cancel.s(key), *[tracked.count.s(f"{key}.{row}") for row in range(1, 4)]]
-    job = submit_policed(tracked, submit, members, deadline=3, max_in_flight=1)
+    job = submit_policed(tracked, submit, members, deadline=5, max_in_flight=1)
     eventually(lambda: job.summary().failed == 3)
     (tracked.HOME / f"{key}.go").touch()
     job.wait(PATIENCE)

@@ -226,6 +226,13 @@ def gate(self, key):
     return {"attempt": self.state.attempt}
 
 
+@task(base=StatefulTask, tag="work")
+def fail_beside(key):
+    """Fail as soon as another task has written its first note."""
+    wait_for(key, 30)
+    raise ValueError("broken")
+
+
 @task(base=StatefulTask, bind=True, tag="work", max_retries=1)
 def retry_after_go(self, key):
     note(key, f"begun {self.state.attempt}")
