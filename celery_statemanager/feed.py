@@ -29,9 +29,17 @@ class Feed:
 
     Args:
         clock: returns seconds of a monotonic clock; tests replace it.
+        since: a cursor of a watch of this job. After a lost connection, this feed continues where it was.
     """
 
-    def __init__(self, store: Store, ref: JobRef, scope: Scope, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ref: JobRef,
+        scope: Scope,
+        clock: Callable[[], float] = time.monotonic,
+        since: str | None = None,
+    ) -> None:
         self._store = store
         self._ref = ref
         self._scope = scope
@@ -40,13 +48,19 @@ class Feed:
         self._lost_at: float | None = None
         self._retry_at = 0.0
         self._delay = FIRST_DELAY
-        self._watch = store.watch(ref, scope)
+        self._continues = since is not None
+        self._watch = store.watch(ref, scope, since)
         self._connected = True
 
     @property
     def connected(self) -> bool:
         """Whether the last read reached the store."""
         return self._connected
+
+    @property
+    def cursor(self) -> str:
+        """The position up to which changes were returned."""
+        return self._watch.cursor
 
     def read(self, timeout: float) -> Batch:
         """Wait for changes. Return an empty batch after ``timeout`` seconds or once closed.
@@ -74,13 +88,21 @@ class Feed:
         pause = max(self._retry_at - self._clock(), 0.0)
         if self._closed.wait(min(pause, timeout)) or timeout < pause:
             return Batch([])
-        self._watch = self._store.watch(self._ref, self._scope)
-        self._connected = True
+        self._renew()
         if self._closed.is_set():  # another thread has closed the previous watch only
             self._watch.close()
         job_id = self._ref.key.job_id
         logger.info("subscription to job %r is reconnected", job_id, extra={"job_id": job_id})
-        return Batch([], job_changed=True, resync=True)
+        return Batch([], job_changed=True, resync=not self._continues)
+
+    def renew(self) -> None:
+        """Replace the watch by one that returns every earlier change with a timeout of 0. Raises: StoreError."""
+        self._watch.close()
+        self._renew()
+
+    def _renew(self) -> None:
+        self._watch = self._store.watch(self._ref, self._scope, self.cursor if self._continues else None)
+        self._connected = True
 
     def mark_lost(self, error: StoreUnavailable) -> None:
         """Mark the connection as lost, so that later reads reconnect. Raises: SubscriptionLost after five minutes."""

@@ -136,6 +136,19 @@ def invalid_cursor(cursor: str) -> ValueError:
     return ValueError(f"cursor must be one that an earlier page has returned, not {short_repr(cursor)}")
 
 
+def parse_position(cursor: str, numbers: int) -> tuple[int, ...]:
+    """Return the numbers of a watch's cursor ``"NUMBER-NUMBER-…"``. Raises: ValueError."""
+    parts = cursor.split("-")
+    if len(parts) != numbers or not all(re.fullmatch("[0-9]{1,20}", part) for part in parts):
+        raise invalid_since(cursor)
+    return tuple(map(int, parts))
+
+
+def invalid_since(cursor: str) -> ValueError:
+    """Return the error for a cursor that no event has had."""
+    return ValueError(f"since must be the cursor of an event of a subscription to this job, not {short_repr(cursor)}")
+
+
 _CURSOR = re.compile(r"([0-9]{1,16})(?: ([^\x00-\x1f\x7f\ud800-\udfff]*))?")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from enum import IntEnum
 from typing import Any
+from urllib.parse import quote
 
 from celery_statemanager.indexset import IndexSet
 
@@ -155,18 +156,40 @@ class StateEvent:
 
     Attributes:
         replay: True for a state that existed before the subscription, False for a change.
+        position: the part of the cursor that says up to which change all cells were delivered.
+        in_listing: whether more cells that existed at this position follow.
+        resync: whether the event has no cell of its own, only an unwritten state with an empty tag. All earlier states
+            are void, and a replay follows. Only subscriptions that continue at a cursor yield such events.
     """
 
     state: State
     replay: bool
+    position: str = field(default="", compare=False)
+    in_listing: bool = field(default=False, compare=False)
+    resync: bool = False
+
+    @property
+    def cursor(self) -> str:
+        """Where to continue after this event, in any process: ``subscribe(since=event.cursor)``. ASCII, one line."""
+        if not self.in_listing:
+            return self.position
+        state = self.state
+        return f"{self.position}@{microseconds_of(state)}.{state.task_index}.{quote(state.tag, safe='')}"
 
 
+def microseconds_of(state: State) -> int:
+    """Return the time of a state in microseconds since the epoch; 0 if it was never written."""
+    return 0 if state.timestamp is None else (state.timestamp - _EPOCH) // _MICROSECOND
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
 _EventDraft: Any = make_dataclass("_EventDraft", [each.name for each in fields(StateEvent)], slots=True)
 
 
-def event_from_fields(state: State, replay: bool) -> StateEvent:
-    """Return ``StateEvent(state, replay)``, created as in ``state_from_fields``."""
-    draft = _EventDraft(state, replay)
+def event_from_fields(state: State, replay: bool, position: str, in_listing: bool, resync: bool) -> StateEvent:
+    """Return an event, created as in ``state_from_fields``."""
+    draft = _EventDraft(state, replay, position, in_listing, resync)
     draft.__class__ = StateEvent
     frozen: StateEvent = draft
     return frozen

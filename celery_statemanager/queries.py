@@ -74,14 +74,26 @@ class JobQueries:
         return aggregate.summarize(job, columns, indexes=indexes)
 
     def subscribe(
-        self, tag: str | None = None, task_index: int | None = None, until_settled: bool = False
+        self,
+        tag: str | None = None,
+        task_index: int | None = None,
+        until_settled: bool = False,
+        since: str | None = None,
     ) -> Subscription:
         """Follow the written cells: the existing states, oldest first, and then changes as they happen.
 
-        No change after the return is missed. Accepts any tag, because it may be written later. Raises: JobNotFound,
-        TypeError, ValueError, StoreError.
+        No change after the return is missed. Accepts any tag, because it may be written later.
+
+        Args:
+            until_settled: end after the last change before the job has settled or a rerun has begun.
+            since: the ``cursor`` of an event of an earlier subscription to the same cells, also one in another process:
+                begin with the cells that have changed since. If the store no longer knows all of them, or was restored,
+                the first event has ``resync``: forget all states; a replay follows.
+
+        Raises: JobNotFound, TypeError, ValueError, StoreError.
         """
-        subscription = Subscription(self.store, self.ref, self._scope(tag, task_index), until_settled=until_settled)
+        scope = self._scope(tag, task_index)
+        subscription = Subscription(self.store, self.ref, scope, until_settled=until_settled, since=since)
         with self._lock:
             self._subscriptions.add(subscription)
         return subscription

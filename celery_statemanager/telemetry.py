@@ -95,8 +95,8 @@ class MeasuredStore(WrappedStore):
                 self._count_loss("taken over")
         return reply
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        return _MeasuredWatch(self.inner.watch(ref, scope), self._instruments)
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+        return _MeasuredWatch(self.inner.watch(ref, scope, since), self._instruments)
 
     def close(self) -> None:
         self.inner.close()
@@ -122,6 +122,10 @@ class _MeasuredWatch(Watch):
         self._inner = inner
         self._open: list[Any] = [instruments.watches]
         instruments.watches.add(1)
+
+    @property
+    def cursor(self) -> str:
+        return self._inner.cursor
 
     def read(self, timeout: float) -> Batch:
         return self._inner.read(timeout)

@@ -22,6 +22,7 @@ from celery_statemanager import aggregate, codec
 from celery_statemanager import records as r
 from celery_statemanager.errors import JobExists, JobNotFound, StoreUnavailable
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.limits import parse_position
 from celery_statemanager.models import Scope, State
 from celery_statemanager.stores import FullStore, Outbox, Watch, recount
 from celery_statemanager.stores.capabilities import draft_expired
@@ -56,6 +57,10 @@ class JobFile:
     def cell(self, tag: str, task_index: int) -> r.Cell | None:
         kept = self._cells.get((tag, task_index))
         return None if kept is None else codec.cell_from_fields(kept[1])
+
+    def change(self, tag: str, task_index: int) -> int:
+        number: int = self._cells[tag, task_index][0]
+        return number
 
     def put(self, tag: str, task_index: int, old: r.Cell | None, new: r.Cell) -> None:
         self.changes += 1
@@ -185,8 +190,8 @@ class FolderStore(TransactionalStore):
     def list_states(self, ref: r.JobRef, scope: Scope) -> Iterator[State]:
         return iter(sorted(self.read(*ref).states(scope), key=lambda each: (each.timestamp, each.tag, each.task_index)))
 
-    def watch(self, ref: r.JobRef, scope: Scope) -> Watch:
-        return FolderWatch(self, ref, scope)
+    def watch(self, ref: r.JobRef, scope: Scope, since: str | None = None) -> Watch:
+        return FolderWatch(self, ref, scope, since)
 
     def _path(self, key: r.JobKey) -> Path:
         return self._folder / "jobs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
@@ -221,16 +226,28 @@ class FolderStore(TransactionalStore):
 class FolderWatch(Watch):
     """Reads the file of a job again and again."""
 
-    def __init__(self, store: FolderStore, ref: r.JobRef, scope: Scope) -> None:
+    def __init__(self, store: FolderStore, ref: r.JobRef, scope: Scope, since: str | None) -> None:
         self._store, self._ref, self._scope = store, ref, scope
         self._closed = threading.Event()
-        self._seen = store.read(*ref).changes
+        self._seen = newest = store.read(*ref).changes
+        if since is not None:
+            (self._seen,) = parse_position(since, 1)
+        self._restored = self._seen > newest
+
+    @property
+    def cursor(self) -> str:
+        return str(self._seen)
 
     def read(self, timeout: float) -> r.Batch:
         deadline = time.monotonic() + timeout
         while not self._closed.is_set():
             file = self._store.read(*self._ref)
-            batch = r.Batch(file.states(self._scope, self._seen), file.job_changed > self._seen)
+            if self._restored:
+                self._seen, self._restored = file.changes, False
+                return r.Batch([], job_changed=True, resync=True)
+            states = file.states(self._scope, self._seen)
+            cursors = [str(file.change(state.tag, state.task_index)) for state in states]
+            batch = r.Batch(states, file.job_changed > self._seen, cursors=cursors)
             self._seen = file.changes
             if batch.states or batch.job_changed:
                 return batch

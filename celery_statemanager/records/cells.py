@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import add, sub
 from typing import Any, NamedTuple, TypeVar
 
@@ -276,8 +276,10 @@ class Batch:
         states: the newest version of each cell that changed, older changes first.
         job_changed: the job record may have changed (settled, cancelled, tombstoned).
         resync: changes were lost, or the store was restored; the reader must list the states again.
+        cursors: for each state, the position after its change: a watch since then returns what changed later.
     """
 
     states: list[State]
     job_changed: bool = False
     resync: bool = False
+    cursors: list[str] = field(default_factory=list)

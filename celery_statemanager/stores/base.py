@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
 
 class Watch(ABC):
-    """The live changes of a job since ``Store.watch`` returned. One thread reads it; any thread may close it."""
+    """The live changes of a job since ``Store.watch`` was called. One thread reads it; any thread may close it."""
+
+    @property
+    @abstractmethod
+    def cursor(self) -> str:
+        """The position up to which changes were returned, for ``Store.watch`` in any process.
+
+        At most 100 letters, digits, ``.``, ``-`` and ``_`` of ASCII.
+        """
 
     @abstractmethod
     def read(self, timeout: float) -> Batch:
@@ -242,8 +250,17 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        """Watch a job. The watch returns every change that is committed after this call. Raises: JobNotFound."""
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+        """Watch a job. The watch returns every change that is committed after this call.
+
+        Args:
+            since: a cursor of this incarnation. The watch also returns what changed between this position and the call;
+                reads with a timeout of 0 return all of it. ``job_changed`` may be set without a change. If the changed
+                cells are not known for certain, because the store keeps fewer changes or was restored from a copy, the
+                first read returns ``resync``.
+
+        Raises: JobNotFound; ValueError – the cursor is invalid.
+        """
 
     @abstractmethod
     def now(self) -> int:

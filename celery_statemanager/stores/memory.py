@@ -166,10 +166,10 @@ class MemoryStore(TransactionalStore, FullStore):
         cells.sort(key=lambda each: (each[2].timestamp, *each[:2]))  # after releasing the lock that writers need
         return (aggregate.visible_state(record, *each) for each in cells)
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
         with self._lock:
             job = self._incarnation(ref)
-            watch = MemoryWatch(self._lock, job, scope)
+            watch = MemoryWatch(self._lock, job, scope, since)
             job.add_watch(watch)
             return watch
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import heapq
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
 from functools import reduce
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any
 
 from celery_statemanager import aggregate
 from celery_statemanager.codec import state_of
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.indexset import IndexSet
+from celery_statemanager.limits import parse_position
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.records import Batch, Cell, Column, JobRecord, OpenAttempt, OutboxState, StoredCell, Tally
 from celery_statemanager.stores.base import Watch
@@ -37,6 +39,9 @@ class MemoryJob:
         self.owned: dict[tuple[str, int], OpenAttempt] = {}
         self.claims = OutboxState()
         self.values: dict[int, str] = {}
+        self.changes: dict[tuple[str, int], int] = {}
+        """The number of the last change of each cell, in the order of these changes."""
+        self.last_change = 0
         self.watches: weakref.WeakSet[MemoryWatch] = weakref.WeakSet()
 
     @property
@@ -55,6 +60,10 @@ class MemoryJob:
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
         self.last_activity = self.now
         self.rewrite(tag, task_index, old, new)
+        if task_index >= 0:
+            self.last_change += 1
+            self.changes.pop((tag, task_index), None)
+            self.changes[tag, task_index] = self.last_change
         if self.watched and task_index >= 0:  # most jobs are not, and iterating over an empty weak set is slow
             for watch in self.watches:
                 watch.offer(tag, task_index, new)
@@ -229,14 +238,32 @@ class _LazyHeap:
 class MemoryWatch(Watch):
     """A watch that holds the newest version of each cell that has changed since the last read."""
 
-    def __init__(self, lock: Any, job: MemoryJob, scope: Scope) -> None:
+    def __init__(self, lock: Any, job: MemoryJob, scope: Scope, since: str | None) -> None:
         self._lock = lock
         self._changed = threading.Condition(lock)  # never entered: a signal could interrupt its exit, which is Python
         self._job = job
         self._scope = scope
         self._cells: dict[tuple[str, int], Cell] = {}
-        self._job_changed = False
-        self._closed = False
+        self._job_changed = self._resync = self._closed = False
+        self._position = job.last_change
+        if since is not None:
+            self._go_back(*parse_position(since, 2))
+
+    @property
+    def cursor(self) -> str:
+        return f"{self._position}-{os.getpid()}"  # a forked child continues with a history of its own
+
+    def _go_back(self, position: int, process: int) -> None:
+        self._job_changed = True  # it may have
+        if process != os.getpid() or position > self._position:
+            self._resync = True
+            return
+        self._position = position
+        changed = takewhile(lambda change: change[1] > position, reversed(self._job.changes.items()))
+        for key in reversed([key for key, _ in changed if self._scope.holds(*key)]):
+            cell = self._job.cell(*key)
+            assert cell is not None
+            self._cells[key] = cell
 
     def offer(self, tag: str, task_index: int, cell: Cell) -> None:
         if self._scope.holds(tag, task_index):
@@ -255,8 +282,12 @@ class MemoryWatch(Watch):
                 raise JobNotFound(*self._job.record.key)
             cells, self._cells = self._cells, {}
             job_changed, self._job_changed = self._job_changed, False
+            resync, self._resync = self._resync, False
+            cursors = [f"{self._job.changes[key]}-{os.getpid()}" for key in cells]
+            self._position = self._job.last_change
         job_id = self._job.record.job_id
-        return Batch([state_of(job_id, tag, row, cell) for (tag, row), cell in cells.items()], job_changed)
+        states = [state_of(job_id, tag, row, cell) for (tag, row), cell in cells.items()]
+        return Batch(states, job_changed, resync, cursors)
 
     def close(self) -> None:
         with self._lock:

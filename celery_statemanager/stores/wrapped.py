@@ -112,8 +112,8 @@ class WrappedStore(FullStore):
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         return self.calling("list_states", lambda: self.inner.list_states(ref, scope))
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        return self.calling("watch", lambda: self.inner.watch(ref, scope))
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+        return self.calling("watch", lambda: self.inner.watch(ref, scope, since))
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         return self.calling("adopt_job", lambda: self.inner.adopt_job(ref, incarnation))

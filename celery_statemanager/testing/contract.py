@@ -12,6 +12,7 @@ from celery_statemanager.testing.contract_body import BodyContract
 from celery_statemanager.testing.contract_cancel import CancelContract
 from celery_statemanager.testing.contract_cells import CellContract
 from celery_statemanager.testing.contract_completion import CompletionContract
+from celery_statemanager.testing.contract_cursors import CursorContract
 from celery_statemanager.testing.contract_deadlines import DeadlineContract, DeadlineRerunContract
 from celery_statemanager.testing.contract_deletion import DeletionContract
 from celery_statemanager.testing.contract_ends import LateEndContract
@@ -58,6 +59,7 @@ class CoreContract(
     StallContract,
     WatchContract,
     SubscriptionContract,
+    CursorContract,
     BarrierContract,
     SignalContract,
 ):

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from celery_statemanager.errors import StoreUnavailable
@@ -103,8 +103,8 @@ class FaultyStore(WrappedStore):
             point.action(result)
         return result
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        return _FaultyWatch(super().watch(ref, scope), self._refuse_if_down, self._silent.is_set)
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+        return _FaultyWatch(super().watch(ref, scope, since), self._refuse_if_down, self._silent.is_set)
 
     def _next(self, method: str) -> _Point | None:
         with self._lock:
@@ -132,6 +132,10 @@ class _FaultyWatch(Watch):
         self._missed = False
         self._closed = False
 
+    @property
+    def cursor(self) -> str:
+        return self._inner.cursor
+
     def read(self, timeout: float) -> Batch:
         deadline = time.monotonic() + timeout
         while True:
@@ -140,7 +144,7 @@ class _FaultyWatch(Watch):
             batch = self._inner.read(self._wait(left))
             if not self._silent():
                 missed, self._missed = self._missed, False
-                return Batch(batch.states, batch.job_changed or missed, batch.resync or missed)
+                return replace(batch, job_changed=batch.job_changed or missed, resync=batch.resync or missed)
             self._missed = self._missed or bool(batch.states) or batch.job_changed or batch.resync
             if not left or self._closed:
                 return Batch([])

@@ -323,6 +323,12 @@ class StoreMachine(RuleBasedStateMachine):
         if reader in self.open:
             reader.drain()
 
+    @rule(reader=readers)
+    def continue_subscription(self, reader: CheckedSubscription) -> None:
+        """Continue a subscription at the cursor of its last event."""
+        if reader in self.open:
+            reader.continue_after_last_event(self.store)
+
     @rule(reader=consumes(readers))
     def unsubscribe(self, reader: CheckedSubscription) -> None:
         """Close a subscription."""

@@ -256,6 +256,10 @@ class _Torn(Watch):
     def __init__(self, store, watch):
         self.store, self.watch = store, watch
 
+    @property
+    def cursor(self):
+        return self.watch.cursor
+
     def read(self, timeout):
         if self.store.down.is_set():
             raise StoreUnavailable("pulled the plug")
@@ -272,9 +276,9 @@ class FlakyStore(MemoryStore):
         super().__init__(clock)
         self.down = threading.Event()
 
-    def watch(self, ref, scope):
+    def watch(self, ref, scope, since=None):
         self._reach()
-        return _Torn(self, super().watch(ref, scope))
+        return _Torn(self, super().watch(ref, scope, since))
 
     def get_job(self, key):
         self._reach()

@@ -223,3 +223,31 @@ def _wait_until_blocked(client) -> None:
     deadline = time.monotonic() + PATIENCE
     while not any("b" in each["flags"] for each in client.client_list()):
         assert time.monotonic() < deadline
+
+
+def test_a_cursor_whose_change_was_trimmed_causes_a_resync(store):
+    grid = Grid.create(store, 2, ("a",))
+    grid.write("a", 1, 5)
+    with grid.manager().subscribe() as events:
+        cursor = events.get(PATIENCE).cursor
+    for status in range(2, 1_000):
+        grid.write("a", 0, status)
+    with grid.manager().subscribe(since=cursor) as events:
+        got = [events.get(PATIENCE) for _ in range(3)]
+        assert events.get(0.0) is None
+    assert [event.resync for event in got] == [True, False, False]
+    assert {event.state.task_index: event.state.version for event in got[1:]} == {1: 1, 0: 998}
+
+
+def test_a_subscription_that_continues_needs_no_list_after_a_lost_connection(store, client):
+    grid = Grid.create(store, 2, ("a",))
+    grid.write("a", 0, 5)
+    with grid.manager().subscribe() as events:
+        cursor = events.get(PATIENCE).cursor
+    with grid.manager().subscribe(since=cursor) as events:
+        assert events.get(0.0) is None
+        client.client_kill_filter(_type="normal", skipme=True)
+        grid.write("a", 1, 5)
+        event = events.get(PATIENCE)
+        assert (event.state.task_index, event.resync) == (1, False)
+        assert events.get(0.0) is None

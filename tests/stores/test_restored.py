@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from servers import RedisServer, running_redis
 
-from celery_statemanager import JobNotFound, Store, StoreUnavailable, Subscription, attempts, open_store
+from celery_statemanager import JobNotFound, StateEvent, Store, StoreUnavailable, Subscription, attempts, open_store
 from celery_statemanager.models import Scope, State, Status
 from celery_statemanager.records import Write
 from celery_statemanager.testing.kit import FINISHED, PATIENCE, Grid
@@ -159,3 +159,47 @@ def test_a_job_that_the_store_has_lost_is_not_found(restorable: Restorable) -> N
             repeated(lambda: grid.write("a", 0, 5, attempt=1))
         assert events.get(PATIENCE) is None
         assert events.closed
+
+
+@pytest.mark.parametrize("later_writes", [0, 1, 5])
+def test_a_cursor_that_an_older_store_does_not_know_causes_a_resync(restorable: Restorable, later_writes: int) -> None:
+    grid = Grid.create(restorable.store, 3)
+    grid.write("a", 0, 5)
+    restorable.save()
+    with Subscription(grid.store, grid.ref, Scope()) as events:
+        for row in (0, 1, 2):
+            grid.write("a", row, 6)
+        read_until(events, lambda newest: len(newest) == 3 and newest["a", 0].status == 6)
+        grid.write("a", 2, 7)
+        event = events.get(PATIENCE)
+        assert event is not None
+    restorable.restore()
+    for status in range(later_writes):
+        repeated(lambda status=status: grid.write("a", status % 2, 9))
+    after = repeated(lambda: drain(Subscription(grid.store, grid.ref, Scope(), since=event.cursor)))
+    assert after[0].resync
+    assert {each.state.task_index: each.state.version for each in after[1:]} == {
+        each.task_index: each.version for each in grid.states()
+    }
+    (*_, last) = after
+    grid.write("a", 1, 50)
+    (event,) = drain(Subscription(grid.store, grid.ref, Scope(), since=last.cursor))
+    assert (event.state.status, event.resync) == (50, False)
+
+
+def test_a_cursor_that_the_older_store_knows_continues(restorable: Restorable) -> None:
+    grid = Grid.create(restorable.store, 3)
+    grid.write("a", 0, 5)
+    (event,) = drain(Subscription(grid.store, grid.ref, Scope()))
+    restorable.save()
+    grid.write("a", 1, 5)
+    restorable.restore()
+    repeated(lambda: grid.write("a", 2, 5))
+    found = repeated(lambda: drain(Subscription(grid.store, grid.ref, Scope(), since=event.cursor)))
+    assert found[-1].state.task_index == 2
+
+
+def drain(events: Subscription) -> list[StateEvent]:
+    """Read all events that are available."""
+    with events:
+        return list(iter(lambda: events.get(0.0), None))

@@ -40,9 +40,9 @@ class Staged(WrappedStore):
         self.order.append(name)
         self.steps.pop(name, lambda: None)()
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
         self.step("before watch")
-        watch = super().watch(ref, scope)
+        watch = super().watch(ref, scope, since)
         self.step("after watch")
         return watch
 
@@ -74,10 +74,10 @@ class Fragile(WrappedStore):
         self.watches: list[FragileWatch] = []
         self.attempts = 0
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
         self.attempts += 1
         self.fail(self.error)
-        watch = FragileWatch(self, super().watch(ref, scope))
+        watch = FragileWatch(self, super().watch(ref, scope, since))
         self.watches.append(watch)
         return watch
 
@@ -113,6 +113,10 @@ class FragileWatch(Watch):
         self.store = store
         self.inner = inner
         self.lost = self.closed = False
+
+    @property
+    def cursor(self) -> str:
+        return self.inner.cursor
 
     def read(self, timeout: float) -> Batch:
         batch = Batch([]) if self.lost else self.inner.read(timeout)
@@ -322,12 +326,37 @@ def test_a_replay_continues_after_a_lost_connection(grid: Grid, fragile: Fragile
 
     staged = Staged(fragile, {"after state 0": cut_off})
     with Subscription(staged, grid.ref, Scope(), clock=clock) as events:
-        first = events.get(DEADLINE)
         assert events.get(0.0) is None
         fragile.heal()
         clock.advance(1.0)
-        others = drain(events, {("a", 1, 1), ("a", 2, 1)})
-        assert [event and event.replay for event in (first, *others)] == [True, True, True]
+        assert [event.replay for event in drain(events, {("a", 1, 1), ("a", 2, 1)})] == [True, True, True]
+
+
+@pytest.mark.parametrize("delivered", [0, 1])
+def test_a_replay_that_continues_at_a_cursor_survives_a_lost_connection(
+    grid: Grid, fragile: Fragile, clock: FakeClock, delivered: int
+) -> None:
+    for row in range(4):
+        grid.write("a", row % 3, 5)
+        grid.write("b", row % 3, 5)
+
+    def cut_off() -> None:
+        fragile.cut()
+        raise StoreUnavailable("cut")
+
+    with grid.manager().subscribe() as earlier:
+        passed = [earlier.get(DEADLINE) for _ in range(2)]
+    assert passed[-1] is not None
+    staged = Staged(fragile, {f"after state {delivered + 2}": cut_off})
+    with Subscription(staged, grid.ref, Scope(), since=passed[-1].cursor, clock=clock) as events:
+        got = [cell_version(events.get(0.0)) for _ in range(delivered + 1)]
+        assert got[-1] is None
+        fragile.heal()
+        clock.advance(1.0)
+        rest = drain(events, {("a", 0, 2), ("b", 0, 2)})
+        every = {*map(cell_version, passed), *got[:-1], *map(cell_version, rest)}
+        assert every == {(state.tag, state.task_index, state.version) for state in grid.states()}
+        assert len(rest) == 4 - delivered
 
 
 def test_frequent_reads_with_short_timeouts_reconnect(grid: Grid, fragile: Fragile) -> None:
@@ -494,8 +523,8 @@ def test_a_barrier_waits_across_a_lost_connection(grid: Grid, fragile: Fragile) 
     cut = threading.Event()
 
     class CutOnce(Fragile):
-        def watch(self, ref: JobRef, scope: Scope) -> Watch:
-            watch = super().watch(ref, scope)
+        def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+            watch = super().watch(ref, scope, since)
             if len(self.watches) == 1:
                 self.watches[0].cut()
                 cut.set()

@@ -34,8 +34,8 @@ class WatchRecorder(WrappedStore):
         self.watches: list[Watch] = []
         self.watched = threading.Event()
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        self.watches.append(super().watch(ref, scope))
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+        self.watches.append(super().watch(ref, scope, since))
         self.watched.set()
         return self.watches[-1]
 

@@ -111,8 +111,8 @@ def test_a_state_that_waits_for_the_store_is_logged_with_its_cell(caplog):
 
 def test_a_lost_subscription_connection_is_logged_with_its_job(caplog):
     class Fragile(WrappedStore):
-        def watch(self, ref, scope):
-            watch = super().watch(ref, scope)
+        def watch(self, ref, scope, since=None):
+            watch = super().watch(ref, scope, since)
 
             def lost(timeout):
                 watch.read = type(watch).read.__get__(watch)

@@ -52,10 +52,14 @@ class Job(JobHandle):
         return self.manager.summary(tag, indexes=indexes)
 
     def subscribe(
-        self, tag: str | None = None, task_index: int | None = None, until_settled: bool = False
+        self,
+        tag: str | None = None,
+        task_index: int | None = None,
+        until_settled: bool = False,
+        since: str | None = None,
     ) -> Subscription:
         """Subscribe to cells: first their current states, then changes; see ``Manager.subscribe``."""
-        return self.manager.subscribe(tag, task_index, until_settled=until_settled)
+        return self.manager.subscribe(tag, task_index, until_settled=until_settled, since=since)
 
     def wait(self, timeout: float | None = None) -> Summary:
         """Block until the current generation has settled or a rerun has begun, and return the summary.

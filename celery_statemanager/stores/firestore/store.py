@@ -169,8 +169,8 @@ class FirestoreStore(FullStore):
         states = [aggregate.visible_state(job, *entry) for entry in listing.cells(self._database, job, scope, at)]
         return iter(sorted(states, key=lambda state: (state.timestamp, state.tag, state.task_index)))
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        return FirestoreWatch(self._database, self._jobs, ref, scope)
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+        return FirestoreWatch(self._database, self._jobs, ref, scope, since)
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         return _copy(migrating.adopt(self._database, self._jobs, ref, incarnation))

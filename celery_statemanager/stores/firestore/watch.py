@@ -9,8 +9,11 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakMethod
 
+from google.protobuf import timestamp_pb2
+
 from celery_statemanager import aggregate
-from celery_statemanager.errors import JobNotFound, StoreError
+from celery_statemanager.errors import JobNotFound, StoreError, StoreUnavailable
+from celery_statemanager.limits import parse_position
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Batch, JobRef
 from celery_statemanager.stores.base import Watch
@@ -27,6 +30,9 @@ CATCH_UP = 0.1
 COMPLETE_AFTER = 50_000_000
 """Nanoseconds. A stream that is complete for this long after a commit will not deliver it: it is out of scope."""
 
+MAX_STREAMED_AGE = 1_200 * 1_000_000_000
+"""Nanoseconds. Earlier changes are not requested from a stream, because Firestore remembers them for half an hour."""
+
 CHECK_TIMEOUT = 2.0
 """Seconds for reading the job after its stream broke. Without an answer, the reader gets an error."""
 
@@ -37,7 +43,8 @@ class FirestoreWatch(Watch):
     The thread of the stream holds only weak references to the watch, so a watch without references ends its stream.
     """
 
-    def __init__(self, database: Database, jobs: JobDocuments, ref: JobRef, scope: Scope) -> None:
+    def __init__(self, database: Database, jobs: JobDocuments, ref: JobRef, scope: Scope, since: str | None) -> None:
+        position = None if since is None else parse_position(since, 2)
         self._database = database
         self._jobs = jobs
         self._ref = ref
@@ -50,8 +57,16 @@ class FirestoreWatch(Watch):
         current = jobs.checked(ref, jobs.decode(ref.key, batch.documents.get(self._target.job)))
         self._job = current.job
         self._since = batch.read_time
-        self._complete = 0
+        self._position, self._complete = nanoseconds(batch.read_time), 0
+        if position is not None:
+            self._go_back(*position)
         self._open()
+        if position is not None:
+            self._wait_for_past(nanoseconds(batch.read_time))
+
+    @property
+    def cursor(self) -> str:
+        return self._cursor_after(self._position)
 
     def read(self, timeout: float) -> Batch:
         deadline = time.monotonic() + timeout
@@ -77,6 +92,39 @@ class FirestoreWatch(Watch):
     def __del__(self) -> None:
         if hasattr(self, "_source"):
             self.close()
+
+    def _go_back(self, position: int, revision: int) -> None:
+        """Continue after an earlier time. A stream delivers what is recent; older changes cost a read of all cells."""
+        if position > self._position or revision > self._job.revision:
+            self._job_changed = self._resync = True
+        elif self._position - position <= MAX_STREAMED_AGE:
+            self._position = position
+            self._since = timestamp_pb2.Timestamp(seconds=position // 10**9, nanos=position % 10**9)
+        else:
+            documents, self._since = self._target.documents()
+            for document in documents:
+                if document.name != self._target.job and nanoseconds(document.update_time) > position:
+                    self._take_cell(document)
+            self._job_changed, self._position = True, position
+
+    def _wait_for_past(self, moment: int) -> None:
+        """Wait until the changes up to a time have arrived. Raises: JobNotFound, StoreError."""
+        address, timeout = self._database.connection.address, self._database.connection.timeout
+        end = time.monotonic() + timeout
+        with self._lock:
+            while self._complete < moment and not (self._gone or self._error):
+                left = end - time.monotonic()
+                if left <= 0:
+                    self._error = StoreUnavailable(f"{address} did not deliver earlier changes within {timeout:g} s")
+                    break
+                self._changed.wait(min(left, self._database.timings.stream_check))
+                self._source.check_silence()
+        if self._error is not None:
+            self.close()
+            raise self._error
+
+    def _cursor_after(self, moment: int) -> str:
+        return f"{moment}-{self._job.revision}"
 
     def _open(self) -> None:
         self._pid = os.getpid()
@@ -114,7 +162,12 @@ class FirestoreWatch(Watch):
         if self._error is not None and not self._closed and not self._has_changes():
             raise self._error
         ordered = sorted(self._states.values(), key=lambda pair: pair[0])
-        batch = Batch([state for _, state in ordered], self._job_changed, self._resync)
+        cursors: list[str] = []
+        for (moment, _), (following, _) in zip(ordered, [*ordered[1:], (0, None)]):
+            if moment != following:  # a commit that changes several cells is passed with the last of them
+                self._position = max(self._position, moment)
+            cursors.append(self.cursor)
+        batch = Batch([state for _, state in ordered], self._job_changed, self._resync, cursors)
         self._states, self._job_changed, self._resync = {}, False, False
         return batch if not self._closed else Batch([])
 

@@ -191,8 +191,8 @@ class RedisStore(FullStore):
         cells = scan(self._server, self._reader.layout(ref), scope)
         return states_of(self._reader.check(ref, cells.tags), cells)
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        return RedisWatch(self._reader, self._reader.layout(ref), scope, self._timeout)
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+        return RedisWatch(self._reader, self._reader.layout(ref), scope, since, self._timeout)
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         migrating.adopt(self._reader, self._registry, self._scripts, ref, incarnation, Deadline(self._timeout))

@@ -8,11 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import AskError
 
 from celery_statemanager.errors import StoreUnavailable
+from celery_statemanager.limits import parse_position
 from celery_statemanager.models import Scope, State
 from celery_statemanager.records import Batch
 from celery_statemanager.stores.base import Watch
@@ -31,27 +32,39 @@ MAX_CHANGES = 1_000
 """Changes taken by one read, which bounds the memory of a reader that is far behind."""
 
 
+class _Position(NamedTuple):
+    """The id of a change in the stream: its number, and what distinguishes it from one in a restored copy."""
+
+    number: int
+    salt: int = 0
+
+
 class RedisWatch(Watch):
     """A watch that reads which cells have changed and then their current versions, so that no backlog grows.
 
     After a fork, the first read of the child opens another connection.
     """
 
-    def __init__(self, reader: JobReader, layout: JobLayout, scope: Scope, timeout: float) -> None:
+    def __init__(self, reader: JobReader, layout: JobLayout, scope: Scope, since: str | None, timeout: float) -> None:
         self._reader = reader
         self._server = reader.server
         self._keys = layout.keys
         self._job = layout.job
         self._scope = scope
         self._head = ("HMGET", self._keys.head, "incarnation", "sequence")
-        self._closed = False
+        self._closed = self._missed = False
+        position = None if since is None else _Position(*parse_position(since, 2))
         self._socket_timeout = timeout + BLOCK_SECONDS
         self._connect()
         try:
-            self._cursor = self._check_job()
+            self._last = self._newest() if position is None else self._go_back(position)
         except BaseException:
             self._connection.disconnect()
             raise
+
+    @property
+    def cursor(self) -> str:
+        return f"{self._last.number}-{self._last.salt}"
 
     def read(self, timeout: float) -> Batch:
         deadline = time.monotonic() + timeout
@@ -90,32 +103,50 @@ class RedisWatch(Watch):
 
     def _read(self, seconds: float) -> Batch | None:
         """Read once; return None if nothing of the scope has changed."""
+        if self._missed:
+            self._missed = False
+            return Batch([], job_changed=True, resync=True)
         wait = max(1, int(min(seconds, BLOCK_SECONDS) * 1000))
-        (reply,) = self._send(
-            ("XREAD", "COUNT", MAX_CHANGES, "BLOCK", wait, "STREAMS", self._keys.stream, f"{self._cursor}-0")
-        )
+        (reply,) = self._send(("XREAD", "COUNT", MAX_CHANGES, "BLOCK", wait, "STREAMS", self._keys.stream, self.cursor))
         if not reply:
             return self._check_stream()
         entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-        numbers = [int(number.partition(b"-")[0]) for number, _ in entries]
-        missed = numbers[0] != self._cursor + 1
-        cells = dict.fromkeys(cell_key_of(fields[1]) for _, fields in reversed(entries) if fields[0] == b"c")
+        missed = _position_of(entries[0]).number != self._last.number + 1
+        cells = {cell_key_of(fields[1]): number for number, fields in reversed(entries) if fields[0] == b"c"}
         job_changed = any(fields[0] == b"j" for _, fields in entries)
         if job_changed or missed:
             self._check_job()
-        states = self._states([each for each in reversed(cells) if self._scope.holds(*each)])
-        self._cursor = numbers[-1]  # last, so that an interrupted read is repeated
-        return Batch(states, job_changed, missed) if states or job_changed or missed else None
+        wanted = [each for each in reversed(cells) if self._scope.holds(*each)]
+        states = self._states(wanted)
+        self._last = _position_of(entries[-1])  # last, so that an interrupted read is repeated
+        cursors = [cells[each].decode() for each in wanted]
+        return Batch(states, job_changed, missed, cursors) if states or job_changed or missed else None
 
     def _check_stream(self) -> Batch | None:
         """Check that the job and its stream exist and are not older: an eviction or a restore adds no entry."""
-        head, newest = self._send(self._head, ("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
-        sequence = self._sequence(head)
-        last_entry = int(newest[0][0].partition(b"-")[0]) if newest else 0
-        if last_entry >= sequence >= self._cursor:
+        sequence, newest = self._ends()
+        if newest.number >= sequence >= self._last.number:
             return None
-        self._cursor = sequence
+        self._last = newest if newest.number >= sequence else _Position(sequence)
         return Batch([], job_changed=True, resync=True)
+
+    def _newest(self) -> _Position:
+        """Return the position of the job's newest change."""
+        sequence, newest = self._ends()
+        return newest if newest.number >= sequence else _Position(sequence)
+
+    def _ends(self) -> tuple[int, _Position]:
+        """Return the number of the job's newest change, and the position of the newest one in the stream."""
+        head, newest = self._send(self._head, ("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
+        return self._sequence(head), _position_of(newest[0]) if newest else _Position(0)
+
+    def _go_back(self, position: _Position) -> _Position:
+        """Return an earlier position if the stream still contains its change, which a copy that was restored lacks."""
+        newest = self._newest()
+        cursor = f"{position.number}-{position.salt}"
+        (found,) = self._send(("XRANGE", self._keys.stream, cursor, cursor))
+        self._missed = not found
+        return position if found else newest
 
     def _check_job(self) -> int:
         """Return the number of the job's newest change. Raises: JobNotFound, StoreError."""
@@ -154,3 +185,7 @@ class RedisWatch(Watch):
             if self._closed:  # raised by redis-py when ``close`` disconnects during a read
                 raise StoreUnavailable("the watch was closed") from error
             raise
+
+
+def _position_of(entry: Any) -> _Position:
+    return _Position(*map(int, entry[0].split(b"-")))

@@ -75,10 +75,18 @@ _WORKERS = f"{_RECORD} WHERE worker_id > ? ORDER BY worker_id LIMIT {WORKERS_PAG
 WORKER = f"{_RECORD} WHERE worker_id = ?"
 
 
-def newest_change(db: sqlite3.Connection, number: int) -> int:
-    """Return the number of a job's last change, 0 if no cell was written."""
-    newest: int = db.execute("SELECT ifnull(max(seq), 0) FROM cell WHERE job = ?", (number,)).fetchone()[0]
-    return newest
+Change = tuple[int, int]
+"""The number of a change, and its time."""
+
+_LAST_CHANGE = """
+SELECT seq, timestamp FROM cell INDEXED BY cell_seq WHERE job = ? AND seq <= ? ORDER BY seq DESC LIMIT 1
+"""
+_NEWEST = 2**63 - 1
+
+
+def last_change(db: sqlite3.Connection, number: int, upto: int = _NEWEST) -> Change:
+    """Return the last change of a job up to one of this number, among those that no later one of its cell follows."""
+    return db.execute(_LAST_CHANGE, (number, upto)).fetchone() or (0, 0)
 
 
 def list_changed(db: sqlite3.Connection, number: int, scope: Scope, after: int, limit: int) -> list[StateRow]:

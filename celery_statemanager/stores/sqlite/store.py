@@ -150,8 +150,8 @@ class SQLiteStore(TransactionalStore, FullStore):
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         return listing.list_states(self._pool, self._jobs, ref, scope)
 
-    def watch(self, ref: JobRef, scope: Scope) -> Watch:
-        return SQLiteWatch(self._pool, self._poller, self._jobs, ref, scope)
+    def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
+        return SQLiteWatch(self._pool, self._poller, self._jobs, ref, scope, since)
 
     def adopt_job(self, ref: JobRef, incarnation: str) -> JobRecord:
         def adopt(db: sqlite3.Connection) -> JobRecord:

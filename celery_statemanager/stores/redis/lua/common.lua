@@ -67,9 +67,11 @@ local function total_of(job)
   return job.total
 end
 
+-- Adds a change to the stream. The time in its id distinguishes it from one of the same number in a restored copy.
 local function publish(job, field, value)
   job.sequence = string.format("%.0f", job.sequence + 1)
-  redis.call("XADD", KEYS[4], "MAXLEN", "~", EVENTS, job.sequence .. "-0", field, value)
+  local id = job.sequence .. "-" .. string.format("%.0f", job.now % 2147483648)
+  redis.call("XADD", KEYS[4], "MAXLEN", "~", EVENTS, id, field, value)
 end
 
 -- Cancels the job if more rows have failed than it tolerates (aggregate.stopped). Returns whether they have.
