@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
 from celery_statemanager import aggregate, barrier
 from celery_statemanager.limits import check_index, check_name, check_optional, check_status, check_timeout
@@ -11,6 +12,9 @@ from celery_statemanager.models import Scope, State, Summary
 from celery_statemanager.records import JobRecord, JobRef
 from celery_statemanager.stores.base import Store
 from celery_statemanager.subscription import Subscription
+
+if TYPE_CHECKING:
+    from celery_statemanager.asynchronous import AsyncSubscription
 
 _MOST_TAGS = 10
 """Maximum number of tags that an error names."""
@@ -97,6 +101,22 @@ class JobQueries:
         with self._lock:
             self._subscriptions.add(subscription)
         return subscription
+
+    def asubscribe(
+        self,
+        tag: str | None = None,
+        task_index: int | None = None,
+        until_settled: bool = False,
+        since: str | None = None,
+    ) -> AsyncSubscription:
+        """Follow the written cells in asynchronous code, as ``subscribe`` does.
+
+        Raises: TypeError, ValueError; when it is read, JobNotFound, StoreError, SubscriptionLost.
+        """
+        from celery_statemanager.asynchronous import AsyncSubscription  # it imports asyncio
+
+        scope = self._scope(tag, task_index)
+        return AsyncSubscription(self.store, self.ref, scope, until_settled=until_settled, since=since)
 
     def synchronize(
         self, tag: str, status: int, timeout: float | None = None, *, fail_fast: bool = True

@@ -1,0 +1,288 @@
+"""One watch per job and process for all its asynchronous subscribers, in any event loop (rule R24).
+
+A thread reads a subscription and appends its events to a log, which holds the last event of each cell in the order of
+the changes. A subscriber is a position in the log: it holds no states, and skips versions when it is slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from bisect import bisect_left, bisect_right
+from collections import deque
+
+from celery_statemanager import aggregate
+from celery_statemanager.models import Scope, StateEvent
+from celery_statemanager.records import Batch, JobRef
+from celery_statemanager.retention import current
+from celery_statemanager.stores.base import Store
+from celery_statemanager.stores.transactional import CellKey
+from celery_statemanager.subscription import Subscription
+
+CHUNK = 32
+"""Events that a subscriber takes from the log at once, before others of its event loop have their turn."""
+
+WOKEN_AT_ONCE = 32
+"""Subscribers that run in one iteration of an event loop. A multiple of them may wait."""
+
+Chunk = tuple[tuple[int, StateEvent], ...]
+"""Events with their numbers."""
+
+
+class StateLog:
+    """The last event of each cell, in the order of the changes. Thread-safe.
+
+    Attributes:
+        end: the number of the last event.
+    """
+
+    def __init__(self) -> None:
+        self.end = 0
+        self._lock = threading.Lock()
+        self._numbers: list[int] = []
+        self._events: list[StateEvent] = []
+        self._newest: dict[CellKey, int] = {}
+        self._last_read: tuple[tuple[int, int], Chunk] = ((-1, 0), ())
+
+    def add(self, event: StateEvent) -> None:
+        """Append an event, which replaces earlier ones of its cell. Only one thread may call it."""
+        with self._lock:
+            self._newest[event.state.tag, event.state.task_index] = self.end + 1
+            self._numbers.append(self.end + 1)
+            self._events.append(event)
+            self.end += 1
+        if len(self._numbers) > 2 * len(self._newest) + 64:
+            live = [each for each in zip(self._numbers, self._events) if self._is_live(*each)]
+            numbers, events = [number for number, _ in live], [event for _, event in live]
+            with self._lock:  # readers wait for the exchange only; no other thread adds events
+                self._numbers, self._events = numbers, events
+
+    def after(self, number: int) -> Chunk:
+        """Return the first events after one of this number. Subscribers at the same number get the same object."""
+        with self._lock:
+            asked = number, self.end
+            if self._last_read[0] != asked:
+                found: list[tuple[int, StateEvent]] = []
+                for at in range(bisect_right(self._numbers, number), len(self._numbers)):
+                    if self._is_live(self._numbers[at], self._events[at]):
+                        found.append((self._numbers[at], self._events[at]))
+                        if len(found) == CHUNK:
+                            break
+                self._last_read = asked, tuple(found)
+            return self._last_read[1]
+
+    def get(self, number: int) -> StateEvent | None:
+        """Return the event of this number, or None if a later one of its cell exists."""
+        with self._lock:
+            at = bisect_left(self._numbers, number)
+            if at == len(self._numbers) or self._numbers[at] != number:
+                return None
+            return self._events[at] if self._is_live(number, self._events[at]) else None
+
+    def numbers_of(self, versions: dict[CellKey, int]) -> tuple[list[int], int]:
+        """Return the numbers of these cells, oldest change first, and the number of the last event.
+
+        A cell whose version has not arrived is left out: its event will have a later number.
+        """
+        end, found = self.end, []
+        for key, version in versions.items():
+            number = self._newest.get(key, end + 1)
+            event = self.get(number) if number <= end else None
+            if event is not None and event.state.version >= version:
+                found.append(number)
+        return sorted(found), end
+
+    def _is_live(self, number: int, event: StateEvent) -> bool:
+        return self._newest[event.state.tag, event.state.task_index] == number
+
+
+class LoopTurns:
+    """Lets the subscribers of one event loop run in turns, so that other tasks of the loop are not delayed."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._ready: deque[asyncio.Future[None]] = deque()
+        self._is_notified = self._is_running = False
+
+    async def take(self, *, after_change: bool) -> None:
+        """Wait for a turn, or for a change and then for a turn."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        (self._waiting if after_change else self._ready).append(future)
+        if not after_change:
+            self._schedule()
+        try:
+            await future
+        finally:
+            if future.cancelled() and future in self._waiting:
+                self._waiting.remove(future)
+
+    def notify(self) -> bool:
+        """Report a change, from any thread. Return False if the loop is closed."""
+        if not self._is_notified:
+            self._is_notified = True
+            try:
+                self._loop.call_soon_threadsafe(self._end_waiting)
+            except RuntimeError:
+                return False
+        return True
+
+    def _end_waiting(self) -> None:
+        self._is_notified = False
+        self._ready.extend(self._waiting)
+        self._waiting.clear()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._ready and not self._is_running:
+            self._is_running = True
+            self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._is_running = False
+        for _ in range(min(WOKEN_AT_ONCE, len(self._ready))):
+            future = self._ready.popleft()
+            if not future.done():
+                future.set_result(None)
+        self._schedule()
+
+
+class Hub:
+    """Feeds the subscribers of a job from one subscription, which a thread of its own reads.
+
+    Attributes:
+        log: the events.
+        listed: set when the existing states are in the log, or when the hub has ended.
+        ended: whether no further event follows.
+        error: why it has ended; None if it was closed or the job was deleted.
+        users: the number of its subscribers.
+        checks_settlement: whether a subscriber waits until the job settles.
+        settlement: the number of the last event before it was found that the job has settled or has a new generation,
+            the generation, and whether it has settled.
+    """
+
+    def __init__(self, store: Store, ref: JobRef, scope: Scope) -> None:
+        self.log = StateLog()
+        self.listed = threading.Event()
+        self.ended = False
+        self.error: Exception | None = None
+        self.users = 0
+        self.checks_settlement = False
+        self.settlement = (0, 0, False)
+        self._store, self._ref, self._scope = store, ref, scope
+        self._starting = threading.Lock()
+        self._turns: dict[asyncio.AbstractEventLoop, LoopTurns] = {}
+        self._source: _Source | None = None
+
+    def start(self) -> None:
+        """Start the thread, unless it runs. Raises: JobNotFound, StoreError."""
+        with self._starting:
+            if self._source is None:
+                self._source = _Source(self._store, self._ref, self._scope, self)
+                threading.Thread(target=self._run, name="statemanager-hub", daemon=True).start()
+
+    def close(self) -> None:
+        """End the thread without waiting for it."""
+        with self._starting:
+            if self._source is not None:
+                self._source.close()
+
+    def turns(self, loop: asyncio.AbstractEventLoop) -> LoopTurns:
+        """Return the turns of an event loop."""
+        return self._turns.setdefault(loop, LoopTurns(loop))
+
+    def notify(self) -> None:
+        """Report a change to all subscribers."""
+        for loop, turns in list(self._turns.items()):
+            if not turns.notify():
+                self._turns.pop(loop, None)
+
+    def _run(self) -> None:
+        assert self._source is not None
+        try:
+            for event in self._source:
+                self.log.add(event)
+        except Exception as error:  # noqa: BLE001 - the subscribers raise it
+            self.error = error
+        finally:
+            self.ended = True
+            self.listed.set()
+            self._source.close()
+            self.notify()
+
+
+class _Source(Subscription):
+    """The subscription of a hub."""
+
+    def __init__(self, store: Store, ref: JobRef, scope: Scope, hub: Hub) -> None:
+        self._hub = hub
+        self._may_have_settled = False
+        self._found: tuple[int, bool] | None = None
+        self._has_plan = current(store, ref).plan is not None
+        super().__init__(store, ref, scope)
+
+    def _receive(self, deadline: float | None) -> bool:
+        """Report the events so far, and wait for more."""
+        hub = self._hub
+        if self._found is not None and self._feed.connected:  # the states before it are in the log
+            hub.settlement, self._found = (hub.log.end, *self._found), None
+        if self._may_have_settled and hub.checks_settlement and self._feed.connected:
+            self._may_have_settled = False
+            job, columns = self._store.column_summaries(self._ref)
+            found = job.generation.number, aggregate.settled(job, columns)
+            if found[1] or found[0] > hub.settlement[1]:
+                self._found, self._must_list = found, True
+                return True
+        if self._listed and not self._must_relist:
+            hub.listed.set()
+        hub.notify()
+        return super()._receive(deadline)
+
+    def _take(self, batch: Batch) -> None:
+        super()._take(batch)
+        if batch.job_changed or batch.resync or (batch.states and not self._has_plan):
+            self._may_have_settled = True
+
+
+class Hubs:
+    """The hubs of this process, by store, job and scope."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the hubs of the parent in a forked child, which has none of their threads."""
+        self._lock = threading.RLock()  # the garbage collector may close a subscription while this thread holds it
+        self._hubs: weakref.WeakKeyDictionary[Store, dict[tuple[JobRef, Scope], Hub]] = weakref.WeakKeyDictionary()
+
+    def acquire(self, store: Store, ref: JobRef, scope: Scope) -> Hub:
+        """Return the hub of a job, and start it if it is new. Raises: JobNotFound, StoreError."""
+        with self._lock:
+            hubs = self._hubs.setdefault(store, {})
+            hub = hubs.get((ref, scope))
+            if hub is None or hub.ended:
+                hub = hubs[ref, scope] = Hub(store, ref, scope)
+            hub.users += 1
+        try:
+            hub.start()
+        except BaseException:
+            self.release(store, ref, scope, hub)
+            raise
+        return hub
+
+    def release(self, store: Store, ref: JobRef, scope: Scope, hub: Hub) -> None:
+        """End the use of a hub; its last user closes it."""
+        with self._lock:
+            hub.users -= 1
+            if hub.users:
+                return
+            hubs = self._hubs.get(store, {})
+            if hubs.get((ref, scope)) is hub:
+                del hubs[ref, scope]
+        hub.close()
+
+
+hubs = Hubs()
+os.register_at_fork(after_in_child=hubs.forget)
