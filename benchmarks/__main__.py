@@ -21,6 +21,7 @@ MODULES = (
     "sizes",
     "lists",
     "streams",
+    "subscribers",
     "space",
     "imports",
     "jobs",

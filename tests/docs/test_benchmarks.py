@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "modules",
     [
-        "writes sizes lists streams space imports results",
+        "writes sizes lists streams subscribers space imports results",
         pytest.param("jobs chords untracked stalls submits in_flight", marks=pytest.mark.full),
         pytest.param("firestore", marks=pytest.mark.full),
     ],
