@@ -12,6 +12,7 @@ from uuid import UUID
 from celery import Celery, current_task
 from celery.canvas import Signature, group
 
+from celery_statemanager.awaiting import in_thread
 from celery_statemanager.integration import beat, signals, spawned, stalling
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
@@ -187,6 +188,14 @@ class StateManager:
         Raises: JobNotFound – with the existing runs of the job_id; TypeError, ValueError, StoreError.
         """
         return Job(self, find_job(self.store, job_key(job_id, run_token)))
+
+    async def asubmit(self, tasks: Iterable[Signature[Any]] | group, **options: Any) -> Job:
+        """Create a job as ``submit`` does, with the same options, without blocking the event loop."""
+        return await in_thread(self.submit, tasks, **options)
+
+    async def ajob(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:
+        """Return a submitted job as ``job`` does, without blocking the event loop."""
+        return await in_thread(self.job, job_id, run_token)
 
     def jobs(
         self, text: str | None = None, phase: str | None = None, limit: int = 50, cursor: str | None = None

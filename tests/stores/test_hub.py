@@ -16,6 +16,7 @@ import pytest
 
 from celery_statemanager import JobNotFound, StateEvent, Store, StoreUnavailable
 from celery_statemanager.asynchronous import AsyncSubscription, exhaust
+from celery_statemanager.awaiting import wait_settled
 from celery_statemanager.hub import hubs
 from celery_statemanager.models import Scope
 from celery_statemanager.records import JobRef
@@ -226,6 +227,24 @@ def test_until_settled_ends_after_the_last_version_of_every_cell(store: Store, t
                 assert newest == versions(grid)
             assert await read() == versions(grid)
             assert not other.closed
+
+    run(body())
+
+
+def test_those_that_wait_for_a_job_read_no_cells(counted: CountedStore) -> None:
+    grid = Grid.create(counted, 2, ("a",))
+    grid.run("a", 0)
+
+    async def body() -> None:
+        job = grid.job
+        assert not await wait_settled(counted, job, 0.05)
+        waiting = [asyncio.create_task(wait_settled(counted, job, PATIENCE)) for _ in range(50)]
+        await until(lambda: len(counted.open) == 1)
+        await asyncio.to_thread(grid.write, "a", 1, 5)
+        await asyncio.to_thread(grid.run, "a", 1)
+        assert all(await asyncio.gather(*waiting))
+        assert await wait_settled(counted, job, 0.0)
+        await until(lambda: not counted.open, 1.0)
 
     run(body())
 

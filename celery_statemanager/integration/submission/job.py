@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery_statemanager import barrier, completion
+from celery_statemanager.awaiting import in_thread, wait_settled
 from celery_statemanager.errors import WaitTimeout
 from celery_statemanager.generations import RerunReport
 from celery_statemanager.integration import body
@@ -24,6 +25,9 @@ from celery_statemanager.models import State, Summary
 from celery_statemanager.records import LATCHES, JobRecord
 from celery_statemanager.retention import change_job, current
 from celery_statemanager.subscription import Subscription
+
+if TYPE_CHECKING:
+    from celery_statemanager.asynchronous import AsyncSubscription
 
 
 class Job(JobHandle):
@@ -225,6 +229,50 @@ class Job(JobHandle):
         """
         tracker = self._tracker
         return read_members(tracker.app, tracker.blocks, tracker.store, self._record, rows)
+
+    async def asummary(self, tag: str | None = None, indexes: bool = True) -> Summary:
+        """Return what ``summary`` returns, without blocking the event loop."""
+        return await in_thread(self.summary, tag, indexes)
+
+    async def aget_state(self, tag: str | None = None, task_index: int | None = None) -> State:
+        """Return what ``get_state`` returns, without blocking the event loop."""
+        return await in_thread(self.get_state, tag, task_index)
+
+    async def alist_states(self, tag: str | None = None, task_index: int | None = None) -> list[State]:
+        """Return what ``list_states`` returns, without blocking the event loop."""
+        return await in_thread(self.list_states, tag, task_index)
+
+    async def acancel(self, reason: str | None = None) -> bool:
+        """Cancel the job as ``cancel`` does, without blocking the event loop."""
+        return await in_thread(self.cancel, reason)
+
+    def asubscribe(
+        self,
+        tag: str | None = None,
+        task_index: int | None = None,
+        until_settled: bool = False,
+        since: str | None = None,
+    ) -> AsyncSubscription:
+        """Subscribe to cells in asynchronous code: ``async for event in job.asubscribe(): …``; see ``subscribe``.
+
+        All asynchronous subscriptions to a job in this process share one watch of the store.
+
+        Raises: TypeError, ValueError; when it is read, JobNotFound, StoreError, SubscriptionLost.
+        """
+        return self.manager.asubscribe(tag, task_index, until_settled=until_settled, since=since)
+
+    async def await_settled(self, timeout: float | None = None) -> Summary:
+        """Wait as ``wait`` does, without blocking the event loop or a thread."""
+        seconds = check_timeout(timeout)
+        if not await wait_settled(self._tracker.store, self._record, seconds):
+            raise WaitTimeout(self.id, seconds or 0.0, await self.asummary())
+        return await self.asummary()
+
+    async def aget(self, timeout: float | None = None) -> list[Any]:
+        """Wait and return the results of all rows as ``get`` does, without blocking the event loop."""
+        check_keeps_results(self._record)
+        await self.await_settled(timeout)
+        return await in_thread(list_results, self._tracker, self._record)
 
     def delete(self) -> None:
         """Delete the job and all its states. Raises: JobNotFound, StoreError."""
