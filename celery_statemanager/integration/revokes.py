@@ -22,6 +22,8 @@ def revoke(tracker: Tracker, ref: JobRef) -> None:
     Their number is limited, because a worker remembers 50,000 revokes of all senders. The revokes of a long job
     would displace those of other senders, and finally its own.
     """
+    if tracker.app.conf.task_always_eager:  # there are no messages, and often no broker
+        return
     try:
         ids = islice(_waiting_ids(tracker, ref), _MAX_REVOKES)
         while batch := list(islice(ids, _REVOKES_AT_ONCE)):

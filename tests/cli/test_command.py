@@ -221,7 +221,7 @@ def test_an_unreachable_store(run, monkeypatch, store, error_of):
 
 
 def test_a_subscription_that_cannot_reconnect(run, monkeypatch, store, settled, error_of):
-    def refused(ref, scope):
+    def refused(*_):
         raise common.SubscriptionLost(settled, "password changed")
 
     monkeypatch.setattr(store, "watch", refused)
@@ -279,8 +279,8 @@ def test_a_job_deleted_while_it_is_opened_exits_with_66(run, store, monkeypatch)
     job = Manager.create(store, "job", num_tasks=1, tags=("a",))
     original = store.watch
 
-    def deleted_then(ref, scope):
-        watch = original(ref, scope)
+    def deleted_then(*args):
+        watch = original(*args)
         job.delete_job()
         return watch
 
