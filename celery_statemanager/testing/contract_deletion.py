@@ -128,17 +128,17 @@ class DeletionContract:
             clocked_store.get_job(old.key)
 
     def test_a_deletion_hides_all_cells_at_once_and_purge_removes_them_in_batches(self, store: Store) -> None:
-        grid = Grid.create(store, 700, ("a", "b"))
-        for row in range(700):
+        grid = Grid.create(store, 300, ("a", "b"))
+        for row in range(300):
             grid.write("a", row, 5)
             grid.write("other", row, 5)
         assert store.delete_job(grid.job)
         with pytest.raises(JobNotFound):
             grid.states()
-        fresh = Grid.create(store, 700, ("a", "b"))
+        fresh = Grid.create(store, 300, ("a", "b"))
         fresh.write("a", 1, 9)
         assert fresh.manager().summary().running == 1
-        while store.purge(100):
+        while store.purge(50):
             fresh.write("a", 1, 9)
         assert [(state.tag, state.task_index) for state in fresh.states()] == [("a", 1)]
         assert store.purge() == 0

@@ -127,6 +127,7 @@ def test_the_display_reports_the_death_of_the_last_worker_within_one_lease(state
     assert re.search(r"0  lost with its worker", left)
 
 
+@pytest.mark.full
 def test_the_display_names_the_next_sweep_while_another_worker_lives(states, worker, terminal):
     victim = worker()
     job = states.submit([states.hold.s()])

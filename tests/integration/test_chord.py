@@ -141,7 +141,7 @@ def test_each_generation_runs_the_body_with_its_results(tracked, submit_chord, k
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=2)
+@pytest.mark.places(*SLOW_PLACES)
 @pytest.mark.parametrize("window", ["after_deciding", "after_publishing", "after_stage"])
 def test_the_body_runs_once_when_its_worker_dies(tracked, pool, key, start_worker, eventually, window):
     """The first worker dies after the end of the header, or after the end of the first stage of the body."""
@@ -158,7 +158,7 @@ def test_the_body_runs_once_when_its_worker_dies(tracked, pool, key, start_worke
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=2)
+@pytest.mark.places(*SLOW_PLACES)
 def test_the_errbacks_of_a_body_whose_worker_dies_are_called_once(tracked, pool, key, start_worker, eventually):
     worker = start_worker(key, pool="solo")
     body = with_errbacks(tracked, tracked.slow_body.s(key), key)

@@ -22,6 +22,7 @@ def worker(setting):
     worker.stop()
 
 
+@pytest.mark.full
 def test_greenlets_write_and_wait_for_each_other(setting, worker):
     """All bodies wait for one another, so that none may be blocked by the calls of another."""
     tracked = setting.tracked

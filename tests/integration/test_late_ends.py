@@ -13,7 +13,13 @@ PATIENCE = 40
 pytestmark = pytest.mark.slow(usual=1)
 
 
-@pytest.mark.parametrize(("member", "message"), [("gate", None), ("retry_after_go", None), ("work_through", "step 20")])
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("work_through", "step 20"),
+        *(pytest.param(name, None, marks=pytest.mark.full) for name in ("gate", "retry_after_go")),
+    ],
+)
 def test_a_task_that_was_presumed_dead_ends_with_its_own_status(
     tracked, setting, pool, start_worker, key, eventually, member, message
 ):

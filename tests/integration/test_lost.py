@@ -12,7 +12,7 @@ from celery_statemanager.sweep import SweepReport
 from celery_statemanager.testing.kit import workers
 
 PATIENCE = 40
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(usual=1)
 
 
 def state_when(job, condition, task_index=0):
@@ -23,7 +23,6 @@ def state_when(job, condition, task_index=0):
     raise AssertionError(f"no matching state: {job.list_states()}")
 
 
-@pytest.mark.slow(usual=1)
 def test_an_attempt_of_a_killed_worker_is_lost(tracked, setting, pool, start_worker, key, eventually):
     worker = start_worker(key)
     job = tracked.states.submit([tracked.gate.s(key).set(queue=key)], on_failure=tracked.callback.s().set(queue=pool))
@@ -61,7 +60,7 @@ def test_received_rows_of_a_killed_worker_run(tracked, setting, pool, start_work
     assert job.wait(PATIENCE).finished == rows
 
 
-@pytest.mark.places(("rabbitmq-redis", "prefork"), ("folders-sqlite", "prefork"), ("redis-redis", "prefork"), usual=2)
+@pytest.mark.places(("rabbitmq-redis", "prefork"), ("folders-sqlite", "prefork"), ("redis-redis", "prefork"))
 def test_rows_that_never_began_are_not_lost_under_any_policy(tracked, setting, pool, start_worker, key, eventually):
     """The rows are acked early. Only the one that ran when its worker was killed may be lost."""
     worker = start_worker(key, "--prefetch-multiplier=2")
@@ -148,6 +147,7 @@ def sweepers(tracked, eventually, *, leases_long, looks):
     return sweepers(tracked, eventually, leases_long=leases_long, looks=looks - 1) if again else found
 
 
+@pytest.mark.full
 @pytest.mark.places(("folders-sqlite", "prefork"), ("redis-redis", "threads"))
 def test_delayed_rows_of_a_killed_worker_run(tracked, setting, start_worker, key, eventually):
     """Rows wait in the worker for their ``eta`` or ``rate_limit``; these brokers deliver them to no other worker."""
@@ -210,7 +210,6 @@ def stop_outside_a_write(process, store):
             process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.slow(usual=1)
 def test_writes_of_a_resumed_worker_are_rejected(tracked, setting, pool, start_worker, key, eventually):
     worker = start_worker(key, pool="solo")
     job = tracked.states.submit([tracked.write_after_go.s(key).set(queue=key)])

@@ -55,6 +55,7 @@ def test_the_next_stage_that_the_broker_has_lost_is_published_again(
     assert runs(tracked, key, 4) == [1] * 4
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(*FAULT_PLACES[1:], FAULT_PLACES[0])
 def test_a_retry_that_the_broker_has_lost_is_published_again(tracked, setting, pool, key, start_worker, eventually):
@@ -141,8 +142,9 @@ def keep_busy(tracked, eventually):
         job.cancel()
 
 
+@pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.places(("redis-redis", "threads"), ("rabbitmq-redis", "prefork"), usual=1)
+@pytest.mark.places(("redis-redis", "threads"), ("rabbitmq-redis", "prefork"))
 def test_a_message_is_found_that_was_lost_from_a_queue_that_is_never_empty(
     tracked, setting, pool, key, start_worker, keep_busy, eventually
 ):

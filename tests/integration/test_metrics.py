@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExpo
 from celery_statemanager import StatefulTask, StateManager
 
 app = Celery("measured", broker="filesystem://", broker_transport_options={folder!r})
-app.conf.update(statemanager_store_url={url!r}, statemanager_sweep_interval=0.5)
+app.conf.update(statemanager_store_url={url!r}, statemanager_sweep_interval=0.5, statemanager_lease=3)
 states = StateManager(app)
 
 @worker_init.connect

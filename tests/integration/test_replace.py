@@ -191,7 +191,7 @@ def test_a_revoked_task_of_a_replacement_ends_the_row(served, position, eventual
 
 
 LOST = [
-    ("chain in a group", "pause", Status.LOST, "lost with its worker "),
+    pytest.param("chain in a group", "pause", Status.LOST, "lost with its worker ", marks=pytest.mark.full),
     ("first of a chain", "requeued_pause", Status.FINISHED, ""),
 ]
 

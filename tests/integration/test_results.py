@@ -59,7 +59,7 @@ def test_a_job_keeps_only_the_results_that_its_tasks_ask_for(tracked, submit, ke
 
 
 @pytest.mark.slow
-@pytest.mark.places(*SLOW_PLACES, usual=2)
+@pytest.mark.places(*SLOW_PLACES)
 def test_the_result_is_that_of_the_attempt_that_ended_the_row(tracked, key, start_worker):
     """The worker of the first attempt is killed between the end of the body and the write of FINISHED."""
     worker = start_worker(key, pool="solo", TRACKED_FAULT="after_storing_result")

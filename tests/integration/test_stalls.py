@@ -7,6 +7,8 @@ from celery_statemanager.explain import explain
 from celery_statemanager.leases import SWEEPER
 
 POOLS = ["prefork", "threads", "solo", "gevent"]
+ONE_POOL = ["prefork", *(pytest.param(pool, marks=pytest.mark.full) for pool in POOLS[1:])]
+"""For slow tests."""
 LIMIT, SWEEP = 1.0, 1.5
 
 TASKS = """
@@ -127,7 +129,7 @@ def test_the_next_write_of_a_stalled_body_stops_it_if_its_policy_says_so(project
     assert (shop.notes("begun"), shop.notes("written")) == (["x"], [])
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ONE_POOL)
 def test_a_function_that_holds_the_interpreter_is_marked_by_a_sweep(project, pool):
     shop = project(TASKS)
     shop.start_worker(pool=pool, concurrency=1)
@@ -144,7 +146,7 @@ def test_a_function_that_holds_the_interpreter_is_marked_by_a_sweep(project, poo
     assert job.wait(60).finished == 1
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ONE_POOL)
 def test_waiting_in_a_barrier_counts_as_moving(project, pool):
     shop = project(TASKS)
     for _ in range(2 if pool == "solo" else 1):

@@ -91,6 +91,7 @@ def test_a_stopped_task_that_must_not_run_again_is_lost(tracked, start_worker, k
     eventually(lambda: not any(each.stopping for each in reports(tracked)))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(REDIS)
 def test_connection_losses_are_not_counted_as_losses(tracked, start_worker, key, eventually):
@@ -164,6 +165,7 @@ def test_a_greenlet_that_computes_does_not_delay_the_lease(tracked, start_worker
     assert job.get_state("work", 0).version == 2
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.places(REDIS, ("redis1-redis", "threads"))
 def test_messages_of_a_blocked_worker_are_published_again(tracked, setting, start_worker, key, eventually):

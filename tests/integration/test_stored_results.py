@@ -8,9 +8,7 @@ from conftest import load
 
 PATIENCE = 40
 pytestmark = pytest.mark.slow
-places = pytest.mark.places(
-    ("folders-sqlite", "prefork"), ("rabbitmq-redis", "threads"), ("redis-redis", "prefork"), usual=2
-)
+places = pytest.mark.places(("folders-sqlite", "prefork"), ("rabbitmq-redis", "threads"), ("redis-redis", "prefork"))
 
 
 @pytest.fixture

@@ -12,13 +12,17 @@ NETWORK = {"max_examples": 10, "stateful_step_count": 25}
 FEWER = {"firestore": NETWORK, "firestore-rest": NETWORK, "redis-cluster": {"max_examples": 20}}
 """Fewer examples for stores whose recount takes about a second, or that differ from another store only in the client."""
 
+USUAL = {"max_examples": 20}
+"""Without ``--full``."""
+
 
 @pytest.mark.timeout(3600)
 def test_a_store_agrees_with_the_model_after_random_operations(
     store_factory: StoreFactory, request: pytest.FixtureRequest, record_property
 ) -> None:
-    fewer = FEWER.get(request.node.callspec.params["store_factory"], {})
-    machine = store_machine(store_factory.make, recount_every=10 if fewer is NETWORK else 1)
+    name = request.node.callspec.params["store_factory"]
+    fewer = FEWER.get(name, {}) if request.config.getoption("--full") else {**USUAL, **FEWER.get(name, {})}
+    machine = store_machine(store_factory.make, recount_every=10 if name.startswith("firestore") else 1)
     try:
         run_state_machine_as_test(machine, settings=settings(settings.default, **fewer))
     finally:
