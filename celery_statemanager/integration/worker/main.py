@@ -18,6 +18,7 @@ from celery_statemanager.greenlets import has_green_threads
 from celery_statemanager.integration import pools, redelivery, requests, results
 from celery_statemanager.integration.backlog import flush_all
 from celery_statemanager.integration.binding import Binding, binding_of, part_of
+from celery_statemanager.integration.forks import renew_locks_in_children
 from celery_statemanager.integration.installed import Tracker, tracker_of
 from celery_statemanager.integration.outbox import publisher
 from celery_statemanager.integration.pending_files import find_folder, remove_folder
@@ -47,6 +48,7 @@ def on_init(sender: Any = None, **_: Any) -> None:
     pools.use(sender)
     if pools.forks(sender.pool_cls):
         tracker.store.expect_forks()
+        renew_locks_in_children()
 
 
 class WorkerThreads:
