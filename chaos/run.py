@@ -22,7 +22,7 @@ from chaos.workers import Workers
 
 ROWS = 16
 SETTLE_TIMEOUT = 90.0
-SUBSCRIPTION_TIMEOUT = 5.0
+SUBSCRIPTION_TIMEOUT = 20.0
 """Seconds within which a subscription must end after its job has settled."""
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # gRPC installs fork handlers, so tests of other stores do no
 
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile("quick", max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
-settings.register_profile("full", max_examples=2000, stateful_step_count=80, deadline=None, suppress_health_check=QUIET)
+settings.register_profile("full", max_examples=300, stateful_step_count=80, deadline=None, suppress_health_check=QUIET)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
