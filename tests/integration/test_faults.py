@@ -135,7 +135,7 @@ def test_two_sweeps_at_the_same_time_publish_each_message_once(
     eventually(lambda: len(tracked.notes(f"{key}.sweeps")) == 2)
     release(tracked, [key])
     assert [each.wait(PATIENCE) for each in sweeps] == [0, 0]
-    assert message_count(tracked, key) == published
+    assert 0 < message_count(tracked, key) <= published  # a slow sweep leaves some to the next one
     start_configured_worker(here.environment, place[1], key)
     assert job.wait(PATIENCE).finished == 250
     assert [len(tracked.notes(f"{key}.{row}")) for row in range(250)] == [1] * 250
