@@ -1,0 +1,55 @@
+// Failures grouped by cause, with the rows that failed and the tasks that did not run because of them.
+
+import { formatNumber } from "./celery-job.js";
+import { h } from "./page.js";
+import { counted, foreign, ranges } from "./text.js";
+
+const LONGEST_RANGES = 120;
+
+export class Failures {
+  constructor(onRow) {
+    this.onRow = onRow;
+    this.list = h("ul", { className: "failure-list" });
+    this.rest = h("p", { className: "empty" });
+    this.element = h("section", { className: "failures", hidden: true, "aria-label": "Failures" }, h("div", { className: "section-head" }, h("h2", {}, "Failures")), this.list, this.rest);
+  }
+
+  update({ failures, otherFailed, otherNotRun }) {
+    const text = JSON.stringify([failures, otherFailed, otherNotRun]);
+    if (text === this.shown) return;
+    this.shown = text;
+    this.element.hidden = !failures?.length;
+    this.list.replaceChildren(...(failures ?? []).map((group) => this.#group(group)));
+    const rest = [otherFailed ? `${counted(otherFailed, "more failed task")}` : "", otherNotRun ? `${counted(otherNotRun, "more task")} did not run` : ""];
+    this.rest.textContent = rest.filter(Boolean).join(", ");
+    this.rest.hidden = !this.rest.textContent;
+  }
+
+  #group(group) {
+    const status = group.statusName.replaceAll("_", " ").toLowerCase();
+    const notRun = Object.entries(group.notRun ?? {}).filter(([, rows]) => rows);
+    return h(
+      "li",
+      { className: "failure" },
+      h("div", { className: "cause" }, h("span", { className: "number" }, formatNumber(group.count)), h("span", { className: "tag", dir: "auto" }, group.tag), h("span", { className: "code" }, status)),
+      h(
+        "div",
+        { className: "evidence" },
+        group.message ? foreign(group.message, { lines: 4 }) : h("div", { className: "foreign none" }, "no message"),
+        h(
+          "p",
+          { className: "where" },
+          group.taskIDs ? this.#rows(group.taskIDs) : null,
+          notRun.map(([tag, rows]) => h("span", { className: "not-run" }, h("bdi", {}, tag), " not run: ", this.#rows(rows))),
+        ),
+      ),
+    );
+  }
+
+  #rows(rows) {
+    const all = ranges(rows);
+    const short = all.length > LONGEST_RANGES ? `${all.slice(0, all.lastIndexOf(",", LONGEST_RANGES))}, …` : all;
+    const many = /[,-]/.test(rows);
+    return h("button", { type: "button", className: "plain rows-link", title: all.slice(0, 2000), onclick: () => this.onRow(Number.parseInt(rows, 10)) }, `${many ? "rows" : "row"} ${short}`);
+  }
+}

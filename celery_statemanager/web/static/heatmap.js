@@ -1,0 +1,192 @@
+// One canvas that shows the rows of a tag as squares, all tags of a job in the same places. It knows no keys.
+
+import { CLASSES } from "./celery-job.js";
+
+const MOST_LINES = 14;
+const PITCHES = [18, 14, 11];
+const GAP_SHARE = 0.18;
+
+const columnsOf = (width, pitch) => Math.max(10, Math.floor(width / pitch / 10) * 10);
+
+// The largest of 1, 2, 5, 10, 20 … up to a limit.
+function roundDown(limit) {
+  const power = 10 ** Math.floor(Math.log10(limit));
+  return power * [5, 2, 1].find((step) => step * power <= limit);
+}
+
+// How many rows can be shown as one square each, as a round number.
+export const windowSize = (width) => roundDown(columnsOf(width, PITCHES.at(-1)) * MOST_LINES);
+
+// The size and the number of the squares for a number of rows. Each stands for 1, 2, 5, 10, 20 … rows.
+export function layoutOf(width, count) {
+  const fits = (pitch) => count <= columnsOf(width, pitch) * MOST_LINES;
+  const pitch = PITCHES.find(fits) ?? PITCHES.at(-1);
+  const columns = columnsOf(width, pitch);
+  let perSquare = 1;
+  while (count > columns * MOST_LINES * perSquare) perSquare *= String(perSquare).startsWith("2") ? 2.5 : 2;
+  const squares = Math.ceil(count / perSquare);
+  return { pitch, columns, perSquare, squares, lines: Math.ceil(squares / columns) };
+}
+
+// The class of each expected row of a tag, as runs [class, first, count] in the order of the rows.
+export class Runs {
+  constructor(rows, runs) {
+    this.rows = rows;
+    this.runs = runs;
+  }
+
+  // The number of the run that holds a row, or of the first one after it.
+  #at(row) {
+    let low = 0;
+    let high = this.runs.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.runs[middle][1] + this.runs[middle][2] <= row) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  classOf(row) {
+    const run = this.runs[this.#at(row)];
+    return run && run[1] <= row ? run[0] : null;
+  }
+
+  // Counts by class of the rows first … last - 1.
+  counts(first, last) {
+    const found = {};
+    for (let number = this.#at(first); number < this.runs.length; number++) {
+      const [name, begin, count] = this.runs[number];
+      if (begin >= last) break;
+      found[name] = (found[name] ?? 0) + Math.min(begin + count, last) - Math.max(begin, first);
+    }
+    return found;
+  }
+
+  // The next row of a class after a row, or the one before it; null if there is none.
+  next(name, row, step) {
+    let number = this.#at(step > 0 ? row + 1 : row);
+    if (step > 0) {
+      for (; number < this.runs.length; number++) {
+        const [found, begin] = this.runs[number];
+        if (found === name) return Math.max(begin, row + 1);
+      }
+      return null;
+    }
+    for (number = Math.min(number, this.runs.length - 1); number >= 0; number--) {
+      const [found, begin, count] = this.runs[number];
+      if (found === name && begin < row) return Math.min(begin + count, row) - 1;
+    }
+    return null;
+  }
+}
+
+export class HeatMap {
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.context = canvas.getContext("2d");
+  }
+
+  draw({ runs, first, last, width, selected, marked }) {
+    const layout = (this.layout = layoutOf(width, last - first));
+    this.first = first;
+    this.last = last;
+    const ratio = window.devicePixelRatio || 1;
+    const height = layout.lines * layout.pitch;
+    const wide = layout.columns * layout.pitch;
+    if (this.canvas.width !== Math.round(wide * ratio) || this.canvas.height !== Math.round(height * ratio)) {
+      this.canvas.width = Math.round(wide * ratio);
+      this.canvas.height = Math.round(height * ratio);
+      this.canvas.style.width = `${wide}px`;
+      this.canvas.style.height = `${height}px`;
+    }
+    this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.context.clearRect(0, 0, wide, height);
+    this.colours = coloursOf(this.canvas);
+    for (let square = 0; square < layout.squares; square++) {
+      const begin = first + square * layout.perSquare;
+      const end = Math.min(begin + layout.perSquare, last);
+      this.#square(square, runs, begin, end);
+    }
+    if (marked !== null && marked >= first && marked < last) this.#frame(marked, this.colours.muted);
+    if (selected !== null && selected >= first && selected < last) this.#frame(selected, this.colours.text);
+  }
+
+  #place(square) {
+    const { pitch, columns } = this.layout;
+    const gap = Math.max(1, Math.round(pitch * GAP_SHARE));
+    return [(square % columns) * pitch, Math.floor(square / columns) * pitch, pitch - gap];
+  }
+
+  #square(square, runs, begin, end) {
+    const [x, y, size] = this.#place(square);
+    if (end - begin === 1) {
+      const name = runs.classOf(begin);
+      if (name) this.#fill(name, x, y, size, size);
+      return;
+    }
+    const counts = runs.counts(begin, end);
+    const present = CLASSES.filter((name) => counts[name]);
+    const total = present.reduce((sum, name) => sum + counts[name], 0);
+    // Each class that is present gets two pixels or more, because one failed row of thousands must be visible.
+    const least = Math.min(2, size / (present.length || 1));
+    const free = size - least * present.length;
+    let at = x;
+    for (const name of present) {
+      const part = least + (free * counts[name]) / total;
+      this.#fill(name, at, y, part, size);
+      at += part;
+    }
+  }
+
+  #fill(name, x, y, width, height) {
+    const { context, colours } = this;
+    context.fillStyle = colours[name];
+    context.fillRect(x, y, width, height);
+    if (name !== "notRun") return;
+    context.save();
+    context.beginPath();
+    context.rect(x, y, width, height);
+    context.clip();
+    context.strokeStyle = colours.hatch;
+    context.lineWidth = 1;
+    context.beginPath();
+    for (let offset = -height; offset < width; offset += 4) {
+      context.moveTo(x + offset, y + height);
+      context.lineTo(x + offset + height, y);
+    }
+    context.stroke();
+    context.restore();
+  }
+
+  #frame(row, colour) {
+    const [x, y, size] = this.#place(Math.floor((row - this.first) / this.layout.perSquare));
+    this.context.strokeStyle = colour;
+    this.context.lineWidth = 2;
+    this.context.strokeRect(x + 1, y + 1, size - 2, size - 2);
+  }
+
+  // The first row of the square at a point of the canvas, or null.
+  rowAt(x, y) {
+    const { pitch, columns, perSquare, squares } = this.layout;
+    const column = Math.floor(x / pitch);
+    const square = Math.floor(y / pitch) * columns + column;
+    if (x < 0 || y < 0 || column >= columns || square >= squares) return null;
+    return this.first + square * perSquare;
+  }
+}
+
+function coloursOf(element) {
+  const style = getComputedStyle(element);
+  const read = (name) => style.getPropertyValue(name).trim();
+  return {
+    finished: read("--finished"),
+    failed: read("--failed"),
+    running: read("--running"),
+    notStarted: read("--waiting"),
+    notRun: read("--blocked"),
+    text: read("--text"),
+    muted: read("--muted"),
+    hatch: read("--hatch"),
+  };
+}
