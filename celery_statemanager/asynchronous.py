@@ -54,16 +54,35 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
         """Whether the subscription has ended. No further event follows."""
         return self._closed
 
+    @property
+    def connected(self) -> bool:
+        """Whether the last access reached the store."""
+        joined, settled = self._hub, self._settled
+        return (joined is None or joined.connected) and (settled is None or settled.connected)
+
+    async def next_batch(self) -> list[StateEvent]:
+        """Return the next events, as many as are available but at least one; an empty list at the end.
+
+        Raises: JobNotFound, StoreError, SubscriptionLost.
+        """
+        try:
+            first = await anext(self)
+        except StopAsyncIteration:
+            return []
+        found = [first, *self._events]
+        self._events.clear()
+        return found
+
     async def aclose(self) -> None:
         """End the subscription. Repeated calls have no effect."""
-        self._close()
+        self.close()
 
     async def __aenter__(self) -> AsyncSubscription:
         await self._open()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._close()
+        self.close()
 
     def __aiter__(self) -> AsyncSubscription:
         """Return the subscription. It also closes when the task that iterates over it ends or is cancelled."""
@@ -73,7 +92,7 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
         def close(ended: asyncio.Task[Any]) -> None:  # a cancelled task may refer to its subscription for long
             subscription = reference()
             if subscription is not None and subscription._reader is not None and subscription._reader() is ended:
-                subscription._close()
+                subscription.close()
 
         if reader is not None:
             reader.add_done_callback(close)
@@ -81,14 +100,14 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
 
     def __del__(self) -> None:
         if hasattr(self, "_lock"):
-            self._close()
+            self.close()
 
     async def __anext__(self) -> StateEvent:
         if not self._events:
             await self._open()
             while not self._events:
                 if self._closed or not await self._read():
-                    self._close()
+                    self.close()
                     raise StopAsyncIteration
         return self._events.popleft()
 
@@ -133,7 +152,7 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
     def _join_settled(self) -> None:
         """Read a settled job without a hub."""
         if self._scope == NO_CELLS:
-            self._close()
+            self.close()
             return
         events = Subscription(self._store, self._ref, self._scope, until_settled=True, since=self._since)
         with self._lock:
@@ -185,7 +204,7 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
             self._take(chunk)
             return True
         if ended and joined.error is not None:
-            self._close()
+            self.close()
             raise joined.error
         return not (ended or self._is_over(settlement))
 
@@ -213,7 +232,8 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
             found.append(event)
         return found
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the subscription. Any thread may call it; repeated calls have no effect."""
         with self._lock:
             joined, self._hub, self._closed = self._hub, None, True
         if joined is not None:

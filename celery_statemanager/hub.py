@@ -189,6 +189,11 @@ class Hub:
             if self._source is not None:
                 self._source.close()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the last access reached the store."""
+        return self._source is None or self._source.connected
+
     def turns(self, loop: asyncio.AbstractEventLoop) -> LoopTurns:
         """Return the turns of an event loop."""
         return self._turns.setdefault(loop, LoopTurns(loop))

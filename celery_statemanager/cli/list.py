@@ -17,8 +17,9 @@ from celery_statemanager.cli.common import (
 )
 from celery_statemanager.cli.rendering.jobs import job_table
 from celery_statemanager.cli.rendering.lines import Output
-from celery_statemanager.codec import compact, job_to_wire, summary_to_wire
-from celery_statemanager.overview import Overview, Phase, Wanted, list_overviews
+from celery_statemanager.codec import compact
+from celery_statemanager.inspection import overview_to_wire
+from celery_statemanager.overview import Phase, Wanted, list_overviews
 from celery_statemanager.records import to_datetime
 from celery_statemanager.stores import Store
 
@@ -109,7 +110,7 @@ def list_state(
         listed, more = list_overviews(store, wanted, limit)
         if style == "json":
             for each in listed:
-                output.record(compact(_wire(each)))
+                output.record(compact(overview_to_wire(each)))
         elif listed:
             for line in job_table(listed, to_datetime(store.now()), output.size.columns, output.glyphs):
                 output.line(line)
@@ -124,7 +125,3 @@ def list_state(
 def _none(store: Store) -> str:
     hidden = store.list_jobs(limit=1, tombstoned=True).jobs
     return "only hidden jobs: --all lists them" if hidden else "no jobs yet"
-
-
-def _wire(each: Overview) -> dict[str, object]:
-    return {**job_to_wire(each.job), "phase": each.phase.value, **summary_to_wire(each.summary)}

@@ -21,6 +21,7 @@ from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, fit, width, wrapped
 from celery_statemanager.codec import compact
 from celery_statemanager.explain import JobDiagnosis, Reason
+from celery_statemanager.inspection import reason_to_wire
 from celery_statemanager.records import JobRecord, split_latch
 
 WIDEST = 110
@@ -61,7 +62,7 @@ def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: 
         reasons = diagnosis.reasons()
         if style == "json":
             for each in reasons:
-                output.record(compact(_wire(each)))
+                output.record(compact(reason_to_wire(each)))
             return
         columns, glyphs = output.size.columns, output.glyphs
         for line in _headline(diagnosis, reasons, columns, glyphs):
@@ -69,11 +70,6 @@ def why_state(ctx: click.Context, /, job_id: str, run_token: str | None, style: 
         for each in reasons:
             for line in _lines(diagnosis.job, each, columns, glyphs):
                 output.line(line)
-
-
-def _wire(reason: Reason) -> dict[str, str | None]:
-    rows = None if reason.rows is None else str(reason.rows)
-    return {"tag": reason.tag, "taskIDs": rows, "code": reason.code, "text": reason.text}
 
 
 def _verdict(diagnosis: JobDiagnosis, reasons: list[Reason]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from celery import Celery, current_task
 from celery.canvas import Signature, group
 
 from celery_statemanager.awaiting import in_thread
+from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration import beat, signals, spawned, stalling
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
@@ -217,6 +219,45 @@ class StateManager:
         """
         return list_jobs(self, text, phase, limit, cursor)
 
+    def web(self, authorize: Callable[..., Any], *, origins: Iterable[str] = ()) -> Any:
+        """Create an ASGI application with pages, JSON and live events of the jobs, to be mounted in another one.
+
+        Args:
+            authorize: a function ``(request, action, job)``, also an async one, that returns whether a Starlette
+                request is allowed. The actions are ``list`` without a job, and ``view``, ``cancel``, ``pause`` and
+                ``rerun`` with a ``Job``. It is asked ``view`` for each job of a list.
+            origins: origins of pages that may change jobs, such as ``https://example.com``, if a proxy replaces the
+                header ``Host``.
+
+        Raises: ConfigurationError – the extra ``web`` is not installed, or a setting is invalid; TypeError; ValueError.
+        """
+        return _web().web_app(self, authorize, origins=origins)
+
+    def web_wsgi(self, authorize: Callable[..., Any], *, origins: Iterable[str] = ()) -> Any:
+        """Create the same as a WSGI application. It has no events, so pages poll.
+
+        Raises: as ``web``.
+        """
+        return _web().wsgi_app(self, authorize, origins=origins)
+
+    def web_token(
+        self,
+        job_id: str | UUID,
+        run_token: str | UUID | None = None,
+        expires: float = 3_600,
+        actions: Iterable[str] = ("view",),
+    ) -> str:
+        """Return a signed text that allows some actions on one incarnation of a job: ``…/jobs/etl-42?token=…``.
+
+        Args:
+            expires: seconds for which it is valid, at most 366 days.
+            actions: of ``view``, ``cancel``, ``pause`` and ``rerun``.
+
+        Raises: JobNotFound, ConfigurationError, TypeError, ValueError, StoreError.
+        """
+        token: str = _web().web_token(self, find_job(self.store, job_key(job_id, run_token)), expires, actions)
+        return token
+
     def current_job(self) -> Job | None:
         """Return the job of the current task or callback, or None outside of this app's tracked tasks.
 
@@ -237,6 +278,18 @@ class StateManager:
         tagged = signature.clone()
         tagged.options["headers"] = {**(tagged.options.get("headers") or {}), TAG_HEADER: check_name("tag", tag)}
         return tagged
+
+
+def _web() -> Any:
+    """Import the web, a floor above this one that few processes use. Raises: ConfigurationError."""
+    try:
+        return importlib.import_module("celery_statemanager.web")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"a2wsgi", "itsdangerous", "starlette"}:
+            raise
+        raise ConfigurationError(
+            f"the web needs the package {error.name}: install it with pip install 'celery-statemanager[web]'"
+        ) from error
 
 
 def _describe(given: Any) -> str:

@@ -22,6 +22,7 @@ from celery_statemanager.retention import Ages
 logger = logging.getLogger(__name__)
 
 PREFIX = "statemanager_"
+SHORTEST_SECRET = 16
 POLICIES = ("auto", "mark", "requeue")
 
 
@@ -54,6 +55,8 @@ class Settings:
         migrate_schedule: when beat migrates jobs, if ``statemanager_migrate_target`` is set: seconds, a timedelta or a
             crontab.
         metrics: whether stores are measured when ``opentelemetry-api`` is installed.
+        web_secret: signs the links of ``states.web_token`` and the cursors of lists on the web; at least 16 characters,
+            the same in all processes. Without it each process uses a random one, so that links end with the process.
     """
 
     store_url: str = "sqlite:///celery-statemanager.db"
@@ -75,6 +78,7 @@ class Settings:
     migrate_target: int | None = None
     migrate_schedule: Any = 3_600.0
     metrics: bool = True
+    web_secret: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_app(cls, app: Celery) -> Settings:
@@ -101,6 +105,7 @@ class Settings:
             self._schedule(name)
         self._ages()
         self._target()
+        self._secret()
         if not isinstance(self.store_url, str):
             raise ConfigurationError(f"{PREFIX}store_url must be a URL, not {self.store_url!r}")
 
@@ -140,6 +145,14 @@ class Settings:
             STEPS.checked(self.migrate_target)
         except ConfigurationError as error:
             raise ConfigurationError(f"{PREFIX}migrate_target: {error}") from None
+
+    def _secret(self) -> None:
+        secret = self.web_secret
+        if secret is not None and not (isinstance(secret, str) and len(secret) >= SHORTEST_SECRET and secret.isascii()):
+            raise ConfigurationError(
+                f"{PREFIX}web_secret must be a text of at least {SHORTEST_SECRET} ASCII characters; create one with: "
+                "python -c 'import secrets; print(secrets.token_urlsafe())'"
+            )
 
     def _choice(self, name: str, choices: tuple[object, ...]) -> None:
         value = getattr(self, name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 from celery_statemanager.cli.model import Column, Counts
 from celery_statemanager.cli.rendering import formatting
@@ -15,57 +13,13 @@ from celery_statemanager.cli.rendering.header import counts_line
 from celery_statemanager.cli.rendering.jobs import PHASE_STYLES, generation, name
 from celery_statemanager.cli.rendering.lines import Table
 from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, joined, left, width
-from celery_statemanager.failures import FailureReport
 from celery_statemanager.indexset import IndexSet
-from celery_statemanager.models import State, status_name
-from celery_statemanager.overview import Overview
-from celery_statemanager.records import ERRBACKS, Cell, Latch, OutboxState, split_latch, to_datetime
+from celery_statemanager.inspection import Callback, JobView
+from celery_statemanager.models import status_name
+from celery_statemanager.records import ERRBACKS, split_latch, to_datetime
 
 _LABEL = 12
 _MOST_RANGES = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Callback:
-    """One of a job's latches and its callback.
-
-    Attributes:
-        task: the name of the callback's task; None without a callback.
-        cell: its run; None until it has begun.
-    """
-
-    latch: Latch
-    task: str | None
-    cell: Cell | None
-
-
-@dataclass(frozen=True, slots=True)
-class JobView:
-    """What is shown of a job.
-
-    Attributes:
-        callbacks: by the latch's name.
-        states: of some cells, failed ones first, for programs.
-        running: of some running cells.
-        hidden: the number of failed and running cells that are not among them.
-        failures: failed cells by cause; not all cells, if there are many.
-        now: by the store's clock.
-        outbox: which rows were published; None for a job without messages.
-    """
-
-    overview: Overview
-    callbacks: dict[str, Callback]
-    states: list[State] = field(default_factory=list)
-    running: list[State] = field(default_factory=list)
-    hidden: int = 0
-    failures: FailureReport = field(default_factory=lambda: FailureReport([]))
-    now: datetime = datetime.min.replace(tzinfo=timezone.utc)
-    outbox: OutboxState | None = None
-
-    @property
-    def in_flight(self) -> int:
-        """The number of rows that are published and have not ended."""
-        return 0 if self.outbox is None else self.outbox.in_flight(self.overview.columns)
 
 
 def job_lines(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:

@@ -1,0 +1,127 @@
+"""A server for one person: a link with a one-time token starts the session of a browser."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import socket
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl, quote, urlencode
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from celery_statemanager.integration.app import StateManager
+from celery_statemanager.integration.submission.job import Job
+from celery_statemanager.web.app import web_app
+
+PARAMETER = "session"
+"""The parameter of a link that holds its one-time token."""
+
+_USED = "This link was used already, or belongs to an earlier run of the server. Restart the server for a new link.\n"
+
+
+class Sessions:
+    """Exchanges one-time tokens for a session cookie.
+
+    The name of the cookie contains the port, because browsers send the cookies of a host to all its ports.
+    """
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self._app = app
+        self._cookie = f"statemanager-{port}"
+        self._value = secrets.token_urlsafe()
+        self._unused: set[str] = set()
+
+    def new_token(self) -> str:
+        """Return a token that starts one session."""
+        token = secrets.token_urlsafe()
+        self._unused.add(token)
+        return token
+
+    def may(self, request: Request, _: str, __: Job | None) -> bool:
+        """Return whether a request belongs to a session; it may then do everything."""
+        return self.has_session(request)
+
+    def has_session(self, request: Request) -> bool:
+        """Return whether a request has the cookie."""
+        try:
+            found = SimpleCookie(request.headers.get("cookie", "")).get(self._cookie)
+        except CookieError:
+            return False
+        return found is not None and secrets.compare_digest(found.value.encode(), self._value.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http":
+            request = Request(scope)
+            if PARAMETER in request.query_params:
+                app = self._exchange(request)
+        await app(scope, receive, send)
+
+    def _exchange(self, request: Request) -> Response:
+        """Redirect to the URL without the token, with the cookie if the token is unused."""
+        token = request.query_params[PARAMETER]
+        is_unused = request.method == "GET" and token in self._unused
+        if not is_unused and not self.has_session(request):
+            return PlainTextResponse(_USED, 403)
+        query = [each for each in parse_qsl(request.url.query, keep_blank_values=True) if each[0] != PARAMETER]
+        path = request.scope.get("raw_path", b"/").partition(b"?")[0].decode("latin-1")
+        response = RedirectResponse(path + (f"?{urlencode(query)}" if query else ""), 303)
+        if is_unused:
+            self._unused.discard(token)
+            response.set_cookie(self._cookie, self._value, httponly=True, samesite="strict")
+        return response
+
+
+class LocalServer:
+    """Serves all jobs to whoever has a link.
+
+    Raises: OSError – from the constructor, if the address cannot be used; ConfigurationError.
+    """
+
+    def __init__(self, states: StateManager, host: str = "127.0.0.1", port: int = 0) -> None:
+        states.store  # noqa: B018 - reports an invalid setting before the server starts
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family)
+        self._host, self._port = host, self._socket.getsockname()[1]
+
+        def may(request: Request, action: str, job: Job | None) -> bool:
+            return sessions.may(request, action, job)
+
+        sessions = self._sessions = Sessions(web_app(states, may), self._port)
+        config = uvicorn.Config(
+            sessions, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1, ws="none"
+        )
+        self._server = uvicorn.Server(config)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine reaches the server."""
+        if self._host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self._host).is_loopback
+        except ValueError:
+            return False
+
+    def link(self, path: str = "/") -> str:
+        """Return a link to a path, encoded as in a URL, that starts one session."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - is compared, not bound
+        return f"http://{host}:{self._port}{path}?{PARAMETER}={self._sessions.new_token()}"
+
+    def job_link(self, job: Job) -> str:
+        """Return a link to the page of a job."""
+        link = self.link(f"/jobs/{quote(job.id, safe='')}")
+        return link if job.run_token is None else f"{link}&{urlencode({'run_token': job.run_token})}"
+
+    def run(self) -> None:
+        """Serve until Ctrl-C, SIGTERM or ``stop``."""
+        self._server.run([self._socket])
+
+    def stop(self) -> None:
+        """End ``run``, which another thread has called."""
+        self._server.should_exit = True
