@@ -1,8 +1,9 @@
 // The callbacks of a job: what runs when it has succeeded, failed or settled, and how far that has got.
 
-import { h, serverNow } from "./page.js";
+import { h, serverNow, setText } from "./page.js";
 import { foreign, moment } from "./text.js";
 
+const FINISHED = 2 ** 31 - 1;
 const WHEN = { success: "on success", failure: "on failure", settled: "when settled", body: "chord body", errbacks: "errbacks" };
 
 export class Callbacks {
@@ -20,27 +21,34 @@ export class Callbacks {
     this.list.replaceChildren(...named.map(([name, each]) => this.#item(name, each, settled)));
   }
 
+  // Show why callbacks have not run.
+  explain(reasons) {
+    for (const item of this.list.children) {
+      const text = reasons.find((reason) => reason.taskIDs === null && reason.tag === item.dataset.name)?.text ?? "";
+      setText(item.lastChild, text);
+    }
+  }
+
   #item(name, each, settled) {
     const [kind, generation] = name.split(".");
     const label = `${WHEN[kind] ?? kind}${generation ? `, run ${generation}` : ""}`;
     const { shown, text, time } = progressOf(each, settled);
     return h(
       "li",
-      {},
+      { "data-name": name },
       h("span", { className: "tag" }, label),
       h("span", { className: "task", dir: "auto" }, each.task),
       h("span", { className: "status", "data-class": shown }, h("span", { className: "dot" }), text),
       h("span", { className: "facts" }, time ? moment(time, serverNow()) : null),
       each.state?.message ? foreign(each.state.message) : null,
+      h("p", { className: "why-callback", dir: "auto" }),
     );
   }
 }
 
 function progressOf({ decidedAt, publishedAt, state }, settled) {
-  if (state?.terminal) {
-    const failed = state.status < 0;
-    return { shown: failed ? "failed" : "finished", text: state.statusName.replaceAll("_", " ").toLowerCase(), time: state.timestamp };
-  }
+  if (state?.status === FINISHED) return { shown: "finished", text: "finished", time: state.timestamp };
+  if (state?.status < 0) return { shown: "failed", text: "failed", time: state.timestamp };
   if (state && state.version) return { shown: "running", text: "running", time: state.timestamp };
   if (publishedAt) return { shown: "notStarted", text: "published", time: publishedAt };
   if (decidedAt) return { shown: "notStarted", text: "decided", time: decidedAt };

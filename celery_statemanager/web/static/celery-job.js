@@ -8,10 +8,11 @@ const FIRST_EVENT_WITHIN = 8000;
 const POLL_EVERY = 2000;
 const POLL_AT_LEAST_EVERY = 30000;
 
-export const CLASSES = ["finished", "failed", "notRun", "running", "notStarted"];
+export const CLASSES = ["finished", "failed", "cancelled", "notRun", "running", "notStarted"];
 export const LABELS = {
   finished: "finished",
   failed: "failed",
+  cancelled: "cancelled",
   notRun: "not run",
   running: "running",
   notStarted: "waiting",
@@ -172,7 +173,7 @@ export class JobFeed {
     const body = await answer.json().catch(() => null);
     throw Object.assign(new Error(body?.error?.message ?? `status ${answer.status}`), {
       status: answer.status,
-      jobs: body?.error?.jobs ?? [],
+      nearest: body?.error?.nearest ?? [],
     });
   }
 
@@ -185,6 +186,15 @@ export class JobFeed {
     this.stop();
     this.onStatus(kind, error);
   }
+}
+
+// Rounded down: 100 only if everything is done.
+export const percentOf = (summary) => Math.floor(summary.percent ?? 0);
+
+// The JSON counts cells that a cancellation has ended as failed. Count them apart.
+export function countsOf(summary, job) {
+  const failed = job.cancelled ? Math.min(summary.failed, summary.failedRows) : summary.failed;
+  return { ...summary, failed, cancelled: summary.failed - failed };
 }
 
 export const formatNumber = (value) => new Intl.NumberFormat("en").format(value ?? 0);
@@ -209,9 +219,10 @@ export function updateBar(bar, summary, label) {
   const share = summary.running ? Math.min(1, Math.max(0, begun / summary.running)) : 0;
   bar.style.setProperty("--begun", `${(share * 100).toFixed(1)}%`);
   bar.setAttribute("aria-label", label);
-  bar.setAttribute("aria-valuenow", summary.percent);
-  bar.setAttribute("aria-valuetext", `${summary.percent}%${describe(summary)}`);
-  bar.title = `${label}: ${summary.percent}%${describe(summary)}`;
+  const text = `${percentOf(summary)}%${describe(summary)}`;
+  bar.setAttribute("aria-valuenow", percentOf(summary));
+  bar.setAttribute("aria-valuetext", text);
+  bar.title = `${label}: ${text}`;
 }
 
 const describe = (summary) =>
@@ -248,7 +259,7 @@ sheet.replaceSync(`
 .running {
   background: linear-gradient(90deg, var(--running) var(--begun), color-mix(in srgb, var(--running) 40%, var(--waiting)) 0);
 }
-.notStarted { background: var(--waiting); }
+.cancelled { background: color-mix(in srgb, var(--muted) 55%, var(--waiting)); }
 .note { color: var(--muted); margin-top: 6px; }
 .note:empty { display: none; }
 .spoken { clip-path: inset(50%); height: 1px; overflow: hidden; position: absolute; white-space: nowrap; width: 1px; }
@@ -345,8 +356,8 @@ class CeleryJob extends HTMLElement {
     const compact = this.hasAttribute("compact");
     const title = data.metadata?.title;
     name.textContent = typeof title === "string" ? title : data.jobID;
-    value.textContent = `${data.phase} · ${data.percent}%`;
-    const said = `${name.textContent}: ${data.phase}${data.settled ? `, ${data.percent}%` : ""}`;
+    value.textContent = `${data.phase} · ${percentOf(data)}%`;
+    const said = `${name.textContent}: ${data.phase}${data.settled ? `, ${percentOf(data)}%` : ""}`;
     if (spoken.textContent !== said) spoken.textContent = said;
     const shown = compact || !data.tags ? { "": data } : data.tags;
     for (const [tag, row] of this.#rows) {
@@ -357,8 +368,8 @@ class CeleryJob extends HTMLElement {
     for (const [tag, summary] of Object.entries(shown)) {
       const row = this.#row(tag);
       bars.append(row.box);
-      row.percent.textContent = `${summary.percent}%`;
-      updateBar(row.bar, summary, tag || name.textContent);
+      row.percent.textContent = `${percentOf(summary)}%`;
+      updateBar(row.bar, countsOf(summary, data), tag || name.textContent);
     }
   }
 

@@ -2,7 +2,7 @@
 
 import { formatNumber } from "./celery-job.js";
 import { h, jobPath, post } from "./page.js";
-import { counted, ranges } from "./text.js";
+import { countRows, counted, ranges } from "./text.js";
 
 export class Controls {
   constructor(job, { onDone, onNotice }) {
@@ -124,8 +124,8 @@ const COMMANDS = {
     explain: ({ failed, notRun }) =>
       `${counted(failed, "task")} failed${notRun ? `, and ${formatNumber(notRun)} did not run because of that` : ""}. Each row starts again at the stage that failed.`,
     fields: rowsField,
-    report: ({ rows, count, skipped }) => {
-      const again = rows ? `${counted(count ?? 0, "row")} again: ${ranges(rows)}.` : "No row can run again.";
+    report: ({ rows, skipped }) => {
+      const again = rows ? `${counted(countRows(rows), "row")} again: ${ranges(rows)}.` : "No row can run again.";
       return skipped ? `${again} Skipped: ${ranges(skipped)}.` : again;
     },
   },

@@ -2,9 +2,10 @@
 
 import { formatNumber } from "./celery-job.js";
 import { h } from "./page.js";
-import { counted, foreign, ranges } from "./text.js";
+import { countRows, counted, foreign, ranges } from "./text.js";
 
 const LONGEST_RANGES = 120;
+const CANCELLED = -7;
 
 export class Failures {
   constructor(onRow) {
@@ -14,7 +15,9 @@ export class Failures {
     this.element = h("section", { className: "failures", hidden: true, "aria-label": "Failures" }, h("div", { className: "section-head" }, h("h2", {}, "Failures")), this.list, this.rest);
   }
 
-  update({ failures, otherFailed, otherNotRun }) {
+  update({ failures: all, otherFailed, otherNotRun, cancelled }) {
+    // The head of the page says why a job was cancelled.
+    const failures = cancelled ? all?.filter((group) => group.status !== CANCELLED) : all;
     const text = JSON.stringify([failures, otherFailed, otherNotRun]);
     if (text === this.shown) return;
     this.shown = text;
@@ -31,7 +34,7 @@ export class Failures {
     return h(
       "li",
       { className: "failure" },
-      h("div", { className: "cause" }, h("span", { className: "number" }, formatNumber(group.count)), h("span", { className: "tag", dir: "auto" }, group.tag), h("span", { className: "code" }, status)),
+      h("div", { className: "cause" }, h("span", { className: "number" }, formatNumber(group.count ?? (group.taskIDs ? countRows(group.taskIDs) : 0))), h("span", { className: "tag", dir: "auto" }, group.tag), h("span", { className: "code" }, status)),
       h(
         "div",
         { className: "evidence" },

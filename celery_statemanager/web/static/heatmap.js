@@ -3,10 +3,21 @@
 import { CLASSES } from "./celery-job.js";
 
 const MOST_LINES = 14;
-const PITCHES = [18, 14, 11];
+// The width of a square with its gap, and up to how many lines it is used.
+const PITCHES = [
+  [28, 2],
+  [20, 6],
+  [14, MOST_LINES],
+  [11, MOST_LINES],
+];
+const SMALLEST = 11;
 const GAP_SHARE = 0.18;
 
-const columnsOf = (width, pitch) => Math.max(10, Math.floor(width / pitch / 10) * 10);
+// A multiple of ten, so that places can be counted; of five where there is little room.
+function columnsOf(width, pitch) {
+  const step = width < 500 ? 5 : 10;
+  return Math.max(step, Math.floor(width / pitch / step) * step);
+}
 
 // The largest of 1, 2, 5, 10, 20 … up to a limit.
 function roundDown(limit) {
@@ -15,13 +26,13 @@ function roundDown(limit) {
 }
 
 // How many rows can be shown as one square each, as a round number.
-export const windowSize = (width) => roundDown(columnsOf(width, PITCHES.at(-1)) * MOST_LINES);
+export const windowSize = (width) => roundDown(columnsOf(width, SMALLEST) * MOST_LINES);
 
 // The size and the number of the squares for a number of rows. Each stands for 1, 2, 5, 10, 20 … rows.
 export function layoutOf(width, count) {
-  const fits = (pitch) => count <= columnsOf(width, pitch) * MOST_LINES;
-  const pitch = PITCHES.find(fits) ?? PITCHES.at(-1);
-  const columns = columnsOf(width, pitch);
+  const fitting = PITCHES.find(([pitch, lines]) => count <= columnsOf(width, pitch) * lines);
+  const columns = columnsOf(width, fitting?.[0] ?? SMALLEST);
+  const pitch = width / columns;
   let perSquare = 1;
   while (count > columns * MOST_LINES * perSquare) perSquare *= String(perSquare).startsWith("2") ? 2.5 : 2;
   const squares = Math.ceil(count / perSquare);
@@ -92,8 +103,8 @@ export class HeatMap {
     this.first = first;
     this.last = last;
     const ratio = window.devicePixelRatio || 1;
-    const height = layout.lines * layout.pitch;
-    const wide = layout.columns * layout.pitch;
+    const height = Math.ceil(layout.lines * layout.pitch);
+    const wide = Math.floor(width);
     if (this.canvas.width !== Math.round(wide * ratio) || this.canvas.height !== Math.round(height * ratio)) {
       this.canvas.width = Math.round(wide * ratio);
       this.canvas.height = Math.round(height * ratio);
@@ -115,7 +126,8 @@ export class HeatMap {
   #place(square) {
     const { pitch, columns } = this.layout;
     const gap = Math.max(1, Math.round(pitch * GAP_SHARE));
-    return [(square % columns) * pitch, Math.floor(square / columns) * pitch, pitch - gap];
+    const [column, line] = [square % columns, Math.floor(square / columns)];
+    return [Math.round(column * pitch), Math.round(line * pitch), Math.floor(pitch) - gap];
   }
 
   #square(square, runs, begin, end) {
@@ -182,6 +194,7 @@ function coloursOf(element) {
   return {
     finished: read("--finished"),
     failed: read("--failed"),
+    cancelled: read("--hatch"),
     running: read("--running"),
     notStarted: read("--waiting"),
     notRun: read("--blocked"),

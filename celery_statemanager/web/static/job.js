@@ -1,17 +1,19 @@
 // The page of one job. It reads summaries from the job's events, and the rest when these show a change.
 
 import { Callbacks } from "./callbacks.js";
-import { JobFeed, createBar, formatNumber, updateBar } from "./celery-job.js";
+import { JobFeed, countsOf, createBar, formatNumber, percentOf, updateBar } from "./celery-job.js";
 import { Controls } from "./controls.js";
 import { Estimate } from "./estimate.js";
 import { Failures } from "./failures.js";
 import { apiAddress, get, h, jobOfPage, jobPage, jobPath, listPage, phaseBadge, serverNow, setIcon, setPhase, setText } from "./page.js";
 import { Rows } from "./rows.js";
 import { Stages } from "./stages.js";
-import { counted, duration, exactly, foreign, roughly, visible } from "./text.js";
+import { Why } from "./why.js";
+import { duration, foreign, moment, roughly, visible } from "./text.js";
 
 const DETAILS_AT_MOST_EVERY = 2000;
 const NOTICE_FOR = 8000;
+const FINISHED = 2 ** 31 - 1;
 
 const job = jobOfPage();
 const estimate = new Estimate();
@@ -32,9 +34,16 @@ const openRow = (row) => {
   rows.goTo(row);
   rows.element.scrollIntoView({ block: "nearest" });
 };
-const stages = new Stages(job, { onError: onProblem, onRow: openRow });
+const stages = new Stages(openRow);
 const failures = new Failures(openRow);
 const callbacks = new Callbacks();
+const why = new Why(job, {
+  onReasons: (reasons) => {
+    stages.explain(reasons);
+    callbacks.explain(reasons);
+  },
+  onError: onProblem,
+});
 const controls = new Controls(job, {
   onDone: () => {
     readDetails();
@@ -60,7 +69,9 @@ function take(received) {
   draw();
   rows.update(data);
   stages.update(data);
+  why.update(!data.settled || hasOpenCallbacks());
   const changed = !before || ["phase", "settled", "generation", "failed", "notRun"].some((name) => before[name] !== data[name]);
+  if (changed) why.read();
   if (changed && !received.failures) readDetails();
   else if (received.failures) drawDetails();
 }
@@ -83,11 +94,13 @@ function readDetails() {
   );
 }
 
-const hasOpenCallbacks = () => Object.values(details.callbacks ?? {}).some((each) => each.task && each.decidedAt && !each.state?.terminal);
+const hasEnded = (state) => Boolean(state) && (state.status < 0 || state.status === FINISHED);
+const hasOpenCallbacks = () => Object.values(details.callbacks ?? {}).some((each) => each.task && each.decidedAt && !hasEnded(each.state));
 
 function drawDetails() {
   failures.update(details);
   callbacks.update(details);
+  why.update(!data.settled || hasOpenCallbacks());
   controls.update({ ...details, ...data, actions: details.actions });
   draw();
 }
@@ -98,17 +111,20 @@ function draw() {
   const shown = visible(named ? title : data.jobID);
   setText(part.title, shown);
   const about = [named ? data.jobID : null, typeof owner === "string" ? owner : null, data.runToken ? `run ${data.runToken}` : null];
-  const created = `created ${exactly(data.createdAt)}`;
-  const texts = [...about.filter(Boolean).map(visible), created];
-  if (part.about.textContent !== texts.join("")) part.about.replaceChildren(...texts.map((text) => h("bdi", {}, text)));
-  setText(part.percent, `${data.percent}%`);
+  const texts = about.filter(Boolean).map(visible);
+  if (part.about.dataset.shown !== texts.join()) {
+    part.about.dataset.shown = texts.join();
+    const created = h("bdi", {}, "created ", moment(data.createdAt, serverNow()));
+    part.about.replaceChildren(...texts.map((text) => h("bdi", {}, text)), created);
+  }
+  setText(part.percent, `${percentOf(data)}%`);
   setPhase(part.badge, data.phase);
-  updateBar(part.bar, data, "Progress of the job");
+  updateBar(part.bar, countsOf(data, data), "Progress of the job");
   drawFacts();
   drawReason();
-  document.title = `${data.percent}% ${data.phase} · ${shown}`;
-  setIcon(data.phase, data.percent);
-  const spoken = `${shown}: ${data.phase}${data.settled ? `, ${data.percent}%` : ""}`;
+  document.title = `${percentOf(data)}% ${data.phase} · ${shown}`;
+  setIcon(data.phase, percentOf(data));
+  const spoken = `${shown}: ${data.phase}${data.settled ? `, ${percentOf(data)}%` : ""}`;
   setText(part.spoken, spoken);
 }
 
@@ -121,12 +137,13 @@ function rowsDone() {
 
 function drawFacts() {
   const [label, done, total] = rowsDone();
+  const { failed } = countsOf(data, data);
   const left = data.settled ? null : estimate.left(data, serverNow());
   const facts = [
     [label, formatNumber(done), ` of ${formatNumber(total)}`],
     [data.settled ? "took" : "elapsed", duration(elapsed()), ""],
     left === null ? null : ["left", `≈ ${roughly(left)}`, ""],
-    data.failed ? ["failed", formatNumber(data.failed), data.maxFailed === null || data.maxFailed === undefined ? "" : ` of ${formatNumber(data.maxFailed)} tolerated`] : null,
+    failed ? ["failed", formatNumber(failed), data.maxFailed === null || data.maxFailed === undefined ? "" : ` of ${formatNumber(data.maxFailed)} tolerated`] : null,
     data.generation > 1 ? ["run", formatNumber(data.generation), ""] : null,
   ].filter(Boolean);
   const text = JSON.stringify(facts);
@@ -144,7 +161,7 @@ function elapsed() {
 }
 
 function drawReason() {
-  const reason = data.phase === "cancelled" ? details.cancelReason : data.phase === "paused" ? details.outbox?.pauseReason : null;
+  const reason = data.cancelled ? data.cancelled.reason : data.phase === "paused" ? details.outbox?.pauseReason : null;
   const text = reason ?? "";
   if (part.reason.dataset.shown === text) return;
   part.reason.dataset.shown = text;
@@ -186,7 +203,7 @@ function onProblem(error) {
 
 function explain(kind, error) {
   document.title = kind === "missing" ? "Job not found" : "Not allowed";
-  const jobs = error.jobs ?? [];
+  const jobs = error.nearest ?? [];
   part.body.replaceChildren(
     h("h1", {}, kind === "missing" ? "There is no such job" : "You may not view this job"),
     h("div", { className: "explain" }, foreign(error.message)),

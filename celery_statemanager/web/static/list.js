@@ -1,6 +1,6 @@
 // The page of all jobs: newest first, with live bars, a search and a filter.
 
-import { createBar, formatNumber, updateBar } from "./celery-job.js";
+import { countsOf, createBar, formatNumber, percentOf, updateBar } from "./celery-job.js";
 import { get, h, jobPage, listPage, phaseBadge, serverNow, setIcon, setPhase, setText } from "./page.js";
 import { ago, exactly, visible } from "./text.js";
 
@@ -111,10 +111,11 @@ function draw(job) {
   setText(row.title, visible(named ? title : job.jobID));
   setText(row.detail, details.filter(Boolean).map(visible).join(" · "));
   setPhase(row.badge, job.phase);
-  updateBar(row.bar, job, "progress");
-  setText(row.percent, `${job.percent}%`);
+  const counts = countsOf(job, job);
+  updateBar(row.bar, counts, "progress");
+  setText(row.percent, `${percentOf(job)}%`);
   setText(row.tasks, `${formatNumber(job.finished)} / ${formatNumber(job.expected)}`);
-  setText(row.failed, job.failed ? formatNumber(job.failed) : "");
+  setText(row.failed, counts.failed ? formatNumber(counts.failed) : "");
   setText(row.created, ago(serverNow() - Date.parse(job.createdAt)));
   return row;
 }

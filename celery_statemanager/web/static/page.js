@@ -62,7 +62,7 @@ export class ApiError extends Error {
   constructor(status, body) {
     super(body?.error?.message ?? `The server answered with status ${status}.`);
     this.status = status;
-    this.jobs = body?.error?.jobs ?? [];
+    this.nearest = body?.error?.nearest ?? [];
   }
 }
 

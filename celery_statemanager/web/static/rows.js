@@ -99,7 +99,7 @@ export class Rows {
     const begun = performance.now();
     try {
       const grid = await get(jobPath(this.job.jobId, "/grid"), { run_token: this.job.runToken });
-      for (const [tag, { rows, runs }] of Object.entries(grid.tags)) this.runs.set(tag, new Runs(rows, runs));
+      for (const [tag, { rows, runs }] of Object.entries(grid.tags)) this.runs.set(tag, new Runs(rows, this.#named(tag, runs)));
       for (const tag of this.runs.keys()) if (!(tag in grid.tags)) this.runs.delete(tag);
       this.element.hidden = this.runs.size === 0;
       this.draw();
@@ -111,6 +111,13 @@ export class Rows {
     this.cost = this.readAt - begun;
     this.reading = false;
     if (this.again) this.#read();
+  }
+
+  // Cells that a cancellation has ended are listed as failed. Show them apart if nothing else has failed.
+  #named(tag, runs) {
+    const { cancelled, tags } = this.data;
+    if (!cancelled || tags?.[tag]?.failedRows !== 0) return runs;
+    return runs.map(([name, first, count]) => [name === "failed" ? "cancelled" : name, first, count]);
   }
 
   #mapOf(tag) {
@@ -133,7 +140,7 @@ export class Rows {
   }
 
   draw() {
-    const width = this.box.clientWidth;
+    const width = this.element.clientWidth;
     if (!width || !this.range) return;
     const [first, last] = this.range;
     for (const [tag, map] of this.maps) {
@@ -153,7 +160,7 @@ export class Rows {
     this.out.hidden = this.before.hidden = this.after.hidden = !zoomed;
     this.before.disabled = first === 0;
     this.after.disabled = last >= this.numTasks;
-    this.nextFailed.hidden = !this.data?.failed;
+    this.nextFailed.hidden = ![...this.runs.values()].some((runs) => runs.next("failed", -1, 1) !== null);
     if (!this.box.matches(":hover") && !focused) this.#say(this.selected);
   }
 
@@ -227,7 +234,7 @@ export class Rows {
   }
 
   goTo(row, select = true) {
-    const size = windowSize(this.box.clientWidth);
+    const size = windowSize(this.element.clientWidth);
     if (this.perSquare > 1 || row < this.range[0] || row >= this.range[1]) {
       const begin = Math.floor(row / size) * size;
       this.range = [begin, Math.min(begin + size, this.numTasks)];
@@ -248,7 +255,7 @@ export class Rows {
 
   #shift(step) {
     const [first, last] = this.range;
-    const size = windowSize(this.box.clientWidth);
+    const size = windowSize(this.element.clientWidth);
     const begin = first + step * size;
     if ((first === 0 && last === this.numTasks) || begin < 0 || begin >= this.numTasks) return;
     this.range = [begin, Math.min(begin + size, this.numTasks)];

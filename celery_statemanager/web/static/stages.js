@@ -1,40 +1,33 @@
 // The tags of a job in the order of their stages: bars, counts, and why cells that are open have not ended.
 
-import { CLASSES, LABELS, createBar, formatNumber, updateBar } from "./celery-job.js";
-import { get, h, jobPath, setText } from "./page.js";
-import { foreign, ranges } from "./text.js";
+import { LABELS, countsOf, createBar, formatNumber, percentOf, updateBar } from "./celery-job.js";
+import { h, setText } from "./page.js";
+import { countRows, foreign, ranges } from "./text.js";
 
-const WHY_EVERY = 5000;
 const MOST_REASONS = 3;
-const LONGEST_RANGES = 60;
+const LONGEST_RANGES = 24;
+const COLUMNS = ["finished", "failed", "notRun", "running", "notStarted"];
 
 // Reasons of cells that make progress, or whose turn has not come. They are shown on request.
 const USUAL = new Set(["running", "waits", "received", "written", "more"]);
 const URGENT = ["lost", "stalled", "retrying", "resetting", "unwritten", "queued", "unpublished", "delayed", "paused"];
 
 export class Stages {
-  constructor(job, { onError, onRow }) {
-    this.job = job;
-    this.onError = onError;
+  constructor(onRow) {
     this.onRow = onRow;
     this.rows = new Map();
-    this.reasons = [];
     this.opened = new Set();
-    this.readAt = -Infinity;
-    const labels = CLASSES.map((name) => h("span", { className: "number key", "data-class": name }, h("span", { className: "swatch" }), LABELS[name]));
+    this.keys = COLUMNS.map((name) => h("span", { className: "number key", "data-class": name }, h("span", { className: "swatch" }), h("span", {}, LABELS[name])));
     this.list = h("ul", { className: "stage-list" });
     this.element = h(
       "section",
       { className: "stages", hidden: true, "aria-label": "Progress by tag" },
-      h("div", { className: "stage head" }, h("h2", {}, "Tags"), h("span"), h("span"), h("div", { className: "counts", "aria-hidden": "true" }, labels)),
+      h("div", { className: "stage head" }, h("h2", {}, "Tags"), h("span"), h("span"), h("div", { className: "counts", "aria-hidden": "true" }, this.keys)),
       this.list,
     );
-    setInterval(() => this.#readWhy(), WHY_EVERY);
   }
 
   update(data) {
-    const changed = !this.data || this.data.settled !== data.settled || this.data.phase !== data.phase;
-    this.data = data;
     const tags = Object.entries(data.tags ?? {});
     this.element.hidden = !tags.length;
     for (const [tag, row] of this.rows) {
@@ -45,25 +38,27 @@ export class Stages {
     for (const [tag, summary] of tags) {
       const row = this.#rowOf(tag);
       if (!row.item.isConnected) this.list.append(row.item);
-      updateBar(row.bar, summary, tag);
-      setText(row.percent, `${summary.percent}%`);
-      for (const name of CLASSES) {
-        setText(row.counts[name], summary[name] ? formatNumber(summary[name]) : "–");
-        row.counts[name].parentElement.classList.toggle("none", !summary[name]);
-      }
+      const counts = countsOf(summary, data);
+      updateBar(row.bar, counts, tag);
+      setText(row.percent, `${percentOf(summary)}%`);
+      columnsOf(data).forEach((name, number) => {
+        const cell = row.cells[number];
+        cell.dataset.class = name;
+        cell.classList.toggle("none", !counts[name]);
+        setText(cell.firstChild, counts[name] ? formatNumber(counts[name]) : "–");
+        setText(cell.lastChild, ` ${LABELS[name]}`);
+      });
     }
-    if (data.settled) this.#show([]);
-    if (changed) this.#readWhy();
+    columnsOf(data).forEach((name, number) => {
+      this.keys[number].dataset.class = name;
+      setText(this.keys[number].lastChild, LABELS[name]);
+    });
   }
 
   #rowOf(tag) {
     if (this.rows.has(tag)) return this.rows.get(tag);
-    const counts = {};
-    const cells = CLASSES.map((name) => {
-      counts[name] = h("span", {});
-      return h("span", { className: "number count", "data-class": name }, counts[name], h("span", { className: "label" }, ` ${LABELS[name]}`));
-    });
-    const row = { counts, bar: createBar(), percent: h("span", { className: "number percent" }), why: h("div", { className: "why" }) };
+    const cells = COLUMNS.map(() => h("span", { className: "number count" }, h("span", {}), h("span", { className: "label" })));
+    const row = { cells, bar: createBar(), percent: h("span", { className: "number percent" }), why: h("div", { className: "why" }) };
     row.item = h(
       "li",
       {},
@@ -74,17 +69,7 @@ export class Stages {
     return row;
   }
 
-  async #readWhy() {
-    if (!this.data || this.data.settled || document.hidden) return;
-    try {
-      const { reasons, settled } = await get(jobPath(this.job.jobId, "/why"), { run_token: this.job.runToken });
-      this.#show(settled ? [] : reasons);
-    } catch (error) {
-      this.onError(error);
-    }
-  }
-
-  #show(reasons) {
+  explain(reasons) {
     for (const [tag, { why }] of this.rows) {
       const here = reasons.filter((reason) => reason.tag === tag && reason.taskIDs !== null);
       const text = JSON.stringify(here);
@@ -103,7 +88,7 @@ export class Stages {
     const parts = shown.length ? [this.#list(shown)] : [];
     if (rest.length) {
       const more = h("details", { open: this.opened.has(tag), ontoggle: () => this.#keep(tag, more.open) });
-      const summary = shown.length ? `${rest.length} more` : "What is open";
+      const summary = shown.length ? `${rest.length} more` : "Why rows are open";
       more.append(h("summary", {}, summary), this.#list(rest));
       parts.push(more);
     }
@@ -121,10 +106,14 @@ export class Stages {
 
   #reason({ taskIDs, code, text }) {
     const all = ranges(taskIDs);
-    const short = all.length > LONGEST_RANGES ? `${all.slice(0, all.lastIndexOf(",", LONGEST_RANGES))}, …` : all;
+    const cut = Math.max(all.lastIndexOf(",", LONGEST_RANGES), 0) || LONGEST_RANGES;
+    const short = all.length > LONGEST_RANGES ? `${all.slice(0, cut)} … (${formatNumber(countRows(taskIDs))})` : all;
     const first = Number.parseInt(taskIDs, 10);
     const many = /[,-]/.test(taskIDs);
     const link = h("button", { type: "button", className: "plain rows-link", title: all.slice(0, 2000), onclick: () => this.onRow(first) }, `${many ? "rows" : "row"} ${short}`);
     return h("li", { "data-code": code }, link, foreign(text, { limit: 500 }));
   }
 }
+
+// A cancelled job has no waiting rows.
+const columnsOf = (job) => (job.cancelled ? [...COLUMNS.slice(0, -1), "cancelled"] : COLUMNS);

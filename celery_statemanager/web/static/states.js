@@ -1,10 +1,11 @@
 // The states of one row as a table: status, progress, message and payload of each tag.
 
-import { LABELS } from "./celery-job.js";
+import { LABELS, percentOf } from "./celery-job.js";
 import { h } from "./page.js";
 import { foreign, moment } from "./text.js";
 
 function classOf(state, counted) {
+  if (state.statusName === "CANCELLED") return "cancelled";
   if (state.status < 0) return counted === "notRun" ? counted : "failed";
   if (state.terminal) return "finished";
   return state.status === 0 ? "notStarted" : "running";
@@ -22,7 +23,7 @@ export function stateTable(states, now, classes) {
 
 function stateItem(state, now, shown) {
   const facts = [
-    state.percent === null || state.terminal ? null : h("span", { className: "number" }, `${state.percent}%`),
+    state.percent === null || state.terminal ? null : h("span", { className: "number" }, `${percentOf(state)}%`),
     state.attempt > 1 ? h("span", {}, `attempt ${state.attempt}`) : null,
     state.stalled ? h("span", { className: "bad" }, "stalled") : null,
     state.timestamp ? h("span", {}, moment(state.timestamp, now)) : null,

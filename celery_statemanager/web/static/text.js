@@ -52,6 +52,13 @@ export const exactly = (text) => whole.format(new Date(text));
 // "3,17-20" with the typography of ranges.
 export const ranges = (rows) => rows.replaceAll("-", "–").replaceAll(",", ", ");
 
+// How many rows a text of ranges names.
+export const countRows = (rows) =>
+  rows.split(",").reduce((sum, range) => {
+    const [low, high = low] = range.split("-").map(Number);
+    return sum + high - low + 1;
+  }, 0);
+
 // Show control characters as symbols and leave out ANSI sequences. Line ends and tabs stay.
 export function visible(text) {
   return text
