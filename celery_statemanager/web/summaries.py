@@ -80,7 +80,7 @@ class SummaryFeed:
             self._follow()
         except JobNotFound:
             self._publish(end="deleted", detail={})
-        except StoreError as error:
+        except (StoreError, SubscriptionLost) as error:
             self._publish(end="unavailable", detail={"message": str(error)})
         except Exception as error:
             self._publish(end="unavailable", detail={"message": f"cannot read the job: {type(error).__name__}"})
