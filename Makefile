@@ -10,6 +10,7 @@
 # make format                    fix lint and format
 # make docs                      update the table of docs/settings.md
 # make picture                   draw docs/images/live.svg, the picture of the README
+# make screenshots               take docs/images/web-*.png, the pictures of the web pages; needs Chromium
 # make bench                     measure the cost of tracking and of its alternatives; writes benchmarks/RESULTS.md
 # make bench-quick               run the same measurements at a small scale, within two minutes
 # make chaos [ROUNDS= SEED=]     kill workers and cut connections at random, and check the guarantees after each round
@@ -47,7 +48,7 @@ xdist  := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(xdist)
 
 .PHONY: demo test test-full test-core test-celery test-wheel test-firestore coverage check format docs picture \
-  bench bench-quick chaos clean help \
+  screenshots bench bench-quick chaos clean help \
   firestore-init firestore-indexes firestore-emulator gc migrate
 
 help:
@@ -87,6 +88,9 @@ build/celery-$(CELERY)/.test: pyproject.toml
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -e . "celery==$(CELERY)" --group dev
 	@touch $@
+
+screenshots: $(VENV)/.test
+	$(bin)/python scripts/render_web_screenshots.py
 
 bench: $(VENV)/.bench
 	@failed=0; $(bin)/python -m benchmarks --json benchmarks/results.json || failed=1; \

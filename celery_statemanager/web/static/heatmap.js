@@ -175,7 +175,7 @@ export class HeatMap {
     const [x, y, size] = this.#place(Math.floor((row - this.first) / this.layout.perSquare));
     this.context.strokeStyle = colour;
     this.context.lineWidth = 2;
-    this.context.strokeRect(x + 1, y + 1, size - 2, size - 2);
+    this.context.strokeRect(x - 1, y - 1, size + 2, size + 2);
   }
 
   // The first row of the square at a point of the canvas, or null.

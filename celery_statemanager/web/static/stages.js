@@ -10,6 +10,8 @@ const COLUMNS = ["finished", "failed", "notRun", "running", "notStarted"];
 
 // Reasons of cells that make progress, or whose turn has not come. They are shown on request.
 const USUAL = new Set(["running", "waits", "received", "written", "more"]);
+const AGES = /\d+ (s|min|h|d) ago|\(\d+ \w+ more\)/g;
+const OWN_TURN = /^(waits for its turn|being published)/;
 const URGENT = ["lost", "stalled", "retrying", "resetting", "unwritten", "queued", "unpublished", "delayed", "paused"];
 
 export class Stages {
@@ -70,19 +72,22 @@ export class Stages {
   }
 
   explain(reasons) {
+    // While something runs, messages that wait in a queue are no news.
+    const active = reasons.some((reason) => reason.code === "running");
+    const isUsual = ({ code, text }) => USUAL.has(code) || (active && code === "queued") || (code === "unpublished" && OWN_TURN.test(text));
     for (const [tag, { why }] of this.rows) {
-      const here = reasons.filter((reason) => reason.tag === tag && reason.taskIDs !== null);
-      const text = JSON.stringify(here);
+      const here = merged(reasons.filter((reason) => reason.tag === tag && reason.taskIDs !== null));
+      const stuck = here.filter((reason) => !isUsual(reason));
+      const text = JSON.stringify([stuck, here]);
       if (why.dataset.shown === text) continue;
       why.dataset.shown = text;
-      why.replaceChildren(...this.#parts(tag, here));
+      why.replaceChildren(...this.#parts(tag, stuck, here.filter(isUsual)));
     }
   }
 
-  #parts(tag, reasons) {
+  #parts(tag, stuck, usual) {
     const rank = (reason) => (URGENT.includes(reason.code) ? URGENT.indexOf(reason.code) : URGENT.length);
-    const stuck = reasons.filter((reason) => !USUAL.has(reason.code)).sort((one, other) => rank(one) - rank(other));
-    const usual = reasons.filter((reason) => USUAL.has(reason.code));
+    stuck.sort((one, other) => rank(one) - rank(other));
     const shown = stuck.slice(0, MOST_REASONS);
     const rest = [...stuck.slice(MOST_REASONS), ...usual];
     const parts = shown.length ? [this.#list(shown)] : [];
@@ -113,6 +118,18 @@ export class Stages {
     const link = h("button", { type: "button", className: "plain rows-link", title: all.slice(0, 2000), onclick: () => this.onRow(first) }, `${many ? "rows" : "row"} ${short}`);
     return h("li", { "data-code": code }, link, foreign(text, { limit: 500 }));
   }
+}
+
+// Reasons whose texts differ only in the age of the last write are one for people.
+function merged(reasons) {
+  const found = new Map();
+  for (const reason of reasons) {
+    const key = JSON.stringify([reason.code, reason.text.replace(AGES, "")]);
+    const first = found.get(key);
+    if (first) first.taskIDs += `,${reason.taskIDs}`;
+    else found.set(key, { ...reason });
+  }
+  return [...found.values()];
 }
 
 // A cancelled job has no waiting rows.
