@@ -1,0 +1,156 @@
+"""The pages in a browser: what they show, how they fit, and that a keyboard is enough."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import expect
+
+from celery_statemanager import Status
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+REVERSED = "\u202egnp.exe \u05e9\u05dc\u05d5\u05dd"
+COLOURED = "\x1b[31mred\x1b[0m \x07 line\r\n"
+EACH_LOOK = [("light", 360), ("dark", 1_280)]
+
+
+@pytest.fixture
+def etl(submit, write):
+    """A job of 40 rows: one has failed, and one is running."""
+    job = submit("etl/42 é🎉", rows=40, metadata={"title": "Nightly load", "owner": "data"})
+    for row in range(8):
+        write(job.id, row, "scan")
+        write(job.id, row, "hash")
+    write(job.id, 8, "scan", Status.FAILED, "ConnectionError: refused")
+    write(job.id, 9, "scan", 40, "page 4", {"bytes": 913})
+    return job
+
+
+def page_of(job):
+    return f"/jobs/{quote(job.id, safe='')}"
+
+
+def assert_fits(page):
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.mark.parametrize(("scheme", "width"), EACH_LOOK)
+def test_both_pages_fit_and_change_live(etl, write, open_page, scheme, width):
+    page = open_page("/", scheme=scheme, width=width)
+    row = page.locator(".jobs .job-row", has_text="Nightly load")
+    expect(row.locator(".tasks")).to_have_text("16 / 80")
+    assert_fits(page)
+    write(etl.id, 10, "scan")
+    expect(row.locator(".tasks")).to_have_text("17 / 80")
+    row.get_by_role("link").click()
+    expect(page.get_by_role("heading", name="Nightly load")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="scan")).to_have_attribute("aria-valuenow", "23")
+    expect(page.locator(".failure")).to_contain_text("ConnectionError: refused")
+    expect(page.locator(".why").first).to_contain_text("no live worker")
+    assert_fits(page)
+    for each in (10, 11, 12):
+        write(etl.id, each, "hash" if each == 10 else "scan")
+    expect(page.get_by_role("progressbar", name="scan")).to_have_attribute("aria-valuenow", "28")
+    expect(page).to_have_title("25% failing · Nightly load")
+
+
+@pytest.mark.parametrize(("scheme", "width"), EACH_LOOK)
+def test_texts_are_never_markup_and_keep_the_layout(submit, write, open_page, scheme, width):
+    job = submit(EVIL, rows=4, tags=(EVIL[:40], REVERSED), metadata={"title": REVERSED + "x" * 900, "owner": EVIL})
+    write(job.id, 0, EVIL[:40], Status.FAILED, EVIL + COLOURED + REVERSED)
+    write(job.id, 1, EVIL[:40], Status.FAILED, "W" * 60_000)
+    write(job.id, 2, REVERSED, 50, EVIL, {EVIL: COLOURED + "y" * 3_000})
+    page = open_page("/", scheme=scheme, width=width)
+    expect(page.locator(".job-row .detail")).to_contain_text(EVIL)
+    assert_fits(page)
+    page.goto(page_of(job))
+    expect(page.locator(".failure").nth(1)).to_be_visible()
+    assert f"{EVIL}red ␇ line\n" in page.locator(".failure .foreign", has_text="red").inner_text()
+    assert_fits(page)
+    long = page.locator(".failure", has_text="WWW")
+    long.get_by_role("button", name="Show all").click()
+    assert long.locator(".foreign").inner_text().count("W") >= 200
+    page.get_by_label("Go to row").fill("1")
+    page.get_by_role("button", name="Go", exact=True).click()
+    message = page.locator(".states li").first
+    message.get_by_role("button", name="Show all (60 kB)").click()
+    assert message.locator(".foreign").inner_text().count("W") == 60_000
+    assert_fits(page)
+    page.get_by_label("Go to row").fill("2")
+    page.get_by_role("button", name="Go", exact=True).click()
+    expect(page.locator(".states .payload")).to_contain_text("onerror")
+    assert_fits(page)
+    assert page.locator("img, main script").count() == 0
+
+
+def test_a_keyboard_is_enough(etl, write, open_page):
+    page = open_page("/")
+    page.keyboard.press("/")
+    page.keyboard.type("nightly")
+    expect(page.locator(".jobs .job-row")).to_have_count(1)
+    tab_to(page, "a.stretched")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/jobs/**")
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    tab_to(page, "button.pause")
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.keyboard.press("Enter")
+    tab_to(page, "#reason")
+    page.keyboard.type("maintenance")
+    page.keyboard.press("Enter")
+    expect(page.locator(".job-head, .status-line, .reason").filter(has_text="maintenance")).to_be_visible()
+    assert etl.pause_reason == "maintenance"
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    page.locator("canvas").first.wait_for()
+    tab_to(page, ".maps")
+    for key in ("ArrowRight", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    expect(page.locator(".row-detail h3")).to_have_text("Row 2")
+    page.keyboard.press("f")
+    expect(page.locator(".row-detail h3")).to_have_text("Row 8")
+    expect(page.locator(".states")).to_contain_text("ConnectionError: refused")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".states")).to_contain_text('"bytes": 913')
+    page.keyboard.press("Escape")
+    expect(page.locator(".row-detail")).to_be_hidden()
+
+
+def tab_to(page, selector):
+    """Press Tab until an element has the focus."""
+    page.locator(selector).first.wait_for()
+    for _ in range(60):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not reach {selector}")
+
+
+def test_the_heat_map_of_many_rows_zooms_to_one(submit, write, open_page):
+    job = submit("many", rows=100_000, tags=("scan",))
+    write(job.id, 70_123, "scan", Status.FAILED, "boom")
+    page = open_page(page_of(job), width=1_280)
+    expect(page.locator(".readout")).to_have_text("0 – 99,999, 100 rows a square")
+    page.locator("canvas").first.click(position={"x": 14, "y": 80})  # the squares of a line are 10,000 rows
+    expect(page.locator(".readout")).to_contain_text("row 70,123 · scan failed")
+    page.keyboard.press("Tab")
+    page.locator(".maps").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".states")).to_contain_text("boom")
+
+
+def test_a_deleted_job_and_an_unknown_one(etl, submit, open_page):
+    page = open_page(page_of(etl))
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    etl.delete()
+    expect(page.get_by_role("status").filter(has_text="was deleted")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    submit("invoices-1")
+    page.goto("/jobs/invoices-2")
+    page.get_by_role("link", name="invoices-1").click()
+    expect(page.get_by_role("heading", name="invoices-1")).to_be_visible()

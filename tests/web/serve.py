@@ -1,0 +1,45 @@
+"""Serve the jobs of a store in a process of its own: ``serve.py STORE_URL``. Prints the port.
+
+The route ``/measure`` returns its resident memory in bytes, and its threads that read the watch of a job.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import resource  # noqa: E402
+
+import uvicorn  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
+from starlette.responses import JSONResponse  # noqa: E402
+from starlette.routing import Mount, Route  # noqa: E402
+from web_kit import everyone, new_states  # noqa: E402
+
+
+async def measure(request):
+    names = [thread.name for thread in threading.enumerate()]
+    watches = sum(name in {"statemanager-hub", "statemanager-summaries"} for name in names)
+    return JSONResponse({"memory": psutil.Process().memory_info().rss, "watches": watches, "threads": len(names)})
+
+
+def synchronous(request):
+    return JSONResponse({})
+
+
+if __name__ == "__main__":
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8_192), hard))
+    states = new_states(sys.argv[1])
+    routes = [Route("/measure", measure), Route("/sync", synchronous), Mount("/", states.web(everyone))]
+    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning", lifespan="off", ws="none"))
+    import socket
+
+    listening = socket.create_server(("127.0.0.1", 0), backlog=2_048)
+    print(listening.getsockname()[1], flush=True)
+    server.run([listening])
