@@ -23,10 +23,10 @@ Examples:
 
 \b
 Exit status:
-    0  ended by Ctrl-C or SIGTERM
     2  usage error
    69  the address cannot be used
    78  invalid store URL or setting, or the extra web is not installed
+  130  ended by Ctrl-C
 """
 
 

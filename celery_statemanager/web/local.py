@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from celery_statemanager.integration.app import StateManager
 from celery_statemanager.integration.submission.job import Job
-from celery_statemanager.web.app import web_app
+from celery_statemanager.web.app import SafeHeaders, web_app
 
 PARAMETER = "session"
 """The parameter of a link that holds its one-time token."""
@@ -24,13 +24,13 @@ _USED = "This link was used already, or belongs to an earlier run of the server.
 
 
 class Sessions:
-    """Exchanges one-time tokens for a session cookie.
+    """Exchanges one-time tokens for a session cookie. Requests of a session may do everything.
 
     The name of the cookie contains the port, because browsers send the cookies of a host to all its ports.
     """
 
-    def __init__(self, app: ASGIApp, port: int) -> None:
-        self._app = app
+    def __init__(self, states: StateManager, port: int) -> None:
+        self._app = web_app(states, self._may)
         self._cookie = f"statemanager-{port}"
         self._value = secrets.token_urlsafe()
         self._unused: set[str] = set()
@@ -41,8 +41,7 @@ class Sessions:
         self._unused.add(token)
         return token
 
-    def may(self, request: Request, _: str, __: Job | None) -> bool:
-        """Return whether a request belongs to a session; it may then do everything."""
+    async def _may(self, request: Request, _: str, __: Job | None) -> bool:
         return self.has_session(request)
 
     def has_session(self, request: Request) -> bool:
@@ -54,11 +53,11 @@ class Sessions:
         return found is not None and secrets.compare_digest(found.value.encode(), self._value.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
+        app: ASGIApp = self._app
         if scope["type"] == "http":
             request = Request(scope)
             if PARAMETER in request.query_params:
-                app = self._exchange(request)
+                app = SafeHeaders(self._exchange(request))
         await app(scope, receive, send)
 
     def _exchange(self, request: Request) -> Response:
@@ -88,12 +87,14 @@ class LocalServer:
         self._socket = socket.create_server((host, port), family=family)
         self._host, self._port = host, self._socket.getsockname()[1]
 
-        def may(request: Request, action: str, job: Job | None) -> bool:
-            return sessions.may(request, action, job)
-
-        sessions = self._sessions = Sessions(web_app(states, may), self._port)
+        self._sessions = Sessions(states, self._port)
         config = uvicorn.Config(
-            sessions, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1, ws="none"
+            self._sessions,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            ws="none",
         )
         self._server = uvicorn.Server(config)
 
@@ -120,8 +121,13 @@ class LocalServer:
 
     def run(self) -> None:
         """Serve until Ctrl-C, SIGTERM or ``stop``."""
-        self._server.run([self._socket])
+        with self._socket:
+            self._server.run([self._socket])
 
     def stop(self) -> None:
         """End ``run``, which another thread has called."""
         self._server.should_exit = True
+
+    def close(self) -> None:
+        """Release the address of a server that does not run."""
+        self._socket.close()

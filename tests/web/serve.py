@@ -5,6 +5,7 @@ The route ``/measure`` returns its resident memory in bytes, and its threads tha
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -13,13 +14,13 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import resource  # noqa: E402
+import resource
 
-import uvicorn  # noqa: E402
-from starlette.applications import Starlette  # noqa: E402
-from starlette.responses import JSONResponse  # noqa: E402
-from starlette.routing import Mount, Route  # noqa: E402
-from web_kit import everyone, new_states  # noqa: E402
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+from web_kit import everyone, new_states
 
 
 async def measure(request):
@@ -38,8 +39,7 @@ if __name__ == "__main__":
     states = new_states(sys.argv[1])
     routes = [Route("/measure", measure), Route("/sync", synchronous), Mount("/", states.web(everyone))]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning", lifespan="off", ws="none"))
-    import socket
-
     listening = socket.create_server(("127.0.0.1", 0), backlog=2_048)
-    print(listening.getsockname()[1], flush=True)
+    sys.stdout.write(f"{listening.getsockname()[1]}\n")
+    sys.stdout.flush()
     server.run([listening])

@@ -1,0 +1,135 @@
+"""``web-state``: a server for one person, whose link works once (rule R25)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from web_kit import HEADERS, PATIENCE, new_states
+
+from celery_statemanager.web.local import LocalServer
+
+ROOT = Path(__file__).parents[2]
+PROJECT = """
+from celery import Celery
+from celery_statemanager import StateManager
+
+app = Celery("project", broker="memory://", statemanager_store_url={url!r})
+states = StateManager(app)
+"""
+
+
+@pytest.fixture
+def server(states):
+    server = LocalServer(states)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield server
+    server.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def browser():
+    with httpx.Client(timeout=PATIENCE, trust_env=False) as browser:
+        yield browser
+
+
+def test_a_link_starts_one_session_and_disappears_from_the_address(server, browser, submit):
+    job = submit("a/b ☃", run_token="1 2")
+    link = server.job_link(job)
+    response = browser.get(link)
+    assert response.status_code == 303
+    location = response.headers["location"]
+    assert location == "/jobs/a%2Fb%20%E2%98%83?run_token=1+2"
+    cookie = response.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert response.headers["referrer-policy"] == "no-referrer"
+    page = browser.get(httpx.URL(link).join(location))
+    assert page.status_code == 200
+    assert browser.get(httpx.URL(link).join("/api/jobs")).json()["jobs"][0]["jobID"] == "a/b ☃"
+    assert browser.post(
+        httpx.URL(link).join("/api/jobs/a%2Fb%20%E2%98%83/pause?run_token=1+2"), headers=HEADERS
+    ).json() == {"paused": True}
+    assert browser.get(link).status_code == 303  # the same browser may open it again
+    with httpx.Client(trust_env=False) as other:
+        again = other.get(link)
+        assert again.status_code == 403
+        assert "used already" in again.text
+        assert other.get(httpx.URL(link).join("/api/jobs")).status_code == 403
+        assert other.get(httpx.URL(link).join("/")).status_code == 403
+
+
+def test_a_wrong_token_or_cookie_is_refused(server, browser):
+    url = httpx.URL(server.link())
+    assert browser.get(url.copy_set_param("session", "x")).status_code == 403
+    assert browser.head(url).status_code == 403
+    for cookie in ("statemanager=x", f"statemanager-{url.port}=x", f"statemanager-{url.port}=ä", "="):
+        assert browser.get(url.join("/api/jobs"), headers={"Cookie": cookie.encode()}).status_code == 403
+    assert browser.get(url).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("host", "is_private"), [("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("0.0.0.0", False)]
+)
+def test_only_a_loopback_address_is_private(states, host, is_private):
+    server = LocalServer(states, host)
+    assert server.is_private is is_private
+    assert server.link().startswith("http://127." if host != "localhost" else "http://localhost:")
+    server.close()
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "project.py").write_text(PROJECT.format(url=f"sqlite:///{tmp_path}/states.db"))
+    states = new_states(f"sqlite:///{tmp_path}/states.db")
+    states.store.list_jobs()
+    states.store.close()
+    return tmp_path
+
+
+def command(project, *arguments):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{project}", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "project", "web-state", *arguments],
+        cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_the_command_prints_a_link_and_ends_on_ctrl_c(project, browser):
+    with command(project, "--port", "0") as process:
+        link = process.stdout.readline().strip()
+        assert "works once" in process.stdout.readline()
+        response = browser.get(link)
+        assert response.status_code == 303
+        assert browser.get(httpx.URL(link).join("/api/jobs")).json() == {"jobs": [], "cursor": None}
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert err == ""
+
+
+def test_the_command_warns_about_other_machines(project):
+    with command(project, "--port", "0", "--host", "0.0.0.0") as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert err == "warning: 0.0.0.0 is reachable from other machines, and the connection is not encrypted\n"
+
+
+def test_the_command_reports_a_used_port(project):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with command(project, "--port", str(port)) as process:
+            _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 69
+    assert f"cannot listen on 127.0.0.1:{port}" in err
