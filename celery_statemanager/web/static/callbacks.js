@@ -4,12 +4,23 @@ import { h, serverNow, setText } from "./page.js";
 import { foreign, moment } from "./text.js";
 
 const FINISHED = 2 ** 31 - 1;
-const WHEN = { success: "on success", failure: "on failure", settled: "when settled", body: "chord body", errbacks: "errbacks" };
+const WHEN = {
+  success: "on success",
+  failure: "on failure",
+  settled: "when settled",
+  body: "chord body",
+  errbacks: "errbacks",
+};
 
 export class Callbacks {
   constructor() {
     this.list = h("ul", { className: "callback-list" });
-    this.element = h("section", { className: "callbacks", hidden: true, "aria-label": "Callbacks" }, h("div", { className: "section-head" }, h("h2", {}, "Callbacks")), this.list);
+    this.element = h(
+      "section",
+      { className: "callbacks", hidden: true, "aria-label": "Callbacks" },
+      h("div", { className: "section-head" }, h("h2", {}, "Callbacks")),
+      this.list,
+    );
   }
 
   update({ callbacks, settled }) {

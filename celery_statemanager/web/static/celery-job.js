@@ -241,14 +241,14 @@ sheet.replaceSync(`
   --muted: var(--celery-job-muted, #646b78);
   color: var(--text);
   display: block;
-  font: 14px/1.4 system-ui, sans-serif;
+  line-height: 1.4;
   font-variant-numeric: tabular-nums;
 }
 :host([hidden]), [hidden] { display: none !important; }
 .head, .tag { align-items: baseline; column-gap: 12px; display: flex; justify-content: space-between; }
 .head { margin-bottom: 8px; }
 .name { font-weight: 600; overflow: hidden; text-overflow: ellipsis; unicode-bidi: isolate; white-space: nowrap; }
-.tag { margin-top: 8px; }
+.tag { font-size: 0.9em; margin: 10px 0 4px; }
 .tag .name { font-weight: 400; }
 .value { color: var(--muted); white-space: nowrap; }
 .bar { background: var(--waiting); border-radius: 3px; display: flex; gap: 1px; height: 6px; overflow: hidden; }
@@ -260,7 +260,8 @@ sheet.replaceSync(`
   background: linear-gradient(90deg, var(--running) var(--begun), color-mix(in srgb, var(--running) 40%, var(--waiting)) 0);
 }
 .cancelled { background: color-mix(in srgb, var(--muted) 55%, var(--waiting)); }
-.note { color: var(--muted); margin-top: 6px; }
+.note { color: var(--muted); font-size: 0.9em; margin-top: 8px; }
+.head:has(.name:empty) { display: none; }
 .note:empty { display: none; }
 .spoken { clip-path: inset(50%); height: 1px; overflow: hidden; position: absolute; white-space: nowrap; width: 1px; }
 @media (prefers-color-scheme: dark) {

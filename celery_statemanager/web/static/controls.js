@@ -22,7 +22,13 @@ export class Controls {
     this.shown = text;
     const focused = this.element.contains(document.activeElement);
     this.element.replaceChildren(
-      ...names.map((name) => h("button", { type: "button", className: `button ${name}`, onclick: () => this.#ask(name) }, COMMANDS[name].label)),
+      ...names.map((name) =>
+        h(
+          "button",
+          { type: "button", className: `button ${name}`, onclick: () => this.#ask(name) },
+          COMMANDS[name].label,
+        ),
+      ),
     );
     if (focused) this.element.firstChild?.focus();
   }
@@ -44,12 +50,18 @@ export class Controls {
           go.disabled = true;
           error.textContent = "";
           try {
-            const answer = await post(jobPath(this.job.jobId, `/${name}`), { run_token: this.job.runToken }, fields.read());
+            const answer = await post(
+              jobPath(this.job.jobId, `/${name}`),
+              { run_token: this.job.runToken },
+              fields.read(),
+            );
             this.dialog.close();
             this.onNotice(command.report(answer ?? {}));
             this.onDone();
           } catch (problem) {
-            error.textContent = problem.status ? problem.message : "No answer from the server. Nothing may have changed.";
+            error.textContent = problem.status
+              ? problem.message
+              : "No answer from the server. Nothing may have changed.";
             go.disabled = false;
           }
         },
@@ -58,7 +70,12 @@ export class Controls {
       h("p", {}, command.explain(this.data)),
       fields.inputs,
       error,
-      h("div", { className: "buttons" }, h("button", { type: "button", className: "button", onclick: () => this.dialog.close() }, "Back"), go),
+      h(
+        "div",
+        { className: "buttons" },
+        h("button", { type: "button", className: "button", onclick: () => this.dialog.close() }, "Back"),
+        go,
+      ),
     );
     this.dialog.replaceChildren(form);
     this.dialog.showModal();
@@ -98,7 +115,8 @@ const COMMANDS = {
     question: "Pause this job?",
     explain: () => "Rows that have not begun are held back. Rows that have begun go on.",
     fields: reasonField,
-    report: ({ paused }) => (paused === false ? "Not paused: the job has settled, was cancelled, or is paused." : "Paused."),
+    report: ({ paused }) =>
+      paused === false ? "Not paused: the job has settled, was cancelled, or is paused." : "Paused.",
   },
   resume: {
     label: "Resume",
@@ -115,7 +133,8 @@ const COMMANDS = {
     explain: ({ notStarted, running }) =>
       `${counted(notStarted, "task")} will not begin. ${formatNumber(running)} running ${running === 1 ? "task stops" : "tasks stop"} at the next write of a state.`,
     fields: reasonField,
-    report: ({ cancelled }) => (cancelled === false ? "Not cancelled: the job has settled, or was cancelled before." : "Cancelled."),
+    report: ({ cancelled }) =>
+      cancelled === false ? "Not cancelled: the job has settled, or was cancelled before." : "Cancelled.",
   },
   rerun: {
     label: "Rerun",

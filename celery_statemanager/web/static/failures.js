@@ -12,7 +12,13 @@ export class Failures {
     this.onRow = onRow;
     this.list = h("ul", { className: "failure-list" });
     this.rest = h("p", { className: "empty" });
-    this.element = h("section", { className: "failures", hidden: true, "aria-label": "Failures" }, h("div", { className: "section-head" }, h("h2", {}, "Failures")), this.list, this.rest);
+    this.element = h(
+      "section",
+      { className: "failures", hidden: true, "aria-label": "Failures" },
+      h("div", { className: "section-head" }, h("h2", {}, "Failures")),
+      this.list,
+      this.rest,
+    );
   }
 
   update({ failures: all, otherFailed, otherNotRun, cancelled }) {
@@ -23,7 +29,10 @@ export class Failures {
     this.shown = text;
     this.element.hidden = !failures?.length;
     this.list.replaceChildren(...(failures ?? []).map((group) => this.#group(group)));
-    const rest = [otherFailed ? `${counted(otherFailed, "more failed task")}` : "", otherNotRun ? `${counted(otherNotRun, "more task")} did not run` : ""];
+    const rest = [
+      otherFailed ? `${counted(otherFailed, "more failed task")}` : "",
+      otherNotRun ? `${counted(otherNotRun, "more task")} did not run` : "",
+    ];
     this.rest.textContent = rest.filter(Boolean).join(", ");
     this.rest.hidden = !this.rest.textContent;
   }
@@ -34,7 +43,13 @@ export class Failures {
     return h(
       "li",
       { className: "failure" },
-      h("div", { className: "cause" }, h("span", { className: "number" }, formatNumber(group.count ?? (group.taskIDs ? countRows(group.taskIDs) : 0))), h("span", { className: "tag", dir: "auto" }, group.tag), h("span", { className: "code" }, status)),
+      h(
+        "div",
+        { className: "cause" },
+        h("span", { className: "number" }, formatNumber(group.count ?? (group.taskIDs ? countRows(group.taskIDs) : 0))),
+        h("span", { className: "tag", dir: "auto" }, group.tag),
+        h("span", { className: "code" }, status),
+      ),
       h(
         "div",
         { className: "evidence" },
@@ -43,7 +58,9 @@ export class Failures {
           "p",
           { className: "where" },
           group.taskIDs ? this.#rows(group.taskIDs) : null,
-          notRun.map(([tag, rows]) => h("span", { className: "not-run" }, h("bdi", {}, tag), " not run: ", this.#rows(rows))),
+          notRun.map(([tag, rows]) =>
+            h("span", { className: "not-run" }, h("bdi", {}, tag), " not run: ", this.#rows(rows)),
+          ),
         ),
       ),
     );
@@ -53,6 +70,15 @@ export class Failures {
     const all = ranges(rows);
     const short = all.length > LONGEST_RANGES ? `${all.slice(0, all.lastIndexOf(",", LONGEST_RANGES))}, …` : all;
     const many = /[,-]/.test(rows);
-    return h("button", { type: "button", className: "plain rows-link", title: all.slice(0, 2000), onclick: () => this.onRow(Number.parseInt(rows, 10)) }, `${many ? "rows" : "row"} ${short}`);
+    return h(
+      "button",
+      {
+        type: "button",
+        className: "plain rows-link",
+        title: all.slice(0, 2000),
+        onclick: () => this.onRow(Number.parseInt(rows, 10)),
+      },
+      `${many ? "rows" : "row"} ${short}`,
+    );
   }
 }

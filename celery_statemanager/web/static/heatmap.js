@@ -39,59 +39,6 @@ export function layoutOf(width, count) {
   return { pitch, columns, perSquare, squares, lines: Math.ceil(squares / columns) };
 }
 
-// The class of each expected row of a tag, as runs [class, first, count] in the order of the rows.
-export class Runs {
-  constructor(rows, runs) {
-    this.rows = rows;
-    this.runs = runs;
-  }
-
-  // The number of the run that holds a row, or of the first one after it.
-  #at(row) {
-    let low = 0;
-    let high = this.runs.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (this.runs[middle][1] + this.runs[middle][2] <= row) low = middle + 1;
-      else high = middle;
-    }
-    return low;
-  }
-
-  classOf(row) {
-    const run = this.runs[this.#at(row)];
-    return run && run[1] <= row ? run[0] : null;
-  }
-
-  // Counts by class of the rows first … last - 1.
-  counts(first, last) {
-    const found = {};
-    for (let number = this.#at(first); number < this.runs.length; number++) {
-      const [name, begin, count] = this.runs[number];
-      if (begin >= last) break;
-      found[name] = (found[name] ?? 0) + Math.min(begin + count, last) - Math.max(begin, first);
-    }
-    return found;
-  }
-
-  // The next row of a class after a row, or the one before it; null if there is none.
-  next(name, row, step) {
-    let number = this.#at(step > 0 ? row + 1 : row);
-    if (step > 0) {
-      for (; number < this.runs.length; number++) {
-        const [found, begin] = this.runs[number];
-        if (found === name) return Math.max(begin, row + 1);
-      }
-      return null;
-    }
-    for (number = Math.min(number, this.runs.length - 1); number >= 0; number--) {
-      const [found, begin, count] = this.runs[number];
-      if (found === name && begin < row) return Math.min(begin + count, row) - 1;
-    }
-    return null;
-  }
-}
-
 export class HeatMap {
   constructor(canvas) {
     this.canvas = canvas;

@@ -5,7 +5,20 @@ import { JobFeed, countsOf, createBar, formatNumber, percentOf, updateBar } from
 import { Controls } from "./controls.js";
 import { Estimate } from "./estimate.js";
 import { Failures } from "./failures.js";
-import { apiAddress, get, h, jobOfPage, jobPage, jobPath, listPage, phaseBadge, serverNow, setIcon, setPhase, setText } from "./page.js";
+import {
+  apiAddress,
+  get,
+  h,
+  jobOfPage,
+  jobPage,
+  jobPath,
+  listPage,
+  phaseBadge,
+  serverNow,
+  setIcon,
+  setPhase,
+  setText,
+} from "./page.js";
 import { Rows } from "./rows.js";
 import { Stages } from "./stages.js";
 import { Why } from "./why.js";
@@ -62,6 +75,10 @@ const feed = new JobFeed(apiAddress(jobPath(job.jobId), { run_token: job.runToke
 
 function take(received) {
   const before = data;
+  if (before && before.createdAt !== received.createdAt) {
+    location.reload(); // another job with this id
+    return;
+  }
   data = received;
   estimate.add(data, serverNow());
   // Only the detailed answer has these fields. The newest one is kept until the next.
@@ -70,7 +87,8 @@ function take(received) {
   rows.update(data);
   stages.update(data);
   why.update(!data.settled || hasOpenCallbacks());
-  const changed = !before || ["phase", "settled", "generation", "failed", "notRun"].some((name) => before[name] !== data[name]);
+  const changed =
+    !before || ["phase", "settled", "generation", "failed", "notRun"].some((name) => before[name] !== data[name]);
   if (changed) why.read();
   if (changed && !received.failures) readDetails();
   else if (received.failures) drawDetails();
@@ -95,7 +113,8 @@ function readDetails() {
 }
 
 const hasEnded = (state) => Boolean(state) && (state.status < 0 || state.status === FINISHED);
-const hasOpenCallbacks = () => Object.values(details.callbacks ?? {}).some((each) => each.task && each.decidedAt && !hasEnded(each.state));
+const hasOpenCallbacks = () =>
+  Object.values(details.callbacks ?? {}).some((each) => each.task && each.decidedAt && !hasEnded(each.state));
 
 function drawDetails() {
   failures.update(details);
@@ -110,7 +129,11 @@ function draw() {
   const named = typeof title === "string" && title !== "";
   const shown = visible(named ? title : data.jobID);
   setText(part.title, shown);
-  const about = [named ? data.jobID : null, typeof owner === "string" ? owner : null, data.runToken ? `run ${data.runToken}` : null];
+  const about = [
+    named ? data.jobID : null,
+    typeof owner === "string" ? owner : null,
+    data.runToken ? `run ${data.runToken}` : null,
+  ];
   const texts = about.filter(Boolean).map(visible);
   if (part.about.dataset.shown !== texts.join()) {
     part.about.dataset.shown = texts.join();
@@ -143,14 +166,29 @@ function drawFacts() {
     [label, formatNumber(done), ` of ${formatNumber(total)}`],
     [data.settled ? "took" : "elapsed", duration(elapsed()), ""],
     left === null ? null : ["left", `≈ ${roughly(left)}`, ""],
-    failed ? ["failed", formatNumber(failed), data.maxFailed === null || data.maxFailed === undefined ? "" : ` of ${formatNumber(data.maxFailed)} tolerated`] : null,
+    failed
+      ? [
+          "failed",
+          formatNumber(failed),
+          data.maxFailed === null || data.maxFailed === undefined
+            ? ""
+            : ` of ${formatNumber(data.maxFailed)} tolerated`,
+        ]
+      : null,
     data.generation > 1 ? ["run", formatNumber(data.generation), ""] : null,
   ].filter(Boolean);
   const text = JSON.stringify(facts);
   if (part.facts.dataset.shown === text) return;
   part.facts.dataset.shown = text;
   part.facts.replaceChildren(
-    ...facts.map(([name, value, note]) => h("div", { className: name === "failed" ? "fact bad" : "fact" }, h("dt", {}, name), h("dd", { className: "number" }, value, h("span", { className: "of" }, note)))),
+    ...facts.map(([name, value, note]) =>
+      h(
+        "div",
+        { className: name === "failed" ? "fact bad" : "fact" },
+        h("dt", {}, name),
+        h("dd", { className: "number" }, value, h("span", { className: "of" }, note)),
+      ),
+    ),
   );
 }
 
@@ -208,7 +246,22 @@ function explain(kind, error) {
     h("h1", {}, kind === "missing" ? "There is no such job" : "You may not view this job"),
     h("div", { className: "explain" }, foreign(error.message)),
     jobs.length ? h("h2", {}, "Jobs with similar names") : null,
-    h("ul", { className: "similar" }, jobs.map((each) => h("li", {}, h("a", { href: jobPage(each.jobID, each.runToken), dir: "auto" }, visible(each.jobID), each.runToken ? ` (run ${visible(each.runToken)})` : "")))),
+    h(
+      "ul",
+      { className: "similar" },
+      jobs.map((each) =>
+        h(
+          "li",
+          {},
+          h(
+            "a",
+            { href: jobPage(each.jobID, each.runToken), dir: "auto" },
+            visible(each.jobID),
+            each.runToken ? ` (run ${visible(each.runToken)})` : "",
+          ),
+        ),
+      ),
+    ),
   );
 }
 
@@ -224,5 +277,12 @@ part.body.append(
   failures.element,
   callbacks.element,
 );
-document.getElementById("page").replaceChildren(h("nav", { className: "crumbs", "aria-label": "Pages" }, h("a", { href: listPage() }, "Jobs")), part.notice, part.body, part.spoken);
+document
+  .getElementById("page")
+  .replaceChildren(
+    h("nav", { className: "crumbs", "aria-label": "Pages" }, h("a", { href: listPage() }, "Jobs")),
+    part.notice,
+    part.body,
+    part.spoken,
+  );
 feed.start();

@@ -33,7 +33,12 @@ const phases = h(
   PHASES.map((phase) =>
     h(
       "button",
-      { type: "button", className: "choice", ariaPressed: String(phase === wanted.phase), onclick: () => choose(phase) },
+      {
+        type: "button",
+        className: "choice",
+        ariaPressed: String(phase === wanted.phase),
+        onclick: () => choose(phase),
+      },
       phase || "all",
     ),
   ),
@@ -191,11 +196,13 @@ document.addEventListener("keydown", (event) => {
 });
 
 setIcon("running", 62);
-document.getElementById("page").replaceChildren(
-  h("header", { className: "list-head" }, h("h1", {}, "Jobs"), search),
-  phases,
-  notice,
-  h("section", { "aria-label": "Jobs" }, head, list, empty),
-  pages,
-);
+document
+  .getElementById("page")
+  .replaceChildren(
+    h("header", { className: "list-head" }, h("h1", {}, "Jobs"), search),
+    phases,
+    notice,
+    h("section", { "aria-label": "Jobs" }, head, list, empty),
+    pages,
+  );
 read();

@@ -4,7 +4,8 @@ const root = new URL("..", import.meta.url);
 const query = new URLSearchParams(location.search);
 
 // The parameters that give access to a job or choose its run; every request and every link keeps the token.
-const kept = (names) => Object.fromEntries(names.filter((name) => query.has(name)).map((name) => [name, query.get(name)]));
+const kept = (names) =>
+  Object.fromEntries(names.filter((name) => query.has(name)).map((name) => [name, query.get(name)]));
 
 // Create an element. Texts become text nodes, never markup; null and false are left out.
 export function h(name, properties = {}, ...children) {

@@ -1,41 +1,53 @@
 // The rows of a job: a heat map for each tag, and the states of the selected row.
 
 import { CLASSES, LABELS, formatNumber } from "./celery-job.js";
-import { HeatMap, Runs, layoutOf, windowSize } from "./heatmap.js";
-import { get, h, jobPath, serverNow, setText } from "./page.js";
+import { Grid } from "./grid.js";
+import { HeatMap, layoutOf, windowSize } from "./heatmap.js";
+import { h, setText } from "./page.js";
+import { RowDetail } from "./row-detail.js";
 import { counted } from "./text.js";
-import { stateTable } from "./states.js";
-
-const READ_AT_MOST_EVERY = 1000;
-const COST_FACTOR = 10;
-const ROW_EVERY = 2000;
 
 export class Rows {
   constructor(job, onError) {
-    this.job = job;
-    this.onError = onError;
+    this.grid = new Grid(job, {
+      onRead: () => {
+        this.element.hidden = this.runs.size === 0;
+        this.draw();
+        this.detail.refresh();
+      },
+      onError,
+    });
+    this.runs = this.grid.runs;
     this.maps = new Map();
-    this.runs = new Map();
     this.range = null;
     this.cursor = 0;
-    this.selected = null;
-    this.settled = false;
-    this.reading = false;
-    this.again = false;
-    this.readAt = -Infinity;
-    this.cost = 0;
-    this.shownRow = null;
+    this.detail = new RowDetail(job, {
+      classesOf: (row) => new Map([...this.runs].map(([tag, runs]) => [tag, runs.classOf(row)])),
+      onClose: () => {
+        this.draw();
+        this.box.focus();
+      },
+      onError,
+    });
     this.#build();
   }
 
   #build() {
-    const button = (label, text, onclick) => h("button", { type: "button", className: "button small", "aria-label": label, onclick }, text);
+    const button = (label, text, onclick) =>
+      h("button", { type: "button", className: "button small", "aria-label": label, onclick }, text);
     this.readout = h("p", { className: "readout", id: "readout" });
     this.out = button("Show all rows", "All rows", () => this.#zoomOut());
     this.before = button("Earlier rows", "←", () => this.#shift(-1));
     this.after = button("Later rows", "→", () => this.#shift(1));
     this.nextFailed = button("Next failed row", "Next failed", () => this.#toFailed(1));
-    this.input = h("input", { id: "row", type: "text", inputMode: "numeric", autocomplete: "off", placeholder: "Row", "aria-label": "Go to row" });
+    this.input = h("input", {
+      id: "row",
+      type: "text",
+      inputMode: "numeric",
+      autocomplete: "off",
+      placeholder: "Row",
+      "aria-label": "Go to row",
+    });
     const goTo = h(
       "form",
       {
@@ -54,21 +66,27 @@ export class Rows {
       className: "maps",
       tabIndex: 0,
       role: "application",
-      "aria-label": "Rows by state. Arrow keys move, Enter opens a row, Escape shows all rows, F finds the next failed row.",
+      "aria-label":
+        "Rows by state. Arrow keys move, Enter opens a row, Escape shows all rows, F finds the next failed row.",
       "aria-describedby": "readout",
       onkeydown: (event) => this.#onKey(event),
       onfocus: () => this.draw(),
       onblur: () => this.draw(),
     });
     this.spoken = h("p", { className: "spoken", role: "status" });
-    this.detail = h("section", { className: "row-detail", hidden: true, "aria-label": "Selected row" });
     this.element = h(
       "section",
       { className: "rows", hidden: true },
-      h("div", { className: "section-head" }, h("h2", {}, "Rows"), this.readout, h("div", { className: "tools" }, this.out, this.before, this.after, this.nextFailed, goTo)),
+      h(
+        "div",
+        { className: "section-head" },
+        h("h2", {}, "Rows"),
+        this.readout,
+        h("div", { className: "tools" }, this.out, this.before, this.after, this.nextFailed, goTo),
+      ),
       this.box,
       this.spoken,
-      this.detail,
+      this.detail.element,
     );
     new ResizeObserver(() => this.draw()).observe(this.box);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
@@ -78,46 +96,13 @@ export class Rows {
     return this.data?.numTasks ?? 0;
   }
 
-  // Take a summary of the job. The grid is read again at a rate that its size allows.
+  // Take a summary of the job.
   update(data) {
     const first = !this.data;
     this.data = data;
-    this.settled = data.settled;
+    this.detail.settled = data.settled;
     if (first) this.range = [0, data.numTasks];
-    this.#read();
-  }
-
-  async #read() {
-    if (this.reading) {
-      this.again = true;
-      return;
-    }
-    this.reading = true;
-    this.again = false;
-    const wait = this.readAt + Math.max(READ_AT_MOST_EVERY, this.cost * COST_FACTOR) - performance.now();
-    if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
-    const begun = performance.now();
-    try {
-      const grid = await get(jobPath(this.job.jobId, "/grid"), { run_token: this.job.runToken });
-      for (const [tag, { rows, runs }] of Object.entries(grid.tags)) this.runs.set(tag, new Runs(rows, this.#named(tag, runs)));
-      for (const tag of this.runs.keys()) if (!(tag in grid.tags)) this.runs.delete(tag);
-      this.element.hidden = this.runs.size === 0;
-      this.draw();
-      this.#refreshRow();
-    } catch (error) {
-      this.onError(error);
-    }
-    this.readAt = performance.now();
-    this.cost = this.readAt - begun;
-    this.reading = false;
-    if (this.again) this.#read();
-  }
-
-  // Cells that a cancellation has ended are listed as failed. Show them apart if nothing else has failed.
-  #named(tag, runs) {
-    const { cancelled, tags } = this.data;
-    if (!cancelled || tags?.[tag]?.failedRows !== 0) return runs;
-    return runs.map(([name, first, count]) => [name === "failed" ? "cancelled" : name, first, count]);
+    this.grid.update(data);
   }
 
   #mapOf(tag) {
@@ -125,7 +110,7 @@ export class Rows {
     const canvas = h("canvas", {
       "aria-hidden": "true",
       onpointermove: (event) => this.#say(map.heat.rowAt(event.offsetX, event.offsetY)),
-      onpointerleave: () => this.#say(this.selected),
+      onpointerleave: () => this.#say(this.detail.row),
       onclick: (event) => {
         const row = map.heat.rowAt(event.offsetX, event.offsetY);
         if (row !== null) this.#open(row);
@@ -152,7 +137,7 @@ export class Rows {
     for (const [tag, runs] of this.runs) {
       const map = this.#mapOf(tag);
       if (!map.box.isConnected) this.box.append(map.box);
-      map.heat.draw({ runs, first, last, width, selected: this.selected, marked: focused ? this.cursor : null });
+      map.heat.draw({ runs, first, last, width, selected: this.detail.row, marked: focused ? this.cursor : null });
     }
     const zoomed = first > 0 || last < this.numTasks;
     this.perSquare = layoutOf(width, last - first).perSquare;
@@ -161,7 +146,7 @@ export class Rows {
     this.before.disabled = first === 0;
     this.after.disabled = last >= this.numTasks;
     this.nextFailed.hidden = ![...this.runs.values()].some((runs) => runs.next("failed", -1, 1) !== null);
-    if (!this.box.matches(":hover") && !focused) this.#say(this.selected);
+    if (!this.box.matches(":hover") && !focused) this.#say(this.detail.row);
   }
 
   // Describe the square of a row, or the range that is shown.
@@ -213,7 +198,7 @@ export class Rows {
 
   #move(row) {
     this.cursor = row;
-    if (this.perSquare === 1 && this.selected !== null) this.#select(row);
+    if (this.perSquare === 1 && this.detail.row !== null) this.detail.select(row);
     this.draw();
     this.#say(row, true);
   }
@@ -223,11 +208,13 @@ export class Rows {
     this.cursor = row;
     if (this.perSquare > 1) {
       const begin = this.#squareStart(row);
-      const failed = [...this.runs.values()].map((runs) => runs.next("failed", begin - 1, 1)).filter((found) => found !== null);
+      const failed = [...this.runs.values()]
+        .map((runs) => runs.next("failed", begin - 1, 1))
+        .filter((found) => found !== null);
       const worst = Math.min(...failed);
       this.goTo(worst < begin + this.perSquare ? worst : row, false);
     } else {
-      this.#select(row);
+      this.detail.select(row);
       this.draw();
     }
     this.#say(this.cursor, true);
@@ -240,14 +227,14 @@ export class Rows {
       this.range = [begin, Math.min(begin + size, this.numTasks)];
     }
     this.cursor = row;
-    if (select) this.#select(row);
+    if (select) this.detail.select(row);
     this.draw();
     this.#say(row, true);
   }
 
   #zoomOut() {
     this.range = [0, this.numTasks];
-    this.#select(null);
+    this.detail.select(null);
     this.draw();
     this.#say(null, true);
     if (document.activeElement === document.body) this.box.focus();
@@ -260,70 +247,18 @@ export class Rows {
     if ((first === 0 && last === this.numTasks) || begin < 0 || begin >= this.numTasks) return;
     this.range = [begin, Math.min(begin + size, this.numTasks)];
     this.cursor = begin;
-    this.#select(null);
+    this.detail.select(null);
     this.draw();
     this.#say(null, true);
   }
 
   #toFailed(step) {
-    const from = this.selected ?? this.cursor - step;
-    const find = (row) => [...this.runs.values()].map((runs) => runs.next("failed", row, step)).filter((found) => found !== null);
+    const from = this.detail.row ?? this.cursor - step;
+    const find = (row) =>
+      [...this.runs.values()].map((runs) => runs.next("failed", row, step)).filter((found) => found !== null);
     let found = find(from);
     if (!found.length) found = find(step > 0 ? -1 : this.numTasks);
     if (found.length) this.goTo(step > 0 ? Math.min(...found) : Math.max(...found));
-  }
-
-  #select(row) {
-    this.selected = row;
-    clearTimeout(this.rowTimer);
-    if (row === null) {
-      this.detail.hidden = true;
-      this.shownRow = null;
-      return;
-    }
-    this.#readRow();
-  }
-
-  #refreshRow() {
-    if (this.selected !== null && !this.rowTimer) this.#readRow();
-  }
-
-  async #readRow() {
-    const row = this.selected;
-    clearTimeout(this.rowTimer);
-    this.rowTimer = 0;
-    try {
-      const { states } = await get(jobPath(this.job.jobId, "/states"), { run_token: this.job.runToken, task_index: row });
-      if (row !== this.selected) return;
-      this.#showRow(row, states);
-    } catch (error) {
-      this.onError(error);
-    }
-    if (!this.settled && row === this.selected) {
-      this.rowTimer = setTimeout(() => {
-        this.rowTimer = 0;
-        if (!document.hidden) this.#refreshRow();
-      }, ROW_EVERY);
-    }
-  }
-
-  #showRow(row, states) {
-    const classes = new Map([...this.runs].map(([tag, runs]) => [tag, runs.classOf(row)]));
-    const text = JSON.stringify([row, states, [...classes]]);
-    if (text === this.shownRow) return;
-    this.shownRow = text;
-    const close = h("button", { type: "button", className: "plain", onclick: () => this.#closeRow() }, "Close");
-    this.detail.replaceChildren(
-      h("div", { className: "section-head" }, h("h3", {}, `Row ${formatNumber(row)}`), close),
-      states.length ? stateTable(states, serverNow(), classes) : h("p", { className: "empty" }, "No task of this row has begun."),
-    );
-    this.detail.hidden = false;
-  }
-
-  #closeRow() {
-    this.#select(null);
-    this.draw();
-    this.box.focus();
   }
 }
 

@@ -19,12 +19,26 @@ export class Stages {
     this.onRow = onRow;
     this.rows = new Map();
     this.opened = new Set();
-    this.keys = COLUMNS.map((name) => h("span", { className: "number key", "data-class": name }, h("span", { className: "swatch" }), h("span", {}, LABELS[name])));
+    this.keys = COLUMNS.map((name) =>
+      h(
+        "span",
+        { className: "number key", "data-class": name },
+        h("span", { className: "swatch" }),
+        h("span", {}, LABELS[name]),
+      ),
+    );
     this.list = h("ul", { className: "stage-list" });
     this.element = h(
       "section",
       { className: "stages", hidden: true, "aria-label": "Progress by tag" },
-      h("div", { className: "stage head" }, h("h2", {}, "Tags"), h("span"), h("span"), h("div", { className: "counts", "aria-hidden": "true" }, this.keys)),
+      h(
+        "div",
+        { className: "stage head" },
+        h("h2", {}, "Tags"),
+        h("span"),
+        h("span"),
+        h("div", { className: "counts", "aria-hidden": "true" }, this.keys),
+      ),
       this.list,
     );
   }
@@ -59,12 +73,26 @@ export class Stages {
 
   #rowOf(tag) {
     if (this.rows.has(tag)) return this.rows.get(tag);
-    const cells = COLUMNS.map(() => h("span", { className: "number count" }, h("span", {}), h("span", { className: "label" })));
-    const row = { cells, bar: createBar(), percent: h("span", { className: "number percent" }), why: h("div", { className: "why" }) };
+    const cells = COLUMNS.map(() =>
+      h("span", { className: "number count" }, h("span", {}), h("span", { className: "label" })),
+    );
+    const row = {
+      cells,
+      bar: createBar(),
+      percent: h("span", { className: "number percent" }),
+      why: h("div", { className: "why" }),
+    };
     row.item = h(
       "li",
       {},
-      h("div", { className: "stage" }, h("span", { className: "tag", dir: "auto" }, tag), row.bar, row.percent, h("div", { className: "counts" }, cells)),
+      h(
+        "div",
+        { className: "stage" },
+        h("span", { className: "tag", dir: "auto" }, tag),
+        row.bar,
+        row.percent,
+        h("div", { className: "counts" }, cells),
+      ),
       row.why,
     );
     this.rows.set(tag, row);
@@ -74,7 +102,8 @@ export class Stages {
   explain(reasons) {
     // While something runs, messages that wait in a queue are no news.
     const active = reasons.some((reason) => reason.code === "running");
-    const isUsual = ({ code, text }) => USUAL.has(code) || (active && code === "queued") || (code === "unpublished" && OWN_TURN.test(text));
+    const isUsual = ({ code, text }) =>
+      USUAL.has(code) || (active && code === "queued") || (code === "unpublished" && OWN_TURN.test(text));
     for (const [tag, { why }] of this.rows) {
       const here = merged(reasons.filter((reason) => reason.tag === tag && reason.taskIDs !== null));
       const stuck = here.filter((reason) => !isUsual(reason));
@@ -106,7 +135,11 @@ export class Stages {
   }
 
   #list(reasons) {
-    return h("ul", {}, reasons.map((reason) => this.#reason(reason)));
+    return h(
+      "ul",
+      {},
+      reasons.map((reason) => this.#reason(reason)),
+    );
   }
 
   #reason({ taskIDs, code, text }) {
@@ -115,7 +148,11 @@ export class Stages {
     const short = all.length > LONGEST_RANGES ? `${all.slice(0, cut)} … (${formatNumber(countRows(taskIDs))})` : all;
     const first = Number.parseInt(taskIDs, 10);
     const many = /[,-]/.test(taskIDs);
-    const link = h("button", { type: "button", className: "plain rows-link", title: all.slice(0, 2000), onclick: () => this.onRow(first) }, `${many ? "rows" : "row"} ${short}`);
+    const link = h(
+      "button",
+      { type: "button", className: "plain rows-link", title: all.slice(0, 2000), onclick: () => this.onRow(first) },
+      `${many ? "rows" : "row"} ${short}`,
+    );
     return h("li", { "data-code": code }, link, foreign(text, { limit: 500 }));
   }
 }

@@ -18,7 +18,11 @@ const statusOf = (state) => {
 
 // classes: the class in which the grid counts each tag's cell of this row.
 export function stateTable(states, now, classes) {
-  return h("ul", { className: "states" }, states.map((state) => stateItem(state, now, classOf(state, classes.get(state.tag)))));
+  return h(
+    "ul",
+    { className: "states" },
+    states.map((state) => stateItem(state, now, classOf(state, classes.get(state.tag)))),
+  );
 }
 
 function stateItem(state, now, shown) {
@@ -32,9 +36,16 @@ function stateItem(state, now, shown) {
     "li",
     {},
     h("span", { className: "tag", dir: "auto" }, state.tag),
-    h("span", { className: "status", "data-class": shown }, h("span", { className: "dot" }), shown === "notRun" ? LABELS.notRun : statusOf(state)),
+    h(
+      "span",
+      { className: "status", "data-class": shown },
+      h("span", { className: "dot" }),
+      shown === "notRun" ? LABELS.notRun : statusOf(state),
+    ),
     h("span", { className: "facts" }, facts),
     state.message ? foreign(state.message) : null,
-    state.payload ? h("div", { className: "payload" }, foreign(JSON.stringify(state.payload, null, 2), { lines: 12 })) : null,
+    state.payload
+      ? h("div", { className: "payload" }, foreign(JSON.stringify(state.payload, null, 2), { lines: 12 }))
+      : null,
   );
 }

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from celery_statemanager import Status
+from celery_statemanager.testing import Grid
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -131,14 +132,13 @@ def tab_to(page, selector):
     raise AssertionError(f"Tab does not reach {selector}")
 
 
-def test_the_heat_map_of_many_rows_zooms_to_one(submit, write, open_page):
-    job = submit("many", rows=100_000, tags=("scan",))
-    write(job.id, 70_123, "scan", Status.FAILED, "boom")
-    page = open_page(page_of(job), width=1_280)
+def test_the_heat_map_of_many_rows_zooms_to_one(states, write, open_page):
+    Grid.submitted(states.store, 100_000, ("scan",), "many")
+    write("many", 70_123, "scan", Status.FAILED, "boom")
+    page = open_page("/jobs/many")
     expect(page.locator(".readout")).to_have_text("0 – 99,999, 100 rows a square")
     page.locator("canvas").first.click(position={"x": 14, "y": 80})  # the squares of a line are 10,000 rows
     expect(page.locator(".readout")).to_contain_text("row 70,123 · scan failed")
-    page.keyboard.press("Tab")
     page.locator(".maps").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".states")).to_contain_text("boom")
