@@ -19,7 +19,7 @@ RUN = "2026-11-24"
 COMMANDS = {
     each.name: each.load()
     for each in entry_points(group="celery.commands")
-    if each.value.startswith("celery_statemanager.")
+    if each.value.startswith("celery_statemanager.") and each.name != "web-state"  # it serves until it is interrupted
 }
 EXAMPLES = sorted(
     line.strip()
