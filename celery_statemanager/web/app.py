@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
@@ -20,6 +20,7 @@ from celery_statemanager.web.errors import HANDLED, WebError, on_error
 from celery_statemanager.web.paths import EncodedPaths
 from celery_statemanager.web.site import Site
 from celery_statemanager.web.tokens import secret_of
+from celery_statemanager.web.wsgi import WSGIApp
 
 HEADERS = {
     "content-security-policy": (
@@ -71,11 +72,9 @@ def web_app(states: StateManager, authorize: Authorize, *, origins: Iterable[str
     return SafeHeaders(EncodedPaths(app))
 
 
-def wsgi_app(states: StateManager, authorize: Authorize, *, origins: Iterable[str] = ()) -> Any:
+def wsgi_app(states: StateManager, authorize: Authorize, *, origins: Iterable[str] = ()) -> WSGIApp:
     """Create the WSGI application; see ``StateManager.web_wsgi``."""
-    from a2wsgi import ASGIMiddleware
-
-    return ASGIMiddleware(cast("Any", web_app(states, authorize, origins=origins)))
+    return WSGIApp(web_app(states, authorize, origins=origins))
 
 
 async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,11 +26,19 @@ class EncodedPaths:
         if scope["type"] == "http":
             root, path = scope.get("root_path", ""), scope["path"]
             below = path.removeprefix(root) if path == root or path.startswith(root + "/") else path
-            encoded = encoded_end(scope.get("raw_path"), below)
+            encoded = encoded_end(scope.get("raw_path") or _raw_path_of(scope.get("wsgi_environ")), below)
             is_known = encoded is not None
             path = quote(below, safe="/") if encoded is None else encoded
             scope = {**scope, "path": path, "root_path": "", "outer": scope, "has_raw_path": is_known}
         await self._app(scope, receive, send)
+
+
+def _raw_path_of(environ: dict[str, str] | None) -> bytes | None:
+    """Return the encoded path from the variables that WSGI servers add to the standard ones, if they do."""
+    uri = (environ or {}).get("RAW_URI") or (environ or {}).get("REQUEST_URI")
+    if not uri:
+        return None
+    return (uri if uri.startswith("/") else urlsplit(uri).path).encode("latin-1", "replace")
 
 
 def encoded_end(raw_path: bytes | None, path: str) -> str | None:
