@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from celery_statemanager import leases
 from celery_statemanager.codec import state_of
 from celery_statemanager.durations import rough_duration
 from celery_statemanager.indexset import IndexSet
@@ -43,8 +44,8 @@ class Reason:
         tag: for a callback, the name of its latch, followed by ``.generation`` if that is an earlier one.
         rows: None for a callback.
         code: one word for programs: ``unpublished``, ``paused``, ``unwritten``, ``delayed``, ``queued``, ``received``,
-            ``waits``, ``running``, ``stalled``, ``lost``, ``retrying``, ``resetting``, ``written``, ``callback``,
-            ``more``.
+            ``waits``, ``running``, ``stalled``, ``silent``, ``lost``, ``retrying``, ``resetting``, ``written``,
+            ``callback``, ``more``.
         text: a sentence for people.
     """
 
@@ -232,11 +233,27 @@ class JobDiagnosis:
         where = f"on {host}, worker pid {pid}, {attempt}, {wrote}"
         if worker is not None and worker.lease_until > self.now and self._listed(worker, tag, row, cell):
             left = self._age(2 * self.now - worker.lease_until)
+            if self._is_silent(worker):
+                return "silent", self._silent(host, pid, worker)
             limits = f"; {worker.report.limits}" if worker.report.limits else ""
             if cell.stall.since:
                 return "stalled", f"{self._stalled(cell)} ({where}){limits}"
             return "running", f"running {where}, lease until {_clock(worker.lease_until)} ({left} more){limits}"
         return "lost", f"lost {where}: its worker is dead or no longer lists it; {self._sweep()}: {LOST_FATE}"
+
+    def _is_silent(self, worker: WorkerShare) -> bool:
+        """Return whether a live worker has missed a renewal of its record by half of the time between two."""
+        lease = worker.lease_until - worker.renewed_at
+        return self.now - worker.renewed_at > 1.5 * lease / leases.RENEWALS
+
+    def _silent(self, host: str, pid: str, worker: WorkerShare) -> str:
+        """Return for how long a worker has not renewed its record, and by when a sweep recovers its rows."""
+        text = f"worker {host}, pid {pid}, has been silent for {self._age(worker.renewed_at)}"
+        until, turn = worker.lease_until, self._workers.turn
+        if turn is None or self._workers.sweep_at is None:
+            return f"{text}; its lease ends at {_clock(until)}, and {self._sweep()}: its rows are recovered"
+        latest = until + 2 * (turn.lease_until - turn.renewed_at)  # sweeps are up to two intervals apart
+        return f"{text}; unless it returns, its rows are recovered at {_clock(latest)} at the latest"
 
     def _stalled(self, cell: Cell) -> str:
         """Return for how long the attempt of a live worker has not moved, and where its body stands."""

@@ -146,6 +146,32 @@ def test_a_running_row_reports_worker_attempt_and_age(store, job, clock):
     assert ("scan", "1", "running", expected) in reasons(store, job)
 
 
+def test_a_row_of_a_worker_that_has_missed_its_renewal_is_silent_until_its_lease_ends(store, job, clock):
+    begin(store, job, "scan", 1)
+    leases.try_acquire(store, "pod-1:1:x", 5.0)
+    leases.renew(store, WORKER, Report([cell_name(job.ref, "scan", 1)]), 30.0)
+    clock.advance(14)
+    assert next(code for tag, _, code, _ in reasons(store, job) if tag == "scan") == "running"
+    clock.advance(2)
+    leases.try_acquire(store, "pod-1:1:x", 5.0)
+    latest = clock_time(workers(store)[WORKER].lease_until + 10_000_000)
+    text = f"worker pod-3, pid 4711, has been silent for 16 s; unless it returns, its rows are recovered at {latest} at the latest"
+    assert ("scan", "1", "silent", text) in reasons(store, job)
+    leases.renew(store, WORKER, Report([cell_name(job.ref, "scan", 1)]), 30.0)
+    assert next(code for tag, _, code, _ in reasons(store, job) if tag == "scan") == "running"
+    clock.advance(31)
+    assert next(code for tag, _, code, _ in reasons(store, job) if tag == "scan") == "lost"
+
+
+def test_a_silent_worker_without_sweeps_is_reported_with_the_end_of_its_lease(store, job, clock):
+    begin(store, job, "scan", 1)
+    leases.renew(store, WORKER, Report([cell_name(job.ref, "scan", 1)]), 30.0)
+    clock.advance(20)
+    until = clock_time(workers(store)[WORKER].lease_until)
+    text = f"worker pod-3, pid 4711, has been silent for 20 s; its lease ends at {until}, and {UNSWEPT}: its rows are recovered"
+    assert ("scan", "1", "silent", text) in reasons(store, job)
+
+
 def test_a_running_row_reports_time_limits_without_effect(store, job):
     begin(store, job, "scan", 1)
     limits = "soft time limits have no effect in the gevent pool"
