@@ -130,12 +130,12 @@ app.conf.update(statemanager_store_url="memory://screenshots", statemanager_stor
 states = StateManager(app)
 
 
-@app.task(base=StatefulTask)
+@app.task(base=StatefulTask, name="shop.publish_catalogue")
 def publish_catalogue(job_id: str) -> None:
     """Stand for a callback."""
 
 
-@app.task(base=StatefulTask)
+@app.task(base=StatefulTask, name="shop.tell_owner")
 def tell_owner(job_id: str) -> None:
     """Stand for a callback."""
 
