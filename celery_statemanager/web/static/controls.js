@@ -10,7 +10,7 @@ export class Controls {
     this.onDone = onDone;
     this.onNotice = onNotice;
     this.element = h("div", { className: "controls", role: "group", "aria-label": "Controls" });
-    this.dialog = h("dialog", { "aria-labelledby": "question", onclose: () => this.dialog.replaceChildren() });
+    this.dialog = h("dialog", { "aria-labelledby": "question" });
     document.body.append(this.dialog);
   }
 
@@ -130,8 +130,10 @@ const COMMANDS = {
     label: "Cancel",
     verb: "Cancel job",
     question: "Cancel this job?",
-    explain: ({ notStarted, running }) =>
-      `${counted(notStarted, "task")} will not begin. ${formatNumber(running)} running ${running === 1 ? "task stops" : "tasks stop"} at the next write of a state.`,
+    explain: ({ notStarted, running }) => {
+      const stop = running === 1 ? "1 running task stops" : `${formatNumber(running)} running tasks stop`;
+      return `${counted(notStarted, "task")} will not begin.${running ? ` ${stop} at the next write of a state.` : ""}`;
+    },
     fields: reasonField,
     report: ({ cancelled }) =>
       cancelled === false ? "Not cancelled: the job has settled, or was cancelled before." : "Cancelled.",
