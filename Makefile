@@ -105,7 +105,7 @@ test-wheel: $(VENV)/.test
 	rm -f build-wheel.log
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install -U "pip>=25.1"
-	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[monitor]" --group dev
+	build/wheel/venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[monitor,web]" --group dev
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && venv/bin/python -m $(xdist) tests/unit tests/stores/test_contract.py tests/cli
 
@@ -163,7 +163,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) …"
-	@$(pip) install -e ".[monitor]"
+	@$(pip) install -e ".[monitor,web]"
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python

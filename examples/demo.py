@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from celery_statemanager.integration.submission.job import Job
-from examples.app import HOME, app
+from celery_statemanager.web.local import LocalServer
+from examples.app import HOME, app, states
 from examples.audit import audit, results
 from examples.report import lines
 
@@ -33,7 +35,8 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
-    with worker():
+    with worker(), page_of(job) as link:
+        print(f"Watch it in a browser, too: {link}\n", flush=True)
         monitor = subprocess.run([*CELERY, "monitor-state", "--job", job.id, *options.monitor], check=False)
         if monitor.returncode:
             return monitor.returncode
@@ -81,6 +84,19 @@ def worker() -> Iterator[None]:
                 running.wait()
 
 
+@contextmanager
+def page_of(job: Job) -> Iterator[str]:
+    """Serve the page of a job until the block ends. Yield a link that works once."""
+    server = LocalServer(states)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    try:
+        yield server.job_link(job)
+    finally:
+        server.stop()
+        serving.join()
+
+
 def wait_for_report(job: Job) -> dict:
     """Wait for the report, which a callback task writes after the job has settled."""
     path = results(job.id) / "report.json"
@@ -98,6 +114,7 @@ def next_steps(job_id: str) -> list[str]:
     home = os.path.relpath(HOME)
     prefix = ".venv/bin/" if Path(".venv/bin/celery").exists() else ""
     return [
+        f"{prefix}celery -A examples web-state    # the pages of all jobs",
         f"{prefix}celery -A examples list-state",
         f"{prefix}celery -A examples show-state {job_id}",
         f"{prefix}celery -A examples monitor-state {job_id} --tag hash",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 
@@ -208,7 +209,7 @@ async def describe(_: Site, request: Request) -> JSON:
                 "version": "1",
                 "description": "A token of a link is passed as the parameter token or as a bearer token.",
             },
-            "servers": [{"url": request.scope["outer"].get("root_path", "") or "/"}],
+            "servers": [{"url": quote(request.scope["mount"]) or "/"}],
             "paths": PATHS,
             "components": {"schemas": SCHEMAS},
         }

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import lru_cache
 from mimetypes import guess_type
 from pathlib import Path
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -40,9 +41,8 @@ async def static_file(_: Site, request: Request) -> Response:
 
 def add_slash(request: Request) -> Response:
     """Redirect from the mount point to the page of all jobs, whose relative URLs need the slash."""
-    outer = request.scope["outer"]
     query = f"?{request.url.query}" if request.url.query else ""
-    return RedirectResponse(f"{outer.get('root_path', '')}/{query}", 307)
+    return RedirectResponse(f"{quote(request.scope['mount'])}/{query}", 307)
 
 
 def _file(request: Request, name: str, headers: dict[str, str]) -> Response:

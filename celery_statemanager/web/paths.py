@@ -26,33 +26,33 @@ class EncodedPaths:
         if scope["type"] == "http":
             root, path = scope.get("root_path", ""), scope["path"]
             below = path.removeprefix(root) if path == root or path.startswith(root + "/") else path
-            encoded = encoded_end(scope.get("raw_path") or _raw_path_of(scope.get("wsgi_environ")), below)
+            raw = _raw_path_of(scope)
+            encoded = encoded_end(raw, below)
+            if encoded is None and below.endswith("/"):  # Litestar appends a slash to the path
+                encoded = encoded_end(raw, below[:-1])
             is_known = encoded is not None
             path = quote(below, safe="/") if encoded is None else encoded
-            scope = {**scope, "path": path, "root_path": "", "outer": scope, "has_raw_path": is_known}
+            mount = root or unquote(raw[: len(raw) - len(path)] if is_known else "")
+            scope = {**scope, "path": path, "root_path": "", "outer": scope, "mount": mount, "has_raw_path": is_known}
         await self._app(scope, receive, send)
 
 
-def _raw_path_of(environ: dict[str, str] | None) -> bytes | None:
-    """Return the encoded path from the variables that WSGI servers add to the standard ones, if they do."""
-    uri = (environ or {}).get("RAW_URI") or (environ or {}).get("REQUEST_URI")
-    if not uri:
-        return None
-    return (uri if uri.startswith("/") else urlsplit(uri).path).encode("latin-1", "replace")
+def _raw_path_of(scope: Scope) -> str:
+    """Return the encoded path of a request without its query, also over WSGI; empty if the server passes none on."""
+    raw: bytes | None = scope.get("raw_path")
+    if raw:
+        return raw.partition(b"?")[0].decode("latin-1")
+    environ = scope.get("wsgi_environ") or {}
+    uri = str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")
+    return (uri if uri.startswith("/") else urlsplit(uri).path).partition("?")[0]
 
 
-def encoded_end(raw_path: bytes | None, path: str) -> str | None:
+def encoded_end(raw: str, path: str) -> str | None:
     """Return the end of an encoded path that decodes to ``path``; None if there is none."""
-    if not raw_path:
-        return None
-    raw = raw_path.partition(b"?")[0].decode("latin-1")
-    if not path:
+    if not raw or not path:
         return "" if raw else None
-    for slash in re.finditer("/", raw):
-        end = raw[slash.start() :]
-        if unquote(end) == path:
-            return end
-    return None
+    ends = (raw[slash.start() :] for slash in re.finditer("/", raw))
+    return next((end for end in ends if unquote(end) == path), None)
 
 
 def name_of(segment: str) -> str:

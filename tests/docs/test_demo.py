@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,8 @@ def test_the_demo_audits_a_folder_and_prints_a_report(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "7 files, 97.7 KiB in 4 shards" in done.stdout
     assert "inner/large.bin" in done.stdout
+    assert re.search(r"in a browser, too: http://127\.0\.0\.1:\d+/jobs/\S+\?session=\S+\n", done.stdout)
+    assert "celery -A examples web-state" in done.stdout
     saved = report(tmp_path / "home")
     assert sorted(len(each["paths"]) for each in saved["duplicates"]) == [2, 2, 2]
     assert saved["bytes_by_type"] == {".bin": 100_000, ".txt": 54}

@@ -15,6 +15,7 @@ import pytest
 from celery import Celery
 from celery.bin.celery import celery as celery_command
 from celery.signals import worker_init
+from django.conf import settings as django_settings
 
 from celery_statemanager import State, errors
 from celery_statemanager.integration.body import WITHOUT_BODY
@@ -61,6 +62,8 @@ def names(tmp_path, monkeypatch):
     monkeypatch.setattr(worker_init, "receivers", [*worker_init.receivers])  # other tests start workers in this process
     names = example(__name__=f"readme_{uuid.uuid4().hex}")  # Celery registers tasks by module name
     names["app"].conf.update(EAGER)
+    if not django_settings.configured:
+        django_settings.configure()
     return names
 
 

@@ -23,6 +23,8 @@ HEAVY = (
     "asyncio",
     "opentelemetry",
     "msgpack",
+    "starlette",
+    "uvicorn",
 )
 
 USE = """

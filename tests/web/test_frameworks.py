@@ -56,6 +56,15 @@ def test_fastapi_mounts_it(states):
         assert client.get("/jobs").headers["location"].endswith("/jobs/")
 
 
+def test_litestar_mounts_it(states):
+    from litestar import Litestar, asgi
+
+    app = Litestar(route_handlers=[asgi("/jobs", is_mount=True, copy_scope=True)(states.web(everyone))])
+    with serving(app) as client:
+        check(client, "/jobs")
+        assert client.get("/jobs").headers["location"] == "/jobs/"
+
+
 @pytest.fixture
 def django_settings():
     if not settings.configured:

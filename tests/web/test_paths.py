@@ -59,7 +59,7 @@ def test_the_application_may_be_mounted_below_any_path(states, submit, depth):
         root = quote("/jöbs") * depth
         assert client.get(f"{root}/api/jobs/a%2Fb").json()["jobID"] == "a/b"
         assert client.get(f"{root}/").status_code == 200
-        assert client.get(f"{root}/api/openapi.json").json()["servers"][0]["url"] == "/jöbs" * depth
+        assert client.get(f"{root}/api/openapi.json").json()["servers"][0]["url"] == quote("/jöbs") * depth
 
 
 def test_the_mount_point_without_a_slash_redirects(states):
@@ -89,13 +89,11 @@ def test_a_server_without_raw_path_is_refused_for_names_with_a_slash(states, sub
 @pytest.mark.parametrize(
     ("raw", "path", "encoded"),
     [
-        (b"/jobs/api/jobs/a%2Fb", "/api/jobs/a/b", "/api/jobs/a%2Fb"),
-        (b"/api/jobs/a%2Fb", "/api/jobs/a/b", "/api/jobs/a%2Fb"),
-        (b"/api/jobs/a%2Fb?x=/api/jobs/a/b", "/api/jobs/a/b", "/api/jobs/a%2Fb"),
-        (b"/other", "/api", None),
-        (b"/jobs", "", ""),
-        (b"", "/", None),
-        (None, "/", None),
+        ("/jobs/api/jobs/a%2Fb", "/api/jobs/a/b", "/api/jobs/a%2Fb"),
+        ("/api/jobs/a%2Fb", "/api/jobs/a/b", "/api/jobs/a%2Fb"),
+        ("/other", "/api", None),
+        ("/jobs", "", ""),
+        ("", "/", None),
     ],
 )
 def test_the_encoded_path_is_the_end_that_decodes_to_the_path(raw, path, encoded):
