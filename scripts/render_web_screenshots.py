@@ -42,7 +42,7 @@ def show_list(page: Page) -> None:
 def show_running(page: Page) -> None:
     """Show a job that runs, one of whose workers was killed."""
     page.goto(f"/jobs/{PHOTOS.job_id}")
-    page.locator("[data-code=lost]").first.wait_for()
+    page.locator("[data-code=silent]").first.wait_for()
     page.locator(".callback-list li").first.wait_for()
 
 
@@ -58,7 +58,7 @@ def show_heat_map(page: Page) -> None:
     """Show the page of a job with 100,000 rows."""
     page.goto(f"/jobs/{EMBEDDINGS.job_id}")
     page.locator(".failure").first.wait_for()
-    page.locator("[data-code=lost]").first.wait_for()
+    page.locator("[data-code=silent]").first.wait_for()
     page.locator("canvas").first.wait_for()
 
 

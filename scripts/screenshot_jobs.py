@@ -16,11 +16,11 @@ from celery_statemanager.records import CALLBACK_ROW, Begin, Write
 
 NOW = 1_793_541_810.0
 LEASE = 30.0
-KILLED = 32.5
+KILLED = 18.5
 """Seconds since one of the workers was killed."""
 WORKERS = [f"pod-{number}:{pid}:{number:x}c" for number, pid in ((1, 41), (2, 38), (3, 44), (4, 41))]
 DEAD = WORKERS[2]
-"""The worker that was killed: its lease has passed, and no sweep has run since."""
+"""The worker that was killed: it is silent, and its lease has not ended yet."""
 
 REFUSED = "ConnectionError: storage.example.com:443 refused the connection"
 BROKEN = "UnidentifiedImageError: cannot identify image file 'IMG_{}.jpg'"

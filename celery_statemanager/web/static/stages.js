@@ -12,7 +12,18 @@ const COLUMNS = ["finished", "failed", "notRun", "running", "notStarted"];
 const USUAL = new Set(["running", "waits", "received", "written", "more"]);
 const AGES = /\d+ (s|min|h|d) ago|\(\d+ \w+ more\)/g;
 const OWN_TURN = /^(waits for its turn|being published)/;
-const URGENT = ["lost", "stalled", "retrying", "resetting", "unwritten", "queued", "unpublished", "delayed", "paused"];
+const URGENT = [
+  "lost",
+  "silent",
+  "stalled",
+  "retrying",
+  "resetting",
+  "unwritten",
+  "queued",
+  "unpublished",
+  "delayed",
+  "paused",
+];
 
 export class Stages {
   constructor(onRow) {
