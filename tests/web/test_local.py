@@ -118,9 +118,9 @@ def test_the_command_prints_a_link_and_ends_on_ctrl_c(project, browser):
     assert err == ""
 
 
-def test_the_command_warns_about_other_machines(project):
+def test_the_command_warns_about_other_machines(project, browser):
     with command(project, "--port", "0", "--host", "0.0.0.0") as process:
-        process.stdout.readline()
+        assert browser.get(process.stdout.readline().strip()).status_code == 303
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
     assert err == "warning: 0.0.0.0 is reachable from other machines, and the connection is not encrypted\n"
