@@ -19,7 +19,7 @@ _PACKAGES = {"celery", "kombu", __name__.partition(".")[0]}
 
 @lru_cache(maxsize=1)
 def renew_locks_in_children() -> None:
-    """Give all children that this process forks from now on locks of their own. Repeated calls have no effect."""
+    """Renew the locks in all children that this process forks from now on. Repeated calls have no effect."""
     os.register_at_fork(after_in_child=_renew_locks)
 
 

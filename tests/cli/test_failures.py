@@ -115,9 +115,12 @@ def test_show_state_groups_failures_for_programs(store, chain, command):
     assert failure == {
         "tag": "scan",
         "status": -1,
+        "statusName": "FAILED",
         "message": "OSError: cannot read disk #",
+        "count": 58,
         "taskIDs": rows,
         "notRun": {"hash": rows, "sign": rows},
+        "notRunCount": 116,
     }
 
 
