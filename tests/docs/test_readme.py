@@ -57,14 +57,18 @@ ROOT_PAGES = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 
 @pytest.fixture
 def names(tmp_path, monkeypatch):
-    """Return the names of the README's example, which the other pages continue."""
+    """Yield the names of the README's example, which the other pages continue."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(worker_init, "receivers", [*worker_init.receivers])  # other tests start workers in this process
     names = example(__name__=f"readme_{uuid.uuid4().hex}")  # Celery registers tasks by module name
     names["app"].conf.update(EAGER)
     if not django_settings.configured:
         django_settings.configure()
-    return names
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    yield names
+    root.handlers[:] = handlers  # Litestar has configured them
+    root.setLevel(level)
 
 
 def test_the_readme_has_one_example_near_its_top():

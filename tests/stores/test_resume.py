@@ -54,7 +54,7 @@ def test_a_killed_reader_continues_in_another_process(url: str) -> None:
         cursor, ended, killed = "", False, 0
         while not ended:
             assert killed < 20
-            cursor, ended = read_some(url, cursor, newest, writers if killed == 0 else [], at_most=25 * (killed + 1))
+            cursor, ended = read_some(url, cursor, newest, writers if killed == 0 else [], at_most=5 * (killed + 1))
             killed += 1
         for writer in writers:
             writer.join(PATIENCE)

@@ -59,7 +59,8 @@ def test_fastapi_mounts_it(states):
 def test_litestar_mounts_it(states):
     from litestar import Litestar, asgi
 
-    app = Litestar(route_handlers=[asgi("/jobs", is_mount=True, copy_scope=True)(states.web(everyone))])
+    jobs = asgi("/jobs", is_mount=True, copy_scope=True)(states.web(everyone))
+    app = Litestar(route_handlers=[jobs], logging_config=None)  # by default it configures the loggers of the process
     with serving(app) as client:
         check(client, "/jobs")
         assert client.get("/jobs").headers["location"] == "/jobs/"
