@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import socket
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, quote, urlencode
 
 import uvicorn
@@ -26,7 +25,9 @@ _USED = "This link was used already, or belongs to an earlier run of the server.
 class Sessions:
     """Exchanges one-time tokens for a session cookie. Requests of a session may do everything.
 
-    The name of the cookie contains the port, because browsers send the cookies of a host to all its ports.
+    The name of the cookie contains the port, because browsers send the cookies of a host to all its ports. A browser
+    sends it also when a page of another site, such as a terminal in a browser, has opened the link. Requests that
+    change something are protected by the header that they need.
     """
 
     def __init__(self, states: StateManager, port: int) -> None:
@@ -46,11 +47,7 @@ class Sessions:
 
     def has_session(self, request: Request) -> bool:
         """Return whether a request has the cookie."""
-        try:
-            found = SimpleCookie(request.headers.get("cookie", "")).get(self._cookie)
-        except CookieError:
-            return False
-        return found is not None and secrets.compare_digest(found.value.encode(), self._value.encode())
+        return secrets.compare_digest(request.cookies.get(self._cookie, "").encode(), self._value.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app
@@ -68,10 +65,11 @@ class Sessions:
             return PlainTextResponse(_USED, 403)
         query = [each for each in parse_qsl(request.url.query, keep_blank_values=True) if each[0] != PARAMETER]
         path = request.scope.get("raw_path", b"/").partition(b"?")[0].decode("latin-1")
-        response = RedirectResponse(path + (f"?{urlencode(query)}" if query else ""), 303)
+        location = "/" + path.lstrip("/")  # two slashes would begin the name of another host
+        response = RedirectResponse(location + (f"?{urlencode(query)}" if query else ""), 303)
         if is_unused:
             self._unused.discard(token)
-            response.set_cookie(self._cookie, self._value, httponly=True, samesite="strict")
+            response.set_cookie(self._cookie, self._value, httponly=True, samesite="lax")
         return response
 
 

@@ -52,7 +52,7 @@ def test_a_link_starts_one_session_and_disappears_from_the_address(server, brows
     assert location == "/jobs/a%2Fb%20%E2%98%83?run_token=1+2"
     cookie = response.headers["set-cookie"].lower()
     assert "httponly" in cookie
-    assert "samesite=strict" in cookie
+    assert "samesite=lax" in cookie
     assert response.headers["referrer-policy"] == "no-referrer"
     page = browser.get(httpx.URL(link).join(location))
     assert page.status_code == 200
@@ -76,6 +76,24 @@ def test_a_wrong_token_or_cookie_is_refused(server, browser):
     for cookie in ("statemanager=x", f"statemanager-{url.port}=x", f"statemanager-{url.port}=ä", "="):
         assert browser.get(url.join("/api/jobs"), headers={"Cookie": cookie.encode()}).status_code == 403
     assert browser.get(url).status_code == 303
+
+
+@pytest.mark.parametrize("other", ['theme={"dark": true}', 'text="open', "a b=1", "[x]=1", "name=é"])
+def test_cookies_of_other_servers_on_this_host_do_not_end_the_session(server, browser, other):
+    url = httpx.URL(server.link())
+    name, value = next(iter({**browser.get(url).cookies}.items()))
+    cookies = f"{other}; {name}={value}".encode()
+    with httpx.Client(timeout=PATIENCE, trust_env=False) as plain:
+        assert plain.get(url.join("/api/jobs"), headers={"Cookie": cookies}).status_code == 200
+
+
+def test_a_link_redirects_to_its_own_server_only(server, browser):
+    url = httpx.URL(server.link())
+    token = url.params["session"]
+    for session in (token, "x"):
+        for path in ("//evil.example/jobs", "///evil.example/jobs"):
+            response = browser.get(httpx.URL(url, raw_path=f"{path}?session={session}".encode()))
+            assert (response.status_code, response.headers["location"]) == (303, "/evil.example/jobs")
 
 
 @pytest.mark.parametrize(
