@@ -32,11 +32,16 @@ async def list_jobs(site: Site, request: Request) -> JSON:
         raise bad_request(f"text has at most {LONGEST_SEARCH} characters, not {len(text)}")
     try:
         before = None if cursor is None else sealer.unseal(cursor)
+    except ValueError:
+        raise bad_request(
+            f"cursor must be one that an earlier page has returned, not {short_repr(cursor)}; let all processes use the "
+            "same statemanager_web_secret",
+            "cursor",
+        ) from None
+    try:
         page = await in_thread(site.states.jobs, text, query.get("phase") or None, limit, before)
     except ValueError as error:
-        is_cursor = "sealed" in str(error)
-        message = f"cursor must be one that an earlier page has returned, not {short_repr(cursor)}"
-        raise bad_request(message if is_cursor else error, "cursor" if is_cursor else "invalid") from None
+        raise bad_request(error) from None
     jobs = await site.access.viewable(request, page.jobs)
     shown = await in_thread(_overviews, site, jobs)
     following = None if page.cursor is None else sealer.seal(page.cursor)

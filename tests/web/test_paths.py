@@ -153,6 +153,13 @@ def test_an_invalid_parameter_is_refused_with_its_name(client, submit, url):
     assert error["message"]
 
 
+@pytest.mark.parametrize(("query", "code"), [("phase=sealed", "invalid"), ("cursor=sealed", "cursor")])
+def test_an_invalid_parameter_of_a_list_is_not_taken_for_another(client, query, code):
+    error = client.get(f"/api/jobs?{query}").json()["error"]
+    assert error["code"] == code
+    assert error["message"].startswith(query.partition("=")[0])
+
+
 def test_an_unavailable_store_is_reported_with_the_time_to_retry(states, submit):
     submit("etl")
     states.store = FaultyStore(states.store)
