@@ -32,7 +32,7 @@ class Access:
     def __init__(self, authorize: Authorize, secret: str, origins: Iterable[str] = ()) -> None:
         if not callable(authorize):
             raise TypeError(f"authorize must be a function of (request, action, job), not {authorize!r:.60}")
-        self._authorize = authorize
+        self._authorize: Any = authorize
         self._is_async = _is_async(authorize)
         self._secret = secret
         self._origins = frozenset(map(_checked_origin, origins))
@@ -73,9 +73,8 @@ class Access:
 
     async def _ask(self, request: Request, asked: Sequence[tuple[str, Job | None]]) -> list[bool]:
         if self._is_async:
-            answers: list[Any] = [self._authorize(request, action, job) for action, job in asked]
-        else:
-            answers = await run_in_threadpool(lambda: [self._authorize(request, action, job) for action, job in asked])
+            return [bool(await self._authorize(request, action, job)) for action, job in asked]
+        answers = await run_in_threadpool(lambda: [self._authorize(request, action, job) for action, job in asked])
         return [bool(await answer if inspect.isawaitable(answer) else answer) for answer in answers]
 
     def check_origin(self, request: Request) -> None:

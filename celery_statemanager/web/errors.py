@@ -60,10 +60,15 @@ async def on_error(request: Request, error: Exception) -> Response:
     if is_api(request):
         body = {"error": {"code": known.code, "message": known.message, **known.extra}}
         return JSON(body, status_code=known.status, headers=known.headers)
-    root, title = relative_root(request), HTTPStatus(known.status).phrase
+    root, title = relative_root(request), _phrase(known.status)
     similar = _similar(known.extra.get("nearest") or [], root, request.query_params.get("token"))
     page = _PAGE.format(root=root, title=html.escape(title), message=html.escape(known.message), similar=similar)
     return HTMLResponse(page, status_code=known.status, headers=known.headers)
+
+
+def _phrase(status: int) -> str:
+    """Return the standard phrase of a status; ``Error`` if it has none."""
+    return HTTPStatus(status).phrase if status in {*HTTPStatus} else "Error"
 
 
 def _similar(jobs: list[dict[str, str | None]], root: str, token: str | None) -> str:
@@ -83,7 +88,7 @@ def _known(error: Exception) -> WebError:
     if isinstance(error, WebError):
         return error
     if isinstance(error, HTTPException):
-        phrase = HTTPStatus(error.status_code).phrase
+        phrase = _phrase(error.status_code)
         found = WebError(error.status_code, phrase.lower().replace(" ", "_"), str(error.detail or phrase))
         found.headers = dict(error.headers or {})
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 
@@ -125,6 +126,34 @@ def test_an_error_of_authorize_is_passed_on(states, jobs):
         response = client.get("/api/jobs")
         assert response.status_code == 500
         assert "password" not in response.text
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_error_of_authorize_for_one_job_of_a_list_leaves_no_coroutine(states, jobs):
+    asked = []
+
+    async def login(request, action, job):
+        asked.append(action)
+        if action == "view":
+            raise HTTPException(401)
+        return True
+
+    with serving(states.web(login)) as client:
+        assert client.get("/api/jobs").status_code == 401
+    gc.collect()
+    assert asked == ["list", "view"]
+
+
+def test_an_error_of_authorize_may_have_any_status(states, jobs):
+    def closed(request, action, job):
+        raise HTTPException(460, "closed for today")
+
+    with serving(states.web(closed)) as client:
+        response = client.get("/api/jobs")
+        assert (response.status_code, response.json()["error"]["message"]) == (460, "closed for today")
+        page = client.get("/")
+        assert page.status_code == 460
+        assert "closed for today" in page.text
 
 
 def test_authorize_sees_the_request_as_the_server_passed_it_on(states, jobs):
