@@ -189,9 +189,9 @@ class Cells:
         return message("settled", compact({"generation": number, "phase": shown.phase.value}), cursor=cursor)
 
 
-@lru_cache(maxsize=2_048)
+@lru_cache(maxsize=128)  # few, because a message and its state may take 64 KiB each, and stay after all clients have gone
 def _encoded(state: State, cursor: str, resync: bool) -> bytes:
-    """Return the message of one event. All clients of a job share it."""
+    """Return the message of one event. Clients of a job that read it at about the same time share it."""
     if resync:
         return message("reset", "{}", cursor=cursor)
     return message("state", encoded(state_to_json(state)).decode(), cursor=cursor)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import json
 import resource
 import socket
@@ -11,11 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import httpx
 import pytest
-from web_kit import HEADERS, PATIENCE, Server, everyone
+from web_kit import HEADERS, PATIENCE, Server, events, everyone
 
 from celery_statemanager import Manager
 from celery_statemanager.hub import hubs
@@ -122,6 +125,24 @@ def test_a_client_that_does_not_read_is_closed(states, submit, monkeypatch):
         assert httpx.get(f"{server.url}/api/jobs/etl", trust_env=False).status_code == 200
     finally:
         server.stop()
+
+
+def test_large_states_do_not_stay_in_memory(states, submit, client):
+    job = submit("etl", 600, ("scan",))
+    for row in range(600):
+        Manager(states.store, job._record, row).set_state("scan", 2, "x" * 60_000)
+    tracemalloc.start()
+    try:
+        with events(client, "/api/jobs/etl/events", view="cells") as stream:
+            assert len([*itertools.islice(stream, 600)]) == 600
+        deadline = time.monotonic() + 20
+        while hubs._hubs.get(states.store):
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.02)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 40 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_body_that_does_not_arrive_is_refused(client, submit, monkeypatch):
