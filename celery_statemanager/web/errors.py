@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -11,9 +12,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from celery_statemanager.errors import ConfigurationError, JobNotFound, StoreContended, StoreError, StoreUnavailable
+from celery_statemanager.errors import (
+    ConfigurationError,
+    JobNotFound,
+    StoreContended,
+    StoreError,
+    StoreUnavailable,
+    SubscriptionLost,
+)
 from celery_statemanager.web.paths import is_api, relative_root
 from celery_statemanager.web.wire import JSON
+
+logger = logging.getLogger("celery_statemanager.web")
+
+UNREACHABLE = "the store cannot be reached; the log of the server has the reason"
 
 RETRY_AFTER = 5
 """Seconds after which a client may try again while the store is unavailable."""
@@ -50,6 +62,18 @@ def bad_request(error: Exception | str, code: str = "invalid") -> WebError:
 def forbidden(message: str, code: str = "forbidden") -> WebError:
     """Return the error for a request that is not allowed."""
     return WebError(403, code, message)
+
+
+def public_message(error: Exception) -> str:
+    """Log an error of the store or of the settings, which may name addresses. Return what every client may know."""
+    logger.warning("cannot answer a request: %s", error)
+    if isinstance(error, StoreContended):
+        return "other writers changed the job at the same time; try again"
+    if isinstance(error, (StoreUnavailable, SubscriptionLost)):
+        return UNREACHABLE
+    if isinstance(error, ConfigurationError):
+        return "a setting of the server is invalid; its log has the reason"
+    return "the store failed to answer; the log of the server has the reason"
 
 
 async def on_error(request: Request, error: Exception) -> Response:
@@ -95,11 +119,11 @@ def _known(error: Exception) -> WebError:
     if isinstance(error, JobNotFound):
         return WebError(404, "no_job", str(error))
     if isinstance(error, StoreContended):
-        return WebError(409, "contended", str(error), retry_after=RETRY_AFTER)
+        return WebError(409, "contended", public_message(error), retry_after=RETRY_AFTER)
     if isinstance(error, StoreUnavailable):
-        return WebError(503, "unavailable", str(error), retry_after=RETRY_AFTER)
+        return WebError(503, "unavailable", public_message(error), retry_after=RETRY_AFTER)
     if isinstance(error, (StoreError, ConfigurationError)):
-        return WebError(500, "store" if isinstance(error, StoreError) else "configuration", str(error))
+        return WebError(500, "store" if isinstance(error, StoreError) else "configuration", public_message(error))
     return WebError(500, "internal", "the server failed to answer; its log has the reason")
 
 

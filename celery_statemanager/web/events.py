@@ -20,7 +20,7 @@ from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.limits import invalid_since, short_repr
 from celery_statemanager.models import State
 from celery_statemanager.overview import overview
-from celery_statemanager.web.errors import WebError, bad_request
+from celery_statemanager.web.errors import UNREACHABLE, WebError, bad_request, public_message
 from celery_statemanager.web.site import Site, in_thread
 from celery_statemanager.web.streams import EventStream, message, retry
 from celery_statemanager.web.summaries import feeds
@@ -88,9 +88,7 @@ async def stream_events(site: Site, request: Request) -> Response:
             return EventStream(cells.messages())
         await cells.open()
     except (StoreUnavailable, SubscriptionLost) as error:
-        return EventStream(_unavailable(str(error)), lifetime=lifetime)
-    except ValueError as error:
-        raise bad_request(error, "cursor") from None
+        return EventStream(_unavailable(public_message(error)), lifetime=lifetime)
     return EventStream(cells.messages(), cells.check, lifetime, cells.close)
 
 
@@ -146,8 +144,11 @@ class Cells:
         return self._job.asubscribe(until_settled=True, since=self._last)
 
     async def open(self) -> None:
-        """Open the subscription. Raises: JobNotFound, StoreError; ValueError – the cursor is invalid."""
-        await self._events.__aenter__()
+        """Open the subscription. Raises: WebError – the cursor is invalid; JobNotFound, StoreError."""
+        try:
+            await self._events.__aenter__()
+        except ValueError as error:
+            raise bad_request(error, "cursor") from None
 
     def close(self) -> None:
         """End the subscription."""
@@ -155,7 +156,7 @@ class Cells:
 
     def check(self) -> bytes | None:
         """Return the last message if the store is unavailable."""
-        return None if self._events.connected else _unavailable_message("the store is unavailable")
+        return None if self._events.connected else _unavailable_message(UNREACHABLE)
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Yield the messages of the stream."""
@@ -172,10 +173,8 @@ class Cells:
                 self._events = self._subscribe()
         except JobNotFound:
             yield message("deleted", "{}")
-        except StoreError as error:
-            yield _unavailable_message(str(error))
-        except SubscriptionLost as error:
-            yield _unavailable_message(error.why)
+        except (StoreError, SubscriptionLost) as error:
+            yield _unavailable_message(public_message(error))
         finally:
             await self._events.aclose()
 

@@ -17,6 +17,7 @@ from celery_statemanager.models import Scope
 from celery_statemanager.overview import overview
 from celery_statemanager.records import JobRef
 from celery_statemanager.stores import Store
+from celery_statemanager.web.errors import public_message
 from celery_statemanager.web.wire import summary_to_json
 
 INTERVAL = 0.5
@@ -81,7 +82,7 @@ class SummaryFeed:
         except JobNotFound:
             self._publish(end="deleted", detail={})
         except (StoreError, SubscriptionLost) as error:
-            self._publish(end="unavailable", detail={"message": str(error)})
+            self._publish(end="unavailable", detail={"message": public_message(error)})
         except Exception as error:
             self._publish(end="unavailable", detail={"message": f"cannot read the job: {type(error).__name__}"})
             raise

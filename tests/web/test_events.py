@@ -198,7 +198,9 @@ def test_a_store_that_goes_away_ends_the_stream_and_a_reconnect_continues(states
             seen = next(stream)
             with faulty.away():
                 Manager(faulty.inner, job._record, 1).set_state("scan", 50)  # ends the read of the watch
-                assert [each.name for each in stream][-1] == "unavailable"
+                end = [*stream][-1]
+                assert end.name == "unavailable"
+                assert end.data == {"message": "the store cannot be reached; the log of the server has the reason"}
         Manager(faulty.inner, job._record, 1).set_state("scan", 60)
         with events(client, EVENTS, view=view, last_event_id=seen.id) as stream:
             event = next(stream)

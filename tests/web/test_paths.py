@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from web_kit import HEADERS, everyone, serving
+from web_kit import HEADERS, everyone, new_states, serving
 
 from celery_statemanager.testing import FaultyStore
 from celery_statemanager.web.paths import encoded_end
@@ -169,6 +169,29 @@ def test_an_unavailable_store_is_reported_with_the_time_to_retry(states, submit)
             assert (response.status_code, response.headers["retry-after"]) == (503, "5"), url
             assert response.json()["error"]["code"] == "unavailable"
         assert client.get("/jobs/etl").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [
+        ("redis://ada:secret@127.0.0.1:1/0", 503, "unavailable"),
+        ("sqlite:////missing/secret/states.db", 500, "configuration"),
+    ],
+)
+def test_the_address_of_a_store_is_logged_and_not_shown(url, status, code, caplog):
+    shown = []
+    with serving(new_states(url).web(lambda request, action, job: False)) as client:
+        response = client.get("/api/jobs/etl")
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        shown.append(response.text)
+        for view in ("cells", "summary"):
+            response = client.get("/api/jobs/etl/events", params={"view": view})
+            assert response.status_code == (200 if code == "unavailable" else status)
+            shown.append(response.text)
+    assert all(code in each for each in shown)
+    assert not any(secret in each for each in shown for secret in ("127.0.0.1", "ada", "secret"))
+    address = url.replace("secret@", "**@")
+    assert [address in each.getMessage() for each in caplog.records] == [True] * 3
 
 
 @pytest.mark.parametrize(
