@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from celery_statemanager.integration.app import StateManager
 from celery_statemanager.web import cells, control, events, jobs, openapi, pages
@@ -78,7 +79,10 @@ def wsgi_app(states: StateManager, authorize: Authorize, *, origins: Iterable[st
 
 
 async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a path that is none of the routes."""
+    """Answer a path that is none of the routes, or a WebSocket."""
+    if scope["type"] == "websocket":
+        await WebSocketClose()(scope, receive, send)
+        return
     path = str(scope["path"])
     if not path:
         await pages.add_slash(Request(scope))(scope, receive, send)

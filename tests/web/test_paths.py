@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import quote
 
 import httpx
@@ -47,6 +48,21 @@ def test_an_invalid_name_is_refused(client, segment):
         assert response.status_code == 400, url
     assert client.get(f"/api/jobs/{segment}").json()["error"]["code"] == "name"
     assert client.get("/api/jobs/x", params={"run_token": "a\nb"}).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/jobs/etl", "/nothing", "", "/"])
+def test_a_websocket_is_refused(states, path):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": path, "raw_path": path.encode(), "headers": [], "query_string": b""}
+    asyncio.run(states.web(everyone)(scope, receive, send))
+    assert sent == [{"type": "websocket.close", "code": 1000, "reason": ""}]
 
 
 @pytest.mark.parametrize("depth", [1, 2])
