@@ -230,7 +230,7 @@ function onStatus(kind, error) {
   }
   if (kind === "deleted") controls.disable();
   if (kind in NOTES) say(NOTES[kind], true);
-  else if (kind === "unavailable") say(`${error?.message ?? "The store cannot be read."} Trying again …`, true);
+  else if (kind === "unavailable") say(`${error?.message ?? "the store cannot be read"}. Trying again …`, true);
   else if (before in NOTES || before === "unavailable") say("");
 }
 

@@ -172,7 +172,7 @@ async function read() {
     }
     failures += 1;
     delay = Math.min(POLL_AT_LEAST_EVERY, POLL_EVERY * 1.5 ** failures);
-    setText(notice, error.status ? `${error.message} Trying again …` : "Connection lost. Connecting again …");
+    setText(notice, error.status ? `${error.message}. Trying again …` : "Connection lost. Connecting again …");
   }
   timer = setTimeout(poll, delay);
 }

@@ -61,7 +61,7 @@ export function jobOfPage() {
 
 export class ApiError extends Error {
   constructor(status, body) {
-    super(body?.error?.message ?? `The server answered with status ${status}.`);
+    super(body?.error?.message ?? `the server answered with status ${status}`);
     this.status = status;
     this.nearest = body?.error?.nearest ?? [];
   }
