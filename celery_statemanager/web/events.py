@@ -188,7 +188,7 @@ class Cells:
         return message("settled", compact({"generation": number, "phase": shown.phase.value}), cursor=cursor)
 
 
-@lru_cache(maxsize=128)  # few, because a message and its state may take 64 KiB each, and stay after all clients have gone
+@lru_cache(maxsize=128)  # few, because a message and its state may take 64 KiB each, and outlive all clients
 def _encoded(state: State, cursor: str, resync: bool) -> bytes:
     """Return the message of one event. Clients of a job that read it at about the same time share it."""
     if resync:

@@ -34,8 +34,8 @@ async def list_jobs(site: Site, request: Request) -> JSON:
         before = None if cursor is None else sealer.unseal(cursor)
     except ValueError:
         raise bad_request(
-            f"cursor must be one that an earlier page has returned, not {short_repr(cursor)}; let all processes use the "
-            "same statemanager_web_secret",
+            f"cursor must be one that an earlier page has returned, not {short_repr(cursor)}; let all processes use "
+            "the same statemanager_web_secret",
             "cursor",
         ) from None
     try:

@@ -94,6 +94,7 @@ _FAILURE = {
 }
 _DETAILS = {
     "tags": _map(_object(_SUMMARY)),
+    "tagOrder": _list(_TEXT),
     "callbacks": _map(_object(_CALLBACK)),
     "failures": _list(_object(_FAILURE)),
     "otherFailed": _COUNT,

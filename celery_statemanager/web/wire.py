@@ -54,17 +54,16 @@ def overview_to_json(shown: Overview) -> dict[str, Any]:
 
 def summary_to_json(shown: Overview) -> dict[str, Any]:
     """Return a job and its counts by tag, in the order of the stages, as a JSON object."""
-    return {**overview_to_json(shown), "tags": {tag: _counts(each) for tag, each in shown.tags.items()}}
+    return {**overview_to_json(shown), **_tags(shown)}
 
 
 def view_to_json(view: JobView) -> dict[str, Any]:
     """Return everything about a job, except its cells, as a JSON object."""
     wire = view_to_wire(view)
     found = {name: value for name, value in wire.items() if name not in _OMITTED}
-    tags = {tag: _counts(each) for tag, each in view.overview.tags.items()}
     for each in found["callbacks"].values():
         each["state"] = each["state"] and _named(each["state"])
-    return {**found, "percent": percent_of(view.overview.summary.fraction), "tags": tags}
+    return {**found, "percent": percent_of(view.overview.summary.fraction), **_tags(view.overview)}
 
 
 def _named(state: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +75,11 @@ def _named(state: dict[str, Any]) -> dict[str, Any]:
 _SETS = frozenset({"failedIDs", "runningIDs", "missingIDs", "notRunIDs", "stalledIDs"})
 _OMITTED = _SETS | {"states", "statesHidden"}
 """What other routes return in pages, because its size grows with the job."""
+
+
+def _tags(shown: Overview) -> dict[str, Any]:
+    """Return the counts by tag, and the order of the stages, because JavaScript sorts names that are numbers first."""
+    return {"tags": {tag: _counts(each) for tag, each in shown.tags.items()}, "tagOrder": [*shown.tags]}
 
 
 def _counts(summary: Summary) -> dict[str, Any]:

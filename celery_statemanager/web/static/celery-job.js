@@ -191,6 +191,12 @@ export class JobFeed {
 // Rounded down: 100 only if everything is done.
 export const percentOf = (summary) => Math.floor(summary.percent ?? 0);
 
+// The tags of a job in the order of its stages. Names that are numbers come first in an object.
+export function tagsOf({ tags = {}, tagOrder = [] }) {
+  const names = new Set([...tagOrder, ...Object.keys(tags)]);
+  return [...names].filter((tag) => Object.hasOwn(tags, tag)).map((tag) => [tag, tags[tag]]);
+}
+
 // The JSON counts cells that a cancellation has ended as failed. Count them apart.
 export function countsOf(summary, job) {
   const failed = job.cancelled ? Math.min(summary.failed, summary.failedRows) : summary.failed;
@@ -360,13 +366,13 @@ class CeleryJob extends HTMLElement {
     value.textContent = `${data.phase} · ${percentOf(data)}%`;
     const said = `${name.textContent}: ${data.phase}${data.settled ? `, ${percentOf(data)}%` : ""}`;
     if (spoken.textContent !== said) spoken.textContent = said;
-    const shown = compact || !data.tags ? { "": data } : data.tags;
+    const shown = new Map(compact || !data.tags ? [["", data]] : tagsOf(data));
     for (const [tag, row] of this.#rows) {
-      if (tag in shown) continue;
+      if (shown.has(tag)) continue;
       row.box.remove();
       this.#rows.delete(tag);
     }
-    for (const [tag, summary] of Object.entries(shown)) {
+    for (const [tag, summary] of shown) {
       const row = this.#row(tag);
       bars.append(row.box);
       row.percent.textContent = `${percentOf(summary)}%`;

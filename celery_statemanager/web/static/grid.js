@@ -1,5 +1,6 @@
 // The class of every cell of a job. It is read again after changes, at a rate that its size allows.
 
+import { tagsOf } from "./celery-job.js";
 import { get, jobPath } from "./page.js";
 
 const READ_AT_MOST_EVERY = 1000;
@@ -89,7 +90,7 @@ export class Grid {
     try {
       const { tags } = await get(jobPath(this.job.jobId, "/grid"), { run_token: this.job.runToken });
       for (const tag of this.runs.keys()) if (!(tag in tags)) this.runs.delete(tag);
-      for (const [tag, { rows, runs }] of Object.entries(tags))
+      for (const [tag, { rows, runs }] of tagsOf({ tags, tagOrder: this.data.tagOrder }))
         this.runs.set(tag, new Runs(rows, this.#named(tag, runs)));
       this.onRead();
     } catch (error) {

@@ -1,7 +1,7 @@
 // The page of one job. It reads summaries from the job's events, and the rest when these show a change.
 
 import { Callbacks } from "./callbacks.js";
-import { JobFeed, countsOf, createBar, formatNumber, percentOf, updateBar } from "./celery-job.js";
+import { JobFeed, countsOf, createBar, formatNumber, percentOf, tagsOf, updateBar } from "./celery-job.js";
 import { Controls } from "./controls.js";
 import { Estimate } from "./estimate.js";
 import { Failures } from "./failures.js";
@@ -152,8 +152,7 @@ function draw() {
 }
 
 function rowsDone() {
-  const tags = Object.values(data.tags ?? {});
-  const last = tags.at(-1);
+  const last = tagsOf(data).at(-1)?.[1];
   if (last && last.expected === data.numTasks) return ["rows done", last.finished, data.numTasks];
   return ["tasks done", data.finished, data.expected];
 }

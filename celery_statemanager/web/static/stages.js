@@ -1,6 +1,6 @@
 // The tags of a job in the order of their stages: bars, counts, and why cells that are open have not ended.
 
-import { LABELS, countsOf, createBar, formatNumber, percentOf, updateBar } from "./celery-job.js";
+import { LABELS, countsOf, createBar, formatNumber, percentOf, tagsOf, updateBar } from "./celery-job.js";
 import { h, setText } from "./page.js";
 import { countRows, foreign, ranges } from "./text.js";
 
@@ -55,7 +55,7 @@ export class Stages {
   }
 
   update(data) {
-    const tags = Object.entries(data.tags ?? {});
+    const tags = tagsOf(data);
     this.element.hidden = !tags.length;
     for (const [tag, row] of this.rows) {
       if (data.tags && tag in data.tags) continue;

@@ -154,3 +154,11 @@ def test_a_deleted_job_and_an_unknown_one(etl, submit, open_page):
     page.goto("/jobs/invoices-2")
     page.get_by_role("link", name="invoices-1").click()
     expect(page.get_by_role("heading", name="invoices-1")).to_be_visible()
+
+
+def test_tags_that_are_numbers_are_shown_in_the_order_of_their_stages(submit, write, open_page):
+    submit("etl", rows=2, tags=("b", "10", "2"))
+    write("etl", 0, "b")
+    page = open_page("/jobs/etl")
+    expect(page.locator(".stage-list .tag")).to_have_text(["b", "10", "2"])
+    expect(page.locator(".fact", has_text="rows done")).to_contain_text("0 of 2")
