@@ -20,10 +20,14 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 
 Messages = AsyncIterator[bytes]
 
+_LINE_BREAKS = {ord(each): f"\\u{ord(each):04x}" for each in "\x85\u2028\u2029"}
+"""The line breaks of Unicode that JSON does not escape. Clients that split texts by lines would end an event there."""
+
 
 def message(event: str, data: str, *, cursor: str | None = None) -> bytes:
     """Return one event of a stream. ``data`` is JSON text without line breaks."""
     number = "" if cursor is None else f"id: {cursor}\n"
+    data = data if data.isascii() else data.translate(_LINE_BREAKS)
     return f"event: {event}\n{number}data: {data}\n\n".encode("utf-8", "backslashreplace")
 
 

@@ -210,6 +210,16 @@ def test_a_store_that_goes_away_ends_the_stream_and_a_reconnect_continues(states
                 assert event.data["running"] == 2
 
 
+@pytest.mark.parametrize("view", ["cells", "summary"])
+def test_an_event_is_one_line_for_every_client(client, submit, view):
+    text = "a\u2028b\u2029c\u0085d\r\ne\x0bf\x0cg\x1ch"
+    job = submit("etl", 1, ("scan",), metadata={"title": text})
+    Manager(job._tracker.store, job._record, 0).set_state("scan", 2, text)
+    with events(client, EVENTS, view=view) as stream:
+        data = next(stream).data
+    assert (data["message"] if view == "cells" else data["metadata"]["title"]) == text
+
+
 def test_heartbeats_keep_the_stream_alive(client, job, monkeypatch):
     monkeypatch.setattr("celery_statemanager.web.streams.HEARTBEAT", 0.05)
     with client.stream("GET", EVENTS, params={"view": "cells"}) as response:
