@@ -20,16 +20,16 @@ from celery_statemanager.stores.base import Store
 from celery_statemanager.stores.transactional import CellKey
 from celery_statemanager.subscription import Subscription
 
-LIST_PATIENCE = 60.0
-"""Seconds to wait until the hub has listed the job, before the store counts as unavailable."""
+LISTING_TIMEOUT = 60.0
+"""Seconds within which the hub must have listed the job. After that the store is treated as unavailable."""
 
 
 class AsyncSubscription(AsyncIterator[StateEvent]):
     """An asynchronous iterator over the existing states, and then over changes, as ``Subscription``.
 
-    It opens at its first use, in any event loop. One task may read it. A read that is cancelled, for example by
-    ``asyncio.wait_for``, loses no event. It closes at its end, at the end of ``async with``, by ``aclose``, or when no
-    reference to it is left, for example after ``break``.
+    It opens at its first use, in any event loop. Only one task may read it at a time. A read that is cancelled, for
+    example by ``asyncio.wait_for``, loses no event. The subscription closes at its end, at the end of ``async with``,
+    by ``aclose``, or when no reference to it is left, for example after ``break``.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
         reader, reference = asyncio.current_task(), weakref.ref(self)
         self._reader = None if reader is None else weakref.ref(reader)
 
-        def close(ended: asyncio.Task[Any]) -> None:  # a cancelled task may refer to its subscription for long
+        def close(ended: asyncio.Task[Any]) -> None:  # a cancelled task may keep its reference to the subscription
             subscription = reference()
             if subscription is not None and subscription._reader is not None and subscription._reader() is ended:
                 subscription.close()
@@ -127,7 +127,7 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
         joined = hub.hubs.acquire(self._store, self._ref, self._watched)
         try:
             if self._until_settled:
-                joined.checks_settlement = True  # before the check, so that the hub notices what follows it
+                joined.checks_settlement = True  # before the check, so that the hub checks after all later changes
             settled = self._until_settled and self._has_settled()
             if settled:
                 self._join_settled()
@@ -167,8 +167,9 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
 
     def _find_changed(self, joined: hub.Hub) -> None:
         """Find the cells that have changed since the cursor. The hub delivers their states, and all later ones."""
-        if not joined.listed.wait(LIST_PATIENCE):
-            raise StoreUnavailable(f"the states of job {self._ref.key.job_id!r} were not read in {LIST_PATIENCE:g} s")
+        if not joined.listed.wait(LISTING_TIMEOUT):
+            job_id = self._ref.key.job_id
+            raise StoreUnavailable(f"the states of job {job_id!r} were not read within {LISTING_TIMEOUT:g} s")
         versions: dict[CellKey, int] = {}
         with Subscription(self._store, self._ref, self._scope, since=self._since) as earlier:
             while (event := earlier.get(0.0)) is not None:

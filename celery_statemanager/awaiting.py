@@ -1,4 +1,4 @@
-"""Asynchronous forms of blocking calls. ``asyncio`` is imported by the first one, because most processes use none."""
+"""Asynchronous forms of blocking calls. The first call imports ``asyncio``, because most processes do not need it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ async def in_thread(call: Callable[P, T], *args: P.args, **options: P.kwargs) ->
 
 
 async def wait_settled(store: Store, job: JobRecord, seconds: float | None) -> bool:
-    """Wait until the present generation of a job has settled or another one has begun, or the job was deleted.
+    """Return True when the current generation of a job has settled, another one has begun, or the job was deleted.
 
-    All that wait for a job in this process share one watch. Returns: False after the given seconds.
+    Return False after the given seconds; None waits without a limit. All callers in this process share one watch of
+    the job. Raises: JobNotFound, StoreError, SubscriptionLost.
     """
     import asyncio
 

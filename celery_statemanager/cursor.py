@@ -1,4 +1,4 @@
-"""The cursors of subscriptions: where any process continues. Pure."""
+"""The cursors of subscriptions: positions from which any process can continue. Pure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CURSOR = re.compile(r"([\w-]{0,64}):([\w.-]{1,100})(?:@([0-9]{1,18})\.([0-9]{1,
 
 
 class Cursor(NamedTuple):
-    """``StateEvent.cursor``, taken apart.
+    """The parts of ``StateEvent.cursor``.
 
     Attributes:
         incarnation: that of the job.
         position: the cursor of a watch, up to which all changes were delivered.
-        listed: the last state that was delivered of a list that was read after this position; None for all.
+        listed: the last delivered state of a list that was read after this position; None if the list was complete.
     """
 
     incarnation: str

@@ -1,7 +1,8 @@
 """One watch per job and process for all its asynchronous subscribers, in any event loop (rule R24).
 
-A thread reads a subscription and appends its events to a log, which holds the last event of each cell in the order of
-the changes. A subscriber is a position in the log: it holds no states, and skips versions when it is slow.
+A thread reads a subscription and appends its events to a log. The log contains the last event of each cell, in the
+order of the changes. A subscriber stores a position in the log and at most ``CHUNK`` events. A slow subscriber skips
+versions.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from celery_statemanager.stores.transactional import CellKey
 from celery_statemanager.subscription import Subscription
 
 CHUNK = 32
-"""Events that a subscriber takes from the log at once, before others of its event loop have their turn."""
+"""Maximum number of events that a subscriber takes from the log before other tasks of its event loop run."""
 
 WOKEN_AT_ONCE = 32
-"""Subscribers that run in one iteration of an event loop. A multiple of them may wait."""
+"""Maximum number of subscribers that run in one iteration of an event loop."""
 
 Chunk = tuple[tuple[int, StateEvent], ...]
 """Events with their numbers."""
@@ -56,21 +57,21 @@ class StateLog:
         if len(self._numbers) > 2 * len(self._newest) + 64:
             live = [each for each in zip(self._numbers, self._events) if self._is_live(*each)]
             numbers, events = [number for number, _ in live], [event for _, event in live]
-            with self._lock:  # readers wait for the exchange only; no other thread adds events
+            with self._lock:  # readers wait only for the assignment, because no other thread adds events
                 self._numbers, self._events = numbers, events
 
     def after(self, number: int) -> Chunk:
         """Return the first events after one of this number. Subscribers at the same number get the same object."""
         with self._lock:
-            asked = number, self.end
-            if self._last_read[0] != asked:
+            request = number, self.end
+            if self._last_read[0] != request:
                 found: list[tuple[int, StateEvent]] = []
                 for at in range(bisect_right(self._numbers, number), len(self._numbers)):
                     if self._is_live(self._numbers[at], self._events[at]):
                         found.append((self._numbers[at], self._events[at]))
                         if len(found) == CHUNK:
                             break
-                self._last_read = asked, tuple(found)
+                self._last_read = request, tuple(found)
             return self._last_read[1]
 
     def get(self, number: int) -> StateEvent | None:
@@ -82,7 +83,7 @@ class StateLog:
             return self._events[at] if self._is_live(number, self._events[at]) else None
 
     def numbers_of(self, versions: dict[CellKey, int]) -> tuple[list[int], int]:
-        """Return the numbers of these cells, oldest change first, and the number of the last event.
+        """Return the numbers of the events of these cells in increasing order, and the number of the last event.
 
         A cell whose version has not arrived is left out: its event will have a later number.
         """
@@ -159,8 +160,8 @@ class Hub:
         error: why it has ended; None if it was closed or the job was deleted.
         users: the number of its subscribers.
         checks_settlement: whether a subscriber waits until the job settles.
-        settlement: the number of the last event before it was found that the job has settled or has a new generation,
-            the generation, and whether it has settled.
+        settlement: the result of the last check that found a settled job or a new generation: the number of the last
+            event that preceded it, the generation, and whether it has settled.
     """
 
     def __init__(self, store: Store, ref: JobRef, scope: Scope) -> None:
@@ -263,7 +264,7 @@ class Hubs:
         self._hubs: weakref.WeakKeyDictionary[Store, dict[tuple[JobRef, Scope], Hub]] = weakref.WeakKeyDictionary()
 
     def acquire(self, store: Store, ref: JobRef, scope: Scope) -> Hub:
-        """Return the hub of a job, and start it if it is new. Raises: JobNotFound, StoreError."""
+        """Return the hub of a job. Start one if none is running. Raises: JobNotFound, StoreError."""
         with self._lock:
             hubs = self._hubs.setdefault(store, {})
             hub = hubs.get((ref, scope))
@@ -278,7 +279,7 @@ class Hubs:
         return hub
 
     def release(self, store: Store, ref: JobRef, scope: Scope, hub: Hub) -> None:
-        """End the use of a hub; its last user closes it."""
+        """End the use of a hub. The last user closes it."""
         with self._lock:
             hub.users -= 1
             if hub.users:

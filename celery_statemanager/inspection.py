@@ -29,7 +29,7 @@ class Callback:
 
     Attributes:
         task: the name of the callback's task; None without a callback.
-        cell: its run; None until it has begun.
+        cell: the cell of its task; None until it has begun.
     """
 
     latch: Latch
@@ -39,7 +39,7 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """What is shown of a job.
+    """The data of one job for commands and the web.
 
     Attributes:
         callbacks: by the latch's name.
@@ -47,7 +47,7 @@ class JobView:
         running: of some running cells.
         hidden: the number of failed and running cells that are not among them.
         failures: failed cells by cause; not all cells, if there are many.
-        now: by the store's clock.
+        now: the time of the store's clock when the job was read.
         outbox: which rows were published; None for a job without messages.
     """
 
@@ -74,7 +74,7 @@ def overview_to_wire(shown: Overview) -> dict[str, Any]:
 
 
 def reason_to_wire(reason: Reason) -> dict[str, str | None]:
-    """Return a reason why a job is not done as a JSON object."""
+    """Return a reason why a job has not settled as a JSON object."""
     rows = None if reason.rows is None else str(reason.rows)
     return {"tag": reason.tag, "taskIDs": rows, "code": reason.code, "text": reason.text}
 
@@ -103,7 +103,7 @@ def read_job(store: Outbox, job: JobRecord, limit: int = 0) -> JobView:
 
 
 def _cells(shown: Overview, kind: str) -> Iterator[tuple[str, int]]:
-    """Yield the cells of a class, ``failed``, ``running`` or ``not_run``; those that a cancellation ended last."""
+    """Yield the cells of a class: ``failed``, ``running`` or ``not_run``. Cells that a cancellation ended come last."""
     for column in shown.columns:
         yield from ((column.tag, row) for row in getattr(column, kind) or ())
     for column, rows in zip(shown.columns, _rows(shown, kind)):

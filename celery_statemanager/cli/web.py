@@ -12,9 +12,9 @@ from celery_statemanager.errors import ConfigurationError
 
 _HELP = """Serve pages of all jobs, with live progress, until Ctrl-C.
 
-It prints a link that works once: the browser that opens it gets a cookie for
-this run of the command. Whoever opens it may see, pause, cancel and rerun all
-jobs. Needs: pip install 'celery-statemanager[web]'.
+The command prints a link that works once. The browser that opens it gets a
+cookie, which is valid until the command ends. This browser may view, pause,
+cancel and rerun all jobs. Needs: pip install 'celery-statemanager[web]'.
 
 \b
 Examples:
@@ -49,7 +49,7 @@ def web_state(ctx: click.Context, /, host: str, port: int) -> None:
     app = ctx.obj.app
     with interruptible():
         try:
-            local = importlib.import_module("celery_statemanager.web.local")  # the doors do not import each other
+            local = importlib.import_module("celery_statemanager.web.local")  # cli must not import web
         except ModuleNotFoundError as error:
             fail(f"{error.name} is missing: pip install 'celery-statemanager[web]'", Exit.CONFIGURATION)
         try:
@@ -60,5 +60,5 @@ def web_state(ctx: click.Context, /, host: str, port: int) -> None:
             fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port", Exit.UNAVAILABLE)
         if not server.is_private:
             note(f"warning: {host} is reachable from other machines, and the connection is not encrypted")
-        click.echo(f"{server.link()}\nThe link works once. End with Ctrl-C.")
+        click.echo(f"{server.link()}\nThe link works once. Press Ctrl-C to stop.")
         server.run()

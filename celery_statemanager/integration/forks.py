@@ -1,7 +1,7 @@
 """Locks of Celery and kombu in forked children of a worker.
 
 Threads of this package publish messages in the main process of a worker, which forks its children. A child inherits
-each lock as it was at the fork. No thread of the child ever releases one that another thread of the parent held. Each
+each lock in its state at the fork. No thread of the child releases a lock that another thread of the parent held. Each
 ``cached_property`` of kombu has such a lock for all objects of its class; a channel needs several.
 """
 
@@ -25,7 +25,7 @@ def renew_locks_in_children() -> None:
 
 def _renew_locks() -> None:
     for each in _cached_properties():
-        if hasattr(each, "lock"):  # that of ``functools`` has none since Python 3.12
+        if hasattr(each, "lock"):  # ``functools.cached_property`` has no lock since Python 3.12
             each.lock = threading.RLock()
 
 

@@ -1,4 +1,4 @@
-"""Who may do what: the application's ``authorize``, tokens, and the checks of requests that change something."""
+"""Access checks: the application's ``authorize``, tokens, and the origin of requests that change a job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celery_statemanager.web.errors import forbidden
 from celery_statemanager.web.tokens import PREFIX, Grant, read_token
 
 Authorize = Callable[[Request, str, "Job | None"], "bool | Awaitable[bool]"]
-"""Returns whether a request may do an action: ``list`` without a job; ``view``, ``cancel``, ``pause``, ``rerun``."""
+"""Return whether a request may do an action: ``list`` without a job; ``view``, ``cancel``, ``pause``, ``rerun``."""
 
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -61,20 +61,22 @@ class Access:
         answers = await self.allowed(request, [("view", job) for job in jobs])
         return [job for job, allowed in zip(jobs, answers) if allowed]
 
-    async def allowed(self, request: Request, asked: Sequence[tuple[str, Job | None]]) -> list[bool]:
+    async def allowed(self, request: Request, checks: Sequence[tuple[str, Job | None]]) -> list[bool]:
         """Return for each action and job whether a request may do it. Raises: WebError; what ``authorize`` raises."""
         grant = self.grant(request)
-        granted = [job is not None and grant is not None and grant.allows(action, job._record) for action, job in asked]
-        rest = [each for each, is_granted in zip(asked, granted) if not is_granted]
-        if not rest:
+        granted = [
+            job is not None and grant is not None and grant.allows(action, job._record) for action, job in checks
+        ]
+        undecided = [each for each, is_granted in zip(checks, granted) if not is_granted]
+        if not undecided:
             return granted
-        answers = iter(await self._ask(Request(request.scope["outer"]), rest))
+        answers = iter(await self._call_authorize(Request(request.scope["outer"]), undecided))
         return [is_granted or next(answers) for is_granted in granted]
 
-    async def _ask(self, request: Request, asked: Sequence[tuple[str, Job | None]]) -> list[bool]:
+    async def _call_authorize(self, request: Request, checks: Sequence[tuple[str, Job | None]]) -> list[bool]:
         if self._is_async:
-            return [bool(await self._authorize(request, action, job)) for action, job in asked]
-        answers = await run_in_threadpool(lambda: [self._authorize(request, action, job) for action, job in asked])
+            return [bool(await self._authorize(request, action, job)) for action, job in checks]
+        answers = await run_in_threadpool(lambda: [self._authorize(request, action, job) for action, job in checks])
         return [bool(await answer if inspect.isawaitable(answer) else answer) for answer in answers]
 
     def check_origin(self, request: Request) -> None:
@@ -87,8 +89,8 @@ class Access:
         origin = headers.get("origin")
         if origin is not None and origin not in self._origins and not _is_same_host(origin, headers.get("host", "")):
             raise forbidden(
-                "the header Origin names another host than the header Host; if a proxy replaces Host, pass the origin "
-                "of the pages as states.web(origins=[…])",
+                "the header Origin contains another host than the header Host; if a proxy replaces Host, pass the "
+                "origin of the pages as states.web(origins=[…])",
                 "origin",
             )
 

@@ -1,4 +1,4 @@
-"""The routes, and what all responses share: security headers, compression, errors."""
+"""The routes, and the parts of all responses: security headers, compression, errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
-"""Headers of every response. Those that are no files also have ``Cache-Control: no-store``."""
+"""Headers of every response. Responses other than files also have ``Cache-Control: no-store``."""
 
 Handler = Callable[[Site, Request], Awaitable[Response]]
 
@@ -66,7 +66,7 @@ def web_app(states: StateManager, authorize: Authorize, *, origins: Iterable[str
     ]
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
-    app.router.default = _unknown
+    app.router.default = _answer_unknown_path
     for error in HANDLED:
         app.add_exception_handler(error, on_error)
     app.add_middleware(GZipMiddleware, minimum_size=1_024, compresslevel=5)
@@ -78,8 +78,8 @@ def wsgi_app(states: StateManager, authorize: Authorize, *, origins: Iterable[st
     return WSGIApp(web_app(states, authorize, origins=origins))
 
 
-async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a path that is none of the routes, or a WebSocket."""
+async def _answer_unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request whose path matches no route, or close a WebSocket. Raises: WebError."""
     if scope["type"] == "websocket":
         await WebSocketClose()(scope, receive, send)
         return
@@ -88,7 +88,7 @@ async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
         await pages.add_slash(Request(scope))(scope, receive, send)
         return
     if path.startswith(("/jobs/", "/api/jobs/")) and not scope["has_raw_path"]:
-        raise WebError(400, "name", "the server passes no raw_path on, so a job_id with '/' cannot be read")
+        raise WebError(400, "name", "the server passes on no raw_path, so a job_id that contains '/' cannot be read")
     raise WebError(404, "not_found", "there is no such page")
 
 

@@ -22,7 +22,7 @@ from celery_statemanager.web.site import Site, in_thread, number_in
 from celery_statemanager.web.wire import JSON, state_to_json
 
 MOST_STATES = 500
-"""Maximum number of states in a page, each of which is one read of the store."""
+"""Maximum number of states in a page. Each state costs one read of the store."""
 
 CLASSES = ("notStarted", "running", "finished", "failed", "notRun")
 """The classes of expected cells. Each cell is in one of them."""
@@ -31,7 +31,7 @@ _CURSOR = re.compile(r"([0-9]{1,9})@([\w.~%-]*)", re.ASCII)
 
 
 class Place(NamedTuple):
-    """A cell after which a page begins."""
+    """The last cell of a page. The next page begins after it."""
 
     tag: str
     row: int
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Parse a cursor. Raises: ValueError."""
+        """Parse a cursor. Raises: ValueError – it is not one of a page."""
         match = _CURSOR.fullmatch(text)
         if match is None:
             raise ValueError(f"cursor must be one that an earlier page has returned, not {short_repr(text)}")

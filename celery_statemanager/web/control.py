@@ -37,7 +37,7 @@ async def pause(site: Site, request: Request) -> JSON:
 
 
 async def resume(site: Site, request: Request) -> JSON:
-    """End a pause."""
+    """Publish the rows that a pause has held back."""
     await _body(site, request, set())
     job = await site.find(request, "pause")
     return JSON({"resumed": await in_thread(job.resume)})

@@ -1,4 +1,4 @@
-"""Errors as JSON or as a page, and how errors of stores and of requests map to HTTP."""
+"""Errors as JSON or as a page, and the HTTP status of errors of stores and of requests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PAGE = """<!doctype html>
 
 
 class WebError(Exception):
-    """A request that is refused.
+    """A request that is rejected.
 
     Args:
         code: one word for programs.
@@ -55,12 +55,12 @@ class WebError(Exception):
 
 
 def bad_request(error: Exception | str, code: str = "invalid") -> WebError:
-    """Return the error for a parameter that is invalid."""
+    """Return the error for an invalid parameter, with status 400."""
     return WebError(400, code, str(error))
 
 
 def forbidden(message: str, code: str = "forbidden") -> WebError:
-    """Return the error for a request that is not allowed."""
+    """Return the error for a request that is not allowed, with status 403."""
     return WebError(403, code, message)
 
 
@@ -78,7 +78,7 @@ def public_message(error: Exception) -> str:
 
 async def on_error(request: Request, error: Exception) -> Response:
     """Return the response to a request that has failed."""
-    known = _known(error)
+    known = _web_error_of(error)
     if isinstance(error, HTTPException) and error.status_code in {204, 304}:
         return Response(status_code=error.status_code, headers=error.headers)
     if is_api(request):
@@ -108,7 +108,7 @@ def _similar(jobs: list[dict[str, str | None]], root: str, token: str | None) ->
     return f'<h2>Jobs with similar names</h2><ul class="similar">{"".join(items)}</ul>' if items else ""
 
 
-def _known(error: Exception) -> WebError:
+def _web_error_of(error: Exception) -> WebError:
     if isinstance(error, WebError):
         return error
     if isinstance(error, HTTPException):
@@ -124,7 +124,7 @@ def _known(error: Exception) -> WebError:
         return WebError(503, "unavailable", public_message(error), retry_after=RETRY_AFTER)
     if isinstance(error, (StoreError, ConfigurationError)):
         return WebError(500, "store" if isinstance(error, StoreError) else "configuration", public_message(error))
-    return WebError(500, "internal", "the server failed to answer; its log has the reason")
+    return WebError(500, "internal", "an internal error occurred; the log of the server contains the traceback")
 
 
 HANDLED = (

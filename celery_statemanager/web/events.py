@@ -28,18 +28,17 @@ from celery_statemanager.web.wire import encoded, state_to_json
 
 _END = re.compile(r"settled\.([0-9]{1,9})/(.*)", re.ASCII | re.DOTALL)
 
-
 _NO_POSITION = "none:-"
-"""A cursor of no job: the subscription begins with a reset."""
+"""A cursor that belongs to no job. A subscription that continues at it begins with a resync."""
 
 
 class Start(NamedTuple):
-    """Where a client continues.
+    """The position at which a client continues.
 
     Attributes:
-        cursor: of the last cell that it has received; None for none.
-        settled: the generation at whose end its last stream ended; 0 if that did not end so.
-        incarnation: of the job that it has read; None if it is new.
+        cursor: that of the last cell that it has received; None if it has received no cell.
+        settled: the generation whose end it has received; 0 if it has received none.
+        incarnation: that of the job that it has read; None if the client is new.
     """
 
     cursor: str | None = None
@@ -72,7 +71,7 @@ async def stream_events(site: Site, request: Request) -> Response:
     except ValueError as error:
         raise bad_request(error, "cursor") from None
     if "wsgi_environ" in request.scope["outer"]:
-        raise WebError(404, "no_events", "events need an ASGI server; read the job itself every few seconds")
+        raise WebError(404, "no_events", "events need an ASGI server; request the job every few seconds instead")
     grant = site.access.grant(request)
     lifetime = None if grant is None else max(0.0, grant.expires_at - time.time())
     try:
@@ -93,7 +92,7 @@ async def stream_events(site: Site, request: Request) -> Response:
 
 
 def _is_at_end(job: Job, start: Start) -> bool:
-    """Return whether a client has received everything up to the end of the present generation. Raises: StoreError."""
+    """Return whether a client has received all events of the current generation. Raises: StoreError."""
     record, columns = job._tracker.store.column_summaries(job._record.ref)
     is_same = (record.incarnation, record.generation.number) == (start.incarnation, start.settled)
     return is_same and aggregate.settled(record, columns)
@@ -108,7 +107,7 @@ def _unavailable_message(text: str) -> bytes:
 
 
 async def _summaries(job: Job) -> AsyncIterator[bytes]:
-    """Yield the summaries of a job as they change, and how the stream ends."""
+    """Yield the summaries of a job as they change, and then the last event."""
     store, ref = job._tracker.store, job._record.ref
     feed = feeds.acquire(store, ref)
     try:

@@ -59,7 +59,7 @@ def _overviews(site: Site, jobs: list[Job]) -> list[Overview]:
 
 
 async def show_job(site: Site, request: Request) -> JSON:
-    """Return everything about one job, except its cells, and what the request may do with it."""
+    """Return everything about one job, except its cells, and the actions that the request may do."""
     job = await site.find(request)
     actions = ("cancel", "pause", "rerun")
     allowed = await site.access.allowed(request, [(action, job) for action in actions])
@@ -68,7 +68,7 @@ async def show_job(site: Site, request: Request) -> JSON:
 
 
 async def explain_job(site: Site, request: Request) -> JSON:
-    """Return why a job is not done."""
+    """Return why a job has not settled."""
     job = await site.find(request)
 
     def explained() -> dict[str, object]:

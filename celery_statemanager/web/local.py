@@ -1,4 +1,4 @@
-"""A server for one person: a link with a one-time token starts the session of a browser."""
+"""A server on this machine. A link with a one-time token starts the session of a browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _USED = "This link was used already, or belongs to an earlier run of the server.
 
 
 class Sessions:
-    """Exchanges one-time tokens for a session cookie. Requests of a session may do everything.
+    """Exchanges one-time tokens for a session cookie. Requests with this cookie may do everything.
 
     The name of the cookie contains the port, because browsers send the cookies of a host to all its ports. A browser
     sends it also when a page of another site, such as a terminal in a browser, has opened the link. Requests that
@@ -74,7 +74,7 @@ class Sessions:
 
 
 class LocalServer:
-    """Serves all jobs to whoever has a link.
+    """Serves the pages of all jobs to each browser that has opened a link.
 
     Raises: OSError – from the constructor, if the address cannot be used; ConfigurationError.
     """
@@ -98,7 +98,7 @@ class LocalServer:
 
     @property
     def is_private(self) -> bool:
-        """Whether only this machine reaches the server."""
+        """Whether the server is reachable from this machine only."""
         if self._host == "localhost":
             return True
         try:
@@ -107,7 +107,7 @@ class LocalServer:
             return False
 
     def link(self, path: str = "/") -> str:
-        """Return a link to a path, encoded as in a URL, that starts one session."""
+        """Return a link that starts one session. ``path`` is percent-encoded."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - is compared, not bound
         return f"http://{host}:{self._port}{path}?{PARAMETER}={self._sessions.new_token()}"
@@ -123,9 +123,9 @@ class LocalServer:
             self._server.run([self._socket])
 
     def stop(self) -> None:
-        """End ``run``, which another thread has called."""
+        """End a ``run`` that another thread has called."""
         self._server.should_exit = True
 
     def close(self) -> None:
-        """Release the address of a server that does not run."""
+        """Release the address, if ``run`` is never called."""
         self._socket.close()

@@ -122,7 +122,7 @@ def _parameter(name: str, schema: Schema, text: str, where: str = "query") -> Sc
 
 _JOB_ID = [
     _parameter("job_id", {"type": "string", "minLength": 1, "maxLength": 200}, "One percent-encoded segment.", "path"),
-    _parameter("run_token", {"type": "string", "minLength": 1, "maxLength": 200}, "The run, if it has a token."),
+    _parameter("run_token", {"type": "string", "minLength": 1, "maxLength": 200}, "The run token, if the job has one."),
 ]
 _TAG = _parameter("tag", {"type": "string", "minLength": 1, "maxLength": 200}, "Only this tag.")
 _CURSOR = _parameter("cursor", _TEXT, "The cursor of the previous page.")
@@ -130,7 +130,7 @@ _CURSOR = _parameter("cursor", _TEXT, "The cursor of the previous page.")
 
 def _limit(default: int, most: int) -> Schema:
     schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
-    return _parameter("limit", schema, "Maximum number in a page.")
+    return _parameter("limit", schema, "Maximum number of entries in a page.")
 
 
 def _route(text: str, parameters: list[Schema], content: Schema, *others: int) -> Schema:
@@ -157,7 +157,7 @@ def _post(text: str, field: str, kind: str, result: dict[str, Schema]) -> Schema
 
 def _paths() -> dict[str, Schema]:
     jobs = [
-        _parameter("text", {"type": "string", "maxLength": LONGEST_SEARCH}, "Part of the id, run token, owner, title."),
+        _parameter("text", {"type": "string", "maxLength": LONGEST_SEARCH}, "Part of id, run token, owner or title."),
         _parameter("phase", {"enum": [each.value for each in Phase]}, "Only jobs in this phase."),
     ]
     states = [
@@ -169,12 +169,12 @@ def _paths() -> dict[str, Schema]:
     ]
     events = [
         _parameter("view", {"enum": ["cells", "summary"], "default": "summary"}, "Changes of cells, or counts."),
-        _parameter("since", _TEXT, "The id of an event; the header Last-Event-ID wins."),
+        _parameter("since", _TEXT, "The id of an event. The header Last-Event-ID takes precedence."),
     ]
     stream = _route(
         "Follow a job as server-sent events.", [*_JOB_ID, *events], {"text/event-stream": {"schema": _TEXT}}
     )
-    stream["responses"]["204"] = {"description": "The client has received the end of the present generation."}
+    stream["responses"]["204"] = {"description": "The client has received all events of the current generation."}
     flag: Schema = {"type": "boolean"}
     report = {"rows": _TEXT, "skipped": _TEXT, "count": _COUNT}
     one = "/api/jobs/{job_id}"
@@ -183,13 +183,13 @@ def _paths() -> dict[str, Schema]:
         one: _route("Show one job.", _JOB_ID, _json(_ref("JobDetails"))),
         f"{one}/states": _route("List cells.", [*_JOB_ID, *states], _json(_ref("States"))),
         f"{one}/grid": _route("Show the class of each cell.", [*_JOB_ID, _TAG], _json(_ref("Grid"))),
-        f"{one}/why": _route("Explain why a job is not done.", _JOB_ID, _json(_ref("Reasons"))),
+        f"{one}/why": _route("Explain why a job has not settled.", _JOB_ID, _json(_ref("Reasons"))),
         f"{one}/events": stream,
     }
     changing = {
         f"{one}/cancel": _post("Cancel a job.", "reason", "string", {"cancelled": flag}),
         f"{one}/pause": _post("Hold back the rows that have not begun.", "reason", "string", {"paused": flag}),
-        f"{one}/resume": _post("End a pause.", "", "string", {"resumed": flag}),
+        f"{one}/resume": _post("Resume a job: publish the rows that were held back.", "", "string", {"resumed": flag}),
         f"{one}/rerun": _post("Rerun rows that have failed.", "which", "string", report),
     }
     return {path: {"get": each} for path, each in reading.items()} | {
@@ -201,14 +201,14 @@ PATHS = _paths()
 
 
 async def describe(_: Site, request: Request) -> JSON:
-    """Return the description. It contains no data, so everybody may read it."""
+    """Return the description. It contains no data of jobs, so access is not checked."""
     return JSON(
         {
             "openapi": "3.1.0",
             "info": {
                 "title": "Jobs of celery-statemanager",
                 "version": "1",
-                "description": "A token of a link is passed as the parameter token or as a bearer token.",
+                "description": "Pass the token of a link as the parameter token or as a bearer token.",
             },
             "servers": [{"url": quote(request.scope["mount"]) or "/"}],
             "paths": PATHS,

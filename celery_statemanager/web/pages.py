@@ -28,7 +28,7 @@ async def index_page(site: Site, request: Request) -> Response:
 
 
 async def job_page(site: Site, request: Request) -> Response:
-    """Return the page of one job. While the store is unavailable it is shown without data."""
+    """Return the page of one job, also while the store is unavailable."""
     with suppress(StoreUnavailable):
         await site.find(request)
     return _file(request, "job.html", {})
@@ -40,7 +40,7 @@ async def static_file(_: Site, request: Request) -> Response:
 
 
 def add_slash(request: Request) -> Response:
-    """Redirect from the mount point to the page of all jobs, whose relative URLs need the slash."""
+    """Redirect from the mount point to the page of all jobs. The relative URLs of this page need the slash."""
     query = f"?{request.url.query}" if request.url.query else ""
     return RedirectResponse(f"{quote(request.scope['mount'])}/{query}", 307)
 
@@ -61,6 +61,6 @@ def _file(request: Request, name: str, headers: dict[str, str]) -> Response:
 
 @lru_cache(maxsize=64)
 def _read(path: Path, *_version: int) -> tuple[bytes, str]:
-    """Return a file and its entity tag. It is read again when its time or size have changed."""
+    """Return a file and its entity tag. ``_version`` changes when the file was written."""
     content = path.read_bytes()
     return content, f'"{hashlib.sha256(content).hexdigest()[:20]}"'

@@ -38,7 +38,7 @@ class EncodedPaths:
 
 
 def _raw_path_of(scope: Scope) -> str:
-    """Return the encoded path of a request without its query, also over WSGI; empty if the server passes none on."""
+    """Return the encoded path of a request without its query, also over WSGI; empty if the server does not send it."""
     raw: bytes | None = scope.get("raw_path")
     if raw:
         return raw.partition(b"?")[0].decode("latin-1")

@@ -1,4 +1,4 @@
-"""Seal texts that clients keep and return, so that they can neither read nor change them."""
+"""Encrypt texts that clients return later, so that clients can neither read nor change them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def derived_key(secret: str, purpose: str) -> bytes:
 class Sealer:
     """Encrypts and authenticates short texts.
 
-    A sealed text holds a random nonce, an HMAC-SHA256 that is cut to 16 bytes, and the text, combined by XOR with the
-    output of SHAKE-256 for a key and the nonce. Its length shows the length of the text.
+    A sealed text consists of an HMAC-SHA256 that is truncated to 16 bytes, a random nonce, and the text, combined by
+    XOR with the output of SHAKE-256 for a key and the nonce. Its length reveals the length of the text.
 
     Args:
-        purpose: a text that another sealer has sealed for another purpose is rejected.
+        purpose: texts that were sealed for another purpose are rejected.
     """
 
     def __init__(self, secret: str, purpose: str) -> None:

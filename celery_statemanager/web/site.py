@@ -1,4 +1,4 @@
-"""What all handlers of one mounted application share: the StateManager, access, and the parameters of requests."""
+"""The context of all handlers of one application: the StateManager, access, and the parameters of requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Site:
-    """The StateManager of an application, and who may do what."""
+    """The StateManager of an application, and its access checks."""
 
     def __init__(self, states: StateManager, access: Access) -> None:
         self.states = states
@@ -49,23 +49,23 @@ class Site:
         try:
             job = await in_thread(lambda: Job(self.states, find_job(self.store, key)))
         except JobNotFound:
-            raise await self._unknown(request, key) from None
+            raise await self._not_found(request, key) from None
         await self.access.require(request, action, job)
         return job
 
-    async def _unknown(self, request: Request, key: JobKey) -> WebError:
+    async def _not_found(self, request: Request, key: JobKey) -> WebError:
         """Return the error for an unknown job, which names similar jobs that the request may view."""
-        near: list[Job] = []
+        similar: list[Job] = []
         if (await self.access.allowed(request, [("list", None)]))[0]:
-            near = await self.access.viewable(request, await in_thread(self._look_alikes, key))
+            similar = await self.access.viewable(request, await in_thread(self._similar_jobs, key))
         message = str(JobNotFound(*key))
-        if near:
-            names = ", ".join(short_repr(each.id) + _run(each) for each in near)
+        if similar:
+            names = ", ".join(short_repr(each.id) + _run(each) for each in similar)
             message = f"{message.partition(':')[0]}; similar: {names}"
-        nearest = [{"jobID": each.id, "runToken": each.run_token} for each in near]
+        nearest = [{"jobID": each.id, "runToken": each.run_token} for each in similar]
         return WebError(404, "no_job", message, nearest=nearest)
 
-    def _look_alikes(self, key: JobKey) -> list[Job]:
+    def _similar_jobs(self, key: JobKey) -> list[Job]:
         found = []
         for each in look_alikes(self.store, key):
             try:
@@ -85,7 +85,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **options: P.kwargs) ->
 
 
 def number_in(request: Request, name: str, default: int, most: int, least: int = 1) -> int:
-    """Return a whole number in the query of a request. Raises: WebError."""
+    """Return a whole number from the query of a request, ``least`` to ``most``. Raises: WebError."""
     text = request.query_params.get(name)
     if text is None:
         return default

@@ -1,4 +1,4 @@
-"""A response of server-sent events that ends when its client has gone or reads too slowly."""
+"""A response of server-sent events that ends when its client disconnects or reads too slowly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 HEARTBEAT = 8.0
-"""Seconds between two comments, which let proxies and clients know that the stream is alive."""
+"""Maximum seconds between two comments, which prevent that proxies or clients close an idle stream."""
 
 LONGEST_SEND = 20.0
 """Seconds for which one message may wait for a slow client before the stream ends."""
@@ -26,22 +26,22 @@ _LINE_BREAKS = {ord(each): f"\\u{ord(each):04x}" for each in "\x85\u2028\u2029"}
 
 def message(event: str, data: str, *, cursor: str | None = None) -> bytes:
     """Return one event of a stream. ``data`` is JSON text without line breaks."""
-    number = "" if cursor is None else f"id: {cursor}\n"
+    id_line = "" if cursor is None else f"id: {cursor}\n"
     data = data if data.isascii() else data.translate(_LINE_BREAKS)
-    return f"event: {event}\n{number}data: {data}\n\n".encode("utf-8", "backslashreplace")
+    return f"event: {event}\n{id_line}data: {data}\n\n".encode("utf-8", "backslashreplace")
 
 
 def retry(least: float = 2.0, most: float = 4.0) -> bytes:
-    """Return after how many seconds a client reconnects: a random time, so that clients do not return at once."""
+    """Return the message that sets the reconnection time: a random one, so that clients do not reconnect together."""
     return f"retry: {round(1_000 * random.uniform(least, most))}\n\n".encode()
 
 
 class EventStream(Response):
-    """Sends messages until they end, the client has gone, or ``until`` has passed.
+    """Sends messages until they end, the client disconnects, or ``lifetime`` has passed.
 
     Args:
-        messages: closed at the end, also while it waits for a message.
-        alive: called at each heartbeat; the message that it returns is the last one.
+        messages: an iterator, which is closed at the end even if it waits for a message.
+        alive: called at each heartbeat. If it returns a message, the stream ends with this message.
         lifetime: seconds after which the stream ends; None for no limit.
         close: called at the end.
     """
@@ -62,20 +62,20 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send_all(_Sender(send), scope["method"] == "HEAD"))
-        leaving = asyncio.ensure_future(_wait_until_gone(receive))
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         done: set[asyncio.Future[None]] = set()
         try:
             done, _ = await asyncio.wait(
-                {sending, leaving}, timeout=self._lifetime, return_when=asyncio.FIRST_COMPLETED
+                {sending, disconnect}, timeout=self._lifetime, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            for task in (sending, leaving):
+            for task in (sending, disconnect):
                 task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await asyncio.gather(sending, disconnect, return_exceptions=True)
             await _close(self._messages)
             self._close()
-        if leaving in done or (sending in done and sending.cancelled()):
-            return  # the client has gone, or reads too slowly
+        if disconnect in done or (sending in done and sending.cancelled()):
+            return  # the client has disconnected, or reads too slowly
         error = None if sending.cancelled() else sending.exception()
         if error is not None and not isinstance(error, OSError):
             raise error
@@ -88,22 +88,22 @@ class EventStream(Response):
         if is_head:
             return
         await sender.send(retry())
-        beating = asyncio.ensure_future(self._beat(sender))
+        heartbeats = asyncio.ensure_future(self._send_heartbeats(sender))
         messages = asyncio.ensure_future(self._forward(sender))
         try:
-            done, _ = await asyncio.wait({beating, messages}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({heartbeats, messages}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            beating.cancel()
+            heartbeats.cancel()
             messages.cancel()
-            await asyncio.gather(beating, messages, return_exceptions=True)
+            await asyncio.gather(heartbeats, messages, return_exceptions=True)
 
     async def _forward(self, sender: _Sender) -> None:
         async for each in self._messages:
             await sender.send(each)
 
-    async def _beat(self, sender: _Sender) -> None:
+    async def _send_heartbeats(self, sender: _Sender) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT * random.uniform(0.8, 1.0))
             last = self._alive()
@@ -113,11 +113,11 @@ class EventStream(Response):
 
 
 class _Sender:
-    """Sends one message at a time, and ends its task if a message waits too long for the client."""
+    """Sends one message at a time, and cancels the current task if the client does not read a message in time."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def start(self, headers: list[tuple[bytes, bytes]]) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -125,7 +125,7 @@ class _Sender:
     async def send(self, body: bytes) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        async with self._turn:
+        async with self._lock:
             timer = loop.call_later(LONGEST_SEND, task.cancel)
             try:
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
@@ -133,7 +133,7 @@ class _Sender:
                 timer.cancel()
 
 
-async def _wait_until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -1,4 +1,4 @@
-"""The summaries of a job as they change: one watch per job and process for all its readers, in any event loop."""
+"""The summaries of a job as they change. All readers of a job in one process share one watch, in any event loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Snapshot:
     """The newest summary.
 
     Attributes:
-        number: one more for each summary that differs from the previous one.
+        number: increases by one with each summary that differs from the previous one.
         text: JSON text; empty before the first summary.
         end: why no further summary follows: ``settled``, ``deleted`` or ``unavailable``; None if one may.
         detail: the generation and the phase of a settled job, or the message of an error.
@@ -44,7 +44,7 @@ class Snapshot:
 
 
 class SummaryFeed:
-    """Reads the watch of a job in a thread, and counts its cells after changes, at most twice a second."""
+    """Watches a job in a thread, and counts its cells after changes, at most twice a second."""
 
     def __init__(self, store: Store, ref: JobRef) -> None:
         self.users = 0
@@ -103,7 +103,7 @@ class SummaryFeed:
                     break
 
     def _count(self) -> bool:
-        """Publish the present summary. Return whether the job has settled."""
+        """Publish the current summary. Return whether the job has settled."""
         shown = overview(self._store, self._ref)
         has_settled = aggregate.settled(shown.job, shown.columns)
         detail: dict[str, object] = {"generation": shown.job.generation.number, "phase": shown.phase.value}
@@ -138,7 +138,7 @@ class SummaryFeeds:
         self._feeds: weakref.WeakKeyDictionary[Store, dict[JobRef, SummaryFeed]] = weakref.WeakKeyDictionary()
 
     def acquire(self, store: Store, ref: JobRef) -> SummaryFeed:
-        """Return the feed of a job, and start it if there is none that goes on."""
+        """Return the feed of a job. Start one if none is running."""
         with self._lock:
             feeds = self._feeds.setdefault(store, {})
             feed = feeds.get(ref)
@@ -148,7 +148,7 @@ class SummaryFeeds:
             return feed
 
     def release(self, store: Store, ref: JobRef, feed: SummaryFeed) -> None:
-        """End the use of a feed; its last user closes it."""
+        """End the use of a feed. The last user closes it."""
         with self._lock:
             feed.users -= 1
             if feed.users:

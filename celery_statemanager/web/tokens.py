@@ -1,4 +1,4 @@
-"""Signed tokens that grant some actions on one job until a time."""
+"""Signed tokens that grant some actions on one incarnation of a job until they expire."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACTIONS = ("view", "cancel", "pause", "rerun")
 """The actions on a job that a token can grant."""
 
 PREFIX = "csm1."
-"""The beginning of each token. Bearer tokens without it belong to the application."""
+"""The prefix of each token. Bearer tokens without it belong to the application."""
 
 LONGEST = 366 * 86_400.0
 """Maximum validity of a token in seconds."""
@@ -41,7 +41,7 @@ class Grant:
 
 
 def secret_of(states: StateManager) -> str:
-    """Return the configured secret, or that of this process."""
+    """Return the configured secret; without one, the secret of this process."""
     return states.settings.web_secret or PROCESS_SECRET
 
 

@@ -1,4 +1,4 @@
-"""JSON of the web: that of the commands, with names and percents for people."""
+"""The JSON of the web: that of the commands, with status names and percentages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encoded(content: Any) -> bytes:
 
 
 def percent_of(fraction: float | None) -> float | None:
-    """Return a fraction as a percentage with one decimal, rounded down: 100 only if all is done; None stays None."""
+    """Return a fraction as a percentage with one decimal, rounded down. Only 1.0 becomes 100; None stays None."""
     return None if fraction is None else math.floor(round(fraction * 1_000, 6)) / 10
 
 
@@ -67,14 +67,14 @@ def view_to_json(view: JobView) -> dict[str, Any]:
 
 
 def _named(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of a callback with its names for people."""
+    """Return the state of a callback with its status name."""
     found = state_from_wire(state)
     return {**state, "statusName": status_name(found.status), "terminal": found.terminal}
 
 
 _SETS = frozenset({"failedIDs", "runningIDs", "missingIDs", "notRunIDs", "stalledIDs"})
 _OMITTED = _SETS | {"states", "statesHidden"}
-"""What other routes return in pages, because its size grows with the job."""
+"""Fields that other routes return in pages, because their size grows with the job."""
 
 
 def _tags(shown: Overview) -> dict[str, Any]:

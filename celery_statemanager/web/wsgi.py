@@ -15,7 +15,7 @@ Environ = dict[str, Any]
 
 
 class WSGIApp:
-    """Runs an ASGI application in an event loop of its own, in a thread of each process that serves requests."""
+    """Runs an ASGI application in a separate event loop, in a thread of each process that serves requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app: Any = app

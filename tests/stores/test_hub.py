@@ -231,7 +231,7 @@ def test_until_settled_ends_after_the_last_version_of_every_cell(store: Store, t
     run(body())
 
 
-def test_those_that_wait_for_a_job_read_no_cells(counted: CountedStore) -> None:
+def test_waiting_for_a_job_reads_no_cells(counted: CountedStore) -> None:
     grid = Grid.create(counted, 2, ("a",))
     grid.run("a", 0)
 
@@ -268,7 +268,7 @@ def test_deleting_the_job_ends_all_subscribers(store: Store) -> None:
 
 
 @pytest.mark.parametrize("way", ["break", "cancel", "aclose"])
-def test_whoever_stops_reading_leaves_nothing_within_a_second(counted: CountedStore, way: str) -> None:
+def test_a_subscriber_that_stops_is_removed_within_a_second(counted: CountedStore, way: str) -> None:
     grid = Grid.create(counted, 2)
     grid.write("a", 0, 5)
     started = asyncio.Event()
@@ -330,7 +330,7 @@ def test_subscribers_survive_an_outage(store: Store) -> None:
     run(body())
 
 
-def test_a_store_that_is_away_at_the_start_is_an_error(store: Store) -> None:
+def test_an_unavailable_store_raises_at_the_start(store: Store) -> None:
     faulty = FaultyStore(store)
     grid = Grid.create(faulty, 3)
     manager = grid.manager()

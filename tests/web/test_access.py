@@ -47,7 +47,7 @@ def restricted(states, jobs, authorize):
         yield client
 
 
-def test_each_job_of_a_list_is_asked(restricted, asked):
+def test_authorize_is_called_for_each_job_of_a_list(restricted, asked):
     assert [each["jobID"] for each in restricted.get("/api/jobs").json()["jobs"]] == ["mine"]
     assert asked == [("list", None), ("view", "other"), ("view", "mine")]
 
@@ -228,7 +228,7 @@ def test_invalid_tokens_are_not_created(states, jobs):
 
 
 @pytest.mark.parametrize("secret", ["short", 5, "ä" * 20])
-def test_an_unsuitable_secret_is_reported(store_url, secret):
+def test_an_invalid_secret_is_reported(store_url, secret):
     with pytest.raises(ConfigurationError, match="statemanager_web_secret must be"):
         new_states(store_url, web_secret=secret).web(everyone)
 

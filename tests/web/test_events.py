@@ -81,7 +81,7 @@ def test_another_server_continues_at_the_id_of_an_event(client, states, store_ur
     other.store.close()
 
 
-def test_the_header_wins_over_the_parameter_because_browsers_reconnect_with_the_same_url(client, job):
+def test_the_header_takes_precedence_because_browsers_reconnect_with_the_same_url(client, job):
     write(job, 0, 40)
     with events(client, EVENTS, view="cells") as stream:
         old = next(stream).id
@@ -180,7 +180,7 @@ def faulty(states):
 
 
 @pytest.mark.parametrize("view", ["cells", "summary"])
-def test_a_store_that_is_away_at_the_start_is_an_event(states, faulty, job, view):
+def test_an_unavailable_store_is_reported_by_an_event(states, faulty, job, view):
     with serving(states.web(everyone)) as client, faulty.away():
         with client.stream("GET", EVENTS, params={"view": view}) as response:
             text = response.read().decode()
@@ -190,7 +190,7 @@ def test_a_store_that_is_away_at_the_start_is_an_event(states, faulty, job, view
 
 
 @pytest.mark.parametrize("view", ["cells", "summary"])
-def test_a_store_that_goes_away_ends_the_stream_and_a_reconnect_continues(states, faulty, job, view, monkeypatch):
+def test_an_outage_of_the_store_ends_the_stream_and_a_reconnect_continues(states, faulty, job, view, monkeypatch):
     monkeypatch.setattr("celery_statemanager.web.streams.HEARTBEAT", 0.5)
     write(job, 0, 40)
     with serving(states.web(everyone)) as client:
@@ -275,7 +275,7 @@ def test_a_server_that_is_stopped_in_the_middle_loses_no_cell(states, submit):
 
 
 @pytest.mark.parametrize("view", ["cells", "summary"])
-def test_nothing_is_left_of_a_client_that_has_gone(states, job, view):
+def test_a_disconnected_client_uses_no_resources(states, job, view):
     from celery_statemanager.hub import hubs
     from celery_statemanager.web.summaries import feeds
 

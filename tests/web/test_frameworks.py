@@ -40,7 +40,7 @@ def job(submit):
     return submit("a/b ☃")
 
 
-def test_fastapi_mounts_it(states):
+def test_fastapi_mounts_the_pages(states):
     from fastapi import FastAPI
 
     api = FastAPI()
@@ -56,7 +56,7 @@ def test_fastapi_mounts_it(states):
         assert client.get("/jobs").headers["location"].endswith("/jobs/")
 
 
-def test_litestar_mounts_it(states):
+def test_litestar_mounts_the_pages(states):
     from litestar import Litestar, asgi
 
     jobs = asgi("/jobs", is_mount=True, copy_scope=True)(states.web(everyone))
@@ -73,7 +73,7 @@ def django_settings():
         django.setup()
 
 
-def test_django_serves_it_beside_its_own_pages_over_asgi(states, django_settings):
+def test_django_serves_the_pages_beside_its_own_over_asgi(states, django_settings):
     from django.core.asgi import get_asgi_application
 
     pages, jobs = get_asgi_application(), states.web(everyone)
@@ -133,7 +133,7 @@ def werkzeug_serving(app):
         server.server_close()
 
 
-def test_flask_mounts_it_over_wsgi(states):
+def test_flask_mounts_the_pages_over_wsgi(states):
     from flask import Flask
     from werkzeug.middleware.dispatcher import DispatcherMiddleware
 

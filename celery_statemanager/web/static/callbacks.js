@@ -1,4 +1,4 @@
-// The callbacks of a job: what runs when it has succeeded, failed or settled, and how far that has got.
+// The callbacks of a job, and the progress of each: decided, published, running or ended.
 
 import { h, serverNow, setText } from "./page.js";
 import { foreign, moment } from "./text.js";

@@ -1,7 +1,7 @@
 // <celery-job src="/jobs/api/jobs/etl-42"> shows the live progress of one job.
 //
 // Attributes: src (address of the job's JSON, with ?token= or ?run_token= if needed), compact (one bar for all tags).
-// Events: settled when all cells have ended, failed beside it if the job did not succeed; detail is the job's JSON.
+// Events: settled when all cells have ended, and also failed if the job did not succeed. detail is the job's JSON.
 // Colours: --celery-job-finished, -failed, -running, -waiting, -text, -muted.
 
 const FIRST_EVENT_WITHIN = 8000;
@@ -28,7 +28,7 @@ export class JobFeed {
   #abort = new AbortController();
   #delay = POLL_EVERY;
   #text = "";
-  #heard = false;
+  #hasReceived = false;
   #interrupted = false;
   #onVisible = () => !document.hidden && this.#overdue && this.#run();
 
@@ -84,11 +84,11 @@ export class JobFeed {
     address.pathname += "/events";
     address.searchParams.set("view", "summary");
     const events = (this.#events = new EventSource(address));
-    let heard = false;
+    let received = false;
     const on = (name, act) =>
       events.addEventListener(name, (event) => {
         if (events !== this.#events) return;
-        heard = this.#heard = true;
+        received = this.#hasReceived = true;
         clearTimeout(this.#timer);
         act(event.data ? JSON.parse(event.data) : {});
       });
@@ -105,12 +105,12 @@ export class JobFeed {
     on("unavailable", (data) => this.onStatus("unavailable", data));
     events.onerror = () => {
       if (events !== this.#events) return;
-      if (heard && events.readyState !== EventSource.CLOSED) {
+      if (received && events.readyState !== EventSource.CLOSED) {
         this.onStatus("lost");
         return;
       }
       // The browser reconnects after network errors only. It gives up after an error of the server or a proxy.
-      this.#interrupted = this.#interrupted || heard;
+      this.#interrupted = this.#interrupted || received;
       this.#close();
       this.#poll();
     };
@@ -163,7 +163,7 @@ export class JobFeed {
   }
 
   #lookForRerun() {
-    this.#interrupted = this.#heard;
+    this.#interrupted = this.#hasReceived;
     this.#after(POLL_AT_LEAST_EVERY, () => this.#poll());
   }
 
@@ -188,7 +188,7 @@ export class JobFeed {
   }
 }
 
-// Rounded down: 100 only if everything is done.
+// Rounded down, so that 100 means that everything is done.
 export const percentOf = (summary) => Math.floor(summary.percent ?? 0);
 
 // The tags of a job in the order of its stages. Names that are numbers come first in an object.
@@ -197,7 +197,7 @@ export function tagsOf({ tags = {}, tagOrder = [] }) {
   return [...names].filter((tag) => Object.hasOwn(tags, tag)).map((tag) => [tag, tags[tag]]);
 }
 
-// The JSON counts cells that a cancellation has ended as failed. Count them apart.
+// The JSON counts cells that a cancellation has ended as failed. Count them separately.
 export function countsOf(summary, job) {
   const failed = job.cancelled ? Math.min(summary.failed, summary.failedRows) : summary.failed;
   return { ...summary, failed, cancelled: summary.failed - failed };
@@ -205,7 +205,7 @@ export function countsOf(summary, job) {
 
 export const formatNumber = (value) => new Intl.NumberFormat("en").format(value ?? 0);
 
-// A bar whose parts are as long as the counts of a summary. Running cells are filled up to their progress.
+// Create a bar with one part per class. The lengths are the counts of a summary. Running cells show their progress.
 export function createBar() {
   const bar = document.createElement("div");
   bar.className = "bar";
@@ -284,7 +284,7 @@ sheet.replaceSync(`
 `);
 
 const NOTES = {
-  lost: "Connection lost. Connecting again …",
+  lost: "Connection lost. Reconnecting …",
   unavailable: "The states are not available. Trying again …",
   deleted: "This job was deleted.",
   missing: "There is no such job.",
@@ -364,8 +364,8 @@ class CeleryJob extends HTMLElement {
     const title = data.metadata?.title;
     name.textContent = typeof title === "string" ? title : data.jobID;
     value.textContent = `${data.phase} · ${percentOf(data)}%`;
-    const said = `${name.textContent}: ${data.phase}${data.settled ? `, ${percentOf(data)}%` : ""}`;
-    if (spoken.textContent !== said) spoken.textContent = said;
+    const announced = `${name.textContent}: ${data.phase}${data.settled ? `, ${percentOf(data)}%` : ""}`;
+    if (spoken.textContent !== announced) spoken.textContent = announced;
     const shown = new Map(compact || !data.tags ? [["", data]] : tagsOf(data));
     for (const [tag, row] of this.#rows) {
       if (shown.has(tag)) continue;

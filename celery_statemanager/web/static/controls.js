@@ -61,7 +61,7 @@ export class Controls {
           } catch (problem) {
             error.textContent = problem.status
               ? problem.message
-              : "No answer from the server. Nothing may have changed.";
+              : "The server did not answer. Check whether the job has changed.";
             go.disabled = false;
           }
         },
@@ -113,10 +113,10 @@ const COMMANDS = {
     label: "Pause",
     verb: "Pause job",
     question: "Pause this job?",
-    explain: () => "Rows that have not begun are held back. Rows that have begun go on.",
+    explain: () => "Rows that have not begun are held back. Rows that have begun continue.",
     fields: reasonField,
     report: ({ paused }) =>
-      paused === false ? "Not paused: the job has settled, was cancelled, or is paused." : "Paused.",
+      paused === false ? "Not paused: the job has settled, was cancelled, or is already paused." : "Paused.",
   },
   resume: {
     label: "Resume",
@@ -136,14 +136,14 @@ const COMMANDS = {
     },
     fields: reasonField,
     report: ({ cancelled }) =>
-      cancelled === false ? "Not cancelled: the job has settled, or was cancelled before." : "Cancelled.",
+      cancelled === false ? "Not cancelled: the job has settled or is already cancelled." : "Cancelled.",
   },
   rerun: {
     label: "Rerun",
     verb: "Rerun rows",
     question: "Run failed rows again?",
     explain: ({ failed, notRun }) =>
-      `${counted(failed, "task")} failed${notRun ? `, and ${formatNumber(notRun)} did not run because of that` : ""}. Each row starts again at the stage that failed.`,
+      `${counted(failed, "task")} failed${notRun ? `, and ${formatNumber(notRun)} did not run because of this` : ""}. Each row starts again at the stage that failed.`,
     fields: rowsField,
     report: ({ rows, skipped }) => {
       const again = rows ? `${counted(countRows(rows), "row")} again: ${ranges(rows)}.` : "No row can run again.";

@@ -16,7 +16,7 @@ export class Estimate {
     while (this.#samples.length > LEAST_CHANGES && now - this.#samples[1].now > WINDOW) this.#samples.shift();
   }
 
-  // The milliseconds that are left; null if that would be a guess.
+  // The milliseconds that are left; null if there are too few samples for an estimate.
   left({ fraction, createdAt, generation, phase, running }, now) {
     if (!["running", "failing"].includes(phase) || !running || fraction <= 0) return null;
     const first = this.#samples[0];

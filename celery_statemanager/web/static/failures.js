@@ -22,7 +22,7 @@ export class Failures {
   }
 
   update({ failures: all, otherFailed, otherNotRun, cancelled }) {
-    // The head of the page says why a job was cancelled.
+    // The head of the page shows why a job was cancelled.
     const failures = cancelled ? all?.filter((group) => group.status !== CANCELLED) : all;
     const text = JSON.stringify([failures, otherFailed, otherNotRun]);
     if (text === this.shown) return;

@@ -1,4 +1,4 @@
-// The class of every cell of a job. It is read again after changes, at a rate that its size allows.
+// The class of every cell of a job. It is read again after changes, less often if a read takes long.
 
 import { tagsOf } from "./celery-job.js";
 import { get, jobPath } from "./page.js";
@@ -102,7 +102,7 @@ export class Grid {
     if (this.#again) this.#read();
   }
 
-  // Cells that a cancellation has ended are listed as failed. Show them apart if nothing else has failed.
+  // The grid lists cells that a cancellation has ended as failed. Show them as cancelled if no row has failed.
   #named(tag, runs) {
     const { cancelled, tags } = this.data;
     if (!cancelled || tags?.[tag]?.failedRows !== 0) return runs;

@@ -1,4 +1,4 @@
-// One canvas that shows the rows of a tag as squares, all tags of a job in the same places. It knows no keys.
+// A canvas that shows the rows of a tag as squares. A row has the same place for all tags. Keys are handled elsewhere.
 
 import { CLASSES } from "./celery-job.js";
 
@@ -13,7 +13,7 @@ const PITCHES = [
 const SMALLEST = 11;
 const GAP_SHARE = 0.18;
 
-// A multiple of ten, so that places can be counted; of five where there is little room.
+// A multiple of ten, so that a reader can count the squares; a multiple of five on narrow screens.
 function columnsOf(width, pitch) {
   const step = width < 500 ? 5 : 10;
   return Math.max(step, Math.floor(width / pitch / step) * step);

@@ -1,4 +1,4 @@
-// The page of one job. It reads summaries from the job's events, and the rest when these show a change.
+// The page of one job. It reads summaries from the events of the job, and the details after changes.
 
 import { Callbacks } from "./callbacks.js";
 import { JobFeed, countsOf, createBar, formatNumber, percentOf, tagsOf, updateBar } from "./celery-job.js";
@@ -62,7 +62,7 @@ const controls = new Controls(job, {
     readDetails();
     feed.refresh();
   },
-  onNotice: (text) => say(text),
+  onNotice: (text) => showNotice(text),
 });
 
 let data = null;
@@ -81,7 +81,7 @@ function take(received) {
   }
   data = received;
   estimate.add(data, serverNow());
-  // Only the detailed answer has these fields. The newest one is kept until the next.
+  // Only the detailed answer has these fields. The last one remains until the next arrives.
   details = received.failures ? received : { ...details, ...received };
   draw();
   rows.update(data);
@@ -205,15 +205,15 @@ function drawReason() {
   part.reason.replaceChildren(...(text ? [foreign(text)] : []));
 }
 
-function say(text, keep = false) {
+function showNotice(text, keep = false) {
   clearTimeout(noticeTimer);
   part.notice.hidden = !text;
   setText(part.notice, text);
-  if (text && !keep) noticeTimer = setTimeout(() => say(""), NOTICE_FOR);
+  if (text && !keep) noticeTimer = setTimeout(() => showNotice(""), NOTICE_FOR);
 }
 
 const NOTES = {
-  lost: "Connection lost. The page shows the last known state and connects again by itself.",
+  lost: "Connection lost. The page shows the last known state and reconnects automatically.",
   deleted: "This job was deleted. The page shows its last known state.",
 };
 
@@ -228,14 +228,14 @@ function onStatus(kind, error) {
     return;
   }
   if (kind === "deleted") controls.disable();
-  if (kind in NOTES) say(NOTES[kind], true);
-  else if (kind === "unavailable") say(`${error?.message ?? "the store cannot be read"}. Trying again …`, true);
-  else if (before in NOTES || before === "unavailable") say("");
+  if (kind in NOTES) showNotice(NOTES[kind], true);
+  else if (kind === "unavailable") showNotice(`${error?.message ?? "the store cannot be read"}. Trying again …`, true);
+  else if (before in NOTES || before === "unavailable") showNotice("");
 }
 
-// Problems of single parts are shown by the feed, which sees the same ones.
+// The feed shows all other errors, because its own requests fail in the same way.
 function onProblem(error) {
-  if (error.status === 403) say(error.message, true);
+  if (error.status === 403) showNotice(error.message, true);
 }
 
 function explain(kind, error) {

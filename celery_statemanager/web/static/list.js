@@ -67,7 +67,7 @@ function choose(phase) {
   change();
 }
 
-// Show the first page for what is wanted now, and keep it in the address.
+// Show the first page for the current search and phase, and store both in the address.
 function change() {
   wanted.cursor = "";
   history.replaceState(null, "", listPage({ text: wanted.text, phase: wanted.phase }));
@@ -149,7 +149,7 @@ function show({ jobs, cursor }) {
 }
 
 function explainEmpty(cursor) {
-  if (cursor) return "None of the last 1,000 jobs matches. Older ones may.";
+  if (cursor) return "None of the newest 1,000 jobs matches. Select “Older” to search older jobs.";
   if (wanted.text || wanted.phase) return "No job matches.";
   return "There are no jobs yet. A job appears here as soon as it is submitted.";
 }
@@ -172,7 +172,7 @@ async function read() {
     }
     failures += 1;
     delay = Math.min(POLL_AT_LEAST_EVERY, POLL_EVERY * 1.5 ** failures);
-    setText(notice, error.status ? `${error.message}. Trying again …` : "Connection lost. Connecting again …");
+    setText(notice, error.status ? `${error.message}. Trying again …` : "Connection lost. Reconnecting …");
   }
   timer = setTimeout(poll, delay);
 }

@@ -1,13 +1,13 @@
-// What both pages share: elements, requests to the API, the favicon.
+// Functions of both pages: elements, requests to the API, the favicon.
 
 const root = new URL("..", import.meta.url);
 const query = new URLSearchParams(location.search);
 
-// The parameters that give access to a job or choose its run; every request and every link keeps the token.
-const kept = (names) =>
+// The named parameters of this page. Every request and every link needs the token.
+const ownParameters = (names) =>
   Object.fromEntries(names.filter((name) => query.has(name)).map((name) => [name, query.get(name)]));
 
-// Create an element. Texts become text nodes, never markup; null and false are left out.
+// Create an element. Texts become text nodes, never markup. null, undefined and false are omitted.
 export function h(name, properties = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
@@ -27,7 +27,7 @@ export function setText(element, text) {
 
 export function apiAddress(path, parameters = {}) {
   const address = new URL(`api/${path}`, root);
-  for (const [key, value] of Object.entries({ ...kept(["token"]), ...parameters })) {
+  for (const [key, value] of Object.entries({ ...ownParameters(["token"]), ...parameters })) {
     if (value !== null && value !== undefined && value !== "") address.searchParams.set(key, value);
   }
   return address;
@@ -39,7 +39,7 @@ export function jobPath(jobId, rest = "") {
 
 export function jobPage(jobId, runToken) {
   const address = new URL(jobPath(jobId), root);
-  for (const [key, value] of Object.entries({ ...kept(["token"]), run_token: runToken })) {
+  for (const [key, value] of Object.entries({ ...ownParameters(["token"]), run_token: runToken })) {
     if (value) address.searchParams.set(key, value);
   }
   return address.href;
@@ -47,7 +47,7 @@ export function jobPage(jobId, runToken) {
 
 export function listPage(parameters = {}) {
   const address = new URL(".", root);
-  for (const [key, value] of Object.entries({ ...kept(["token"]), ...parameters })) {
+  for (const [key, value] of Object.entries({ ...ownParameters(["token"]), ...parameters })) {
     if (value) address.searchParams.set(key, value);
   }
   return address.href;
@@ -75,7 +75,7 @@ export const serverNow = () => Date.now() + clockOffset;
 async function request(address, options = {}) {
   const answer = await fetch(address, { cache: "no-store", ...options });
   const date = Date.parse(answer.headers.get("date") ?? "");
-  // The header has whole seconds. Small differences are not corrected.
+  // The header contains whole seconds, so small differences are not corrected.
   if (date) clockOffset = Math.abs(date - Date.now()) > 5000 ? date - Date.now() : 0;
   const body = await answer.json().catch(() => null);
   if (!answer.ok) throw new ApiError(answer.status, body);

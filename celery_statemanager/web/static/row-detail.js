@@ -1,4 +1,4 @@
-// The states of the selected row, read again while the job is open.
+// The states of the selected row. They are read again until the job has settled.
 
 import { formatNumber } from "./celery-job.js";
 import { get, h, jobPath, serverNow } from "./page.js";

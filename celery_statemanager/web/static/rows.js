@@ -109,8 +109,8 @@ export class Rows {
     if (this.maps.has(tag)) return this.maps.get(tag);
     const canvas = h("canvas", {
       "aria-hidden": "true",
-      onpointermove: (event) => this.#say(map.heat.rowAt(event.offsetX, event.offsetY)),
-      onpointerleave: () => this.#say(this.detail.row),
+      onpointermove: (event) => this.#showReadout(map.heat.rowAt(event.offsetX, event.offsetY)),
+      onpointerleave: () => this.#showReadout(this.detail.row),
       onclick: (event) => {
         const row = map.heat.rowAt(event.offsetX, event.offsetY);
         if (row !== null) this.#open(row);
@@ -146,15 +146,15 @@ export class Rows {
     this.before.disabled = first === 0;
     this.after.disabled = last >= this.numTasks;
     this.nextFailed.hidden = ![...this.runs.values()].some((runs) => runs.next("failed", -1, 1) !== null);
-    if (!this.box.matches(":hover") && !focused) this.#say(this.detail.row);
+    if (!this.box.matches(":hover") && !focused) this.#showReadout(this.detail.row);
   }
 
   // Describe the square of a row, or the range that is shown.
-  #say(row, aloud = false) {
+  #showReadout(row, announce = false) {
     let text;
     if (row === null || !this.range || row < this.range[0] || row >= this.range[1]) {
       const [first, last] = this.range;
-      const each = this.perSquare > 1 ? `, ${formatNumber(this.perSquare)} rows a square` : "";
+      const each = this.perSquare > 1 ? `, ${formatNumber(this.perSquare)} rows per square` : "";
       text = `${formatNumber(first)} – ${formatNumber(last - 1)}${each}`;
     } else if (this.perSquare > 1) {
       const begin = this.#squareStart(row);
@@ -166,7 +166,7 @@ export class Rows {
       text = `row ${formatNumber(row)} · ${parts.map(([tag, name]) => `${tag} ${LABELS[name]}`).join(" · ")}`;
     }
     setText(this.readout, text);
-    if (aloud) setText(this.spoken, text);
+    if (announce) setText(this.spoken, text);
   }
 
   #squareStart(row) {
@@ -200,7 +200,7 @@ export class Rows {
     this.cursor = row;
     if (this.perSquare === 1 && this.detail.row !== null) this.detail.select(row);
     this.draw();
-    this.#say(row, true);
+    this.#showReadout(row, true);
   }
 
   // Zoom to the rows of a square, or select the row.
@@ -211,13 +211,13 @@ export class Rows {
       const failed = [...this.runs.values()]
         .map((runs) => runs.next("failed", begin - 1, 1))
         .filter((found) => found !== null);
-      const worst = Math.min(...failed);
-      this.goTo(worst < begin + this.perSquare ? worst : row, false);
+      const firstFailed = Math.min(...failed);
+      this.goTo(firstFailed < begin + this.perSquare ? firstFailed : row, false);
     } else {
       this.detail.select(row);
       this.draw();
     }
-    this.#say(this.cursor, true);
+    this.#showReadout(this.cursor, true);
   }
 
   goTo(row, select = true) {
@@ -229,14 +229,14 @@ export class Rows {
     this.cursor = row;
     if (select) this.detail.select(row);
     this.draw();
-    this.#say(row, true);
+    this.#showReadout(row, true);
   }
 
   #zoomOut() {
     this.range = [0, this.numTasks];
     this.detail.select(null);
     this.draw();
-    this.#say(null, true);
+    this.#showReadout(null, true);
     if (document.activeElement === document.body) this.box.focus();
   }
 
@@ -249,7 +249,7 @@ export class Rows {
     this.cursor = begin;
     this.detail.select(null);
     this.draw();
-    this.#say(null, true);
+    this.#showReadout(null, true);
   }
 
   #toFailed(step) {

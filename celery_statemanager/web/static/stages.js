@@ -1,4 +1,4 @@
-// The tags of a job in the order of their stages: bars, counts, and why cells that are open have not ended.
+// The tags of a job in the order of their stages: bars, counts, and the reasons why cells have not ended.
 
 import { LABELS, countsOf, createBar, formatNumber, percentOf, tagsOf, updateBar } from "./celery-job.js";
 import { h, setText } from "./page.js";
@@ -8,7 +8,7 @@ const MOST_REASONS = 3;
 const LONGEST_RANGES = 24;
 const COLUMNS = ["finished", "failed", "notRun", "running", "notStarted"];
 
-// Reasons of cells that make progress, or whose turn has not come. They are shown on request.
+// Codes of cells that make progress or wait for their turn. Their reasons are shown on request.
 const USUAL = new Set(["running", "waits", "received", "written", "more"]);
 const AGES = /\d+ (s|min|h|d) ago|\(\d+ \w+ more\)/g;
 const OWN_TURN = /^(waits for its turn|being published)/;
@@ -111,7 +111,7 @@ export class Stages {
   }
 
   explain(reasons) {
-    // While something runs, messages that wait in a queue are no news.
+    // While a task runs, messages that wait in a queue are usual.
     const active = reasons.some((reason) => reason.code === "running");
     const isUsual = ({ code, text }) =>
       USUAL.has(code) || (active && code === "queued") || (code === "unpublished" && OWN_TURN.test(text));
@@ -168,7 +168,7 @@ export class Stages {
   }
 }
 
-// Reasons whose texts differ only in the age of the last write are one for people.
+// Merge reasons whose texts differ only in the age of the last write.
 function merged(reasons) {
   const found = new Map();
   for (const reason of reasons) {

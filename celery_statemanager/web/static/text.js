@@ -1,4 +1,4 @@
-// Numbers, times, rows and foreign texts as people read them.
+// Formats of numbers, times and rows, and of texts from the application.
 
 import { formatNumber } from "./celery-job.js";
 import { h } from "./page.js";
@@ -39,7 +39,7 @@ const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-dig
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 const whole = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "long" });
 
-// A time of day, with the day unless it is today's.
+// A time of day, with the date unless it is today.
 export function moment(text, now) {
   const time = new Date(text);
   const today = new Date(now).toDateString() === time.toDateString();

@@ -1,4 +1,4 @@
-// Reads why a job is not done, while anything of it is open and the page is visible.
+// Reads why a job has not settled, while a cell or a callback is open and the page is visible.
 
 import { get, jobPath } from "./page.js";
 
@@ -17,7 +17,7 @@ export class Why {
     document.addEventListener("visibilitychange", () => this.read());
   }
 
-  // Say whether anything is open: a cell, or a callback.
+  // Set whether a cell or a callback is open.
   update(open) {
     const before = this.#open;
     this.#open = open;
@@ -25,7 +25,7 @@ export class Why {
     else if (!before) this.read();
   }
 
-  // Read soon, because something has changed.
+  // Read after a change, at most once a second.
   read() {
     clearTimeout(this.#timer);
     if (!this.#open || document.hidden) return;

@@ -136,7 +136,7 @@ def test_the_heat_map_of_many_rows_zooms_to_one(states, write, open_page):
     Grid.submitted(states.store, 100_000, ("scan",), "many")
     write("many", 70_123, "scan", Status.FAILED, "boom")
     page = open_page("/jobs/many")
-    expect(page.locator(".readout")).to_have_text("0 – 99,999, 100 rows a square")
+    expect(page.locator(".readout")).to_have_text("0 – 99,999, 100 rows per square")
     page.locator("canvas").first.click(position={"x": 14, "y": 80})  # the squares of a line are 10,000 rows
     expect(page.locator(".readout")).to_contain_text("row 70,123 · scan failed")
     page.locator(".maps").focus()
