@@ -8,6 +8,7 @@ import socket
 from urllib.parse import parse_qsl, quote, urlencode
 
 import uvicorn
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +20,7 @@ from celery_statemanager.web.app import SafeHeaders, web_app
 PARAMETER = "session"
 """The parameter of a link that holds its one-time token."""
 
+_NO_SESSION = "this browser has no session: open the link that the command web-state has printed"
 _USED = "This link was used already, or belongs to an earlier run of the server. Restart the server for a new link.\n"
 
 
@@ -42,7 +44,9 @@ class Sessions:
         self._unused.add(token)
         return token
 
-    async def _may(self, request: Request, _: str, __: Job | None) -> bool:
+    async def _may(self, request: Request, action: str, _: Job | None) -> bool:
+        if action == "list" and not self.has_session(request):
+            raise HTTPException(403, _NO_SESSION)
         return self.has_session(request)
 
     def has_session(self, request: Request) -> bool:

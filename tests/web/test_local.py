@@ -66,7 +66,9 @@ def test_a_link_starts_one_session_and_disappears_from_the_address(server, brows
         assert again.status_code == 403
         assert "used already" in again.text
         assert other.get(httpx.URL(link).join("/api/jobs")).status_code == 403
-        assert other.get(httpx.URL(link).join("/")).status_code == 403
+        page = other.get(httpx.URL(link).join("/"))
+        assert page.status_code == 403
+        assert "open the link that the command web-state has printed" in page.text
 
 
 def test_a_wrong_token_or_cookie_is_refused(server, browser):
