@@ -21,8 +21,8 @@ def test_a_task_ends_although_the_store_has_lost_its_begin(setting, place, start
     own = load({**setting.environment, "TRACKED_STORE": f"sqlite:///{file}"})
     job = own.states.submit([getattr(own, member).s(key).set(queue=key)])
     copy(file, setting.home / f"{key}.copy")
-    start_worker(key, TRACKED_STORE=f"sqlite:///{file}")
     with job.subscribe("work", 0, until_settled=True) as events:
+        start_worker(key, TRACKED_STORE=f"sqlite:///{file}")
         begun = next(events).state
         assert begun.attempt == 1
         eventually(lambda: own.notes(key))

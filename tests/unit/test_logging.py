@@ -37,6 +37,7 @@ ABOUT_NO_JOB = {
     "%s failed, will retry",
     "%s failed, will retry: %s",
     "%s recovered",
+    "cannot answer a request: %s",
     "%s; until then statemanager_on_lost applies to it, and submit rejects it",
     "%s; until then neither has an effect, and submit rejects it",
     "NO_ROOM[kind]",
