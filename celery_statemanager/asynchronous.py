@@ -124,7 +124,7 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
         if self._until_settled and self._has_settled():
             self._join_settled()
             return
-        joined = hub.hubs.acquire(self._store, self._ref, self._watched)
+        joined = hub.hubs.acquire(self._store, self._key)
         try:
             if self._until_settled:
                 joined.checks_settlement = True  # before the check, so that the hub checks after all later changes
@@ -136,18 +136,18 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
             else:
                 self._existing = joined.log.end
         except BaseException:
-            hub.hubs.release(self._store, self._ref, self._watched, joined)
+            hub.hubs.release(self._store, self._key, joined)
             raise
         with self._lock:
             if not (settled or self._closed):
                 self._hub = joined
                 return
-        hub.hubs.release(self._store, self._ref, self._watched, joined)
+        hub.hubs.release(self._store, self._key, joined)
 
     @property
-    def _watched(self) -> Scope:
-        """The scope of the hub: all cells, or the record of the job alone."""
-        return NO_CELLS if self._scope == NO_CELLS else Scope()
+    def _key(self) -> tuple[JobRef, Scope]:
+        """The job, and the scope of its hub: all cells, or the record of the job alone."""
+        return self._ref, NO_CELLS if self._scope == NO_CELLS else Scope()
 
     def _join_settled(self) -> None:
         """Read a settled job without a hub."""
@@ -193,7 +193,7 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
         ended, settlement = joined.ended, joined.settlement  # before the log is read, which then contains all events
         if not self._has_turn:
             waits = not (self._changed or self._position < joined.log.end or ended or self._is_over(settlement))
-            await joined.turns(asyncio.get_running_loop()).take(after_change=waits)
+            await joined.turns.take(after_change=waits)
             self._has_turn = True
             return True
         self._has_turn = False
@@ -238,7 +238,7 @@ class AsyncSubscription(AsyncIterator[StateEvent]):
         with self._lock:
             joined, self._hub, self._closed = self._hub, None, True
         if joined is not None:
-            hub.hubs.release(self._store, self._ref, self._watched, joined)
+            hub.hubs.release(self._store, self._key, joined)
         if self._settled is not None:
             self._settled.close()
 

@@ -7,26 +7,21 @@ versions.
 
 from __future__ import annotations
 
-import asyncio
-import os
 import threading
-import weakref
 from bisect import bisect_left, bisect_right
-from collections import deque
 
 from celery_statemanager import aggregate
 from celery_statemanager.models import Scope, StateEvent
 from celery_statemanager.records import Batch, JobRef
 from celery_statemanager.retention import current
+from celery_statemanager.sharing import Sharing
 from celery_statemanager.stores.base import Store
 from celery_statemanager.stores.transactional import CellKey
 from celery_statemanager.subscription import Subscription
+from celery_statemanager.turns import Turns
 
 CHUNK = 32
 """Maximum number of events that a subscriber takes from the log before other tasks of its event loop run."""
-
-WOKEN_AT_ONCE = 32
-"""Maximum number of subscribers that run in one iteration of an event loop."""
 
 Chunk = tuple[tuple[int, StateEvent], ...]
 """Events with their numbers."""
@@ -99,57 +94,6 @@ class StateLog:
         return self._newest[event.state.tag, event.state.task_index] == number
 
 
-class LoopTurns:
-    """Lets the subscribers of one event loop run in turns, so that other tasks of the loop are not delayed."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._ready: deque[asyncio.Future[None]] = deque()
-        self._is_notified = self._is_running = False
-
-    async def take(self, *, after_change: bool) -> None:
-        """Wait for a turn, or for a change and then for a turn."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        (self._waiting if after_change else self._ready).append(future)
-        if not after_change:
-            self._schedule()
-        try:
-            await future
-        finally:
-            if future.cancelled() and future in self._waiting:
-                self._waiting.remove(future)
-
-    def notify(self) -> bool:
-        """Report a change, from any thread. Return False if the loop is closed."""
-        if not self._is_notified:
-            self._is_notified = True
-            try:
-                self._loop.call_soon_threadsafe(self._end_waiting)
-            except RuntimeError:
-                return False
-        return True
-
-    def _end_waiting(self) -> None:
-        self._is_notified = False
-        self._ready.extend(self._waiting)
-        self._waiting.clear()
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if self._ready and not self._is_running:
-            self._is_running = True
-            self._loop.call_soon(self._run)
-
-    def _run(self) -> None:
-        self._is_running = False
-        for _ in range(min(WOKEN_AT_ONCE, len(self._ready))):
-            future = self._ready.popleft()
-            if not future.done():
-                future.set_result(None)
-        self._schedule()
-
-
 class Hub:
     """Feeds the subscribers of a job from one subscription, which a thread of its own reads.
 
@@ -159,6 +103,7 @@ class Hub:
         ended: whether no further event follows.
         error: why it has ended; None if it was closed or the job was deleted.
         users: the number of its subscribers.
+        turns: those of its subscribers. A change of the log is reported to them.
         checks_settlement: whether a subscriber waits until the job settles.
         settlement: the result of the last check that found a settled job or a new generation: the number of the last
             event that preceded it, the generation, and whether it has settled.
@@ -170,11 +115,11 @@ class Hub:
         self.ended = False
         self.error: Exception | None = None
         self.users = 0
+        self.turns = Turns()
         self.checks_settlement = False
         self.settlement = (0, 0, False)
         self._store, self._ref, self._scope = store, ref, scope
         self._starting = threading.Lock()
-        self._turns: dict[asyncio.AbstractEventLoop, LoopTurns] = {}
         self._source: _Source | None = None
 
     def start(self) -> None:
@@ -195,16 +140,6 @@ class Hub:
         """Whether the last access reached the store."""
         return self._source is None or self._source.connected
 
-    def turns(self, loop: asyncio.AbstractEventLoop) -> LoopTurns:
-        """Return the turns of an event loop."""
-        return self._turns.setdefault(loop, LoopTurns(loop))
-
-    def notify(self) -> None:
-        """Report a change to all subscribers."""
-        for loop, turns in list(self._turns.items()):
-            if not turns.notify():
-                self._turns.pop(loop, None)
-
     def _run(self) -> None:
         assert self._source is not None
         try:
@@ -216,7 +151,7 @@ class Hub:
             self.ended = True
             self.listed.set()
             self._source.close()
-            self.notify()
+            self.turns.notify()
 
 
 class _Source(Subscription):
@@ -243,7 +178,7 @@ class _Source(Subscription):
                 return True
         if self._listed and not self._must_relist:
             hub.listed.set()
-        hub.notify()
+        hub.turns.notify()
         return super()._receive(deadline)
 
     def _take(self, batch: Batch) -> None:
@@ -252,43 +187,5 @@ class _Source(Subscription):
             self._may_have_settled = True
 
 
-class Hubs:
-    """The hubs of this process, by store, job and scope."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget the hubs of the parent in a forked child, which has none of their threads."""
-        self._lock = threading.RLock()  # the garbage collector may close a subscription while this thread holds it
-        self._hubs: weakref.WeakKeyDictionary[Store, dict[tuple[JobRef, Scope], Hub]] = weakref.WeakKeyDictionary()
-
-    def acquire(self, store: Store, ref: JobRef, scope: Scope) -> Hub:
-        """Return the hub of a job. Start one if none is running. Raises: JobNotFound, StoreError."""
-        with self._lock:
-            hubs = self._hubs.setdefault(store, {})
-            hub = hubs.get((ref, scope))
-            if hub is None or hub.ended:
-                hub = hubs[ref, scope] = Hub(store, ref, scope)
-            hub.users += 1
-        try:
-            hub.start()
-        except BaseException:
-            self.release(store, ref, scope, hub)
-            raise
-        return hub
-
-    def release(self, store: Store, ref: JobRef, scope: Scope, hub: Hub) -> None:
-        """End the use of a hub. The last user closes it."""
-        with self._lock:
-            hub.users -= 1
-            if hub.users:
-                return
-            hubs = self._hubs.get(store, {})
-            if hubs.get((ref, scope)) is hub:
-                del hubs[ref, scope]
-        hub.close()
-
-
-hubs = Hubs()
-os.register_at_fork(after_in_child=hubs.forget)
+hubs: Sharing[tuple[JobRef, Scope], Hub] = Sharing(lambda store, key: Hub(store, *key))
+"""The hubs of this process, by job and scope."""

@@ -126,7 +126,7 @@ async def _summaries(job: Job) -> AsyncIterator[bytes]:
             if shown.end is not None:
                 return
             if feed.snapshot is shown:
-                await feed.changed()
+                await feed.turns.take(after_change=True)
     finally:
         feeds.release(store, ref, feed)
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import threading
-import weakref
 from dataclasses import dataclass
 
 from celery_statemanager import aggregate
 from celery_statemanager.codec import compact
 from celery_statemanager.errors import JobNotFound, StoreError, SubscriptionLost
 from celery_statemanager.feed import Feed
-from celery_statemanager.hub import LoopTurns
 from celery_statemanager.models import Scope
 from celery_statemanager.overview import overview
 from celery_statemanager.records import JobRef
+from celery_statemanager.sharing import Sharing
 from celery_statemanager.stores import Store
+from celery_statemanager.turns import Turns
 from celery_statemanager.web.errors import public_message
 from celery_statemanager.web.wire import summary_to_json
 
@@ -44,7 +42,12 @@ class Snapshot:
 
 
 class SummaryFeed:
-    """Watches a job in a thread, and counts its cells after changes, at most twice a second."""
+    """Watches a job in a thread, and counts its cells after changes, at most twice a second.
+
+    Attributes:
+        users: the number of its readers.
+        turns: those of its readers. A new snapshot is reported to them.
+    """
 
     def __init__(self, store: Store, ref: JobRef) -> None:
         self.users = 0
@@ -52,21 +55,26 @@ class SummaryFeed:
         self._closed = threading.Event()
         self._feed: Feed | None = None
         self._snapshot = Snapshot()
-        self._turns: dict[asyncio.AbstractEventLoop, LoopTurns] = {}
+        self.turns = Turns()
         self._lock = threading.Lock()
-        threading.Thread(target=self._run, name="statemanager-summaries", daemon=True).start()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further summary follows."""
+        return self._snapshot.end is not None
+
+    def start(self) -> None:
+        """Start the thread, unless it has started."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="statemanager-summaries", daemon=True)
+                self._thread.start()
 
     @property
     def snapshot(self) -> Snapshot:
         """The newest summary."""
         return self._snapshot
-
-    async def changed(self) -> None:
-        """Wait until the snapshot may have changed. The caller compares its number before each wait."""
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            turns = self._turns.setdefault(loop, LoopTurns(loop))
-        await turns.take(after_change=True)
 
     def close(self) -> None:
         """End the thread without waiting for it."""
@@ -118,46 +126,8 @@ class SummaryFeed:
         last = self._snapshot
         text = last.text if text is None else text
         self._snapshot = Snapshot(last.number + (text != last.text), text, end, detail)
-        with self._lock:
-            turns = list(self._turns.items())
-        for loop, each in turns:
-            if not each.notify():
-                with self._lock:
-                    self._turns.pop(loop, None)
+        self.turns.notify()
 
 
-class SummaryFeeds:
-    """The feeds of this process, by store and job."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget the feeds of the parent in a forked child, which has none of their threads."""
-        self._lock = threading.Lock()
-        self._feeds: weakref.WeakKeyDictionary[Store, dict[JobRef, SummaryFeed]] = weakref.WeakKeyDictionary()
-
-    def acquire(self, store: Store, ref: JobRef) -> SummaryFeed:
-        """Return the feed of a job. Start one if none is running."""
-        with self._lock:
-            feeds = self._feeds.setdefault(store, {})
-            feed = feeds.get(ref)
-            if feed is None or feed.snapshot.end is not None:
-                feed = feeds[ref] = SummaryFeed(store, ref)
-            feed.users += 1
-            return feed
-
-    def release(self, store: Store, ref: JobRef, feed: SummaryFeed) -> None:
-        """End the use of a feed. The last user closes it."""
-        with self._lock:
-            feed.users -= 1
-            if feed.users:
-                return
-            feeds = self._feeds.get(store, {})
-            if feeds.get(ref) is feed:
-                del feeds[ref]
-        feed.close()
-
-
-feeds = SummaryFeeds()
-os.register_at_fork(after_in_child=feeds.forget)
+feeds: Sharing[JobRef, SummaryFeed] = Sharing(SummaryFeed)
+"""The feeds of this process, by job."""

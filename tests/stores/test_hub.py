@@ -450,7 +450,7 @@ def test_a_forked_child_has_hubs_of_its_own(store: Store) -> None:
     async def body() -> None:
         async with grid.manager().asubscribe() as events:
             await events.__anext__()
-            assert hubs._hubs
+            assert hubs._sources
             child = await asyncio.to_thread(_fork, lambda: run(read()))
             assert child == 5
             grid.write("a", 1, 5)

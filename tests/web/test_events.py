@@ -287,9 +287,9 @@ def test_a_disconnected_client_uses_no_resources(states, job, view):
             write(job, 0, 40)
             with events(client, EVENTS, view=view) as stream:
                 next(stream)
-                assert hubs._hubs.get(states.store) or feeds._feeds.get(states.store)
+                assert hubs._sources.get(states.store) or feeds._sources.get(states.store)
         deadline = time.monotonic() + 20
-        while hubs._hubs.get(states.store) or feeds._feeds.get(states.store):
+        while hubs._sources.get(states.store) or feeds._sources.get(states.store):
             assert time.monotonic() < deadline
             threading.Event().wait(0.02)
     finally:

@@ -117,9 +117,9 @@ def test_a_client_that_does_not_read_is_closed(states, submit, monkeypatch):
             slow.sendall(b"GET /api/jobs/etl/events?view=cells HTTP/1.1\r\nHost: x\r\n\r\n")
             assert slow.recv(15) == b"HTTP/1.1 200 OK"
             deadline = time.monotonic() + 20
-            while not hubs._hubs.get(states.store) and time.monotonic() < deadline:
+            while not hubs._sources.get(states.store) and time.monotonic() < deadline:
                 threading.Event().wait(0.01)
-            while hubs._hubs.get(states.store):
+            while hubs._sources.get(states.store):
                 assert time.monotonic() < deadline
                 threading.Event().wait(0.02)
         assert httpx.get(f"{server.url}/api/jobs/etl", trust_env=False).status_code == 200
@@ -136,7 +136,7 @@ def test_large_states_do_not_stay_in_memory(states, submit, client):
         with events(client, "/api/jobs/etl/events", view="cells") as stream:
             assert len([*itertools.islice(stream, 600)]) == 600
         deadline = time.monotonic() + 20
-        while hubs._hubs.get(states.store):
+        while hubs._sources.get(states.store):
             assert time.monotonic() < deadline
             threading.Event().wait(0.02)
         gc.collect()
