@@ -23,7 +23,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Access:
-    """Decides which requests are allowed.
+    """Checks which requests are allowed.
 
     Args:
         origins: origins of pages that may send POST requests, in addition to the host of the request.

@@ -24,19 +24,19 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 async def index_page(site: Site, request: Request) -> Response:
     """Return the page of all jobs."""
     await site.access.require(request, "list")
-    return _file(request, "index.html", {})
+    return _file(request, "index.html")
 
 
 async def job_page(site: Site, request: Request) -> Response:
     """Return the page of one job, also while the store is unavailable."""
     with suppress(StoreUnavailable):
         await site.find(request)
-    return _file(request, "job.html", {})
+    return _file(request, "job.html")
 
 
 async def static_file(_: Site, request: Request) -> Response:
     """Return a packaged file."""
-    return _file(request, request.path_params["name"], {})
+    return _file(request, request.path_params["name"])
 
 
 def add_slash(request: Request) -> Response:
@@ -45,13 +45,13 @@ def add_slash(request: Request) -> Response:
     return RedirectResponse(f"{quote(request.scope['mount'])}/{query}", 307)
 
 
-def _file(request: Request, name: str, headers: dict[str, str]) -> Response:
+def _file(request: Request, name: str) -> Response:
     path = STATIC / name
     if not _NAME.fullmatch(name) or not path.is_file():
         raise WebError(404, "not_found", "there is no such file")
     status = path.stat()
     content, etag = _read(path, status.st_mtime_ns, status.st_size)
-    headers = {"Cache-Control": "no-cache", "ETag": etag, **headers}
+    headers = {"Cache-Control": "no-cache", "ETag": etag}
     known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
     if etag in known:
         return Response(status_code=304, headers=headers)
