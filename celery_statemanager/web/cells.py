@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from celery_statemanager import aggregate
@@ -18,7 +19,7 @@ from celery_statemanager.models import State
 from celery_statemanager.records import Column, JobRecord
 from celery_statemanager.stores import Store
 from celery_statemanager.web.errors import bad_request
-from celery_statemanager.web.site import Site, in_thread, number_in
+from celery_statemanager.web.site import Site, number_in
 from celery_statemanager.web.wire import JSON, state_to_json
 
 MOST_STATES = 500
@@ -62,7 +63,7 @@ async def list_states(site: Site, request: Request) -> JSON:
         after = Place.parse(query["cursor"]) if "cursor" in query else None
     except ValueError as error:
         raise bad_request(error, "cursor") from None
-    states, following = await in_thread(_page, site.store, job, tag, kind, row, after, limit)
+    states, following = await run_in_threadpool(_page, site.store, job, tag, kind, row, after, limit)
     return JSON({"states": [state_to_json(each) for each in states], "cursor": following and str(following)})
 
 
@@ -76,7 +77,7 @@ async def show_grid(site: Site, request: Request) -> JSON:
         tags = {each.tag: {"rows": record.num_tasks, "runs": _runs(record, each)} for each in columns}
         return {"generation": record.generation.number, "tags": tags}
 
-    return JSON(await in_thread(grid))
+    return JSON(await run_in_threadpool(grid))
 
 
 def _tag_in(request: Request) -> str | None:

@@ -6,11 +6,12 @@ import asyncio
 import json
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from celery_statemanager.limits import check_message, short_repr
 from celery_statemanager.web.errors import WebError, bad_request
-from celery_statemanager.web.site import Site, in_thread
+from celery_statemanager.web.site import Site
 from celery_statemanager.web.wire import JSON
 
 MOST_BYTES = 65_536
@@ -26,21 +27,21 @@ async def cancel(site: Site, request: Request) -> JSON:
     """Cancel a job."""
     reason = await _reason(site, request)
     job = await site.find(request, "cancel")
-    return JSON({"cancelled": await in_thread(job.cancel, reason)})
+    return JSON({"cancelled": await run_in_threadpool(job.cancel, reason)})
 
 
 async def pause(site: Site, request: Request) -> JSON:
     """Hold back the rows of a job that have not begun."""
     reason = await _reason(site, request)
     job = await site.find(request, "pause")
-    return JSON({"paused": await in_thread(job.pause, reason)})
+    return JSON({"paused": await run_in_threadpool(job.pause, reason)})
 
 
 async def resume(site: Site, request: Request) -> JSON:
     """Publish the rows that a pause has held back."""
     await _body(site, request, set())
     job = await site.find(request, "pause")
-    return JSON({"resumed": await in_thread(job.resume)})
+    return JSON({"resumed": await run_in_threadpool(job.resume)})
 
 
 async def rerun(site: Site, request: Request) -> JSON:
@@ -50,7 +51,7 @@ async def rerun(site: Site, request: Request) -> JSON:
     if not isinstance(which, str):
         raise bad_request(f"which must be 'failed' or rows such as '3,17-20', not {short_repr(which)}")
     try:
-        report = await in_thread(job.rerun, which)
+        report = await run_in_threadpool(job.rerun, which)
     except (TypeError, ValueError) as error:
         raise bad_request(error) from None
     return JSON({"rows": str(report.rows), "skipped": str(report.skipped), "count": len(report.rows)})

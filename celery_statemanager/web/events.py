@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +22,7 @@ from celery_statemanager.limits import invalid_since, short_repr
 from celery_statemanager.models import State
 from celery_statemanager.overview import overview
 from celery_statemanager.web.errors import UNREACHABLE, WebError, bad_request, public_message
-from celery_statemanager.web.site import Site, in_thread
+from celery_statemanager.web.site import Site
 from celery_statemanager.web.streams import EventStream, message, retry
 from celery_statemanager.web.summaries import feeds
 from celery_statemanager.web.wire import encoded, state_to_json
@@ -60,6 +61,11 @@ class Start(NamedTuple):
             raise invalid_since(text) from None
 
 
+def _end_cursor(generation: object, last: str) -> str:
+    """Return the id of the event ``settled``, which ``Start.parse`` reads; ``last`` is a cursor or an incarnation."""
+    return f"settled.{generation}/{last}"
+
+
 async def stream_events(site: Site, request: Request) -> Response:
     """Return the events of a job: ``view=cells`` or, by default, ``view=summary``."""
     query = request.query_params
@@ -76,7 +82,7 @@ async def stream_events(site: Site, request: Request) -> Response:
     lifetime = None if grant is None else max(0.0, grant.expires_at - time.time())
     try:
         job = await site.find(request)
-        if start.settled and await in_thread(_is_at_end, job, start):
+        if start.settled and await run_in_threadpool(_is_at_end, job, start):
             return Response(status_code=204)
         if view == "summary":
             return EventStream(_summaries(job), lifetime=lifetime)
@@ -121,7 +127,7 @@ async def _summaries(job: Job) -> AsyncIterator[bytes]:
                 yield _unavailable_message(str((shown.detail or {}).get("message")))
             elif shown.end is not None:
                 detail = shown.detail or {}
-                cursor = f"settled.{detail['generation']}/{ref.incarnation}" if shown.end == "settled" else None
+                cursor = _end_cursor(detail["generation"], ref.incarnation) if shown.end == "settled" else None
                 yield message(shown.end, compact(detail), cursor=cursor)
             if shown.end is not None:
                 return
@@ -164,7 +170,7 @@ class Cells:
                 while batch := await self._events.next_batch():
                     self._last = batch[-1].cursor
                     yield b"".join(_encoded(each.state, each.cursor, each.resync) for each in batch)
-                end = await in_thread(self._end)
+                end = await run_in_threadpool(self._end)
                 if end is not None:
                     yield end
                     return
@@ -183,7 +189,7 @@ class Cells:
         if not aggregate.settled(shown.job, shown.columns):
             return None
         number = shown.job.generation.number
-        cursor = f"settled.{number}/{self._last or shown.job.incarnation}"
+        cursor = _end_cursor(number, self._last or shown.job.incarnation)
         return message("settled", compact({"generation": number, "phase": shown.phase.value}), cursor=cursor)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from celery_statemanager.errors import JobNotFound
@@ -12,7 +13,7 @@ from celery_statemanager.limits import short_repr
 from celery_statemanager.overview import Overview, overview
 from celery_statemanager.web.errors import bad_request
 from celery_statemanager.web.sealing import Sealer
-from celery_statemanager.web.site import Site, in_thread, number_in
+from celery_statemanager.web.site import Site, number_in
 from celery_statemanager.web.tokens import secret_of
 from celery_statemanager.web.wire import JSON, overview_to_json, view_to_json
 
@@ -39,11 +40,11 @@ async def list_jobs(site: Site, request: Request) -> JSON:
             "cursor",
         ) from None
     try:
-        page = await in_thread(site.states.jobs, text, query.get("phase") or None, limit, before)
+        page = await run_in_threadpool(site.states.jobs, text, query.get("phase") or None, limit, before)
     except ValueError as error:
         raise bad_request(error) from None
     jobs = await site.access.viewable(request, page.jobs)
-    shown = await in_thread(_overviews, site, jobs)
+    shown = await run_in_threadpool(_overviews, site, jobs)
     following = None if page.cursor is None else sealer.seal(page.cursor)
     return JSON({"jobs": [overview_to_json(each) for each in shown], "cursor": following})
 
@@ -63,7 +64,7 @@ async def show_job(site: Site, request: Request) -> JSON:
     job = await site.find(request)
     actions = ("cancel", "pause", "rerun")
     allowed = await site.access.allowed(request, [(action, job) for action in actions])
-    view = await in_thread(read_job, site.store, job._record)
+    view = await run_in_threadpool(read_job, site.store, job._record)
     return JSON({**view_to_json(view), "actions": [action for action, may in zip(actions, allowed) if may]})
 
 
@@ -75,4 +76,4 @@ async def explain_job(site: Site, request: Request) -> JSON:
         diagnosis = JobDiagnosis(site.store, job._record.ref)
         return {"reasons": [reason_to_wire(each) for each in diagnosis.reasons()], "settled": diagnosis.job.settled}
 
-    return JSON(await in_thread(explained))
+    return JSON(await run_in_threadpool(explained))

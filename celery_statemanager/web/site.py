@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -20,9 +18,6 @@ from celery_statemanager.stores import FullStore
 from celery_statemanager.web.access import Access
 from celery_statemanager.web.errors import WebError, bad_request
 from celery_statemanager.web.paths import name_of
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Site:
@@ -47,7 +42,7 @@ class Site:
         except ValueError as error:
             raise bad_request(error, "name") from None
         try:
-            job = await in_thread(lambda: Job(self.states, find_job(self.store, key)))
+            job = await run_in_threadpool(lambda: Job(self.states, find_job(self.store, key)))
         except JobNotFound:
             raise await self._not_found(request, key) from None
         await self.access.require(request, action, job)
@@ -57,7 +52,7 @@ class Site:
         """Return the error for an unknown job, which names similar jobs that the request may view."""
         similar: list[Job] = []
         if (await self.access.allowed(request, [("list", None)]))[0]:
-            similar = await self.access.viewable(request, await in_thread(self._similar_jobs, key))
+            similar = await self.access.viewable(request, await run_in_threadpool(self._similar_jobs, key))
         message = str(JobNotFound(*key))
         if similar:
             names = ", ".join(short_repr(each.id) + _run(each) for each in similar)
@@ -77,11 +72,6 @@ class Site:
 
 def _run(job: Job) -> str:
     return "" if job.run_token is None else f" (run token {short_repr(job.run_token)})"
-
-
-async def in_thread(call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """Run a call in a thread, and return what it returns."""
-    return await run_in_threadpool(call, *args, **options)
 
 
 def number_in(request: Request, name: str, default: int, most: int, least: int = 1) -> int:
