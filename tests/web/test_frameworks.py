@@ -89,14 +89,8 @@ def test_django_serves_the_pages_beside_its_own_over_asgi(states, django_setting
 
 
 @contextmanager
-def wsgi_serving(app):
-    """Run a WSGI application on wsgiref, which passes no raw path on."""
-
-    class Quiet(WSGIRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    server = make_server("127.0.0.1", 0, app, handler_class=Quiet)
+def running(server):
+    """Run a WSGI server in a thread, and yield a client."""
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -111,6 +105,19 @@ def wsgi_serving(app):
 
 
 @contextmanager
+def wsgi_serving(app):
+    """Run a WSGI application on wsgiref, which passes no raw path on."""
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = make_server("127.0.0.1", 0, app, handler_class=Quiet)
+    with running(server) as client:
+        yield client
+
+
+@contextmanager
 def werkzeug_serving(app):
     from werkzeug.serving import WSGIRequestHandler as Handler
     from werkzeug.serving import make_server as make
@@ -120,17 +127,8 @@ def werkzeug_serving(app):
             pass
 
     server = make("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{server.server_port}", timeout=PATIENCE, trust_env=False
-        ) as client:
-            yield client
-    finally:
-        server.shutdown()
-        thread.join(PATIENCE)
-        server.server_close()
+    with running(server) as client:
+        yield client
 
 
 def test_flask_mounts_the_pages_over_wsgi(states):
