@@ -113,8 +113,13 @@ def overview(store: Store, ref: JobRef, *, indexes: bool = False) -> Overview:
     job, columns = store.column_summaries(ref, indexes=indexes)
     summary = aggregate.summarize(job, columns, indexes=indexes)
     phase = _phase(job, summary, over=aggregate.settled(job, columns))
+    return Overview(job, phase, summary, in_stage_order(job, columns))
+
+
+def in_stage_order(job: JobRecord, columns: list[Column]) -> list[Column]:
+    """Return the expected columns of a job in the order in which their tags first run; without a plan, by tag."""
     order = job.plan.tags if job.plan else sorted(each.tag for each in columns)
-    return Overview(job, phase, summary, sorted(columns, key=lambda column: order.index(column.tag)))
+    return sorted(columns, key=lambda column: order.index(column.tag))
 
 
 def newest_page(

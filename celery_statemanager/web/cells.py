@@ -16,6 +16,7 @@ from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.limits import check_optional, short_repr
 from celery_statemanager.models import State
+from celery_statemanager.overview import in_stage_order
 from celery_statemanager.records import Column, JobRecord
 from celery_statemanager.stores import Store
 from celery_statemanager.web.errors import bad_request
@@ -90,10 +91,10 @@ def _tag_in(request: Request) -> str | None:
 def _columns(store: Store, job: Job, tag: str | None) -> tuple[JobRecord, list[Column]]:
     """Return the record of a job and its expected columns in the order of the stages. Raises: WebError, StoreError."""
     record, columns = store.column_summaries(job._record.ref, indexes=True)
-    order = record.plan.tags if record.plan else sorted(each.tag for each in columns)
-    if tag is not None and tag not in order:
-        raise bad_request(f"job {record.job_id!r} has no tag {short_repr(tag)}; its tags are {', '.join(order)[:200]}")
-    columns.sort(key=lambda column: order.index(column.tag))
+    columns = in_stage_order(record, columns)
+    tags = [each.tag for each in columns]
+    if tag is not None and tag not in tags:
+        raise bad_request(f"job {record.job_id!r} has no tag {short_repr(tag)}; its tags are {', '.join(tags)[:200]}")
     return record, [each for each in columns if tag in (None, each.tag)]
 
 
