@@ -19,6 +19,7 @@ from celery_statemanager.web import cells, control, events, jobs, openapi, pages
 from celery_statemanager.web.access import Access, Authorize
 from celery_statemanager.web.errors import HANDLED, WebError, on_error
 from celery_statemanager.web.paths import EncodedPaths
+from celery_statemanager.web.sealing import Sealer
 from celery_statemanager.web.site import Site
 from celery_statemanager.web.tokens import secret_of
 from celery_statemanager.web.wsgi import WSGIApp
@@ -58,7 +59,8 @@ CHANGING: dict[str, Handler] = {
 
 def web_app(states: StateManager, authorize: Authorize, *, origins: Iterable[str] = ()) -> ASGIApp:
     """Create the ASGI application; see ``StateManager.web``. Raises: TypeError, ValueError, ConfigurationError."""
-    site = Site(states, Access(authorize, secret_of(states), origins))
+    secret = secret_of(states)
+    site = Site(states, Access(authorize, secret, origins), Sealer(secret, "cursor of jobs"))
     routes: list[BaseRoute] = [
         Route(path, partial(handler, site), methods=[method])
         for method, handlers in (("GET", READING), ("POST", CHANGING))

@@ -12,9 +12,7 @@ from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.limits import short_repr
 from celery_statemanager.overview import Overview, overview
 from celery_statemanager.web.errors import bad_request
-from celery_statemanager.web.sealing import Sealer
 from celery_statemanager.web.site import Site, number_in
-from celery_statemanager.web.tokens import secret_of
 from celery_statemanager.web.wire import JSON, overview_to_json, view_to_json
 
 MOST_JOBS = 200
@@ -26,13 +24,12 @@ LONGEST_SEARCH = 200
 async def list_jobs(site: Site, request: Request) -> JSON:
     """Return a page of the jobs that the request may view, the newest first."""
     await site.access.require(request, "list")
-    sealer = Sealer(secret_of(site.states), "cursor of jobs")
     query = request.query_params
     limit, cursor, text = number_in(request, "limit", 50, MOST_JOBS), query.get("cursor"), query.get("text")
     if text is not None and len(text) > LONGEST_SEARCH:
         raise bad_request(f"text has at most {LONGEST_SEARCH} characters, not {len(text)}")
     try:
-        before = None if cursor is None else sealer.unseal(cursor)
+        before = None if cursor is None else site.cursors.unseal(cursor)
     except ValueError:
         raise bad_request(
             f"cursor must be one that an earlier page has returned, not {short_repr(cursor)}; let all processes use "
@@ -45,7 +42,7 @@ async def list_jobs(site: Site, request: Request) -> JSON:
         raise bad_request(error) from None
     jobs = await site.access.viewable(request, page.jobs)
     shown = await run_in_threadpool(_overviews, site, jobs)
-    following = None if page.cursor is None else sealer.seal(page.cursor)
+    following = None if page.cursor is None else site.cursors.seal(page.cursor)
     return JSON({"jobs": [overview_to_json(each) for each in shown], "cursor": following})
 
 

@@ -18,14 +18,16 @@ from celery_statemanager.stores import FullStore
 from celery_statemanager.web.access import Access
 from celery_statemanager.web.errors import WebError, bad_request
 from celery_statemanager.web.paths import name_of
+from celery_statemanager.web.sealing import Sealer
 
 
 class Site:
-    """The StateManager of an application, and its access checks."""
+    """The StateManager of an application, its access checks, and the sealer of the cursors of its lists."""
 
-    def __init__(self, states: StateManager, access: Access) -> None:
+    def __init__(self, states: StateManager, access: Access, cursors: Sealer) -> None:
         self.states = states
         self.access = access
+        self.cursors = cursors
 
     @property
     def store(self) -> FullStore:
