@@ -5,7 +5,7 @@ import uuid
 import pytest
 from celery import Celery, chain, chord, group
 from celery.result import allow_join_result
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from celery_statemanager import StatefulTask, StateManager
@@ -87,6 +87,14 @@ def build(app, node):
     return first
 
 
+def with_lists(node):
+    """Return the canvas with a list in place of each generator."""
+    kind, content = node
+    if isinstance(content, int):
+        return node
+    return "group" if kind == "generated" else kind, [with_lists(each) for each in content]
+
+
 def outcome(task, node):
     try:
         result = task.apply_async((node,))
@@ -105,6 +113,7 @@ def test_a_replacement_ends_as_that_of_a_plain_task(app, tasks, pytestconfig):
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+    @example(("piped", [("generated", [("group", [("leaf", 0), ("leaf", 1)])]), ("group", [("leaf", 0)])]))
     @given(NODES)
     def play(node):
         try:
@@ -114,7 +123,10 @@ def test_a_replacement_ends_as_that_of_a_plain_task(app, tasks, pytestconfig):
         plain = outcome(tasks["plain"], node)
         if plain in EMPTY_CHAIN:
             return
-        assert outcome(tasks["tracked"], node) == plain
+        tracked = outcome(tasks["tracked"], node)
+        # The replacement's tasks are marked before it is sent, which reads generators. Celery 5.7 orders the results of
+        # some nested groups differently for lists.
+        assert tracked in (plain, outcome(tasks["plain"], with_lists(node)))
         (state,) = StateManager(app).submit([tasks["tracked"].s(node)]).list_states()
         succeeded = plain[0] == "SUCCESS"
         assert (state.finished, state.failed) == (succeeded, not succeeded)
