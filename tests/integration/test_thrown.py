@@ -63,14 +63,26 @@ def compare(tracked, submit, pool):
         ids = [Binding(job.manager.ref, row, "work").celery_task_id for row in range(len(examples))]
         wait_for_ends(name, {each: examples[row] for all_ids in (plain, ids) for row, each in enumerate(all_ids)})
         job.wait(PATIENCE)
-        runs = {each: [line for line in tracked.notes(name) if line.startswith(each)] for each in (*plain, *ids)}
+        wait_for_equal_stories(name, plain, ids)
         states = {state.task_index: state for state in job.list_states()}
         for row, (one, other) in enumerate(zip(plain, ids)):
-            story = sorted(line.removeprefix(one) for line in runs[one])  # a retry may run before the end is noted
-            assert sorted(line.removeprefix(other) for line in runs[other]) == story, examples[row]
+            story = story_of(name, one)
+            assert story_of(name, other) == story, examples[row]
             ends = {line.strip() for line in story} - {"run", "RETRY"}
             end = "SUCCESS" if "SUCCESS" in ends else ends.pop()  # a hook that raises ends an execution with None
             assert end_of(states.get(row)) == ENDS[end], (examples[row], states.get(row))
+
+    def story_of(name, task_id):
+        """Return the sorted notes of a task, because a retry may run before the end of the first run is noted."""
+        return sorted(line.removeprefix(task_id) for line in tracked.notes(name) if line.startswith(task_id))
+
+    def wait_for_equal_stories(name, plain, ids):
+        """Wait for the retries of tasks whose first run ended with an error of a hook, which is noted as an end."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if all(story_of(name, one) == story_of(name, other) for one, other in zip(plain, ids)):
+                return
+            time.sleep(0.05)
 
     def wait_for_ends(name, waiting):
         deadline = time.monotonic() + PATIENCE
