@@ -384,6 +384,7 @@ def logging_stays():
 @pytest.mark.usefixtures("logging_stays")
 def test_the_main_thread_of_a_program_with_an_embedded_worker_has_no_state():
     app = Celery("embedded", set_as_current=False, broker="memory://", statemanager_store_url="memory://")
+    app.conf.task_default_queue = "embedded"  # other tests leave messages in the default queue of this process
     states, begun, go = StateManager(app), threading.Event(), threading.Event()
 
     @app.task(base=StatefulTask, bind=True, tag="work", shared=False)
