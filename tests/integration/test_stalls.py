@@ -1,5 +1,7 @@
 """Tasks that run and do not move: marked within their limit and one sweep, in every pool (rule R23)."""
 
+import os
+
 import pytest
 
 from celery_statemanager import Status
@@ -39,10 +41,9 @@ TASKS = """
 
     @app.task(base=StatefulTask, bind=True, tag="work", stall_after=1.0)
     def hold_the_interpreter(self):
+        pipe = os.open(HOME / "pipe", os.O_RDWR)
         self.state.set(40, "page 4")
-        note("held")
-        ctypes.PyDLL(None).usleep(4_500_000)
-        note("free")
+        ctypes.PyDLL(None).read(pipe, ctypes.create_string_buffer(1), 1)
         until("go")
 
     @app.task(base=StatefulTask, bind=True, tag="work", stall_after=1.0)
@@ -131,14 +132,17 @@ def test_the_next_write_of_a_stalled_body_stops_it_if_its_policy_says_so(project
 
 @pytest.mark.parametrize("pool", ONE_POOL)
 def test_a_function_that_holds_the_interpreter_is_marked_by_a_sweep(project, pool):
-    shop = project(TASKS)
+    """The function waits for the test. It is marked while its worker's lease lasts, which no thread can renew."""
+    shop = project(TASKS + "\n    app.conf.statemanager_lease = 60.0\n")
+    os.mkfifo(shop.home / "pipe")
     shop.start_worker(pool=pool, concurrency=1)
     if pool != "prefork":  # no thread of this worker can run
         shop.start_worker("-Q", "sweeping", pool="threads")
     assert shop.wait(lambda: shop.states.store.get_worker(SWEEPER))  # a worker waits before its first sweep
     job = shop.states.submit([shop.hold_the_interpreter.s()])
-    state = stalled(shop, job)
-    assert (state.message, shop.notes("free")) == ("page 4", [])
+    assert stalled(shop, job).message == "page 4"
+    with (shop.home / "pipe").open("w") as pipe:
+        pipe.write("x")
     place = f"page 4; stands in {shop.name}.py:"
     assert shop.wait(lambda: job.get_state("work", 0).message.startswith(place)), job.list_states()
     assert job.get_state("work", 0).version == 4
