@@ -15,7 +15,7 @@ from celery_statemanager import aggregate
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.limits import check_optional, short_repr
-from celery_statemanager.models import State
+from celery_statemanager.models import State, Status
 from celery_statemanager.overview import in_stage_order
 from celery_statemanager.records import Column, JobRecord
 from celery_statemanager.stores import Store
@@ -26,8 +26,11 @@ from celery_statemanager.web.wire import JSON, state_to_json
 MOST_STATES = 500
 """Maximum number of states in a page. Each state costs one read of the store."""
 
-CLASSES = ("notStarted", "running", "finished", "failed", "notRun")
+CLASSES = ("notStarted", "running", "finished", "failed", "cancelled", "notRun")
 """The classes of expected cells. Each cell is in one of them."""
+
+MOST_EXAMINED = 500
+"""Failed cells of a tag that are read to find those that a cancellation has ended. Further ones count as failed."""
 
 _CURSOR = re.compile(r"([0-9]{1,9})@([\w.~%-]*)", re.ASCII)
 
@@ -75,7 +78,7 @@ async def show_grid(site: Site, request: Request) -> JSON:
 
     def grid() -> dict[str, Any]:
         record, columns = _columns(site.store, job, tag)
-        tags = {each.tag: {"rows": record.num_tasks, "runs": _runs(record, each)} for each in columns}
+        tags = {each.tag: {"rows": record.num_tasks, "runs": _runs(site.store, record, each)} for each in columns}
         return {"generation": record.generation.number, "tags": tags}
 
     return JSON(await run_in_threadpool(grid))
@@ -98,12 +101,16 @@ def _columns(store: Store, job: Job, tag: str | None) -> tuple[JobRecord, list[C
     return record, [each for each in columns if tag in (None, each.tag)]
 
 
-def _classes(record: JobRecord, column: Column) -> dict[str, IndexSet]:
+def _classes(store: Store, record: JobRecord, column: Column) -> dict[str, IndexSet]:
     """Return the rows of a column by class, as readers see them."""
     summary = aggregate.summarize(record, [column], indexes=True)
     none = IndexSet()
+    cancelled = _stopped_rows(store, record, column)
+    if record.cancelled:
+        cancelled = cancelled.union(column.missing or none)
     found = {
-        "failed": summary.failed_indexes or none,
+        "failed": (summary.failed_indexes or none).without(cancelled),
+        "cancelled": cancelled,
         "notRun": summary.not_run_indexes or none,
         "running": summary.running_indexes or none,
         "notStarted": summary.missing_indexes or none,
@@ -112,8 +119,22 @@ def _classes(record: JobRecord, column: Column) -> dict[str, IndexSet]:
     return {**found, "finished": expected.without(none.union(*found.values()))}
 
 
-def _runs(record: JobRecord, column: Column) -> list[list[Any]]:
-    runs = [(low, high, kind) for kind, rows in _classes(record, column).items() for low, high in rows.ranges]
+def _stopped_rows(store: Store, record: JobRecord, column: Column) -> IndexSet:
+    """Return the rows of a column that have ended as CANCELLED. The store counts them as failed."""
+    failed = column.failed or IndexSet()
+    stopped = len(failed) - column.tally.failed_rows
+    if stopped <= 0 or (record.cancelled is None and record.generation.number == 1):
+        return IndexSet()
+    if column.tally.failed_rows == column.tally.pending == 0:
+        return failed
+    cells = ((row, store.get_cell(record.ref, column.tag, row)) for row in islice(failed, MOST_EXAMINED))
+    found = (row for row, cell in cells if cell is not None and cell.status == Status.CANCELLED)
+    return IndexSet(islice(found, stopped))
+
+
+def _runs(store: Store, record: JobRecord, column: Column) -> list[list[Any]]:
+    classes = _classes(store, record, column)
+    runs = [(low, high, kind) for kind, rows in classes.items() for low, high in rows.ranges]
     return [[kind, low, high - low + 1] for low, high, kind in sorted(runs)]
 
 
@@ -130,20 +151,23 @@ def _page(
             )
         columns = columns[tags.index(after.tag) :]
     places: Iterator[Place] = chain.from_iterable(
-        _places(record, each, kind, row, after.row if after and after.tag == each.tag else -1) for each in columns
+        _places(store, record, each, kind, row, after.row if after and after.tag == each.tag else -1)
+        for each in columns
     )
     found = list(islice(places, limit + 1))
     states = [aggregate.visible_state(record, *place, store.get_cell(record.ref, *place)) for place in found[:limit]]
     return states, found[limit - 1] if len(found) > limit else None
 
 
-def _places(record: JobRecord, column: Column, kind: str | None, row: int | None, after: int) -> Iterator[Place]:
+def _places(
+    store: Store, record: JobRecord, column: Column, kind: str | None, row: int | None, after: int
+) -> Iterator[Place]:
     if kind is None:
         rows = aggregate.expected_rows(record, column.tag)
     elif kind == "stalled":
         rows = column.stalled or IndexSet()
     else:
-        rows = _classes(record, column)[kind]
+        rows = _classes(store, record, column)[kind]
     for low, high in rows.ranges:
         first, last = (max(low, after + 1), high) if row is None else (max(low, row, after + 1), min(high, row))
         yield from (Place(column.tag, each) for each in range(first, last + 1))

@@ -102,7 +102,8 @@ _DETAILS = {
     "outbox": {"type": ["object", "null"]},
     "actions": _list({"enum": ["cancel", "pause", "rerun"]}),
 }
-_GRID = {"rows": _COUNT, "runs": _list({"type": "array", "minItems": 3, "maxItems": 3})}
+_RUN = {"type": "array", "items": {"anyOf": [{"enum": [*CLASSES]}, _COUNT]}, "minItems": 3, "maxItems": 3}
+_GRID = {"rows": _COUNT, "runs": _list(_RUN)}
 _REASON = {"tag": _TEXT, "taskIDs": _OPTIONAL, "code": _TEXT, "text": _TEXT}
 SCHEMAS = {
     "Job": _object(_JOB),

@@ -94,13 +94,38 @@ def test_pages_of_states_contain_each_cell_once(client, job):
     assert found == [(tag, row) for tag in ("scan", "hash") for row in range(4)]
 
 
-def test_cells_of_a_cancelled_job_that_never_began_are_failed(client, job):
+@pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis"])
+def test_cells_that_a_cancellation_ended_are_cancelled_and_not_failed(client, job):
+    write(job, 3, ("scan", 10))
     job.cancel("wrong input")
-    page = client.get(url_of(job, "/states"), params={"class": "failed", "tag": "hash"}).json()
-    assert [(each["taskID"], each["statusName"], each["message"]) for each in page["states"]] == [
-        (row, "CANCELLED", "wrong input") for row in (1, 2, 3)
+    for row, status in ((2, Status.CANCELLED), (3, Status.FAILED)):
+        stopping = Manager(job._tracker.store, job._record, row)
+        stopping._attempts["scan"] = 1
+        stopping.set_state("scan", status, "stopped")
+    grid = client.get(url_of(job, "/grid")).json()["tags"]
+    assert grid["scan"]["runs"] == [["finished", 0, 1], ["failed", 1, 1], ["cancelled", 2, 1], ["failed", 3, 1]]
+    assert grid["hash"]["runs"] == [["finished", 0, 1], ["cancelled", 1, 3]]
+    page = client.get(url_of(job, "/states"), params={"class": "cancelled"}).json()
+    assert [(each["tag"], each["taskID"], each["statusName"], each["message"]) for each in page["states"]] == [
+        ("scan", 2, "CANCELLED", "stopped"),
+        *(("hash", row, "CANCELLED", "wrong input") for row in (1, 2, 3)),
     ]
+    failed = client.get(url_of(job, "/states"), params={"class": "failed"}).json()["states"]
+    assert [(each["tag"], each["taskID"]) for each in failed] == [("scan", 1), ("scan", 3)]
     assert client.get(url_of(job)).json()["cancelled"]["reason"] == "wrong input"
+
+
+def test_rows_that_a_rerun_has_not_chosen_stay_cancelled(client, job):
+    job.cancel("wrong input")
+    stopping = Manager(job._tracker.store, job._record, 2)
+    stopping._attempts["scan"] = 1
+    stopping.set_state("scan", Status.CANCELLED)
+    assert job.rerun("1").rows
+    assert client.get(url_of(job, "/grid")).json()["tags"]["scan"]["runs"] == [
+        ["finished", 0, 1],
+        ["notStarted", 1, 1],
+        ["cancelled", 2, 2],
+    ]
 
 
 @pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis"])

@@ -91,7 +91,7 @@ export class Grid {
       const { tags } = await get(jobPath(this.job.jobId, "/grid"), { run_token: this.job.runToken });
       for (const tag of this.runs.keys()) if (!(tag in tags)) this.runs.delete(tag);
       for (const [tag, { rows, runs }] of tagsOf({ tags, tagOrder: this.data.tagOrder }))
-        this.runs.set(tag, new Runs(rows, this.#named(tag, runs)));
+        this.runs.set(tag, new Runs(rows, runs));
       this.onRead();
     } catch (error) {
       this.onError(error);
@@ -100,12 +100,5 @@ export class Grid {
     this.#cost = this.#readAt - begun;
     this.#reading = false;
     if (this.#again) this.#read();
-  }
-
-  // The grid lists cells that a cancellation has ended as failed. Show them as cancelled if no row has failed.
-  #named(tag, runs) {
-    const { cancelled, tags } = this.data;
-    if (!cancelled || tags?.[tag]?.failedRows !== 0) return runs;
-    return runs.map(([name, first, count]) => [name === "failed" ? "cancelled" : name, first, count]);
   }
 }

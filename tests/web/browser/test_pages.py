@@ -162,3 +162,17 @@ def test_tags_that_are_numbers_are_shown_in_the_order_of_their_stages(submit, wr
     page = open_page("/jobs/etl")
     expect(page.locator(".stage-list .tag")).to_have_text(["b", "10", "2"])
     expect(page.locator(".fact", has_text="rows done")).to_contain_text("0 of 2")
+
+
+def test_cells_of_a_cancelled_job_are_cancelled_beside_those_that_failed(etl, open_page):
+    etl.cancel("wrong input")
+    page = open_page(page_of(etl))
+    page.locator(".maps").focus()
+    for row, shown in (
+        (8, "scan failed · hash cancelled"),
+        (9, "scan running · hash cancelled"),
+        (10, "scan cancelled"),
+    ):
+        page.get_by_label("Go to row").fill(str(row))
+        page.get_by_role("button", name="Go", exact=True).click()
+        expect(page.locator(".readout")).to_contain_text(f"row {row} · {shown}")
