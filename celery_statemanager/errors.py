@@ -46,6 +46,11 @@ def truncate(indexes: str) -> str:
     return f"{indexes[:_MAX_INDEXES_LENGTH].rpartition(',')[0]} and more"
 
 
+def install_hint(extra: str) -> str:
+    """Return the command that installs an extra, for users of a package index and of a checkout."""
+    return f'pip install "celery-statemanager[{extra}]"; in a checkout, pip install ".[{extra}]"'
+
+
 _MOST_RUNS = 5
 """Runs that an error names."""
 

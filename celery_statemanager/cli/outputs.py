@@ -13,6 +13,7 @@ from celery_statemanager.cli.rendering.final_summary import final_summary
 from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View, worker_remark
 from celery_statemanager.cli.rendering.lines import Output, Table, json_text
+from celery_statemanager.errors import install_hint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,8 +24,6 @@ Show = Callable[[Follower, Output], None]
 Raises: KeyboardInterrupt, BrokenPipeError, StateManagerError.
 """
 
-INSTALL = 'pip install "celery-statemanager[monitor]"'
-
 
 def choose(style: str | None, output: Output) -> Show:
     """Return the requested way to show a job, or the one that suits the output; exit if it is not available."""
@@ -33,7 +32,7 @@ def choose(style: str | None, output: Output) -> Show:
     if style == "table":
         return show_table
     if importlib.util.find_spec("rich") is None:
-        return _fall_back(style, Exit.CONFIGURATION, "the live display needs rich", INSTALL)
+        return _fall_back(style, Exit.CONFIGURATION, "the live display needs rich", install_hint("monitor"))
     from celery_statemanager.cli.rendering.live import terminal
 
     console = terminal(no_color=output.no_color)

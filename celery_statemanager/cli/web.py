@@ -8,13 +8,13 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_statemanager.cli.common import Exit, fail, interruptible, note, option
-from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.errors import ConfigurationError, install_hint
 
 _HELP = """Serve pages of all jobs, with live progress, until Ctrl-C.
 
 The command prints a link that works once. The browser that opens it gets a
 cookie, which is valid until the command ends. This browser may view, pause,
-cancel and rerun all jobs. Needs: pip install 'celery-statemanager[web]'.
+cancel and rerun all jobs. The command needs the extra "web".
 
 \b
 Examples:
@@ -51,7 +51,7 @@ def web_state(ctx: click.Context, /, host: str, port: int) -> None:
         try:
             local = importlib.import_module("celery_statemanager.web.local")  # cli must not import web
         except ModuleNotFoundError as error:
-            fail(f"{error.name} is missing: pip install 'celery-statemanager[web]'", Exit.CONFIGURATION)
+            fail(f"{error.name} is missing: {install_hint('web')}", Exit.CONFIGURATION)
         try:
             server = local.LocalServer(StateManager.installed(app) or StateManager(app), host, port)
         except ConfigurationError as error:

@@ -14,7 +14,7 @@ from celery import Celery, current_task
 from celery.canvas import Signature, group
 
 from celery_statemanager.awaiting import in_thread
-from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.errors import ConfigurationError, install_hint
 from celery_statemanager.integration import beat, signals, spawned, stalling
 from celery_statemanager.integration.backlog import Backlog
 from celery_statemanager.integration.binding import TAG_HEADER
@@ -287,9 +287,7 @@ def _web() -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"a2wsgi", "itsdangerous", "starlette"}:
             raise
-        raise ConfigurationError(
-            f"the web needs the package {error.name}: install it with pip install 'celery-statemanager[web]'"
-        ) from error
+        raise ConfigurationError(f"the web needs the package {error.name}: {install_hint('web')}") from error
 
 
 def _describe(given: Any) -> str:

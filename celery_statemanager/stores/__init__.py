@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from celery_statemanager.errors import ConfigurationError
+from celery_statemanager.errors import ConfigurationError, install_hint
 from celery_statemanager.stores.base import Store, Watch
 from celery_statemanager.stores.capabilities import FullStore, Migratable, Outbox, WorkerRegistry
 
@@ -114,8 +114,6 @@ def _load(scheme: str, url: str) -> type[FullStore]:
     except ImportError as error:
         if scheme not in EXTRAS:
             raise
-        extra = EXTRAS[scheme]
-        raise ConfigurationError(
-            f'{masked(url)} needs a client library ({error}): pip install "celery-statemanager[{extra}]"'
-        ) from error
+        hint = install_hint(EXTRAS[scheme])
+        raise ConfigurationError(f"{masked(url)} needs a client library ({error}): {hint}") from error
     return store_class

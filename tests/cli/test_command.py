@@ -262,7 +262,8 @@ def test_live_needs_rich(run, monkeypatch, settled, error_of):
     monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
     result = run("--job", settled, "--format", "live")
     assert result.exit_code == 78
-    assert error_of(result) == 'the live display needs rich: pip install "celery-statemanager[monitor]"'
+    hint = 'pip install "celery-statemanager[monitor]"; in a checkout, pip install ".[monitor]"'
+    assert error_of(result) == f"the live display needs rich: {hint}"
 
 
 @pytest.mark.parametrize(("rich", "hint"), [(False, "celery-statemanager[monitor]"), (True, "showing a table")])

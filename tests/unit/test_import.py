@@ -111,3 +111,27 @@ def test_store_machine_without_hypothesis_names_the_missing_package() -> None:
         "del sys.modules['hypothesis']"
     )
     assert loaded_by(code) == ["pytest"]
+
+
+WEB = """
+from celery import Celery
+from celery_statemanager import StateManager
+StateManager(Celery(broker="memory://", statemanager_store_url="memory://")).web(authorize=print)
+"""
+USES_OF_EXTRAS = {
+    "web": ("starlette", WEB),
+    "redis": ("redis", "from celery_statemanager import open_store; open_store('redis://localhost')"),
+    "firestore": ("google", "from celery_statemanager import open_store; open_store('firestore://project')"),
+}
+
+
+@pytest.mark.parametrize("extra", USES_OF_EXTRAS)
+def test_a_missing_extra_is_named_for_users_of_the_package_index_and_of_a_checkout(extra: str) -> None:
+    module, use = USES_OF_EXTRAS[extra]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules[{module!r}] = None\n{use}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ConfigurationError" in last
+    assert f'pip install "celery-statemanager[{extra}]"; in a checkout, pip install ".[{extra}]"' in last

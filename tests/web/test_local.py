@@ -153,3 +153,11 @@ def test_the_command_reports_a_used_port(project):
             _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 69
     assert f"cannot listen on 127.0.0.1:{port}" in err
+
+
+def test_the_command_names_the_extra_that_is_missing(project):
+    (project / "uvicorn.py").write_text("raise ModuleNotFoundError('no uvicorn', name='uvicorn')")
+    with command(project) as process:
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 78
+    assert 'uvicorn is missing: pip install "celery-statemanager[web]"; in a checkout, pip install ".[web]"' in err
