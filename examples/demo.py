@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from celery_statemanager.integration.submission.job import Job
@@ -21,6 +22,8 @@ from examples.report import lines
 
 CELERY = [sys.executable, "-m", "celery", "-A", "examples"]
 PATIENCE = 30.0
+STAYS = 600.0
+"""Seconds for which the page of the job is served after the job, unless somebody ends the demo."""
 
 
 def main() -> int:
@@ -35,18 +38,22 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
-    with worker(), page_of(job) as link:
-        print(f"Watch it in a browser, too: {link}\n", flush=True)
-        monitor = subprocess.run([*CELERY, "monitor-state", "--job", job.id, *options.monitor], check=False)
-        if monitor.returncode:
-            return monitor.returncode
-        job.wait(PATIENCE)
-        report = wait_for_report(job)
-        print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
-        print(f"\nDone in {time.monotonic() - started:.1f} s. Stopping the worker …", flush=True)
-    print("Try next:")
-    for command in next_steps(job.id):
-        print(f"  {command}")
+    stays = is_interactive()
+    with page_of(job) as link:
+        print(f"Watch it in a browser{', also afterwards' if stays else ' while the demo runs'}: {link}\n", flush=True)
+        with worker():
+            monitor = subprocess.run([*CELERY, "monitor-state", "--job", job.id, *options.monitor], check=False)
+            if monitor.returncode:
+                return monitor.returncode
+            job.wait(PATIENCE)
+            report = wait_for_report(job)
+            print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
+            print(f"\nDone in {time.monotonic() - started:.1f} s. Stopping the worker …", flush=True)
+        print("Try next:")
+        for command in next_steps(job.id):
+            print(f"  {command}")
+        if stays:
+            wait_for_enter(link)
     return 1 if report["failed_shards"] else 0
 
 
@@ -60,6 +67,19 @@ def parse_arguments() -> argparse.Namespace:
     display = options.format or (None if sys.stdout.isatty() else "table")
     options.monitor = ["--format", display] if display else []
     return options
+
+
+def is_interactive() -> bool:
+    """Return whether somebody can read the output and press a key."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("CI", "") in {"", "false"}
+
+
+def wait_for_enter(link: str) -> None:
+    """Wait until somebody presses Enter or Ctrl-C, but not for ever."""
+    print(f"\nThe page of the job stays open for {STAYS / 60:.0f} minutes: {link}")
+    print("Press Enter to end the demo.", flush=True)
+    with suppress(KeyboardInterrupt):
+        select.select([sys.stdin], [], [], STAYS)
 
 
 @contextmanager
