@@ -1,10 +1,22 @@
-// The class of every cell of a job. It is read again after changes, less often if a read takes long.
+// The class of every cell of a job. It is read again after the counts of classes have changed, less often if a read takes
+// long.
 
 import { tagsOf } from "./celery-job.js";
 import { get, jobPath } from "./page.js";
 
 const READ_AT_MOST_EVERY = 1000;
 const COST_FACTOR = 10;
+// Two cells that exchange their classes do not change the counts.
+const READ_AFTER_ANY_CHANGE_EVERY = 15000;
+const COUNTS = ["expected", "notStarted", "running", "finished", "failed", "notRun", "failedRows"];
+
+const countsOf = ({ tags, generation, cancelled, settled }) =>
+  JSON.stringify([
+    generation,
+    Boolean(cancelled),
+    settled,
+    Object.entries(tags ?? {}).map(([tag, summary]) => [tag, ...COUNTS.map((name) => summary[name])]),
+  ]);
 
 // The class of each expected row of a tag, as runs [class, first, count] in the order of the rows.
 export class Runs {
@@ -64,6 +76,7 @@ export class Grid {
   #again = false;
   #readAt = -Infinity;
   #cost = 0;
+  #counts = "";
 
   constructor(job, { onRead, onError }) {
     this.job = job;
@@ -76,6 +89,9 @@ export class Grid {
   // Take a summary of the job.
   update(data) {
     this.data = data;
+    const counts = countsOf(data);
+    if (counts === this.#counts && performance.now() < this.#readAt + READ_AFTER_ANY_CHANGE_EVERY) return;
+    this.#counts = counts;
     this.#read();
   }
 
@@ -94,6 +110,7 @@ export class Grid {
         this.runs.set(tag, new Runs(rows, runs));
       this.onRead();
     } catch (error) {
+      this.#counts = ""; // the next summary reads it
       this.onError(error);
     }
     this.#readAt = performance.now();

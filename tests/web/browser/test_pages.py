@@ -176,3 +176,26 @@ def test_cells_of_a_cancelled_job_are_cancelled_beside_those_that_failed(etl, op
         page.get_by_label("Go to row").fill(str(row))
         page.get_by_role("button", name="Go", exact=True).click()
         expect(page.locator(".readout")).to_contain_text(f"row {row} · {shown}")
+
+
+def test_the_grid_is_read_again_only_after_a_cell_has_changed_its_class(etl, write, open_page):
+    grids = []
+    page = open_page(
+        page_of(etl), before=lambda page: page.on("request", lambda sent: grids.append(sent) if is_grid(sent) else None)
+    )
+    page.locator("canvas").nth(1).wait_for()
+    assert len(grids) == 1
+    bar = page.get_by_role("progressbar", name="scan")
+    for percent in (50, 60, 70, 80, 90):
+        write(etl.id, 9, "scan", percent)
+        expect(bar).to_have_attribute("style", f"--begun: {percent}.0%;")
+    assert len(grids) == 1
+    write(etl.id, 9, "scan")
+    page.get_by_label("Go to row").fill("9")
+    page.get_by_role("button", name="Go", exact=True).click()
+    expect(page.locator(".readout")).to_contain_text("row 9 · scan finished")
+    assert len(grids) == 2
+
+
+def is_grid(request):
+    return request.url.endswith("/grid")
