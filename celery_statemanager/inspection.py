@@ -20,7 +20,7 @@ from celery_statemanager.records import CALLBACK_ROW, Cell, JobRecord, Latch, Ou
 from celery_statemanager.stores import Outbox, Store
 
 MOST_FAILED = 200
-"""Number of failed cells that are read to group them by cause, unless more are requested."""
+"""Failed cells, and cells that were not run, that are read to group them by cause, unless more are requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,18 @@ def reason_to_wire(reason: Reason) -> dict[str, str | None]:
     return {"tag": reason.tag, "taskIDs": rows, "code": reason.code, "text": reason.text}
 
 
-def read_job(store: Outbox, job: JobRecord, limit: int = 0) -> JobView:
-    """Read everything about one job, with at most ``limit`` failed and running cells in ``states`` and ``running``.
+def read_job(store: Outbox, job: JobRecord, limit: int = 0, most_grouped: int = MOST_FAILED) -> JobView:
+    """Read everything about one job.
+
+    Args:
+        limit: the maximum number of failed and running cells in ``states`` and ``running``.
+        most_grouped: the number of failed cells to group by cause; at least ``limit``.
 
     Raises: JobNotFound, StoreError.
     """
     shown = overview(store, job.ref, indexes=True)
     callbacks = {name: _callback(store, shown.job, name) for name in shown.job.latches}
-    most = max(limit, MOST_FAILED)
+    most = max(limit, most_grouped)
     failed = [_state(store, shown.job, *each) for each in islice(_cells(shown, "failed"), most)]
     running = [_state(store, shown.job, *each) for each in islice(_cells(shown, "running"), limit)]
     count = _count(shown, "failed") + _count(shown, "running")
@@ -96,7 +100,7 @@ def read_job(store: Outbox, job: JobRecord, limit: int = 0) -> JobView:
         [*failed, *running][:limit],
         running,
         max(0, count - limit),
-        _grouped(store, shown, failed),
+        _grouped(store, shown, failed, most_grouped),
         to_datetime(store.now()),
         None if shown.job.flow is None else store.get_outbox(shown.job.ref),
     )
@@ -120,9 +124,9 @@ def _count(shown: Overview, kind: str) -> int:
     return sum(map(len, _rows(shown, kind)))
 
 
-def _grouped(store: Store, shown: Overview, failed: list[State]) -> FailureReport:
+def _grouped(store: Store, shown: Overview, failed: list[State], most: int) -> FailureReport:
     """Group failed cells by cause, together with the first cells that were not run; the others are only counted."""
-    not_run = islice(_cells(shown, "not_run"), MOST_FAILED)
+    not_run = islice(_cells(shown, "not_run"), most)
     blocked = [_state(store, shown.job, *each) for each in not_run]
     report = group_failures([*failed, *blocked])
     return replace(

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from celery_statemanager.errors import JobNotFound
 from celery_statemanager.explain import JobDiagnosis
-from celery_statemanager.inspection import read_job, reason_to_wire
+from celery_statemanager.inspection import MOST_FAILED, read_job, reason_to_wire
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.limits import short_repr
 from celery_statemanager.overview import Overview, overview
@@ -17,6 +17,9 @@ from celery_statemanager.web.wire import JSON, overview_to_json, view_to_json
 
 MOST_JOBS = 200
 """Maximum number of jobs in a page."""
+
+MOST_GROUPED = 10_000
+"""Maximum number of failed cells that a request groups by cause. Each costs one read of the store."""
 
 LONGEST_SEARCH = 200
 
@@ -59,9 +62,10 @@ def _overviews(site: Site, jobs: list[Job]) -> list[Overview]:
 async def show_job(site: Site, request: Request) -> JSON:
     """Return everything about one job, except its cells, and the actions that the request may do."""
     job = await site.find(request)
+    most = number_in(request, "failures", MOST_FAILED, MOST_GROUPED)
     actions = ("cancel", "pause", "rerun")
     allowed = await site.access.allowed(request, [(action, job) for action in actions])
-    view = await run_in_threadpool(read_job, site.store, job._record)
+    view = await run_in_threadpool(read_job, site.store, job._record, 0, most)
     return JSON({**view_to_json(view), "actions": [action for action, may in zip(actions, allowed) if may]})
 
 

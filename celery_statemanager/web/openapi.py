@@ -7,9 +7,10 @@ from urllib.parse import quote
 
 from starlette.requests import Request
 
+from celery_statemanager.inspection import MOST_FAILED
 from celery_statemanager.overview import Phase
 from celery_statemanager.web.cells import CLASSES, MOST_STATES
-from celery_statemanager.web.jobs import LONGEST_SEARCH, MOST_JOBS
+from celery_statemanager.web.jobs import LONGEST_SEARCH, MOST_GROUPED, MOST_JOBS
 from celery_statemanager.web.site import Site
 from celery_statemanager.web.wire import JSON
 
@@ -172,6 +173,8 @@ def _paths() -> dict[str, Schema]:
         _parameter("view", {"enum": ["cells", "summary"], "default": "summary"}, "Changes of cells, or counts."),
         _parameter("since", _TEXT, "The id of an event. The header Last-Event-ID takes precedence."),
     ]
+    grouped = {"type": "integer", "minimum": 1, "maximum": MOST_GROUPED, "default": MOST_FAILED}
+    failures = _parameter("failures", grouped, "Number of failed cells that are grouped by cause.")
     stream = _route(
         "Follow a job as server-sent events.", [*_JOB_ID, *events], {"text/event-stream": {"schema": _TEXT}}
     )
@@ -181,7 +184,7 @@ def _paths() -> dict[str, Schema]:
     one = "/api/jobs/{job_id}"
     reading = {
         "/api/jobs": _route("List jobs.", [*jobs, _limit(50, MOST_JOBS), _CURSOR], _json(_ref("Jobs"))),
-        one: _route("Show one job.", _JOB_ID, _json(_ref("JobDetails"))),
+        one: _route("Show one job.", [*_JOB_ID, failures], _json(_ref("JobDetails"))),
         f"{one}/states": _route("List cells.", [*_JOB_ID, *states], _json(_ref("States"))),
         f"{one}/grid": _route("Show the class of each cell.", [*_JOB_ID, _TAG], _json(_ref("Grid"))),
         f"{one}/why": _route("Explain why a job has not settled.", _JOB_ID, _json(_ref("Reasons"))),

@@ -9,6 +9,7 @@ import pytest
 from web_kit import HEADERS
 
 from celery_statemanager import Manager, Status
+from celery_statemanager.testing import Grid
 
 FINISHED = int(Status.FINISHED)
 
@@ -142,6 +143,29 @@ def test_the_grid_has_a_run_for_each_class_and_covers_all_expected_rows(client, 
         },
     }
     assert [*client.get(url_of(job, "/grid"), params={"tag": "hash"}).json()["tags"]] == ["hash"]
+
+
+@pytest.fixture
+def broken(states):
+    """A job of 1,000 rows: 300 have failed for one cause, and then 20 for another one."""
+    grid = Grid.submitted(states.store, 1_000, ("scan",), "broken")
+    for row in range(320):
+        grid.write("scan", row, Status.FAILED if row < 300 else -12)
+    return "/api/jobs/broken"
+
+
+def test_a_requested_number_of_failures_is_grouped_and_the_others_are_counted(client, broken):
+    def groups(**params):
+        shown = client.get(broken, params=params).json()
+        return [(each["status"], each["count"]) for each in shown["failures"]], shown["otherFailed"]
+
+    assert groups() == ([(-1, 200)], 120)
+    assert groups(failures=310) == ([(-1, 300), (-12, 10)], 10)
+    assert groups(failures=10_000) == ([(-1, 300), (-12, 20)], 0)
+    for invalid in ("0", "10001", "all"):
+        response = client.get(broken, params={"failures": invalid})
+        assert response.status_code == 400
+        assert "failures must be a whole number, 1 … 10000" in response.json()["error"]["message"]
 
 
 def test_reasons_are_those_of_why_state(client, job):

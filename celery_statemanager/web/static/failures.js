@@ -1,17 +1,32 @@
 // Failures grouped by cause, with the rows that failed and the tasks that did not run because of them.
 
-import { formatNumber } from "./celery-job.js";
+import { countsOf, formatNumber } from "./celery-job.js";
 import { h } from "./page.js";
 import { countRows, counted, foreign, ranges } from "./text.js";
 
 const LONGEST_RANGES = 120;
 const CANCELLED = -7;
+export const MOST_GROUPED = 10000;
 
 export class Failures {
-  constructor(onRow) {
+  // onMore: called when the user wants the first 10,000 failed tasks to be grouped.
+  constructor({ onRow, onMore }) {
     this.onRow = onRow;
     this.list = h("ul", { className: "failure-list" });
-    this.rest = h("p", { className: "empty" });
+    this.text = h("span", {});
+    this.more = h(
+      "button",
+      {
+        type: "button",
+        className: "plain",
+        onclick: () => {
+          this.more.hidden = true;
+          onMore();
+        },
+      },
+      `Group the first ${formatNumber(MOST_GROUPED)}`,
+    );
+    this.rest = h("p", { className: "empty rest" }, this.text, " ", this.more);
     this.element = h(
       "section",
       { className: "failures", hidden: true, "aria-label": "Failures" },
@@ -21,20 +36,22 @@ export class Failures {
     );
   }
 
-  update({ failures: all, otherFailed, otherNotRun, cancelled }) {
+  update(details) {
+    const { failures: all, otherNotRun, cancelled } = details;
     // The head of the page shows why a job was cancelled.
     const failures = cancelled ? all?.filter((group) => group.status !== CANCELLED) : all;
+    const otherFailed = Math.max(0, details.otherFailed - cancelledCells(details));
     const text = JSON.stringify([failures, otherFailed, otherNotRun]);
     if (text === this.shown) return;
     this.shown = text;
     this.element.hidden = !failures?.length;
     this.list.replaceChildren(...(failures ?? []).map((group) => this.#group(group)));
     const rest = [
-      otherFailed ? `${counted(otherFailed, "more failed task")}` : "",
-      otherNotRun ? `${counted(otherNotRun, "more task")} did not run` : "",
+      otherFailed ? `${counted(otherFailed, "more failed task")} ${otherFailed === 1 ? "is" : "are"} not grouped.` : "",
+      otherNotRun ? `${counted(otherNotRun, "more task")} did not run.` : "",
     ];
-    this.rest.textContent = rest.filter(Boolean).join(", ");
-    this.rest.hidden = !this.rest.textContent;
+    this.text.textContent = rest.filter(Boolean).join(" ");
+    this.rest.hidden = !this.text.textContent;
   }
 
   #group(group) {
@@ -81,4 +98,10 @@ export class Failures {
       `${many ? "rows" : "row"} ${short}`,
     );
   }
+}
+
+// The number of cells without a group that a cancellation has ended.
+function cancelledCells(details) {
+  const grouped = (details.failures ?? []).filter((group) => group.status === CANCELLED);
+  return countsOf(details, details).cancelled - grouped.reduce((sum, group) => sum + group.count, 0);
 }

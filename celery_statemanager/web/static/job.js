@@ -4,7 +4,7 @@ import { Callbacks } from "./callbacks.js";
 import { JobFeed, countsOf, createBar, formatNumber, percentOf, tagsOf, updateBar } from "./celery-job.js";
 import { Controls } from "./controls.js";
 import { Estimate } from "./estimate.js";
-import { Failures } from "./failures.js";
+import { Failures, MOST_GROUPED } from "./failures.js";
 import {
   apiAddress,
   get,
@@ -25,6 +25,7 @@ import { Why } from "./why.js";
 import { duration, foreign, moment, roughly, visible } from "./text.js";
 
 const DETAILS_AT_MOST_EVERY = 2000;
+const COST_FACTOR = 10;
 const NOTICE_FOR = 8000;
 const FINISHED = 2 ** 31 - 1;
 
@@ -48,7 +49,13 @@ const openRow = (row) => {
   rows.element.scrollIntoView({ block: "nearest" });
 };
 const stages = new Stages(openRow);
-const failures = new Failures(openRow);
+const failures = new Failures({
+  onRow: openRow,
+  onMore: () => {
+    feed.src.searchParams.set("failures", MOST_GROUPED); // for polling
+    readDetails();
+  },
+});
 const callbacks = new Callbacks();
 const why = new Why(job, {
   onReasons: (reasons) => {
@@ -68,6 +75,7 @@ const controls = new Controls(job, {
 let data = null;
 let details = {};
 let readAt = -Infinity;
+let cost = 0;
 let waiting = 0;
 let noticeTimer = 0;
 
@@ -98,17 +106,19 @@ function readDetails() {
   if (waiting) return;
   waiting = setTimeout(
     async () => {
-      readAt = performance.now();
+      const begun = (readAt = performance.now());
       waiting = 0;
       try {
-        details = await get(jobPath(job.jobId), { run_token: job.runToken });
+        const most = feed.src.searchParams.get("failures");
+        details = await get(jobPath(job.jobId), { run_token: job.runToken, failures: most });
+        cost = performance.now() - begun;
         drawDetails();
         if (details.settled && hasOpenCallbacks()) readDetails();
       } catch (error) {
         onProblem(error);
       }
     },
-    Math.max(0, readAt + DETAILS_AT_MOST_EVERY - performance.now()),
+    Math.max(0, readAt + Math.max(DETAILS_AT_MOST_EVERY, cost * COST_FACTOR) - performance.now()),
   );
 }
 

@@ -197,5 +197,29 @@ def test_the_grid_is_read_again_only_after_a_cell_has_changed_its_class(etl, wri
     assert len(grids) == 2
 
 
+def test_the_page_says_how_many_failures_are_grouped_and_groups_more(states, write, open_page):
+    grid = Grid.submitted(states.store, 1_000, ("scan",), "broken")
+    for row in range(320):
+        grid.write("scan", row, Status.FAILED if row < 300 else -12)
+    page = open_page("/jobs/broken")
+    expect(page.locator(".failure .number")).to_have_text(["200"])
+    rest = page.locator(".failures .rest")
+    expect(rest).to_contain_text("120 more failed tasks are not grouped.")
+    rest.get_by_role("button", name="Group the first 10,000").click()
+    expect(page.locator(".failure .number")).to_have_text(["300", "20"])
+    expect(rest).to_be_hidden()
+    write("broken", 900, "scan", -13)
+    expect(page.locator(".failure .number")).to_have_text(["300", "20", "1"])
+
+
+def test_cancelled_cells_are_not_counted_as_failures_without_a_group(states, write, open_page):
+    Grid.submitted(states.store, 1_000, ("scan",), "stopped")
+    write("stopped", 7, "scan", Status.FAILED, "boom")
+    states.job("stopped").cancel("wrong input")
+    page = open_page("/jobs/stopped")
+    expect(page.locator(".failure .number")).to_have_text(["1"])
+    expect(page.locator(".failures .rest")).to_be_hidden()
+
+
 def is_grid(request):
     return request.url.endswith("/grid")
