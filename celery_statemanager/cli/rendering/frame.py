@@ -21,7 +21,7 @@ _AIRY = 16
 
 _MANY = 1_000
 _ROWS_WIDTH = 22
-_STALLED = 60.0
+_LONG_UNCHANGED = 60.0
 
 
 class Frame:
@@ -86,13 +86,13 @@ class Frame:
     def _row(self, view: View, row: Row, columns: int) -> Line:
         model, glyphs = view.model, self.glyphs
         seconds = (view.now - row.timestamp).total_seconds() if row.timestamp else 0.0
-        stalled = bool(row.fraction) and seconds >= _STALLED
+        unchanged = bool(row.fraction) and seconds >= _LONG_UNCHANGED
         attempt = f"attempt {row.attempt} {glyphs.dot} " if row.attempt > 1 else ""
         return [
             Span(" " + right(str(row.task_index), index_width(model)) + "  "),
             *self._tag(model, row.tag, columns),
             *self._gauge(row, columns),
-            Span(f"  {formatting.age(seconds):>4}  ", "warn" if stalled else "dim"),
+            Span(f"  {formatting.age(seconds):>4}  ", "warn" if unchanged else "dim"),
             Span(attempt, "warn"),
             Span(f"stalled {glyphs.dot} " if row.stalled else "", "bad"),
             Span(clean(row.message)),

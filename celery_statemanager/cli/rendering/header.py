@@ -12,6 +12,8 @@ from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, jo
 from celery_statemanager.liveness import Activity, Liveness
 from celery_statemanager.records import to_datetime
 
+_NO_PROGRESS = "no progress"
+
 
 @dataclass(frozen=True)
 class View:
@@ -45,8 +47,8 @@ class View:
         if known.activity is Activity.NO_WORKER:
             return "no live worker"
         if known.activity is Activity.LOST:
-            return f"waiting for {_sweep(known)}" if known.sweep_at is not None else "stalled"
-        return "stalled" if known.activity is Activity.IDLE and self._idle_for(known.lease) else None
+            return f"waiting for {_sweep(known)}" if known.sweep_at is not None else _NO_PROGRESS
+        return _NO_PROGRESS if known.activity is Activity.IDLE and self._idle_for(known.lease) else None
 
     @property
     def _end(self) -> datetime:
@@ -100,7 +102,10 @@ def condition(view: View, total: Counts, glyphs: Glyphs) -> Line:
         word = "settled" if job.settled else "all done"
         return [Span(word, "bad" if total.failed or total.not_run else "good")]
     if view.standstill is not None:
-        return [Span(view.standstill, "bad" if view.standstill == "no live worker" else "warn")]
+        last = view.model.last_write
+        idle = f" for {formatting.age((view.now - last).total_seconds())}" if last is not None else ""
+        text = view.standstill + (idle if view.standstill == _NO_PROGRESS else "")
+        return [Span(text, "bad" if view.standstill == "no live worker" else "warn")]
     return [Span("running", "busy")] if total.passed or total.running else [Span("waiting", "dim")]
 
 
