@@ -108,7 +108,7 @@ def test_a_replacement_ends_as_that_of_a_plain_task(app, tasks, pytestconfig):
     counted = {True: 0, False: 0}
 
     @settings(
-        max_examples=5_000 if pytestconfig.getoption("--full") else 150,
+        max_examples=1_000 if pytestconfig.getoption("--full") else 150,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),

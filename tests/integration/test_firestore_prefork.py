@@ -64,7 +64,7 @@ def latest_lease_end(store) -> int:
 
 @pytest.mark.parametrize(
     ("tasks", "hung", "killed"),
-    [pytest.param(120, 1, 1, id="short"), pytest.param(2_000, 10, 10, id="long", marks=pytest.mark.full)],
+    [pytest.param(120, 1, 1, id="short"), pytest.param(600, 5, 5, id="long", marks=pytest.mark.full)],
 )
 @pytest.mark.timeout(900)
 def test_recycled_children_write_every_cell_correctly(

@@ -147,7 +147,7 @@ def test_a_header_of_another_program_does_not_fail_a_task(tracked, pool, key, ev
 @pytest.mark.timeout(900)
 def test_a_cell_ends_as_its_task_in_plain_celery_for_random_examples(compare, pytestconfig):
     @settings(
-        max_examples=100 if pytestconfig.getoption("--full") else 3,
+        max_examples=20 if pytestconfig.getoption("--full") else 3,
         deadline=None,
         database=None,
         phases=[Phase.generate],
