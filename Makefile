@@ -9,6 +9,8 @@
 # make check                     check lint, format, spelling, types and import directions
 # make format                    fix lint and format
 # make docs                      update the table of docs/settings.md
+# make site                      build the documentation site into build/site; its Markdown and llms.txt too
+# make site-serve                serve the site on http://127.0.0.1:8000 and rebuild it when a page changes
 # make picture                   draw docs/images/live.svg, the picture of the README
 # make screenshots               take docs/images/web-*.png, the pictures of the web pages; needs Chromium
 # make bench                     measure the cost of tracking and of its alternatives; writes benchmarks/RESULTS.md
@@ -47,7 +49,7 @@ pip    := $(bin)/python -m pip --quiet --quiet --disable-pip-version-check
 xdist  := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(xdist)
 
-.PHONY: demo test test-full test-core test-celery test-wheel test-firestore coverage check format docs picture \
+.PHONY: demo test test-full test-core test-celery test-wheel test-firestore coverage check format docs site site-serve picture \
   screenshots bench bench-quick chaos clean help \
   firestore-init firestore-indexes firestore-emulator gc migrate
 
@@ -128,6 +130,15 @@ check: $(VENV)/.test
 docs: $(VENV)/.test
 	$(bin)/python scripts/document_settings.py
 
+# The variable turns off a note about the future of mkdocs.
+site site-serve: export NO_MKDOCS_2_WARNING := 1
+
+site: $(VENV)/.docs
+	@$(bin)/mkdocs build --strict --quiet
+
+site-serve: $(VENV)/.docs
+	@$(bin)/mkdocs serve
+
 picture: $(VENV)/.test
 	$(bin)/python scripts/render_readme_picture.py
 
@@ -175,6 +186,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) …"
 	@$(pip) install -U "pip>=25.1"
 	@$(pip) install -e ".[monitor]" --group dev
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.test
+	@$(pip) install --group docs
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.test
