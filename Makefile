@@ -134,7 +134,7 @@ docs: $(VENV)/.test
 site site-serve: export NO_MKDOCS_2_WARNING := 1
 
 site: $(VENV)/.docs
-	@$(bin)/mkdocs build --strict --quiet
+	@$(bin)/mkdocs build --strict
 
 site-serve: $(VENV)/.docs
 	@$(bin)/mkdocs serve
