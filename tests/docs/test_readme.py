@@ -39,7 +39,7 @@ def blocks(page, language):
 def example(**names):
     """Run the README's example without its waits, and return its names."""
     code, waits = re.subn(r"time\.sleep\(.+?\)", "time.sleep(0)", blocks("README.md", "python")[0])
-    assert waits == 2
+    assert waits == 1
     exec(compile(code, "README.md", "exec"), names)
     return names
 
@@ -81,7 +81,7 @@ def test_the_readme_has_one_example_near_its_top():
 def test_the_example_calls_back_when_all_have_finished(names, capsys):
     job = names["start"](["a", "b"])
     assert capsys.readouterr().out == f"all done: {job.id}\n"
-    assert {(state.tag, state.finished) for state in job.list_states()} == {("resize", True), ("upload", True)}
+    assert {(state.tag, state.finished) for state in job.list_states()} == {("resize", True)}
 
 
 def test_the_example_run_as_a_script_prints_the_job_to_watch(capsys, monkeypatch, tmp_path):

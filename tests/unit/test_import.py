@@ -111,3 +111,10 @@ def test_store_machine_without_hypothesis_names_the_missing_package() -> None:
         "del sys.modules['hypothesis']"
     )
     assert loaded_by(code) == ["pytest"]
+
+
+def test_an_import_on_windows_says_what_to_do():
+    code = "import os; del os.register_at_fork; import celery_statemanager"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("use WSL")
