@@ -62,7 +62,7 @@ def lines_of(name: str, found: Any) -> list[str]:
     """Return a line for an object and one for each of its public members, with the names of the parameters."""
     if not inspect.isclass(found):
         return [name + parameters(found)]
-    members = {each: value for each, value in inspect.getmembers(found) if is_own(found, each)}
+    members = {each: getattr(found, each) for each in dir(found) if is_own(found, each)}
     if is_dataclass(found):
         members.update({each.name: None for each in fields(found)})
     return [name, *(f"{name}.{each}{parameters(value)}" for each, value in members.items())]
@@ -70,7 +70,7 @@ def lines_of(name: str, found: Any) -> list[str]:
 
 def is_own(found: type, name: str) -> bool:
     """Return whether a public member is defined by this package. Celery sets its own on each class of a task."""
-    if issubclass(found, Task) and hasattr(Task, name):
+    if issubclass(found, Task) and name in dir(Task):
         return False
     owner = next((each for each in found.__mro__ if name in vars(each)), object)
     return not name.startswith("_") and owner.__module__.startswith("celery_statemanager")
