@@ -16,7 +16,7 @@ from celery_statemanager import Job
 from examples.app import HOME, app
 from examples.audit import audit
 from examples.chord_migration import before
-from examples.chord_migration.compare import wait_until
+from examples.chord_migration.compare import PATIENCE, wait_until
 from examples.demo import CELERY
 from examples.workers import Worker
 
@@ -41,14 +41,14 @@ def main() -> int:
     workers = start_workers()
     with subprocess.Popen([*CELERY, "monitor-state", job.id, *options.monitor]) as monitor:
         try:
-            wait_until(lambda: has_begun(job, result), options.bound)
+            wait_until(lambda: has_begun(job, result), PATIENCE)
             done = done_of(job, result)
             for worker in workers:
                 worker.kill()
             killed = time.monotonic()
             time.sleep(LEASE + 1)  # the display shows that no worker is alive
             workers = start_workers()
-            is_settled = wait_until(lambda: job.settled, options.bound)
+            is_settled = wait_until(lambda: job.settled, 10 * PATIENCE)
             settled_after = time.monotonic() - killed
             monitor.wait(30)
             wait_until(result.ready, options.bound - (time.monotonic() - killed))
@@ -65,7 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo-kill", description=__doc__)
     parser.add_argument("--input", help="the folder to audit (default: this Python's standard library)")
     parser.add_argument("--shards", type=int, default=16, help="tasks of each job (default: 16)")
-    parser.add_argument("--bound", type=float, default=60.0, help="seconds to wait for each job (default: 60)")
+    parser.add_argument(
+        "--bound", type=float, default=60.0, help="seconds to wait for the chord after the kill (default: 60)"
+    )
     options = parser.parse_args()
     options.monitor = [] if sys.stdout.isatty() else ["--format", "table"]
     return options
@@ -86,27 +88,32 @@ def has_begun(job: Job, result: AsyncResult) -> bool:
 
 
 def done_of(job: Job, result: AsyncResult) -> tuple[int, int]:
-    """Return how many tasks of the audit, and how many of the chord, are done."""
-    return job.summary(job.tags[0], indexes=False).finished, result.parent.completed_count()
+    """Return how many stages of the audit, and how many tasks of the chord, are done."""
+    return job.summary(indexes=False).finished, result.parent.completed_count()
 
 
 def print_result(
     job: Job, result: AsyncResult, done: tuple[int, int], settled_after: float | None, bound: float
 ) -> None:
     """Print both jobs beside each other."""
-    summary = job.summary(job.tags[-1], indexes=False)
-    ended = f"after {settled_after:.0f} s" if settled_after is not None else f"not after {bound:.0f} s"
+    now, stages, tasks = done_of(job, result), job.summary(indexes=False).expected, job.num_tasks
+    never = f"not after {bound:.0f} s"
     rows = [
         ("", "tracked audit", "plain chord"),
-        ("done when killed", f"{done[0]} of {job.num_tasks} scanned", f"{done[1]} of {job.num_tasks}"),
-        ("complete", ended, "yes" if result.ready() else f"not after {bound:.0f} s"),
-        ("done now", f"{summary.finished} of {job.num_tasks}", f"{result.parent.completed_count()} of {job.num_tasks}"),
-        ("what it can say", f"celery -A examples show-state {job.id}", f"state {result.state}"),
+        ("done when killed", f"{done[0]} of {stages} stages", f"{done[1]} of {tasks} tasks"),
+        (
+            "complete",
+            never if settled_after is None else f"after {settled_after:.0f} s",
+            "yes" if result.ready() else never,
+        ),
+        ("done now", f"{now[0]} of {stages} stages", f"{now[1]} of {tasks} tasks"),
+        ("state", job.phase, result.state),
     ]
     print()
     for name, tracked, chord in rows:
-        print(f"{name:18}{tracked:24}  {chord}")
-    print("\nThe chord waits for tasks that died with its worker. Nothing will ever tell it.", flush=True)
+        print(f"{name:18}{tracked:18}{chord}")
+    print("\nThe chord waits for the results of tasks that were lost with its worker. They never arrive.")
+    print(f"Try next: celery -A examples show-state {job.id}", flush=True)
 
 
 if __name__ == "__main__":
