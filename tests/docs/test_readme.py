@@ -1,5 +1,6 @@
 """Every Python block, command line, message and link in the documents is valid."""
 
+import configparser
 import functools
 import logging
 import re
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import click
 import pytest
+import yaml
 from celery import Celery
 from celery.bin.celery import celery as celery_command
 from celery.signals import worker_init
@@ -52,7 +54,8 @@ def run(page, names):
 
 
 PAGES_WITH_CODE = [page for page in DOCS if blocks(page, "python")]
-ROOT_PAGES = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
+EXAMPLES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*/README.md"))]
+ROOT_PAGES = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", *EXAMPLES]
 
 
 @pytest.fixture
@@ -207,6 +210,19 @@ def anchors(path):
     """Return the anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_file_of_a_configuration_can_be_read():
+    texts = [block for page in DOCS for block in blocks(page, "yaml")]
+    units = [block for page in DOCS for block in blocks(page, "ini")]
+    assert texts
+    assert units
+    for text in texts:
+        assert isinstance(yaml.safe_load(text), dict)
+    for unit in units:
+        parsed = configparser.ConfigParser(interpolation=None)
+        parsed.read_string(unit)
+        assert parsed.has_option("Service", "ExecStart")
 
 
 FAILED = State("etl-42", 3, "ingest", -1, "disk full")
