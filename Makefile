@@ -1,14 +1,19 @@
 # make demo [INPUT= SHARDS=]     audit a folder with a Celery worker and watch it live; needs no server
+# make demo-kill                 the same, with a worker killed in the middle, beside a chord with the same kill
 # make test                      run all tests that finish within minutes
 # make test-full                 run all combinations of the tests and more generated examples; use it before a release
 # make test-core                 run the tests that need no server; with another Python: PYTHON=python3.13 VENV=build/python-3.13
 # make test-celery CELERY=5.6.2  run the integration tests with another release of Celery
+# make test-lowest               run test-core with the lowest supported release of each dependency
 # make test-wheel                install the built package outside the checkout and test it there
 # make test-firestore            run the full Firestore suite; uses FIRESTORE_EMULATOR_HOST if it is set
 # make coverage                  run test-core and fail if branch coverage falls below the recorded value
 # make check                     check lint, format, spelling, types and import directions
 # make format                    fix lint and format
 # make docs                      update the table of docs/settings.md
+# make api                       record the public names after a change; tests/docs/public_api.json is the record
+# make site                      build the documentation site into build/site; its Markdown and llms.txt too
+# make site-serve                serve the site on http://127.0.0.1:8000 and rebuild it when a page changes
 # make picture                   draw docs/images/live.svg, the picture of the README
 # make screenshots               take docs/images/web-*.png, the pictures of the web pages; needs Chromium
 # make bench                     measure the cost of tracking and of its alternatives; writes benchmarks/RESULTS.md
@@ -47,7 +52,7 @@ pip    := $(bin)/python -m pip --quiet --quiet --disable-pip-version-check
 xdist  := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(xdist)
 
-.PHONY: demo test test-full test-core test-celery test-wheel test-firestore coverage check format docs picture \
+.PHONY: demo demo-kill test test-full test-core test-celery test-lowest test-wheel test-firestore coverage check format docs api site site-serve picture \
   screenshots bench bench-quick chaos clean help \
   firestore-init firestore-indexes firestore-emulator gc migrate
 
@@ -56,6 +61,9 @@ help:
 
 demo: $(VENV)/.demo
 	@$(bin)/python -m examples.demo $(if $(INPUT),--input "$(INPUT)") --shards $(SHARDS) $(ARGS)
+
+demo-kill: $(VENV)/.demo
+	@$(bin)/python -m examples.demo_kill $(if $(INPUT),--input "$(INPUT)") --shards $(SHARDS) $(ARGS)
 
 test: $(VENV)/.test
 	$(pytest) $(ARGS)
@@ -94,6 +102,19 @@ build/celery-$(CELERY)/.test: pyproject.toml
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install -e . "celery==$(CELERY)" --group dev
 	@touch $@
 
+# uv can choose the lowest releases; pip cannot. Tests of later releases, and of what this environment lacks, are left out.
+lowest := .[firestore,monitor,otel,redis,web] --group lowest
+
+test-lowest: build/lowest/.test
+	build/lowest/bin/python -m $(xdist) $(core) $(ARGS)
+
+build/lowest/.test: pyproject.toml
+	@echo "Installing the lowest releases into $(@D) …"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install uv
+	@$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution lowest-direct -e $(lowest)
+	@touch $@
+
 screenshots: $(VENV)/.test
 	$(bin)/python scripts/render_web_screenshots.py
 
@@ -127,6 +148,18 @@ check: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(bin)/python scripts/document_settings.py
+
+api: $(VENV)/.test
+	@$(bin)/python scripts/record_api.py
+
+# The variable turns off a note about the future of mkdocs.
+site site-serve: export NO_MKDOCS_2_WARNING := 1
+
+site: $(VENV)/.docs
+	@$(bin)/mkdocs build --strict
+
+site-serve: $(VENV)/.docs
+	@$(bin)/mkdocs serve
 
 picture: $(VENV)/.test
 	$(bin)/python scripts/render_readme_picture.py
@@ -175,6 +208,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) …"
 	@$(pip) install -U "pip>=25.1"
 	@$(pip) install -e ".[monitor]" --group dev
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.test
+	@$(pip) install --group docs
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.test

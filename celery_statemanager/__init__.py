@@ -6,6 +6,7 @@ Each public name is imported on first access, so the package itself loads neithe
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ __all__ = (
     "SynchronizeTimeout", "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
     "StoreContended", "TaskFailed", "ResultUnavailable",
 )  # fmt: skip
+
+if not hasattr(os, "register_at_fork"):
+    raise ImportError(
+        "celery-statemanager runs on Linux and macOS, not on Windows, which Celery does not support either: use WSL"
+    )
 
 _MODULES = {
     "IndexSet": "indexset",

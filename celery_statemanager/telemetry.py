@@ -10,7 +10,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from opentelemetry.metrics import MeterProvider, get_meter_provider
+from opentelemetry.metrics import Histogram, Meter, MeterProvider, get_meter_provider
 
 from celery_statemanager.errors import StateManagerError, StoreError, StoreUnavailable
 from celery_statemanager.metrics import Metrics
@@ -37,11 +37,8 @@ class OpenTelemetry(Metrics):
     def __init__(self, provider: MeterProvider | None = None) -> None:
         meter = (provider or get_meter_provider()).get_meter("celery_statemanager", version("celery-statemanager"))
         self.states = meter.create_counter("statemanager.states", "{state}", "states written, by class")
-        self.writes = meter.create_histogram(
-            "statemanager.write.duration",
-            "s",
-            "duration of a write or begin in the store, by outcome",
-            explicit_bucket_boundaries_advisory=BUCKETS,
+        self.writes = _durations(
+            meter, "statemanager.write.duration", "duration of a write or begin in the store, by outcome"
         )
         self.watches = meter.create_up_down_counter(
             "statemanager.subscriptions", "{subscription}", "open subscriptions"
@@ -58,6 +55,14 @@ class OpenTelemetry(Metrics):
 
     def published(self, latch: str) -> None:
         self.callbacks.add(1, {"latch": latch})
+
+
+def _durations(meter: Meter, name: str, description: str) -> Histogram:
+    """Create a histogram of seconds. Releases of the API before 1.30 choose its buckets themselves."""
+    try:
+        return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=BUCKETS)
+    except TypeError:
+        return meter.create_histogram(name, "s", description)
 
 
 class MeasuredStore(WrappedStore):

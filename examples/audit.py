@@ -1,12 +1,14 @@
 """A folder audit: list a folder in N shards and run each shard through two stages, ``scan`` and ``hash``.
 
-Each shard stores its results in a file. The states contain only its progress.
+Each shard stores its results in a file. The states contain only its progress. A stage may run twice, because its second
+run writes the same file; ``on_lost="requeue"`` states that.
 """
 
 import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from examples.app import HOME, app, states
 from examples.report import make_report
 
 BLOCK = 1 << 20
+PACE = float(os.environ.get("EXAMPLES_PACE", "0"))
+"""Additional seconds for each file, to watch the audit of a small folder."""
+
 SKIPPED = {"site-packages", "dist-packages", ".git", ".demo"}
 
 
@@ -37,7 +42,7 @@ def audit(folder: str, shards: int = 16, job_id: str | None = None) -> Job:
     )
 
 
-@app.task(base=StatefulTask, bind=True, tag="scan")
+@app.task(base=StatefulTask, bind=True, tag="scan", on_lost="requeue")
 def scan(self: Any, root: str, shard: int, shards: int) -> str:
     """Record the size and type of every file of a shard, and return the path of the results."""
     paths = [path for number, path in enumerate(files(root)) if number % shards == shard]
@@ -50,7 +55,7 @@ def scan(self: Any, root: str, shard: int, shards: int) -> str:
     return save(self.state.job_id, shard, entries)
 
 
-@app.task(base=StatefulTask, bind=True, tag="hash")
+@app.task(base=StatefulTask, bind=True, tag="hash", on_lost="requeue")
 def digest(self: Any, result: str) -> None:
     """Add the SHA-256 of each file's content to the results of ``scan``."""
     entries = json.loads(Path(result).read_text(encoding="utf-8"))
@@ -58,6 +63,7 @@ def digest(self: Any, result: str) -> None:
     done = 0
     for each in entries:
         each["sha256"] = sha256(Path(each["path"]))
+        time.sleep(PACE)
         done += each["bytes"]
         self.state.progress(min(done, total), total, Path(each["path"]).name)
     Path(result).write_text(json.dumps(entries), encoding="utf-8")

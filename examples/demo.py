@@ -139,6 +139,7 @@ def next_steps(job_id: str) -> list[str]:
         f"{prefix}celery -A examples show-state {job_id}",
         f"{prefix}celery -A examples monitor-state {job_id} --tag hash",
         f"less {home}/worker.log",
+        "make demo-kill    # kills a worker in the middle",
         "make demo INPUT=/some/folder SHARDS=40",
     ]
 

@@ -18,6 +18,8 @@ from screenshot_jobs import EMBEDDINGS, INVOICES, NOW, OTHERS, PHOTOS, states, s
 
 TARGET = Path(__file__).parents[1] / "docs" / "images"
 CHROMIUM = "/usr/bin/chromium"
+README = {"x": 0, "y": 0, "width": 1_184, "height": 860}
+"""The part of the page of a job that the README shows."""
 
 
 @contextlib.contextmanager
@@ -86,6 +88,8 @@ def take(address: str, target: Path) -> None:
                 page.mouse.move(0, 0)
                 page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
                 page.screenshot(path=target / f"web-{name}-{scheme}.png", full_page=True)
+                if name == "job":
+                    page.screenshot(path=target / f"live-page-{scheme}.png", full_page=True, clip=README)
             context.close()
         browser.close()
 

@@ -6,6 +6,7 @@ import difflib
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
+from click.core import ParameterSource
 
 from celery_statemanager.cli.common import (
     Exit,
@@ -21,7 +22,7 @@ from celery_statemanager.cli.common import (
     store_option,
 )
 from celery_statemanager.cli.follow import Follower, Until
-from celery_statemanager.cli.outputs import choose
+from celery_statemanager.cli.outputs import choose, show_board
 from celery_statemanager.cli.rendering.lines import Output
 from celery_statemanager.models import Scope
 from celery_statemanager.records import JobRecord
@@ -30,7 +31,7 @@ _JOB, _HOW = "Which job", "How to watch"
 _HELP = """Watch a job until it has settled or is rerun: its current states, then changes.
 
 A job without planned tags has settled once all its cells have ended and nothing
-was written for 10 seconds.
+was written for 10 seconds. Without JOB, show all jobs on the terminal until Ctrl-C.
 
 \b
 Examples:
@@ -54,7 +55,7 @@ Exit status:
 
 
 @click.command("monitor-state", cls=CeleryCommand, help=_HELP, short_help="Watch a job's tasks live.")
-@click.argument("job_argument", metavar="JOB", required=False)
+@click.argument("job_argument", metavar="[JOB]", required=False)
 @option("--job", "job_option", metavar="ID", help="The same as JOB.", group=_JOB)
 @run_option
 @option("--tag", metavar="T", help="Only the cells with this tag.", group=_JOB)
@@ -92,8 +93,13 @@ def monitor_state(
 ) -> None:
     """Watch a job."""
     job_id = _job_id(job_argument, job_option)
+    if job_id is None:
+        _check_needless(ctx)
     with interruptible(), opened_store(ctx.obj.app, store_url) as store:
         output = Output(no_color=ctx.obj.no_color)
+        if job_id is None:
+            show_board(store, output)
+            return
         show = choose(style, output)
         job = find_job(store, job_id, run_token)
         scope = Scope(checked_tag(tag), checked_task(job, task_index))
@@ -105,14 +111,21 @@ def monitor_state(
         ctx.exit(int(Exit.FAILED if exit_status and follower.failed() else Exit.OK))
 
 
-def _job_id(argument: str | None, option: str | None) -> str:
-    """Return the job given as JOB or as ``--job``; exit if there is none, or if the two differ."""
+def _job_id(argument: str | None, option: str | None) -> str | None:
+    """Return the job given as JOB or as ``--job``, or None; exit if the two differ."""
     if argument is not None and option is not None and argument != option:
         fail(f"two different jobs: JOB is {argument!r} and --job is {option!r}; use one of them", Exit.USAGE)
-    job_id = option if argument is None else argument
-    if job_id is None:
-        fail("no job: write monitor-state JOB; list-state lists the jobs", Exit.USAGE)
-    return job_id
+    return option if argument is None else argument
+
+
+def _check_needless(ctx: click.Context) -> None:
+    """Exit if an option was given that needs a job."""
+    for each in ctx.command.params:
+        given = ctx.get_parameter_source(each.name or "") is ParameterSource.COMMANDLINE
+        if given and each.name not in {"store_url", "style"}:
+            fail(f"{each.opts[0]} needs a job: write monitor-state JOB; list-state lists the jobs", Exit.USAGE)
+    if ctx.params["style"] not in {None, "live"}:
+        fail("--format needs a job: write monitor-state JOB, or list-state --format json for all jobs", Exit.USAGE)
 
 
 def _until(*, follow: bool | None) -> Until:

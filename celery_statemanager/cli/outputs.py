@@ -14,6 +14,7 @@ from celery_statemanager.cli.rendering.frame import Frame
 from celery_statemanager.cli.rendering.header import View, worker_remark
 from celery_statemanager.cli.rendering.lines import Output, Table, json_text
 from celery_statemanager.errors import install_hint
+from celery_statemanager.stores import Store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +42,21 @@ def choose(style: str | None, output: Output) -> Show:
             style, Exit.USAGE, "the live display needs a terminal that can move its cursor", "use --format table"
         )
     return lambda follower, output: show_live(follower, output, console)
+
+
+def show_board(store: Store, output: Output) -> None:
+    """Draw all jobs on the terminal until Ctrl-C; exit if there is no terminal."""
+    if not output.terminal:
+        fail("no job: write monitor-state JOB; list-state lists the jobs. Without JOB, it needs a terminal", Exit.USAGE)
+    if importlib.util.find_spec("rich") is None:
+        fail(f"the display of all jobs needs rich: {install_hint('monitor')}", Exit.CONFIGURATION)
+    from celery_statemanager.cli.rendering.board import Board
+    from celery_statemanager.cli.rendering.live import terminal
+
+    console = terminal(no_color=output.no_color)
+    if console is None:
+        fail("the display of all jobs needs a terminal that can move its cursor: use list-state", Exit.USAGE)
+    Board(store, console).run()
 
 
 def show_json(follower: Follower, output: Output) -> None:

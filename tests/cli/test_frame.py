@@ -188,7 +188,11 @@ LIVENESS = [
     (Liveness(Activity.WORKING, lease=30.0), "running", None),
     (Liveness(Activity.NO_WORKER), "no live worker", "start a worker, or compare the store_url of the running ones"),
     (Liveness(Activity.NO_WORKER, lost=True), "no live worker", "a worker died; no sweep is due: start a worker"),
-    (Liveness(Activity.LOST, lost=True, lease=30.0), "no progress for 3s", "a worker died; no sweep is due: start a worker"),
+    (
+        Liveness(Activity.LOST, lost=True, lease=30.0),
+        "no progress for 3s",
+        "a worker died; no sweep is due: start a worker",
+    ),
     (Liveness(Activity.IDLE, lease=2.0), "no progress for 3s", "no live worker has received any of its tasks"),
     (Liveness(Activity.IDLE, lease=4.0), "running", None),
     (

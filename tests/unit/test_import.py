@@ -135,3 +135,10 @@ def test_a_missing_extra_is_named_for_users_of_the_package_index_and_of_a_checko
     last = done.stderr.strip().splitlines()[-1]
     assert "ConfigurationError" in last
     assert f'pip install "celery-statemanager[{extra}]"; in a checkout, pip install ".[{extra}]"' in last
+
+
+def test_an_import_on_windows_says_what_to_do():
+    code = "import os; del os.register_at_fork; import celery_statemanager"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("use WSL")

@@ -216,3 +216,23 @@ def test_an_app_is_measured_even_if_the_provider_is_set_later():
 
 def test_a_setting_disables_measuring():
     assert output_with("False") == ["loaded False"]
+
+
+def test_a_release_of_the_api_without_buckets_measures_too(reader):
+    class EarlierMeter:
+        """The meter of OpenTelemetry before 1.30."""
+
+        def __init__(self, meter):
+            self.meter = meter
+
+        def __getattr__(self, name):
+            return getattr(self.meter, name)
+
+        def create_histogram(self, name, unit="", description=""):
+            return self.meter.create_histogram(name, unit, description)
+
+    class EarlierProvider:
+        def get_meter(self, *names):
+            return EarlierMeter(MeterProvider([reader], shutdown_on_exit=False).get_meter(*names))
+
+    OpenTelemetry(EarlierProvider()).measured(open_store("memory://")).close()

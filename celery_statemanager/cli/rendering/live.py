@@ -1,4 +1,4 @@
-"""Draw the live display on a terminal; the only module that needs rich."""
+"""Draw the live display of a job on a terminal; needs rich."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class LiveDisplay:
         self.model.column_summaries(self.follower.column_summaries())
         reader = threading.Thread(target=self._read, name="monitor-reader", daemon=True)
         try:
-            with _undisturbed(), _screen(self._console) as live:
+            with undisturbed(), screen(self._console) as live:
                 reader.start()
                 while not self._over:
                     self._gather()
@@ -93,7 +93,7 @@ class LiveDisplay:
 
     def render(self, view: View, columns: int, rows: int) -> Group:
         """Return a view laid out for a terminal of this size."""
-        return Group(*(self._text(line) for line in self._frame.draw(view, columns, rows)))
+        return Group(*(as_text(line, self._console) for line in self._frame.draw(view, columns, rows)))
 
     def _read(self) -> None:
         try:
@@ -146,11 +146,13 @@ class LiveDisplay:
         live.update(self.render(view, *size), refresh=True)
         self._drawn, self._drawn_at = frame, time.monotonic()
 
-    def _text(self, line: Line) -> Text:
-        text = Text(no_wrap=True, overflow="crop", end="\n")
-        for span in line:
-            text.append(encodable(span.text, self._console.encoding), _STYLES[span.style])
-        return text
+
+def as_text(line: Line, console: Console) -> Text:
+    """Return a line in the encoding and with the styles of a terminal."""
+    text = Text(no_wrap=True, overflow="crop", end="\n")
+    for span in line:
+        text.append(encodable(span.text, console.encoding), _STYLES[span.style])
+    return text
 
 
 def terminal(*, no_color: bool) -> Console | None:
@@ -160,7 +162,7 @@ def terminal(*, no_color: bool) -> Console | None:
 
 
 @contextmanager
-def _screen(console: Console) -> Iterator[Live]:
+def screen(console: Console) -> Iterator[Live]:
     """Use the whole terminal and restore it at the end. It is cleared, because a resized tmux keeps old content."""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         try:
@@ -170,7 +172,7 @@ def _screen(console: Console) -> Iterator[Live]:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Keep log lines out of the display, and restore the terminal on SIGTERM."""
     logger = logging.getLogger("celery_statemanager")
     propagates, logger.propagate = logger.propagate, False

@@ -1,0 +1,1 @@
+"""An ETL job of several processes without Celery."""
