@@ -15,7 +15,7 @@ import pytest
 from celery import Celery
 from celery.bin.celery import celery as celery_command
 from celery.signals import worker_init
-from django.conf import settings as django_settings
+from django_kit import set_up_django
 
 from celery_statemanager import State, errors
 from celery_statemanager.integration.body import WITHOUT_BODY
@@ -62,8 +62,7 @@ def names(tmp_path, monkeypatch):
     monkeypatch.setattr(worker_init, "receivers", [*worker_init.receivers])  # other tests start workers in this process
     names = example(__name__=f"readme_{uuid.uuid4().hex}")  # Celery registers tasks by module name
     names["app"].conf.update(EAGER)
-    if not django_settings.configured:
-        django_settings.configure()
+    set_up_django()
     root = logging.getLogger()
     handlers, level = [*root.handlers], root.level
     yield names
@@ -197,6 +196,7 @@ def anchors(path):
 FAILED = State("etl-42", 3, "ingest", -1, "disk full")
 MESSAGES = [
     errors.JobNotFound("etl-42"),
+    errors.JobNotCommitted("etl-42"),
     errors.JobExists("etl-42"),
     errors.AttemptSuperseded("etl-42", "ingest", 3, 1, 2),
     errors.BeginRefused("etl-42", "ingest", 3, "closed"),
