@@ -255,7 +255,7 @@ class StateManager:
 
     def web_token(
         self,
-        job_id: str | UUID,
+        job_id: str | UUID | Job,
         run_token: str | UUID | None = None,
         expires: float = 3_600,
         actions: Iterable[str] = ("view",),
@@ -263,12 +263,14 @@ class StateManager:
         """Return a signed text that allows some actions on one incarnation of a job: ``…/jobs/etl-42?token=…``.
 
         Args:
+            job_id: the name of the job, or the job itself, which need not be committed yet.
             expires: seconds for which it is valid, at most 366 days.
             actions: of ``view``, ``cancel``, ``pause`` and ``rerun``.
 
         Raises: JobNotFound, ConfigurationError, TypeError, ValueError, StoreError.
         """
-        token: str = _web().web_token(self, find_job(self.store, job_key(job_id, run_token)), expires, actions)
+        record = job_id._submitted if isinstance(job_id, Job) else find_job(self.store, job_key(job_id, run_token))
+        token: str = _web().web_token(self, record, expires, actions)
         return token
 
     def current_job(self) -> Job | None:

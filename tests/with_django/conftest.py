@@ -1,12 +1,15 @@
 """An app of Celery whose states are in a database of Django, with a file for each test."""
 
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 from celery import Celery
 from django_kit import at_file, set_up_django
 
 set_up_django()
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 from django.db import connection, connections, models  # noqa: E402
 
@@ -79,13 +82,27 @@ def new_app(empty_database):
 
     yield create
     for states in created:
-        states.store.close()
+        if "store" in vars(states):
+            states.store.close()
         states.app.close()
 
 
 @pytest.fixture
 def states(database, new_app):
     return new_app()
+
+
+@pytest.fixture
+def make_default():
+    """Yield a function that makes an app the current one of all threads, as that of a project is."""
+
+    def make_default(states):
+        states.app.set_current()
+        states.app.set_default()
+        return states
+
+    yield make_default
+    Celery("unused").set_default()
 
 
 @pytest.fixture

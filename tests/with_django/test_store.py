@@ -99,10 +99,11 @@ def test_unknown_options_are_refused(database):
 
 def test_the_file_gets_a_write_ahead_log_when_no_connection_prevents_it(database, orders):
     def mode(wanted=""):
-        with connection.cursor() as cursor:
-            return cursor.execute(f"PRAGMA journal_mode {wanted}").fetchone()[0]
+        with closing(sqlite3.connect(database.settings_dict["NAME"])) as db:
+            return db.execute(f"PRAGMA journal_mode {wanted}").fetchone()[0]
 
     assert mode() == "wal"
+    database.close()
     assert mode("= DELETE") == "delete"
     with open_store("django://default", timeout=0.2) as store, transaction.atomic():
         orders.count()  # a reader
