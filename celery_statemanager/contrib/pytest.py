@@ -12,7 +12,7 @@ from celery_statemanager.stores import FullStore, open_store
 
 @pytest.fixture
 def statemanager_store() -> Iterator[FullStore]:
-    """Give the apps of this process an empty store in memory for one test, and return it.
+    """Replace the stores of this process by an empty one in memory for one test, and return it.
 
     Afterwards each app has the store again that it had before. An embedded worker that the test starts uses the same
     store; other processes do not.
