@@ -14,6 +14,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from celery_statemanager.contrib.django.transactions import connection_of, in_transaction
 from celery_statemanager.errors import ConfigurationError, StoreUnavailable
 from celery_statemanager.stores.capabilities import CallerTransaction, FullStore, JobCreator
+from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.sqlite import SQLiteStore
 from celery_statemanager.stores.sqlite.location import locate
 from celery_statemanager.stores.wrapped import WrappedStore
@@ -51,6 +52,7 @@ class DjangoStore(WrappedStore):
         self._options = options
         self._lock = threading.Lock()
         self._opened: tuple[tuple[Any, ...], FullStore] | None = None
+        fork_aware(self)
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float, **options: Any) -> DjangoStore:
@@ -111,6 +113,14 @@ class DjangoStore(WrappedStore):
             if self._opened is not None:
                 self._opened[1].close()
 
+    def before_fork(self) -> None:
+        """Wait until no other thread opens the store, so that a child can use it."""
+        self._lock.acquire()
+
+    def after_fork(self) -> None:
+        """Allow to open the store again."""
+        self._lock.release()
+
     def _patience(self) -> float:
         return min(PATIENCE, self._timeout) if self._in_transaction() else self._timeout
 
@@ -133,7 +143,7 @@ def settings_of(alias: str) -> Mapping[str, Any]:
 
 def _identity(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what identifies a database."""
-    return tuple(settings.get(name) for name in ("ENGINE", "NAME", "USER", "HOST", "PORT"))
+    return tuple(settings.get(name) for name in ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT"))
 
 
 def check_engine(alias: str) -> None:
