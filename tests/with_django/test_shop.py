@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from servers import require
 from workers import Worker
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ def environment(tmp_path):
         "TRACKED_HOME": str(tmp_path),
         "DJANGO_SETTINGS_MODULE": "shop.settings",
         "PYTHONPATH": str(ROOT),
+        "DJANGO_SUPERUSER_PASSWORD": "secret of ada",
     }
 
 
@@ -82,6 +84,20 @@ def client(shop, environment):
         process.wait(PATIENCE)
 
 
+@pytest.fixture
+def page(client):
+    """A page of Chromium on the server."""
+    path = require("chromium", "chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(base_url=str(client.base_url), viewport={"width": 1_000, "height": 700})
+        page.set_default_timeout(PATIENCE * 1_000)
+        yield page
+        browser.close()
+
+
 def until(condition):
     deadline = time.monotonic() + PATIENCE
     while not (found := condition()):
@@ -101,6 +117,22 @@ def test_an_order_shows_live_bars_until_it_is_packed(client, shop):
     assert client.get(source).json()["phase"] == "finished"
     code = "from shop.models import Order; print(Order.objects.get().packed)"
     until(lambda: shop(code=code) == (0, "5\n"))
+
+
+def test_a_browser_shows_the_bars_and_the_admin(page, shop):
+    code, text = shop("manage.py", "createsuperuser", "--noinput", "--username", "ada", "--email", "ada@example.com")
+    assert code == 0, text
+    page.goto("/")
+    page.get_by_role("button", name="Order").click()
+    page.locator("celery-job").get_by_text("100").first.wait_for()
+    page.goto("/admin/celery_statemanager/job/")
+    page.get_by_label("Username").fill("ada")
+    page.get_by_label("Password").fill("secret of ada")
+    page.get_by_role("button", name="Log in").click()
+    page.locator("progress").first.wait_for()
+    page.get_by_role("link", name=re.compile("job-")).click()
+    page.get_by_role("heading", name="order 1").wait_for()
+    page.get_by_text("pack").first.wait_for()
 
 
 SUBMIT = """

@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 from django.db import connection, connections, transaction
 from django_kit import at_file, rolled_back
+from sqlite_kit import forked
 
 from celery_statemanager import ConfigurationError, Manager, StoreUnavailable, open_store
 from celery_statemanager.contrib.django.store import PREFIX
@@ -90,6 +91,13 @@ def test_a_url_that_cannot_be_used(database, url, reason):
 def test_a_database_in_memory_cannot_be_used(database):
     with pytest.raises(ConfigurationError, match="memory://"):
         open_store("django://memory")
+
+
+def test_the_store_can_be_used_after_a_fork(store, manager):
+    manager.set_state("load", 10)
+    wait = forked(lambda: Manager.open(store, "etl", task_index=1).set_state("load", 20))
+    wait()
+    assert manager.get_state("load", 1).status == 20
 
 
 def test_unknown_options_are_refused(database):

@@ -95,7 +95,7 @@ def submit(
 def _defer(tracker: Tracker, transaction: OpenTransaction, prepared: _Prepared, options: Options) -> Job:
     """Create a job and publish its messages after a commit."""
     if not tracker.app.conf.task_always_eager:
-        _warn_of_deferral(repr(tracker.store), transaction.database)
+        warn_of_deferral(repr(tracker.store), transaction.database)
     app, pending = tracker.app, Pending(transaction)
     found = [members.copied(app, stages) for stages in prepared.found]  # the caller may change theirs
     submitted = replace(prepared.record, num_tasks=len(found))
@@ -110,7 +110,7 @@ def _defer(tracker: Tracker, transaction: OpenTransaction, prepared: _Prepared, 
 
 
 @lru_cache(maxsize=1_000)
-def _warn_of_deferral(store: str, database: str) -> None:
+def warn_of_deferral(store: str, database: str) -> None:
     """Log once that a store cannot join the transactions of a database."""
     logger.warning(
         "%s does not keep its data in the database %r: submit(using=%r) creates jobs after the commit, and a process "
