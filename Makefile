@@ -79,8 +79,9 @@ test-core: $(VENV)/.test
 # The integration tests that start no worker also run: the integration's modules are measured by them.
 eager := eager sweep submit veto task_progress members canvases policy
 
-# So do the tests of asynchronous readers and of the web. One measures the processor time of an event loop, which coverage
+# So do the tests of Django, of asynchronous readers and of the web. One measures the processor time of an event loop, which coverage
 # increases.
+django := $(filter-out %_shop.py,$(wildcard tests/with_django/test_*.py))
 asynchronous := $(filter-out %_many_clients.py,$(wildcard tests/web/test_*.py)) tests/stores/test_hub.py \
   --deselect tests/stores/test_hub.py::test_a_thousand_subscribers_cost_one_watch_and_no_thread_each
 
@@ -88,7 +89,7 @@ asynchronous := $(filter-out %_many_clients.py,$(wildcard tests/web/test_*.py)) 
 # leave unreadable data; coverage warns and skips it.
 coverage: $(VENV)/.test
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(bin)/coverage run -m $(xdist) $(eager:%=tests/integration/test_%.py) $(asynchronous) $(core) $(ARGS)
+	$(bin)/coverage run -m $(xdist) $(eager:%=tests/integration/test_%.py) $(asynchronous) $(django) $(core) $(ARGS)
 	$(bin)/coverage combine --quiet
 	$(bin)/coverage report --omit="*/stores/firestore/*,*/stores/redis/*" --skip-covered
 

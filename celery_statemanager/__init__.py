@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         JobCancelled,
         JobExists,
+        JobNotCommitted,
         JobNotFound,
         ReadOnlyManager,
         ResultUnavailable,
@@ -53,10 +54,10 @@ __all__ = (
     # Celery
     "StateManager", "StatefulTask", "Job", "JobPage", "current_state",
     # Errors
-    "StateManagerError", "ConfigurationError", "JobExists", "JobNotFound", "TaskMismatch", "ReadOnlyManager",
-    "BeginRefused", "AttemptSuperseded", "JobCancelled", "TaskStalled", "StateError", "SynchronizeFailed",
-    "SynchronizeTimeout", "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError", "StoreUnavailable",
-    "StoreContended", "TaskFailed", "ResultUnavailable",
+    "StateManagerError", "ConfigurationError", "JobExists", "JobNotFound", "JobNotCommitted", "TaskMismatch",
+    "ReadOnlyManager", "BeginRefused", "AttemptSuperseded", "JobCancelled", "TaskStalled", "StateError",
+    "SynchronizeFailed", "SynchronizeTimeout", "WaitTimeout", "SubscriptionLost", "SubmitFailed", "StoreError",
+    "StoreUnavailable", "StoreContended", "TaskFailed", "ResultUnavailable",
 )  # fmt: skip
 
 if not hasattr(os, "register_at_fork"):

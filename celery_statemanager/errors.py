@@ -4,6 +4,7 @@
     ├── ConfigurationError          (ValueError)   a URL, a setting or an option that cannot be used
     ├── JobExists                   (ValueError)
     ├── JobNotFound                 (LookupError)
+    │   └── JobNotCommitted                        the transaction in which the job was submitted is still open
     ├── TaskMismatch                (ValueError)   a Manager writes only its own row
     ├── ReadOnlyManager             (TypeError)
     ├── BeginRefused                               the cell or the job is done: nothing to begin
@@ -120,6 +121,25 @@ class JobNotFound(_JobIdentity, LookupError):
             )
         why = "never created, deleted, or replaced by a newer run"
         return f"no {self._job} in this store: {why}; check the job_id, the run_token and the store"
+
+
+class JobNotCommitted(JobNotFound):
+    """The transaction in which the job was submitted is still open, so the job does not exist yet.
+
+    Attributes:
+        using: the alias of the database of the transaction.
+    """
+
+    def __init__(self, job_id: str, run_token: str | None = None, using: str = "default") -> None:
+        super().__init__(job_id, run_token)
+        self.args = (job_id, run_token, using)
+        self.using = using
+
+    def __str__(self) -> str:
+        return (
+            f"{self._job} does not exist before the commit of the transaction on {self.using!r} in which it was "
+            "submitted; ask after the transaction.atomic() block, or in transaction.on_commit()"
+        )
 
 
 class TaskMismatch(StateManagerError, ValueError):

@@ -30,13 +30,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _is_requested(item, option):
-    """Return whether a test runs: on the Firestore emulator only smoke tests do, unless an option asks for more."""
+    """Return whether a test runs: on the Firestore emulator, and on the file of Django, only smoke tests usually do."""
     if option("--full"):
         return True
     if item.get_closest_marker("full") or (item.get_closest_marker("firestore") and not option("--firestore")):
         return False
     store = item.callspec.params.get("store_factory", "") if hasattr(item, "callspec") else ""
-    return not store.startswith("firestore") or option("--firestore") or is_smoke(item.function)
+    is_usual = not store.startswith(("firestore", "django"))
+    is_wanted = store.startswith("firestore") and option("--firestore")
+    return is_usual or is_wanted or is_smoke(item.function)
 
 
 def _group(item):

@@ -133,6 +133,7 @@ class StateManager:
         deadline: float | datetime | None = None,
         stall_after: float | None = None,
         on_stall: str | None = None,
+        using: str | None = None,
     ) -> Job:
         """Create a job of N rows, and publish one message for each.
 
@@ -167,14 +168,21 @@ class StateManager:
             on_stall: ``"report"`` marks the state of a stalled task. ``"stop"`` also lets its next write raise
                 ``TaskStalled``, which ends it as TIMED_OUT. None leaves that to the attribute ``on_stall`` of each
                 task, ``"report"`` by default.
+            using: the alias of a database of Django. Inside ``transaction.atomic()`` on it, the job is created and
+                published with the commit, and never after a rollback. Until then, the returned job raises
+                ``JobNotCommitted`` when it is asked. If the states are kept in this database (``django://alias``), the
+                job is part of the transaction, and is published even if the process dies after the commit. Otherwise,
+                and in eager mode, the job is created after the commit. Outside of a transaction, ``using`` has no
+                effect.
 
         Raises: JobExists, SubmitFailed, ConfigurationError, TypeError, ValueError, StoreError.
         """
         return submit(
             self,
             tasks,
-            job_id=job_id,
-            run_token=run_token,
+            job_id,
+            run_token,
+            using,
             tags=tags,
             callbacks={"success": on_success, "failure": on_failure, "settled": on_settled},
             max_in_flight=max_in_flight,
@@ -192,7 +200,12 @@ class StateManager:
         return Job(self, find_job(self.store, job_key(job_id, run_token)))
 
     async def asubmit(self, tasks: Iterable[Signature[Any]] | group, **options: Any) -> Job:
-        """Create a job as ``submit`` does, with the same options, without blocking the event loop."""
+        """Create a job as ``submit`` does, with the same options except ``using``, without blocking the event loop.
+
+        Transactions of Django belong to threads. To join one, call ``submit`` in a function for ``sync_to_async``.
+        """
+        if options.get("using") is not None:
+            raise TypeError("asubmit runs in another thread, so it cannot join a transaction: call submit(using=…)")
         return await in_thread(self.submit, tasks, **options)
 
     async def ajob(self, job_id: str | UUID, run_token: str | UUID | None = None) -> Job:
@@ -242,7 +255,7 @@ class StateManager:
 
     def web_token(
         self,
-        job_id: str | UUID,
+        job_id: str | UUID | Job,
         run_token: str | UUID | None = None,
         expires: float = 3_600,
         actions: Iterable[str] = ("view",),
@@ -250,12 +263,14 @@ class StateManager:
         """Return a signed text that allows some actions on one incarnation of a job: ``…/jobs/etl-42?token=…``.
 
         Args:
+            job_id: the name of the job, or the job itself, which need not be committed yet.
             expires: seconds for which it is valid, at most 366 days.
             actions: of ``view``, ``cancel``, ``pause`` and ``rerun``.
 
         Raises: JobNotFound, ConfigurationError, TypeError, ValueError, StoreError.
         """
-        token: str = _web().web_token(self, find_job(self.store, job_key(job_id, run_token)), expires, actions)
+        record = job_id._submitted if isinstance(job_id, Job) else find_job(self.store, job_key(job_id, run_token))
+        token: str = _web().web_token(self, record, expires, actions)
         return token
 
     def current_job(self) -> Job | None:

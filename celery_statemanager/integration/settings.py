@@ -57,6 +57,8 @@ class Settings:
         metrics: whether stores are measured when ``opentelemetry-api`` is installed.
         web_secret: signs the links of ``states.web_token`` and the cursors of lists on the web; at least 16 characters,
             the same in all processes. Without it each process uses a random one, so that links end with the process.
+        web_authorize: who may do what on the pages of ``contrib.django``: a function ``(request, action, job)``, or its
+            dotted path; see ``StateManager.web``. None for members of the staff, with permissions for changes.
     """
 
     store_url: str = "sqlite:///celery-statemanager.db"
@@ -79,6 +81,7 @@ class Settings:
     migrate_schedule: Any = 3_600.0
     metrics: bool = True
     web_secret: str | None = field(default=None, repr=False)
+    web_authorize: Any = None
 
     @classmethod
     def from_app(cls, app: Celery) -> Settings:

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 SCHEMES = {
+    "django": "celery_statemanager.contrib.django.store:DjangoStore",
     "firestore": "celery_statemanager.stores.firestore:FirestoreStore",
     "memory": "celery_statemanager.stores.memory:MemoryStore",
     "sqlite": "celery_statemanager.stores.sqlite:SQLiteStore",
@@ -36,7 +37,11 @@ SCHEMES = {
 }
 """URL scheme → ``module:Class``. Plugins add schemes by the entry point group ``celery_statemanager.stores``."""
 
-EXTRAS = {"firestore": "firestore", **{scheme: "redis" for scheme in SCHEMES if scheme.startswith("redis")}}
+EXTRAS = {
+    "django": "django",
+    "firestore": "firestore",
+    **{scheme: "redis" for scheme in SCHEMES if scheme.startswith("redis")},
+}
 """URL scheme → the extra that installs the required client library."""
 
 MAX_TIMEOUT = 3_600.0
@@ -48,7 +53,8 @@ def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> FullStore:
 
     Args:
         url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
-            ``redis://host:6379/0``, ``firestore://project/collection?database=id``; docs/stores.md lists all.
+            ``redis://host:6379/0``, ``firestore://project/collection?database=id``, ``django://alias``; docs/stores.md
+            lists all.
         timeout: seconds after which a call raises ``StoreUnavailable``.
         options: passed to the store, which refuses unknown ones.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from celery_statemanager.errors import StoreError
 from celery_statemanager.indexset import IndexSet
@@ -24,6 +25,38 @@ from celery_statemanager.records import (
 from celery_statemanager.stores.base import Store
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CallerTransaction:
+    """A transaction that the caller of ``submit`` has begun.
+
+    Attributes:
+        database: the caller's name for the database, for example an alias of Django.
+        connection: the connection of the Python DB-API on which the transaction is open.
+    """
+
+    database: str
+    connection: Any
+
+
+class JobCreator(Protocol):
+    """The calls that create a job. Each store has them, see ``Store`` and ``Outbox``."""
+
+    def now(self) -> int:
+        """Return the time of the store."""
+
+    def get_job(self, key: JobKey) -> JobRecord:
+        """Return the current job. Raises: JobNotFound."""
+
+    def add_block(self, ref: JobRef, first: int, data: bytes, lease: float) -> None:
+        """Store messages of the draft of a job."""
+
+    def drop_draft(self, ref: JobRef) -> None:
+        """Delete a draft."""
+
+    def create_job(self, job: JobRecord) -> JobRecord:
+        """Create the job of a draft. Raises: JobExists."""
 
 
 class WorkerRegistry(Store):
@@ -105,6 +138,16 @@ class Outbox(WorkerRegistry):
 
         The blocks of a draft, and those of a job that is being deleted, may be returned.
         """
+
+    def join(self, transaction: CallerTransaction) -> JobCreator | None:
+        """Return what creates jobs as rows of a transaction of the caller.
+
+        It uses only the caller's connection, because the transaction may hold locks that another connection would wait
+        for. Nobody else sees its jobs before the commit, and none exists after a rollback.
+
+        Returns: None if the store keeps its data elsewhere than in the database of the transaction.
+        """
+        return None
 
     @abstractmethod
     def drop_draft(self, ref: JobRef) -> None:

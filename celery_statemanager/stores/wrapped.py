@@ -30,7 +30,7 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import masked
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.capabilities import FullStore
+from celery_statemanager.stores.capabilities import CallerTransaction, FullStore, JobCreator
 
 T = TypeVar("T")
 
@@ -135,6 +135,9 @@ class WrappedStore(FullStore):
 
     def list_values(self, ref: JobRef, rows: IndexSet) -> Iterator[tuple[int, str]]:
         return self.calling("list_values", lambda: self.inner.list_values(ref, rows))
+
+    def join(self, transaction: CallerTransaction) -> JobCreator | None:
+        return self.calling("join", lambda: self.inner.join(transaction))
 
     def drop_draft(self, ref: JobRef) -> None:
         self.calling("drop_draft", lambda: self.inner.drop_draft(ref))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-RULES = [f"R{number}" for number in range(1, 26)]
+RULES = [f"R{number}" for number in (*range(1, 26), 27)]
 CONTRACT = ROOT / "celery_statemanager" / "testing"
 
 

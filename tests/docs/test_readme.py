@@ -17,7 +17,7 @@ import yaml
 from celery import Celery
 from celery.bin.celery import celery as celery_command
 from celery.signals import worker_init
-from django.conf import settings as django_settings
+from django_kit import set_up_django
 
 from celery_statemanager import State, errors
 from celery_statemanager.integration.body import WITHOUT_BODY
@@ -47,8 +47,13 @@ def example(**names):
 
 
 def run(page, names):
-    """Run a page's Python blocks in order. A block that creates an app leaves the names of the others unchanged."""
+    """Run a page's Python blocks in order. A block that creates an app leaves the names of the others unchanged.
+
+    Blocks that begin with the name of a file are run by test_testing.py.
+    """
     for number, block in enumerate(blocks(page, "python"), 1):
+        if re.match(r"# \w+\.py\n", block):
+            continue
         own_app = block.startswith("app = Celery(")
         exec(compile(block, f"{page} block {number}", "exec"), {**names} if own_app else names)
 
@@ -65,8 +70,7 @@ def names(tmp_path, monkeypatch):
     monkeypatch.setattr(worker_init, "receivers", [*worker_init.receivers])  # other tests start workers in this process
     names = example(__name__=f"readme_{uuid.uuid4().hex}")  # Celery registers tasks by module name
     names["app"].conf.update(EAGER)
-    if not django_settings.configured:
-        django_settings.configure()
+    set_up_django()
     root = logging.getLogger()
     handlers, level = [*root.handlers], root.level
     yield names
@@ -228,6 +232,7 @@ def test_every_file_of_a_configuration_can_be_read():
 FAILED = State("etl-42", 3, "ingest", -1, "disk full")
 MESSAGES = [
     errors.JobNotFound("etl-42"),
+    errors.JobNotCommitted("etl-42"),
     errors.JobExists("etl-42"),
     errors.AttemptSuperseded("etl-42", "ingest", 3, 1, 2),
     errors.BeginRefused("etl-42", "ingest", 3, "closed"),

@@ -41,6 +41,15 @@ def sqlite(request: pytest.FixtureRequest) -> StoreFactory:
     return StoreFactory(lambda **options: open_store(url, **options), url, takes_clock=True)
 
 
+def django(request: pytest.FixtureRequest) -> StoreFactory:
+    """Return a factory of stores in a file of Django, which has other tables."""
+    from django_kit import at_file, set_up_django
+
+    set_up_django()
+    at_file("default", request.getfixturevalue("tmp_path"))
+    return StoreFactory(lambda **options: open_store("django://default", **options), takes_clock=True)
+
+
 def firestore(request: pytest.FixtureRequest) -> StoreFactory:
     """Return a factory with a project of its own, which the emulator creates at its first use."""
     return _firestore(request)
@@ -79,6 +88,7 @@ def _redis(request: pytest.FixtureRequest, url: str) -> StoreFactory:
 FACTORIES: dict[str, Callable[[pytest.FixtureRequest], StoreFactory]] = {
     "memory": memory,
     "sqlite": sqlite,
+    "django": django,
     "firestore": firestore,
     "firestore-rest": firestore_rest,
     "redis": redis,

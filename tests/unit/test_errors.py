@@ -30,6 +30,7 @@ EXAMPLES: dict[errors.StateManagerError, tuple[type[Exception] | None, str]] = {
         "no job 'etl' in this store; runs of it: one without run_token, 'r1', 'r2'; pass one of them as run_token",
     ),
     errors.JobNotFound("etl", "r9", tuple("abcdefg")): (LookupError, "'a', 'b', 'c', 'd', 'e' and more; pass one"),
+    errors.JobNotCommitted("etl", "r1", "shop"): (LookupError, "the transaction on 'shop' in which it was submitted"),
     errors.TaskMismatch("etl", 3, 5): (ValueError, "a Manager writes only its own row; open one with task_index=5"),
     errors.ReadOnlyManager("etl"): (TypeError, "open it with task_index=… to write"),
     errors.BeginRefused("etl", "scan", 3, "finished"): (None, "it is already FINISHED; skip this delivery"),

@@ -26,6 +26,10 @@ from celery_statemanager.records import new_job
 from celery_statemanager.testing import FaultyStore, WrappedStore
 
 ABOUT_NO_JOB = {
+    (
+        "%s does not keep its data in the database %r: submit(using=%r) creates jobs after the commit, and a process "
+        "that dies between the two creates none; set statemanager_store_url to django://%s to avoid that"
+    ),
     "check the store: %s",
     "sweep: cannot count the messages in queue %r: %s",
     "sweep: cannot write the notes about lost messages, they are found later: %s",

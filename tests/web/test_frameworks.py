@@ -10,10 +10,9 @@ import threading
 from contextlib import contextmanager
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-import django
 import httpx
 import pytest
-from django.conf import settings
+from django_kit import set_up_django
 from web_kit import HEADERS, PATIENCE, everyone, serving
 
 from celery_statemanager import ConfigurationError
@@ -68,9 +67,7 @@ def test_litestar_mounts_the_pages(states):
 
 @pytest.fixture
 def django_settings():
-    if not settings.configured:
-        settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="tests.none", SECRET_KEY="x")
-        django.setup()
+    set_up_django()
 
 
 def test_django_serves_the_pages_beside_its_own_over_asgi(states, django_settings):

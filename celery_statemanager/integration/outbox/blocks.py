@@ -11,7 +11,7 @@ import zlib
 from celery_statemanager.errors import StoreError
 from celery_statemanager.integration.outbox.envelope import Envelope, messages_from_json
 from celery_statemanager.records import JobRef
-from celery_statemanager.stores.capabilities import Outbox
+from celery_statemanager.stores.capabilities import JobCreator, Outbox
 from celery_statemanager.stores.forking import fork_aware
 
 BLOCK_BYTES = 256 * 1024
@@ -29,7 +29,7 @@ _LEVEL = 1
 class BlockWriter:
     """Stores the messages of a job that does not exist yet, in row order and bounded memory."""
 
-    def __init__(self, store: Outbox, ref: JobRef) -> None:
+    def __init__(self, store: JobCreator, ref: JobRef) -> None:
         self._store = store
         self._ref = ref
         self._first = self._size = 0

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration.installed import Tracker, all_trackers, tracker_of
+from celery_statemanager.integration.submission.transactions import Pending
 from celery_statemanager.overview import overview
 from celery_statemanager.records import JobKey, JobRecord, JobRef, to_datetime
 from celery_statemanager.retention import current
@@ -24,36 +25,45 @@ class JobHandle:
     Handles of the same incarnation are equal. A handle is printed and formatted as the name of its job. It is pickled
     as the name of its app and the reference to the job; unpickling reads the record with the StateManager of the
     current app, or of the app with this name, and raises ``JobNotFound`` if this incarnation does not exist.
+
+    Until the transaction in which the job was submitted is committed, everything that asks the store raises
+    ``JobNotCommitted``.
     """
 
-    def __init__(self, tracker: Tracker, record: JobRecord) -> None:
+    def __init__(self, tracker: Tracker, record: JobRecord, pending: Pending | None = None) -> None:
         self._tracker = tracker
-        self._record = record
+        self._submitted = record
+        self._pending = pending
+
+    @property
+    def _record(self) -> JobRecord:
+        """The record as it was read last, of a job that exists. Raises: JobNotCommitted."""
+        return self._submitted if self._pending is None else self._pending.committed(self._submitted)
 
     @property
     def id(self) -> str:
         """The name of the job."""
-        return self._record.job_id
+        return self._submitted.job_id
 
     @property
     def run_token(self) -> str | None:
         """The token that distinguishes this run from others of the same job_id."""
-        return self._record.run_token
+        return self._submitted.run_token
 
     @property
     def num_tasks(self) -> int:
         """The number of rows."""
-        return self._record.num_tasks
+        return self._submitted.num_tasks
 
     @property
     def metadata(self) -> dict[str, Any]:
         """A copy of the JSON object that was submitted with the job; empty if there was none."""
-        found: dict[str, Any] = json.loads(self._record.metadata or "{}")
+        found: dict[str, Any] = json.loads(self._submitted.metadata or "{}")
         return found
 
     @property
     def created_at(self) -> datetime:
-        """The UTC time at which the job was created, by the store's clock."""
+        """The UTC time at which the job was created, by the store's clock. Raises: JobNotCommitted."""
         return to_datetime(self._record.created_at)
 
     @property
@@ -80,10 +90,10 @@ class JobHandle:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobHandle):
             return NotImplemented
-        return self._record.ref == other._record.ref
+        return self._submitted.ref == other._submitted.ref
 
     def __hash__(self) -> int:
-        return hash(self._record.ref)
+        return hash(self._submitted.ref)
 
     def __copy__(self) -> Self:
         return self
@@ -92,7 +102,7 @@ class JobHandle:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (type(self), self._tracker.app.main, *self._record.key, self._record.incarnation)
+        return _reopen, (type(self), self._tracker.app.main, *self._submitted.key, self._submitted.incarnation)
 
     def __str__(self) -> str:
         return self.id

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from celery_statemanager.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_statemanager.stores.sqlite.location import APPLICATION_ID, SCHEMA, check_identity
-from celery_statemanager.stores.sqlite.schema import migrate
+from celery_statemanager.stores.sqlite.schema import is_current, migrate
+from celery_statemanager.stores.sqlite.shared import connection_class, prefix_of
 
 PAGE_BYTES = 2_048
 """Half of SQLite's default: a write changes few bytes in each of four or five pages, and a commit logs whole pages."""
@@ -54,12 +54,18 @@ for errors that need a correction, and for all other messages.
 
 
 def connect(
-    path: str, timeout: float, *, waits: bool = True, version: tuple[int, ...] = sqlite3.sqlite_version_info
+    path: str,
+    timeout: float,
+    *,
+    waits: bool = True,
+    prefix: str = "",
+    version: tuple[int, ...] = sqlite3.sqlite_version_info,
 ) -> sqlite3.Connection:
     """Open the file and create or migrate its tables where necessary. The caller begins and ends transactions.
 
     Args:
         waits: whether the connection's statements wait for locks, up to ``timeout`` seconds.
+        prefix: of the names of the tables, in a file of another application.
         version: the version of SQLite.
 
     Raises: sqlite3.Error, StoreError, ConfigurationError.
@@ -68,8 +74,13 @@ def connect(
         raise ConfigurationError(
             f"SQLite {'.'.join(map(str, version))} is too old, 3.25 is required: use a Python built with a newer SQLite"
         )
-    connection = sqlite3.connect(
-        path, timeout=timeout if waits else 0.0, isolation_level=None, check_same_thread=False, cached_statements=256
+    connection: sqlite3.Connection = sqlite3.connect(
+        path,
+        timeout=timeout if waits else 0.0,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        factory=connection_class(prefix),
     )
     try:
         _retry_while_busy(lambda: _set_up(connection, path), timeout)
@@ -117,31 +128,33 @@ def _set_up(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
-    if not _is_ours(connection, path):
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # no effect on a file that already has tables
+    if not is_current(connection, path):
+        if not prefix_of(connection):
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # no effect on a file that already has tables
         connection.execute("BEGIN IMMEDIATE")
         try:
-            if not _is_ours(connection, path):
+            if not is_current(connection, path):
                 migrate(connection)
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    if mode != "wal":
+    mode = _write_ahead(connection)
+    if mode != "wal" and not prefix_of(connection):
         raise StoreError(
             f"SQLite store {path}: its file system does not support a write-ahead log (journal mode is {mode!r}); "
             "put the file on a local disk"
         )
 
 
-def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
-    # Tables are counted first: another process may set up the file between the reads, and a file that has tables
-    # without our application id belongs to another application.
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application == APPLICATION_ID and version == SCHEMA:
-        return True
-    check_identity(path, application, version, empty=not tables)
-    return False
+def _write_ahead(connection: sqlite3.Connection) -> str:
+    """Switch the file to a write-ahead log, and return its journal mode.
+
+    While another connection uses a shared file, it stays as it is. A later connection of this store switches it.
+    """
+    try:
+        return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if not (prefix_of(connection) and is_busy(error)):
+            raise
+    return str(connection.execute("PRAGMA journal_mode").fetchone()[0])

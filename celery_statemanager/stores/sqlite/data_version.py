@@ -33,9 +33,10 @@ class DataVersionPoller:
     All watches of a store in this process share one poller. Thread-safe. It is closed while the process forks.
     """
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, prefix: str = "") -> None:
         self._path = path
         self._timeout = timeout
+        self._prefix = prefix
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._connections = 0
@@ -104,6 +105,6 @@ class DataVersionPoller:
             self.close()
             self._file = file
         if self._connection is None:
-            self._connection = connect(self._path, self._timeout)
+            self._connection = connect(self._path, self._timeout, prefix=self._prefix)
             self._connections += 1
         return self._connections, self._connection.execute("PRAGMA data_version").fetchone()[0]

@@ -39,8 +39,11 @@ def read_mountinfo(file: Path = Path("/proc/self/mountinfo")) -> str:
         return ""
 
 
-def locate(url: str, mountinfo: Callable[[], str] = read_mountinfo) -> str:
+def locate(url: str, mountinfo: Callable[[], str] = read_mountinfo, *, is_shared: bool = False) -> str:
     """Return the real absolute path of the file that a URL names, and check it without creating anything.
+
+    Args:
+        is_shared: whether the file belongs to another application, which shares it.
 
     Raises: ConfigurationError – SQLite cannot work there, or the file belongs to another application.
     """
@@ -48,7 +51,7 @@ def locate(url: str, mountinfo: Callable[[], str] = read_mountinfo) -> str:
     try:
         _check_directory(url, path, mountinfo)
         if path.exists():
-            _check_file(url, path)
+            _check_file(url, path, is_shared=is_shared)
     except OSError as error:
         raise ConfigurationError(f"cannot use {url}: {error}; name another file") from error
     return str(path)
@@ -99,7 +102,13 @@ def check_identity(path: str, application: int, version: int, *, empty: bool) ->
             f"{path} is the SQLite database of another application (application_id {application:#x}, "
             f"expected {APPLICATION_ID:#x}); name a separate file for the states"
         )
-    if application == APPLICATION_ID and version > SCHEMA:
+    if application == APPLICATION_ID:
+        check_schema(path, version)
+
+
+def check_schema(path: str, version: int) -> None:
+    """Check that this release supports the schema of a file. Raises: ConfigurationError."""
+    if version > SCHEMA:
         raise ConfigurationError(
             f"{path} was written by a newer release (schema {version}, this release supports {SCHEMA}): "
             "upgrade celery-statemanager here, or name another file"
@@ -134,7 +143,7 @@ def _check_directory(url: str, path: Path, mountinfo: Callable[[], str]) -> None
         )
 
 
-def _check_file(url: str, path: Path) -> None:
+def _check_file(url: str, path: Path, *, is_shared: bool) -> None:
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise ConfigurationError(f"cannot use {url}: {path} is a directory; name a file, such as {url}/states.db")
@@ -142,8 +151,9 @@ def _check_file(url: str, path: Path) -> None:
         raise ConfigurationError(f"cannot use {url}: {path} is not a regular file; name another one")
     if not os.access(path, os.R_OK | os.W_OK):
         raise ConfigurationError(f"cannot use {url}: this user cannot read and write {path}; change its mode or owner")
-    with path.open("rb") as file:
-        check_header(str(path), file.read(108))
+    if not is_shared:
+        with path.open("rb") as file:
+            check_header(str(path), file.read(108))
 
 
 def file_identity(path: str) -> tuple[int, int] | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.records import Claim, JobRecord, JobRef, OutboxState, Returned
 from celery_statemanager.stores.capabilities import VALUES_PAGE, draft_expired
+from celery_statemanager.stores.sqlite import jobs as job_rows
 from celery_statemanager.stores.sqlite.jobs import JobCache, stored_key
 from celery_statemanager.stores.sqlite.pool import Pool
 
@@ -49,10 +51,13 @@ def get_block(db: sqlite3.Connection, incarnation: str, row: int) -> tuple[int, 
     return found
 
 
-def accept(db: sqlite3.Connection, job: JobRecord) -> None:
-    """Turn the draft of a job into its messages. Raises: StoreError."""
+def create_job(db: sqlite3.Connection, job: JobRecord, now: int) -> JobRecord:
+    """Store a new job, and turn its draft into its messages. Raises: JobExists, StoreError."""
+    stored = replace(job, created_at=now, last_activity=now, revision=1, latches=dict(job.latches))
+    job_rows.insert(db, stored)
     if job.flow is not None and not _forget_draft(db, job.incarnation):
         raise draft_expired(job)
+    return stored
 
 
 def drop_draft(db: sqlite3.Connection, incarnation: str) -> None:

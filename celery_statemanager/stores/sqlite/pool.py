@@ -30,11 +30,19 @@ class Pool:
 
     A call uses at most one connection, and the next call of any thread reuses it. The number of connections follows
     the number of concurrent calls, not the number of threads.
+
+    Args:
+        prefix: of the names of the tables, in a file of another application.
+        patience: returns the seconds for which this call waits for other writers, at most ``timeout``.
     """
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(
+        self, path: str, timeout: float, prefix: str = "", patience: Callable[[], float] | None = None
+    ) -> None:
         self.path = path
         self.timeout = timeout
+        self.prefix = prefix
+        self._patience = patience or (lambda: timeout)
         self.write_lock = threading.RLock()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -71,7 +79,7 @@ class Pool:
         """
 
         def steps(checkout: Checkout) -> Result:
-            deadline = time.monotonic() + self.timeout
+            deadline = time.monotonic() + self._patience()
             if not write_lock.acquire(timeout=self.timeout):
                 raise StoreUnavailable(
                     f"SQLite store {self.path}: other threads of this process have been writing for "
@@ -156,7 +164,7 @@ class Pool:
             checkout.connection = idle.pop() if idle else None
             self._checkouts.add(checkout)
         if checkout.connection is None:
-            checkout.connection = connect(self.path, self.timeout, waits=not checkout.writes)
+            checkout.connection = connect(self.path, self._patience(), waits=not checkout.writes, prefix=self.prefix)
         return checkout.connection
 
     def _check_in(self, checkout: Checkout) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
-from importlib import resources
 
-from celery_statemanager.stores.sqlite.location import APPLICATION_ID, SCHEMA
+from celery_statemanager.stores.sqlite.location import APPLICATION_ID, SCHEMA, check_identity, check_schema
+from celery_statemanager.stores.sqlite.shared import SCRIPT, VERSION_TABLE, prefix_of
 
 _TO_2 = (
     "ALTER TABLE job ADD COLUMN tombstoned INTEGER NOT NULL DEFAULT 0",
@@ -116,14 +116,29 @@ _MIGRATIONS: dict[int, tuple[_Step, ...]] = dict(
 """The statements and functions that lead to each schema of the file from the previous one."""
 
 
+def is_current(db: sqlite3.Connection, path: str) -> bool:
+    """Return whether the tables exist in the schema of this release. Raises: ConfigurationError."""
+    if prefix_of(db):
+        version = _shared_version(db)
+        check_schema(path, version or 0)
+        return version == SCHEMA
+    # Tables are counted first: another process may set up the file between the reads, and a file that has tables
+    # without our application id belongs to another application.
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application == APPLICATION_ID and version == SCHEMA:
+        return True
+    check_identity(path, application, version, empty=not tables)
+    return False
+
+
 def migrate(db: sqlite3.Connection) -> None:
     """Create the tables, or migrate them to ``SCHEMA``, inside the caller's transaction."""
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        script = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
-        for statement in script.split(";\n"):
+    version = _shared_version(db) if prefix_of(db) else _own_version(db)
+    if version is None:
+        for statement in SCRIPT.split(";\n"):
             db.execute(statement)
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         version = SCHEMA
     for later in range(version + 1, SCHEMA + 1):
         for step in _MIGRATIONS[later]:
@@ -131,4 +146,27 @@ def migrate(db: sqlite3.Connection) -> None:
                 db.execute(step)
             else:
                 step(db)
-    db.execute(f"PRAGMA user_version = {SCHEMA}")
+    if prefix_of(db):
+        db.execute(f"CREATE TABLE IF NOT EXISTS {prefix_of(db)}{VERSION_TABLE} (version INTEGER NOT NULL)")
+        db.execute("DELETE FROM schema")
+        db.execute("INSERT INTO schema (version) VALUES (?)", (SCHEMA,))
+    else:
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _own_version(db: sqlite3.Connection) -> int | None:
+    """Return the schema of a file of this store; None if it is empty."""
+    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        return None
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _shared_version(db: sqlite3.Connection) -> int | None:
+    """Return the schema of the tables in a file of another application; None if there are none."""
+    table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    if db.execute(table, (prefix_of(db) + VERSION_TABLE,)).fetchone() is None:
+        return None
+    found = db.execute("SELECT version FROM schema").fetchone()
+    return None if found is None else int(found[0])

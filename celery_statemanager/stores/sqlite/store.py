@@ -7,7 +7,6 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from celery_statemanager.indexset import IndexSet
@@ -28,9 +27,10 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import checked_timeout
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.capabilities import FullStore, read_ahead
+from celery_statemanager.stores.capabilities import FullStore, JobCreator, read_ahead
 from celery_statemanager.stores.sqlite import jobs, listing, outbox
 from celery_statemanager.stores.sqlite.data_version import DataVersionPoller
+from celery_statemanager.stores.sqlite.joined import TransactionJobs
 from celery_statemanager.stores.sqlite.location import locate, require
 from celery_statemanager.stores.sqlite.pool import Pool
 from celery_statemanager.stores.sqlite.read_transaction import SQLiteReadTransaction
@@ -57,16 +57,26 @@ class SQLiteStore(TransactionalStore, FullStore):
         path: the file. Unlike ``from_url``, the constructor does not check it.
         timeout: seconds to wait for other writers.
         clock: returns the time in seconds since the epoch.
+        prefix: of the names of the tables, in a file of another application.
+        patience: returns the seconds for which the current call waits for other writers, at most ``timeout``.
     """
 
-    def __init__(self, path: str, *, timeout: float = 5.0, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        timeout: float = 5.0,
+        clock: Callable[[], float] = time.time,
+        prefix: str = "",
+        patience: Callable[[], float] | None = None,
+    ) -> None:
         seconds = checked_timeout(timeout)
         self._clock = clock
         self._jobs = jobs.JobCache()
         self._write_cache = WriteCache(self._jobs)
         self._path = os.path.realpath(path)
-        self._pool = Pool(self._path, seconds)
-        self._poller = DataVersionPoller(self._path, seconds)
+        self._pool = Pool(self._path, seconds, prefix, patience)
+        self._poller = DataVersionPoller(self._path, seconds, prefix)
         weakref.finalize(self, _close, self._pool, self._poller)
 
     @classmethod
@@ -78,17 +88,18 @@ class SQLiteStore(TransactionalStore, FullStore):
 
     def create_job(self, job: JobRecord) -> JobRecord:
         now = self.now()
-        stored = replace(job, created_at=now, last_activity=now, revision=1, latches=dict(job.latches))
-
-        def create(db: sqlite3.Connection) -> None:
-            jobs.insert(db, stored)
-            outbox.accept(db, stored)
-
-        self._pool.write(create)
-        return stored
+        return self._pool.write(lambda db: outbox.create_job(db, job, now))
 
     def get_job(self, key: JobKey) -> JobRecord:
         return self._pool.read(lambda db: self._jobs.get(db, key).job)
+
+    def create_tables(self) -> None:
+        """Create or migrate the tables, which the first call of another method does otherwise."""
+        self._pool.read(lambda _: None)
+
+    def on_connection(self, connection: sqlite3.Connection) -> JobCreator:
+        """Return what creates jobs in a transaction that a connection to this file, of the caller, has open."""
+        return TransactionJobs(connection, self._path, self._pool.prefix, self.now)
 
     def list_jobs(
         self,

@@ -1,0 +1,1 @@
+"""Migrations of the app, which create the tables of the store."""

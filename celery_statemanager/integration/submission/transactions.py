@@ -1,0 +1,84 @@
+"""The transaction of a caller in which a job is submitted: ``submit(using=alias)``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from celery_statemanager.errors import ConfigurationError, JobNotCommitted
+from celery_statemanager.limits import short_repr
+from celery_statemanager.records import JobRecord
+from celery_statemanager.stores.capabilities import CallerTransaction
+
+_PROVIDER = "celery_statemanager.contrib.django.transactions"
+
+
+class OpenTransaction(Protocol):
+    """A transaction that the current thread has begun."""
+
+    @property
+    def database(self) -> str:
+        """The alias of the database."""
+
+    @property
+    def caller(self) -> CallerTransaction:
+        """What a store needs to join the transaction."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection of the transaction has a transaction open. Any thread may ask."""
+
+    def savepoint(self) -> AbstractContextManager[object]:
+        """Return a block that undoes its changes if it raises, without ending the transaction."""
+
+    def on_commit(self, action: Callable[[], object], *, robust: bool) -> None:
+        """Call ``action`` after the commit; never if the transaction, or a savepoint around this call, is rolled back.
+
+        Args:
+            robust: whether an error of the action is logged, instead of raised where the transaction is committed.
+        """
+
+
+def open_transaction(using: str) -> OpenTransaction | None:
+    """Return the transaction that this thread has open on a database; None if it has none.
+
+    Args:
+        using: the alias of the database in Django.
+
+    Raises: ConfigurationError – Django is not installed, or has no such database; TypeError.
+    """
+    if not isinstance(using, str):
+        raise TypeError(f"using must be the alias of a database of Django, not {short_repr(using)}")
+    try:
+        provider = importlib.import_module(_PROVIDER)  # a floor above this one that few processes use
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "django":
+            raise
+        raise ConfigurationError(
+            "submit(using=…) needs Django: pip install 'celery-statemanager[django]', or call submit without it"
+        ) from error
+    found: OpenTransaction | None = provider.open_transaction(using)
+    return found
+
+
+class Pending:
+    """A job that does not exist before the commit of the transaction in which it was submitted."""
+
+    def __init__(self, transaction: OpenTransaction) -> None:
+        self._transaction = transaction
+        self._record: JobRecord | None = None
+
+    def created(self, record: JobRecord) -> None:
+        """Set the record of the job. It exists from now on."""
+        self._record = record
+
+    def committed(self, submitted: JobRecord) -> JobRecord:
+        """Return the record of the job. After a rollback, this is the submitted one, which no store contains.
+
+        Raises: JobNotCommitted – the transaction is open.
+        """
+        if self._record is None and self._transaction.is_open:
+            raise JobNotCommitted(*submitted.key, self._transaction.database)
+        return self._record or submitted
