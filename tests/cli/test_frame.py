@@ -19,7 +19,7 @@ from celery_statemanager.cli.rendering.lines import Table
 from celery_statemanager.cli.rendering.text import ASCII, COLOURED, PLAIN, plain, width_of
 from celery_statemanager.liveness import Activity, Liveness
 from celery_statemanager.models import Scope
-from celery_statemanager.records import Cancellation, Latch
+from celery_statemanager.records import Cancellation, Latch, Policy, to_datetime
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 WIDTHS = (20, 40, 60, 80, 120, 200)
@@ -182,6 +182,23 @@ def test_unplanned_tags_are_marked(job, state):
 def test_special_conditions_are_shown(busy_model, known, changes, word):
     model = busy_model(**changes)
     assert word in display(model, **known)
+
+
+def policy_lines(model, **sizes):
+    return [line for line in display(model, **sizes).splitlines() if "failed row" in line or "deadline" in line]
+
+
+def test_the_tolerated_failures_and_the_deadline_are_shown_while_the_job_runs(busy_model):
+    soon = int((NOW + timedelta(minutes=12, seconds=4)).timestamp() * 1_000_000)
+    both = busy_model(policy=Policy(max_failed=5, deadline=soon))
+    moment = to_datetime(soon).astimezone()
+    (line,) = policy_lines(both)
+    assert line == f" at most 5 failed rows · deadline in 12m 04s ({moment:%Y-%m-%d %H:%M:%S})"
+    assert policy_lines(busy_model(policy=Policy(max_failed=1))) == [" at most 1 failed row"]
+    assert policy_lines(both, rows=10) == []
+    assert policy_lines(busy_model()) == []
+    cancelled = busy_model(policy=Policy(max_failed=5, deadline=soon), cancelled=Cancellation("user asked", 0))
+    assert policy_lines(cancelled) == []
 
 
 LIVENESS = [

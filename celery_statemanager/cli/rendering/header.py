@@ -141,6 +141,21 @@ def notes(view: View, glyphs: Glyphs) -> list[Line]:
     return found
 
 
+def limits(view: View, glyphs: Glyphs) -> list[Line]:
+    """Return a line with the failed rows that a job tolerates and its deadline, unless it is over."""
+    job, policy = view.model.job, view.model.job.policy
+    if view.model.over or job.cancelled is not None:
+        return []
+    parts: list[Line] = []
+    if policy.max_failed is not None:
+        parts.append([Span(f"at most {formatting.counted(policy.max_failed, 'failed row')}", "dim")])
+    if policy.deadline is not None:
+        moment = to_datetime(policy.deadline)
+        left = formatting.deadline((moment - view.now).total_seconds())
+        parts.append([Span(f"deadline {left} ({moment.astimezone():%Y-%m-%d %H:%M:%S})", "dim")])
+    return [[Span(" "), *joined(parts, f" {glyphs.dot} ")]] if parts else []
+
+
 def worker_remark(view: View) -> str | None:
     """Return what is known about missing workers and what happens next; None if nothing is missing."""
     known = view.liveness
