@@ -137,6 +137,17 @@ def with_own_tags(eager, member):
     return chain(*(eager.states.tag(part, str(number)) for number, part in enumerate(member.tasks)))
 
 
+@pytest.mark.parametrize("as_group", [False, True])
+def test_the_arguments_of_a_chord_go_to_its_header_as_in_celery(eager, as_group):
+    def canvas():
+        chained = chain(eager.collect.s(2), eager.states.tag(eager.collect.s(3), "second"))
+        header = [eager.collect.s(), eager.collect.s(2, key="own"), eager.collect.si(5), chained]
+        given = {"args": (1,), "kwargs": {"kwargs": {"key": "given"}}}
+        return chord(group(header) if as_group else header, eager.again.s(), **given)
+
+    assert eager.states.submit(canvas()).body_result(1) == canvas().apply_async().get()
+
+
 def test_a_generator_and_a_decoded_chord_are_accepted(eager):
     assert (
         eager.states.submit(group(eager.echo.s(i) for i in range(3)) | eager.again.s()).body_result(1)
@@ -258,7 +269,6 @@ class TestBadInput:
                 ValueError,
                 "the body of the chord must not have a task_id",
             ),
-            (lambda t: (chord([t.echo.s()], t.collect.s(), args=(1,)), {}), ValueError, "has arguments of its own ([1"),
         ],
     )
     def test_is_refused_before_anything_is_stored(self, eager, build, error, text):

@@ -18,7 +18,6 @@ from celery_statemanager.integration.submission.members import (
     is_chunks,
     with_options,
 )
-from celery_statemanager.limits import short_repr
 from celery_statemanager.records import ERRBACKS, Latch, body_stage
 
 _LINKS = ("link", "link_error")
@@ -54,13 +53,11 @@ def read_chord(app: Celery, chord: Any, on_success: Any) -> Chord:
             "on_success beside the body of a chord: the body is the on_success callback; leave one of them out, or use "
             "on_settled"
         )
-    if chord.args or chord.kwargs.get("kwargs"):
-        raise ValueError(
-            f"the chord has arguments of its own ({short_repr([*chord.args, chord.kwargs.get('kwargs')])}): give them "
-            "to the tasks of its header"
-        )
     options = {name: value for name, value in chord.options.items() if name not in (*GROUP_IDS, *_LINKS)}
     header = _header(app, chord.kwargs["header"], options)
+    arguments = tuple(chord.args), chord.kwargs.get("kwargs") or {}
+    if any(arguments):
+        header = [_with_arguments(as_signature(app, each), *arguments) for each in header]
     body = _body(chord, body, {name: value for name, value in options.items() if name not in _DELAYS})
     stages = _stages(app, body)
     latches = {body_stage(number): _latch_of(app, stages, number) for number in range(1, len(stages) + 1)}
@@ -77,6 +74,19 @@ def _header(app: Celery, header: Any, options: Mapping[str, Any]) -> Any:
         options = {**{name: value for name, value in header.options.items() if name not in GROUP_IDS}, **options}
         header = header.tasks
     return [with_options(as_signature(app, each), options) for each in header] if options else header
+
+
+def _with_arguments(signature: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return a copy of a task of a header that takes the arguments of the chord before its own, unless immutable."""
+    if not isinstance(signature, Signature):
+        return signature
+    if signature.subtask_type != "chain":
+        return signature.clone(args, kwargs)
+    whole: Any = signature.clone()
+    if whole.tasks:
+        first, *others = whole.tasks
+        whole.kwargs["tasks"] = [_with_arguments(first, args, kwargs), *others]
+    return whole
 
 
 def _body(chord: Any, body: Any, options: Mapping[str, Any]) -> Any:
