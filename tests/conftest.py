@@ -35,7 +35,8 @@ def _is_requested(item, option):
         return True
     if item.get_closest_marker("full") or (item.get_closest_marker("firestore") and not option("--firestore")):
         return False
-    store = item.callspec.params.get("store_factory", "") if hasattr(item, "callspec") else ""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    store = params.get("store_factory") or params.get("store_kind") or ""
     is_usual = not store.startswith(("firestore", "django"))
     is_wanted = store.startswith("firestore") and option("--firestore")
     return is_usual or is_wanted or is_smoke(item.function)

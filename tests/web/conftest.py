@@ -24,9 +24,12 @@ def store_kind():
 
 
 @pytest.fixture
-def store_url(store_kind, tmp_path, request):
+def store_url(store_kind, tmp_path, request, monkeypatch):
     if store_kind == "memory":
         return f"memory://{uuid.uuid4().hex}"
+    if store_kind == "firestore":
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", request.getfixturevalue("emulator_process"))
+        return f"firestore://web-{uuid.uuid4().hex[:12]}"
     if store_kind == "redis":
         return f"{request.getfixturevalue('redis_url')}?prefix={uuid.uuid4().hex}"
     return f"sqlite:///{tmp_path}/states.db"

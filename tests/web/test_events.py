@@ -10,9 +10,10 @@ from web_kit import PATIENCE, Server, events, everyone, new_states, serving
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.testing import FaultyStore
+from celery_statemanager.testing.kit import smoke
 
 FINISHED = int(Status.FINISHED)
-STORES = pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis"])
+STORES = pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis", "firestore"])
 EVENTS = "/api/jobs/etl/events"
 
 
@@ -61,6 +62,7 @@ def test_cells_are_sent_as_they_change_and_the_stream_ends_with_the_job(client, 
     assert newest == dict.fromkeys(range(3), FINISHED)
 
 
+@smoke
 @STORES
 def test_another_server_continues_at_the_id_of_an_event(client, states, store_url, store_kind, job):
     for row in range(3):

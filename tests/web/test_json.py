@@ -10,8 +10,10 @@ from web_kit import HEADERS
 
 from celery_statemanager import Manager, Status
 from celery_statemanager.testing import Grid
+from celery_statemanager.testing.kit import smoke
 
 FINISHED = int(Status.FINISHED)
+STORES = pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis", "firestore"])
 
 
 def write(job, row, *states):
@@ -36,7 +38,7 @@ def url_of(job, rest=""):
     return f"/api/jobs/{quote(job.id, safe='')}{rest}"
 
 
-@pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis"])
+@STORES
 def test_a_job_is_shown_with_its_counts_tags_callbacks_and_failures(client, job):
     shown = client.get(url_of(job)).json()
     assert (shown["jobID"], shown["runToken"], shown["numTasks"]) == (job.id, None, 4)
@@ -67,7 +69,7 @@ def test_the_jobs_are_listed_newest_first_and_page_by_page(client, submit):
     assert client.get("/api/jobs", params={"phase": "finished"}).json() == {"jobs": [], "cursor": None}
 
 
-@pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis"])
+@STORES
 def test_states_are_listed_by_stage_and_row_and_filtered_by_class(client, job):
     def cells(**params):
         return [(s["tag"], s["taskIndex"]) for s in client.get(url_of(job, "/states"), params=params).json()["states"]]
@@ -95,7 +97,7 @@ def test_pages_of_states_contain_each_cell_once(client, job):
     assert found == [(tag, row) for tag in ("scan", "hash") for row in range(4)]
 
 
-@pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis"])
+@STORES
 def test_cells_that_a_cancellation_ended_are_cancelled_and_not_failed(client, job):
     write(job, 3, ("scan", 10))
     job.cancel("wrong input")
@@ -129,7 +131,8 @@ def test_rows_that_a_rerun_has_not_chosen_stay_cancelled(client, job):
     ]
 
 
-@pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis"])
+@smoke
+@STORES
 def test_the_grid_has_a_run_for_each_class_and_covers_all_expected_rows(client, job):
     grid = client.get(url_of(job, "/grid")).json()
     assert grid == {
@@ -201,7 +204,7 @@ def test_a_run_is_found_by_its_token(client, submit):
     assert {each["runToken"] for each in missing.json()["error"]["nearest"]} == {"monday", "tuesday"}
 
 
-@pytest.mark.parametrize("store_kind", ["memory", "sqlite", "redis"])
+@STORES
 def test_a_job_is_paused_resumed_cancelled_and_rerun(client, job):
     def post(action, **body):
         return client.post(url_of(job, f"/{action}"), json=body, headers=HEADERS)
