@@ -437,6 +437,15 @@ class TestQueued:
         assert job.body_result(0) == "done"
         assert not grid.job.due
 
+    def test_that_is_rejected_does_not_run_again_alone_but_the_results_are_kept(self, queued):
+        queued.settings = replace(queued.settings, max_body_bytes=3)
+        job, grid = self.submit(queued, queued.tasks["collect"].s(), rows=2)
+        with pytest.raises(TaskFailed, match="max_body_bytes"):
+            job.body_result(1)
+        report = job.rerun("failed")
+        assert (len(report.rows), grid.job.generation.number) == (0, 1)
+        assert job.get(1) == [0, 1]
+
     def test_the_options_of_a_chord_are_those_of_its_header_and_body(self, queued, receive):
         header, body = [queued.tasks["echo"].s(0)], queued.tasks["collect"].s().set(priority=2)
         later = chord(header, body | queued.tasks["again"].s()).set(priority=7, countdown=600, headers={"tenant": "t"})
