@@ -180,7 +180,7 @@ def test_a_missing_library_is_named_with_the_extra(states, monkeypatch, missing)
     for name in [each for each in sys.modules if each.partition(".")[0] == missing]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'celery-statemanager\[web\]'"):
+    with pytest.raises(ConfigurationError, match=r'pip install "celery-statemanager\[web\]"'):
         states.web(everyone)
     monkeypatch.undo()
     importlib.import_module("celery_statemanager.web")
