@@ -34,12 +34,16 @@ SCHEMES = {
     "redis+cluster": "celery_statemanager.stores.redis:RedisStore",
     "rediss+cluster": "celery_statemanager.stores.redis:RedisStore",
     "redis+sentinel": "celery_statemanager.stores.redis:RedisStore",
+    "postgres": "celery_statemanager.stores.postgres:PostgresStore",
+    "postgresql": "celery_statemanager.stores.postgres:PostgresStore",
 }
 """URL scheme → ``module:Class``. Plugins add schemes by the entry point group ``celery_statemanager.stores``."""
 
 EXTRAS = {
     "django": "django",
     "firestore": "firestore",
+    "postgres": "postgres",
+    "postgresql": "postgres",
     **{scheme: "redis" for scheme in SCHEMES if scheme.startswith("redis")},
 }
 """URL scheme → the extra that installs the required client library."""
@@ -53,8 +57,8 @@ def open_store(url: str, *, timeout: float = 5.0, **options: Any) -> FullStore:
 
     Args:
         url: ``memory://``, ``memory://name``, ``sqlite:///relative/path.db``, ``sqlite:////absolute/path.db``,
-            ``redis://host:6379/0``, ``firestore://project/collection?database=id``, ``django://alias``; docs/stores.md
-            lists all.
+            ``redis://host:6379/0``, ``postgresql://user@host/database``,
+            ``firestore://project/collection?database=id``, ``django://alias``; docs/stores.md lists all.
         timeout: seconds after which a call raises ``StoreUnavailable``.
         options: passed to the store, which refuses unknown ones.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from postgres_kit import PostgresServer, running_postgres
 from servers import RedisServer, running_cluster, running_redis
 
 from celery_statemanager import Store, open_store
@@ -85,6 +86,12 @@ def _redis(request: pytest.FixtureRequest, url: str) -> StoreFactory:
     return StoreFactory(lambda **options: open_store(url, **options), url)
 
 
+def postgres(request: pytest.FixtureRequest) -> StoreFactory:
+    """Return a factory with a schema of its own, which its first store creates."""
+    url = f"{request.getfixturevalue('postgres_server').url}?schema=test_{next(_numbers)}"
+    return StoreFactory(lambda **options: open_store(url, **options), url)
+
+
 FACTORIES: dict[str, Callable[[pytest.FixtureRequest], StoreFactory]] = {
     "memory": memory,
     "sqlite": sqlite,
@@ -93,6 +100,7 @@ FACTORIES: dict[str, Callable[[pytest.FixtureRequest], StoreFactory]] = {
     "firestore-rest": firestore_rest,
     "redis": redis,
     "redis-cluster": redis_cluster,
+    "postgres": postgres,
 }
 _numbers = itertools.count()
 
@@ -190,6 +198,13 @@ def redis_nodes() -> Iterator[list[RedisServer]]:
     """Run a Redis cluster of three nodes, shared by all tests that do not disturb it."""
     with running_cluster() as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """Run a PostgreSQL server, shared by all tests of this process that do not disturb it."""
+    with running_postgres() as server:
+        yield server
 
 
 def assert_no_keys_left(url: str, prefix: str) -> None:
