@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from servers import PATIENCE, wait_for
+from servers import PATIENCE, require, wait_for
 
 from celery_statemanager.testing.ports import free_port
 
@@ -153,3 +153,45 @@ def server_directory(prefix: str) -> Iterator[Path]:
         if user is not None:
             shutil.chown(name, user)
         yield Path(name)
+
+
+@contextmanager
+def running_pgbouncer(server: PostgresServer, mode: str = "transaction") -> Iterator[str]:
+    """Run PgBouncer in front of a server and yield a URL of it."""
+    program = require("pgbouncer", "pgbouncer")
+    with server_directory("pgbouncer-") as directory:
+        port = free_port()
+        (directory / "users").write_text('"postgres" ""\n')
+        (directory / "config").write_text(
+            f"""
+[databases]
+* = host=127.0.0.1 port={server.port} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {mode}
+default_pool_size = 4
+auth_file = {directory}/users
+"""
+        )
+        log = (directory / "log").open("wb")
+        with (
+            log,
+            subprocess.Popen([program, str(directory / "config")], stdout=log, stderr=log, user=account()) as process,
+        ):
+            url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+            try:
+                wait_for(lambda: _accepts(url), "PgBouncer")
+                yield url
+            finally:
+                process.terminate()
+
+
+def _accepts(url: str) -> bool:
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True

@@ -39,6 +39,10 @@ interrupted run.
 Jobs of the Go module become jobs of this package, with attempts and counts. Stop
 the Go program first: its later writes have no effect.
 
+With --schema, no job is migrated: the command creates the tables of a
+PostgreSQL store, or upgrades them to this release, as a user who may do that.
+Workers then need no right to create tables. Stop them before an upgrade.
+
 The default target is the app's setting {PREFIX}migrate_target or, without
 it, the newest schema. Beat migrates jobs too, except those of the Go module.
 
@@ -47,6 +51,7 @@ Examples:
   celery -A proj migrate-state --target 2 --dry-run
   celery -A proj migrate-state --target 2
   celery -A proj migrate-state --target 2 --job etl-42
+  celery migrate-state --schema --store postgresql://owner@host/shop
   celery migrate-state --store firestore://my-project --target 2 --limit 100
 
 \b
@@ -73,6 +78,7 @@ _JOB, _WHAT = "Which job", "What to migrate"
 @option("--target", metavar="N", type=int, help="The target schema. [default: the newest]", group=_WHAT)
 @option("--limit", metavar="N", type=click.IntRange(min=1), help="Stop after this number of jobs.", group=_WHAT)
 @option("--dry-run", is_flag=True, help="Write nothing; print what would be done.", group=_WHAT)
+@option("--schema", "tables", is_flag=True, help="Create or upgrade the store's tables only.", group=_WHAT)
 @option("--job", "job_id", metavar="ID", help="Only this job.", group=_JOB)
 @run_option
 @format_option
@@ -85,12 +91,19 @@ def migrate_state(
     target: int | None,
     limit: int | None,
     dry_run: bool,
+    tables: bool,
     job_id: str | None,
     run_token: str | None,
     style: str,
     store_url: str | None,
 ) -> None:
     """Run one migration."""
+    if tables:
+        if dry_run or any(each is not None for each in (target, limit, job_id)):
+            fail("--schema migrates no job: use it without --target, --limit, --dry-run and --job", Exit.USAGE)
+        with interruptible(), opened_store(ctx.obj.app, store_url) as store:
+            _Printer(Output(no_color=ctx.obj.no_color), as_json=style == "json").tables(changed=store.migrate_schema())
+        return
     if job_id is None and run_token is not None:
         fail("--run-token needs a job: add --job ID", Exit.USAGE)
     key = None if job_id is None else job_key(job_id, run_token, named_by="--job")
@@ -143,6 +156,14 @@ class _Printer:
             origin = f"from schema {job.schema}" if job.incarnation else "created by another program"
             before, after = "would migrate: ", f", {origin}, {formatting.counted(what, 'state')}"
         self._output.fitted([Span(named(before, job, after, self._output.size.columns, self._output.glyphs))])
+
+    def tables(self, *, changed: bool) -> None:
+        """Print whether tables were created or upgraded."""
+        if self._as_json:
+            self._output.record(compact({"schemaChanged": changed}))
+        else:
+            text = "the tables were created or upgraded" if changed else "the tables are up to date"
+            self._output.fitted([Span(text)])
 
     def report(self, report: MigrationReport, *, dry_run: bool) -> None:
         """Print the counts."""

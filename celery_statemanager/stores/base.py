@@ -101,6 +101,14 @@ class Store(ABC):
         """
         return []
 
+    def migrate_schema(self) -> bool:
+        """Create the tables of the store, or upgrade those of an earlier release, where it has such.
+
+        Most stores do that on first use, if they may. Returns: whether anything was changed.
+        Raises: StoreError.
+        """
+        return False
+
     @abstractmethod
     def create_job(self, job: JobRecord) -> JobRecord:
         """Store a new job under ``job.key`` and return it with its times and revision.

@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 
 from outages import outages  # noqa: E402
+from postgres_kit import running_postgres  # noqa: E402
 from project import Project  # noqa: E402
 from rabbitmq import running_rabbitmq  # noqa: E402
 from servers import running_redis  # noqa: E402
@@ -41,8 +42,15 @@ MORE_PLACES = [
     ("rabbitmq-redis", "solo"),
     ("redis-redis", "solo"),
     ("redis-redis", "gevent"),
+    ("redis-postgres", "prefork"),
+    ("rabbitmq-postgres", "threads"),
+    ("redis-postgres", "gevent"),
 ]
 """More of them, added by ``--full``."""
+
+CORE_FILES = {"test_attempts", "test_completion", "test_outbox", "test_submit"}
+CORE_PLACES = [("redis-postgres", "prefork")]
+"""Places in which only the tests of these files run without ``--full``."""
 
 SLOW_PLACES = [("folders-sqlite", "prefork"), ("rabbitmq-redis", "prefork"), ("redis-redis", "threads")]
 """The combinations in which slow tests, which wait for the end of a lease, run without ``--full``; the first ones
@@ -63,7 +71,17 @@ def redis_url():
         yield server.url
 
 
-STARTED = {"rabbitmq": running_rabbitmq, "redis": redis_url}
+@contextmanager
+def postgres_url():
+    with running_postgres() as server:
+        yield server.url
+
+
+STARTED = {"postgres": postgres_url, "rabbitmq": running_rabbitmq, "redis": redis_url}
+
+
+PREFIXES = {"redis": "?prefix={}", "postgres": "?prefix={}_"}
+"""The option that distinguishes the settings that share a server."""
 
 
 class Servers:
@@ -98,7 +116,7 @@ class Setting:
         self.environment = {
             "TRACKED_HOME": str(home),
             "TRACKED_BROKER": servers.url(broker, home),
-            "TRACKED_STORE": servers.url(store, home) + (f"?prefix={name}" if store == "redis" else ""),
+            "TRACKED_STORE": servers.url(store, home) + PREFIXES.get(store, "").format(name.replace("-", "_")),
         }
         if store == "firestore":
             self.environment["FIRESTORE_EMULATOR_HOST"] = os.environ["FIRESTORE_EMULATOR_HOST"]
@@ -210,6 +228,8 @@ def pytest_generate_tests(metafunc):
                 places = places[: marker.kwargs.get("usual", 1)]
             else:
                 places = SLOW_PLACES[: slow.kwargs.get("usual")] if slow else PLACES
+                if not slow and Path(metafunc.module.__file__).stem in CORE_FILES:
+                    places = places + CORE_PLACES
         metafunc.parametrize("place", places, ids="-".join, scope="session")
 
 

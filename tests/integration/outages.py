@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from amqp.exceptions import NotFound
 from kombu import Connection
+from postgres_kit import running_postgres
 from servers import running_redis
 
 from celery_statemanager.testing import Proxy
@@ -67,6 +68,9 @@ def outages(
         elif store == "redis":
             address = urlsplit(stack.enter_context(running_redis()).url).netloc
             _proxied_store(here, stack, address, "TRACKED_STORE", f"redis://{{}}/0?prefix={home.name}")
+        elif store == "postgres":
+            address = f"127.0.0.1:{stack.enter_context(running_postgres()).port}"
+            _proxied_store(here, stack, address, "TRACKED_STORE", "postgresql://postgres@{}/postgres")
         else:
             here.set("TRACKED_STORE", f"firestore://{home.name}")
             here.set("TRACKED_STORE_TIMEOUT", "5")

@@ -15,6 +15,7 @@ from celery_statemanager.stores.fields import EXAMPLES, check_cells
 from celery_statemanager.transitions import apply_begin, apply_write
 
 CODECS = {
+    "PostgreSQL": "celery_statemanager.stores.postgres.cells",
     "SQLite": "celery_statemanager.stores.sqlite.cells",
     "Redis": "celery_statemanager.stores.redis.cells",
     "Firestore": "celery_statemanager.stores.firestore.documents",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_kit import running_postgres
 from servers import RedisServer, running_redis
 
 from celery_statemanager import JobNotFound, StateEvent, Store, StoreUnavailable, Subscription, attempts, open_store
@@ -85,7 +86,24 @@ def _load(server: RedisServer, dumps: dict[bytes, bytes]) -> None:
         pipeline.execute()
 
 
-@pytest.fixture(params=[sqlite_in_place, sqlite_file, redis_restart, redis_in_place])
+def postgres_restart(path: Path) -> Iterator[Restorable]:
+    """Put a base backup in the place of the cluster, as an administrator does."""
+    with running_postgres() as server, closing(open_store(server.url, timeout=10.0)) as store:
+        copy = server.directory / "copy"
+
+        def save() -> None:
+            server.run("pg_basebackup", "-D", str(copy), "-d", server.url, "-c", "fast", "-X", "stream")
+
+        def restore() -> None:
+            server.stop(kill=True)
+            shutil.rmtree(server.data)
+            copy.rename(server.data)
+            server.start()
+
+        yield Restorable(store, save, restore)
+
+
+@pytest.fixture(params=[sqlite_in_place, sqlite_file, redis_restart, redis_in_place, postgres_restart])
 def restorable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Restorable]:
     yield from request.param(tmp_path)
 

@@ -30,10 +30,12 @@ print("end", flush=True)
 """
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/states.db"
+    elif request.param == "postgres":
+        yield f"{request.getfixturevalue('postgres_server').url}?schema=resume"
     else:
         with running_redis() as server:
             yield server.url

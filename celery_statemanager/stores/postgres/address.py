@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -56,12 +56,11 @@ class PostgresAddress:
 def parse(url: str, timeout: float, options: dict[str, Any]) -> PostgresAddress:
     """Parse a URL and merge the options given beside it. Raises: ConfigurationError."""
     try:
-        parts = urlsplit(url)
-        query = parse_qsl(parts.query, keep_blank_values=True)
+        query = parse_qsl(urlsplit(url).query, keep_blank_values=True)
         own: dict[str, Any] = {name: value for name, value in query if name in _OWN}
         own |= {name: options[name] for name in options if name in _OWN}
         rest = urlencode([each for each in query if each[0] not in _OWN])
-        parameters = dict(conninfo_to_dict(urlunsplit(parts._replace(query=rest))))
+        parameters = dict(conninfo_to_dict(f"{url.partition('?')[0]}?{rest}"))
         parameters |= {name: value for name, value in options.items() if name not in _OWN}
         make_conninfo("", **parameters)
     except (ValueError, TypeError, psycopg.Error):  # the text may show the password

@@ -55,7 +55,7 @@ class Listener:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a watch may be collected, and call ``forget``, while the lock is held
         self._signals: dict[int, set[Signal]] = {}
         self._running: _Thread | None = None
         self._pid = os.getpid()

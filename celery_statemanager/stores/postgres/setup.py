@@ -18,10 +18,14 @@ _SERVER = """
 SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_backend_pid(),
   pg_is_in_recovery(), to_regclass(%s)::oid::bigint
 """
+_EXISTS = "SELECT true FROM pg_tables WHERE schemaname = coalesce(%s, current_schema()) AND tablename = %s"
+"""Unlike ``to_regclass``, sees what another process has committed since the transaction began."""
+
 _TABLES = "SELECT to_regclass(%s)::oid::bigint"
 _IDENTITY = """
 SELECT hashtextextended(
-  (SELECT system_identifier FROM pg_control_system()) || ' ' || %s || ' ' || CASE WHEN pg_is_in_recovery()
+  (SELECT system_identifier FROM pg_control_system()) || ' ' || %s || ' ' || pg_postmaster_start_time() || ' ' ||
+  CASE WHEN pg_is_in_recovery()
   THEN (SELECT timeline_id FROM pg_control_checkpoint())::text ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
   0) & 2147483647
 """
@@ -81,7 +85,7 @@ def check_version(connection: Connection, address: PostgresAddress, names: Names
 def create(connection: Connection, names: Names) -> bool:
     """Create the tables unless another process has. Return whether they were created. Raises: psycopg.Error."""
     connection.run_script(("BEGIN", ()), _lock(names))
-    if _first(connection, _TABLES, names.fill("{job}")) is not None:
+    if _first(connection, _EXISTS, names.schema, f"{names.prefix}job"):
         connection.execute("ROLLBACK")
         return False
     if names.schema is not None:

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import psycopg
 
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.limits import parse_cursor
@@ -31,7 +34,7 @@ from celery_statemanager.records import (
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.capabilities import FullStore, read_ahead
-from celery_statemanager.stores.postgres import jobs, listing, outbox
+from celery_statemanager.stores.postgres import jobs, listing, outbox, setup
 from celery_statemanager.stores.postgres.address import PostgresAddress, parse
 from celery_statemanager.stores.postgres.connection import Connection
 from celery_statemanager.stores.postgres.jobs import CachedJob
@@ -51,6 +54,10 @@ INSERT INTO {{worker}} (worker_id, body, renewed_at, lease_until)
 SELECT %s, %s, clock.now, clock.now + %s FROM (SELECT {CLOCK} AS now) clock
 ON CONFLICT (worker_id) DO UPDATE
 SET body = excluded.body, renewed_at = excluded.renewed_at, lease_until = excluded.lease_until
+"""
+_SETTINGS = """
+SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
+ORDER BY name
 """
 _TRY_ACQUIRE = f"{_PUT_WORKER} WHERE {{worker}}.body = excluded.body OR {{worker}}.lease_until <= excluded.renewed_at"
 
@@ -75,6 +82,18 @@ class PostgresStore(TransactionalStore, FullStore):
     @classmethod
     def from_url(cls, url: str, *, timeout: float, **options: Any) -> PostgresStore:
         return cls(parse(url, timeout, options))
+
+    def server_warnings(self) -> list[str]:
+        rows = self._pool.call(lambda db: db.execute(_SETTINGS).fetchall())
+        return [
+            f"{self._address.shown} may lose states when it crashes ({name} is off): switch it on" for (name,) in rows
+        ]
+
+    def migrate_schema(self) -> bool:
+        try:
+            return setup.migrate(self._address, self._names, time.monotonic() + self._address.timeout)
+        except psycopg.Error as error:
+            raise self._pool.translate(error) from error
 
     def create_job(self, job: JobRecord) -> JobRecord:
         def create(db: Connection) -> JobRecord:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from typing import Any
 
 from celery_statemanager.errors import JobNotFound, StoreUnavailable
@@ -119,6 +120,8 @@ class PostgresWatch(Watch):
         """Have notifications wake this watch, in this process. Raises: StoreError."""
         self._pid = os.getpid()
         self._signal: Signal | None = self._listener.watch(self._number)
+        if self._signal is not None:
+            weakref.finalize(self, self._listener.forget, self._number, self._signal)
         self._event = threading.Event() if self._signal is None else self._signal.event
         self._longest = POLL_PAUSE if self._signal is None else LISTEN_PAUSE
         self._pause = FIRST_PAUSE
