@@ -34,6 +34,7 @@ MODULES = (
     "results",
     "in_flight",
     "firestore",
+    "postgres",
 )
 SLOW = {"in_flight", "firestore", "submits", "reruns", "windows"}
 """Modules that quick runs omit unless they are named."""

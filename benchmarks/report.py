@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.harness import Figure
 
-_PACKAGES = ("celery", "kombu", "redis", "hiredis", "msgpack", "google-cloud-firestore")
+_PACKAGES = ("celery", "kombu", "redis", "hiredis", "msgpack", "google-cloud-firestore", "psycopg")
 
 
 def machine() -> dict[str, str]:

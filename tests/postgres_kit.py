@@ -8,15 +8,19 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
-from servers import PATIENCE, require, wait_for
 
 from celery_statemanager.testing.ports import free_port
+
+PATIENCE = 30.0
+"""Seconds to wait for a server to start or stop."""
 
 SETTINGS = {
     "fsync": "off",
@@ -35,11 +39,15 @@ def programs() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if found:
         return found[-1].parent
-    on_path = shutil.which("initdb")
-    if on_path is None:
+    return Path(_required("initdb", "postgresql")).resolve().parent
+
+
+def _required(program: str, package: str) -> str:
+    path = shutil.which(program)
+    if path is None:
         skip_or_fail = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        skip_or_fail("initdb is not installed: apt-get install postgresql")
-    return Path(str(on_path)).resolve().parent
+        skip_or_fail(f"{program} is not installed: apt-get install {package}")
+    return str(path)
 
 
 def account() -> str | None:
@@ -98,7 +106,7 @@ class PostgresServer:
         log = (self.directory / "log").open("ab")
         with log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, user=account(), cwd=self.directory)
-        wait_for(self._responds, f"PostgreSQL on port {self.port}")
+        _wait_for(self._responds, f"PostgreSQL on port {self.port}")
         return self
 
     def stop(self, *, kill: bool = False) -> None:
@@ -158,7 +166,7 @@ def server_directory(prefix: str) -> Iterator[Path]:
 @contextmanager
 def running_pgbouncer(server: PostgresServer, mode: str = "transaction") -> Iterator[str]:
     """Run PgBouncer in front of a server and yield a URL of it."""
-    program = require("pgbouncer", "pgbouncer")
+    program = _required("pgbouncer", "pgbouncer")
     with server_directory("pgbouncer-") as directory:
         port = free_port()
         (directory / "users").write_text('"postgres" ""\n')
@@ -183,7 +191,7 @@ auth_file = {directory}/users
         ):
             url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
             try:
-                wait_for(lambda: _accepts(url), "PgBouncer")
+                _wait_for(lambda: _accepts(url), "PgBouncer")
                 yield url
             finally:
                 process.terminate()
@@ -195,3 +203,10 @@ def _accepts(url: str) -> bool:
     except psycopg.OperationalError:
         return False
     return True
+
+
+def _wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline, pause = time.monotonic() + PATIENCE, threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out after {PATIENCE} s: {what}"
+        pause.wait(0.02)

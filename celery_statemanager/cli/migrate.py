@@ -51,7 +51,7 @@ Examples:
   celery -A proj migrate-state --target 2 --dry-run
   celery -A proj migrate-state --target 2
   celery -A proj migrate-state --target 2 --job etl-42
-  celery migrate-state --schema --store postgresql://owner@host/shop
+  celery -A proj migrate-state --schema
   celery migrate-state --store firestore://my-project --target 2 --limit 100
 
 \b

@@ -47,7 +47,7 @@ def test_the_file_follows_the_schema_of_compose():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("profile", ["redis", "firestore"])
+@pytest.mark.parametrize("profile", ["redis", "firestore", "postgres"])
 def test_a_profile_has_all_services_and_required_health_checks(profile):
     services = {name: each for name, each in read(FILE, {})["services"].items() if profile in each["profiles"]}
     assert {"redis", "worker", "beat", "submitter", "monitor"} <= {name.partition("-")[0] for name in services}

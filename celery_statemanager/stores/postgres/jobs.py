@@ -107,6 +107,13 @@ class JobCache:
             raise JobNotFound(*key)
         return self.decode(db, row)
 
+    def tags(self, db: Connection, cached: CachedJob) -> dict[int, str]:
+        """Read the tags of a job by their numbers."""
+        text = self._names.fill("SELECT kind, name, id FROM {tag} WHERE job = %s")
+        rows = db.execute(text, (cached.id,)).fetchall()
+        cached.columns.update({(Kind(kind), name): number for kind, name, number in rows})
+        return {number: name for _, name, number in rows}
+
     def page(
         self, db: Connection, cursor: str | None, limit: int, *, due: bool, tombstoned: bool, idle_before: int | None
     ) -> Page:

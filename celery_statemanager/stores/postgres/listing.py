@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from celery_statemanager import aggregate
@@ -22,7 +24,7 @@ from celery_statemanager.records import (
     message_with_place,
     to_datetime,
 )
-from celery_statemanager.stores.postgres.cells import SELECTED, Kind, cell_of, event_of, unescaped
+from celery_statemanager.stores.postgres.cells import SELECTED, cell_of, event_of, unescaped
 from celery_statemanager.stores.postgres.connection import Connection
 from celery_statemanager.stores.postgres.jobs import JobCache
 from celery_statemanager.stores.postgres.pool import Pool
@@ -33,27 +35,21 @@ ATTEMPTS_PAGE = 200
 WORKERS_PAGE = 50
 """Rows read at once; a worker's record may have 800 KiB."""
 
+_TIMESTAMP = itemgetter(0)
+
 StateRow = tuple[Any, ...]
 """The columns ``STATE``."""
 
 STATE = (
-    'c."timestamp", t.name, c.task_index, c.status, c.message, c.payload, c.version, c.event_id, c.attempt, '
+    'c."timestamp", c.tag, c.task_index, c.status, c.message, c.payload, c.version, c.event_id, c.attempt, '
     "c.schema_version, c.open, c.stalled_since, c.stands_in"
 )
-IN_SCOPE = (
-    f"t.job = c.job AND t.id = c.tag AND t.kind <> {Kind.CALLBACK:d} AND t.name = coalesce(%s, t.name) "
-    "AND c.task_index = coalesce(%s, c.task_index)"
-)
-_STATES = f"""
-SELECT {STATE} FROM {{cell}} c JOIN {{tag}} t ON {IN_SCOPE}
-WHERE c.job = %s AND (c."timestamp", t.name, c.task_index) > (%s, %s, %s) AND c."timestamp" >= %s
-ORDER BY c."timestamp", t.name, c.task_index LIMIT {PAGE}
-"""
-_IN_ROW = f"""
-SELECT {STATE} FROM {{tag}} t JOIN {{cell}} c ON c.job = t.job AND c.tag = t.id
-WHERE t.job = %s AND t.kind <> {Kind.CALLBACK:d} AND t.name = coalesce(%s, t.name) AND c.task_index = %s
-ORDER BY c."timestamp", t.name
-"""
+_SELECT = f"SELECT {STATE} FROM {{cell}} c WHERE c.job = %s AND c.task_index >= 0"
+_AFTER = 'c."timestamp" >= %s AND (c."timestamp", c.tag, c.task_index) > (%s, %s, %s)'
+_ORDER = f'ORDER BY c.job, c."timestamp", c.tag, c.task_index LIMIT {PAGE}'
+_STATES = f"{_SELECT} AND {_AFTER} {_ORDER}"
+_IN_COLUMN = f"{_SELECT} AND c.tag = ANY(%s) AND {_AFTER} {_ORDER}"
+_IN_ROW = f"{_SELECT} AND c.tag = ANY(%s) AND c.task_index = %s"
 _OUTDATED = f"""
 SELECT c.tag, c.task_index, t.name, {SELECTED} FROM {{cell}} c JOIN {{tag}} t ON t.job = c.job AND t.id = c.tag
 WHERE c.job = %s AND c.schema_version < %s AND (c.tag, c.task_index) > (%s, %s)
@@ -78,33 +74,58 @@ def list_states(pool: Pool, jobs: JobCache, ref: JobRef, scope: Scope) -> Iterat
     or after. Raises: JobNotFound, also if the job is deleted meanwhile.
     """
     fill = pool.names.fill
+    tags: dict[int, str] = {}
 
-    def read(after: tuple[Any, ...], db: Connection) -> tuple[JobRecord, list[StateRow]]:
+    def read(after: tuple[int, int, int], db: Connection) -> tuple[JobRecord, list[StateRow]]:
         cached = jobs.read(db, ref)
-        if scope.task_index is None:
-            values = (scope.tag, None, cached.id, *after, after[0])
-            return cached.job, db.execute(fill(_STATES), values, binary=True).fetchall()
-        return cached.job, db.execute(fill(_IN_ROW), (cached.id, scope.tag, scope.task_index)).fetchall()
+        if not tags:
+            tags.update(jobs.tags(db, cached))
+        values: tuple[Any, ...]
+        chosen = [number for number, name in tags.items() if scope.tag in (None, name)]
+        if scope.task_index is not None:
+            text, values = _IN_ROW, (chosen, scope.task_index)
+        elif scope.tag is not None:
+            text, values = _IN_COLUMN, (chosen, after[0], *after)
+        else:
+            text, values = _STATES, (after[0], *after)
+        rows = db.execute(fill(text), (cached.id, *values), binary=True).fetchall()
+        if any(row[1] not in tags for row in rows):
+            tags.update(jobs.tags(db, cached))
+        return cached.job, rows
 
-    job, rows = pool.call(partial(read, (0, "", -1)))
-    if scope.task_index is not None:
-        return (state_of(job, row) for row in rows)
-    return (state_of(job, row) for page in _without_repeats(_pages(pool, read, rows), job.num_tasks) for row in page)
+    job, rows = pool.call(partial(read, (0, 0, -1)))
+    pages = _without_repeats(_pages(pool, read, rows, scope), job.num_tasks)
+    return (state_of(job, tags[row[1]], row) for page in _in_order(pages, tags) for row in page)
 
 
 def _pages(
-    pool: Pool, read: Callable[[tuple[Any, ...], Connection], tuple[JobRecord, list[StateRow]]], rows: list[StateRow]
+    pool: Pool,
+    read: Callable[[tuple[int, int, int], Connection], tuple[JobRecord, list[StateRow]]],
+    rows: list[StateRow],
+    scope: Scope,
 ) -> Iterator[list[StateRow]]:
-    """Yield the first page and the following ones; a page that is not full is the last."""
+    """Yield the first page and the following ones; a page that is not full, and a row of the grid, is the last."""
     yield rows
-    while len(rows) == PAGE:
+    while len(rows) == PAGE and scope.task_index is None:
         _, rows = pool.call(partial(read, rows[-1][:3]))
         yield rows
 
 
+def _in_order(pages: Iterator[list[StateRow]], tags: dict[int, str]) -> Iterator[list[StateRow]]:
+    """Sort the rows of equal timestamps by their tags, across pages; pages are in the order of timestamps."""
+    pending: list[StateRow] = []
+    for page in pages:
+        rows = pending + page
+        rows.sort(key=lambda row: (row[0], tags[row[1]], row[2]))
+        cut = bisect_left(rows, rows[-1][0], key=_TIMESTAMP) if rows else 0
+        yield rows[:cut]
+        pending = rows[cut:]
+    yield pending
+
+
 def _without_repeats(pages: Iterator[list[StateRow]], num_tasks: int) -> Iterator[list[StateRow]]:
     """Remove cells that a page contains again because they were written meanwhile. Needs one bit of memory a cell."""
-    passed: dict[str, bytearray] = {}
+    passed: dict[int, bytearray] = {}
     for page in pages:
         fresh = []
         for row in page:
@@ -118,9 +139,9 @@ def _without_repeats(pages: Iterator[list[StateRow]], num_tasks: int) -> Iterato
         yield fresh
 
 
-def state_of(job: JobRecord, row: StateRow) -> State:
-    """Decode a row to the state that readers see, without creating a ``Cell`` unless the job is cancelled."""
-    (timestamp, tag, task_index, status, message, payload, version, event_id, attempt, schema_version, is_open,
+def state_of(job: JobRecord, tag: str, row: StateRow) -> State:
+    """Decode a row of a tag to the state that readers see, without creating a ``Cell`` unless the job is cancelled."""
+    (timestamp, _, task_index, status, message, payload, version, event_id, attempt, schema_version, is_open,
      stalled_since, stands_in) = row  # fmt: skip
     state = state_from_fields(
         job.job_id,

@@ -89,7 +89,7 @@ CREATE TABLE {{cell}} (
   stalled_since bigint,
   {" text, ".join(TEXTS)} text,
   PRIMARY KEY (job, tag, task_index)
-) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05);
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX [cell_timestamp] ON {{cell}} (job, "timestamp");
 CREATE INDEX [cell_status] ON {{cell}} (job, tag, status, task_index) WHERE status <> 2147483647;
 CREATE INDEX [cell_waiting] ON {{cell}} (job, tag, task_index) WHERE status = 0 AND NOT open;

@@ -104,20 +104,18 @@ class PostgresTransaction:
     def put(self, tag: str, task_index: int, old: Cell | None, new: Cell) -> None:
         if self._read_cell is None and self.job.plan is not None and new.final and new.status < 0:
             raise StaleCache  # blocks later stages, and may decide a latch
-        self.puts.append(Put(tag, task_index, old, new))
+        put = Put(tag, task_index, old, new)
+        self.puts.append(put)
         self._cells[tag, task_index] = new
+        if kind_of(self.job, tag, task_index) is Kind.EXPECTED:
+            self._total = self._total.moved(*tallies(self.job, put))
 
     def rewrite(self, tag: str, task_index: int, old: Cell, new: Cell) -> None:
         self.rewrites.append(Put(tag, task_index, old, new))
         self._cells[tag, task_index] = new
 
     def total(self) -> Tally:
-        found = self._total
-        for put in self.puts:
-            if kind_of(self.job, put.tag, put.task_index) is Kind.EXPECTED:
-                old, new = tallies(self.job, put)
-                found = found.plus(new.minus(old))
-        return found
+        return self._total if self._read_cell else _NOTHING  # then the server counts how many have ended
 
     def outbox(self) -> OutboxState:
         if self.new_outbox is not None:

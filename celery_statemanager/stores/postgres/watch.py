@@ -17,7 +17,7 @@ from celery_statemanager.stores.base import Watch
 from celery_statemanager.stores.postgres.connection import Connection
 from celery_statemanager.stores.postgres.jobs import JobCache
 from celery_statemanager.stores.postgres.listener import Listener, Signal
-from celery_statemanager.stores.postgres.listing import IN_SCOPE, STATE, StateRow, state_of
+from celery_statemanager.stores.postgres.listing import STATE, StateRow, state_of
 from celery_statemanager.stores.postgres.pool import Pool
 from celery_statemanager.stores.postgres.position import Position, Snapshot
 
@@ -44,19 +44,26 @@ SELECT s.seen::text, j.revision,
 _FROM = "FROM {job} j CROSS JOIN (SELECT pg_current_snapshot() AS seen) s"
 _WHERE = "WHERE j.id = %s AND j.incarnation = %s"
 _END = f"{_HEAD} {_FROM} {_WHERE}"
-_CHANGES = f"""
+_IN_TAG = " AND c.tag IN (SELECT t.id FROM {tag} t WHERE t.job = j.id AND t.name = %s)"
+_IN_ROW = " AND c.task_index = %s"
+_START = (0, 0, 0)
+
+
+def _changes_in(scope: Scope) -> str:
+    """Return the query of the changes of a scope."""
+    in_scope = _IN_TAG * (scope.tag is not None) + _IN_ROW * (scope.task_index is not None)
+    return f"""
 {_HEAD}, x.* {_FROM}
 LEFT JOIN LATERAL (
-  SELECT {STATE} FROM {{cell}} c JOIN {{tag}} t ON {IN_SCOPE}
-  WHERE c.job = j.id AND c."timestamp" > %s
+  SELECT {STATE} FROM {{cell}} c
+  WHERE c.job = j.id AND c.task_index >= 0 AND c."timestamp" > %s
     AND NOT (c."timestamp" <= %s AND pg_visible_in_snapshot(c.xid, %s::pg_snapshot))
-    AND (c."timestamp", t.name, c.task_index) > (%s, %s, %s)
-  ORDER BY c."timestamp", t.name, c.task_index LIMIT {MAX_STATES}
+    AND (c."timestamp", c.tag, c.task_index) > (%s, %s, %s){in_scope}
+  ORDER BY c.job, c."timestamp", c.tag, c.task_index LIMIT {MAX_STATES}
 ) x ON true
 {_WHERE}
-ORDER BY x."timestamp", x.name, x.task_index
+ORDER BY x."timestamp", x.tag, x.task_index
 """
-_START = (0, "", 0)
 
 
 class PostgresWatch(Watch):
@@ -75,6 +82,7 @@ class PostgresWatch(Watch):
         self._number = pool.call(lambda db: jobs.read(db, ref).id)
         self._connect()
         self._job: JobRecord | None = None
+        self._tags: dict[int, str] = {}
         self._revision, self._end = pool.call(self._read_end)
         self._after = _START
         self._first: tuple[Snapshot, int] | None = None
@@ -146,11 +154,10 @@ class PostgresWatch(Watch):
 
     def _changes(self, db: Connection) -> Batch:
         position, scope = self._position, self._scope
-        if scope.task_index is not None and scope.task_index < 0:
-            scope = Scope("", -(2**31))  # no cell
-        values = (scope.tag, scope.task_index, position.complete, position.time, str(position.seen), *self._after)
-        text = self._pool.names.fill(_CHANGES)
-        rows = db.execute(text, (*values, self._number, self._ref.incarnation)).fetchall()
+        values = (position.complete, position.time, str(position.seen), *self._after)
+        in_scope = [each for each in (scope.tag, scope.task_index) if each is not None]
+        text = self._pool.names.fill(_changes_in(scope))
+        rows = db.execute(text, (*values, *in_scope, self._number, self._ref.incarnation), binary=True).fetchall()
         if not rows:
             raise JobNotFound(*self._ref.key)
         snapshot, revision, newest = rows[0][:3]
@@ -163,6 +170,8 @@ class PostgresWatch(Watch):
         if job_changed or self._job is None:
             self._job = self._jobs.read(db, self._ref).job
         found: list[StateRow] = [row[3:] for row in rows if row[3] is not None]
+        if any(row[1] not in self._tags for row in found):
+            self._tags = self._jobs.tags(db, self._jobs.get_cached(db, self._ref))
         return self._batch(self._job, found, seen, newest, job_changed=job_changed)
 
     def _batch(self, job: JobRecord, rows: list[StateRow], seen: Snapshot, newest: int, *, job_changed: bool) -> Batch:
@@ -177,7 +186,7 @@ class PostgresWatch(Watch):
         cursors = [str(after_all.until(_time_after(rows, at))) for at in range(len(rows))]
         if cursors:
             cursors[-1] = self.cursor
-        return Batch([state_of(job, row) for row in rows], job_changed, False, cursors)
+        return Batch([state_of(job, self._tags[row[1]], row) for row in rows], job_changed, False, cursors)
 
 
 def _time_after(rows: list[Any], at: int) -> int:
