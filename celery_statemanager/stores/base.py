@@ -101,13 +101,11 @@ class Store(ABC):
         """
         return []
 
-    def migrate_schema(self) -> bool:
+    def create_tables(self) -> None:  # noqa: B027 - most stores have none
         """Create the tables of the store, or upgrade those of an earlier release, where it has such.
 
-        Most stores do that on first use, if they may. Returns: whether anything was changed.
-        Raises: StoreError.
+        Stores create tables on first use too, if they may. Raises: StoreError.
         """
-        return False
 
     @abstractmethod
     def create_job(self, job: JobRecord) -> JobRecord:

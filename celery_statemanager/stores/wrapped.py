@@ -59,8 +59,8 @@ class WrappedStore(FullStore):
     def server_warnings(self) -> list[str]:
         return self.calling("server_warnings", lambda: self.inner.server_warnings())
 
-    def migrate_schema(self) -> bool:
-        return self.calling("migrate_schema", lambda: self.inner.migrate_schema())
+    def create_tables(self) -> None:
+        self.calling("create_tables", lambda: self.inner.create_tables())
 
     def create_job(self, job: JobRecord) -> JobRecord:
         return self.calling("create_job", lambda: self.inner.create_job(job))

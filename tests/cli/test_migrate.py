@@ -109,7 +109,7 @@ def test_a_lower_target_is_rejected(run, old, error_of):
 def test_the_schema_of_the_store_is_migrated_alone(run, old, error_of):
     done = run("--schema")
     assert (done.exit_code, done.output.strip()) == (0, "the tables are up to date")
-    assert run("--schema", "--format", "json").output == '{"schemaChanged":false}\n'
+    assert run("--schema", "--format", "json").output == '{"tables":"up to date"}\n'
     refused = run("--schema", "--dry-run")
     assert (refused.exit_code, "--schema migrates no job" in error_of(refused)) == (2, True)
 

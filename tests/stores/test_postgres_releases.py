@@ -28,7 +28,7 @@ def test_the_tables_of_an_earlier_version_are_upgraded_and_used(postgres_server:
     with postgres_server.connect() as db:
         db.execute(re.sub(r'"?\bstates\b"?(?=[.;])', schema, text))
     with open_store(f"{postgres_server.url}?schema={schema}") as store:
-        store.migrate_schema()
+        store.create_tables()
         grid = Grid(store, store.get_job(JobKey("etl")).ref)
         assert grid.cell("scan", 3).payload == '{"progress":{"done":4,"total":10}}'
         assert [(each.ref, each.tag, each.task_index) for each in store.list_open_attempts()] == [(grid.ref, "scan", 1)]

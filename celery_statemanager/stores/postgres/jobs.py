@@ -100,7 +100,7 @@ class JobCache:
             raise JobNotFound(*ref.key)
         return cached
 
-    def get(self, db: Connection, key: JobKey) -> CachedJob:
+    def get(self, db: psycopg.Connection[Any], key: JobKey) -> CachedJob:
         """Return the current job under a key. Raises: JobNotFound."""
         row = db.execute(self._names.fill(BY_KEY), stored_key(key)).fetchone()
         if row is None:
@@ -144,7 +144,7 @@ class JobCache:
         rows = db.execute(text, (*values, limit)).fetchall()
         return [Listed(self.decode(db, row).job, str(row[0])) for row in rows]
 
-    def decode(self, db: Connection, row: Sequence[Any]) -> CachedJob:
+    def decode(self, db: psycopg.Connection[Any], row: Sequence[Any]) -> CachedJob:
         """Return the job of a row with the columns ``COLUMNS``. Its plan is read at most once."""
         number, _, job_id, run_token, incarnation, num_tasks, control, created_at, revision, schema, active = row
         ref = JobRef(JobKey(job_id, run_token or None), incarnation)
@@ -174,7 +174,7 @@ class JobCache:
             if len(self._cached) > MAX_CACHED_JOBS:
                 del self._cached[next(iter(self._cached))]
 
-    def _plan(self, db: Connection, number: int) -> Plan | None:
+    def _plan(self, db: psycopg.Connection[Any], number: int) -> Plan | None:
         row = db.execute(self._names.fill("SELECT plan FROM {job} WHERE id = %s"), (number,)).fetchone()
         return plan_from_json(row[0]) if row else None
 

@@ -80,7 +80,7 @@ def accept(db: psycopg.Connection[Any], names: Names, job: JobRecord) -> None:
         raise draft_expired(job)
 
 
-def drop_draft(db: Connection, names: Names, incarnation: str) -> None:
+def drop_draft(db: psycopg.Connection[Any], names: Names, incarnation: str) -> None:
     """Delete a draft and its blocks."""
     if _forget_draft(db, names, incarnation):
         db.execute(names.fill("DELETE FROM {block} WHERE incarnation = %s"), (incarnation,))

@@ -33,11 +33,12 @@ from celery_statemanager.records import (
 )
 from celery_statemanager.stores import steps
 from celery_statemanager.stores.base import Watch
-from celery_statemanager.stores.capabilities import FullStore, read_ahead
+from celery_statemanager.stores.capabilities import FullStore, JobCreator, read_ahead
 from celery_statemanager.stores.postgres import jobs, listing, outbox, setup
 from celery_statemanager.stores.postgres.address import PostgresAddress, parse
 from celery_statemanager.stores.postgres.connection import Connection
 from celery_statemanager.stores.postgres.jobs import CachedJob
+from celery_statemanager.stores.postgres.joined import TransactionJobs
 from celery_statemanager.stores.postgres.listener import Listener
 from celery_statemanager.stores.postgres.names import Names
 from celery_statemanager.stores.postgres.outbox import Statement
@@ -89,11 +90,15 @@ class PostgresStore(TransactionalStore, FullStore):
             f"{self._address.shown} may lose states when it crashes ({name} is off): switch it on" for (name,) in rows
         ]
 
-    def migrate_schema(self) -> bool:
+    def create_tables(self) -> None:
         try:
-            return setup.migrate(self._address, self._names, time.monotonic() + self._address.timeout)
+            setup.migrate(self._address, self._names, time.monotonic() + self._address.timeout)
         except psycopg.Error as error:
             raise self._pool.translate(error) from error
+
+    def on_connection(self, connection: psycopg.Connection[Any]) -> JobCreator:
+        """Return what creates jobs in a transaction that a connection to this database, of the caller, has open."""
+        return TransactionJobs(connection, self._pool)
 
     def create_job(self, job: JobRecord) -> JobRecord:
         def create(db: Connection) -> JobRecord:
