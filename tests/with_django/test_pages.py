@@ -1,7 +1,10 @@
 """The pages of jobs, the admin and the template tag in a Django project."""
 
+import gc
 import re
+import time
 
+import django
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.asgi import get_asgi_application
@@ -12,6 +15,7 @@ from django.test import Client
 from web_kit import HEADERS, serving
 
 from celery_statemanager import ConfigurationError
+from celery_statemanager.web.streams import EventStream
 
 LIST = "/admin/celery_statemanager/job/"
 
@@ -148,6 +152,24 @@ def test_events_arrive_over_asgi(project):
             assert any(line == "event: settled" for line in lines)
         assert client.get("/shop/jobs/api/jobs/a%2Fb%20%E2%98%83").json()["jobID"] == "a/b ☃"
         assert client.post("/shop/jobs/api/jobs/x/cancel", headers=HEADERS).status_code in {403, 404}
+
+
+@pytest.mark.skipif(django.VERSION < (5, 0), reason="Django does not notice it; the stream ends after a minute")
+def test_a_client_that_is_gone_leaves_no_stream(project, job):
+    token = project.web_token(job)
+    with serving(get_asgi_application()) as client:
+        with client.stream("GET", f"/shop/jobs/api/jobs/%C3%A4%201/events?token={token}") as answer:
+            next(answer.iter_lines())
+            assert streams()
+        deadline = time.monotonic() + 20
+        while streams():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def streams():
+    gc.collect()
+    return [each for each in gc.get_objects() if type(each) is EventStream]
 
 
 def test_the_tag_shows_a_job_to_everybody_who_sees_the_page(project, job):

@@ -6,10 +6,11 @@ from contextlib import closing
 
 import pytest
 from django.db import connection, connections, transaction
+from django.test import override_settings
 from django_kit import at_file, rolled_back
 from sqlite_kit import forked
 
-from celery_statemanager import ConfigurationError, Manager, StoreUnavailable, open_store
+from celery_statemanager import ConfigurationError, Manager, StatefulTask, StoreUnavailable, open_store
 from celery_statemanager.contrib.django.store import PREFIX
 
 
@@ -41,6 +42,23 @@ def test_a_write_does_not_wait_long_for_the_lock_of_its_own_thread(store, manage
         assert time.monotonic() - began < 1.5
         assert manager.get_state("load", 0).status == 0  # readers do not wait
     manager.set_state("load", 10)
+
+
+def test_a_task_whose_transaction_has_written_runs_on(new_app, database, orders):
+    states = new_app(task_always_eager=True, statemanager_progress_interval=0.0)
+
+    @states.app.task(base=StatefulTask, bind=True, tag="write", shared=False)
+    def write(self):
+        with transaction.atomic():
+            orders.create(title="takes the lock")
+            for step in range(5):
+                self.state.progress(step, 5)
+
+    began = time.monotonic()
+    job = states.submit([write.s()])
+    assert job.wait(30).finished == 1
+    assert time.monotonic() - began < 10
+    assert orders.count() == 1
 
 
 def test_the_tables_of_the_application_stay_as_they_are(database, store, manager, orders):
@@ -98,6 +116,12 @@ def test_the_store_can_be_used_after_a_fork(store, manager):
     wait = forked(lambda: Manager.open(store, "etl", task_index=1).set_state("load", 20))
     wait()
     assert manager.get_state("load", 1).status == 20
+
+
+def test_an_app_that_is_not_installed_is_logged(database, caplog):
+    with override_settings(INSTALLED_APPS=[]):
+        open_store("django://default").close()
+    assert "is not in INSTALLED_APPS" in caplog.text
 
 
 def test_unknown_options_are_refused(database):

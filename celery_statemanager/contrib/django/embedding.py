@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
+import django
 from django.http import HttpResponse, StreamingHttpResponse
+
+LONGEST_STREAM = math.inf if django.VERSION >= (5, 0) else 60.0
+"""Seconds after which a stream of events ends, so that its client connects again. Django 4.2 does not notice when a
+client disconnects."""
 
 Message = MutableMapping[str, Any]
 Application = Callable[
@@ -24,10 +31,10 @@ async def answer(application: Application, request: Any, root_path: str, extra: 
     exchange = _Exchange(application, {**_scope_of(request, root_path), **extra}, request.body)
     start, first = await exchange.begin()
     status, headers = start["status"], start.get("headers", ())
-    if first.get("more_body"):
+    if hasattr(request, "scope") and first.get("more_body"):
         response: Any = StreamingHttpResponse(exchange.stream(first), status=status)
     else:
-        response = HttpResponse(first.get("body", b""), status=status)
+        response = HttpResponse(b"".join([part async for part in exchange.stream(first)]), status=status)
     del response["Content-Type"]
     for name, value in headers:
         response[name.decode("latin-1")] = value.decode("latin-1")
@@ -86,11 +93,13 @@ class _Exchange:
     async def stream(self, first: Message) -> AsyncIterator[bytes]:
         """Yield the body of the response."""
         message: Message | None = first
+        end = time.monotonic() + LONGEST_STREAM
         try:
-            while message is not None:
+            while message is not None and time.monotonic() < end:
                 yield message.get("body", b"")
                 message = await self._messages.get() if message.get("more_body") else None
-            await self._task
+            if message is None:
+                await self._task
         finally:
             self._ended.set()
             self._task.cancel()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import unquote
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 
@@ -18,6 +20,8 @@ from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.sqlite import SQLiteStore
 from celery_statemanager.stores.sqlite.location import locate
 from celery_statemanager.stores.wrapped import WrappedStore
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -80,6 +84,11 @@ class DjangoStore(WrappedStore):
         return opened[1]
 
     def _open(self) -> FullStore:
+        if apps.ready and not apps.is_installed(__package__):
+            logger.warning(
+                "%s is not in INSTALLED_APPS: the tables of states are created when they are used, not by a migration",
+                __package__,
+            )
         check_engine(self.alias)
         path = sqlite_path(self.alias)
         return SQLiteStore(path, timeout=self._timeout, prefix=PREFIX, patience=self._patience, **self._options)
