@@ -77,14 +77,12 @@ def test_several_apps_need_a_current_one(new_app):
     assert len(kept) == 2
 
 
-def test_a_secret_is_derived_from_the_key_of_the_project(new_app, make_default):
-    make_default(new_app("memory://"))
-    secret = current_states().settings.web_secret
-    make_default(new_app("memory://"))
-    assert current_states().settings.web_secret == secret
-    assert "not secret" not in secret
-    make_default(new_app("memory://", statemanager_web_secret="a secret of the project"))
-    assert current_states().settings.web_secret == "a secret of the project"
+def test_a_secret_is_derived_from_the_key_of_the_project(new_app):
+    first, second = new_app("memory://"), new_app("memory://")
+    assert first.settings.web_secret == second.settings.web_secret
+    assert "not secret" not in first.settings.web_secret
+    own = new_app("memory://", statemanager_web_secret="a secret of the project")
+    assert own.settings.web_secret == "a secret of the project"
 
 
 def test_a_project_without_a_state_manager_is_told():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from django.apps import AppConfig
+from django.conf import settings
 from django.core import checks
 
 from celery_statemanager.contrib.django.checks import check_settings
+from celery_statemanager.integration.settings import set_default
 
 
 class CeleryStateManagerConfig(AppConfig):  # type: ignore[misc] # Django has no types
@@ -17,5 +21,6 @@ class CeleryStateManagerConfig(AppConfig):  # type: ignore[misc] # Django has no
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the system checks."""
+        """Register the system checks, and sign links with a key that is derived from ``SECRET_KEY``."""
         checks.register(check_settings)
+        set_default("web_secret", hashlib.sha256(f"celery_statemanager {settings.SECRET_KEY}".encode()).hexdigest())

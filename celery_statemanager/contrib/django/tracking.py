@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
-
 from celery import current_app
-from django.conf import settings
 
 from celery_statemanager.errors import ConfigurationError
 from celery_statemanager.integration.app import StateManager
@@ -14,15 +10,11 @@ from celery_statemanager.integration.installed import all_trackers
 
 
 def current_states() -> StateManager:
-    """Return the StateManager of the project. Links are signed with a key derived from Django's ``SECRET_KEY``.
+    """Return the StateManager of the project.
 
     Raises: ConfigurationError – no module has created one, or several apps have one and none is the current app.
     """
-    states = StateManager.installed(current_app) or _only_one()
-    if states.settings.web_secret is None:
-        secret = hashlib.sha256(f"celery_statemanager {settings.SECRET_KEY}".encode()).hexdigest()
-        states.settings = replace(states.settings, web_secret=secret)
-    return states
+    return StateManager.installed(current_app) or _only_one()
 
 
 def _only_one() -> StateManager:
