@@ -7,7 +7,7 @@ from django.db import connection, transaction
 from django_kit import rolled_back
 
 from celery_statemanager import ConfigurationError, JobExists, JobNotCommitted, JobNotFound, SubmitFailed
-from celery_statemanager.integration.submission.submit import warn_of_deferral
+from celery_statemanager.integration.submission.transactions import warn_of_deferral
 
 
 def tables_of(db):

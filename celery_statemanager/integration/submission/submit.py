@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -29,15 +28,18 @@ from celery_statemanager.integration.submission.eager import bind, run_members
 from celery_statemanager.integration.submission.job import Job
 from celery_statemanager.integration.submission.latches import latch_of
 from celery_statemanager.integration.submission.members import Stages, as_signature
-from celery_statemanager.integration.submission.transactions import OpenTransaction, Pending, open_transaction
+from celery_statemanager.integration.submission.transactions import (
+    OpenTransaction,
+    Pending,
+    open_transaction,
+    warn_of_deferral,
+)
 from celery_statemanager.limits import check_max_in_flight, encode_metadata, short_repr
 from celery_statemanager.plan import Plan, PlanSpec
 from celery_statemanager.policies import PolicySpec
 from celery_statemanager.records import EVERY_ROW, SOME_ROWS, Flow, JobKey, JobRecord, job_key, new_incarnation
 from celery_statemanager.stores.capabilities import JobCreator
 from celery_statemanager.texts import describe
-
-logger = logging.getLogger(__name__)
 
 _WITHOUT_ROWS = ("success", "settled")
 """The latches that are decided when a job without rows is created."""
@@ -107,19 +109,6 @@ def _defer(tracker: Tracker, transaction: OpenTransaction, prepared: _Prepared, 
 
     transaction.on_commit(run, robust=False)
     return Job(tracker, submitted, pending)
-
-
-@lru_cache(maxsize=1_000)
-def warn_of_deferral(store: str, database: str) -> None:
-    """Log once that a store cannot join the transactions of a database."""
-    logger.warning(
-        "%s does not keep its data in the database %r: submit(using=%r) creates jobs after the commit, and a process "
-        "that dies between the two creates none; set statemanager_store_url to django://%s to avoid that",
-        store,
-        database,
-        database,
-        database,
-    )
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Protocol
 
 from celery_statemanager.errors import ConfigurationError, JobNotCommitted
 from celery_statemanager.limits import short_repr
 from celery_statemanager.records import JobRecord
 from celery_statemanager.stores.capabilities import CallerTransaction
+
+logger = logging.getLogger(__name__)
 
 _PROVIDER = "celery_statemanager.contrib.django.transactions"
 
@@ -61,6 +65,19 @@ def open_transaction(using: str) -> OpenTransaction | None:
         ) from error
     found: OpenTransaction | None = provider.open_transaction(using)
     return found
+
+
+@lru_cache(maxsize=1_000)
+def warn_of_deferral(store: str, database: str) -> None:
+    """Log once that a store cannot join the transactions of a database."""
+    logger.warning(
+        "%s does not keep its data in the database %r: submit(using=%r) creates jobs after the commit, and a process "
+        "that dies between the two creates none; set statemanager_store_url to django://%s to avoid that",
+        store,
+        database,
+        database,
+        database,
+    )
 
 
 class Pending:
