@@ -15,6 +15,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from celery_statemanager.contrib.django.transactions import connection_of, in_transaction
 from celery_statemanager.errors import ConfigurationError, StoreUnavailable
+from celery_statemanager.stores import open_store
 from celery_statemanager.stores.capabilities import CallerTransaction, FullStore, JobCreator
 from celery_statemanager.stores.forking import fork_aware
 from celery_statemanager.stores.sqlite import SQLiteStore
@@ -56,6 +57,7 @@ class DjangoStore(WrappedStore):
         self._options = options
         self._lock = threading.Lock()
         self._opened: tuple[tuple[Any, ...], FullStore] | None = None
+        self._joined: object = None
         fork_aware(self)
 
     @classmethod
@@ -90,6 +92,9 @@ class DjangoStore(WrappedStore):
                 __package__,
             )
         check_engine(self.alias)
+        if connections[self.alias].vendor == "postgresql":
+            given = {**postgres_parameters(settings_of(self.alias)), **self._options}
+            return open_store("postgresql://", timeout=self._timeout, prefix=PREFIX, **given)
         path = sqlite_path(self.alias)
         return SQLiteStore(path, timeout=self._timeout, prefix=PREFIX, patience=self._patience, **self._options)
 
@@ -107,7 +112,11 @@ class DjangoStore(WrappedStore):
     def join(self, transaction: CallerTransaction) -> JobCreator | None:
         if transaction.database != self.alias:
             return None
-        return self._database_store.on_connection(transaction.connection)
+        store = self._database_store
+        if connections[self.alias].vendor == "postgresql" and store is not self._joined:
+            store.create_tables()  # in SQLite, only the caller's connection can create them now
+            self._joined = store
+        return store.on_connection(transaction.connection)
 
     def create_tables(self) -> None:
         """Create or migrate the tables, as the first use of the store does. Raises: ConfigurationError, StoreError."""
@@ -177,3 +186,18 @@ def sqlite_path(alias: str) -> str:
         )
     path = unquote(name.removeprefix("file:").partition("?")[0]) if name.startswith("file:") else name
     return locate(f"sqlite:///{path}", is_shared=True)
+
+
+OF_DJANGO = frozenset({"assume_role", "isolation_level", "pool", "server_side_binding"})
+"""Options of a PostgreSQL database that only Django knows. The others are parameters of libpq."""
+
+
+def postgres_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of libpq that the settings of a PostgreSQL database contain."""
+    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
+    parameters = {name: str(settings[key]) for name, key in names.items() if settings.get(key)}
+    given = dict(settings.get("OPTIONS") or {})
+    parameters |= {name: value for name, value in given.items() if name not in OF_DJANGO}
+    if given.get("assume_role"):
+        parameters["options"] = f"{parameters.get('options', '')} -c role={given['assume_role']}".strip()
+    return parameters
