@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import django
 from django.conf import settings
+from postgres_kit import PostgresServer
 
 HOME = Path(tempfile.mkdtemp(prefix="django-"))
 
@@ -25,16 +27,35 @@ def rolled_back() -> Iterator[None]:
         raise ZeroDivisionError
 
 
-def at_file(alias: str, folder: Path) -> None:
-    """Point an alias to a file in a folder, with a table of the application, as a test runner does."""
+def use(alias: str, **settings: Any) -> None:
+    """Change the settings of an alias, as a test runner does. The class of its connections follows the engine."""
     from django.db import connections
 
-    connection = connections[alias]
-    connection.close()
-    connection.settings_dict["NAME"] = folder / f"{alias}.sqlite3"
-    with connection.cursor() as cursor:
+    connections[alias].close()
+    connections[alias].settings_dict.update(settings)
+    del connections[alias]
+
+
+def new_database(server: PostgresServer, name: str) -> dict[str, str]:
+    """Create a database on a server of PostgreSQL, and return its settings of Django."""
+    server.execute(f"CREATE DATABASE {name}")
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": name,
+        "USER": "postgres",
+        "HOST": "127.0.0.1",
+        "PORT": str(server.port),
+    }
+
+
+def at_file(alias: str, folder: Path) -> None:
+    """Point an alias to a file in a folder, with a table of the application."""
+    from django.db import connections
+
+    use(alias, ENGINE=SQLITE, NAME=folder / f"{alias}.sqlite3")
+    with connections[alias].cursor() as cursor:
         cursor.execute("CREATE TABLE job (id INTEGER PRIMARY KEY, tag TEXT)")  # named as one of a store
-    connection.close()
+    connections[alias].close()
 
 
 def set_up_django() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from django_kit import at_file, set_up_django
+from django_kit import at_file, new_database, set_up_django, use
+from postgres_kit import running_postgres
 
 set_up_django()
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
@@ -31,11 +32,31 @@ class Order(models.Model):
         return self.title
 
 
+@pytest.fixture(scope="session")
+def postgres_server():
+    with running_postgres() as server:
+        yield server
+
+
 @pytest.fixture
-def empty_database(tmp_path):
-    """Point the aliases of Django to files of this test, as a test runner does."""
+def new_postgres(postgres_server):
+    """Return the settings of Django for a new database."""
+    return new_database(postgres_server, f"shop_{next(_numbers)}")
+
+
+@pytest.fixture
+def engine(request):
+    """The engine of the database of a test; a test overrides it with a parameter."""
+    return getattr(request, "param", "sqlite")
+
+
+@pytest.fixture
+def empty_database(engine, tmp_path, request):
+    """Point the aliases of Django to databases of this test."""
     for alias in ("default", "other"):
         at_file(alias, tmp_path)
+    if engine == "postgresql":
+        use("default", **request.getfixturevalue("new_postgres"))
     with connection.schema_editor() as editor:
         editor.create_model(Order)
     yield connection

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from django_kit import new_database
 from servers import require
 from workers import Worker
 
@@ -18,10 +19,20 @@ SHOP = ROOT / "examples" / "django_shop"
 PATIENCE = 60.0
 
 
+FULL = pytest.param("postgresql", marks=pytest.mark.full)
+BOTH = pytest.mark.parametrize("environment", ["sqlite", "postgresql"], indirect=True, scope="module")
+USUALLY_SQLITE = pytest.mark.parametrize("environment", ["sqlite", FULL], indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(request, tmp_path_factory):
     home = str(tmp_path_factory.mktemp("shop"))
+    database = {}
+    if request.param == "postgresql":
+        new = new_database(request.getfixturevalue("postgres_server"), "example")
+        database = {"SHOP_POSTGRES": new["NAME"], "PGHOST": new["HOST"], "PGPORT": new["PORT"], "PGUSER": new["USER"]}
     return {
+        **database,
         "SHOP_HOME": home,
         "TRACKED_HOME": home,
         "DJANGO_SETTINGS_MODULE": "shop.settings",
@@ -98,6 +109,7 @@ def page(client):
         browser.close()
 
 
+@USUALLY_SQLITE
 def test_an_order_shows_live_bars_until_it_is_packed(client, shop):
     client.get("/")
     form = {"boxes": 5, "csrfmiddlewaretoken": client.cookies["csrftoken"]}
@@ -108,6 +120,7 @@ def test_an_order_shows_live_bars_until_it_is_packed(client, shop):
     assert client.get(source).json()["phase"] == "finished"
 
 
+@USUALLY_SQLITE
 def test_a_browser_shows_the_bars_and_the_admin(page, shop):
     code, text = shop("manage.py", "createsuperuser", "--noinput", "--username", "ada", "--email", "ada@example.com")
     assert code == 0, text
@@ -154,6 +167,7 @@ EXISTS = """
 """
 
 
+@BOTH
 def test_a_process_that_dies_after_the_commit_leaves_a_job_that_is_published(shop):
     submit = SUBMIT.format(before="transaction.on_commit(die)", after="")
     code, text = shop(code=submit.replace("JOB", "after"))
@@ -161,12 +175,14 @@ def test_a_process_that_dies_after_the_commit_leaves_a_job_that_is_published(sho
     assert shop(code=EXISTS.replace("JOB", "after")) == (0, "1 3\n")
 
 
+@BOTH
 def test_a_process_that_dies_before_the_commit_leaves_nothing(shop):
     code, text = shop(code=SUBMIT.format(before="", after="die()").replace("JOB", "before"))
     assert code == -signal.SIGKILL, text
     assert shop(code=EXISTS.replace("JOB", "before")) == (0, "0 no job\n")
 
 
+@USUALLY_SQLITE
 def test_the_project_passes_the_checks(run):
     assert run("manage.py", "check") == (0, "System check identified no issues (0 silenced).\n")
     code, text = run("manage.py", "makemigrations", "--check", "--dry-run")

@@ -5,9 +5,9 @@ import time
 from contextlib import closing
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.test import override_settings
-from django_kit import at_file, rolled_back
+from django_kit import SQLITE, at_file, rolled_back, use
 from sqlite_kit import forked
 
 from celery_statemanager import ConfigurationError, Manager, StatefulTask, StoreUnavailable, open_store
@@ -25,6 +25,10 @@ def manager(store):
     return Manager.create(store, "etl", num_tasks=2, task_index=0)
 
 
+BOTH = pytest.mark.parametrize("engine", ["sqlite", "postgresql"], indirect=True)
+
+
+@BOTH
 def test_states_inside_a_transaction_are_visible_at_once_and_survive_a_rollback(store, manager):
     with rolled_back():
         manager.set_state("load", 10)
@@ -75,13 +79,41 @@ def test_the_tables_of_the_application_stay_as_they_are(database, store, manager
     assert orders.count() == 1
 
 
-def test_the_store_follows_the_name_of_the_database(store, manager, tmp_path):
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_on_postgresql_states_are_visible_although_the_transaction_has_written(store, manager, orders):
+    with rolled_back():
+        orders.create(title="locks a row")
+        manager.set_state("load", 10)
+        with open_store("django://default") as other:
+            assert Manager.open(other, "etl").get_state("load", 0).status == 10
+    assert manager.get_state("load", 0).status == 10
+
+
+def test_the_store_follows_the_settings_of_the_database(store, manager, tmp_path, new_postgres):
     (tmp_path / "test").mkdir()
     at_file("default", tmp_path / "test")
     assert store.list_jobs().jobs == []
-    at_file_again = tmp_path / "default.sqlite3"
-    connections["default"].settings_dict["NAME"] = f"file:{at_file_again}"
+    use("default", **new_postgres)
+    assert store.list_jobs().jobs == []
+    use("default", ENGINE=SQLITE, NAME=f"file:{tmp_path / 'default.sqlite3'}")
     assert [job.job_id for job in store.list_jobs().jobs] == ["etl"]
+
+
+def test_options_of_django_are_no_parameters_of_the_server(store, new_postgres):
+    options = {"assume_role": "postgres", "server_side_binding": True, "sslmode": "disable", "connect_timeout": 3}
+    use("default", **new_postgres, OPTIONS=options)
+    try:
+        assert store.list_jobs().jobs == []
+    finally:
+        use("default", OPTIONS={})
+
+
+def test_a_server_that_cannot_be_reached_is_an_error(store, new_postgres):
+    use("default", **{**new_postgres, "PORT": "1", "PASSWORD": "secret"})
+    with pytest.raises(StoreUnavailable) as raised:
+        store.list_jobs()
+    use("default", PASSWORD="")
+    assert "secret" not in str(raised.value)
 
 
 def test_a_database_of_a_newer_release_is_refused(database, store):

@@ -38,9 +38,6 @@ ENGINES = ("sqlite", "postgresql")
 class DatabaseStore(Protocol):
     """What a store of this package in a database of Django can do in addition to the store contract."""
 
-    def create_tables(self) -> None:
-        """Create or migrate the tables."""
-
     def on_connection(self, connection: Any) -> JobCreator:
         """Return what creates jobs in a transaction that a connection of the caller has open."""
 
@@ -112,19 +109,11 @@ class DjangoStore(WrappedStore):
     def join(self, transaction: CallerTransaction) -> JobCreator | None:
         if transaction.database != self.alias:
             return None
-        store = self._database_store
+        store = self.inner
         if connections[self.alias].vendor == "postgresql" and store is not self._joined:
             store.create_tables()  # in SQLite, only the caller's connection can create them now
             self._joined = store
-        return store.on_connection(transaction.connection)
-
-    def create_tables(self) -> None:
-        """Create or migrate the tables, as the first use of the store does. Raises: ConfigurationError, StoreError."""
-        self.calling("create_tables", self._database_store.create_tables)
-
-    @property
-    def _database_store(self) -> DatabaseStore:
-        return cast("DatabaseStore", self.inner)
+        return cast("DatabaseStore", store).on_connection(transaction.connection)
 
     def close(self) -> None:
         with self._lock:
