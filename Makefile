@@ -104,7 +104,7 @@ build/celery-$(CELERY)/.test: pyproject.toml
 	@touch $@
 
 # uv can choose the lowest releases; pip cannot. Tests of later releases, and of what this environment lacks, are left out.
-lowest := .[firestore,monitor,otel,redis,web] --group lowest
+lowest := --all-extras -r pyproject.toml --group lowest
 
 test-lowest: build/lowest/.test
 	build/lowest/bin/python -m $(xdist) $(core) $(ARGS)
@@ -113,7 +113,7 @@ build/lowest/.test: pyproject.toml
 	@echo "Installing the lowest releases into $(@D) …"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install uv
-	@$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution lowest-direct -e $(lowest)
+	@$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution lowest-direct -e . $(lowest)
 	@touch $@
 
 screenshots: $(VENV)/.test
