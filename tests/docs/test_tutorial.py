@@ -138,6 +138,7 @@ def terminal(tmp_path):
             terminal.stop()
 
 
+@pytest.mark.timeout(300)
 def test_the_tutorial_works_as_printed(terminal):
     for page in PAGES:
         for kind, name, content in steps(page):
