@@ -14,7 +14,7 @@ from celery.result import AsyncResult
 
 from celery_statemanager import Job
 from examples.app import HOME, app
-from examples.audit import audit
+from examples.audit import audit, files
 from examples.chord_migration import before
 from examples.chord_migration.compare import PATIENCE, wait_until
 from examples.demo import CELERY
@@ -23,8 +23,11 @@ from examples.workers import Worker
 LEASE = 5.0
 """Seconds. The display shows that the worker is dead one lease after it was killed; the default is 30."""
 
-SECONDS = 1.5
+SECONDS = 2.5
 """Duration of a task of the chord."""
+
+SLOWED = 48.0
+"""Additional seconds of the audit, so that the kill comes in the middle of it on any machine."""
 
 
 def main() -> int:
@@ -32,12 +35,14 @@ def main() -> int:
     options = parse_arguments()
     print("Two jobs, each with a Celery worker of its own: a folder audit, tracked, and a plain chord.")
     print("Both workers will be killed with kill -9, and new ones started some seconds later.\n", flush=True)
+    folder = options.input or sysconfig.get_paths()["stdlib"]
     try:
-        job = audit(options.input or sysconfig.get_paths()["stdlib"], options.shards)
+        job = audit(folder, options.shards)
     except (OSError, ValueError) as error:
         print(f"demo-kill: {error}", file=sys.stderr)
         return 2
     result = before.start([f"text {number}" for number in range(options.shards)], SECONDS)
+    os.environ.setdefault("EXAMPLES_PACE", str(SLOWED / max(1, sum(1 for _ in files(folder)))))
     workers = start_workers()
     with subprocess.Popen([*CELERY, "monitor-state", job.id, *options.monitor]) as monitor:
         try:
@@ -82,9 +87,9 @@ def start_workers() -> list[Worker]:
 
 
 def has_begun(job: Job, result: AsyncResult) -> bool:
-    """Return whether both jobs are in the middle: some tasks are done and others run."""
+    """Return whether both jobs are in the middle: some tasks are done, and others run."""
     tracked, chord = done_of(job, result)
-    return chord >= 2 and (tracked >= 1 or job.settled)
+    return chord >= 2 and (tracked > job.num_tasks or job.settled)
 
 
 def done_of(job: Job, result: AsyncResult) -> tuple[int, int]:

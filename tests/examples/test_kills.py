@@ -38,6 +38,9 @@ def test_the_demo_recovers_from_the_kill(tmp_path):
     homes = {"EXAMPLES_DIR": str(tmp_path / "home"), "CHORD_DIR": str(tmp_path / "chord")}
     done = run("examples.demo_kill", *options, EXAMPLES_PACE="0.05", **homes)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^done when killed +(9|1[0-5]) of 16 stages +[2-7] of 8 tasks$", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
     assert re.search(r"^complete +after \d+ s +not after 5 s$", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^done now +16 of 16 stages +[2-7] of 8 tasks$", done.stdout, re.MULTILINE)
     assert re.search(r"^state +finished +PENDING$", done.stdout, re.MULTILINE)
