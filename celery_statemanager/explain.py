@@ -272,6 +272,8 @@ class JobDiagnosis:
         if due is not None:
             return f"next sweep at {_clock(due)}"
         last = "no sweep yet" if turn is None else f"no sweep for {self._age(turn.renewed_at)}"
+        if any(not self._is_silent(each) for each in self._workers.alive):
+            return f"{last}, a live worker sweeps soon"
         return f"{last}, start a worker or beat, or run sweep-state"
 
     def _age(self, moment: int) -> str:

@@ -24,7 +24,7 @@ QUIET = 10.0
 """Seconds without a write after which a job without a plan counts as settled, once all its cells are final."""
 
 LOOK = 3.0
-"""Minimum seconds between two reads of the worker records; they are read only while nothing changes."""
+"""Minimum seconds between two reads of the worker records."""
 
 _FRESH = 1.0
 _STALE = 5.0
@@ -143,11 +143,11 @@ class Follower:
             self._look()
 
     def _must_look(self, event: StateEvent | None, now: float) -> bool:
-        """Return whether to read the worker records, which is unnecessary while changes arrive."""
+        """Return whether to read the worker records. While changes arrive and no worker is missing, it is unnecessary."""
         known = self.liveness
         if known is None:
             return event is None
-        return known.activity is not Activity.WORKING or now - self._event_at >= LOOK
+        return known.lost or known.activity is not Activity.WORKING or now - self._event_at >= LOOK
 
     def _look(self) -> None:
         """Read the worker records; the next read is due in ``LOOK`` seconds or when the last lease ends, if sooner."""

@@ -250,6 +250,24 @@ def test_a_worker_that_returns_is_noticed_while_changes_arrive(clock):
     events.close()
 
 
+def test_the_recovery_of_a_dead_worker_is_noticed_while_changes_arrive(clock):
+    store = CountingStore(clock)
+    job = submitted(store)
+    follower = Follower(store, job, Scope(), clock=clock)
+    events = follower.events()
+    assert next(events) is not None
+    leases.renew(store, "w2", leases.Report([leases.cell_name(job.ref, "a", 0)]), 90.0)
+    clock.time += 31
+    assert next(events) is None
+    assert (follower.liveness.activity, follower.liveness.lost) == (Activity.WORKING, True)
+    store.drop_worker("w1")
+    clock.time += LOOK
+    write_progress(store, job, 1)
+    assert next(events) is not None
+    assert not follower.liveness.lost
+    events.close()
+
+
 class _Torn(Watch):
     """A watch that fails while its store is down."""
 

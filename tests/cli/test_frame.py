@@ -208,7 +208,7 @@ LIVENESS = [
     (
         Liveness(Activity.LOST, lost=True, lease=30.0),
         "no progress for 3s",
-        "a worker died; no sweep is due: start a worker",
+        "a worker died; the first sweep of a live worker marks its tasks or publishes them again",
     ),
     (Liveness(Activity.IDLE, lease=2.0), "no progress for 3s", "no live worker has received any of its tasks"),
     (Liveness(Activity.IDLE, lease=4.0), "running", None),

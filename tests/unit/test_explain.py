@@ -188,6 +188,14 @@ def test_a_lost_row_reports_the_next_sweep_and_its_effect(store, job, clock):
     assert ("scan", "1", "lost", f"{gone}; next sweep at {swept}: {LOST_FATE}") in reasons(store, job)
 
 
+def test_a_worker_that_has_just_started_is_expected_to_sweep(store, job, clock):
+    begin(store, job, "scan", 1)
+    clock.advance(600)
+    leases.renew(store, "pod-4:1:a", leases.Report(), 30.0)
+    (text,) = [text for _, _, code, text in reasons(store, job) if code == "lost"]
+    assert text.partition("; ")[2] == f"no sweep yet, a live worker sweeps soon: {LOST_FATE}"
+
+
 def test_a_missing_sweep_is_reported_with_a_hint(store, job, clock):
     begin(store, job, "scan", 1)
     clock.advance(600)

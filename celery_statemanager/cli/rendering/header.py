@@ -162,10 +162,10 @@ def worker_remark(view: View) -> str | None:
     if known is None or view.model.over:
         return None
     if known.lost:
-        sweep = "no sweep is due: start a worker or beat, or run sweep-state"
-        if known.sweep_at is not None:
-            sweep = f"{_sweep(known)} marks its tasks or publishes them again"
-        return f"a worker died; {sweep}"
+        if known.sweep_at is None and known.activity is Activity.NO_WORKER:
+            return "a worker died; no sweep is due: start a worker or beat, or run sweep-state"
+        sweep = "the first sweep of a live worker" if known.sweep_at is None else _sweep(known)
+        return f"a worker died; {sweep} marks its tasks or publishes them again"
     if known.activity is Activity.NO_WORKER:
         return "start a worker, or compare the store_url of the running ones"
     if view.standstill is not None:
