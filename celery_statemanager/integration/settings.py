@@ -25,12 +25,15 @@ PREFIX = "statemanager_"
 SHORTEST_SECRET = 16
 POLICIES = ("auto", "mark", "requeue")
 
-_of_framework: dict[str, Any] = {}
+_of_framework: dict[str, Callable[[], Any]] = {}
 
 
-def set_default(name: str, value: Any) -> None:
-    """Set what a setting is in this process for apps that do not set it. Frameworks call this before it is used."""
-    _of_framework[name] = value
+def set_default(name: str, compute: Callable[[], Any]) -> None:
+    """Set what a setting is in this process for apps that do not set it, when an app reads its settings.
+
+    The packages for frameworks call this at their start.
+    """
+    _of_framework[name] = compute
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Settings:
     def from_app(cls, app: Celery) -> Settings:
         """Read and check an app's settings. Raises: ConfigurationError – with the key and what to write instead."""
         given = {each.name: app.conf.get(PREFIX + each.name) for each in fields(cls)}
-        settings = cls(**{**_of_framework, **{name: value for name, value in given.items() if value is not None}})
+        given |= {name: compute() for name, compute in _of_framework.items() if given[name] is None}
+        settings = cls(**{name: value for name, value in given.items() if value is not None})
         settings._check()
         for key in _unknown(app, known={each.name for each in fields(cls)}):
             _warn_unknown(app.main, key)

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from django.apps import apps
 from django.core.checks import run_checks
 from django.db import connections
+from django.test import override_settings
 
 from celery_statemanager import ConfigurationError
 from celery_statemanager.contrib.django.tracking import current_states
@@ -85,13 +87,21 @@ def test_a_secret_is_derived_from_the_key_of_the_project(new_app):
     assert own.settings.web_secret == "a secret of the project"
 
 
+def test_a_project_without_a_key_can_start(new_app):
+    """For example to collect static files while an image is built."""
+    with override_settings(SECRET_KEY=""):
+        apps.get_app_config("celery_statemanager").ready()
+        assert new_app("memory://").settings.web_secret is None
+
+
 def test_a_project_without_a_state_manager_is_told():
     script = """
         import sys
         sys.path[:0] = {path!r}
         from django_kit import set_up_django
         set_up_django()
-        from django.core.checks import run_checks
+        from django.apps import apps
+from django.core.checks import run_checks
         print([each.msg for each in run_checks()])
     """
     code = "\n".join(line.strip() for line in script.format(path=sys.path).splitlines())
