@@ -143,7 +143,7 @@ class Follower:
             self._look()
 
     def _must_look(self, event: StateEvent | None, now: float) -> bool:
-        """Return whether to read the worker records. While changes arrive and no worker is missing, it is unnecessary."""
+        """Return whether to read the worker records: always while a worker is missing, else in quiet times only."""
         known = self.liveness
         if known is None:
             return event is None
