@@ -1,1 +1,1 @@
-"""Parts for other frameworks. Each is imported by the projects that use its framework, and by nothing else."""
+"""Integrations with other frameworks. Only projects that use a framework import its part."""

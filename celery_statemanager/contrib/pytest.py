@@ -12,10 +12,10 @@ from celery_statemanager.stores import FullStore, open_store
 
 @pytest.fixture
 def statemanager_store() -> Iterator[FullStore]:
-    """Replace the stores of this process by an empty one in memory for one test, and return it.
+    """Replace the stores of this process by an empty store in memory for one test, and return this store.
 
-    Afterwards each app has the store again that it had before. An embedded worker that the test starts uses the same
-    store; other processes do not.
+    After the test, each app uses its own store again. An embedded worker that the test starts uses the same store as
+    the test. Other processes do not.
     """
     store = open_store("memory://")
     before = [(tracker, vars(tracker).get("store")) for tracker in all_trackers()]

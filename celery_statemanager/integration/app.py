@@ -169,8 +169,8 @@ class StateManager:
                 ``TaskStalled``, which ends it as TIMED_OUT. None leaves that to the attribute ``on_stall`` of each
                 task, ``"report"`` by default.
             using: the alias of a database of Django. Inside ``transaction.atomic()`` on it, the job is created and
-                published with the commit, and never after a rollback. Until then, the returned job raises
-                ``JobNotCommitted`` when it is asked. If the states are kept in this database (``django://alias``), the
+                published with the commit, and never after a rollback. Until then, methods of the returned job that use
+                the store raise ``JobNotCommitted``. If the states are kept in this database (``django://alias``), the
                 job is part of the transaction, and is published even if the process dies after the commit. Otherwise,
                 and in eager mode, the job is created after the commit. Outside of a transaction, ``using`` has no
                 effect.

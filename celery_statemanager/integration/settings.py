@@ -29,7 +29,7 @@ _of_framework: dict[str, Callable[[], Any]] = {}
 
 
 def set_default(name: str, compute: Callable[[], Any]) -> None:
-    """Set what a setting is in this process for apps that do not set it, when an app reads its settings.
+    """Set a default of a setting for the apps of this process. It is computed when an app reads its settings.
 
     The packages for frameworks call this at their start.
     """

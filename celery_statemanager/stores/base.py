@@ -102,9 +102,9 @@ class Store(ABC):
         return []
 
     def create_tables(self) -> None:  # noqa: B027 - most stores have none
-        """Create the tables of the store, or upgrade those of an earlier release, where it has such.
+        """Create the tables of the store, or upgrade the tables of an earlier release, if the store has tables.
 
-        Stores create tables on first use too, if they may. Raises: StoreError.
+        A store also creates its tables at first use, if it has the right to. Raises: StoreError.
         """
 
     @abstractmethod

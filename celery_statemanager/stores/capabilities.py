@@ -140,12 +140,12 @@ class Outbox(WorkerRegistry):
         """
 
     def join(self, transaction: CallerTransaction) -> JobCreator | None:
-        """Return what creates jobs as rows of a transaction of the caller.
+        """Return an object that creates jobs in a transaction of the caller.
 
-        It uses only the caller's connection, because the transaction may hold locks that another connection would wait
-        for. Nobody else sees its jobs before the commit, and none exists after a rollback.
+        It uses only the caller's connection, because another connection could wait for locks of the transaction. Other
+        connections do not see its jobs before the commit. After a rollback, its jobs do not exist.
 
-        Returns: None if the store keeps its data elsewhere than in the database of the transaction.
+        Returns: None if the data of the store is not in the database of the transaction.
         """
         return None
 

@@ -1,1 +1,1 @@
-"""celery-statemanager in a Django project: states in its databases, submission in its transactions, admin pages."""
+"""Integration with Django: states in its databases, submission in its transactions, admin pages."""

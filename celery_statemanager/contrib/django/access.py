@@ -1,4 +1,4 @@
-"""Who may do what with jobs, by the session of Django."""
+"""Access to jobs, decided by the request and the permissions of Django."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Authorize = Callable[[Any, str, Any], bool]
 """Return whether a request of Django may do an action: ``list``, ``view``, ``cancel``, ``pause`` or ``rerun``."""
 
 SCOPE_KEY = "celery_statemanager.django"
-"""The key of the scope of ASGI under which a request of Django is passed on."""
+"""The key of the ASGI scope that contains the request of Django."""
 
 
 def may(request: Any, action: str) -> bool:
@@ -27,19 +27,19 @@ def may(request: Any, action: str) -> bool:
 
 
 def by_permission(request: Any, action: str, _job: Any) -> bool:
-    """Allow what the permissions of a user of the admin allow."""
+    """Return whether the permissions of a user of the admin allow an action."""
     return may(request, action)
 
 
 def staff_only(request: Any, action: str, _job: Any) -> bool:
-    """Allow all members of the staff to look at jobs, and the rest by their permissions."""
+    """Allow all staff users to view jobs. Require the permissions of the admin for other actions."""
     if action in {"list", "view"}:
         return bool(request.user.is_active and request.user.is_staff)
     return may(request, action)
 
 
 def configured(request: Any, action: str, job: Any) -> bool:
-    """Ask the function that the setting ``web_authorize`` names; without one, ``staff_only``."""
+    """Call the function that the setting ``web_authorize`` names, or ``staff_only`` without one."""
     return bool(_configured_function()(request, action, job))
 
 

@@ -21,7 +21,7 @@ from celery_statemanager.integration.submission.listing import JobPage
 from celery_statemanager.overview import Overview, Phase, overview
 
 MOST_JOBS = 50
-"""Jobs in a page of the list."""
+"""The number of jobs on a page of the list."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Row:
 
     @property
     def percent(self) -> int:
-        """How much of the job is done, rounded down."""
+        """The share of the job that is done, in percent, rounded down."""
         return int(self.shown.summary.fraction * 100)
 
 
 @admin.register(models.Job)
 class JobAdmin(admin.ModelAdmin):  # type: ignore[misc] # Django has no types
-    """The list of jobs, and below ``web/`` the pages of jobs. Permissions decide what a member of the staff may do."""
+    """The list of jobs, and below ``web/`` the pages of jobs. Permissions define what a staff user may do."""
 
     change_list_template = "admin/celery_statemanager/job/list.html"
 
@@ -94,12 +94,12 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[misc] # Django has no types
             query = "" if job.run_token is None else "?" + urlencode({"run_token": job.run_token})
             try:
                 rows.append(Row(job, overview(store, job._record.ref), f"{root}jobs/{quote(job.id, safe='')}{query}"))
-            except JobNotFound:  # deleted since it was listed
+            except JobNotFound:  # deleted after it was listed
                 continue
         return rows
 
     def _web_view(self) -> Any:
-        """Return the view of the pages of jobs, for those who may use this admin site."""
+        """Return the view of the pages of jobs. It requires the permission to use this admin site."""
 
         async def web(request: Any, path: str) -> Any:
             if not await sync_to_async(self.admin_site.has_permission)(request):

@@ -1,4 +1,4 @@
-"""The app of Django."""
+"""The configuration of the Django app."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CeleryStateManagerConfig(AppConfig):  # type: ignore[misc] # Django has no
 
 
 def _derived_secret() -> str | None:
-    """Return a secret that is the same in all processes of the project; None for one without ``SECRET_KEY``."""
+    """Return a secret that is the same in all processes of the project, or None without ``SECRET_KEY``."""
     try:
         return hashlib.sha256(f"celery_statemanager {settings.SECRET_KEY}".encode()).hexdigest()
     except ImproperlyConfigured:

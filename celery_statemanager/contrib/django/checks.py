@@ -1,4 +1,4 @@
-"""System checks: settings that would fail later, or only in production."""
+"""System checks for settings that would cause errors later, or only in production."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _check_default(url: str) -> Iterator[Any]:
     """Check that a store was chosen."""
     if url == Settings.store_url:
         yield checks.Warning(
-            f"no store is set, so that states are kept in {url}, in the working directory of each process",
+            f"no store is set, so states are kept in {url}, in the working directory of each process",
             hint="Set CELERY_STATEMANAGER_STORE_URL to 'django://default' to keep them in your database.",
             id="celery_statemanager.W001",
         )

@@ -12,8 +12,8 @@ import django
 from django.http import HttpResponse, StreamingHttpResponse
 
 LONGEST_STREAM = math.inf if django.VERSION >= (5, 0) else 60.0
-"""Seconds after which a stream of events ends, so that its client connects again. Django 4.2 does not notice when a
-client disconnects."""
+"""Seconds after which a stream of events ends, so that its client connects again. Django 4.2 does not detect that a
+client has disconnected."""
 
 Message = MutableMapping[str, Any]
 Application = Callable[
@@ -22,11 +22,11 @@ Application = Callable[
 
 
 async def answer(application: Application, request: Any, root_path: str, extra: dict[str, Any]) -> Any:
-    """Return the response of an application to a request of Django.
+    """Return the application's response to a Django request.
 
     Args:
         root_path: the part of the request's path at which the application is mounted.
-        extra: more entries of the scope.
+        extra: additional entries of the scope.
     """
     exchange = _Exchange(application, {**_scope_of(request, root_path), **extra}, request.body)
     start, first = await exchange.begin()
@@ -42,7 +42,7 @@ async def answer(application: Application, request: Any, root_path: str, extra: 
 
 
 def _scope_of(request: Any, root_path: str) -> dict[str, Any]:
-    """Return the scope of a request, as a server of ASGI creates it."""
+    """Return the scope of a request, as an ASGI server creates it."""
     meta, outer = request.META, getattr(request, "scope", {})
     names = {name: name[5:] for name in meta if name.startswith("HTTP_")}
     names |= {name: name for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if meta.get(name)}

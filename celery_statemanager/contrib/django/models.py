@@ -1,4 +1,4 @@
-"""A model that stands for the jobs of the store, so that they have permissions and a place in the admin."""
+"""A model that represents the jobs of the store, so that they have permissions and appear in the admin."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from django.db import models
 
 
 class _NoRows(models.Manager):  # type: ignore[misc] # Django has no types
-    """Finds nothing, because jobs are read from the store."""
+    """A manager that returns no rows, because jobs are read from the store."""
 
     def get_queryset(self) -> Any:
         return super().get_queryset().none()
 
 
 class Job(models.Model):  # type: ignore[misc] # Django has no types
-    """A job. Read and change jobs with ``states.job`` and ``states.jobs``; this model has permissions only."""
+    """A job. This model contains only permissions. Read and change jobs with ``states.job`` and ``states.jobs``."""
 
     objects = _NoRows()
 
     class Meta:
-        """No table of Django's belongs to this model."""
+        """The options. Django creates no table for this model."""
 
         managed = False
         base_manager_name = "objects"

@@ -1,4 +1,4 @@
-"""``django://alias``: states in the database of an alias of Django, on connections of this package."""
+"""``django://alias``: a store in a database of Django, with connections of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENGINES = ("sqlite", "postgresql")
 
 
 class DatabaseStore(Protocol):
-    """What a store of this package in a database of Django can do in addition to the store contract."""
+    """The methods of this package's stores in a database of Django, in addition to the store contract."""
 
     def on_connection(self, connection: Any) -> JobCreator:
         """Return what creates jobs in a transaction that a connection of the caller has open."""
@@ -101,8 +101,8 @@ class DjangoStore(WrappedStore):
         except StoreUnavailable as error:
             if self._in_transaction():
                 raise StoreUnavailable(
-                    f"{error}; this thread has a transaction open on {self.alias!r}, whose lock only ends with it: "
-                    f"submit with using={self.alias!r}, and change jobs after the transaction"
+                    f"{error}; this thread has an open transaction on {self.alias!r}, which may hold the lock until it "
+                    f"ends: submit with using={self.alias!r}, and change jobs after the transaction"
                 ) from error
             raise
 
@@ -125,7 +125,7 @@ class DjangoStore(WrappedStore):
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        """Allow to open the store again."""
+        """Allow threads to open the store again."""
         self._lock.release()
 
     def _patience(self) -> float:
@@ -178,7 +178,7 @@ def sqlite_path(alias: str) -> str:
 
 
 OF_DJANGO = frozenset({"assume_role", "isolation_level", "pool", "server_side_binding"})
-"""Options of a PostgreSQL database that only Django knows. The others are parameters of libpq."""
+"""Options of a PostgreSQL database that only Django uses. The others are parameters of libpq."""
 
 
 def postgres_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:

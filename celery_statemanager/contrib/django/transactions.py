@@ -1,4 +1,4 @@
-"""Transactions of Django, as ``states.submit(using=alias)`` joins them."""
+"""The transactions of Django that ``states.submit(using=alias)`` joins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""URLs of the pages of jobs: ``path("jobs/", include("celery_statemanager.contrib.django.urls"))``."""
+"""The URLs of the pages of jobs: ``path("jobs/", include("celery_statemanager.contrib.django.urls"))``."""
 
 from __future__ import annotations
 

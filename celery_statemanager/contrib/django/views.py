@@ -19,7 +19,7 @@ async def jobs(request: Any, path: str = "") -> Any:
 
 
 def without_csrf_token(view: Any) -> Any:
-    """Exempt a view from Django's check: the application checks a header and the origin of requests that change a job.
+    """Exempt a view from Django's check. The application checks a header and the origin of requests that change a job.
 
     The decorator ``csrf_exempt`` of Django 4.2 cannot be used with asynchronous views.
     """
@@ -34,7 +34,7 @@ async def serve(request: Any, path: str, authorize: access.Authorize) -> Any:
     """Answer a request to the pages of jobs.
 
     Args:
-        path: the end of the request's path, below the URL at which the pages are.
+        path: the part of the request's path after the URL of the pages.
     """
     root = request.path[: len(request.path) - len(path)].removesuffix("/")
     return await answer(_application(current_states(), authorize), request, root, {access.SCOPE_KEY: request})

@@ -26,7 +26,7 @@ class JobHandle:
     as the name of its app and the reference to the job; unpickling reads the record with the StateManager of the
     current app, or of the app with this name, and raises ``JobNotFound`` if this incarnation does not exist.
 
-    Until the transaction in which the job was submitted is committed, everything that asks the store raises
+    Before the commit of the transaction in which the job was submitted, methods that use the store raise
     ``JobNotCommitted``.
     """
 

@@ -71,7 +71,7 @@ def submit(
     using: str | None,
     **given: Any,
 ) -> Job:
-    """Create a job and publish its messages, or do so with a transaction; see ``StateManager.submit``.
+    """Create a job and publish its messages, at once or after a commit; see ``StateManager.submit``.
 
     Args:
         given: the fields of ``Options``.
@@ -113,7 +113,7 @@ def _defer(tracker: Tracker, transaction: OpenTransaction, prepared: _Prepared, 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A checked submission, of which nothing is stored yet.
+    """A checked submission that is not stored yet.
 
     Attributes:
         record: the job, without what depends on its members.

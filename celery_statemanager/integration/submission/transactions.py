@@ -56,7 +56,7 @@ def open_transaction(using: str) -> OpenTransaction | None:
     if not isinstance(using, str):
         raise TypeError(f"using must be the alias of a database of Django, not {short_repr(using)}")
     try:
-        provider = importlib.import_module(_PROVIDER)  # a floor above this one that few processes use
+        provider = importlib.import_module(_PROVIDER)  # of a higher layer, which few processes need
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "django":
             raise
@@ -81,7 +81,7 @@ def warn_of_deferral(store: str, database: str) -> None:
 
 
 class Pending:
-    """A job that does not exist before the commit of the transaction in which it was submitted."""
+    """The state of a job whose submission waits for the commit of a transaction."""
 
     def __init__(self, transaction: OpenTransaction) -> None:
         self._transaction = transaction

@@ -29,7 +29,7 @@ class TransactionJobs(JobCreator):
     def __init__(self, connection: sqlite3.Connection, path: str, prefix: str, now: Callable[[], int]) -> None:
         self._db: Any = BorrowedConnection(connection, prefix)
         self._path = path
-        self._jobs = JobCache()  # a cache of its own: what it reads may be rolled back
+        self._jobs = JobCache()  # not the store's cache, because the transaction may be rolled back
         self._now = now
 
     def now(self) -> int:
@@ -60,7 +60,7 @@ class TransactionJobs(JobCreator):
         if is_busy(error):
             return StoreUnavailable(
                 f"SQLite store {self._path}: {error}; another connection has written since this transaction began to "
-                "read. Begin transactions that write with BEGIN IMMEDIATE; in Django 5.1 or later, set the option "
+                "read. Begin transactions that write with BEGIN IMMEDIATE. In Django 5.1 or later, set the option "
                 "transaction_mode of the database to 'IMMEDIATE'"
             )
         return translate(error, self._path, 0.0)

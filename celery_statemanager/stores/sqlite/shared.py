@@ -1,4 +1,4 @@
-"""Tables in a file that belongs to another application: a prefix keeps their names apart from those of its tables.
+"""Tables in the file of another application. A prefix distinguishes their names from those of its tables.
 
 The statements of this store name tables and indexes without the prefix. The connection to a shared file adds it.
 """
@@ -57,7 +57,7 @@ class BorrowedConnection:
 
 
 def connection_class(prefix: str) -> Any:
-    """Return what ``sqlite3.connect`` takes as ``factory``."""
+    """Return the argument ``factory`` of ``sqlite3.connect``."""
     return partial(_prefixed_connection, prefix) if prefix else sqlite3.Connection
 
 

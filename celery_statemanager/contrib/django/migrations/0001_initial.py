@@ -11,7 +11,7 @@ from celery_statemanager.errors import ConfigurationError
 
 
 def create_tables(_apps: Any, editor: Any) -> None:
-    """Create the tables in a database that can keep states. In others, states are never stored."""
+    """Create the tables if the database can keep states. Do nothing in other databases."""
     try:
         store = DjangoStore(editor.connection.alias)
         store.create_tables()
@@ -21,7 +21,7 @@ def create_tables(_apps: Any, editor: Any) -> None:
 
 
 class Migration(migrations.Migration):  # type: ignore[misc] # Django has no types
-    """The first schema. Later schemas of the tables are created when a process uses them first."""
+    """The first schema. Later, the store upgrades SQLite at first use, and ``migrate-state --schema`` PostgreSQL."""
 
     initial = True
     atomic = False  # the tables are created on a connection of the store

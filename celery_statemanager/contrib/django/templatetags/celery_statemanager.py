@@ -22,13 +22,13 @@ VALID = 86_400
 def celery_job(job: Any, run_token: str | None = None, *, expires: float = VALID, compact: bool = False) -> Any:
     """Return the element that shows the live bars of a job.
 
-    Its address contains a token, so that everyone who sees the page sees the bars.
+    The URL of the element contains a token, so that everybody who can open the page can see the bars.
 
     Args:
-        job: a ``Job``, or a job_id. If it does not exist, nothing is shown.
-        run_token: that of the run, beside a job_id.
-        expires: the seconds for which the token is valid.
-        compact: whether there is one bar for all tags.
+        job: a ``Job``, or a job_id. If the job does not exist, the tag renders nothing.
+        run_token: the run token, if ``job`` is a job_id.
+        expires: the number of seconds for which the token is valid.
+        compact: whether to draw one bar for all tags.
     """
     if not job:
         return ""
