@@ -47,7 +47,10 @@ def choose(style: str | None, output: Output) -> Show:
 def show_board(store: Store, output: Output) -> None:
     """Draw all jobs on the terminal until Ctrl-C; exit if there is no terminal."""
     if not output.terminal:
-        fail("no job: write monitor-state JOB; list-state lists the jobs. Without JOB, it needs a terminal", Exit.USAGE)
+        fail(
+            "no job: write monitor-state JOB; list-state lists the jobs. Without JOB, monitor-state needs a terminal",
+            Exit.USAGE,
+        )
     if importlib.util.find_spec("rich") is None:
         fail(f"the display of all jobs needs rich: {install_hint('monitor')}", Exit.CONFIGURATION)
     from celery_statemanager.cli.rendering.board import Board

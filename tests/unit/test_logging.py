@@ -26,7 +26,7 @@ from celery_statemanager.records import new_job
 from celery_statemanager.testing import FaultyStore, WrappedStore
 
 ABOUT_NO_JOB = {
-    "the connection for notifications is lost: %s",
+    "the connection for notifications is lost, subscriptions reconnect: %s",
     "%s is not in INSTALLED_APPS: the tables of states are created when they are used, not by a migration",
     (
         "%s does not keep its data in the database %r: submit(using=%r) creates jobs after the commit, and a process "

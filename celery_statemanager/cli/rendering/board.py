@@ -1,4 +1,4 @@
-"""Draw all jobs on a terminal, again and again; needs rich."""
+"""The live display of all jobs on a terminal; requires rich."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from celery_statemanager.records import to_datetime
 from celery_statemanager.stores import Store
 
 INTERVAL = 2.0
-"""Seconds between two reads of the store. Each read counts the cells of the jobs that are shown."""
+"""Seconds between two reads of the store. Each read includes the counts of the jobs that are shown."""
 
 _MARGIN = 4
 """Lines of the screen that show no job."""
@@ -65,7 +65,7 @@ class Board:
                 pause.wait(self._interval)
 
     def _read(self) -> None:
-        """Read the jobs. While the store is away, the last ones are shown. Raises: StoreError."""
+        """Read the jobs. If the store is unavailable, keep the last ones. Raises: StoreError."""
         try:
             limit = max(1, self._console.size.height - _MARGIN)
             self._listed, self._more = list_overviews(self._store, Wanted(), limit)
@@ -81,7 +81,7 @@ class Board:
 def board_lines(
     listed: Sequence[Overview], now: datetime, columns: int, rows: int, glyphs: Glyphs, *, more: bool, connected: bool
 ) -> list[Line]:
-    """Return a title, a line with a bar for each job, and a line about what is not shown. Pure."""
+    """Return a title, a line with a bar for each job, and a line with hints. This function has no side effects."""
     ordered = sorted(listed, key=lambda each: each.job.settled)[: max(1, rows - _MARGIN)]
     phases = Counter(each.phase for each in listed)
     title: Line = [Span("jobs", "head")]

@@ -1,4 +1,4 @@
-"""Parsing of a store's URL into parameters of the connection and options of the store. Nothing connects."""
+"""Parsing of a store's URL into connection parameters and options of the store, without connecting."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 @dataclass(frozen=True)
 class PostgresAddress:
-    """Where the tables are.
+    """The location of the tables.
 
     Attributes:
-        parameters: those of libpq: host, port, user, password, dbname, sslmode, …
+        parameters: the parameters of libpq: host, port, user, password, dbname, sslmode, …
         schema: the schema that contains the tables; None for the first one in the connection's ``search_path``.
         prefix: the beginning of the name of each table.
         timeout: seconds after which a call fails.

@@ -23,7 +23,7 @@ class _Rule(NamedTuple):
     Attributes:
         pattern: matches ``"SQLSTATE text"``. Errors of a login have no code, only the server's text.
         raised: ``NEVER`` or ``PASSES``.
-        hint: what is wrong, after the address of the server, and what to do.
+        hint: the rest of a sentence that begins with the address of the server: the problem, and what to do.
     """
 
     pattern: str
@@ -58,18 +58,18 @@ _RULES = (
     _Rule(
         r"^(42P01|42883|42703)",
         NEVER,
-        "lacks tables that existed: restore them, or run celery migrate-state --schema",
+        "has lost tables of the store: restore them, or run celery migrate-state --schema",
     ),
     _Rule(r"^53300|too many clients|remaining connection slots|no more connections", PASSES, "has no free connection"),
-    _Rule(r"^53100", PASSES, "has no space left on its disk, nothing was written"),
+    _Rule(r"^53100", PASSES, "has no space left on its disk: nothing was written, free some space"),
     _Rule(r"^53", PASSES, "lacks resources"),
     _Rule(
         r"^55P03",
         PASSES,
-        "did not grant a lock within {timeout:g} s; another transaction holds it: find it in pg_locks, or increase the "
+        "did not grant a lock within {timeout:g} s: find the transaction that holds it in pg_locks, or increase the "
         "store timeout",
     ),
-    _Rule(r"^57014|query_wait_timeout", PASSES, "cancelled the query because it took too long, or somebody else did"),
+    _Rule(r"^57014|query_wait_timeout", PASSES, "cancelled the query because of a time limit or a request"),
     _Rule(r"^57P|shutting down|starting up|recovery mode", PASSES, "is being stopped or started: wait"),
     _Rule(r"^25P03", PASSES, "ended the transaction because it was idle: increase idle_in_transaction_session_timeout"),
     _Rule(r"^40", PASSES, "ended the transaction because of a concurrent one: try again"),
@@ -91,8 +91,8 @@ def translate(error: psycopg.Error, shown: str, timeout: float) -> StoreError:
 
 
 def is_lost(error: psycopg.Error) -> bool:
-    """Return whether the connections of the process should be opened again after an error.
+    """Return whether the process should open its connections again after an error.
 
-    A standby is left too, because a name or a list of hosts may lead to the primary.
+    This includes the refusal of a standby, because a new connection may reach the primary.
     """
     return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) or error.sqlstate == "25006"

@@ -1,4 +1,4 @@
-"""Creating a job in a transaction of the caller, so that both are committed or neither is."""
+"""Creation of a job in a transaction of the caller. Both are committed or rolled back together."""
 
 from __future__ import annotations
 

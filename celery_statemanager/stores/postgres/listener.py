@@ -181,7 +181,7 @@ class _Thread:
         except (psycopg.Error, StoreError, OSError) as error:
             self._error = error
             if self._ready.is_set() and not self._stopped:
-                logger.info("the connection for notifications is lost: %s", error)
+                logger.info("the connection for notifications is lost, subscriptions reconnect: %s", error)
         finally:
             self.ended = True
             self._ready.set()

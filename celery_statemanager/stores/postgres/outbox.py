@@ -1,4 +1,4 @@
-"""The tables with the messages of jobs, which rows are claimed, and what rows keep of their stages."""
+"""The tables with the messages of jobs, the claims of rows, and the values that rows keep of their stages."""
 
 # ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
 

@@ -1,4 +1,4 @@
-"""The connections of one process: checked out for one call each, and left to the parent by a forked child."""
+"""The pool of connections of one process. A forked child does not use the connections of its parent."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Pool:
                 self._abandon()
 
     def _abandon(self) -> None:
-        """Leave the parent's connections to it, in a forked child."""
+        """Leave the connections to the parent, in a forked child."""
         self._pid = os.getpid()
         me = threading.get_ident()
         others = [each.connection for each in self._checkouts if each.connection is not None and each.thread != me]
@@ -127,8 +127,8 @@ class Pool:
                 left = deadline - time.monotonic()
                 if left <= 0 and not self._forking:
                     raise StoreUnavailable(
-                        f"{self.address.shown}: {MAX_CONNECTIONS} calls of this process have been waiting for "
-                        f"{self.address.timeout:g} s; increase the store timeout to wait longer"
+                        f"{self.address.shown}: this process had no free connection for {self.address.timeout:g} s, "
+                        f"because {MAX_CONNECTIONS} calls are in progress; increase the store timeout to wait longer"
                     )
                 self._changed.wait(max(left, 0.001))
             self._checkouts.add(checkout)

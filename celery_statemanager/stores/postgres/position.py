@@ -1,4 +1,4 @@
-"""Positions among the changes of a job. Concurrent transactions commit in any order, so a time alone is none."""
+"""Positions in the changes of a job. A time alone is no position, because transactions commit in any order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The function that changes one cell, in the language of the server.
+"""The server's function that changes one cell.
 
-Python computes the new cell from the old one. The function stores it, with all that is derived from it, if the old
-one is still stored. A call is a whole transaction, so that a write takes one round trip.
+Python computes the new cell from the old one. If the old cell is still stored, the function stores the new cell and
+all values that are derived from it. A call is a whole transaction, so a write takes one round trip.
 """
 
 # ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound

@@ -30,7 +30,7 @@ SELECT hashtextextended(
   0) & 2147483647
 """
 _FOR_PLANS = "SET enable_seqscan = off; SET jit = off"
-"""A plan that is made while a table is small, and used while it grows, must use the indexes."""
+"""Makes plans use the indexes, because a plan that was made for a small table is also used after it has grown."""
 
 
 def connect(address: PostgresAddress, names: Names, deadline: float) -> Connection:
@@ -68,17 +68,17 @@ def migrate(address: PostgresAddress, names: Names, deadline: float) -> bool:
 
 
 def check_version(connection: Connection, address: PostgresAddress, names: Names) -> None:
-    """Check the version of the tables. Raises: StoreError if another release has created them."""
+    """Check the version of the tables. Raises: StoreError if this release needs another version."""
     version = _version(connection, names)
     if version > VERSION:
         raise StoreError(
             f"{address.shown} has tables of a newer release of celery-statemanager (version {version}, this release "
-            f"knows {VERSION}): upgrade celery-statemanager here"
+            f"supports {VERSION}): upgrade celery-statemanager here"
         )
     if version < VERSION:
         raise StoreError(
-            f"{address.shown} has tables of version {version}, and this release needs {VERSION}: run celery "
-            "migrate-state --schema as a user who may change them"
+            f"{address.shown} has tables of version {version}, and this release needs version {VERSION}: run celery "
+            "migrate-state --schema as a user who may change the tables"
         )
 
 

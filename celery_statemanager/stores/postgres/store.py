@@ -87,7 +87,7 @@ class PostgresStore(TransactionalStore, FullStore):
     def server_warnings(self) -> list[str]:
         rows = self._pool.call(lambda db: db.execute(_SETTINGS).fetchall())
         return [
-            f"{self._address.shown} may lose states when it crashes ({name} is off): switch it on" for (name,) in rows
+            f"{self._address.shown} may lose states when it crashes ({name} is off): turn it on" for (name,) in rows
         ]
 
     def create_tables(self) -> None:
@@ -97,7 +97,7 @@ class PostgresStore(TransactionalStore, FullStore):
             raise self._pool.translate(error) from error
 
     def on_connection(self, connection: psycopg.Connection[Any]) -> JobCreator:
-        """Return what creates jobs in a transaction that a connection to this database, of the caller, has open."""
+        """Return an object that creates jobs in the open transaction of the caller's connection to this database."""
         return TransactionJobs(connection, self._pool)
 
     def create_job(self, job: JobRecord) -> JobRecord:

@@ -1,4 +1,4 @@
-"""Live changes of a job: read when a notification arrives and, in growing pauses, also without one."""
+"""Watches of the changes of a job. They read after each notification, and without one after increasing pauses."""
 
 # ruff: noqa: S608 - only names of our own columns and tables are interpolated; every value is bound
 
@@ -125,7 +125,7 @@ class PostgresWatch(Watch):
             self._event.set()
 
     def _connect(self) -> None:
-        """Have notifications wake this watch, in this process. Raises: StoreError."""
+        """Register this watch for notifications in this process. Raises: StoreError."""
         self._pid = os.getpid()
         self._signal: Signal | None = self._listener.watch(self._number)
         if self._signal is not None:
