@@ -23,7 +23,7 @@ from examples.report import lines
 CELERY = [sys.executable, "-m", "celery", "-A", "examples"]
 PATIENCE = 30.0
 STAYS = 600.0
-"""Seconds for which the page of the job is served after the job, unless somebody ends the demo."""
+"""Seconds for which the page of the job is served after the job, unless the user ends the demo."""
 
 
 def main() -> int:
@@ -70,12 +70,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def is_interactive() -> bool:
-    """Return whether somebody can read the output and press a key."""
+    """Return whether a user can read the output and press a key."""
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("CI", "") in {"", "false"}
 
 
 def wait_for_enter(link: str) -> None:
-    """Wait until somebody presses Enter or Ctrl-C, but not for ever."""
+    """Wait until the user presses Enter or Ctrl-C, or the time is over."""
     print(f"\nThe page of the job stays open for {STAYS / 60:.0f} minutes: {link}")
     print("Press Enter to end the demo.", flush=True)
     with suppress(KeyboardInterrupt):
@@ -106,7 +106,7 @@ def worker() -> Iterator[None]:
 
 @contextmanager
 def page_of(job: Job) -> Iterator[str]:
-    """Serve the page of a job until the block ends. Yield a link that works once."""
+    """Serve the page of a job until the block ends. Yield a link that works in one browser."""
     server = LocalServer(states)
     serving = threading.Thread(target=server.run)
     serving.start()
@@ -134,7 +134,7 @@ def next_steps(job_id: str) -> list[str]:
     home = os.path.relpath(HOME)
     prefix = ".venv/bin/" if Path(".venv/bin/celery").exists() else ""
     return [
-        f"{prefix}celery -A examples web-state    # the pages of all jobs",
+        f"{prefix}celery -A examples web-state    # serves the pages of all jobs",
         f"{prefix}celery -A examples list-state",
         f"{prefix}celery -A examples show-state {job_id}",
         f"{prefix}celery -A examples monitor-state {job_id} --tag hash",

@@ -21,20 +21,20 @@ from examples.demo import CELERY
 from examples.workers import Worker
 
 LEASE = 5.0
-"""Seconds. The display shows that the worker is dead one lease after it was killed; the default is 30."""
+"""Seconds after the kill until the display shows that the worker is dead. The default of the package is 30."""
 
 SECONDS = 2.5
 """Duration of a task of the chord."""
 
 SLOWED = 48.0
-"""Additional seconds of the audit, so that the kill comes in the middle of it on any machine."""
+"""Additional seconds of the audit, so that the kill happens in the middle of it on any machine."""
 
 
 def main() -> int:
     """Run the demo. Return 0 if the audit is complete."""
     options = parse_arguments()
-    print("Two jobs, each with a Celery worker of its own: a folder audit, tracked, and a plain chord.")
-    print("Both workers will be killed with kill -9, and new ones started some seconds later.\n", flush=True)
+    print("This demo runs two jobs, each with its own Celery worker: a tracked folder audit and a plain chord.")
+    print("It kills both workers with kill -9, and starts new workers some seconds later.\n", flush=True)
     folder = options.input or sysconfig.get_paths()["stdlib"]
     try:
         job = audit(folder, options.shards)
@@ -87,7 +87,7 @@ def start_workers() -> list[Worker]:
 
 
 def has_begun(job: Job, result: AsyncResult) -> bool:
-    """Return whether both jobs are in the middle: some tasks are done, and others run."""
+    """Return whether more than half of the audit's stages, and at least two tasks of the chord, are done."""
     tracked, chord = done_of(job, result)
     return chord >= 2 and (tracked > job.num_tasks or job.settled)
 
@@ -100,7 +100,7 @@ def done_of(job: Job, result: AsyncResult) -> tuple[int, int]:
 def print_result(
     job: Job, result: AsyncResult, done: tuple[int, int], settled_after: float | None, bound: float
 ) -> None:
-    """Print both jobs beside each other."""
+    """Print both jobs side by side."""
     now, stages, tasks = done_of(job, result), job.summary(indexes=False).expected, job.num_tasks
     never = f"not after {bound:.0f} s"
     rows = [
