@@ -54,6 +54,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
     with running_postgres(**DURABLE) as server:
         yield writing(server, scale(10, 1_000, 5_000))
         yield writing_one_job(server, scale(5, 60, 300), scale(1, 3, 5))
+    with running_postgres() as server:  # a NOTIFY alone writes nothing to the disk
         yield from following(server, scale(3, 200, 1_000))
     with running_postgres(maintenance_work_mem="256MB") as server:
         yield from reading(server, [SMALL, scale(300, 10_000, 1_000_000)], scale(5, 200, 1_000))

@@ -29,8 +29,8 @@ SELECT hashtextextended(
   THEN (SELECT timeline_id FROM pg_control_checkpoint())::text ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
   0) & 2147483647
 """
-_FOR_PLANS = "SET enable_seqscan = off; SET jit = off"
-"""Makes plans use the indexes, because a plan that was made for a small table is also used after it has grown."""
+_FOR_PLANS = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off"
+"""Makes plans use the indexes and their order, because a plan for a small table is also used after it has grown."""
 
 
 def connect(address: PostgresAddress, names: Names, deadline: float) -> Connection:
