@@ -36,7 +36,7 @@ MODULES = (
     "firestore",
     "postgres",
 )
-SLOW = {"in_flight", "firestore", "submits", "reruns", "windows"}
+SLOW = {"in_flight", "firestore", "postgres", "submits", "reruns", "windows"}
 """Modules that quick runs omit unless they are named."""
 
 TIMEOUT = 900
