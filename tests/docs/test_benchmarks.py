@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
         "writes sizes lists streams subscribers space imports results",
         pytest.param("jobs chords untracked stalls submits in_flight", marks=pytest.mark.full),
         pytest.param("firestore", marks=pytest.mark.full),
+        pytest.param("postgres", marks=pytest.mark.full),
     ],
 )
 def test_every_module_measures_its_figures(modules, tmp_path):
