@@ -13,17 +13,16 @@ from celery_statemanager.records import JobKey
 from celery_statemanager.stores.postgres.schema import VERSION
 from celery_statemanager.testing.kit import FAILED, FINISHED, Grid
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-DUMPS = sorted(FIXTURES.glob("postgres-*.sql"))
+DUMPS = sorted((Path(__file__).parents[1] / "fixtures" / "postgres").glob("version-*.sql"))
 
 
 def test_each_version_has_a_dump() -> None:
-    assert [each.name for each in DUMPS] == [f"postgres-{version}.sql" for version in range(1, VERSION + 1)]
+    assert [each.name for each in DUMPS] == [f"version-{version}.sql" for version in range(1, VERSION + 1)]
 
 
 @pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
 def test_the_tables_of_an_earlier_version_are_upgraded_and_used(postgres_server: PostgresServer, dump: Path) -> None:
-    schema = dump.stem.replace("-", "_")
+    schema = dump.stem.replace("-", "_of_")
     text = dump.read_text(encoding="utf-8")
     with postgres_server.connect() as db:
         db.execute(re.sub(r'"?\bstates\b"?(?=[.;])', schema, text))
