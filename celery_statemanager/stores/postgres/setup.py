@@ -92,9 +92,7 @@ def create(connection: Connection, names: Names) -> bool:
         found = connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", (names.schema,)).fetchone()
         if found is None:
             connection.execute(f'CREATE SCHEMA "{names.schema}"')
-    for statement in create_statements(names):
-        connection.execute(statement)
-    connection.execute("COMMIT")
+    connection.execute(";\n".join((*create_statements(names), "COMMIT")))
     return True
 
 
