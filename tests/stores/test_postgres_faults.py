@@ -117,6 +117,18 @@ def test_a_subscriber_receives_changes_after_its_session_was_ended(
         assert event is not None
 
 
+def test_a_cursor_continues_in_a_process_with_another_time_zone(postgres_server: PostgresServer, prefix: str) -> None:
+    url = f"{postgres_server.url}?schema={prefix.replace('-', '_')}&options=-ctimezone%3D"
+    with opened(url + "UTC") as store, opened(url + "Asia/Tokyo") as other:
+        grid = Grid.create(store)
+        with closing(store.watch(grid.ref, Scope())) as watch:
+            cursor = watch.cursor
+        grid.write("a", 0, 5)
+        with closing(other.watch(grid.ref, Scope(), cursor)) as watch:
+            batch = watch.read(PATIENCE)
+        assert (len(batch.states), batch.resync) == (1, False)
+
+
 def test_a_transaction_that_commits_late_is_not_missed(
     postgres_server: PostgresServer, postgres_store: PostgresStore
 ) -> None:

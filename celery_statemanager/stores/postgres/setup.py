@@ -24,7 +24,8 @@ _EXISTS = "SELECT true FROM pg_tables WHERE schemaname = coalesce(%s, current_sc
 _TABLES = "SELECT to_regclass(%s)::oid::bigint"
 _IDENTITY = """
 SELECT hashtextextended(
-  (SELECT system_identifier FROM pg_control_system()) || ' ' || %s || ' ' || pg_postmaster_start_time() || ' ' ||
+  (SELECT system_identifier FROM pg_control_system()) || ' ' || %s || ' ' ||
+  extract(epoch FROM pg_postmaster_start_time()) || ' ' ||
   CASE WHEN pg_is_in_recovery()
   THEN (SELECT timeline_id FROM pg_control_checkpoint())::text ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
   0) & 2147483647
