@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -115,6 +116,18 @@ def test_a_subscriber_receives_changes_after_its_session_was_ended(
         while (event := events.get(PATIENCE)) is not None and event.state.task_index != 1:
             pass
         assert event is not None
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_the_isolation_of_the_database_is_not_that_of_steps(postgres_server: PostgresServer, isolation: str) -> None:
+    database = isolation.replace(" ", "_")
+    postgres_server.execute(f"CREATE DATABASE {database}")
+    postgres_server.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{isolation}'")
+    with opened(postgres_server.url_of(database)) as store:
+        grid = Grid.create(store, 64, ("a",))
+        with ThreadPoolExecutor(16) as writers:
+            list(writers.map(lambda row: grid.write("a", row, FINISHED), range(64)))
+        assert grid.decided == {"success", "settled"}
 
 
 def test_a_cursor_continues_in_a_process_with_another_time_zone(postgres_server: PostgresServer, prefix: str) -> None:

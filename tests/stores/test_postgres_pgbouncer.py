@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from postgres_kit import PostgresServer, running_pgbouncer
 
-from celery_statemanager import Subscription, open_store
+from celery_statemanager import StoreError, Subscription, open_store
 from celery_statemanager.models import Scope
 from celery_statemanager.stores.postgres import PostgresStore
 from celery_statemanager.testing.kit import PATIENCE, Grid, read_until
@@ -69,3 +69,11 @@ def test_a_pooler_in_session_mode_works_too(postgres_server: PostgresServer, pre
         with closing(store.watch(grid.ref, Scope())) as watch:
             grid.write("a", 0, 5)
             assert read_until(watch, lambda batch: bool(batch.states)).states
+
+
+def test_an_isolation_that_cannot_be_changed_is_refused(postgres_server: PostgresServer, pooled_url: str) -> None:
+    postgres_server.execute("CREATE DATABASE strict")
+    postgres_server.execute("ALTER DATABASE strict SET default_transaction_isolation = 'serializable'")
+    url = pooled_url.replace("/postgres?", "/strict?")
+    with open_store(url) as store, pytest.raises(StoreError, match="has the isolation serializable"):
+        store.now()

@@ -16,7 +16,7 @@ OLDEST = 130_000
 
 _SERVER = """
 SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_backend_pid(),
-  pg_is_in_recovery(), to_regclass(%s)::oid::bigint
+  pg_is_in_recovery(), current_setting('default_transaction_isolation'), to_regclass(%s)::oid::bigint
 """
 _EXISTS = "SELECT true FROM pg_tables WHERE schemaname = coalesce(%s, current_schema()) AND tablename = %s"
 """Unlike ``to_regclass``, sees what another process has committed since the transaction began."""
@@ -30,7 +30,13 @@ SELECT hashtextextended(
   THEN (SELECT timeline_id FROM pg_control_checkpoint())::text ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
   0) & 2147483647
 """
-_FOR_PLANS = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off"
+_ISOLATION = "read committed"
+"""A step that has waited for a lock must see what the previous holder has committed."""
+
+_SESSION = (
+    "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; "
+    f"SET default_transaction_isolation = '{_ISOLATION}'"
+)
 """Makes plans use the indexes and their order, because a plan for a small table is also used after it has grown."""
 
 
@@ -103,10 +109,19 @@ def _prepare(connection: Connection, address: PostgresAddress, names: Names) -> 
     job = names.fill("{job}")
     row = connection.execute(_SERVER, (job,)).fetchone()
     assert row is not None
-    version, encoding, process, connection.is_standby, tables = row
+    version, encoding, process, connection.is_standby, isolation, tables = row
     created = False
     _check_server(address, version, encoding)
     connection.is_session = process == connection.info.backend_pid
+    if connection.is_session:
+        connection.run_script((_SESSION, ()))
+    elif isolation == _ISOLATION:
+        connection.prepare_threshold = None
+    else:
+        raise StoreError(
+            f"{address.shown} is behind a pooler and has the isolation {isolation}: set default_transaction_isolation "
+            f"of the user to '{_ISOLATION}'"
+        )
     if tables is None:
         if connection.is_standby:
             raise StoreError(f"{address.shown} is a standby without the tables: create them on the primary")
@@ -114,10 +129,6 @@ def _prepare(connection: Connection, address: PostgresAddress, names: Names) -> 
         tables = _first(connection, _TABLES, job)
     connection.tables = tables
     connection.server = _first(connection, _IDENTITY, str(tables))
-    if connection.is_session:
-        connection.run_script((_FOR_PLANS, ()))
-    else:
-        connection.prepare_threshold = None
     return created
 
 
