@@ -130,6 +130,17 @@ def test_the_isolation_of_the_database_is_not_that_of_steps(postgres_server: Pos
         assert grid.decided == {"success", "settled"}
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_the_encoding_of_the_environment_is_not_used(
+    postgres_server: PostgresServer, prefix: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", encoding)
+    with opened(f"{postgres_server.url}?schema={prefix.replace('-', '_')}") as store:
+        grid = Grid.create(store)
+        grid.write("☃", 0, 5, message="☃")
+        assert grid.cell("☃", 0).message == "☃"
+
+
 def test_a_cursor_continues_in_a_process_with_another_time_zone(postgres_server: PostgresServer, prefix: str) -> None:
     url = f"{postgres_server.url}?schema={prefix.replace('-', '_')}&options=-ctimezone%3D"
     with opened(url + "UTC") as store, opened(url + "Asia/Tokyo") as other:

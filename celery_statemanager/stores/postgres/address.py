@@ -50,7 +50,7 @@ class PostgresAddress:
             "connect_timeout": max(1, math.ceil(self.timeout)),
             "fallback_application_name": "celery-statemanager",
         }
-        return make_conninfo("", **{**defaults, **self.parameters})
+        return make_conninfo("", **{**defaults, **self.parameters, "client_encoding": "UTF8"})
 
 
 def parse(url: str, timeout: float, options: dict[str, Any]) -> PostgresAddress:
