@@ -68,6 +68,12 @@ def test_an_unknown_user_and_an_unknown_database(strict: PostgresServer) -> None
     assert "has no database of this name" in str(failing(strict.url_of("missing")))
 
 
+def test_a_parameter_that_the_client_refuses(strict: PostgresServer) -> None:
+    error = failing(f"{strict.url}?connect_timeout=soon")
+    assert "'soon'" in str(error)
+    assert not isinstance(error, StoreUnavailable)
+
+
 def test_a_server_that_requires_encryption_and_one_that_has_none(strict: PostgresServer) -> None:
     for url in (strict.url_of(user="needs_ssl"), f"{strict.url}?sslmode=require"):
         error = failing(url)

@@ -82,7 +82,8 @@ def translate(error: psycopg.Error, shown: str, timeout: float) -> StoreError:
     text = " ".join(str(error).split())
     if isinstance(error, (CallTimeout, psycopg.errors.ConnectionTimeout)):
         return StoreUnavailable(f"{shown} did not answer within {timeout:g} s: check the server and the network")
-    code = error.sqlstate or ""
+    is_network = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    code = error.sqlstate or ("" if is_network else "client")
     for rule in _RULES:
         if re.search(rule.pattern, f"{code} {text}"):
             return rule.raised(f"{shown} {rule.hint.format(timeout=timeout)} ({text})")
