@@ -118,6 +118,18 @@ def test_a_subscriber_receives_changes_after_its_session_was_ended(
         assert event is not None
 
 
+@pytest.mark.parametrize("event_id", ["", "\0x", 14 * "\0", 15 * "\0", 16 * "\0", 15 * "x", 32 * "a", 32 * "A"])
+def test_a_cell_with_any_event_id_can_be_changed(
+    postgres_server: PostgresServer, postgres_store: PostgresStore, prefix: str, event_id: str
+) -> None:
+    grid = Grid.create(postgres_store)
+    grid.write("a", 0, 5, event_id=event_id)
+    with opened(f"{postgres_server.url}?schema={prefix.replace('-', '_')}") as other:
+        found = Grid(other, grid.ref)
+        assert found.cell("a", 0).event_id == event_id
+        assert found.write("a", 0, 6).cell.version == 2
+
+
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 def test_the_isolation_of_the_database_is_not_that_of_steps(postgres_server: PostgresServer, isolation: str) -> None:
     database = isolation.replace(" ", "_")

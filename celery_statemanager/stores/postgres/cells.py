@@ -158,7 +158,7 @@ _PACKED = 16
 def packed(event_id: str) -> bytes:
     """Encode an event id; the ids that this library creates, 32 lower-case hex digits, become 16 bytes.
 
-    Others become their UTF-8 after a byte 0, padded by another one if they would have 16 bytes.
+    Others become their UTF-8 after a byte 0. If they would have 16 bytes, they are between a byte 1 and a byte 0.
     """
     if len(event_id) == 2 * _PACKED:
         try:
@@ -167,13 +167,15 @@ def packed(event_id: str) -> bytes:
             found = b""
         if found.hex() == event_id:
             return found
-    encoded = b"\0" + event_id.encode()
-    return encoded if len(encoded) != _PACKED else b"\0" + encoded
+    encoded = event_id.encode()
+    return b"\0" + encoded if len(encoded) != _PACKED - 1 else b"\1" + encoded + b"\0"
 
 
 def event_of(data: bytes) -> str:
     """Decode an event id that ``packed`` encoded."""
-    return data.hex() if len(data) == _PACKED else data.lstrip(b"\0").decode()
+    if len(data) == _PACKED:
+        return data.hex()
+    return data[1:].decode() if data[0] == 0 else data[1:-1].decode()
 
 
 _ESCAPE = "\x01"
