@@ -19,10 +19,7 @@ NODES = st.recursive(
 )
 
 
-EMPTY_CHAIN = {
-    ("FAILURE", "IndexError('list index out of range')"),
-    ("FAILURE", "AttributeError(\"'NoneType' object has no attribute 'parent'\")"),
-}
+EMPTY_CHAIN = ("IndexError('list index out of range')", "AttributeError(\"'NoneType' object has no attribute 'parent'")
 """How Celery fails a plain task that replaces itself by some canvases with empty chains. A tracked task may end well."""
 
 
@@ -113,6 +110,7 @@ def test_a_replacement_ends_as_that_of_a_plain_task(app, tasks, pytestconfig):
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+    @example(("chain", [("leaf", 0), ("chain", [])]))
     @example(("piped", [("generated", [("group", [("leaf", 0), ("leaf", 1)])]), ("group", [("leaf", 0)])]))
     @given(NODES)
     def play(node):
@@ -121,7 +119,7 @@ def test_a_replacement_ends_as_that_of_a_plain_task(app, tasks, pytestconfig):
         except Exception:  # noqa: BLE001 - not a canvas, whoever runs it
             return
         plain = outcome(tasks["plain"], node)
-        if plain in EMPTY_CHAIN:
+        if plain[0] == "FAILURE" and plain[1].startswith(EMPTY_CHAIN):
             return
         tracked = outcome(tasks["tracked"], node)
         # The replacement's tasks are marked before it is sent, which reads generators. Celery 5.7 orders the results of
