@@ -15,8 +15,9 @@ from typing import Any
 from celery_statemanager import aggregate, open_store
 from celery_statemanager.records import JobKey, JobRef, Tally, Write, new_event_id
 from celery_statemanager.stores import steps
+from celery_statemanager.stores.kinds import COUNTED
 from celery_statemanager.stores.sqlite import SQLiteStore
-from celery_statemanager.stores.sqlite.cells import COLUMNS, COUNTED, cell_of
+from celery_statemanager.stores.sqlite.cells import COLUMNS, cell_of
 from celery_statemanager.stores.sqlite.transaction import SQLiteTransaction
 from celery_statemanager.testing.kit import PATIENCE, Grid
 from celery_statemanager.transitions import tally_of

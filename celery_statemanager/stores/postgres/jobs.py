@@ -15,7 +15,7 @@ from celery_statemanager.codec import control_from_json, control_to_json, plan_f
 from celery_statemanager.errors import JobExists, JobNotFound
 from celery_statemanager.plan import Plan
 from celery_statemanager.records import JobKey, JobRecord, JobRef, Listed, Page
-from celery_statemanager.stores.postgres.cells import Kind
+from celery_statemanager.stores.kinds import Kind
 from celery_statemanager.stores.postgres.connection import Connection
 from celery_statemanager.stores.postgres.names import Names
 from celery_statemanager.stores.postgres.put import CLOCK

@@ -8,7 +8,8 @@ all values that are derived from it. A call is a whole transaction, so a write t
 
 from __future__ import annotations
 
-from celery_statemanager.stores.postgres.cells import COLUMNS, NUMBERS, TALLY, TEXTS, Kind
+from celery_statemanager.stores.kinds import Kind
+from celery_statemanager.stores.postgres.cells import COLUMNS, NUMBERS, TALLY, TEXTS
 from celery_statemanager.stores.postgres.names import SHARDS
 
 CHANGED, DECIDES, FEW_LEFT = -1, -2, -3

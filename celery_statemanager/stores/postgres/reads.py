@@ -12,8 +12,9 @@ from celery_statemanager.errors import JobNotFound
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, Scope, State
 from celery_statemanager.records import Cell, Column, JobRecord, JobRef, Tally
+from celery_statemanager.stores.kinds import Kind, column_kind, kind_of
 from celery_statemanager.stores.postgres import jobs
-from celery_statemanager.stores.postgres.cells import COLUMNS, SELECTED, TALLY, Kind, cell_of, column_kind, kind_of
+from celery_statemanager.stores.postgres.cells import COLUMNS, SELECTED, TALLY, cell_of
 from celery_statemanager.stores.postgres.connection import Connection
 from celery_statemanager.stores.postgres.jobs import CachedJob, JobCache
 from celery_statemanager.stores.postgres.names import SHARDS, Names

@@ -40,7 +40,7 @@ CREATE INDEX [job_due] ON {{job}} (id) WHERE due;
 CREATE INDEX [job_touched] ON {{job}} (touched, id);
 CREATE INDEX [job_tombstoned] ON {{job}} (id) WHERE tombstoned;
 
--- One row for each tag and kind of cell (see cells.Kind).
+-- One row for each tag and kind of cell (see stores.kinds).
 CREATE TABLE {{tag}} (
   job bigint NOT NULL,
   id integer NOT NULL,

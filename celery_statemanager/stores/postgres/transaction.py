@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, OutboxState, Tally
-from celery_statemanager.stores.postgres.cells import COLUMNS, COUNTED, TALLY, Kind, kind_of, packed, row_of
+from celery_statemanager.stores.kinds import COUNTED, Kind, kind_of
+from celery_statemanager.stores.postgres.cells import COLUMNS, TALLY, packed, row_of
 from celery_statemanager.stores.postgres.jobs import CachedJob
 from celery_statemanager.stores.postgres.names import SHARDS
 from celery_statemanager.stores.postgres.put import DROP, KEEP, NOW, STORE

@@ -1,6 +1,6 @@
 """Steps of one job: computed from cached values and stored in one round trip, or run under the job's lock.
 
-A write of a cell that this process wrote last, or that nobody has written, needs one call of the server's function.
+A write takes one call of the server's function if this process wrote the cell last, or if the cell was never written.
 Any other step, and a write whose cached values are out of date, locks the job and reads it.
 """
 
@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from celery_statemanager.aggregate import expected_rows
 from celery_statemanager.errors import JobNotFound, StateManagerError
 from celery_statemanager.records import Cell, JobRecord, JobRef, OutboxState, Tally
+from celery_statemanager.stores.kinds import COUNTED, Kind, kind_of
 from celery_statemanager.stores.postgres import jobs, outbox
-from celery_statemanager.stores.postgres.cells import COUNTED, SELECTED, TALLY, Kind, cell_of, kind_of
+from celery_statemanager.stores.postgres.cells import SELECTED, TALLY, cell_of
 from celery_statemanager.stores.postgres.connection import Connection
 from celery_statemanager.stores.postgres.jobs import CachedJob, JobCache
 from celery_statemanager.stores.postgres.names import SHARDS

@@ -1,12 +1,11 @@
-"""The encoding of cells as rows, and what each cell counts for."""
+"""The encoding of cells as rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import Any
 
-from celery_statemanager.records import Cell, Delivery, JobRecord, Stall
+from celery_statemanager.records import Cell, Delivery, Stall
 from celery_statemanager.stores.fields import check_cells, check_tally
 
 COLUMNS = (
@@ -52,22 +51,6 @@ TALLY = (
 SELECTED = ", ".join(f"c.{name}" for name in COLUMNS)
 """The columns of a cell in a SELECT that names the table ``c``."""
 
-
-class Kind(IntEnum):
-    """What a cell counts for. It follows from the job's plan and never changes."""
-
-    CALLBACK = 0
-    """A run of a callback: no reader of the grid sees it."""
-    EXPECTED = 1
-    """Counts in its column, row and grid: planned or, without a plan, any cell."""
-    EXTRA = 2
-    """Counts in its column only: the job's plan does not contain the tag."""
-    STRAY = 3
-    """Counts nowhere: the plan contains the tag, but not for this row."""
-
-
-COUNTED = (Kind.EXPECTED, Kind.EXTRA)
-"""The kinds whose cells make up a column."""
 
 _NO_STALL = Stall()
 
@@ -162,23 +145,6 @@ def event_of(cell: Cell) -> str | bytes:
 def unpacked(event_id: str | bytes) -> str:
     """Decode an event id that ``event_of`` encoded."""
     return event_id.hex() if isinstance(event_id, bytes) else event_id
-
-
-def kind_of(job: JobRecord, tag: str, task_index: int) -> Kind:
-    """Return the kind of a cell."""
-    if task_index < 0:
-        return Kind.CALLBACK
-    if job.plan is None:
-        return Kind.EXPECTED
-    rows = job.plan.columns.get(tag)
-    if rows is None:
-        return Kind.EXTRA
-    return Kind.EXPECTED if task_index in rows else Kind.STRAY
-
-
-def column_kind(job: JobRecord, tag: str) -> Kind:
-    """Return the kind of the cells that make up a tag's column."""
-    return Kind.EXPECTED if job.plan is None or tag in job.plan.columns else Kind.EXTRA
 
 
 check_cells("SQLite", __name__, lambda cell: cell_of(row_of(cell)))

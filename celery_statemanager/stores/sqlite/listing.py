@@ -25,7 +25,8 @@ from celery_statemanager.records import (
     message_with_place,
     to_datetime,
 )
-from celery_statemanager.stores.sqlite.cells import SELECTED, Kind, cell_of, unpacked
+from celery_statemanager.stores.kinds import Kind
+from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of, unpacked
 from celery_statemanager.stores.sqlite.jobs import JobCache
 from celery_statemanager.stores.sqlite.pool import Pool
 from celery_statemanager.stores.steps import mark_of

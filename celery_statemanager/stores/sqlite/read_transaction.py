@@ -11,7 +11,8 @@ from celery_statemanager import aggregate
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.models import FINISHED, Scope, State
 from celery_statemanager.records import Cell, Column, Tally
-from celery_statemanager.stores.sqlite.cells import SELECTED, TALLY, Kind, cell_of, column_kind, kind_of
+from celery_statemanager.stores.kinds import Kind, column_kind, kind_of
+from celery_statemanager.stores.sqlite.cells import SELECTED, TALLY, cell_of
 from celery_statemanager.stores.sqlite.jobs import CachedJob
 
 _TAG = f"SELECT id, {', '.join(TALLY)} FROM tag WHERE job = ? AND kind = ? AND name = ?"

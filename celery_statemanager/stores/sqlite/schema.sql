@@ -19,7 +19,7 @@ CREATE INDEX job_due ON job (due) WHERE due = 1;
 CREATE INDEX job_touched ON job (touched);
 CREATE INDEX job_tombstoned ON job (tombstoned) WHERE tombstoned = 1;
 
--- One row per tag and kind of cell (see cells.Kind), with the tally of the column's written cells.
+-- One row per tag and kind of cell (see stores.kinds), with the tally of the column's written cells.
 CREATE TABLE tag (
   job INTEGER NOT NULL,
   id INTEGER NOT NULL,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from celery_statemanager import aggregate
 from celery_statemanager.records import Cell, JobRecord, JobRef, OutboxState, Tally
+from celery_statemanager.stores.kinds import COUNTED, Kind, kind_of
 from celery_statemanager.stores.sqlite import outbox
 from celery_statemanager.stores.sqlite.cell_statements import (
     INSERT_CELL,
@@ -20,17 +21,7 @@ from celery_statemanager.stores.sqlite.cell_statements import (
     REWRITTEN,
     UPDATE_CELL,
 )
-from celery_statemanager.stores.sqlite.cells import (
-    COLUMNS,
-    COUNTED,
-    SELECTED,
-    TALLY,
-    Kind,
-    cell_of,
-    event_of,
-    kind_of,
-    row_of,
-)
+from celery_statemanager.stores.sqlite.cells import COLUMNS, SELECTED, TALLY, cell_of, event_of, row_of
 from celery_statemanager.stores.sqlite.jobs import CachedJob, JobCache, update
 from celery_statemanager.stores.transactional import CellKey
 from celery_statemanager.transitions import tally_of

@@ -9,8 +9,8 @@ import pytest
 from sqlite_kit import raw, recount
 
 from celery_statemanager.records import CALLBACK_ROW
+from celery_statemanager.stores.kinds import Kind
 from celery_statemanager.stores.sqlite import SQLiteStore, cell_statements
-from celery_statemanager.stores.sqlite.cells import Kind
 from celery_statemanager.stores.sqlite.jobs import MAX_CACHED_JOBS
 from celery_statemanager.testing.kit import Grid
 
