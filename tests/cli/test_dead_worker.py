@@ -2,14 +2,10 @@
 
 import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 import time
-from pathlib import Path
 
 import pytest
+from killable import kill, start_worker
 
 from celery_statemanager import StateManager, Status, leases
 from celery_statemanager.integration.worker.sweeping import sweep
@@ -73,39 +69,12 @@ def worker(home):
     started = []
 
     def worker():
-        command = [sys.executable, "-m", "celery", "-A", "proj", "worker", "-c", "1", "-l", "INFO", "-n", "w@test"]
-        process = subprocess.Popen(
-            [*command, "--without-gossip", "--without-mingle", "--without-heartbeat"],
-            cwd=home,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        ready = threading.Event()
-        threading.Thread(target=read, args=(process, ready), daemon=True).start()
-        assert ready.wait(PATIENCE)
-        return process
+        started.append(start_worker(home, "proj", "-c", "1", "-n", "w@test"))
+        return started[-1]
 
     yield worker
     for process in started:
         kill(process)
-
-
-def read(process, ready):
-    with process.stdout:
-        for line in process.stdout:
-            if " ready." in line:
-                ready.set()
-
-
-def kill(process):
-    """Kill a worker and its children with SIGKILL."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE)
 
 
 def test_the_display_reports_the_death_of_the_last_worker_within_one_lease(states, worker, terminal):

@@ -5,14 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import pytest
+from killable import kill, start_worker
 from playwright.sync_api import expect
 from servers import wait_for
 from web_kit import Server, everyone
@@ -22,7 +18,6 @@ from celery_statemanager import leases
 pytestmark = pytest.mark.xdist_group("browser")
 pytest.importorskip("examples.broker", reason="the broker of the examples is not part of the wheel")
 
-READY = 60.0
 LEASE = 10.0
 SLACK = 5.0
 """Seconds that a busy machine may take in addition."""
@@ -73,40 +68,12 @@ def worker(project):
     started = []
 
     def worker(name):
-        command = [sys.executable, "-m", "celery", "-A", project.__name__, "worker", "-c", "2", "-l", "INFO"]
-        command += ["-n", f"{name}@test", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-        process = subprocess.Popen(
-            command,
-            cwd=project.HOME,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        ready = threading.Event()
-        threading.Thread(target=read, args=(process, ready), daemon=True).start()
-        assert ready.wait(READY)
-        return process
+        started.append(start_worker(project.HOME, project.__name__, "-c", "2", "-n", f"{name}@test"))
+        return started[-1]
 
     yield worker
     for process in started:
         kill(process)
-
-
-def read(process, ready):
-    with process.stdout:
-        for line in process.stdout:
-            if " ready." in line:
-                ready.set()
-
-
-def kill(process):
-    """Kill a worker and its children with SIGKILL."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(READY)
 
 
 @pytest.fixture
