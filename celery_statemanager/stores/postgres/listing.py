@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import partial
 from operator import itemgetter
@@ -28,6 +27,7 @@ from celery_statemanager.stores.postgres.cells import SELECTED, cell_of, event_o
 from celery_statemanager.stores.postgres.connection import Connection
 from celery_statemanager.stores.postgres.jobs import JobCache
 from celery_statemanager.stores.postgres.pool import Pool
+from celery_statemanager.stores.sql_paging import Row, in_order, rows_by_pages, without_repeats
 from celery_statemanager.stores.steps import mark_of
 
 PAGE = 2_000
@@ -37,7 +37,7 @@ WORKERS_PAGE = 50
 
 _TIMESTAMP = itemgetter(0)
 
-StateRow = tuple[Any, ...]
+StateRow = Row
 """The columns ``STATE``."""
 
 STATE = (
@@ -94,8 +94,9 @@ def list_states(pool: Pool, jobs: JobCache, ref: JobRef, scope: Scope) -> Iterat
         return cached.job, rows
 
     job, rows = pool.call(partial(read, (0, 0, -1)))
-    pages = _without_repeats(_pages(pool, read, rows, scope), job.num_tasks)
-    return (state_of(job, tags[row[1]], row) for page in _in_order(pages, tags) for row in page)
+    pages = without_repeats(_pages(pool, read, rows, scope), job.num_tasks, tag=1, task_index=2)
+    ordered = in_order(pages, lambda row: (row[0], tags[row[1]], row[2]), _TIMESTAMP)
+    return (state_of(job, tags[row[1]], row) for page in ordered for row in page)
 
 
 def _pages(
@@ -109,34 +110,6 @@ def _pages(
     while len(rows) == PAGE and scope.task_index is None:
         _, rows = pool.call(partial(read, rows[-1][:3]))
         yield rows
-
-
-def _in_order(pages: Iterator[list[StateRow]], tags: dict[int, str]) -> Iterator[list[StateRow]]:
-    """Sort the rows of equal timestamps by their tags, across pages; pages are in the order of timestamps."""
-    pending: list[StateRow] = []
-    for page in pages:
-        rows = pending + page
-        rows.sort(key=lambda row: (row[0], tags[row[1]], row[2]))
-        cut = bisect_left(rows, rows[-1][0], key=_TIMESTAMP) if rows else 0
-        yield rows[:cut]
-        pending = rows[cut:]
-    yield pending
-
-
-def _without_repeats(pages: Iterator[list[StateRow]], num_tasks: int) -> Iterator[list[StateRow]]:
-    """Remove cells that a page contains again because they were written meanwhile. Needs one bit of memory a cell."""
-    passed: dict[int, bytearray] = {}
-    for page in pages:
-        fresh = []
-        for row in page:
-            bits = passed.get(row[1])
-            if bits is None:
-                bits = passed[row[1]] = bytearray(num_tasks // 8 + 1)
-            at, bit = row[2] >> 3, 1 << (row[2] & 7)
-            if not bits[at] & bit:
-                bits[at] |= bit
-                fresh.append(row)
-        yield fresh
 
 
 def state_of(job: JobRecord, tag: str, row: StateRow) -> State:
@@ -163,46 +136,28 @@ def state_of(job: JobRecord, tag: str, row: StateRow) -> State:
 def list_outdated(pool: Pool, jobs: JobCache, ref: JobRef, below: int) -> Iterator[StoredCell]:
     """Yield the cells of a job with an earlier schema than ``below``. Raises: JobNotFound."""
 
-    def read(after: tuple[Any, ...], db: Connection) -> list[tuple[Any, ...]]:
+    def read(after: Row, db: Connection) -> list[Row]:
         return db.execute(pool.names.fill(_OUTDATED), (jobs.read(db, ref).id, below, *after)).fetchall()
 
-    for row in _rows_by_pages(pool, read, (0, -(2**31)), PAGE):
+    for row in rows_by_pages(lambda after: pool.call(partial(read, after)), (0, -(2**31)), PAGE):
         cell = cell_of(row[3:])
         yield StoredCell(row[2], row[1], cell, mark_of(cell))
 
 
 def list_open_attempts(pool: Pool) -> Iterator[OpenAttempt]:
     """Yield every attempt that has an owner."""
-
-    def read(after: tuple[Any, ...], db: Connection) -> list[tuple[Any, ...]]:
-        return db.execute(pool.names.fill(_OWNED), after).fetchall()
-
-    for row in _rows_by_pages(pool, read, (0, 0, 0), ATTEMPTS_PAGE):
+    for row in _rows_by_pages(pool, _OWNED, (0, 0, 0), ATTEMPTS_PAGE):
         ref = JobRef(JobKey(row[3], row[4] or None), row[5])
         yield OpenAttempt(ref, row[6], row[2], cell_of(row[7:]))
 
 
 def list_workers(pool: Pool) -> Iterator[WorkerRecord]:
     """Yield all worker records."""
-
-    def read(after: tuple[Any, ...], db: Connection) -> list[tuple[Any, ...]]:
-        return db.execute(pool.names.fill(_WORKERS), after).fetchall()
-
-    for row in _rows_by_pages(pool, read, ("",), WORKERS_PAGE):
+    for row in _rows_by_pages(pool, _WORKERS, ("",), WORKERS_PAGE):
         yield WorkerRecord(*row)
 
 
-def _rows_by_pages(
-    pool: Pool,
-    read: Callable[[tuple[Any, ...], Connection], list[tuple[Any, ...]]],
-    after: tuple[Any, ...],
-    size: int,
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a query whose first columns are its order; each page continues after the last row."""
-    width = len(after)
-    while True:
-        rows = pool.call(partial(read, after))
-        yield from rows
-        if len(rows) < size:
-            return
-        after = rows[-1][:width]
+def _rows_by_pages(pool: Pool, text: str, after: Row, size: int) -> Iterator[Row]:
+    """Yield the rows of a query whose only values are those of its order."""
+    filled = pool.names.fill(text)
+    return rows_by_pages(lambda after: pool.call(lambda db: db.execute(filled, after).fetchall()), after, size)

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from operator import itemgetter
-from typing import Any
 
 from celery_statemanager import aggregate
 from celery_statemanager.models import Scope, State, state_from_fields
@@ -26,6 +24,7 @@ from celery_statemanager.records import (
     to_datetime,
 )
 from celery_statemanager.stores.kinds import Kind
+from celery_statemanager.stores.sql_paging import Row, in_order, rows_by_pages, without_repeats
 from celery_statemanager.stores.sqlite.cells import SELECTED, cell_of, unpacked
 from celery_statemanager.stores.sqlite.jobs import JobCache
 from celery_statemanager.stores.sqlite.pool import Pool
@@ -36,7 +35,7 @@ ATTEMPTS_PAGE = 200
 WORKERS_PAGE = 50
 """Rows read at once; a worker's record may have 800 KiB."""
 
-StateRow = tuple[Any, ...]
+StateRow = Row
 """The columns ``_STATE``."""
 
 _STATE = (
@@ -113,8 +112,8 @@ def list_states(pool: Pool, jobs: JobCache, ref: JobRef, scope: Scope) -> Iterat
     job, rows = pool.read(read)
     if scope.task_index is not None:
         return (state_of(job, row) for row in sorted(rows, key=_ORDER))
-    pages = _without_repeats(job.num_tasks, _pages_of_changes(pool, jobs, ref, scope, rows))
-    return (state_of(job, row) for rows in _in_order(pages) for row in rows)
+    pages = without_repeats(_pages_of_changes(pool, jobs, ref, scope, rows), job.num_tasks, tag=2, task_index=3)
+    return (state_of(job, row) for page in in_order(pages, _ORDER, _TIMESTAMP) for row in page)
 
 
 def state_of(job: JobRecord, row: StateRow) -> State:
@@ -141,49 +140,30 @@ def state_of(job: JobRecord, row: StateRow) -> State:
 def list_outdated(pool: Pool, jobs: JobCache, ref: JobRef, below: int) -> Iterator[StoredCell]:
     """Yield the cells of a job with an earlier schema than ``below``. Raises: JobNotFound."""
 
-    def read(after: tuple[Any, ...], db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    def read(after: Row, db: sqlite3.Connection) -> list[Row]:
         return db.execute(_OUTDATED, (jobs.current(db, ref).id, below, *after)).fetchall()
 
-    for row in _rows_by_pages(pool, read, (0, -2), PAGE):
+    for row in rows_by_pages(lambda after: pool.read(partial(read, after)), (0, -2), PAGE):
         cell = cell_of(row[3:])
         yield StoredCell(row[2], row[1], cell, mark_of(cell))
 
 
 def list_open_attempts(pool: Pool) -> Iterator[OpenAttempt]:
     """Yield every attempt that has an owner."""
-
-    def read(after: tuple[Any, ...], db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-        return db.execute(_OWNED, after).fetchall()
-
-    for row in _rows_by_pages(pool, read, (0, 0, 0), ATTEMPTS_PAGE):
+    for row in _rows_by_pages(pool, _OWNED, (0, 0, 0), ATTEMPTS_PAGE):
         ref = JobRef(JobKey(row[3], row[4] or None), row[5])
         yield OpenAttempt(ref, row[6], row[2], cell_of(row[7:]))
 
 
 def list_workers(pool: Pool) -> Iterator[WorkerRecord]:
     """Yield all worker records."""
-
-    def read(after: tuple[Any, ...], db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-        return db.execute(_WORKERS, after).fetchall()
-
-    for row in _rows_by_pages(pool, read, ("",), WORKERS_PAGE):
+    for row in _rows_by_pages(pool, _WORKERS, ("",), WORKERS_PAGE):
         yield WorkerRecord(*row)
 
 
-def _rows_by_pages(
-    pool: Pool,
-    read: Callable[[tuple[Any, ...], sqlite3.Connection], list[tuple[Any, ...]]],
-    after: tuple[Any, ...],
-    size: int,
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a query whose first columns are its order; each page continues after the last row."""
-    width = len(after)
-    while True:
-        rows = pool.read(partial(read, after))
-        yield from rows
-        if len(rows) < size:
-            return
-        after = rows[-1][:width]
+def _rows_by_pages(pool: Pool, text: str, after: Row, size: int) -> Iterator[Row]:
+    """Yield the rows of a query whose only values are those of its order."""
+    return rows_by_pages(lambda after: pool.read(lambda db: db.execute(text, after).fetchall()), after, size)
 
 
 def _pages_of_changes(
@@ -198,30 +178,3 @@ def _pages_of_changes(
     while len(rows) == PAGE:
         rows = pool.read(read)
         yield rows
-
-
-def _without_repeats(num_tasks: int, pages: Iterator[list[StateRow]]) -> Iterator[list[StateRow]]:
-    """Remove cells that a page contains again because they were written meanwhile. Needs one bit of memory a cell."""
-    passed: dict[str, bytearray] = {}
-    for page in pages:
-        fresh = []
-        for row in page:
-            bits = passed.get(row[2])
-            if bits is None:
-                bits = passed[row[2]] = bytearray(num_tasks // 8 + 1)
-            at, bit = row[3] >> 3, 1 << (row[3] & 7)
-            if not bits[at] & bit:
-                bits[at] |= bit
-                fresh.append(row)
-        yield fresh
-
-
-def _in_order(pages: Iterator[list[StateRow]]) -> Iterator[list[StateRow]]:
-    """Sort the rows of equal timestamps, across pages; the pages themselves are in the order of timestamps."""
-    pending: list[StateRow] = []
-    for page in pages:
-        rows = sorted(pending + page, key=_ORDER)
-        cut = bisect_left(rows, rows[-1][1], key=_TIMESTAMP) if rows else 0
-        yield rows[:cut]
-        pending = rows[cut:]
-    yield pending
