@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.responses import Response
 
 from celery_statemanager import aggregate
 from celery_statemanager.indexset import IndexSet
@@ -21,7 +22,7 @@ from celery_statemanager.records import Column, JobRecord
 from celery_statemanager.stores import Store
 from celery_statemanager.web.errors import bad_request
 from celery_statemanager.web.site import Site, number_in
-from celery_statemanager.web.wire import JSON, state_to_json
+from celery_statemanager.web.wire import JSON, encoded, state_to_json
 
 MOST_STATES = 500
 """Maximum number of states in a page. Each state costs one read of the store."""
@@ -71,17 +72,17 @@ async def list_states(site: Site, request: Request) -> JSON:
     return JSON({"states": [state_to_json(each) for each in states], "cursor": following and str(following)})
 
 
-async def show_grid(site: Site, request: Request) -> JSON:
-    """Return the class of each expected cell of a job, as runs of rows."""
+async def show_grid(site: Site, request: Request) -> Response:
+    """Return the class of each expected cell of a job, as runs of rows. Open pages ask for it at the same time."""
     job = await site.find(request)
     tag = _tag_in(request)
 
-    def grid() -> dict[str, Any]:
+    def grid() -> bytes:
         record, columns = _columns(site.store, job, tag)
         tags = {each.tag: {"rows": record.num_tasks, "runs": _runs(site.store, record, each)} for each in columns}
-        return {"generation": record.generation.number, "tags": tags}
+        return encoded({"generation": record.generation.number, "tags": tags})
 
-    return JSON(await run_in_threadpool(grid))
+    return Response(await site.grids.get((job._record.ref, tag), grid), media_type=JSON.media_type)
 
 
 def _tag_in(request: Request) -> str | None:

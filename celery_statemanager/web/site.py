@@ -16,18 +16,24 @@ from celery_statemanager.records import JobKey, job_key
 from celery_statemanager.retention import find_job
 from celery_statemanager.stores import FullStore
 from celery_statemanager.web.access import Access
+from celery_statemanager.web.coalescing import SharedReads
 from celery_statemanager.web.errors import WebError, bad_request
 from celery_statemanager.web.paths import name_of
 from celery_statemanager.web.sealing import Sealer
 
 
 class Site:
-    """The StateManager of an application, its access checks, and the sealer of the cursors of its lists."""
+    """The StateManager of an application, its access checks, and the sealer of the cursors of its lists.
+
+    Attributes:
+        grids: the reads of grids that requests share.
+    """
 
     def __init__(self, states: StateManager, access: Access, cursors: Sealer) -> None:
         self.states = states
         self.access = access
         self.cursors = cursors
+        self.grids = SharedReads()
 
     @property
     def store(self) -> FullStore:
