@@ -29,6 +29,14 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: "integration" not in item.nodeid)
 
 
+def pytest_collection_finish(session):
+    """Fail if pytest-xdist ignores the groups: each process would start all servers and workers."""
+    for item in session.items if session.config.getoption("loadgroup", default=False) else ():
+        mark = item.get_closest_marker("xdist_group")
+        if mark is not None and not item.nodeid.endswith(f"@{mark.args[0]}"):
+            raise pytest.UsageError("pytest-xdist does not group tests with this pytest: pip install 'pytest<9.2'")
+
+
 def _is_requested(item, option):
     """Return whether a test runs: on the Firestore emulator, and on the file of Django, only smoke tests usually do."""
     if option("--full"):
