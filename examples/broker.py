@@ -18,9 +18,20 @@ from typing import Any
 from kombu.transport import filesystem
 from kombu.utils.json import dumps, loads
 
+CLOCK_STEP = 50_000_000
+"""Nanoseconds. Changes of a folder that are closer together may give it the same time."""
+
 
 class Channel(filesystem.Channel):
-    """A channel that puts and gets messages by ``rename`` and changes its table of queues under a lock."""
+    """A channel that puts and gets messages by ``rename`` and changes its table of queues under a lock.
+
+    An idle consumer reads the time of the folder. It lists the folder only after a change.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._empty: dict[str, int] = {}
+        """The time of the folder at which a queue had no message."""
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:
         folder = Path(self.data_folder_out)
@@ -30,7 +41,10 @@ class Channel(filesystem.Channel):
         draft.rename(folder / name)
 
     def _get(self, queue: str) -> Any:
-        folder = Path(self.data_folder_in)
+        folder, now = Path(self.data_folder_in), time.time_ns()
+        changed = folder.stat().st_mtime_ns
+        if self._empty.get(queue) == changed:
+            raise Empty
         for name in sorted(each.name for each in folder.iterdir()):
             if name.partition(".")[2] == f"{queue}.msg":
                 taken = folder / f".taken-{name}"
@@ -41,6 +55,8 @@ class Channel(filesystem.Channel):
                 payload = loads(taken.read_text(encoding="utf-8"))
                 taken.unlink()
                 return payload
+        if now - changed > CLOCK_STEP:
+            self._empty[queue] = changed
         raise Empty
 
     def get_table(self, exchange: str) -> Any:
