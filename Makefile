@@ -19,6 +19,7 @@
 # make bench                     measure the cost of tracking and of its alternatives; writes benchmarks/RESULTS.md
 # make bench-quick               run the same measurements at a small scale, within two minutes
 # make chaos [ROUNDS= SEED=]     kill workers and cut connections at random, and check the guarantees after each round
+# make soak [HOURS=]             run mixed jobs for hours, kill a worker every minute, and check that nothing grows
 # make firestore-init            enable the Firestore API and create the database: PROJECT_ID= REGION=
 # make firestore-indexes         create the indexes of firestore.indexes.json: PROJECT_ID=
 # make firestore-emulator        run the Firestore emulator on HOST_PORT= (default: localhost:8787)
@@ -35,7 +36,9 @@ INPUT  ?=
 SHARDS ?= 16
 ROUNDS ?= 10
 SEED   ?= 1
-CHAOS_PLACES ?= folders-sqlite redis-redis rabbitmq-redis redis-firestore
+CHAOS_PLACES ?= folders-sqlite redis-redis rabbitmq-redis redis-postgres redis-cluster redis-firestore
+SOAK_PLACES ?= redis-redis redis-postgres
+HOURS  ?= 2
 ARGS   ?=
 CELERY ?= 5.6.2
 FIRESTORE_TESTS ?= tests/stores tests/integration tests/web
@@ -53,7 +56,7 @@ xdist  := pytest -n auto --dist loadgroup
 pytest := $(bin)/python -m $(xdist)
 
 .PHONY: demo demo-kill test test-full test-core test-celery test-lowest test-wheel test-firestore coverage check format docs api site site-serve picture \
-  screenshots bench bench-quick chaos clean help \
+  screenshots bench bench-quick chaos soak clean help \
   firestore-init firestore-indexes firestore-emulator gc migrate
 
 help:
@@ -139,6 +142,10 @@ test-wheel: $(VENV)/.test
 chaos: $(VENV)/.test
 	@bad=0; for place in $(CHAOS_PLACES); do \
 	  PYTHONPATH=tests:. $(bin)/python -m chaos --place $$place --rounds $(ROUNDS) --seed $(SEED) || bad=1; done; exit $$bad
+
+soak: $(VENV)/.test
+	@bad=0; for place in $(SOAK_PLACES); do \
+	  PYTHONPATH=tests:. $(bin)/python -m chaos.soak --place $$place --hours $(HOURS) --seed $(SEED) || bad=1; done; exit $$bad
 
 check: $(VENV)/.test
 	$(bin)/ruff check

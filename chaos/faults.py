@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 from celery_statemanager.integration.submission.job import Job
 from chaos.places import Place
@@ -20,7 +21,9 @@ Fault = tuple[float, str, Callable[[Job], object]]
 
 def draw(rng: random.Random, place: Place, workers: Workers) -> list[Fault]:
     """Return the faults of a round."""
-    kinds = ["kill", "kill", "pause", "outage", "flush", "hold", *place.proxies]
+    kinds = ["kill", "kill", "pause", "flush", "hold", *place.proxies, *place.own_faults]
+    if place.make_unavailable is not None:
+        kinds.append("outage")
     return [
         (rng.uniform(0.2, 1.2), *_fault(rng, rng.choice(kinds), place, workers))
         for _ in range(rng.randint(MIN_FAULTS, MAX_FAULTS))
@@ -34,12 +37,15 @@ def _fault(rng: random.Random, kind: str, place: Place, workers: Workers) -> tup
     if kind == "pause":
         pause = seconds * LONGEST_PAUSE
         return f"pause {pause:.1f} s", lambda _: workers.pause(number, pause)
-    if kind == "outage":
-        return f"store unavailable {2 * seconds:.1f} s", lambda _: place.make_unavailable(2 * seconds)
+    if kind == "outage" and place.make_unavailable is not None:
+        outage = partial(place.make_unavailable, 2 * seconds)
+        return f"store unavailable {2 * seconds:.1f} s", lambda _: outage()
     if kind == "flush":
         return "flush the broker", lambda _: place.flush()
     if kind == "hold":
         return f"job paused {seconds:.1f} s", lambda job: _hold(job, seconds)
+    if kind in place.own_faults:
+        return kind, lambda _: place.own_faults[kind](number)
     return f"cut {kind}", lambda _: place.proxies[kind].cut()
 
 

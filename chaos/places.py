@@ -14,13 +14,15 @@ from pathlib import Path
 from amqp.exceptions import NotFound
 from emulator import running as running_emulator
 from kombu import Connection
+from postgres_kit import running_postgres
 from rabbitmq import running_rabbitmq
 from redis import Redis
-from servers import running_redis
+from servers import RedisServer, running_redis
 
 from celery_statemanager.testing import Proxy
+from chaos import cluster
 
-NAMES = ("folders-sqlite", "redis-redis", "rabbitmq-redis", "redis-firestore")
+NAMES = ("folders-sqlite", "redis-redis", "rabbitmq-redis", "redis-postgres", "redis-cluster", "redis-firestore")
 
 
 @dataclass
@@ -32,16 +34,22 @@ class Place:
         own_environment: environment variables of this process, which connects directly.
         worker_environment: environment variables of the workers, whose connections pass through the proxies.
         proxies: the proxies of ``broker`` and ``store``, if any.
-        make_unavailable: makes the store unavailable for a number of seconds.
+        make_unavailable: makes the store unavailable for a number of seconds; None for a cluster.
         flush: deletes all messages of the broker.
+        own_faults: faults that only this place has; each takes a random number.
+        servers: process ids of the servers, by name.
+        gauges: each returns sizes that must not grow while jobs come and go, by name.
     """
 
     home: Path
     own_environment: dict[str, str]
     worker_environment: dict[str, str]
     proxies: dict[str, Proxy] = field(default_factory=dict)
-    make_unavailable: Callable[[float], None] = lambda seconds: None
+    make_unavailable: Callable[[float], None] | None = None
     flush: Callable[[], object] = lambda: None
+    own_faults: dict[str, Callable[[int], object]] = field(default_factory=dict)
+    servers: dict[str, int] = field(default_factory=dict)
+    gauges: list[Callable[[], dict[str, int]]] = field(default_factory=list)
 
     def set(self, name: str, value: str) -> None:
         """Set a variable in both environments."""
@@ -94,6 +102,7 @@ def _redis_broker(place: Place, stack: ExitStack) -> None:
     server = stack.enter_context(running_redis())
     _add_proxy(place, stack, "broker", server.port, "CHAOS_BROKER", "redis://127.0.0.1:{}/0")
     place.flush = Redis.from_url(server.url).flushall
+    _measure_redis(place, "broker", server)
 
 
 def _rabbitmq(place: Place, stack: ExitStack) -> None:
@@ -109,9 +118,45 @@ def _rabbitmq(place: Place, stack: ExitStack) -> None:
 
 
 def _redis_store(place: Place, stack: ExitStack) -> None:
-    port = stack.enter_context(running_redis()).port
-    _add_proxy(place, stack, "store", port, "CHAOS_STORE", "redis://127.0.0.1:{}/1?prefix=chaos")
+    server = stack.enter_context(running_redis())
+    _add_proxy(place, stack, "store", server.port, "CHAOS_STORE", "redis://127.0.0.1:{}/1?prefix=chaos")
     place.make_unavailable = _refuse_connections(place.proxies["store"])
+    _measure_redis(place, "store", server)
+
+
+def _measure_redis(place: Place, name: str, server: RedisServer) -> None:
+    assert server.process is not None
+    place.servers[name] = server.process.pid
+    client = server.client()
+
+    def sizes() -> dict[str, int]:
+        keys = sum(each["keys"] for each in client.info("keyspace").values())
+        return {f"{name}: keys": keys, f"{name}: connections": client.info("clients")["connected_clients"]}
+
+    place.gauges.append(sizes)
+
+
+def _postgres(place: Place, stack: ExitStack) -> None:
+    server = stack.enter_context(running_postgres())
+    url = "postgresql://postgres@127.0.0.1:{}/postgres?prefix=chaos"
+    _add_proxy(place, stack, "store", server.port, "CHAOS_STORE", url)
+    place.make_unavailable = _refuse_connections(place.proxies["store"])
+    assert server.process is not None
+    place.servers["store"] = server.process.pid
+
+    def sizes() -> dict[str, int]:
+        tables = [name for (name,) in server.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+        rows = sum(server.execute(f'SELECT count(*) FROM "{table}"')[0][0] for table in tables)
+        sessions = server.execute("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+        return {"store: rows": rows, "store: connections": sessions[0][0]}
+
+    place.gauges.append(sizes)
+
+
+def _cluster(place: Place, stack: ExitStack) -> None:
+    started = stack.enter_context(cluster.running())
+    place.set("CHAOS_STORE", f"redis+cluster://127.0.0.1:{started.port}?prefix=chaos")
+    place.own_faults = {"fail over": started.fail_over, "move slots": started.move_slots}
 
 
 def _firestore(place: Place, stack: ExitStack) -> None:
@@ -135,7 +180,13 @@ def _refuse_connections(proxy: Proxy) -> Callable[[float], None]:
 
 
 _BROKERS = {"folders": _folders, "redis": _redis_broker, "rabbitmq": _rabbitmq}
-_STORES = {"sqlite": _sqlite, "redis": _redis_store, "firestore": _firestore}
+_STORES = {
+    "sqlite": _sqlite,
+    "redis": _redis_store,
+    "cluster": _cluster,
+    "postgres": _postgres,
+    "firestore": _firestore,
+}
 
 
 def load_environment(place: Place) -> None:

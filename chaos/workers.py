@@ -38,15 +38,24 @@ class Workers:
         while len(self._workers) < SIZE:
             self._start()
         deadline = time.monotonic() + READY_TIMEOUT
-        while not all(" ready." in self._logs[pid].read_text() for pid in self._workers):
+        while starting := [pid for pid in self._workers if " ready." not in self._first_lines(pid)]:
             assert time.monotonic() < deadline, (
-                f"a worker is not ready after {READY_TIMEOUT} s: {[*self._logs.values()]}"
+                f"a worker is not ready after {READY_TIMEOUT} s: {[self._logs[pid] for pid in starting]}"
             )
             time.sleep(0.05)
 
+    def _first_lines(self, pid: int) -> str:
+        with self._logs[pid].open(errors="replace") as log:
+            return log.read(20_000)
+
+    @property
+    def oldest(self) -> int:
+        """The process id of the worker that has run for the longest time."""
+        return next(iter(self._workers))
+
     def kill(self, number: int) -> None:
-        """Kill a worker with its children and start another one."""
-        pid = sorted(self._workers)[number % len(self._workers)]
+        """Kill a worker with its children and start another one. Number 0 is the oldest worker."""
+        pid = [*self._workers][number % len(self._workers)]
         self._record_processes(pid)
         processes.kill(pid)
         self._workers.pop(pid).wait()
@@ -54,7 +63,7 @@ class Workers:
 
     def pause(self, number: int, seconds: float) -> None:
         """Pause a worker with its children for ``seconds``."""
-        with processes.paused(sorted(self._workers)[number % len(self._workers)]):
+        with processes.paused([*self._workers][number % len(self._workers)]):
             time.sleep(seconds)
 
     def stop(self) -> None:

@@ -120,26 +120,32 @@ def cut_connections(url: str) -> None:
 
 
 @contextmanager
-def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
-    """Run a Redis cluster that serves all slots, and yield its nodes."""
+def running_cluster(nodes: int = 3, replicas: int = 0, node_timeout: int = 15_000) -> Iterator[list[RedisServer]]:
+    """Run a Redis cluster that serves all slots, and yield its nodes.
+
+    Args:
+        replicas: replicas of each master, which are some of the nodes.
+        node_timeout: milliseconds after which a node counts as failed.
+    """
     with tempfile.TemporaryDirectory(prefix="redis-cluster-") as directory:
         servers = []
         try:
             for number in range(nodes):
                 home = Path(directory, str(number))
                 home.mkdir()
-                options = {"cluster_enabled": "yes", "cluster_port": free_port(), "cluster_node_timeout": 15_000}
+                options = {"cluster_enabled": "yes", "cluster_port": free_port(), "cluster_node_timeout": node_timeout}
                 servers.append(RedisServer(home, **options).start())
-            _join(servers)
+            _join(servers, replicas)
             yield servers
         finally:
             for server in servers:
                 server.stop()
 
 
-def _join(servers: list[RedisServer]) -> None:
+def _join(servers: list[RedisServer], replicas: int) -> None:
     addresses = [f"127.0.0.1:{server.port}" for server in servers]
     command = [require("redis-cli", "redis-tools"), "--cluster", "create", *addresses, "--cluster-yes"]
+    command += ["--cluster-replicas", str(replicas)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert made.returncode == 0, made.stdout + made.stderr
     for server in servers:

@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PLACES = {"folders-sqlite": 84, "redis-redis": 216}
+PLACES = {"folders-sqlite": 309, "redis-redis": 571}
 """Short rounds that kill a worker and pause one, or cut the connections to broker and store."""
 
-MORE_PLACES = {"rabbitmq-redis": 216, "redis-firestore": 216}
+MORE_PLACES = {
+    "rabbitmq-redis": 571,
+    "redis-postgres": 571,
+    "redis-cluster": 262,
+    "redis-firestore": 571,
+}
+"""The round of the cluster moves slots, kills a worker and kills a master."""
 
 
 @pytest.mark.parametrize(("name", "number"), {**PLACES, **MORE_PLACES}.items())
