@@ -18,8 +18,11 @@ from benchmarks.harness import Figure, Scale
 
 MODULES = (
     "writes",
+    "backends",
     "sizes",
     "lists",
+    "sweeps",
+    "contention",
     "streams",
     "subscribers",
     "space",
@@ -33,10 +36,11 @@ MODULES = (
     "reruns",
     "results",
     "in_flight",
+    "holding",
     "firestore",
     "postgres",
 )
-SLOW = {"in_flight", "firestore", "postgres", "submits", "reruns", "windows"}
+SLOW = {"backends", "in_flight", "holding", "firestore", "postgres", "submits", "reruns", "windows"}
 """Modules that quick runs omit unless they are named."""
 
 TIMEOUT = 900

@@ -39,6 +39,20 @@ def tracked() -> None:
     """Do nothing, as a member of a job."""
 
 
+@task(bind=True)
+def update_state(self: Any) -> None:
+    """Write three progress states into the result backend."""
+    for done in range(1, 4):
+        self.update_state(state="PROGRESS", meta={"done": done, "total": 3})
+
+
+@task(base=StatefulTask, bind=True, ignore_result=True, tag="work")
+def tracked_progress(self: Any) -> None:
+    """Write three progress states, as a member of a job."""
+    for done in range(1, 4):
+        self.state.set(10 * done)
+
+
 @task(base=StatefulTask, ignore_result=True, tag="work")
 def image(path: str) -> None:
     """Do nothing, with an argument."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from celery_statemanager import Manager, Status, Store
 from celery_statemanager.records import Begin, JobRef, Write
@@ -51,16 +52,18 @@ def load_scripts(store: RedisStore) -> None:
         store._server.call("SCRIPT", "LOAD", script.source)
 
 
-def send_all(store: RedisStore, ref: JobRef, requests: Sequence[Begin | Write]) -> None:
-    """Send many steps of one kind together. Raises: AssertionError with the reply if a step is rejected."""
+def send_all(store: RedisStore, ref: JobRef, requests: Sequence[Begin | Write]) -> list[Any]:
+    """Send many steps of one kind together and return the replies. Raises: AssertionError if a step is rejected."""
     layout = store._reader.layout(ref)
     begins = isinstance(requests[0], Begin)
     script, call = (store._scripts.begin, begin_call) if begins else (store._scripts.write, write_call)
     calls = [call(layout, each) for each in requests]
-    for reply in store._server.call_all(
+    replies = store._server.call_all(
         ["EVALSHA", script.digest, len(keys), *keys, ref.incarnation, *args] for keys, args in calls
-    ):
-        assert isinstance(reply, bytes) or reply[0] in (b"begun", b"written", b"same"), reply
+    )
+    for reply in replies:
+        assert isinstance(reply, bytes) or reply[0] in (b"begun", b"written", b"same", b"claimed"), reply
+    return replies
 
 
 def _write_concurrently(store: Store, ref: JobRef, writes: list[Write]) -> None:

@@ -1,4 +1,4 @@
-"""A job of empty tasks: its duration compared with a chord's, and its number of Redis commands."""
+"""A job of empty tasks: its duration and processor time compared with a chord's, and its number of Redis commands."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from time import process_time
 from types import ModuleType
 
 from celery import chord, group
 
 from benchmarks.harness import Figure, Scale, in_turns, medians
-from benchmarks.workers import load_app, running_worker, signal_client
+from benchmarks.workers import cpu_seconds, load_app, running_worker, signal_client
 from tests.servers import RedisServer, running_redis
 
 TIMEOUT = 120
@@ -25,22 +26,40 @@ Way = Callable[[], float]
 
 def measure(scale: Scale) -> Iterator[Figure]:
     """Run each way in turns, on one worker with two processes and one Redis."""
-    num_tasks = scale(20, 500, 2_000)
-    with running_redis() as server, running_worker(server, "prefork", 2, "celery"):
+    num_tasks, with_progress, rounds = scale(20, 500, 2_000), scale(20, 200, 600), scale(1, 3, 9)
+    with running_redis() as server, running_worker(server, "prefork", 2, "celery") as worker:
+        assert server.process is not None
+        pids = worker.pid, server.process.pid
         ways = ways_to_run(server, num_tasks)
         compared = {name: ways[name] for name in ("chord", "tracked")}
-        in_turns(compared, 1)
-        seconds = medians(in_turns(compared, scale(1, 3, 9)))
-        yield Figure(
-            f"tracked job of {num_tasks:,}, on_success",
-            "chord of the same size",
-            seconds["tracked"],
-            seconds["chord"],
-            "s",
-            0.8,
-        )
+        yield from _compare(f"tracked job of {num_tasks:,}, on_success", compared, pids, num_tasks, rounds, 0.8)
+        compared = progress_ways(server, with_progress)
+        what = f"tracked job of {with_progress:,}, 3 progress writes each"
+        yield from _compare(what, compared, pids, with_progress, rounds, 0.7)
         counts = {name: count_commands(server, way) for name, way in ways.items()}
     yield from _command_figures(counts, num_tasks)
+
+
+def _compare(
+    what: str, ways: dict[str, Way], pids: tuple[int, ...], num_tasks: int, rounds: int, limit: float
+) -> Iterator[Figure]:
+    """Compare the duration and the processor time of this process, of the worker and of the server."""
+
+    def measured(way: Way) -> Callable[[], tuple[float, float]]:
+        def run() -> tuple[float, float]:
+            before = process_time() + sum(map(cpu_seconds, pids))
+            seconds = way()
+            return seconds, process_time() + sum(map(cpu_seconds, pids)) - before
+
+        return run
+
+    measures = {name: measured(way) for name, way in ways.items()}
+    in_turns(measures, 1)
+    found = in_turns(measures, rounds)
+    seconds, used = (medians({name: [run[n] for run in runs] for name, runs in found.items()}) for n in (0, 1))
+    yield Figure(what, "chord of the same", seconds["tracked"], seconds["chord"], "s", limit)
+    ours, peer = (used[name] / num_tasks * 1e3 for name in ("tracked", "chord"))
+    yield Figure(f"{what}: processor time a task", "chord of the same", ours, peer, "ms", 0.7)
 
 
 def _command_figures(counts: dict[str, Counter[str]], num_tasks: int) -> Iterator[Figure]:
@@ -91,6 +110,21 @@ def ways_to_run(server: RedisServer, num_tasks: int) -> dict[str, Way]:
         "loop of apply_async": until(lambda: _send_in_loop(module, num_tasks)),
         "group": until(lambda: _send_group(module, "plain", num_tasks)),
         "group with results": until(lambda: _send_group(module, "with_result", num_tasks)),
+    }
+
+
+def progress_ways(server: RedisServer, num_tasks: int) -> dict[str, Way]:
+    """Return the ways to run ``num_tasks`` tasks that write their progress three times."""
+    module = load_app(server)
+    until = partial(until_ended, server, num_tasks)
+
+    def tracked() -> object:
+        members = (module.tracked_progress.s() for _ in range(num_tasks))
+        return module.states.submit(members, on_success=module.ended.s())
+
+    return {
+        "chord": until(lambda: chord((module.update_state.s() for _ in range(num_tasks)), module.ended.s())()),
+        "tracked": until(tracked),
     }
 
 
