@@ -112,7 +112,26 @@ class EndingWorker:
 
 
 @pytest.fixture(scope="session")
-def stage(tracked, pool):
+def played():
+    """Return what was played in each place. Pytest may set up a fixture of a place more than once."""
+    return {}
+
+
+@pytest.fixture
+def stage(played, place, tracked, pool):
+    if place not in played:
+        played[place] = play_stage(tracked, pool)
+    return played[place]
+
+
+@pytest.fixture
+def jobs_of_ending_workers(played, place, setting, pool):
+    if ("ending", place) not in played:
+        played["ending", place] = end_workers(setting, pool)
+    return played["ending", place]
+
+
+def play_stage(tracked, pool):
     outcomes = [each for each in OUTCOMES if each.ending(pool) and not each.worker_end]
     stage = Stage(tracked, pool, f"matrix-{pool}", outcomes, pool)
     with suppress(AssertionError, TimeoutError):  # each test checks its own row
@@ -120,8 +139,7 @@ def stage(tracked, pool):
     return stage
 
 
-@pytest.fixture(scope="session")
-def jobs_of_ending_workers(setting, pool):
+def end_workers(setting, pool):
     """End one worker in each way, all at the same time; return the job and row of each outcome."""
     ending_workers = [
         EndingWorker(setting, pool, f"{pool}-{number}", name, outcomes)
