@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -318,28 +320,32 @@ def test_each_latch_is_decided_once_when_processes_end_the_cells(store: Store, u
 def forked(act: Callable[[], Any]) -> Any:
     """Call a function in a forked child and return its result.
 
-    Raises: AssertionError with the child's error.
+    Raises: AssertionError with the child's error, or with its stacks if it does not answer.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
     def run() -> None:
+        faulthandler.dump_traceback_later(load.PATIENCE - 10, file=stacks)
         try:
             sender.send((True, act()))
         except BaseException as error:
             sender.send((False, repr(error)))
             raise
 
-    child = multiprocessing.get_context("fork").Process(target=run)
-    child.start()
-    try:
-        assert receiver.poll(load.PATIENCE), "the child did not answer"
-        worked, result = receiver.recv()
-        assert worked, result
-        child.join(load.PATIENCE)
-        assert child.exitcode == 0
-        return result
-    finally:
-        child.kill()
+    with tempfile.TemporaryFile("w+") as stacks:
+        child = multiprocessing.get_context("fork").Process(target=run)
+        child.start()
+        try:
+            if not receiver.poll(load.PATIENCE):
+                stacks.seek(0)
+                raise AssertionError(f"the child did not answer:\n{stacks.read()}")
+            worked, result = receiver.recv()
+            assert worked, result
+            child.join(load.PATIENCE)
+            assert child.exitcode == 0
+            return result
+        finally:
+            child.kill()
 
 
 def use(manager: Manager) -> tuple[int, int]:
