@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections import Counter
@@ -325,7 +326,7 @@ def forked(act: Callable[[], Any]) -> Any:
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
     def run() -> None:
-        faulthandler.dump_traceback_later(load.PATIENCE - 10, file=stacks)
+        faulthandler.register(signal.SIGUSR1, file=stacks)
         try:
             sender.send((True, act()))
         except BaseException as error:
@@ -337,6 +338,8 @@ def forked(act: Callable[[], Any]) -> Any:
         child.start()
         try:
             if not receiver.poll(load.PATIENCE):
+                os.kill(child.pid, signal.SIGUSR1)
+                child.join(1)
                 stacks.seek(0)
                 raise AssertionError(f"the child did not answer:\n{stacks.read()}")
             worked, result = receiver.recv()
