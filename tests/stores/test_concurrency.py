@@ -394,6 +394,7 @@ def test_a_store_not_used_before_a_fork_works_after_it(store_factory: StoreFacto
 
 
 def test_a_subscription_continues_in_the_parent_after_a_fork(store: Store) -> None:
+    store.expect_forks()
     manager = Manager.create(store, "job", num_tasks=2, task_index=0)
     manager.set_state("a", 1)
     with manager.subscribe() as events:
@@ -410,6 +411,7 @@ def test_a_subscription_continues_in_the_parent_after_a_fork(store: Store) -> No
 def test_a_subscription_continues_in_parent_and_child_after_a_fork(
     store: Store, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    store.expect_forks()
     manager = Manager.create(store, "job", num_tasks=1, task_index=0)
     manager.set_state("a", 1)
     with manager.subscribe() as events:
