@@ -58,7 +58,7 @@ class JobQueries:
         return state
 
     def list_states(self, tag: str | None = None, task_index: int | None = None) -> list[State]:
-        """Return the written cells, oldest state first. Raises: as ``get_state``."""
+        """Return the written cells in the order (timestamp, tag, task_index). Raises: as ``get_state``."""
         states = list(self.store.list_states(self.ref, self._scope(tag, task_index)))
         if not states:
             self._check_known(tag)

@@ -250,9 +250,8 @@ class Store(ABC):
 
     @abstractmethod
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
-        """Return the written cells of a scope, oldest state first, in bounded memory where possible.
+        """Return the written cells of a scope by (timestamp, tag, task_index), in bounded memory where possible.
 
-        States of one timestamp follow the order of their writes where the store knows it, else their tag and row.
         Raises: JobNotFound, at the call.
         """
 

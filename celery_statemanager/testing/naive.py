@@ -98,18 +98,15 @@ def _check_lowest(found: State, states: list[State]) -> None:
 
 
 def _check_lists(grid: Grid, cells: Mapping[tuple[str, int], Cell], states: States) -> None:
-    def check(listed: list[State], places: Iterable[tuple[str, int]]) -> None:
-        moments = [state.timestamp for state in listed if state.timestamp]
-        assert moments == sorted(moments)
-        by_place = sorted(listed, key=lambda state: (state.tag, state.task_index))
-        assert by_place == [states[place] for place in sorted(places)]
+    def ordered(places: Iterable[tuple[str, int]]) -> list[State]:
+        return [states[place] for place in sorted(places, key=lambda place: (cells[place].timestamp, *place))]
 
     written = [place for place, cell in cells.items() if cell.version]
-    check(grid.states(), written)
+    assert grid.states() == ordered(written)
     for tag in {tag for tag, _ in cells}:
-        check(grid.states(tag), (place for place in written if place[0] == tag))
+        assert grid.states(tag) == ordered(place for place in written if place[0] == tag)
     for row in {row for _, row in cells}:
-        check(grid.states(row=row), (place for place in written if place[1] == row))
+        assert grid.states(row=row) == ordered(place for place in written if place[1] == row)
 
 
 def _share(cell: Cell) -> float:

@@ -33,19 +33,6 @@ def documents(store: FirestoreStore) -> Documents:
     return Documents(store)
 
 
-def test_states_of_one_millisecond_are_listed_in_the_order_in_which_they_were_written(
-    store: FirestoreStore, documents: Documents
-) -> None:
-    grid = Grid.create(store)
-    rows = [2, 0, 1]
-    for row in rows:
-        grid.write("a", row, 5)
-    folder = "jobs/job/states"
-    for row in rows:
-        documents.touch(f"{folder}/a:{row}", timestamp=Moment(STAMP))
-    assert [state.task_index for state in grid.manager().list_states()] == rows
-
-
 def test_a_job_has_the_path_and_field_names_of_the_go_module(store: FirestoreStore, documents: Documents) -> None:
     with Manager.create(store, "load-42", num_tasks=3, task_index=1, tags=("extract", "load")) as manager:
         state = manager.set_state("extract", 40, "page 4 of 10", {"rows": 812, "tables": ["a", "b"]}, event_id="e1")

@@ -12,7 +12,7 @@ from celery_statemanager.limits import invalid_cursor, parse_cursor
 from celery_statemanager.models import Scope
 from celery_statemanager.records import Cell, JobKey, JobRecord, JobRef, Listed, OpenAttempt, Page
 from celery_statemanager.stores.firestore import requests
-from celery_statemanager.stores.firestore.database import Database, Document, nanoseconds
+from celery_statemanager.stores.firestore.database import Database, Document
 from celery_statemanager.stores.firestore.documents import cell_in, cell_of, job_of
 from celery_statemanager.stores.firestore.names import cell_id_of
 from celery_statemanager.stores.firestore.requests import Reference
@@ -34,26 +34,6 @@ def filters_of(job_name: str, scope: Scope) -> tuple[requests.Filter, ...]:
 
 def cells(database: Database, job: JobRecord, scope: Scope, at: Any = None) -> Iterator[tuple[str, int, Cell]]:
     """Yield the written cells of a scope in any order, without those of older incarnations."""
-    for _, entry in _written(database, job, scope, at):
-        yield entry
-
-
-def cells_oldest_first(database: Database, job: JobRecord, scope: Scope, at: Any) -> list[tuple[str, int, Cell]]:
-    """Return the written cells of a scope by the time of their states.
-
-    Firestore gives times in milliseconds to fields and in microseconds to documents. States of the same millisecond are
-    ordered by the times of their documents.
-    """
-
-    def moment(written: tuple[int, tuple[str, int, Cell]]) -> tuple[int, int, str, int]:
-        updated, (tag, row, cell) = written
-        return cell.timestamp, updated, tag, row
-
-    return [entry for _, entry in sorted(_written(database, job, scope, at), key=moment)]
-
-
-def _written(database: Database, job: JobRecord, scope: Scope, at: Any) -> Iterator[tuple[int, tuple[str, int, Cell]]]:
-    """Yield the time of each document in nanoseconds, and its cell."""
     parent = database.names.job(job.key)
     if scope.tag is not None and scope.task_index is not None:
         name = database.names.cell(job.ref, scope.tag, scope.task_index)
@@ -63,7 +43,7 @@ def _written(database: Database, job: JobRecord, scope: Scope, at: Any) -> Itera
     for document in documents:
         entry = keyed_cell(document, job)
         if entry is not None and scope.holds(*entry[:2]) and entry[1] >= 0:
-            yield nanoseconds(document.update_time), entry
+            yield entry
 
 
 def keyed_cell(document: Document, job: JobRecord) -> tuple[str, int, Cell] | None:

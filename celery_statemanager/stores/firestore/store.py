@@ -166,8 +166,8 @@ class FirestoreStore(FullStore):
 
     def list_states(self, ref: JobRef, scope: Scope) -> Iterator[State]:
         job, at = self._read(ref)
-        ordered = listing.cells_oldest_first(self._database, job, scope, at)
-        return (aggregate.visible_state(job, *entry) for entry in ordered)
+        states = [aggregate.visible_state(job, *entry) for entry in listing.cells(self._database, job, scope, at)]
+        return iter(sorted(states, key=lambda state: (state.timestamp, state.tag, state.task_index)))
 
     def watch(self, ref: JobRef, scope: Scope, since: str | None = None) -> Watch:
         return FirestoreWatch(self._database, self._jobs, ref, scope, since)
