@@ -26,6 +26,7 @@ README = {"x": 0, "y": 0, "width": 1_184, "height": 860}
 def serving() -> Iterator[str]:
     """Yield the address of a server without a Date header, so that the pages use the clock of the browser."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(states.web(authorize=lambda *_: True), log_level="warning", date_header=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -40,6 +40,7 @@ if __name__ == "__main__":
     routes = [Route("/measure", measure), Route("/sync", synchronous), Mount("/", states.web(everyone))]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning", lifespan="off", ws="none"))
     listening = socket.create_server(("127.0.0.1", 0), backlog=2_048)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sys.stdout.write(f"{listening.getsockname()[1]}\n")
     sys.stdout.flush()
     server.run([listening])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -106,6 +107,26 @@ def test_only_a_loopback_address_is_private(states, host, is_private):
     assert server.is_private is is_private
     assert server.link().startswith("http://127." if host != "localhost" else "http://localhost:")
     server.close()
+
+
+@contextlib.contextmanager
+def accepted(peer):
+    """Yield this process's side of the connection with an address."""
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as found:
+            if found.getpeername() == peer:
+                yield found
+                return
+    raise AssertionError(f"no connection with {peer}")
+
+
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_the_one_before(server):
+    address = httpx.URL(server.link())
+    with socket.create_connection((address.host, address.port), timeout=PATIENCE) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(1)
+        with accepted(client.getsockname()) as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.fixture
