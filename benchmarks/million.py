@@ -185,7 +185,7 @@ def _garbage(server: RedisServer, states: StateManager, jobs: Sequence[Job]) -> 
     seconds: list[float] = []
     latencies = _probed(server, collect)
     number = sum(job.num_tasks for job in jobs)
-    yield f"garbage of {number:,}", f"{seconds[0]:,.1f} s; other client {latencies}"
+    yield f"garbage of {number:,}", f"{seconds[0]:,.2f} s; other client {latencies}"
 
 
 def _probed(server: RedisServer, call: Callable[[], object]) -> str:
