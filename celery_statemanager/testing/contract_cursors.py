@@ -78,15 +78,14 @@ class CursorContract:
         grid = Grid.create(store, 5)
         found: dict[str, Change] = {}
         with closing(store.watch(grid.ref, Scope())) as watch:
-            for row in (3, 0, 2, 4):
-                grid.write("a", row, 5)
+            written = grid.write_each(("a", row) for row in (3, 0, 2, 4))
             while len(found) < 4:
                 batch = watch.read(PATIENCE)
                 found |= dict(zip(batch.cursors, changes(batch)))
                 assert len(batch.cursors) == len(batch.states)
                 assert batch.cursors[-1:] in ([], [watch.cursor])
         order = [row for _, row, _ in found.values()]
-        assert order == [3, 0, 2, 4]
+        assert order == [row for _, row in written]
         for number, cursor in enumerate(found, 1):
             assert [row for _, row, _ in read_all(store, grid, cursor)] == order[number:]
             assert cursor.isascii()
@@ -180,15 +179,14 @@ class CursorContract:
         (event,) = drain(grid.manager().subscribe())
         grid.delete()
         again = Grid.create(store)
-        for row in (2, 1):
-            again.write("b", row, 5)
+        written = [(*place, 1) for place in again.write_each([("b", 2), ("b", 1)])]
         first, *found = drain(again.manager().subscribe(since=event.cursor))
         assert first.resync
         assert (first.state.tag, first.state.version) == ("", 0)
-        assert [change_of(each) for each in found] == [("b", 2, 1), ("b", 1, 1)]
+        assert [change_of(each) for each in found] == written
         assert all(each.replay and not each.resync for each in found)
         rest = drain(again.manager().subscribe(since=first.cursor))
-        assert [change_of(each) for each in rest] == [("b", 2, 1), ("b", 1, 1)]
+        assert [change_of(each) for each in rest] == written
         assert drain(again.manager().subscribe(since=found[-1].cursor)) == []
 
     def test_a_subscription_that_continues_ends_when_the_job_settles(self, store: Store) -> None:
