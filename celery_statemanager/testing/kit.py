@@ -160,7 +160,8 @@ class Grid:
     def write_each(self, places: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
         """Write cells, one after the other, and return them in the order in which readers see them.
 
-        Readers see the oldest first, and cells of one millisecond by tag and row. A server's clock decides which these are.
+        Readers see the oldest first, and cells of one millisecond by tag and row. The store's clock decides which cells
+        these are.
         """
         times = {place: self.write(*place, 5).cell.timestamp for place in places}
         return sorted(times, key=lambda place: (times[place], *place))

@@ -112,8 +112,8 @@ def test_only_a_loopback_address_is_private(states, host, is_private):
 @contextlib.contextmanager
 def accepted(peer):
     """Yield this process's side of the connection with an address."""
-    for name in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as found:
+    for number in sorted(int(each.name) for each in Path("/dev/fd").iterdir()):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as found:
             if found.getpeername() == peer:
                 yield found
                 return
