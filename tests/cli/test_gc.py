@@ -62,7 +62,7 @@ def test_lines_fit_80_columns(run, store):
         pass
     first, *others = run(*HIDE, "--dry-run").stdout.splitlines()
     assert max(map(len, [first, *others])) <= 80
-    assert re.search(r"…, idle for \d+s$", first)
+    assert re.search(r"x…x+, idle for \d+s$", first)
 
 
 def test_the_default_ages_are_those_of_the_settings(run, app, idle):

@@ -48,7 +48,7 @@ def test_a_dry_run_lists_each_job_and_changes_nothing(run, old):
     assert "would migrate: etl-42, created by another program, 0 states\n" in text
     assert f"     2  would be migrated to schema {SCHEMA_VERSION}\n" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert "x…, created by another program, 0 states\n" in text
+    assert "x…xxxxxxxxxxxxx, created by another program, 0 states\n" in text
     job, _, report = map(json.loads, run("--dry-run", "--format", "json").stdout.splitlines())
     assert job == {"jobID": "etl-42", "runToken": None, "action": "migrated", "states": 0, "schemaVersion": 0}
     assert (report["migrated"], report["dryRun"]) == (2, True)

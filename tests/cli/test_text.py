@@ -15,13 +15,16 @@ from celery_statemanager.cli.rendering.text import (
     cut,
     encodable,
     fit,
+    fit_middle,
     glyphs_for,
     left,
+    plain,
     right,
     spread,
     width,
     width_of,
     wrapped,
+    wrapped_line,
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).map(clean)
@@ -51,6 +54,42 @@ def test_text_is_wrapped_at_spaces_and_after_commas():
     assert wrapped("1-3,17-20,31", 8, 9) == ["1-3,", "17-20,31"]
     assert wrapped("日本語日本語", 7, 9) == ["日本語", "日本語"]
     assert wrapped("one two three four", 5, 2) == ["one", "two …"]
+
+
+@given(texts, st.integers(0, 30))
+def test_text_without_its_middle_is_never_too_wide(text, columns):
+    assert width(fit_middle(text, columns)) <= columns
+
+
+def test_text_without_its_middle_keeps_both_ends():
+    assert fit_middle("images of customer 17", 12) == "images…er 17"
+    assert fit_middle("images", 6) == "images"
+    assert fit_middle("日本語の本", 7) == "日本…本"
+    assert fit_middle("images", 2) == "i…"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (40, ["cells  4 of 20 finished · 6 running"]),
+        (30, ["cells  4 of 20 finished", "       6 running"]),
+        (20, ["cells  4 of 20", "       finished", "       6 running"]),
+        (5, ["cells  4 of 20 finished · 6 running"]),
+    ],
+)
+def test_a_line_is_wrapped_between_its_parts_or_at_spaces(columns, expected):
+    line = [Span("cells  ", "dim"), Span("4 of 20 finished"), Span(" · ", "dim"), Span("6 running", "busy")]
+    lines = wrapped_line(line, columns, 7, 3, PLAIN)
+    assert [plain(each) for each in lines] == expected
+    assert Span("6 running", "busy") in lines[-1]
+
+
+@given(st.lists(texts, max_size=5), st.integers(1, 30), st.integers(1, 5))
+def test_a_wrapped_line_loses_nothing_but_its_gaps(parts, columns, most):
+    lines = wrapped_line([Span(part) for part in parts], columns, 2, most, PLAIN)
+    assert len(lines) <= most
+    whole = "".join(span.text for line in lines for span in line)
+    assert "".join(whole.split()).replace("·", "") == "".join("".join(parts).split()).replace("·", "")
 
 
 @given(st.lists(texts, max_size=5), st.integers(0, 30))

@@ -12,7 +12,7 @@ from celery_statemanager.cli.rendering.frame import WIDEST
 from celery_statemanager.cli.rendering.header import counts_line
 from celery_statemanager.cli.rendering.jobs import PHASE_STYLES, generation, name
 from celery_statemanager.cli.rendering.lines import Table
-from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, joined, left, width
+from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, joined, left, width, wrapped_line
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.inspection import Callback, JobView
 from celery_statemanager.models import status_name
@@ -20,12 +20,16 @@ from celery_statemanager.records import ERRBACKS, split_latch, to_datetime
 
 _LABEL = 12
 _MOST_RANGES = 60
+_MOST_LINES = 3
+"""Lines of one fact, for instance of the reason of a cancellation."""
 
 
 def job_lines(view: JobView, columns: int, glyphs: Glyphs) -> list[Line]:
     """Return the lines, at most ``columns`` wide."""
     body = min(columns, WIDEST)
-    lines = [_title(view, glyphs), [], *_facts(view, glyphs)]
+    lines = [_title(view, glyphs), []]
+    for fact in _facts(view, glyphs):
+        lines += wrapped_line(fact, columns, _LABEL, _MOST_LINES, glyphs)
     lines += [[], *_tags(view, body, glyphs)] if view.overview.tags else []
     for block in (_callbacks(view), _failures(view, columns, glyphs), _running(view, columns, glyphs)):
         found = list(block)

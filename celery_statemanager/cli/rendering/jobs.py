@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from celery_statemanager.cli.rendering import formatting
-from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, fit, left, right, width
+from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, fit_middle, left, right, width
 from celery_statemanager.overview import Overview, Phase
 from celery_statemanager.records import JobRecord, to_datetime
 
@@ -38,7 +38,7 @@ def job_table(listed: Sequence[Overview], now: datetime, columns: int, glyphs: G
         phase, *numbers = _aligned(cells, widths)
         lines.append(
             [
-                Span(left(named, wide, glyphs.ellipsis) + "  "),
+                Span(left(fit_middle(named, wide, glyphs.ellipsis), wide) + "  "),
                 Span(phase, PHASE_STYLES[each.phase]),
                 Span("  " + "  ".join(numbers)),
             ]
@@ -61,7 +61,7 @@ def generation(job: JobRecord) -> list[Line]:
 def named(before: str, job: JobRecord, after: str, columns: int, glyphs: Glyphs) -> str:
     """Return a job's name between two texts; a long name is shortened so that both texts stay visible."""
     room = columns - width(before) - width(after)
-    return f"{before}{fit(name(job, glyphs), max(room, _SHORTEST), glyphs.ellipsis)}{after}"
+    return f"{before}{fit_middle(name(job, glyphs), max(room, _SHORTEST), glyphs.ellipsis)}{after}"
 
 
 def _cells(each: Overview, now: datetime) -> tuple[str, ...]:

@@ -83,6 +83,15 @@ def fit(text: str, columns: int, ellipsis: str = "…") -> str:
     return _head(text, room) + ellipsis if room >= 0 else _head(text, columns)
 
 
+def fit_middle(text: str, columns: int, ellipsis: str = "…") -> str:
+    """Shorten text to a number of columns by leaving out its middle; names often differ at the end."""
+    room = columns - width(ellipsis)
+    if width(text) <= columns or room < 2:
+        return fit(text, columns, ellipsis)
+    end = _head(text[::-1], room // 2)[::-1]
+    return _head(text, room - width(end)) + ellipsis + end
+
+
 def left(text: str, columns: int, ellipsis: str = "…") -> str:
     """Return text left-aligned in exactly this number of columns."""
     cut = fit(text, columns, ellipsis)
@@ -126,6 +135,26 @@ def cut(line: Sequence[Span], columns: int, ellipsis: str = "…") -> Line:
     return kept
 
 
+def wrapped_line(line: Sequence[Span], columns: int, indent: int, most: int, glyphs: Glyphs) -> list[Line]:
+    """Wrap a line between its parts, or at spaces, into at most ``most`` lines; the later ones are indented."""
+    text = "".join(span.text for span in line)
+    lines: list[Line] = []
+    start, searched, room = 0, indent, columns
+    while len(lines) < most - 1 and width(text[start:]) > room:
+        end = start + len(_head(text[start:], room)) + 1
+        for gap in (f" {glyphs.dot} ", " "):
+            at = text.rfind(gap, searched, end + len(gap) - 1)
+            if at > start:
+                break
+        else:
+            break
+        lines.append(_part(line, start, at))
+        start = searched = at + len(gap)
+        room = columns - indent
+    lines.append(_part(line, start, len(text)))
+    return [lines[0], *([Span(" " * indent), *later] for later in lines[1:])]
+
+
 def spread(start: Line, end: Line, columns: int) -> list[Line]:
     """Return two parts at the two ends of one line, or on two lines if they do not fit."""
     gap = columns - width_of(start) - width_of(end)
@@ -145,6 +174,16 @@ def joined(parts: Iterable[Line], separator: str) -> Line:
 def plain(line: Iterable[Span]) -> str:
     """Return the text of a line without styles."""
     return "".join(span.text for span in line).rstrip()
+
+
+def _part(line: Iterable[Span], start: int, end: int) -> Line:
+    """Return the spans between two positions of a line's text."""
+    found: Line = []
+    for span in line:
+        text = span.text[max(start, 0) : max(end, 0)]
+        found += [Span(text, span.style)] if text else []
+        start, end = start - len(span.text), end - len(span.text)
+    return found
 
 
 def _columns(char: str) -> int:
