@@ -47,6 +47,14 @@ def models(busy_model, job, state):
     return [JobModel(job(), Scope()), busy_model(), busy_model(running=3), busy_model(100_000), many_tags, unique, wide]
 
 
+@pytest.mark.parametrize("columns", [50, 60, 80])
+def test_counts_and_remarks_are_complete_on_a_narrow_terminal(busy_model, columns):
+    known = Liveness(Activity.NO_WORKER, lease=30.0)
+    words = " ".join(display(busy_model(), columns, 24, liveness=known).split())
+    assert "start a worker, or compare the store_url of the running ones" in words
+    assert "waiting" in words
+
+
 @pytest.mark.parametrize("glyphs", [COLOURED, PLAIN, ASCII])
 @pytest.mark.parametrize("rows", HEIGHTS)
 @pytest.mark.parametrize("columns", WIDTHS)

@@ -9,7 +9,18 @@ from celery_statemanager.cli.rendering import formatting
 from celery_statemanager.cli.rendering.bars import row_bar, tag_lines
 from celery_statemanager.cli.rendering.failures import FailureStyle, failure_blocks, others
 from celery_statemanager.cli.rendering.header import View, header, limits
-from celery_statemanager.cli.rendering.text import Glyphs, Line, Span, clean, cut, left, right, width, width_of
+from celery_statemanager.cli.rendering.text import (
+    Glyphs,
+    Line,
+    Span,
+    clean,
+    cut,
+    left,
+    right,
+    width,
+    width_of,
+    wrapped_line,
+)
 from celery_statemanager.failures import FailureReport
 from celery_statemanager.stores.transactional import CellKey
 
@@ -36,7 +47,10 @@ class Frame:
         """Return at most ``rows`` lines of at most ``columns`` columns."""
         body = min(columns, WIDEST)
         gap: list[Line] = [[]] if rows >= _AIRY else []
-        lines = header(view, body, self.glyphs) + (limits(view, self.glyphs) if gap else [])
+        lines = header(view, body, self.glyphs)
+        if gap:
+            facts = lines + limits(view, self.glyphs)
+            lines = [part for line in facts for part in wrapped_line(line, body, 1, 2, self.glyphs)]
         lines += gap + self._tags(view.model, body, max(1, (rows - len(lines) - 1) // 3))
         hint = [*gap, [Span(" Ctrl-C stops watching; the job continues", "dim")]] if gap and self._hints else []
         lines += self._cells(view, columns, rows - len(lines) - len(hint), gap)
