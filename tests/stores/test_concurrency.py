@@ -438,6 +438,7 @@ def test_a_subscription_continues_in_parent_and_child_after_a_fork(
 def test_a_child_that_closes_its_manager_does_not_affect_the_parent(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
+    store.expect_forks()
     manager = Manager.create(store, "job", num_tasks=1, task_index=0)
     with manager.subscribe() as events:
         assert events.get(0) is None

@@ -440,6 +440,7 @@ def test_a_slow_subscriber_holds_little_memory() -> None:
 
 
 def test_a_forked_child_has_hubs_of_its_own(store: Store) -> None:
+    store.expect_forks()
     grid = Grid.create(store, 2)
     grid.write("a", 0, 5)
 
