@@ -47,26 +47,27 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     with running_redis() as server, server.client() as client:
-        states, task = _app(server)
+        states, task = new_app(server.url)
         empty = client.info("memory")["used_memory"]
         size, shares = options.tasks // options.jobs, max(1, options.writers // options.jobs)
         start = time.monotonic()
         window = options.at_once * shares
-        jobs = [_submit(states, task, f"job {number}", size, window) for number in range(options.jobs)]
-        _print([("submit", f"{(time.monotonic() - start) / (size * options.jobs) * 1e6:.0f} us per task")])
+        jobs = [submit(states, task, f"job {number}", size, window) for number in range(options.jobs)]
+        print_rows([("submit", f"{(time.monotonic() - start) / (size * options.jobs) * 1e6:.0f} us per task")])
         before, start = client.info(), time.monotonic()
         client.config_resetstat()
         _run_writers(server.url, jobs, options.writers, shares, options.at_once)
         seconds = time.monotonic() - start
-        _check(jobs, size)
+        check(jobs, size)
         _print_load(before, client.info(), client.info("commandstats"), empty, options.jobs * size, seconds)
-        _print(_readers(states, jobs[0]))
-        _print(_garbage(server, states, jobs[: max(1, MOST_COLLECTED // size)]))
+        print_rows(readers(states, jobs[0]))
+        print_rows(_garbage(server, states, jobs[: max(1, MOST_COLLECTED // size)]))
 
 
-def _app(server: RedisServer) -> tuple[StateManager, Any]:
+def new_app(url: str) -> tuple[StateManager, Any]:
+    """Return the states and the task of a program that uses a store."""
     app = Celery("million", broker="memory://", set_as_current=False)
-    app.conf.update(statemanager_store_url=server.url, statemanager_store_timeout=60.0)
+    app.conf.update(statemanager_store_url=url, statemanager_store_timeout=60.0)
     states = StateManager(app)
 
     @app.task(base=StatefulTask, tag=TAG, shared=False, name="million.work")
@@ -76,7 +77,8 @@ def _app(server: RedisServer) -> tuple[StateManager, Any]:
     return states, work
 
 
-def _submit(states: StateManager, task: Any, job_id: str, size: int, window: int) -> Job:
+def submit(states: StateManager, task: Any, job_id: str, size: int, window: int) -> Job:
+    """Submit a job with the messages of its tasks."""
     members = (task.s(f"s3://images/{row:08}.png") for row in range(size))
     return states.submit(members, job_id=job_id, max_in_flight=window)
 
@@ -101,23 +103,25 @@ def _write_share(share: tuple[str, str, range]) -> None:
         while rows:
             for row in rows:
                 blocks.messages(store, ref, row)
-            send_all(store, ref, [_begin(row) for row in rows])
-            ends = [_end(row) for row in rows]
+            send_all(store, ref, [begin_of(row) for row in rows])
+            ends = [end_of(row) for row in rows]
             replies = zip(ends, send_all(store, ref, ends), strict=True)
             rows = [row for end, reply in replies for row in write_reply(ref, end, reply).claimed]
 
 
-def _begin(row: int) -> Begin:
+def begin_of(row: int) -> Begin:
+    """Return what a worker sends when a task begins."""
     return Begin(tag=TAG, task_index=row, event_id=f"b{row:031x}", owner="host:1:abcdef01", may_wait=True)
 
 
-def _end(row: int) -> Write:
+def end_of(row: int) -> Write:
+    """Return what a worker sends when a task finishes; the reply names the row that it publishes next."""
     write = Write.ending(TAG, row, int(Status.FINISHED), attempt=1)
     write.publisher = "host:1:abcdef01"
     return write
 
 
-def _check(jobs: Sequence[Job], size: int) -> None:
+def check(jobs: Sequence[Job], size: int) -> None:
     """Check that every task has finished and every job has settled."""
     for job in jobs:
         summary = job.summary(indexes=False)
@@ -147,10 +151,10 @@ def _print_load(
         ),
         "capacity of a node": f"{tasks / cpu:,.0f} tasks/s, {tasks / cpu * SECONDS / 1e6:,.0f} million a day",
     }
-    _print(rows.items())
+    print_rows(rows.items())
 
 
-def _readers(states: StateManager, job: Job) -> Iterator[tuple[str, str]]:
+def readers(states: StateManager, job: Job) -> Iterator[tuple[str, str]]:
     """Time what people and sweeps read."""
     store = states.store
     yield "newest 50 jobs", _timed(lambda: newest_page(store, Wanted(), 50))
@@ -214,9 +218,10 @@ def _probe(port: int, end: Event, pipe: Any) -> None:
     pipe.send(latencies)
 
 
-def _print(rows: Iterable[tuple[str, str]]) -> None:
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
     for name, value in rows:
-        print(f"{name:32}{value}", flush=True)
+        print(f"{name:36}{value}", flush=True)
 
 
 if __name__ == "__main__":
