@@ -74,9 +74,7 @@ class PostgresLoad:
         """Yield the sizes of the tables, the updates in place and the time of a vacuum."""
         self._server.execute("SELECT pg_stat_force_next_flush()")
         for name, heap, indexes, whole, updates, hot, dead, vacuums in self._server.execute(_TABLES):
-            sizes = (
-                f"{whole / tasks:,.1f} B per task, {heap / 2**20:,.0f} MiB + {indexes / 2**20:,.0f} MiB of indexes"
-            )
+            sizes = f"{whole / tasks:,.1f} B per task, {heap / 2**20:,.0f} MiB + {indexes / 2**20:,.0f} MiB of indexes"
             changes = f"{updates:,} updates, {hot / max(updates, 1):.0%} HOT, {dead:,} dead rows, {vacuums} autovacuums"
             yield name, f"{sizes}; {changes}"
         start = time.perf_counter()
