@@ -50,8 +50,8 @@ def main() -> int:
             print("\n" + "\n".join(lines(report, os.path.realpath(folder))))
             print(f"\nDone in {time.monotonic() - started:.1f} s. Stopping the worker …", flush=True)
         print("Try next:")
-        for command in next_steps(job.id):
-            print(f"  {command}")
+        for step in next_steps(job.id):
+            print(f"  {step}")
         if stays:
             wait_for_enter(link)
     return 1 if report["failed_shards"] else 0
@@ -129,15 +129,20 @@ def wait_for_report(job: Job) -> dict:
     raise SystemExit(f"demo: no report after {PATIENCE:.0f} s; see the worker's log {HOME / 'worker.log'}")
 
 
+def command(arguments: str) -> str:
+    """Return a command for the recorded jobs as it works in this folder."""
+    prefix = ".venv/bin/" if Path(".venv/bin/celery").exists() else ""
+    return f"{prefix}celery -A examples {arguments}"
+
+
 def next_steps(job_id: str) -> list[str]:
     """Return commands that show more of the recorded job."""
     home = os.path.relpath(HOME)
-    prefix = ".venv/bin/" if Path(".venv/bin/celery").exists() else ""
     return [
-        f"{prefix}celery -A examples web-state    # serves the pages of all jobs",
-        f"{prefix}celery -A examples list-state",
-        f"{prefix}celery -A examples show-state {job_id}",
-        f"{prefix}celery -A examples monitor-state {job_id} --tag hash",
+        f"{command('web-state')}    # serves the pages of all jobs",
+        command("list-state"),
+        command(f"show-state {job_id}"),
+        command(f"monitor-state {job_id} --tag hash"),
         f"less {home}/worker.log",
         "make demo-kill    # kills a worker in the middle",
         "make demo INPUT=/some/folder SHARDS=40",

@@ -17,7 +17,7 @@ from examples.app import HOME, app
 from examples.audit import audit, files
 from examples.chord_migration import before
 from examples.chord_migration.compare import PATIENCE, wait_until
-from examples.demo import CELERY
+from examples.demo import CELERY, command
 from examples.workers import Worker
 
 LEASE = 5.0
@@ -118,7 +118,7 @@ def print_result(
     for name, tracked, chord in rows:
         print(f"{name:18}{tracked:18}{chord}")
     print("\nThe chord waits for the results of tasks that were lost with its worker. They never arrive.")
-    print(f"Try next: celery -A examples show-state {job.id}", flush=True)
+    print(f"Try next: {command(f'show-state {job.id}')}", flush=True)
 
 
 if __name__ == "__main__":
