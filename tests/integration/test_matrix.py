@@ -2,6 +2,7 @@
 
 import re
 import signal
+import threading
 import time
 from contextlib import suppress
 from subprocess import TimeoutExpired
@@ -11,7 +12,9 @@ from matrix_rows import OUTCOMES
 from matrix_table import shown, table
 from workers import SPAWN, Worker
 
+from celery_statemanager import StoreError
 from celery_statemanager.integration.binding import Binding
+from celery_statemanager.models import status_name
 
 PATIENCE = 80
 SOFT_SHUTDOWN = "2"
@@ -36,6 +39,14 @@ class Stage:
     def __init__(self, tracked, pool, key, outcomes, queue):
         self.tracked, self.pool, self.key, self.outcomes, self.queue = tracked, pool, key, outcomes, queue
         self.job = tracked.states.submit([self._member(row) for row in range(len(outcomes))])
+        self.history = [[] for _ in outcomes]
+        threading.Thread(target=self._record, daemon=True).start()
+
+    def _record(self):
+        with suppress(StoreError), self.job.subscribe("work", until_settled=True) as events:
+            for event in events:
+                state = event.state
+                self.history[state.task_index].append(f"{state.timestamp:%X.%f} {state.version} {shown_status(state)}")
 
     def _member(self, row):
         outcome = self.outcomes[row]
@@ -140,7 +151,7 @@ def play_stage(tracked, pool):
 
 
 def end_workers(setting, pool):
-    """End one worker in each way, all at the same time; return the job and row of each outcome."""
+    """End one worker in each way, all at the same time; return the stage and row of each outcome."""
     ending_workers = [
         EndingWorker(setting, pool, f"{pool}-{number}", name, outcomes)
         for number, (name, outcomes) in enumerate(grouped(pool))
@@ -160,7 +171,7 @@ def end_workers(setting, pool):
     for worker in workers:
         worker.kill()
     return {
-        each.what: (ending_worker.stage.job, row)
+        each.what: (ending_worker.stage, row)
         for ending_worker in ending_workers
         for row, each in enumerate(ending_worker.stage.outcomes)
     }
@@ -181,7 +192,7 @@ def grouped(pool):
 def test_a_cell_ends_as_the_matrix_states(outcome, stage, pool):
     if outcome.ending(pool) is None:
         pytest.skip(f"cannot happen in the {pool} pool")
-    assert_ended(outcome.ending(pool), stage.job.get_state("work", stage.outcomes.index(outcome)))
+    assert_ended(outcome.ending(pool), stage, stage.outcomes.index(outcome))
 
 
 @pytest.mark.full
@@ -190,8 +201,7 @@ def test_a_cell_ends_as_the_matrix_states(outcome, stage, pool):
 def test_a_cell_ends_as_the_matrix_states_when_its_worker_ends(outcome, jobs_of_ending_workers, pool):
     if outcome.ending(pool) is None:
         pytest.skip(f"cannot happen in the {pool} pool")
-    job, row = jobs_of_ending_workers[outcome.what]
-    assert_ended(outcome.ending(pool), job.get_state("work", row))
+    assert_ended(outcome.ending(pool), *jobs_of_ending_workers[outcome.what])
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +212,7 @@ def eager_stage(eager_tracked):
 
 @pytest.mark.parametrize("outcome", [each for each in OUTCOMES if each.ending("eager")], ids=str)
 def test_a_cell_ends_as_the_matrix_states_in_eager_mode(outcome, eager_stage):
-    assert_ended(outcome.ending("eager"), eager_stage.job.get_state("work", eager_stage.outcomes.index(outcome)))
+    assert_ended(outcome.ending("eager"), eager_stage, eager_stage.outcomes.index(outcome))
 
 
 def test_the_documentation_shows_the_matrix():
@@ -210,8 +220,13 @@ def test_the_documentation_shows_the_matrix():
     assert shown() == table()
 
 
-def assert_ended(ends, state):
-    assert state.status == ends.status, state
-    assert re.fullmatch(ends.message or "None", str(state.message), re.DOTALL), state
-    assert state.attempt == ends.attempt, state
-    assert state.version <= ends.writes, state
+def assert_ended(ends, stage, row):
+    state, history = stage.job.get_state("work", row), "\n".join(stage.history[row])
+    assert state.status == ends.status, history
+    assert re.fullmatch(ends.message or "None", str(state.message), re.DOTALL), history
+    assert state.attempt == ends.attempt, history
+    assert state.version <= ends.writes, history
+
+
+def shown_status(state):
+    return f"attempt {state.attempt} {status_name(state.status)} {state.message or ''}"
