@@ -66,8 +66,11 @@ class AtWork:
 
     def has(self, ref: JobRef, tag: str, row: int) -> bool:
         """Return whether a message runs or is with a live worker; true if that is unknown."""
-        held = (tag, row) in self._held.get(ref.incarnation, ())
-        return held or self._listed is None or cell_name(ref, tag, row) in self._listed.names
+        return (tag, row) in self._held.get(ref.incarnation, ()) or self.lists(ref, tag, row)
+
+    def lists(self, ref: JobRef, tag: str, row: int) -> bool:
+        """Return whether the record of a live worker lists a cell; true if that is unknown."""
+        return self._listed is None or cell_name(ref, tag, row) in self._listed.names
 
     def count(self, ref: JobRef) -> int:
         """Return the number of messages of a job that run or that live workers have received."""

@@ -1,7 +1,8 @@
 """Find published messages that no broker and no worker has any more (rule R19).
 
-A sweep notes messages that have not begun, that no live worker lists, and that have left their queue: it is empty, or
-messages that were published later have begun. One counts as lost if all sweeps of one lease have found this.
+A sweep notes messages that have not begun, or that were requeued, that no live worker lists, and that have left their
+queue: it is empty, or messages that were published later have begun. One counts as lost if all sweeps of one lease have
+found this.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from celery_statemanager import completion
 from celery_statemanager.at_work import AtWork, begun_rows, not_ended
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.queue_state import Queues, QueueState
-from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef, OutboxState
+from celery_statemanager.records import CALLBACK_ROW, Cell, Column, JobRecord, JobRef, OpenAttempt, OutboxState
 from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.suspects import Lost, Notes, PutOff, Stage, Suspects, UnreadCell
 
@@ -183,6 +184,23 @@ class LostMessages:
             self._refs[job.incarnation] = job.ref
             stage = Stage(job.incarnation, job.callback_tag(name), is_callback=True)
             self._found.add(place.queue, stage, IndexSet([0]))
+
+    def look_at_requeued(self, job: JobRecord, attempt: OpenAttempt) -> None:
+        """Note a message that was requeued and has left its queue. One that merely waits there is not lost."""
+        ref, tag, row, cell = attempt.ref, attempt.tag, attempt.task_index, attempt.cell
+        message, is_callback = (ref, tag, row), row == CALLBACK_ROW
+        if _put_off.until(message) > self._now or self._at_work.lists(*message):
+            return
+        if is_callback:
+            place = self._queues.place_of_callback(job, job.latch_of(tag), cell)
+        else:
+            place = self._queues.place_of(job, tag, row, cell)
+        if place is None or not self._state.has_left(place, cell.timestamp):
+            _put_off.put(message, self._now + self._lease)
+            return
+        self._refs[job.incarnation] = ref
+        rows = IndexSet([0 if is_callback else row])
+        self._found.add(place.queue, Stage(job.incarnation, tag, is_callback), rows)
 
     def finish(self) -> list[Lost]:
         """Return the messages that are lost, and write the notes for the next sweep. Raises: StoreError."""

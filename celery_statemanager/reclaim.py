@@ -95,15 +95,6 @@ class Reclaimer:
         self._make_due(ref, lost)
         return True
 
-    def end_requeued(self, attempt: OpenAttempt) -> None:
-        """Make the message due again that the broker has dropped, or end its cell if that happened too often."""
-        cell, place = attempt.cell, (attempt.tag, attempt.task_index)
-        if cell.losses + 1 >= self._max_lost:
-            self._write(attempt.ref, requeued.rejected(*place, cell))
-            self.marked += 1
-        else:
-            self._make_due(attempt.ref, requeued.sent_again(*place, cell))
-
     def return_received(self, row: Received, because: str) -> None:
         """Make a message due again that a worker has received and will not begin."""
         cell = self._store.get_cell(row.ref, row.tag, row.task_index) or Cell()
@@ -142,7 +133,11 @@ class Reclaimer:
     def end_lost_message(self, lost: Lost, row: int) -> None:
         """Make a lost message due again, or end its cell as LOST if its task could run twice and must not."""
         cell, place = self._store.get_cell(lost.ref, lost.tag, row) or Cell(), (lost.tag, row)
-        if not cell.awaits_message or cell.timestamp > lost.since:  # it has begun, or another message was published
+        if cell.timestamp > lost.since:  # it has begun, or another message was published or requeued
+            return
+        if cell.awaits_delivery:
+            self.end_requeued(lost.ref, lost.tag, row, cell)
+        if not cell.awaits_message:
             return
         if self._actions.may_publish_again(lost.ref, *place):
             message = f"published again: its message was lost, {lost.why}"
@@ -150,6 +145,14 @@ class Reclaimer:
         else:
             self._write(lost.ref, Write.lost(*place, f"its message was lost: {lost.why}"))
             self.marked += 1
+
+    def end_requeued(self, ref: JobRef, tag: str, row: int, cell: Cell) -> None:
+        """Make a requeued message due again that the broker has dropped, or end its cell if that happened too often."""
+        if cell.losses + 1 >= self._max_lost:
+            self._write(ref, requeued.rejected(tag, row, cell))
+            self.marked += 1
+        else:
+            self._make_due(ref, requeued.sent_again(tag, row, cell))
 
     def _make_due(self, ref: JobRef, back: Write) -> None:
         """Make a message due again. That of a callback becomes due with its latch."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from celery_statemanager import completion, leases, put_back, requeued, stalls
+from celery_statemanager import completion, leases, put_back, stalls
 from celery_statemanager.at_work import AtWork
 from celery_statemanager.errors import (
     AttemptSuperseded,
@@ -21,7 +21,7 @@ from celery_statemanager.errors import (
 from celery_statemanager.indexset import IndexSet
 from celery_statemanager.leases import Received, Report
 from celery_statemanager.liveness import ListedCells
-from celery_statemanager.lost_messages import LostMessages
+from celery_statemanager.lost_messages import MOST_ROWS, LostMessages
 from celery_statemanager.models import Status
 from celery_statemanager.publishers import Fate, Publishers, has_due
 from celery_statemanager.queue_state import Queues
@@ -112,32 +112,51 @@ class Sweep:
         records = leases.each_worker(self._store)
         known = {each.worker_id: ListedCells.from_record(each, now, self._renewal) for each in records}
         self._publishers = Publishers(known, self._lease)
-        overdue = requeued.Overdue(self._store, self._lease, now)
         gone_at = max((worker.gone_at for worker in known.values() if worker.gone_at <= now), default=0)
         at_work = AtWork(self._store, self._lease, now, gone_at, sends_ahead=self._actions.sends_ahead)
-        for attempt in self._store.list_open_attempts():
-            at_work.add(attempt)
-            if not attempt.cell.open:
-                if overdue.includes(attempt):
-                    self._guarded(partial(self._reclaimer.end_requeued, attempt), attempt.ref)
-                continue
-            is_lost = self._reclaimer.is_lost(attempt, known.get(attempt.cell.owner or ""), now)
-            if not is_lost:
-                self._mark_if_stalled(attempt, known.get(attempt.cell.owner or ""), now)
-            elif not self._guarded(partial(self._reclaimer.reclaim_attempt, attempt), attempt.ref):
-                self._left.add(attempt.cell.owner)
+        requeued = self._look_at_attempts(known, at_work, now)
         dead = {each: self._reclaim_received(each) for each, worker in known.items() if worker.gone_at <= now}
         for worker_id, worker in known.items():
             if worker.gone_at > now and worker.takes_nothing:
                 self._return_received(worker_id)
         self._lost = LostMessages(self._store, self._actions, self._lease, now, at_work)
         self._sweep_due_jobs(now)  # it needs the records of dead workers
+        for attempt in requeued:
+            self._guarded(partial(self._look_at_requeued, attempt), attempt.ref)
         self._end_lost_messages()
         for worker_id, left in dead.items():
             if left is not None:
                 self._drop(worker_id, *left)
         self._store.drop_expired_drafts()
         return replace(self._report, marked=self._reclaimer.marked, requeued=self._reclaimer.requeued)
+
+    def _look_at_attempts(self, known: dict[str, ListedCells], at_work: AtWork, now: int) -> list[OpenAttempt]:
+        """Recover lost attempts, and mark those that have stalled.
+
+        Returns: attempts whose tasks requeued their messages at least a lease ago.
+        """
+        requeued: list[OpenAttempt] = []
+        for attempt in self._store.list_open_attempts():
+            at_work.add(attempt)
+            worker = known.get(attempt.cell.owner or "")
+            if not attempt.cell.open:
+                if attempt.cell.timestamp <= now - self._lease and len(requeued) < MOST_ROWS:
+                    requeued.append(attempt)
+            elif not self._reclaimer.is_lost(attempt, worker, now):
+                self._mark_if_stalled(attempt, worker, now)
+            elif not self._guarded(partial(self._reclaimer.reclaim_attempt, attempt), attempt.ref):
+                self._left.add(attempt.cell.owner)
+        return requeued
+
+    def _look_at_requeued(self, attempt: OpenAttempt) -> None:
+        """Look whether a requeued message is lost. That of a cancelled job is not needed any more."""
+        job = self._store.get_job(attempt.ref.key)
+        if job.ref != attempt.ref:
+            return
+        if job.cancelled:
+            self._reclaimer.end_requeued(attempt.ref, attempt.tag, attempt.task_index, attempt.cell)
+        else:
+            self._lost.look_at_requeued(job, attempt)
 
     def _mark_if_stalled(self, attempt: OpenAttempt, worker: ListedCells | None, now: int) -> None:
         since = stalls.stalled_since(attempt, worker, now)

@@ -320,14 +320,41 @@ def requeue(store, job, row=0):
     store.put_worker("idle", Report().to_json(), 100 * LEASE)
 
 
-def test_a_requeued_message_waits_while_no_worker_is_alive(store, job, clock, sweep, actions):
-    """The broker cannot deliver it, for example between two deployments."""
+@pytest.fixture
+def queue_of_row_0(actions):
+    """Let only the queue of row 0 be known, which is empty."""
+    actions.place_of = lambda job, tag, row, cell=None: Place("work") if row == 0 else None
+
+
+@pytest.mark.usefixtures("queue_of_row_0")
+@pytest.mark.parametrize("count", [1, None])
+def test_a_requeued_message_that_merely_waits_is_not_published_again(store, job, clock, sweep, actions, count):
+    """Its queue is long, no worker consumes it, or the broker does not tell how many messages it has."""
+    actions.message_count = lambda _: count
     requeue(store, job)
-    store.drop_worker("idle")
-    clock.advance(10 * LEASE)
+    for _ in range(10):
+        clock.advance(LEASE)
+        assert not sweep()
+    assert returned(store, job) == ("", "")
+    actions.message_count = lambda _: 0
     assert not sweep()
-    store.put_worker("w2", Report().to_json(), LEASE)
-    assert sweep().requeued == 1
+    clock.advance(LEASE)
+    assert sweeps(sweep, clock).requeued == 1
+
+
+def test_a_requeued_message_of_a_callback_that_its_broker_dropped_becomes_due_again(
+    store, job, clock, sweep, with_callback
+):
+    with_callback()
+    grid = Grid(store, job.ref)
+    attempt = grid.begin("failure", CALLBACK_ROW, owner="w1").cell.attempt
+    pause = Write.returned("failure", CALLBACK_ROW, "requeued", Delivery(), attempt=attempt, awaits_delivery=True)
+    store.write(job.ref, pause)
+    clock.advance(LEASE)
+    assert sweeps(sweep, clock).requeued == 1
+    cell = store.get_cell(job.ref, "failure", CALLBACK_ROW)
+    assert cell.message == "requeued; the broker did not deliver it again: sent again"
+    assert sweep().callbacks == 1
 
 
 def test_the_end_of_an_attempt_that_was_taken_over_from_a_stopped_worker_is_accepted(store, job, clock, sweep, actions):
@@ -349,29 +376,30 @@ def test_a_requeue_that_is_reported_after_its_worker_was_marked_lost_is_looked_a
     assert store.write(job.ref, late).cell.held
 
 
+@pytest.mark.usefixtures("queue_of_row_0")
 def test_a_requeued_message_that_its_broker_dropped_is_published_again_until_max_lost(
     store, job, clock, sweep, actions
 ):
     for losses in (1, 2):
+        clock.advance(1)
         begin(store, job)
         attempt = store.get_cell(job.ref, "a", 0).attempt
         delivery = store.get_cell(job.ref, "a", 0).delivery
         pause = Write.returned("a", 0, "requeued by the task: busy", delivery, attempt=attempt, awaits_delivery=True)
         store.write(job.ref, pause)
         store.put_worker("idle", Report().to_json(), 100 * LEASE)
-        clock.advance(3 * LEASE - 1)
-        assert not sweep()
-        clock.advance(1)
-        assert sweep().requeued == 1
+        clock.advance(LEASE)
+        assert sweeps(sweep, clock).requeued == 1
         cell = store.get_cell(job.ref, "a", 0)
         assert (cell.status, cell.losses, returned(store, job)) == (Status.STARTED, losses, ("0", ""))
         assert cell.message == "requeued by the task: busy; the broker did not deliver it again: sent again"
         publish(store, job)
+    clock.advance(1)
     begin(store, job)
     pause = Write.returned("a", 0, "requeued by the task: busy", Delivery(2), attempt=3, awaits_delivery=True)
     store.write(job.ref, pause)
-    clock.advance(3 * LEASE)
-    assert sweep().marked == 1
+    clock.advance(LEASE)
+    assert sweeps(sweep, clock).marked == 1
     cell = store.get_cell(job.ref, "a", 0)
     assert (cell.status, cell.final) == (Status.REJECTED, True)
     assert cell.message == "requeued by the task: busy; the broker did not deliver it again"
@@ -389,24 +417,30 @@ def test_a_requeued_row_of_a_cancelled_job_is_not_published_again(store, job, cl
     assert store.get_job(job.key).settled
 
 
+@pytest.mark.usefixtures("queue_of_row_0")
 @pytest.mark.parametrize("room", [True, False])
 def test_a_requeued_message_that_a_live_worker_has_received_is_not_published_again(
     store, job, clock, sweep, actions, room
 ):
     requeue(store, job)
-    clock.advance(3 * LEASE)
+    clock.advance(LEASE)
     row = 0 if room else 1
     leases.renew(store, "w2", Report(received=[Received(job.ref, "a", row)]), LEASE)
     if not room:
         leases.renew(store, "w3", Report(received=[Received(job.ref, "x" * leases.MOST_BYTES, 0)]), LEASE)
     assert not sweep()
+    clock.advance(LEASE / 2)
+    assert not sweep()
     assert begin(store, job, owner="w2").verdict is Verdict.BEGUN
     assert returned(store, job) == ("", "")
 
 
-def test_a_requeued_row_that_begins_during_the_sweep_is_not_changed(store, job, clock, actions):
+@pytest.mark.usefixtures("queue_of_row_0")
+def test_a_requeued_row_that_begins_during_the_sweep_is_not_changed(store, job, clock, sweep, actions):
     requeue(store, job)
-    clock.advance(3 * LEASE)
+    clock.advance(LEASE)
+    assert not sweep()
+    clock.advance(LEASE)
     late = FaultyStore(store)
     late.at("write", lambda _: begin(store, job, owner="w2"))
     Sweep(late, actions, lease=LEASE, max_lost=3).run()

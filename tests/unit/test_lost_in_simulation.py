@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -107,7 +108,7 @@ class Watched(WrappedStore):
     found = staticmethod(print)
 
     def write(self, ref, write):
-        if write.due_again and "its message was lost" in write.message:
+        if write.due_again and re.search("its message was lost|did not deliver it again", write.message):
             self.found(ref, write)
         return super().write(ref, write)
 
@@ -120,9 +121,10 @@ class Simulation:
         event: what happens to workers. They "scale", "reconnect", are "killed", or others "visit" for a moment.
         rate: the probability of the event in a second, for each worker.
         durations: those of the tasks.
+        requeues: the probability that a task requeues its message.
     """
 
-    def __init__(self, seed, loss=0.0, event="scale", rate=0.01, durations=(1, 3, 10, 25, 200)):
+    def __init__(self, seed, loss=0.0, event="scale", rate=0.01, durations=(1, 3, 10, 25, 200), requeues=0.0):
         self.random = random.Random(seed)
         self.clock = FakeClock()
         self.store = Watched(MemoryStore(self.clock))
@@ -135,6 +137,7 @@ class Simulation:
         self._event = event
         self._rate = rate
         self._durations = durations
+        self._requeues = requeues
 
     def run(self, seconds):
         """Run the workers and sweeps until no message is lost and no job submitted any more, and all jobs are done."""
@@ -231,6 +234,11 @@ class Simulation:
 
     def end(self, worker, message, attempt):
         job, place = self.store.get_job(message.ref.key), (message.tag, message.row)
+        if self._requeues and self.random.random() < self._requeues:
+            self.broker.queue.insert(self.random.choice([0, len(self.broker.queue)]), message)
+            requeued = Write.returned(*place, "requeued", message.delivery, attempt=attempt, awaits_delivery=True)
+            self.store.write(message.ref, requeued)
+            return
         if self.random.random() < 0.1:
             later = message.delivery._replace(retries=message.delivery.retries + 1)
             self.broker.queue.append(message._replace(delivery=later))
@@ -273,6 +281,16 @@ def test_what_merely_waits_is_not_published_again(seed):
     simulation = Simulation(seed, loss=0.0)
     simulation.run(1_500)
     assert simulation.errors == []
+    assert all(grid.job.settled for grid in simulation.jobs)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.01])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_requeued_message_is_published_again_only_if_it_is_lost(seed, loss):
+    simulation = Simulation(seed, loss=loss, requeues=0.3)
+    simulation.run(1_500)
+    assert simulation.errors == []
+    assert simulation.lost == set()
     assert all(grid.job.settled for grid in simulation.jobs)
 
 
