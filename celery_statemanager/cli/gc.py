@@ -74,7 +74,7 @@ _DRY_RUN = {
 _REASONS = {
     Skip.RUNNING: "skipped: a live worker runs one of its tasks",
     Skip.CALLBACK: "skipped: a callback is not published yet",
-    Skip.PUBLISHING: "skipped: it is being submitted",
+    Skip.PUBLISHING: "skipped: it is paused, or has messages that are not published yet",
     Skip.NEWER: "skipped: written by a newer release",
     Skip.CHANGED: "skipped: changed during the collection",
 }
