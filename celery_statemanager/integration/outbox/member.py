@@ -64,7 +64,9 @@ def checked_rows(rows: str | Iterable[int], num_tasks: int) -> IndexSet:
     except ValueError as error:
         if not isinstance(rows, str):
             raise
-        raise ValueError(f'rows must be ascending, such as "3,17-20", not {short_repr(rows)}') from error
+        raise ValueError(
+            f'rows must be row numbers in ascending order, such as "3,17-20", not {short_repr(rows)}'
+        ) from error
     if found:
         check_index(found.ranges[-1][1], num_tasks)
     return found
