@@ -65,6 +65,12 @@ class Worker:
             self.process.terminate()
         try:
             return self.process.wait(STOPPED)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)  # Celery logs the stacks of all threads
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+            log = self.log.read_text(errors="replace")
+            raise AssertionError(f"the worker does not stop:\n{log[-20_000:]}") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
