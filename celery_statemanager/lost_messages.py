@@ -155,7 +155,7 @@ class LostMessages:
             place = self._queues.place_of(job, tag, row, cell if has_begun else None)
         published_by = self._state.overtaken.published_by(job, row, cell.timestamp)
         if place is not None and place.delayed_until <= self._now and self._state.has_left(place, published_by):
-            self._found.add(place.queue, Stage(job.incarnation, tag), IndexSet([row]))
+            self._note(job, tag, row, place.queue)
             return
         times = _put_off if has_begun else _not_overtaken
         times.put(each.message, max(place.delayed_until if place else 0, self._now + self._lease))
@@ -181,26 +181,28 @@ class LostMessages:
     def _look_at_callback(self, job: JobRecord, name: str, cell: Cell) -> None:
         place, published_by = self._queues.place_of_callback(job, name, cell), job.latches[name].published_at
         if place is not None and place.delayed_until <= self._now and self._state.has_left(place, published_by):
-            self._refs[job.incarnation] = job.ref
-            stage = Stage(job.incarnation, job.callback_tag(name), is_callback=True)
-            self._found.add(place.queue, stage, IndexSet([0]))
+            self._note(job, job.callback_tag(name), CALLBACK_ROW, place.queue)
 
     def look_at_requeued(self, job: JobRecord, attempt: OpenAttempt) -> None:
         """Note a message that was requeued and has left its queue. One that merely waits there is not lost."""
-        ref, tag, row, cell = attempt.ref, attempt.tag, attempt.task_index, attempt.cell
-        message, is_callback = (ref, tag, row), row == CALLBACK_ROW
+        tag, row, cell = attempt.tag, attempt.task_index, attempt.cell
+        message = (job.ref, tag, row)
         if _put_off.until(message) > self._now or self._at_work.lists(*message):
             return
-        if is_callback:
+        if row == CALLBACK_ROW:
             place = self._queues.place_of_callback(job, job.latch_of(tag), cell)
         else:
             place = self._queues.place_of(job, tag, row, cell)
         if place is None or not self._state.has_left(place, cell.timestamp):
             _put_off.put(message, self._now + self._lease)
-            return
-        self._refs[job.incarnation] = ref
-        rows = IndexSet([0 if is_callback else row])
-        self._found.add(place.queue, Stage(job.incarnation, tag, is_callback), rows)
+        else:
+            self._note(job, tag, row, place.queue)
+
+    def _note(self, job: JobRecord, tag: str, row: int, queue: str) -> None:
+        """Note that the message of one row, or of a callback, has left its queue."""
+        self._refs[job.incarnation] = job.ref
+        is_callback = row == CALLBACK_ROW
+        self._found.add(queue, Stage(job.incarnation, tag, is_callback), IndexSet([0 if is_callback else row]))
 
     def finish(self) -> list[Lost]:
         """Return the messages that are lost, and write the notes for the next sweep. Raises: StoreError."""

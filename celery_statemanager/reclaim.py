@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from celery_statemanager import attempts, completion, leases, requeued
+from celery_statemanager import attempts, completion, leases
 from celery_statemanager.errors import BeginRefused
 from celery_statemanager.leases import Received
 from celery_statemanager.liveness import ListedCells
@@ -12,6 +12,8 @@ from celery_statemanager.models import Status
 from celery_statemanager.records import CALLBACK_ROW, Cell, JobRef, OpenAttempt, Write, new_event_id
 from celery_statemanager.stores.capabilities import Outbox
 from celery_statemanager.suspects import Lost
+
+_DROPPED = "; the broker did not deliver it again"
 
 
 class ReclaimActions(Protocol):
@@ -136,23 +138,28 @@ class Reclaimer:
         if cell.timestamp > lost.since:  # it has begun, or another message was published or requeued
             return
         if cell.awaits_delivery:
-            self.end_requeued(lost.ref, lost.tag, row, cell)
-        if not cell.awaits_message:
+            self.end_requeued(OpenAttempt(lost.ref, *place, cell))
+        elif not cell.awaits_message:
             return
-        if self._actions.may_publish_again(lost.ref, *place):
+        elif self._actions.may_publish_again(lost.ref, *place):
             message = f"published again: its message was lost, {lost.why}"
             self._make_due(lost.ref, Write.sent_back(*place, message, attempt=cell.attempt))
         else:
             self._write(lost.ref, Write.lost(*place, f"its message was lost: {lost.why}"))
             self.marked += 1
 
-    def end_requeued(self, ref: JobRef, tag: str, row: int, cell: Cell) -> None:
+    def end_requeued(self, attempt: OpenAttempt) -> None:
         """Make a requeued message due again that the broker has dropped, or end its cell if that happened too often."""
+        cell, place = attempt.cell, (attempt.tag, attempt.task_index)
+        reason = f"{(cell.message or 'requeued').partition(_DROPPED)[0]}{_DROPPED}"
         if cell.losses + 1 >= self._max_lost:
-            self._write(ref, requeued.rejected(tag, row, cell))
+            rejected = Write.never_begun(*place, int(Status.REJECTED), reason)
+            rejected.attempt = cell.attempt
+            self._write(attempt.ref, rejected)
             self.marked += 1
         else:
-            self._make_due(ref, requeued.sent_again(tag, row, cell))
+            again = f"{reason}: sent again"
+            self._make_due(attempt.ref, Write.sent_back(*place, again, attempt=cell.attempt, counts_as_loss=True))
 
     def _make_due(self, ref: JobRef, back: Write) -> None:
         """Make a message due again. That of a callback becomes due with its latch."""

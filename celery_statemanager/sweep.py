@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 from celery_statemanager import completion, leases, put_back, stalls
@@ -26,7 +26,7 @@ from celery_statemanager.models import Status
 from celery_statemanager.publishers import Fate, Publishers, has_due
 from celery_statemanager.queue_state import Queues
 from celery_statemanager.reclaim import ReclaimActions, Reclaimer
-from celery_statemanager.records import CALLBACK_ROW, JobRecord, JobRef, OpenAttempt, OutboxState
+from celery_statemanager.records import CALLBACK_ROW, JobKey, JobRecord, JobRef, OpenAttempt, OutboxState
 from celery_statemanager.stores.capabilities import Outbox
 
 logger = logging.getLogger(__name__)
@@ -121,8 +121,9 @@ class Sweep:
                 self._return_received(worker_id)
         self._lost = LostMessages(self._store, self._actions, self._lease, now, at_work)
         self._sweep_due_jobs(now)  # it needs the records of dead workers
+        find = cache(self._store.get_job)
         for attempt in requeued:
-            self._guarded(partial(self._look_at_requeued, attempt), attempt.ref)
+            self._guarded(partial(self._look_at_requeued, attempt, find), attempt.ref)
         self._end_lost_messages()
         for worker_id, left in dead.items():
             if left is not None:
@@ -148,13 +149,13 @@ class Sweep:
                 self._left.add(attempt.cell.owner)
         return requeued
 
-    def _look_at_requeued(self, attempt: OpenAttempt) -> None:
+    def _look_at_requeued(self, attempt: OpenAttempt, find: Callable[[JobKey], JobRecord]) -> None:
         """Look whether a requeued message is lost. That of a cancelled job is not needed any more."""
-        job = self._store.get_job(attempt.ref.key)
+        job = find(attempt.ref.key)
         if job.ref != attempt.ref:
             return
         if job.cancelled:
-            self._reclaimer.end_requeued(attempt.ref, attempt.tag, attempt.task_index, attempt.cell)
+            self._reclaimer.end_requeued(attempt)
         else:
             self._lost.look_at_requeued(job, attempt)
 

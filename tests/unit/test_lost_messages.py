@@ -260,6 +260,14 @@ def test_a_retry_can_be_lost(store, look, queues):
     assert {cell and cell.attempt for _, row, cell in queues.cells if row < 2} == {1}
 
 
+def test_a_message_that_the_broker_is_to_deliver_again_is_not_looked_for_among_the_retries(store, look):
+    """See ``look_at_requeued``."""
+    grid = Grid.submitted(store, 1)
+    attempt = grid.begin("a", 0, owner="w").cell.attempt
+    store.write(grid.ref, Write.returned("a", 0, "requeued", attempt=attempt, awaits_delivery=True))
+    assert [look(grid, after=LEASE) for _ in range(4)] == [{}] * 4
+
+
 def test_a_retry_is_lost_only_after_its_eta(store, look, queues, clock):
     grid = Grid.submitted(store, 1)
     retry(grid, 0)
