@@ -6,7 +6,6 @@ Chromium with the same fonts therefore takes the same pictures. Install ``fonts-
 
 import argparse
 import contextlib
-import socket
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -15,6 +14,8 @@ from pathlib import Path
 import uvicorn
 from playwright.sync_api import Page, sync_playwright
 from screenshot_jobs import EMBEDDINGS, INVOICES, NOW, OTHERS, PHOTOS, states, submit_all
+
+from celery_statemanager.web.local import listen
 
 TARGET = Path(__file__).parents[1] / "docs" / "images"
 CHROMIUM = "/usr/bin/chromium"
@@ -25,8 +26,7 @@ README = {"x": 0, "y": 0, "width": 1_184, "height": 860}
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
     """Yield the address of a server without a Date header, so that the pages use the clock of the browser."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with listen() as listener:
         config = uvicorn.Config(states.web(authorize=lambda *_: True), log_level="warning", date_header=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

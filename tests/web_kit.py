@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import uvicorn
 from celery import Celery
 
 from celery_statemanager import StateManager
+from celery_statemanager.web.local import listen
 
 PATIENCE = 30.0
 SECRET = "a secret of the tests"
@@ -43,8 +43,7 @@ class Server:
     """
 
     def __init__(self, app: Any, **options: Any) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = listen()
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1, **options

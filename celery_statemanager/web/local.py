@@ -77,6 +77,15 @@ class Sessions:
         return response
 
 
+def listen(host: str = "127.0.0.1", port: int = 0, backlog: int | None = None) -> socket.socket:
+    """Create the socket of a server. Raises: OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=backlog)
+    # asyncio sets this option only where the socket names its protocol; without it an answer waits for 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
 class LocalServer:
     """Serves the pages of all jobs to each browser that has opened a link.
 
@@ -85,10 +94,7 @@ class LocalServer:
 
     def __init__(self, states: StateManager, host: str = "127.0.0.1", port: int = 0) -> None:
         states.store  # noqa: B018 - reports an invalid setting before the server starts
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family)
-        # asyncio sets this option only where the socket names its protocol; without it an answer waits for 40 ms.
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = listen(host, port)
         self._host, self._port = host, self._socket.getsockname()[1]
 
         self._sessions = Sessions(states, self._port)

@@ -5,7 +5,6 @@ The route ``/measure`` returns its resident memory in bytes, and its threads tha
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -21,6 +20,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from web_kit import everyone, new_states
+
+from celery_statemanager.web.local import listen
 
 
 async def measure(request):
@@ -39,8 +40,7 @@ if __name__ == "__main__":
     states = new_states(sys.argv[1])
     routes = [Route("/measure", measure), Route("/sync", synchronous), Mount("/", states.web(everyone))]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning", lifespan="off", ws="none"))
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2_048)
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening = listen(backlog=2_048)
     sys.stdout.write(f"{listening.getsockname()[1]}\n")
     sys.stdout.flush()
     server.run([listening])
