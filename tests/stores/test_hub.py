@@ -387,7 +387,10 @@ def test_a_thousand_subscribers_cost_one_watch_and_no_thread_each(counted: Count
     async def body() -> None:
         threads = threading.active_count()
         async with heartbeat() as delays:
-            tasks = [asyncio.create_task(read(newest)) for newest in seen]
+            tasks = []
+            for newest in seen:
+                tasks.append(asyncio.create_task(read(newest)))
+                await asyncio.sleep(0)  # tasks that start together would block the loop themselves
             await until(lambda: all(len(newest) == rows for newest in seen), 2 * PATIENCE)
             assert len(counted.open) == counted.created == 1
             assert threading.active_count() < threads + 20 + (os.cpu_count() or 1)
@@ -396,8 +399,7 @@ def test_a_thousand_subscribers_cost_one_watch_and_no_thread_each(counted: Count
                     await asyncio.to_thread(plain.write, "a", row, status)
             last = versions(plain)
             await until(lambda: all(newest == last for newest in seen), 2 * PATIENCE)
-        blocked = [delay for delay in delays if delay >= LONGEST_BLOCK]
-        assert len(blocked) < 6, f"the event loop was blocked: {blocked}"  # 1,000 tasks that start may block it
+        assert sorted(delays)[-3] < LONGEST_BLOCK, "the event loop was blocked"
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
