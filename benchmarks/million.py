@@ -180,16 +180,17 @@ def _garbage(server: RedisServer, states: StateManager, jobs: Sequence[Job]) -> 
     yield "other client, idle", _probed(server, lambda: time.sleep(5))
     for job in jobs:
         job.delete()
+    found: list[tuple[str, str]] = []
+    latencies = _probed(server, lambda: found.append(collect(states, jobs)))
+    name, seconds = found[0]
+    yield name, f"{seconds}; other client {latencies}"
 
-    def collect() -> None:
-        start = time.perf_counter()
-        collect_garbage(states.store, tombstone_age=3_600, delete_age=7_200)
-        seconds.append(time.perf_counter() - start)
 
-    seconds: list[float] = []
-    latencies = _probed(server, collect)
-    number = sum(job.num_tasks for job in jobs)
-    yield f"garbage of {number:,}", f"{seconds[0]:,.2f} s; other client {latencies}"
+def collect(states: StateManager, jobs: Sequence[Job]) -> tuple[str, str]:
+    """Collect the states of deleted jobs. Return their number and the time of the collection, as text."""
+    start = time.perf_counter()
+    collect_garbage(states.store, tombstone_age=3_600, delete_age=7_200)
+    return f"garbage of {sum(job.num_tasks for job in jobs):,}", f"{time.perf_counter() - start:,.2f} s"
 
 
 def _probed(server: RedisServer, call: Callable[[], object]) -> str:

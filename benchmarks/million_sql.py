@@ -22,9 +22,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.million import MOST_COLLECTED, begin_of, check, end_of, new_app, print_rows, readers, submit
+from benchmarks.million import MOST_COLLECTED, begin_of, check, collect, end_of, new_app, print_rows, readers, submit
 from benchmarks.postgres import DURABLE
-from celery_statemanager import Job, collect_garbage, open_store
+from celery_statemanager import Job, open_store
 from celery_statemanager.integration.outbox.blocks import BlockCache
 from celery_statemanager.records import JobKey, JobRef
 from celery_statemanager.stores import Outbox
@@ -120,11 +120,10 @@ def measure(options: argparse.Namespace, load: PostgresLoad | SQLiteLoad) -> Non
     )
     print_rows(load.describe(tasks))
     print_rows(readers(states, jobs[0]))
-    for job in jobs[: max(1, MOST_COLLECTED // size)]:
+    garbage = jobs[: max(1, MOST_COLLECTED // size)]
+    for job in garbage:
         job.delete()
-    start = time.monotonic()
-    collect_garbage(states.store, tombstone_age=3_600, delete_age=7_200)
-    print_rows([(f"garbage of {min(tasks, MOST_COLLECTED):,}", f"{time.monotonic() - start:,.1f} s")])
+    print_rows([collect(states, garbage)])
 
 
 def _run_writers(url: str, jobs: Sequence[Job], writers: int, threads: int) -> None:
