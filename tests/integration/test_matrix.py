@@ -46,7 +46,8 @@ class Stage:
         with suppress(StoreError), self.job.subscribe("work", until_settled=True) as events:
             for event in events:
                 state = event.state
-                self.history[state.task_index].append(f"{state.timestamp:%X.%f} {state.version} {shown_status(state)}")
+                written = f"{state.timestamp:%X.%f} version {state.version} attempt {state.attempt}"
+                self.history[state.task_index].append(f"{written} {status_name(state.status)} {state.message or ''}")
 
     def _member(self, row):
         outcome = self.outcomes[row]
@@ -226,7 +227,3 @@ def assert_ended(ends, stage, row):
     assert re.fullmatch(ends.message or "None", str(state.message), re.DOTALL), history
     assert state.attempt == ends.attempt, history
     assert state.version <= ends.writes, history
-
-
-def shown_status(state):
-    return f"attempt {state.attempt} {status_name(state.status)} {state.message or ''}"
